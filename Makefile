@@ -1,0 +1,44 @@
+# igniterd: every target does the set-up it needs. `make help` lists them.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup assets check test unit demo bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "igniterd needs Python 3.11 with pip and venv: install it (Debian: apt-get install python3.11 python3.11-venv) or name it: make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python venv is missing: install it (Debian: apt-get install python3.11-venv)"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(STAMP)  ## make the virtual environment
+
+assets: $(STAMP)  ## fetch the real programs tests and demo run (tritonserver, MPS control, mosquitto)
+	@$(BIN)/python -m igniterd.emulator.fetch
+
+check: $(STAMP)  ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check igniterd tests bench
+	$(BIN)/ruff format --check igniterd tests bench
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: assets  ## all tests; real programs on loopback, nothing skipped but what needs a GPU
+	$(BIN)/python -m pytest -m 'not gpu'
+
+unit: $(STAMP)  ## the tests that start no other program
+	$(BIN)/python -m pytest -m 'not gpu and not integration'
+
+demo: $(STAMP)  ## igniterd moving a real Triton on an emulated GPU, about three minutes
+	@$(BIN)/python -m igniterd.emulator.fetch
+	@$(BIN)/igniterd demo
+
+bench: $(STAMP)  ## every benchmark whose figures README prints
+	@for b in bench/*.py; do echo "== $$b"; $(BIN)/python $$b; done
+
+clean:  ## remove what make made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .demo out

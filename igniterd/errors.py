@@ -1,0 +1,59 @@
+"""Errors igniterd raises on purpose.
+
+    IgniterdError
+    ├── NotNow              the other side may answer at the next tick: keep what is applied, count it, go on
+    │   ├── Unreachable     no connection, or no answer before the deadline
+    │   ├── Refused         the other side answered no (a model load that failed, a command it does not accept)
+    │   └── DeviceLost      the board stopped answering
+    ├── ReadingUnsupported  this board never gives that reading: a gap, not a fault
+    └── CannotRun           waiting will not help: say why and exit
+        ├── ConfigError     the configuration is wrong; carries every problem found
+        └── ProfileError    a profile is unreadable, out of date, implausible or for another GPU
+
+Whether to try again is a matter of type, never of message text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class IgniterdError(Exception):
+    """Base of every error igniterd raises on purpose."""
+
+
+class NotNow(IgniterdError):
+    """The other side may answer next tick: keep what is applied, count it, go on."""
+
+
+class Unreachable(NotNow):
+    """No connection, or no answer before the deadline."""
+
+
+class Refused(NotNow):
+    """The other side answered, and the answer was no."""
+
+
+class DeviceLost(NotNow):
+    """The board stopped answering."""
+
+
+class ReadingUnsupported(IgniterdError):
+    """This board never gives that reading: a gap, not a fault."""
+
+
+class CannotRun(IgniterdError):
+    """Waiting will not help: say why and exit."""
+
+
+class ConfigError(CannotRun):
+    """The configuration is wrong; ``problems`` holds one line for each thing to mend."""
+
+    def __init__(self, source: str, problems: Sequence[str]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        super().__init__(f"{source}: " + "; ".join(self.problems))
+
+
+class ProfileError(CannotRun):
+    """A profile is unreadable, out of date, implausible or for another GPU."""

@@ -1,0 +1,74 @@
+"""The vocabulary of the performance model: who shares a GPU, and what is predicted of them.
+
+Everything that decides or plans speaks to a model through :class:`PerformanceModel`, so that the published iGniter model and
+igniterd's own can be exchanged by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One model executing on a GPU.
+
+    ``batch`` may be fractional (a mean batch); ``share`` is a fraction of the SMs in (0, 1]; ``duty`` is the fraction of the
+    time it is executing: 1 for a closed loop, its utilisation under open arrivals.
+    """
+
+    model: str
+    batch: float
+    share: float
+    duty: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Predicted service of one batch of one tenant. Latency includes both transfers."""
+
+    latency_ms: float  # mean
+    upper_ms: float  # upper bound of a new measurement at the level asked for
+    throughput_per_s: float  # of a closed loop
+    inside: bool  # within the range that was profiled; outside, the figures are extrapolated
+
+
+class PerformanceModel(Protocol):
+    """Service times of tenants that share a GPU."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def share_unit(self) -> float:
+        """Granularity of a share on this board (two SMs; 0.025 on a V100)."""
+        ...
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models profiled."""
+        ...
+
+    def max_batch(self, model: str) -> int:
+        """Largest batch profiled."""
+        ...
+
+    def predict(self, tenants: Sequence[Tenant], *, level: float = 0.95) -> tuple[Prediction, ...]:
+        """Mean and upper bound of the service time of each tenant, all of them together on one GPU."""
+        ...
+
+    def service_curve_ms(
+        self, model: str, share: float, neighbours: Sequence[Tenant], max_batch: int, *, level: float = 0.95
+    ) -> tuple[F64, F64]:
+        """Mean and upper bound of the service time of batches 1..max_batch, each shape (max_batch,), ms.
+
+        Raises ``KeyError`` for a model that is not profiled.
+        """
+        ...

@@ -1,0 +1,265 @@
+"""The frozen records that travel from stage to stage of one tick.
+
+Units are in the names: ``_s`` seconds, ``_ms`` milliseconds, ``_us`` microseconds, ``_per_s`` requests a second, ``_w`` watts,
+``_mhz`` megahertz, ``_bytes`` bytes; ``share`` is a fraction of the SMs in (0, 1]. A reading a source cannot give is ``None``;
+a source that did not answer in time is a :class:`Gap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Mode(StrEnum):
+    """What the daemon may do: read, also decide and say, also change the host."""
+
+    OBSERVE = "observe"
+    ADVISE = "advise"
+    ACT = "act"
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A source that gave no answer this tick."""
+
+    source: str  # "nvml", "triton:main", "metrics:main", "mps"
+    reason: str
+    at_s: float
+
+
+# ---------------------------------------------------------------- observe
+
+
+@dataclass(frozen=True, slots=True)
+class BoardReading:
+    """One GPU as NVML sees it; device level only (under MPS, NVML cannot tell tenants apart)."""
+
+    index: int
+    uuid: str
+    name: str
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    sm_clock_mhz: float | None = None
+    max_sm_clock_mhz: float | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    clock_event_reasons: int | None = None
+    temperature_c: float | None = None
+    sm_count: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStat:
+    """Cumulative executions of one batch size, from Triton's ``batch_stats``."""
+
+    batch_size: int
+    count: int
+    compute_input_ns: int
+    compute_infer_ns: int
+    compute_output_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What is applied to one model: the knobs igniterd turns.
+
+    ``share`` is ``None`` when the model runs without an MPS share of its own (no override, or an in-process backend).
+    """
+
+    share: float | None
+    max_batch_size: int
+    max_queue_delay_us: int = 0
+    instances: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReading:
+    """One model on one Triton: configuration as applied now, cumulative statistics (restart at zero after a reload)."""
+
+    model: str
+    version: str
+    triton: str
+    ready: bool
+    backend: str
+    allocation: Allocation
+    success_count: int = 0
+    failure_count: int = 0
+    pending_count: int | None = None
+    queue_ns: int = 0
+    batches: tuple[BatchStat, ...] = ()
+    latency_quantiles_s: Mapping[float, float] | None = None  # measured by Triton (summary_latencies), e.g. {0.5: …, 0.99: …}
+    gpu_index: int = 0
+
+    @property
+    def owns_process(self) -> bool:
+        """Whether the model runs in a process of its own, so that an MPS share can be given to it alone."""
+        return self.backend == "python"
+
+
+@dataclass(frozen=True, slots=True)
+class MpsReading:
+    """MPS control's answers. ``default_share`` caps every client of the server: below 1 is worth a warning."""
+
+    server_pids: tuple[int, ...] = ()
+    default_share: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Everything read in one tick; ``at_s`` is the daemon's monotonic clock."""
+
+    at_s: float
+    boards: tuple[BoardReading, ...] = ()
+    models: Mapping[str, ModelReading] = field(default_factory=dict)  # by configured name
+    mps: MpsReading | None = None
+    gaps: tuple[Gap, ...] = ()
+
+
+# ---------------------------------------------------------------- window
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWindow:
+    """What happened to one model between two observations."""
+
+    model: str
+    span_s: float
+    arrivals: int  # success + failure + change of pending
+    completed: int
+    failed: int
+    executions: Mapping[int, int] = field(default_factory=dict)  # batch size -> executions
+    service_ms: Mapping[int, float] = field(default_factory=dict)  # batch size -> mean service time (input + infer + output)
+    restarted: bool = False  # counters restarted inside the window: rates are of what is known, never negative
+    queue_ms: float | None = None  # mean wait in the queue of the requests completed
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Rates between two observations."""
+
+    at_s: float
+    span_s: float
+    models: Mapping[str, ModelWindow] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------- estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One model's present load and behaviour, as believed now."""
+
+    model: str
+    rate_per_s: float  # best estimate of the present arrival rate
+    rate_upper_per_s: float  # what plans are made for: an upper quantile of the near-future rate
+    confident: bool  # enough samples to decide on
+    busy: float = 0.0  # measured fraction of the time spent executing
+    mean_batch: float = 1.0
+    bias: float = 1.0  # measured / predicted service time, learnt
+    bias_upper: float = 1.0
+    measured_p99_ms: float | None = None
+    predicted_p50_ms: float | None = None
+    predicted_p99_ms: float | None = None  # at ``rate_per_s``, present allocation and neighbours
+    error_ratio: float | None = None  # this window: measured / predicted mean service time - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    at_s: float
+    loads: Mapping[str, Load] = field(default_factory=dict)
+    warm: bool = False  # every source has answered and every model has enough samples
+
+
+# ---------------------------------------------------------------- decide
+
+
+class StepKind(StrEnum):
+    SHRINK = "shrink"
+    GROW = "grow"
+    BATCHING = "batching"
+    ROLLBACK = "rollback"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One change of one model, safe to stop after."""
+
+    model: str
+    kind: StepKind
+    before: Allocation
+    after: Allocation
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One model under the plan."""
+
+    model: str
+    allocation: Allocation
+    feasible: bool
+    predicted_p99_ms: float | None  # under the plan, at the upper rate and the upper service time
+    slo_p99_ms: float
+    utilisation: float | None = None
+    reason: str = ""  # why it cannot be kept, or empty
+    needs_share: float | None = None  # the least share that would hold the SLO, where one would
+
+
+class Outcomes(StrEnum):
+    """What a decision came to; the ``outcome`` label of ``igniterd_decisions_total``."""
+
+    HOLD = "hold"  # what is applied is good enough
+    WAIT = "wait"  # a change would pay, but not now (warm-up, cool-down, unhealthy source)
+    MOVE = "move"
+    INFEASIBLE = "infeasible"  # not every SLO can be kept; the plan says which are let go
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The decision of one tick."""
+
+    at_s: float
+    outcome: Outcomes
+    why: str  # one sentence for people
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    feasible: bool = True
+    headroom: float | None = None  # every rate may grow by this factor and all SLOs hold (>= 1 when feasible)
+    allocated_share: float = 0.0
+
+
+# ---------------------------------------------------------------- act, report
+
+
+@dataclass(frozen=True, slots=True)
+class Actuation:
+    """One step as carried out."""
+
+    step: Step
+    ok: bool
+    duration_s: float
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a plan: the steps tried, in order; nothing after the first refusal."""
+
+    actuations: tuple[Actuation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One whole turn of the loop."""
+
+    number: int
+    at_s: float
+    wall_time_s: float
+    observation: Observation
+    window: Window
+    estimate: Estimate
+    plan: Plan
+    outcome: Outcome
+    stage_s: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds it took
