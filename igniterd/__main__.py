@@ -1,0 +1,5 @@
+"""``python -m igniterd`` is ``igniterd``."""
+
+from igniterd.cli import main
+
+main()
