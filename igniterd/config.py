@@ -1,0 +1,262 @@
+"""The daemon's configuration: ``/etc/igniterd/igniterd.toml``.
+
+The schema is the types. Unknown keys and inconsistent values are refused, all problems at once, each with its path, the value found
+and what would be right. Relative paths are taken from the folder of the configuration file.
+"""
+
+from __future__ import annotations
+
+import socket
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from igniterd.errors import ConfigError
+
+Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A table of the file: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Host(Section):
+    name: Name = Field(default_factory=lambda: socket.gethostname().split(".")[0] or "host")
+    """This host, as it appears in topics and metrics."""
+    cluster: Name = "default"
+
+
+class Triton(Section):
+    name: Name = "main"
+    url: str = "127.0.0.1:8001"
+    """gRPC address, host:port."""
+    metrics_url: str | None = "http://127.0.0.1:8002/metrics"
+    """Prometheus endpoint: measured percentiles (``--metrics-config summary_latencies=true``) and pending requests. None: do without."""
+    header: dict[str, str] = Field(default_factory=dict)
+    """Sent with every call, for servers started with ``--grpc-restricted-protocol``."""
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    reload_timeout_s: Seconds = 60.0
+    """Longest wait for one model to reload."""
+
+    @field_validator("url")
+    @classmethod
+    def _host_port(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ValueError("should be host:port of Triton's gRPC endpoint, such as 127.0.0.1:8001")
+        return value
+
+
+class Gpu(Section):
+    source: str = "nvml"
+    """``nvml``; ``none`` for a host whose counters cannot be read; ``emulated:FOLDER`` for an emulated board."""
+
+    @field_validator("source")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in ("nvml", "none") and not value.startswith("emulated:"):
+            raise ValueError("should be nvml, none or emulated:FOLDER")
+        return value
+
+
+class Mps(Section):
+    enabled: bool = True
+    """Whether this host shares its GPUs through MPS. Without it shares have no effect, and igniterd steers batching only."""
+    control: str = "nvidia-cuda-mps-control"
+    pipe_directory: Path = Path("/tmp/nvidia-mps")  # noqa: S108 - NVIDIA's default
+    """``CUDA_MPS_PIPE_DIRECTORY`` of the control daemon."""
+    interval_s: Seconds = 30.0
+    """How often its answers are read: each read starts a process."""
+
+
+class Loop(Section):
+    interval_s: Seconds = 1.0
+    """Seconds from the start of one tick to the start of the next."""
+    mode: Literal["observe", "advise", "act"] = "act"
+    io_timeout_s: Seconds = 0.4
+    """Longest wait for one answer; a tick makes two rounds of calls at most."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Loop:
+        if 2 * self.io_timeout_s >= self.interval_s:
+            raise ValueError(f"2 * io_timeout_s ({2 * self.io_timeout_s:g}) must be below interval_s ({self.interval_s:g})")
+        return self
+
+
+class Decide(Section):
+    """When a change is worth its cost."""
+
+    level: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    """Confidence level of the service times that plans are made with."""
+    rate_level: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
+    """Quantile of the near-future arrival rate that plans are made for."""
+    slo_margin: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    """Plans aim at (1 - slo_margin) times the SLO: the tail estimate's own error (10 %) and the host's noise."""
+    dead_band: Annotated[float, Field(ge=0, le=1)] = 0.15
+    """A move that mends no violation must raise the rate headroom by this fraction."""
+    warmup_s: Seconds = 8.0
+    """Traffic seen before the first decision."""
+    urgent_hold_s: Seconds = 4.0
+    """Least time between the end of one move and a next one that mends a violation."""
+    hold_s: Seconds = 60.0
+    """Least time between moves that only improve headroom."""
+    watch_s: Seconds = 12.0
+    """A move is judged by what is measured this long after it."""
+    max_reloads_per_hour: Annotated[int, Field(ge=1, le=3600)] = 120
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Decide:
+        if self.urgent_hold_s > self.hold_s:
+            raise ValueError(f"urgent_hold_s ({self.urgent_hold_s:g}) must not be above hold_s ({self.hold_s:g})")
+        return self
+
+
+class Metrics(Section):
+    listen: str = "127.0.0.1:9409"
+    """Address of /metrics, /state, /healthz and the status page."""
+
+    @field_validator("listen")
+    @classmethod
+    def _host_port(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise ValueError("should be host:port, such as 127.0.0.1:9409")
+        return value
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+class Mqtt(Section):
+    url: str
+    username: str | None = None
+    password_file: Path | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _scheme(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
+            raise ValueError("should be mqtt://host[:port] or mqtts://host[:port]")
+        return value
+
+
+class State(Section):
+    directory: Path = Path("/var/lib/igniterd")
+    """History and the environments of shares. Triton must see ``<directory>/shares`` under the same path."""
+
+
+class Model(Section):
+    name: Name
+    triton: Name = "main"
+    slo_p99_ms: Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
+    priority: Annotated[int, Field(ge=1, le=1000)] = 1
+    """1 is the most important: where not every SLO can be kept, the largest number is let go first."""
+    profile: Path | None = None
+    """Profile of this model on this GPU; without one the model is observed, not steered."""
+    profile_model: str | None = None
+    """Name of the model inside the profile, when it is not ``name``."""
+    min_share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    max_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Largest batch igniterd may set; None: the largest one profiled."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Model:
+        if self.min_share > self.max_share:
+            raise ValueError(f"min_share ({self.min_share:g}) must not be above max_share ({self.max_share:g})")
+        return self
+
+
+class Config(Section):
+    host: Host = Field(default_factory=Host)
+    triton: Annotated[list[Triton], Field(min_length=1)] = Field(default_factory=lambda: [Triton()])
+    gpu: Gpu = Field(default_factory=Gpu)
+    mps: Mps = Field(default_factory=Mps)
+    loop: Loop = Field(default_factory=Loop)
+    decide: Decide = Field(default_factory=Decide)
+    metrics: Metrics = Field(default_factory=Metrics)
+    mqtt: Mqtt | None = None
+    state: State = Field(default_factory=State)
+    model: Annotated[list[Model], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _refers(self) -> Config:
+        servers = [server.name for server in self.triton]
+        problems = [f"triton.name {name!r} is given twice" for name in sorted({n for n in servers if servers.count(n) > 1})]
+        names = [model.name for model in self.model]
+        problems += [f"model.name {name!r} is given twice" for name in sorted({n for n in names if names.count(n) > 1})]
+        problems += [
+            f"model {model.name!r}: triton {model.triton!r} is not one of {', '.join(servers)}"
+            for model in self.model
+            if model.triton not in servers
+        ]
+        floor = sum(model.min_share for model in self.model if model.profile is not None)
+        if floor > 8:  # eight boards a host is the most there are; per board the search itself says infeasible
+            problems.append(f"the min_share of all models add up to {floor:.2f}, more than any host has")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def by_name(self) -> dict[str, Model]:
+        return {model.name: model for model in self.model}
+
+
+def _path_of(location: tuple[int | str, ...]) -> str:
+    """``("model", 0, "slo_p99_ms")`` as ``model[0].slo_p99_ms``."""
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text or "the file"
+
+
+def _said(problem: Any) -> str:
+    path, message, value = _path_of(problem["loc"]), problem["msg"].removeprefix("Value error, "), problem.get("input")
+    if problem["type"] == "missing":
+        return f"{path}: missing"
+    if problem["type"] == "extra_forbidden":
+        return f"{path}: unknown key"
+    return f"{path}: {message}" + ("" if isinstance(value, dict | list | BaseModel) else f" (found {value!r})")
+
+
+def _anchored(config: Config, folder: Path) -> Config:
+    """Relative paths are meant from the configuration file's folder."""
+    models = [
+        model.model_copy(update={"profile": folder / model.profile}) if model.profile is not None else model for model in config.model
+    ]
+    return config.model_copy(update={"model": models, "state": State(directory=folder / config.state.directory)})
+
+
+def parse_config(text: str, *, source: str, folder: Path | None = None) -> Config:
+    """Check ``text`` (TOML) and return it as a :class:`Config`; raise :class:`ConfigError` with every problem found."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(source, [f"not TOML: {error}"]) from error
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(source, [_said(problem) for problem in error.errors()]) from error
+    return _anchored(config, folder) if folder is not None else config
+
+
+def load_config(path: Path) -> Config:
+    """Read and check the file; raise :class:`ConfigError` naming every problem."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [f"cannot be read: {error}"]) from error
+    return parse_config(text, source=str(path), folder=path.resolve().parent)

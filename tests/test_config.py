@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pytest
+
+from igniterd.config import load_config, parse_config
+from igniterd.errors import ConfigError
+
+GOOD = """
+[host]
+name = "gpu-a"
+[[model]]
+name = "resnet50"
+slo_p99_ms = 25.0
+profile = "profiles/resnet50.json"
+"""
+
+
+def problems(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, source="igniterd.toml")
+    return "\n".join(caught.value.problems)
+
+
+def test_defaults_and_paths_from_the_files_folder(tmp_path: Path) -> None:
+    file = tmp_path / "igniterd.toml"
+    file.write_text(GOOD)
+    config = load_config(file)
+    assert config.host.name == "gpu-a"
+    assert config.triton[0].url == "127.0.0.1:8001"
+    assert config.model[0].profile == tmp_path / "profiles/resnet50.json"
+    assert config.state.directory == Path("/var/lib/igniterd")
+    assert config.metrics.address == ("127.0.0.1", 9409)
+    assert config.mqtt is None
+
+
+def test_every_problem_is_named_at_once() -> None:
+    said = problems(
+        """
+[loop]
+interval_s = 1.0
+io_timeout_s = 0.6
+sped = 3
+[[triton]]
+url = "localhost"
+[[model]]
+name = "a"
+slo_p99_ms = -4
+"""
+    )
+    assert "loop.sped: unknown key" in said
+    assert "triton[0].url: should be host:port of Triton's gRPC endpoint, such as 127.0.0.1:8001 (found 'localhost')" in said
+    assert "model[0].slo_p99_ms: Input should be greater than 0 (found -4)" in said
+
+
+def test_rule_between_fields() -> None:
+    assert "loop: 2 * io_timeout_s (1.2) must be below interval_s (1)" in problems("[loop]\nio_timeout_s = 0.6\n" + GOOD)
+    assert "min_share (0.9) must not be above max_share (0.5)" in problems(GOOD + "min_share = 0.9\nmax_share = 0.5\n")
+
+
+def test_references_and_duplicates() -> None:
+    said = problems(GOOD + 'triton = "other"\n[[model]]\nname = "resnet50"\nslo_p99_ms = 1\n')
+    assert "model.name 'resnet50' is given twice" in said
+    assert "model 'resnet50': triton 'other' is not one of main" in said
+
+
+def test_missing_models_and_broken_toml() -> None:
+    assert problems("[host]\nname = 'a'\n") == "model: missing"
+    assert problems("[host\n").startswith("not TOML:")
+
+
+def test_unreadable_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "none.toml")
