@@ -1,0 +1,325 @@
+"""Triton's gRPC API and metrics page: what runs, how it is configured, and changing the configuration of one model.
+
+One :class:`TritonClient` speaks to one tritonserver. A tick costs one ``ModelStatistics`` call for all models, one read of the metrics
+page where there is one, and a ``ModelConfig`` call for each model whose counters restarted or whose configuration has not been read for
+``config_max_age_s``. While a model is being reloaded Triton answers all of these for the old copy until the new one has taken over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from igniterd.clients.once import Once
+from igniterd.clients.triton_config import ModelConfig, allocation_of, backend_of, config_to_dict, gpu_index_of
+from igniterd.clients.triton_metrics import MetricsPage, ModelMetrics, ModelVersion
+from igniterd.errors import CannotRun, NotNow, Refused, Unreachable
+from igniterd.records import BatchStat, Gap, ModelReading
+
+_CONTROL_PROBE = "igniterd-asks-for-the-model-control-mode"
+_NOT_EXPLICIT = "explicit model load / unload is not allowed"
+_RESTRICTED = "protocol is restricted"
+_NO_ANSWER = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+_CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2000),  # a restarted Triton is seen at the next tick or two
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+]
+
+
+class Control(StrEnum):
+    """Triton's model control mode as far as it can be told from outside."""
+
+    EXPLICIT = "explicit"
+    NOT_EXPLICIT = "not explicit"  # none or poll: Triton refuses to load with another configuration
+    RESTRICTED = "restricted"  # --grpc-restricted-protocol wants a header for the model repository API
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """``ready`` is false while startup models load; ``control_reason`` is Triton's own sentence where control is not explicit."""
+
+    live: bool
+    ready: bool
+    version: str
+    extensions: tuple[str, ...]
+    control: Control
+    control_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One model of the repository; ``state`` is Triton's word (READY, UNAVAILABLE, LOADING, …), empty for one never loaded."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files for TLS; only ``root_certificates`` for a server certificate alone, all three for mutual TLS."""
+
+    root_certificates: Path | None = None
+    private_key: Path | None = None
+    certificate_chain: Path | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        try:
+            parts = [
+                None if path is None else path.read_bytes() for path in (self.root_certificates, self.private_key, self.certificate_chain)
+            ]
+        except OSError as error:
+            raise CannotRun(f"TLS for Triton: {error}") from error
+        return grpc.ssl_channel_credentials(*parts)
+
+
+@dataclass(slots=True)
+class _Known:
+    """A configuration as last read, and the counters that show when it must be read again."""
+
+    config: ModelConfig
+    read_at_s: float
+    success: int = 0
+    version: str = ""
+
+
+class TritonClient:
+    """One tritonserver. Every method raises :class:`Unreachable` without an answer in time and :class:`Refused` on Triton's no."""
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        metrics_url: str | None = None,
+        *,
+        timeout_s: float = 0.3,
+        reload_timeout_s: float = 60.0,
+        headers: Mapping[str, str] | None = None,
+        tls: TlsFiles | None = None,
+        config_max_age_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`url` is ``host:port`` of the gRPC endpoint; `headers` go with every call (``--grpc-restricted-protocol``)."""
+        self.name = name
+        self.url = url
+        self.metrics_gap: Gap | None = None
+        """Why the last :meth:`read_models` had no pending counts or quantiles, though a metrics page is configured."""
+        self._timeout_s = timeout_s
+        self._reload_timeout_s = reload_timeout_s
+        self._metadata = tuple((key.lower(), value) for key, value in (headers or {}).items())
+        self._tls = tls
+        self._config_max_age_s = config_max_age_s
+        self._clock = clock
+        self._metrics = MetricsPage(metrics_url, timeout_s) if metrics_url else None
+        self._known: dict[str, _Known] = {}
+        self._once = Once(f"triton:{name}")
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: Any = None
+
+    async def server(self) -> ServerInfo:
+        """Whether it is up, and whether it takes configurations. Changes nothing: the mode shows in the answer to unloading a model that
+        does not exist."""
+        live, ready, metadata = await asyncio.gather(
+            self._call("ServerLive", service_pb2.ServerLiveRequest()),
+            self._call("ServerReady", service_pb2.ServerReadyRequest()),
+            self._call("ServerMetadata", service_pb2.ServerMetadataRequest()),
+        )
+        control, reason = await self._control()
+        return ServerInfo(live.live, ready.ready, metadata.version, tuple(metadata.extensions), control, reason)
+
+    async def _control(self) -> tuple[Control, str]:
+        try:
+            await self._call("RepositoryModelUnload", service_pb2.RepositoryModelUnloadRequest(model_name=_CONTROL_PROBE))
+        except Unreachable as error:
+            return Control.UNKNOWN, str(error)
+        except Refused as error:
+            if _NOT_EXPLICIT in str(error):
+                return Control.NOT_EXPLICIT, str(error)
+            if _RESTRICTED in str(error):
+                return Control.RESTRICTED, str(error)
+        return Control.EXPLICIT, ""
+
+    async def index(self) -> tuple[IndexEntry, ...]:
+        """Every model of the repository, loaded or not."""
+        answer = await self._call("RepositoryIndex", service_pb2.RepositoryIndexRequest())
+        return tuple(IndexEntry(entry.name, entry.version, entry.state, entry.reason) for entry in answer.models)
+
+    async def config(self, model: str) -> ModelConfig:
+        """The configuration that serves now, as Triton's ``/v2/models/M/config`` gives it."""
+        answer = await self._call("ModelConfig", service_pb2.ModelConfigRequest(name=model))
+        return config_to_dict(answer.config)
+
+    async def load(self, model: str, config: ModelConfig) -> None:
+        """Reload `model` with `config` in place of its file's. Returns when the new copy serves.
+
+        :class:`Refused` carries Triton's words and the old copy goes on serving. After :class:`Unreachable` Triton may still finish the
+        load: read the world again before the next step.
+        """
+        request = service_pb2.RepositoryModelLoadRequest(model_name=model)
+        request.parameters["config"].string_param = json.dumps(config)
+        self._known.pop(model, None)
+        await self._call("RepositoryModelLoad", request, timeout_s=self._reload_timeout_s)
+
+    async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
+        """A reading for each of `names`, or why there is none. Raises :class:`Unreachable` when Triton does not answer at all.
+
+        A metrics page that does not answer costs only its own readings: see :attr:`metrics_gap`.
+        """
+        wanted = tuple(names)
+        statistics, metrics = await asyncio.gather(
+            self._call("ModelStatistics", service_pb2.ModelStatisticsRequest()), self._read_metrics()
+        )
+        latest = _latest_versions(statistics.model_stats)
+        await self._refresh_configs([name for name in wanted if name in latest], latest)
+        reasons = await self._reasons(wanted, latest)
+        return {
+            name: self._reading(name, latest[name], metrics) if name in latest and name in self._known else reasons[name] for name in wanted
+        }
+
+    async def close(self) -> None:
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = None
+        if self._metrics is not None:
+            await self._metrics.close()
+
+    # ------------------------------------------------------------ inside
+
+    async def _read_metrics(self) -> dict[ModelVersion, ModelMetrics]:
+        self.metrics_gap = None
+        if self._metrics is None:
+            return {}
+        try:
+            page = await self._metrics.read()
+        except NotNow as error:
+            self.metrics_gap = Gap(f"metrics:{self.name}", str(error), self._clock())
+            self._once.failed("metrics", str(error))
+            return {}
+        self._once.worked("metrics")
+        return page
+
+    async def _refresh_configs(self, names: list[str], latest: Mapping[str, Any]) -> None:
+        """Read again the configurations that may have changed, and the oldest few, so that each is read every ``config_max_age_s``."""
+        now_s = self._clock()
+        due = [name for name in names if self._stale(name, latest[name], now_s)]
+        answers = await asyncio.gather(*(self.config(name) for name in due), return_exceptions=True)
+        for name, answer in zip(due, answers, strict=True):
+            if isinstance(answer, NotNow):
+                self._once.failed(f"config of {name}", str(answer))
+                self._known.pop(name, None)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                self._once.worked(f"config of {name}")
+                # Staggered: models first read together are not all read together ever after.
+                age = self._config_max_age_s * (hash(name) % 97) / 97.0 if name not in self._known else 0.0
+                self._known[name] = _Known(answer, now_s - age)
+        for name in names:
+            if name in self._known:
+                self._known[name].success = latest[name].inference_stats.success.count
+                self._known[name].version = latest[name].version
+
+    def _stale(self, name: str, statistics: Any, now_s: float) -> bool:
+        known = self._known.get(name)
+        return (
+            known is None
+            or statistics.inference_stats.success.count < known.success
+            or statistics.version != known.version
+            or now_s - known.read_at_s >= self._config_max_age_s
+        )
+
+    async def _reasons(self, wanted: Iterable[str], latest: Mapping[str, Any]) -> dict[str, NotNow]:
+        missing = [name for name in wanted if name not in latest or name not in self._known]
+        if not missing:
+            return {}
+        entries = {entry.name: entry for entry in await self.index()}
+        return {name: _why_missing(name, entries.get(name), self.name) for name in missing}
+
+    def _reading(self, name: str, statistics: Any, metrics: Mapping[ModelVersion, ModelMetrics]) -> ModelReading:
+        config, counts = self._known[name].config, statistics.inference_stats
+        measured = metrics.get((name, statistics.version))
+        return ModelReading(
+            model=name,
+            version=statistics.version,
+            triton=self.name,
+            ready=True,  # Triton gives statistics of what it serves
+            backend=backend_of(config),
+            allocation=allocation_of(config),
+            success_count=counts.success.count,
+            failure_count=counts.fail.count,
+            pending_count=measured.pending if measured else None,
+            queue_ns=counts.queue.ns,
+            batches=tuple(_batch_stat(batch) for batch in statistics.batch_stats),
+            latency_quantiles_s=measured.quantiles_s if measured else None,
+            gpu_index=gpu_index_of(config),
+        )
+
+    async def _call(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        try:
+            return await getattr(self._connected(), method)(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise _meaning(error, f"Triton {self.name!r} at {self.url}", timeout_s) from error
+
+    def _connected(self) -> Any:
+        if self._channel is None:
+            if self._tls is None:
+                self._channel = grpc.aio.insecure_channel(self.url, options=_CHANNEL_OPTIONS)
+            else:
+                self._channel = grpc.aio.secure_channel(self.url, self._tls.credentials(), options=_CHANNEL_OPTIONS)
+            self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        return self._stub
+
+
+def _latest_versions(all_statistics: Iterable[Any]) -> dict[str, Any]:
+    """The highest version of each model: the one a request without a version gets."""
+    latest: dict[str, Any] = {}
+    for statistics in all_statistics:
+        other = latest.get(statistics.name)
+        if other is None or _version_number(statistics.version) > _version_number(other.version):
+            latest[statistics.name] = statistics
+    return latest
+
+
+def _version_number(version: str) -> int:
+    return int(version) if version.isdecimal() else -1
+
+
+def _batch_stat(batch: Any) -> BatchStat:
+    infer = batch.compute_infer
+    return BatchStat(batch.batch_size, infer.count, batch.compute_input.ns, infer.ns, batch.compute_output.ns)
+
+
+def _why_missing(name: str, entry: IndexEntry | None, triton: str) -> NotNow:
+    if entry is None:
+        return Refused(
+            f"model {name!r} is not in the repository of Triton {triton!r}: check [[model]] name and triton in the configuration"
+        )
+    state = entry.state or "not loaded"
+    return Refused(f"model {name!r} is {state} on Triton {triton!r}" + (f": {entry.reason}" if entry.reason else ""))
+
+
+def _meaning(error: grpc.aio.AioRpcError, server: str, timeout_s: float) -> NotNow:
+    """gRPC status -> own error. Triton's own UNAVAILABLE is told from a connection's by its words: gRPC has one code for both."""
+    details = error.details() or error.code().name
+    if error.code() in _NO_ANSWER and _NOT_EXPLICIT not in details and _RESTRICTED not in details:
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return Unreachable(f"{server}: no answer in {timeout_s:g} s")
+        return Unreachable(f"{server}: {details}")
+    return Refused(details.strip())

@@ -1,0 +1,216 @@
+"""A model's configuration on Triton, and the few fields of it that igniterd turns. Pure: dictionaries in, dictionaries out.
+
+A configuration is Triton's ``ModelConfig`` as JSON with the field names of the protocol and numbers as numbers, as
+``GET /v2/models/M/config`` gives it.
+
+An MPS share is fixed when a process creates its CUDA context, so it is given to a Python-backend model through the environment its stub
+process starts in: ``EXECUTION_ENV_PATH`` points at ``<shares_dir>/<pct>`` (see :mod:`igniterd.clients.shares`). A model that came with an
+environment of its own keeps it: the path is then ``<shares_dir>/env-<digest>/<pct>`` and the parameter ``IGNITERD_BASE_ENV`` remembers
+the model's own, so that the configuration alone tells what was there before.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+
+from igniterd.errors import Refused
+from igniterd.records import Allocation
+
+ModelConfig = dict[str, Any]
+
+ENV_PATH = "EXECUTION_ENV_PATH"
+BASE_ENV = "IGNITERD_BASE_ENV"
+_SHARE_PATH = re.compile(r"/shares/(?:env-[0-9a-f]{12}/)?(\d{1,3}(?:\.\d{1,3})?)/?$")
+
+
+def config_to_dict(message: Any) -> ModelConfig:
+    """A ``ModelConfig`` message as Triton's own JSON: the protocol's field names, defaults written out, 64-bit numbers as numbers."""
+    text = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return _numbers(text, message.DESCRIPTOR)
+
+
+def _numbers(value: dict[str, Any], descriptor: Any) -> dict[str, Any]:
+    """protobuf's JSON writes 64-bit integers as strings; Triton writes numbers. Done by field type, so that no text is taken for one."""
+    for key, item in value.items():
+        field = descriptor.fields_by_name[key]
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            inner = field.message_type.fields_by_name["value"]
+            value[key] = {entry: _number(member, inner) for entry, member in item.items()}
+        elif isinstance(item, list):
+            value[key] = [_number(member, field) for member in item]
+        else:
+            value[key] = _number(item, field)
+    return value
+
+
+def _number(item: Any, field: Any) -> Any:
+    if field.message_type is not None:
+        return _numbers(item, field.message_type) if isinstance(item, dict) else item
+    if isinstance(item, str) and field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64):
+        return int(item)
+    return item
+
+
+def backend_of(config: ModelConfig) -> str:
+    """The backend's name; for the few configurations that name only a platform (ensembles), the platform."""
+    return str(config.get("backend") or config.get("platform") or "")
+
+
+def gpu_index_of(config: ModelConfig) -> int:
+    """The GPU of the first instance group that names one; 0 otherwise."""
+    for group in config.get("instance_group", ()):
+        if group.get("gpus"):
+            return int(group["gpus"][0])
+    return 0
+
+
+def allocation_of(config: ModelConfig) -> Allocation:
+    """What is applied, read from the configuration.
+
+    ``max_batch_size`` is the largest batch the server forms: 1 when the model has no dynamic batching (requests are executed as they
+    come), whatever batch a single request may have.
+    """
+    largest = int(config.get("max_batch_size", 0))
+    batching = config.get("dynamic_batching")
+    batched = batching is not None or "sequence_batching" in config
+    return Allocation(
+        share=share_of(config),
+        max_batch_size=max(1, largest) if batched else 1,
+        max_queue_delay_us=int((batching or {}).get("max_queue_delay_microseconds", 0)),
+        instances=max(1, sum(int(group.get("count", 1)) for group in config.get("instance_group", ()))),
+    )
+
+
+def share_of(config: ModelConfig) -> float | None:
+    """The model's own MPS share as a fraction; ``None`` without one."""
+    found = _SHARE_PATH.search(_parameter(config, ENV_PATH) or "")
+    return float(found.group(1)) / 100.0 if found else None
+
+
+def base_env_of(config: ModelConfig) -> str | None:
+    """The environment the model came with, under whatever igniterd put in front of it."""
+    if share_of(config) is None:
+        return _parameter(config, ENV_PATH)
+    return _parameter(config, BASE_ENV)
+
+
+def percent_name(share: float) -> str:
+    """The folder name of a share: percent with at most three decimals, ``0.125`` -> ``"12.5"``."""
+    return f"{share * 100.0:.3f}".rstrip("0").rstrip(".")
+
+
+def share_path(shares_dir: str, share: float, base_env: str | None = None) -> str:
+    """Where the environment of a share lives, in front of `base_env` when the model has one."""
+    root = PurePosixPath(shares_dir)
+    if base_env is not None:
+        root = root / f"env-{hashlib.sha256(base_env.encode()).hexdigest()[:12]}"
+    return str(root / percent_name(share))
+
+
+def with_allocation(config: ModelConfig, target: Allocation, shares_dir: str) -> ModelConfig:
+    """A copy of `config` with `target` applied and everything else kept.
+
+    `shares_dir` is the folder of shares as Triton sees it; its last component must be ``shares``. Raises
+    :class:`~igniterd.errors.Refused` where the model cannot be given what is asked.
+    """
+    if PurePosixPath(shares_dir).name != "shares":
+        raise ValueError(f"shares_dir: {shares_dir!r} must end in /shares, or a share could not be read back from a configuration")
+    result = copy.deepcopy(config)
+    present = allocation_of(config)
+    if _percent(target.share) != _percent(present.share):
+        _set_share(result, target.share, shares_dir)
+    if (target.max_batch_size, target.max_queue_delay_us) != (present.max_batch_size, present.max_queue_delay_us):
+        _set_batching(result, target)
+    if target.instances != present.instances:
+        _set_instances(result, target.instances)
+    return result
+
+
+def same_allocation(one: Allocation, other: Allocation) -> bool:
+    """Whether two allocations are the same once written down (a share has three decimals of a percent)."""
+    return replace(one, share=None) == replace(other, share=None) and _percent(one.share) == _percent(other.share)
+
+
+def without_share(config: ModelConfig) -> ModelConfig:
+    """A copy of `config` as it was before igniterd gave it a share."""
+    result = copy.deepcopy(config)
+    if share_of(config) is not None:
+        _set_share(result, None, "")
+    return result
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else percent_name(share)
+
+
+def _set_share(config: ModelConfig, share: float | None, shares_dir: str) -> None:
+    name, base = config.get("name", "?"), base_env_of(config)
+    parameters = config.setdefault("parameters", {})
+    parameters.pop(BASE_ENV, None)
+    if share is None:
+        parameters.pop(ENV_PATH, None)
+        if base is not None:
+            parameters[ENV_PATH] = {"string_value": base}
+        return
+    if backend_of(config) != "python":
+        raise Refused(
+            f"{name}: an MPS share of its own needs a process of its own; backend {backend_of(config)!r} runs inside tritonserver"
+        )
+    if not 0.0 < share <= 1.0:
+        raise Refused(f"{name}: share {share} is not in (0, 1]")
+    if base is not None:
+        _check_chainable(name, base)
+        parameters[BASE_ENV] = {"string_value": base}
+    parameters[ENV_PATH] = {"string_value": share_path(shares_dir, share, base)}
+
+
+def _check_chainable(name: str, base: str) -> None:
+    if base.endswith((".tar.gz", ".tgz", ".tar")):
+        raise Refused(
+            f"{name}: its environment {base} is an archive; unpack it and point {ENV_PATH} at the folder to give the model a share"
+        )
+    if "$$TRITON_MODEL_DIRECTORY" in base:
+        raise Refused(f"{name}: its environment {base} is relative to the repository; give the full path to give the model a share")
+
+
+def _set_batching(config: ModelConfig, target: Allocation) -> None:
+    name = config.get("name", "?")
+    if target.max_batch_size < 1 or target.max_queue_delay_us < 0:
+        raise Refused(
+            f"{name}: batch {target.max_batch_size}, delay {target.max_queue_delay_us} us: a batch is at least 1, a delay at least 0"
+        )
+    for section in ("sequence_batching", "ensemble_scheduling"):
+        if section in config:
+            raise Refused(f"{name}: {section} forms its batches; igniterd steers dynamic batching only")
+    if int(config.get("max_batch_size", 0)) == 0:
+        raise Refused(f"{name}: max_batch_size is 0, so its tensors have no batch dimension and requests cannot be put together")
+    config["max_batch_size"] = target.max_batch_size
+    batching = config.get("dynamic_batching") or {}
+    # Triton fills in [max_batch_size]; sizes left from another setting would be refused or make odd batches.
+    batching.pop("preferred_batch_size", None)
+    batching["max_queue_delay_microseconds"] = target.max_queue_delay_us
+    config["dynamic_batching"] = batching
+
+
+def _set_instances(config: ModelConfig, instances: int) -> None:
+    groups = config.get("instance_group", [])
+    if instances < 1:
+        raise Refused(f"{config.get('name', '?')}: {instances} instances: at least 1 is needed to serve")
+    if len(groups) > 1:
+        raise Refused(f"{config.get('name', '?')}: has {len(groups)} instance groups; igniterd changes the count of one")
+    if groups:
+        groups[0]["count"] = instances
+    else:
+        config["instance_group"] = [{"count": instances}]
+
+
+def _parameter(config: ModelConfig, key: str) -> str | None:
+    value = config.get("parameters", {}).get(key, {}).get("string_value")
+    return str(value) if value else None
