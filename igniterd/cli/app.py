@@ -10,7 +10,7 @@ import importlib
 
 import typer
 
-VERBS: tuple[str, ...] = ()
+VERBS: tuple[str, ...] = ("predict",)
 """Modules of this package that have ``register(app)``, in the order of ``--help``."""
 
 app = typer.Typer(

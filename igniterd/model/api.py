@@ -72,3 +72,13 @@ class PerformanceModel(Protocol):
         Raises ``KeyError`` for a model that is not profiled.
         """
         ...
+
+    def share_curves_ms(
+        self, model: str, shares: F64, neighbours: Sequence[Tenant], max_batch: int, *, level: float = 0.95
+    ) -> tuple[F64, F64]:
+        """Mean and upper bound of batches 1..max_batch at every share: ``shares`` (n_shares,) -> each (n_shares, max_batch), ms.
+
+        The neighbours stay as they are while the share varies. One call of this is much cheaper than ``service_curve_ms`` for
+        each share: it is what searches use. Raises ``KeyError`` for a model that is not profiled.
+        """
+        ...

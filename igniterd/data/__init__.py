@@ -1,0 +1,1 @@
+"""Measured data that ships with igniterd, and the tools that write it."""

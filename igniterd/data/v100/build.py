@@ -1,0 +1,141 @@
+"""Write the V100 profile that ships with igniterd from the measured tables beside this file: ``python -m igniterd.data.v100.build``.
+
+The profile igniterd's own model is fitted from holds eleven solo points a model and one co-run an ordered pair of models, at the
+same operating points for every model. The published method's inputs (another nine points, without transfers, and the run beside a
+copy) are carried along for the baseline; igniterd's own model does not read them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from igniterd.model.profile import Board, Copies, CoRun, CoTenant, GpuPoint, IgniterInputs, ModelProfile, Profile, SoloPoint, json_schema
+
+FOLDER = Path(__file__).parent
+TOTAL_SMS = 80
+MEMORY_BYTES = 16 * 1024**3
+
+SOLO_POINTS = ((1, 10), (1, 20), (1, 50), (1, 100), (4, 20), (4, 50), (4, 80), (16, 50), (32, 20), (32, 50), (32, 80))
+"""(batch, share in percent) of the solo points of every model."""
+
+CO_RUNS = ((4, 8, 40), (16, 4, 60))
+"""(batch of the first, batch of the second, share of the first in percent): the co-runs of every pair of models, first and second in
+alphabetical order of the table; the first co-run is counted for the one ordered pair, the second for the other."""
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    """The rows of one of the tables beside this file (``solo.csv``, ``pairs.csv``, ``workloads.csv``)."""
+    with resources.files("igniterd").joinpath("data", "v100", name).open(encoding="utf-8") as table:
+        return list(csv.DictReader(table))
+
+
+def published() -> dict[str, Any]:
+    """``profile.json``: the measurements of the published method."""
+    return dict(json.loads((FOLDER / "profile.json").read_text(encoding="utf-8")))
+
+
+def solo_points(model: str, wanted: Iterable[tuple[int, float]] | None = None) -> Iterator[SoloPoint]:
+    """The solo measurements of ``model``, all of them or those at the (batch, share in percent) ``wanted``."""
+    chosen = None if wanted is None else set(wanted)
+    for row in rows("solo.csv"):
+        at = int(row["batch"]), float(row["share_pct"])
+        if row["model"] == model and (chosen is None or at in chosen):
+            yield SoloPoint(
+                batch=at[0],
+                share=at[1] / 100,
+                latency_ms=float(row["latency_ms"]),
+                l2_pct=float(row["l2_pct"]) if row["l2_pct"] else None,
+                dram_pct=float(row["dram_pct"]) if row["dram_pct"] else None,
+            )
+
+
+def co_runs(wanted: Iterable[tuple[int, int, float]] | None = None) -> Iterator[CoRun]:
+    """The co-runs of every pair, all of them or those at the (batch, batch, share in percent) ``wanted``."""
+    chosen = None if wanted is None else set(wanted)
+    for row in rows("pairs.csv"):
+        if chosen is None or (int(row["batch_a"]), int(row["batch_b"]), float(row["share_a_pct"])) in chosen:
+            yield CoRun(
+                tenants=tuple(
+                    CoTenant(
+                        model=row[f"model_{side}"],
+                        batch=int(row[f"batch_{side}"]),
+                        share=float(row[f"share_{side}_pct"]) / 100,
+                        latency_ms=float(row[f"latency_{side}_ms"]),
+                    )
+                    for side in "ab"
+                )
+            )
+
+
+def board(data: dict[str, Any]) -> Board:
+    """The V100 of the tables."""
+    hardware = data["hardware"]
+    ladder = zip(hardware["power"], hardware["frequency"], hardware["idletime"], strict=True)
+    return Board(
+        name="v100",
+        sm_count=TOTAL_SMS,
+        share_unit=hardware["unit"] / 100,
+        pcie_bytes_per_ms=hardware["bandwidth"],
+        memory_bytes=MEMORY_BYTES,
+        max_clock_mhz=hardware["maxGPUfrequency"],
+        power_limit_w=hardware["maxGPUpower"],
+        idle_power_w=hardware["idlepower"],
+        copies=tuple(Copies(copies=n, power_w=w, clock_mhz=f, gap_per_kernel_ms=g) for n, (w, f, g) in enumerate(ladder, 1)),
+    )
+
+
+def _igniter_inputs(model: dict[str, Any]) -> IgniterInputs:
+    batches, shares = (1, 16, 32), (0.1, 0.5, 1.0)
+    return IgniterInputs(
+        gpu_points=tuple(
+            GpuPoint(
+                batch=batch,
+                share=share,
+                gpu_ms=model["gpulatency"][i][j],
+                power_w=model["power"][i][j],
+                clock_mhz=model["frequency"][i][j],
+                l2_pct=model["l2caches"][i] if i == j else None,
+            )
+            for i, batch in enumerate(batches)
+            for j, share in enumerate(shares)
+        ),
+        active_solo_ms=model["activetime_1"],
+        active_pair_ms=model["activetime_2"],
+        pair_clock_mhz=model["frequency_2"],
+        pair_l2_pct=model["l2cache"],
+    )
+
+
+def profile(solo: Iterable[tuple[int, float]] | None = SOLO_POINTS, runs: Iterable[tuple[int, int, float]] | None = CO_RUNS) -> Profile:
+    """The V100 profile with the solo points and co-runs asked for (``None``: all of them)."""
+    data = published()
+    solo = None if solo is None else tuple(solo)
+    models = {
+        name: ModelProfile(
+            input_bytes=model["inputdata"],
+            output_bytes=model["outputdata"],
+            kernels=model["kernel"],
+            gap_ms=model["idletime_1"],
+            solo=tuple(solo_points(name, solo)),
+            igniter=_igniter_inputs(model),
+        )
+        for name, model in data.items()
+        if name != "hardware"
+    }
+    origin = "F. Xu et al., IEEE TPDS 34(3), 2023 (arXiv 2211.01713): figures released with the prototype"
+    return Profile(board=board(data), models=models, co_runs=tuple(co_runs(runs)), origin=origin)
+
+
+def main() -> None:
+    """Write ``v100.profile.json`` and the schema of profiles."""
+    profile().save(FOLDER / "v100.profile.json")
+    (FOLDER.parent / "profile.schema.json").write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
