@@ -17,7 +17,7 @@ def solo_ms(row: F64, batch: float, share: float) -> float:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def latencies(row: F64, transfer: F64, gain: F64, batch: F64, share: F64, duty: F64, out: F64) -> None:
-    """Write (n, 2) into ``out``: latency and loop time (ms). ``gain[i, j]`` is what neighbour j, executing, adds to i's GPU time (ratio)."""
+    """Write (n, 2) into ``out``: latency and loop time (ms). ``gain[i, j]`` is what j, while executing, adds to i's GPU time (ratio)."""
     n = batch.shape[0]
     for i in range(n):
         factor = 1.0
