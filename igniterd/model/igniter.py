@@ -231,11 +231,11 @@ def _model(name: str, model: ModelProfile, profile: Profile) -> ModelCoefficient
 def _solo_surface(batch: F64, share_pct: F64, active: F64, name: str) -> tuple[float, float, float, float, float]:
     """k1..k5 of equation (11), unweighted least squares from ones."""
 
-    def active_time(x: F64, k1: float, k2: float, k3: float, k4: float, k5: float) -> F64:
-        return np.asarray((k1 * x[0] ** 2 + k2 * x[0] + k3) / (x[1] + k4) + k5, dtype=np.float64)
+    def active_time(x: F64, *k: float) -> F64:
+        return np.asarray((k[0] * x[0] ** 2 + k[1] * x[0] + k[2]) / (x[1] + k[3]) + k[4], dtype=np.float64)
 
     try:
-        k, _ = curve_fit(active_time, np.stack([batch, share_pct]), active, maxfev=100_000)
+        k, _ = curve_fit(active_time, np.stack([batch, share_pct]), active, p0=np.ones(5), maxfev=100_000)
     except RuntimeError as exc:
         raise ProfileError(f"models.{name}: the published solo surface does not fit these measurements: {exc}") from exc
     return float(k[0]), float(k[1]), float(k[2]), float(k[3]), float(k[4])
