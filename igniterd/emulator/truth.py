@@ -82,6 +82,27 @@ class TruthTables:
     excess: F64
     power_w: F64
     clock_mhz: F64
+    idle_power_w: float
+
+    def save(self, path: Path) -> None:
+        """Write them to an ``.npz`` file, for the processes that emulate a model each."""
+        with path.open("wb") as file:
+            np.savez(
+                file,
+                models=np.asarray(self.models),
+                solo_ms=self.solo_ms,
+                excess=self.excess,
+                power_w=self.power_w,
+                clock_mhz=self.clock_mhz,
+                idle_power_w=np.float64(self.idle_power_w),
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> TruthTables:
+        """Read what :meth:`save` wrote."""
+        with np.load(path) as kept:
+            names = tuple(str(n) for n in kept["models"])
+            return cls(names, kept["solo_ms"], kept["excess"], kept["power_w"], kept["clock_mhz"], float(kept["idle_power_w"]))
 
 
 class Truth:
@@ -90,7 +111,7 @@ class Truth:
     def __init__(self, solo: TruthTables, board: dict[str, Any]) -> None:
         self._tables = solo
         self._index = {name: i for i, name in enumerate(solo.models)}
-        self.idle_power_w = float(board["idlepower"])
+        self.idle_power_w = solo.idle_power_w
         self.power_limit_w = float(board["maxGPUpower"])
         self.max_clock_mhz = float(board["maxGPUfrequency"])
         each = float(board["power"][0]) - self.idle_power_w
@@ -121,6 +142,7 @@ class Truth:
             np.ascontiguousarray(full.excess[np.ix_(pick, pick)]),
             np.ascontiguousarray(full.power_w[pick]),
             np.ascontiguousarray(full.clock_mhz[pick]),
+            full.idle_power_w,
         )
 
     def solo_ms(self, model: str, batch: int, share: float) -> float:
@@ -155,16 +177,16 @@ class Truth:
         together = float(np.interp(demand, self._demand_w, self._demand_mhz)) if len(tenants) > 1 else self.max_clock_mhz
         return min([self.max_clock_mhz, together, *alone])
 
-    def memory_bytes(self, model: str, max_batch: int) -> int:
-        """Board memory of one loaded copy."""
-        self._row(model)
-        return _CONTEXT_BYTES + _WEIGHTS_BYTES[model] + _ACTIVATION_BYTES[model] * max(1, max_batch)
-
     def _row(self, model: str) -> int:
         try:
             return self._index[model]
         except KeyError:
             raise KeyError(f"model {model!r} was not measured; measured are {', '.join(self.models)}") from None
+
+
+def memory_bytes(model: str, max_batch: int) -> int:
+    """Board memory of one loaded copy of a measured model."""
+    return _CONTEXT_BYTES + _WEIGHTS_BYTES[model] + _ACTIVATION_BYTES[model] * max(1, max_batch)
 
 
 def neighbour_weight(units: int, own_units: int) -> float:
@@ -196,7 +218,7 @@ def _build_tables(profile: dict[str, Any]) -> TruthTables:
     solo = np.stack([_solo(points[m], profile[m], bandwidth) for m in models])
     power = np.stack([_coarse(profile[m]["power"], profile["hardware"]["idlepower"]) for m in models])
     clock = np.stack([_coarse(profile[m]["frequency"], profile["hardware"]["maxGPUfrequency"]) for m in models])
-    return TruthTables(models, solo, _excess(models, points, profile), power, clock)
+    return TruthTables(models, solo, _excess(models, points, profile), power, clock, float(profile["hardware"]["idlepower"]))
 
 
 def _solo(measured: dict[tuple[int, int], float], profile: dict[str, Any], bandwidth: float) -> F64:

@@ -1,0 +1,165 @@
+"""Fetch the real programs that the emulated host runs: ``python -m igniterd.emulator.fetch``.
+
+tritonserver comes out of NVIDIA's ``nvidia-pytriton`` wheel (through this Python's pip); the MQTT broker, the MPS control daemon and
+promtool are Debian packages, unpacked into the cache and not installed. No root is needed, nothing outside the cache is written, and
+what is there already (in the cache or on PATH) is not fetched again. Exit status 1 only when there is no tritonserver in the end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from igniterd.emulator import programs
+from igniterd.emulator.debian import Apt, extract
+from igniterd.errors import CannotRun
+
+Say = Callable[[str], None]
+
+# program -> (packages, whether their dependencies are needed too, what to do by hand)
+_DEBIAN = {
+    "mosquitto": (("mosquitto",), True, "install the package mosquitto"),
+    "nvidia-cuda-mps-control": (
+        ("nvidia-cuda-mps", "libcuda1"),
+        False,
+        "install the package nvidia-cuda-mps (Debian: component non-free), or NVIDIA's driver",
+    ),
+    "promtool": (("prometheus",), False, "install the package prometheus"),
+}
+_FIND: dict[str, Callable[[], programs.Program | None]] = {
+    "mosquitto": programs.mosquitto,
+    "nvidia-cuda-mps-control": programs.mps_control,
+    "promtool": programs.promtool,
+}
+
+
+def fetch(say: Say) -> list[str]:
+    """Fetch what is missing; returns the names of programs that could not be had, each already explained through ``say``."""
+    root = programs.cache_root()
+    root.mkdir(parents=True, exist_ok=True)
+    with _alone(root):
+        return [*_tritonserver(say), *_debian(say)]
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """One fetch at a time: two test runs started together must not unpack into each other."""
+    with (root / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+# ---------------------------------------------------------------- tritonserver
+
+
+def _tritonserver(say: Say) -> list[str]:
+    try:
+        if not (programs.triton_root() / "pytriton").is_dir():
+            _unpack_wheel(say)
+        if programs.libpython() is None:
+            say(f"libpython{programs.PYTHON} is not on this machine: fetching Debian's")
+            _unpack_debian([f"libpython{programs.PYTHON}"], with_dependencies=True, say=say)
+        found = programs.required(programs.tritonserver(), "tritonserver")
+        if missing := found.missing_libraries():
+            raise CannotRun(f"it needs {', '.join(missing)}")
+    except CannotRun as problem:
+        say(f"tritonserver: {problem}")
+        say(
+            f"tritonserver: needs Linux on x86-64 with glibc 2.35 or later, pip with access to a package index, "
+            f"and libpython{programs.PYTHON} (Debian: apt-get install libpython{programs.PYTHON})"
+        )
+        return ["tritonserver"]
+    say(f"tritonserver: {found.path}")
+    return []
+
+
+def _unpack_wheel(say: Say) -> None:
+    package = f"nvidia-pytriton=={programs.PYTRITON}"
+    say(f"fetching {package} (about 55 MB)")
+    with tempfile.TemporaryDirectory(dir=programs.cache_root()) as name:
+        work = Path(name)
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--disable-pip-version-check",
+            "--dest",
+            str(work),
+            package,
+        ]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+        except subprocess.TimeoutExpired:
+            raise CannotRun("pip download did not end within 900 s") from None
+        wheel = next(work.glob("*.whl"), None)
+        if done.returncode != 0 or wheel is None:
+            raise CannotRun(f"pip download {package} failed: {done.stderr.strip() or 'it left no wheel'}")
+        say("unpacking it")
+        unpacked = work / "unpacked"
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(unpacked)
+        _make_runnable(unpacked / "pytriton" / "tritonserver")
+        unpacked.rename(programs.triton_root())
+
+
+def _make_runnable(triton: Path) -> None:
+    """Zip files carry no mode, and the stub of our Python must stand where the backend looks for it."""
+    stubs = triton / "python_backend_stubs"
+    shutil.copy(stubs / programs.PYTHON / "triton_python_backend_stub", triton / "backends" / "python" / "triton_python_backend_stub")
+    for path in (triton / "bin" / "tritonserver", *triton.rglob("triton_python_backend_stub")):
+        path.chmod(0o755)
+
+
+# ---------------------------------------------------------------- Debian packages
+
+
+def _debian(say: Say) -> list[str]:
+    missing = []
+    for name, (packages, with_dependencies, by_hand) in _DEBIAN.items():
+        try:
+            if _FIND[name]() is None:
+                _unpack_debian(list(packages), with_dependencies=with_dependencies, say=say)
+            found = programs.required(_FIND[name](), name)
+            if lacking := found.missing_libraries():
+                raise CannotRun(f"it needs {', '.join(lacking)}")
+            say(f"{name}: {found.path}")
+        except CannotRun as problem:
+            say(f"{name}: {problem}")
+            say(f"{name}: to have it, {by_hand}; igniterd finds it on PATH")
+            missing.append(name)
+    return missing
+
+
+def _unpack_debian(packages: list[str], *, with_dependencies: bool, say: Say) -> None:
+    say(f"fetching {', '.join(packages)} from this machine's Debian sources")
+    with tempfile.TemporaryDirectory(dir=programs.cache_root()) as name:
+        apt = Apt(Path(name))
+        apt.update()
+        files = [f for p in packages for f in apt.download_with_dependencies(p)] if with_dependencies else apt.download(*packages)
+        if not files:
+            raise CannotRun(f"apt-get brought no package for {', '.join(packages)}")
+        extract(files, programs.debian_root())
+
+
+def main() -> int:
+    """Fetch everything, one line about each program on standard output."""
+
+    def say(line: str) -> None:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+    return 1 if "tritonserver" in fetch(say) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

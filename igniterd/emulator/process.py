@@ -1,0 +1,104 @@
+"""Start a real program, know when it is up, and have it gone afterwards whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from igniterd.errors import CannotRun
+
+_POLL_S = 0.05
+
+
+class Running:
+    """A program that was started, with its log."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
+
+    async def until(self, answers: Callable[[], Awaitable[bool]], *, timeout_s: float) -> None:
+        """Wait until ``answers`` is true. Raises :class:`CannotRun` with the log's end when it exits first or takes too long."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while not await answers():
+            if not self.alive:
+                raise CannotRun(f"{self.name} exited with status {self._process.returncode}: {self.log_end()}")
+            if asyncio.get_running_loop().time() > deadline:
+                raise CannotRun(f"{self.name} did not answer within {timeout_s:.0f} s: {self.log_end()}")
+            await asyncio.sleep(_POLL_S)
+
+    def log_end(self, lines: int = 8) -> str:
+        """The last lines of the log."""
+        text = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        return " | ".join(text[-lines:]) or f"its log {self.log} is empty"
+
+    async def stop(self, *, timeout_s: float = 10.0) -> None:
+        """Ask it to end, wait, and in the end kill it with all it started."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), timeout_s)
+        with contextlib.suppress(ProcessLookupError):  # it leads a process group of its own
+            os.killpg(self.pid, signal.SIGKILL)
+        await self._process.wait()
+
+
+@asynccontextmanager
+async def running(name: str, command: Sequence[str], *, log: Path, env: Mapping[str, str], stop_s: float = 10.0) -> AsyncIterator[Running]:
+    """Run ``command`` with its output in ``log``; stopped on the way out, also when this process dies.
+
+    ``env`` is the whole environment. Raises :class:`CannotRun` when it cannot be started.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # When we are killed, the kernel sends the child SIGTERM; setpriv is part of util-linux.
+    guard = ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
+    with log.open("ab") as out:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *guard, *command, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, env=dict(env), start_new_session=True
+            )
+        except OSError as problem:
+            raise CannotRun(f"{name} cannot be started: {problem}") from problem
+    program = Running(name, process, log)
+    try:
+        yield program
+    finally:
+        await asyncio.shield(program.stop(timeout_s=stop_s))
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback address that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+async def listens(port: int) -> bool:
+    """Whether something accepts connections on a port of the loopback address."""
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), 1.0)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True

@@ -1,0 +1,120 @@
+"""Where the real programs of the emulated host are: on the machine's own PATH first, else in the cache that ``fetch`` fills.
+
+Nothing here downloads or starts anything.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from igniterd.errors import CannotRun
+
+PYTRITON = "0.7.0"  # its wheel carries tritonserver 2.51
+PYTHON = "3.11"  # the stub inside links against this one
+FETCH = "python -m igniterd.emulator.fetch"
+
+_SYSTEM_LIBRARIES = ("/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/lib")
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program that can be started: its file, and the library folders it needs besides the system's."""
+
+    path: Path
+    libraries: tuple[Path, ...] = ()
+
+    def environment(self) -> dict[str, str]:
+        """``LD_LIBRARY_PATH`` for it, with what was set before kept behind."""
+        before = os.environ.get("LD_LIBRARY_PATH", "")
+        parts = [*(str(p) for p in self.libraries), *([before] if before else [])]
+        return {"LD_LIBRARY_PATH": ":".join(parts)} if parts else {}
+
+    def missing_libraries(self) -> tuple[str, ...]:
+        """Shared libraries that it needs and that are not found, by name."""
+        asked = subprocess.run(
+            ["ldd", str(self.path)], env=os.environ | self.environment(), capture_output=True, text=True, timeout=20, check=False
+        )
+        return tuple(line.split()[0] for line in asked.stdout.splitlines() if "not found" in line)
+
+
+def cache_root() -> Path:
+    """``$XDG_CACHE_HOME/igniterd``, by default ``~/.cache/igniterd``."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "igniterd"
+
+
+def triton_root() -> Path:
+    """The unpacked wheel."""
+    return cache_root() / f"pytriton-{PYTRITON}"
+
+
+def debian_root() -> Path:
+    """Debian packages unpacked without being installed; one folder for all."""
+    return cache_root() / "debian"
+
+
+def debian_libraries() -> tuple[Path, ...]:
+    """Library folders of the unpacked Debian packages that exist."""
+    root = debian_root()
+    found = [root / part for part in ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/nvidia/current")]
+    return tuple(p for p in found if p.is_dir())
+
+
+def libpython() -> Path | None:
+    """Folder with ``libpython3.11.so.1.0``, which Triton's Python stub links against; ``None`` when there is none."""
+    name = f"libpython{PYTHON}.so.1.0"
+    places = [sysconfig.get_config_var("LIBDIR") or "", *_SYSTEM_LIBRARIES, *(str(p) for p in debian_libraries())]
+    return next((Path(p) for p in places if p and (Path(p) / name).exists()), None)
+
+
+def tritonserver() -> Program | None:
+    """tritonserver with its Python backend, or ``None`` when it is not in the cache."""
+    program = triton_root() / "pytriton" / "tritonserver" / "bin" / "tritonserver"
+    library = libpython()
+    stub = backends() / "python" / "triton_python_backend_stub"
+    if library is None or not program.exists() or not stub.exists():
+        return None
+    return Program(program, (library,))
+
+
+def backends() -> Path:
+    """Triton's backend directory."""
+    return triton_root() / "pytriton" / "tritonserver" / "backends"
+
+
+def _on_path_or_unpacked(name: str) -> Program | None:
+    here = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
+    if here is not None:
+        return Program(Path(here))
+    for folder in ("usr/bin", "usr/sbin"):
+        unpacked = debian_root() / folder / name
+        if unpacked.exists():
+            return Program(unpacked, debian_libraries())
+    return None
+
+
+def mosquitto() -> Program | None:
+    """The MQTT broker."""
+    return _on_path_or_unpacked("mosquitto")
+
+
+def mps_control() -> Program | None:
+    """NVIDIA's MPS control daemon."""
+    return _on_path_or_unpacked("nvidia-cuda-mps-control")
+
+
+def promtool() -> Program | None:
+    """Prometheus' checker of rules."""
+    return _on_path_or_unpacked("promtool")
+
+
+def required(program: Program | None, name: str) -> Program:
+    """``program``, or :class:`CannotRun` saying how to get it."""
+    if program is None:
+        raise CannotRun(f"{name} is not on this machine: run `{FETCH}` (or `make assets`) first")
+    return program
