@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from igniterd.clients.once import Once
 from igniterd.clients.triton_config import ModelConfig, allocation_of, backend_of, config_to_dict, gpu_index_of
 from igniterd.clients.triton_metrics import MetricsPage, ModelMetrics, ModelVersion
 from igniterd.errors import CannotRun, NotNow, Refused, Unreachable
@@ -128,7 +128,6 @@ class TritonClient:
         self._clock = clock
         self._metrics = MetricsPage(metrics_url, timeout_s) if metrics_url else None
         self._known: dict[str, _Known] = {}
-        self._once = Once(f"triton:{name}")
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
 
@@ -186,11 +185,9 @@ class TritonClient:
             self._call("ModelStatistics", service_pb2.ModelStatisticsRequest()), self._read_metrics()
         )
         latest = _latest_versions(statistics.model_stats)
-        await self._refresh_configs([name for name in wanted if name in latest], latest)
-        reasons = await self._reasons(wanted, latest)
-        return {
-            name: self._reading(name, latest[name], metrics) if name in latest and name in self._known else reasons[name] for name in wanted
-        }
+        failed = await self._refresh_configs([name for name in wanted if name in latest], latest)
+        missing = await self._why_missing([name for name in wanted if name not in latest])
+        return {name: failed.get(name) or missing.get(name) or self._reading(name, latest[name], metrics) for name in wanted}
 
     async def close(self) -> None:
         if self._channel is not None:
@@ -206,34 +203,34 @@ class TritonClient:
         if self._metrics is None:
             return {}
         try:
-            page = await self._metrics.read()
+            return await self._metrics.read()
         except NotNow as error:
             self.metrics_gap = Gap(f"metrics:{self.name}", str(error), self._clock())
-            self._once.failed("metrics", str(error))
             return {}
-        self._once.worked("metrics")
-        return page
 
-    async def _refresh_configs(self, names: list[str], latest: Mapping[str, Any]) -> None:
-        """Read again the configurations that may have changed, and the oldest few, so that each is read every ``config_max_age_s``."""
+    async def _refresh_configs(self, names: list[str], latest: Mapping[str, Any]) -> dict[str, NotNow]:
+        """Read again the configurations that may have changed, and each one every ``config_max_age_s``. Returns what could not be read."""
         now_s = self._clock()
         due = [name for name in names if self._stale(name, latest[name], now_s)]
         answers = await asyncio.gather(*(self.config(name) for name in due), return_exceptions=True)
+        failed: dict[str, NotNow] = {}
         for name, answer in zip(due, answers, strict=True):
             if isinstance(answer, NotNow):
-                self._once.failed(f"config of {name}", str(answer))
-                self._known.pop(name, None)
+                self._known.pop(name, None)  # what is applied is not known, so nothing is said of the model
+                failed[name] = answer
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                self._once.worked(f"config of {name}")
-                # Staggered: models first read together are not all read together ever after.
-                age = self._config_max_age_s * (hash(name) % 97) / 97.0 if name not in self._known else 0.0
-                self._known[name] = _Known(answer, now_s - age)
+                self._known[name] = _Known(answer, now_s - self._stagger_s(name))
         for name in names:
             if name in self._known:
                 self._known[name].success = latest[name].inference_stats.success.count
                 self._known[name].version = latest[name].version
+        return failed
+
+    def _stagger_s(self, name: str) -> float:
+        """Models first read together must not all be read together ever after: the first reading is given an age of its own."""
+        return 0.0 if name in self._known else self._config_max_age_s * (crc32(name.encode()) % 97) / 97.0
 
     def _stale(self, name: str, statistics: Any, now_s: float) -> bool:
         known = self._known.get(name)
@@ -244,12 +241,12 @@ class TritonClient:
             or now_s - known.read_at_s >= self._config_max_age_s
         )
 
-    async def _reasons(self, wanted: Iterable[str], latest: Mapping[str, Any]) -> dict[str, NotNow]:
-        missing = [name for name in wanted if name not in latest or name not in self._known]
-        if not missing:
+    async def _why_missing(self, names: list[str]) -> dict[str, NotNow]:
+        """Why there are no statistics of `names`, asked of the repository only when there is one to ask for."""
+        if not names:
             return {}
         entries = {entry.name: entry for entry in await self.index()}
-        return {name: _why_missing(name, entries.get(name), self.name) for name in missing}
+        return {name: _not_served(name, entries.get(name), self.name) for name in names}
 
     def _reading(self, name: str, statistics: Any, metrics: Mapping[ModelVersion, ModelMetrics]) -> ModelReading:
         config, counts = self._known[name].config, statistics.inference_stats
@@ -306,7 +303,7 @@ def _batch_stat(batch: Any) -> BatchStat:
     return BatchStat(batch.batch_size, infer.count, batch.compute_input.ns, infer.ns, batch.compute_output.ns)
 
 
-def _why_missing(name: str, entry: IndexEntry | None, triton: str) -> NotNow:
+def _not_served(name: str, entry: IndexEntry | None, triton: str) -> NotNow:
     if entry is None:
         return Refused(
             f"model {name!r} is not in the repository of Triton {triton!r}: check [[model]] name and triton in the configuration"

@@ -1,0 +1,89 @@
+"""MPS control, through its own program: one process a read, commands on standard input, answers on standard output.
+
+The socket under the pipe directory speaks an unpublished protocol that changes with the driver; the program comes with the driver. A read
+starts a process or two of a few milliseconds, and what it tells changes when an administrator changes it, so read it every 30 s or so.
+igniterd never starts, stops or sets anything here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from igniterd.errors import Refused, Unreachable
+from igniterd.records import MpsReading
+
+_NO_DAEMON = "cannot find mps control daemon"
+_PERCENT = re.compile(r"^\d+(?:\.\d+)?$")
+_DEFAULT = "get_default_active_thread_percentage"
+_SERVERS = "get_server_list"
+
+
+DEFAULT_PIPE_DIRECTORY = Path("/tmp/nvidia-mps")  # noqa: S108 - NVIDIA's own default
+
+
+class MpsControl:
+    """The text protocol of ``nvidia-cuda-mps-control``; no other module spells its commands."""
+
+    def __init__(
+        self, binary: str = "nvidia-cuda-mps-control", pipe_directory: Path = DEFAULT_PIPE_DIRECTORY, timeout_s: float = 2.0
+    ) -> None:
+        """`pipe_directory` is the control daemon's ``CUDA_MPS_PIPE_DIRECTORY``."""
+        self._binary = binary
+        self._pipe_directory = pipe_directory
+        self._timeout_s = timeout_s
+
+    async def read(self) -> MpsReading:
+        """The servers running and the least cap that any of them puts on its clients.
+
+        Raises :class:`Unreachable` without a control daemon or an answer in time and :class:`Refused` on an answer that is not understood.
+        """
+        first = await self._ask([_DEFAULT, _SERVERS])
+        if not first:
+            raise Refused(f"{self._binary}: no answer to {_DEFAULT}")
+        caps = [self._fraction(first[0], _DEFAULT)]
+        pids = tuple(self._pid(line) for line in first[1:])
+        if pids:
+            caps += await self._server_caps(pids)
+        return MpsReading(server_pids=pids, default_share=min(caps))
+
+    async def _server_caps(self, pids: Sequence[int]) -> list[float]:
+        """Each server's own cap; a server that ended in between is left out."""
+        answers = await self._ask([f"get_active_thread_percentage {pid}" for pid in pids])
+        return [self._fraction(line, "get_active_thread_percentage") for line in answers if "not found" not in line.lower()]
+
+    def _fraction(self, line: str, command: str) -> float:
+        if not _PERCENT.match(line):
+            raise Refused(f"{self._binary}: {command}: {line}")
+        return float(line) / 100.0
+
+    def _pid(self, line: str) -> int:
+        if not line.isdecimal():
+            raise Refused(f"{self._binary}: {_SERVERS}: {line}")
+        return int(line)
+
+    async def _ask(self, commands: Sequence[str]) -> list[str]:
+        """Lines of the answer to `commands`, all in one process."""
+        environment = os.environ | {"CUDA_MPS_PIPE_DIRECTORY": str(self._pipe_directory)}
+        pipe = asyncio.subprocess.PIPE
+        try:
+            process = await asyncio.create_subprocess_exec(self._binary, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+        except OSError as error:
+            raise Unreachable(f"MPS control: cannot start {self._binary}: {error.strerror or error}") from error
+        try:
+            output, errors = await asyncio.wait_for(process.communicate("".join(f"{c}\n" for c in commands).encode()), self._timeout_s)
+        except TimeoutError as error:
+            raise Unreachable(f"MPS control: no answer from {self._binary} in {self._timeout_s:g} s") from error
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        complaint = errors.decode(errors="replace").strip() or output.decode(errors="replace").strip()
+        if _NO_DAEMON in complaint.lower():
+            raise Unreachable(f"MPS control: no control daemon at {self._pipe_directory}: start it with `nvidia-cuda-mps-control -d`")
+        if process.returncode != 0:
+            raise Unreachable(f"MPS control: {self._binary} ended with status {process.returncode}: {complaint}")
+        return [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]

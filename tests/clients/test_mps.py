@@ -1,0 +1,76 @@
+"""The program is played by a small script: the answers are those of the control daemon of driver 535."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from igniterd.clients.mps import MpsControl
+from igniterd.errors import Refused, Unreachable
+from igniterd.records import MpsReading
+
+
+def a_control(folder: Path, body: str) -> str:
+    path = folder / "control"
+    path.write_text(f"#!/bin/bash\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+ANSWERING = """
+while read -r command argument; do
+  case $command in
+    get_default_active_thread_percentage) echo "${DEFAULT}" ;;
+    get_server_list) for pid in ${SERVERS}; do echo $pid; done ;;
+    get_active_thread_percentage) case $argument in 41) echo 60.0 ;; *) echo "Server $argument not found" ;; esac ;;
+    *) echo "Unknown command \\"$command\\"" ;;
+  esac
+done
+"""
+
+
+async def test_no_server_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEFAULT", "100.0")
+    monkeypatch.setenv("SERVERS", "")
+    assert await MpsControl(a_control(tmp_path, ANSWERING), tmp_path).read() == MpsReading(server_pids=(), default_share=1.0)
+
+
+async def test_the_least_cap_counts_and_a_server_that_ended_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEFAULT", "80.0")
+    monkeypatch.setenv("SERVERS", "41 42")
+    assert await MpsControl(a_control(tmp_path, ANSWERING), tmp_path).read() == MpsReading(server_pids=(41, 42), default_share=0.6)
+
+
+async def test_it_asks_the_daemon_of_the_pipe_directory(tmp_path: Path) -> None:
+    control = a_control(tmp_path, 'cat >/dev/null; [ "$CUDA_MPS_PIPE_DIRECTORY" = "/run/mps" ] && echo 50.0')
+    assert (await MpsControl(control, Path("/run/mps")).read()).default_share == 0.5
+
+
+async def test_no_daemon(tmp_path: Path) -> None:
+    control = a_control(tmp_path, "cat >/dev/null; echo 'Cannot find MPS control daemon process' >&2; exit 1")
+    with pytest.raises(Unreachable, match=r"no control daemon at /run/mps: start it with"):
+        await MpsControl(control, Path("/run/mps")).read()
+
+
+async def test_no_program(tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match="cannot start /no/such/program: No such file or directory"):
+        await MpsControl("/no/such/program", tmp_path).read()
+
+
+async def test_a_program_that_fails(tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match="ended with status 3: no libcuda"):
+        await MpsControl(a_control(tmp_path, "cat >/dev/null; echo no libcuda >&2; exit 3"), tmp_path).read()
+
+
+async def test_a_program_that_hangs_is_ended(tmp_path: Path) -> None:
+    control = MpsControl(a_control(tmp_path, f"echo $$ > {tmp_path}/pid; exec tail -f /dev/null"), tmp_path, timeout_s=0.5)
+    with pytest.raises(Unreachable, match=r"no answer from .* in 0.5 s"):
+        await control.read()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@pytest.mark.parametrize("answer", ["Unknown command", "-1", ""])
+async def test_an_answer_that_is_not_understood(tmp_path: Path, answer: str) -> None:
+    with pytest.raises(Refused, match="get_default_active_thread_percentage"):
+        await MpsControl(a_control(tmp_path, f"cat >/dev/null; echo '{answer}'"), tmp_path).read()
