@@ -1,0 +1,192 @@
+"""Response time of a request through Triton's dynamic batcher: mean and percentiles, computed from a stationary distribution.
+
+The batcher as it is: a batch starts when an instance is free and takes what is queued, up to the largest batch; with a queue delay it
+waits until the oldest request has waited that long or the largest batch is queued. The service time of a batch depends on its size and is
+gamma distributed around its mean. See :mod:`igniterd.model.kernels.tail` for the method.
+
+Overload is a status, never an extrapolation: where the rate is not below what full batches can serve, no figure is given.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from igniterd.model.kernels import smear
+from igniterd.model.kernels import tail as kernels
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+_T = TypeVar("_T", np.float64, np.int64)
+
+MAX_BATCH = 512
+MAX_CV = 1.0
+_QUANTILES = np.array([0.5, 0.95, 0.99])
+
+
+class TailStatus(StrEnum):
+    """What became of an evaluation."""
+
+    OK = "ok"
+    OVERLOAD = "overload"  # no stationary distribution, or so near to none that its percentiles mean nothing
+    BAD_INPUT = "bad_input"
+
+
+@dataclass(frozen=True, slots=True)
+class TailResult:
+    """Stationary response time of one model; every figure is NaN unless ``status`` is ok."""
+
+    status: TailStatus
+    message: str = ""
+    mean_ms: float = math.nan
+    p50_ms: float = math.nan
+    p95_ms: float = math.nan
+    p99_ms: float = math.nan
+    utilisation: float = math.nan  # fraction of the time an instance is executing
+    mean_batch: float = math.nan  # requests in a batch, mean over the batches
+    step_ms: float = field(default=math.nan, repr=False)
+    cdf: F64 = field(default_factory=lambda: np.empty(0), repr=False, compare=False)  # P(T <= i step_ms), i = 0, 1, …
+
+    @property
+    def success(self) -> bool:
+        return self.status is TailStatus.OK
+
+    def quantile(self, q: float) -> float:
+        """Time (ms) within which a fraction ``q`` of the requests is answered; NaN unless ok, or above about 0.9999."""
+        if not self.success:
+            return math.nan
+        return float(smear.quantile(self.cdf, self.step_ms, q))
+
+    def attainment(self, slo_ms: float) -> float:
+        """Fraction of the requests answered within ``slo_ms``; NaN unless ok."""
+        if not self.success:
+            return math.nan
+        return float(np.interp(slo_ms, np.arange(self.cdf.size) * self.step_ms, self.cdf))
+
+
+@dataclass(frozen=True, slots=True)
+class TailRows:
+    """Many evaluations; every array has a row an evaluation, NaN where ``ok`` is false."""
+
+    ok: NDArray[np.bool_]
+    mean_ms: F64
+    p50_ms: F64
+    p95_ms: F64
+    p99_ms: F64
+    utilisation: F64
+    mean_batch: F64
+
+
+class _Case(NamedTuple):
+    """What rows of one call have in common."""
+
+    cv: float
+    instances: int
+    burstiness: float
+
+
+def response_time(
+    rate_per_s: float,
+    service_ms: ArrayLike,
+    *,
+    service_cv: float = 0.1,
+    max_queue_delay_ms: float = 0.0,
+    instances: int = 1,
+    burstiness: float = 1.0,
+) -> TailResult:
+    """Response time for open arrivals of ``rate_per_s``.
+
+    ``service_ms``, shape (B,): mean service time of batches 1..B, B the largest batch. ``service_cv``: coefficient of variation of one
+    service time (0 to 1). ``burstiness``: squared coefficient of variation of the times between arrivals (0 constant, 1 Poisson).
+    Never raises for what the numbers are: ``status`` and ``message`` say what is wrong.
+    """
+    service = np.ascontiguousarray(service_ms, dtype=np.float64)
+    case = _Case(service_cv, instances, burstiness)
+    problem = _problem(rate_per_s, service, max_queue_delay_ms, case)
+    if problem:
+        return TailResult(TailStatus.BAD_INPUT, problem)
+    rows = np.array([rate_per_s]), service[None, :], np.array([service.size]), np.array([max_queue_delay_ms], dtype=np.float64)
+    stats, points, codes, cdf = _evaluate(*rows, case)
+    if codes[0] != kernels.OK:
+        return TailResult(TailStatus.OVERLOAD, _overload(int(codes[0]), rate_per_s, service, instances))
+    mean, utilisation, batch, step = (float(x) for x in stats[0])
+    p50, p95, p99 = (float(x) for x in points[0])
+    return TailResult(TailStatus.OK, "", mean, p50, p95, p99, utilisation, batch, step, cdf)
+
+
+def response_times(
+    rates_per_s: ArrayLike,
+    service_ms: ArrayLike,
+    *,
+    batches: ArrayLike | None = None,
+    service_cv: float = 0.1,
+    max_queue_delay_ms: ArrayLike = 0.0,
+    instances: int = 1,
+    burstiness: float = 1.0,
+) -> TailRows:
+    """Many evaluations in one call; rates, curves, batch limits and delays broadcast over the rows.
+
+    ``rates_per_s`` () or (R,); ``service_ms`` (B,) or (R, B); ``batches`` (R,) the largest batch of each row (all of B when not given);
+    ``max_queue_delay_ms`` () or (R,). Raises ``ValueError`` naming the first row that is not valid; overload is ``ok`` false.
+    """
+    curves = np.atleast_2d(np.asarray(service_ms, dtype=np.float64))
+    most = curves.shape[1]
+    rates, delays = np.asarray(rates_per_s, dtype=np.float64), np.asarray(max_queue_delay_ms, dtype=np.float64)
+    limits = np.asarray(most if batches is None else batches, dtype=np.int64)
+    n = np.broadcast_shapes(rates.shape, delays.shape, limits.shape, curves.shape[:1])
+    rates, delays, limits = _spread(rates, n), _spread(delays, n), _spread(limits, n)
+    curves = _spread(curves, (*n, most))
+    case = _Case(service_cv, instances, burstiness)
+    for row in range(rates.size):
+        if not 1 <= limits[row] <= most:
+            raise ValueError(f"row {row}: batches is {limits[row]}: give 1 to {most}, the batches of the service curve")
+        problem = _problem(float(rates[row]), curves[row], float(delays[row]), case)
+        if problem:
+            raise ValueError(f"row {row}: {problem}")
+    stats, points, codes, _ = _evaluate(rates, curves, limits, delays, case)
+    mean, utilisation, batch = stats[:, kernels.MEAN], stats[:, kernels.UTILISATION], stats[:, kernels.MEAN_BATCH]
+    return TailRows(codes == kernels.OK, mean, points[:, 0], points[:, 1], points[:, 2], utilisation, batch)
+
+
+def _spread(a: NDArray[_T], shape: tuple[int, ...]) -> NDArray[_T]:
+    return np.ascontiguousarray(np.broadcast_to(a, shape))
+
+
+def _evaluate(rates: F64, curves: F64, limits: I64, delays: F64, case: _Case) -> tuple[F64, F64, I64, F64]:
+    """Statistics (R, STATS), percentiles (R, 3), codes (R,) and the distribution function of the last row."""
+    n = rates.size
+    stats, points, codes = np.empty((n, kernels.STATS)), np.empty((n, _QUANTILES.size)), np.empty(n, dtype=np.int64)
+    cdf = np.empty(kernels.GRID)
+    kernels.tail_rows(rates * 1e-3, curves, limits, np.full(n, case.cv), delays, stats, cdf, _QUANTILES, points, codes)
+    return stats, points, codes, cdf
+
+
+def _problem(rate: float, service: F64, delay: float, case: _Case) -> str:
+    """What is wrong with the arguments, or nothing."""
+    if service.ndim != 1 or not 1 <= service.size <= MAX_BATCH:
+        return f"service_ms has shape {service.shape}: give the mean service times of batches 1..B, 1 <= B <= {MAX_BATCH}"
+    if not (service.min() > 0.0 and service.max() < math.inf):
+        worst = int(np.flatnonzero(~((service > 0.0) & np.isfinite(service)))[0])
+        return f"service_ms of batch {worst + 1} is {service[worst]}: give a positive number of ms"
+    checks = (
+        (math.isfinite(rate) and rate > 0.0, f"rate_per_s is {rate}: give a positive number of requests a second"),
+        (0.0 <= case.cv <= MAX_CV, f"service_cv is {case.cv}: give a number from 0 (constant) to {MAX_CV:g}"),
+        (math.isfinite(delay) and delay >= 0.0, f"max_queue_delay_ms is {delay}: give 0 or a positive number of ms"),
+        (case.instances == 1, f"instances is {case.instances}: one instance is what can be evaluated"),
+        (case.burstiness == 1.0, f"burstiness is {case.burstiness}: Poisson arrivals (1) are what can be evaluated"),
+    )
+    return next((message for good, message in checks if not good), "")
+
+
+def _overload(code: int, rate: float, service: F64, instances: int) -> str:
+    largest = service.size
+    most = 1e3 * largest / float(service[-1]) * instances
+    full = f"{most:.6g}/s that full batches of {largest} ({service[-1]:.4g} ms each) can serve"
+    if code == kernels.NEAR_OVERLOAD:
+        return f"{rate:g} requests/s is within a hair of the {full}: the queue is too unsteady for percentiles"
+    return f"{rate:g} requests/s is more than the {full}"
