@@ -23,10 +23,10 @@ import aiohttp
 from igniterd.emulator import programs
 from igniterd.emulator.boardfile import BoardFile
 from igniterd.emulator.gpu import HANDOVER_S, SLICE_S
+from igniterd.emulator.load import INPUT_FLOATS
 from igniterd.emulator.process import Running, free_ports, listens, running
 from igniterd.emulator.truth import BOARD_MEMORY_BYTES, DISPERSION_CV, MAX_BATCH, Truth
 
-INPUT_FLOATS = 16  # each item carries a few floats: the time of the real transfer is in the tables
 _READY_S = 60.0
 
 
