@@ -28,6 +28,7 @@ from igniterd.records import BatchStat, Gap, ModelReading
 
 _CONTROL_PROBE = "igniterd-asks-for-the-model-control-mode"
 _NOT_EXPLICIT = "explicit model load / unload is not allowed"
+_NOT_POLLED = "failed to poll from model repository"
 _RESTRICTED = "protocol is restricted"
 _NO_ANSWER = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 _CHANNEL_OPTIONS = [
@@ -319,4 +320,6 @@ def _meaning(error: grpc.aio.AioRpcError, server: str, timeout_s: float) -> NotN
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return Unreachable(f"{server}: no answer in {timeout_s:g} s")
         return Unreachable(f"{server}: {details}")
+    if _NOT_POLLED in details:
+        details = f"{details}: the configuration or the model's folder is not as Triton wants it; only Triton's log says why"
     return Refused(details.strip())

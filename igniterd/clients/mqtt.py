@@ -1,0 +1,287 @@
+"""Hints for the cluster over MQTT 5, each a CloudEvents 1.0 event as JSON under ``igniterd/v1/<cluster>/<host>/``.
+
+The broker is never in the way: :meth:`MqttPublisher.publish` only puts a message down, a task of its own carries it, and while the broker
+is gone a newer message replaces the older one of its kind. Whether the host lives is on ``…/status``, retained: online, degraded, or
+offline, which the broker says by itself (Last Will) when the daemon dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import random
+import ssl
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiomqtt
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from igniterd.clients.jsontext import dumps
+from igniterd.clients.once import Once
+from igniterd.errors import CannotRun
+
+CONTENT_TYPE = "application/cloudevents+json"
+_MOST_WAITING = 256
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+_LASTING_S = 20.0
+_STATUS = "status"
+
+
+@dataclass(slots=True)
+class MqttStatistics:
+    """Since the start of the daemon."""
+
+    connected: bool = False
+    published: int = 0
+    replaced: int = 0
+    dropped: int = 0
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    expiry_s: int | None
+
+
+class MqttPublisher:
+    """One host's voice. A task of its own carries messages; :meth:`publish` and :meth:`set_status` return at once."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        cluster: str,
+        host: str,
+        username: str | None = None,
+        password_file: Path | None = None,
+        ca_file: Path | None = None,
+        cert_file: Path | None = None,
+        key_file: Path | None = None,
+        timeout_s: float = 5.0,
+        keepalive_s: int = 15,
+        first_pause_s: float = _FIRST_PAUSE_S,
+    ) -> None:
+        """`url` is ``mqtt://host[:port]`` or ``mqtts://host[:port]``; the PEM files count for ``mqtts`` (without `ca_file` the system's
+        authorities are trusted). Raises :class:`CannotRun` for files that cannot be read."""
+        parts = urlsplit(url)
+        secure = parts.scheme == "mqtts"
+        self.statistics = MqttStatistics()
+        self._host, self._port = parts.hostname or "", parts.port or (8883 if secure else 1883)
+        self._context = _tls_context(ca_file, cert_file, key_file) if secure else None
+        self._username, self._password_file = username, password_file
+        self._password()  # a file that is not there is said at the start, not at the first reconnect
+        self._timeout_s, self._keepalive_s, self._first_pause_s = timeout_s, keepalive_s, first_pause_s
+        self._source = f"igniterd/{cluster}/{host}"
+        self._prefix = f"igniterd/v1/{cluster}/{host}/"
+        self._identifier = f"igniterd-{cluster}-{host}"
+        self._event_ids = (f"{uuid.uuid4().hex[:12]}-{number}" for number in itertools.count(1))
+        self._waiting: OrderedDict[tuple[str, ...], _Message] = OrderedDict()
+        self._retained: dict[str, _Message] = {}
+        self._wake = asyncio.Event()
+        self._once = Once("mqtt")
+        self._status = ("online", "")
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to carry messages. Does not wait for the broker."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="mqtt")
+
+    async def close(self) -> None:
+        """Say ``offline``, as far as the broker still listens, and disconnect. Takes two deadlines at most."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=2 * self._timeout_s)
+            self._task = None
+
+    def publish(
+        self,
+        suffix: str,
+        kind: str,
+        data: Mapping[str, Any],
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        expiry_s: int | None = None,
+    ) -> None:
+        """Put down an event of type `kind` for topic ``…/<suffix>``; never waits, never fails.
+
+        It replaces one of the same topic, kind and model (``data["model"]``) that has not been sent yet.
+        """
+        message = _Message(self._prefix + suffix, self._event(kind, data), qos, retain, expiry_s)
+        if retain:
+            self._retained[message.topic] = message
+            self._put((message.topic,), message)
+        else:
+            self._put((message.topic, kind, str(data.get("model", ""))), message)
+
+    def set_status(self, status: str, reason: str = "") -> None:
+        """``online`` or ``degraded`` with the reason; said now if it changed, and again after every reconnect."""
+        if (status, reason) != self._status:
+            self._status = (status, reason)
+            self._put((self._prefix + _STATUS,), self._status_message(status, reason))
+
+    # ------------------------------------------------------------ inside
+
+    async def _run(self) -> None:
+        """Connect, carry messages, and connect again after a failure, until cancelled. Says ``offline`` on the way out."""
+        pause_s = self._first_pause_s
+        while True:
+            began_s = time.monotonic()
+            try:
+                async with self._client() as client:
+                    await self._serve(client)
+            except (aiomqtt.MqttError, OSError, CannotRun) as error:
+                self._failed(error)
+            if time.monotonic() - began_s > _LASTING_S:  # a shorter one is no success: two hosts of one name cut each other off for ever
+                pause_s = self._first_pause_s
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # jitter: a broker that returns is not met by all hosts at once
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    async def _serve(self, client: aiomqtt.Client) -> None:
+        """Carry messages over one connection; returns by raising what ended it."""
+        self._once.worked("connection", broker=f"{self._host}:{self._port}")
+        self.statistics.connected = True
+        try:
+            await self._send(client, self._status_message(*self._status))
+            for message in self._retained.values():  # a broker that lost its memory is told again
+                self._waiting.setdefault((message.topic,), message)
+            self._wake.set()
+            await self._carry(client)
+        except asyncio.CancelledError:
+            with contextlib.suppress(aiomqtt.MqttError, TimeoutError):
+                await self._send(client, self._status_message("offline", "the daemon was stopped"))
+            raise
+        finally:
+            self.statistics.connected = False
+
+    async def _carry(self, client: aiomqtt.Client) -> None:
+        """Send what waits, oldest first, until the connection ends."""
+        lost = asyncio.ensure_future(_until_lost(client))
+        try:
+            while True:
+                self._wake.clear()
+                while self._waiting:
+                    key, message = self._waiting.popitem(last=False)
+                    try:
+                        await self._send(client, message)
+                    except BaseException:
+                        self._waiting.setdefault(key, message)  # unless a newer one came in the meantime
+                        self._waiting.move_to_end(key, last=False)
+                        raise
+                woken = asyncio.ensure_future(self._wake.wait())
+                try:
+                    await asyncio.wait({lost, woken}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    woken.cancel()
+                if lost.done():
+                    lost.result()
+        finally:
+            lost.cancel()
+            with contextlib.suppress(asyncio.CancelledError, aiomqtt.MqttError):
+                await lost
+
+    async def _send(self, client: aiomqtt.Client, message: _Message) -> None:
+        properties = _publish_properties(message.expiry_s)
+        await client.publish(message.topic, message.payload, message.qos, message.retain, properties, timeout=self._timeout_s)
+        self.statistics.published += 1
+
+    def _failed(self, error: Exception) -> None:
+        self.statistics.failures += 1
+        self._once.failed("connection", str(error) or type(error).__name__, broker=f"{self._host}:{self._port}")
+
+    def _put(self, key: tuple[str, ...], message: _Message) -> None:
+        if self._waiting.pop(key, None) is not None:
+            self.statistics.replaced += 1
+        elif len(self._waiting) >= _MOST_WAITING:
+            self._waiting.popitem(last=False)
+            self.statistics.dropped += 1
+        self._waiting[key] = message
+        self._wake.set()
+
+    def _client(self) -> aiomqtt.Client:
+        offline = self._status_message("offline", "the connection was lost")
+        return aiomqtt.Client(
+            self._host,
+            self._port,
+            username=self._username,
+            password=self._password(),
+            # The same name every time: after a cut the broker ends the old session at once, and its will cannot follow our "online".
+            identifier=self._identifier,
+            protocol=aiomqtt.ProtocolVersion.V5,
+            clean_start=True,
+            keepalive=self._keepalive_s,
+            timeout=self._timeout_s,
+            tls_context=self._context,
+            will=aiomqtt.Will(offline.topic, offline.payload, offline.qos, offline.retain, _will_properties()),
+        )
+
+    def _password(self) -> str | None:
+        """Read at every connection, so that a changed password needs no restart."""
+        if self._password_file is None:
+            return None
+        try:
+            return self._password_file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise CannotRun(f"mqtt.password_file: {error}") from error
+
+    def _status_message(self, status: str, reason: str) -> _Message:
+        data = {"status": status} | ({"reason": reason} if reason else {})
+        return _Message(self._prefix + _STATUS, self._event("igniterd.status", data), 1, True, None)
+
+    def _event(self, kind: str, data: Mapping[str, Any]) -> bytes:
+        event = {
+            "specversion": "1.0",
+            "id": next(self._event_ids),
+            "source": self._source,
+            "type": kind,
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "datacontenttype": "application/json",
+            "data": data,
+        }
+        return dumps(event).encode()
+
+
+def _tls_context(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+        if cert_file is not None:
+            context.load_cert_chain(cert_file, key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise CannotRun(f"TLS for the MQTT broker: {error}") from error
+    return context
+
+
+async def _until_lost(client: aiomqtt.Client) -> None:
+    """Nothing is subscribed to, so this ends only by the error that ended the connection."""
+    async for _ in client.messages:
+        continue
+
+
+def _publish_properties(expiry_s: int | None) -> Properties:
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    properties.ContentType = CONTENT_TYPE
+    if expiry_s is not None:
+        properties.MessageExpiryInterval = expiry_s
+    return properties
+
+
+def _will_properties() -> Properties:
+    properties = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]
+    properties.ContentType = CONTENT_TYPE
+    return properties

@@ -1,0 +1,159 @@
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from igniterd.clients.metrics import Histogram, Metrics, sources_of
+from igniterd.clients.mqtt import MqttStatistics
+from igniterd.config import parse_config
+from igniterd.records import Outcomes
+from tests.clients.ticks import CONFIG, a_config, a_tick
+
+RESNET = {"model": "resnet50", "version": "1"}
+VGG = {"model": "vgg19", "version": "1"}
+
+CONTRACT = {
+    "slo_latency_seconds",
+    "latency_seconds",
+    "predicted_latency_seconds",
+    "prediction_error_ratio",
+    "arrival_requests",
+    "slo_violation_seconds",
+    "observed_seconds",
+    "mps_active_thread_ratio",
+    "max_batch_size",
+    "max_queue_delay_seconds",
+    "gpu_allocated_ratio",
+    "gpu_headroom_ratio",
+    "feasible",
+    "decisions",
+    "actuations",
+    "actuation_failures",
+    "actuation_duration_seconds",
+    "control_loop_duration_seconds",
+    "source_up",
+    "last_success_timestamp_seconds",
+    "build_info",
+}
+
+
+class Page:
+    """The exposition as a scraper understands it."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.families = {family.name: family for family in text_string_to_metric_families(metrics.render()[0].decode())}
+
+    def value(self, sample: str, **labels: str) -> float:
+        found = [
+            each.value for family in self.families.values() for each in family.samples if each.name == sample and each.labels == labels
+        ]
+        assert len(found) == 1, f"{sample}{labels}: {found}"
+        return found[0]
+
+    def has(self, sample: str, **labels: str) -> bool:
+        return any(
+            each.name == sample and labels.items() <= each.labels.items() for family in self.families.values() for each in family.samples
+        )
+
+
+def after(*ticks: object) -> Page:
+    metrics = Metrics(a_config())
+    for tick in ticks:
+        metrics.update(tick)  # type: ignore[arg-type]
+    return Page(metrics)
+
+
+def test_every_name_of_the_contract_is_there() -> None:
+    names = {name.removeprefix("igniterd_") for name in after(a_tick()).families if name.startswith("igniterd_")}
+    assert names >= CONTRACT
+    assert all(family.documentation for family in after(a_tick()).families.values())
+
+
+def test_the_latest_tick_is_shown() -> None:
+    page = after(a_tick(0), a_tick(1))
+    assert page.value("igniterd_slo_latency_seconds", **RESNET) == 0.040
+    assert page.value("igniterd_latency_seconds", **RESNET, quantile="0.99", source="triton") == 0.05
+    assert page.value("igniterd_latency_seconds", **RESNET, quantile="0.99", source="estimate") == 0.05
+    assert page.value("igniterd_predicted_latency_seconds", **RESNET, quantile="0.99") == 0.044
+    assert page.value("igniterd_mps_active_thread_ratio", **RESNET) == 0.3
+    assert page.value("igniterd_max_batch_size", **RESNET) == 8
+    assert page.value("igniterd_max_queue_delay_seconds", **RESNET) == 0.0015
+    assert page.value("igniterd_gpu_allocated_ratio", gpu_uuid="GPU-a") == 0.3
+    assert page.value("igniterd_gpu_headroom_ratio", gpu_uuid="GPU-a") == 1.2
+    assert page.value("igniterd_gpu_sm_clock_hertz", gpu_uuid="GPU-a") == 1.38e9
+    assert page.value("igniterd_feasible") == 0
+    assert page.value("igniterd_model_feasible", **VGG) == 0
+    assert page.value("igniterd_model_info", **RESNET, triton="main", backend="python", gpu_uuid="GPU-a") == 1
+
+
+def test_what_is_not_known_is_absent_not_zero() -> None:
+    page = after(a_tick())
+    assert not page.has("igniterd_mps_active_thread_ratio", model="vgg19")
+    assert not page.has("igniterd_latency_seconds", model="vgg19")
+    assert not page.has("igniterd_gpu_temperature_celsius")
+    before = Page(Metrics(a_config()))
+    assert not before.has("igniterd_feasible")
+    assert before.value("igniterd_arrival_requests_total", model="resnet50", version="") == 0, "counters are there from the start"
+
+
+def test_counters_add_up_and_never_go_back() -> None:
+    page = after(a_tick(0), a_tick(1), a_tick(2, p99_ms=30.0), a_tick(3, p99_ms=None, outcome=Outcomes.HOLD))
+    assert page.value("igniterd_arrival_requests_total", **RESNET) == 1200
+    assert page.value("igniterd_arrival_requests_total", **VGG) == 0
+    assert page.value("igniterd_failed_requests_total", **RESNET) == 8
+    assert page.value("igniterd_observed_seconds_total", **RESNET) == 3
+    assert page.value("igniterd_slo_violation_seconds_total", **RESNET) == 2
+    assert page.value("igniterd_decisions_total", outcome="move") == 3
+    assert page.value("igniterd_decisions_total", outcome="hold") == 1
+    assert page.value("igniterd_decisions_total", outcome="wait") == 0
+    assert page.value("igniterd_actuations_total", kind="grow") == 4
+    assert page.value("igniterd_actuation_failures_total", kind="grow") == 0
+    assert page.value("igniterd_actuation_failures_total", kind="batching") == 4
+    assert page.value("igniterd_ticks_total") == 4
+
+
+def test_histograms_are_cumulative() -> None:
+    page = after(a_tick(0), a_tick(1))
+    assert page.value("igniterd_prediction_error_ratio_bucket", **RESNET, le="1.05") == 0
+    assert page.value("igniterd_prediction_error_ratio_bucket", **RESNET, le="1.1") == 2
+    assert page.value("igniterd_prediction_error_ratio_count", **RESNET) == 2
+    assert page.value("igniterd_prediction_error_ratio_sum", **RESNET) == pytest.approx(2.16)
+    assert page.value("igniterd_control_loop_duration_seconds_count", stage="observe") == 2
+    assert page.value("igniterd_actuation_duration_seconds_sum", kind="grow") == 3.0
+
+
+def test_a_bound_belongs_to_its_bucket() -> None:
+    histogram = Histogram((1.0, 2.0))
+    for value in (0.5, 1.0, 1.5, 2.0, 2.5):
+        histogram.observe(value)
+    assert histogram.cumulative() == [("1.0", 2.0), ("2.0", 4.0), ("+Inf", 5.0)]
+
+
+def test_a_silent_source_is_down_and_keeps_its_last_success() -> None:
+    page = after(a_tick(0), a_tick(5, gaps=("triton:main", "mps")))
+    assert page.value("igniterd_source_up", source="nvml") == 1
+    assert page.value("igniterd_source_up", source="mps") == 0
+    assert page.value("igniterd_source_up", source="triton:main") == 0
+    assert page.value("igniterd_source_up", source="metrics:main") == 0, "a page is not asked for while its server is silent"
+    assert page.value("igniterd_last_success_timestamp_seconds", source="nvml") == 1_700_000_005
+    assert page.value("igniterd_last_success_timestamp_seconds", source="triton:main") == 1_700_000_000
+
+
+def test_only_sources_that_are_configured_count() -> None:
+    assert list(sources_of(a_config())) == ["nvml", "mps", "triton:main", "metrics:main"]
+    bare = CONFIG.replace("[mqtt]", '[gpu]\nsource = "none"\n[mps]\nenabled = false\n[mqtt]')
+    assert list(sources_of(parse_config(bare, source="test"))) == ["triton:main", "metrics:main"]
+
+
+def test_the_broker_is_shown_when_there_is_one() -> None:
+    assert not after(a_tick()).has("igniterd_mqtt_connected")
+    metrics = Metrics(a_config(), mqtt=MqttStatistics(connected=True, published=9, failures=1))
+    page = Page(metrics)
+    assert page.value("igniterd_mqtt_connected") == 1
+    assert page.value("igniterd_mqtt_published_total") == 9
+    assert page.value("igniterd_mqtt_failures_total") == 1
+
+
+def test_a_scraper_that_wants_openmetrics_gets_it() -> None:
+    body, content_type = Metrics(a_config()).render("application/openmetrics-text; version=1.0.0")
+    assert content_type.startswith("application/openmetrics-text")
+    assert body.endswith(b"# EOF\n")
+    assert Metrics(a_config()).render()[1].startswith("text/plain")

@@ -1,0 +1,161 @@
+"""The publisher against a real mosquitto."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiomqtt
+import pytest
+from structlog.testing import capture_logs
+
+from igniterd.clients.mqtt import MqttPublisher
+from igniterd.emulator.host import BrokerHost, broker_host
+from igniterd.emulator.process import free_ports, running
+
+pytestmark = pytest.mark.integration
+
+PREFIX = "igniterd/v1/lab/gpu-a/"
+PATIENCE_S = 20.0
+
+
+class Listener:
+    """A client that hears everything under ``igniterd/``, retained messages first, in whatever order the broker sends them."""
+
+    def __init__(self, client: aiomqtt.Client) -> None:
+        self._client = client
+        self._unread: list[tuple[aiomqtt.Message, dict[str, Any]]] = []
+
+    async def next(self, suffix: str, **wanted: Any) -> tuple[aiomqtt.Message, dict[str, Any]]:
+        """The oldest event not asked for yet that is on the topic and whose data has all of `wanted`."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                for number, (message, event) in enumerate(self._unread):
+                    if message.topic.value == PREFIX + suffix and wanted.items() <= event["data"].items():
+                        return self._unread.pop(number)
+                message = await anext(self._client.messages)
+                self._unread.append((message, json.loads(bytes(message.payload))))  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def listening(broker: BrokerHost) -> AsyncIterator[Listener]:
+    async with aiomqtt.Client("127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V5) as client:
+        await client.subscribe("igniterd/#", qos=1)
+        yield Listener(client)
+
+
+@asynccontextmanager
+async def publishing(url: str) -> AsyncIterator[MqttPublisher]:
+    publisher = MqttPublisher(url, cluster="lab", host="gpu-a", first_pause_s=0.1)
+    await publisher.start()
+    try:
+        yield publisher
+    finally:
+        await publisher.close()
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.02)
+
+
+async def test_events_arrive_in_their_envelope(tmp_path: Path) -> None:
+    async with broker_host(tmp_path) as broker, listening(broker) as listener, publishing(broker.url) as publisher:
+        _, online = await listener.next("status")
+        assert online["data"] == {"status": "online"}
+        publisher.publish("state", "igniterd.state", {"tick": 7, "headroom": float("nan")}, retain=True, expiry_s=30)
+        message, event = await listener.next("state")
+        assert event["data"] == {"tick": 7, "headroom": None}
+        assert {key: event[key] for key in ("specversion", "source", "type", "datacontenttype")} == {
+            "specversion": "1.0",
+            "source": "igniterd/lab/gpu-a",
+            "type": "igniterd.state",
+            "datacontenttype": "application/json",
+        }
+        assert event["id"] != online["id"]
+        assert message.qos == 1
+        assert message.properties is not None
+        assert message.properties.ContentType == "application/cloudevents+json"
+        assert 0 < message.properties.MessageExpiryInterval <= 30
+        async with listening(broker) as later:
+            assert (await later.next("state"))[0].retain, "a listener that comes later is given the state"
+            assert (await later.next("status", status="online"))[0].retain
+
+
+async def test_status_follows_the_daemon(tmp_path: Path) -> None:
+    async with broker_host(tmp_path) as broker, listening(broker) as listener:
+        async with publishing(broker.url) as publisher:
+            await listener.next("status", status="online")
+            publisher.set_status("degraded", "Triton 'main' does not answer")
+            _, event = await listener.next("status", status="degraded")
+            assert event["data"]["reason"] == "Triton 'main' does not answer"
+            publisher.set_status("online")
+            await listener.next("status", status="online")
+        _, event = await listener.next("status", status="offline")
+        assert event["data"]["reason"] == "the daemon was stopped"
+
+
+async def test_the_broker_says_offline_when_the_daemon_is_killed(tmp_path: Path) -> None:
+    script = """
+import asyncio, sys
+from igniterd.clients.mqtt import MqttPublisher
+async def main():
+    publisher = MqttPublisher(sys.argv[1], cluster="lab", host="gpu-a")
+    await publisher.start()
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+    async with broker_host(tmp_path) as broker, listening(broker) as listener:
+        command = [sys.executable, "-c", script, broker.url]
+        environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+        async with running("publisher", command, log=tmp_path / "publisher.log", env=environment) as daemon:
+            await listener.next("status", status="online")
+            daemon._process.kill()
+            _, event = await listener.next("status", status="offline")
+            assert event["data"]["reason"] == "the connection was lost"
+
+
+async def test_a_broker_that_dies_and_returns(tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        async with broker_host(tmp_path) as first, listening(first) as listener, publishing(first.url) as publisher:
+            await listener.next("status", status="online")
+            publisher.publish("state", "igniterd.state", {"tick": 1}, retain=True)
+            await listener.next("state", tick=1)
+            await first.program.stop()
+            await until(lambda: publisher.statistics.failures >= 2)
+            assert not publisher.statistics.connected
+            for tick in range(2, 50):
+                publisher.publish("state", "igniterd.state", {"tick": tick}, retain=True)
+                publisher.publish("hint", "igniterd.hint.shed", {"model": "vgg19", "tick": tick})
+                publisher.publish("hint", "igniterd.hint.shed", {"model": "alexnet", "tick": tick})
+            async with broker_host(tmp_path, port=first.port) as second, listening(second) as again:
+                _, event = await again.next("state")
+                assert event["data"]["tick"] == 49, "only the newest state is sent"
+                hints = [(await again.next("hint"))[1]["data"] for _ in range(2)]
+                assert hints == [{"model": "vgg19", "tick": 49}, {"model": "alexnet", "tick": 49}]
+                assert publisher.statistics.connected
+                assert publisher.statistics.replaced == 3 * 47
+    told = [(entry["log_level"], entry["event"]) for entry in logs if entry.get("source") == "mqtt"]
+    assert told[:2] == [("warning", "failing"), ("info", "recovered")], "a failure is told once, its recovery once"
+
+
+async def test_a_broker_without_memory_is_told_the_retained_state_again(tmp_path: Path) -> None:
+    async with broker_host(tmp_path) as first, publishing(first.url) as publisher:
+        publisher.publish("state", "igniterd.state", {"tick": 1}, retain=True)
+        await until(lambda: publisher.statistics.published >= 2)
+        await first.program.stop()
+        async with broker_host(tmp_path, port=first.port) as second, listening(second) as listener:
+            await listener.next("state", tick=1)
+
+
+async def test_without_any_broker_nothing_waits_and_memory_is_bounded() -> None:
+    async with publishing(f"mqtt://127.0.0.1:{free_ports(1)[0]}") as publisher:
+        for number in range(1000):
+            publisher.publish("hint", "igniterd.hint.shed", {"model": f"m{number}"})
+        assert publisher.statistics.dropped == 1000 - 256
+        await until(lambda: publisher.statistics.failures >= 2)
+        assert publisher.statistics.published == 0

@@ -1,0 +1,210 @@
+"""The client against a real tritonserver with emulated models."""
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+import pytest
+import pytest_asyncio
+from tritonclient.grpc import InferInput
+from tritonclient.grpc.aio import InferenceServerClient
+
+from igniterd.clients.shares import prepare_share
+from igniterd.clients.triton import Control, TritonClient
+from igniterd.clients.triton_config import allocation_of, base_env_of, share_of, with_allocation
+from igniterd.emulator.host import EmulatedModel, HostSpec, TritonHost, triton_host
+from igniterd.emulator.load import INPUT_FLOATS
+from igniterd.emulator.process import free_ports
+from igniterd.errors import NotNow, Refused, Unreachable
+from igniterd.records import Allocation, ModelReading
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+
+SPEC = HostSpec(models=(EmulatedModel("alexnet"), EmulatedModel("resnet50", max_queue_delay_us=500)))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def host() -> AsyncIterator[TritonHost]:
+    async with triton_host(SPEC) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def client(host: TritonHost) -> AsyncIterator[TritonClient]:
+    triton = TritonClient("main", host.url, host.metrics_url, timeout_s=5, config_max_age_s=3600)
+    yield triton
+    await triton.close()
+
+
+async def infer(url: str, model: str, times: int) -> None:
+    async with InferenceServerClient(url) as sender:
+        tensor = InferInput("INPUT", [1, INPUT_FLOATS], "FP32")
+        tensor.set_data_from_numpy(np.zeros((1, INPUT_FLOATS), np.float32))
+        for _ in range(times):
+            await sender.infer(model, [tensor], client_timeout=30)
+
+
+async def reading(client: TritonClient, model: str) -> ModelReading:
+    found = (await client.read_models([model]))[model]
+    assert isinstance(found, ModelReading), found
+    return found
+
+
+async def test_the_server_and_its_control_mode(client: TritonClient) -> None:
+    info = await client.server()
+    assert (info.live, info.ready, info.control) == (True, True, Control.EXPLICIT)
+    assert info.version
+    assert "statistics" in info.extensions
+    assert {entry.name: entry.state for entry in await client.index()} == {"alexnet": "READY", "resnet50": "READY"}
+
+
+async def test_configurations_are_tritons_own(host: TritonHost, client: TritonClient) -> None:
+    async with aiohttp.ClientSession() as session, session.get(f"{host.http_url}/v2/models/resnet50/config") as answer:
+        assert await client.config("resnet50") == await answer.json()
+
+
+async def test_readings_count_requests_and_batches(host: TritonHost, client: TritonClient) -> None:
+    before = await reading(client, "resnet50")
+    await infer(host.url, "resnet50", 5)
+    after = await reading(client, "resnet50")
+    assert after.success_count - before.success_count == 5
+    assert sum(batch.count for batch in after.batches) - sum(batch.count for batch in before.batches) == 5
+    assert {batch.batch_size for batch in after.batches} == {1}
+    assert all(batch.compute_infer_ns > 0 for batch in after.batches)
+    assert (after.triton, after.backend, after.version, after.owns_process) == ("main", "python", "1", True)
+    assert after.allocation == Allocation(share=None, max_batch_size=8, max_queue_delay_us=500)
+    assert after.pending_count == 0
+    assert after.latency_quantiles_s is not None
+    assert 0 < after.latency_quantiles_s[0.5] <= after.latency_quantiles_s[0.99]
+    assert client.metrics_gap is None
+
+
+async def test_a_model_that_is_not_there_says_why_and_the_others_are_read(client: TritonClient) -> None:
+    found = await client.read_models(["resnet50", "vgg99"])
+    assert isinstance(found["resnet50"], ModelReading)
+    assert isinstance(found["vgg99"], Refused)
+    assert "model 'vgg99' is not in the repository of Triton 'main'" in str(found["vgg99"])
+
+
+def stub_shares(host: TritonHost, model: str) -> set[str | None]:
+    """``CUDA_MPS_ACTIVE_THREAD_PERCENTAGE`` in the processes that execute `model`, from the kernel's own record."""
+    shares: set[str | None] = set()
+    for process in Path("/proc").iterdir():
+        try:
+            command = (process / "cmdline").read_bytes()
+            if b"triton_python_backend_stub" not in command or str(host.repository / model).encode() not in command:
+                continue
+            if b"bash" in command.split(b"\0")[0]:
+                continue  # the shell that sourced the environment
+            pairs = dict(entry.split(b"=", 1) for entry in (process / "environ").read_bytes().split(b"\0") if b"=" in entry)
+        except (OSError, ValueError):
+            continue
+        share = pairs.get(b"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")
+        shares.add(None if share is None else share.decode())
+    return shares
+
+
+async def test_a_share_reaches_the_new_process_and_no_request_is_lost(host: TritonHost, client: TritonClient, tmp_path: Path) -> None:
+    assert stub_shares(host, "alexnet") == {None}
+    config = await client.config("alexnet")
+    target = Allocation(share=0.125, max_batch_size=4, max_queue_delay_us=1500)
+    shares = tmp_path / "shares"
+    prepare_share(shares, 0.125, base_env_of(config))
+    load = asyncio.create_task(infer(host.url, "alexnet", 150))
+    await client.load("alexnet", with_allocation(config, target, str(shares)))
+    await load  # raises when a request failed
+    assert (await reading(client, "alexnet")).allocation == target
+    async with asyncio.timeout(20):
+        while stub_shares(host, "alexnet") != {"12.5"}:  # noqa: ASYNC110 - the old process takes a moment to end
+            await asyncio.sleep(0.05)
+
+
+async def test_a_refused_configuration_leaves_the_old_one_serving(host: TritonHost, client: TritonClient) -> None:
+    config = await client.config("resnet50")
+    missing = json.loads(json.dumps(config)) | {
+        "parameters": config["parameters"] | {"EXECUTION_ENV_PATH": {"string_value": "/no/such/env"}}
+    }
+    with pytest.raises(Refused, match="/no/such/env"):
+        await client.load("resnet50", missing)
+    with pytest.raises(Refused, match="only Triton's log says why"):
+        await client.load("resnet50", config | {"no_such_field": 1})
+    with pytest.raises(Refused, match="vgg99"):
+        await client.load("vgg99", config)
+    await infer(host.url, "resnet50", 2)
+    assert await client.config("resnet50") == config
+
+
+async def test_a_restarted_triton_is_seen_without_its_overrides(client: TritonClient, host: TritonHost, tmp_path: Path) -> None:
+    config = await client.config("resnet50")
+    prepare_share(tmp_path / "shares", 0.4)
+    await client.load("resnet50", with_allocation(config, Allocation(0.4, 2, 0), str(tmp_path / "shares")))
+    await infer(host.url, "resnet50", 3)
+    assert (await reading(client, "resnet50")).allocation == Allocation(0.4, 2, 0)
+    await host.stop()
+    with pytest.raises(Unreachable, match="Triton 'main' at"):
+        await client.read_models(["resnet50"])
+    await host.start()
+
+    async def back() -> dict[str, ModelReading | NotNow] | None:
+        try:
+            return await client.read_models(["resnet50"])
+        except Unreachable:
+            return None
+
+    async with asyncio.timeout(20):
+        while (found := await back()) is None:  # noqa: ASYNC110 - only asking tells
+            await asyncio.sleep(0.05)
+    seen = found["resnet50"]
+    assert isinstance(seen, ModelReading)
+    assert seen.allocation == Allocation(None, 8, 500), "the counters went back, so the configuration was read again"
+    assert share_of(await client.config("resnet50")) is None
+
+
+async def test_a_metrics_page_that_is_gone_costs_only_its_readings(host: TritonHost) -> None:
+    triton = TritonClient("main", host.url, f"http://127.0.0.1:{free_ports(1)[0]}/metrics", timeout_s=5)
+    seen = await reading(triton, "alexnet")
+    assert (seen.pending_count, seen.latency_quantiles_s) == (None, None)
+    assert triton.metrics_gap is not None
+    assert triton.metrics_gap.source == "metrics:main"
+    await triton.close()
+
+
+async def test_nobody_there() -> None:
+    triton = TritonClient("main", f"127.0.0.1:{free_ports(1)[0]}", timeout_s=2)
+    with pytest.raises(Unreachable, match="Triton 'main' at"):
+        await triton.server()
+    await triton.close()
+
+
+class PollingHost(TritonHost):
+    """The same server with model control left at Triton's default."""
+
+    def _command(self) -> list[str]:
+        return [
+            {"--model-control-mode=explicit": "--model-control-mode=none"}.get(part, part)
+            for part in super()._command()
+            if "load-model" not in part
+        ]
+
+
+async def test_a_triton_without_explicit_control_is_found_out(tmp_path: Path) -> None:
+    spec = dataclasses.replace(SPEC, models=SPEC.models[:1])
+    host = PollingHost(spec, tmp_path, free_ports(3))
+    host.prepare()
+    triton = TritonClient("main", host.url, timeout_s=5)
+    try:
+        await host.start()
+        info = await triton.server()
+        assert info.control is Control.NOT_EXPLICIT
+        assert "not allowed" in info.control_reason
+        config = await triton.config("alexnet")
+        assert allocation_of(config).max_batch_size == 8
+        with pytest.raises(Refused, match="not allowed"):
+            await triton.load("alexnet", config)
+    finally:
+        await triton.close()
+        await host.stop()
