@@ -159,7 +159,10 @@ class Load:
     mean_batch: float = 1.0
     bias: float = 1.0  # measured / predicted service time, learnt
     bias_upper: float = 1.0
+    measured_mean_ms: float | None = None  # queue + service of the requests completed lately
+    measured_p50_ms: float | None = None
     measured_p99_ms: float | None = None
+    predicted_mean_ms: float | None = None
     predicted_p50_ms: float | None = None
     predicted_p99_ms: float | None = None  # at ``rate_per_s``, present allocation and neighbours
     error_ratio: float | None = None  # this window: measured / predicted mean service time - 1
@@ -228,6 +231,7 @@ class Plan:
     feasible: bool = True
     headroom: float | None = None  # every rate may grow by this factor and all SLOs hold (>= 1 when feasible)
     allocated_share: float = 0.0
+    least_share: float | None = None  # what the SLOs need at the present rates, by the last search; the rest could be given away
 
 
 # ---------------------------------------------------------------- act, report

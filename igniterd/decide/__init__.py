@@ -1,0 +1,146 @@
+"""The decision: from what is believed to what should change, and why. Pure; ``now_s`` is an argument.
+
+What is applied is judged first. It is left alone as long as it holds every SLO that can be held; a search is made when it does not,
+and now and then to see whether much more head-room is to be had. A plan is carried out a step a tick, and thrown away when the
+traffic has outgrown it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from igniterd.config import Config
+from igniterd.decide.gpu import CAUTIONS, Case, Oracles, Part
+from igniterd.decide.hold import Held, after, rollbacks
+from igniterd.decide.steps import granted
+from igniterd.model.oracle import Demand, Service
+from igniterd.records import Allocation, Estimate, Observation, Outcomes, Plan, Verdict
+
+__all__ = ["Held", "Oracles", "after", "decide", "demands_of"]
+
+
+def demands_of(
+    estimate: Estimate, observation: Observation, config: Config, profiled: Mapping[str, str], oracles: Oracles, caution: float = 1.0
+) -> dict[int, list[Demand]]:
+    """What to plan for on every GPU of the host, by its index.
+
+    ``caution`` 1: rates at their upper quantile and SLOs less their margin; 0: both as they are.
+    """
+    out: dict[int, list[Demand]] = {}
+    for name, model in config.by_name().items():
+        if name not in profiled or name not in observation.models or name not in estimate.loads:
+            continue
+        reading, load = observation.models[name], estimate.loads[name]
+        largest = oracles.promises.model.max_batch(profiled[name])
+        out.setdefault(reading.gpu_index, []).append(
+            Demand(
+                model=name,
+                profiled_as=profiled[name],
+                rate_per_s=load.rate_per_s + caution * (load.rate_upper_per_s - load.rate_per_s),
+                slo_ms=model.slo_p99_ms * (1 - caution * config.decide.slo_margin),
+                priority=model.priority,
+                min_share=model.min_share,
+                max_share=model.max_share,
+                max_batch=min(largest, model.max_batch_size or largest),
+                bias=load.bias,
+                steerable=reading.owns_process and config.mps.enabled,
+                instances=max(1, reading.allocation.instances),
+            )
+        )
+    return out
+
+
+def _blocked(estimate: Estimate, observation: Observation, config: Config) -> str:
+    """Why nothing can be decided in this tick, or an empty string."""
+    silent = [gap for gap in observation.gaps if gap.source.startswith("triton:")]
+    if silent:
+        return f"{silent[0].source} does not answer: {silent[0].reason}"
+    missing = [m.name for m in config.model if m.name not in observation.models]
+    if missing:
+        return f"not seen on Triton: {', '.join(missing)}"
+    loading = [name for name, reading in observation.models.items() if not reading.ready]
+    if loading:
+        return f"not ready: {', '.join(loading)}"
+    if not estimate.warm:
+        return f"watching traffic for {config.decide.warmup_s:g} s before the first decision"
+    return ""
+
+
+def decide(
+    estimate: Estimate,
+    observation: Observation,
+    held: Held,
+    *,
+    config: Config,
+    profiled: Mapping[str, str],
+    oracles: Oracles | None,
+    now_s: float,
+) -> tuple[Plan, Held]:
+    """The plan of this tick and what it leaves to the next. The same inputs always give the same plan."""
+    applied = {name: reading.allocation for name, reading in observation.models.items()}
+    blocked = _blocked(estimate, observation, config)
+    if not profiled:
+        blocked = blocked or "no model has a profile: watching only"
+    elif oracles is None:
+        blocked = blocked or "mode is observe: reading only"
+    if blocked or oracles is None:
+        return Plan(now_s, Outcomes.WAIT, blocked, _verdicts(config, applied, {}, held), allocated_share=_total(applied)), held
+    back = rollbacks(held, estimate.loads, applied, config.decide, now_s)
+    if back:
+        plan = Plan(now_s, Outcomes.MOVE, back[0].why, _verdicts(config, applied, {}, held), tuple(back), not held.gone)
+        return replace(plan, allocated_share=_total(applied)), replace(held, target={})
+    demands = {caution: demands_of(estimate, observation, config, profiled, oracles, caution) for caution in CAUTIONS}
+    parts: list[Part] = []
+    for gpu, there in demands[1.0].items():
+        here = {d.model: applied[d.model] for d in there}
+        case = Case(gpu, {c: demands[c][gpu] for c in CAUTIONS}, here, held, config.decide, oracles, now_s)
+        parts.append(case.decide())
+        held = parts[-1].held
+    return _merged(parts, applied, held, config, now_s), held
+
+
+def _total(applied: Mapping[str, Allocation]) -> float:
+    return sum(granted(a) for a in applied.values() if a.share is not None)
+
+
+def _merged(parts: Sequence[Part], applied: Mapping[str, Allocation], held: Held, config: Config, now_s: float) -> Plan:
+    target, served = dict(applied), dict[str, Service]()
+    for part in parts:
+        target.update(part.target)
+        served.update(part.served)
+    rank = list(Outcomes)
+    worst = max(parts, key=lambda p: rank.index(p.outcome))
+    steps = tuple(step for part in parts for step in part.steps)
+    rooms = [part.headroom for part in parts if part.headroom is not None]
+    return Plan(
+        at_s=now_s,
+        outcome=worst.outcome,
+        why="; ".join(dict.fromkeys(part.why for part in parts)),
+        verdicts=_verdicts(config, target, served, held),
+        steps=steps,
+        feasible=not held.gone,
+        headroom=min(rooms) if rooms else None,
+        allocated_share=_total(applied),
+        least_share=sum(held.least_share.values()) if held.least_share else None,
+    )
+
+
+def _verdicts(config: Config, target: Mapping[str, Allocation], served: Mapping[str, Service], held: Held) -> dict[str, Verdict]:
+    out = {}
+    for model in config.model:
+        if model.name not in target:
+            continue
+        service = served.get(model.name)
+        known = service is not None and not service.overloaded
+        out[model.name] = Verdict(
+            model=model.name,
+            allocation=target[model.name],
+            feasible=model.name not in held.gone,
+            predicted_p99_ms=service.p99_ms if service is not None and known else None,
+            slo_p99_ms=model.slo_p99_ms,
+            utilisation=service.busy if service is not None else None,
+            reason=held.gone.get(model.name, ""),
+            needs_share=held.needs.get(model.name),
+        )
+    return out

@@ -1,0 +1,56 @@
+"""Carry out a plan: one step at a time, verified by reading the world back, nothing after the first refusal.
+
+A change is one ``LoadModel`` with the whole configuration: share and batching together. Triton goes on serving with the old copy until
+the new one is ready, and keeps the old one when it refuses the new; so stopping here at any moment drops no request.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from igniterd.clients.shares import prepare_share
+from igniterd.clients.triton_config import allocation_of, base_env_of, same_allocation, with_allocation
+from igniterd.errors import IgniterdError, Refused
+from igniterd.records import Actuation, Outcome, Plan, Step
+
+
+class Reloader(Protocol):
+    """What is asked of a Triton client."""
+
+    async def config(self, model: str) -> dict[str, Any]: ...
+
+    async def load(self, model: str, config: dict[str, Any]) -> None: ...
+
+
+async def _apply(step: Step, triton: Reloader, shares: Path) -> None:
+    before = await triton.config(step.model)
+    present = allocation_of(before)
+    if same_allocation(present, step.after):
+        return
+    if not same_allocation(present, step.before):
+        raise Refused(f"{step.model}: somebody else changed it to {present}; planning anew")
+    if step.after.share is not None:
+        prepare_share(shares, step.after.share, base_env_of(before))
+    await triton.load(step.model, with_allocation(before, step.after, str(shares)))
+    applied = allocation_of(await triton.config(step.model))
+    if not same_allocation(applied, step.after):
+        raise Refused(f"{step.model}: Triton loaded {applied} where {step.after} was asked")
+
+
+async def act(plan: Plan, tritons: Mapping[str, Reloader], triton_of: Mapping[str, str], shares: Path) -> Outcome:
+    """Carry out the first step of ``plan``; the ticks after it, reading the world anew, carry out the rest.
+
+    ``triton_of`` maps models to the names of their servers; ``shares`` is the folder of share environments, under the path at which
+    Triton sees it.
+    """
+    if not plan.steps:
+        return Outcome()
+    step, began_s = plan.steps[0], time.monotonic()
+    try:
+        await _apply(step, tritons[triton_of[step.model]], shares)
+    except IgniterdError as error:
+        return Outcome((Actuation(step, False, time.monotonic() - began_s, str(error)),))
+    return Outcome((Actuation(step, True, time.monotonic() - began_s),))

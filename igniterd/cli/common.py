@@ -1,0 +1,61 @@
+"""What the verbs share: reading the configuration, saying why something cannot be done, logging."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from igniterd.config import Config
+
+
+@contextlib.contextmanager
+def cannot() -> Iterator[None]:
+    """Errors igniterd raises on purpose become their sentence on standard error and exit status 1."""
+    from igniterd.errors import ConfigError, IgniterdError
+
+    try:
+        yield
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"igniterd: {error.source}: {problem}", file=sys.stderr)
+        raise typer.Exit(1) from error
+    except (IgniterdError, OSError) as error:
+        print(f"igniterd: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+def configured(path: Path) -> Config:
+    """The configuration at ``path``, or exit status 1 with every problem on standard error."""
+    from igniterd.config import load_config
+
+    with cannot():
+        return load_config(path)
+
+
+def log_to_stderr(form: str) -> None:
+    """Log lines to standard error: coloured text on a terminal, JSON for a collector (``form``: text, json or auto)."""
+    import structlog
+
+    if form not in ("auto", "text", "json"):
+        raise typer.BadParameter(f"{form!r} should be auto, text or json", param_hint="--log-format")
+    text = form == "text" or (form == "auto" and sys.stderr.isatty())
+    renderer: Any = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if text else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,255 @@
+"""The decision for one GPU: judge what is applied, search when it does not do, carry a plan through. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from igniterd.config import Decide
+from igniterd.decide.hold import Held, LetGo, refusals, why_not_now
+from igniterd.decide.search import GROWTHS, Found, find
+from igniterd.decide.steps import granted, ordered
+from igniterd.model.oracle import Demand, Oracle, Service
+from igniterd.records import Allocation, Outcomes, Step
+
+CAUTIONS = (1.0, 0.5, 0.0)
+"""How much of every margin a plan keeps. Margins are given up before a model is."""
+OUTGROWN = 1.06  # a rate this much above what the plan in flight was made for: plan again
+RETRY_S = 10.0  # how often a GPU in trouble, or short of head-room, is searched again
+ROOMY = 1.3  # with this much head-room no better plan is looked for
+
+
+@dataclass(frozen=True, slots=True)
+class Oracles:
+    """``promises`` predicts with upper bounds of service times, ``expects`` with their means."""
+
+    promises: Oracle
+    expects: Oracle
+
+    def at(self, caution: float) -> Oracle:
+        return self.promises if caution > 0.5 else self.expects
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One GPU's part of the decision."""
+
+    outcome: Outcomes
+    why: str
+    target: Mapping[str, Allocation]
+    served: Mapping[str, Service]
+    headroom: float | None
+    held: Held
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One GPU to decide for. ``demands`` holds what to plan for at each caution."""
+
+    gpu: int
+    demands: Mapping[float, Sequence[Demand]]
+    here: Mapping[str, Allocation]  # as applied
+    held: Held
+    rules: Decide
+    oracles: Oracles
+    now_s: float
+
+    @property
+    def caution(self) -> float:
+        """The caution of the plan that is applied."""
+        return self.held.caution.get(self.gpu, 1.0)
+
+    @property
+    def gone(self) -> dict[str, str]:
+        """The models of this GPU that are let go, with the reasons."""
+        return {m: reason for m, reason in self.held.gone.items() if m in self.here}
+
+    # ------------------------------------------------------------ judging
+
+    def judge(self) -> dict[str, Service] | None:
+        """How the models fare as applied; None where some still run without the share they should have."""
+        demands = self.demands[self.caution]
+        if any(d.steerable and self.here[d.model].share is None for d in demands):
+            return None
+        return self.oracles.at(self.caution).together(demands, self.here)
+
+    def late(self, served: Mapping[str, Service] | None) -> list[str]:
+        """Kept models that would miss. Planned at (1 - margin) of the SLO, moved at (1 - margin / 2): what was just planned does not at
+        once ask for more."""
+        slack = (1 - self.rules.slo_margin / 2) / (1 - self.rules.slo_margin)
+        kept = [d for d in self.demands[self.caution] if d.model not in self.held.gone]
+        return [d.model for d in kept if served is None or served[d.model].p99_ms > d.slo_ms * slack]
+
+    def room(self, allocations: Mapping[str, Allocation]) -> float:
+        """The largest growth of all rates under which the kept models hold, from the ladder the search climbs."""
+        demands, oracle, best = self.demands[self.caution], self.oracles.at(self.caution), 1.0
+        for growth in GROWTHS:
+            served = oracle.together(demands, allocations, growth=growth)
+            if any(served[d.model].p99_ms > d.slo_ms for d in demands if d.model not in self.held.gone):
+                break
+            best = growth
+        return best
+
+    # ------------------------------------------------------------ deciding
+
+    def decide(self) -> Part:
+        served = self.judge()
+        late = self.late(served)
+        target = {m: a for m, a in self.held.target.items() if m in self.here}
+        if target and target != self.here and self._still_fits():
+            return self._carry_on(target, served)
+        room = self.room(self.here) if served is not None and not late else None
+        content = not late and not self.gone and self.caution == 1.0 and (room is None or room >= ROOMY)
+        pause_s = self.rules.urgent_hold_s if self._urgent(served, late) else RETRY_S
+        held = self.held
+        if content or held.since_search_s(self.now_s) < pause_s or held.since_move_s(self.now_s) < pause_s:
+            return self._stay(served, room, late)
+        return self._search(served, late, room)
+
+    def _urgent(self, served: Mapping[str, Service] | None, late: Sequence[str]) -> bool:
+        """Whether an SLO would be missed even if everything went as expected, not only within the margins."""
+        if not late or served is None or self.caution == 0:
+            return bool(late)
+        expected = self.oracles.at(0.0).together(self.demands[0.0], self.here)
+        return any(expected[d.model].p99_ms > d.slo_ms for d in self.demands[0.0] if d.model in late)
+
+    def _still_fits(self) -> bool:
+        return all(d.rate_per_s <= OUTGROWN * self.held.made_for.get(d.model, 0.0) for d in self.demands[self.caution])
+
+    def _without_target(self, held: Held) -> Held:
+        return replace(held, target={m: a for m, a in held.target.items() if m not in self.here})
+
+    def _carry_on(self, target: Mapping[str, Allocation], served: dict[str, Service] | None) -> Part:
+        steps = tuple(ordered(self.here, target, self.held.whys))
+        why = why_not_now(self.held, steps[:1], self.rules, self.now_s)
+        if why:
+            return Part(Outcomes.WAIT, why, self.here, served or {}, None, self._without_target(self.held))
+        outcome = Outcomes.INFEASIBLE if self.gone else Outcomes.MOVE
+        return Part(outcome, f"carrying on: {_changes(len(steps))} to go", target, served or {}, None, self.held, steps)
+
+    def _stay(self, served: dict[str, Service] | None, room: float | None, late: Sequence[str]) -> Part:
+        held = self._without_target(self.held)
+        if self.gone:
+            why = "; ".join(f"{m} is let go: {reason}" for m, reason in self.gone.items())
+            return Part(Outcomes.INFEASIBLE, why, self.here, served or {}, room, held)
+        if late:
+            against = refusals(self.held, self.here, self.now_s) or "waiting for the last change to settle"
+            why = f"{', '.join(late)} would miss; {against}"
+            return Part(Outcomes.WAIT, why, self.here, served or {}, room, held)
+        why = "every SLO holds" + (f", with rates free to grow by {room - 1:.0%}" if room is not None else "")
+        if self.caution < 1:
+            why += f", with {self.caution:.0%} of the margins: the GPU is nearly full"
+        return Part(Outcomes.HOLD, why, self.here, served or {}, room, held)
+
+    def _find(self) -> tuple[float, Found]:
+        """The plan with the most caution that keeps every model; the plan that expects the least where none does."""
+        waiting = any(self.now_s < self.held.let_go[m].until_s for m in self.gone if m in self.held.let_go)
+        for caution in CAUTIONS:
+            found = find(self.oracles.at(caution), self.demands[caution])
+            if found.feasible and (not self.gone or (caution > 0 and not waiting)):
+                return caution, found
+        if found.feasible:  # a model let go does not come back for a plan without margins, nor at once: it would soon go again
+            kept = [d for d in self.demands[caution] if d.model not in self.gone]
+            found = find(self.oracles.at(caution), kept, [d for d in self.demands[caution] if d.model in self.gone])
+            found = replace(found, reasons={**found.reasons, **self.gone})
+        return caution, found
+
+    def _search(self, served: dict[str, Service] | None, late: Sequence[str], room: float | None) -> Part:
+        caution, found = self._find()
+        held = self.held
+        case = replace(
+            self,
+            held=replace(
+                held,
+                searched_at_s=self.now_s,
+                gone={m: r for m, r in held.gone.items() if m not in self.here} | dict(found.reasons),
+                needs={m: s for m, s in held.needs.items() if m not in self.here} | dict(found.needs),
+                let_go=self._let_go(found),
+                least_share={**held.least_share, self.gpu: found.least_share},
+            ),
+        )
+        target = _fewest_changes(self.oracles.at(caution), self.demands[caution], self.here, found)
+        back = set(self.gone) - set(found.reasons)
+        better = bool(late) or bool(back)
+        roomier = found.headroom >= (room or 1.0) * (1 + self.rules.dead_band) or caution > self.caution
+        gained = roomier and not back and held.since_move_s(self.now_s) >= self.rules.hold_s
+        if target == self.here:
+            return replace(case, held=replace(case.held, caution={**held.caution, self.gpu: caution}))._stay(served, room, [])
+        if not (better or gained):
+            return case._stay(served, room, [])
+        return case._move(target, caution, found, served, self._reason(late, served, found, room))
+
+    def _let_go(self, found: Found) -> dict[str, LetGo]:
+        """Each time a model is let go it stays so for longer."""
+        out = dict(self.held.let_go)
+        for name in set(found.reasons) - set(self.gone):
+            before = out.get(name)
+            times = before.times + 1 if before and self.now_s < before.until_s + 10 * self.rules.hold_s else 1
+            out[name] = LetGo(times, self.now_s + self.rules.hold_s * min(16, 2 ** (times - 1)))
+        return out
+
+    def _move(self, target: Mapping[str, Allocation], caution: float, found: Found, served: dict[str, Service] | None, why: str) -> Part:
+        demands = self.demands[caution]
+        whys = {d.model: _sentence(d, self.here[d.model], target[d.model], served, found) for d in demands}
+        steps = tuple(ordered(self.here, target, whys))
+        against = why_not_now(self.held, steps, self.rules, self.now_s)
+        outcome = Outcomes.INFEASIBLE if found.reasons else Outcomes.WAIT if against else Outcomes.MOVE
+        if against:
+            return Part(outcome, against, self.here, served or {}, None, self.held)
+        held = replace(
+            self.held,
+            target={**self.held.target, **target},
+            whys={**self.held.whys, **whys},
+            made_for={**self.held.made_for, **{d.model: d.rate_per_s for d in self.demands[caution]}},
+            caution={**self.held.caution, self.gpu: caution},
+        )
+        return Part(outcome, why, target, found.served, found.headroom, held, steps)
+
+    def _reason(self, late: Iterable[str], served: Mapping[str, Service] | None, found: Found, room: float | None) -> str:
+        if found.reasons:
+            return "; ".join(f"{m} is let go: {reason}" for m, reason in found.reasons.items())
+        if served is None:
+            bare = ", ".join(m for m, a in self.here.items() if a.share is None)
+            return f"taking over: {bare} without a share; {found.least_share:.1%} of the GPU is needed"
+        if late:
+            return f"{', '.join(late)} would miss; the plan holds every SLO with rates free to grow by {found.headroom - 1:.0%}"
+        if self.gone:
+            return f"{', '.join(self.gone)} fits again"
+        return f"rates may grow by {found.headroom - 1:.0%} instead of {(room or 1.0) - 1:.0%}"
+
+
+def _changes(count: int) -> str:
+    return f"{count} change" + ("" if count == 1 else "s")
+
+
+def _fewest_changes(oracle: Oracle, demands: Sequence[Demand], here: Mapping[str, Allocation], found: Found) -> dict[str, Allocation]:
+    """The plan without the changes that are not worth a reload: those whose absence leaves half its head-room."""
+    target = dict(found.allocations)
+    growth = 1 + (found.headroom - 1) / 2 if found.feasible else 1.0
+    for name in sorted(target, key=lambda m: abs(granted(target[m]) - granted(here[m]))):
+        if target[name] == here[name] or (here[name].share is None) != (target[name].share is None):
+            continue
+        candidate = {**target, name: here[name]}
+        if sum(granted(a) for a in candidate.values() if a.share is not None) > 1 + 1e-9:
+            continue
+        served = oracle.together(demands, candidate, growth=max(1.0, growth))
+        if all(served[d.model].p99_ms <= d.slo_ms for d in demands if d.model in found.kept):
+            target = candidate
+    return target
+
+
+def _share(allocation: Allocation) -> str:
+    return "no share" if allocation.share is None else f"{allocation.share:.1%}"
+
+
+def _p99(service: Service | None) -> str:
+    return "unknown" if service is None else "overload" if service.overloaded else f"{service.p99_ms:.0f} ms"
+
+
+def _sentence(demand: Demand, before: Allocation, then: Allocation, served: Mapping[str, Service] | None, found: Found) -> str:
+    was = served.get(demand.model) if served is not None else None
+    return (
+        f"{_share(before)}, batch {before.max_batch_size} -> {_share(then)}, batch {then.max_batch_size}: at {demand.rate_per_s:.0f}/s "
+        f"P99 {_p99(was)} -> {_p99(found.served[demand.model])} (aim {demand.slo_ms:.0f} ms)"
+    )

@@ -1,0 +1,122 @@
+"""When not to move: what one decision leaves to the next, cool-downs, and the watch kept on every change. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from igniterd.config import Decide
+from igniterd.decide.steps import granted
+from igniterd.records import Allocation, Load, Outcome, Step, StepKind
+
+HOUR_S = 3600.0
+REFUSED_S = 60.0  # a model whose load was refused is left alone this long
+WORSE = 1.3  # measured this many times what was before and what was predicted: roll back
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A change under watch until it has proved itself."""
+
+    before: Allocation
+    at_s: float
+    mean_ms: float | None  # measured before the change
+    rate_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo:
+    """How often a model has been let go lately, and until when it stays so."""
+
+    times: int
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """All that outlives a decision.
+
+    ``target`` is the plan being carried out step by step, made for the rates in ``made_for``; ``gone`` names the models it lets go
+    with the reasons.
+    """
+
+    moved_at_s: float | None = None
+    searched_at_s: float | None = None
+    reloads: tuple[float, ...] = ()
+    target: Mapping[str, Allocation] = field(default_factory=dict)
+    made_for: Mapping[str, float] = field(default_factory=dict)
+    gone: Mapping[str, str] = field(default_factory=dict)
+    let_go: Mapping[str, LetGo] = field(default_factory=dict)
+    needs: Mapping[str, float] = field(default_factory=dict)
+    least_share: Mapping[int, float] = field(default_factory=dict)  # of each GPU, by the last search
+    caution: Mapping[int, float] = field(default_factory=dict)  # of each GPU: how much of the margins its plan keeps
+    whys: Mapping[str, str] = field(default_factory=dict)  # the sentence of each change of the plan in flight
+    watches: Mapping[str, Watch] = field(default_factory=dict)
+    refused_until_s: Mapping[str, float] = field(default_factory=dict)
+
+    def since_move_s(self, now_s: float) -> float:
+        return float("inf") if self.moved_at_s is None else now_s - self.moved_at_s
+
+    def since_search_s(self, now_s: float) -> float:
+        return float("inf") if self.searched_at_s is None else now_s - self.searched_at_s
+
+
+def refusals(held: Held, models: Iterable[str], now_s: float) -> str:
+    """Which of ``models`` is left alone because its last change failed, or an empty string."""
+    for model in models:
+        until_s = held.refused_until_s.get(model, 0.0)
+        if now_s < until_s:
+            return f"{model}: its last change failed; next try in {until_s - now_s:.0f} s"
+    return ""
+
+
+def why_not_now(held: Held, steps: tuple[Step, ...], rules: Decide, now_s: float) -> str:
+    """What stands against carrying out ``steps`` now, or an empty string."""
+    refused = refusals(held, [step.model for step in steps], now_s)
+    if refused:
+        return refused
+    recent = sum(1 for at_s in held.reloads if at_s > now_s - HOUR_S)
+    if recent + len(steps) > rules.max_reloads_per_hour:
+        return f"{recent} reloads in the last hour; decide.max_reloads_per_hour is {rules.max_reloads_per_hour}"
+    return ""
+
+
+def rollbacks(held: Held, loads: Mapping[str, Load], applied: Mapping[str, Allocation], rules: Decide, now_s: float) -> list[Step]:
+    """Changes to take back: measured worse than before and than predicted, at no more traffic than before."""
+    steps = []
+    for model, watch in held.watches.items():
+        load = loads.get(model)
+        if load is None or model not in applied or now_s < watch.at_s + rules.watch_s or watch.before == applied[model]:
+            continue
+        measured, expected = load.measured_mean_ms, load.predicted_mean_ms
+        if measured is None or expected is None or watch.mean_ms is None or load.rate_per_s > watch.rate_per_s * 1.1:
+            continue
+        others = sum(granted(a) for m, a in applied.items() if m != model)
+        if measured > WORSE * watch.mean_ms and measured > WORSE * expected and others + granted(watch.before) <= 1 + 1e-9:
+            why = f"mean latency {measured:.1f} ms where {watch.mean_ms:.1f} ms was before and {expected:.1f} ms predicted: taken back"
+            steps.append(Step(model, StepKind.ROLLBACK, applied[model], watch.before, why))
+    return steps
+
+
+def after(held: Held, outcome: Outcome, loads: Mapping[str, Load], rules: Decide, now_s: float) -> Held:
+    """``held`` once the steps of a tick have been carried out (or refused)."""
+    watches = {m: w for m, w in held.watches.items() if now_s < w.at_s + 2 * rules.watch_s}
+    refused = {m: t for m, t in held.refused_until_s.items() if t > now_s}
+    reloads = tuple(at_s for at_s in held.reloads if at_s > now_s - HOUR_S)
+    moved_at_s, target = held.moved_at_s, held.target
+    for done in outcome.actuations:
+        step = done.step
+        reloads = (*reloads, now_s)
+        if not done.ok:
+            refused[step.model] = now_s + REFUSED_S
+            target = {}
+            continue
+        moved_at_s = now_s
+        watches.pop(step.model, None)
+        if step.kind is StepKind.ROLLBACK:
+            refused[step.model] = now_s + 5 * REFUSED_S
+            target = {}
+        else:
+            load = loads.get(step.model)
+            watches[step.model] = Watch(step.before, now_s, load.measured_mean_ms if load else None, load.rate_per_s if load else 0.0)
+    return replace(held, moved_at_s=moved_at_s, reloads=reloads, target=target, watches=watches, refused_until_s=refused)

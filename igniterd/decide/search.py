@@ -1,0 +1,279 @@
+"""The joint search over share, largest batch and queue delay for all models of one GPU. Pure.
+
+1. For a growth factor g, find for every model the least share that holds its SLO at g times its rate, given how the others then
+   execute; repeat until nothing changes (as Algorithm 2 of Xu et al., IEEE TPDS 34(3), 2023, but on the P99 instead of a halved mean).
+2. If the shares fit on the GPU at g = 1, raise g as far as they still fit: the plan that leaves every model the same head-room.
+3. If they do not, let models go, the least important first, until the rest fit; those let go get what is left.
+
+Every answer is rounded to the board's unit of share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from igniterd.model.oracle import Demand, Oracle, Service, as_tenant
+from igniterd.records import Allocation
+
+SETTLE_ROUNDS = 8
+GROWTHS = (1.03, 1.07, 1.12, 1.2, 1.3, 1.45, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0)
+BATCHES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)
+DELAY_FRACTIONS = (0.02, 0.05, 0.1)  # of the SLO
+DELAY_GAIN = 0.98  # a queue delay must lower the worst P99 / SLO to this fraction to be worth its oddity
+EPS = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The plan for one GPU.
+
+    ``headroom``: every kept model's rate may grow by this factor; below 1 (and ``kept`` incomplete) when not all can be kept.
+    ``reasons`` says of each model let go why; ``needs`` the least share that would hold it, where one would.
+    """
+
+    allocations: Mapping[str, Allocation]
+    served: Mapping[str, Service]
+    kept: frozenset[str]
+    headroom: float
+    least_share: float  # the sum of the least shares at the present rates: what the GPU must give
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    needs: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def feasible(self) -> bool:
+        return not self.reasons
+
+
+class Search:
+    """One search on one GPU; keeps its warm start from one growth factor to the next."""
+
+    def __init__(self, oracle: Oracle, demands: Sequence[Demand]) -> None:
+        self.oracle = oracle
+        self.unit = oracle.model.share_unit
+        self.demands = {d.model: d for d in demands}
+        self._warm: dict[str, Allocation] = {}
+
+    # ------------------------------------------------------------ one model
+
+    def _batches(self, demand: Demand) -> list[int]:
+        return [b for b in BATCHES if b < demand.max_batch] + [demand.max_batch]
+
+    def _at(
+        self, demand: Demand, units: int, beside: list[tuple[Demand, Allocation, Service | None]], growth: float
+    ) -> tuple[int, Service]:
+        """The best largest batch at a share, and how the model then fares."""
+        tenants = [as_tenant(d, a, s) for d, a, s in beside]
+        share = self._share(units)
+
+        def fares(batch: int) -> Service:
+            return self.oracle.served(demand, Allocation(share, batch, 0, demand.instances), tenants, growth=growth)
+
+        best, best_service, worse = 1, fares(1), 0
+        for batch in self._batches(demand)[1:]:
+            service = fares(batch)
+            if service.p99_ms < best_service.p99_ms * (1 - 1e-6):
+                best, best_service, worse = batch, service, 0
+            elif math.isfinite(best_service.p99_ms):
+                worse += 1
+                if worse >= 2:  # P99 falls and then levels off or rises with the largest batch
+                    break
+        return best, best_service
+
+    def _share(self, units: int) -> float:
+        return round(min(1.0, units * self.unit), 6)
+
+    def _bounds(self, demand: Demand) -> tuple[int, int]:
+        low = max(1, math.ceil(demand.min_share / self.unit - EPS))
+        return low, max(low, math.floor(demand.max_share / self.unit + EPS))
+
+    def _least(
+        self, demand: Demand, beside: list[tuple[Demand, Allocation, Service | None]], growth: float, start: int
+    ) -> tuple[int, int, Service] | None:
+        """Least units of share (with largest batch and service) that hold the SLO, searched outward from ``start``; None if none does."""
+        low, high = self._bounds(demand)
+        if not demand.steerable:
+            low = high = round(1 / self.unit)
+        tried: dict[int, tuple[int, Service]] = {}
+
+        def holds(units: int) -> bool:
+            tried[units] = self._at(demand, units, beside, growth)
+            return tried[units][1].p99_ms <= demand.slo_ms
+
+        at = min(max(start, low), high)
+        stride = 1
+        if holds(at):
+            while at > low and holds(max(low, at - stride)):
+                at, stride = max(low, at - stride), stride * 2
+            bad = max(low - 1, at - stride)
+        else:
+            bad = at
+            while True:
+                if bad == high:
+                    return None
+                at = min(high, bad + stride)
+                if holds(at):
+                    break
+                bad, stride = at, stride * 2
+        while at - bad > 1:
+            middle = (at + bad) // 2
+            at, bad = (middle, bad) if holds(middle) else (at, middle)
+        return (at, *tried[at])
+
+    # ------------------------------------------------------------ all models of the GPU
+
+    def settle(
+        self, growth: float, fixed: Mapping[str, tuple[Allocation, Service]] | None = None
+    ) -> tuple[dict[str, Allocation], dict[str, Service]] | str:
+        """Least shares of all models together at ``growth``, ``fixed`` ones as they are; or the name of one that no share holds."""
+        fixed = fixed or {}
+        state: dict[str, tuple[Allocation, Service | None]] = {
+            m: fixed.get(m) or (self._warm.get(m, Allocation(0.3, 4, 0, d.instances)), None) for m, d in self.demands.items()
+        }
+        for turn in range(SETTLE_ROUNDS):
+            changed = False
+            for name, demand in self.demands.items():
+                if name in fixed:
+                    continue
+                beside = [(self.demands[o], *state[o]) for o in self.demands if o != name]
+                now = state[name][0]
+                units = round((now.share or 1.0) / self.unit)
+                least = self._least(demand, beside, growth, units)
+                if least is None:
+                    return name
+                found, batch, service = least
+                if turn >= 3 and found < units:  # neighbours answer each other: from here on only growth, so that it ends
+                    found, batch, service = units, now.max_batch_size, state[name][1] or service
+                allocation = Allocation(self._share(found) if demand.steerable else None, batch, 0, demand.instances)
+                changed |= found != units or state[name][1] is None
+                state[name] = (allocation, service)
+            if not changed:
+                break
+        allocations = {m: a for m, (a, _) in state.items()}
+        self._warm.update({m: a for m, a in allocations.items() if m not in fixed and a.share is not None})
+        return allocations, {m: s for m, (_, s) in state.items() if s is not None}
+
+    def total(self, allocations: Mapping[str, Allocation]) -> float:
+        return sum(a.share for a in allocations.values() if a.share is not None)
+
+    def widest(self) -> Found | str:
+        """The plan with the largest common growth factor; or the name of the model that cannot be held on this GPU."""
+        base = self.settle(1.0)
+        if isinstance(base, str):
+            return base
+        if self.total(base[0]) > 1 + EPS:
+            return ""
+        least = self.total(base[0])
+        best, headroom = base, 1.0
+        for growth in GROWTHS:
+            wider = self.settle(growth)
+            if isinstance(wider, str) or self.total(wider[0]) > 1 + EPS:
+                break
+            best, headroom = wider, growth
+        allocations = self._with_delays(best[0])
+        served = self.oracle.together(list(self.demands.values()), allocations)
+        return Found(allocations, served, frozenset(self.demands), headroom, least)
+
+    def _worst(self, allocations: Mapping[str, Allocation]) -> float:
+        served = self.oracle.together(list(self.demands.values()), allocations)
+        return max(served[m].p99_ms / d.slo_ms for m, d in self.demands.items())
+
+    def _with_delays(self, allocations: dict[str, Allocation]) -> dict[str, Allocation]:
+        """Queue delays where waiting for fuller batches leaves everybody better off (neighbours included)."""
+        best, worst = dict(allocations), self._worst(allocations)
+        for name, demand in self.demands.items():
+            for fraction in DELAY_FRACTIONS:
+                candidate = dict(best)
+                candidate[name] = replace(best[name], max_queue_delay_us=round(fraction * demand.slo_ms * 1000))
+                value = self._worst(candidate)
+                if value < worst * DELAY_GAIN:
+                    best, worst = candidate, value
+        return best
+
+
+def find(oracle: Oracle, demands: Sequence[Demand], flat_out: Sequence[Demand] = ()) -> Found:
+    """The plan for one GPU: all models kept with the largest common head-room, or as many as fit, the most important first.
+
+    ``flat_out`` are let go from the beginning: they get what is left.
+    """
+    reasons: dict[str, str] = {}
+    needs: dict[str, float] = {}
+    kept = list(demands)
+    for demand in demands:  # what no share holds even alone is let go before anything else
+        alone = Search(oracle, [demand]).settle(1.0)
+        if isinstance(alone, str):
+            reasons[demand.model] = _hopeless(oracle, demand)
+        else:
+            needs[demand.model] = alone[0][demand.model].share or 1.0
+    kept = [d for d in kept if d.model not in reasons]
+    gone = [*flat_out, *(d for d in demands if d.model in reasons)]
+    # least important first; among equals the one whose leaving frees most
+    order = sorted(kept, key=lambda d: (d.priority, -needs[d.model], d.model))
+    while True:
+        found = _fit(oracle, order, gone)
+        if found is not None:
+            return replace(found, reasons=reasons, needs={m: s for m, s in needs.items() if m in reasons})
+        out = _leaver(order, needs)
+        order.remove(out)
+        gone.append(out)
+        reasons[out.model] = (
+            f"does not fit: it needs {needs[out.model]:.1%} of this GPU beside more important models "
+            f"(priority {out.priority}); all together would need more than 100 %"
+        )
+
+
+def _leaver(order: Sequence[Demand], needs: Mapping[str, float]) -> Demand:
+    """Whom to let go next: the least important; among equals the one that needs most, so that the fewest have to go."""
+    return max(order, key=lambda d: (d.priority, needs[d.model], d.model))
+
+
+def _hopeless(oracle: Oracle, demand: Demand) -> str:
+    idle = replace(demand, rate_per_s=0.0)
+    fastest = oracle.served(idle, Allocation(demand.max_share, 1), []).p50_ms
+    if fastest > demand.slo_ms:
+        return (
+            f"its SLO leaves {demand.slo_ms:.3g} ms for a request, "
+            f"but one alone takes {fastest:.3g} ms at its largest share ({demand.max_share:.0%})"
+        )
+    return f"{demand.rate_per_s:.4g} requests/s are more than {demand.max_share:.0%} of this GPU serves within {demand.slo_ms:.3g} ms"
+
+
+def _fit(oracle: Oracle, kept: Sequence[Demand], gone: Sequence[Demand]) -> Found | None:
+    """A plan that holds ``kept`` while ``gone`` run flat out on what is left; None if ``kept`` do not fit."""
+    if not gone:
+        found = Search(oracle, kept).widest()
+        return found if isinstance(found, Found) else None
+    if not kept:
+        return _all_gone(oracle, gone)
+    unit = oracle.model.share_unit
+    floors = {d.model: max(1, math.ceil(d.min_share / unit - EPS)) for d in gone}
+    search = Search(oracle, [*kept, *gone])
+    spare = 1.0 - sum(floors.values()) * unit
+    best: Found | None = None
+    extra = 0
+    while True:  # give those let go a little more for as long as the others hold
+        fixed = {d.model: _flat_out(d, round((floors[d.model] + extra // len(gone)) * unit, 6)) for d in gone}
+        settled = search.settle(1.0, fixed)
+        if isinstance(settled, str) or search.total(settled[0]) > 1 + EPS:
+            return best
+        kept_names = frozenset(d.model for d in kept)
+        served = oracle.together([*kept, *gone], settled[0])
+        best = Found(settled[0], served, kept_names, 1.0, search.total({m: a for m, a in settled[0].items() if m in kept_names}))
+        extra += max(1, round(0.05 / unit)) * len(gone)
+        if extra // len(gone) * unit > spare + EPS:
+            return best
+
+
+def _flat_out(demand: Demand, share: float) -> tuple[Allocation, Service]:
+    """A model let go: always busy, with its largest batch, on ``share``."""
+    allocation = Allocation(share if demand.steerable else None, demand.max_batch, 0, demand.instances)
+    return allocation, Service(math.inf, math.inf, math.inf, 1.0, float(demand.max_batch))
+
+
+def _all_gone(oracle: Oracle, gone: Sequence[Demand]) -> Found:
+    """Nobody can be held: equal shares, and said."""
+    unit = oracle.model.share_unit
+    share = round(max(1, math.floor(1.0 / len(gone) / unit + EPS)) * unit, 6) if gone else 1.0
+    allocations = {d.model: _flat_out(d, min(share, d.max_share))[0] for d in gone}
+    return Found(allocations, oracle.together(gone, allocations), frozenset(), 0.0, 0.0)

@@ -1,0 +1,221 @@
+"""A simulated host in virtual time: the methods of the Triton client over an event-by-event simulation of the measured tables.
+
+For tests of the control loop, where a minute must cost milliseconds. Each model is Triton's dynamic batcher with one instance: a batch
+starts when the instance is free and takes what is queued, up to the largest batch (after the queue delay where there is one). A batch
+progresses at a speed that changes whenever a neighbour starts or stops executing. A reload serves with the old copy until the new one
+is ready, then restarts the statistics, as Triton does. Processes without a share take turns on the whole GPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from igniterd.clients.triton_config import allocation_of
+from igniterd.emulator.truth import DISPERSION_CV, Neighbour, Truth
+from igniterd.errors import NotNow, Refused, Unreachable
+from igniterd.records import Allocation, BatchStat, Gap, ModelReading
+
+
+@dataclass(slots=True)
+class SimModel:
+    """One model: ``rate_per_s(t)`` is its Poisson rate at virtual time t."""
+
+    name: str
+    like: str
+    rate_per_s: Callable[[float], float]
+    config: dict[str, Any]
+    queue: deque[float] = field(default_factory=deque)
+    batch: tuple[float, ...] = ()  # arrival times of the requests being executed
+    left: float = 0.0  # of the batch, as a fraction
+    took_s: float = 0.0
+    success: int = 0
+    queue_ns: int = 0
+    stats: dict[int, tuple[int, int]] = field(default_factory=dict)  # batch size -> executions, ns
+    latencies: list[tuple[float, float]] = field(default_factory=list)  # (scheduled_s, latency_ms)
+    applied: Allocation = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reset(self.config)
+
+    def reset(self, config: dict[str, Any]) -> None:
+        """A new copy serves: its statistics start at zero."""
+        self.config, self.applied = copy.deepcopy(config), allocation_of(config)
+        self.success, self.queue_ns, self.stats = 0, 0, {}
+
+
+def config_of(name: str, max_batch: int = 8, share_path: str | None = None) -> dict[str, Any]:
+    """A ModelConfig as Triton gives it, as far as igniterd reads it."""
+    config: dict[str, Any] = {"name": name, "backend": "python", "max_batch_size": max_batch, "instance_group": [{"count": 1}]}
+    config["dynamic_batching"] = {"max_queue_delay_microseconds": 0}
+    config["parameters"] = {"EXECUTION_ENV_PATH": {"string_value": share_path}} if share_path else {}
+    return config
+
+
+class SimHost:
+    """A host with one GPU and one Triton, read and changed like a real one; time is what ``clock`` says.
+
+    ``refuse`` maps models to the sentence with which their next load is refused; ``silent`` makes Triton unreachable.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, tuple[str, Callable[[float], float]]],
+        clock: Callable[[], float],
+        *,
+        max_batch: int = 8,
+        slow: float = 1.0,
+        seed: int = 1,
+        reload_s: float = 0.6,
+    ) -> None:
+        self.name = "main"
+        self.metrics_gap: Gap | None = None
+        self.truth = Truth.v100()
+        self.clock, self.slow, self.reload_s = clock, slow, reload_s
+        self.rng = np.random.default_rng(seed)
+        self.models = {n: SimModel(n, like, rate, config_of(n, max_batch)) for n, (like, rate) in models.items()}
+        self.loads: list[tuple[float, str, dict[str, Any]]] = []
+        self.refuse: dict[str, str] = {}
+        self.silent = False
+        self._now_s = clock()
+        self._rates: dict[tuple[object, ...], float] = {}
+        self._ties = itertools.count()
+        self._events: list[tuple[float, int, str]] = []
+        for name in self.models:
+            self._next_arrival(name, self._now_s)
+
+    # ------------------------------------------------------------ the Triton client's methods
+
+    async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
+        self._answer()
+        return {n: self._reading(self.models[n]) if n in self.models else Refused(f"model {n!r} is not in the repository") for n in names}
+
+    async def config(self, model: str) -> dict[str, Any]:
+        self._answer()
+        return copy.deepcopy(self.models[model].config)
+
+    async def load(self, model: str, config: dict[str, Any]) -> None:
+        self._answer()
+        await asyncio.sleep(self.reload_s)
+        self._answer()
+        if model in self.refuse:
+            raise Refused(self.refuse.pop(model))
+        self.models[model].reset(config)
+        self.loads.append((self._now_s, model, config))
+
+    def restart(self) -> None:
+        """Triton restarts: what was loaded over its files is gone."""
+        for model in self.models.values():
+            model.reset(config_of(model.name))
+
+    def p99_ms(self, model: str, since_s: float, until_s: float = math.inf) -> float:
+        """Measured P99 of the requests scheduled in [since_s, until_s)."""
+        there = [ms for at_s, ms in self.models[model].latencies if since_s <= at_s < until_s]
+        return float(np.quantile(there, 0.99)) if there else math.nan
+
+    def _answer(self) -> None:
+        if self.silent:
+            raise Unreachable("Triton 'main': no answer in 0.4 s")
+        self.advance(self.clock())
+
+    def _reading(self, model: SimModel) -> ModelReading:
+        batches = tuple(BatchStat(size, n, 0, ns, 0) for size, (n, ns) in sorted(model.stats.items()))
+        return ModelReading(
+            model=model.name,
+            version="1",
+            triton=self.name,
+            ready=True,
+            backend="python",
+            allocation=model.applied,
+            success_count=model.success,
+            pending_count=len(model.queue) + len(model.batch),
+            queue_ns=model.queue_ns,
+            batches=batches,
+        )
+
+    # ------------------------------------------------------------ the simulation
+
+    def advance(self, until_s: float) -> None:
+        """Let everything happen up to ``until_s``."""
+        while True:
+            speeds = {n: self._speed(m) for n, m in self.models.items() if m.batch}
+            done = min(((self._now_s + self.models[n].left / v, n) for n, v in speeds.items()), default=(math.inf, ""))
+            event = self._events[0][0] if self._events else math.inf
+            next_s = min(done[0], event, until_s)
+            for name, speed in speeds.items():
+                self.models[name].left -= (next_s - self._now_s) * speed
+                self.models[name].took_s += next_s - self._now_s
+            self._now_s = next_s
+            if next_s >= until_s:
+                return
+            if done[0] <= event:
+                self._finish(self.models[done[1]])
+            else:
+                self._arrive()
+
+    def _speed(self, model: SimModel) -> float:
+        """Batches a second at which the batch in execution progresses now."""
+        share = model.applied.share
+        others = [m for m in self.models.values() if m.batch and m is not model]
+        sharing = [m for m in others if m.applied.share is not None]
+        if share is None:  # a process without a share takes turns with every other such, and with all that share as one
+            return self._rate(model, 1.0, ()) / (1 + len(others) - len(sharing) + bool(sharing))
+        beside = tuple((m.like, len(m.batch), m.applied.share) for m in sharing)
+        granted = share + sum(s or 0.0 for _, _, s in beside)
+        return self._rate(model, share, beside) / ((1 + len(others) - len(sharing)) * max(1.0, granted))
+
+    def _rate(self, model: SimModel, share: float, beside: tuple[tuple[str, int, float | None], ...]) -> float:
+        key = (model.like, len(model.batch), share, beside)
+        if key not in self._rates:
+            neighbours = [Neighbour(like, batch, theirs or 1.0) for like, batch, theirs in beside]
+            self._rates[key] = 1000 / (self.truth.latency_ms(model.like, len(model.batch), share, neighbours) * self.slow)
+        return self._rates[key]
+
+    def _next_arrival(self, name: str, now_s: float) -> None:
+        rate = self.models[name].rate_per_s(now_s)
+        if rate > 0:
+            heapq.heappush(self._events, (now_s + self.rng.exponential(1 / rate), next(self._ties), name))
+        else:
+            heapq.heappush(self._events, (now_s + 1.0, next(self._ties), "?" + name))
+
+    def _arrive(self) -> None:
+        at_s, _, name = heapq.heappop(self._events)
+        model = self.models[name.lstrip("?!")]
+        if not name.startswith("!"):
+            self._next_arrival(model.name, at_s)
+            if name.startswith("?"):
+                return
+            model.queue.append(at_s)
+        self._start(model)
+
+    def _start(self, model: SimModel) -> None:
+        if model.batch or not model.queue:
+            return
+        allocation = model.applied
+        ripe_s = model.queue[0] + allocation.max_queue_delay_us / 1e6
+        if len(model.queue) < allocation.max_batch_size and self._now_s < ripe_s - 1e-9:
+            heapq.heappush(self._events, (ripe_s, next(self._ties), "!" + model.name))
+            return
+        size = min(len(model.queue), allocation.max_batch_size)
+        model.batch = tuple(model.queue.popleft() for _ in range(size))
+        model.queue_ns += int(sum(self._now_s - at_s for at_s in model.batch) * 1e9)
+        shape = 1 / DISPERSION_CV**2
+        model.left, model.took_s = float(self.rng.gamma(shape, 1 / shape)), 0.0
+
+    def _finish(self, model: SimModel) -> None:
+        size = len(model.batch)
+        n, ns = model.stats.get(size, (0, 0))
+        model.stats[size] = (n + 1, ns + int(model.took_s * 1e9))
+        model.success += size
+        model.latencies.extend((at_s, (self._now_s - at_s) * 1000) for at_s in model.batch)
+        model.batch = ()
+        self._start(model)

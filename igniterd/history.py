@@ -1,0 +1,85 @@
+"""What was decided and done, kept in SQLite: every change, every decision that changed, and a sample a minute, for a month.
+
+Writing happens on a thread of its own, behind a bounded queue: a slow or full disk costs history, never a tick.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from igniterd.records import Tick
+
+SAMPLE_EVERY_S = 60.0
+KEEP_S = 31 * 86_400
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS tick
+  (time_s REAL NOT NULL, outcome TEXT NOT NULL, why TEXT NOT NULL, moved INTEGER NOT NULL, state TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS tick_time ON tick (time_s);
+"""
+
+
+class History:
+    """``history.db`` of one host. ``record`` never waits; ``close`` writes what is queued, within ``timeout_s``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(maxsize=1000)
+        self._sampled_s = float("-inf")
+        self._last = ""
+        self._failed = False
+        self._log = structlog.get_logger("igniterd.history")
+        self._thread = threading.Thread(target=self._write, name="history", daemon=True)
+        self._thread.start()
+
+    def record(self, tick: Tick, state: dict[str, Any]) -> None:
+        """Keep ``tick`` if it is worth keeping."""
+        moved = bool(tick.outcome.actuations)
+        changed = tick.plan.outcome.value != self._last
+        if not (moved or changed or tick.at_s - self._sampled_s >= SAMPLE_EVERY_S):
+            return
+        self._last, self._sampled_s = tick.plan.outcome.value, tick.at_s
+        try:
+            self._queue.put_nowait((tick.wall_time_s, tick.plan.outcome.value, tick.plan.why, int(moved), json.dumps(state)))
+        except queue.Full:
+            self._say_once("the disk does not keep up")
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Write what is queued and stop."""
+        try:
+            self._queue.put(None, timeout=timeout_s)
+        except queue.Full:
+            return
+        self._thread.join(timeout_s)
+
+    def _say_once(self, reason: str) -> None:
+        if not self._failed:
+            self._failed = True
+            self._log.warning("history is not written", path=str(self.path), reason=reason)
+
+    def _write(self) -> None:
+        connection: sqlite3.Connection | None = None
+        while (row := self._queue.get()) is not None:
+            try:
+                if connection is None:
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    connection = sqlite3.connect(self.path, timeout=1.0)
+                    connection.executescript(SCHEMA)
+                with connection:
+                    connection.execute("INSERT INTO tick VALUES (?, ?, ?, ?, ?)", row)
+                    connection.execute("DELETE FROM tick WHERE time_s < ?", (row[0] - KEEP_S,))
+            except (sqlite3.Error, OSError) as error:
+                self._say_once(str(error))
+                connection = None
+            else:
+                if self._failed:
+                    self._failed = False
+                    self._log.info("history is written again", path=str(self.path))
+        if connection is not None:
+            connection.close()

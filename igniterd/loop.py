@@ -1,0 +1,128 @@
+"""One tick, in order: observe, window, estimate, decide, act, report.
+
+Two ways back, both visible here: the small :class:`Carry`, replaced whole at the end of a tick, and the world itself, read again at
+the next. A stage that fails ends the tick: what is applied goes on serving, and the next tick starts from the same carry.
+
+A reload takes seconds, and for a large model minutes; it runs beside the ticks, one at a time. Ticks go on reading and reporting
+meanwhile and decide nothing; the first one after its end takes up what came of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from igniterd.act import Reloader, act
+from igniterd.config import Config
+from igniterd.decide import Held, Oracles, after, decide
+from igniterd.estimate import Belief, estimate
+from igniterd.observe import Sources
+from igniterd.records import Estimate, Mode, Observation, Outcome, Outcomes, Plan, Tick
+from igniterd.window import between
+
+
+@dataclass(frozen=True, slots=True)
+class Carry:
+    """All that outlives a tick."""
+
+    seen: Observation | None = None
+    belief: Belief = field(default_factory=dict)
+    held: Held = field(default_factory=Held)
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """What does not change while the daemon runs: profiles, as predictors."""
+
+    profiled: Mapping[str, str] = field(default_factory=dict)  # configured name -> name in the profile
+    oracles: Oracles | None = None
+
+
+class Stopwatch:
+    """Seconds spent in each stage of one tick."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.stages[stage] = now - self._last
+        self._last = now
+
+
+class Loop:
+    """The control loop of one host. ``tick`` is the whole of it; pacing is the daemon's."""
+
+    def __init__(
+        self,
+        config: Config,
+        sources: Sources,
+        reloaders: Mapping[str, Reloader],
+        knowledge: Knowledge,
+        report: Callable[[Tick], None],
+        *,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.config = config
+        self.sources = sources
+        self.reloaders = reloaders
+        self.knowledge = knowledge
+        self.report = report
+        self.wall_clock = wall_clock
+        self.carry = Carry()
+        self.shares: Path = config.state.directory / "shares"
+        self.triton_of = {model.name: model.triton for model in config.model}
+        self.mode = Mode(config.loop.mode)
+        self._acting: asyncio.Task[Outcome] | None = None
+
+    async def tick(self, now_s: float) -> Tick:
+        """One turn at ``now_s`` (a monotonic clock)."""
+        watch, carry, knowledge = Stopwatch(), self.carry, self.knowledge
+        outcome = self._arrived()
+        seen = await self.sources.observe(now_s)
+        watch.lap("observe")
+        window = between(carry.seen, seen)
+        watch.lap("window")
+        expects = knowledge.oracles.expects if knowledge.oracles else None
+        load, belief = estimate(seen, window, carry.belief, config=self.config, profiled=knowledge.profiled, oracle=expects)
+        watch.lap("estimate")
+        held = after(carry.held, outcome, load.loads, self.config.decide, now_s)
+        plan, held = self._decide(load, seen, held, now_s)
+        watch.lap("decide")
+        if plan.steps and self.mode is Mode.ACT:
+            self._acting = asyncio.create_task(act(plan, self.reloaders, self.triton_of, self.shares), name="act")
+        watch.lap("act")
+        tick = Tick(carry.number, now_s, self.wall_clock(), seen, window, load, plan, outcome, dict(watch.stages))
+        self.carry = Carry(_merged(carry.seen, seen), belief, held, carry.number + 1)
+        self.report(tick)
+        return tick
+
+    def _arrived(self) -> Outcome:
+        """What came of the step set going by an earlier tick; nothing while it is still under way."""
+        if self._acting is None or not self._acting.done():
+            return Outcome()
+        task, self._acting = self._acting, None
+        return task.result()
+
+    def _decide(self, load: Estimate, seen: Observation, held: Held, now_s: float) -> tuple[Plan, Held]:
+        if self._acting is not None:  # one reload at a time, and no opinion about a world that is just changing
+            return Plan(now_s, Outcomes.WAIT, "a model is being reloaded", feasible=not held.gone), held
+        oracles = None if self.mode is Mode.OBSERVE else self.knowledge.oracles
+        return decide(load, seen, held, config=self.config, profiled=self.knowledge.profiled, oracles=oracles, now_s=now_s)
+
+    async def close(self) -> None:
+        """Let go of a step under way: Triton finishes it by itself, or keeps the old copy."""
+        if self._acting is not None:
+            self._acting.cancel()
+            await asyncio.wait([self._acting], timeout=1.0)
+            self._acting = None
+
+
+def _merged(before: Observation | None, seen: Observation) -> Observation | None:
+    """What the next window starts from: an observation without models (Triton was silent) would lose the counts before it."""
+    return before if before is not None and before.models and not seen.models else seen

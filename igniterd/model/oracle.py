@@ -1,0 +1,151 @@
+"""What a model's P99 would be: the performance model and the tail of the queue, asked together and remembered. Pure.
+
+Tenants slow each other by executing, and how long a tenant executes depends on how slowed it is; :meth:`Oracle.together` finds the
+fixed point. Answers are memoised on keys rounded to a few per cent, because a search and the ticks after it ask nearly the same
+questions again and again; rates and interference are rounded up, so that a remembered answer is never an optimistic one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from igniterd.model.api import F64, PerformanceModel, Tenant
+from igniterd.model.tail import response_time
+from igniterd.records import Allocation
+
+RATE_STEP = 1.02
+DUTY_STEP = 0.05
+ROUNDS = 4
+MEMO_SIZE = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """One model to be served on one GPU.
+
+    ``rate_per_s`` and ``slo_ms`` are what to plan for (margins included); ``bias`` multiplies predicted service times;
+    ``steerable`` says whether a share can be given to it alone (a process of its own).
+    """
+
+    model: str
+    profiled_as: str
+    rate_per_s: float
+    slo_ms: float
+    priority: int = 1
+    min_share: float = 0.05
+    max_share: float = 1.0
+    max_batch: int = 32
+    bias: float = 1.0
+    burstiness: float = 1.0
+    steerable: bool = True
+    instances: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """How one model fares: ``p99_ms`` is infinite in overload; ``busy`` is the fraction of the time an instance executes."""
+
+    p99_ms: float
+    p50_ms: float
+    mean_ms: float
+    busy: float
+    mean_batch: float
+
+    @property
+    def overloaded(self) -> bool:
+        return not math.isfinite(self.p99_ms)
+
+
+def _up(value: float, step: float) -> float:
+    """``value`` rounded up to the next power of ``step``."""
+    return 0.0 if value <= 0 else float(step ** math.ceil(math.log(value) / math.log(step) - 1e-9))
+
+
+class Oracle:
+    """Predictions for the tenants of one kind of GPU at one confidence level.
+
+    ``upper=False`` plans on mean service times instead of their upper bounds: what to expect, rather than what to promise.
+    """
+
+    def __init__(self, model: PerformanceModel, *, level: float, service_cv: float = 0.1, upper: bool = True) -> None:
+        self.model = model
+        self.level = level
+        self.service_cv = service_cv
+        self.upper = upper
+        self._curves: dict[tuple[object, ...], F64] = {}
+        self._served: dict[tuple[object, ...], Service] = {}
+
+    def curve_ms(self, demand: Demand, share: float, neighbours: Sequence[Tenant]) -> F64:
+        """Service time (ms) of batches 1..demand.max_batch beside ``neighbours``, shape (max_batch,)."""
+        beside = tuple(
+            Tenant(t.model, max(1.0, round(t.batch * 2) / 2), round(t.share, 4), min(1.0, math.ceil(t.duty / DUTY_STEP) * DUTY_STEP))
+            for t in neighbours
+            if t.duty > 0.005
+        )
+        key = (demand.profiled_as, demand.max_batch, round(share, 4), beside)
+        curve = self._curves.get(key)
+        if curve is None:
+            if len(self._curves) > MEMO_SIZE:
+                self._curves.clear()
+                self._served.clear()  # its keys name curves by identity
+            mean, upper = self.model.service_curve_ms(demand.profiled_as, share, beside, demand.max_batch, level=self.level)
+            curve = self._curves[key] = upper if self.upper else mean
+        return curve
+
+    def served(self, demand: Demand, allocation: Allocation, neighbours: Sequence[Tenant], *, growth: float = 1.0) -> Service:
+        """How ``demand``, its rate times ``growth``, fares under ``allocation`` beside ``neighbours``."""
+        share = allocation.share if allocation.share is not None else 1.0
+        curve = self.curve_ms(demand, share, neighbours)
+        largest = min(allocation.max_batch_size, curve.shape[0]) or 1
+        rate = _up(demand.rate_per_s * growth, RATE_STEP)
+        bias = _up(demand.bias, 1.01)
+        key = (id(curve), largest, allocation.max_queue_delay_us, allocation.instances, rate, bias, demand.burstiness)
+        known = self._served.get(key)
+        if known is None:
+            if len(self._served) > MEMO_SIZE:
+                self._served.clear()
+            known = self._served[key] = self._queue(curve[:largest] * bias, allocation, rate, demand.burstiness)
+        return known
+
+    def _queue(self, service_ms: F64, allocation: Allocation, rate_per_s: float, burstiness: float) -> Service:
+        if rate_per_s <= 0:
+            first = float(service_ms[0])
+            return Service(first * (1 + 2.33 * self.service_cv), first, first, 0.0, 1.0)
+        result = response_time(
+            rate_per_s,
+            np.ascontiguousarray(service_ms),
+            service_cv=self.service_cv,
+            max_queue_delay_ms=allocation.max_queue_delay_us / 1000,
+            instances=allocation.instances,
+            burstiness=burstiness,
+        )
+        if not result.success:
+            return Service(math.inf, math.inf, math.inf, 1.0, float(service_ms.shape[0]))
+        return Service(result.p99_ms, result.p50_ms, result.mean_ms, min(1.0, result.utilisation), result.mean_batch)
+
+    def together(self, demands: Sequence[Demand], allocations: Mapping[str, Allocation], *, growth: float = 1.0) -> dict[str, Service]:
+        """How every model fares with all of them on one GPU: the fixed point of busy times and mutual slowing."""
+        tenants = {d.model: as_tenant(d, allocations[d.model], None) for d in demands}
+        served: dict[str, Service] = {}
+        for _ in range(ROUNDS):
+            before = tenants
+            served = {
+                d.model: self.served(d, allocations[d.model], [before[o.model] for o in demands if o is not d], growth=growth)
+                for d in demands
+            }
+            tenants = {d.model: as_tenant(d, allocations[d.model], served[d.model]) for d in demands}
+            if all(abs(tenants[m].duty - before[m].duty) < DUTY_STEP / 2 for m in tenants):
+                break
+        return served
+
+
+def as_tenant(demand: Demand, allocation: Allocation, service: Service | None) -> Tenant:
+    """The neighbour that the others feel; before anything is known, half busy with half its batch."""
+    share = allocation.share if allocation.share is not None else 1.0
+    if service is None:
+        return Tenant(demand.profiled_as, max(1.0, allocation.max_batch_size / 4), share, 0.5)
+    return Tenant(demand.profiled_as, service.mean_batch, share, min(1.0, service.busy * allocation.instances))

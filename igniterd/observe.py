@@ -1,0 +1,98 @@
+"""Ask every source at once, each with its deadline. What does not answer is a gap, never an old value."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from igniterd.errors import IgniterdError, NotNow
+from igniterd.records import BoardReading, Gap, ModelReading, MpsReading, Observation
+
+T = TypeVar("T")
+
+
+class TritonSource(Protocol):
+    """What is asked of a Triton client."""
+
+    name: str
+    metrics_gap: Gap | None
+
+    async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]: ...
+
+
+class BoardSource(Protocol):
+    async def read(self) -> tuple[BoardReading, ...]: ...
+
+
+class MpsSource(Protocol):
+    async def read(self) -> MpsReading: ...
+
+
+@dataclass(slots=True)
+class Sources:
+    """Everything one host is read from. ``models`` names the models of each Triton.
+
+    MPS control is read every ``mps_interval_s``: each read starts a process. Its last answer stands in between.
+    """
+
+    tritons: Mapping[str, TritonSource]
+    models: Mapping[str, tuple[str, ...]]
+    boards: BoardSource | None = None
+    mps: MpsSource | None = None
+    mps_interval_s: float = 30.0
+    timeout_s: float = 0.4
+    _mps_read_s: float = field(default=float("-inf"), init=False)
+    _mps_last: MpsReading | Gap | None = field(default=None, init=False)
+
+    async def _asked(self, source: str, answer: Awaitable[T], now_s: float, timeout_s: float | None = None) -> T | Gap:
+        """The answer, or the gap it leaves. Two rounds of calls may be needed inside one answer, so the deadline is doubled."""
+        limit_s = timeout_s or 2 * self.timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await answer
+        except TimeoutError:
+            return Gap(source, f"no answer in {limit_s:g} s", now_s)
+        except IgniterdError as error:
+            return Gap(source, str(error), now_s)
+
+    async def _read_mps(self, now_s: float) -> MpsReading | Gap | None:
+        if self.mps is None:
+            return None
+        if now_s - self._mps_read_s >= self.mps_interval_s:
+            self._mps_read_s = now_s
+            self._mps_last = await self._asked("mps", self.mps.read(), now_s)
+        return self._mps_last
+
+    async def observe(self, now_s: float) -> Observation:
+        """One look at the whole host."""
+        names = list(self.tritons)
+        servers = [self._asked(f"triton:{n}", self.tritons[n].read_models(self.models[n]), now_s) for n in names]
+        boards = self._asked("nvml", self.boards.read(), now_s) if self.boards is not None else _nothing()
+        (seen_boards, seen_mps), seen = await asyncio.gather(asyncio.gather(boards, self._read_mps(now_s)), asyncio.gather(*servers))
+        gaps = [answer for answer in (seen_boards, seen_mps) if isinstance(answer, Gap)]
+        models: dict[str, ModelReading] = {}
+        for name, answer in zip(names, seen, strict=True):
+            if isinstance(answer, Gap):
+                gaps.append(answer)
+                continue
+            metrics_gap = self.tritons[name].metrics_gap
+            if metrics_gap is not None:
+                gaps.append(metrics_gap)
+            for model, reading in answer.items():
+                if isinstance(reading, ModelReading):
+                    models[model] = reading
+                else:
+                    gaps.append(Gap(f"model:{model}", str(reading), now_s))
+        return Observation(
+            at_s=now_s,
+            boards=seen_boards if isinstance(seen_boards, tuple) else (),
+            models=models,
+            mps=seen_mps if isinstance(seen_mps, MpsReading) else None,
+            gaps=tuple(gaps),
+        )
+
+
+async def _nothing() -> tuple[BoardReading, ...]:
+    return ()

@@ -1,0 +1,196 @@
+"""One tick as people and machines read it: the state (JSON), hints for the cluster, log lines, history rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import structlog
+
+from igniterd import __version__
+from igniterd.config import Config
+from igniterd.records import Allocation, Outcomes, Tick
+
+STATE_SCHEMA = 1
+STATE_EVERY_S = 5.0  # how often the snapshot goes to MQTT when nothing changes
+HINT_EVERY_S = 10.0
+OFFER_LEAST = 0.05  # a smaller share is not worth a hint
+STATE_EXPIRY_S = 30
+HINT_EXPIRY_S = 60
+
+
+def _number(value: float | None, digits: int = 3) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, digits)
+
+
+def _allocation(allocation: Allocation) -> dict[str, Any]:
+    return {
+        "share": allocation.share,
+        "max_batch_size": allocation.max_batch_size,
+        "max_queue_delay_us": allocation.max_queue_delay_us,
+        "instances": allocation.instances,
+    }
+
+
+def _model_state(tick: Tick, name: str, config: Config) -> dict[str, Any]:
+    model, reading = config.by_name()[name], tick.observation.models.get(name)
+    load, verdict = tick.estimate.loads.get(name), tick.plan.verdicts.get(name)
+    state: dict[str, Any] = {"name": name, "slo_p99_ms": model.slo_p99_ms, "priority": model.priority, "seen": reading is not None}
+    if reading is not None:
+        state |= {"version": reading.version, "triton": reading.triton, "backend": reading.backend, "ready": reading.ready}
+        state |= {"gpu_index": reading.gpu_index, "applied": _allocation(reading.allocation)}
+    if load is not None:
+        state |= {
+            "rate_per_s": _number(load.rate_per_s),
+            "rate_upper_per_s": _number(load.rate_upper_per_s),
+            "busy": _number(load.busy),
+            "mean_batch": _number(load.mean_batch),
+            "bias": _number(load.bias, 4),
+            "measured": {k: _number(getattr(load, f"measured_{k}_ms")) for k in ("mean", "p50", "p99")},
+            "predicted": {k: _number(getattr(load, f"predicted_{k}_ms")) for k in ("mean", "p50", "p99")},
+        }
+    if verdict is not None:
+        state |= {"feasible": verdict.feasible, "reason": verdict.reason, "needs_share": verdict.needs_share}
+        state |= {"planned": _allocation(verdict.allocation), "planned_p99_ms": _number(verdict.predicted_p99_ms)}
+    return state
+
+
+def state_of(tick: Tick, config: Config, last_moves: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
+    """The tick as one JSON object: what ``/state``, MQTT ``state`` and ``igniterd show`` give."""
+    plan = tick.plan
+    return {
+        "schema": STATE_SCHEMA,
+        "igniterd": __version__,
+        "host": config.host.name,
+        "cluster": config.host.cluster,
+        "mode": config.loop.mode,
+        "tick": tick.number,
+        "time_s": round(tick.wall_time_s, 3),
+        "decision": {
+            "outcome": plan.outcome.value,
+            "why": plan.why,
+            "feasible": plan.feasible,
+            "headroom": _number(plan.headroom),
+            "allocated_share": _number(plan.allocated_share, 4),
+            "least_share": _number(plan.least_share, 4),
+            "steps": [{"model": s.model, "kind": s.kind.value, "why": s.why} for s in plan.steps],
+        },
+        "models": [_model_state(tick, model.name, config) for model in config.model],
+        "boards": [dataclasses.asdict(board) for board in tick.observation.boards],
+        "gaps": [{"source": gap.source, "reason": gap.reason} for gap in tick.observation.gaps],
+        "last_moves": list(last_moves),
+        "stage_ms": {stage: round(seconds * 1000, 3) for stage, seconds in tick.stage_s.items()},
+    }
+
+
+def moves_of(tick: Tick) -> Iterator[dict[str, Any]]:
+    """Every actuation of the tick, in words."""
+    for done in tick.outcome.actuations:
+        yield {
+            "time_s": round(tick.wall_time_s, 3),
+            "model": done.step.model,
+            "kind": done.step.kind.value,
+            "before": _allocation(done.step.before),
+            "after": _allocation(done.step.after),
+            "ok": done.ok,
+            "duration_s": round(done.duration_s, 3),
+            "why": done.step.why,
+            "error": done.error,
+        }
+
+
+def hints_of(tick: Tick, config: Config) -> Iterator[dict[str, Any]]:
+    """What the cluster should know: models that do not fit here, and room that could be given away."""
+    for verdict in tick.plan.verdicts.values():
+        if verdict.feasible:
+            continue
+        load = tick.estimate.loads.get(verdict.model)
+        yield {
+            "kind": "shed",
+            "model": verdict.model,
+            "slo_p99_ms": verdict.slo_p99_ms,
+            "rate_per_s": _number(load.rate_upper_per_s if load else None),
+            "needs_share": verdict.needs_share,
+            "reason": verdict.reason,
+        }
+    least = tick.plan.least_share
+    if tick.plan.feasible and least is not None and tick.plan.outcome is Outcomes.HOLD and 1 - least >= OFFER_LEAST:
+        board = tick.observation.boards[0] if tick.observation.boards else None
+        free = None
+        if board and board.memory_total_bytes is not None and board.memory_used_bytes is not None:
+            free = board.memory_total_bytes - board.memory_used_bytes
+        yield {"kind": "offer", "gpu": board.name if board else None, "share": round(1 - least, 4), "memory_free_bytes": free}
+
+
+class Publisher(Protocol):
+    """What is asked of the MQTT client; never blocks."""
+
+    def publish(self, suffix: str, kind: str, data: Mapping[str, Any], *, qos: int, retain: bool, expiry_s: int | None) -> None: ...
+
+
+class Reporter:
+    """Gives one tick to everybody who wants it. Nothing here waits for anybody."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        metrics: Callable[[Tick], None] | None = None,
+        publisher: Publisher | None = None,
+        history: Callable[[Tick, dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.config = config
+        self.state: dict[str, Any] = {}
+        self._metrics, self._publisher, self._history = metrics, publisher, history
+        self._log = structlog.get_logger("igniterd")
+        self._moves: tuple[dict[str, Any], ...] = ()
+        self._said: str = ""
+        self._gaps: frozenset[str] = frozenset()
+        self._state_sent_s = self._hint_sent_s = float("-inf")
+        self._hinted: str = ""
+
+    def __call__(self, tick: Tick) -> None:
+        moves = tuple(moves_of(tick))
+        self._moves = (*self._moves, *moves)[-20:]
+        self.state = state_of(tick, self.config, self._moves)
+        if self._metrics is not None:
+            self._metrics(tick)
+        self._say(tick, moves)
+        self._publish(tick, bool(moves))
+        if self._history is not None:
+            self._history(tick, self.state)
+
+    def _say(self, tick: Tick, moves: tuple[dict[str, Any], ...]) -> None:
+        """A decision is logged when it changes, a silent source when it falls silent and when it is back."""
+        for move in moves:
+            say = self._log.info if move["ok"] else self._log.warning
+            say("moved" if move["ok"] else "move refused", **{k: v for k, v in move.items() if k not in ("time_s", "ok") and v != ""})
+        plan = tick.plan
+        sentence = f"{plan.outcome.value}: {plan.why}"
+        spoken = plan.outcome.value if plan.outcome is Outcomes.HOLD else sentence  # head-room in the sentence wobbles
+        if spoken != self._said:
+            self._log.info("decision", outcome=plan.outcome.value, why=plan.why)
+            self._said = spoken
+        silent = frozenset(gap.source for gap in tick.observation.gaps)
+        for gap in tick.observation.gaps:
+            if gap.source not in self._gaps:
+                self._log.warning("source silent", source=gap.source, reason=gap.reason)
+        for source in sorted(self._gaps - silent):
+            self._log.info("source answers again", source=source)
+        self._gaps = silent
+
+    def _publish(self, tick: Tick, moved: bool) -> None:
+        if self._publisher is None:
+            return
+        if moved or tick.at_s - self._state_sent_s >= STATE_EVERY_S:
+            self._state_sent_s = tick.at_s
+            self._publisher.publish("state", "igniterd.state", self.state, qos=1, retain=True, expiry_s=STATE_EXPIRY_S)
+        hints = list(hints_of(tick, self.config))
+        kinds = json.dumps([(h["kind"], h.get("model")) for h in hints])
+        if hints and (kinds != self._hinted or tick.at_s - self._hint_sent_s >= HINT_EVERY_S):
+            self._hint_sent_s, self._hinted = tick.at_s, kinds
+            for hint in hints:
+                self._publisher.publish("hint", f"igniterd.hint.{hint['kind']}", hint, qos=1, retain=False, expiry_s=HINT_EXPIRY_S)

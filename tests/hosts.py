@@ -1,0 +1,66 @@
+"""Simulated hosts for tests of the control loop, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from igniterd.config import Config, parse_config
+from igniterd.decide import Oracles
+from igniterd.emulator.sim import SimHost
+from igniterd.loop import Knowledge, Loop
+from igniterd.model import builtin_profile, load_model
+from igniterd.model.oracle import Oracle
+from igniterd.observe import Sources
+from igniterd.records import Tick
+
+SLOS = {"alexnet": 15.0, "resnet50": 40.0, "vgg19": 60.0}
+
+
+def config(folder: Path, slos: Mapping[str, float] = SLOS, *, more: str = "", **priorities: int) -> Config:
+    """A configuration for ``slos``; every model is profiled."""
+    models = "".join(
+        f'[[model]]\nname = "{name}"\nslo_p99_ms = {slo}\npriority = {priorities.get(name, 1)}\nprofile = "v100.json"\n'
+        for name, slo in slos.items()
+    )
+    return parse_config(f'[host]\nname = "test"\n[state]\ndirectory = "{folder}/state"\n{more}\n{models}', source="test", folder=folder)
+
+
+_MODEL = load_model(builtin_profile("v100"))
+
+
+def knowledge(settings: Config) -> Knowledge:
+    level = settings.decide.level
+    oracles = Oracles(promises=Oracle(_MODEL, level=level), expects=Oracle(_MODEL, level=level, upper=False))
+    return Knowledge({model.name: model.name for model in settings.model}, oracles)
+
+
+class Bench:
+    """A loop on a simulated host; ``run`` ticks it once a second of virtual time."""
+
+    def __init__(self, settings: Config, rates: Mapping[str, Callable[[float], float]], *, seed: int = 1, max_batch: int = 8) -> None:
+        self.clock = asyncio.get_running_loop().time
+        self.began_s = self.clock()
+        shifted = {name: self._shifted(rate) for name, rate in rates.items()}
+        self.host = SimHost({name: (name, rate) for name, rate in shifted.items()}, self.clock, seed=seed, max_batch=max_batch)
+        self.ticks: list[Tick] = []
+        sources = Sources(tritons={"main": self.host}, models={"main": tuple(rates)}, timeout_s=settings.loop.io_timeout_s)
+        self.loop = Loop(settings, sources, {"main": self.host}, knowledge(settings), self.ticks.append, wall_clock=self.clock)
+
+    def _shifted(self, rate: Callable[[float], float]) -> Callable[[float], float]:
+        return lambda at_s: rate(at_s - self.began_s)
+
+    @property
+    def now_s(self) -> float:
+        """Seconds since the beginning."""
+        return self.clock() - self.began_s
+
+    async def run(self, seconds: int) -> None:
+        for _ in range(seconds):
+            began_s = self.clock()
+            await self.loop.tick(began_s)
+            await asyncio.sleep(max(0.0, began_s + 1.0 - self.clock()))
+
+    def p99_ms(self, model: str, since_s: float, until_s: float) -> float:
+        return self.host.p99_ms(model, self.began_s + since_s, self.began_s + until_s)
