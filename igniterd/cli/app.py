@@ -10,7 +10,12 @@ import importlib
 
 import typer
 
-VERBS: tuple[str, ...] = ("predict",)
+VERBS: tuple[str, ...] = (
+    "run",
+    "check",
+    "show",
+    "predict",
+)
 """Modules of this package that have ``register(app)``, in the order of ``--help``."""
 
 app = typer.Typer(

@@ -1,0 +1,189 @@
+"""``igniterd check``: is everything as the daemon needs it, in plain words. Changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from igniterd.clients.triton import TritonClient
+    from igniterd.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. ``level``: ok, warn (runs, but less well) or bad (does not run)."""
+
+    level: str
+    what: str
+    said: str
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to ``app``."""
+    from igniterd.cli.run import CONFIG
+
+    @app.command()
+    def check(
+        config: Path = CONFIG,
+        live: bool = typer.Option(False, "--live", help="Also ask Triton, MPS control and NVML."),
+        form: str = typer.Option("table", "--format", help="table or json."),
+    ) -> None:
+        """Check the configuration and the profiles; with --live also the host. Exit status 1 when something is wrong."""
+        import json
+
+        from igniterd.cli.common import cannot, configured
+        from igniterd.cli.wording import one_of
+
+        one_of("--format", form, "table", "json")
+        settings = configured(config)
+        with cannot():
+            findings = [*_static(settings), *(asyncio.run(_collected(settings)) if live else [])]
+        if form == "json":
+            print(json.dumps([{"level": f.level, "what": f.what, "said": f.said} for f in findings], indent=2))
+        else:
+            _print(findings)
+        if any(f.level == "bad" for f in findings):
+            raise typer.Exit(1)
+
+
+def _print(findings: list[Finding]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    colour = {"ok": "green", "warn": "yellow", "bad": "red"}
+    for finding in findings:
+        console.print(f"[{colour[finding.level]}]{finding.level:>4}[/]  {finding.what}: {finding.said}", highlight=False, soft_wrap=True)
+
+
+async def _collected(settings: Config) -> list[Finding]:
+    return [finding async for finding in _live(settings)]
+
+
+def _static(settings: Config) -> Iterator[Finding]:
+    """What the files alone tell."""
+    from igniterd.daemon import load_knowledge
+
+    yield Finding("ok", "configuration", f"{len(settings.model)} models on {len(settings.triton)} Triton, mode {settings.loop.mode}")
+    knowledge = load_knowledge(settings)
+    for model in settings.model:
+        if model.name in knowledge.profiled:
+            yield Finding("ok", f"profile of {model.name}", f"{model.profile} ({knowledge.profiled[model.name]})")
+        else:
+            yield Finding(
+                "warn",
+                f"profile of {model.name}",
+                "none: its traffic is watched, its share and batching are left alone; with a profile "
+                "(igniterd profile) they are planned for its SLO",
+            )
+
+
+async def _live(settings: Config) -> AsyncIterator[Finding]:
+    from igniterd.daemon import triton_client
+
+    for server in settings.triton:
+        client = triton_client(server, settings)
+        try:
+            async for finding in _triton(client, settings):
+                yield finding
+        finally:
+            await client.close()
+    yield await _mps(settings)
+    async for finding in _boards(settings):
+        yield finding
+    yield _folder(settings)
+
+
+async def _triton(client: TritonClient, settings: Config) -> AsyncIterator[Finding]:
+    from igniterd.clients.triton import Control
+    from igniterd.errors import NotNow
+    from igniterd.records import ModelReading
+
+    what = f"Triton {client.name}"
+    try:
+        info = await client.server()
+    except NotNow as error:
+        yield Finding("bad", what, str(error))
+        return
+    yield Finding("ok" if info.ready else "warn", what, f"version {info.version} at {client.url}, {'ready' if info.ready else 'not ready'}")
+    if info.control is Control.EXPLICIT:
+        yield Finding("ok", f"{what} model control", "explicit: configurations can be changed while it serves")
+    else:
+        yield Finding(
+            "bad" if settings.loop.mode == "act" else "warn",
+            f"{what} model control",
+            f"{info.control.value}: start tritonserver with --model-control-mode=explicit and --load-model for each model. "
+            f"{info.control_reason}",
+        )
+    names = [m.name for m in settings.model if m.triton == client.name]
+    for name, reading in (await client.read_models(names)).items():
+        if not isinstance(reading, ModelReading):
+            yield Finding("bad", f"model {name}", str(reading))
+            continue
+        share = "no share of its own" if reading.allocation.share is None else f"share {reading.allocation.share:.1%}"
+        batching = f"largest batch {reading.allocation.max_batch_size}, {reading.allocation.instances} instances"
+        yield Finding("ok", f"model {name}", f"version {reading.version}, backend {reading.backend}, {share}, {batching}")
+        if not reading.owns_process:
+            yield Finding(
+                "warn",
+                f"model {name}",
+                f"backend {reading.backend} runs inside tritonserver: its MPS share is the server's; igniterd steers its batching only",
+            )
+    gap = client.metrics_gap
+    if gap is not None:
+        yield Finding("warn", f"{what} metrics", f"{gap.reason}: no measured percentiles, no pending counts")
+
+
+async def _mps(settings: Config) -> Finding:
+    from igniterd.daemon import mps_client
+    from igniterd.errors import IgniterdError
+
+    client = mps_client(settings)
+    if client is None:
+        return Finding("warn", "MPS", "mps.enabled is false: shares have no effect; only batching is steered")
+    try:
+        reading = await client.read()
+    except IgniterdError as error:
+        return Finding("bad" if settings.loop.mode == "act" else "warn", "MPS control", f"{error}; start nvidia-cuda-mps-control -d")
+    if reading.default_share is not None and reading.default_share < 1:
+        return Finding(
+            "warn",
+            "MPS control",
+            f"the default active thread percentage is {reading.default_share:.0%} and caps every client: "
+            "set_default_active_thread_percentage 100",
+        )
+    return Finding("ok", "MPS control", f"answers; {len(reading.server_pids)} servers running")
+
+
+async def _boards(settings: Config) -> AsyncIterator[Finding]:
+    from igniterd.daemon import nvml_client
+    from igniterd.errors import IgniterdError
+
+    client = nvml_client(settings)
+    if client is None:
+        yield Finding("warn", "NVML", "gpu.source is none: power, clock and memory are not watched")
+        return
+    try:
+        boards = await client.read()
+    except IgniterdError as error:
+        yield Finding("warn", "NVML", str(error))
+        return
+    finally:
+        await client.close()
+    for board in boards:
+        yield Finding("ok", f"GPU {board.index}", f"{board.name}, {board.uuid}")
+
+
+def _folder(settings: Config) -> Finding:
+    import os
+
+    folder = settings.state.directory
+    parent = next((p for p in (folder, *folder.parents) if p.exists()), folder)
+    if not os.access(parent, os.W_OK):
+        return Finding("bad", "state.directory", f"{folder} cannot be written by this user: shares and history live there")
+    return Finding("ok", "state.directory", f"{folder}; Triton must see {folder}/shares under the same path")
