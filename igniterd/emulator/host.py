@@ -157,7 +157,7 @@ class TritonHost:
             "--metrics-config=summary_latencies=true",
             "--allow-gpu-metrics=false",
             "--metrics-interval-ms=500",
-            "--exit-timeout-secs=5",
+            "--exit-timeout-secs=3",
         ]
 
     def _environment(self) -> dict[str, str]:

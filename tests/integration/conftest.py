@@ -1,0 +1,100 @@
+"""Real programs for the integration tests, started once for all of them: a tritonserver on an emulated board, the MPS control daemon.
+
+A test that changes a model takes one that no other test uses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from tritonclient.grpc import InferInput
+from tritonclient.grpc.aio import InferenceServerClient
+
+from igniterd.clients.shares import prepare_share
+from igniterd.clients.triton import TritonClient
+from igniterd.clients.triton_config import allocation_of, base_env_of, with_allocation
+from igniterd.emulator.board import EmulatedNvml
+from igniterd.emulator.boardfile import BoardFile, Copy
+from igniterd.emulator.host import EmulatedModel, HostSpec, MpsHost, TritonHost, mps_host, triton_host
+from igniterd.emulator.load import INPUT_FLOATS
+from igniterd.emulator.truth import Truth
+from igniterd.records import Allocation
+
+SLOW = 4.0
+MODELS = (
+    EmulatedModel("alexnet", max_batch_size=32),
+    EmulatedModel("resnet50", max_batch_size=32),
+    EmulatedModel("vgg19", max_batch_size=32),
+    EmulatedModel("steady", like="alexnet"),
+    EmulatedModel("shared", like="alexnet"),
+    EmulatedModel("refusing", like="alexnet"),
+    EmulatedModel("counted", like="alexnet"),
+    EmulatedModel("dying", like="alexnet"),
+)
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    """Wait for a condition. Raises ``TimeoutError``."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110  another process makes it true
+            await asyncio.sleep(0.02)
+
+
+class Host:
+    """The running Triton with what tests do to it."""
+
+    def __init__(self, triton: TritonHost, client: TritonClient, shares: Path) -> None:
+        self.triton, self.client, self.shares = triton, client, shares
+        self.board = BoardFile(triton.board_path)
+        self.nvml = EmulatedNvml(triton.board_path)
+        self._infer = InferenceServerClient(triton.url)
+        self._inputs: dict[int, InferInput] = {}
+
+    async def close(self) -> None:
+        await self.client.close()
+        await self._infer.close()
+
+    async def allocate(self, model: str, target: Allocation) -> None:
+        """Load ``model`` with ``target``, as the daemon does."""
+        config = await self.client.config(model)
+        if target.share is not None:
+            prepare_share(self.shares, target.share, base_env_of(config))
+        await self.client.load(model, with_allocation(config, target, str(self.shares)))
+
+    async def give_share(self, model: str, share: float) -> None:
+        """Change only the share, and wait until the old copy has left the board."""
+        copies = len(self.board.copies())
+        present = allocation_of(await self.client.config(model))
+        await self.allocate(model, Allocation(share, present.max_batch_size, present.max_queue_delay_us, present.instances))
+        await until(lambda: len(self.board.copies()) == copies)
+
+    async def infer(self, model: str, batch: int = 1) -> None:
+        """One request of ``batch`` items, answered."""
+        if batch not in self._inputs:
+            self._inputs[batch] = InferInput("INPUT", [batch, INPUT_FLOATS], "FP32")
+            self._inputs[batch].set_data_from_numpy(np.zeros((batch, INPUT_FLOATS), np.float32))
+        await self._infer.infer(model, [self._inputs[batch]], client_timeout=20.0)
+
+    def last_executed(self, like: str) -> Copy:
+        """The copy of a measured model that executed last."""
+        return max((c for c in self.board.copies() if Truth.v100().models[c.model] == like), key=lambda c: c.last_ended_s)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
+    folder = tmp_path_factory.mktemp("host")
+    async with triton_host(HostSpec(MODELS, slow_factor=SLOW, seed=1), folder / "triton") as triton:
+        made = Host(triton, TritonClient("main", triton.url, triton.metrics_url, timeout_s=5.0), folder / "shares")
+        yield made
+        await made.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def mps(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[MpsHost]:
+    async with mps_host(tmp_path_factory.mktemp("mps")) as running:
+        yield running

@@ -1,0 +1,106 @@
+"""The emulated GPU, through a real Triton, takes the time that the measured tables say."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from igniterd.emulator.truth import Neighbour, Truth
+from tests.integration.conftest import SLOW, Host
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
+
+TRUTH = Truth.v100()
+
+
+@asynccontextmanager
+async def busy(host: Host, *loads: tuple[str, int]) -> AsyncIterator[None]:
+    """Closed loops: each model executes batches of the given size one after another, two requests ahead so that it never idles."""
+
+    async def loop(model: str, batch: int) -> None:
+        while True:
+            await host.infer(model, batch)
+
+    tasks = [asyncio.create_task(loop(m, b)) for m, b in loads for _ in range(2)]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def executions_ms(host: Host, model: str, batch: int, count: int) -> list[float]:
+    """Times of single executions, as the board saw them."""
+    found = []
+    for _ in range(count):
+        await host.infer(model, batch)
+        copy = host.last_executed(model)
+        found.append((copy.last_ended_s - copy.last_started_s) * 1e3)
+    return found
+
+
+async def share_out(host: Host, **shares: float) -> None:
+    for model, share in shares.items():
+        await host.give_share(model, share)
+
+
+async def test_alone_without_mps_it_has_the_whole_board(host: Host) -> None:
+    got = statistics.median(await executions_ms(host, "resnet50", 4, 40))
+    assert got == pytest.approx(SLOW * TRUTH.solo_ms("resnet50", 4, 1.0), rel=0.05)
+
+
+async def test_without_mps_two_busy_models_take_turns(host: Host) -> None:
+    async with busy(host, ("vgg19", 8)):
+        got = statistics.median(await executions_ms(host, "resnet50", 8, 30))
+    assert got == pytest.approx(2 * SLOW * TRUTH.solo_ms("resnet50", 8, 1.0), rel=0.08)
+
+
+async def test_alone_at_a_share(host: Host) -> None:
+    await share_out(host, alexnet=0.2, resnet50=0.4, vgg19=0.4)
+    for model, batch, share in (("alexnet", 4, 0.2), ("resnet50", 4, 0.4), ("vgg19", 2, 0.4)):
+        got = statistics.median(await executions_ms(host, model, batch, 40))
+        assert got == pytest.approx(SLOW * TRUTH.solo_ms(model, batch, share), rel=0.05), model
+
+
+async def test_beside_one_and_two_neighbours(host: Host) -> None:
+    await share_out(host, alexnet=0.2, resnet50=0.4, vgg19=0.4)
+    alexnet, vgg19 = Neighbour("alexnet", 16, 0.2), Neighbour("vgg19", 4, 0.4)
+    for neighbours in ([vgg19], [alexnet, vgg19]):
+        async with busy(host, *((n.model, n.batch) for n in neighbours)):
+            got = statistics.median(await executions_ms(host, "resnet50", 4, 50))
+        alone = SLOW * TRUTH.solo_ms("resnet50", 4, 0.4)
+        expected = SLOW * TRUTH.latency_ms("resnet50", 4, 0.4, neighbours)
+        assert expected > 1.04 * alone
+        assert got == pytest.approx(expected, rel=0.05), neighbours
+
+
+async def test_triton_s_own_figures_agree(host: Host) -> None:
+    """What the daemon sees, the compute time in Triton's statistics, is the table's time within a few percent."""
+    await share_out(host, vgg19=0.4)
+    before = (await host.client.read_models(["vgg19"]))["vgg19"]
+    for _ in range(40):
+        await host.infer("vgg19", 4)
+    after = (await host.client.read_models(["vgg19"]))["vgg19"]
+    old = {b.batch_size: b for b in before.batches}.get(4)
+    new = {b.batch_size: b for b in after.batches}[4]
+    count = new.count - (old.count if old else 0)
+    spent = sum(getattr(new, f) - (getattr(old, f) if old else 0) for f in ("compute_input_ns", "compute_infer_ns", "compute_output_ns"))
+    assert count == 40
+    assert spent / count / 1e6 == pytest.approx(SLOW * TRUTH.solo_ms("vgg19", 4, 0.4), rel=0.06)
+
+
+async def test_the_board_s_power_follows_the_work(host: Host) -> None:
+    host.nvml.nvmlDeviceGetPowerUsage(0)
+    await asyncio.sleep(0.3)  # the span of a mean
+    idle_w = host.nvml.nvmlDeviceGetPowerUsage(0) / 1e3
+    async with busy(host, ("vgg19", 8)):
+        await asyncio.sleep(0.6)
+        busy_w = host.nvml.nvmlDeviceGetPowerUsage(0) / 1e3
+    assert idle_w == pytest.approx(TRUTH.idle_power_w, abs=1.0)
+    assert busy_w > idle_w + 0.6 * TRUTH.added_power_w("vgg19", 8, 0.4)
+    assert host.nvml.nvmlDeviceGetMemoryInfo(0).used > 5 * 2**30  # eight models are loaded
