@@ -195,8 +195,16 @@ class Daemon:
             if late_s > 0:  # never caught up: a burst of ticks would help nobody
                 self._say_overrun(late_s, tick)
                 next_s = self.clock()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.stopping.wait(), max(0.0, next_s - self.clock()))
+            if await self._pause(max(0.0, next_s - self.clock())):
+                next_s = self.clock()
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait for the next tick, for the end of a step under way (True: the schedule starts anew), or to be told to stop."""
+        stop = asyncio.ensure_future(self.stopping.wait())
+        acting = self.loop.acting
+        await asyncio.wait({stop} | ({acting} if acting else set()), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        return acting is not None and acting.done()
 
     def _told(self, tick: Tick) -> None:
         """READY with the first tick, the watchdog fed with every one."""

@@ -120,7 +120,7 @@ def estimate(
     loads = {name: _load(name, beliefs[name], observation.models[name], errors.get(name), config) for name in beliefs}
     if oracle is not None:
         loads = _predicted(loads, observation, config, profiled, oracle)
-    warm = bool(loads) and len(loads) == len(config.model) and all(b.seen_s >= config.decide.warmup_s for b in beliefs.values())
+    warm = bool(loads) and all(b.seen_s >= config.decide.warmup_s for b in beliefs.values())
     return Estimate(at_s=observation.at_s, loads=loads, warm=warm), beliefs
 
 

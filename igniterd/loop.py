@@ -102,6 +102,11 @@ class Loop:
         self.report(tick)
         return tick
 
+    @property
+    def acting(self) -> asyncio.Task[Outcome] | None:
+        """The step under way: its end is worth a tick at once."""
+        return self._acting
+
     def _arrived(self) -> Outcome:
         """What came of the step set going by an earlier tick; nothing while it is still under way."""
         if self._acting is None or not self._acting.done():

@@ -12,6 +12,8 @@ from igniterd.records import BoardReading, Gap, ModelReading, MpsReading, Observ
 
 T = TypeVar("T")
 
+CONTROL_EVERY_S = 30.0
+
 
 class TritonSource(Protocol):
     """What is asked of a Triton client."""
@@ -20,6 +22,10 @@ class TritonSource(Protocol):
     metrics_gap: Gap | None
 
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]: ...
+
+    async def refuses_loads(self) -> str:
+        """Why configurations cannot be changed on it (its model control mode), or an empty string."""
+        ...
 
 
 class BoardSource(Protocol):
@@ -43,6 +49,8 @@ class Sources:
     mps: MpsSource | None = None
     mps_interval_s: float = 30.0
     timeout_s: float = 0.4
+    _refusals: dict[str, str] = field(default_factory=dict, init=False)
+    _asked_s: dict[str, float] = field(default_factory=dict, init=False)
     _mps_read_s: float = field(default=float("-inf"), init=False)
     _mps_last: MpsReading | Gap | None = field(default=None, init=False)
 
@@ -65,6 +73,16 @@ class Sources:
             self._mps_last = await self._asked("mps", self.mps.read(), now_s)
         return self._mps_last
 
+    async def _control(self, name: str, now_s: float) -> Gap | None:
+        """A Triton that would refuse every change is said before one is tried; asked again now and then, as it may be restarted."""
+        refusal = self._refusals.get(name)
+        if refusal is None or (refusal and now_s - self._asked_s[name] >= CONTROL_EVERY_S):
+            answer = await self._asked(f"control:{name}", self.tritons[name].refuses_loads(), now_s)
+            if isinstance(answer, Gap):
+                return None  # it does not answer at all: that is the gap of its models
+            self._refusals[name], self._asked_s[name] = answer, now_s
+        return Gap(f"control:{name}", self._refusals[name], now_s) if self._refusals[name] else None
+
     async def observe(self, now_s: float) -> Observation:
         """One look at the whole host."""
         names = list(self.tritons)
@@ -76,7 +94,11 @@ class Sources:
         for name, answer in zip(names, seen, strict=True):
             if isinstance(answer, Gap):
                 gaps.append(answer)
+                self._refusals.pop(name, None)  # whoever answers next may have been started differently
                 continue
+            control = await self._control(name, now_s)
+            if control is not None:
+                gaps.append(control)
             metrics_gap = self.tritons[name].metrics_gap
             if metrics_gap is not None:
                 gaps.append(metrics_gap)

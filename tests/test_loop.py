@@ -115,6 +115,28 @@ async def test_a_silent_triton_is_a_gap_and_nothing_is_changed(tmp_path: Path) -
     assert bench.ticks[-1].plan.outcome is Outcomes.HOLD
 
 
+async def test_a_triton_without_explicit_control_is_said_and_not_tried(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    bench.host.control = "model control is not explicit"
+    await bench.run(15)
+    assert bench.ticks[-1].plan.why == "Triton main cannot be steered: model control is not explicit"
+    assert not bench.host.loads
+
+
+async def test_a_model_that_triton_lacks_is_waited_for_and_one_that_leaves_later_is_not(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    away = bench.host.models.pop("vgg19")
+    bench.host._events = [e for e in bench.host._events if not e[2].endswith("vgg19")]
+    await bench.run(15)
+    assert bench.ticks[-1].plan.why == "waiting for vgg19: model 'vgg19' is not in the repository"
+    assert not bench.host.loads
+    bench.host.models["vgg19"] = away
+    await bench.run(15)
+    del bench.host.models["vgg19"]
+    await bench.run(10)
+    assert bench.ticks[-1].plan.outcome is Outcomes.HOLD
+
+
 @pytest.mark.parametrize("mode", ["observe", "advise"])
 async def test_only_act_changes_the_host(tmp_path: Path, mode: str) -> None:
     bench = Bench(config(tmp_path, more=f'[loop]\nmode = "{mode}"'), constant(STEADY))

@@ -67,7 +67,8 @@ def _print(state: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console, decision = Console(), state["decision"]
+    decision = state["decision"]
+    console = Console(soft_wrap=True)
     console.print(f"[bold]{state['host']}[/] ({state['cluster']}), mode {state['mode']}, tick {state['tick']}")
     console.print(f"[bold]{decision['outcome']}[/]: {decision['why']}", highlight=False)
     table = Table("model", "rate/s", "busy", "applied", "P99 measured", "P99 predicted", "SLO", "bias", box=None)

@@ -155,6 +155,15 @@ class TritonClient:
                 return Control.RESTRICTED, str(error)
         return Control.EXPLICIT, ""
 
+    async def refuses_loads(self) -> str:
+        """Why configurations cannot be changed on this server, or an empty string. Changes nothing."""
+        control, reason = await self._control()
+        if control is Control.NOT_EXPLICIT:
+            return f"model control is {control.value}; start tritonserver with --model-control-mode=explicit ({reason})"
+        if control is Control.RESTRICTED:
+            return f"its model repository API is {control.value}; set triton.header ({reason})"
+        return ""
+
     async def index(self) -> tuple[IndexEntry, ...]:
         """Every model of the repository, loaded or not."""
         answer = await self._call("RepositoryIndex", service_pb2.RepositoryIndexRequest())

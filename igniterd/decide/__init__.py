@@ -51,14 +51,18 @@ def demands_of(
     return out
 
 
-def _blocked(estimate: Estimate, observation: Observation, config: Config) -> str:
+def _blocked(estimate: Estimate, observation: Observation, held: Held, config: Config) -> str:
     """Why nothing can be decided in this tick, or an empty string."""
     silent = [gap for gap in observation.gaps if gap.source.startswith("triton:")]
     if silent:
         return f"{silent[0].source} does not answer: {silent[0].reason}"
-    missing = [m.name for m in config.model if m.name not in observation.models]
+    closed = [gap for gap in observation.gaps if gap.source.startswith("control:")]
+    if closed and config.loop.mode == "act":
+        return f"Triton {closed[0].source.removeprefix('control:')} cannot be steered: {closed[0].reason}"
+    missing = [m.name for m in config.model if m.name not in held.seen]
     if missing:
-        return f"not seen on Triton: {', '.join(missing)}"
+        reasons = [gap.reason for gap in observation.gaps if gap.source.removeprefix("model:") in missing]
+        return f"waiting for {', '.join(missing)}: " + ("; ".join(reasons) or "not seen yet")
     loading = [name for name, reading in observation.models.items() if not reading.ready]
     if loading:
         return f"not ready: {', '.join(loading)}"
@@ -79,7 +83,8 @@ def decide(
 ) -> tuple[Plan, Held]:
     """The plan of this tick and what it leaves to the next. The same inputs always give the same plan."""
     applied = {name: reading.allocation for name, reading in observation.models.items()}
-    blocked = _blocked(estimate, observation, config)
+    held = replace(held, seen=held.seen | set(applied))
+    blocked = _blocked(estimate, observation, held, config)
     if not profiled:
         blocked = blocked or "no model has a profile: watching only"
     elif oracles is None:

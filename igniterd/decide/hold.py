@@ -40,6 +40,7 @@ class Held:
     with the reasons.
     """
 
+    seen: frozenset[str] = frozenset()  # models that Triton has shown at least once
     moved_at_s: float | None = None
     searched_at_s: float | None = None
     reloads: tuple[float, ...] = ()

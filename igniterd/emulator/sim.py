@@ -86,6 +86,7 @@ class SimHost:
         self.loads: list[tuple[float, str, dict[str, Any]]] = []
         self.refuse: dict[str, str] = {}
         self.silent = False
+        self.control = ""
         self._now_s = clock()
         self._rates: dict[tuple[object, ...], float] = {}
         self._ties = itertools.count()
@@ -98,6 +99,10 @@ class SimHost:
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
         self._answer()
         return {n: self._reading(self.models[n]) if n in self.models else Refused(f"model {n!r} is not in the repository") for n in names}
+
+    async def refuses_loads(self) -> str:
+        self._answer()
+        return self.control
 
     async def config(self, model: str) -> dict[str, Any]:
         self._answer()
