@@ -11,7 +11,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from igniterd.clients.triton_config import ModelConfig, allocation_of, backend_of, config_to_dict, gpu_index_of
 from igniterd.clients.triton_metrics import MetricsPage, ModelMetrics, ModelVersion
 from igniterd.errors import CannotRun, NotNow, Refused, Unreachable
-from igniterd.records import BatchStat, Gap, ModelReading
+from igniterd.records import Allocation, BatchStat, Gap, ModelReading
 
 _CONTROL_PROBE = "igniterd-asks-for-the-model-control-mode"
 _NOT_EXPLICIT = "explicit model load / unload is not allowed"
@@ -92,12 +92,16 @@ class TlsFiles:
 
 @dataclass(slots=True)
 class _Known:
-    """A configuration as last read, and the counters that show when it must be read again."""
+    """What a configuration says, the counters that show when it must be read again, and the last reading's batches."""
 
-    config: ModelConfig
+    message: Any
+    backend: str
+    allocation: Allocation
+    gpu_index: int
     read_at_s: float
     success: int = 0
     version: str = ""
+    batches: dict[int, BatchStat] = field(default_factory=dict)
 
 
 class TritonClient:
@@ -113,7 +117,7 @@ class TritonClient:
         reload_timeout_s: float = 60.0,
         headers: Mapping[str, str] | None = None,
         tls: TlsFiles | None = None,
-        config_max_age_s: float = 30.0,
+        config_max_age_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`url` is ``host:port`` of the gRPC endpoint; `headers` go with every call (``--grpc-restricted-protocol``)."""
@@ -171,8 +175,7 @@ class TritonClient:
 
     async def config(self, model: str) -> ModelConfig:
         """The configuration that serves now, as Triton's ``/v2/models/M/config`` gives it."""
-        answer = await self._call("ModelConfig", service_pb2.ModelConfigRequest(name=model))
-        return config_to_dict(answer.config)
+        return config_to_dict(await self._config_message(model))
 
     async def load(self, model: str, config: ModelConfig) -> None:
         """Reload `model` with `config` in place of its file's. Returns when the new copy serves.
@@ -208,6 +211,9 @@ class TritonClient:
 
     # ------------------------------------------------------------ inside
 
+    async def _config_message(self, model: str) -> Any:
+        return (await self._call("ModelConfig", service_pb2.ModelConfigRequest(name=model))).config
+
     async def _read_metrics(self) -> dict[ModelVersion, ModelMetrics]:
         self.metrics_gap = None
         if self._metrics is None:
@@ -222,7 +228,7 @@ class TritonClient:
         """Read again the configurations that may have changed, and each one every ``config_max_age_s``. Returns what could not be read."""
         now_s = self._clock()
         due = [name for name in names if self._stale(name, latest[name], now_s)]
-        answers = await asyncio.gather(*(self.config(name) for name in due), return_exceptions=True)
+        answers = await asyncio.gather(*(self._config_message(name) for name in due), return_exceptions=True)
         failed: dict[str, NotNow] = {}
         for name, answer in zip(due, answers, strict=True):
             if isinstance(answer, NotNow):
@@ -231,16 +237,18 @@ class TritonClient:
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                self._known[name] = _Known(answer, now_s - self._stagger_s(name))
-        for name in names:
-            if name in self._known:
-                self._known[name].success = latest[name].inference_stats.success.count
-                self._known[name].version = latest[name].version
+                self._know(name, answer, now_s)
         return failed
 
-    def _stagger_s(self, name: str) -> float:
-        """Models first read together must not all be read together ever after: the first reading is given an age of its own."""
-        return 0.0 if name in self._known else self._config_max_age_s * (crc32(name.encode()) % 97) / 97.0
+    def _know(self, name: str, message: Any, now_s: float) -> None:
+        known = self._known.get(name)
+        if known is not None and known.message == message:
+            known.read_at_s = now_s
+            return
+        config = config_to_dict(message)
+        # Models first read together must not all be read together ever after: the first reading is given an age of its own.
+        age_s = 0.0 if known is not None else self._config_max_age_s * (crc32(name.encode()) % 97) / 97.0
+        self._known[name] = _Known(message, backend_of(config), allocation_of(config), gpu_index_of(config), now_s - age_s)
 
     def _stale(self, name: str, statistics: Any, now_s: float) -> bool:
         known = self._known.get(name)
@@ -259,22 +267,25 @@ class TritonClient:
         return {name: _not_served(name, entries.get(name), self.name) for name in names}
 
     def _reading(self, name: str, statistics: Any, metrics: Mapping[ModelVersion, ModelMetrics]) -> ModelReading:
-        config, counts = self._known[name].config, statistics.inference_stats
-        measured = metrics.get((name, statistics.version))
+        known, counts, version = self._known[name], statistics.inference_stats, statistics.version
+        success = counts.success.count
+        measured = metrics.get((name, version))
+        known.success, known.version = success, version
+        known.batches = _batch_stats(statistics.batch_stats, known.batches)
         return ModelReading(
             model=name,
-            version=statistics.version,
+            version=version,
             triton=self.name,
             ready=True,  # Triton gives statistics of what it serves
-            backend=backend_of(config),
-            allocation=allocation_of(config),
-            success_count=counts.success.count,
+            backend=known.backend,
+            allocation=known.allocation,
+            success_count=success,
             failure_count=counts.fail.count,
             pending_count=measured.pending if measured else None,
             queue_ns=counts.queue.ns,
-            batches=tuple(_batch_stat(batch) for batch in statistics.batch_stats),
+            batches=tuple(known.batches.values()),
             latency_quantiles_s=measured.quantiles_s if measured else None,
-            gpu_index=gpu_index_of(config),
+            gpu_index=known.gpu_index,
         )
 
     async def _call(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:
@@ -308,9 +319,17 @@ def _version_number(version: str) -> int:
     return int(version) if version.isdecimal() else -1
 
 
-def _batch_stat(batch: Any) -> BatchStat:
-    infer = batch.compute_infer
-    return BatchStat(batch.batch_size, infer.count, batch.compute_input.ns, infer.ns, batch.compute_output.ns)
+def _batch_stats(batches: Iterable[Any], before: Mapping[int, BatchStat]) -> dict[int, BatchStat]:
+    """``{batch size: statistics}``; those of a size that was not executed since are taken over: most sizes of most models, most ticks."""
+    found: dict[int, BatchStat] = {}
+    for batch in batches:
+        size, infer = batch.batch_size, batch.compute_infer
+        count, infer_ns = infer.count, infer.ns
+        same = before.get(size)
+        if same is None or same.count != count or same.compute_infer_ns != infer_ns:
+            same = BatchStat(size, count, batch.compute_input.ns, infer_ns, batch.compute_output.ns)
+        found[size] = same
+    return found
 
 
 def _not_served(name: str, entry: IndexEntry | None, triton: str) -> NotNow:

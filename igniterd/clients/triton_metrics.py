@@ -5,7 +5,6 @@ The page of a server with 64 models is some 400 kB; the two families wanted are 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,11 +16,10 @@ from igniterd.errors import Refused, Unreachable
 
 ModelVersion = tuple[str, str]
 
-_LINE = re.compile(rb"\{(.*)\} (\S+)$", re.MULTILINE)
-_LABEL = re.compile(rb'(\w+)="((?:[^"\\]|\\.)*)"')
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_SUMMARY = "nv_inference_request_summary_us"
+_PENDING = "nv_inference_pending_request_count"
 _REMEMBERED = 20_000  # label sets; models that come and go must not fill the memory
-_SUMMARY = b"\nnv_inference_request_summary_us{"
-_PENDING = b"\nnv_inference_pending_request_count{"
 
 
 @dataclass(slots=True)
@@ -36,44 +34,45 @@ class ModelMetrics:
 class MetricsParser:
     """Parses one page after another; labels seen before are not taken apart again."""
 
-    _labels: dict[bytes, dict[str, str]] = field(default_factory=dict)
+    _labels: dict[str, tuple[ModelVersion, float]] = field(default_factory=dict)
 
     def parse(self, page: bytes) -> dict[ModelVersion, ModelMetrics]:
         """``{(model, version): metrics}``. Where a model has a line for each GPU, the slowest quantile and the sum of the pending count."""
         found: dict[ModelVersion, ModelMetrics] = {}
-        for labels, value in self._family(page, _PENDING):
-            of = found.setdefault((labels.get("model", ""), labels.get("version", "")), ModelMetrics())
-            of.pending = (of.pending or 0) + int(float(value))
-        for labels, value in self._family(page, _SUMMARY):
-            of = found.setdefault((labels.get("model", ""), labels.get("version", "")), ModelMetrics())
-            quantiles = of.quantiles_s = of.quantiles_s if of.quantiles_s is not None else {}
-            microseconds = float(value)
-            if not math.isnan(microseconds):  # Triton writes Nan while a quantile has no samples
-                quantile = float(labels["quantile"])
-                quantiles[quantile] = max(quantiles.get(quantile, 0.0), microseconds / 1e6)
+        for (key, _), value in self._family(page, _PENDING):
+            of = found.get(key) or found.setdefault(key, ModelMetrics())
+            of.pending = (of.pending or 0) + int(value)
+        for (key, quantile), value in self._family(page, _SUMMARY):
+            of = found.get(key) or found.setdefault(key, ModelMetrics())
+            if of.quantiles_s is None:
+                of.quantiles_s = {}
+            if value == value:  # noqa: PLR0124 - Triton writes Nan while a quantile has no samples
+                of.quantiles_s[quantile] = max(of.quantiles_s.get(quantile, 0.0), value / 1e6)
         return found
 
-    def _family(self, page: bytes, prefix: bytes) -> Iterator[tuple[dict[str, str], bytes]]:
-        start = page.find(prefix)
+    def _family(self, page: bytes, name: str) -> Iterator[tuple[tuple[ModelVersion, float], float]]:
+        """Labels and value of each line ``name{labels} value``. The lines of a family follow one another."""
+        start = page.find(f"\n{name}{{".encode())
         if start < 0:
             return
         end = page.find(b"\n#", start)
-        for line in page[start + 1 : end if end >= 0 else len(page)].split(b"\n"):
-            if not line.startswith(prefix[1:]):
-                continue
-            matched = _LINE.search(line, len(prefix) - 2)
-            if matched is None:
-                continue
-            labels = self._labels.get(matched[1])
-            if labels is None:
-                if len(self._labels) > _REMEMBERED:
-                    self._labels.clear()
-                labels = self._labels[matched[1]] = {key.decode(): _unescape(raw) for key, raw in _LABEL.findall(matched[1])}
-            yield labels, matched[2]
+        prefix, known = f"{name}{{", self._labels
+        for line in page[start + 1 : end if end >= 0 else len(page)].decode().split("\n"):
+            if line.startswith(prefix):
+                labels, _, value = line.rpartition(" ")
+                yield known.get(labels) or self._remember(labels), float(value)
+
+    def _remember(self, text: str) -> tuple[ModelVersion, float]:
+        if len(self._labels) > _REMEMBERED:
+            self._labels.clear()
+        labels = {key: _unescape(raw) for key, raw in _LABEL.findall(text)}
+        understood = (labels.get("model", ""), labels.get("version", "")), float(labels.get("quantile", "nan"))
+        self._labels[text] = understood
+        return understood
 
 
-def _unescape(raw: bytes) -> str:
-    return re.sub(r"\\(.)", lambda escape: {"n": "\n"}.get(escape[1], escape[1]), raw.decode())
+def _unescape(raw: str) -> str:
+    return re.sub(r"\\(.)", lambda escape: {"n": "\n"}.get(escape[1], escape[1]), raw)
 
 
 class MetricsPage:
