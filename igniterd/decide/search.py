@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from igniterd.model.api import Tenant
 from igniterd.model.oracle import Demand, Oracle, Service, as_tenant
 from igniterd.records import Allocation
 
@@ -54,32 +55,43 @@ class Search:
         self.unit = oracle.model.share_unit
         self.demands = {d.model: d for d in demands}
         self._warm: dict[str, Allocation] = {}
+        self._best: dict[str, int] = {}  # where the walk over batches last ended
 
     # ------------------------------------------------------------ one model
-
-    def _batches(self, demand: Demand) -> list[int]:
-        return [b for b in BATCHES if b < demand.max_batch] + [demand.max_batch]
 
     def _at(
         self, demand: Demand, units: int, beside: list[tuple[Demand, Allocation, Service | None]], growth: float
     ) -> tuple[int, Service]:
-        """The best largest batch at a share, and how the model then fares."""
+        """The best largest batch at a share, and how the model then fares.
+
+        P99 falls with the largest batch while the queue is what hurts and rises, slowly, when big batches are: one valley. It is found
+        by walking downhill from the batch that was best for this model before.
+        """
         tenants = [as_tenant(d, a, s) for d, a, s in beside]
         share = self._share(units)
+        sizes = [b for b in BATCHES if b < demand.max_batch] + [demand.max_batch]
+        fares = {}
 
-        def fares(batch: int) -> Service:
-            return self.oracle.served(demand, Allocation(share, batch, 0, demand.instances), tenants, growth=growth)
+        def p99_ms(at: int) -> float:
+            if at not in fares:
+                fares[at] = self.oracle.served(demand, Allocation(share, sizes[at], 0, demand.instances), tenants, growth=growth)
+            return fares[at].p99_ms
 
-        best, best_service, worse = 1, fares(1), 0
-        for batch in self._batches(demand)[1:]:
-            service = fares(batch)
-            if service.p99_ms < best_service.p99_ms * (1 - 1e-6):
-                best, best_service, worse = batch, service, 0
-            elif math.isfinite(best_service.p99_ms):
-                worse += 1
-                if worse >= 2:  # P99 falls and then levels off or rises with the largest batch
-                    break
-        return best, best_service
+        at = self._first_batch(demand, share, tenants, growth, sizes)
+        while at + 1 < len(sizes) and (not math.isfinite(p99_ms(at)) or p99_ms(at + 1) < p99_ms(at)):
+            at += 1
+        while at > 0 and p99_ms(at - 1) < p99_ms(at):
+            at -= 1
+        p99_ms(at)
+        self._best[demand.model] = at
+        return sizes[at], fares[at]
+
+    def _first_batch(self, demand: Demand, share: float, tenants: list[Tenant], growth: float, sizes: list[int]) -> int:
+        """Where to begin: where the last walk ended, but not below the first batch that can carry the rate at all."""
+        curve = self.oracle.curve_ms(demand, share, tenants)
+        rate_per_ms = demand.rate_per_s * growth * demand.bias / 1000 / demand.instances
+        carries = (i for i, b in enumerate(sizes) if rate_per_ms * curve[b - 1] < 0.98 * b)
+        return max(self._best.get(demand.model, 0), next(carries, len(sizes) - 1))
 
     def _share(self, units: int) -> float:
         return round(min(1.0, units * self.unit), 6)
