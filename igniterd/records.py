@@ -86,6 +86,7 @@ class ModelReading:
     allocation: Allocation
     success_count: int = 0
     failure_count: int = 0
+    inference_count: int = 0  # samples inferred; above success_count when clients send batches in one request
     pending_count: int | None = None
     queue_ns: int = 0
     batches: tuple[BatchStat, ...] = ()

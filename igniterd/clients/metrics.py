@@ -260,8 +260,9 @@ class Metrics(Collector):
             for quantile, seconds in (reading.latency_quantiles_s or {}).items():
                 metric.add_metric((*self._labels(name), f"{quantile:g}", "triton"), seconds)
         for name, load in tick.estimate.loads.items():
-            if load.measured_p99_ms is not None:
-                metric.add_metric((*self._labels(name), "0.99", "estimate"), load.measured_p99_ms / 1e3)
+            for label, latency_ms in (("0.5", load.measured_p50_ms), ("0.99", load.measured_p99_ms)):
+                if latency_ms is not None:
+                    metric.add_metric((*self._labels(name), label, "estimate"), latency_ms / 1e3)
         return metric
 
 

@@ -281,6 +281,7 @@ class TritonClient:
             allocation=known.allocation,
             success_count=success,
             failure_count=counts.fail.count,
+            inference_count=statistics.inference_count,
             pending_count=measured.pending if measured else None,
             queue_ns=counts.queue.ns,
             batches=tuple(known.batches.values()),

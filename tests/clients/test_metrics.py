@@ -72,6 +72,7 @@ def test_the_latest_tick_is_shown() -> None:
     assert page.value("igniterd_slo_latency_seconds", **RESNET) == 0.040
     assert page.value("igniterd_latency_seconds", **RESNET, quantile="0.99", source="triton") == 0.05
     assert page.value("igniterd_latency_seconds", **RESNET, quantile="0.99", source="estimate") == 0.05
+    assert page.value("igniterd_latency_seconds", **RESNET, quantile="0.5", source="estimate") == 0.02
     assert page.value("igniterd_predicted_latency_seconds", **RESNET, quantile="0.99") == 0.044
     assert page.value("igniterd_mps_active_thread_ratio", **RESNET) == 0.3
     assert page.value("igniterd_max_batch_size", **RESNET) == 8

@@ -83,7 +83,16 @@ def a_tick(number: int = 0, *, outcome: Outcomes = Outcomes.MOVE, p99_ms: float 
             100.0 + number,
             {
                 "resnet50": Load(
-                    "resnet50", 300.0, 330.0, True, busy=0.7, bias=1.1, measured_p99_ms=p99_ms, predicted_p99_ms=44.0, error_ratio=0.08
+                    "resnet50",
+                    300.0,
+                    330.0,
+                    True,
+                    busy=0.7,
+                    bias=1.1,
+                    measured_p50_ms=20.0,
+                    measured_p99_ms=p99_ms,
+                    predicted_p99_ms=44.0,
+                    error_ratio=0.08,
                 ),
                 "vgg19": Load("vgg19", 150.0, 170.0, False),
             },

@@ -74,6 +74,7 @@ async def test_readings_count_requests_and_batches(host: TritonHost, client: Tri
     assert after.success_count - before.success_count == 5
     assert sum(batch.count for batch in after.batches) - sum(batch.count for batch in before.batches) == 5
     assert {batch.batch_size for batch in after.batches} == {1}
+    assert after.inference_count == after.success_count == 5
     assert all(batch.compute_infer_ns > 0 for batch in after.batches)
     assert (after.triton, after.backend, after.version, after.owns_process) == ("main", "python", "1", True)
     assert after.allocation == Allocation(share=None, max_batch_size=8, max_queue_delay_us=500)

@@ -1,0 +1,70 @@
+"""The unit that ships, through systemd's own tools where the machine has them and through its own text everywhere."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from igniterd.config import Config, load_config
+
+SYSTEMD = Path(__file__).parents[2] / "systemd"
+UNIT = (SYSTEMD / "igniterd.service").read_text()
+
+
+def settings(name: str) -> list[str]:
+    return [line.partition("=")[2] for line in UNIT.splitlines() if line.startswith(f"{name}=")]
+
+
+@pytest.fixture
+def verifiable(tmp_path: Path) -> Path:
+    """The unit as it ships, but for the program: `verify` wants one that is there."""
+    program = tmp_path / "igniterd"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    path = tmp_path / "igniterd.service"
+    assert "/opt/igniterd/bin/igniterd" in UNIT
+    path.write_text(UNIT.replace("/opt/igniterd/bin/igniterd", str(program)))
+    return path
+
+
+def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("systemd-analyze")
+    assert program, "systemd-analyze is missing: install it (Debian: apt-get install systemd)"
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.integration
+def test_systemd_takes_the_unit_without_a_word(verifiable: Path) -> None:
+    done = analyze("verify", "--man=no", str(verifiable))
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
+
+
+@pytest.mark.integration
+def test_a_mistake_in_the_unit_would_be_found(verifiable: Path) -> None:
+    verifiable.write_text(verifiable.read_text().replace("Type=notify", "Type=notfy"))
+    assert "notfy" in analyze("verify", "--man=no", str(verifiable)).stderr
+
+
+@pytest.mark.integration
+def test_it_stays_locked_down(verifiable: Path) -> None:
+    done = analyze("security", "--offline=yes", "--threshold=20", str(verifiable))
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_watchdog_outlasts_a_reload() -> None:
+    longest_s = max(server.reload_timeout_s for server in load_config(SYSTEMD / "igniterd.toml").triton)
+    assert settings("WatchdogSec") == ["120"]
+    assert longest_s + 30 <= 120
+
+
+def test_numba_can_keep_what_it_compiled() -> None:
+    assert settings("CacheDirectory") == ["igniterd"]
+    assert "NUMBA_CACHE_DIR=/var/cache/igniterd/numba" in settings("Environment")
+
+
+def test_the_example_configuration_is_one() -> None:
+    config = load_config(SYSTEMD / "igniterd.toml")
+    assert isinstance(config, Config)
+    assert config.state.directory == Path("/var/lib") / settings("StateDirectory")[0]
+    assert config.loop.mode == "observe", "an example must not change a host"
