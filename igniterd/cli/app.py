@@ -14,6 +14,7 @@ VERBS: tuple[str, ...] = (
     "run",
     "check",
     "show",
+    "plan",
     "predict",
 )
 """Modules of this package that have ``register(app)``, in the order of ``--help``."""

@@ -1,0 +1,205 @@
+"""The planning problem in arrays: workloads as items with least shares, what cannot be planned and why, and the lower bound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igniterd.model.kernels import packing
+from igniterd.model.kernels.packing import Items, Tables
+from igniterd.planner.exact import LEVEL
+from igniterd.planner.gpus import GpuType
+from igniterd.planner.tables import build_tables
+from igniterd.planner.workloads import Infeasible, Workload
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+MAX_REPLICAS = 256
+"""A workload is split over at most so many GPUs: beyond that, something else is wrong."""
+_TABLE_MARGIN = 0.005
+"""The search aims this far below the SLO: what the tables' interpolation errs by, so that few placements have to be mended."""
+
+
+@dataclass(slots=True)
+class Problem:
+    """Workloads that can be planned, their replicas as items, and what the kernels read.
+
+    ``parent[i]`` is the workload item i is a replica of. ``alone[k, i]``: units item i needs alone on kind k, above the GPU's units
+    where no share is enough.
+    """
+
+    gpus: tuple[GpuType, ...]
+    models: tuple[str, ...]
+    workloads: list[Workload]
+    burstiness: list[float]  # by workload
+    rejected: list[Infeasible]
+    tables: Tables
+    items: Items
+    parent: I64
+    alone: I64
+    bound: F64  # (K, W) fewest units each workload takes, however it is split
+
+    def burstiness_of(self, item: int) -> float:
+        """Arrival process of an item: its workload's. A part of Poisson arrivals is Poisson, of constant ones taken in turn constant."""
+        return self.burstiness[int(self.parent[item])]
+
+    def memory(self, kind: int) -> I64:
+        """Bytes one instance of each item takes on a kind of GPU; 0 where the profile does not say."""
+        each = np.array([_memory(self.gpus[kind], m) for m in self.models], dtype=np.int64)
+        return each[self.items.model]
+
+    def room(self, kind: int) -> int:
+        """Bytes a GPU of this kind has for instances."""
+        total = self.gpus[kind].profile.board.memory_bytes
+        return total or int(np.iinfo(np.int64).max)
+
+    def fits_memory(self, kind: int, items: Sequence[int]) -> bool:
+        """Whether one instance of each item fits the memory of one GPU."""
+        return sum(_memory(self.gpus[kind], self.models[int(self.items.model[i])]) for i in items) <= self.room(kind)
+
+    def split(self, item: int) -> int:
+        """Halve an item's rate and append a replica with the other half; the replica's number."""
+        which = np.append(np.arange(self.items.model.size), item)
+        items = pick(self.items, which)
+        rate = items.rate.copy()
+        rate[[item, -1]] /= 2.0
+        self.items = items._replace(rate=rate)
+        self.parent = self.parent[which]
+        self.alone = needs(self.tables, self.items)
+        return int(which.size) - 1
+
+    def lower_goal(self, item: int, factor: float) -> None:
+        """Aim lower for an item by this factor, and find again what it needs alone."""
+        self.items.goal_ms[item] *= factor
+        one = pick(self.items, np.array([item]))
+        self.alone[:, item] = needs(self.tables, one)[:, 0]
+
+    def snapshot(self) -> tuple[Items, I64, I64]:
+        """What :meth:`split` changes."""
+        return self.items, self.parent, self.alone
+
+    def restore(self, state: tuple[Items, I64, I64]) -> None:
+        """Undo the splits since :meth:`snapshot`."""
+        self.items, self.parent, self.alone = state
+
+
+def _memory(gpu: GpuType, model: str) -> int:
+    return (gpu.memory_bytes(model) or 0) if model in gpu.profile.models else 0
+
+
+def pose(workloads: Sequence[Workload], gpus: tuple[GpuType, ...], burstiness: float, *, level: float = LEVEL) -> Problem:
+    """Set the problem up; workloads that cannot be planned go to ``rejected`` with what would be possible."""
+    known = sorted({name for gpu in gpus for name in gpu.model.models})
+    rejected = [Infeasible(w.name, _unknown(w.model, known)) for w in workloads if w.model not in known]
+    kept = [w for w in workloads if w.model in known]
+    c2 = [burstiness if w.burstiness is None else w.burstiness for w in kept]
+    queues = sorted(set(c2)) or [burstiness]
+    models = tuple(sorted({w.model for w in kept})) or tuple(known[:1])
+    cv = max(gpu.service_cv(m) for gpu in gpus for m in models if m in gpu.model.models)
+    tables = build_tables(gpus, models, queues, level=level, service_cv=cv)
+    items = Items(
+        np.array([models.index(w.model) for w in kept], dtype=np.int64),
+        np.array([queues.index(c) for c in c2], dtype=np.int64),
+        np.array([w.slo_p99_ms * (1.0 - _TABLE_MARGIN) for w in kept], dtype=np.float64),
+        np.array([w.rate_per_s / 1e3 for w in kept], dtype=np.float64),
+    )
+    alone = needs(tables, items)
+    problem = Problem(
+        gpus, models, kept, c2, rejected, tables, items, np.arange(len(kept), dtype=np.int64), alone, np.empty((len(gpus), len(kept)))
+    )
+    for kind in range(len(gpus)):
+        packing.bound_units(tables, items, kind, alone[kind], problem.bound[kind])
+    _reject_hopeless(problem)
+    _split_large(problem)
+    return problem
+
+
+def needs(tables: Tables, items: Items) -> I64:
+    """Units each item needs alone, (K, n)."""
+    out = np.zeros((tables.units.size, items.model.size), dtype=np.int64)
+    for kind in range(tables.units.size):
+        packing.needs(tables, items, kind, out[kind])
+    return out
+
+
+def pick(items: Items, which: I64) -> Items:
+    """Some of the items, in that order."""
+    return Items(items.model[which], items.queue[which], items.goal_ms[which], items.rate[which])
+
+
+def _unknown(model: str, known: Sequence[str]) -> str:
+    return f"model {model!r} is not profiled on any of these GPUs; profiled: {', '.join(known)}"
+
+
+def _reject_hopeless(problem: Problem) -> None:
+    """Drop workloads that no number of replicas can serve: even the lightest load misses the SLO, or too many would be needed."""
+    t, items = problem.tables, problem.items
+    hopeless: list[int] = []
+    for w in np.flatnonzero((problem.alone > t.units[:, None]).all(axis=0)).tolist():
+        workload = problem.workloads[w]
+        most = max(_largest_rate(problem, kind, w) for kind in range(len(problem.gpus)))
+        if most * MAX_REPLICAS < workload.rate_per_s:
+            hopeless.append(w)
+            problem.rejected.append(_why(problem, w, most))
+    keep = np.setdiff1d(np.arange(len(problem.workloads)), hopeless)
+    problem.workloads = [problem.workloads[w] for w in keep.tolist()]
+    problem.burstiness = [problem.burstiness[w] for w in keep.tolist()]
+    problem.items, problem.alone, problem.bound = pick(items, keep), problem.alone[:, keep], problem.bound[:, keep]
+    problem.parent = np.arange(keep.size, dtype=np.int64)
+
+
+def _largest_rate(problem: Problem, kind: int, item: int) -> float:
+    """Requests a second one whole GPU serves within the item's SLO."""
+    t, i = problem.tables, problem.items
+    units = int(t.units[kind])
+    return 1e3 * float(packing.largest_rate(t, kind, int(i.queue[item]), int(i.model[item]), float(i.goal_ms[item]), units, 1.0))
+
+
+def _why(problem: Problem, w: int, most: float) -> Infeasible:
+    """In words why a workload cannot be planned, with the least SLO that could be held at its rate."""
+    workload = problem.workloads[w]
+    if most > 0:
+        asked = f"{workload.rate_per_s:g}/s within {workload.slo_p99_ms:g} ms"
+        reason = f"{asked} needs more than {MAX_REPLICAS} replicas, at most {most:.1f}/s each"
+        return Infeasible(workload.name, f"{reason}; possible: {most * MAX_REPLICAS:.0f}/s", None, most * MAX_REPLICAS)
+    t, items = problem.tables, problem.items
+
+    def p99(rate: float) -> float:
+        kinds = range(len(problem.gpus))
+        found = (
+            packing.best_option(t, k, int(items.queue[w]), int(items.model[w]), int(t.units[k]), 0.0, rate, 1.0, False)[1] for k in kinds
+        )
+        return min(float(value) for value in found) / (1.0 - _TABLE_MARGIN)
+
+    least, at_rate = p99(1e-6 * float(items.rate[w])), p99(float(items.rate[w]))
+    reason = f"no share of a GPU, and no number of replicas, brings the P99 of {workload.model} to {workload.slo_p99_ms:g} ms"
+    reason += f": at the lightest load it is {least:.2f} ms"
+    if not math.isfinite(at_rate):
+        return Infeasible(workload.name, f"{reason}; the least SLO is above that", least)
+    return Infeasible(workload.name, f"{reason}; the least SLO at {workload.rate_per_s:g}/s on one GPU is {at_rate:.2f} ms", at_rate)
+
+
+def _split_large(problem: Problem) -> None:
+    """Replace every item that fits no GPU alone by the fewest equal replicas that each do, with room for some interference."""
+    t = problem.tables
+    fits: NDArray[np.bool_] = np.any(problem.alone <= t.units[:, None], axis=0)
+    if fits.all():
+        return
+    parts: list[tuple[int, int]] = []
+    for w in range(fits.size):
+        if fits[w]:
+            parts.append((w, 1))
+            continue
+        most = max(_largest_rate(problem, kind, w) for kind in range(len(problem.gpus)))
+        parts.append((w, max(2, math.ceil(problem.workloads[w].rate_per_s / most - 1e-9))))
+    which = np.repeat([w for w, _ in parts], [n for _, n in parts]).astype(np.int64)
+    split = np.repeat([n for _, n in parts], [n for _, n in parts]).astype(np.float64)
+    items = pick(problem.items, which)
+    problem.items = items._replace(rate=items.rate / split)
+    problem.parent = which
+    problem.alone = needs(t, problem.items)

@@ -1,0 +1,125 @@
+"""igniterd's search: which workloads share which GPU, in how few GPUs (or for how little money).
+
+1. Every item takes the kind of GPU on which what it needs there, among others, costs least.
+2. For each kind, :func:`igniterd.model.kernels.filling.fill` packs the items several times; between the times an item's price rises where
+   its GPU was packed badly and falls where it was packed well, so that awkward items are placed early. The best packing stays.
+3. Moves: the worst-filled GPUs are emptied into the rest, tenant by tenant, as long as that works; with few workloads, a search over
+   moves and swaps also tries to do with one GPU less.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igniterd.model.kernels import filling, packing
+from igniterd.planner.problem import Problem, pick
+from igniterd.planner.settle import Pack, Settler
+from igniterd.planner.squeeze import SMALL, squeeze
+
+I64 = NDArray[np.int64]
+
+_RATE = 0.4
+"""How strongly prices follow how well a GPU was packed."""
+
+
+def pack(problem: Problem, settler: Settler, seed: int = 0) -> list[Pack]:
+    """Which items share which GPU."""
+    groups: list[Pack] = []
+    kinds = choose_kinds(problem)
+    for kind in range(len(problem.gpus)):
+        which = np.flatnonzero(kinds == kind)
+        if which.size:
+            groups += [(kind, members) for members in fill_kind(problem, kind, which)]
+    groups = empty_worst(problem, settler, groups)
+    if 2 <= problem.parent.size <= SMALL:
+        groups = squeeze(problem, settler, groups, seed)
+    return groups
+
+
+def choose_kinds(problem: Problem) -> I64:
+    """The kind of GPU for each item: least money for what it needs among average neighbours; without prices, least share."""
+    t, n = problem.tables, problem.items.model.size
+    cost = np.full((len(problem.gpus), n), np.inf)
+    for kind, gpu in enumerate(problem.gpus):
+        crowded = np.zeros(n, dtype=np.int64)
+        packing.crowded_needs(t, problem.items, kind, problem.alone[kind], crowded)
+        each = np.minimum(crowded, t.units[kind]) / t.units[kind] * (gpu.price_per_hour or 1.0)
+        cost[kind] = np.where(problem.alone[kind] <= t.units[kind], each, np.inf)
+    return np.asarray(np.argmin(cost, axis=0), dtype=np.int64)
+
+
+def fill_kind(problem: Problem, kind: int, which: I64) -> list[list[int]]:
+    """The best of several fillings of one kind of GPU; see :mod:`igniterd.model.kernels.filling`."""
+    t, items = problem.tables, pick(problem.items, which)
+    n, top = which.size, int(t.units[kind])
+    shape = (n, t.first_ms.shape[1], t.gain_units.size)
+    sketch = filling.Sketch(np.zeros(n, np.int64), np.zeros((n, filling.STEPS)), np.zeros(n, np.int64), np.zeros(shape))
+    filling.sketch(t, items, kind, sketch)
+    memory, room = problem.memory(kind)[which], problem.room(kind)
+    price = sketch.alone.astype(np.float64)
+    gpu_of, best, fewest = np.zeros(n, np.int64), np.zeros(n, np.int64), n + 1
+    for _ in range(rounds(n)):
+        order = np.argsort(-price, kind="stable").astype(np.int64)
+        gpus = int(filling.fill(t, items, kind, sketch, price, order, memory, room, gpu_of))
+        if gpus < fewest:
+            fewest, best = gpus, gpu_of.copy()
+        if fewest * top <= sketch.alone.sum() + top - 1:
+            break
+        packed = np.bincount(gpu_of, weights=price, minlength=gpus)
+        price = price * (packed.mean() / packed[gpu_of]) ** _RATE
+    members: list[list[int]] = [[] for _ in range(fewest)]
+    for item, gpu in zip(which.tolist(), best.tolist(), strict=True):
+        members[gpu].append(item)
+    return members
+
+
+def rounds(items: int) -> int:
+    """Fillings tried: many where each is quick, few where there are many items and the law of large numbers packs well."""
+    return 24 if items <= 200 else 6 if items <= 2000 else 2
+
+
+def empty_worst(problem: Problem, settler: Settler, groups: list[Pack], tries: int = 12) -> list[Pack]:
+    """Empty the GPUs with least on them into the others, while that succeeds; give up after ``tries`` that cannot be emptied."""
+    t = problem.tables
+
+    def weight(group: Pack) -> float:
+        kind, members = group
+        price = problem.gpus[kind].price_per_hour or 1.0
+        return float(problem.alone[kind, members].sum()) / int(t.units[kind]) / price
+
+    queue = sorted(range(len(groups)), key=lambda g: weight(groups[g]))[:tries]
+    gone: set[int] = set()
+    for g in queue:
+        hosts = [h for h in range(len(groups)) if h != g and h not in gone]
+        new = _relocate(problem, settler, groups, groups[g][1], hosts)
+        if new is not None:
+            gone.add(g)
+            for host, members in new.items():
+                groups[host] = (groups[host][0], members)
+    return [group for g, group in enumerate(groups) if g not in gone]
+
+
+def _relocate(problem: Problem, settler: Settler, groups: list[Pack], items: list[int], hosts: list[int]) -> dict[int, list[int]] | None:
+    """New members of the hosts that take all of ``items``, or ``None``."""
+    new: dict[int, list[int]] = {}
+    for item in sorted(items, key=lambda i: -int(problem.alone[:, i].min())):
+        found = best_host(problem, settler, groups, item, hosts, new)
+        if found is None:
+            return None
+        new[found] = [*new.get(found, groups[found][1]), item]
+    return new
+
+
+def best_host(problem: Problem, settler: Settler, groups: list[Pack], item: int, hosts: list[int], new: dict[int, list[int]]) -> int | None:
+    """The host where the sum of shares grows least with ``item``; GPUs that even the shares alone overfill are not asked."""
+    best, growth = None, np.inf
+    for h in hosts:
+        kind, members = groups[h][0], new.get(h, groups[h][1])
+        top = int(problem.tables.units[kind])
+        if int(problem.alone[kind, members].sum()) + int(problem.alone[kind, item]) > top or not settler.fits(kind, [*members, item]):
+            continue
+        more = (settler.total(kind, [*members, item]) - (settler.total(kind, members) if members else 0)) / top
+        if more < growth:
+            best, growth = h, more
+    return best

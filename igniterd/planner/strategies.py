@@ -1,0 +1,100 @@
+"""Strategies by name: one way in for the command line, the benchmarks and the fleet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from igniterd.planner import published
+from igniterd.planner.baselines import gpu_lets, gslice
+from igniterd.planner.exact import LEVEL
+from igniterd.planner.gpus import GpuType, check_gpus
+from igniterd.planner.own import plan_own
+from igniterd.planner.records import PlannedGpu, ProvisionPlan
+from igniterd.planner.workloads import Infeasible, Workload
+
+Strategy = Literal["igniterd", "igniter", "ffd+", "ffd++", "gslice+", "gpu-lets+"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to plan: the workloads, the kinds of GPU there are, and the arrival process workloads have that name none."""
+
+    workloads: Sequence[Workload]
+    gpus: tuple[GpuType, ...]
+    burstiness: float = 1.0
+    level: float = LEVEL
+    seed: int = 0
+
+    def burstiness_by_name(self) -> dict[str, float]:
+        """Arrival process of every workload, by name."""
+        return {w.name: self.burstiness if w.burstiness is None else w.burstiness for w in self.workloads}
+
+
+def plan(request: Request, strategy: Strategy = "igniterd", rejected: Sequence[Infeasible] = ()) -> ProvisionPlan:
+    """The plan of one strategy; ``rejected`` are workloads refused before, carried into the answer.
+
+    Raises :class:`igniterd.errors.ConfigError` for kinds of GPU that cannot be compared and
+    :class:`igniterd.errors.ProfileError` for a profile that lacks what the strategy's model needs.
+    """
+    check_gpus(request.gpus)
+    if strategy == "igniterd":
+        own = plan_own(request.workloads, request.gpus, request.burstiness, level=request.level, seed=request.seed)
+        return replace(own, infeasible=(*rejected, *own.infeasible))
+    plans = [_on_one_kind(request, gpu, strategy) for gpu in request.gpus]
+    best = min(plans, key=lambda p: (len(p.infeasible), math.inf if p.cost_per_hour is None else p.cost_per_hour, len(p.gpus)))
+    return replace(best, infeasible=(*rejected, *best.infeasible))
+
+
+def prepare(request: Request, strategy: Strategy) -> None:
+    """Fit the models and load the compiled parts a strategy needs, so that the time it takes to plan is the time it takes to plan."""
+    check_gpus(request.gpus)
+    first: dict[str, Workload] = {}
+    for workload in request.workloads:
+        first.setdefault(workload.model, workload)
+    plan(replace(request, workloads=tuple(first.values())[:2]), strategy)
+
+
+def _on_one_kind(request: Request, gpu: GpuType, strategy: Strategy) -> ProvisionPlan:
+    """Published strategies and baselines know one kind of GPU: each kind is planned alone, and the cheapest taken."""
+    gpus, rejected, bound = _PUBLISHED[strategy](request, gpu)
+    if gpu.most is not None and len(gpus) > gpu.most:
+        gpus, over = gpus[: gpu.most], gpus[gpu.most :]
+        reason = f"needs a GPU beyond the {gpu.most} of kind {gpu.name} there are"
+        rejected = (*rejected, *(Infeasible(seat.workload, reason) for extra in over for seat in extra.tenants))
+    cost = None if gpu.price_per_hour is None else bound * gpu.price_per_hour
+    return ProvisionPlan(strategy, request.burstiness, gpus, rejected, bound, cost)
+
+
+_Answer = tuple[tuple[PlannedGpu, ...], tuple[Infeasible, ...], float]
+
+
+def _igniter(request: Request, gpu: GpuType, *, first_fit: bool = False, aware: bool = True) -> _Answer:
+    demand = published.demand_of(gpu.published, request.workloads)
+    allocation = published.place(gpu.published, demand, first_fit=first_fit, aware=aware)
+    gpus = published.seats(gpu.published, demand, allocation, gpu.name, gpu.price_per_hour)
+    return gpus, demand.rejected, float(demand.lower.sum()) / gpu.units
+
+
+def _gslice(request: Request, gpu: GpuType) -> _Answer:
+    demand = published.demand_of(gpu.published, request.workloads)
+    return gslice(gpu.published, demand, gpu.name, gpu.price_per_hour), demand.rejected, float(demand.lower.sum()) / gpu.units
+
+
+def _gpu_lets(request: Request, gpu: GpuType) -> _Answer:
+    demand = published.demand_of(gpu.published, request.workloads)
+    gpus, rejected = gpu_lets(gpu.published, gpu.profile, demand.workloads, gpu.name, gpu.price_per_hour)
+    return gpus, (*demand.rejected, *rejected), float(demand.lower.sum()) / gpu.units
+
+
+_PUBLISHED: dict[Strategy, Callable[[Request, GpuType], _Answer]] = {
+    "igniter": _igniter,
+    "ffd+": lambda request, gpu: _igniter(request, gpu, first_fit=True, aware=False),
+    "ffd++": lambda request, gpu: _igniter(request, gpu, first_fit=True),
+    "gslice+": _gslice,
+    "gpu-lets+": _gpu_lets,
+}
+"""The bound these report is the sum of Theorem 1's least shares, in GPUs."""
