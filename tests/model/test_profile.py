@@ -86,7 +86,7 @@ def test_a_wrong_point_is_named(data: dict[str, Any], field: str, value: object,
 
 
 def test_a_wrong_co_run_is_named(data: dict[str, Any]) -> None:
-    one = {"model": "ssd", "batch": 4, "share": 0.5, "latency_ms": 1.0}
+    one = {"model": "ssd", "batch": 1, "share": 0.5, "latency_ms": 1.0}
     data["co_runs"] = [{"tenants": [one, {**one, "model": "who", "share": 0.6}]}]
     text = refused(data)
     assert "co_runs.0: who: no such model" in text and "1.1, above 1" in text and "a neighbour cannot help" in text

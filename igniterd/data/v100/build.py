@@ -14,18 +14,23 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from igniterd.model.interference import FEATURES, Prior, estimate_prior
+from igniterd.model.own import OwnModel, observations
 from igniterd.model.profile import Board, Copies, CoRun, CoTenant, GpuPoint, IgniterInputs, ModelProfile, Profile, SoloPoint, json_schema
 
 FOLDER = Path(__file__).parent
 TOTAL_SMS = 80
 MEMORY_BYTES = 16 * 1024**3
 
-SOLO_POINTS = ((1, 10), (1, 20), (1, 50), (1, 100), (4, 20), (4, 50), (4, 80), (16, 50), (32, 20), (32, 50), (32, 80))
-"""(batch, share in percent) of the solo points of every model."""
+SOLO_POINTS = ((1, 100), (1, 80), (1, 60), (1, 50), (1, 40), (2, 60), (4, 80), (1, 10), (8, 80), (16, 80), (32, 20))
+"""(batch, share in percent) of the solo points of every model: what :func:`igniterd.model.design.solo_design` chooses from the points
+of ``solo.csv`` before any latency is seen."""
 
-CO_RUNS = ((4, 8, 40), (16, 4, 60))
+CO_RUNS = ((2, 4, 20), (4, 2, 80))
 """(batch of the first, batch of the second, share of the first in percent): the co-runs of every pair of models, first and second in
-alphabetical order of the table; the first co-run is counted for the one ordered pair, the second for the other."""
+the order of the table; one co-run for each ordered pair."""
 
 
 def rows(name: str) -> list[dict[str, str]]:
@@ -131,10 +136,24 @@ def profile(solo: Iterable[tuple[int, float]] | None = SOLO_POINTS, runs: Iterab
     return Profile(board=board(data), models=models, co_runs=tuple(co_runs(runs)), origin=origin)
 
 
+def prior() -> Prior:
+    """What pairs of models do on average, from every solo point and co-run of the tables."""
+    everything = profile(None, None)
+    # Any prior serves here: only the solo surfaces of this model are used.
+    blank = Prior(np.zeros(FEATURES), np.eye(FEATURES))
+    return estimate_prior(observations(everything, OwnModel(everything.model_copy(update={"co_runs": ()}), blank)))
+
+
 def main() -> None:
-    """Write ``v100.profile.json`` and the schema of profiles."""
-    profile().save(FOLDER / "v100.profile.json")
-    (FOLDER.parent / "profile.schema.json").write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")
+    """Write the profile, the schema of profiles and the prior of interference."""
+    found = prior()
+    written = {
+        "v100/v100.profile.json": profile().dump(),
+        "profile.schema.json": json.dumps(json_schema(), indent=1) + "\n",
+        "interference_prior.json": json.dumps({"mean": found.mean.tolist(), "covariance": found.covariance.tolist()}, indent=1) + "\n",
+    }
+    for name, text in written.items():
+        (FOLDER.parent / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

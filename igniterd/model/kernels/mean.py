@@ -1,4 +1,19 @@
-"""Mean service times of igniterd's own model."""
+"""Mean service times of igniterd's own model, and their variance.
+
+Arrays, all float64 unless said:
+
+``times``      (models, batch knots, share units): GPU time (ms) of one batch alone, without transfers; share node k is (k + 1) units
+``variances``  the same shape: variance of its logarithm
+``knots``      (batch knots,): batches of the table, ascending, 1, 2, 3, ... at first
+``transfer``   (models, 2): load and feedback time (ms) of one item
+``floors``     (models,): GPU time (ms) of batch 1 with the whole GPU, the scale of a model's fixed cost
+``weights``    (models, models, 4): of the features of one victim beside one neighbour; ``spreads`` (models, models, 4, 4) their covariance
+``who``        (n,) int64: model of each tenant; ``batch``, ``share``, ``duty`` (n,)
+
+One neighbour j slows the execution of i by the ratio e = w0 + w1 floor_i / t_i + w2 s_j + w3 s_j log2(b_j / s_j) / 7, t_i the GPU time
+alone: a constant, a cost per batch, and what grows with the neighbour's part of the GPU and the work it queues there. Several
+neighbours cost less than the sum of their e, and one that executes a fraction d of the time counts for d of it; see ``combined``.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +22,201 @@ from numba import njit
 from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+FEATURES = 4
+OVERLAP = 1.0 / 3.0
+"""Of several executing neighbours the worst counts in full and each other for this part, as what they contend for (clock, L2, DRAM) is
+contended already. Four equal neighbours then cost twice what one does, which is about what the published measurements of up to five
+co-located copies show (clock, scheduling gaps and L2 use together); nothing finer than that has been measured."""
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _below(knots: F64, batch: float) -> int:
+    """Index of the knot at or below ``batch``, so that the next one exists (when there are two)."""
+    last = knots.shape[0] - 2
+    if last < 0:
+        return 0
+    low = min(int(batch) - 1, last)  # the knots are 1, 2, 3, ... at first
+    if knots[low] <= batch <= knots[low + 1]:
+        return low
+    low = 0
+    high = last
+    while low < high:
+        middle = (low + high + 1) // 2
+        if knots[middle] <= batch:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def solo_ms(row: F64, batch: float, share: float) -> float:
-    """GPU time (ms) of one batch alone: (k0 b + k1) / (share + k2) + k3 + k4 b, every k at least 0; ``row`` is (5,)."""
-    return (row[0] * batch + row[1]) / (share + row[2]) + row[3] + row[4] * batch
+def solo(table: F64, knots: F64, unit: float, batch: float, share: float) -> float:
+    """The table's value for one model at (batch, share): linear between nodes and beyond the last batch, batches below 1 count as 1.
+
+    Below one unit the value is that of one unit; ``table`` is (batch knots, share units).
+    """
+    b = max(batch, 1.0)
+    i = _below(knots, b)
+    i2 = min(i + 1, knots.shape[0] - 1)
+    fb = (b - knots[i]) / (knots[i2] - knots[i]) if i2 > i else 0.0
+    x = min(max(share / unit, 1.0), float(table.shape[1]))
+    k = min(int(x) - 1, table.shape[1] - 1)
+    k2 = min(k + 1, table.shape[1] - 1)
+    fs = x - 1.0 - k
+    low = table[i, k] + (table[i, k2] - table[i, k]) * fs
+    high = table[i2, k] + (table[i2, k2] - table[i2, k]) * fs
+    return low + (high - low) * fb
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def latencies(row: F64, transfer: F64, gain: F64, batch: F64, share: F64, duty: F64, out: F64) -> None:
-    """Write (n, 2) into ``out``: latency and loop time (ms). ``gain[i, j]`` is what j, while executing, adds to i's GPU time (ratio)."""
-    n = batch.shape[0]
+def alone_ms(table: F64, knots: F64, unit: float, batch: float, share: float) -> float:
+    """GPU time (ms) of one batch alone; below one unit it grows with 1 / share."""
+    return solo(table, knots, unit, batch, share) * max(1.0, unit / share)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def spread_of(spread: F64, knots: F64, unit: float, batch: float, share: float) -> float:
+    """Variance of the logarithm of ``alone_ms``; beyond the last batch of the table, that of the last."""
+    return solo(spread, knots, unit, min(batch, knots[-1]), share)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def crowding(batch: float, share: float) -> float:
+    """s log2(b / s) / 7: the last feature, of a neighbour (0 at batch 1 with the whole GPU, about 1 at batch 100 with the whole GPU)."""
+    return share * np.log2(max(batch, 1.0) / share) / 7.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def beside(w: F64, floor_ms: float, alone: float, share: float, crowd: float) -> float:
+    """What one executing neighbour adds to the execution (ratio). Neither part is let below 0, so a neighbour never helps."""
+    rate = w[0] + w[2] * share + w[3] * crowd
+    fixed = w[1] * floor_ms / alone
+    return max(rate, 0.0) + max(fixed, 0.0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def rank(parts: F64, order: I64) -> None:
+    """Write into ``order`` (n,) the indices of ``parts`` (n,), largest first (insertion: n is the number of tenants of a GPU)."""
+    for j in range(parts.shape[0]):
+        k = j
+        while k > 0 and parts[order[k - 1]] < parts[j]:
+            order[k] = order[k - 1]
+            k -= 1
+        order[k] = j
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def combined(parts: F64, duty: F64, order: I64) -> float:
+    """Expected slowdown by n neighbours, ``parts`` (n,) their e, ``duty`` (n,) the fraction of the time each executes; see ``OVERLAP``.
+
+    ``order`` (n,) is from ``rank``. Exact for neighbours that execute independently: the largest of those executing is neighbour j when
+    j executes and no larger one does. One neighbour costs d e; more, or busier ones, never cost less.
+    """
+    total, largest, none = 0.0, 0.0, 1.0
+    for k in range(order.shape[0]):
+        j = order[k]
+        total += duty[j] * parts[j]
+        largest += none * duty[j] * parts[j]
+        none *= 1.0 - duty[j]
+    return largest + OVERLAP * (total - largest)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def latencies(
+    times: F64, knots: F64, unit: float, transfer: F64, floors: F64, weights: F64, who: I64, batch: F64, share: F64, duty: F64, out: F64
+) -> None:
+    """Write (n, 2) into ``out``: latency with both transfers, and the time a batch occupies a closed loop, which hides loading (ms)."""
+    n = who.shape[0]
+    crowd, parts, order = np.empty(n), np.empty(n), np.empty(n, np.int64)
+    for j in range(n):
+        crowd[j] = crowding(batch[j], share[j])
     for i in range(n):
-        factor = 1.0
+        m = who[i]
+        alone = alone_ms(times[m], knots, unit, batch[i], share[i])
         for j in range(n):
-            if j != i:
-                factor += gain[i, j] * duty[j]
-        cycle = solo_ms(row[i], batch[i], share[i]) * factor + transfer[i, 1] * batch[i]
-        out[i, 0], out[i, 1] = cycle + transfer[i, 0] * batch[i], cycle
+            parts[j] = beside(weights[m, who[j]], floors[m], alone, share[j], crowd[j]) if j != i else 0.0
+        rank(parts, order)
+        cycle = alone * (1.0 + combined(parts, duty, order)) + transfer[m, 1] * batch[i]
+        out[i, 0] = cycle + transfer[m, 0] * batch[i]
+        out[i, 1] = cycle
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def curves(row: F64, transfer: F64, factor: float, shares: F64, out: F64) -> None:
-    """Write (n_shares, max_batch) into ``out``: latency (ms) of batches 1.. of one tenant."""
-    for s in range(out.shape[0]):
-        for b in range(out.shape[1]):
-            out[s, b] = solo_ms(row, b + 1.0, shares[s]) * factor + (transfer[0] + transfer[1]) * (b + 1.0)
+def terms_of(weights: F64, spreads: F64, near: I64, batch: F64, share: F64, duty: F64, out: F64) -> None:
+    """Write (n, 6) into ``out``, one row a neighbour: duty d, and over the victim's x = floor / alone its e and the variance of e.
+
+    e = out[1] + out[2] x, variance = out[3] + out[4] x + out[5] x^2. ``weights`` (models, 4), ``spreads`` (models, 4, 4): the victim's.
+    """
+    for j in range(near.shape[0]):
+        w, v = weights[near[j]], spreads[near[j]]
+        s, c = share[j], crowding(batch[j], share[j])
+        out[j, 0] = duty[j]
+        out[j, 1] = max(w[0] + w[2] * s + w[3] * c, 0.0)
+        out[j, 2] = max(w[1], 0.0)
+        out[j, 3] = v[0, 0] + v[2, 2] * s * s + v[3, 3] * c * c + 2.0 * (v[0, 2] * s + v[0, 3] * c + v[2, 3] * s * c)
+        out[j, 4] = 2.0 * (v[0, 1] + v[1, 2] * s + v[1, 3] * c)
+        out[j, 5] = v[1, 1]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def slowdown(terms: F64, x: float, parts: F64, order: I64) -> tuple[float, float]:
+    """(slowdown, its variance) of one victim at ``x`` = floor / alone; ``terms`` (n, 6) of its neighbours, see ``terms_of``.
+
+    ``parts`` and ``order`` (n,) are work space. The variance is that of the weights, plus what is not known about how several
+    neighbours add: half the way to the plain sum counts as one standard deviation.
+    """
+    total = 0.0
+    for j in range(terms.shape[0]):
+        parts[j] = terms[j, 1] + terms[j, 2] * x
+        total += terms[j, 0] * parts[j]
+    rank(parts, order)
+    slow = combined(parts, terms[:, 0], order)
+    variance = (0.5 * (total - slow)) ** 2
+    none = 1.0
+    for k in range(terms.shape[0]):
+        j = order[k]
+        d = terms[j, 0]
+        slope = d * (OVERLAP + (1.0 - OVERLAP) * none)  # of the slowdown over this neighbour's e
+        none *= 1.0 - d
+        variance += slope * slope * (terms[j, 3] + (terms[j, 4] + terms[j, 5] * x) * x)
+    return slow, variance
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def curves(
+    table: F64,
+    spread: F64,
+    knots: F64,
+    unit: float,
+    transfer: F64,
+    floor_ms: float,
+    terms: F64,
+    noise: F64,
+    batches: F64,
+    shares: F64,
+    deviations: float,
+    mean: F64,
+    upper: F64,
+) -> None:
+    """Write the latency (ms) of one tenant into ``mean`` and ``upper``, each (n_shares, n_batches).
+
+    ``table`` and ``spread`` are the tenant's own times and variances, ``terms`` (n, 6) its neighbours' (see ``terms_of``), ``noise``
+    (2,) the variance of one measurement alone and what comes on top beside neighbours. The bound lies ``deviations`` standard
+    deviations of the logarithm of the GPU time above the mean.
+    """
+    n = terms.shape[0]
+    parts, order = np.empty(n), np.empty(n, np.int64)
+    for s in range(shares.shape[0]):
+        for b in range(batches.shape[0]):
+            size = batches[b]
+            alone = alone_ms(table, knots, unit, size, shares[s])
+            variance = spread_of(spread, knots, unit, size, shares[s]) + noise[0]
+            gpu = alone
+            if n > 0:
+                slow, doubt = slowdown(terms, floor_ms / alone, parts, order)
+                gpu = alone * (1.0 + slow)
+                variance += doubt / (1.0 + slow) ** 2 + noise[1]
+            moved = (transfer[0] + transfer[1]) * size
+            mean[s, b] = gpu + moved
+            upper[s, b] = gpu * np.exp(deviations * np.sqrt(variance)) + moved
