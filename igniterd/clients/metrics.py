@@ -235,14 +235,7 @@ class Metrics(Collector):
         slos = [(self._labels(name), slo_ms / 1e3) for name, slo_ms in self._slo_ms.items()]
         yield _by_model("slo_latency_seconds", "The SLO: P99 latency to stay at or below.", slos)
         yield self._latencies(tick)
-        predicted = GaugeMetricFamily(
-            "igniterd_predicted_latency_seconds", "Latency the model predicts for now.", labels=(*_MODEL, "quantile")
-        )
-        for name, load in tick.estimate.loads.items():
-            for quantile, latency_ms in (("0.5", load.predicted_p50_ms), ("0.99", load.predicted_p99_ms)):
-                if latency_ms is not None:
-                    predicted.add_metric((*self._labels(name), quantile), latency_ms / 1e3)
-        yield predicted
+        yield self._predictions(tick)
         loads = [(self._labels(name), load) for name, load in tick.estimate.loads.items()]
         yield _by_model("arrival_rate", "Requests a second, best estimate for now.", [(key, load.rate_per_s) for key, load in loads])
         yield _by_model(
@@ -255,15 +248,27 @@ class Metrics(Collector):
 
     def _latencies(self, tick: Tick) -> Metric:
         """Measured by Triton (``source="triton"``) and as the loop takes it for its decisions (``source="estimate"``)."""
-        metric = GaugeMetricFamily("igniterd_latency_seconds", "Latency of requests.", labels=(*_MODEL, "quantile", "source"))
+        metric = Metric("igniterd_latency_seconds", "Latency of requests.", "summary")
         for name, reading in tick.observation.models.items():
             for quantile, seconds in (reading.latency_quantiles_s or {}).items():
-                metric.add_metric((*self._labels(name), f"{quantile:g}", "triton"), seconds)
+                metric.add_sample(metric.name, self._quantile(name, f"{quantile:g}") | {"source": "triton"}, seconds)
         for name, load in tick.estimate.loads.items():
             for label, latency_ms in (("0.5", load.measured_p50_ms), ("0.99", load.measured_p99_ms)):
                 if latency_ms is not None:
-                    metric.add_metric((*self._labels(name), label, "estimate"), latency_ms / 1e3)
+                    metric.add_sample(metric.name, self._quantile(name, label) | {"source": "estimate"}, latency_ms / 1e3)
         return metric
+
+    def _predictions(self, tick: Tick) -> Metric:
+        metric = Metric("igniterd_predicted_latency_seconds", "Latency that the performance model predicts for now.", "summary")
+        for name, load in tick.estimate.loads.items():
+            for label, latency_ms in (("0.5", load.predicted_p50_ms), ("0.99", load.predicted_p99_ms)):
+                if latency_ms is not None:
+                    metric.add_sample(metric.name, self._quantile(name, label), latency_ms / 1e3)
+        return metric
+
+    def _quantile(self, name: str, quantile: str) -> dict[str, str]:
+        model, version = self._labels(name)
+        return {"model": model, "version": version, "quantile": quantile}
 
 
 def sources_of(config: Config) -> Iterator[str]:
