@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ STATE_SCHEMA = 1
 STATE_EVERY_S = 5.0  # how often the snapshot goes to MQTT when nothing changes
 HINT_EVERY_S = 10.0
 OFFER_LEAST = 0.05  # a smaller share is not worth a hint
+SAY_AGAIN_S = 600.0
 STATE_EXPIRY_S = 30
 HINT_EXPIRY_S = 60
 
@@ -148,6 +150,7 @@ class Reporter:
         self._log = structlog.get_logger("igniterd")
         self._moves: tuple[dict[str, Any], ...] = ()
         self._said: str = ""
+        self._said_at_s: dict[str, float] = {}
         self._gaps: frozenset[str] = frozenset()
         self._state_sent_s = self._hint_sent_s = float("-inf")
         self._hinted: str = ""
@@ -169,11 +172,13 @@ class Reporter:
             say = self._log.info if move["ok"] else self._log.warning
             say("moved" if move["ok"] else "move refused", **{k: v for k, v in move.items() if k not in ("time_s", "ok") and v != ""})
         plan = tick.plan
-        sentence = f"{plan.outcome.value}: {plan.why}"
-        spoken = plan.outcome.value if plan.outcome is Outcomes.HOLD else sentence  # head-room in the sentence wobbles
-        if spoken != self._said:
+        # a sentence's figures wobble, and so do two sentences of a GPU at its limit: what was said lately is not said again
+        spoken = plan.outcome.value if plan.outcome is Outcomes.HOLD else re.sub(r"[\d.]+", "#", f"{plan.outcome.value}: {plan.why}")
+        lasting = plan.outcome in (Outcomes.HOLD, Outcomes.WAIT)
+        if spoken != self._said and not (lasting and tick.at_s - self._said_at_s.get(spoken, float("-inf")) < SAY_AGAIN_S):
             self._log.info("decision", outcome=plan.outcome.value, why=plan.why)
-            self._said = spoken
+            self._said_at_s[spoken] = tick.at_s
+        self._said = spoken
         silent = frozenset(gap.source for gap in tick.observation.gaps)
         for gap in tick.observation.gaps:
             if gap.source not in self._gaps:

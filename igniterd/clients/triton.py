@@ -133,6 +133,7 @@ class TritonClient:
         self._clock = clock
         self._metrics = MetricsPage(metrics_url, timeout_s) if metrics_url else None
         self._known: dict[str, _Known] = {}
+        self._reloads: dict[str, int] = {}
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
 
@@ -185,8 +186,12 @@ class TritonClient:
         """
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
         request.parameters["config"].string_param = json.dumps(config)
-        self._known.pop(model, None)
-        await self._call("RepositoryModelLoad", request, timeout_s=self._reload_timeout_s)
+        try:
+            await self._call("RepositoryModelLoad", request, timeout_s=self._reload_timeout_s)
+        finally:
+            # A tick may have read the old configuration while the new copy was loading, or be reading it now.
+            self._known.pop(model, None)
+            self._reloads[model] = self._reloads.get(model, 0) + 1
 
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
         """A reading for each of `names`, or why there is none. Raises :class:`Unreachable` when Triton does not answer at all.
@@ -228,6 +233,7 @@ class TritonClient:
         """Read again the configurations that may have changed, and each one every ``config_max_age_s``. Returns what could not be read."""
         now_s = self._clock()
         due = [name for name in names if self._stale(name, latest[name], now_s)]
+        reloads, raced = dict(self._reloads), list[str]()
         answers = await asyncio.gather(*(self._config_message(name) for name in due), return_exceptions=True)
         failed: dict[str, NotNow] = {}
         for name, answer in zip(due, answers, strict=True):
@@ -236,9 +242,11 @@ class TritonClient:
                 failed[name] = answer
             elif isinstance(answer, BaseException):
                 raise answer
-            else:
+            elif self._reloads.get(name) == reloads.get(name):
                 self._know(name, answer, now_s)
-        return failed
+            else:  # reloaded while its configuration was read: the answer may be the old copy's
+                raced.append(name)
+        return failed | await self._refresh_configs(raced, latest) if raced else failed
 
     def _know(self, name: str, message: Any, now_s: float) -> None:
         known = self._known.get(name)

@@ -11,6 +11,8 @@ from igniterd.records import Allocation, Load, Outcome, Step, StepKind
 
 HOUR_S = 3600.0
 REFUSED_S = 60.0  # a model whose load was refused is left alone this long
+SAME_TIMES = 3  # the same change made this often in a row, each within SAME_S of the last, does not last
+SAME_S = 300.0
 WORSE = 1.3  # measured this many times what was before and what was predicted: roll back
 
 
@@ -30,6 +32,15 @@ class LetGo:
 
     times: int
     until_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The last change of a model, and how many times in a row it was the same one."""
+
+    allocation: Allocation
+    times: int
+    at_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +64,7 @@ class Held:
     caution: Mapping[int, float] = field(default_factory=dict)  # of each GPU: how much of the margins its plan keeps
     whys: Mapping[str, str] = field(default_factory=dict)  # the sentence of each change of the plan in flight
     watches: Mapping[str, Watch] = field(default_factory=dict)
+    done: Mapping[str, Done] = field(default_factory=dict)
     refused_until_s: Mapping[str, float] = field(default_factory=dict)
 
     def since_move_s(self, now_s: float) -> float:
@@ -76,6 +88,10 @@ def why_not_now(held: Held, steps: tuple[Step, ...], rules: Decide, now_s: float
     refused = refusals(held, [step.model for step in steps], now_s)
     if refused:
         return refused
+    for step in steps:
+        last = held.done.get(step.model)
+        if last and last.allocation == step.after and last.times >= SAME_TIMES and now_s < last.at_s + REFUSED_S * last.times:
+            return f"{step.model}: this change was made {last.times} times and did not last; somebody else changes it back"
     recent = sum(1 for at_s in held.reloads if at_s > now_s - HOUR_S)
     if recent + len(steps) > rules.max_reloads_per_hour:
         return f"{recent} reloads in the last hour; decide.max_reloads_per_hour is {rules.max_reloads_per_hour}"
@@ -104,7 +120,7 @@ def after(held: Held, outcome: Outcome, loads: Mapping[str, Load], rules: Decide
     watches = {m: w for m, w in held.watches.items() if now_s < w.at_s + 2 * rules.watch_s}
     refused = {m: t for m, t in held.refused_until_s.items() if t > now_s}
     reloads = tuple(at_s for at_s in held.reloads if at_s > now_s - HOUR_S)
-    moved_at_s, target = held.moved_at_s, held.target
+    moved_at_s, target, made = held.moved_at_s, held.target, dict(held.done)
     for done in outcome.actuations:
         step = done.step
         reloads = (*reloads, now_s)
@@ -113,6 +129,9 @@ def after(held: Held, outcome: Outcome, loads: Mapping[str, Load], rules: Decide
             target = {}
             continue
         moved_at_s = now_s
+        last = made.get(step.model)
+        again = last is not None and last.allocation == step.after and now_s < last.at_s + SAME_S
+        made[step.model] = Done(step.after, last.times + 1 if last and again else 1, now_s)
         watches.pop(step.model, None)
         if step.kind is StepKind.ROLLBACK:
             refused[step.model] = now_s + 5 * REFUSED_S
@@ -120,4 +139,4 @@ def after(held: Held, outcome: Outcome, loads: Mapping[str, Load], rules: Decide
         else:
             load = loads.get(step.model)
             watches[step.model] = Watch(step.before, now_s, load.measured_mean_ms if load else None, load.rate_per_s if load else 0.0)
-    return replace(held, moved_at_s=moved_at_s, reloads=reloads, target=target, watches=watches, refused_until_s=refused)
+    return replace(held, moved_at_s=moved_at_s, reloads=reloads, target=target, watches=watches, done=made, refused_until_s=refused)

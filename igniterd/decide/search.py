@@ -23,6 +23,7 @@ GROWTHS = (1.03, 1.07, 1.12, 1.2, 1.3, 1.45, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0)
 BATCHES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)
 DELAY_FRACTIONS = (0.02, 0.05, 0.1)  # of the SLO
 DELAY_GAIN = 0.98  # a queue delay must lower the worst P99 / SLO to this fraction to be worth its oddity
+ROOM_COST = 1.02  # of the P99, for a larger batch limit
 EPS = 1e-9
 
 
@@ -183,9 +184,37 @@ class Search:
             if isinstance(wider, str) or self.total(wider[0]) > 1 + EPS:
                 break
             best, headroom = wider, growth
-        allocations = self._with_delays(best[0])
+        allocations = self._with_delays(self._roomier(self._spread(best[0])))
         served = self.oracle.together(list(self.demands.values()), allocations)
         return Found(allocations, served, frozenset(self.demands), headroom, least)
+
+    def _spread(self, allocations: dict[str, Allocation]) -> dict[str, Allocation]:
+        """What is left of the GPU, given to the models in proportion to their shares: a share unused helps nobody."""
+        steered = {m: a.share for m, a in allocations.items() if a.share is not None}
+        total = sum(steered.values())
+        spare = math.floor((1 - total) / self.unit + EPS)
+        out = dict(allocations)
+        for name in sorted(steered, key=lambda m: -steered[m]):
+            most = self._bounds(self.demands[name])[1]
+            units = round(steered[name] / self.unit)
+            more = min(math.floor(spare * steered[name] / total + EPS), most - units)
+            out[name] = replace(out[name], share=self._share(units + more))
+        return out
+
+    def _roomier(self, allocations: dict[str, Allocation]) -> dict[str, Allocation]:
+        """Larger batch limits where they cost next to nothing: a limit that is not reached now is room for a burst."""
+        demands = list(self.demands.values())
+        served = self.oracle.together(demands, allocations)
+        out = dict(allocations)
+        for demand in demands:
+            beside = [as_tenant(d, out[d.model], served[d.model]) for d in demands if d is not demand]
+            limit = min(served[demand.model].p99_ms * ROOM_COST, demand.slo_ms)
+            for batch in [b for b in BATCHES if out[demand.model].max_batch_size < b < demand.max_batch] + [demand.max_batch]:
+                larger = replace(out[demand.model], max_batch_size=batch)
+                if self.oracle.served(demand, larger, beside).p99_ms > limit:
+                    break
+                out[demand.model] = larger
+        return out
 
     def _worst(self, allocations: Mapping[str, Allocation]) -> float:
         served = self.oracle.together(list(self.demands.values()), allocations)
