@@ -1,5 +1,8 @@
+import dataclasses
 import json
+import re
 from collections.abc import AsyncIterator
+from importlib.resources import files
 from typing import Any
 
 import aiohttp
@@ -8,6 +11,9 @@ import pytest_asyncio
 
 from igniterd.clients.admin import AdminServer
 from igniterd.errors import CannotRun
+from igniterd.records import BoardReading
+from igniterd.report import moves_of, state_of
+from tests.clients.ticks import a_config, a_tick
 
 
 class World:
@@ -101,3 +107,23 @@ async def test_an_unhandled_error_in_what_is_shown_harms_nothing_else(world: tup
         assert answer.status == 500
     async with session.get("/healthz") as answer:
         assert answer.status == 200
+
+
+def test_the_page_asks_for_what_the_state_has() -> None:
+    """Names of the state that the page reads, by the letter its functions call the object."""
+    page = (files("igniterd.data") / "status.html").read_text(encoding="utf-8")
+    script = page[page.index("<script>") :]
+    tick = a_tick()
+    state = state_of(tick, a_config(), tuple(moves_of(tick)))
+    known = {
+        "s": set(state),
+        "d": set(state["decision"]),
+        "m": set(state["models"][0]) | set(state["models"][1]) | set(state["last_moves"][0]),
+        "a": set(state["models"][0]["applied"]),
+        "b": {field.name for field in dataclasses.fields(BoardReading)},
+        "g": {"source", "reason"},
+    }
+    for letter, names in known.items():
+        asked = set(re.findall(rf"(?<![.\w]){letter}\.([a-z]\w*)", script)) - {"style", "title", "textContent"}
+        assert asked
+        assert asked <= names, f"{letter}: {asked - names}"
