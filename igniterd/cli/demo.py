@@ -1,0 +1,87 @@
+"""``igniterd demo``: the daemon moving a real Triton on an emulated GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from igniterd.demo.recording import Recording
+    from igniterd.demo.terminal import Teller
+    from igniterd.emulator.load import RequestLog
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to ``app``."""
+
+    @app.command()
+    def demo(
+        folder: Path = typer.Option(Path(".demo"), "--folder", help="Where everything of the run is kept."),
+        seed: int = typer.Option(1, min=0, help="Another one gives other arrivals and service times."),
+        frozen: bool = typer.Option(False, "--frozen", help="Also play the shifted traffic with the plan standing still (a minute more)."),
+        keep: bool = typer.Option(False, "--keep", help="Go on running after the last phase, until Ctrl-C."),
+        picture: Path | None = typer.Option(None, "--picture", metavar="FILE.svg", help="Also write the timeline as a picture."),
+        redraw: bool = typer.Option(False, "--redraw", help="Play nothing: draw the last run in the folder again."),
+    ) -> None:
+        """Show igniterd at work on this machine, no GPU needed (about three minutes): real tritonserver, emulated V100."""
+        from igniterd.cli.common import cannot
+        from igniterd.demo.terminal import Teller
+
+        teller = Teller()
+        with cannot():
+            if redraw:
+                recording, log = _last(folder.resolve())
+                wrong = _shown(teller, recording, log, folder.resolve(), picture)
+            else:
+                wrong = _played(teller, folder, seed=seed, frozen=frozen, keep=keep, picture=picture)
+        raise typer.Exit(1 if wrong else 0)
+
+
+def _played(teller: Teller, folder: Path, *, seed: int, frozen: bool, keep: bool, picture: Path | None) -> list[str]:
+    """Play and show; what is not as it should be."""
+    import asyncio
+
+    from igniterd.demo.scenario import paper
+    from igniterd.demo.stage import workplace
+    from igniterd.demo.story import play
+
+    wrong: list[str] = []
+    with workplace(folder) as place:
+
+        def show(recording: Recording, log: RequestLog) -> None:
+            wrong.extend(_shown(teller, recording, log, place, picture))
+
+        try:
+            asyncio.run(play(paper(frozen=frozen, seed=seed), place, teller, show, keep=keep))
+        except KeyboardInterrupt:
+            teller.quiet()
+            teller.say("interrupted: everything that was started is stopped")
+            raise typer.Exit(130) from None
+    return wrong
+
+
+def _last(folder: Path) -> tuple[Recording, RequestLog]:
+    from igniterd.demo.recording import REQUESTS, Recording
+    from igniterd.emulator.load import RequestLog
+
+    return Recording.load(folder), RequestLog.read(folder / REQUESTS)
+
+
+def _shown(teller: Teller, recording: Recording, log: RequestLog, folder: Path, picture: Path | None) -> list[str]:
+    """Tables, page and picture; what is not as it should be."""
+    from igniterd.demo.measure import figures, problems
+    from igniterd.demo.page import Page
+    from igniterd.demo.terminal import ending, tables
+
+    results = figures(log, recording)
+    wrong = problems(log, recording, results)
+    page = Page(recording, log, results, wrong)
+    where = folder / "index.html"
+    where.write_text(page.html(), encoding="utf-8")
+    if picture is not None:
+        picture.write_text(page.timeline.svg() + "\n", encoding="utf-8")
+    tables(teller.console, recording, results)
+    ending(teller.console, recording, wrong, where)
+    return wrong

@@ -1,0 +1,175 @@
+"""The programs of the demo: the emulated host, and the daemon started as a user would start it."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from igniterd.demo.recording import Applied
+from igniterd.demo.scenario import Scenario
+from igniterd.emulator import programs
+from igniterd.emulator.host import EmulatedHost, emulated_host
+from igniterd.emulator.process import Running, free_ports, running
+from igniterd.errors import CannotRun
+from igniterd.model import builtin_profile
+from igniterd.records import Mode
+
+CONFIG = "igniterd.toml"
+_MARK = ".igniterd-demo"
+
+
+@contextmanager
+def workplace(folder: Path) -> Iterator[Path]:
+    """An empty ``folder`` for one run, what an earlier run left there removed.
+
+    Raises :class:`CannotRun` for a folder with other things in it, or while another demo runs in it.
+    """
+    folder = folder.resolve()
+    if folder.exists() and not (folder / _MARK).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CannotRun(f"{folder} is not empty and not of an earlier demo: give an empty or new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _MARK).open("a") as mark:
+        try:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as problem:
+            raise CannotRun(f"another demo is running in {folder}: wait for it, or give another folder") from problem
+        for old in folder.iterdir():
+            if old.name != _MARK:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        yield folder
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What is running."""
+
+    folder: Path
+    host: EmulatedHost
+    admin: str  # host:port of the daemon's admin address
+    notes: tuple[str, ...]
+
+    @property
+    def config(self) -> Path:
+        return self.folder / CONFIG
+
+
+@asynccontextmanager
+async def stage(scenario: Scenario, folder: Path) -> AsyncIterator[Stage]:
+    """Start the host in ``folder`` and write the daemon's configuration. MPS control and the broker are left out where they are missing."""
+    with_mps, with_broker = programs.mps_control() is not None, programs.mosquitto() is not None
+    notes = []
+    if not with_mps:
+        notes.append(
+            "nvidia-cuda-mps-control is not on this machine: the emulated board gives shares without it; on a GPU host shares need it"
+        )
+    if not with_broker:
+        notes.append("mosquitto is not on this machine: no hints over MQTT in this run")
+    if notes:
+        notes.append(f"what is missing can be fetched: {programs.FETCH}")
+    admin = f"127.0.0.1:{free_ports(1)[0]}"
+    async with emulated_host(scenario.host(), folder / "host", mps=with_mps, broker=with_broker) as host:
+        made = Stage(folder, host, admin, tuple(notes))
+        _configure(made, scenario)
+        yield made
+
+
+def _configure(stage: Stage, scenario: Scenario) -> None:
+    """The files an administrator would write: the configuration and the models' profile on this board."""
+    builtin_profile("v100").time_scaled(scenario.slow_factor).save(stage.folder / "profile.json")
+    host = stage.host
+    lines = [
+        "# Written by `igniterd demo`; the daemon of the demo runs with it.",
+        '[host]\nname = "demo"\ncluster = "demo"\n',
+        f'[[triton]]\nname = "main"\nurl = "{host.triton.url}"\nmetrics_url = "{host.triton.metrics_url}"\n',
+        f'[gpu]\nsource = "emulated:{host.triton.board_path}"\n',
+        f'[metrics]\nlisten = "{stage.admin}"\n',
+        f'[state]\ndirectory = "{stage.folder / "state"}"\n',
+    ]
+    if host.mps is not None:
+        control = _mps_program(stage.folder, host.mps.control)
+        lines.append(f'[mps]\nenabled = true\ncontrol = "{control}"\npipe_directory = "{host.mps.pipe_directory}"\n')
+    if host.broker is not None:
+        lines.append(f'[mqtt]\nurl = "{host.broker.url}"\n')
+    lines += [
+        f'[[model]]\nname = "{model.name}"\nslo_p99_ms = {scenario.slo_ms(model.name):g}\nprofile = "profile.json"\n'
+        for model in scenario.models
+    ]
+    stage.config.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _mps_program(folder: Path, control: programs.Program) -> Path:
+    """The control program as it can be started by its name alone: one that is not installed needs its library folders."""
+    if not control.libraries:
+        return control.path
+    path = folder / "bin" / control.path.name
+    path.parent.mkdir()
+    exports = "".join(f"export {key}={shlex.quote(value)}\n" for key, value in control.environment().items())
+    path.write_text(f'#!/bin/sh\n{exports}exec {shlex.quote(str(control.path))} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def _environment() -> dict[str, str]:
+    package = Path(__file__).parents[2]
+    before = os.environ.get("PYTHONPATH", "")
+    return os.environ | {"PYTHONPATH": f"{package}:{before}" if before else str(package)}
+
+
+@asynccontextmanager
+async def daemon(stage: Stage, mode: Mode) -> AsyncIterator[Running]:
+    """``igniterd run --config`` in a process of its own; stopped on the way out, what it applied stays."""
+    command = [sys.executable, "-m", "igniterd", "run", "--config", str(stage.config), "--mode", mode.value, "--log-format", "json"]
+    async with running("igniterd", command, log=stage.folder / "daemon.log", env=_environment()) as program:
+        yield program
+
+
+async def _said(*arguments: str, given: str = "", timeout_s: float) -> tuple[int, str]:
+    """Exit status and output of ``python -m …``; killed when it takes too long (:class:`CannotRun`) or we are."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", *arguments), stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env=_environment()
+    )
+    try:
+        out, _ = await asyncio.wait_for(process.communicate(given.encode()), timeout_s)
+    except TimeoutError:
+        raise CannotRun(f"{' '.join(arguments[:2])} did not end within {timeout_s:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode or 0, out.decode(errors="replace").strip()
+
+
+async def check(stage: Stage) -> list[str]:
+    """``igniterd check --live``: its lines. Raises :class:`CannotRun` with them when something is wrong."""
+    status, out = await _said("igniterd", "check", "--live", "--config", str(stage.config), timeout_s=120.0)
+    lines = out.splitlines()
+    if status != 0:
+        raise CannotRun("igniterd check says: " + " | ".join(lines[-10:]))
+    return lines
+
+
+async def predicted(
+    stage: Stage, scenario: Scenario, rates_per_s: Mapping[str, float], allocations: Mapping[str, Applied] | None = None
+) -> dict[str, float | None]:
+    """P99s the model expects at ``rates_per_s`` under ``allocations`` (by default the best plan); None is overload. See ``forecast``."""
+    question = {
+        "profile": str(stage.folder / "profile.json"),
+        "slos_ms": {m.name: scenario.slo_ms(m.name) for m in scenario.models},
+        "rates_per_s": dict(rates_per_s),
+        "allocations": None if allocations is None else {name: a.model_dump() for name, a in allocations.items()},
+    }
+    status, out = await _said("igniterd.demo.forecast", given=json.dumps(question), timeout_s=180.0)
+    if status != 0:
+        raise CannotRun(f"the model could not be asked: {out[-500:]}")
+    found: dict[str, float | None] = json.loads(out.splitlines()[-1])["p99_ms"]
+    return found
