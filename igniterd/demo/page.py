@@ -53,7 +53,7 @@ class Page:
         when = datetime.fromtimestamp(r.began_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
         yield el(
             "p",
-            f"Run of {when} on {r.machine}. A real tritonserver on an emulated V100 that is {r.slow_factor:g} times slower than a real one: "
+            f"Run of {when} on {r.machine}. A real tritonserver on an emulated V100, {r.slow_factor:g} times slower than a real one: "
             f"SLOs times {r.slow_factor:g}, rates divided by {r.slow_factor:g}. Open-loop Poisson traffic; latency counts from the moment "
             "a request was due.",
             class_="soft",
@@ -201,8 +201,8 @@ class Page:
     def _made(self) -> Iterator[Markup]:
         yield el("h2", "What is real here")
         text = (
-            f"Real: tritonserver and its batcher, its API and hot reloads, the gRPC traffic, igniterd {__version__}, and MPS control and the "
-            "MQTT broker where this machine has them. Emulated: the GPU. A model executes for the time that measurements of a V100 give "
+            f"Real: tritonserver and its batcher, its API and hot reloads, the gRPC traffic, igniterd {__version__}, and MPS control and "
+            "the MQTT broker where they were had. Emulated: the GPU. A model executes for the time that measurements of a V100 give "
             "(Xu et al., IEEE TPDS 34(3), 2023) for its batch, its share and the neighbours executing at that moment, with dispersion; "
             "the emulator knows nothing of igniterd's predictions. Models without shares take turns, as on a board without MPS. "
             "The P99 curves are over sliding windows of 5 s and so rise above the P99 of a whole phase now and then."
