@@ -100,13 +100,17 @@ class IgniterModel:
         return self._range[model][0]
 
     def predict(self, tenants: Sequence[Tenant], *, level: float = 0.95) -> tuple[Prediction, ...]:
-        """See the protocol. ``level`` is ignored: the published model has no bounds."""
+        """See the protocol. ``level`` is ignored: the published model has no bounds.
+
+        Raises ``ValueError`` where equation (9) leaves no clock: so much power asked for that the line reaches 0 MHz.
+        """
         if not tenants:
             return ()
         out = np.empty((len(tenants), 2))
         rows, transfer = np.stack([self._rows[t.model] for t in tenants]), np.stack([self._transfer[t.model] for t in tenants])
         batch, share, duty = (np.array([getattr(t, f) for t in tenants], dtype=np.float64) for f in ("batch", "share", "duty"))
         published.latencies(rows, transfer, self._board_row, batch, share, duty, out)
+        _answered(out)
         inside = self._inside(tenants)
         return tuple(
             Prediction(float(lat), float(lat), 1000.0 * t.batch / float(cycle), inside)
@@ -131,6 +135,7 @@ class IgniterModel:
         out = np.empty((len(shares), max_batch))
         shares = np.asarray(shares, dtype=np.float64)
         published.curves(self._rows[model], self._transfer[model], self._board_row, shares, self._around(neighbours), out)
+        _answered(out)
         return out, out.copy()
 
     def power_w(self, tenants: Sequence[Tenant]) -> float:
@@ -152,6 +157,11 @@ class IgniterModel:
             return 1 <= t.batch <= top and low - 1e-9 <= t.share <= high + 1e-9
 
         return sum(t.share for t in tenants) <= 1 + 1e-6 and all(within(t) for t in tenants)
+
+
+def _answered(out: F64) -> None:
+    if np.isnan(out).any():
+        raise ValueError("the published model has no answer: the tenants ask for more power than its clock line reaches")
 
 
 def _range(inputs: IgniterInputs) -> tuple[int, float, float]:

@@ -91,6 +91,14 @@ def test_curves_are_the_predictions(igniter: IgniterModel) -> None:
             assert igniter.service_curve_ms("resnet50", float(share), beside, 8)[0][batch - 1] == pytest.approx(single)
 
 
+def test_more_power_than_the_clock_line_reaches_has_no_answer(igniter: IgniterModel) -> None:
+    crowd = [Tenant("vgg19", 32, 1.0)] * 12
+    with pytest.raises(ValueError, match="no answer"):
+        igniter.predict(crowd)
+    with pytest.raises(ValueError, match="no answer"):
+        igniter.service_curve_ms("vgg19", 1.0, crowd, 4)
+
+
 def test_compiled_and_plain_kernels_agree(igniter: IgniterModel) -> None:
     row = igniter.coefficients["ssd"].row()
     assert published.active_ms(row, 7.0, 0.3) == pytest.approx(published.active_ms.py_func(row, 7.0, 0.3))

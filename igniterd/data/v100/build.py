@@ -28,7 +28,7 @@ SOLO_POINTS = ((1, 100), (1, 80), (1, 60), (1, 50), (1, 40), (2, 60), (4, 80), (
 """(batch, share in percent) of the solo points of every model: what :func:`igniterd.model.design.solo_design` chooses from the points
 of ``solo.csv`` before any latency is seen."""
 
-CO_RUNS = ((2, 4, 20), (4, 2, 80))
+CO_RUNS = ((2, 16, 60), (16, 2, 40))
 """(batch of the first, batch of the second, share of the first in percent): the co-runs of every pair of models, first and second in
 the order of the table; one co-run for each ordered pair."""
 

@@ -88,11 +88,12 @@ def crowding(batch: float, share: float) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def beside(w: F64, floor_ms: float, alone: float, share: float, crowd: float) -> float:
-    """What one executing neighbour adds to the execution (ratio). Neither part is let below 0, so a neighbour never helps."""
-    rate = w[0] + w[2] * share + w[3] * crowd
-    fixed = w[1] * floor_ms / alone
-    return max(rate, 0.0) + max(fixed, 0.0)
+def beside(w: F64, x: float, share: float, crowd: float) -> float:
+    """What one executing neighbour adds to the execution (ratio) at the victim's ``x`` = floor / alone.
+
+    Neither part is let below 0, so a neighbour never helps.
+    """
+    return max(w[0] + w[2] * share + w[3] * crowd, 0.0) + max(w[1], 0.0) * x
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -134,8 +135,9 @@ def latencies(
     for i in range(n):
         m = who[i]
         alone = alone_ms(times[m], knots, unit, batch[i], share[i])
+        x = floors[m] / alone
         for j in range(n):
-            parts[j] = beside(weights[m, who[j]], floors[m], alone, share[j], crowd[j]) if j != i else 0.0
+            parts[j] = beside(weights[m, who[j]], x, share[j], crowd[j]) if j != i else 0.0
         rank(parts, order)
         cycle = alone * (1.0 + combined(parts, duty, order)) + transfer[m, 1] * batch[i]
         out[i, 0] = cycle + transfer[m, 0] * batch[i]
