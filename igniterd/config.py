@@ -169,6 +169,8 @@ class Model(Section):
     """Profile of this model on this GPU; without one the model is observed, not steered."""
     profile_model: str | None = None
     """Name of the model inside the profile, when it is not ``name``."""
+    gpu: Annotated[int, Field(ge=0, le=63)] | None = None
+    """Index of the GPU it runs on, for a model that chooses its GPU itself; None: as Triton's instance_group says."""
     min_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     max_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None

@@ -8,6 +8,9 @@ import importlib
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +28,14 @@ from igniterd.decide import Oracles
 from igniterd.errors import CannotRun, ProfileError
 from igniterd.history import History
 from igniterd.loop import Knowledge, Loop
-from igniterd.model import Profile, load_model
+from igniterd.model import PerformanceModel, Profile, load_model
 from igniterd.model.oracle import Oracle
 from igniterd.observe import Sources
 from igniterd.records import Tick
 from igniterd.report import Reporter
 
 OVERRUN_SAID_EVERY_S = 60.0
+FIT_TIMEOUT_S = 60.0
 
 
 def triton_client(server: Triton, config: Config) -> TritonClient:
@@ -68,6 +72,18 @@ def mps_client(config: Config) -> MpsControl | None:
     return MpsControl(config.mps.control, config.mps.pipe_directory, timeout_s=2 * config.loop.io_timeout_s)
 
 
+def fitted(profile: Profile) -> PerformanceModel:
+    """igniterd's model of ``profile``, fitted in a process of its own: the solvers take 80 MB that this one would never give back.
+
+    Raises :class:`ProfileError` as the fit does, :class:`CannotRun` when it takes longer than a minute or its process dies.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(load_model, profile).result(timeout=FIT_TIMEOUT_S)
+        except (BrokenProcessPool, TimeoutError) as error:
+            raise CannotRun(f"the model could not be fitted to the profile: {error!r}") from error
+
+
 def load_knowledge(config: Config) -> Knowledge:
     """Read the profiles the configuration names and fit the model to them.
 
@@ -89,10 +105,10 @@ def load_knowledge(config: Config) -> Knowledge:
         merged = profile if merged is None else merged.merge(profile)
     if merged is None:
         return Knowledge()
-    predictor, level = load_model(merged), config.decide.level
+    predictor, level = fitted(merged), config.decide.level
     oracles = Oracles(promises=Oracle(predictor, level=level), expects=Oracle(predictor, level=level, upper=False))
     _check_slos(config, profiled, oracles.expects)
-    return Knowledge(profiled, oracles)
+    return Knowledge(profiled, oracles, merged.board.name, merged.board.sm_count)
 
 
 def _check_slos(config: Config, profiled: dict[str, str], oracle: Oracle) -> None:
@@ -129,6 +145,7 @@ class Daemon:
             models={name: tuple(m.name for m in config.model if m.triton == name) for name in self.tritons},
             boards=self.nvml,
             mps=mps_client(config),
+            gpus={m.name: m.gpu for m in config.model if m.gpu is not None},
             mps_interval_s=config.mps.interval_s,
             timeout_s=config.loop.io_timeout_s,
         )

@@ -40,6 +40,8 @@ class Knowledge:
 
     profiled: Mapping[str, str] = field(default_factory=dict)  # configured name -> name in the profile
     oracles: Oracles | None = None
+    board: str = ""  # the board the profiles are of
+    sm_count: int | None = None
 
 
 class Stopwatch:
@@ -117,8 +119,22 @@ class Loop:
     def _decide(self, load: Estimate, seen: Observation, held: Held, now_s: float) -> tuple[Plan, Held]:
         if self._acting is not None:  # one reload at a time, and no opinion about a world that is just changing
             return Plan(now_s, Outcomes.WAIT, "a model is being reloaded", feasible=not held.gone), held
+        stranger = self._stranger(seen)
+        if stranger:
+            return Plan(now_s, Outcomes.WAIT, stranger), held
         oracles = None if self.mode is Mode.OBSERVE else self.knowledge.oracles
         return decide(load, seen, held, config=self.config, profiled=self.knowledge.profiled, oracles=oracles, now_s=now_s)
+
+    def _stranger(self, seen: Observation) -> str:
+        """A board the profiles are not of: what was measured on another one must not be planned with."""
+        known = self.knowledge.sm_count
+        for board in seen.boards:
+            if known is not None and board.sm_count is not None and board.sm_count != known:
+                return (
+                    f"the profiles are of {self.knowledge.board} with {known} SMs, GPU {board.index} is {board.name} "
+                    f"with {board.sm_count}: profile the models on this board"
+                )
+        return ""
 
     async def close(self) -> None:
         """Let go of a step under way: Triton finishes it by itself, or keeps the old copy."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from igniterd.errors import IgniterdError, NotNow
@@ -47,6 +47,7 @@ class Sources:
     models: Mapping[str, tuple[str, ...]]
     boards: BoardSource | None = None
     mps: MpsSource | None = None
+    gpus: Mapping[str, int] = field(default_factory=dict)  # of models that choose their GPU themselves
     mps_interval_s: float = 30.0
     timeout_s: float = 0.4
     _refusals: dict[str, str] = field(default_factory=dict, init=False)
@@ -104,7 +105,7 @@ class Sources:
                 gaps.append(metrics_gap)
             for model, reading in answer.items():
                 if isinstance(reading, ModelReading):
-                    models[model] = reading
+                    models[model] = replace(reading, gpu_index=self.gpus[model]) if model in self.gpus else reading
                 else:
                     gaps.append(Gap(f"model:{model}", str(reading), now_s))
         return Observation(

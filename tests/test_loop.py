@@ -8,7 +8,7 @@ import pytest
 from igniterd.decide import Oracles, decide
 from igniterd.loop import Carry
 from igniterd.model.oracle import Oracle
-from igniterd.records import Allocation, Outcomes, Tick
+from igniterd.records import Allocation, BoardReading, Outcomes, Tick
 from tests.hosts import SLOS, Bench, config
 
 pytestmark = pytest.mark.looptime
@@ -135,6 +135,22 @@ async def test_a_model_that_triton_lacks_is_waited_for_and_one_that_leaves_later
     del bench.host.models["vgg19"]
     await bench.run(10)
     assert bench.ticks[-1].plan.outcome is Outcomes.HOLD
+
+
+class OtherBoard:
+    async def read(self) -> tuple[BoardReading, ...]:
+        return (BoardReading(0, "GPU-1", "NVIDIA H100", sm_count=132),)
+
+
+async def test_profiles_of_another_board_are_not_planned_with(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    bench.loop.knowledge = replace(bench.loop.knowledge, board="v100", sm_count=80)
+    bench.loop.sources.boards = OtherBoard()
+    await bench.run(15)
+    assert bench.ticks[-1].plan.why == (
+        "the profiles are of v100 with 80 SMs, GPU 0 is NVIDIA H100 with 132: profile the models on this board"
+    )
+    assert not bench.host.loads
 
 
 @pytest.mark.parametrize("mode", ["observe", "advise"])

@@ -17,7 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import nnls
 
 from igniterd.model.api import F64
 
@@ -98,6 +97,8 @@ def _coefficients(batch: F64, share: F64, gpu_ms: F64) -> F64:
     relative = _basis(batch, share) / gpu_ms[:, None]
     typical = _TYPICAL / np.mean(relative @ _TYPICAL)
     pull = _MISFIT / (_OPENNESS * typical)
+    from scipy.optimize import nnls  # 80 MB that only a fit needs: a process that is given a fitted model does without
+
     k, _ = nnls(np.vstack([relative, np.diag(pull)]), np.concatenate([np.ones_like(gpu_ms), pull * typical]))
     return np.asarray(np.maximum(k, 1e-9 * typical))
 

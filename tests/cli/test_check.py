@@ -1,0 +1,72 @@
+"""``igniterd check`` and what is refused before anything runs: each mistake has its own sentence."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from igniterd.cli.app import app
+from igniterd.model import builtin_profile
+
+runner = CliRunner()
+
+
+def write(folder: Path, models: str, more: str = "") -> list[str]:
+    builtin_profile("v100").save(folder / "v100.json")
+    path = folder / "igniterd.toml"
+    path.write_text(f'[state]\ndirectory = "{folder}/state"\n[gpu]\nsource = "none"\n{more}\n{models}')
+    return ["check", "--config", str(path)]
+
+
+ALEXNET = '[[model]]\nname = "alexnet"\nslo_p99_ms = 15\nprofile = "v100.json"\n'
+
+
+def test_a_good_configuration(tmp_path: Path) -> None:
+    result = runner.invoke(app, write(tmp_path, ALEXNET + '[[model]]\nname = "bert"\nslo_p99_ms = 50\n'))
+    assert result.exit_code == 0, result.output
+    assert "profile of alexnet" in result.output
+    assert "profile of bert: none: its traffic is watched" in result.output
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        ('[[model]]\nname = "bert"\nslo_p99_ms = 50\nprofile = "v100.json"\n', "profiles alexnet, resnet50, vgg19, ssd, not bert"),
+        ('[[model]]\nname = "vgg19"\nslo_p99_ms = 1\nprofile = "v100.json"\n', "slo_p99_ms = 1, but one request alone takes"),
+        ('[[model]]\nname = "vgg19"\nslo_p99_ms = 50\nprofile = "none.json"\n', "none.json"),
+        ('[[model]]\nname = "vgg19"\nslo_p99_ms = 0\n', "model[0].slo_p99_ms: Input should be greater than 0 (found 0)"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, models: str, said: str) -> None:
+    result = runner.invoke(app, write(tmp_path, models))
+    assert result.exit_code == 1
+    assert said in result.output.replace("\n", "")
+
+
+def test_a_profile_of_another_board_does_not_fit(tmp_path: Path) -> None:
+    profile = builtin_profile("v100")
+    other = profile.model_copy(update={"board": profile.board.model_copy(update={"name": "NVIDIA H100"})})
+    other.save(tmp_path / "h100.json")
+    models = ALEXNET + '[[model]]\nname = "resnet50"\nslo_p99_ms = 50\nprofile = "h100.json"\n'
+    result = runner.invoke(app, write(tmp_path, models))
+    assert result.exit_code == 1
+    assert "H100" in result.output
+
+
+def test_live_names_what_does_not_answer(tmp_path: Path) -> None:
+    more = '[[triton]]\nurl = "127.0.0.1:9"\n[mps]\ncontrol = "no-such-control"\n'
+    result = runner.invoke(app, [*write(tmp_path, ALEXNET, more), "--live"])
+    assert result.exit_code == 1
+    assert "bad  Triton main" in result.output
+    assert "MPS control" in result.output
+
+
+def test_wrong_usage_is_two(tmp_path: Path) -> None:
+    assert runner.invoke(app, [*write(tmp_path, ALEXNET), "--format", "xml"]).exit_code == 2
+    assert runner.invoke(app, ["run", "--config", str(tmp_path / "igniterd.toml"), "--mode", "dance"]).exit_code == 2
+
+
+def test_show_without_a_daemon_says_so(tmp_path: Path) -> None:
+    result = runner.invoke(app, ["show", "--admin", "127.0.0.1:9"])
+    assert result.exit_code == 1
+    assert "no running daemon answers at http://127.0.0.1:9/state" in result.output

@@ -1,0 +1,40 @@
+import json
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from igniterd.history import SAMPLE_EVERY_S, History
+from igniterd.records import Estimate, Observation, Outcome, Outcomes, Plan, Tick, Window
+
+
+def tick(at_s: float, outcome: Outcomes = Outcomes.HOLD) -> Tick:
+    return Tick(
+        int(at_s), at_s, 1000 + at_s, Observation(at_s), Window(at_s, 1.0), Estimate(at_s), Plan(at_s, outcome, "because"), Outcome()
+    )
+
+
+def rows(path: Path) -> list[tuple]:
+    with sqlite3.connect(path) as connection:
+        return connection.execute("SELECT time_s, outcome, why, moved, state FROM tick ORDER BY time_s").fetchall()
+
+
+def test_keeps_changes_of_mind_and_a_sample_a_minute(tmp_path: Path) -> None:
+    history = History(tmp_path / "state" / "history.db")
+    for second in range(int(SAMPLE_EVERY_S) + 5):
+        outcome = Outcomes.WAIT if second == 20 else Outcomes.HOLD
+        history.record(tick(float(second), outcome), {"second": second})
+    history.close()
+    kept = rows(tmp_path / "state" / "history.db")
+    assert [json.loads(row[4])["second"] for row in kept] == [0, 20, 21]
+    assert kept[1][:4] == (1020.0, "wait", "because", 0)
+
+
+def test_a_disk_that_refuses_costs_no_tick_and_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "state").write_text("a file where the folder should be")
+    history = History(tmp_path / "state" / "history.db")
+    history.record(tick(0.0), {})
+    history.record(replace(tick(1.0), plan=Plan(1.0, Outcomes.MOVE, "why")), {})
+    history.close()
+    assert capsys.readouterr().out.count("history is not written") == 1
