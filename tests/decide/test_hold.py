@@ -1,0 +1,51 @@
+from igniterd.config import Decide
+from igniterd.decide.hold import REFUSED_S, SAME_TIMES, Held, Watch, after, rollbacks, why_not_now
+from igniterd.records import Actuation, Allocation, Load, Outcome, Step, StepKind
+
+RULES = Decide()
+SMALL, LARGE = Allocation(0.2, 8), Allocation(0.4, 8)
+GROW = Step("m", StepKind.GROW, SMALL, LARGE)
+
+
+def load(mean_ms: float | None, expected_ms: float | None, rate: float = 100.0) -> dict[str, Load]:
+    return {"m": Load("m", rate, rate, confident=True, measured_mean_ms=mean_ms, predicted_mean_ms=expected_ms)}
+
+
+def done(step: Step, ok: bool = True) -> Outcome:
+    return Outcome((Actuation(step, ok, 1.0, "" if ok else "no"),))
+
+
+def test_a_change_that_made_things_worse_is_taken_back() -> None:
+    held = Held(watches={"m": Watch(SMALL, 0.0, 10.0, 100.0)})
+    late = RULES.watch_s + 1
+    (step,) = rollbacks(held, load(20.0, 12.0), {"m": LARGE}, RULES, late)
+    assert (step.kind, step.before, step.after) == (StepKind.ROLLBACK, LARGE, SMALL)
+    assert not rollbacks(held, load(20.0, 12.0), {"m": LARGE}, RULES, 1.0)  # too early to tell
+    assert not rollbacks(held, load(20.0, 18.0), {"m": LARGE}, RULES, late)  # as predicted
+    assert not rollbacks(held, load(12.0, 8.0), {"m": LARGE}, RULES, late)  # hardly worse than before
+    assert not rollbacks(held, load(20.0, 12.0, 150.0), {"m": LARGE}, RULES, late)  # more traffic than before
+    assert not rollbacks(held, load(None, 12.0), {"m": LARGE}, RULES, late)
+    assert not rollbacks(held, load(20.0, 12.0), {"m": LARGE, "n": Allocation(0.9, 1)}, RULES, late)  # no room to go back to
+
+
+def test_a_refused_change_waits() -> None:
+    held = after(Held(target={"m": LARGE}), done(GROW, ok=False), {}, RULES, 100.0)
+    assert not held.target
+    assert "its last change failed; next try in 50 s" in why_not_now(held, (GROW,), RULES, 110.0)
+    assert why_not_now(held, (GROW,), RULES, 101.0 + REFUSED_S) == ""
+
+
+def test_a_change_that_does_not_last_is_not_made_for_ever() -> None:
+    held = Held()
+    for turn in range(SAME_TIMES):
+        assert why_not_now(held, (GROW,), RULES, turn * 5.0) == ""
+        held = after(held, done(GROW), load(1.0, 1.0), RULES, turn * 5.0)
+    assert "did not last" in why_not_now(held, (GROW,), RULES, SAME_TIMES * 5.0)
+    assert why_not_now(held, (Step("m", StepKind.SHRINK, LARGE, SMALL),), RULES, SAME_TIMES * 5.0) == ""
+
+
+def test_reloads_an_hour_are_capped() -> None:
+    rules = Decide(max_reloads_per_hour=2)
+    held = Held(reloads=(10.0, 20.0))
+    assert "max_reloads_per_hour is 2" in why_not_now(held, (GROW,), rules, 30.0)
+    assert why_not_now(held, (GROW,), rules, 3700.0) == ""

@@ -1,0 +1,81 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+from igniterd.act import act
+from igniterd.emulator.sim import config_of
+from igniterd.errors import Refused, Unreachable
+from igniterd.records import Allocation, Outcomes, Plan, Step, StepKind
+
+BEFORE, THEN = Allocation(None, 8), Allocation(0.25, 4, 1500)
+
+
+class Triton:
+    """A Triton with one model; ``quirk`` is what it does wrong."""
+
+    def __init__(self, quirk: str = "") -> None:
+        self.now, self.quirk, self.loads = config_of("m"), quirk, 0
+
+    async def config(self, model: str) -> dict[str, Any]:
+        return copy.deepcopy(self.now)
+
+    async def load(self, model: str, config: dict[str, Any]) -> None:
+        self.loads += 1
+        if self.quirk == "refuses":
+            raise Refused("unknown field")
+        if self.quirk == "dies":
+            raise Unreachable("no answer in 60 s")
+        if self.quirk != "forgets":
+            self.now = config
+
+
+def plan(*steps: Step) -> Plan:
+    return Plan(0.0, Outcomes.MOVE, "why", steps=steps)
+
+
+STEP = Step("m", StepKind.SHRINK, BEFORE, THEN)
+
+
+async def carried(triton: Triton, shares: Path, step: Step = STEP) -> tuple[bool, str]:
+    (done,) = (await act(plan(step, step), {"main": triton}, {"m": "main"}, shares)).actuations
+    return done.ok, done.error
+
+
+async def test_one_step_with_share_and_batching_together(tmp_path: Path) -> None:
+    triton, shares = Triton(), tmp_path / "shares"
+    assert await carried(triton, shares) == (True, "")
+    assert triton.loads == 1
+    assert triton.now["max_batch_size"] == 4
+    assert triton.now["dynamic_batching"]["max_queue_delay_microseconds"] == 1500
+    environment = Path(triton.now["parameters"]["EXECUTION_ENV_PATH"]["string_value"])
+    assert environment == shares / "25"
+    assert "export CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=25" in (environment / "bin" / "activate").read_text()
+
+
+async def test_what_is_already_there_is_not_loaded_again(tmp_path: Path) -> None:
+    triton, shares = Triton(), tmp_path / "shares"
+    await carried(triton, shares)
+    assert await carried(triton, shares) == (True, "")
+    assert triton.loads == 1
+
+
+async def test_refusals_silence_and_lies_are_told_apart(tmp_path: Path) -> None:
+    shares = tmp_path / "shares"
+    assert await carried(Triton("refuses"), shares) == (False, "unknown field")
+    assert await carried(Triton("dies"), shares) == (False, "no answer in 60 s")
+    ok, error = await carried(Triton("forgets"), shares)
+    assert not ok
+    assert "Triton loaded" in error
+
+
+async def test_a_change_by_somebody_else_is_not_overwritten(tmp_path: Path) -> None:
+    triton = Triton()
+    triton.now["max_batch_size"] = 16
+    ok, error = await carried(triton, tmp_path / "shares")
+    assert not ok
+    assert "somebody else changed it" in error
+    assert triton.loads == 0
+
+
+async def test_nothing_to_do(tmp_path: Path) -> None:
+    assert (await act(plan(), {}, {}, tmp_path)).actuations == ()
