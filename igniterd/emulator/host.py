@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import shutil
-import sys
 import sysconfig
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -121,7 +120,7 @@ class TritonHost:
     async def start(self) -> None:
         """Start it and wait until every model is loaded."""
         self._program = await self._stack.enter_async_context(
-            running("tritonserver", self._command(), log=self.log, env=self._environment(), stop_s=15.0)
+            running("tritonserver", self._command(), log=self.log, env=self._environment(), cwd=self.folder, stop_s=15.0)
         )
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as session:
 
@@ -164,8 +163,7 @@ class TritonHost:
         program = programs.required(programs.tritonserver(), "tritonserver")
         package = Path(__file__).parents[2]  # the folder that holds the package igniterd
         ours = {
-            "PYTHONPATH": f"{package}:{sysconfig.get_path('purelib')}:{sysconfig.get_path('platlib')}",
-            "PYTHONHOME": sys.base_prefix,  # the stub embeds a libpython: this is its standard library
+            "IGNITERD_EMULATOR_PATH": f"{package}:{sysconfig.get_path('purelib')}:{sysconfig.get_path('platlib')}",
             "PYTHONUNBUFFERED": "1",
             "OPENBLAS_NUM_THREADS": "1",  # numpy in each stub would start a thread for every core
             "IGNITERD_EMULATOR": str(self.folder),

@@ -61,7 +61,9 @@ class Running:
 
 
 @asynccontextmanager
-async def running(name: str, command: Sequence[str], *, log: Path, env: Mapping[str, str], stop_s: float = 10.0) -> AsyncIterator[Running]:
+async def running(
+    name: str, command: Sequence[str], *, log: Path, env: Mapping[str, str], cwd: Path | None = None, stop_s: float = 10.0
+) -> AsyncIterator[Running]:
     """Run ``command`` with its output in ``log``; stopped on the way out, also when this process dies.
 
     ``env`` is the whole environment. Raises :class:`CannotRun` when it cannot be started.
@@ -72,7 +74,7 @@ async def running(name: str, command: Sequence[str], *, log: Path, env: Mapping[
     with log.open("ab") as out:
         try:
             process = await asyncio.create_subprocess_exec(
-                *guard, *command, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, env=dict(env), start_new_session=True
+                *guard, *command, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, env=dict(env), cwd=cwd, start_new_session=True
             )
         except OSError as problem:
             raise CannotRun(f"{name} cannot be started: {problem}") from problem

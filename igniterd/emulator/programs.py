@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def debian_libraries() -> tuple[Path, ...]:
 def libpython() -> Path | None:
     """Folder with ``libpython3.11.so.1.0``, which Triton's Python stub links against; ``None`` when there is none."""
     name = f"libpython{PYTHON}.so.1.0"
-    places = [sysconfig.get_config_var("LIBDIR") or "", *_SYSTEM_LIBRARIES, *(str(p) for p in debian_libraries())]
+    places = [sysconfig.get_config_var("LIBDIR") or "", f"{sys.base_prefix}/lib", *_SYSTEM_LIBRARIES, *(str(p) for p in debian_libraries())]
     return next((Path(p) for p in places if p and (Path(p) / name).exists()), None)
 
 

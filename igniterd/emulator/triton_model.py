@@ -10,16 +10,20 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import triton_python_backend_utils as pb_utils
+# The stub's interpreter is isolated: it reads no PYTHONPATH, and the Python it embeds may have no numpy of its own.
+sys.path[:0] = os.environ["IGNITERD_EMULATOR_PATH"].split(":")
 
-from igniterd.emulator.boardfile import BoardFile, OutOfMemory, Slot
-from igniterd.emulator.gpu import HANDOVER_S, SLICE_S, Dispersion, Executor, Rates
-from igniterd.emulator.truth import DISPERSION_CV, MAX_BATCH, TruthTables, memory_bytes, share_units
+import numpy as np  # noqa: E402
+import triton_python_backend_utils as pb_utils  # noqa: E402
+
+from igniterd.emulator.boardfile import BoardFile, OutOfMemory, Slot  # noqa: E402
+from igniterd.emulator.gpu import HANDOVER_S, SLICE_S, Dispersion, Executor, Rates  # noqa: E402
+from igniterd.emulator.truth import DISPERSION_CV, MAX_BATCH, TruthTables, memory_bytes, share_units  # noqa: E402
 
 _PR_SET_TIMERSLACK = 29
 _INSTANCE_SHARE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
@@ -73,7 +77,7 @@ class TritonPythonModel:
             ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)
             self._ready = True
         sizes = [pb_utils.get_input_tensor_by_name(r, "INPUT").shape()[0] for r in requests]
-        responses = [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.zeros((n, 1), np.float32))]) for n in sizes]
+        responses = [pb_utils.InferenceResponse([_output(n)]) for n in sizes]
         if now - self._checked_s > 1.0:
             self._board.reap()
             self._checked_s = now
@@ -83,6 +87,11 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Leave the board."""
         self._slot.release()
+
+
+def _output(items: int) -> Any:
+    # Not Tensor(name, array): the backend's C++ part reads numpy's arrays in the layout of numpy 1 and would send no bytes.
+    return pb_utils.Tensor.from_dlpack("OUTPUT", np.zeros((items, 1), np.float32))
 
 
 def _units(share_pct: str | None) -> int:

@@ -78,7 +78,8 @@ class Host:
         if batch not in self._inputs:
             self._inputs[batch] = InferInput("INPUT", [batch, INPUT_FLOATS], "FP32")
             self._inputs[batch].set_data_from_numpy(np.zeros((batch, INPUT_FLOATS), np.float32))
-        await self._infer.infer(model, [self._inputs[batch]], client_timeout=20.0)
+        answer = await self._infer.infer(model, [self._inputs[batch]], client_timeout=20.0)
+        assert answer.as_numpy("OUTPUT").shape == (batch, 1)
 
     def last_executed(self, like: str) -> Copy:
         """The copy of a measured model that executed last."""

@@ -31,6 +31,14 @@ async def reading(host: Host, model: str) -> ModelReading:
     return found
 
 
+async def reading_of(host: Host, model: str, requests: int) -> ModelReading:
+    """A reading that counts so many requests: Triton counts one a moment after it has answered it."""
+    async with asyncio.timeout(10.0):
+        while (found := await reading(host, model)).success_count < requests:
+            await asyncio.sleep(0.02)
+    return found
+
+
 async def stub_of(host: Host, model: str) -> int:
     """Process id of the copy that answers for ``model``, found by what it alone does: one more execution."""
     before = {c.pid: c.executions for c in host.board.copies()}
@@ -149,24 +157,22 @@ async def test_a_process_that_dies_while_it_loads_is_refused(host: Host) -> None
 async def test_statistics_restart_at_zero_at_a_reload(host: Host) -> None:
     for _ in range(5):
         await host.infer("counted")
-    before = await reading(host, "counted")
-    assert before.success_count >= 5
+    before = await reading_of(host, "counted", 5)
     await host.allocate("counted", replace(before.allocation, max_batch_size=4))
     after = await reading(host, "counted")
     assert after.success_count == 0
     assert after.batches == ()
     await host.infer("counted")
-    assert (await reading(host, "counted")).success_count == 1
+    assert (await reading_of(host, "counted", 1)).success_count == 1
 
 
 async def test_another_count_of_instances_alone_is_not_a_reload(host: Host) -> None:
     await host.infer("counted")
-    before = await reading(host, "counted")
+    before = await reading_of(host, "counted", 1)
     serving = await stub_of(host, "counted")
     await host.allocate("counted", replace(before.allocation, instances=2))
-    after = await reading(host, "counted")
+    after = await reading_of(host, "counted", before.success_count + 1)  # counted on
     assert after.allocation.instances == 2
-    assert after.success_count > before.success_count  # counted on
     assert serving in {c.pid for c in host.board.copies()}
     await host.allocate("counted", before.allocation)
 
