@@ -93,6 +93,7 @@ class MqttPublisher:
         self._waiting: OrderedDict[tuple[str, ...], _Message] = OrderedDict()
         self._retained: dict[str, _Message] = {}
         self._wake = asyncio.Event()
+        self._closing = asyncio.Event()
         self._once = Once("mqtt")
         self._status = ("online", "")
         self._task: asyncio.Task[None] | None = None
@@ -103,11 +104,21 @@ class MqttPublisher:
             self._task = asyncio.create_task(self._run(), name="mqtt")
 
     async def close(self) -> None:
-        """Say ``offline``, as far as the broker still listens, and disconnect. Takes two deadlines at most."""
-        if self._task is not None:
-            self._task.cancel()
+        """Say ``offline``, as far as the broker still listens, and disconnect. Takes three deadlines at most.
+
+        The task is asked, not cancelled, while it is connected: up to Python 3.11 ``asyncio.wait_for``, and with it aiomqtt, swallows a
+        cancellation that comes together with the broker's answer.
+        """
+        if self._task is None:
+            return
+        self._closing.set()
+        self._wake.set()
+        if self.statistics.connected:
             await asyncio.wait({self._task}, timeout=2 * self._timeout_s)
-            self._task = None
+        while not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=self._timeout_s)
+        self._task = None
 
     def publish(
         self,
@@ -139,9 +150,9 @@ class MqttPublisher:
     # ------------------------------------------------------------ inside
 
     async def _run(self) -> None:
-        """Connect, carry messages, and connect again after a failure, until cancelled. Says ``offline`` on the way out."""
+        """Connect, carry messages, and connect again after a failure, until told to close."""
         pause_s = self._first_pause_s
-        while True:
+        while not self._closing.is_set():
             began_s = time.monotonic()
             try:
                 async with self._client() as client:
@@ -150,11 +161,12 @@ class MqttPublisher:
                 self._failed(error)
             if time.monotonic() - began_s > _LASTING_S:  # a shorter one is no success: two hosts of one name cut each other off for ever
                 pause_s = self._first_pause_s
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # jitter: a broker that returns is not met by all hosts at once
+            with contextlib.suppress(TimeoutError):  # jitter: a broker that returns is not met by all hosts at once
+                await asyncio.wait_for(self._closing.wait(), pause_s * random.uniform(0.5, 1.0))
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     async def _serve(self, client: aiomqtt.Client) -> None:
-        """Carry messages over one connection; returns by raising what ended it."""
+        """Carry messages over one connection, until it is lost or it is time to close: then the last word is ``offline``."""
         self._once.worked("connection", broker=f"{self._host}:{self._port}")
         self.statistics.connected = True
         try:
@@ -163,20 +175,17 @@ class MqttPublisher:
                 self._waiting.setdefault((message.topic,), message)
             self._wake.set()
             await self._carry(client)
-        except asyncio.CancelledError:
-            with contextlib.suppress(aiomqtt.MqttError, TimeoutError):
-                await self._send(client, self._status_message("offline", "the daemon was stopped"))
-            raise
+            await self._send(client, self._status_message("offline", "the daemon was stopped"))
         finally:
             self.statistics.connected = False
 
     async def _carry(self, client: aiomqtt.Client) -> None:
-        """Send what waits, oldest first, until the connection ends."""
+        """Send what waits, oldest first. Returns when it is time to close, and raises when the connection ends."""
         lost = asyncio.ensure_future(_until_lost(client))
         try:
-            while True:
+            while not self._closing.is_set():
                 self._wake.clear()
-                while self._waiting:
+                while self._waiting and not self._closing.is_set():
                     key, message = self._waiting.popitem(last=False)
                     try:
                         await self._send(client, message)
