@@ -29,12 +29,13 @@ from igniterd.model.own import OwnModel, observations
 from igniterd.model.profile import CoRun, Profile
 
 LEVEL = 0.95
+LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)
 BATCHES = (2, 4, 8, 16, 32)
 F64 = NDArray[np.float64]
 Config = tuple[int, int, float]
 
 EVERYTHING = build.profile(None, None)
-RUNS = EVERYTHING.co_runs
+RUNS = tuple(run for run in EVERYTHING.co_runs if len({t.model for t in run.tenants}) == 2)
 MODELS = tuple(EVERYTHING.models)
 PAIRS = tuple(itertools.combinations(MODELS, 2))
 BLANK = Prior(np.zeros(FEATURES), np.eye(FEATURES))  # where only the solo surfaces of a model are used
@@ -88,10 +89,10 @@ def show(name: str, errors: Errors, *, bound: bool) -> None:
     print(f"{name:42s} {errors.row(bound=bound)}", flush=True)
 
 
-def judge(model: PerformanceModel, runs: Sequence[CoRun], errors: Errors) -> None:
+def judge(model: PerformanceModel, runs: Sequence[CoRun], errors: Errors, level: float = LEVEL) -> None:
     for run in runs:
         tenants = [Tenant(t.model, t.batch, t.share) for t in run.tenants]
-        for t, p in zip(run.tenants, model.predict(tenants, level=LEVEL), strict=True):
+        for t, p in zip(run.tenants, model.predict(tenants, level=level), strict=True):
             errors.add(p.latency_ms, t.latency_ms, p.upper_ms)
 
 
@@ -145,12 +146,12 @@ def cheap(runs: Sequence[Config] | None = None, *, unseen: bool = False) -> Fit:
     return fit
 
 
-def tested(fit: Fit, *, used: Sequence[Config] = (), by_batch: bool = False) -> Errors:
+def tested(fit: Fit, *, used: Sequence[Config] = (), by_batch: bool = False, level: float = LEVEL) -> Errors:
     """Errors over every pair of models, and every batch held out in turn when ``by_batch``."""
     errors = Errors.none()
     for pair, batch in itertools.product(PAIRS, BATCHES if by_batch else (None,)):
         runs = [r for r in RUNS if pair_of(r) == pair and config(r) not in used and (batch is None or has_batch(r, batch))]
-        judge(fit(pair, batch), runs, errors)
+        judge(fit(pair, batch), runs, errors, level)
     return errors
 
 
@@ -297,6 +298,12 @@ def main() -> None:
     show("  whole solo table, the same co-runs", tested(whole_table, used=used), bound=True)
     show("  whole solo table, 4/5 of all co-runs", whole_table_most_runs(), bound=True)
     show("  alone: solo points not in the profile", solo_accuracy(), bound=True)
+    print("\ncovered %, at a nominal" + "".join(f"{100 * level:10g}" for level in LEVELS))
+    for name, (unseen, by_batch) in splits.items():
+        found = [
+            tested(cheap(unseen=unseen), used=used if name == "points" else (), by_batch=by_batch, level=level).held for level in LEVELS
+        ]
+        print(f"  {name:21s}" + "".join(f"{100 * np.mean(held):10.1f}" for held in found), flush=True)
 
 
 if __name__ == "__main__":

@@ -72,13 +72,15 @@ def shipped_prior() -> Prior:
 
 
 def estimate_prior(observations: Sequence[Observation]) -> Prior:
-    """Mean and covariance over ordered pairs of the least-squares weights of each; co-runs of more than two are left out.
+    """Mean and covariance over ordered pairs of the least-squares weights of each.
+
+    Runs beside a copy and co-runs of more than two are left out.
 
     Raises ``ValueError`` with fewer than two ordered pairs that have four observations.
     """
     pairs: dict[tuple[int, int], list[Observation]] = {}
     for seen in observations:
-        if len(seen.neighbours) == 1:
+        if len(seen.neighbours) == 1 and seen.neighbours[0].model != seen.victim:
             pairs.setdefault((seen.victim, seen.neighbours[0].model), []).append(seen)
     fits = [_least_squares(group) for group in pairs.values() if len(group) >= FEATURES]
     if len(fits) < 2:

@@ -112,7 +112,7 @@ class Contention:
         rows: list[F64] = []
         seen: list[float] = []
         for run in profile.co_runs:
-            if len(run.tenants) == 2:
+            if len({t.model for t in run.tenants}) == len(run.tenants) == 2:  # a pair of models, not a model beside its copy
                 for me, other in (run.tenants, run.tenants[::-1]):
                     mine, theirs = Tenant(me.model, me.batch, me.share), Tenant(other.model, other.batch, other.share)
                     rows.append(np.array([1.0, *self.use(mine), *self.use(theirs)]))

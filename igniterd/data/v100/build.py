@@ -1,8 +1,8 @@
 """Write the V100 profile that ships with igniterd from the measured tables beside this file: ``python -m igniterd.data.v100.build``.
 
-The profile igniterd's own model is fitted from holds eleven solo points a model and one co-run an ordered pair of models, at the
-same operating points for every model. The published method's inputs (another nine points, without transfers, and the run beside a
-copy) are carried along for the baseline; igniterd's own model does not read them.
+The profile igniterd's own model is fitted from holds eleven solo points a model and one co-run an ordered pair of models (a model
+and a copy of itself among them), at the same operating points for every model. The published method's inputs (another nine points,
+without transfers, and the run beside a copy) are carried along for the baseline; igniterd's own model does not read them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ of ``solo.csv`` before any latency is seen."""
 
 CO_RUNS = ((2, 16, 60), (16, 2, 40))
 """(batch of the first, batch of the second, share of the first in percent): the co-runs of every pair of models, first and second in
-the order of the table; one co-run for each ordered pair."""
+the order of the table; one co-run for each ordered pair. A model's run beside a copy of itself comes from ``profile.json``."""
 
 
 def rows(name: str) -> list[dict[str, str]]:
@@ -77,6 +77,18 @@ def co_runs(wanted: Iterable[tuple[int, int, float]] | None = None) -> Iterator[
             )
 
 
+def copy_run(name: str, model: dict[str, Any], bytes_per_ms: float) -> CoRun:
+    """The run of a model beside a copy of itself (batch 16, half the GPU each) that the published method takes.
+
+    The published figure is the growth of the active time; it is applied to the GPU time of ``solo.csv`` at that point.
+    """
+    (alone,) = solo_points(name, [(16, 50)])
+    transfers = alone.batch * (model["inputdata"] + model["outputdata"]) / bytes_per_ms
+    growth = model["activetime_2"] / model["activetime_1"]
+    one = CoTenant(model=name, batch=16, share=0.5, latency_ms=(alone.latency_ms - transfers) * growth + transfers)
+    return CoRun(tenants=(one, one), power_w=model["power_2"], clock_mhz=model["frequency_2"])
+
+
 def board(data: dict[str, Any]) -> Board:
     """The V100 of the tables."""
     hardware = data["hardware"]
@@ -117,7 +129,7 @@ def _igniter_inputs(model: dict[str, Any]) -> IgniterInputs:
 
 
 def profile(solo: Iterable[tuple[int, float]] | None = SOLO_POINTS, runs: Iterable[tuple[int, int, float]] | None = CO_RUNS) -> Profile:
-    """The V100 profile with the solo points and co-runs asked for (``None``: all of them)."""
+    """The V100 profile with the solo points and co-runs asked for (``None``: all of them), and each model's run beside a copy."""
     data = published()
     solo = None if solo is None else tuple(solo)
     models = {
@@ -132,8 +144,9 @@ def profile(solo: Iterable[tuple[int, float]] | None = SOLO_POINTS, runs: Iterab
         for name, model in data.items()
         if name != "hardware"
     }
+    copies = tuple(copy_run(name, model, data["hardware"]["bandwidth"]) for name, model in data.items() if name != "hardware")
     origin = "F. Xu et al., IEEE TPDS 34(3), 2023 (arXiv 2211.01713): figures released with the prototype"
-    return Profile(board=board(data), models=models, co_runs=tuple(co_runs(runs)), origin=origin)
+    return Profile(board=board(data), models=models, co_runs=(*co_runs(runs), *copies), origin=origin)
 
 
 def prior() -> Prior:
