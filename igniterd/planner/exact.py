@@ -10,8 +10,8 @@ import numpy as np
 
 from igniterd.model import PerformanceModel
 from igniterd.model.api import Tenant
-from igniterd.model.tail import response_times
 from igniterd.planner.gpus import GpuType
+from igniterd.planner.queueing import respond
 from igniterd.planner.records import PlannedGpu, ProvisionPlan, Seat
 
 LEVEL = 0.95
@@ -60,12 +60,12 @@ def _one_round(groups: Sequence[tuple[GpuType, Sequence[Placement]]], level: flo
         chosen = [(p, curve) for p, curve, cv in rows if (p.burstiness, cv) == queue]
         widest = max(p.max_batch for p, _ in chosen)
         curves = np.stack([np.pad(curve, (0, widest - curve.size), mode="edge") for _, curve in chosen])
-        answer = response_times(
+        answer = respond(
             np.array([p.rate_per_s for p, _ in chosen]),
             curves,
-            batches=np.array([p.max_batch for p, _ in chosen], dtype=np.int64),
+            np.array([p.max_batch for p, _ in chosen], dtype=np.int64),
+            np.array([p.delay_ms for p, _ in chosen]),
             service_cv=queue[1],
-            max_queue_delay_ms=np.array([p.delay_ms for p, _ in chosen]),
             burstiness=queue[0],
         )
         for i, (p, _) in enumerate(chosen):

@@ -1,39 +1,28 @@
 """igniterd's strategy: P99 within the SLO for every workload under its arrival process, at the upper bound of the service times.
 
 The search (:mod:`igniterd.planner.search`) runs on tables. What it finds is checked with the performance model and the queue
-themselves, and what does not hold is mended: its goal is lowered by as much as it missed, its GPU is settled again, and who no
-longer fits moves. So every placement of the answer has been evaluated exactly; see :mod:`igniterd.planner.exact`.
+themselves (:mod:`igniterd.planner.exact`); where a P99 misses, the tables are corrected by what was found and the plan is packed
+again or mended (:mod:`igniterd.planner.mend`). So every placement of the answer has been evaluated exactly.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from igniterd.model.kernels import packing
-from igniterd.planner.exact import LEVEL, Placement, evaluate
+from igniterd.planner.exact import LEVEL, Placement
 from igniterd.planner.gpus import GpuType
+from igniterd.planner.mend import Placed, check, correct, mend
 from igniterd.planner.problem import Problem, pose
 from igniterd.planner.records import PlannedGpu, ProvisionPlan, Seat
-from igniterd.planner.search import best_host, pack
-from igniterd.planner.settle import Group, Pack, Settler
+from igniterd.planner.search import pack
+from igniterd.planner.settle import Settler
 from igniterd.planner.workloads import Infeasible, Workload
 
-_MENDS = 8
-_TOLERANCE = 1.0 + 1e-9
-
-
-@dataclass(slots=True)
-class Placed:
-    """The answer in the planner's own terms: GPUs, and on each the items and their placements, in the same order."""
-
-    problem: Problem
-    groups: list[Group]
-    placements: list[list[Placement]]
-    unplaced: list[int]  # items the search has no GPU left for
+REPACKED = 200
+"""Up to so many items, a plan that misses somewhere is packed anew with what was learnt, before it is mended GPU by GPU."""
+_REPACKS = 3
 
 
 def plan_own(
@@ -41,128 +30,23 @@ def plan_own(
 ) -> ProvisionPlan:
     """The plan of igniterd's strategy."""
     problem = pose(workloads, gpus, burstiness, level=level)
+    return to_plan(_within_stock(solve(problem, level, seed)), burstiness)
+
+
+def solve(problem: Problem, level: float, seed: int) -> Placed:
+    """Pack, check, and pack again with corrected goals while that leads to fewer GPUs than mending."""
     settler = Settler(problem)
-    packs = pack(problem, settler, seed)
-    placed = mend(problem, settler, packs, level)
-    return to_plan(placed, burstiness)
-
-
-def mend(problem: Problem, settler: Settler, packs: Sequence[Pack], level: float) -> Placed:
-    """Check every GPU exactly and mend what misses, until nothing does."""
-    groups = [settler.group(kind, items) for kind, items in packs]
-    placements = [place(problem, group) for group in groups]
-    changed = list(range(len(groups)))
-    for _ in range(_MENDS):
-        evaluate([(problem.gpus[groups[g].kind], placements[g]) for g in changed], level=level, rounds=2)
-        missed = [g for g in changed if _lower_goals(problem, groups[g], placements[g])]
-        if not missed:
+    found = check(problem, settler, pack(problem, settler, seed), level)
+    best = None
+    for turn in range(_REPACKS if problem.parent.size <= REPACKED else 0):
+        if not found.missing:
+            best = found
             break
-        settler.forget()
-        changed = _resettle(problem, settler, groups, missed)
-        placements += [[] for _ in range(len(groups) - len(placements))]
-        for g in changed:
-            placements[g] = place(problem, groups[g])
-    kept = [g for g, group in enumerate(groups) if group.items]
-    return _within_stock(Placed(problem, [groups[g] for g in kept], [placements[g] for g in kept], []))
-
-
-def place(problem: Problem, group: Group) -> list[Placement]:
-    """Placements of a GPU: what the search found, and the units left over given, one by one, to whoever is nearest to its SLO."""
-    units = _spread(problem, group)
-    t, items, top = problem.tables, problem.items, int(problem.tables.units[group.kind])
-    placements = []
-    for k, item in enumerate(group.items):
-        model = problem.models[int(items.model[item])]
-        batch = min(int(t.caps[group.option[k]]), int(t.most_batch[group.kind, items.model[item]]))
-        first = float(t.first_ms[group.kind, items.model[item], units[k]]) * group.stretch[k]
-        delay = round(float(t.delay[group.option[k]]) * first, 1)
-        rate, c2 = 1e3 * float(items.rate[item]), problem.burstiness_of(item)
-        placements.append(Placement(model, units[k] / top, batch, delay, rate, c2, group.busy[k], group.batch[k]))
-    return placements
-
-
-def _spread(problem: Problem, group: Group) -> list[int]:
-    """Units of each tenant with the GPU's spare ones given away: half of them, so that a new tenant or a surge still finds some."""
-    units = list(group.units)
-    spare = (int(problem.tables.units[group.kind]) - sum(units) + 1) // 2
-    for _ in range(spare):
-        strain = [table_p99(problem, group, k, units[k]) / float(problem.items.goal_ms[i]) for k, i in enumerate(group.items)]
-        units[int(np.argmax(strain))] += 1
-    return units
-
-
-def _lower_goals(problem: Problem, group: Group, placements: Sequence[Placement]) -> bool:
-    """Lower the goal of every tenant that misses its SLO, so far that the tables find what was predicted exactly; whether one missed."""
-    missed = False
-    top = int(problem.tables.units[group.kind])
-    for k, (item, placement) in enumerate(zip(group.items, placements, strict=True)):
-        slo = problem.workloads[int(problem.parent[item])].slo_p99_ms
-        if placement.p99_ms <= slo * _TOLERANCE:
-            continue
-        missed = True
-        ratio = slo / placement.p99_ms if math.isfinite(placement.p99_ms) else 0.9
-        goal = float(problem.items.goal_ms[item])
-        by_table = table_p99(problem, group, k, round(placement.share * top))
-        problem.lower_goal(item, max(0.8, min(1.0, by_table / goal) * ratio * 0.999))
-    return missed
-
-
-def table_p99(problem: Problem, group: Group, k: int, units: int) -> float:
-    """P99 (ms) of tenant ``k`` of a group on ``units``, by the search's tables."""
-    i, t = problem.items, problem.tables
-    item = group.items[k]
-    queue, model, rate = int(i.queue[item]), int(i.model[item]), float(i.rate[item])
-    return float(packing.p99_ms(t, group.kind, queue, model, units, group.option[k], rate, group.stretch[k]))
-
-
-def _resettle(problem: Problem, settler: Settler, groups: list[Group], missed: Sequence[int]) -> list[int]:
-    """Settle these GPUs again; tenants that no longer fit move to others or to new ones. The GPUs that changed."""
-    changed = set(missed)
-    homeless: list[int] = []
-    for g in missed:
-        kind, items = groups[g].kind, list(groups[g].items)
-        while len(items) > 1 and not settler.fits(kind, items):
-            leaver = _leaver(problem, settler, kind, items)
-            items.remove(leaver)
-            homeless.append(leaver)
-        if not settler.fits(kind, items):
-            homeless.append(problem.split(items[0]))  # not even alone any more: two replicas
-            settler.forget()
-        groups[g] = settler.group(kind, items)
-    packs = [(group.kind, group.items) for group in groups]
-    for item in sorted(homeless, key=lambda i: -int(problem.alone[:, i].min())):
-        host = best_host(problem, settler, packs, item, _roomy(problem, groups, item), {})
-        if host is None:
-            kind = int(np.argmin([_cost(problem, k, item) for k in range(len(problem.gpus))]))
-            groups.append(settler.group(kind, [item]))
-            packs.append((kind, [item]))
-            host = len(groups) - 1
-        else:
-            groups[host] = settler.group(groups[host].kind, [*groups[host].items, item])
-            packs[host] = (groups[host].kind, groups[host].items)
-        changed.add(host)
-    return sorted(changed)
-
-
-def _roomy(problem: Problem, groups: Sequence[Group], item: int) -> list[int]:
-    """GPUs whose spare units are enough for the item alone, fullest first, a bounded number of them."""
-    spare = [(int(problem.tables.units[g.kind]) - g.total, i) for i, g in enumerate(groups) if g.items]
-    return [i for free, i in sorted(spare) if free >= problem.alone[groups[i].kind, item]][:64]
-
-
-def _leaver(problem: Problem, settler: Settler, kind: int, items: Sequence[int]) -> int:
-    """The tenant to go: the smallest whose going is enough, else the largest."""
-    sizes = sorted(items, key=lambda i: int(problem.alone[kind, i]))
-    for item in sizes:
-        if settler.fits(kind, [i for i in items if i != item]):
-            return item
-    return sizes[-1]
-
-
-def _cost(problem: Problem, kind: int, item: int) -> float:
-    if problem.alone[kind, item] > problem.tables.units[kind]:
-        return math.inf
-    return float(problem.alone[kind, item]) / float(problem.tables.units[kind]) * (problem.gpus[kind].price_per_hour or 1.0)
+        for group, placements in zip(found.groups, found.placements, strict=True):
+            correct(problem, group, placements)
+        problem.split_unfit()
+        found = check(problem, settler, pack(problem, settler, seed + turn + 1), level)
+    return best or mend(found, settler, level)
 
 
 def _within_stock(placed: Placed) -> Placed:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ I64 = NDArray[np.int64]
 
 MAX_REPLICAS = 256
 """A workload is split over at most so many GPUs: beyond that, something else is wrong."""
-_TABLE_MARGIN = 0.005
+_TABLE_MARGIN = 0.01
 """The search aims this far below the SLO: what the tables' interpolation errs by, so that few placements have to be mended."""
 
 
@@ -43,6 +44,8 @@ class Problem:
     parent: I64
     alone: I64
     bound: F64  # (K, W) fewest units each workload takes, however it is split
+    stamp: list[int] = field(default_factory=list)  # by item; never the same again once the item has changed
+    _stamps: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def burstiness_of(self, item: int) -> float:
         """Arrival process of an item: its workload's. A part of Poisson arrivals is Poisson, of constant ones taken in turn constant."""
@@ -65,27 +68,41 @@ class Problem:
     def split(self, item: int) -> int:
         """Halve an item's rate and append a replica with the other half; the replica's number."""
         which = np.append(np.arange(self.items.model.size), item)
-        items = pick(self.items, which)
-        rate = items.rate.copy()
-        rate[[item, -1]] /= 2.0
-        self.items = items._replace(rate=rate)
-        self.parent = self.parent[which]
-        self.alone = needs(self.tables, self.items)
-        return int(which.size) - 1
+        self.items = pick(self.items, which)
+        self.parent, self.alone = self.parent[which], self.alone[:, which]
+        self.stamp.append(0)
+        half = int(which.size) - 1
+        rate = float(self.items.rate[item]) / 2.0
+        self.set_item(item, rate=rate)
+        self.set_item(half, rate=rate)
+        return half
 
-    def lower_goal(self, item: int, factor: float) -> None:
-        """Aim lower for an item by this factor, and find again what it needs alone."""
-        self.items.goal_ms[item] *= factor
-        one = pick(self.items, np.array([item]))
-        self.alone[:, item] = needs(self.tables, one)[:, 0]
+    def set_item(self, item: int, *, rate: float | None = None, goal_ms: float | None = None) -> None:
+        """Change an item's rate (requests/ms) or goal, and find again what it needs alone."""
+        if rate is not None:
+            self.items.rate[item] = rate
+        if goal_ms is not None:
+            self.items.goal_ms[item] = goal_ms
+        self.stamp[item] = next(self._stamps)
+        self.alone[:, item] = needs(self.tables, pick(self.items, np.array([item])))[:, 0]
 
-    def snapshot(self) -> tuple[Items, I64, I64]:
-        """What :meth:`split` changes."""
-        return self.items, self.parent, self.alone
+    def split_unfit(self) -> None:
+        """Halve what fits no GPU alone until everything does."""
+        while True:
+            unfit = np.flatnonzero((self.alone > self.tables.units[:, None]).all(axis=0))
+            if not unfit.size:
+                return
+            for item in unfit.tolist():
+                self.split(item)
 
-    def restore(self, state: tuple[Items, I64, I64]) -> None:
-        """Undo the splits since :meth:`snapshot`."""
-        self.items, self.parent, self.alone = state
+    def snapshot(self) -> tuple[Items, I64, I64, list[int]]:
+        """What :meth:`split` and :meth:`set_item` change."""
+        copy = pick(self.items, np.arange(self.items.model.size))
+        return copy, self.parent.copy(), self.alone.copy(), list(self.stamp)
+
+    def restore(self, state: tuple[Items, I64, I64, list[int]]) -> None:
+        """Undo everything since :meth:`snapshot`."""
+        self.items, self.parent, self.alone, self.stamp = state
 
 
 def _memory(gpu: GpuType, model: str) -> int:
@@ -116,6 +133,7 @@ def pose(workloads: Sequence[Workload], gpus: tuple[GpuType, ...], burstiness: f
         packing.bound_units(tables, items, kind, alone[kind], problem.bound[kind])
     _reject_hopeless(problem)
     _split_large(problem)
+    problem.stamp = [0] * problem.parent.size
     return problem
 
 
@@ -157,7 +175,7 @@ def _largest_rate(problem: Problem, kind: int, item: int) -> float:
     """Requests a second one whole GPU serves within the item's SLO."""
     t, i = problem.tables, problem.items
     units = int(t.units[kind])
-    return 1e3 * float(packing.largest_rate(t, kind, int(i.queue[item]), int(i.model[item]), float(i.goal_ms[item]), units, 1.0))
+    return 1e3 * float(packing.largest_rate(t, kind, int(i.queue[item]), int(i.model[item]), float(i.goal_ms[item]), units, 1.0, 1e-6))
 
 
 def _why(problem: Problem, w: int, most: float) -> Infeasible:

@@ -52,8 +52,10 @@ def choose_kinds(problem: Problem) -> I64:
 def fill_kind(problem: Problem, kind: int, which: I64) -> list[list[int]]:
     """The best of several fillings of one kind of GPU; see :mod:`igniterd.model.kernels.filling`."""
     t, items = problem.tables, pick(problem.items, which)
+    if (problem.alone[kind, which] > t.units[kind]).any():
+        raise ValueError("an item that fits no GPU alone has to be split before it is packed")
     n, top = which.size, int(t.units[kind])
-    shape = (n, t.first_ms.shape[1], t.gain_units.size)
+    shape = (n, t.curve_ms.shape[1], t.gain_units.size)
     sketch = filling.Sketch(np.zeros(n, np.int64), np.zeros((n, filling.STEPS)), np.zeros(n, np.int64), np.zeros(shape))
     filling.sketch(t, items, kind, sketch)
     memory, room = problem.memory(kind)[which], problem.room(kind)
@@ -76,7 +78,7 @@ def fill_kind(problem: Problem, kind: int, which: I64) -> list[list[int]]:
 
 def rounds(items: int) -> int:
     """Fillings tried: many where each is quick, few where there are many items and the law of large numbers packs well."""
-    return 24 if items <= 200 else 6 if items <= 2000 else 2
+    return 24 if items <= 200 else 4 if items <= 2000 else 2
 
 
 def empty_worst(problem: Problem, settler: Settler, groups: list[Pack], tries: int = 12) -> list[Pack]:

@@ -35,11 +35,12 @@ class Settler:
         self.problem = problem
         self._ints = np.empty((2, SEATS), np.int64)
         self._floats = np.empty((3, SEATS))
-        self._totals: dict[tuple[int, frozenset[int]], int] = {}
+        self._totals: dict[tuple[int, frozenset[tuple[int, int]]], int] = {}
 
     def total(self, kind: int, items: list[int]) -> int:
         """Units the items need together on a GPU of this kind; above its units when they do not fit (by how much is a guide)."""
-        key = (kind, frozenset(items))
+        stamp = self.problem.stamp
+        key = (kind, frozenset((item, stamp[item]) for item in items))
         if key not in self._totals:
             self._totals[key] = self._ask(kind, items, 3)
         return self._totals[key]
@@ -57,10 +58,6 @@ class Settler:
         if len(items) > SEATS or not self.problem.fits_memory(kind, items):
             return False
         return self.total(kind, items) <= int(self.problem.tables.units[kind])
-
-    def forget(self) -> None:
-        """Items have changed."""
-        self._totals.clear()
 
     def _ask(self, kind: int, items: list[int], slack: int) -> int:
         who = np.array(items, dtype=np.int64)

@@ -11,11 +11,13 @@ from igniterd.planner.settle import Pack, Settler
 
 SMALL = 60
 """Up to so many items the search is worth its time."""
-_STEPS = 1200
+_STEPS = 1500
 _HEAT = 1.5
 """Units of overflow a step may add at the start, on average; falls to nothing at the end (simulated annealing)."""
 _SPLITS = 3
 """Items split in two, largest first, when the others will not fit otherwise."""
+_SHIFT = 0.2
+"""Chance that a step shifts rate between replicas of a workload, where there are any; and the part of the rate it shifts."""
 
 
 def squeeze(problem: Problem, settler: Settler, groups: list[Pack], seed: int) -> list[Pack]:
@@ -23,7 +25,7 @@ def squeeze(problem: Problem, settler: Settler, groups: list[Pack], seed: int) -
     rng = np.random.default_rng(seed)
     while len(groups) > max(1, least_gpus(problem)):
         spare = max(range(len(groups)), key=lambda g: (_price(problem, groups[g]), -_alone(problem, groups[g])))
-        fewer = _without(problem, settler, groups, spare, rng) or _with_splits(problem, settler, groups, spare, rng)
+        fewer = _Descent(problem, settler, groups, spare, rng).run() or _with_splits(problem, settler, groups, spare, rng)
         if fewer is None:
             return groups
         groups = fewer
@@ -51,55 +53,87 @@ def _with_splits(problem: Problem, settler: Settler, groups: list[Pack], spare: 
     for item in np.argsort(-sizes, kind="stable")[:_SPLITS].tolist():
         before = problem.snapshot()
         half = problem.split(item)
-        settler.forget()
         trial = [(kind, [*members, half] if item in members else members) for kind, members in groups]
-        fewer = _without(problem, settler, trial, spare, rng)
+        fewer = _Descent(problem, settler, trial, spare, rng).run()
         if fewer is not None:
             return fewer
         problem.restore(before)
-        settler.forget()
     return None
 
 
-def _without(problem: Problem, settler: Settler, groups: list[Pack], spare: int, rng: np.random.Generator) -> list[Pack] | None:
-    """The items of all GPUs on all but one of them, or ``None`` when the search does not find how."""
-    kinds = [kind for g, (kind, _) in enumerate(groups) if g != spare]
-    members = [list(items) for g, (_, items) in enumerate(groups) if g != spare]
-    for item in sorted(groups[spare][1], key=lambda i: -int(problem.alone[:, i].min())):
-        over = [_overflow(problem, settler, kind, [*items, item]) for kind, items in zip(kinds, members, strict=True)]
-        members[int(np.argmin(over))].append(item)
-    cost = [_overflow(problem, settler, kind, items) for kind, items in zip(kinds, members, strict=True)]
-    for step in range(_STEPS):
-        if sum(cost) <= 0:
-            return [(kind, items) for kind, items in zip(kinds, members, strict=True) if items]
-        _step(problem, settler, kinds, members, cost, _HEAT * (1 - step / _STEPS), rng)
-    return None
+class _Descent:
+    """All items on all GPUs but one, with as little overflow as moves, swaps and shifts of rate can reach."""
 
+    def __init__(self, problem: Problem, settler: Settler, groups: list[Pack], spare: int, rng: np.random.Generator) -> None:
+        self.problem, self.settler, self.rng = problem, settler, rng
+        self.kinds = [kind for g, (kind, _) in enumerate(groups) if g != spare]
+        self.members = [list(items) for g, (_, items) in enumerate(groups) if g != spare]
+        for item in sorted(groups[spare][1], key=lambda i: -int(problem.alone[:, i].min())):
+            over = [self.overflow(g, [*items, item]) for g, items in enumerate(self.members)]
+            self.members[int(np.argmin(over))].append(item)
+        self.cost = [self.overflow(g, items) for g, items in enumerate(self.members)]
+        self.replicated = np.unique(problem.parent).size < problem.parent.size
 
-def _step(
-    problem: Problem, settler: Settler, kinds: list[int], members: list[list[int]], cost: list[float], heat: float, rng: np.random.Generator
-) -> None:
-    """Move an item off an overflowing GPU, or swap it; kept when overflow falls, or by chance while it is hot."""
-    over = [g for g, value in enumerate(cost) if value > 0]
-    g = over[int(rng.integers(len(over)))]
-    h = int(rng.integers(len(kinds) - 1)) if len(kinds) > 1 else 0
-    h += h >= g
-    if h >= len(kinds) or not members[g]:
-        return
-    mine = members[g][int(rng.integers(len(members[g])))]
-    place = int(rng.integers(len(members[h]) + 1))
-    theirs = members[h][place : place + 1]  # nothing: a move
-    new_g = [i for i in members[g] if i != mine] + theirs
-    new_h = [i for i in members[h] if i not in theirs] + [mine]
-    cost_g, cost_h = _overflow(problem, settler, kinds[g], new_g), _overflow(problem, settler, kinds[h], new_h)
-    change = cost_g + cost_h - cost[g] - cost[h]
-    if change <= 0 or (heat > 0 and rng.random() < math.exp(-change / heat)):
-        members[g], members[h], cost[g], cost[h] = new_g, new_h, cost_g, cost_h
+    def run(self) -> list[Pack] | None:
+        """The GPUs once nothing overflows; ``None``, and the problem as it was, when that is not reached."""
+        before = self.problem.snapshot()
+        for step in range(_STEPS):
+            over = [g for g, value in enumerate(self.cost) if value > 0]
+            if not over:
+                return [(kind, items) for kind, items in zip(self.kinds, self.members, strict=True) if items]
+            g = over[int(self.rng.integers(len(over)))]
+            heat = _HEAT * (1 - step / _STEPS)
+            if self.replicated and self.rng.random() < _SHIFT:
+                self._shift(g, heat)
+            elif len(self.kinds) > 1:
+                self._exchange(g, heat)
+        self.problem.restore(before)
+        return None
 
+    def overflow(self, g: int, items: list[int]) -> float:
+        """Units above the GPU's; memory above the GPU's counts as a whole GPU of units."""
+        if not items:
+            return 0.0
+        units = int(self.problem.tables.units[self.kinds[g]])
+        over = max(0, self.settler.total(self.kinds[g], items) - units)
+        return over + (0 if self.problem.fits_memory(self.kinds[g], items) else units)
 
-def _overflow(problem: Problem, settler: Settler, kind: int, items: list[int]) -> float:
-    """Units above the GPU's; memory above the GPU's counts as a whole GPU of units."""
-    if not items:
-        return 0.0
-    units = int(problem.tables.units[kind])
-    return max(0, settler.total(kind, items) - units) + (0 if problem.fits_memory(kind, items) else units)
+    def _accept(self, change: float, heat: float) -> bool:
+        return change <= 0 or (heat > 0 and self.rng.random() < math.exp(-change / heat))
+
+    def _exchange(self, g: int, heat: float) -> None:
+        """Move an item of ``g`` to another GPU, or swap it with one there."""
+        h = int(self.rng.integers(len(self.kinds) - 1))
+        h += h >= g
+        mine = self.members[g][int(self.rng.integers(len(self.members[g])))]
+        place = int(self.rng.integers(len(self.members[h]) + 1))
+        theirs = self.members[h][place : place + 1]  # nothing: a move
+        new_g = [i for i in self.members[g] if i != mine] + theirs
+        new_h = [i for i in self.members[h] if i not in theirs] + [mine]
+        cost_g, cost_h = self.overflow(g, new_g), self.overflow(h, new_h)
+        if self._accept(cost_g + cost_h - self.cost[g] - self.cost[h], heat):
+            self.members[g], self.members[h], self.cost[g], self.cost[h] = new_g, new_h, cost_g, cost_h
+
+    def _shift(self, g: int, heat: float) -> None:
+        """Shift a part of the rate of an item of ``g`` to another replica of its workload."""
+        mine = self.members[g][int(self.rng.integers(len(self.members[g])))]
+        parent = self.problem.parent
+        others = [i for i in np.flatnonzero(parent == parent[mine]).tolist() if i != mine]
+        if not others:
+            return
+        other = others[int(self.rng.integers(len(others)))]
+        h = next(h for h, items in enumerate(self.members) if other in items)
+        old = float(self.problem.items.rate[mine]), float(self.problem.items.rate[other])
+        part = _SHIFT * old[0]
+        self._rates(mine, other, old[0] - part, old[1] + part)
+        changed = sorted({g, h})
+        cost = [self.overflow(k, self.members[k]) for k in changed]
+        if self._accept(sum(cost) - sum(self.cost[k] for k in changed), heat):
+            for k, value in zip(changed, cost, strict=True):
+                self.cost[k] = value
+        else:
+            self._rates(mine, other, *old)
+
+    def _rates(self, mine: int, other: int, first: float, second: float) -> None:
+        self.problem.set_item(mine, rate=first)
+        self.problem.set_item(other, rate=second)

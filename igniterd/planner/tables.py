@@ -6,26 +6,35 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
 
 from igniterd.model import PerformanceModel
 from igniterd.model.api import Tenant
+from igniterd.model.kernels import packing
 from igniterd.model.kernels.packing import Tables
-from igniterd.model.tail import response_times
 from igniterd.planner.gpus import GpuType
+from igniterd.planner.queueing import respond
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 CAPS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
 """Largest batches considered, as far as a model was profiled."""
-DELAYS = (0.0, 0.5)
-"""Queue delays considered, over the service time of a batch of one. Short ones cost next to no P99 and leave the GPU idler, which
-the neighbours gain from; longer ones cost more P99 than they save."""
-LOADS = (0.0, 0.01, 0.03, 0.08, 0.18, 0.32, 0.48, 0.64, 0.77, 0.87, 0.94, 0.97)
+DELAYED_CAPS = (2, 4, 8, 32, 128)
+DELAY = 0.5
+"""The queue delay considered, with the largest batches of ``DELAYED_CAPS`` only, over the service time of a batch of one. A short one
+costs next to no P99 and leaves the GPU idler, which the neighbours gain from; longer ones cost more P99 than they save."""
+LOADS = (0.0, 0.015, 0.06, 0.16, 0.32, 0.5, 0.68, 0.82, 0.92, 0.97)
+_FINER = 4
+"""Points put between two evaluated ones by a monotone cubic, so that the kernels can be content with straight lines."""
 _FAR = 1e6
 """In place of a P99 where the queue has none: far above any SLO, and finite so that interpolation stays a number."""
+_MEND_SHARES = (0.1, 0.3, 0.75)
+_MEND_LOADS = (0.12, 0.35, 0.65, 0.88)
 _GAIN_SHARES = (0.025, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
 _GAIN_BATCHES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+_GAIN_DUTY = 0.85
+"""How busy the neighbour is when its gain is taken: what tenants with the least share they need mostly are."""
 _GAIN_OVER = 8
 """A neighbour's gain is averaged over own batches 1 to this: what a batcher mostly forms."""
 
@@ -37,44 +46,98 @@ def build_tables(gpus: Sequence[GpuType], models: Sequence[str], burstiness: Seq
     """
     top = max(gpu.units for gpu in gpus)
     limits = [c for c in CAPS if c <= max(_most_batch(gpu, m) for gpu in gpus for m in models)]
-    options = [(c, d) for d in DELAYS for c in limits if c > 1 or d == 0.0]
+    options = [(c, 0.0) for c in limits] + [(c, DELAY) for c in limits if c in DELAYED_CAPS]
     caps, delay = np.array([c for c, _ in options], dtype=np.int64), np.array([d for _, d in options])
-    first = np.full((len(gpus), len(models), top + 1), np.inf)
-    full = np.full((len(gpus), len(models), top + 1, caps.size), np.inf)
     most_batch = np.array([[_most_batch(gpu, m) for m in models] for gpu in gpus], dtype=np.int64)
+    curves = np.full((len(gpus), len(models), top + 1, int(most_batch.max()) + 1), np.inf)
     for k, gpu in enumerate(gpus):
         shares = np.arange(1, gpu.units + 1) / gpu.units
         for m, name in enumerate(models):
             if name in gpu.model.models:
-                curve = gpu.model.share_curves_ms(name, shares, (), int(most_batch[k, m]), level=level)[1]
-                known = caps <= most_batch[k, m]
-                first[k, m, 1 : gpu.units + 1] = curve[:, 0]
-                full[k, m, 1 : gpu.units + 1, known] = curve[:, caps[known] - 1].T
-    log_shape = _shapes(first, full, caps)
+                most = int(most_batch[k, m])
+                curves[k, m, 1 : gpu.units + 1, 1 : most + 1] = gpu.model.share_curves_ms(name, shares, (), most, level=level)[1]
+    log_shape = _shapes(curves)
     queues = [_queue(caps, delay, log_shape, c2, service_cv) for c2 in burstiness]
-    p99, busy, batch = (np.stack(parts) for parts in zip(*queues, strict=True))
+    load = np.array(LOADS)
+    p99, busy, batch = (np.stack([_finer(part, log_shape, load) for part in parts]) for parts in zip(*queues, strict=True))
     gain_units = np.unique(np.maximum(1, np.round(np.array(_GAIN_SHARES) * top))).astype(np.int64)
     gain = np.stack([_gains(gpu, models, gain_units / top, level) for gpu in gpus])
-    return Tables(
-        first, full, caps, delay, log_shape, np.array(LOADS), p99, busy, batch, gain, gain_units, np.array(_GAIN_BATCHES),
-        np.array([gpu.units for gpu in gpus], dtype=np.int64), most_batch,
-    )  # fmt: skip
+    mend_units = np.maximum(1.0, np.round(np.array(_MEND_SHARES) * top))
+    mend = np.ones((len(gpus), len(models), mend_units.size, len(_MEND_LOADS), caps.size))
+    tables = Tables(
+        curves,
+        caps,
+        delay,
+        _between(log_shape),
+        _between(load),
+        p99,
+        busy,
+        batch,
+        mend,
+        mend_units,
+        np.array(_MEND_LOADS),
+        gain,
+        gain_units,
+        np.array(_GAIN_BATCHES),
+        np.array([_overlap(gpu, level) for gpu in gpus]),
+        np.array([gpu.units for gpu in gpus], dtype=np.int64),
+        most_batch,
+    )
+    _mend(tables, burstiness[0], service_cv)
+    return tables
+
+
+def _mend(t: Tables, burstiness: float, service_cv: float) -> None:
+    """Compare the tables with the queue under the real curves, without delay, at a few points, and fill ``t.mend`` with the ratios."""
+    points = [
+        (kind, model, e, g, c)
+        for kind, model, e, g, c in np.ndindex(t.mend.shape)
+        if t.delay[c] == 0.0 and 1 < t.caps[c] <= t.most_batch[kind, model] and t.mend_units[e] <= t.units[kind]
+    ]
+    cases = []
+    for kind, model, e, g, c in points:
+        curve = t.curve_ms[kind, model, int(t.mend_units[e])]
+        cases.append((curve[1:], int(t.caps[c]), float(t.mend_load[g] * t.caps[c] / curve[t.caps[c]])))
+    if not cases:
+        return
+    curves = np.stack([np.where(np.isfinite(curve), curve, np.nanmax(curve[np.isfinite(curve)])) for curve, _, _ in cases])
+    caps, rates = np.array([cap for _, cap, _ in cases], dtype=np.int64), np.array([rate for _, _, rate in cases])
+    exact = respond(1e3 * rates, curves, caps, np.zeros(caps.size), service_cv=service_cv, burstiness=burstiness)
+    for (kind, model, e, g, c), rate, p99, ok in zip(points, rates.tolist(), exact.p99_ms.tolist(), exact.ok.tolist(), strict=True):
+        by_table = packing.p99_ms(t, kind, 0, model, int(t.mend_units[e]), c, rate, 1.0)
+        ratio = min(1.2, max(0.8, p99 / by_table)) if ok else 1.0
+        t.mend[kind, model, e, g, t.caps == t.caps[c]] = ratio
 
 
 def _most_batch(gpu: GpuType, model: str) -> int:
     return gpu.model.max_batch(model) if model in gpu.model.models else 1
 
 
-def _shapes(first: F64, full: F64, caps: I64) -> F64:
-    """Points of log x, a factor of 2.5 apart, over the range the curves have; below 0.1 batching hardly pays and it matters little."""
+def _shapes(curves: F64) -> F64:
+    """Points of log x, a factor of 3 apart, over the range the curves have; below 0.1 batching hardly pays and it matters little."""
+    first = curves[..., 1:2]
     with np.errstate(invalid="ignore"):
-        slope = (full - first[..., None]) / np.maximum(caps - 1, 1)
-        x = np.maximum(first[..., None] - slope, 1e-3 * first[..., None]) / np.maximum(slope, 1e-6 * first[..., None])
-    seen = x[..., caps > 1][np.isfinite(x[..., caps > 1])]
+        slope = np.maximum((curves[..., 2:] - first) / np.arange(1, curves.shape[-1] - 1), 1e-6 * first)
+        x = np.maximum(first - slope, 1e-3 * first) / slope
+    seen = x[np.isfinite(x)]
     if not seen.size:
         return np.zeros(1)
-    low, high = float(np.log(max(seen.min(), 0.1))), float(np.log(max(seen.max(), 0.2)))
-    return np.linspace(low, high, max(2, int(np.ceil((high - low) / np.log(2.5))) + 1))
+    low, high = float(np.log(max(seen.min(), 0.1))), float(np.log(np.clip(seen.max(), 0.2, 100.0)))
+    return np.linspace(low, high, max(2, int(np.ceil((high - low) / np.log(3.0))) + 1))
+
+
+def _between(grid: F64) -> F64:
+    """The grid with points put between."""
+    places = np.linspace(0, grid.size - 1, _FINER * (grid.size - 1) + 1)
+    return np.interp(places, np.arange(grid.size), grid)
+
+
+def _finer(table: F64, log_shape: F64, load: F64) -> F64:
+    """The table with monotone cubics between its points, in shape and in load."""
+    for axis, grid in enumerate((log_shape, load)):
+        if grid.size > 1:
+            table = np.asarray(PchipInterpolator(grid, table, axis=axis)(_between(grid)))
+    return table
 
 
 def _queue(caps: I64, delay: F64, log_shape: F64, burstiness: float, service_cv: float) -> tuple[F64, F64, F64]:
@@ -87,7 +150,7 @@ def _queue(caps: I64, delay: F64, log_shape: F64, burstiness: float, service_cv:
     curves = (x[:, None] + np.arange(1, caps[-1] + 1)) / (x[:, None] + 1.0)
     rates = 1e3 * load * cap / curves[np.arange(cap.size), cap - 1]
     waits = delay[rows[:, 2]]
-    answer = response_times(rates, curves, batches=cap, service_cv=service_cv, max_queue_delay_ms=waits, burstiness=burstiness)
+    answer = respond(rates, curves, cap, waits, service_cv=service_cv, burstiness=burstiness)
     out = []
     found = (answer.p99_ms * (1.0 - load), answer.utilisation, answer.mean_batch)
     for column, beyond in zip(found, (_FAR, 1.0, cap), strict=True):
@@ -100,7 +163,7 @@ def _queue(caps: I64, delay: F64, log_shape: F64, burstiness: float, service_cv:
 
 
 def _gains(gpu: GpuType, models: Sequence[str], shares: F64, level: float) -> F64:
-    """Slowdown less 1 by one neighbour that always executes: (M, M, V, V, W)."""
+    """Slowdown less 1 by one neighbour, over how busy it is: (M, M, V, V, W)."""
     gain = np.zeros((len(models), len(models), shares.size, shares.size, len(_GAIN_BATCHES)))
     known = [(i, name) for i, name in enumerate(models) if name in gpu.model.models]
     for i, own in known:
@@ -109,9 +172,20 @@ def _gains(gpu: GpuType, models: Sequence[str], shares: F64, level: float) -> F6
         for j, other in known:
             for v, share in enumerate(shares):
                 for w, batch in enumerate(_GAIN_BATCHES):
-                    beside = Tenant(other, min(batch, float(gpu.model.max_batch(other))), float(share))
-                    gain[i, j, :, v, w] = (_upper(gpu.model, own, shares, (beside,), over, level) / alone).mean(axis=1) - 1.0
+                    beside = Tenant(other, min(batch, float(gpu.model.max_batch(other))), float(share), _GAIN_DUTY)
+                    gain[i, j, :, v, w] = (_upper(gpu.model, own, shares, (beside,), over, level) / alone - 1.0).mean(axis=1) / _GAIN_DUTY
     return np.maximum(gain, 0.0)
+
+
+def _overlap(gpu: GpuType, level: float) -> float:
+    """How much of its slowdown each further neighbour, like the first, adds: of three; the mean over the models."""
+    share = np.array([0.25])
+    found = []
+    for name in gpu.model.models:
+        beside = Tenant(name, min(3.0, float(gpu.model.max_batch(name))), 0.25, _GAIN_DUTY)
+        alone, one, three = (float(_upper(gpu.model, name, share, [beside] * n, 1, level)[0, 0]) for n in (0, 1, 3))
+        found.append((three - one) / (one - alone) / 2.0 if one > alone * 1.001 else 1.0)
+    return float(np.clip(np.mean(found), 0.0, 1.5))
 
 
 def _upper(model: PerformanceModel, name: str, shares: F64, neighbours: Sequence[Tenant], most: int, level: float) -> F64:

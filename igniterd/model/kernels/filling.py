@@ -14,12 +14,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from igniterd.model.kernels.packing import SEATS, Items, Tables, best_option, calm_option, least_units, pair_gain, settle
+from igniterd.model.kernels.packing import SEATS, Items, Tables, calm_option, holds, least_units, pair_gain, settle
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-STEPS = 16
+STEPS = 12
 """Units an item may need above what it needs alone before it counts as not fitting beside others."""
 _NODES = 1500
 _SHORTLIST = 6
@@ -38,7 +38,7 @@ class Sketch(NamedTuple):
 @njit(cache=True, nogil=True, error_model="numpy")
 def sketch(t: Tables, items: Items, kind: int, out: Sketch) -> None:
     """Fill ``out`` for all items; ``out.alone`` is computed too."""
-    n, models = items.model.shape[0], t.first_ms.shape[1]
+    n, models = items.model.shape[0], t.curve_ms.shape[1]
     top = t.units[kind]
     for i in range(n):
         queue, m, goal, rate = items.queue[i], items.model[i], items.goal_ms[i], items.rate[i]
@@ -46,16 +46,23 @@ def sketch(t: Tables, items: Items, kind: int, out: Sketch) -> None:
         out.alone[i] = alone
         if alone > top:
             continue
-        low = 1.0
+        low, hint = 1.0, 0
         for k in range(STEPS):
             if alone + k > top or low >= _MOST_STRETCH:
                 out.steps[i, k] = low if alone + k > top else _MOST_STRETCH
                 continue
-            high = _MOST_STRETCH
-            for _ in range(10):
+            high, step = _MOST_STRETCH, 1.04
+            while low * step < high:
+                found = holds(t, kind, queue, m, alone + k, goal, rate, low * step, hint)
+                if found < 0:
+                    high = low * step
+                    break
+                low, hint = low * step, found
+            while high - low > 0.003:
                 middle = 0.5 * (low + high)
-                if best_option(t, kind, queue, m, alone + k, goal, rate, middle, True)[1] <= goal:
-                    low = middle
+                found = holds(t, kind, queue, m, alone + k, goal, rate, middle, hint)
+                if found >= 0:
+                    low, hint = middle, found
                 else:
                     high = middle
             out.steps[i, k] = low
@@ -78,16 +85,18 @@ def _need(s: Sketch, item: int, stretch: float, top: int) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _together(s: Sketch, model: I64, chosen: I64, count: int, top: int) -> int:
+def _together(s: Sketch, model: I64, overlap: float, chosen: I64, count: int, top: int) -> int:
     """Units the first ``count`` of ``chosen`` need together, by the sketch."""
     total = 0
     for a in range(count):
         i = chosen[a]
-        stretch = 1.0
+        worst, others = 0.0, 0.0
         for b in range(count):
             if b != a:
-                stretch += s.push[chosen[b], model[i], s.size[i]]
-        total += _need(s, i, stretch, top)
+                push = s.push[chosen[b], model[i], s.size[i]]
+                others += push
+                worst = max(worst, push)
+        total += _need(s, i, 1.0 + worst + overlap * (others - worst), top)
         if total > top:
             return total
     return total
@@ -110,6 +119,7 @@ def _next(after: I64, item: int, chosen: I64, depth: int) -> int:
 def _search(
     s: Sketch,
     model: I64,
+    overlap: float,
     memory: I64,
     room: int,
     top: int,
@@ -154,7 +164,7 @@ def _search(
         now[tried] += 1
         nodes += 1
         chosen[depth] = item
-        total = _together(s, model, chosen, depth + 1, top)
+        total = _together(s, model, overlap, chosen, depth + 1, top)
         if total > top or now[taken] + memory[item] > room:
             continue
         found = _remember(shortlist, sizes, values, found, chosen, depth + 1, worth[depth] + price[item])
@@ -190,7 +200,7 @@ def fill(t: Tables, items: Items, kind: int, s: Sketch, price: F64, order: I64, 
 
     ``memory`` (n,) and ``room`` in bytes. Every item must fit a GPU alone.
     """
-    n_models, top = t.first_ms.shape[1], t.units[kind]
+    n_models, top = t.curve_ms.shape[1], t.units[kind]
     n = items.model.shape[0]
     first = np.full((top + 1, n_models), -1, np.int64)
     after = np.full(n, -1, np.int64)
@@ -219,7 +229,7 @@ def fill(t: Tables, items: Items, kind: int, s: Sketch, price: F64, order: I64, 
         seed = order[p]
         if gpu_of[seed] != -1:
             continue
-        found = _search(s, items.model, memory, room, top, price, density, first, after, seed, shortlist, sizes, values)
+        found = _search(s, items.model, t.overlap[kind], memory, room, top, price, density, first, after, seed, shortlist, sizes, values)
         pick = found - 1
         for f in range(found):
             if sizes[f] == 1 or settle(t, items, kind, shortlist[f], sizes[f], top, units, option, busy, batch, stretch) <= top:

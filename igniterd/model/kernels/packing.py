@@ -2,14 +2,17 @@
 
 Everything is read from tables, so that a question costs about a microsecond:
 
-Queue. The response time of Triton's batcher with service times s(b) = s(1) + (b - 1)(s(B) - s(1))/(B - 1) depends, in units of s(1), on
-three numbers only: the shape x = (s(1) - beta)/beta with beta the slope, the largest batch B, and the load rho = rate s(B)/B.
+Queue. The response time of Triton's batcher with service times s(b) = s(1) + (b - 1) beta depends, in units of s(1), on three numbers
+only: the shape x = (s(1) - beta)/beta, the largest batch B, and the load rho = rate s(B)/B. A real curve is not quite straight:
+beta is taken over the batches that form at that rate, see :func:`log_shape`; what is still amiss is evaluated at a few points a
+model and mended by ``mend``.
 ``p99[., x, rho, B]`` holds P99 (1 - rho) / s(1), ``busy`` the utilisation and ``mean_batch`` the mean batch; between their points
 they are interpolated linearly in log x and in rho. A queue delay adds a fourth number, the delay over s(1): an *option* is a
 largest batch with a delay.
 
-Neighbours. A neighbour that executes a fraction d of the time makes every batch 1 + d gain as long; several add up. Stretching all
-service times by phi is the same as dividing rate and SLO by it: no further table is needed.
+Neighbours. A neighbour that executes a fraction d of the time makes every batch 1 + d gain as long. Of several the worst counts in
+full and of each other ``overlap``, which is read off the model (1: they add up). Stretching all service times by phi is the same as
+dividing rate and SLO by it: no further table is needed.
 
 These tables steer the search; what it finds is checked with the model and the queue themselves.
 Units: ms, requests/ms, whole share units. ``kind`` counts the kinds of GPU.
@@ -34,8 +37,7 @@ _ROUNDS = 12
 class Tables(NamedTuple):
     """What the kernels read; shapes with K kinds of GPU, M models, U units, O options, Q arrival processes, X shapes, R loads."""
 
-    first_ms: F64  # (K, M, U + 1) s(1), upper bound; row 0 unused
-    full_ms: F64  # (K, M, U + 1, O) s(B)
+    curve_ms: F64  # (K, M, U + 1, N + 1) s(b), upper bound, for batches 1..N; index 0 unused
     caps: I64  # (O,) B
     delay: F64  # (O,) queue delay over s(1)
     log_shape: F64  # (X,) rising
@@ -43,9 +45,13 @@ class Tables(NamedTuple):
     p99: F64  # (Q, X, R, O)
     busy: F64  # (Q, X, R, O)
     mean_batch: F64  # (Q, X, R, O)
+    mend: F64  # (K, M, E, G, O) what P99 is to be multiplied by for the real curve, at E sizes and G loads, under the first arrival process
+    mend_units: F64  # (E,)
+    mend_load: F64  # (G,)
     gain: F64  # (K, M, M, V, V, W) slowdown by one neighbour that always executes, less 1
     gain_units: I64  # (V,) units at which ``gain`` was taken
     gain_batch: F64  # (W,)
+    overlap: F64  # (K,)
     units: I64  # (K,) units of one GPU
     most_batch: I64  # (K, M) largest batch a model was profiled for
 
@@ -72,12 +78,20 @@ def _place(grid: F64, value: float) -> tuple[int, float]:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _shape(first: float, full: float, cap: int) -> float:
-    """log of x for a curve that starts at ``first`` and is ``full`` at ``cap``."""
+def log_shape(curve: F64, cap: int, rate: float) -> float:
+    """log x of the straight curve that stands for ``curve`` at this rate.
+
+    A server that is always busy forms batches b with rate s(b) = b; the P99 is made by batches up to about twice that. The
+    straight curve goes through s(1) and the batch there.
+    """
     if cap == 1:
         return 0.0
-    slope = (full - first) / (cap - 1)
-    return np.log(max(first - slope, 1e-3 * first) / max(slope, 1e-6 * first))
+    b = 1
+    while b < cap and rate * curve[b] > b:
+        b += 1
+    far = min(cap, 2 * b + 1)
+    slope = max((curve[far] - curve[1]) / (far - 1), 1e-6 * curve[1])
+    return float(np.log(max(curve[1] - slope, 1e-3 * curve[1]) / slope))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -91,23 +105,26 @@ def _read(table: F64, i: int, fi: float, j: int, fj: float, c: int) -> float:
 @njit(cache=True, nogil=True, error_model="numpy")
 def p99_ms(t: Tables, kind: int, queue: int, model: int, units: int, c: int, rate: float, stretch: float) -> float:
     """P99 (ms) under option number ``c``; infinite where the load is beyond the tables."""
-    first, full, cap = t.first_ms[kind, model, units], t.full_ms[kind, model, units, c], t.caps[c]
-    load = rate * stretch * full / cap
+    curve, cap = t.curve_ms[kind, model, units], t.caps[c]
+    load = rate * stretch * curve[cap] / cap
     if not load <= t.load[-1]:
         return np.inf
-    i, fi = _place(t.log_shape, _shape(first, full, cap))
+    i, fi = _place(t.log_shape, log_shape(curve, cap, rate * stretch))
     j, fj = _place(t.load, load)
-    return stretch * first * _read(t.p99[queue], i, fi, j, fj, c) / (1.0 - load)
+    u, fu = _place(t.mend_units, float(units))
+    r, fr = _place(t.mend_load, load)
+    mend = _read(t.mend[kind, model], u, fu, r, fr, c)
+    return stretch * curve[1] * mend * _read(t.p99[queue], i, fi, j, fj, c) / (1.0 - load)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def behaviour(t: Tables, kind: int, queue: int, model: int, units: int, c: int, rate: float, stretch: float) -> tuple[float, float]:
     """(utilisation, mean batch); (1, largest batch) beyond the tables."""
-    first, full, cap = t.first_ms[kind, model, units], t.full_ms[kind, model, units, c], t.caps[c]
-    load = rate * stretch * full / cap
+    curve, cap = t.curve_ms[kind, model, units], t.caps[c]
+    load = rate * stretch * curve[cap] / cap
     if not load <= t.load[-1]:
         return 1.0, float(cap)
-    i, fi = _place(t.log_shape, _shape(first, full, cap))
+    i, fi = _place(t.log_shape, log_shape(curve, cap, rate * stretch))
     j, fj = _place(t.load, load)
     return _read(t.busy[queue], i, fi, j, fj, c), _read(t.mean_batch[queue], i, fi, j, fj, c)
 
@@ -149,39 +166,67 @@ def calm_option(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def holds(t: Tables, kind: int, queue: int, model: int, units: int, goal: float, rate: float, stretch: float, hint: int) -> int:
+    """An option that reaches ``goal``, ``hint`` if it does; -1 when none does."""
+    if t.caps[hint] <= t.most_batch[kind, model] and p99_ms(t, kind, queue, model, units, hint, rate, stretch) <= goal:
+        return hint
+    c, value = best_option(t, kind, queue, model, units, goal, rate, stretch, True)
+    return c if value <= goal else -1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def least_units(t: Tables, kind: int, queue: int, model: int, goal: float, rate: float, stretch: float, low: int) -> int:
     """Fewest units, at least ``low``, whose P99 reaches ``goal``; one more than the GPU has when none does."""
     high = t.units[kind] + 1
     if low >= high:
         return high
-    if best_option(t, kind, queue, model, low, goal, rate, stretch, True)[1] <= goal:
+    hint = holds(t, kind, queue, model, low, goal, rate, stretch, 0)
+    if hint >= 0:
         return low
+    hint, step = 0, 1
+    while low + step < high:  # what is needed is mostly near what was needed before
+        found = holds(t, kind, queue, model, low + step, goal, rate, stretch, hint)
+        if found >= 0:
+            high, hint = low + step, found
+            break
+        low += step
+        step *= 2
     while high - low > 1:
         middle = (low + high) // 2
-        if best_option(t, kind, queue, model, middle, goal, rate, stretch, True)[1] <= goal:
-            high = middle
+        found = holds(t, kind, queue, model, middle, goal, rate, stretch, hint)
+        if found >= 0:
+            high, hint = middle, found
         else:
             low = middle
     return high
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def largest_rate(t: Tables, kind: int, queue: int, model: int, goal: float, units: int, stretch: float) -> float:
-    """Largest rate (requests/ms) whose P99 reaches ``goal`` on ``units``; 0 when none does."""
+def largest_rate(t: Tables, kind: int, queue: int, model: int, goal: float, units: int, stretch: float, low: float) -> float:
+    """Largest rate (requests/ms) whose P99 reaches ``goal`` on ``units``, to 0.5 % from above; 0 when none from ``low`` on does."""
+    hint = holds(t, kind, queue, model, units, goal, low, stretch, 0)
+    if hint < 0:
+        return 0.0
     high = 0.0
     for c in range(t.caps.shape[0]):
         if t.caps[c] <= t.most_batch[kind, model]:
-            high = max(high, t.load[-1] * t.caps[c] / (stretch * t.full_ms[kind, model, units, c]))
-    low = 0.0
-    if best_option(t, kind, queue, model, units, goal, high * 1e-6, stretch, True)[1] > goal:
-        return 0.0
-    for _ in range(14):
+            high = max(high, t.load[-1] * t.caps[c] / (stretch * t.curve_ms[kind, model, units, t.caps[c]]))
+    step = 1.3 * low
+    while step < high:
+        found = holds(t, kind, queue, model, units, goal, step, stretch, hint)
+        if found < 0:
+            high = step
+            break
+        low, hint = step, found
+        step *= 1.3
+    while high > low * 1.005:
         middle = 0.5 * (low + high)
-        if best_option(t, kind, queue, model, units, goal, middle, stretch, True)[1] <= goal:
-            low = middle
+        found = holds(t, kind, queue, model, units, goal, middle, stretch, hint)
+        if found >= 0:
+            low, hint = middle, found
         else:
             high = middle
-    return low
+    return high
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -232,10 +277,13 @@ def settle(
         total = 0
         for k in range(count):
             i = who[k]
-            phi = 1.0
+            worst, others = 0.0, 0.0
             for j in range(count):
                 if j != k:
-                    phi += busy[j] * pair_gain(t, kind, items.model[i], units[k], items.model[who[j]], units[j], batch[j])
+                    push = busy[j] * pair_gain(t, kind, items.model[i], units[k], items.model[who[j]], units[j], batch[j])
+                    others += push
+                    worst = max(worst, push)
+            phi = 1.0 + worst + t.overlap[kind] * (others - worst)
             changed = changed or abs(phi - stretch[k]) > 5e-4
             stretch[k] = phi
             need = least_units(t, kind, items.queue[i], items.model[i], items.goal_ms[i], items.rate[i], phi, units[k])
@@ -265,9 +313,9 @@ def needs(t: Tables, items: Items, kind: int, out: I64) -> None:
 def crowded_needs(t: Tables, items: Items, kind: int, alone: I64, out: I64) -> None:
     """Write the least units of every item beside average neighbours into ``out`` (n,).
 
-    Average: for each unit of the GPU that the item leaves to others, the busyness all items have for each unit they take.
+    Average: for each unit of the GPU that the item leaves to others, the push all items have for each unit they take, of two neighbours.
     """
-    n, models = items.model.shape[0], t.first_ms.shape[1]
+    n, models = items.model.shape[0], t.curve_ms.shape[1]
     pressure = np.zeros(models)
     taken = 0.0
     for j in range(n):
@@ -280,7 +328,7 @@ def crowded_needs(t: Tables, items: Items, kind: int, alone: I64, out: I64) -> N
     for i in range(n):
         out[i] = alone[i]
         if alone[i] <= t.units[kind] and taken > 0:
-            phi = 1.0 + pressure[items.model[i]] / taken * (t.units[kind] - alone[i])
+            phi = 1.0 + pressure[items.model[i]] / taken * (t.units[kind] - alone[i]) * 0.5 * (1.0 + t.overlap[kind])
             out[i] = least_units(t, kind, items.queue[i], items.model[i], items.goal_ms[i], items.rate[i], phi, alone[i])
 
 
@@ -308,18 +356,42 @@ def try_add(t: Tables, items: Items, kinds: I64, members: I64, counts: I64, used
 def bound_units(t: Tables, items: Items, kind: int, alone: I64, out: F64) -> None:
     """Write a lower bound on the units each item takes on GPUs of ``kind``, however it is split and with no neighbour at all.
 
-    Unsplit it takes ``alone``. In r >= 2 parts it takes at least r times the fewest units at which any rate is served, and at least
-    rate / (the most rate a unit serves, over all shares); the smaller of the two ways is the bound.
+    Unsplit it takes ``alone``. Split, its parts serve at most what their units serve alone (``largest_rate``, from above): the
+    fewest units over all ways to split is a knapsack, solved exactly.
     """
     top = t.units[kind]
+    rates = np.zeros(top + 1)
     for i in range(items.model.shape[0]):
-        m, goal, rate = items.model[i], items.goal_ms[i], items.rate[i]
-        fewest = least_units(t, kind, items.queue[i], m, goal, rate * 1e-6, 1.0, 1)
+        m, goal, rate, queue = items.model[i], items.goal_ms[i], items.rate[i], items.queue[i]
+        fewest = least_units(t, kind, queue, m, goal, rate * 1e-4, 1.0, 1)
+        out[i] = np.inf
         if fewest > top:
-            out[i] = np.inf
             continue
-        best = 0.0
-        for u in range(fewest, min(alone[i], top) + 1):
-            best = max(best, largest_rate(t, kind, items.queue[i], m, goal, u, 1.0) / u)
-        split = max(2.0 * fewest, np.ceil(rate / best - 1e-9)) if best > 0.0 else np.inf
-        out[i] = split if alone[i] > top else min(float(alone[i]), split)
+        if alone[i] <= top:
+            out[i] = alone[i]
+            if 2 * fewest >= alone[i]:
+                continue
+        most = min(alone[i] - 1, top)
+        below = rate * 1e-4
+        for u in range(fewest, most + 1):
+            rates[u] = largest_rate(t, kind, queue, m, goal, u, 1.0, below)
+            below = max(below, 0.99 * rates[u])
+        if rates[most] > 0.0:
+            out[i] = min(out[i], _fewest_in_parts(rates, fewest, most, rate))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _fewest_in_parts(rates: F64, fewest: int, most: int, rate: float) -> float:
+    """Fewest units, over all ways to add parts of ``fewest``..``most`` units up, that serve ``rate``; part u serves ``rates[u]``."""
+    best = 0.0
+    for u in range(fewest, most + 1):
+        best = max(best, rates[u] / u)
+    size = int(np.ceil(rate / best)) + 2 * most
+    served = np.zeros(size + 1)
+    for total in range(1, size + 1):
+        served[total] = served[total - 1]
+        for u in range(fewest, min(most, total) + 1):
+            served[total] = max(served[total], served[total - u] + rates[u])
+        if served[total] >= rate:
+            return float(total)
+    return np.ceil(rate / best)

@@ -1,0 +1,191 @@
+"""From what the search found on its tables to placements that hold when evaluated exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from igniterd.model.kernels import packing
+from igniterd.planner.exact import Placement, evaluate
+from igniterd.planner.problem import Problem
+from igniterd.planner.search import best_host, fill_kind
+from igniterd.planner.settle import Group, Pack, Settler
+
+_ROUNDS = 8
+_TOLERANCE = 1.0 + 1e-9
+_CORRECTION = (0.8, 1.1)
+"""The tables are believed to be wrong by no more than this."""
+_BELOW = 0.998
+"""A corrected goal aims this far below the SLO, so that rounding does not bring the miss back."""
+
+
+@dataclass(slots=True)
+class Placed:
+    """GPUs, and on each the items and their placements, in the same order."""
+
+    problem: Problem
+    groups: list[Group]
+    placements: list[list[Placement]]
+    unplaced: list[int]  # items for which there is no GPU left
+
+    @property
+    def missing(self) -> list[int]:
+        """GPUs on which somebody misses the SLO."""
+        return [g for g in range(len(self.groups)) if misses(self.problem, self.groups[g], self.placements[g])]
+
+
+def check(problem: Problem, settler: Settler, packs: Sequence[Pack], level: float) -> Placed:
+    """Settle these GPUs and evaluate every placement exactly."""
+    groups = [settler.group(kind, items) for kind, items in packs]
+    placements = [place(problem, group) for group in groups]
+    evaluate([(problem.gpus[group.kind], p) for group, p in zip(groups, placements, strict=True)], level=level)
+    return Placed(problem, groups, placements, [])
+
+
+def misses(problem: Problem, group: Group, placements: Sequence[Placement]) -> bool:
+    """Whether a tenant's P99 is above its SLO."""
+    return any(not p.p99_ms <= slo_ms(problem, i) * _TOLERANCE for i, p in zip(group.items, placements, strict=True))
+
+
+def slo_ms(problem: Problem, item: int) -> float:
+    """The SLO of the workload an item is a replica of."""
+    return problem.workloads[int(problem.parent[item])].slo_p99_ms
+
+
+def correct(problem: Problem, group: Group, placements: Sequence[Placement], factor: float = 1.0) -> None:
+    """Set the goals of a GPU's tenants so that the tables say what was found exactly; ``factor`` below 1 aims lower still."""
+    top = int(problem.tables.units[group.kind])
+    for k, (item, placement) in enumerate(zip(group.items, placements, strict=True)):
+        slo = slo_ms(problem, item)
+        by_table = table_p99(problem, group, k, round(placement.share * top))
+        ratio = by_table / placement.p99_ms if math.isfinite(placement.p99_ms) else 0.9 * float(problem.items.goal_ms[item]) / slo
+        problem.set_item(item, goal_ms=slo * _BELOW * factor * min(_CORRECTION[1], max(_CORRECTION[0], ratio)))
+
+
+def mend(placed: Placed, settler: Settler, level: float) -> Placed:
+    """Correct the goals where a P99 misses and settle again, moving who no longer fits, until nobody misses.
+
+    Who still misses in the end gets a GPU of its own; who misses even there is left ``unplaced``.
+    """
+    problem, groups, placements = placed.problem, placed.groups, placed.placements
+    for turn in range(_ROUNDS):
+        missing = [g for g in range(len(groups)) if misses(problem, groups[g], placements[g])]
+        if not missing:
+            break
+        for g in missing:
+            correct(problem, groups[g], placements[g], 0.997**turn)
+        changed = _resettle(problem, settler, groups, missing)
+        placements += [[] for _ in range(len(groups) - len(placements))]
+        for g in changed:
+            placements[g] = place(problem, groups[g])
+        evaluate([(problem.gpus[groups[g].kind], placements[g]) for g in changed], level=level)
+    unplaced = _isolate(problem, settler, groups, placements, level)
+    kept = [g for g, group in enumerate(groups) if group.items]
+    return Placed(problem, [groups[g] for g in kept], [placements[g] for g in kept], placed.unplaced + unplaced)
+
+
+def place(problem: Problem, group: Group) -> list[Placement]:
+    """Placements of a GPU: what the search found, with half of the units left over given, one by one, to whoever is nearest to its SLO.
+
+    The other half is left for a new tenant or a surge.
+    """
+    t, items, top = problem.tables, problem.items, int(problem.tables.units[group.kind])
+    units = list(group.units)
+    for _ in range((top - sum(units) + 1) // 2):
+        strain = [table_p99(problem, group, k, units[k]) / float(items.goal_ms[i]) for k, i in enumerate(group.items)]
+        units[int(np.argmax(strain))] += 1
+    placements = []
+    for k, item in enumerate(group.items):
+        model = int(items.model[item])
+        first = float(t.curve_ms[group.kind, model, units[k], 1]) * group.stretch[k]
+        delay = round(float(t.delay[group.option[k]]) * first, 1)
+        rate, c2 = 1e3 * float(items.rate[item]), problem.burstiness_of(item)
+        batch = int(t.caps[group.option[k]])
+        placements.append(Placement(problem.models[model], units[k] / top, batch, delay, rate, c2, group.busy[k], group.batch[k]))
+    return placements
+
+
+def table_p99(problem: Problem, group: Group, k: int, units: int) -> float:
+    """P99 (ms) of tenant ``k`` of a group on ``units``, by the search's tables."""
+    i, t = problem.items, problem.tables
+    item = group.items[k]
+    queue, model, rate = int(i.queue[item]), int(i.model[item]), float(i.rate[item])
+    return float(packing.p99_ms(t, group.kind, queue, model, units, group.option[k], rate, group.stretch[k]))
+
+
+def _resettle(problem: Problem, settler: Settler, groups: list[Group], missing: Sequence[int]) -> list[int]:
+    """Settle these GPUs again; tenants that no longer fit move to others or to new ones. The GPUs that changed."""
+    changed = set(missing)
+    homeless: list[int] = []
+    for g in missing:
+        kind, items = groups[g].kind, list(groups[g].items)
+        while len(items) > 1 and not settler.fits(kind, items):
+            leaver = _leaver(problem, settler, kind, items)
+            items.remove(leaver)
+            homeless.append(leaver)
+        while not settler.fits(kind, items):  # not even alone any more: one replica more
+            homeless.append(problem.split(items[0]))
+        groups[g] = settler.group(kind, items)
+    packs = [(group.kind, group.items) for group in groups]
+    left = []
+    for item in sorted(homeless, key=lambda i: -int(problem.alone[:, i].min())):
+        host = best_host(problem, settler, packs, item, _roomy(problem, groups, item), {})
+        if host is None:
+            left.append(item)
+            continue
+        groups[host] = settler.group(groups[host].kind, [*groups[host].items, item])
+        packs[host] = (groups[host].kind, groups[host].items)
+        changed.add(host)
+    for kind in range(len(problem.gpus)):
+        mine = [i for i in left if _cheapest_kind(problem, i) == kind]
+        if mine:
+            new = [settler.group(kind, items) for items in fill_kind(problem, kind, np.array(mine, dtype=np.int64))]
+            changed.update(range(len(groups), len(groups) + len(new)))
+            groups += new
+    return sorted(changed)
+
+
+def _isolate(problem: Problem, settler: Settler, groups: list[Group], placements: list[list[Placement]], level: float) -> list[int]:
+    """The last resort: tenants of GPUs that still miss, each on its own; items that miss even so."""
+    hopeless: list[int] = []
+    for g in [g for g in range(len(groups)) if misses(problem, groups[g], placements[g])]:
+        kind, items = groups[g].kind, groups[g].items
+        groups[g], placements[g] = Group(kind, []), []
+        for item in items:
+            alone = settler.group(kind, [item])
+            placement = place(problem, alone)
+            evaluate([(problem.gpus[kind], placement)], level=level)
+            if misses(problem, alone, placement):
+                hopeless.append(item)
+            else:
+                groups.append(alone)
+                placements.append(placement)
+    return hopeless
+
+
+def _roomy(problem: Problem, groups: Sequence[Group], item: int) -> list[int]:
+    """GPUs whose spare units are enough for the item alone, fullest first, a bounded number of them."""
+    spare = [(int(problem.tables.units[g.kind]) - g.total, i) for i, g in enumerate(groups) if g.items]
+    return [i for free, i in sorted(spare) if free >= problem.alone[groups[i].kind, item]][:64]
+
+
+def _leaver(problem: Problem, settler: Settler, kind: int, items: Sequence[int]) -> int:
+    """The tenant to go: the smallest whose going is enough, else the largest."""
+    sizes = sorted(items, key=lambda i: int(problem.alone[kind, i]))
+    for item in sizes:
+        if settler.fits(kind, [i for i in items if i != item]):
+            return item
+    return sizes[-1]
+
+
+def _cheapest_kind(problem: Problem, item: int) -> int:
+    """The kind of GPU on which what the item needs alone costs least."""
+    t = problem.tables
+    cost = [
+        problem.alone[k, item] / t.units[k] * (gpu.price_per_hour or 1.0) if problem.alone[k, item] <= t.units[k] else math.inf
+        for k, gpu in enumerate(problem.gpus)
+    ]
+    return int(np.argmin(cost))
