@@ -35,6 +35,7 @@ _MOST_WAITING = 256
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _LASTING_S = 20.0
+_SEEN_S = 0.2
 _STATUS = "status"
 
 
@@ -169,41 +170,41 @@ class MqttPublisher:
         """Carry messages over one connection, until it is lost or it is time to close: then the last word is ``offline``."""
         self._once.worked("connection", broker=f"{self._host}:{self._port}")
         self.statistics.connected = True
+        lost: asyncio.Future[Any] = asyncio.ensure_future(_until_lost(client))
         try:
             await self._send(client, self._status_message(*self._status))
             for message in self._retained.values():  # a broker that lost its memory is told again
                 self._waiting.setdefault((message.topic,), message)
-            self._wake.set()
-            await self._carry(client)
+            await self._carry(client, lost)
             await self._send(client, self._status_message("offline", "the daemon was stopped"))
+        except aiomqtt.MqttError:
+            # Let the watch see what ended the connection too: asyncio reports an error that nobody has looked at.
+            await asyncio.wait({lost}, timeout=_SEEN_S)
+            raise
         finally:
             self.statistics.connected = False
-
-    async def _carry(self, client: aiomqtt.Client) -> None:
-        """Send what waits, oldest first. Returns when it is time to close, and raises when the connection ends."""
-        lost = asyncio.ensure_future(_until_lost(client))
-        try:
-            while not self._closing.is_set():
-                self._wake.clear()
-                while self._waiting and not self._closing.is_set():
-                    key, message = self._waiting.popitem(last=False)
-                    try:
-                        await self._send(client, message)
-                    except BaseException:
-                        self._waiting.setdefault(key, message)  # unless a newer one came in the meantime
-                        self._waiting.move_to_end(key, last=False)
-                        raise
-                woken = asyncio.ensure_future(self._wake.wait())
-                try:
-                    await asyncio.wait({lost, woken}, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    woken.cancel()
-                if lost.done():
-                    lost.result()
-        finally:
             lost.cancel()
-            with contextlib.suppress(asyncio.CancelledError, aiomqtt.MqttError):
-                await lost
+            await asyncio.gather(lost, return_exceptions=True)
+
+    async def _carry(self, client: aiomqtt.Client, lost: asyncio.Future[Any]) -> None:
+        """Send what waits, oldest first. Returns when it is time to close, and raises when the connection is `lost`."""
+        while not self._closing.is_set():
+            self._wake.clear()
+            while self._waiting and not self._closing.is_set():
+                key, message = self._waiting.popitem(last=False)
+                try:
+                    await self._send(client, message)
+                except BaseException:
+                    self._waiting.setdefault(key, message)  # unless a newer one came in the meantime
+                    self._waiting.move_to_end(key, last=False)
+                    raise
+            woken: asyncio.Future[Any] = asyncio.ensure_future(self._wake.wait())
+            try:
+                await asyncio.wait([lost, woken], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                woken.cancel()
+            if lost.done():
+                lost.result()
 
     async def _send(self, client: aiomqtt.Client, message: _Message) -> None:
         properties = _publish_properties(message.expiry_s)

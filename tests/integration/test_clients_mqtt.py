@@ -1,6 +1,7 @@
 """The publisher against a real mosquitto."""
 
 import asyncio
+import gc
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -120,6 +121,8 @@ asyncio.run(main())
 
 
 async def test_a_broker_that_dies_and_returns(tmp_path: Path) -> None:
+    unseen: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
     with capture_logs() as logs:
         async with broker_host(tmp_path) as first, listening(first) as listener, publishing(first.url) as publisher:
             await listener.next("status", status="online")
@@ -141,6 +144,8 @@ async def test_a_broker_that_dies_and_returns(tmp_path: Path) -> None:
                 assert publisher.statistics.replaced == 3 * 47
     told = [(entry["log_level"], entry["event"]) for entry in logs if entry.get("source") == "mqtt"]
     assert told[:2] == [("warning", "failing"), ("info", "recovered")], "a failure is told once, its recovery once"
+    gc.collect()
+    assert unseen == [], "and not once more by asyncio"
 
 
 async def test_a_broker_without_memory_is_told_the_retained_state_again(tmp_path: Path) -> None:
