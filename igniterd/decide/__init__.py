@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 from igniterd.config import Config
 from igniterd.decide.gpu import CAUTIONS, Case, Oracles, Part
@@ -95,11 +96,15 @@ def decide(
     if back:
         plan = Plan(now_s, Outcomes.MOVE, back[0].why, _verdicts(config, applied, {}, held), tuple(back), not held.gone)
         return replace(plan, allocated_share=_total(applied)), replace(held, target={})
-    demands = {caution: demands_of(estimate, observation, config, profiled, oracles, caution) for caution in CAUTIONS}
+
+    @cache
+    def demands(caution: float) -> dict[int, list[Demand]]:
+        return demands_of(estimate, observation, config, profiled, oracles, caution)
+
     parts: list[Part] = []
-    for gpu, there in demands[1.0].items():
+    for gpu, there in demands(CAUTIONS[0]).items():
         here = {d.model: applied[d.model] for d in there}
-        case = Case(gpu, {c: demands[c][gpu] for c in CAUTIONS}, here, held, config.decide, oracles, now_s)
+        case = Case(gpu, lambda caution, gpu=gpu: demands(caution)[gpu], here, held, config.decide, oracles, now_s)
         parts.append(case.decide())
         held = parts[-1].held
     return _merged(parts, applied, held, config, now_s), held

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from igniterd.config import Decide
-from igniterd.decide.hold import Held, LetGo, refusals, why_not_now
+from igniterd.decide.hold import Held, Judged, LetGo, refusals, why_not_now
 from igniterd.decide.search import GROWTHS, Found, find
 from igniterd.decide.steps import granted, ordered
 from igniterd.model.oracle import Demand, Oracle, Service
@@ -16,6 +16,9 @@ CAUTIONS = (1.0, 0.5, 0.0)
 """How much of every margin a plan keeps. Margins are given up before a model is."""
 OUTGROWN = 1.06  # a rate this much above what the plan in flight was made for: plan again
 RETRY_S = 10.0  # how often a GPU in trouble, or short of head-room, is searched again
+JUDGE_EVERY_S = 15.0  # a GPU with head-room is judged again this often, and when a rate has used up most of it
+ROOM_LEFT = 1.1
+BIAS_STEP = 1.03
 ROOMY = 1.3  # with this much head-room no better plan is looked for
 
 
@@ -45,10 +48,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One GPU to decide for. ``demands`` holds what to plan for at each caution."""
+    """One GPU to decide for. ``demands`` gives what to plan for at a caution."""
 
     gpu: int
-    demands: Mapping[float, Sequence[Demand]]
+    demands: Callable[[float], Sequence[Demand]]
     here: Mapping[str, Allocation]  # as applied
     held: Held
     rules: Decide
@@ -69,7 +72,7 @@ class Case:
 
     def judge(self) -> dict[str, Service] | None:
         """How the models fare as applied; None where some still run without the share they should have."""
-        demands = self.demands[self.caution]
+        demands = self.demands(self.caution)
         if any(d.steerable and self.here[d.model].share is None for d in demands):
             return None
         return self.oracles.at(self.caution).together(demands, self.here)
@@ -78,22 +81,46 @@ class Case:
         """Kept models that would miss. Planned at (1 - margin) of the SLO, moved at (1 - margin / 2): what was just planned does not at
         once ask for more."""
         slack = (1 - self.rules.slo_margin / 2) / (1 - self.rules.slo_margin)
-        kept = [d for d in self.demands[self.caution] if d.model not in self.held.gone]
+        kept = [d for d in self.demands(self.caution) if d.model not in self.held.gone]
         return [d.model for d in kept if served is None or served[d.model].p99_ms > d.slo_ms * slack]
 
     def room(self, allocations: Mapping[str, Allocation]) -> float:
-        """The largest growth of all rates under which the kept models hold, from the ladder the search climbs."""
-        demands, oracle, best = self.demands[self.caution], self.oracles.at(self.caution), 1.0
-        for growth in GROWTHS:
+        """The largest growth of all rates under which the kept models hold, from the ladder the search climbs; found by bisection, as
+        P99 only rises with the rates."""
+        demands, oracle = self.demands(self.caution), self.oracles.at(self.caution)
+
+        def holds(growth: float) -> bool:
             served = oracle.together(demands, allocations, growth=growth)
-            if any(served[d.model].p99_ms > d.slo_ms for d in demands if d.model not in self.held.gone):
-                break
-            best = growth
-        return best
+            return all(served[d.model].p99_ms <= d.slo_ms for d in demands if d.model not in self.held.gone)
+
+        low, high = 0, len(GROWTHS)  # the first `low` rungs hold, rung `high` does not
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if holds(GROWTHS[middle]) else (low, middle)
+        return GROWTHS[low - 1] if low else 1.0
+
+    def known_roomy(self) -> Judged | None:
+        """An earlier judgement that still stands, or None."""
+        judged = self.held.judged.get(self.gpu)
+        if judged is None or judged.here != self.here or self.now_s - judged.at_s >= JUDGE_EVERY_S or self.gone or self.caution < 1:
+            return None
+        grown = judged.room / ROOM_LEFT
+        demands = self.demands(1.0)
+        still = all(d.rate_per_s <= judged.rates[d.model] * grown and d.bias <= judged.biases[d.model] * BIAS_STEP for d in demands)
+        return judged if still else None
+
+    def _judged(self, served: Mapping[str, Service], room: float) -> Held:
+        demands = self.demands(1.0)
+        rates, biases = {d.model: d.rate_per_s for d in demands}, {d.model: d.bias for d in demands}
+        judged = Judged(self.now_s, self.here, rates, biases, served, room)
+        return replace(self.held, judged={**self.held.judged, self.gpu: judged})
 
     # ------------------------------------------------------------ deciding
 
     def decide(self) -> Part:
+        known = self.known_roomy()
+        if known is not None:
+            return self._stay(known.served, known.room, [])
         served = self.judge()
         late = self.late(served)
         target = {m: a for m, a in self.held.target.items() if m in self.here}
@@ -101,6 +128,8 @@ class Case:
             return self._carry_on(target, served)
         room = self.room(self.here) if served is not None and not late else None
         content = not late and not self.gone and self.caution == 1.0 and (room is None or room >= ROOMY)
+        if content and served is not None and room is not None:
+            return replace(self, held=self._judged(served, room))._stay(served, room, [])
         pause_s = self.rules.urgent_hold_s if self._urgent(served, late) else RETRY_S
         held = self.held
         if content or held.since_search_s(self.now_s) < pause_s or held.since_move_s(self.now_s) < pause_s:
@@ -111,11 +140,11 @@ class Case:
         """Whether an SLO would be missed even if everything went as expected, not only within the margins."""
         if not late or served is None or self.caution == 0:
             return bool(late)
-        expected = self.oracles.at(0.0).together(self.demands[0.0], self.here)
-        return any(expected[d.model].p99_ms > d.slo_ms for d in self.demands[0.0] if d.model in late)
+        expected = self.oracles.at(0.0).together(self.demands(0.0), self.here)
+        return any(expected[d.model].p99_ms > d.slo_ms for d in self.demands(0.0) if d.model in late)
 
     def _still_fits(self) -> bool:
-        return all(d.rate_per_s <= OUTGROWN * self.held.made_for.get(d.model, 0.0) for d in self.demands[self.caution])
+        return all(d.rate_per_s <= OUTGROWN * self.held.made_for.get(d.model, 0.0) for d in self.demands(self.caution))
 
     def _without_target(self, held: Held) -> Held:
         return replace(held, target={m: a for m, a in held.target.items() if m not in self.here})
@@ -128,7 +157,7 @@ class Case:
         outcome = Outcomes.INFEASIBLE if self.gone else Outcomes.MOVE
         return Part(outcome, f"carrying on: {_changes(len(steps))} to go", target, served or {}, None, self.held, steps)
 
-    def _stay(self, served: dict[str, Service] | None, room: float | None, late: Sequence[str]) -> Part:
+    def _stay(self, served: Mapping[str, Service] | None, room: float | None, late: Sequence[str]) -> Part:
         held = self._without_target(self.held)
         if self.gone:
             why = "; ".join(f"{m} is let go: {reason}" for m, reason in self.gone.items())
@@ -146,12 +175,12 @@ class Case:
         """The plan with the most caution that keeps every model; the plan that expects the least where none does."""
         waiting = any(self.now_s < self.held.let_go[m].until_s for m in self.gone if m in self.held.let_go)
         for caution in CAUTIONS:
-            found = find(self.oracles.at(caution), self.demands[caution])
+            found = find(self.oracles.at(caution), self.demands(caution))
             if found.feasible and (not self.gone or (caution > 0 and not waiting)):
                 return caution, found
         if found.feasible:  # a model let go does not come back for a plan without margins, nor at once: it would soon go again
-            kept = [d for d in self.demands[caution] if d.model not in self.gone]
-            found = find(self.oracles.at(caution), kept, [d for d in self.demands[caution] if d.model in self.gone])
+            kept = [d for d in self.demands(caution) if d.model not in self.gone]
+            found = find(self.oracles.at(caution), kept, [d for d in self.demands(caution) if d.model in self.gone])
             found = replace(found, reasons={**found.reasons, **self.gone})
         return caution, found
 
@@ -169,7 +198,7 @@ class Case:
                 least_share={**held.least_share, self.gpu: found.least_share},
             ),
         )
-        target = _fewest_changes(self.oracles.at(caution), self.demands[caution], self.here, found)
+        target = _fewest_changes(self.oracles.at(caution), self.demands(caution), self.here, found)
         back = set(self.gone) - set(found.reasons)
         better = bool(late) or bool(back)
         roomier = found.headroom >= (room or 1.0) * (1 + self.rules.dead_band) or caution > self.caution
@@ -190,7 +219,7 @@ class Case:
         return out
 
     def _move(self, target: Mapping[str, Allocation], caution: float, found: Found, served: dict[str, Service] | None, why: str) -> Part:
-        demands = self.demands[caution]
+        demands = self.demands(caution)
         whys = {d.model: _sentence(d, self.here[d.model], target[d.model], served, found) for d in demands}
         steps = tuple(ordered(self.here, target, whys))
         against = why_not_now(self.held, steps, self.rules, self.now_s)
@@ -201,7 +230,7 @@ class Case:
             self.held,
             target={**self.held.target, **target},
             whys={**self.held.whys, **whys},
-            made_for={**self.held.made_for, **{d.model: d.rate_per_s for d in self.demands[caution]}},
+            made_for={**self.held.made_for, **{d.model: d.rate_per_s for d in self.demands(caution)}},
             caution={**self.held.caution, self.gpu: caution},
         )
         return Part(outcome, why, target, found.served, found.headroom, held, steps)

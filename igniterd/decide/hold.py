@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from igniterd.config import Decide
 from igniterd.decide.steps import granted
+from igniterd.model.oracle import Service
 from igniterd.records import Allocation, Load, Outcome, Step, StepKind
 
 HOUR_S = 3600.0
@@ -44,6 +45,21 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """A GPU found to hold every SLO with ``room`` to spare: true for as long as no rate has grown by that much.
+
+    P99 only falls when a rate falls, so a GPU far from its limit need not be judged again at every tick.
+    """
+
+    at_s: float
+    here: Mapping[str, Allocation]
+    rates: Mapping[str, float]
+    biases: Mapping[str, float]
+    served: Mapping[str, Service]
+    room: float
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """All that outlives a decision.
 
@@ -64,6 +80,7 @@ class Held:
     caution: Mapping[int, float] = field(default_factory=dict)  # of each GPU: how much of the margins its plan keeps
     whys: Mapping[str, str] = field(default_factory=dict)  # the sentence of each change of the plan in flight
     watches: Mapping[str, Watch] = field(default_factory=dict)
+    judged: Mapping[int, Judged] = field(default_factory=dict)  # by GPU
     done: Mapping[str, Done] = field(default_factory=dict)
     refused_until_s: Mapping[str, float] = field(default_factory=dict)
 
