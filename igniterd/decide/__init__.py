@@ -7,9 +7,9 @@ traffic has outgrown it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 from igniterd.config import Config
 from igniterd.decide.gpu import CAUTIONS, Case, Oracles, Part
@@ -104,10 +104,14 @@ def decide(
     parts: list[Part] = []
     for gpu, there in demands(CAUTIONS[0]).items():
         here = {d.model: applied[d.model] for d in there}
-        case = Case(gpu, lambda caution, gpu=gpu: demands(caution)[gpu], here, held, config.decide, oracles, now_s)
+        case = Case(gpu, partial(_on, demands, gpu), here, held, config.decide, oracles, now_s)
         parts.append(case.decide())
         held = parts[-1].held
     return _merged(parts, applied, held, config, now_s), held
+
+
+def _on(demands: Callable[[float], Mapping[int, Sequence[Demand]]], gpu: int, caution: float) -> Sequence[Demand]:
+    return demands(caution)[gpu]
 
 
 def _total(applied: Mapping[str, Allocation]) -> float:
