@@ -17,7 +17,6 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from igniterd.model.kernels import smear
 from igniterd.model.kernels import tail as kernels
 
 F64 = NDArray[np.float64]
@@ -26,6 +25,7 @@ _T = TypeVar("_T", np.float64, np.int64)
 
 MAX_BATCH = 512
 MAX_CV = 1.0
+MAX_BURSTINESS = 100.0
 _QUANTILES = np.array([0.5, 0.95, 0.99])
 
 
@@ -50,6 +50,7 @@ class TailResult:
     utilisation: float = math.nan  # fraction of the time an instance is executing
     mean_batch: float = math.nan  # requests in a batch, mean over the batches
     step_ms: float = field(default=math.nan, repr=False)
+    decay_per_ms: float = field(default=math.inf, repr=False)  # of P(T > t) beyond the end of ``cdf``
     cdf: F64 = field(default_factory=lambda: np.empty(0), repr=False, compare=False)  # P(T <= i step_ms), i = 0, 1, …
 
     @property
@@ -57,15 +58,20 @@ class TailResult:
         return self.status is TailStatus.OK
 
     def quantile(self, q: float) -> float:
-        """Time (ms) within which a fraction ``q`` of the requests is answered; NaN unless ok, or above about 0.9999."""
+        """Time (ms) within which a fraction ``q`` of the requests is answered; NaN unless ok."""
         if not self.success:
             return math.nan
-        return float(smear.quantile(self.cdf, self.step_ms, q))
+        if not 0.0 < q < 1.0:
+            raise ValueError(f"q is {q}: give a fraction above 0 and below 1")
+        return float(kernels.quantile(self.cdf, self.step_ms, self.decay_per_ms, q))
 
     def attainment(self, slo_ms: float) -> float:
         """Fraction of the requests answered within ``slo_ms``; NaN unless ok."""
         if not self.success:
             return math.nan
+        end = (self.cdf.size - 1) * self.step_ms
+        if slo_ms > end:
+            return 1.0 - (1.0 - float(self.cdf[-1])) * math.exp(-self.decay_per_ms * (slo_ms - end))
         return float(np.interp(slo_ms, np.arange(self.cdf.size) * self.step_ms, self.cdf))
 
 
@@ -102,7 +108,8 @@ def response_time(
     """Response time for open arrivals of ``rate_per_s``.
 
     ``service_ms``, shape (B,): mean service time of batches 1..B, B the largest batch. ``service_cv``: coefficient of variation of one
-    service time (0 to 1). ``burstiness``: squared coefficient of variation of the times between arrivals (0 constant, 1 Poisson).
+    service time (0 to 1). ``burstiness``: squared coefficient of variation of the times between arrivals (0 constant, 1 Poisson,
+    above 1 bursty: hyperexponential with two phases of balanced means).
     Never raises for what the numbers are: ``status`` and ``message`` say what is wrong.
     """
     service = np.ascontiguousarray(service_ms, dtype=np.float64)
@@ -113,10 +120,10 @@ def response_time(
     rows = np.array([rate_per_s]), service[None, :], np.array([service.size]), np.array([max_queue_delay_ms], dtype=np.float64)
     stats, points, codes, cdf = _evaluate(*rows, case)
     if codes[0] != kernels.OK:
-        return TailResult(TailStatus.OVERLOAD, _overload(int(codes[0]), rate_per_s, service, instances))
-    mean, utilisation, batch, step = (float(x) for x in stats[0])
+        return TailResult(TailStatus.OVERLOAD, _overload(rate_per_s, service, instances))
+    mean, utilisation, batch, step, decay = (float(x) for x in stats[0])
     p50, p95, p99 = (float(x) for x in points[0])
-    return TailResult(TailStatus.OK, "", mean, p50, p95, p99, utilisation, batch, step, cdf)
+    return TailResult(TailStatus.OK, "", mean, p50, p95, p99, utilisation, batch, step, decay, cdf)
 
 
 def response_times(
@@ -161,8 +168,7 @@ def _evaluate(rates: F64, curves: F64, limits: I64, delays: F64, case: _Case) ->
     """Statistics (R, STATS), percentiles (R, 3), codes (R,) and the distribution function of the last row."""
     n = rates.size
     stats, points, codes = np.empty((n, kernels.STATS)), np.empty((n, _QUANTILES.size)), np.empty(n, dtype=np.int64)
-    cdf = np.empty(kernels.GRID)
-    kernels.tail_rows(rates * 1e-3, curves, limits, np.full(n, case.cv), delays, stats, cdf, _QUANTILES, points, codes)
+    cdf = kernels.tail_rows(rates * 1e-3, curves, limits, np.full(n, case.cv), delays, case.burstiness, stats, _QUANTILES, points, codes)
     return stats, points, codes, cdf
 
 
@@ -178,15 +184,12 @@ def _problem(rate: float, service: F64, delay: float, case: _Case) -> str:
         (0.0 <= case.cv <= MAX_CV, f"service_cv is {case.cv}: give a number from 0 (constant) to {MAX_CV:g}"),
         (math.isfinite(delay) and delay >= 0.0, f"max_queue_delay_ms is {delay}: give 0 or a positive number of ms"),
         (case.instances == 1, f"instances is {case.instances}: one instance is what can be evaluated"),
-        (case.burstiness == 1.0, f"burstiness is {case.burstiness}: Poisson arrivals (1) are what can be evaluated"),
+        (0.0 <= case.burstiness <= MAX_BURSTINESS, f"burstiness is {case.burstiness}: give 0 (constant) to {MAX_BURSTINESS:g}"),
     )
     return next((message for good, message in checks if not good), "")
 
 
-def _overload(code: int, rate: float, service: F64, instances: int) -> str:
+def _overload(rate: float, service: F64, instances: int) -> str:
     largest = service.size
     most = 1e3 * largest / float(service[-1]) * instances
-    full = f"{most:.6g}/s that full batches of {largest} ({service[-1]:.4g} ms each) can serve"
-    if code == kernels.NEAR_OVERLOAD:
-        return f"{rate:g} requests/s is within a hair of the {full}: the queue is too unsteady for percentiles"
-    return f"{rate:g} requests/s is more than the {full}"
+    return f"{rate:g} requests/s is not below the {most:.6g}/s that full batches of {largest} ({service[-1]:.4g} ms each) can serve"

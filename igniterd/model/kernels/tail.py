@@ -1,16 +1,21 @@
-"""Stationary response time of a dynamic batcher with one instance and Poisson arrivals, compiled.
+"""Stationary response time of a dynamic batcher, by the age of the oldest request, compiled.
 
-The queue is M/G[1,B]/1: a batch starts when the instance is free and takes what is queued, at most B. Service of a batch of b is gamma
-distributed with mean ``service[b-1]`` and coefficient of variation ``cv`` (0: constant, 1: exponential).
+Let x be the age of the oldest request when its batch starts. What came after it is a fresh renewal process, so x alone is a Markov
+chain, for any renewal arrivals and with a queue delay. With A_k the sum of k interarrival times, N(x) the number of arrivals within x of
+the oldest, B the largest batch, S_b the service of a batch of b, d the queue delay:
 
-1. *Chain.* n = requests present when a batch starts (it takes min(n, B)). During a gamma service the number of Poisson arrivals is negative
-   binomial, so the rows are closed forms; the stationary vector comes from the elimination of Grassmann, Taksar and Heyman (Oper. Res.
-   33(5), 1985), which subtracts nothing and so loses no digits, restricted to the band that can be non-zero (a batch removes at most B).
-2. *Waits.* Poisson arrivals inside a service are uniform in it, also given their number K; then the service is gamma with K more in its
-   shape. So the wait of the requests that came during a service is a mixture of uniform boxes, one for each (previous batch, next batch);
-   requests left behind by a full batch add the whole batches before them, and their places among the K arrivals are order statistics.
-3. *Smearing.* A box smeared by gamma services is a difference of two smeared ramps. The edges are collected by variance on a few levels and
-   each level is convolved once with a gamma kernel of three matched moments. Summing twice gives the distribution function on a grid.
+    b = min(N(x) + 1, B)              what the batch takes
+    y = x - A_b                       age of the next oldest at this start (negative: it has yet to come)
+    r = max(0, y + S_b)               its age when the instance is free
+    x' = max(r, min(d, A_(B-1)))      it waits for the delay or for a full batch; without a delay x' = r
+
+The chain lives on a lattice of time. Services are put on it with mean and variance kept, so drift and spread are right however coarse it
+is. It is solved on a coarse lattice by the elimination of Grassmann, Taksar and Heyman (Oper. Res. 33(5), 1985), which subtracts nothing,
+and carried over to a fine one, where a few steps of the chain restore the detail. Behind full batches x is a random walk, whose tail is
+exponential with the root of E exp(t (S_B - A_B)) = 1; beyond the lattice that tail takes over, so the cost does not grow with the load.
+
+A response is an age at the start of a batch plus the service of that batch. Ages of the others in a batch are uniform below the oldest
+given its size, which is exact for Poisson arrivals; for constant arrivals they are a comb, exact too.
 """
 
 from __future__ import annotations
@@ -19,463 +24,327 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from igniterd.model.kernels.smear import accumulate, add_edge, quantile, spread_levels
+from igniterd.model.kernels.chain import EPS, add, approach, coarse_ages, extend, lattice, refine
+from igniterd.model.kernels.renewal import tail_decay
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-OK, OVERLOAD, NEAR_OVERLOAD = 0, 1, 2
+OK, OVERLOAD = 0, 1
 
-GRID = 512  # points of the distribution function
-LEVELS = 7  # variances that edges are collected on
-MAX_STATES = 2048
-_EPS = 1e-9  # states and counts less likely than this are left out
+POINTS = 256  # points of the distribution function, about
 
-# places in the vector of statistics
-MEAN, UTILISATION, MEAN_BATCH, STEP = 0, 1, 2, 3
-STATS = 4
+MEAN, UTILISATION, MEAN_BATCH, STEP, DECAY = 0, 1, 2, 3, 4
+STATS = 5
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _counts(rate: float, mean: float, cv: float, out: F64) -> int:
-    """Write P(K arrivals during a gamma service) into ``out``; return how many entries matter. Units of ``rate`` and ``mean`` agree."""
-    m = rate * mean
-    size = out.shape[0]
-    p = 0.0
-    ratio = 0.0
-    shape = 0.0
-    if cv < 1e-3:
-        p = np.exp(-m)
-    else:
-        shape = 1.0 / (cv * cv)
-        ratio = m / (shape + m)
-        p = np.exp(-shape * np.log1p(m / shape))
-    total = 0.0
-    k = 0
-    while k < size:
-        out[k] = p
-        total += p
-        k += 1
-        if k > m and p < _EPS * 0.1:
+def _reach(rate: float, scv: float, service: F64, cv: float, delay: float) -> int:
+    """Largest batch that matters: hardly ever more come during the service of so many or the delay (6 standard deviations)."""
+    largest = service.shape[0]
+    b = 1
+    while b < largest:
+        mean = rate * max(service[b - 1], delay)
+        need = int(mean + 6.0 * np.sqrt(mean * max(scv, 0.1) + (cv * mean) ** 2)) + 2
+        if need <= b:
+            return b
+        b = min(largest, need)
+    return largest
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _fill(inside: F64, tilt: F64, out: F64) -> None:
+    """Add to ``out`` requests spread from node 0 to node x, ``inside[x]`` a node on average, half at either end.
+
+    The density rises linearly by ``tilt[x]`` a node, around the average.
+    """
+    level, slope = 0.0, 0.0
+    for x in range(inside.shape[0] - 1, 0, -1):
+        each = inside[x]
+        half = 0.5 * tilt[x] * x
+        out[x] += max(0.0, level + slope * x) + 0.5 * (each + half)
+        level += each - half
+        slope += tilt[x]
+    out[0] += 0.5 * level
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _young(rho: F64, wait: F64, out: F64) -> None:
+    """Write the ages at which batches start that are not full, and the ages at completion of those that are (the same without a delay)."""
+    over, below = 0.0, 0.0
+    for x in range(rho.shape[0]):
+        over += wait[x]
+        out[x] = over * rho[x] + wait[x] * below
+        below += rho[x]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _spread_ages(rho: F64, young: F64, wait: F64, counts: F64, sums: F64, reached: F64, overflow: F64, ages: F64) -> None:
+    """Write into ``ages`` (B, nodes) how many requests have which age when their batch of b starts, for one batch; random arrivals."""
+    nodes, largest, m = counts.shape
+    inside, tilt = np.zeros(nodes), np.zeros(nodes)
+    known = sums.shape[0] == nodes
+    for b in range(1, largest + 1):
+        source = young if b < largest else rho
+        row = ages[b - 1]
+        inside[:] = 0.0
+        for x in range(nodes):
+            if source[x] > EPS:
+                p = 0.0
+                for i in range(m):
+                    p += counts[x, b - 1, i]
+                if x > 0:
+                    inside[x] = source[x] * p * (b - 1) / x
+                    if known and b > 1 and p > EPS:
+                        # a density linear in the age that has the mean age of this many arrivals
+                        middle = sums[x, b - 1] / (p * (b - 1) * x)
+                        tilt[x] = inside[x] * max(-1.0, min(1.0, 6.0 * middle - 3.0)) * 2.0 / x
+                else:
+                    row[0] += source[x] * p * (b - 1)
+                row[x] += source[x] * p
+        _fill(inside, tilt, row)
+        tilt[:] = 0.0
+    if largest > 1:
+        _filled(rho, wait, reached, largest, ages[largest - 1])
+    _left(rho, overflow, ages[largest - 1], largest)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _left(rho: F64, overflow: F64, out: F64, largest: int) -> None:
+    """Add the ages in full batches that leave others behind: between the next oldest, A_B after the oldest, and the oldest."""
+    nodes = out.shape[0]
+    crowd = np.zeros(nodes + 1)  # requests a node, at u steps below the oldest, of those whose A_B is u or more
+    for u in range(nodes - 1, 0, -1):
+        crowd[u] = crowd[u + 1] + overflow[0, u] * (largest - 1) / u
+    even = np.empty(nodes)  # even[nodes - u] is the mean of crowd at u and u + 1
+    for u in range(1, nodes):
+        even[nodes - u] = 0.5 * (crowd[u] + crowd[u + 1])
+    passed = 0.0
+    for x in range(1, nodes):
+        passed += overflow[0, x - 1]
+        r = rho[x]
+        if r > EPS and passed + overflow[1, x] > EPS:
+            out[x] += r * (passed + overflow[1, x] + overflow[0, 0] * (largest - 1))
+            if largest > 1:
+                end = overflow[1, x] * (largest - 1) / x
+                rest = end - crowd[x]
+                out[x] += 0.5 * r * (crowd[1] + rest)
+                add(r, even[nodes - x + 1 :], out[1:x])
+                for y in range(1, x):
+                    out[y] += r * rest
+                out[0] += 0.5 * r * end
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _filled(rho: F64, wait: F64, reached: F64, largest: int, out: F64) -> None:
+    """Add the ages in batches that fill up while they wait: the last has just come, the first A_(B-1) ago, the others between."""
+    inside = np.zeros(out.shape[0])
+    later, below = 1.0 - wait[0], rho[0]  # chance of a delay beyond the node; of an age at completion up to it
+    for t in range(1, rho.shape[0]):
+        p = later * below * (reached[t] - reached[t - 1])
+        if later <= 0.0:
             break
-        p *= m / k if cv < 1e-3 else ratio * (shape + k - 1.0) / k
-    for j in range(k, size):
-        out[j] = 0.0
-    for j in range(k):
-        out[j] /= total
-    return k
+        if p > 0.0:
+            out[0] += p
+            out[t] += 0.5 * p
+            out[t - 1] += 0.5 * p
+            each = 0.5 * p * (largest - 2) / (t - 0.5)
+            inside[t] += each
+            if t > 1:
+                inside[t - 1] += each
+            else:
+                out[0] += 0.5 * p * (largest - 2)
+        below += rho[t]
+        later -= wait[t]
+    _fill(inside, np.zeros(out.shape[0]), out)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _eliminate(rows: F64, band: int, reach: int, pi: F64) -> None:
-    """Write the stationary vector of a banded chain into ``pi`` (Grassmann, Taksar, Heyman).
-
-    ``rows[i, j - i + band]`` is P(i -> j); no state goes down by more than ``band`` or up by more than ``reach``. ``rows`` is overwritten.
-    """
-    n = rows.shape[0]
-    for k in range(n - 1, 0, -1):
-        low = max(0, k - band)
-        width = k - low
-        source = rows[k, band - width : band]
-        out = 0.0
-        for j in range(width):
-            out += source[j]
-        pi[k] = out
-        if out <= 0.0:
-            continue
-        for i in range(max(0, k - reach), k):
-            p = rows[i, k - i + band]
-            if p > 1e-14:
-                p /= out
-                target = rows[i, low - i + band : low - i + band + width]
-                for j in range(width):
-                    target[j] += p * source[j]
-    pi[0] = 1.0
-    total = 1.0
-    for k in range(1, n):
-        if pi[k] <= 0.0:
-            continue
-        s = 0.0
-        for i in range(max(0, k - reach), k):
-            s += pi[i] * rows[i, k - i + band]
-        pi[k] = s / pi[k]
-        total += pi[k]
-    for k in range(n):
-        pi[k] /= total
+def _comb_ages(rho: F64, young: F64, wait: F64, counts: F64, k: int, ages: F64) -> None:
+    """The same for constant arrivals, one every ``k`` steps: a batch has ages x, x - k, …"""
+    nodes, largest, m = counts.shape
+    for b in range(1, largest + 1):
+        source = young if b < largest else rho
+        for x in range(nodes):
+            p = 0.0
+            for i in range(m):
+                p += counts[x, b - 1, i]
+            if b == largest:
+                if x > k * largest:
+                    p = 1.0
+                elif x == k * largest:
+                    p += 0.5
+            p *= source[x]
+            if p > EPS:
+                for j in range(b):
+                    ages[b - 1, max(0, x - j * k)] += p
+    # filled while waiting: age (B - 1) k exactly, unless the delay ends first
+    full = k * (largest - 1)
+    if 0 < full < nodes:
+        held = rho[:full].sum() * (1.0 - wait[:full].sum() - 0.5 * wait[full])
+        held += 0.5 * rho[full] * (1.0 - wait[: full + 1].sum())
+        for j in range(largest):
+            ages[largest - 1, j * k] += held
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _chain(counts: F64, used: I64, largest: int, states: int, delay: float, rate: float, service: F64) -> tuple[F64, int]:
-    """Transition rows of the number present at batch starts, 1..states, in the banded form of :func:`_eliminate`."""
-    reach = 0
-    for b in range(largest):
-        reach = max(reach, used[b])
-    reach = max(reach, largest)
-    rows = np.zeros((states, largest + reach + 1))
-    waiting = np.zeros(largest + 1)
-    if delay > 0.0:
-        p = np.exp(-rate * delay)
-        for j in range(1, largest):
-            waiting[j] = p
-            p *= rate * delay / j
-    for i in range(states):
-        n = i + 1
-        b = min(n, largest)
-        left = n - b
-        a = counts[b - 1]
-        top = used[b - 1]
-        if delay > 0.0 and left == 0:
-            inside, late = _late(a, service[b - 1], delay, rate)
-            sure = 0.0
-            crowd = a[0] if inside else 0.0  # all k came within the delay before the end: times (rate delay)^k / k!
-            for k in range(1, largest):
-                crowd *= rate * delay / k
-                p = late * waiting[k]
-                if inside:
-                    p += max(0.0, a[k] - crowd)
-                rows[i, k - n + largest] += p
-                sure += p
-            for k in range(largest + 1, top):
-                j = min(k, states)
-                rows[i, j - n + largest] += a[k]
-                sure += a[k]
-            rows[i, largest - n + largest] += max(0.0, 1.0 - sure)
-        else:
-            for k in range(top):
-                j = min(max(1, left + k), states)
-                rows[i, j - n + largest] += a[k]
-    return rows, reach
+def tail(rate: float, service: F64, cv: float, delay: float, scv: float, stats: F64) -> tuple[int, F64]:
+    """Response time of one instance: ``rate`` (1/ms), ``service`` (ms, shape (B,)), ``delay`` (ms), ``scv`` of the interarrival times.
 
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _late(a: F64, mean: float, delay: float, rate: float) -> tuple[bool, float]:
-    """Whether a first request of this service can be older than the delay at its end, and the chance that it is not."""
-    if mean > delay:
-        return True, min(1.0, a[0] * np.exp(rate * delay))
-    return False, 1.0
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _classes(counts: F64, used: I64, largest: int, service: F64, cv: float, out: F64) -> None:
-    """Mean, variance and third central moment of the time from the start of the next batch to the end of a request's own.
-
-    ``out[:, c - 1]`` is for a request whose batch ends at place c of the queue: c <= B its own service; beyond, the full batches before it
-    and its own, which takes in what arrives meanwhile.
-    """
-    full = service[largest - 1]
-    full_var = (cv * full) ** 2
-    full_third = 2.0 * cv**4 * full**3
-    for i in range(out.shape[1]):
-        c = i + 1
-        ahead = (c - 1) // largest
-        rest = c - ahead * largest
-        mean, square, var, third = 0.0, 0.0, 0.0, 0.0
-        if ahead == 0 or rest == largest:
-            s = service[rest - 1]
-            mean, square, var, third = s, s * s, (cv * s) ** 2, 2.0 * cv**4 * s**3
-        elif ahead == 1:
-            a = counts[largest - 1]
-            for k in range(used[largest - 1]):
-                s = service[min(largest, rest + k) - 1]
-                mean += a[k] * s
-                square += a[k] * s * s
-            var, third = (cv * mean) ** 2, 2.0 * cv**4 * mean**3
-        else:
-            s = service[min(largest, rest + int(0.5 * ahead * largest)) - 1]
-            mean, square, var, third = s, s * s, (cv * s) ** 2, 2.0 * cv**4 * s**3
-        out[0, i] = ahead * full + mean
-        out[1, i] = ahead * full_var + var + max(0.0, square - mean * mean)
-        out[2, i] = ahead * full_third + third
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _box(edges: F64, moments: F64, levels: F64, own: F64, low: float, high: float, spread: float, third: float, weight: float) -> None:
-    """Add requests whose wait is uniform on (low, high), the upper edge uncertain, in the class ``own`` (mean, variance, third)."""
-    width = high - low
-    if width < 0.5:
-        middle = 0.5 * (low + high)
-        low, high, width = middle - 0.25, middle + 0.25, 0.5
-    slope = weight / width
-    add_edge(edges, moments, levels, own[0] + low, own[1], own[2], slope)
-    add_edge(edges, moments, levels, own[0] + high, own[1] + spread, own[2] + third, -slope)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _delayed(
-    edges: F64,
-    moments: F64,
-    levels: F64,
-    classes: F64,
-    largest: int,
-    n: int,
-    a: F64,
-    used: I64,
-    s: float,
-    delay: float,
-    rate: float,
-    weight: float,
-) -> float:
-    """Add the requests served after a batch that left nothing behind, when a young batch waits; returns the sum of (wait + class mean).
-
-    Times in grid steps. The oldest request of a batch that ends its delay waits all of it, the others are uniform in it. A batch that
-    fills while waiting starts with its last request, after a gamma number of interarrival times.
-    """
-    total = 0.0
-    inside, late = _late(a, s, delay, rate)
-    crowd = a[0] if inside else 0.0
-    poisson = np.exp(-rate * delay)
-    sure = 0.0
-    for k in range(1, largest):
-        own = classes[:, k - 1]
-        crowd *= rate * delay / k
-        if inside:
-            p = a[k] - crowd
-            if p > 0.0:
-                # all k uniform in the service, less the case that even the first of them is younger than the delay
-                slope = weight * k * a[k] / s
-                add_edge(edges, moments, levels, own[0], own[1], own[2], slope)
-                add_edge(edges, moments, levels, own[0] + s, own[1], own[2], -slope)
-                slope = -weight * k * crowd / delay
-                add_edge(edges, moments, levels, own[0], own[1], own[2], slope)
-                add_edge(edges, moments, levels, own[0] + delay, own[1], own[2], -slope)
-                total += weight * k * (0.5 * (a[k] * s - crowd * delay) + p * own[0])
-                sure += p
-        p = late * poisson
-        poisson *= rate * delay / k
-        sure += p
-        if p > _EPS:
-            _box(edges, moments, levels, own, delay, delay, 0.0, 0.0, weight * p)
-            total += weight * p * (delay + k * own[0] + 0.5 * (k - 1) * delay)
-            if k > 1:
-                _box(edges, moments, levels, own, 0.0, delay, 0.0, 0.0, weight * p * (k - 1))
-    for k in range(largest, used):
-        sure += a[k]
-    filled = 1.0 - sure
-    if filled > _EPS:
-        mean, var = _filling(largest, a[0], s, delay, rate)
-        own = classes[:, largest - 1]
-        sd = np.sqrt(3.0 * var)
-        _box(edges, moments, levels, own, mean - sd, mean + sd, 0.0, 0.0, weight * filled)
-        _box(edges, moments, levels, own, 0.0, mean, var, 0.0, weight * filled * (largest - 2))
-        _box(edges, moments, levels, own, 0.0, 0.0, 0.0, 0.0, weight * filled)
-        total += weight * filled * largest * (0.5 * mean + own[0])
-    return total
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _filling(largest: int, empty: float, s: float, delay: float, rate: float) -> tuple[float, float]:
-    """Mean and variance of the time from the first to the last arrival of a batch that fills up while it waits."""
-    n = largest - 1
-    edge = min(s, delay)
-    p = empty
-    for i in range(1, n + 1):
-        p *= rate * edge / i  # nothing but these n + 1 from before the service ended: the time is the largest of n uniform ones
-    zero, one, two = p, p * edge * n / (n + 1.0), p * edge * edge * n / (n + 2.0)
-    if delay > s:
-        q0 = _poisson_tail(rate * delay, n) - _poisson_tail(rate * s, n)
-        q1 = _poisson_tail(rate * delay, n + 1) - _poisson_tail(rate * s, n + 1)
-        q2 = _poisson_tail(rate * delay, n + 2) - _poisson_tail(rate * s, n + 2)
-        zero += q0
-        one += q1 * n / rate
-        two += q2 * n * (n + 1.0) / (rate * rate)
-    if zero <= 1e-300:
-        return edge * n / (n + 1.0), 0.0
-    mean = one / zero
-    return mean, max(0.0, two / zero - mean * mean)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _poisson_tail(m: float, n: int) -> float:
-    """P(Poisson(m) >= n)."""
-    p = np.exp(-m)
-    below = 0.0
-    for k in range(n):
-        below += p
-        p *= m / (k + 1.0)
-    return max(0.0, 1.0 - below)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _overflow(
-    edges: F64,
-    moments: F64,
-    levels: F64,
-    classes: F64,
-    largest: int,
-    left: int,
-    k: int,
-    mean: float,
-    var: float,
-    third: float,
-    weight: float,
-) -> float:
-    """Waits of k arrivals behind ``left`` others when not all fit the next batch; returns the sum of (wait + class mean).
-
-    ``mean``, ``var``, ``third`` are of the service they came in. The i-th of k uniform arrivals leaves the fraction Beta(k + 1 - i, i).
-    """
-    total = 0.0
-    n = left + k
-    first = left + 1
-    while first <= n:
-        end = ((first - 1) // largest + 1) * largest
-        end = min(end, n)
-        a1 = float(n - end + 1)  # from the last of the group
-        a2 = float(n - first + 1)
-        m = a2 - a1 + 1.0
-        s1 = 0.5 * (a1 + a2)
-        s2 = (a2 * (a2 + 1.0) * (a2 + 2.0) - (a1 - 1.0) * a1 * (a1 + 1.0)) / (3.0 * m)  # mean of a (a + 1)
-        centre = s1 / (k + 1.0)
-        half = np.sqrt(3.0 * max(0.0, s2 / ((k + 1.0) * (k + 2.0)) - centre * centre))
-        low, high = max(0.0, centre - half), centre + half
-        own = classes[:, end - 1]
-        width = max((high - low) * mean, 0.5)
-        slope = weight * m / width
-        add_edge(edges, moments, levels, own[0] + low * mean, own[1] + low * low * var, own[2] + low**3 * third, slope)
-        add_edge(edges, moments, levels, own[0] + low * mean + width, own[1] + high * high * var, own[2] + high**3 * third, -slope)
-        total += weight * m * (own[0] + centre * (mean + var / mean))
-        first = end + 1
-    return total
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def poisson_tail(rate: float, service: F64, cv: float, delay: float, stats: F64, cdf: F64) -> int:
-    """Response time under Poisson arrivals of ``rate`` (1/ms), ``service`` (ms, shape (B,)), queue ``delay`` (ms).
-
-    Writes ``stats`` (shape (STATS,): mean ms, utilisation, mean batch, grid step ms) and ``cdf`` (shape (GRID,)); returns a code.
+    Writes ``stats`` (shape (STATS,): mean ms, utilisation, mean batch, step ms of the distribution function, decay (1/ms) of the tail
+    beyond its end, infinite when nothing is there). Returns a code and the distribution function.
     """
     largest = service.shape[0]
+    if not rate * service[largest - 1] / largest < 1.0 - 1e-9:
+        return OVERLOAD, np.empty(0)
     if largest == 1:
         delay = 0.0
-    load = rate * service[largest - 1] / largest
-    if not load < 1.0:
-        return OVERLOAD
-    # tail of the queue behind a full batch: exp(-theta n), by the two first moments of the drift
-    counted = load * largest
-    theta = 2.0 * largest * (1.0 - load) / (counted * (1.0 + cv * cv * counted))
-    states = int(largest + 20.0 / theta) + 8 if counted > 1e-9 else largest + 8
-    if states > MAX_STATES:
-        return NEAR_OVERLOAD
-    room = int(counted + 12.0 * np.sqrt(counted * (1.0 + cv * cv * counted)) * (1.0 + cv)) + 24
-    counts = np.empty((largest, room))
-    used = np.empty(largest, np.int64)
-    for b in range(largest):
-        used[b] = _counts(rate, service[b], cv, counts[b])
-    rows, reach = _chain(counts, used, largest, states, delay, rate, service)
-    pi = np.empty(states)
-    _eliminate(rows, largest, reach, pi)
-    _responses(rate, service, cv, delay, counts, used, pi, stats, cdf)
-    return OK
+    used = _reach(rate, scv, service, cv, delay)
+    slow = service[used - 1] * (1.0 + 5.0 * cv + 6.0 * cv * cv)
+    span, end, decay = slow + delay, 2.0 * slow + delay, np.inf
+    if used == largest:
+        full = service[largest - 1]
+        decay = tail_decay(rate, scv, largest, full, cv)
+        span += 14.0 / decay
+        end += 14.0 / decay
+        closed = max((largest + 5.0 * np.sqrt(largest * scv)) / rate, slow) + 1.1 * delay
+        if closed < span:
+            span, end = closed, closed + max(0.0, 1.0 - 4.0 * cv) * full
+        else:
+            decay = np.inf
+    step = end / POINTS
+    k, ratio = 0, 4
+    if scv <= 0.0:
+        k = max(1, int(1.0 / (rate * step) + 0.5))
+        ratio = min(4, k)
+        k -= k % ratio
+        step = 1.0 / (rate * k)
+    stats[STEP], stats[DECAY] = step, decay
+    return OK, _solve(rate * step, service[:used] / step, cv, delay / step, scv, k, ratio, int(span / step) + 2, int(end / step) + 2, stats)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _responses(rate: float, service: F64, cv: float, delay: float, counts: F64, used: I64, pi: F64, stats: F64, cdf: F64) -> None:
-    """From the batch starts to the distribution of the response time; arguments as in :func:`poisson_tail`."""
+def _solve(rate: float, service: F64, cv: float, delay: float, scv: float, k: int, ratio: int, inside: int, points: int, stats: F64) -> F64:
+    """The distribution function on ``points`` nodes, from the chain on ``inside`` nodes; times in steps, see :func:`tail`."""
     largest = service.shape[0]
-    states = pi.shape[0]
-    reach = 0
-    for b in range(largest):
-        reach = max(reach, used[b])
-    classes = np.empty((3, states + reach + largest))
-    _classes(counts, used, largest, service, cv, classes)
-    batches, busy, tail = 0.0, 0.0, 0.0
-    for i in range(states):
-        b = min(i + 1, largest)
-        batches += pi[i] * b
-        busy += pi[i] * service[b - 1]
-    last = states - 1
-    while last > 0 and tail + pi[last] < 1e-6:
-        tail += pi[last]
-        last -= 1
-    slowest = service[min(last, largest - 1)]
-    end = delay + slowest * (1.0 + 3.0 * cv) + classes[0, last] + (4.0 + 6.0 * cv) * np.sqrt(classes[1, last])
-    step = end / (GRID - 4)
-    classes[0] /= step
-    classes[1] /= step * step
-    classes[2] /= step**3
-    edges = np.zeros((LEVELS, GRID))
-    moments = np.zeros((LEVELS, 2))
-    levels = np.empty(LEVELS)
-    spread_levels(classes[1, 0], classes[1, last] + (cv * slowest / step) ** 2, levels)
-    mean = _collect(rate * step, service / step, cv, delay / step, counts, used, pi, classes, edges, moments, levels, 1.0 / batches)
-    accumulate(edges, moments, levels, cdf)
-    stats[MEAN] = mean * step
+    decay = stats[DECAY] * stats[STEP]
+    zeta = np.exp(-decay) if decay < 100.0 else 0.0
+    small = inside // ratio + 1
+    grown = 2 * small if zeta > 0.0 else small + 2
+    _, _, moves, ranges, _, overflow, _, pmf, ends, fresh = lattice(
+        rate * ratio, service / ratio, cv, delay / ratio, scv, k // ratio, grown, False
+    )
+    coarse = coarse_ages(moves, ranges, overflow, pmf, ends, fresh, small, zeta**ratio)
+    nodes = 2 * inside if zeta > 0.0 else inside
+    counts, sums, moves, ranges, reached, overflow, wait, pmf, ends, fresh = lattice(rate, service, cv, delay, scv, k, nodes, True)
+    rho, taken = np.empty(nodes), np.empty(moves.shape[1])
+    extend(rho, inside, zeta, refine(coarse, ratio, inside, rho))
+    approach(rho, moves, ranges, overflow, pmf, ends, fresh, inside, zeta, taken)
+    young = np.empty(nodes)
+    _young(rho, wait, young)
+    ages = np.zeros((largest, nodes))
+    if k > 0:
+        _comb_ages(rho, young, wait, counts, k, ages)
+    else:
+        _spread_ages(rho, young, wait, counts, sums, reached, overflow, ages)
+    batches, busy, fuller = 0.0, 0.0, 1.0
+    for b in range(largest - 1):
+        p = taken[b * counts.shape[2] : (b + 1) * counts.shape[2]].sum()
+        fuller -= p
+        batches += p * (b + 1.0)
+        busy += p * service[b]
+    batches += fuller * largest
+    busy += fuller * service[largest - 1]
     stats[UTILISATION] = rate * busy / batches
     stats[MEAN_BATCH] = batches
-    stats[STEP] = step
+    return _responses(ages, pmf, ends, batches, points, stats)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _collect(
-    rate: float,
-    service: F64,
-    cv: float,
-    delay: float,
-    counts: F64,
-    used: I64,
-    pi: F64,
-    classes: F64,
-    edges: F64,
-    moments: F64,
-    levels: F64,
-    scale: float,
-) -> float:
-    """Collect the edges of every box, times in grid steps; returns the mean response."""
-    largest = service.shape[0]
-    total = 0.0
-    plain = np.zeros(largest)  # slopes of boxes that start at the very end of a service, by class
-    for i in range(pi.shape[0]):
-        if pi[i] < _EPS:
-            continue
-        n = i + 1
-        b = min(n, largest)
-        left = n - b
-        s = service[b - 1]
-        a = counts[b - 1]
-        weight = pi[i] * scale
-        shape = 1.0 / (cv * cv) if cv >= 1e-3 else 0.0
-        waiting = delay > 0.0 and left == 0
-        if waiting:
-            total += _delayed(edges, moments, levels, classes, largest, n, a, used[b - 1], s, delay, rate, weight)
-        elif left == 0:
-            _box(edges, moments, levels, classes[:, 0], 0.0, 0.0, 0.0, 0.0, weight * a[0])
-            total += weight * a[0] * classes[0, 0]
-        for k in range(largest if waiting else 1, used[b - 1]):
-            w = weight * a[k]
-            if w < _EPS:
-                continue
-            # the service given k arrivals, weighted with its inverse: one less in the shape makes the box exact
-            mean, var, third = s, 0.0, 0.0
-            if shape > 0.0:
-                pace = shape / s + rate
-                mean = (shape + k - 1.0) / pace
-                var = mean / pace
-                third = 2.0 * var / pace
-            if left + k <= largest:
-                own = classes[:, left + k - 1]
-                slope = w * k / mean
-                plain[left + k - 1] += slope
-                add_edge(edges, moments, levels, own[0] + mean, own[1] + var, own[2] + third, -slope)
-                total += w * k * (own[0] + 0.5 * (mean + var / mean))
-            else:
-                total += _overflow(edges, moments, levels, classes, largest, left, k, mean, var, third, w)
-    for c in range(largest):
-        own = classes[:, c]
-        add_edge(edges, moments, levels, own[0], own[1], own[2], plain[c])
-    return total
+def _responses(ages: F64, pmf: F64, ends: I64, batches: float, points: int, stats: F64) -> F64:
+    """Distribution function of age plus service on ``points`` nodes; sets the mean, with the exponential tail beyond."""
+    mass = np.zeros(points)
+    for b in range(ages.shape[0]):
+        for x in range(min(points, ages.shape[1])):
+            a = ages[b, x]
+            if a > EPS:
+                start, stop = x + ends[b, 0], min(x + ends[b, 1], points)
+                if stop > start:
+                    add(a, pmf[b, ends[b, 0] :], mass[start:stop])
+    cdf = np.empty(points)
+    total, over = 0.0, 0.0
+    for j in range(points):
+        cdf[j] = min(1.0, (total + 0.5 * mass[j]) / batches)
+        total += mass[j]
+        over += 1.0 - cdf[j]
+    step = stats[STEP]
+    stats[MEAN] = (over - 0.5 * (2.0 - cdf[0] - cdf[points - 1])) * step
+    if stats[DECAY] < np.inf:
+        stats[MEAN] += (1.0 - cdf[points - 1]) / stats[DECAY]
+    return cdf
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def quantile(cdf: F64, step: float, decay: float, q: float) -> float:
+    """Value below which a fraction ``q`` lies; beyond the end of ``cdf`` by the exponential tail."""
+    n = cdf.shape[0]
+    if cdf[n - 1] < q:
+        return (n - 1) * step + np.log((1.0 - cdf[n - 1]) / (1.0 - q)) / decay
+    low, high = 0, n - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if cdf[middle] < q:
+            low = middle
+        else:
+            high = middle
+    rise = cdf[high] - cdf[low]
+    part = (q - cdf[low]) / rise if rise > 0.0 else 1.0
+    return (low + part) * step
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def between(rate: float, service: F64, cv: float, delay: float, scv: float, stats: F64) -> tuple[int, F64]:
+    """:func:`tail` for any ``scv``; between constant and Poisson arrivals, percentiles (and means) are interpolated in ``scv``."""
+    if scv <= 0.0 or scv >= 1.0:
+        return tail(rate, service, cv, delay, scv, stats)
+    one = np.empty(STATS)
+    code, low = tail(rate, service, cv, delay, 0.0, stats)
+    if code != OK:
+        return code, low
+    _, high = tail(rate, service, cv, delay, 1.0, one)
+    n = high.shape[0]
+    end = (1.0 - scv) * quantile(low, stats[STEP], stats[DECAY], high[n - 1]) + scv * (n - 1) * one[STEP]
+    step = end / (n - 1)
+    out = np.empty(n)
+    j, t0, p0 = 0, 0.0, 0.0
+    for i in range(n):
+        p1 = high[i]
+        t1 = (1.0 - scv) * quantile(low, stats[STEP], stats[DECAY], p1) + scv * i * one[STEP] if p1 > 0.0 else 0.0
+        while j < n and j * step <= t1:
+            out[j] = p0 + (p1 - p0) * (j * step - t0) / (t1 - t0) if t1 > t0 else p1
+            j += 1
+        t0, p0 = t1, p1
+    out[j:] = p0
+    for i in range(STATS):
+        stats[i] = (1.0 - scv) * stats[i] + scv * one[i]
+    stats[STEP], stats[DECAY] = step, one[DECAY] / scv
+    return OK, out
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def tail_rows(
-    rates: F64, services: F64, batches: I64, cvs: F64, delays: F64, stats: F64, cdf: F64, quantiles: F64, points: F64, codes: I64
-) -> None:
+    rates: F64, services: F64, batches: I64, cvs: F64, delays: F64, scv: float, stats: F64, quantiles: F64, points: F64, codes: I64
+) -> F64:
     """Evaluate many rows: ``rates`` (R,) 1/ms, ``services`` (R, B) ms, ``batches`` (R,) largest batch, ``cvs`` (R,), ``delays`` (R,) ms.
 
-    Writes ``stats`` (R, STATS), ``points`` (R, Q) the values at ``quantiles`` (Q,), ``codes`` (R,), ``cdf`` (GRID,) that of the last row.
+    Writes ``stats`` (R, STATS), ``points`` (R, Q) the values at ``quantiles`` (Q,), ``codes`` (R,); returns the last row's distribution.
     """
+    cdf = np.empty(0)
     for r in range(rates.shape[0]):
         stats[r, :] = np.nan
         points[r, :] = np.nan
-        codes[r] = poisson_tail(rates[r], services[r, : batches[r]], cvs[r], delays[r], stats[r], cdf)
+        codes[r], cdf = between(rates[r], services[r, : batches[r]], cvs[r], delays[r], scv, stats[r])
         if codes[r] == OK:
             for q in range(quantiles.shape[0]):
-                points[r, q] = quantile(cdf, stats[r, STEP], quantiles[q])
+                points[r, q] = quantile(cdf, stats[r, STEP], stats[r, DECAY], quantiles[q])
+    return cdf

@@ -1,0 +1,242 @@
+"""Arrivals and services on a lattice of time, compiled. Times are in lattice steps.
+
+Arrivals are a renewal process given by its squared coefficient of variation: 0 is constant, 1 Poisson, above 1 hyperexponential with two
+phases of balanced means (each phase brings half of the time). The state of the process between two arrivals is a phase: of the
+hyperexponential, or for constant arrivals the steps since the last arrival (phase k - 1 is followed by an arrival; the extra phase k stands
+for "the next arrives at this very node", half of what a node on an arrival stands for).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+F64 = NDArray[np.float64]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def service_pmf(mean: float, sd: float, out: F64) -> tuple[int, int]:
+    """Write a gamma distribution on the nodes of ``out``, its mean and variance kept; return the first and last + 1 node used."""
+    size = out.shape[0]
+    if sd < 0.75:
+        node = max(1, int(np.floor(mean + 0.5)))
+        if node + 1 >= size:
+            return 0, 0
+        e = mean - node
+        square = max(sd * sd + e * e, abs(e))
+        if mean < 0.5:
+            square = -e  # between nodes 0 and 1
+        out[node - 1] = 0.5 * (square - e)
+        out[node] = 1.0 - square
+        out[node + 1] = 0.5 * (square + e)
+        return node - 1, node + 2
+    shape = (mean / sd) ** 2
+    rate = shape / mean
+    first = max(0, int(mean - 5.0 * sd))
+    last = min(size, int(mean + (5.0 + 6.0 * sd / mean) * sd) + 2)
+    if last <= first:
+        return 0, 0
+    mode = max(mean - sd * sd / mean, 0.05 * mean)
+    total, one = 0.0, 0.0
+    for k in range(first, last):
+        p = 0.0
+        if k > 0:
+            p = np.exp((shape - 1.0) * np.log(k / mode) - rate * (k - mode))
+        elif shape <= 1.0:
+            p = 0.5
+        out[k] = p
+        total += p
+        one += p * k
+    # sampling a density moves its mean by part of a step: move it back, between neighbours
+    drift = mean - one / total if last < size else 0.0
+    up, down = max(0.0, min(1.0, drift)), max(0.0, min(1.0, -drift))
+    before = 0.0
+    for k in range(first, last):
+        here = out[k] / total
+        after = out[k + 1] / total if k + 1 < last else 0.0
+        stays = 1.0 - (up if k + 1 < last else 0.0) - (down if k > first else 0.0)
+        out[k] = here * stays + before * up + after * down
+        before = here
+    return first, last
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def phases(rate: float, scv: float) -> tuple[F64, F64]:
+    """(chance of each phase at an arrival, its rate): hyperexponential with balanced means, one phase at ``scv`` 1."""
+    if scv <= 1.0:
+        return np.ones(1), np.full(1, rate)
+    p = 0.5 * (1.0 + np.sqrt((scv - 1.0) / (scv + 1.0)))
+    return np.array([p, 1.0 - p]), np.array([2.0 * p * rate, 2.0 * (1.0 - p) * rate])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _step_counts(alpha: F64, mu: F64) -> F64:
+    """P(j arrivals in one step, phase at its end | phase at its start), shape (J, m, m), by uniformisation."""
+    m = alpha.shape[0]
+    top = mu.max()
+    jumps = int(top + 8.0 * np.sqrt(top)) + 6
+    now = np.zeros((jumps + 1, m, m))
+    new = np.zeros((jumps + 1, m, m))
+    out = np.zeros((jumps + 1, m, m))
+    for i in range(m):
+        now[0, i, i] = 1.0
+    weight = np.exp(-top)
+    for u in range(jumps + 1):
+        out[: u + 1] += weight * now[: u + 1]
+        weight *= top / (u + 1.0)
+        new[:] = 0.0
+        for k in range(min(u + 2, jumps + 1)):
+            for i in range(m):
+                for j in range(m):
+                    new[k, i, j] += now[k, i, j] * (1.0 - mu[j] / top)
+                    if k > 0:
+                        for h in range(m):
+                            new[k, i, j] += now[k - 1, i, h] * mu[h] / top * alpha[j]
+        now, new = new, now
+    last = jumps + 1
+    while last > 1 and out[last - 1].max() < 1e-11:
+        last -= 1
+    return out[:last].copy()
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def random_counts(alpha: F64, mu: F64, largest: int, nodes: int, ages: bool) -> tuple[F64, F64]:
+    """P(n arrivals by node x, phase there), n < B, fresh at 0; shape (nodes, B, m).
+
+    With ``ages`` also the mean of the sum of their n ages at x, for each n, over all phases; shape (nodes, B).
+    """
+    m = alpha.shape[0]
+    step = _step_counts(alpha, mu)
+    table, sums = np.zeros((nodes, largest, m)), np.zeros((nodes if ages else 1, largest))
+    now, new = np.zeros((m, largest)), np.zeros((m, largest))
+    aged, older = np.zeros((m, largest)), np.zeros((m, largest))
+    for i in range(m):
+        now[i, 0] = alpha[i]
+        table[0, 0, i] = alpha[i]
+    for x in range(1, nodes):
+        if ages:
+            _grow_older(step, now, aged, older)
+            aged, older = older, aged
+            for n in range(largest):
+                sums[x, n] = aged[:, n].sum()
+        new[:] = 0.0
+        _advance(step, now, new)
+        now, new = new, now
+        table[x] = now.T
+    return table, sums
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _advance(step: F64, now: F64, out: F64) -> None:
+    """Add to ``out`` (m, B) what ``now`` is one step later."""
+    for i in range(now.shape[0]):
+        for j in range(now.shape[0]):
+            for k in range(min(step.shape[0], now.shape[1])):
+                _shifted(step[k, i, j], now[i], k, out[j])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _grow_older(step: F64, now: F64, aged: F64, out: F64) -> None:
+    """Write the sums of ages one step later: those there grow by the step, new ones have half of it on average."""
+    out[:] = 0.0
+    for i in range(now.shape[0]):
+        for n in range(now.shape[1]):
+            aged[i, n] += n * now[i, n]
+        for j in range(now.shape[0]):
+            for k in range(1, min(step.shape[0], now.shape[1])):
+                _shifted(0.5 * k * step[k, i, j], now[i], k, out[j])
+    _advance(step, aged, out)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _shifted(weight: float, source: F64, shift: int, out: F64) -> None:
+    """out[n + shift] += weight * source[n]."""
+    target = out[shift:]
+    for n in range(target.shape[0]):
+        target[n] += weight * source[n]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def constant_counts(k: int, largest: int, nodes: int) -> F64:
+    """The same counts for an arrival every ``k`` steps; shape (nodes, B, k + 1)."""
+    table = np.zeros((nodes, largest, k + 1))
+    for x in range(min(nodes, k * largest + 1)):
+        n, phase = x // k, x % k
+        if phase > 0 or x == 0:
+            table[x, n, phase] = 1.0
+        else:
+            table[x, n - 1, k] = 0.5
+            if n < largest:
+                table[x, n, 0] = 0.5
+    return table
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def after_random(pmf: F64, last: int, mu: float, out: F64) -> None:
+    """Write max(0, S - E) on the nodes of ``out``: S by ``pmf`` (below ``last``), E exponential with ``mu`` per step."""
+    q = np.exp(-mu)
+    f = 1.0 / mu - q / (1.0 - q)  # where in its step E ends, mean: the part that the lower node gets
+    near, far = (1.0 - q) * (1.0 - f), (1.0 - q) * f
+    above, total = 0.0, 0.0
+    for k in range(min(last, out.shape[0]) - 1, 0, -1):
+        here = pmf[k] + q * above
+        out[k] = near * here + far * above
+        total += out[k]
+        above = here
+    out[0] = 1.0 - total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def after_constant(pmf: F64, last: int, gap: int, out: F64) -> None:
+    """Write max(0, S - gap) on the nodes of ``out``."""
+    total = 0.0
+    for k in range(gap + 1, min(last, out.shape[0] + gap)):
+        out[k - gap] = pmf[k]
+        total += pmf[k]
+    out[0] = 1.0 - total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def tail_decay(rate: float, scv: float, largest: int, full: float, cv: float) -> float:
+    """Decay of the ages behind full batches, per unit of time: the root above 0 of E exp(t (S_B - A_B)) = 1 (Kingman's exponent).
+
+    Infinite where services behind full batches never take longer than the arrivals (both constant).
+    """
+    spread = largest * scv / (rate * rate) + (cv * full) ** 2
+    drift = largest / rate - full
+    if spread <= 1e-12 * drift * full:
+        return np.inf
+    high = 2.0 * drift / spread
+    limit = 1.0 / (cv * cv * full) if cv > 0.0 else np.inf
+    low = 0.0
+    for _ in range(60):
+        if high >= limit:
+            high = limit * (1.0 - 1e-9)
+            break
+        if _exponent(high, rate, scv, largest, full, cv) > 0.0:
+            break
+        low = high
+        high *= 2.0
+        if high * full > 700.0:
+            return high
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        if _exponent(middle, rate, scv, largest, full, cv) > 0.0:
+            high = middle
+        else:
+            low = middle
+    return 0.5 * (low + high)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _exponent(t: float, rate: float, scv: float, largest: int, full: float, cv: float) -> float:
+    """log E exp(t (S_B - A_B))."""
+    service = t * full if cv < 1e-3 else -np.log1p(-t * cv * cv * full) / (cv * cv)
+    if scv <= 0.0:
+        return service - t * largest / rate
+    alpha, mu = phases(rate, scv)
+    gap = 0.0
+    for i in range(alpha.shape[0]):
+        gap += alpha[i] * mu[i] / (mu[i] + t)
+    return service + largest * np.log(gap)
