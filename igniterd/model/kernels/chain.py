@@ -17,16 +17,16 @@ I64 = NDArray[np.int64]
 
 SWEEPS = 24  # most steps of the fine chain after the coarse solution
 CLOSE = 1e-4  # done when what is left to change (sum of absolute differences) is estimated below this
-EPS = 1e-10  # chances below this are left out
+EPS = 1e-9  # chances below this are left out
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def lattice(
-    rate: float, service: F64, cv: float, delay: float, scv: float, k: int, nodes: int, fine: bool
+    rate: float, service: F64, cv: float, delay: float, scv: float, k: int, nodes: int, aged: int
 ) -> tuple[F64, F64, F64, I64, F64, F64, F64, F64, I64, F64]:
     """Everything the chain needs on one lattice; times in steps. ``k`` is the steps between constant arrivals (0: random arrivals).
 
-    Returns counts (nodes, B, m) and the sums of ages (nodes, B) of :mod:`igniterd.model.kernels.renewal`; the chances of (batch, phase)
+    Returns counts (nodes, B, m) and the sums of ages (``aged``, B) of :mod:`igniterd.model.kernels.renewal`; the chances of (batch, phase)
     from each age at completion (nodes, B m) with the range of those above 0 (nodes, 2); P(A_(B-1) <= x) (nodes,); the pmf of A_B
     (2, nodes: whole, and the part of x that a window ending at x sees); wait (nodes,), the pmf of the delay; the pmf of services (B, nodes)
     and their ends (B, 2); the age at completion after (batch, phase) (B m, nodes).
@@ -34,9 +34,9 @@ def lattice(
     largest = service.shape[0]
     alpha, mu = phases(rate, scv)
     if k > 0:
-        counts, sums = constant_counts(k, largest, nodes), np.zeros((1, largest))
+        counts, sums = constant_counts(k, largest, nodes), np.zeros((0, largest))
     else:
-        counts, sums = random_counts(alpha, mu, largest, nodes, fine and scv > 1.0)
+        counts, sums = random_counts(alpha, mu, largest, nodes, aged)
     m = counts.shape[2]
     reached, overflow = _window(counts, k)
     pmf, ends = np.zeros((largest, nodes)), np.empty((largest, 2), np.int64)

@@ -95,65 +95,73 @@ def _step_counts(alpha: F64, mu: F64) -> F64:
                             new[k, i, j] += now[k - 1, i, h] * mu[h] / top * alpha[j]
         now, new = new, now
     last = jumps + 1
-    while last > 1 and out[last - 1].max() < 1e-11:
+    while last > 1 and out[last - 1].max() < 1e-10:
         last -= 1
     return out[:last].copy()
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def random_counts(alpha: F64, mu: F64, largest: int, nodes: int, ages: bool) -> tuple[F64, F64]:
+def random_counts(alpha: F64, mu: F64, largest: int, nodes: int, aged_nodes: int) -> tuple[F64, F64]:
     """P(n arrivals by node x, phase there), n < B, fresh at 0; shape (nodes, B, m).
 
-    With ``ages`` also the mean of the sum of their n ages at x, for each n, over all phases; shape (nodes, B).
+    Also the mean of the sum of their n ages at x, for each n, over all phases, at the first ``aged_nodes`` nodes; shape (aged_nodes, B).
     """
     m = alpha.shape[0]
     step = _step_counts(alpha, mu)
-    table, sums = np.zeros((nodes, largest, m)), np.zeros((nodes if ages else 1, largest))
+    table, sums = np.zeros((nodes, largest, m)), np.zeros((aged_nodes, largest))
     now, new = np.zeros((m, largest)), np.zeros((m, largest))
     aged, older = np.zeros((m, largest)), np.zeros((m, largest))
-    for i in range(m):
-        now[i, 0] = alpha[i]
-        table[0, 0, i] = alpha[i]
+    now[:, 0] = alpha
+    table[0, 0] = alpha
+    low, high = 0, 1  # counts outside are as good as impossible
     for x in range(1, nodes):
-        if ages:
-            _grow_older(step, now, aged, older)
+        if x < aged_nodes:
+            _grow_older(step, now, low, high, aged, older)
             aged, older = older, aged
             for n in range(largest):
                 sums[x, n] = aged[:, n].sum()
         new[:] = 0.0
-        _advance(step, now, new)
+        _advance(step, now, low, high, new)
         now, new = new, now
-        table[x] = now.T
+        high = min(largest, high + step.shape[0] - 1)
+        while high > low and now[:, high - 1].sum() < 1e-11:
+            high -= 1
+        while low < high and now[:, low].sum() < 1e-11:
+            low += 1
+        if low == high:
+            break
+        for n in range(low, high):
+            table[x, n] = now[:, n]
     return table, sums
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _advance(step: F64, now: F64, out: F64) -> None:
-    """Add to ``out`` (m, B) what ``now`` is one step later."""
+def _advance(step: F64, now: F64, low: int, high: int, out: F64) -> None:
+    """Add to ``out`` (m, B) what ``now``, with counts from ``low`` to ``high`` - 1, is one step later."""
     for i in range(now.shape[0]):
         for j in range(now.shape[0]):
-            for k in range(min(step.shape[0], now.shape[1])):
-                _shifted(step[k, i, j], now[i], k, out[j])
+            for k in range(min(step.shape[0], now.shape[1] - low)):
+                _shifted(step[k, i, j], now[i, low:high], low + k, out[j])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _grow_older(step: F64, now: F64, aged: F64, out: F64) -> None:
+def _grow_older(step: F64, now: F64, low: int, high: int, aged: F64, out: F64) -> None:
     """Write the sums of ages one step later: those there grow by the step, new ones have half of it on average."""
     out[:] = 0.0
     for i in range(now.shape[0]):
-        for n in range(now.shape[1]):
+        for n in range(low, high):
             aged[i, n] += n * now[i, n]
         for j in range(now.shape[0]):
-            for k in range(1, min(step.shape[0], now.shape[1])):
-                _shifted(0.5 * k * step[k, i, j], now[i], k, out[j])
-    _advance(step, aged, out)
+            for k in range(1, min(step.shape[0], now.shape[1] - low)):
+                _shifted(0.5 * k * step[k, i, j], now[i, low:high], low + k, out[j])
+    _advance(step, aged, low, high, out)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _shifted(weight: float, source: F64, shift: int, out: F64) -> None:
-    """out[n + shift] += weight * source[n]."""
+    """out[n + shift] += weight * source[n], as far as ``out`` goes."""
     target = out[shift:]
-    for n in range(target.shape[0]):
+    for n in range(min(target.shape[0], source.shape[0])):
         target[n] += weight * source[n]
 
 

@@ -83,7 +83,7 @@ def _spread_ages(rho: F64, young: F64, wait: F64, counts: F64, sums: F64, reache
     """Write into ``ages`` (B, nodes) how many requests have which age when their batch of b starts, for one batch; random arrivals."""
     nodes, largest, m = counts.shape
     inside, tilt = np.zeros(nodes), np.zeros(nodes)
-    known = sums.shape[0] == nodes
+    known = sums.shape[0]  # nodes up to which the mean ages are known
     for b in range(1, largest + 1):
         source = young if b < largest else rho
         row = ages[b - 1]
@@ -95,7 +95,7 @@ def _spread_ages(rho: F64, young: F64, wait: F64, counts: F64, sums: F64, reache
                     p += counts[x, b - 1, i]
                 if x > 0:
                     inside[x] = source[x] * p * (b - 1) / x
-                    if known and b > 1 and p > EPS:
+                    if x < known and b > 1 and p > EPS:
                         # a density linear in the age that has the mean age of this many arrivals
                         middle = sums[x, b - 1] / (p * (b - 1) * x)
                         tilt[x] = inside[x] * max(-1.0, min(1.0, 6.0 * middle - 3.0)) * 2.0 / x
@@ -232,11 +232,13 @@ def _solve(rate: float, service: F64, cv: float, delay: float, scv: float, k: in
     small = inside // ratio + 1
     grown = 2 * small if zeta > 0.0 else small + 2
     _, _, moves, ranges, _, overflow, _, pmf, ends, fresh = lattice(
-        rate * ratio, service / ratio, cv, delay / ratio, scv, k // ratio, grown, False
+        rate * ratio, service / ratio, cv, delay / ratio, scv, k // ratio, grown, 0
     )
     coarse = coarse_ages(moves, ranges, overflow, pmf, ends, fresh, small, zeta**ratio)
     nodes = 2 * inside if zeta > 0.0 else inside
-    counts, sums, moves, ranges, reached, overflow, wait, pmf, ends, fresh = lattice(rate, service, cv, delay, scv, k, nodes, True)
+    counts, sums, moves, ranges, reached, overflow, wait, pmf, ends, fresh = lattice(
+        rate, service, cv, delay, scv, k, nodes, inside if scv > 1.0 else 0
+    )
     rho, taken = np.empty(nodes), np.empty(moves.shape[1])
     extend(rho, inside, zeta, refine(coarse, ratio, inside, rho))
     approach(rho, moves, ranges, overflow, pmf, ends, fresh, inside, zeta, taken)
