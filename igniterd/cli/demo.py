@@ -48,17 +48,21 @@ def _played(teller: Teller, folder: Path, *, seed: int, frozen: bool, keep: bool
     from igniterd.demo.story import play
 
     wrong: list[str] = []
+    shown = False
     with workplace(folder) as place:
 
         def show(recording: Recording, log: RequestLog) -> None:
+            nonlocal shown
+            shown = True
             wrong.extend(_shown(teller, recording, log, place, picture))
 
         try:
             asyncio.run(play(paper(frozen=frozen, seed=seed), place, teller, show, keep=keep))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, asyncio.CancelledError) as reason:
             teller.quiet()
-            teller.say("interrupted: everything that was started is stopped")
-            raise typer.Exit(130) from None
+            teller.say("told to stop: everything that was started is stopped")
+            if not keep or wrong or not shown:
+                raise typer.Exit(130 if isinstance(reason, KeyboardInterrupt) else 143) from None
     return wrong
 
 

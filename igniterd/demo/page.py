@@ -49,7 +49,7 @@ class Page:
 
     def _head(self) -> Iterator[Markup]:
         r = self.recording
-        yield el("h1", "igniterd keeps three models within their SLOs on one shared GPU")
+        yield el("h1", "igniterd: three models and their SLOs on one shared GPU")
         when = datetime.fromtimestamp(r.began_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
         yield el(
             "p",
@@ -150,7 +150,7 @@ class Page:
 
     def _frozen(self) -> Iterator[Markup]:
         """What would have been, by the model; where it was played, the phase above shows it."""
-        if not self.recording.forecast_p99_ms:
+        if not self.recording.forecast_p99_ms or any(p.key == "frozen" for p in self.recording.phases):
             return
         yield el("h3", "Had the plan stood still")
         said = []
@@ -160,8 +160,8 @@ class Page:
             miss = p99 is None or p99 > slo
             said.append(el("li", f"{model}: ", el("b", value, class_="bad" if miss else "good"), f" (SLO {slo:g} ms)"))
         text = (
-            "With the shares and batches of before the shift, the model predicts these P99s under the shifted traffic. "
-            "This is a prediction; igniterd demo --frozen plays it."
+            "With the shares and batches of before the shift, igniterd's model (with the corrections it had learnt) predicts these P99s "
+            "for the shifted traffic. It is a prediction; igniterd demo --frozen plays it."
         )
         yield el("p", text)
         yield el("ul", *said)
@@ -186,7 +186,11 @@ class Page:
 
     def _next(self) -> Iterator[Markup]:
         yield el("h2", "Look further")
-        yield el("p", "Start it again with --keep and everything goes on running after the last phase, until Ctrl-C. Then, for instance:")
+        text = (
+            "Start it again with --keep and everything goes on running after the last phase, until Ctrl-C. Then, for instance "
+            "(after make demo, igniterd is .venv/bin/igniterd):"
+        )
+        yield el("p", text)
         commands = (
             "igniterd demo --keep\n"
             "igniterd show --config .demo/igniterd.toml          # what the daemon sees, predicts and last decided\n"

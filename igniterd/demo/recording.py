@@ -41,6 +41,8 @@ class Sample(_Frozen):
     applied: dict[str, Applied]
     predicted_p99_ms: dict[str, float | None]
     rate_per_s: dict[str, float]
+    bias: dict[str, float]
+    """Measured over predicted service time, as learnt."""
 
 
 class Move(_Frozen):
@@ -93,7 +95,7 @@ class Recording(_Frozen):
     moves: list[Move] = Field(default_factory=list)
     messages: list[Message] = Field(default_factory=list)
     forecast_p99_ms: dict[str, float | None] = Field(default_factory=dict)
-    """What the model predicts after the shift if the plan before it had stood still; None is overload."""
+    """What the model, with what it had learnt, predicts after the shift if the plan before it had stood still; None is overload."""
     notes: list[str] = Field(default_factory=list)
 
     def save(self, folder: Path) -> None:
@@ -131,6 +133,7 @@ def sample_from(state: dict[str, Any]) -> Sample:
         applied={m["name"]: applied_from(m["applied"]) for m in seen},
         predicted_p99_ms={m["name"]: m["predicted"]["p99"] for m in seen if "predicted" in m},
         rate_per_s={m["name"]: m["rate_per_s"] for m in seen if "rate_per_s" in m},
+        bias={m["name"]: m["bias"] for m in seen if "bias" in m},
     )
 
 

@@ -78,11 +78,11 @@ async def stage(scenario: Scenario, folder: Path) -> AsyncIterator[Stage]:
     admin = f"127.0.0.1:{free_ports(1)[0]}"
     async with emulated_host(scenario.host(), folder / "host", mps=with_mps, broker=with_broker) as host:
         made = Stage(folder, host, admin, tuple(notes))
-        _configure(made, scenario)
+        configure(made, scenario)
         yield made
 
 
-def _configure(stage: Stage, scenario: Scenario) -> None:
+def configure(stage: Stage, scenario: Scenario) -> None:
     """The files an administrator would write: the configuration and the models' profile on this board."""
     builtin_profile("v100").time_scaled(scenario.slow_factor).save(stage.folder / "profile.json")
     host = stage.host
@@ -150,16 +150,24 @@ async def _said(*arguments: str, given: str = "", timeout_s: float) -> tuple[int
 
 
 async def check(stage: Stage) -> list[str]:
-    """``igniterd check --live``: its lines. Raises :class:`CannotRun` with them when something is wrong."""
-    status, out = await _said("igniterd", "check", "--live", "--config", str(stage.config), timeout_s=120.0)
-    lines = out.splitlines()
-    if status != 0:
-        raise CannotRun("igniterd check says: " + " | ".join(lines[-10:]))
-    return lines
+    """``igniterd check --live`` in lines. Raises :class:`CannotRun` when something is wrong that the demo does not know of."""
+    _, out = await _said("igniterd", "check", "--live", "--format", "json", "--config", str(stage.config), timeout_s=120.0)
+    try:
+        findings = json.loads(out)
+        bad = [f for f in findings if f["level"] == "bad" and (stage.host.mps is not None or not f["what"].startswith("MPS"))]
+    except (ValueError, TypeError, KeyError):
+        raise CannotRun(f"igniterd check says: {out[-500:]}") from None
+    if bad:
+        raise CannotRun("igniterd check says: " + "; ".join(f"{f['what']}: {f['said']}" for f in bad))
+    return [f"{f['level']:>4}  {f['what']}: {f['said']}" for f in findings]
 
 
 async def predicted(
-    stage: Stage, scenario: Scenario, rates_per_s: Mapping[str, float], allocations: Mapping[str, Applied] | None = None
+    stage: Stage,
+    scenario: Scenario,
+    rates_per_s: Mapping[str, float],
+    allocations: Mapping[str, Applied] | None = None,
+    bias: Mapping[str, float] | None = None,
 ) -> dict[str, float | None]:
     """P99s the model expects at ``rates_per_s`` under ``allocations`` (by default the best plan); None is overload. See ``forecast``."""
     question = {
@@ -167,6 +175,7 @@ async def predicted(
         "slos_ms": {m.name: scenario.slo_ms(m.name) for m in scenario.models},
         "rates_per_s": dict(rates_per_s),
         "allocations": None if allocations is None else {name: a.model_dump() for name, a in allocations.items()},
+        "bias": dict(bias or {}),
     }
     status, out = await _said("igniterd.demo.forecast", given=json.dumps(question), timeout_s=180.0)
     if status != 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -81,6 +82,7 @@ class Theatre:
         self.daemon, self.mode = None, mode
         if mode is not None:
             self.teller.say(f"$ igniterd run --config {_short(self.stage.config)}" + (f" --mode {mode}" if mode is not Mode.ACT else ""))
+            self.teller.say(f"look in meanwhile: http://{self.stage.admin}/ (also /state and /metrics)")
             self.daemon = await self.stack.enter_async_context(daemon(self.stage, mode))
 
     async def _wait(self, what: str, until_s: float) -> None:
@@ -106,6 +108,9 @@ async def play(
     Raises :class:`CannotRun` when a part does not come up or ends early. Everything started is stopped on the way out, also when
     cancelled.
     """
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     began_s = time.time()
     _about_the_machine(teller)
     teller.say("starting tritonserver, MPS control and an MQTT broker")
@@ -139,7 +144,7 @@ async def _set_up(scenario: Scenario, folder: Path, teller: Teller) -> AsyncIter
         await predicted(here, scenario, scenario.rates(scenario.acts[-1]))
         teller.say(f"$ igniterd check --live --config {_short(here.config)}")
         for line in await check(here):
-            teller.say(line.strip(), "dim")
+            teller.say(line, "dim")
         broker = here.host.broker.port if here.host.broker else None
         watch = await stack.enter_async_context(watching(here.admin, broker))
         first = Phase(scenario.acts[0].key, None, scenario.rates(scenario.acts[0]))
@@ -183,7 +188,7 @@ async def _stood_still(theatre: Theatre) -> dict[str, float | None]:
     before = [s for s in theatre.watch.samples if steered.begin_s <= s.at_s < steered.end_s and s.applied]
     if not before:
         return {}
-    return await predicted(theatre.stage, theatre.scenario, last.rates_per_s, before[-1].applied)
+    return await predicted(theatre.stage, theatre.scenario, last.rates_per_s, before[-1].applied, before[-1].bias)
 
 
 def _about_the_machine(teller: Teller) -> None:

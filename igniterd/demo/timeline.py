@@ -6,6 +6,7 @@ It carries its own style (light and dark), so that the same text is a picture of
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -13,13 +14,14 @@ from itertools import pairwise
 
 from igniterd.demo.markup import Markup, Scale, el, nice_ticks, points
 from igniterd.demo.measure import Figures, Trace, trace
-from igniterd.demo.recording import Applied, Move, Played, Recording
+from igniterd.demo.recording import Applied, Move, Recording
 from igniterd.demo.terminal import moved
 from igniterd.emulator.load import RequestLog
 
 WIDTH, LEFT, RIGHT = 1120.0, 96.0, 24.0
-_HEAD, _FLAGS, _GAP, _AXIS = 50.0, 34.0, 30.0, 30.0
+_HEAD, _FLAGS, _GAP, _AXIS = 58.0, 34.0, 30.0, 30.0
 _RATES, _P99, _SHARES, _BATCH = 84.0, 92.0, 130.0, 22.0
+_DAEMON = {None: "no igniterd", "act": "igniterd acts", "observe": "igniterd only watches", "advise": "igniterd only advises"}
 _TOP_OF_SLO = 1.5  # the P99 panels end at this many SLOs; what is above is drawn at their edge
 
 STYLE = resources.files("igniterd").joinpath("data", "timeline.css").read_text(encoding="utf-8")
@@ -72,6 +74,7 @@ class Timeline:
             *self._bands(bottom),
             *panels,
             *self._flags(top, bottom),
+            *self._legend(),
             *self._axis(bottom),
             xmlns="http://www.w3.org/2000/svg",
             viewBox=f"0 0 {WIDTH:.0f} {height:.0f}",
@@ -97,12 +100,15 @@ class Timeline:
             note = "settling: not judged" if phase.judged else "settling"
             yield el("rect", el("title", note), x=x0, y=_HEAD + _FLAGS, width=settled - x0, height=bottom - _HEAD - _FLAGS, class_="settle")
             yield el("line", x1=x0, x2=x0, y1=0, y2=bottom, class_="edge")
-            yield el("text", phase.title, x=x0 + 8, y=19, class_="head")
-            yield el("text", self._daemon(phase), x=x0 + 8, y=36, class_="soft small")
+            lines = _wrapped(phase.title, int((x1 - x0 - 12) / 7.6))
+            for row, line in enumerate(lines):
+                yield el("text", line, x=x0 + 8, y=19 + 16 * row, class_="head")
+            yield el("text", _DAEMON[phase.mode], x=x0 + 8, y=19 + 16 * len(lines), class_="soft small")
 
-    def _daemon(self, phase: Played) -> str:
-        how = {None: "no igniterd", "act": "igniterd acts", "observe": "igniterd only watches", "advise": "igniterd advises"}[phase.mode]
-        return f"{how}; measured after {phase.measured_s - phase.begin_s:.0f} s"
+    def _legend(self) -> Iterator[Markup]:
+        x = WIDTH - RIGHT
+        yield el("text", "settling", x=x - 22, y=_HEAD + 14, class_="soft small end")
+        yield el("rect", x=x - 16, y=_HEAD + 4, width=16, height=12, class_="settle boxed")
 
     def _axis(self, bottom: float) -> Iterator[Markup]:
         yield el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom, class_="edge")
@@ -139,7 +145,7 @@ class Timeline:
         """The models' names beside the rates they begin with, none upon another."""
         first = self.recording.phases[0].rates_per_s
         order = sorted(self.recording.models, key=lambda m: -first[m])
-        places = _apart([scale(first[m]) for m in order], 13.0, scale.end, scale.start)
+        places = apart([scale(first[m]) for m in order], 13.0, scale.end, scale.start)
         for model, y in zip(order, places, strict=True):
             index = self.recording.models.index(model)
             yield el("text", model, x=LEFT + 8, y=y + 4, class_=f"name halo t{index}")
@@ -228,7 +234,7 @@ class Timeline:
 
     def _flags(self, top: float, bottom: float) -> Iterator[Markup]:
         """A numbered flag for every change, a stripe while it was made and a line at its end; flags that would overlap are moved apart."""
-        places = _apart([self.x(m.at_s) for m in self.moves], 19.0, LEFT + 10, WIDTH - RIGHT - 10)
+        places = apart([self.x(m.at_s) for m in self.moves], 19.0, LEFT + 10, WIDTH - RIGHT - 10)
         for number, (move, place) in enumerate(zip(self.moves, places, strict=True), start=1):
             yield self._flag(number, move, place, top, bottom)
 
@@ -245,6 +251,11 @@ class Timeline:
             el("text", number, x=place, y=y + 4, class_="mid"),
             class_="flag",
         )
+
+
+def _wrapped(text: str, most: int) -> list[str]:
+    """``text`` in lines of about ``most`` characters, cut between words."""
+    return textwrap.wrap(text, max(6, most), break_long_words=False) or [""]
 
 
 def _runs(seen: Sequence[tuple[float, float]]) -> Iterator[list[tuple[float, float]]]:
@@ -276,7 +287,7 @@ def _batch_spans(given: Sequence[Span]) -> list[Span]:
     return out
 
 
-def _apart(wanted: Sequence[float], least: float, low: float, high: float) -> list[float]:
+def apart(wanted: Sequence[float], least: float, low: float, high: float) -> list[float]:
     """Ascending places near ``wanted``, at least ``least`` apart, within [low, high] as far as they fit."""
     out: list[float] = []
     for x in wanted:

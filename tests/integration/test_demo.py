@@ -1,0 +1,83 @@
+"""The demo, shortened, on real programs; and that nothing is left behind when it is interrupted."""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from igniterd.demo.measure import figures, problems
+from igniterd.demo.page import Page
+from igniterd.demo.recording import Recording
+from igniterd.demo.scenario import paper
+from igniterd.demo.stage import workplace
+from igniterd.demo.story import play
+from igniterd.demo.terminal import Teller
+from igniterd.emulator.load import RequestLog
+from igniterd.emulator.process import listens
+
+pytestmark = pytest.mark.integration
+
+
+def ports(folder: Path) -> list[int]:
+    """Where the servers of a run listen."""
+    settings = tomllib.loads((folder / "igniterd.toml").read_text())
+    places = [settings["triton"][0]["url"], settings["metrics"]["listen"], settings["mqtt"]["url"]]
+    return [int(place.rpartition(":")[2]) for place in places]
+
+
+async def silent(folder: Path) -> bool:
+    return not any([await listens(port) for port in ports(folder)])
+
+
+async def test_a_short_run_moves_the_host_and_loses_nothing(tmp_path: Path) -> None:
+    whole = paper()
+    bare, steered = replace(whole.acts[0], settle_s=1.0, measured_s=4.0), replace(whole.acts[1], measured_s=8.0)
+    seen: list[tuple[Recording, RequestLog]] = []
+    with workplace(tmp_path / "demo") as folder:
+        short = replace(whole, acts=(bare, steered))
+        await play(short, folder, Teller(Console(quiet=True)), lambda run, log: seen.append((run, log)))
+        assert await silent(folder)
+    run, log = seen[0]
+    results = figures(log, run)
+    assert log.failed == 0
+    assert [p.key for p in run.phases] == ["bare", "steered"]
+    assert all(f.requests > 20 and f.p50_ms > 1 for f in results)
+    assert {m.model for m in run.moves if m.ok} == {"alexnet", "resnet50", "vgg19"}
+    last = run.samples[-1].applied
+    assert all(a.share for a in last.values()) and sum(a.share or 0 for a in last.values()) <= 1 + 1e-9
+    statuses = [m.data["status"] for m in run.messages if m.topic == "status"]
+    assert (statuses[0], statuses[-1]) == ("online", "offline")
+    html = Page(run, log, results, problems(log, run, results)).html()
+    assert all(move.why.partition(": ")[2][:12] in html for move in run.moves)
+    assert Recording.load(folder) == run
+
+
+async def test_ctrl_c_stops_everything(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    command = (sys.executable, "-m", "igniterd", "demo", "--folder", str(folder))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    pipe, both = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=both, env=environment, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(90):
+            while not re.search(rb"igniterd check", line := await process.stdout.readline()):
+                assert line, "it ended by itself"
+        assert not await silent(folder)
+        process.send_signal(signal.SIGINT)
+        rest, _ = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 130
+    assert b"everything that was started is stopped" in rest
+    assert b"Traceback" not in rest
+    assert await silent(folder)
