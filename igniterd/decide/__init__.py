@@ -16,40 +16,62 @@ from igniterd.decide.gpu import CAUTIONS, Case, Oracles, Part
 from igniterd.decide.hold import Held, after, rollbacks
 from igniterd.decide.steps import granted
 from igniterd.model.oracle import Demand, Service
-from igniterd.records import Allocation, Estimate, Observation, Outcomes, Plan, Verdict
+from igniterd.records import Allocation, Estimate, ModelReading, Observation, Outcomes, Plan, Verdict
 
 __all__ = ["Held", "Oracles", "after", "decide", "demands_of"]
 
 
 def demands_of(
-    estimate: Estimate, observation: Observation, config: Config, profiled: Mapping[str, str], oracles: Oracles, caution: float = 1.0
+    estimate: Estimate,
+    observation: Observation,
+    config: Config,
+    profiled: Mapping[str, str],
+    oracles: Oracles,
+    caution: float = 1.0,
+    floors: Mapping[str, int] | None = None,
 ) -> dict[int, list[Demand]]:
     """What to plan for on every GPU of the host, by its index.
 
-    ``caution`` 1: rates at their upper quantile and SLOs less their margin; 0: both as they are.
+    ``caution`` 1: rates at their upper quantile and SLOs less their margin; 0: both as they are. ``floors``: batch limits not to lower.
     """
+    floors = floors or {}
     out: dict[int, list[Demand]] = {}
     for name, model in config.by_name().items():
         if name not in profiled or name not in observation.models or name not in estimate.loads:
             continue
         reading, load = observation.models[name], estimate.loads[name]
         largest = oracles.promises.model.max_batch(profiled[name])
+        items = items_per_request(reading)
         out.setdefault(reading.gpu_index, []).append(
             Demand(
                 model=name,
                 profiled_as=profiled[name],
-                rate_per_s=load.rate_per_s + caution * (load.rate_upper_per_s - load.rate_per_s),
+                rate_per_s=items * (load.rate_per_s + caution * (load.rate_upper_per_s - load.rate_per_s)),
                 slo_ms=model.slo_p99_ms * (1 - caution * config.decide.slo_margin),
                 priority=model.priority,
                 min_share=model.min_share,
                 max_share=model.max_share,
-                max_batch=min(largest, model.max_batch_size or largest),
+                max_batch=max(min(largest, model.max_batch_size or largest), floors.get(name, 1)),
+                min_batch=floors.get(name, 1),
                 bias=load.bias,
                 steerable=reading.owns_process and config.mps.enabled,
                 instances=max(1, reading.allocation.instances),
             )
         )
     return out
+
+
+def items_per_request(reading: ModelReading) -> float:
+    """Mean batch a client brings in one request; 1 before anything was served."""
+    if reading.inference_count is None or reading.success_count == 0:
+        return 1.0
+    return max(1.0, reading.inference_count / reading.success_count)
+
+
+def least_batch(reading: ModelReading) -> int:
+    """The smallest batch limit that refuses nobody: Triton rejects a request whose own batch is above the limit. Which batches clients
+    bring is not told, so where they bring any the limit is not lowered."""
+    return reading.allocation.max_batch_size if items_per_request(reading) > 1 + 1e-9 else 1
 
 
 def _blocked(estimate: Estimate, observation: Observation, held: Held, config: Config) -> str:
@@ -84,7 +106,8 @@ def decide(
 ) -> tuple[Plan, Held]:
     """The plan of this tick and what it leaves to the next. The same inputs always give the same plan."""
     applied = {name: reading.allocation for name, reading in observation.models.items()}
-    held = replace(held, seen=held.seen | set(applied))
+    floors = {m: max(held.floors.get(m, 1), least_batch(reading)) for m, reading in observation.models.items()}
+    held = replace(held, seen=held.seen | set(applied), floors={**held.floors, **{m: b for m, b in floors.items() if b > 1}})
     blocked = _blocked(estimate, observation, held, config)
     if not profiled:
         blocked = blocked or "no model has a profile: watching only"
@@ -99,7 +122,7 @@ def decide(
 
     @cache
     def demands(caution: float) -> dict[int, list[Demand]]:
-        return demands_of(estimate, observation, config, profiled, oracles, caution)
+        return demands_of(estimate, observation, config, profiled, oracles, caution, held.floors)
 
     parts: list[Part] = []
     for gpu, there in demands(CAUTIONS[0]).items():

@@ -68,6 +68,7 @@ class Held:
     """
 
     seen: frozenset[str] = frozenset()  # models that Triton has shown at least once
+    floors: Mapping[str, int] = field(default_factory=dict)  # batch limits of models whose clients bring batches of their own
     moved_at_s: float | None = None
     searched_at_s: float | None = None
     reloads: tuple[float, ...] = ()

@@ -70,7 +70,7 @@ class Search:
         """
         tenants = [as_tenant(d, a, s) for d, a, s in beside]
         share = self._share(units)
-        sizes = [b for b in BATCHES if b < demand.max_batch] + [demand.max_batch]
+        sizes = [b for b in BATCHES if demand.min_batch <= b < demand.max_batch] + [demand.max_batch]
         fares = {}
 
         def p99_ms(at: int) -> float:

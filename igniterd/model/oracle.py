@@ -39,6 +39,7 @@ class Demand:
     min_share: float = 0.05
     max_share: float = 1.0
     max_batch: int = 32
+    min_batch: int = 1  # requests that bring a batch of their own must not find the limit below it
     bias: float = 1.0
     burstiness: float = 1.0
     steerable: bool = True
