@@ -177,3 +177,12 @@ def test_the_targets_of_accuracy_are_met_on_co_runs_it_was_not_fitted_to() -> No
     assert len(size) == 1476
     assert size.mean() <= 0.023 and np.quantile(size, 0.95) <= 0.06 and np.mean(np.array(errors) < -0.05) <= 0.03
     assert 0.93 <= np.mean(held) <= 0.97 and np.mean(width) <= 0.06
+
+
+@pytest.mark.parametrize(("model", "growth"), [("alexnet", 1.049), ("resnet50", 1.051), ("vgg19", 1.126), ("ssd", 1.093)])
+def test_copies_of_a_model_slow_each_other_as_published(model: str, growth: float) -> None:
+    """``activetime_2`` over ``activetime_1``; the bound takes it in."""
+    copy = Tenant(model, 16, 0.5)
+    together, alone = MODEL.predict([copy, copy])[0], MODEL.predict([copy])[0]
+    assert together.latency_ms / alone.latency_ms == pytest.approx(growth, abs=0.03)
+    assert together.upper_ms > growth * alone.latency_ms * 0.98
