@@ -23,6 +23,8 @@ GROWTHS = (1.03, 1.07, 1.12, 1.2, 1.3, 1.45, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0)
 BATCHES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)
 DELAY_FRACTIONS = (0.02, 0.05, 0.1)  # of the SLO
 DELAY_GAIN = 0.98  # a queue delay must lower the worst P99 / SLO to this fraction to be worth its oddity
+DELAY_RELIEF = 0.97  # of the time executing: a delay must save at least this much to be considered
+FAR_OFF = 1.3  # of the SLO
 ROOM_COST = 1.02  # of the P99, for a larger batch limit
 EPS = 1e-9
 
@@ -60,17 +62,16 @@ class Search:
 
     # ------------------------------------------------------------ one model
 
-    def _at(
-        self, demand: Demand, units: int, beside: list[tuple[Demand, Allocation, Service | None]], growth: float
-    ) -> tuple[int, Service]:
+    def _sizes(self, demand: Demand) -> list[int]:
+        return [b for b in BATCHES if demand.min_batch <= b < demand.max_batch] + [demand.max_batch]
+
+    def _at(self, demand: Demand, units: int, tenants: list[Tenant], growth: float) -> tuple[int, Service]:
         """The best largest batch at a share, and how the model then fares.
 
         P99 falls with the largest batch while the queue is what hurts and rises, slowly, when big batches are: one valley. It is found
         by walking downhill from the batch that was best for this model before.
         """
-        tenants = [as_tenant(d, a, s) for d, a, s in beside]
-        share = self._share(units)
-        sizes = [b for b in BATCHES if demand.min_batch <= b < demand.max_batch] + [demand.max_batch]
+        share, sizes = self._share(units), self._sizes(demand)
         fares = {}
 
         def p99_ms(at: int) -> float:
@@ -101,18 +102,33 @@ class Search:
         low = max(1, math.ceil(demand.min_share / self.unit - EPS))
         return low, max(low, math.floor(demand.max_share / self.unit + EPS))
 
-    def _least(
-        self, demand: Demand, beside: list[tuple[Demand, Allocation, Service | None]], growth: float, start: int
-    ) -> tuple[int, int, Service] | None:
+    def _holding(self, demand: Demand, units: int, tenants: list[Tenant], growth: float) -> tuple[int, Service] | None:
+        """A largest batch with which the SLO holds at a share, and how the model then fares; None if there is none.
+
+        The batch that was best lately is asked first, and when it is far off no other is: neighbouring batches differ by less.
+        """
+        share, sizes = self._share(units), self._sizes(demand)
+        at = self._first_batch(demand, share, tenants, growth, sizes)
+        service = self.oracle.served(demand, Allocation(share, sizes[at], 0, demand.instances), tenants, growth=growth)
+        if service.p99_ms <= demand.slo_ms:
+            return sizes[at], service
+        if math.isfinite(service.p99_ms) and service.p99_ms > FAR_OFF * demand.slo_ms:
+            return None
+        batch, service = self._at(demand, units, tenants, growth)
+        return (batch, service) if service.p99_ms <= demand.slo_ms else None
+
+    def _least(self, demand: Demand, tenants: list[Tenant], growth: float, start: int) -> tuple[int, int, Service] | None:
         """Least units of share (with largest batch and service) that hold the SLO, searched outward from ``start``; None if none does."""
         low, high = self._bounds(demand)
         if not demand.steerable:
             low = high = round(1 / self.unit)
-        tried: dict[int, tuple[int, Service]] = {}
+        found: dict[int, tuple[int, Service]] = {}
 
         def holds(units: int) -> bool:
-            tried[units] = self._at(demand, units, beside, growth)
-            return tried[units][1].p99_ms <= demand.slo_ms
+            holding = self._holding(demand, units, tenants, growth)
+            if holding is not None:
+                found[units] = holding
+            return holding is not None
 
         at = min(max(start, low), high)
         stride = 1
@@ -132,7 +148,7 @@ class Search:
         while at - bad > 1:
             middle = (at + bad) // 2
             at, bad = (middle, bad) if holds(middle) else (at, middle)
-        return (at, *tried[at])
+        return (at, *found[at])
 
     # ------------------------------------------------------------ all models of the GPU
 
@@ -149,7 +165,7 @@ class Search:
             for name, demand in self.demands.items():
                 if name in fixed:
                     continue
-                beside = [(self.demands[o], *state[o]) for o in self.demands if o != name]
+                beside = [as_tenant(self.demands[o], *state[o]) for o in self.demands if o != name]
                 now = state[name][0]
                 units = round((now.share or 1.0) / self.unit)
                 least = self._least(demand, beside, growth, units)
@@ -170,23 +186,34 @@ class Search:
     def total(self, allocations: Mapping[str, Allocation]) -> float:
         return sum(a.share for a in allocations.values() if a.share is not None)
 
-    def widest(self) -> Found | str:
-        """The plan with the largest common growth factor; or the name of the model that cannot be held on this GPU."""
-        base = self.settle(1.0)
-        if isinstance(base, str):
-            return base
-        if self.total(base[0]) > 1 + EPS:
-            return ""
-        least = self.total(base[0])
-        best, headroom = base, 1.0
-        for growth in GROWTHS:
-            wider = self.settle(growth)
-            if isinstance(wider, str) or self.total(wider[0]) > 1 + EPS:
-                break
-            best, headroom = wider, growth
-        allocations = self._with_delays(self._roomier(self._spread(best[0])))
+    def widest(self) -> Found | None:
+        """The plan with the largest common growth factor; None when the models do not fit on this GPU together."""
+        base = self._fits(1.0)
+        if base is None:
+            return None
+        best, low, high = base, 0, len(GROWTHS)  # the first `low` rungs fit, rung `high` does not; the lower rungs are likelier
+        while low < high:
+            middle = (low + min(high, low + 4)) // 2
+            wider = self._fits(GROWTHS[middle])
+            best, low, high = (wider, middle + 1, high) if wider is not None else (best, low, middle)
+        headroom = GROWTHS[low - 1] if low else 1.0
+        allocations = self._with_delays(self._roomier(self._spread(self._best_batches(*best, headroom))))
         served = self.oracle.together(list(self.demands.values()), allocations)
-        return Found(allocations, served, frozenset(self.demands), headroom, least)
+        return Found(allocations, served, frozenset(self.demands), headroom, self.total(base[0]))
+
+    def _fits(self, growth: float) -> tuple[dict[str, Allocation], dict[str, Service]] | None:
+        settled = self.settle(growth)
+        return None if isinstance(settled, str) or self.total(settled[0]) > 1 + EPS else settled
+
+    def _best_batches(self, allocations: dict[str, Allocation], served: dict[str, Service], growth: float) -> dict[str, Allocation]:
+        """Each model's best largest batch at the share found, where the search had been content with one that holds."""
+        out = dict(allocations)
+        for name, demand in self.demands.items():
+            share = allocations[name].share
+            if share is not None:
+                beside = [as_tenant(self.demands[o], allocations[o], served[o]) for o in self.demands if o != name]
+                out[name] = replace(out[name], max_batch_size=self._at(demand, round(share / self.unit), beside, growth)[0])
+        return out
 
     def _spread(self, allocations: dict[str, Allocation]) -> dict[str, Allocation]:
         """What is left of the GPU, given to the models in proportion to their shares: a share unused helps nobody."""
@@ -221,15 +248,23 @@ class Search:
         return max(served[m].p99_ms / d.slo_ms for m, d in self.demands.items())
 
     def _with_delays(self, allocations: dict[str, Allocation]) -> dict[str, Allocation]:
-        """Queue delays where waiting for fuller batches leaves everybody better off (neighbours included)."""
+        """Queue delays where waiting for fuller batches leaves everybody better off (neighbours included).
+
+        Waiting pays only through fewer executions: a delay that leaves the model as busy as it was is not looked at further.
+        """
+        demands = list(self.demands.values())
+        served = self.oracle.together(demands, allocations)
         best, worst = dict(allocations), self._worst(allocations)
         for name, demand in self.demands.items():
+            beside = [as_tenant(d, best[d.model], served[d.model]) for d in demands if d is not demand]
             for fraction in DELAY_FRACTIONS:
-                candidate = dict(best)
-                candidate[name] = replace(best[name], max_queue_delay_us=round(fraction * demand.slo_ms * 1000))
-                value = self._worst(candidate)
+                waiting = replace(best[name], max_queue_delay_us=round(fraction * demand.slo_ms * 1000))
+                alone = self.oracle.served(demand, waiting, beside)
+                if alone.busy > served[name].busy * DELAY_RELIEF or alone.p99_ms > worst * demand.slo_ms:
+                    break
+                value = self._worst({**best, name: waiting})
                 if value < worst * DELAY_GAIN:
-                    best, worst = candidate, value
+                    best, worst = {**best, name: waiting}, value
         return best
 
 
@@ -238,23 +273,24 @@ def find(oracle: Oracle, demands: Sequence[Demand], flat_out: Sequence[Demand] =
 
     ``flat_out`` are let go from the beginning: they get what is left.
     """
+    if not flat_out:
+        found = Search(oracle, sorted(demands, key=lambda d: (d.priority, d.model))).widest()
+        if found is not None:
+            return found
     reasons: dict[str, str] = {}
     needs: dict[str, float] = {}
-    kept = list(demands)
     for demand in demands:  # what no share holds even alone is let go before anything else
         alone = Search(oracle, [demand]).settle(1.0)
         if isinstance(alone, str):
             reasons[demand.model] = _hopeless(oracle, demand)
         else:
             needs[demand.model] = alone[0][demand.model].share or 1.0
-    kept = [d for d in kept if d.model not in reasons]
+    order = [d for d in sorted(demands, key=lambda d: (d.priority, d.model)) if d.model not in reasons]
     gone = [*flat_out, *(d for d in demands if d.model in reasons)]
-    # least important first; among equals the one whose leaving frees most
-    order = sorted(kept, key=lambda d: (d.priority, -needs[d.model], d.model))
     while True:
-        found = _fit(oracle, order, gone)
-        if found is not None:
-            return replace(found, reasons=reasons, needs={m: s for m, s in needs.items() if m in reasons})
+        fit = _fit(oracle, order, gone)
+        if fit is not None:
+            return replace(fit, reasons=reasons, needs={m: s for m, s in needs.items() if m in reasons})
         out = _leaver(order, needs)
         order.remove(out)
         gone.append(out)
@@ -283,8 +319,7 @@ def _hopeless(oracle: Oracle, demand: Demand) -> str:
 def _fit(oracle: Oracle, kept: Sequence[Demand], gone: Sequence[Demand]) -> Found | None:
     """A plan that holds ``kept`` while ``gone`` run flat out on what is left; None if ``kept`` do not fit."""
     if not gone:
-        found = Search(oracle, kept).widest()
-        return found if isinstance(found, Found) else None
+        return Search(oracle, kept).widest()
     if not kept:
         return _all_gone(oracle, gone)
     unit = oracle.model.share_unit
