@@ -2,7 +2,7 @@
 
     python bench/kernels_mean.py
 
-Prints the best of several repetitions (other programs on the machine only ever add), and the machine. The kernel is timed inside a
+Prints the best of many short repetitions (other programs on the machine only ever add), and the machine. The kernel is timed inside a
 compiled loop, as compiled searches call it, and once more through Python.
 """
 
@@ -22,7 +22,7 @@ from igniterd.model.kernels import mean as kernel
 from igniterd.model.own import OwnModel
 
 TENANTS = 12
-REPEAT = 7
+REPEAT = 60
 
 
 @njit
@@ -65,14 +65,14 @@ def figures() -> dict[str, float]:
         return lambda: [what() for _ in range(count)]
 
     return {
-        f"mean latencies of {TENANTS} tenants, kernel": best_us(lambda: repeated(20_000, *fitted, who, batch, share, duty, out), 20_000),
+        f"mean latencies of {TENANTS} tenants, kernel": best_us(lambda: repeated(500, *fitted, who, batch, share, duty, out), 500),
         f"mean latencies of {TENANTS} tenants, from Python": best_us(
             many(2000, lambda: model.latencies_ms(who, batch, share, duty, out)), 2000
         ),
-        "service curve, 32 batches, 3 neighbours": best_us(many(500, lambda: model.service_curve_ms("ssd", 0.3, tenants[:3], 32)), 500),
-        "share curves, 40 x 32, 3 neighbours": best_us(many(50, lambda: model.share_curves_ms("ssd", shares, tenants[:3], 32)), 50),
-        "share curves, 40 x 32, 11 neighbours": best_us(many(50, lambda: model.share_curves_ms("ssd", shares, tenants[:11], 32)), 50),
-        "fit of a profile of four models": best_us(many(3, lambda: OwnModel(builtin_profile("v100"))), 3),
+        "service curve, 32 batches, 3 neighbours": best_us(many(20, lambda: model.service_curve_ms("ssd", 0.3, tenants[:3], 32)), 20),
+        "share curves, 40 x 32, 3 neighbours": best_us(many(3, lambda: model.share_curves_ms("ssd", shares, tenants[:3], 32)), 3),
+        "share curves, 40 x 32, 11 neighbours": best_us(many(3, lambda: model.share_curves_ms("ssd", shares, tenants[:11], 32)), 3),
+        "fit of a profile of four models": best_us(many(1, lambda: OwnModel(builtin_profile("v100")))),
     }
 
 
