@@ -6,6 +6,7 @@ and what would be right. Relative paths are taken from the folder of the configu
 
 from __future__ import annotations
 
+import re
 import socket
 import tomllib
 from pathlib import Path
@@ -158,6 +159,14 @@ class State(Section):
     directory: Path = Path("/var/lib/igniterd")
     """History and the environments of shares. Triton must see ``<directory>/shares`` under the same path."""
 
+    @field_validator("directory")
+    @classmethod
+    def _plain(cls, value: Path) -> Path:
+        # Triton sources <directory>/shares/.../bin/activate in a shell, unquoted: a space there would hang the load for ever
+        if not re.fullmatch(r"[A-Za-z0-9._/+-]+", str(value)):
+            raise ValueError("should have only letters, digits and . _ / + - in its path: Triton gives it to a shell unquoted")
+        return value
+
 
 class Model(Section):
     name: Name
@@ -239,7 +248,7 @@ def _anchored(config: Config, folder: Path) -> Config:
     models = [
         model.model_copy(update={"profile": folder / model.profile}) if model.profile is not None else model for model in config.model
     ]
-    return config.model_copy(update={"model": models, "state": State(directory=folder / config.state.directory)})
+    return config.model_copy(update={"model": models, "state": State.model_validate({"directory": folder / config.state.directory})})
 
 
 def parse_config(text: str, *, source: str, folder: Path | None = None) -> Config:
@@ -252,7 +261,10 @@ def parse_config(text: str, *, source: str, folder: Path | None = None) -> Confi
         config = Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError(source, [_said(problem) for problem in error.errors()]) from error
-    return _anchored(config, folder) if folder is not None else config
+    try:
+        return _anchored(config, folder) if folder is not None else config
+    except ValidationError as error:
+        raise ConfigError(source, [f"state.{_said(problem)}" for problem in error.errors()]) from error
 
 
 def load_config(path: Path) -> Config:

@@ -63,6 +63,15 @@ def test_references_and_duplicates() -> None:
     assert "model 'resnet50': triton 'other' is not one of main" in said
 
 
+def test_a_state_folder_that_a_shell_would_split_is_refused(tmp_path: Path) -> None:
+    assert "state.directory: should have only letters" in problems(GOOD + '[state]\ndirectory = "/var/lib/my shares"\n')
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    (folder / "igniterd.toml").write_text(GOOD + '[state]\ndirectory = "state"\n')
+    with pytest.raises(ConfigError, match=r"state\.directory: should have only letters"):
+        load_config(folder / "igniterd.toml")
+
+
 def test_missing_models_and_broken_toml() -> None:
     assert problems("[host]\nname = 'a'\n") == "model: missing"
     assert problems("[host\n").startswith("not TOML:")

@@ -84,6 +84,7 @@ class Held:
     judged: Mapping[int, Judged] = field(default_factory=dict)  # by GPU
     done: Mapping[str, Done] = field(default_factory=dict)
     refused_until_s: Mapping[str, float] = field(default_factory=dict)
+    refusals_in_a_row: Mapping[str, int] = field(default_factory=dict)
 
     def since_move_s(self, now_s: float) -> float:
         return float("inf") if self.moved_at_s is None else now_s - self.moved_at_s
@@ -139,13 +140,17 @@ def after(held: Held, outcome: Outcome, loads: Mapping[str, Load], rules: Decide
     refused = {m: t for m, t in held.refused_until_s.items() if t > now_s}
     reloads = tuple(at_s for at_s in held.reloads if at_s > now_s - HOUR_S)
     moved_at_s, target, made = held.moved_at_s, held.target, dict(held.done)
+    failures = dict(held.refusals_in_a_row)
     for done in outcome.actuations:
         step = done.step
         reloads = (*reloads, now_s)
         if not done.ok:
-            refused[step.model] = now_s + REFUSED_S
+            # a load that hung hangs again: each failure in a row waits twice as long
+            failures[step.model] = failures.get(step.model, 0) + 1
+            refused[step.model] = now_s + REFUSED_S * 2 ** min(failures[step.model] - 1, 6)
             target = {}
             continue
+        failures.pop(step.model, None)
         moved_at_s = now_s
         last = made.get(step.model)
         again = last is not None and last.allocation == step.after and now_s < last.at_s + SAME_S
@@ -157,4 +162,13 @@ def after(held: Held, outcome: Outcome, loads: Mapping[str, Load], rules: Decide
         else:
             load = loads.get(step.model)
             watches[step.model] = Watch(step.before, now_s, load.measured_mean_ms if load else None, load.rate_per_s if load else 0.0)
-    return replace(held, moved_at_s=moved_at_s, reloads=reloads, target=target, watches=watches, done=made, refused_until_s=refused)
+    return replace(
+        held,
+        moved_at_s=moved_at_s,
+        reloads=reloads,
+        target=target,
+        watches=watches,
+        done=made,
+        refused_until_s=refused,
+        refusals_in_a_row=failures,
+    )

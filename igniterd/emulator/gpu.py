@@ -22,7 +22,7 @@ from igniterd.emulator.truth import DISPERSION_CV, STRAGGLER_CHANCE, STRAGGLER_F
 
 SLICE_S = 0.004  # longest sleep before looking around again: others may have come or gone
 # Triton counts as execution also the way of a batch to the stub process and back, which the tables include already: an execution is
-# taken to have begun so much earlier. Measured on an idle two-core machine, so that Triton's compute time is the table's.
+# taken to have begun so much earlier. Measured on a lightly loaded two-core machine, so that Triton's compute time is the table's.
 HANDOVER_S = 0.0008
 _NEARLY_S = 20e-6  # work left that is not worth another sleep
 

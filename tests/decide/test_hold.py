@@ -33,6 +33,10 @@ def test_a_refused_change_waits() -> None:
     assert not held.target
     assert "its last change failed; next try in 50 s" in why_not_now(held, (GROW,), RULES, 110.0)
     assert why_not_now(held, (GROW,), RULES, 101.0 + REFUSED_S) == ""
+    held = after(held, done(GROW, ok=False), {}, RULES, 200.0)
+    assert "next try in 120 s" in why_not_now(held, (GROW,), RULES, 200.0)
+    held = after(held, done(GROW), load(1.0, 1.0), RULES, 400.0)
+    assert not held.refusals_in_a_row
 
 
 def test_a_change_that_does_not_last_is_not_made_for_ever() -> None:

@@ -27,7 +27,7 @@ def test_one_model_alone_gets_the_whole_gpu_and_all_its_headroom() -> None:
 def test_three_models_fit_together_as_the_measured_tables_say() -> None:
     found = find(ORACLE, [demand("alexnet", 400.0, 15.0), demand("resnet50", 300.0, 40.0), demand("vgg19", 150.0, 60.0)])
     assert found.feasible
-    assert 0.75 < found.least_share <= 0.95  # measured: 82.5 % at the SLOs themselves
+    assert 0.8 < found.least_share < 1  # measured tables: 82.5 %; planned with upper bounds
     assert sum(a.share for a in found.allocations.values()) <= 1 + 1e-9
     assert all(found.served[d].p99_ms <= slo for d, slo in (("alexnet", 15), ("resnet50", 40), ("vgg19", 60)))
 
