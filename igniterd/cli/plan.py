@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,9 +14,15 @@ import typer
 from igniterd.cli.common import cannot
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from igniterd.planner.records import ProvisionPlan
+    from igniterd.planner.strategies import Request
+    from igniterd.planner.sweep import Sweep
+    from igniterd.planner.workloads import Infeasible
 
 StrategyName = Literal["igniterd", "igniter", "ffd+", "ffd++", "gslice+", "gpu-lets+"]
+Points = list[tuple[float, "ProvisionPlan"]]
 
 
 def register(app: typer.Typer) -> None:
@@ -23,52 +30,153 @@ def register(app: typer.Typer) -> None:
     app.command(name="plan")(plan)
 
 
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What is asked, read and checked."""
+
+    request: Request
+    strategy: StrategyName
+    rejected: tuple[Infeasible, ...]
+    sweep: Sweep | None
+
+
 def plan(
     workloads: Annotated[Path, typer.Argument(metavar="WORKLOADS", help="CSV or TOML: workload, model, slo_p99_ms, rate_per_s.")],
     gpu: Annotated[
         list[str] | None,
         typer.Option(
-            help="A kind of GPU, NAME_OR_PROFILE[@PRICE_PER_HOUR[xMOST]]: v100, v100@2.48, t4.json@0.5x8. Repeat to mix.",
+            help="A kind of GPU, NAME_OR_PROFILE[@PRICE_PER_HOUR[xMOST]]: v100, v100@2.48, t4.json@0.5x8; repeatable.",
             show_default="v100",
         ),
     ] = None,
     strategy: Annotated[StrategyName, typer.Option(help="How to plan.")] = "igniterd",
     arrivals: Annotated[Literal["poisson", "constant"], typer.Option(help="Arrivals of workloads that name none.")] = "poisson",
+    burstiness: Annotated[
+        float | None, typer.Option(min=0.0, help="Instead of --arrivals: squared coefficient of variation of the gaps between requests.")
+    ] = None,
+    start: Annotated[Path | None, typer.Option("--from", metavar="PLAN.json", help="Start from this running plan and move little.")] = None,
+    max_moves: Annotated[int | None, typer.Option(min=0, help="With --from: move at most so many tenants.")] = None,
+    sweep: Annotated[str | None, typer.Option(help="What if: rate=0.5..3 or slo=0.8..2, factors; :N points.")] = None,
+    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Level of the upper bound of service times.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Of the search's random choices; the same seed gives the same plan.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the plan, or the sweep, into this file (png, svg, pdf).")] = None,
+    emit: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write what every GPU host needs into this new folder.")] = None,
     output: Annotated[Literal["table", "json"], typer.Option("--format", help="How to print.")] = "table",
 ) -> None:
     """Plan the fewest GPUs that hold every P99: exit 1 when a workload cannot be planned, each named with its reason."""
+    if max_moves is not None and start is None:
+        raise typer.BadParameter("needs --from PLAN.json, the plan the moves are counted from", param_hint="--max-moves")
+    if sweep is not None and (start is not None or emit is not None):
+        raise typer.BadParameter("cannot go with --from or --emit", param_hint="--sweep")
     with cannot():
-        answer = _answer(workloads, gpu or ["v100"], strategy, arrivals)
-    _print(answer, output)
-    for entry in answer.infeasible:
-        print(f"igniterd plan: {entry.workload}: {entry.reason}", file=sys.stderr)
-    if not answer.feasible:
+        task = _task(workloads, gpu or ["v100"], strategy, _process(arrivals, burstiness), (start, max_moves), sweep, (level, seed))
+        if plot is not None:
+            from igniterd.planner.plot import check_path
+
+            check_path(plot)
+        feasible = _swept(task, output, plot) if task.sweep else _planned(task, output, plot, emit)
+    if not feasible:
         raise typer.Exit(1)
 
 
-def _answer(path: Path, gpus: list[str], strategy: StrategyName, arrivals: str) -> ProvisionPlan:
-    from igniterd.planner import strategies
-    from igniterd.planner.exact import assess
+def _process(arrivals: str, burstiness: float | None) -> float:
+    from igniterd.planner.workloads import ARRIVALS
+
+    return ARRIVALS[arrivals] if burstiness is None else burstiness
+
+
+def _task(
+    path: Path,
+    gpus: list[str],
+    strategy: StrategyName,
+    burstiness: float,
+    running: tuple[Path | None, int | None],
+    sweep: str | None,
+    how: tuple[float, int],
+) -> _Task:
     from igniterd.planner.gpus import parse_gpu
-    from igniterd.planner.workloads import ARRIVALS, read_workloads
+    from igniterd.planner.records import read_plan
+    from igniterd.planner.strategies import Request
+    from igniterd.planner.sweep import parse_sweep
+    from igniterd.planner.workloads import read_workloads
 
     found, rejected = read_workloads(path)
-    request = strategies.Request(found, tuple(parse_gpu(text) for text in gpus), ARRIVALS[arrivals])
-    strategies.prepare(request, strategy)
+    start = read_plan(running[0]) if running[0] is not None else None
+    kinds = tuple(parse_gpu(text) for text in gpus)
+    request = Request(found, kinds, burstiness, level=how[0], seed=how[1], start=start, max_moves=running[1])
+    return _Task(request, strategy, rejected, parse_sweep(sweep) if sweep is not None else None)
+
+
+def _timed(task: _Task) -> ProvisionPlan:
+    """The plan, with the time planning took: reading, fitting the models and loading compiled code are not counted."""
+    from igniterd.planner import strategies
+    from igniterd.planner.exact import assess
+
+    strategies.prepare(task.request, task.strategy)
     start = time.perf_counter()
-    answer = strategies.plan(request, strategy, rejected)
+    answer = strategies.plan(task.request, task.strategy, task.rejected)
     answer = answer.timed(time.perf_counter() - start)
-    return answer if strategy == "igniterd" else assess(answer, request.gpus, request.burstiness_by_name(), level=request.level)
+    if task.strategy == "igniterd":
+        return answer
+    return assess(answer, task.request.gpus, task.request.burstiness_by_name(), level=task.request.level)
 
 
-def _print(answer: ProvisionPlan, output: str) -> None:
+def _planned(task: _Task, output: str, plot: Path | None, emit: Path | None) -> bool:
+    from igniterd.planner.render import plan_table
+
+    answer = _timed(task)
     if output == "json":
         print(json.dumps(answer.as_json(), indent=1, allow_nan=False))
-        return
-    from rich.console import Console
+    else:
+        _show(plan_table(answer))
+    if plot is not None:
+        from igniterd.planner.plot import plot_plan
 
-    from igniterd.planner.render import plan_table
+        plot_plan(answer, plot)
+    if emit is not None:
+        from igniterd.cli.plan_emit import emit as write
+
+        made = write(answer, {gpu.name: gpu.profile for gpu in task.request.gpus}, emit)
+        print(f"igniterd plan: {len(made)} hosts written to {emit}", file=sys.stderr)
+    for entry in answer.infeasible:
+        print(f"igniterd plan: {entry.workload}: {entry.reason}", file=sys.stderr)
+    return answer.feasible
+
+
+def _swept(task: _Task, output: str, plot: Path | None) -> bool:
+    from igniterd.planner.sweep import scaled
+
+    if task.sweep is None:
+        raise ValueError("no sweep was asked for")
+    points: Points = []
+    for factor in task.sweep.factors:
+        points.append((factor, _timed(replace(task, request=scaled(task.request, task.sweep.what, factor)))))
+        if sys.stderr.isatty():
+            print(
+                f"\r{len(points)} of {len(task.sweep.factors)} plans",
+                end="" if len(points) < len(task.sweep.factors) else "\n",
+                file=sys.stderr,
+            )
+    if output == "json":
+        print(json.dumps([{task.sweep.what: factor, **answer.as_json()} for factor, answer in points], indent=1, allow_nan=False))
+    else:
+        from igniterd.planner.render import sweep_table
+
+        _show(sweep_table(task.sweep.what, points))
+    if plot is not None:
+        from igniterd.planner.plot import plot_sweep
+
+        plot_sweep(task.sweep.what, points, plot)
+    for name in sorted(
+        {(entry.workload, f"at {factor:g} times: {entry.reason}") for factor, answer in points for entry in answer.infeasible}
+    ):
+        print(f"igniterd plan: {name[0]}: {name[1]}", file=sys.stderr)
+    return all(answer.feasible for _, answer in points)
+
+
+def _show(table: RenderableType) -> None:
+    from rich.console import Console
 
     console = Console()
     console.width = max(console.width, 116)
-    console.print(plan_table(answer))
+    console.print(table)

@@ -18,6 +18,7 @@ _ROUNDS = 8
 _TOLERANCE = 1.0 + 1e-9
 _CORRECTION = (0.8, 1.1)
 """The tables are believed to be wrong by no more than this."""
+_TRIES = 6
 _BELOW = 0.998
 """A corrected goal aims this far below the SLO, so that rounding does not bring the miss back."""
 
@@ -29,7 +30,7 @@ class Placed:
     problem: Problem
     groups: list[Group]
     placements: list[list[Placement]]
-    unplaced: list[int]  # items for which there is no GPU left
+    unplaced: dict[int, str]  # items without a place, and why
 
     @property
     def missing(self) -> list[int]:
@@ -42,7 +43,7 @@ def check(problem: Problem, settler: Settler, packs: Sequence[Pack], level: floa
     groups = [settler.group(kind, items) for kind, items in packs]
     placements = [place(problem, group) for group in groups]
     evaluate([(problem.gpus[group.kind], p) for group, p in zip(groups, placements, strict=True)], level=level)
-    return Placed(problem, groups, placements, [])
+    return Placed(problem, groups, placements, {})
 
 
 def misses(problem: Problem, group: Group, placements: Sequence[Placement]) -> bool:
@@ -65,11 +66,31 @@ def correct(problem: Problem, group: Group, placements: Sequence[Placement], fac
         problem.set_item(item, goal_ms=slo * _BELOW * factor * min(_CORRECTION[1], max(_CORRECTION[0], ratio)))
 
 
-def mend(placed: Placed, settler: Settler, level: float) -> Placed:
+class Moves:
+    """How many tenants may still be moved off the GPU they are on; items in ``free`` move for nothing (they are on none yet)."""
+
+    def __init__(self, most: float = math.inf, free: Sequence[int] = ()) -> None:
+        self.left, self.free = most, set(free)
+
+    def allow(self, item: int) -> bool:
+        """Count a move of this item; false, and nothing counted, when none is left."""
+        if item in self.free:
+            return True
+        if self.left < 1:
+            return False
+        self.left -= 1
+        return True
+
+
+NO_MOVE_LEFT = "would have to move to another GPU, and the moves allowed are used up"
+
+
+def mend(placed: Placed, settler: Settler, level: float, moves: Moves | None = None) -> Placed:
     """Correct the goals where a P99 misses and settle again, moving who no longer fits, until nobody misses.
 
-    Who still misses in the end gets a GPU of its own; who misses even there is left ``unplaced``.
+    Who still misses in the end gets a GPU of its own, or replicas on several; who misses even then is left ``unplaced``.
     """
+    moves = moves or Moves()
     problem, groups, placements = placed.problem, placed.groups, placed.placements
     for turn in range(_ROUNDS):
         missing = [g for g in range(len(groups)) if misses(problem, groups[g], placements[g])]
@@ -77,14 +98,14 @@ def mend(placed: Placed, settler: Settler, level: float) -> Placed:
             break
         for g in missing:
             correct(problem, groups[g], placements[g], 0.997**turn)
-        changed = _resettle(problem, settler, groups, missing)
+        changed = resettle(problem, settler, groups, missing, moves, placed.unplaced)
         placements += [[] for _ in range(len(groups) - len(placements))]
         for g in changed:
             placements[g] = place(problem, groups[g])
         evaluate([(problem.gpus[groups[g].kind], placements[g]) for g in changed], level=level)
-    unplaced = _isolate(problem, settler, groups, placements, level)
+    _isolate(placed, settler, level)
     kept = [g for g, group in enumerate(groups) if group.items]
-    return Placed(problem, [groups[g] for g in kept], [placements[g] for g in kept], placed.unplaced + unplaced)
+    return Placed(problem, [groups[g] for g in kept], [placements[g] for g in kept], placed.unplaced)
 
 
 def place(problem: Problem, group: Group) -> list[Placement]:
@@ -116,10 +137,18 @@ def table_p99(problem: Problem, group: Group, k: int, units: int) -> float:
     return float(packing.p99_ms(t, group.kind, queue, model, units, group.option[k], rate, group.stretch[k]))
 
 
-def _resettle(problem: Problem, settler: Settler, groups: list[Group], missing: Sequence[int]) -> list[int]:
-    """Settle these GPUs again; tenants that no longer fit move to others or to new ones. The GPUs that changed."""
+def resettle(
+    problem: Problem,
+    settler: Settler,
+    groups: list[Group],
+    missing: Sequence[int],
+    moves: Moves,
+    unplaced: dict[int, str],
+    homeless: Sequence[int] = (),
+) -> list[int]:
+    """Settle these GPUs again; tenants that no longer fit, and the ``homeless``, move to others or to new ones. The GPUs that changed."""
     changed = set(missing)
-    homeless: list[int] = []
+    homeless = list(homeless)
     for g in missing:
         kind, items = groups[g].kind, list(groups[g].items)
         while len(items) > 1 and not settler.fits(kind, items):
@@ -132,6 +161,9 @@ def _resettle(problem: Problem, settler: Settler, groups: list[Group], missing: 
     packs = [(group.kind, group.items) for group in groups]
     left = []
     for item in sorted(homeless, key=lambda i: -int(problem.alone[:, i].min())):
+        if not moves.allow(item):
+            unplaced[item] = NO_MOVE_LEFT
+            continue
         host = best_host(problem, settler, packs, item, _roomy(problem, groups, item), {})
         if host is None:
             left.append(item)
@@ -148,22 +180,29 @@ def _resettle(problem: Problem, settler: Settler, groups: list[Group], missing: 
     return sorted(changed)
 
 
-def _isolate(problem: Problem, settler: Settler, groups: list[Group], placements: list[list[Placement]], level: float) -> list[int]:
-    """The last resort: tenants of GPUs that still miss, each on its own; items that miss even so."""
-    hopeless: list[int] = []
-    for g in [g for g in range(len(groups)) if misses(problem, groups[g], placements[g])]:
-        kind, items = groups[g].kind, groups[g].items
-        groups[g], placements[g] = Group(kind, []), []
-        for item in items:
+def _isolate(placed: Placed, settler: Settler, level: float) -> None:
+    """The last resort: tenants of GPUs that still miss, each on its own, in as many replicas as it takes."""
+    problem, groups, placements = placed.problem, placed.groups, placed.placements
+    queue: list[tuple[int, int, int]] = []  # kind, item, tries
+    for g in placed.missing:
+        queue += [(groups[g].kind, item, 0) for item in groups[g].items]
+        groups[g], placements[g] = Group(groups[g].kind, []), []
+    while queue:
+        kind, item, tries = queue.pop()
+        if tries > _TRIES:
+            placed.unplaced[item] = "no placement was found whose P99 holds when it is evaluated exactly"
+        elif problem.alone[kind, item] > problem.tables.units[kind]:
+            queue += [(kind, item, tries + 1), (kind, problem.split(item), tries + 1)]
+        else:
             alone = settler.group(kind, [item])
             placement = place(problem, alone)
             evaluate([(problem.gpus[kind], placement)], level=level)
             if misses(problem, alone, placement):
-                hopeless.append(item)
+                correct(problem, alone, placement, 0.99)
+                queue.append((kind, item, tries + 1))
             else:
                 groups.append(alone)
                 placements.append(placement)
-    return hopeless
 
 
 def _roomy(problem: Problem, groups: Sequence[Group], item: int) -> list[int]:

@@ -30,7 +30,7 @@ def plan_own(
 ) -> ProvisionPlan:
     """The plan of igniterd's strategy."""
     problem = pose(workloads, gpus, burstiness, level=level)
-    return to_plan(_within_stock(solve(problem, level, seed)), burstiness)
+    return to_plan(within_stock(solve(problem, level, seed)), burstiness)
 
 
 def solve(problem: Problem, level: float, seed: int) -> Placed:
@@ -49,7 +49,7 @@ def solve(problem: Problem, level: float, seed: int) -> Placed:
     return best or mend(found, settler, level)
 
 
-def _within_stock(placed: Placed) -> Placed:
+def within_stock(placed: Placed) -> Placed:
     """Take back the least filled GPUs of a kind beyond the number there are."""
     problem = placed.problem
     for kind, gpu in enumerate(problem.gpus):
@@ -57,7 +57,7 @@ def _within_stock(placed: Placed) -> Placed:
         if gpu.most is None or len(mine) <= gpu.most:
             continue
         over = set(sorted(mine, key=lambda g: -sum(float(problem.alone[kind, i]) for i in placed.groups[g].items))[gpu.most :])
-        placed.unplaced += [i for g in over for i in placed.groups[g].items]
+        placed.unplaced.update({i: f"needs a GPU beyond the {gpu.most} {gpu.name} there are" for g in over for i in placed.groups[g].items})
         keep = [g for g in range(len(placed.groups)) if g not in over]
         placed = Placed(problem, [placed.groups[g] for g in keep], [placed.placements[g] for g in keep], placed.unplaced)
     return placed
@@ -83,8 +83,8 @@ def to_plan(placed: Placed, burstiness: float) -> ProvisionPlan:
         kind = problem.gpus[group.kind]
         seats = tuple(_seat(problem, item, p) for item, p in zip(group.items, placements, strict=True))
         gpus.append(PlannedGpu(kind.name, seats, kind.price_per_hour))
-    lost = sorted({int(problem.parent[i]) for i in placed.unplaced})
-    out_of_stock = [Infeasible(problem.workloads[w].name, "needs a GPU more than there are of any kind that could take it") for w in lost]
+    lost = {int(problem.parent[item]): why for item, why in placed.unplaced.items()}
+    out_of_stock = [Infeasible(problem.workloads[w].name, why) for w, why in sorted(lost.items())]
     bound, cost = lower_bounds(problem)
     return ProvisionPlan("igniterd", burstiness, tuple(gpus), (*problem.rejected, *out_of_stock), bound, cost)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -86,6 +86,24 @@ class Problem:
         self.stamp[item] = next(self._stamps)
         self.alone[:, item] = needs(self.tables, pick(self.items, np.array([item])))[:, 0]
 
+    def merge(self, groups: list[tuple[int, list[int]]]) -> list[tuple[int, list[int]]]:
+        """Make one replica of those of the same workload on the same GPU; the groups with the items' new numbers."""
+        gone: set[int] = set()
+        for _, members in groups:
+            first: dict[int, int] = {}
+            for item in members:
+                kept = first.setdefault(int(self.parent[item]), item)
+                if kept != item:
+                    self.set_item(kept, rate=float(self.items.rate[kept] + self.items.rate[item]))
+                    gone.add(item)
+        if not gone:
+            return groups
+        keep = np.array([i for i in range(self.items.model.size) if i not in gone], dtype=np.int64)
+        number = {int(item): new for new, item in enumerate(keep)}
+        self.items, self.parent, self.alone = pick(self.items, keep), self.parent[keep], self.alone[:, keep]
+        self.stamp = [next(self._stamps) for _ in keep]
+        return [(kind, [number[i] for i in members if i not in gone]) for kind, members in groups]
+
     def split_unfit(self) -> None:
         """Halve what fits no GPU alone until everything does."""
         while True:
@@ -109,8 +127,18 @@ def _memory(gpu: GpuType, model: str) -> int:
     return (gpu.memory_bytes(model) or 0) if model in gpu.profile.models else 0
 
 
-def pose(workloads: Sequence[Workload], gpus: tuple[GpuType, ...], burstiness: float, *, level: float = LEVEL) -> Problem:
-    """Set the problem up; workloads that cannot be planned go to ``rejected`` with what would be possible."""
+def pose(
+    workloads: Sequence[Workload],
+    gpus: tuple[GpuType, ...],
+    burstiness: float,
+    *,
+    level: float = LEVEL,
+    parts: Mapping[str, Sequence[float]] | None = None,
+) -> Problem:
+    """Set the problem up; workloads that cannot be planned go to ``rejected`` with what would be possible.
+
+    ``parts``: rates (requests/s) of the replicas that workloads, by name, have already; others get as many as they need.
+    """
     known = sorted({name for gpu in gpus for name in gpu.model.models})
     rejected = [Infeasible(w.name, _unknown(w.model, known)) for w in workloads if w.model not in known]
     kept = [w for w in workloads if w.model in known]
@@ -132,7 +160,7 @@ def pose(workloads: Sequence[Workload], gpus: tuple[GpuType, ...], burstiness: f
     for kind in range(len(gpus)):
         packing.bound_units(tables, items, kind, alone[kind], problem.bound[kind])
     _reject_hopeless(problem)
-    _split_large(problem)
+    _split_large(problem, parts or {})
     problem.stamp = [0] * problem.parent.size
     return problem
 
@@ -202,22 +230,23 @@ def _why(problem: Problem, w: int, most: float) -> Infeasible:
     return Infeasible(workload.name, f"{reason}; the least SLO at {workload.rate_per_s:g}/s on one GPU is {at_rate:.2f} ms", at_rate)
 
 
-def _split_large(problem: Problem) -> None:
-    """Replace every item that fits no GPU alone by the fewest equal replicas that each do, with room for some interference."""
+def _split_large(problem: Problem, parts: Mapping[str, Sequence[float]]) -> None:
+    """Replace every item that fits no GPU alone by the fewest equal replicas that each do, and those of ``parts`` by what is given."""
     t = problem.tables
     fits: NDArray[np.bool_] = np.any(problem.alone <= t.units[:, None], axis=0)
-    if fits.all():
+    which: list[int] = []
+    rates: list[float] = []
+    for w, workload in enumerate(problem.workloads):
+        given = parts.get(workload.name)
+        if given is None and not fits[w]:
+            most = max(_largest_rate(problem, kind, w) for kind in range(len(problem.gpus)))
+            count = max(2, math.ceil(workload.rate_per_s / most - 1e-9))
+            given = [workload.rate_per_s / count] * count
+        rates += given or [workload.rate_per_s]
+        which += [w] * len(given or [0])
+    if len(which) == fits.size and not parts:
         return
-    parts: list[tuple[int, int]] = []
-    for w in range(fits.size):
-        if fits[w]:
-            parts.append((w, 1))
-            continue
-        most = max(_largest_rate(problem, kind, w) for kind in range(len(problem.gpus)))
-        parts.append((w, max(2, math.ceil(problem.workloads[w].rate_per_s / most - 1e-9))))
-    which = np.repeat([w for w, _ in parts], [n for _, n in parts]).astype(np.int64)
-    split = np.repeat([n for _, n in parts], [n for _, n in parts]).astype(np.float64)
-    items = pick(problem.items, which)
-    problem.items = items._replace(rate=items.rate / split)
-    problem.parent = which
+    items = pick(problem.items, np.array(which, dtype=np.int64))
+    problem.items = items._replace(rate=np.array(rates, dtype=np.float64) / 1e3)
+    problem.parent = np.array(which, dtype=np.int64)
     problem.alone = needs(t, problem.items)

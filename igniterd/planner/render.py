@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from rich.console import Group
 from rich.table import Table
@@ -82,3 +83,22 @@ def _bar(start: float, length: float) -> str:
     """A bar of ``_BAR`` cells for the whole GPU with the tenant's part filled."""
     first, last = round(start * _BAR), max(round(start * _BAR) + 1, round((start + length) * _BAR))
     return "".join("█" if first <= cell < last else "·" for cell in range(_BAR))
+
+
+def sweep_table(what: str, points: Sequence[tuple[float, ProvisionPlan]]) -> Table:
+    """A row a factor: GPUs by kind, bound, cost, what could not be planned."""
+    table = Table(f"{what} x", "GPUs", "", "lower bound", "cost/h", "planned in", "not planned", box=None, pad_edge=False)
+    for column in (0, 1, 3, 4, 5):
+        table.columns[column].justify = "right"
+    most = max((len(plan.gpus) for _, plan in points), default=1) or 1
+    for factor, plan in points:
+        table.add_row(
+            f"{factor:.3g}",
+            str(len(plan.gpus)),
+            "█" * round(30 * len(plan.gpus) / most),
+            "" if plan.lower_bound_gpus is None else f"{plan.lower_bound_gpus:.2f}",
+            "" if plan.cost_per_hour is None else f"{plan.cost_per_hour:.2f}",
+            f"{1e3 * plan.planning_s:.0f} ms",
+            ", ".join(entry.workload for entry in plan.infeasible),
+        )
+    return table

@@ -34,7 +34,7 @@ def pack(problem: Problem, settler: Settler, seed: int = 0) -> list[Pack]:
     groups = empty_worst(problem, settler, groups)
     if 2 <= problem.parent.size <= SMALL:
         groups = squeeze(problem, settler, groups, seed)
-    return groups
+    return problem.merge(groups)
 
 
 def choose_kinds(problem: Problem) -> I64:
@@ -81,8 +81,13 @@ def rounds(items: int) -> int:
     return 24 if items <= 200 else 4 if items <= 2000 else 2
 
 
-def empty_worst(problem: Problem, settler: Settler, groups: list[Pack], tries: int = 12) -> list[Pack]:
-    """Empty the GPUs with least on them into the others, while that succeeds; give up after ``tries`` that cannot be emptied."""
+def empty_worst(
+    problem: Problem, settler: Settler, groups: list[Pack], tries: int = 12, most_tenants: int = 64, once: bool = False
+) -> list[Pack]:
+    """Empty the GPUs with least on them into the others, while that succeeds; give up after ``tries`` that cannot be emptied.
+
+    Only GPUs with at most ``most_tenants`` are emptied; ``once``: no more than one of them.
+    """
     t = problem.tables
 
     def weight(group: Pack) -> float:
@@ -90,7 +95,8 @@ def empty_worst(problem: Problem, settler: Settler, groups: list[Pack], tries: i
         price = problem.gpus[kind].price_per_hour or 1.0
         return float(problem.alone[kind, members].sum()) / int(t.units[kind]) / price
 
-    queue = sorted(range(len(groups)), key=lambda g: weight(groups[g]))[:tries]
+    small = [g for g in range(len(groups)) if len(groups[g][1]) <= most_tenants]
+    queue = sorted(small, key=lambda g: weight(groups[g]))[:tries]
     gone: set[int] = set()
     for g in queue:
         hosts = [h for h in range(len(groups)) if h != g and h not in gone]
@@ -99,6 +105,8 @@ def empty_worst(problem: Problem, settler: Settler, groups: list[Pack], tries: i
             gone.add(g)
             for host, members in new.items():
                 groups[host] = (groups[host][0], members)
+            if once:
+                break
     return [group for g, group in enumerate(groups) if g not in gone]
 
 

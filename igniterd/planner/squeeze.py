@@ -11,9 +11,11 @@ from igniterd.planner.settle import Pack, Settler
 
 SMALL = 60
 """Up to so many items the search is worth its time."""
-_STEPS = 1500
+_STEPS = 1000
 _HEAT = 1.5
 """Units of overflow a step may add at the start, on average; falls to nothing at the end (simulated annealing)."""
+_NEAR = 6
+"""Only a search that came within so many units of success is tried again with splits."""
 _SPLITS = 3
 """Items split in two, largest first, when the others will not fit otherwise."""
 _SHIFT = 0.2
@@ -25,7 +27,10 @@ def squeeze(problem: Problem, settler: Settler, groups: list[Pack], seed: int) -
     rng = np.random.default_rng(seed)
     while len(groups) > max(1, least_gpus(problem)):
         spare = max(range(len(groups)), key=lambda g: (_price(problem, groups[g]), -_alone(problem, groups[g])))
-        fewer = _Descent(problem, settler, groups, spare, rng).run() or _with_splits(problem, settler, groups, spare, rng)
+        descent = _Descent(problem, settler, groups, spare, rng)
+        fewer = descent.run()
+        if fewer is None and descent.least <= _NEAR:
+            fewer = _with_splits(problem, settler, groups, spare, rng)
         if fewer is None:
             return groups
         groups = fewer
@@ -72,6 +77,7 @@ class _Descent:
             over = [self.overflow(g, [*items, item]) for g, items in enumerate(self.members)]
             self.members[int(np.argmin(over))].append(item)
         self.cost = [self.overflow(g, items) for g, items in enumerate(self.members)]
+        self.least = sum(self.cost)
         self.replicated = np.unique(problem.parent).size < problem.parent.size
 
     def run(self) -> list[Pack] | None:
@@ -82,6 +88,7 @@ class _Descent:
             if not over:
                 return [(kind, items) for kind, items in zip(self.kinds, self.members, strict=True) if items]
             g = over[int(self.rng.integers(len(over)))]
+            self.least = min(self.least, sum(self.cost))
             heat = _HEAT * (1 - step / _STEPS)
             if self.replicated and self.rng.random() < _SHIFT:
                 self._shift(g, heat)

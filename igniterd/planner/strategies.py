@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from igniterd.errors import ConfigError
 from igniterd.planner import published
 from igniterd.planner.baselines import gpu_lets, gslice
 from igniterd.planner.exact import LEVEL
 from igniterd.planner.gpus import GpuType, check_gpus
 from igniterd.planner.own import plan_own
 from igniterd.planner.records import PlannedGpu, ProvisionPlan
+from igniterd.planner.replan import replan
 from igniterd.planner.workloads import Infeasible, Workload
 
 Strategy = Literal["igniterd", "igniter", "ffd+", "ffd++", "gslice+", "gpu-lets+"]
@@ -28,6 +30,9 @@ class Request:
     burstiness: float = 1.0
     level: float = LEVEL
     seed: int = 0
+    start: ProvisionPlan | None = None
+    """A running plan to start from (strategy igniterd only); :mod:`igniterd.planner.replan`."""
+    max_moves: int | None = None
 
     def burstiness_by_name(self) -> dict[str, float]:
         """Arrival process of every workload, by name."""
@@ -42,8 +47,15 @@ def plan(request: Request, strategy: Strategy = "igniterd", rejected: Sequence[I
     """
     check_gpus(request.gpus)
     if strategy == "igniterd":
-        own = plan_own(request.workloads, request.gpus, request.burstiness, level=request.level, seed=request.seed)
+        if request.start is None:
+            own = plan_own(request.workloads, request.gpus, request.burstiness, level=request.level, seed=request.seed)
+        else:
+            own = replan(
+                request.start, request.workloads, request.gpus, request.burstiness, max_moves=request.max_moves, level=request.level
+            )
         return replace(own, infeasible=(*rejected, *own.infeasible))
+    if request.start is not None:
+        raise ConfigError("--from", [f"strategy {strategy} plans from nothing; only igniterd starts from a running plan"])
     plans = [_on_one_kind(request, gpu, strategy) for gpu in request.gpus]
     best = min(plans, key=lambda p: (len(p.infeasible), math.inf if p.cost_per_hour is None else p.cost_per_hour, len(p.gpus)))
     return replace(best, infeasible=(*rejected, *best.infeasible))
@@ -55,7 +67,7 @@ def prepare(request: Request, strategy: Strategy) -> None:
     first: dict[str, Workload] = {}
     for workload in request.workloads:
         first.setdefault(workload.model, workload)
-    plan(replace(request, workloads=tuple(first.values())[:2]), strategy)
+    plan(replace(request, workloads=tuple(first.values())[:2], start=None), strategy)
 
 
 def _on_one_kind(request: Request, gpu: GpuType, strategy: Strategy) -> ProvisionPlan:

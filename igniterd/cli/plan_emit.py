@@ -1,0 +1,87 @@
+"""``igniterd plan --emit DIR``: what makes a plan real, a folder for each GPU host.
+
+    DIR/gpu-000-v100/igniterd.toml          configuration of the daemon, with the models and SLOs of this GPU
+    DIR/gpu-000-v100/v100.profile.json      the profile the plan was made with
+    DIR/gpu-000-v100/overrides/W1.json      fields of Triton's model configuration: merge, or load the model with
+    DIR/gpu-000-v100/state/shares/20/       the environment that gives a Python-backend model its MPS share
+
+A model on Triton is named after its workload, since two workloads may use the same profiled model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from igniterd.clients.shares import prepare_share
+from igniterd.clients.triton_config import with_allocation
+from igniterd.config import parse_config
+from igniterd.errors import ConfigError
+from igniterd.model import Profile
+from igniterd.planner.records import PlannedGpu, ProvisionPlan, Seat
+from igniterd.records import Allocation
+
+_STATE = "/var/lib/igniterd"
+_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def emit(plan: ProvisionPlan, profiles: Mapping[str, Profile], folder: Path) -> list[Path]:
+    """Write the folders and return them; ``profiles`` by kind of GPU. Raises :class:`ConfigError` where ``folder`` is not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--emit {folder}", ["is there already and not empty; give a new folder"])
+    made = []
+    for number, gpu in enumerate(plan.gpus):
+        host = folder / f"gpu-{number:03d}-{_safe(gpu.gpu)}"
+        (host / "overrides").mkdir(parents=True)
+        profile = f"{_safe(gpu.gpu)}.profile.json"
+        profiles[gpu.gpu].subset(sorted({seat.model for seat in gpu.tenants})).save(host / profile)
+        names = _names(gpu.tenants)
+        text = _config(host.name, gpu, names, profile)
+        parse_config(text, source=f"{host.name}/igniterd.toml")  # what is written is what the daemon will accept
+        (host / "igniterd.toml").write_text(text, encoding="utf-8")
+        for seat, name in zip(gpu.tenants, names, strict=True):
+            (host / "overrides" / f"{name}.json").write_text(json.dumps(_override(seat, name), indent=1) + "\n", encoding="utf-8")
+            prepare_share(host / "state" / "shares", seat.share)
+        made.append(host)
+    return made
+
+
+def _safe(name: str) -> str:
+    return _NAME.sub("-", name).strip("-.") or "model"
+
+
+def _names(seats: Sequence[Seat]) -> list[str]:
+    """Names Triton and the configuration accept, one a tenant."""
+    names: list[str] = []
+    for seat in seats:
+        name, n = _safe(seat.workload), 2
+        while name in names:
+            name, n = f"{_safe(seat.workload)}-{n}", n + 1
+        names.append(name)
+    return names
+
+
+def _config(host: str, gpu: PlannedGpu, names: Sequence[str], profile: str) -> str:
+    lines = ["[host]", f"name = {json.dumps(host)}", "", "[state]", f"directory = {json.dumps(_STATE)}", ""]
+    for seat, name in zip(gpu.tenants, names, strict=True):
+        lines += [
+            "[[model]]",
+            f"name = {json.dumps(name)}",
+            f"slo_p99_ms = {seat.slo_p99_ms:g}",
+            f"profile = {json.dumps(profile)}",
+            f"profile_model = {json.dumps(seat.model)}",
+            f"min_share = {min(0.05, seat.share):g}",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _override(seat: Seat, name: str) -> dict[str, object]:
+    """The fields of Triton's configuration that the plan sets, for a Python-backend model."""
+    base = {"name": name, "backend": "python", "max_batch_size": seat.max_batch_size + 1, "instance_group": [{"count": 1}]}
+    target = Allocation(seat.share, seat.max_batch_size, seat.max_queue_delay_us)
+    made = with_allocation(base, target, f"{_STATE}/shares")
+    kept = ("name", "backend", "max_batch_size", "dynamic_batching", "instance_group", "parameters")
+    return {key: made[key] for key in kept if key in made}
