@@ -16,6 +16,7 @@ VERBS: tuple[str, ...] = (
     "show",
     "plan",
     "predict",
+    "simulate",
     "demo",
 )
 """Modules of this package that have ``register(app)``, in the order of ``--help``."""
