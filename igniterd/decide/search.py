@@ -191,11 +191,12 @@ class Search:
         base = self._fits(1.0)
         if base is None:
             return None
-        best, low, high = base, 0, len(GROWTHS)  # the first `low` rungs fit, rung `high` does not; the lower rungs are likelier
+        best, low, high = base, 0, len(GROWTHS)  # the first `low` rungs fit, rung `high` does not
+        rung = max(0, sum(growth * self.total(base[0]) <= 1 for growth in GROWTHS) - 1)  # shares grow about as rates do
         while low < high:
-            middle = (low + min(high, low + 4)) // 2
-            wider = self._fits(GROWTHS[middle])
-            best, low, high = (wider, middle + 1, high) if wider is not None else (best, low, middle)
+            wider = self._fits(GROWTHS[rung])
+            best, low, high = (wider, rung + 1, high) if wider is not None else (best, low, rung)
+            rung = min(rung + 1, high - 1) if wider is not None else max(rung - 1, low)
         headroom = GROWTHS[low - 1] if low else 1.0
         allocations = self._with_delays(self._roomier(self._spread(self._best_batches(*best, headroom))))
         served = self.oracle.together(list(self.demands.values()), allocations)
@@ -236,11 +237,13 @@ class Search:
         for demand in demands:
             beside = [as_tenant(d, out[d.model], served[d.model]) for d in demands if d is not demand]
             limit = min(served[demand.model].p99_ms * ROOM_COST, demand.slo_ms)
-            for batch in [b for b in BATCHES if out[demand.model].max_batch_size < b < demand.max_batch] + [demand.max_batch]:
-                larger = replace(out[demand.model], max_batch_size=batch)
-                if self.oracle.served(demand, larger, beside).p99_ms > limit:
+            sizes = [b for b in self._sizes(demand) if b > out[demand.model].max_batch_size]
+            while sizes:  # the largest first: mostly it costs nothing
+                larger = replace(out[demand.model], max_batch_size=sizes[-1])
+                if self.oracle.served(demand, larger, beside).p99_ms <= limit:
+                    out[demand.model] = larger
                     break
-                out[demand.model] = larger
+                sizes = sizes[: len(sizes) // 2]
         return out
 
     def _worst(self, allocations: Mapping[str, Allocation]) -> float:
