@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from igniterd.demo.measure import LATE_MS, late_p99_ms
+from igniterd.demo.measure import short_of_cpu
 from igniterd.demo.recording import REQUESTS, Applied, Played, Recording
 from igniterd.demo.scenario import Act, Scenario
 from igniterd.demo.stage import Stage, check, daemon, predicted, stage
@@ -128,7 +128,7 @@ async def play(
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     began_s = time.time()
     _about_the_machine(teller)
-    teller.say("starting tritonserver, MPS control and an MQTT broker")
+    teller.say("starting tritonserver, and MPS control and an MQTT broker where this machine has them")
     async with _set_up(scenario, folder, teller) as theatre:
         for act in scenario.acts:
             await theatre.play(act)
@@ -173,12 +173,7 @@ async def _set_up(scenario: Scenario, folder: Path, teller: Teller) -> AsyncIter
 async def _recorded(theatre: Theatre, began_s: float, log: RequestLog) -> Recording:
     scenario, watch = theatre.scenario, theatre.watch
     batch = scenario.host().models
-    notes = list(theatre.stage.notes)
-    late = late_p99_ms(log)
-    if late > LATE_MS:
-        notes.append(
-            f"this machine was short of CPU: one request in a hundred was sent more than {late:.0f} ms late (counted in its latency)"
-        )
+    notes = [*theatre.stage.notes, *short_of_cpu(log, theatre.played)]
     return Recording(
         began_s=began_s,
         machine=f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
