@@ -1,24 +1,42 @@
 """What is believed of every model now: its arrival rate, how busy it is, and how far off the predictions are. Pure.
 
 Everything that outlives a tick is in :class:`Belief`, replaced whole. A window in which a model was reloaded, or whose source was
-silent, changes no belief.
+silent, changes no belief; nor do the first executions of a new copy, which are slow, change what is believed of its service times.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from igniterd.config import Config
 from igniterd.model.api import Tenant
 from igniterd.model.arrivals import Rate, updated
-from igniterd.model.calibrate import Bias, learnt
+from igniterd.model.calibrate import Bias, Measured, Point, learnt, pressure_of
 from igniterd.model.oracle import Demand, Oracle
-from igniterd.records import Estimate, Load, ModelReading, ModelWindow, Observation, Window
+from igniterd.records import Allocation, Changed, Estimate, Learnt, Load, ModelReading, ModelWindow, Observation, Window
 
 SMOOTH_S = 4.0  # time constant of the smoothed measurements
 ENOUGH = 20  # requests seen before a rate is trusted
+HORIZON_S = 8.0  # how far ahead plans are made: a change takes that long from being seen to being served
+TOLD_LEVEL, TOLD_TILT, TOLD_SD = 0.01, 0.01, 0.75  # smallest change of what was learnt that plans are told of
+SETTLE_S = 3.0  # of a new copy, before its service times count
+EXPECT_AGAIN = 0.03  # change of the predicted wait, roughly, that asks for a new prediction ...
+EXPECT_PAUSE_S, EXPECT_EVERY_S = 3.0, 60.0  # ... but not sooner, and not later
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the model said of one model, and for what: asked again when that has changed."""
+
+    allocation: Allocation
+    rate_per_s: float
+    bias: float
+    at_s: float
+    mean_ms: float | None = None  # None in overload
+    p50_ms: float | None = None
+    p99_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +45,15 @@ class ModelBelief:
 
     rate: Rate = field(default_factory=Rate)
     bias: Bias = field(default_factory=Bias)
+    told: Learnt | None = None  # of the bias, to plans: held still until it matters, so that noise moves no plan
     busy: float = 0.0
     mean_batch: float = 1.0
     mean_ms: float | None = None
     seen_s: float = 0.0  # traffic observed in all, seconds
+    copy: tuple[str, str] | None = None  # version and backend that all this is of
+    settled_at_s: float = 0.0  # when the present copy's first executions are over
+    changed: Changed | None = None
+    expected: Expected | None = None
 
 
 Belief = Mapping[str, ModelBelief]
@@ -46,10 +69,22 @@ def _service_s(window: ModelWindow) -> float:
     return sum(n * window.service_ms[batch] for batch, n in window.executions.items()) / 1000
 
 
+def _same_model(belief: ModelBelief, reading: ModelReading, at_s: float) -> ModelBelief:
+    """``belief``, less what was learnt of another version or another backend."""
+    copy = (reading.version, reading.backend)
+    if belief.copy == copy:
+        return belief
+    if belief.copy is None:
+        return replace(belief, copy=copy)
+    what = [f"{name} {was} -> {now}" for name, was, now in zip(("version", "backend"), belief.copy, copy, strict=True) if was != now]
+    changed = Changed(at_s, f"{' and '.join(what)}: what was learnt of its service times is forgotten")
+    return replace(belief, copy=copy, bias=Bias(), told=None, changed=changed, expected=None)
+
+
 def _followed(belief: ModelBelief, window: ModelWindow, end_s: float, instances: int) -> ModelBelief:
     """``belief`` after ``window``, without the bias."""
     if window.restarted or window.span_s <= 0:
-        return belief
+        return replace(belief, settled_at_s=end_s + SETTLE_S) if window.restarted else belief
     runs = sum(window.executions.values())
     served = sum(batch * n for batch, n in window.executions.items())
     busy_s = _service_s(window)
@@ -68,25 +103,49 @@ def _followed(belief: ModelBelief, window: ModelWindow, end_s: float, instances:
     )
 
 
-def _tenant(name: str, belief: ModelBelief, reading: ModelReading, profiled: Mapping[str, str]) -> Tenant | None:
-    """The neighbour others feel, as measured; None where it is not profiled."""
-    if name not in profiled:
-        return None
-    share = reading.allocation.share
-    return Tenant(profiled[name], belief.mean_batch, share if share is not None else 1.0, belief.busy)
+def _tenants(names: Sequence[str], beliefs: Belief, observation: Observation, profiled: Mapping[str, str]) -> dict[str, Tenant]:
+    """The neighbours others feel, as measured, of ``names``; those not profiled are left out."""
+    out = {}
+    for name in names:
+        if name in profiled:
+            share, belief = observation.models[name].allocation.share, beliefs[name]
+            out[name] = Tenant(profiled[name], belief.mean_batch, share if share is not None else 1.0, belief.busy)
+    return out
 
 
-def _error(window: ModelWindow, reading: ModelReading, name: str, beside: list[Tenant], oracle: Oracle, profiled_as: str) -> float | None:
-    """Measured over predicted time spent executing in this window; None where it says nothing of the model."""
+def _measured(window: ModelWindow, reading: ModelReading, beside: list[Tenant], oracle: Oracle, profiled_as: str) -> list[Measured]:
+    """Measured over predicted service time of each batch size executed in this window; nothing where that says nothing of the model."""
     if window.restarted or not window.executions or reading.allocation.share is None:
-        return None
+        return []
     largest = max(window.executions)
     if largest > oracle.model.max_batch(profiled_as):
-        return None
-    demand = Demand(name, profiled_as, 0.0, 1.0, max_batch=largest)
-    curve = oracle.curve_ms(demand, reading.allocation.share, beside)
-    predicted_s = sum(n * float(curve[batch - 1]) for batch, n in window.executions.items()) / 1000
-    return _service_s(window) / predicted_s if predicted_s > 0 else None
+        return []
+    curve = oracle.curve_ms(Demand(window.model, profiled_as, 0.0, 1.0, max_batch=largest), reading.allocation.share, beside)
+    return [Measured(batch, n, window.service_ms[batch] / float(curve[batch - 1])) for batch, n in window.executions.items()]
+
+
+def _overall(measured: Sequence[Measured], window: ModelWindow) -> float | None:
+    """Measured over predicted time spent executing in all."""
+    predicted_ms = sum(m.executions * window.service_ms[m.batch] / m.ratio for m in measured if m.ratio > 0)
+    return 1000 * _service_s(window) / predicted_ms if predicted_ms > 0 else None
+
+
+def _calibrated(belief: ModelBelief, measured: Sequence[Measured], at_s: float, point: Point) -> ModelBelief:
+    if at_s < belief.settled_at_s or not measured:
+        return belief
+    bias, factor = learnt(belief.bias, at_s, measured, point)
+    changed = belief.changed
+    if factor is not None:
+        changed = Changed(at_s, f"its service times became {factor:.2f} times what they were: what was learnt of them is forgotten")
+    return replace(belief, bias=bias, told=_told(belief.told, bias.learnt), changed=changed)
+
+
+def _told(told: Learnt | None, now: Learnt | None) -> Learnt | None:
+    """What plans are told: what they were told before, unless it has become something else."""
+    if told is None or now is None or told.share != now.share or told.pressure != now.pressure:
+        return now
+    level, tilt, sd = abs(now.level - told.level), abs(now.tilt - told.tilt), now.sd / told.sd
+    return told if level < TOLD_LEVEL and tilt < TOLD_TILT and TOLD_SD < sd < 1 / TOLD_SD else now
 
 
 def estimate(
@@ -97,76 +156,109 @@ def estimate(
     ``profiled`` maps the configured names of the models that have a profile to their names in it; ``oracle`` predicts with mean
     service times (None: nothing is profiled, and nothing is predicted).
     """
-    beliefs = {
-        name: _followed(belief.get(name, ModelBelief()), window.models[name], window.at_s, reading.allocation.instances)
-        if name in window.models
-        else belief.get(name, ModelBelief())
-        for name, reading in observation.models.items()
-    }
-    errors: dict[str, float | None] = {}
+    beliefs: dict[str, ModelBelief] = {}
     for name, reading in observation.models.items():
-        if oracle is None or name not in profiled or name not in window.models:
-            continue
-        tenants = [
-            _tenant(other, beliefs[other], observation.models[other], profiled)
-            for other in beliefs
-            if other != name and observation.models[other].gpu_index == reading.gpu_index
-        ]
-        seen = window.models[name]
-        errors[name] = _error(seen, reading, name, [t for t in tenants if t], oracle, profiled[name])
-        ratio = errors[name]
-        if ratio is not None:
-            beliefs[name] = replace(beliefs[name], bias=learnt(beliefs[name].bias, window.at_s, ratio, sum(seen.executions.values())))
-    loads = {name: _load(name, beliefs[name], observation.models[name], errors.get(name), config) for name in beliefs}
+        before = _same_model(belief.get(name, ModelBelief()), reading, observation.at_s)
+        seen = window.models.get(name)
+        beliefs[name] = before if seen is None else _followed(before, seen, window.at_s, reading.allocation.instances)
+    errors: dict[str, float | None] = {}
     if oracle is not None:
-        loads = _predicted(loads, observation, config, profiled, oracle)
+        for there in _by_gpu(observation).values():
+            tenants = _tenants(there, beliefs, observation, profiled)
+            for name in tenants.keys() & window.models.keys():
+                beside = [tenant for other, tenant in tenants.items() if other != name]
+                seen, reading = window.models[name], observation.models[name]
+                measured = _measured(seen, reading, beside, oracle, profiled[name])
+                errors[name] = _overall(measured, seen)
+                point = Point(reading.allocation.share or 1.0, pressure_of(beside))
+                beliefs[name] = _calibrated(beliefs[name], measured, window.at_s, point)
+            _expect(there, beliefs, observation, config, profiled, oracle)
+    loads = {name: _load(name, beliefs[name], observation.models[name], errors.get(name), config) for name in beliefs}
     warm = bool(loads) and all(b.seen_s >= config.decide.warmup_s for b in beliefs.values())
     return Estimate(at_s=observation.at_s, loads=loads, warm=warm), beliefs
 
 
+def _by_gpu(observation: Observation) -> dict[int, list[str]]:
+    out: dict[int, list[str]] = {}
+    for name, reading in observation.models.items():
+        out.setdefault(reading.gpu_index, []).append(name)
+    return out
+
+
 def _load(name: str, belief: ModelBelief, reading: ModelReading, ratio: float | None, config: Config) -> Load:
     quantiles = reading.latency_quantiles_s or {}
+    expected, rate, bias = belief.expected, belief.rate, belief.bias
     return Load(
         model=name,
-        rate_per_s=belief.rate.per_s,
-        rate_upper_per_s=belief.rate.upper_per_s(config.decide.rate_level),
-        confident=belief.rate.count >= ENOUGH and belief.seen_s >= config.decide.warmup_s,
+        rate_per_s=rate.per_s,
+        rate_upper_per_s=max(rate.per_s, rate.upper_per_s(config.decide.rate_level, HORIZON_S)),
+        confident=rate.seen >= ENOUGH and belief.seen_s >= config.decide.warmup_s,
         busy=belief.busy,
         mean_batch=belief.mean_batch,
-        bias=belief.bias.mean,
-        bias_upper=belief.bias.upper(config.decide.level),
+        burstiness=rate.burstiness,
+        remembered_per_s=rate.peak_per_s,
+        bias=bias.mean,
+        bias_upper=bias.upper(config.decide.level),
+        learnt=belief.told,
+        changed=belief.changed,
         measured_mean_ms=belief.mean_ms,
         measured_p50_ms=quantiles[0.5] * 1000 if 0.5 in quantiles else None,
         measured_p99_ms=quantiles[0.99] * 1000 if 0.99 in quantiles else None,
+        predicted_mean_ms=expected.mean_ms if expected else None,
+        predicted_p50_ms=expected.p50_ms if expected else None,
+        predicted_p99_ms=expected.p99_ms if expected else None,
         error_ratio=None if ratio is None else ratio - 1,
     )
 
 
-def _predicted(
-    loads: Mapping[str, Load], observation: Observation, config: Config, profiled: Mapping[str, str], oracle: Oracle
-) -> dict[str, Load]:
-    """``loads`` with what the model expects of each at its present rate and allocation, GPU by GPU."""
-    out = dict(loads)
+# ---------------------------------------------------------------- what the model expects now
+
+
+def _expect(
+    there: Sequence[str],
+    beliefs: dict[str, ModelBelief],
+    observation: Observation,
+    config: Config,
+    profiled: Mapping[str, str],
+    oracle: Oracle,
+) -> None:
+    """Bring the predictions for one GPU up to date, at present rates and allocations; all together, as its models slow each other."""
+    names = [name for name in there if name in profiled]
+    allocations = {name: observation.models[name].allocation for name in names}
+    if any(allocations[n].share is None and observation.models[n].owns_process for n in names):
+        for name in names:  # processes without shares take turns on the GPU: that is not what the model is about
+            beliefs[name] = replace(beliefs[name], expected=None)
+        return
+    if not any(_outdated(beliefs[n], allocations[n], observation.at_s) for n in names):
+        return
     configured = config.by_name()
-    for gpu in sorted({reading.gpu_index for reading in observation.models.values()}):
-        there = [n for n, r in observation.models.items() if r.gpu_index == gpu and n in profiled and n in loads]
-        if not there or any(observation.models[n].allocation.share is None and observation.models[n].owns_process for n in there):
-            continue  # processes without shares take turns on the GPU: that is not what the model is about
-        demands = [
-            Demand(
-                n,
-                profiled[n],
-                loads[n].rate_per_s,
-                configured[n].slo_p99_ms,
-                max_batch=min(oracle.model.max_batch(profiled[n]), max(1, observation.models[n].allocation.max_batch_size)),
-                bias=loads[n].bias,
-                instances=observation.models[n].allocation.instances,
-            )
-            for n in there
-        ]
-        for n, service in oracle.together(demands, {n: observation.models[n].allocation for n in there}).items():
-            if not service.overloaded:
-                out[n] = replace(
-                    out[n], predicted_mean_ms=service.mean_ms, predicted_p50_ms=service.p50_ms, predicted_p99_ms=service.p99_ms
-                )
-    return out
+    demands = [
+        Demand(
+            n,
+            profiled[n],
+            beliefs[n].rate.per_s,
+            configured[n].slo_p99_ms,
+            max_batch=min(oracle.model.max_batch(profiled[n]), max(1, allocations[n].max_batch_size)),
+            learnt=beliefs[n].told,
+            burstiness=beliefs[n].rate.burstiness,
+            instances=allocations[n].instances,
+        )
+        for n in names
+    ]
+    for n, service in oracle.together(demands, allocations).items():
+        at = Expected(allocations[n], beliefs[n].rate.per_s, beliefs[n].bias.mean, observation.at_s)
+        if not service.overloaded:
+            at = replace(at, mean_ms=service.mean_ms, p50_ms=service.p50_ms, p99_ms=service.p99_ms)
+        beliefs[n] = replace(beliefs[n], expected=at)
+
+
+def _outdated(belief: ModelBelief, allocation: Allocation, at_s: float) -> bool:
+    """Whether the prediction was for something else than what is now."""
+    expected = belief.expected
+    if expected is None or expected.allocation != allocation or at_s - expected.at_s >= EXPECT_EVERY_S:
+        return True
+    if at_s - expected.at_s < EXPECT_PAUSE_S:
+        return False
+    rate = belief.rate.per_s
+    moved = abs(rate - expected.rate_per_s) / max(rate, expected.rate_per_s, 1e-9) + abs(belief.bias.mean / expected.bias - 1)
+    return moved * belief.busy / max(0.05, 1 - belief.busy) > EXPECT_AGAIN  # a wait goes with busy / idle time

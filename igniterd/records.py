@@ -149,6 +149,29 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
+class Learnt:
+    """What live traffic says of a model's service times where it runs now.
+
+    The logarithm of measured over predicted service time is ``level + tilt x (log2(batch) - 2)``, known to the standard error ``sd``, at
+    this share and beside neighbours that keep ``pressure`` of the GPU busy (share x duty, summed).
+    """
+
+    share: float
+    pressure: float
+    level: float
+    tilt: float
+    sd: float
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A model found to have become another: when, and by what it was noticed."""
+
+    at_s: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """One model's present load and behaviour, as believed now."""
 
@@ -158,8 +181,12 @@ class Load:
     confident: bool  # enough samples to decide on
     busy: float = 0.0  # measured fraction of the time spent executing
     mean_batch: float = 1.0
+    burstiness: float = 1.0  # squared coefficient of variation of the times between arrivals, in steps; never below 1
+    remembered_per_s: float = 0.0  # what the rate may be again soon: its recent peak, or what it is at this time of day
     bias: float = 1.0  # measured / predicted service time, learnt
     bias_upper: float = 1.0
+    learnt: Learnt | None = None  # the same, in full, for plans; None before anything is learnt
+    changed: Changed | None = None  # the last time that what was learnt had to be forgotten
     measured_mean_ms: float | None = None  # queue + service of the requests completed lately
     measured_p50_ms: float | None = None
     measured_p99_ms: float | None = None

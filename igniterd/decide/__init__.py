@@ -54,6 +54,8 @@ def demands_of(
                 max_batch=max(min(largest, model.max_batch_size or largest), floors.get(name, 1)),
                 min_batch=floors.get(name, 1),
                 bias=load.bias,
+                learnt=load.learnt,
+                burstiness=load.burstiness,
                 steerable=reading.owns_process and config.mps.enabled,
                 instances=max(1, reading.allocation.instances),
             )

@@ -1,66 +1,255 @@
-"""The arrival rate, from differenced counters: quick on a step, quiet on noise. Pure.
+"""The arrival rate of a model from differenced counters: quick on a step, quiet on noise, with a short forecast. Pure.
 
-Counts of the last ``LONG_S`` seconds give a quiet mean. When the counts of the last ``SHORT_S`` seconds cannot be the same Poisson
-process (a two-sided test at about ``STEP_SIGMA`` standard deviations), what came before them is forgotten. The upper quantile takes
-the uncertainty of a mean of counts whose variance is ``dispersion`` times the mean (1 for a Poisson process).
+Three parts, each a constant amount of work a count:
+
+* A line through the recent counts by least squares, older counts weighing less (time constant ``MEMORY_S``). Its slope is shrunk
+  towards none by how well it can be told from noise (as James and Stein's estimator), so that steady traffic has no trend and a
+  ramp is not lagged behind.
+* Page's cumulative sums (E. S. Page, Biometrika 41, 1954), on the likelihood ratio of a rate changed by ``STEPS`` against the line's.
+  Where one passes ``ALARM`` the line forgets what came before the change; the sum itself knows when that was.
+* The index of dispersion of the counts, from the squares of successive differences, to which neither a trend nor a level matters.
+
+Burstiness is read off that index. It is only ever believed to be above a Poisson process: counts of a second cannot show that
+arrivals are smooth within it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from statistics import NormalDist
 
-LONG_S = 15.0
-SHORT_S = 2.5
-STEP_SIGMA = 3.5
+MEMORY_S = 20.0
+STEPS = (0.1, 0.3, 1.0, -0.1, -0.25, -0.5)  # relative changes of the rate that are watched for
+ALARM = 9.0  # log likelihood ratio: about e^9 seconds between false alarms of one sum
+SHRINK = 4.0  # squared standard errors of the slope below which there is no trend
+DARING = 1.0  # the same for the upper quantile
+FASTEST_PER_S = 0.1  # the forecast rises or falls by no more than this fraction of the rate a second
+
+DISPERSION_S = 60.0  # time constant of the index of dispersion
+DISPERSION_PRIOR = 10.0  # counts of a Poisson process believed in beforehand
+DISPERSION_CLIP = 9.0  # a squared difference counts at most this many times what is expected
+BURSTS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)  # burstiness as plans see it: in steps, so that noise moves no plan
+BURST_SIGMA = 2.0  # standard errors by which the next step must be passed
+
+PEAK_HALF_LIFE_S = 900.0
+
+_deviations = lru_cache(maxsize=64)(NormalDist().inv_cdf)
+
+Suspicion = tuple[float, float, float, float]  # log likelihood ratio; arrivals, seconds and arrivals x time since it left zero
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Sums over the counts for a weighted line; times are relative to the last count's end, weights ``exp(time / MEMORY_S)``.
+
+    ``e``: weight x seconds times 1, t, t^2; ``n``: weight x arrivals times 1, t; ``v``: as ``e`` with squared weights.
+    """
+
+    e0: float = 0.0
+    e1: float = 0.0
+    e2: float = 0.0
+    n0: float = 0.0
+    n1: float = 0.0
+    v0: float = 0.0
+    v1: float = 0.0
+    v2: float = 0.0
+
+    def shifted(self, by_s: float) -> Line:
+        """The same counts, ``by_s`` later."""
+        w = math.exp(-by_s / MEMORY_S)
+        u = w * w
+        return Line(
+            w * self.e0,
+            w * (self.e1 - by_s * self.e0),
+            w * (self.e2 - 2 * by_s * self.e1 + by_s * by_s * self.e0),
+            w * self.n0,
+            w * (self.n1 - by_s * self.n0),
+            u * self.v0,
+            u * (self.v1 - by_s * self.v0),
+            u * (self.v2 - 2 * by_s * self.v1 + by_s * by_s * self.v0),
+        )
+
+    def plus(self, at_s: float, span_s: float, arrivals: float) -> Line:
+        """With ``arrivals`` in ``span_s`` seconds around the (negative) time ``at_s``."""
+        w = math.exp(at_s / MEMORY_S)
+        e, n = w * span_s, w * arrivals
+        v = w * e
+        square = at_s * at_s + span_s * span_s / 12
+        return Line(
+            self.e0 + e,
+            self.e1 + e * at_s,
+            self.e2 + e * square,
+            self.n0 + n,
+            self.n1 + n * at_s,
+            self.v0 + v,
+            self.v1 + v * at_s,
+            self.v2 + v * square,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """The rate expected ``in_s`` seconds ahead (0: now) and its standard error, requests/s."""
+
+    per_s: float
+    error_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Counts of the recent past, oldest first: ``(end_s, span_s, arrivals)``."""
+    """What is believed of one model's arrivals. ``seen`` counts the arrivals since the last change of rate."""
 
-    samples: tuple[tuple[float, float, int], ...] = ()
-
-    @property
-    def span_s(self) -> float:
-        return sum(span for _, span, _ in self.samples)
-
-    @property
-    def count(self) -> int:
-        return sum(n for _, _, n in self.samples)
+    end_s: float | None = None
+    line: Line = Line()
+    slope: float = 0.0  # shrunk, requests/s a second
+    seen: float = 0.0
+    watch: tuple[Suspicion, ...] = ((0.0, 0.0, 0.0, 0.0),) * len(STEPS)
+    last: tuple[int, float] | None = None  # the last count and its seconds
+    dispersion: float = 1.0  # variance over mean of the counts
+    dispersion_weight: float = DISPERSION_PRIOR
+    burstiness: float = 1.0  # one of BURSTS
+    peak_per_s: float = 0.0  # of the recent past, slowly forgotten
 
     @property
     def per_s(self) -> float:
-        """Mean rate, requests/s; 0 before the first sample."""
-        return self.count / self.span_s if self.samples else 0.0
-
-    @property
-    def dispersion(self) -> float:
-        """Variance over mean of the counts (1 for Poisson), never below 1: a short sample says little about smoothness."""
-        if len(self.samples) < 6 or self.count < 20:
-            return 1.0
-        rate = self.per_s
-        chi2 = sum((n - rate * span) ** 2 / (rate * span) for _, span, n in self.samples)
-        return max(1.0, chi2 / (len(self.samples) - 1))
-
-    def upper_per_s(self, level: float) -> float:
-        """Upper quantile of the mean rate, requests/s."""
-        if not self.samples:
+        """The rate now, requests/s; 0 before the first count."""
+        line = self.line
+        if line.e0 <= 0:
             return 0.0
-        z = NormalDist().inv_cdf(level)
-        return self.per_s + z * math.sqrt(max(self.count, 1) * self.dispersion) / self.span_s
+        return max(0.0, (line.n0 - self.slope * line.e1) / line.e0)
+
+    def ahead(self, in_s: float) -> Forecast:
+        """The rate ``in_s`` seconds from the last count."""
+        line = self.line
+        if line.e0 <= 0:
+            return Forecast(0.0, 0.0)
+        mean, centre = line.n0 / line.e0, line.e1 / line.e0
+        now = self.per_s
+        most = FASTEST_PER_S * in_s * now
+        per_s = max(0.0, now + min(most, max(-most, self.slope * in_s)))
+        # a mean of counts, and a slope times the way it is carried; the slope's own error shrinks with the slope
+        poisson = max(mean, 1.0 / line.e0) * max(1.0, self.dispersion)
+        variance = poisson * line.v0 / (line.e0 * line.e0)
+        if self.slope:
+            raw, slope_variance = _slope(line, poisson)
+            variance += slope_variance * (self.slope / raw) ** 2 * (in_s - centre) ** 2
+        return Forecast(per_s, math.sqrt(variance))
+
+    def upper_per_s(self, level: float, horizon_s: float = 0.0) -> float:
+        """Upper quantile of the rate ``horizon_s`` ahead.
+
+        Here a rise is believed sooner than in the estimate, and a fall only once it has happened: too much is planned for a little
+        while rather than too little.
+        """
+        line = self.line
+        if line.e0 <= 0:
+            return 0.0
+        mean, centre = line.n0 / line.e0, line.e1 / line.e0
+        poisson = max(mean, 1.0 / line.e0) * max(1.0, self.dispersion)
+        slope, variance = _slope(line, poisson)
+        kept = 1 - DARING / max(DARING, slope * slope / variance) if slope > 0 and variance > 0 else 0.0
+        rise = min(kept * slope * (horizon_s - centre), mean * FASTEST_PER_S * (horizon_s - centre))
+        spread = poisson * line.v0 / (line.e0 * line.e0) + variance * (kept * (horizon_s - centre)) ** 2
+        return max(0.0, mean + rise + _deviations(level) * math.sqrt(spread))
+
+
+def _slope(line: Line, poisson: float) -> tuple[float, float]:
+    """Least-squares slope and its variance for counts of variance ``poisson`` a second; (0, 0) where counts are too few to tell."""
+    centre = line.e1 / line.e0
+    spread = line.e2 - centre * line.e1
+    if spread <= 1e-9 * line.e0:
+        return 0.0, 0.0
+    return (line.n1 - centre * line.n0) / spread, poisson * (line.v2 - 2 * centre * line.v1 + centre * centre * line.v0) / spread**2
+
+
+def _shrunk(line: Line, dispersion: float) -> float:
+    """The slope, as far as it can be told from noise."""
+    poisson = max(line.n0 / line.e0, 1.0 / line.e0) * max(1.0, dispersion)
+    slope, variance = _slope(line, poisson)
+    return slope * max(0.0, 1 - SHRINK * variance / (slope * slope)) if slope and variance > 0 else 0.0
+
+
+def _expected(rate: Rate, in_s: float, span_s: float) -> tuple[float, float]:
+    """Arrivals expected in a span around ``in_s`` ahead, and their variance over that: the counts' own and the forecast's."""
+    forecast = rate.ahead(in_s)
+    per_s = max(forecast.per_s, 0.5 / rate.line.e0)
+    return per_s * span_s, max(1.0, rate.dispersion) + forecast.error_per_s**2 * span_s / per_s
+
+
+def _watched(watch: tuple[Suspicion, ...], expected: float, dispersion: float, span_s: float, arrivals: int) -> tuple[Suspicion, ...]:
+    """Every sum after one more count, of which ``expected`` were expected."""
+    out = []
+    for step, log, (ratio, counts, seconds, moment) in zip(STEPS, _LOGS, watch, strict=True):
+        gained = ratio + (arrivals * log - expected * step) / dispersion
+        if gained > 0:
+            out.append((gained, counts + arrivals, seconds + span_s, moment - counts * span_s - arrivals * span_s / 2))
+        else:
+            out.append((0.0, 0.0, 0.0, 0.0))
+    return tuple(out)
+
+
+_LOGS = tuple(math.log1p(step) for step in STEPS)
+
+
+def _dispersed(rate: Rate, span_s: float, arrivals: int) -> tuple[float, float]:
+    """Index of dispersion and the weight behind it, with one more pair of counts."""
+    if rate.last is None or rate.line.e0 <= 0:
+        return rate.dispersion, rate.dispersion_weight
+    counts, seconds = rate.last
+    level = (counts + arrivals) / (seconds + span_s)
+    if level * min(seconds, span_s) < 1:
+        return rate.dispersion, rate.dispersion_weight
+    square = (arrivals / span_s - counts / seconds) ** 2 / (level * (1 / span_s + 1 / seconds))
+    square = min(square, DISPERSION_CLIP * rate.dispersion)
+    keep = math.exp(-span_s / DISPERSION_S)
+    ours = keep * (rate.dispersion_weight - DISPERSION_PRIOR)
+    total = ours + 1.0
+    index = rate.dispersion * rate.dispersion_weight - DISPERSION_PRIOR  # the sum of squares so far
+    return (keep * index + square + DISPERSION_PRIOR) / (total + DISPERSION_PRIOR), total + DISPERSION_PRIOR
+
+
+def _since(counts: float, seconds: float, moment: float) -> Line:
+    """A line through the ``counts`` of the last ``seconds`` alone."""
+    e1, e2 = -seconds * seconds / 2, seconds**3 / 3
+    return Line(seconds, e1, e2, counts, moment, seconds, e1, e2)
+
+
+def _burstiness(now: float, dispersion: float, weight: float) -> float:
+    """The step of BURSTS to plan with: left only when the next one is passed for certain."""
+    margin = 1 + BURST_SIGMA * math.sqrt(2.0 / weight)
+    at = BURSTS.index(now)
+    while at + 1 < len(BURSTS) and dispersion > margin * (BURSTS[at] + BURSTS[at + 1]) / 2:
+        at += 1
+    while at > 0 and dispersion * margin < (BURSTS[at] + BURSTS[at - 1]) / 2:
+        at -= 1
+    return BURSTS[at]
 
 
 def updated(rate: Rate, end_s: float, span_s: float, arrivals: int) -> Rate:
-    """``rate`` with one more count of ``arrivals`` in the ``span_s`` seconds up to ``end_s``."""
-    samples = (*(s for s in rate.samples if s[0] > end_s - LONG_S), (end_s, span_s, arrivals))
-    recent = tuple(s for s in samples if s[0] > end_s - SHORT_S)
-    older = samples[: len(samples) - len(recent)]
-    if older and recent:
-        old, new = Rate(older), Rate(recent)
-        expected = old.per_s * new.span_s
-        spread = math.sqrt(max(expected, 1.0) * old.dispersion * (1 + new.span_s / old.span_s))
-        if abs(new.count - expected) > STEP_SIGMA * spread:
-            samples = recent
-    return Rate(samples)
+    """``rate`` with one more count of ``arrivals`` in the ``span_s`` > 0 seconds up to ``end_s``."""
+    since_s = span_s if rate.end_s is None else max(span_s, end_s - rate.end_s)
+    line = rate.line.shifted(since_s).plus(-span_s / 2, span_s, arrivals)
+    dispersion, weight = _dispersed(rate, span_s, arrivals)
+    seen = rate.seen * math.exp(-since_s / MEMORY_S) + arrivals
+    watch = rate.watch
+    if rate.line.e0 > 0:
+        watch = _watched(watch, *_expected(rate, since_s - span_s / 2, span_s), span_s, arrivals)
+        worst, counts, seconds, moment = max(watch)
+        if worst > ALARM:
+            line, seen, watch = _since(counts, seconds, moment), counts, rate.watch[:0] or ((0.0,) * 4,) * len(STEPS)
+    slope = _shrunk(line, dispersion)
+    after = Rate(
+        end_s,
+        line,
+        slope,
+        seen,
+        watch,
+        (arrivals, span_s),
+        dispersion,
+        weight,
+        _burstiness(rate.burstiness, dispersion, weight),
+        rate.peak_per_s * 0.5 ** (since_s / PEAK_HALF_LIFE_S),
+    )
+    return replace(after, peak_per_s=max(after.peak_per_s, after.per_s))

@@ -1,58 +1,260 @@
 """How much slower than predicted a model really is, learnt from live traffic. Pure.
 
-The logarithm of measured over predicted service time is tracked by a scalar Kalman filter: a random walk (the bias may drift) seen
-through noise that falls with the number of executions behind a measurement, down to a floor. Innovations are clipped, so that one
-odd window cannot carry the estimate away; when clipped innovations keep coming from one side the variance is opened, because then
-it is the model that has changed.
+The logarithm of measured over predicted service time is a level, and a tilt along the logarithm of the batch. Both are tracked by a
+Kalman filter of a random walk: every window adds what it measured batch by batch, each weighed by its executions, and time takes
+certainty away. Measurements far from what is believed count less the farther they are (Huber's weights), so that an odd window carries
+nothing away.
+
+What is learnt holds where it was learnt: at that share, beside those neighbours. A small bias is an error of the fit at that place and
+says little of another; a large one is another engine, or another clock, and goes along. On the measured V100 tables carrying small
+biases to other shares makes predictions worse, see ``bench/calibrate.py``.
+
+A model that has become another is noticed by Page's cumulative sums over the windows' standardised innovations: windows that go on
+disagreeing in the same direction are not outliers. Then what was learnt is forgotten, and what changed is said.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from statistics import NormalDist
 
-PRIOR_SD = 0.05  # of the log bias, before anything is measured
-DRIFT_SD_PER_SQRT_S = 0.002
+from igniterd.model.api import Tenant
+from igniterd.records import Learnt
+
+CENTRE = 2.0  # log2 of the batch at which the level is meant
+LEVEL_SD = 0.05  # of the log bias, before anything is measured
+BATCH_SD = 0.01  # of single batch sizes around level and tilt
+TILT_SD = 0.015  # of its change with every doubling of the batch
+DRIFT_SD_PER_SQRT_S = 0.002  # at first; then as fast as innovations show
+SLOWEST, FASTEST = 0.001**2, 0.02**2  # variances a second that this may become
+PACE = 0.1  # how quickly
+TILT_DRIFT_SD_PER_SQRT_S = 0.0005
 SERVICE_CV = 0.1  # dispersion of one execution
-FLOOR_SD = 0.015  # of a window's mean, however many executions: neighbours' mix differs from the one assumed
-CLIP_SIGMA = 3.0
-STREAK = 5  # clipped innovations in a row on one side that mean a change
+SCATTER_SD = 0.015  # of a window's mean, however many executions, until it is learnt: neighbours' mix differs from the one assumed
+SCATTER_WINDOWS = 60.0  # windows that its estimate looks back over
+LEAST_SCATTER_SD = 0.005
+LOCAL = 0.06  # a log bias well above this is of the model, not of the place: carried along as James and Stein's estimator would
+OCTAVES = 0.5  # of the share over which a local bias is forgotten to 1/e
+PRESSURE = 0.25  # the same for what neighbours keep busy of the GPU
+CLIP_SIGMA = 2.5
+ALLOWED_SIGMA = 1.0  # innovations of this size are no sign of a change
+CHANGE = 10.0  # sum of what is above that, each window at most CHANGE_CLIP
+CHANGE_CLIP = 4.0
+NOTABLE = 0.1  # a smaller change of the level is followed, not said
+SAME_PRESSURE = 0.1
+FEW = 5  # executions of a window below which nothing is learnt from it
+
+_deviations = lru_cache(maxsize=64)(NormalDist().inv_cdf)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Executions of one batch size in one window: ``ratio`` is the measured over the predicted mean service time."""
+
+    batch: int
+    executions: int
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where something was learnt: the model's share, and how much of the GPU its neighbours keep busy."""
+
+    share: float
+    pressure: float = 0.0
+
+    def like(self, share: float, pressure: float) -> float:
+        """Correlation of the local biases here and there, in (0, 1]."""
+        return math.exp(-abs(math.log2(self.share / share)) / OCTAVES - abs(self.pressure - pressure) / PRESSURE)
+
+
+def pressure_of(neighbours: Iterable[Tenant]) -> float:
+    """How much of the GPU ``neighbours`` keep busy: share x duty, summed."""
+    return sum(t.share * t.duty for t in neighbours)
+
+
+def elsewhere(learnt: Learnt, share: float, pressure: float) -> tuple[float, float, float]:
+    """Level, tilt and standard error that ``learnt`` gives at another share and beside other neighbours.
+
+    The farther they are, the less it says, and the less surely.
+    """
+    if share == learnt.share and pressure == learnt.pressure:
+        return learnt.level, learnt.tilt, learnt.sd
+    like = Point(learnt.share, learnt.pressure).like(share, pressure)
+    level = like * learnt.level + (1 - like) * _carried(learnt.level)
+    return level, like * learnt.tilt, math.sqrt(like * like * learnt.sd**2 + (1 - like * like) * LEVEL_SD**2)
+
+
+def bound(sd: float, level: float) -> float:
+    """Upper bound over mean of a service time whose logarithm is known to ``sd``."""
+    return math.exp(_deviations(level) * math.sqrt(sd * sd + BATCH_SD**2))
+
+
+def _carried(level: float) -> float:
+    """The part of a log bias that belongs to the model wherever it runs."""
+    return level * max(0.0, 1 - (LOCAL / level) ** 2) if level else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Bias:
-    """Belief about the log of measured / predicted service time."""
+    """Belief about the log of measured / predicted service time: ``level + tilt x (log2(batch) - CENTRE)``, with covariance ``p``."""
 
-    log_mean: float = 0.0
-    log_var: float = PRIOR_SD**2
+    level: float = 0.0
+    tilt: float = 0.0
+    p_level: float = LEVEL_SD**2
+    p_both: float = 0.0
+    p_tilt: float = TILT_SD**2
+    drift: float = DRIFT_SD_PER_SQRT_S**2  # variance a second by which the level wanders
+    scatter: float = SCATTER_SD**2  # variance of a window's mean beyond what its executions explain
+    last: tuple[float, float, float] | None = None  # log ratio, its variance by executions, and standardised innovation of the last window
+    point: Point | None = None
     at_s: float | None = None
-    streak: int = 0  # clipped innovations in a row, signed
+    windows: int = 0  # learnt from since the last change
+    above: float = 0.0  # Page's sums
+    below: float = 0.0
 
     @property
     def mean(self) -> float:
-        return math.exp(self.log_mean)
+        """Measured over predicted service time at the central batch."""
+        return math.exp(self.level)
+
+    @property
+    def sd(self) -> float:
+        """Standard error of its logarithm over a coming window."""
+        return math.sqrt(self.p_level + self.scatter)
+
+    def at(self, batch: float) -> float:
+        """Measured over predicted service time of ``batch``."""
+        return math.exp(self.level + self.tilt * (math.log2(batch) - CENTRE))
 
     def upper(self, level: float) -> float:
-        """Upper bound of the bias at ``level``."""
-        return math.exp(self.log_mean + NormalDist().inv_cdf(level) * math.sqrt(self.log_var))
+        """Upper bound of :attr:`mean` over a coming window."""
+        return math.exp(self.level + _deviations(level) * self.sd)
+
+    @property
+    def learnt(self) -> Learnt | None:
+        """For plans; None before anything is learnt."""
+        if self.point is None or not self.windows:
+            return None
+        return Learnt(self.point.share, self.point.pressure, self.level, self.tilt, self.sd)
+
+    def aged(self, seconds: float) -> Bias:
+        """After ``seconds`` without news."""
+        return replace(
+            self,
+            p_level=min(self.p_level + self.drift * seconds, max(self.p_level, LEVEL_SD**2)),
+            p_tilt=min(self.p_tilt + TILT_DRIFT_SD_PER_SQRT_S**2 * seconds, max(self.p_tilt, TILT_SD**2)),
+        )
+
+    def moved(self, point: Point) -> Bias:
+        """At ``point``: what carries over from where it was learnt. Small moves of the neighbours are part of the scatter."""
+        if self.point is None:
+            return replace(self, point=point)
+        if self.point.share == point.share and abs(self.point.pressure - point.pressure) < SAME_PRESSURE:
+            return self
+        like = self.point.like(point.share, point.pressure)
+        rest = 1 - like * like
+        return replace(
+            self,
+            point=point,
+            level=like * self.level + (1 - like) * _carried(self.level),
+            tilt=like * self.tilt,
+            p_level=like * like * self.p_level + rest * LEVEL_SD**2,
+            p_both=like * like * self.p_both,
+            p_tilt=like * like * self.p_tilt + rest * TILT_SD**2,
+        )
 
 
-def learnt(bias: Bias, at_s: float, ratio: float, executions: int) -> Bias:
-    """``bias`` after a window in which ``executions`` took ``ratio`` (> 0) times what was predicted."""
-    if not (ratio > 0 and math.isfinite(ratio)) or executions < 1:
-        return bias
-    span_s = 0.0 if bias.at_s is None else max(0.0, at_s - bias.at_s)
-    prior_var = min(bias.log_var + DRIFT_SD_PER_SQRT_S**2 * span_s, PRIOR_SD**2 * 4)
-    noise_var = SERVICE_CV**2 / executions + FLOOR_SD**2
-    innovation = math.log(ratio) - bias.log_mean
-    limit = CLIP_SIGMA * math.sqrt(prior_var + noise_var)
-    streak = 0
-    if abs(innovation) > limit:
-        side = 1 if innovation > 0 else -1
-        streak = bias.streak + side if bias.streak * side >= 0 else side
-        if abs(streak) >= STREAK:  # not outliers any more: believe them
-            return Bias(math.log(ratio), PRIOR_SD**2, at_s)
-        innovation = side * limit
-    gain = prior_var / (prior_var + noise_var)
-    return Bias(bias.log_mean + gain * innovation, (1 - gain) * prior_var, at_s, streak)
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Information of one window: weights, and weighted innovations, times powers of the batch's coordinate."""
+
+    w0: float = 0.0
+    w1: float = 0.0
+    w2: float = 0.0
+    r0: float = 0.0
+    r1: float = 0.0
+    plain: float = 0.0  # weights and innovations before any was held back
+    missed: float = 0.0
+
+
+def _summed(bias: Bias, measured: Iterable[Measured]) -> _Sums:
+    usable = [m for m in measured if m.executions > 0 and 0 < m.ratio < math.inf]
+    if sum(m.executions for m in usable) < FEW:
+        return _Sums()
+    common = bias.scatter * len(usable)  # of all batch sizes alike: it is not averaged away over them
+    w0 = w1 = w2 = r0 = r1 = plain = missed = 0.0
+    for m in usable:
+        x = math.log2(m.batch) - CENTRE
+        noise = SERVICE_CV**2 / m.executions + common
+        innovation = math.log(m.ratio) - bias.level - bias.tilt * x
+        sd = math.sqrt(noise + bias.p_level + 2 * x * bias.p_both + x * x * bias.p_tilt)
+        plain += 1 / noise
+        missed += innovation / noise
+        weight = min(1.0, CLIP_SIGMA * sd / abs(innovation)) / noise if innovation else 1 / noise
+        w0 += weight
+        w1 += weight * x
+        w2 += weight * x * x
+        r0 += weight * innovation
+        r1 += weight * innovation * x
+    return _Sums(w0, w1, w2, r0, r1, plain, missed)
+
+
+def _filtered(bias: Bias, sums: _Sums) -> Bias:
+    """The Kalman filter's measurement update in information form: both parts of the state at once."""
+    det = bias.p_level * bias.p_tilt - bias.p_both * bias.p_both
+    i_level, i_both, i_tilt = bias.p_tilt / det + sums.w0, -bias.p_both / det + sums.w1, bias.p_level / det + sums.w2
+    det = i_level * i_tilt - i_both * i_both
+    p_level, p_both, p_tilt = i_tilt / det, -i_both / det, i_level / det
+    return replace(
+        bias,
+        level=bias.level + p_level * sums.r0 + p_both * sums.r1,
+        tilt=bias.tilt + p_both * sums.r0 + p_tilt * sums.r1,
+        p_level=p_level,
+        p_both=p_both,
+        p_tilt=p_tilt,
+        windows=bias.windows + 1,
+    )
+
+
+def learnt(bias: Bias, at_s: float, measured: Iterable[Measured], point: Point) -> tuple[Bias, float | None]:
+    """``bias`` after a window of ``measured`` executions at ``point``.
+
+    Also the factor by which the model's service times have changed, when it has just become clear that they have (None otherwise);
+    everything learnt before is then forgotten.
+    """
+    bias = bias.aged(0.0 if bias.at_s is None else max(0.0, at_s - bias.at_s)).moved(point)
+    sums = _summed(bias, measured)
+    if sums.plain <= 0:
+        return replace(bias, at_s=at_s), None
+    missed, by_chance = sums.missed / sums.plain, max(1 / sums.plain - bias.scatter, 0.0)
+    innovation = missed / math.sqrt(by_chance + bias.scatter + bias.p_level)
+    innovation = max(-CHANGE_CLIP, min(CHANGE_CLIP, innovation))
+    above, below = max(0.0, bias.above + innovation - ALLOWED_SIGMA), max(0.0, bias.below - innovation - ALLOWED_SIGMA)
+    if max(above, below) > CHANGE:
+        if abs(missed) > NOTABLE:
+            return Bias(level=bias.level + missed, point=bias.point, at_s=at_s, windows=1), math.exp(missed)
+        bias, above, below = replace(bias, p_level=LEVEL_SD**2), 0.0, 0.0
+    drift, scatter = _paced(bias, bias.level + missed, by_chance, innovation)
+    last = (bias.level + missed, by_chance, innovation)
+    return replace(_filtered(bias, sums), at_s=at_s, above=above, below=below, drift=drift, scatter=scatter, last=last), None
+
+
+def _paced(bias: Bias, ratio: float, by_chance: float, innovation: float) -> tuple[float, float]:
+    """How fast the level wanders, and how much windows scatter around it.
+
+    Where innovations agree with the ones before them the filter is too slow, where they alternate it is too quick. The scatter is seen
+    in successive differences, in which a slow wander does not show.
+    """
+    if bias.last is None:
+        return bias.drift, bias.scatter
+    before, its_chance, its_innovation = bias.last
+    agree = max(-CLIP_SIGMA, min(CLIP_SIGMA, innovation * its_innovation))
+    drift = min(FASTEST, max(SLOWEST, bias.drift * math.exp(PACE * agree)))
+    chance = (by_chance + its_chance) / 2
+    excess = min((ratio - before) ** 2 / 2, CLIP_SIGMA**2 * (chance + bias.scatter)) - chance
+    weight = 1 / min(SCATTER_WINDOWS, bias.windows + 10.0)
+    return drift, max(LEAST_SCATTER_SD**2, bias.scatter + weight * (excess - bias.scatter))

@@ -14,10 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from igniterd.model.api import F64, PerformanceModel, Tenant
+from igniterd.model.calibrate import CENTRE, bound, elsewhere, pressure_of
 from igniterd.model.tail import response_time
-from igniterd.records import Allocation
+from igniterd.records import Allocation, Learnt
 
 RATE_STEP = 1.02
+BIAS_STEP = 1.01
+TILT_STEP = 0.02
+BOUND_STEP = 1.02
+_BIAS_LOG, _BOUND_LOG = math.log(BIAS_STEP), math.log(BOUND_STEP)
 DUTY_STEP = 0.05
 ROUNDS = 4
 MEMO_SIZE = 50_000
@@ -27,8 +32,8 @@ MEMO_SIZE = 50_000
 class Demand:
     """One model to be served on one GPU.
 
-    ``rate_per_s`` and ``slo_ms`` are what to plan for (margins included); ``bias`` multiplies predicted service times;
-    ``steerable`` says whether a share can be given to it alone (a process of its own).
+    ``rate_per_s`` and ``slo_ms`` are what to plan for (margins included); ``bias`` multiplies predicted service times, unless ``learnt``
+    says more of it; ``steerable`` says whether a share can be given to it alone (a process of its own).
     """
 
     model: str
@@ -41,6 +46,7 @@ class Demand:
     max_batch: int = 32
     min_batch: int = 1  # requests that bring a batch of their own must not find the limit below it
     bias: float = 1.0
+    learnt: Learnt | None = None
     burstiness: float = 1.0
     steerable: bool = True
     instances: int = 1
@@ -61,6 +67,16 @@ class Service:
         return not math.isfinite(self.p99_ms)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Curve:
+    """Predicted service times (ms) of batches 1..B, each (B,), and where: neighbours as rounded for remembering."""
+
+    mean_ms: F64
+    upper_ms: F64
+    share: float
+    pressure: float
+
+
 def _up(value: float, step: float) -> float:
     """``value`` rounded up to the next power of ``step``."""
     return 0.0 if value <= 0 else float(step ** math.ceil(math.log(value) / math.log(step) - 1e-9))
@@ -77,11 +93,15 @@ class Oracle:
         self.level = level
         self.service_cv = service_cv
         self.upper = upper
-        self._curves: dict[tuple[object, ...], F64] = {}
+        self._curves: dict[tuple[object, ...], Curve] = {}
         self._served: dict[tuple[object, ...], Service] = {}
 
     def curve_ms(self, demand: Demand, share: float, neighbours: Sequence[Tenant]) -> F64:
-        """Service time (ms) of batches 1..demand.max_batch beside ``neighbours``, shape (max_batch,)."""
+        """Service time (ms) of batches 1..demand.max_batch beside ``neighbours`` as profiled, shape (max_batch,)."""
+        curve = self._curve(demand, share, neighbours)
+        return curve.upper_ms if self.upper else curve.mean_ms
+
+    def _curve(self, demand: Demand, share: float, neighbours: Sequence[Tenant]) -> Curve:
         beside = tuple(
             Tenant(t.model, max(1.0, round(t.batch * 2) / 2), round(t.share, 4), min(1.0, math.ceil(t.duty / DUTY_STEP) * DUTY_STEP))
             for t in neighbours
@@ -94,23 +114,31 @@ class Oracle:
                 self._curves.clear()
                 self._served.clear()  # its keys name curves by identity
             mean, upper = self.model.service_curve_ms(demand.profiled_as, share, beside, demand.max_batch, level=self.level)
-            curve = self._curves[key] = upper if self.upper else mean
+            curve = self._curves[key] = Curve(mean, upper, share, pressure_of(beside))
         return curve
 
     def served(self, demand: Demand, allocation: Allocation, neighbours: Sequence[Tenant], *, growth: float = 1.0) -> Service:
         """How ``demand``, its rate times ``growth``, fares under ``allocation`` beside ``neighbours``."""
         share = allocation.share if allocation.share is not None else 1.0
-        curve = self.curve_ms(demand, share, neighbours)
-        largest = min(allocation.max_batch_size, curve.shape[0]) or 1
+        curve = self._curve(demand, share, neighbours)
+        largest = min(allocation.max_batch_size, demand.max_batch) or 1
         rate = _up(demand.rate_per_s * growth, RATE_STEP)
-        bias = _up(demand.bias, 1.01)
-        key = (id(curve), largest, allocation.max_queue_delay_us, allocation.instances, rate, bias, demand.burstiness)
+        live = self._live(demand, curve)
+        key = (id(curve), largest, allocation.max_queue_delay_us, allocation.instances, rate, live, demand.burstiness)
         known = self._served.get(key)
         if known is None:
             if len(self._served) > MEMO_SIZE:
                 self._served.clear()
-            known = self._served[key] = self._queue(curve[:largest] * bias, allocation, rate, demand.burstiness)
+            known = self._served[key] = self._queue(_corrected(curve, self.upper, largest, live), allocation, rate, demand.burstiness)
         return known
+
+    def _live(self, demand: Demand, curve: Curve) -> tuple[float, float, float]:
+        """What live traffic corrects: bias at the central batch, its tilt, and upper bound over mean where that is tighter; in steps."""
+        if demand.learnt is None:
+            return _up(demand.bias, BIAS_STEP), 0.0, math.inf
+        level, tilt, sd = elsewhere(demand.learnt, curve.share, curve.pressure)
+        widest = BOUND_STEP ** math.ceil(math.log(bound(sd, self.level)) / _BOUND_LOG) if self.upper else math.inf
+        return BIAS_STEP ** math.ceil(level / _BIAS_LOG), round(tilt / TILT_STEP) * TILT_STEP, widest
 
     def _queue(self, service_ms: F64, allocation: Allocation, rate_per_s: float, burstiness: float) -> Service:
         if rate_per_s <= 0:
@@ -142,6 +170,13 @@ class Oracle:
             if all(abs(tenants[m].duty - before[m].duty) < DUTY_STEP / 2 for m in tenants):
                 break
         return served
+
+
+def _corrected(curve: Curve, upper: bool, largest: int, live: tuple[float, float, float]) -> F64:
+    """Service times (ms) of batches 1..largest: the tighter of the model's own bound and the one from live traffic, times the bias."""
+    bias, tilt, widest = live
+    own = np.minimum(curve.upper_ms[:largest], curve.mean_ms[:largest] * widest) if upper else curve.mean_ms[:largest]
+    return own * bias if tilt == 0 else own * bias * np.arange(1, largest + 1) ** (tilt / math.log(2)) * 2 ** (-tilt * CENTRE / math.log(2))
 
 
 def as_tenant(demand: Demand, allocation: Allocation, service: Service | None) -> Tenant:

@@ -1,0 +1,162 @@
+"""Estimates from made-up observations: what is learnt, and what is forgotten."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from igniterd.estimate import HORIZON_S, SETTLE_S, ModelBelief, estimate
+from igniterd.model.calibrate import Bias, Measured, Point, learnt
+from igniterd.records import Allocation, BatchStat, Load, ModelReading, Observation
+from igniterd.window import between
+from tests.hosts import config, knowledge
+
+SHARE = 0.5
+
+
+class Host:
+    """One model whose true service time is ``slow`` times what is predicted; a tick a second."""
+
+    def __init__(self, folder: Path, *, profiled: bool = True) -> None:
+        self.config = config(folder, {"resnet50": 40.0})
+        known = knowledge(self.config)
+        self.oracle = known.oracles.expects if known.oracles and profiled else None
+        self.profiled = dict(known.profiled) if profiled else {}
+        self.curve_ms = known.oracles.expects.model.service_curve_ms("resnet50", SHARE, (), 8)[0] if known.oracles else None
+        self.slow, self.version, self.backend = 1.0, "1", "python"
+        self.allocation = Allocation(SHARE, 8)
+        self.stats: dict[int, tuple[int, int]] = {}
+        self.belief: dict[str, ModelBelief] = {}
+        self.at_s, self.seen = 0.0, None
+        self.load: Load | None = None
+
+    def reloaded(self, **changes: object) -> None:
+        self.stats = {}
+        for name, value in changes.items():
+            setattr(self, name, value)
+
+    def tick(self, each: int = 10, batches: tuple[int, ...] = (1, 2, 4, 8), odd: float = 1.0) -> Load:
+        assert self.curve_ms is not None
+        for b in batches:
+            n, ns = self.stats.get(b, (0, 0))
+            self.stats[b] = (n + each, ns + round(each * self.curve_ms[b - 1] * self.slow * odd * 1e6))
+        self.at_s += 1.0
+        reading = ModelReading(
+            "resnet50",
+            self.version,
+            "main",
+            True,
+            self.backend,
+            self.allocation,
+            success_count=sum(b * n for b, (n, _) in self.stats.items()),
+            pending_count=0,
+            batches=tuple(BatchStat(b, n, 0, ns, 0) for b, (n, ns) in sorted(self.stats.items())),
+        )
+        now = Observation(self.at_s, models={"resnet50": reading})
+        window = between(self.seen, now)
+        told, self.belief = estimate(now, window, self.belief, config=self.config, profiled=self.profiled, oracle=self.oracle)
+        self.seen = now
+        self.load = told.loads["resnet50"]
+        return self.load
+
+    def ticks(self, count: int, **how: int) -> Load:
+        for _ in range(count):
+            load = self.tick(**how)
+        return load
+
+
+def test_rate_bias_and_prediction_of_steady_traffic(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.slow = 1.1
+    load = host.ticks(40)
+    assert load.rate_per_s == pytest.approx(150.0, rel=0.01)
+    assert load.rate_per_s < load.rate_upper_per_s < 1.1 * load.rate_per_s
+    assert load.confident
+    assert load.bias == pytest.approx(1.1, rel=0.01)
+    assert load.bias < load.bias_upper < 1.14
+    assert load.learnt is not None
+    assert load.learnt.level == pytest.approx(math.log(1.1), abs=0.012)
+    assert load.error_ratio == pytest.approx(0.1, abs=1e-6)
+    assert load.predicted_p99_ms is not None
+    assert load.predicted_mean_ms is not None
+    assert load.predicted_mean_ms < load.predicted_p99_ms
+    assert load.changed is None
+    assert load.remembered_per_s == pytest.approx(150.0, rel=0.02)
+    assert HORIZON_S > 0
+
+
+def test_predictions_are_asked_for_again_only_when_something_has_moved(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.ticks(30)
+    before = host.belief["resnet50"].expected
+    host.ticks(5)
+    assert host.belief["resnet50"].expected is before
+    host.allocation = replace(host.allocation, max_batch_size=4)
+    host.tick()
+    assert host.belief["resnet50"].expected is not before
+
+
+def test_plans_are_not_told_of_noise(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    told = host.ticks(60).learnt
+    host.ticks(10)
+    host.tick(odd=1.01)
+    assert host.tick().learnt is told
+
+
+def test_the_first_executions_of_a_new_copy_do_not_count(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    before = host.ticks(30).bias
+    host.reloaded()
+    host.tick(odd=3.0)
+    assert host.ticks(int(SETTLE_S) - 1, each=10).bias == before
+    host.slow = 1.0
+    assert host.ticks(10).bias == pytest.approx(1.0, abs=0.01)
+    assert host.load is not None
+    assert host.load.changed is None
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"version": "2"}, "version 1 -> 2: what was learnt of its service times is forgotten"),
+        ({"backend": "onnxruntime"}, "backend python -> onnxruntime: what was learnt of its service times is forgotten"),
+    ],
+)
+def test_another_version_or_backend_is_learnt_anew_and_said(tmp_path: Path, change: dict[str, str], why: str) -> None:
+    host = Host(tmp_path)
+    host.slow = 1.3
+    host.ticks(30)
+    host.reloaded(**change)
+    load = host.tick()
+    assert load.bias == 1.0
+    assert load.learnt is None
+    assert load.changed is not None
+    assert (load.changed.at_s, load.changed.why) == (host.at_s, why)
+
+
+def test_another_engine_under_the_same_version_is_noticed_by_its_times(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.ticks(40)
+    host.slow = 0.6
+    host.ticks(10)
+    assert host.load is not None
+    assert host.load.changed is not None
+    assert "its service times became 0.6" in host.load.changed.why
+    assert host.load.bias == pytest.approx(0.6, rel=0.03)
+
+
+def test_a_model_without_a_profile_has_rates_and_no_bias(tmp_path: Path) -> None:
+    host = Host(tmp_path, profiled=False)
+    load = host.ticks(20)
+    assert load.rate_per_s == pytest.approx(150.0, rel=0.01)
+    assert load.bias == 1.0
+    assert load.error_ratio is None
+
+
+def test_a_model_that_was_away_keeps_what_was_learnt(tmp_path: Path) -> None:
+    bias, _ = learnt(Bias(), 1.0, [Measured(4, 100, 1.2)], Point(SHARE))
+    host = Host(tmp_path)
+    host.belief = {"resnet50": ModelBelief(bias=bias, told=bias.learnt, copy=("1", "python"))}
+    assert host.tick().bias == bias.mean
