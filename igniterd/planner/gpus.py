@@ -8,6 +8,7 @@ from functools import cached_property
 from igniterd.errors import ConfigError
 from igniterd.model import PerformanceModel, Profile, load_model, resolve_profile
 from igniterd.model.igniter import IgniterModel
+from igniterd.planner.guard import Guarded
 
 PRICES_PER_HOUR = {"v100": 3.06, "t4": 0.526}
 """USD an hour of one GPU where none is given: AWS p3.2xlarge and g4dn.xlarge, on demand, the instances of the published evaluation."""
@@ -33,8 +34,8 @@ class GpuType:
 
     @cached_property
     def model(self) -> PerformanceModel:
-        """igniterd's own model."""
-        return load_model(self.profile, "igniterd")
+        """igniterd's own model, guarded against extrapolation in the share."""
+        return Guarded(load_model(self.profile, "igniterd"), self.profile)
 
     @property
     def units(self) -> int:
