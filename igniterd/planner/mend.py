@@ -18,6 +18,10 @@ _ROUNDS = 8
 _TOLERANCE = 1.0 + 1e-9
 _CORRECTION = (0.8, 1.1)
 """The tables are believed to be wrong by no more than this."""
+CALIBRATED = 200
+"""Up to so many items all are evaluated alone before they are packed."""
+_LARGE = 0.7
+_CALIBRATIONS = 3
 _TRIES = 6
 _BELOW = 0.998
 """A corrected goal aims this far below the SLO, so that rounding does not bring the miss back."""
@@ -46,8 +50,38 @@ def check(problem: Problem, settler: Settler, packs: Sequence[Pack], level: floa
     return Placed(problem, groups, placements, {})
 
 
+def calibrate(problem: Problem, settler: Settler, level: float) -> None:
+    """Evaluate items exactly, each alone on a GPU, correct their goals, and split what then fits no GPU.
+
+    Of many items only the large ones: an error of the tables costs the others a unit, but these a second GPU.
+    """
+    t = problem.tables
+    everything = problem.parent.size <= CALIBRATED
+    pending = [i for i in range(problem.parent.size) if everything or (problem.alone[:, i] >= _LARGE * t.units).any()]
+    for _ in range(_CALIBRATIONS):
+        groups = [settler.group(_cheapest_kind(problem, i), [i]) for i in pending if _fits_somewhere(problem, i)]
+        placements = [place(problem, group, spare=0.0) for group in groups]
+        evaluate([(problem.gpus[g.kind], p) for g, p in zip(groups, placements, strict=True)], level=level, rounds=1)
+        pending = []
+        for group, placement in zip(groups, placements, strict=True):
+            correct(problem, group, placement)
+            if misses(problem, group, placement):
+                pending += group.items
+        before = problem.parent.size
+        problem.split_unfit()
+        pending += range(before, problem.parent.size)
+        if not pending:
+            return
+
+
+def _fits_somewhere(problem: Problem, item: int) -> bool:
+    return bool((problem.alone[:, item] <= problem.tables.units).any())
+
+
 def misses(problem: Problem, group: Group, placements: Sequence[Placement]) -> bool:
-    """Whether a tenant's P99 is above its SLO."""
+    """Whether a tenant's P99 is above its SLO, or the shares are more than the GPU."""
+    if group.total > int(problem.tables.units[group.kind]):
+        return True
     return any(not p.p99_ms <= slo_ms(problem, i) * _TOLERANCE for i, p in zip(group.items, placements, strict=True))
 
 
@@ -108,14 +142,14 @@ def mend(placed: Placed, settler: Settler, level: float, moves: Moves | None = N
     return Placed(problem, [groups[g] for g in kept], [placements[g] for g in kept], placed.unplaced)
 
 
-def place(problem: Problem, group: Group) -> list[Placement]:
-    """Placements of a GPU: what the search found, with half of the units left over given, one by one, to whoever is nearest to its SLO.
+def place(problem: Problem, group: Group, spare: float = 0.5) -> list[Placement]:
+    """Placements of a GPU: what the search found, and a part of the spare units given, one by one, to whoever is nearest to its SLO.
 
-    The other half is left for a new tenant or a surge.
+    What is not given is left for a new tenant or a surge.
     """
     t, items, top = problem.tables, problem.items, int(problem.tables.units[group.kind])
     units = list(group.units)
-    for _ in range((top - sum(units) + 1) // 2):
+    for _ in range(math.ceil(spare * (top - sum(units)))):
         strain = [table_p99(problem, group, k, units[k]) / float(items.goal_ms[i]) for k, i in enumerate(group.items)]
         units[int(np.argmax(strain))] += 1
     placements = []
@@ -191,14 +225,14 @@ def _isolate(placed: Placed, settler: Settler, level: float) -> None:
         kind, item, tries = queue.pop()
         if tries > _TRIES:
             placed.unplaced[item] = "no placement was found whose P99 holds when it is evaluated exactly"
-        elif problem.alone[kind, item] > problem.tables.units[kind]:
+        elif tries == _TRIES // 2 or problem.alone[kind, item] > problem.tables.units[kind]:
             queue += [(kind, item, tries + 1), (kind, problem.split(item), tries + 1)]
         else:
             alone = settler.group(kind, [item])
             placement = place(problem, alone)
             evaluate([(problem.gpus[kind], placement)], level=level)
             if misses(problem, alone, placement):
-                correct(problem, alone, placement, 0.99)
+                correct(problem, alone, placement, 0.985 ** (tries + 1))
                 queue.append((kind, item, tries + 1))
             else:
                 groups.append(alone)

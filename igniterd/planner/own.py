@@ -13,7 +13,7 @@ import numpy as np
 
 from igniterd.planner.exact import LEVEL, Placement
 from igniterd.planner.gpus import GpuType
-from igniterd.planner.mend import Placed, check, correct, mend
+from igniterd.planner.mend import Placed, calibrate, check, correct, mend
 from igniterd.planner.problem import Problem, pose
 from igniterd.planner.records import PlannedGpu, ProvisionPlan, Seat
 from igniterd.planner.search import pack
@@ -36,6 +36,7 @@ def plan_own(
 def solve(problem: Problem, level: float, seed: int) -> Placed:
     """Pack, check, and pack again with corrected goals while that leads to fewer GPUs than mending."""
     settler = Settler(problem)
+    calibrate(problem, settler, level)
     found = check(problem, settler, pack(problem, settler, seed), level)
     best = None
     for turn in range(_REPACKS if problem.parent.size <= REPACKED else 0):

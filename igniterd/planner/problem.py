@@ -86,23 +86,15 @@ class Problem:
         self.stamp[item] = next(self._stamps)
         self.alone[:, item] = needs(self.tables, pick(self.items, np.array([item])))[:, 0]
 
-    def merge(self, groups: list[tuple[int, list[int]]]) -> list[tuple[int, list[int]]]:
-        """Make one replica of those of the same workload on the same GPU; the groups with the items' new numbers."""
-        gone: set[int] = set()
-        for _, members in groups:
-            first: dict[int, int] = {}
-            for item in members:
-                kept = first.setdefault(int(self.parent[item]), item)
-                if kept != item:
-                    self.set_item(kept, rate=float(self.items.rate[kept] + self.items.rate[item]))
-                    gone.add(item)
-        if not gone:
+    def without_idle(self, groups: list[tuple[int, list[int]]]) -> list[tuple[int, list[int]]]:
+        """Drop the items without a rate; the groups with the numbers the others have then."""
+        keep = np.flatnonzero(self.items.rate > 0)
+        if keep.size == self.items.rate.size:
             return groups
-        keep = np.array([i for i in range(self.items.model.size) if i not in gone], dtype=np.int64)
         number = {int(item): new for new, item in enumerate(keep)}
         self.items, self.parent, self.alone = pick(self.items, keep), self.parent[keep], self.alone[:, keep]
         self.stamp = [next(self._stamps) for _ in keep]
-        return [(kind, [number[i] for i in members if i not in gone]) for kind, members in groups]
+        return [(kind, [number[i] for i in members]) for kind, members in groups]
 
     def split_unfit(self) -> None:
         """Halve what fits no GPU alone until everything does."""

@@ -31,10 +31,32 @@ def pack(problem: Problem, settler: Settler, seed: int = 0) -> list[Pack]:
         which = np.flatnonzero(kinds == kind)
         if which.size:
             groups += [(kind, members) for members in fill_kind(problem, kind, which)]
-    groups = empty_worst(problem, settler, groups)
+    groups = empty_worst(problem, settler, apart(problem, settler, groups))
     if 2 <= problem.parent.size <= SMALL:
         groups = squeeze(problem, settler, groups, seed)
-    return problem.merge(groups)
+    return groups
+
+
+def apart(problem: Problem, settler: Settler, groups: list[Pack]) -> list[Pack]:
+    """No two replicas of a workload on one GPU: they become one, or where that needs more than the GPU has, one of them moves."""
+    groups = [(kind, list(members)) for kind, members in groups]
+    for g in range(len(groups)):
+        kind, members = groups[g]
+        for item in [i for n, i in enumerate(members) if problem.parent[i] in problem.parent[members[:n]]]:
+            first = next(i for i in members if problem.parent[i] == problem.parent[item])
+            rates = float(problem.items.rate[first]), float(problem.items.rate[item])
+            members.remove(item)
+            problem.set_item(first, rate=rates[0] + rates[1])
+            if settler.fits(kind, members):
+                problem.set_item(item, rate=0.0)
+                continue
+            problem.set_item(first, rate=rates[0])
+            host = best_host(problem, settler, groups, item, [h for h in range(len(groups)) if h != g], {})
+            if host is None:
+                groups.append((kind, [item]))
+            else:
+                groups[host][1].append(item)
+    return problem.without_idle(groups)
 
 
 def choose_kinds(problem: Problem) -> I64:

@@ -47,20 +47,22 @@ class Settler:
 
     def group(self, kind: int, items: list[int]) -> Group:
         """The GPU with what everybody needs there."""
+        items = sorted(items)
         total = self._ask(kind, items, 1) if items else 0
         n = len(items)
         units, option = self._ints[:, :n].tolist()
         busy, batch, stretch = self._floats[:, :n].tolist()
-        return Group(kind, list(items), units, option, busy, batch, stretch, total)
+        return Group(kind, items, units, option, busy, batch, stretch, total)
 
     def fits(self, kind: int, items: list[int]) -> bool:
-        """Whether the items hold together on one GPU, by shares and by memory."""
-        if len(items) > SEATS or not self.problem.fits_memory(kind, items):
+        """Whether the items hold together on one GPU, by shares and by memory; two replicas of one workload never do."""
+        parents = self.problem.parent[items]
+        if len(items) > SEATS or np.unique(parents).size < len(items) or not self.problem.fits_memory(kind, items):
             return False
         return self.total(kind, items) <= int(self.problem.tables.units[kind])
 
     def _ask(self, kind: int, items: list[int], slack: int) -> int:
-        who = np.array(items, dtype=np.int64)
+        who = np.array(sorted(items), dtype=np.int64)  # where the kernel ends may depend on the order by a unit
         t = self.problem.tables
         if len(items) > SEATS:
             return len(items) * int(t.units[kind])

@@ -11,7 +11,7 @@ from igniterd.planner.settle import Pack, Settler
 
 SMALL = 60
 """Up to so many items the search is worth its time."""
-_STEPS = 1000
+_STEPS = 4000
 _HEAT = 1.5
 """Units of overflow a step may add at the start, on average; falls to nothing at the end (simulated annealing)."""
 _NEAR = 6
@@ -98,12 +98,13 @@ class _Descent:
         return None
 
     def overflow(self, g: int, items: list[int]) -> float:
-        """Units above the GPU's; memory above the GPU's counts as a whole GPU of units."""
+        """Units above the GPU's; memory above the GPU's, or two replicas of one workload, count as a whole GPU of units."""
         if not items:
             return 0.0
         units = int(self.problem.tables.units[self.kinds[g]])
         over = max(0, self.settler.total(self.kinds[g], items) - units)
-        return over + (0 if self.problem.fits_memory(self.kinds[g], items) else units)
+        twice = len({int(self.problem.parent[i]) for i in items}) < len(items)
+        return over + (units if twice or not self.problem.fits_memory(self.kinds[g], items) else 0)
 
     def _accept(self, change: float, heat: float) -> bool:
         return change <= 0 or (heat > 0 and self.rng.random() < math.exp(-change / heat))
