@@ -1,7 +1,8 @@
 """A performance model kept from promising more than was measured.
 
 A profile may have shares at which only the smallest batch was measured (often the whole GPU). What larger batches gain there from the
-larger share is then an extrapolation, and plans that stand on it fail. :class:`Guarded` takes the gain of the smallest batch for all.
+larger share is then an extrapolation that no uncertainty of the fit covers. The upper bound of :class:`Guarded` covers it: it is never
+below the mean under the other reading of the measurements, that larger batches gain no more than the one measured.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from igniterd.model.api import F64, Prediction, Tenant
 
 
 class Guarded:
-    """:class:`igniterd.model.api.PerformanceModel` that gives batches no more from a share than was measured of some batch there."""
+    """:class:`igniterd.model.api.PerformanceModel` whose upper bounds do not stand on gains that no batch was measured to have."""
 
     def __init__(self, model: PerformanceModel, profile: Profile) -> None:
         self._model = model
@@ -53,10 +54,8 @@ class Guarded:
         trusted = self._trusted[model]
         beyond = np.asarray(shares) > trusted + 1e-9
         if beyond.any():
-            at = self._model.share_curves_ms(model, np.array([trusted]), neighbours, max_batch, level=level)
-            for curve, known in zip((mean, upper), at, strict=True):
-                gain = curve[beyond, :1] / known[0, 0]
-                curve[beyond] = np.maximum(curve[beyond], known * gain)
+            known = self._model.share_curves_ms(model, np.array([trusted]), neighbours, max_batch, level=level)[0]
+            upper[beyond] = np.maximum(upper[beyond], known * mean[beyond, :1] / known[0, 0])
         return mean, upper
 
 
