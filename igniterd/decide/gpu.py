@@ -16,7 +16,7 @@ CAUTIONS = (1.0, 0.5, 0.0)
 """How much of every margin a plan keeps. Margins are given up before a model is."""
 OUTGROWN = 1.06  # a rate this much above what the plan in flight was made for: plan again
 RETRY_S = 10.0  # how often a GPU in trouble, or short of head-room, is searched again
-JUDGE_EVERY_S = 15.0  # a GPU with head-room is judged again this often, and when a rate has used up most of it
+JUDGE_EVERY_S = 60.0  # a GPU with head-room is judged again this often, and at once when a rate has used up most of it
 ROOM_LEFT = 1.1
 BIAS_STEP = 1.03
 ROOMY = 1.3  # with this much head-room no better plan is looked for
@@ -93,7 +93,9 @@ class Case:
             served = oracle.together(demands, allocations, growth=growth)
             return all(served[d.model].p99_ms <= d.slo_ms for d in demands if d.model not in self.held.gone)
 
-        low, high = 0, len(GROWTHS)  # the first `low` rungs hold, rung `high` does not
+        if holds(GROWTHS[-1]):
+            return GROWTHS[-1]
+        low, high = 0, len(GROWTHS) - 1  # the first `low` rungs hold, rung `high` does not
         while low < high:
             middle = (low + high) // 2
             low, high = (middle + 1, high) if holds(GROWTHS[middle]) else (low, middle)
