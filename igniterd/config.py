@@ -58,13 +58,13 @@ class Triton(Section):
 
 class Gpu(Section):
     source: str = "nvml"
-    """``nvml``; ``none`` for a host whose counters cannot be read; ``emulated:FOLDER`` for an emulated board."""
+    """``nvml``; ``none`` for a host whose counters cannot be read; ``emulated:FILE`` for an emulated board."""
 
     @field_validator("source")
     @classmethod
     def _known(cls, value: str) -> str:
         if value not in ("nvml", "none") and not value.startswith("emulated:"):
-            raise ValueError("should be nvml, none or emulated:FOLDER")
+            raise ValueError("should be nvml, none or emulated:FILE")
         return value
 
 

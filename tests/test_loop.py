@@ -36,7 +36,7 @@ async def test_takes_over_in_single_steps_and_holds_every_slo(tmp_path: Path) ->
     last = applied(bench.ticks[-1])
     assert all(a.share is not None for a in last.values())
     assert sum(a.share or 0 for a in last.values()) <= 1 + 1e-9
-    assert len(moves(bench)) <= 5  # three to take over, and little after
+    assert len(moves(bench)) <= 7  # five to take over, and little after
     assert all(len(tick.outcome.actuations) <= 1 for tick in bench.ticks)
     assert bench.ticks[0].plan.outcome is Outcomes.WAIT
 
@@ -78,7 +78,7 @@ async def test_a_gpu_at_its_limit_is_either_held_or_said_to_be_too_small(tmp_pat
     named = {v.model for tick in bench.ticks[25:] for v in tick.plan.verdicts.values() if not v.feasible}
     missed = {model for model, slo in SLOS.items() if bench.p99_ms(model, 25, 110) > slo}
     assert missed <= named <= {"vgg19"}
-    assert len(moves(bench)) <= 10  # and it does not swing to and fro
+    assert len(moves(bench)) <= 12  # and it does not swing to and fro
 
 
 async def test_overrides_are_asserted_again_after_triton_restarts(tmp_path: Path) -> None:

@@ -75,9 +75,18 @@ def problems(log: RequestLog, recording: Recording, results: Sequence[Figures]) 
     return missed
 
 
-def late_p99_ms(log: RequestLog) -> float:
-    """How late the generator itself sent: the 99th percentile, ms. NaN without requests."""
-    return float(np.quantile((log.sent_s - log.scheduled_s) * 1e3, 0.99)) if len(log) else float("nan")
+def short_of_cpu(log: RequestLog, phases: Sequence[Played]) -> list[str]:
+    """The phases in which the generator itself was late, so that servers and daemon were short of CPU too; a sentence for each."""
+    said = []
+    for phase in phases:
+        seen = log.where((log.scheduled_s >= phase.measured_s) & (log.scheduled_s < phase.end_s))
+        late_ms = float(np.quantile((seen.sent_s - seen.scheduled_s) * 1e3, 0.99)) if len(seen) else 0.0
+        if late_ms > LATE_MS:
+            said.append(
+                f"{phase.title}: this machine was short of CPU: one request in a hundred was sent more than {late_ms:.0f} ms late, "
+                "which counts as its latency; with nothing else running, the figures say more"
+            )
+    return said
 
 
 @dataclass(frozen=True, slots=True)

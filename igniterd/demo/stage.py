@@ -10,14 +10,15 @@ import shlex
 import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from igniterd.demo.recording import Applied
 from igniterd.demo.scenario import Scenario
 from igniterd.emulator import programs
-from igniterd.emulator.host import EmulatedHost, emulated_host
+from igniterd.emulator.host import EmulatedHost, broker_host, mps_host, triton_host
 from igniterd.emulator.process import Running, free_ports, running
 from igniterd.errors import CannotRun
 from igniterd.model import builtin_profile
@@ -25,6 +26,9 @@ from igniterd.records import Mode
 
 CONFIG = "igniterd.toml"
 _MARK = ".igniterd-demo"
+_WITHOUT_MPS = "the emulated board gives shares without MPS control, a real one does not"
+_WITHOUT_BROKER = "no hints over MQTT in this run"
+T = TypeVar("T")
 
 
 @contextmanager
@@ -64,22 +68,26 @@ class Stage:
 
 @asynccontextmanager
 async def stage(scenario: Scenario, folder: Path) -> AsyncIterator[Stage]:
-    """Start the host in ``folder`` and write the daemon's configuration. MPS control and the broker are left out where they are missing."""
-    with_mps, with_broker = programs.mps_control() is not None, programs.mosquitto() is not None
-    notes = []
-    if not with_mps:
-        notes.append(
-            "nvidia-cuda-mps-control is not on this machine: the emulated board gives shares without it; on a GPU host shares need it"
+    """Start the host in ``folder`` and write the daemon's configuration. MPS control and the broker are left out where they cannot run."""
+    notes: list[str] = []
+    async with AsyncExitStack() as stack:
+        host = EmulatedHost(
+            mps=await _if_possible(stack, mps_host(folder / "host" / "mps"), notes, _WITHOUT_MPS),
+            broker=await _if_possible(stack, broker_host(folder / "host" / "broker"), notes, _WITHOUT_BROKER),
+            triton=await stack.enter_async_context(triton_host(scenario.host(), folder / "host" / "triton")),
         )
-    if not with_broker:
-        notes.append("mosquitto is not on this machine: no hints over MQTT in this run")
-    if notes:
-        notes.append(f"what is missing can be fetched: {programs.FETCH}")
-    admin = f"127.0.0.1:{free_ports(1)[0]}"
-    async with emulated_host(scenario.host(), folder / "host", mps=with_mps, broker=with_broker) as host:
-        made = Stage(folder, host, admin, tuple(notes))
+        made = Stage(folder, host, f"127.0.0.1:{free_ports(1)[0]}", tuple(notes))
         configure(made, scenario)
         yield made
+
+
+async def _if_possible(stack: AsyncExitStack, part: AbstractAsyncContextManager[T], notes: list[str], without: str) -> T | None:
+    """A part the demo can do without: where it cannot run, a note says why and what that means."""
+    try:
+        return await stack.enter_async_context(part)
+    except CannotRun as problem:
+        notes.append(f"{problem}; {without}")
+        return None
 
 
 def configure(stage: Stage, scenario: Scenario) -> None:
@@ -150,11 +158,11 @@ async def _said(*arguments: str, given: str = "", timeout_s: float) -> tuple[int
 
 
 async def check(stage: Stage) -> list[str]:
-    """``igniterd check --live`` in lines. Raises :class:`CannotRun` when something is wrong that the demo does not know of."""
+    """``igniterd check --live`` in lines. Raises :class:`CannotRun` when something is wrong; MPS control may be: the board here needs none."""
     _, out = await _said("igniterd", "check", "--live", "--format", "json", "--config", str(stage.config), timeout_s=120.0)
     try:
         findings = json.loads(out)
-        bad = [f for f in findings if f["level"] == "bad" and (stage.host.mps is not None or not f["what"].startswith("MPS"))]
+        bad = [f for f in findings if f["level"] == "bad" and not f["what"].startswith("MPS")]
     except (ValueError, TypeError, KeyError):
         raise CannotRun(f"igniterd check says: {out[-500:]}") from None
     if bad:

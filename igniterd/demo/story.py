@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from igniterd.demo.measure import LATE_MS, late_p99_ms
+from igniterd.demo.measure import short_of_cpu
 from igniterd.demo.recording import REQUESTS, Applied, Played, Recording
 from igniterd.demo.scenario import Act, Scenario
 from igniterd.demo.stage import Stage, check, daemon, predicted, stage
@@ -24,6 +24,7 @@ from igniterd.errors import CannotRun
 from igniterd.records import Mode
 
 _LOOK_EVERY_S = 0.25
+_START_S = 60.0
 _SILENT_S = 8.0
 """A generator without a line of progress for this long hangs."""
 
@@ -51,9 +52,12 @@ class Theatre:
         self.teller.quiet()
         offered = ", ".join(f"{model} {rate:g}/s" for model, rate in rates.items())
         self.teller.say(f"{act.title}: {act.said}", "bold")
-        self.teller.say(f"offered {offered}; {act.settle_s:.0f} s to settle, then {act.measured_s:.0f} s measured")
+        starts = act.mode is not None and act.mode is not self.mode
+        since = " from the daemon's first tick" if starts else ""
+        self.teller.say(f"offered {offered}; {act.settle_s:.0f} s to settle{since}, then {act.measured_s:.0f} s measured")
         await self._with_daemon(act.mode)
-        await self._wait(f"{act.title}: settling", begin_s + act.settle_s)
+        from_s = await self._first_tick() if starts else begin_s
+        await self._wait(f"{act.title}: settling", from_s + act.settle_s)
         measured_s = time.time()
         await self._wait(f"{act.title}: measuring", measured_s + act.measured_s)
         self.played.append(
@@ -85,6 +89,17 @@ class Theatre:
             self.teller.say(f"look in meanwhile: http://{self.stage.admin}/ (also /state and /metrics)")
             self.daemon = await self.stack.enter_async_context(daemon(self.stage, mode))
 
+    async def _first_tick(self) -> float:
+        """Wait for the daemon's first tick; when it was. Raises :class:`CannotRun` when none comes."""
+        began_s, before = time.time(), len(self.watch.samples)
+        while len(self.watch.samples) == before:
+            left_s = began_s + _START_S - time.time()
+            if left_s < 0:
+                raise CannotRun(f"the daemon finished no tick within {_START_S:.0f} s: {self.daemon.log_end() if self.daemon else ''}")
+            await self._wait("the daemon starts", time.time() + min(left_s + 0.01, _LOOK_EVERY_S))
+        self.teller.say(f"the daemon's first tick, {time.time() - began_s:.1f} s after its start")
+        return time.time()
+
     async def _wait(self, what: str, until_s: float) -> None:
         """Watch over everything until ``until_s``. Raises :class:`CannotRun` when the daemon or the generator is gone."""
         while (left_s := until_s - time.time()) > 0:
@@ -113,7 +128,7 @@ async def play(
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     began_s = time.time()
     _about_the_machine(teller)
-    teller.say("starting tritonserver, MPS control and an MQTT broker")
+    teller.say("starting tritonserver, and MPS control and an MQTT broker where this machine has them")
     async with _set_up(scenario, folder, teller) as theatre:
         for act in scenario.acts:
             await theatre.play(act)
@@ -140,10 +155,10 @@ async def _set_up(scenario: Scenario, folder: Path, teller: Teller) -> AsyncIter
         for note in here.notes:
             teller.say(note, "yellow")
         teller.say(f"tritonserver serves {', '.join(m.name for m in scenario.models)} at {here.host.triton.url}")
-        teller.say("compiling igniterd's model (the first time on a machine up to a minute) ...")
-        await predicted(here, scenario, scenario.rates(scenario.acts[-1]))
+        teller.say("compiling igniterd's model (the first time on a machine up to a minute), and meanwhile:")
         teller.say(f"$ igniterd check --live --config {_short(here.config)}")
-        for line in await check(here):
+        found, _ = await asyncio.gather(check(here), predicted(here, scenario, scenario.rates(scenario.acts[-1])))
+        for line in found:
             teller.say(line, "dim")
         broker = here.host.broker.port if here.host.broker else None
         watch = await stack.enter_async_context(watching(here.admin, broker))
@@ -158,12 +173,7 @@ async def _set_up(scenario: Scenario, folder: Path, teller: Teller) -> AsyncIter
 async def _recorded(theatre: Theatre, began_s: float, log: RequestLog) -> Recording:
     scenario, watch = theatre.scenario, theatre.watch
     batch = scenario.host().models
-    notes = list(theatre.stage.notes)
-    late = late_p99_ms(log)
-    if late > LATE_MS:
-        notes.append(
-            f"this machine was short of CPU: one request in a hundred was sent more than {late:.0f} ms late (counted in its latency)"
-        )
+    notes = [*theatre.stage.notes, *short_of_cpu(log, theatre.played)]
     return Recording(
         began_s=began_s,
         machine=f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",

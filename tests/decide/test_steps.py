@@ -20,6 +20,15 @@ def test_a_share_given_for_the_first_time_is_a_shrink() -> None:
     assert step.kind is StepKind.SHRINK
 
 
+def test_nobody_is_confined_before_everybody_shares() -> None:
+    bare = Allocation(None, 8)
+    target = {"a": Allocation(0.15, 32), "b": Allocation(0.35, 16), "c": Allocation(0.5, 4)}
+    steps = list(ordered(dict.fromkeys(target, bare), target))
+    assert [(s.model, s.after.share) for s in steps] == [("a", 1.0), ("b", 1.0), ("c", 0.5), ("a", 0.15), ("b", 0.35)]
+    assert steps[0].after.max_batch_size == 32
+    assert [(s.model, s.after.share) for s in ordered({"a": bare, "b": target["b"], "c": target["c"]}, target)] == [("a", 0.15)]
+
+
 def test_models_only_one_side_knows_are_left_alone() -> None:
     assert not list(ordered({"a": Allocation(0.5, 1)}, {"b": Allocation(0.5, 1)}))
 

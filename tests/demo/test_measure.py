@@ -1,5 +1,6 @@
 """Figures and verdicts from made-up runs."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igniterd.demo.measure import figures, late_p99_ms, problems, trace
+from igniterd.demo.measure import figures, problems, short_of_cpu, trace
 from igniterd.emulator.load import RequestLog
 from tests.demo.runs import log, phase, recording
 
@@ -47,8 +48,12 @@ def test_failures_under_a_plan_frozen_on_purpose_are_its_result() -> None:
     assert problems(elsewhere, run, figures(elsewhere, run)) != []
 
 
-def test_how_late_the_generator_was() -> None:
-    assert late_p99_ms(log()) == pytest.approx(1.0, abs=1e-3)
+def test_a_late_generator_is_told_of_by_phase() -> None:
+    seen, phases = log(), recording().phases
+    assert short_of_cpu(seen, phases) == []
+    late = dataclasses.replace(seen, sent_s=np.where(seen.scheduled_s > 1020, seen.scheduled_s + 0.05, seen.sent_s))
+    (said,) = short_of_cpu(late, phases)
+    assert said.startswith("phase steered: this machine was short of CPU") and "50 ms late" in said
 
 
 def test_windows_slide_and_show_failures_as_endless() -> None:
