@@ -158,7 +158,7 @@ async def _said(*arguments: str, given: str = "", timeout_s: float) -> tuple[int
 
 
 async def check(stage: Stage) -> list[str]:
-    """``igniterd check --live`` in lines. Raises :class:`CannotRun` when something is wrong; MPS control may be: the board here needs none."""
+    """``igniterd check --live`` in lines. Raises :class:`CannotRun` when something is wrong; MPS control may be: this board needs none."""
     _, out = await _said("igniterd", "check", "--live", "--format", "json", "--config", str(stage.config), timeout_s=120.0)
     try:
         findings = json.loads(out)
