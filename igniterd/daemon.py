@@ -27,7 +27,8 @@ from igniterd.config import Config, Triton
 from igniterd.decide import Oracles
 from igniterd.errors import CannotRun, ProfileError
 from igniterd.history import History
-from igniterd.loop import Knowledge, Loop
+from igniterd.loop import Carry, Knowledge, Loop
+from igniterd.memory import Memory, identity
 from igniterd.model import PerformanceModel, Profile, load_model
 from igniterd.model.oracle import Oracle
 from igniterd.observe import Sources
@@ -108,7 +109,8 @@ def load_knowledge(config: Config) -> Knowledge:
     predictor, level = fitted(merged), config.decide.level
     oracles = Oracles(promises=Oracle(predictor, level=level), expects=Oracle(predictor, level=level, upper=False))
     _check_slos(config, profiled, oracles.expects)
-    return Knowledge(profiled, oracles, merged.board.name, merged.board.sm_count)
+    identities = {name: identity(merged, model) for name, model in profiled.items()}
+    return Knowledge(profiled, oracles, identities, merged.board.name, merged.board.sm_count)
 
 
 def _check_slos(config: Config, profiled: dict[str, str], oracle: Oracle) -> None:
@@ -154,6 +156,8 @@ class Daemon:
         self.history = History(config.state.directory / "history.db")
         self.reporter = Reporter(config, metrics=self.metrics.update, publisher=self.publisher, history=self.history.record)
         self.loop = Loop(config, sources, self.tritons, knowledge, self.reporter)
+        self.memory = Memory(config.state.directory / "learnt.json", {m.name: knowledge.identities.get(m.name, "") for m in config.model})
+        self.loop.carry = Carry(belief=self.memory.recall(clock(), time.time()))
         self.admin = AdminServer(
             *config.metrics.address, metrics=self.metrics.render, state=lambda: self.reporter.state, health=self.health
         )
@@ -207,6 +211,7 @@ class Daemon:
         while not self.stopping.is_set():
             tick = await self.loop.tick(self.clock())
             self._told(tick)
+            self.memory.keep(self.loop.carry.belief, tick.at_s, tick.wall_time_s)
             next_s += interval_s
             late_s = self.clock() - next_s
             if late_s > 0:  # never caught up: a burst of ticks would help nobody
@@ -250,4 +255,5 @@ class Daemon:
         if self.nvml is not None:
             await self.nvml.close()
         self.history.close()
+        self.memory.close(self.loop.carry.belief, self.clock(), time.time())
         self.notifier.close()

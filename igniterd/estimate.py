@@ -14,8 +14,11 @@ from igniterd.config import Config
 from igniterd.model.api import Tenant
 from igniterd.model.arrivals import Rate, updated
 from igniterd.model.calibrate import Bias, Measured, Point, learnt, pressure_of
+from igniterd.model.daily import Daily, lived
+from igniterd.model.livecurve import LiveCurve, followed, points, said
 from igniterd.model.oracle import Demand, Oracle
-from igniterd.records import Allocation, Changed, Estimate, Learnt, Load, ModelReading, ModelWindow, Observation, Window
+from igniterd.model.tail import response_time
+from igniterd.records import Allocation, Changed, Estimate, Learnt, LiveService, Load, ModelReading, ModelWindow, Observation, Window
 
 SMOOTH_S = 4.0  # time constant of the smoothed measurements
 ENOUGH = 20  # requests seen before a rate is trusted
@@ -24,6 +27,8 @@ TOLD_LEVEL, TOLD_TILT, TOLD_SD = 0.01, 0.01, 0.75  # smallest change of what was
 SETTLE_S = 3.0  # of a new copy, before its service times count
 EXPECT_AGAIN = 0.03  # change of the predicted wait, roughly, that asks for a new prediction ...
 EXPECT_PAUSE_S, EXPECT_EVERY_S = 3.0, 60.0  # ... but not sooner, and not later
+LIVE_EVERY_S = 15.0  # the same for models without a profile: their curves change without a word
+SERVICE_CV = 0.1  # of one execution, where nothing is profiled
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class ModelBelief:
     """What one tick hands to the next about one model."""
 
     rate: Rate = field(default_factory=Rate)
+    daily: Daily = field(default_factory=Daily)
     bias: Bias = field(default_factory=Bias)
     told: Learnt | None = None  # of the bias, to plans: held still until it matters, so that noise moves no plan
     busy: float = 0.0
@@ -51,6 +57,8 @@ class ModelBelief:
     mean_ms: float | None = None
     seen_s: float = 0.0  # traffic observed in all, seconds
     copy: tuple[str, str] | None = None  # version and backend that all this is of
+    curve: LiveCurve = field(default_factory=LiveCurve)
+    live: LiveService | None = None
     settled_at_s: float = 0.0  # when the present copy's first executions are over
     changed: Changed | None = None
     expected: Expected | None = None
@@ -78,11 +86,11 @@ def _same_model(belief: ModelBelief, reading: ModelReading, at_s: float) -> Mode
         return replace(belief, copy=copy)
     what = [f"{name} {was} -> {now}" for name, was, now in zip(("version", "backend"), belief.copy, copy, strict=True) if was != now]
     changed = Changed(at_s, f"{' and '.join(what)}: what was learnt of its service times is forgotten")
-    return replace(belief, copy=copy, bias=Bias(), told=None, changed=changed, expected=None)
+    return replace(belief, copy=copy, bias=Bias(), told=None, curve=LiveCurve(), live=None, changed=changed, expected=None)
 
 
-def _followed(belief: ModelBelief, window: ModelWindow, end_s: float, instances: int) -> ModelBelief:
-    """``belief`` after ``window``, without the bias."""
+def _followed(belief: ModelBelief, window: ModelWindow, end_s: float, wall_s: float, instances: int) -> ModelBelief:
+    """``belief`` after ``window``, without what it says of service times."""
     if window.restarted or window.span_s <= 0:
         return replace(belief, settled_at_s=end_s + SETTLE_S) if window.restarted else belief
     runs = sum(window.executions.values())
@@ -93,9 +101,11 @@ def _followed(belief: ModelBelief, window: ModelWindow, end_s: float, instances:
         # a request is served as long as its batch: weighted by requests, not by executions
         own_ms = sum(batch * n * window.service_ms[batch] for batch, n in window.executions.items()) / served
         mean_ms = _mixed(mean_ms, window.queue_ms + own_ms, window.span_s)
+    rate = updated(belief.rate, end_s, window.span_s, window.arrivals)
     return replace(
         belief,
-        rate=updated(belief.rate, end_s, window.span_s, window.arrivals),
+        rate=rate,
+        daily=lived(belief.daily, wall_s, window.span_s, rate.per_s),
         busy=_mixed(belief.busy, min(1.0, busy_s / window.span_s / instances), window.span_s),
         mean_batch=_mixed(belief.mean_batch, served / runs, window.span_s) if runs else belief.mean_batch,
         mean_ms=mean_ms,
@@ -149,33 +159,67 @@ def _told(told: Learnt | None, now: Learnt | None) -> Learnt | None:
 
 
 def estimate(
-    observation: Observation, window: Window, belief: Belief, *, config: Config, profiled: Mapping[str, str], oracle: Oracle | None
+    observation: Observation,
+    window: Window,
+    belief: Belief,
+    *,
+    config: Config,
+    profiled: Mapping[str, str],
+    oracle: Oracle | None,
+    wall_s: float = 0.0,
 ) -> tuple[Estimate, dict[str, ModelBelief]]:
     """Update ``belief`` with ``window`` and say what holds now.
 
     ``profiled`` maps the configured names of the models that have a profile to their names in it; ``oracle`` predicts with mean
-    service times (None: nothing is profiled, and nothing is predicted).
+    service times (None: nothing is profiled, and predictions rest on live traffic alone). ``wall_s``: the time of day, seconds UTC.
     """
-    beliefs: dict[str, ModelBelief] = {}
+    beliefs = dict(belief)  # of a model not seen now, too: it is not forgotten
     for name, reading in observation.models.items():
         before = _same_model(belief.get(name, ModelBelief()), reading, observation.at_s)
         seen = window.models.get(name)
-        beliefs[name] = before if seen is None else _followed(before, seen, window.at_s, reading.allocation.instances)
+        beliefs[name] = before if seen is None else _followed(before, seen, window.at_s, wall_s, reading.allocation.instances)
     errors: dict[str, float | None] = {}
-    if oracle is not None:
-        for there in _by_gpu(observation).values():
-            tenants = _tenants(there, beliefs, observation, profiled)
-            for name in tenants.keys() & window.models.keys():
-                beside = [tenant for other, tenant in tenants.items() if other != name]
-                seen, reading = window.models[name], observation.models[name]
-                measured = _measured(seen, reading, beside, oracle, profiled[name])
-                errors[name] = _overall(measured, seen)
-                point = Point(reading.allocation.share or 1.0, pressure_of(beside))
-                beliefs[name] = _calibrated(beliefs[name], measured, window.at_s, point)
-            _expect(there, beliefs, observation, config, profiled, oracle)
-    loads = {name: _load(name, beliefs[name], observation.models[name], errors.get(name), config) for name in beliefs}
-    warm = bool(loads) and all(b.seen_s >= config.decide.warmup_s for b in beliefs.values())
+    for there in _by_gpu(observation).values():
+        modelled = _modelled(there, observation, profiled) if oracle is not None else []
+        if oracle is not None:
+            _calibrate(there, beliefs, errors, observation, window, profiled, oracle)
+            _expect(modelled, beliefs, observation, config, profiled, oracle)
+        for name in there:
+            if name not in modelled:
+                beliefs[name] = _lived(beliefs[name], observation.models[name], window.models.get(name), observation.at_s)
+    loads = {name: _load(name, beliefs[name], observation.models[name], errors.get(name), config, wall_s) for name in observation.models}
+    warm = bool(loads) and all(beliefs[name].seen_s >= config.decide.warmup_s for name in loads)
     return Estimate(at_s=observation.at_s, loads=loads, warm=warm), beliefs
+
+
+def _calibrate(
+    there: Sequence[str],
+    beliefs: dict[str, ModelBelief],
+    errors: dict[str, float | None],
+    observation: Observation,
+    window: Window,
+    profiled: Mapping[str, str],
+    oracle: Oracle,
+) -> None:
+    """Learn the biases of the models of one GPU."""
+    tenants = _tenants(there, beliefs, observation, profiled)
+    for name in tenants.keys() & window.models.keys():
+        beside = [tenant for other, tenant in tenants.items() if other != name]
+        seen, reading = window.models[name], observation.models[name]
+        measured = _measured(seen, reading, beside, oracle, profiled[name])
+        errors[name] = _overall(measured, seen)
+        point = Point(reading.allocation.share or 1.0, pressure_of(beside))
+        beliefs[name] = _calibrated(beliefs[name], measured, window.at_s, point)
+
+
+def _modelled(there: Sequence[str], observation: Observation, profiled: Mapping[str, str]) -> list[str]:
+    """The models of one GPU that the performance model can speak of as they run now.
+
+    Processes without shares take turns on the GPU, which is not what it is about: with one of them, it can speak of none.
+    """
+    names = [name for name in there if name in profiled]
+    readings = [observation.models[name] for name in names]
+    return [] if any(r.allocation.share is None and r.owns_process for r in readings) else names
 
 
 def _by_gpu(observation: Observation) -> dict[int, list[str]]:
@@ -185,21 +229,23 @@ def _by_gpu(observation: Observation) -> dict[int, list[str]]:
     return out
 
 
-def _load(name: str, belief: ModelBelief, reading: ModelReading, ratio: float | None, config: Config) -> Load:
+def _load(name: str, belief: ModelBelief, reading: ModelReading, ratio: float | None, config: Config, wall_s: float) -> Load:
     quantiles = reading.latency_quantiles_s or {}
-    expected, rate, bias = belief.expected, belief.rate, belief.bias
+    expected, rate, bias, daily = belief.expected, belief.rate, belief.bias, belief.daily
+    upper = rate.upper_per_s(config.decide.rate_level, HORIZON_S) * daily.jump_by(wall_s, HORIZON_S)
     return Load(
         model=name,
         rate_per_s=rate.per_s,
-        rate_upper_per_s=max(rate.per_s, rate.upper_per_s(config.decide.rate_level, HORIZON_S)),
+        rate_upper_per_s=max(rate.per_s, upper),
         confident=rate.seen >= ENOUGH and belief.seen_s >= config.decide.warmup_s,
         busy=belief.busy,
         mean_batch=belief.mean_batch,
         burstiness=rate.burstiness,
-        remembered_per_s=rate.peak_per_s,
+        remembered_per_s=max(rate.peak_per_s, daily.usual_per_s(wall_s), daily.usual_per_s(wall_s + HORIZON_S)),
         bias=bias.mean,
         bias_upper=bias.upper(config.decide.level),
         learnt=belief.told,
+        live=belief.live,
         changed=belief.changed,
         measured_mean_ms=belief.mean_ms,
         measured_p50_ms=quantiles[0.5] * 1000 if 0.5 in quantiles else None,
@@ -215,7 +261,7 @@ def _load(name: str, belief: ModelBelief, reading: ModelReading, ratio: float | 
 
 
 def _expect(
-    there: Sequence[str],
+    names: Sequence[str],
     beliefs: dict[str, ModelBelief],
     observation: Observation,
     config: Config,
@@ -223,12 +269,7 @@ def _expect(
     oracle: Oracle,
 ) -> None:
     """Bring the predictions for one GPU up to date, at present rates and allocations; all together, as its models slow each other."""
-    names = [name for name in there if name in profiled]
     allocations = {name: observation.models[name].allocation for name in names}
-    if any(allocations[n].share is None and observation.models[n].owns_process for n in names):
-        for name in names:  # processes without shares take turns on the GPU: that is not what the model is about
-            beliefs[name] = replace(beliefs[name], expected=None)
-        return
     if not any(_outdated(beliefs[n], allocations[n], observation.at_s) for n in names):
         return
     configured = config.by_name()
@@ -249,13 +290,39 @@ def _expect(
         at = Expected(allocations[n], beliefs[n].rate.per_s, beliefs[n].bias.mean, observation.at_s)
         if not service.overloaded:
             at = replace(at, mean_ms=service.mean_ms, p50_ms=service.p50_ms, p99_ms=service.p99_ms)
-        beliefs[n] = replace(beliefs[n], expected=at)
+        beliefs[n] = replace(beliefs[n], expected=at, live=None)
 
 
-def _outdated(belief: ModelBelief, allocation: Allocation, at_s: float) -> bool:
+def _lived(belief: ModelBelief, reading: ModelReading, window: ModelWindow | None, at_s: float) -> ModelBelief:
+    """``belief`` of a model that the performance model cannot speak of: its own traffic says how long it takes as it runs now."""
+    allocation = reading.allocation
+    if window is not None and not window.restarted and at_s >= belief.settled_at_s:
+        curve = followed(belief.curve, at_s, window.executions, window.service_ms, share=allocation.share, instances=allocation.instances)
+        belief = replace(belief, curve=curve)
+    if not _outdated(belief, allocation, at_s, LIVE_EVERY_S):
+        return belief
+    known = points(belief.curve, max(1, allocation.max_batch_size), at_s)
+    if known is None or belief.rate.per_s <= 0:
+        return replace(belief, expected=None)
+    live = LiveService(allocation.share, tuple(map(float, known.mean_ms)), tuple(map(float, known.error)), said(known))
+    at = Expected(allocation, belief.rate.per_s, belief.bias.mean, at_s)
+    result = response_time(
+        belief.rate.per_s,
+        known.mean_ms,
+        service_cv=SERVICE_CV,
+        max_queue_delay_ms=allocation.max_queue_delay_us / 1000,
+        instances=allocation.instances,
+        burstiness=belief.rate.burstiness,
+    )
+    if result.success:
+        at = replace(at, mean_ms=result.mean_ms, p50_ms=result.p50_ms, p99_ms=result.p99_ms)
+    return replace(belief, live=live, expected=at)
+
+
+def _outdated(belief: ModelBelief, allocation: Allocation, at_s: float, every_s: float = EXPECT_EVERY_S) -> bool:
     """Whether the prediction was for something else than what is now."""
     expected = belief.expected
-    if expected is None or expected.allocation != allocation or at_s - expected.at_s >= EXPECT_EVERY_S:
+    if expected is None or expected.allocation != allocation or at_s - expected.at_s >= every_s:
         return True
     if at_s - expected.at_s < EXPECT_PAUSE_S:
         return False

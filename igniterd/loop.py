@@ -40,6 +40,7 @@ class Knowledge:
 
     profiled: Mapping[str, str] = field(default_factory=dict)  # configured name -> name in the profile
     oracles: Oracles | None = None
+    identities: Mapping[str, str] = field(default_factory=dict)  # configured name -> what its profile is, in short
     board: str = ""  # the board the profiles are of
     sm_count: int | None = None
 
@@ -91,7 +92,8 @@ class Loop:
         window = between(carry.seen, seen)
         watch.lap("window")
         expects = knowledge.oracles.expects if knowledge.oracles else None
-        load, belief = estimate(seen, window, carry.belief, config=self.config, profiled=knowledge.profiled, oracle=expects)
+        wall_s = self.wall_clock()
+        load, belief = estimate(seen, window, carry.belief, config=self.config, profiled=knowledge.profiled, oracle=expects, wall_s=wall_s)
         watch.lap("estimate")
         held = after(carry.held, outcome, load.loads, self.config.decide, now_s)
         plan, held = self._decide(load, seen, held, now_s)
@@ -99,7 +101,7 @@ class Loop:
         if plan.steps and self.mode is Mode.ACT:
             self._acting = asyncio.create_task(act(plan, self.reloaders, self.triton_of, self.shares), name="act")
         watch.lap("act")
-        tick = Tick(carry.number, now_s, self.wall_clock(), seen, window, load, plan, outcome, dict(watch.stages))
+        tick = Tick(carry.number, now_s, wall_s, seen, window, load, plan, outcome, dict(watch.stages))
         self.carry = Carry(_merged(carry.seen, seen), belief, held, carry.number + 1)
         self.report(tick)
         return tick

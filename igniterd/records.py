@@ -164,6 +164,19 @@ class Learnt:
 
 
 @dataclass(frozen=True, slots=True)
+class LiveService:
+    """Service times of a model without a profile, learnt from its traffic under its present allocation.
+
+    Mean service time and its relative standard error for batches 1, 2, …; ``said`` puts the error in words.
+    """
+
+    share: float | None
+    mean_ms: tuple[float, ...]
+    error: tuple[float, ...]
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
 class Changed:
     """A model found to have become another: when, and by what it was noticed."""
 
@@ -186,6 +199,7 @@ class Load:
     bias: float = 1.0  # measured / predicted service time, learnt
     bias_upper: float = 1.0
     learnt: Learnt | None = None  # the same, in full, for plans; None before anything is learnt
+    live: LiveService | None = None  # where no profile says more
     changed: Changed | None = None  # the last time that what was learnt had to be forgotten
     measured_mean_ms: float | None = None  # queue + service of the requests completed lately
     measured_p50_ms: float | None = None

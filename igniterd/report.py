@@ -13,7 +13,7 @@ import structlog
 
 from igniterd import __version__
 from igniterd.config import Config
-from igniterd.records import Allocation, Outcomes, Tick
+from igniterd.records import Allocation, LiveService, Load, Outcomes, Tick
 
 STATE_SCHEMA = 1
 STATE_EVERY_S = 5.0  # how often the snapshot goes to MQTT when nothing changes
@@ -21,6 +21,7 @@ HINT_EVERY_S = 10.0
 OFFER_LEAST = 0.05  # a smaller share is not worth a hint
 SAY_AGAIN_S = 600.0
 STATE_EXPIRY_S = 30
+_SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # batches whose service times are shown
 HINT_EXPIRY_S = 60
 
 
@@ -37,6 +38,22 @@ def _allocation(allocation: Allocation) -> dict[str, Any]:
     }
 
 
+def _learnt(load: Load) -> dict[str, Any] | None:
+    """What live traffic says of the bias, and where: None before anything is learnt."""
+    if load.learnt is None:
+        return None
+    return {name: _number(value, 4) for name, value in dataclasses.asdict(load.learnt).items()} | {"upper": _number(load.bias_upper, 4)}
+
+
+def _live(live: LiveService | None) -> dict[str, Any] | None:
+    """Service times of a model without a profile."""
+    if live is None:
+        return None
+    shown = [b for b in _SHOWN if b < len(live.mean_ms)] + [len(live.mean_ms)]
+    points = [{"batch": b, "mean_ms": _number(live.mean_ms[b - 1]), "error": _number(live.error[b - 1], 4)} for b in shown]
+    return {"share": live.share, "said": live.said, "points": points}
+
+
 def _model_state(tick: Tick, name: str, config: Config) -> dict[str, Any]:
     model, reading = config.by_name()[name], tick.observation.models.get(name)
     load, verdict = tick.estimate.loads.get(name), tick.plan.verdicts.get(name)
@@ -50,7 +67,12 @@ def _model_state(tick: Tick, name: str, config: Config) -> dict[str, Any]:
             "rate_upper_per_s": _number(load.rate_upper_per_s),
             "busy": _number(load.busy),
             "mean_batch": _number(load.mean_batch),
+            "burstiness": _number(load.burstiness),
+            "remembered_per_s": _number(load.remembered_per_s),
             "bias": _number(load.bias, 4),
+            "learnt": _learnt(load),
+            "live": _live(load.live),
+            "changed": load.changed and {"time_s": _number(tick.wall_time_s + load.changed.at_s - tick.at_s), "why": load.changed.why},
             "measured": {k: _number(getattr(load, f"measured_{k}_ms")) for k in ("mean", "p50", "p99")},
             "predicted": {k: _number(getattr(load, f"predicted_{k}_ms")) for k in ("mean", "p50", "p99")},
         }
@@ -179,6 +201,9 @@ class Reporter:
             self._log.info("decision", outcome=plan.outcome.value, why=plan.why)
             self._said_at_s[spoken] = tick.at_s
         self._said = spoken
+        for load in tick.estimate.loads.values():
+            if load.changed and load.changed.at_s == tick.observation.at_s and self._not_said_lately(f"changed {load.model}", tick.at_s):
+                self._log.warning("model changed", model=load.model, why=load.changed.why)
         silent = frozenset(gap.source for gap in tick.observation.gaps)
         for gap in tick.observation.gaps:
             if gap.source not in self._gaps:
@@ -186,6 +211,10 @@ class Reporter:
         for source in sorted(self._gaps - silent):
             self._log.info("source answers again", source=source)
         self._gaps = silent
+
+    def _not_said_lately(self, what: str, at_s: float) -> bool:
+        before, self._said_at_s[what] = self._said_at_s.get(what, float("-inf")), at_s
+        return at_s - before >= SAY_AGAIN_S
 
     def _publish(self, tick: Tick, moved: bool) -> None:
         if self._publisher is None:

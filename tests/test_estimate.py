@@ -147,12 +147,38 @@ def test_another_engine_under_the_same_version_is_noticed_by_its_times(tmp_path:
     assert host.load.bias == pytest.approx(0.6, rel=0.03)
 
 
-def test_a_model_without_a_profile_has_rates_and_no_bias(tmp_path: Path) -> None:
-    host = Host(tmp_path, profiled=False)
-    load = host.ticks(20)
+def test_a_model_without_a_profile_is_learnt_from_its_traffic_and_its_p99_predicted(tmp_path: Path) -> None:
+    host, profiled = Host(tmp_path, profiled=False), Host(tmp_path)
+    load, other = host.ticks(40), profiled.ticks(40)
     assert load.rate_per_s == pytest.approx(150.0, rel=0.01)
-    assert load.bias == 1.0
-    assert load.error_ratio is None
+    assert (load.bias, load.learnt, load.error_ratio) == (1.0, None, None)
+    assert load.live is not None
+    assert load.live.share == SHARE
+    assert host.curve_ms is not None
+    assert load.live.mean_ms == pytest.approx(list(host.curve_ms), rel=0.03)
+    assert load.live.said.startswith("batches 1 to 8 within ")
+    assert load.predicted_p99_ms == pytest.approx(other.predicted_p99_ms, rel=0.05)
+    assert other.live is None
+
+
+def test_processes_that_take_turns_are_learnt_from_their_traffic_too(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.allocation = Allocation(None, 8)
+    load = host.ticks(20)
+    assert load.live is not None
+    assert load.learnt is None
+    assert load.predicted_p99_ms is not None
+
+
+def test_nothing_is_forgotten_of_a_model_that_is_not_seen(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.ticks(30)
+    known = host.belief["resnet50"]
+    silent = Observation(host.at_s + 1)
+    told, after = estimate(silent, between(host.seen, silent), host.belief, config=host.config, profiled=host.profiled, oracle=host.oracle)
+    assert told.loads == {}
+    assert not told.warm
+    assert after["resnet50"] == known
 
 
 def test_a_model_that_was_away_keeps_what_was_learnt(tmp_path: Path) -> None:

@@ -1,14 +1,19 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from igniterd.records import (
     Actuation,
     Allocation,
     BoardReading,
+    Changed,
     Estimate,
     Gap,
+    Learnt,
+    LiveService,
     Load,
     Observation,
     Outcome,
@@ -94,3 +99,29 @@ def test_publishes_state_when_it_moves_and_hints_when_they_change(tmp_path: Path
         ("hint", "igniterd.hint.shed"),
     ]
     assert broker.sent[2][2]["last_moves"][0]["why"] == "more traffic"
+
+
+def test_what_was_learnt_is_in_the_state_and_a_changed_model_is_logged_once(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    load = Load(
+        "vgg19",
+        200.0,
+        210.0,
+        confident=True,
+        bias=1.1,
+        bias_upper=1.13,
+        learnt=Learnt(0.4, 0.3, 0.0953, 0.0, 0.012),
+        live=LiveService(None, (5.0, 7.0, 9.0, 11.0, 13.0), (0.01,) * 5, "batches 1 to 5 within 2 %"),
+        changed=Changed(7.0, "version 1 -> 2"),
+    )
+    report = Reporter(settings)
+    with capture_logs() as logs:
+        for number in (7, 8):
+            now = tick(number, HOLD)
+            report(replace(now, observation=replace(now.observation, at_s=float(number)), estimate=Estimate(0.0, {"vgg19": load})))
+    assert [log["why"] for log in logs if log["event"] == "model changed"] == ["version 1 -> 2"]
+    (vgg19,) = [model for model in report.state["models"] if model["name"] == "vgg19"]
+    assert vgg19["learnt"] == {"share": 0.4, "pressure": 0.3, "level": 0.0953, "tilt": 0.0, "sd": 0.012, "upper": 1.13}
+    assert vgg19["live"]["said"] == "batches 1 to 5 within 2 %"
+    assert [point["batch"] for point in vgg19["live"]["points"]] == [1, 2, 3, 4, 5]
+    assert vgg19["changed"] == {"time_s": 1007.0, "why": "version 1 -> 2"}

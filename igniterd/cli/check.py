@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ def register(app: typer.Typer) -> None:
         one_of("--format", form, "table", "json")
         settings = configured(config)
         with cannot():
-            findings = [*_static(settings), *(asyncio.run(_collected(settings)) if live else [])]
+            findings = [*_static(settings, _learnt(settings, live)), *(asyncio.run(_collected(settings)) if live else [])]
         if form == "json":
             print(json.dumps([{"level": f.level, "what": f.what, "said": f.said} for f in findings], indent=2))
         else:
@@ -65,8 +66,28 @@ async def _collected(settings: Config) -> list[Finding]:
     return [finding async for finding in _live(settings)]
 
 
-def _static(settings: Config) -> Iterator[Finding]:
-    """What the files alone tell."""
+def _learnt(settings: Config, live: bool) -> dict[str, str]:
+    """What live traffic has taught of the models without a profile: from the running daemon if it is to be asked, else from its file."""
+    import time
+
+    from igniterd.cli.show import fetched
+    from igniterd.errors import Unreachable
+    from igniterd.memory import service_times
+    from igniterd.model.livecurve import where
+
+    names = [model.name for model in settings.model if model.profile is None]
+    known = service_times(settings.state.directory / "learnt.json", names, time.time()) if names else {}
+    if live and names:
+        with contextlib.suppress(Unreachable):
+            states = fetched(f"http://{settings.metrics.listen}/state")["models"]
+            known |= {
+                m["name"]: f"{where(m['live']['share'])}: {m['live']['said']}" for m in states if m["name"] in names and m.get("live")
+            }
+    return known
+
+
+def _static(settings: Config, learnt: dict[str, str]) -> Iterator[Finding]:
+    """What the files alone tell. ``learnt``: what is known without a profile, by model."""
     from igniterd.daemon import load_knowledge
 
     yield Finding("ok", "configuration", f"{len(settings.model)} models on {len(settings.triton)} Triton, mode {settings.loop.mode}")
@@ -78,9 +99,17 @@ def _static(settings: Config) -> Iterator[Finding]:
             yield Finding(
                 "warn",
                 f"profile of {model.name}",
-                "none: its traffic is watched, its share and batching are left alone; with a profile "
-                "(igniterd profile) they are planned for its SLO",
+                f"none: its traffic is watched, its share and batching are left alone. {_without(learnt.get(model.name))} "
+                "A profile adds other shares, larger batches and the effect of neighbours, so that all of them are planned for its P99 of "
+                f"{model.slo_p99_ms:g} ms: igniterd profile {model.name}",
             )
+
+
+def _without(learnt: str | None) -> str:
+    """What can be told of a model without its profile."""
+    if learnt is None:
+        return "Nothing is learnt of its service times yet: igniterd run in mode observe learns them from traffic."
+    return f"Its traffic tells its service times {learnt}; that predicts its P99 as long as nothing is changed."
 
 
 async def _live(settings: Config) -> AsyncIterator[Finding]:

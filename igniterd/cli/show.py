@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
+
+CHANGED_SHOWN_S = 3600.0
 
 
 def register(app: typer.Typer) -> None:
@@ -27,14 +30,15 @@ def register(app: typer.Typer) -> None:
         one_of("--format", form, "table", "json")
         address = admin or configured(config).metrics.listen
         with cannot():
-            state = _fetched(f"http://{address}/state")
+            state = fetched(f"http://{address}/state")
         if form == "json":
             print(json.dumps(state, indent=2))
         else:
             _print(state)
 
 
-def _fetched(url: str) -> dict[str, Any]:
+def fetched(url: str) -> dict[str, Any]:
+    """The state a running daemon gives at ``url``. Raises :class:`Unreachable` when none does."""
     import json
     import urllib.error
     import urllib.request
@@ -63,6 +67,23 @@ def _allocation(applied: dict[str, Any] | None) -> str:
     return f"{share}, batch {applied['max_batch_size']}{delay}"
 
 
+def _bias(model: dict[str, Any]) -> str:
+    """Measured over predicted service time, with two standard errors."""
+    learnt = model["learnt"]
+    return "-" if learnt is None else f"{model['bias']:.2f} ± {2 * learnt['sd']:.0%}"
+
+
+def _learnt(model: dict[str, Any], now_s: float) -> Iterator[str]:
+    """What else has been learnt of a model, in sentences."""
+    from igniterd.model.livecurve import where
+
+    live, changed = model.get("live"), model.get("changed")
+    if live is not None:
+        yield f"service times learnt from its traffic {where(live['share'])}: {live['said']}"
+    if changed is not None and now_s - changed["time_s"] < CHANGED_SHOWN_S:
+        yield f"[yellow]changed[/] {now_s - changed['time_s']:.0f} s ago: {changed['why']}"
+
+
 def _print(state: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -84,9 +105,12 @@ def _print(state: dict[str, Any]) -> None:
             _ms(model["measured"]["p99"]),
             _ms(model["predicted"]["p99"]),
             f"{model['slo_p99_ms']:g}",
-            f"{model['bias']:.2f}",
+            _bias(model),
         )
     console.print(table)
+    for model in state["models"]:
+        for sentence in _learnt(model, state["time_s"]):
+            console.print(f"{model['name']}: {sentence}", highlight=False)
     for board in state["boards"]:
         power = "-" if board["power_w"] is None else f"{board['power_w']:.0f} W"
         clock = "-" if board["sm_clock_mhz"] is None else f"{board['sm_clock_mhz']:.0f} MHz"

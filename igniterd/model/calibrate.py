@@ -16,10 +16,11 @@ disagreeing in the same direction are not outliers. Then what was learnt is forg
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist
+from typing import Any
 
 from igniterd.model.api import Tenant
 from igniterd.records import Learnt
@@ -45,6 +46,7 @@ CHANGE = 10.0  # sum of what is above that, each window at most CHANGE_CLIP
 CHANGE_CLIP = 4.0
 NOTABLE = 0.1  # a smaller change of the level is followed, not said
 SAME_PRESSURE = 0.1
+MOST_LEVEL = 5.0  # of a log bias that can be believed: e^5 times as slow
 FEW = 5  # executions of a window below which nothing is learnt from it
 
 _deviations = lru_cache(maxsize=64)(NormalDist().inv_cdf)
@@ -258,3 +260,29 @@ def _paced(bias: Bias, ratio: float, by_chance: float, innovation: float) -> tup
     excess = min((ratio - before) ** 2 / 2, CLIP_SIGMA**2 * (chance + bias.scatter)) - chance
     weight = 1 / min(SCATTER_WINDOWS, bias.windows + 10.0)
     return drift, max(LEAST_SCATTER_SD**2, bias.scatter + weight * (excess - bias.scatter))
+
+
+_KEPT = ("level", "tilt", "p_level", "p_both", "p_tilt", "scatter", "drift")
+
+
+def to_plain(bias: Bias) -> dict[str, Any] | None:
+    """For JSON; None before anything is learnt."""
+    if bias.point is None or not bias.windows:
+        return None
+    return {name: getattr(bias, name) for name in _KEPT} | {
+        "windows": bias.windows,
+        "share": bias.point.share,
+        "pressure": bias.point.pressure,
+    }
+
+
+def from_plain(plain: Mapping[str, Any], age_s: float) -> Bias:
+    """What :func:`to_plain` gave, ``age_s`` seconds later. Raises ``ValueError``, ``KeyError`` or ``TypeError`` for anything else."""
+    level, tilt, p_level, p_both, p_tilt, scatter, drift = kept = [float(plain[name]) for name in _KEPT]
+    windows, share, pressure = int(plain["windows"]), float(plain["share"]), float(plain["pressure"])
+    if not all(map(math.isfinite, (*kept, share, pressure))) or abs(level) > MOST_LEVEL or not 0 < share <= 1 or pressure < 0:
+        raise ValueError("a bias out of range")
+    if min(p_level, p_tilt, scatter, drift, windows) <= 0 or p_level * p_tilt <= p_both**2:
+        raise ValueError("an uncertainty out of range")
+    bias = Bias(level, tilt, p_level, p_both, p_tilt, drift, scatter, None, Point(share, pressure), windows=windows)
+    return bias.aged(max(0.0, age_s))

@@ -1,12 +1,16 @@
 """``igniterd check`` and what is refused before anything runs: each mistake has its own sentence."""
 
+import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from igniterd.cli.app import app
+from igniterd.estimate import ModelBelief
+from igniterd.memory import Memory
 from igniterd.model import builtin_profile
+from igniterd.model.livecurve import LiveCurve, followed
 
 runner = CliRunner()
 
@@ -70,3 +74,15 @@ def test_show_without_a_daemon_says_so(tmp_path: Path) -> None:
     result = runner.invoke(app, ["show", "--admin", "127.0.0.1:9"])
     assert result.exit_code == 1
     assert "no running daemon answers at http://127.0.0.1:9/state" in result.output
+
+
+def test_what_traffic_has_taught_is_told_of_a_model_without_a_profile(tmp_path: Path) -> None:
+    curve = followed(LiveCurve(), 5.0, {1: 100, 2: 50}, {1: 10.0, 2: 15.0}, share=None, instances=1)
+    told = write(tmp_path, '[[model]]\nname = "bert"\nslo_p99_ms = 50\n')
+    assert "Nothing is learnt of its service times yet" in runner.invoke(app, told).output.replace("\n", " ")
+    Memory(tmp_path / "state" / "learnt.json", {"bert": ""}).close(
+        {"bert": ModelBelief(curve=curve, copy=("1", "python"))}, 5.0, time.time()
+    )
+    output = runner.invoke(app, told).output.replace("\n", " ")
+    assert "Its traffic tells its service times as it runs now: batches 1 to 2 within 4 %" in output
+    assert "A profile adds other shares, larger batches and the effect of neighbours" in output

@@ -1,0 +1,112 @@
+"""What a model's arrival rate usually is at this time of day. Pure.
+
+A day has ``BINS`` bins of a quarter of an hour. Each remembers, over the days, its mean rate, how high the rate went, and how much the
+rate jumps where the bin begins: what starts on the hour (a job, a shop's opening) is a step there, and known beforehand once it has
+come several days in a row. Days of the week are alike; times are UTC, so that a change of summer time moves the day by an hour until it is
+learnt again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+DAY_S = 86_400.0
+BINS = 96
+BIN_S = DAY_S / BINS
+NEW_DAY = 0.3  # weight of the latest day
+SETTLED_S = 10.0  # into a bin, when the rate shows whether there was a jump
+SURE_DAYS = 3  # that a jump must have come
+LEAST_JUMP, MOST_JUMP = math.log(1.2), math.log(5.0)
+FULL = 0.5  # a bin counts when this much of it was seen
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """A quarter of an hour over the days: mean and highest rate (requests/s), least log jump at its beginning, days seen."""
+
+    mean_per_s: float
+    high_per_s: float
+    jump: float
+    days: int
+
+
+@dataclass(frozen=True, slots=True)
+class Daily:
+    """``bins`` (BINS,), None where a bin was never seen; the rest is of the bin that is running."""
+
+    bins: tuple[Bin | None, ...] = (None,) * BINS
+    at: int | None = None  # of the days since the epoch, in bins
+    area: float = 0.0  # rate x seconds so far
+    seen_s: float = 0.0
+    high_per_s: float = 0.0
+    last_per_s: float = 0.0
+    before_per_s: float | None = None  # as the bin before ended
+    jump: float | None = None
+
+    def usual_per_s(self, wall_s: float) -> float:
+        """How high the rate usually goes in the bin of ``wall_s``; 0 where that is not known."""
+        known = self.bins[int(wall_s // BIN_S) % BINS]
+        return known.high_per_s if known else 0.0
+
+    def jump_by(self, wall_s: float, horizon_s: float) -> float:
+        """Factor by which the rate surely jumps up before ``wall_s + horizon_s``; 1 where none is known."""
+        bin_there = int((wall_s + horizon_s) // BIN_S)
+        if bin_there == int(wall_s // BIN_S):
+            return 1.0
+        known = self.bins[bin_there % BINS]
+        return math.exp(known.jump) if known and known.days >= SURE_DAYS and known.jump >= LEAST_JUMP else 1.0
+
+
+def lived(daily: Daily, wall_s: float, span_s: float, per_s: float) -> Daily:
+    """``daily`` after ``span_s`` seconds at the rate ``per_s``."""
+    at = int(wall_s // BIN_S)
+    if at != daily.at:
+        follows = daily.at is not None and at == daily.at + 1 and daily.last_per_s > 0
+        return Daily(_closed(daily), at, per_s * span_s, span_s, per_s, per_s, daily.last_per_s if follows else None)
+    jump = daily.jump
+    if jump is None and daily.before_per_s and wall_s % BIN_S >= SETTLED_S:
+        jump = math.log(max(per_s, 1e-3) / daily.before_per_s)
+    area, seen_s, high = daily.area + per_s * span_s, daily.seen_s + span_s, max(daily.high_per_s, per_s)
+    return Daily(daily.bins, at, area, seen_s, high, per_s, daily.before_per_s, jump)
+
+
+def _closed(daily: Daily) -> tuple[Bin | None, ...]:
+    """The bins with the one just ended taken in."""
+    if daily.at is None or daily.seen_s < FULL * BIN_S:
+        return daily.bins
+    place = daily.at % BINS
+    old, mean, jump = daily.bins[place], daily.area / daily.seen_s, daily.jump or 0.0
+    jump = min(MOST_JUMP, max(-MOST_JUMP, jump))
+    if old is None:
+        new = Bin(mean, daily.high_per_s, jump, 1)
+    else:
+        # believed is the least jump of late: it forgets upwards slowly, downwards at once
+        least = jump if jump < old.jump else old.jump + NEW_DAY * (jump - old.jump)
+        new = Bin(
+            old.mean_per_s + NEW_DAY * (mean - old.mean_per_s),
+            max(daily.high_per_s, old.high_per_s + NEW_DAY * (daily.high_per_s - old.high_per_s)),
+            least,
+            old.days + 1,
+        )
+    return (*daily.bins[:place], new, *daily.bins[place + 1 :])
+
+
+def to_plain(daily: Daily) -> list[list[float] | None]:
+    """For JSON."""
+    return [None if b is None else [_short(b.mean_per_s), _short(b.high_per_s), round(b.jump, 3), b.days] for b in daily.bins]
+
+
+def _short(rate: float) -> float:
+    return float(f"{rate:.4g}")
+
+
+def from_plain(plain: Any) -> Daily:
+    """What :func:`to_plain` gave. Raises ``ValueError`` for anything else."""
+    if not isinstance(plain, list) or len(plain) != BINS:
+        raise ValueError(f"a day has {BINS} bins")
+    bins = tuple(None if b is None else Bin(float(b[0]), float(b[1]), float(b[2]), int(b[3])) for b in plain)
+    if not all(b is None or (0 <= b.mean_per_s < math.inf and 0 <= b.high_per_s < math.inf and abs(b.jump) <= MOST_JUMP) for b in bins):
+        raise ValueError("rates out of range")
+    return Daily(bins)

@@ -1,0 +1,76 @@
+import math
+
+import pytest
+
+from igniterd.model.daily import BIN_S, BINS, DAY_S, SURE_DAYS, Daily, from_plain, lived, to_plain
+
+NINE = 9 * 3600.0
+
+
+def job_at_nine(wall_s: float) -> float:
+    """50/s, and 200/s from nine to a quarter past."""
+    return 200.0 if NINE <= wall_s % DAY_S < NINE + BIN_S else 50.0
+
+
+def days(count: float, rate: object = job_at_nine, step_s: float = 5.0, daily: Daily | None = None, since_s: float = 0.0) -> Daily:
+    daily = daily or Daily()
+    for i in range(int(count * DAY_S / step_s)):
+        at_s = since_s + (i + 1) * step_s
+        daily = lived(daily, at_s, step_s, rate(at_s - step_s / 2))  # type: ignore[operator]
+    return daily
+
+
+def test_nothing_is_known_at_first() -> None:
+    assert Daily().usual_per_s(NINE) == 0.0
+    assert Daily().jump_by(NINE - 5, 8.0) == 1.0
+
+
+def test_a_day_is_known_after_it() -> None:
+    daily = days(1.1)
+    assert daily.usual_per_s(DAY_S + NINE + 60) == 200.0
+    assert daily.usual_per_s(DAY_S + NINE - 60) == 50.0
+    assert daily.bins[36] is not None
+    assert daily.bins[36].mean_per_s == pytest.approx(200.0, rel=0.01)
+
+
+def test_a_jump_is_forecast_once_it_has_come_several_days_and_only_right_before_it() -> None:
+    daily = days(SURE_DAYS - 0.7)
+    before = (SURE_DAYS - 1) * DAY_S + NINE - 5
+    assert daily.jump_by(before, 8.0) == 1.0
+    daily = days(1.0, daily=daily, since_s=(SURE_DAYS - 0.7) * DAY_S)
+    assert daily.jump_by(before + DAY_S, 8.0) == pytest.approx(4.0, rel=0.01)
+    assert daily.jump_by(before + DAY_S - 10, 8.0) == 1.0
+    assert daily.jump_by(before + DAY_S + 6, 8.0) == 1.0
+    assert daily.jump_by(before + DAY_S + BIN_S, 8.0) == 1.0  # its end is no jump up
+
+
+def test_a_day_without_the_jump_ends_the_forecast() -> None:
+    daily = days(1.0, rate=lambda _: 50.0, daily=days(5.0), since_s=5 * DAY_S)
+    assert daily.jump_by(6 * DAY_S + NINE - 5, 8.0) == 1.0
+
+
+def test_highs_fade_over_days() -> None:
+    daily = days(3.0, rate=lambda _: 50.0, daily=days(1.0), since_s=DAY_S)
+    assert 50 < daily.usual_per_s(4 * DAY_S + NINE) < 120
+
+
+def test_half_seen_bins_do_not_count() -> None:
+    daily = lived(lived(Daily(), 10.0, 5.0, 100.0), BIN_S + 10, 5.0, 100.0)
+    assert daily.bins == (None,) * BINS
+
+
+def test_kept_and_taken_up_again() -> None:
+    daily = days(1.5)
+    before, after = daily.bins[36], from_plain(to_plain(daily)).bins[36]
+    assert before is not None
+    assert after is not None
+    assert after.mean_per_s == pytest.approx(before.mean_per_s, rel=1e-3)
+    assert after.jump == pytest.approx(before.jump, abs=1e-3)
+    assert (after.high_per_s, after.days) == (before.high_per_s, before.days)
+    assert from_plain(to_plain(Daily())) == Daily()
+
+
+@pytest.mark.parametrize("plain", [None, [], [None] * 95, [[-1, 0, 0, 1]] + [None] * 95, [[1, math.inf, 0, 1]] + [None] * 95])
+def test_nonsense_is_not_taken_up(plain: object) -> None:
+    with pytest.raises(ValueError):
+        from_plain(plain)
