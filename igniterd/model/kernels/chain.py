@@ -6,87 +6,107 @@ geometric: it stands for all ages beyond the lattice, so the cost does not grow 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from igniterd.model.kernels.renewal import after_constant, after_random, constant_counts, phases, random_counts, service_pmf
+from igniterd.model.kernels.renewal import after_random, phases, service_pmf
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-SWEEPS = 24  # most steps of the fine chain after the coarse solution
+STEPS = 24  # most steps of the fine chain after the coarse solution
 CLOSE = 1e-4  # done when what is left to change (sum of absolute differences) is estimated below this
 EPS = 1e-9  # chances below this are left out
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def lattice(
-    rate: float, service: F64, cv: float, delay: float, scv: float, k: int, nodes: int, aged: int
-) -> tuple[F64, F64, F64, I64, F64, F64, F64, F64, I64, F64]:
-    """Everything the chain needs on one lattice; times in steps. ``k`` is the steps between constant arrivals (0: random arrivals).
+class Lattice(NamedTuple):
+    """Everything the chain needs on one lattice; times in steps, B the largest batch, m the phases of the arrivals.
 
-    Returns counts (nodes, B, m) and the sums of ages (``aged``, B) of :mod:`igniterd.model.kernels.renewal`; the chances of (batch, phase)
-    from each age at completion (nodes, B m) with the range of those above 0 (nodes, 2); P(A_(B-1) <= x) (nodes,); the pmf of A_B
-    (2, nodes: whole, and the part of x that a window ending at x sees); wait (nodes,), the pmf of the delay; the pmf of services (B, nodes)
-    and their ends (B, 2); the age at completion after (batch, phase) (B m, nodes).
+    A batch and the phase of the arrivals at its start have one number, j = (batch - 1) m + phase.
     """
-    largest = service.shape[0]
+
+    k: int  # steps between constant arrivals, 0 for random arrivals
+    m: int
+    counts: F64  # (nodes, width): chance of j = first[x] + place when a batch starts whose oldest has age x
+    ranges: I64  # (nodes, 3): first, and the places between which ``counts`` is above 0
+    reached: F64  # (nodes,): P(A_(B-1) <= x)
+    overflow: F64  # (2, nodes): pmf of A_B; and the part of node x in it that a window ending at x sees
+    back: F64  # the pmf of A_B backwards, from where it ends to where it begins
+    begin: int  # where it begins
+    wait: F64  # (nodes,): pmf of the queue delay, which lies between two nodes
+    pmf: F64  # (B, nodes): of services
+    ends: I64  # (B, 2): first and last + 1 node of each
+    fresh: F64  # random: (B m, nodes), the age at completion after j; constant: (B, nodes), distribution functions of services
+    alpha: F64  # (m,): chances of the phases right after an arrival
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def lattice(rate: float, service: F64, cv: float, delay: float, scv: float, k: int, counts: F64, first: I64) -> Lattice:
+    """Put a queue on a lattice: ``rate`` per step, ``service`` (B,) and ``delay`` in steps; ``counts`` and ``first`` of its arrivals."""
+    largest, nodes = service.shape[0], counts.shape[0]
     alpha, mu = phases(rate, scv)
+    m = mu.shape[0]
     if k > 0:
-        counts, sums = constant_counts(k, largest, nodes), np.zeros((0, largest))
-    else:
-        counts, sums = random_counts(alpha, mu, largest, nodes, aged)
-    m = counts.shape[2]
-    reached, overflow = _window(counts, k)
+        m = k + 1
+        alpha = np.zeros(m)
+        alpha[0] = 1.0
+    ranges = _ranges(counts, first)
+    reached, overflow = _window(counts, ranges, largest, m, k)
     pmf, ends = np.zeros((largest, nodes)), np.empty((largest, 2), np.int64)
-    fresh = np.zeros((largest * m, nodes))
+    fresh = np.zeros((largest if k > 0 else largest * m, nodes))
     for b in range(largest):
         ends[b, 0], ends[b, 1] = service_pmf(service[b], cv * service[b], pmf[b])
-        for i in range(m):
-            if k > 0:
-                after_constant(pmf[b], ends[b, 1], k - i, fresh[b * m + i])
-            else:
+        if k > 0:
+            total = 0.0
+            for x in range(nodes):
+                total += pmf[b, x]
+                fresh[b, x] = total
+        else:
+            for i in range(m):
                 after_random(pmf[b], ends[b, 1], mu[i], fresh[b * m + i])
     wait = np.zeros(nodes)
     node = min(int(delay), nodes - 2)
     wait[node] = 1.0 - (delay - node)
     wait[node + 1] = delay - node
-    moves = counts.copy()
-    if delay > 0.0:
-        _hold(counts, reached, wait, node, moves)
-    flat = moves.reshape((nodes, largest * m))
-    return counts, sums, flat, _ranges(flat), reached, overflow, wait, pmf, ends, fresh
+    begin, stop = 0, nodes
+    while begin < stop and overflow[0, begin] < EPS:
+        begin += 1
+    while stop > begin and overflow[0, stop - 1] < EPS:
+        stop -= 1
+    back = overflow[0, begin:stop][::-1].copy()
+    return Lattice(k, m, counts, ranges, reached, overflow, back, begin, wait, pmf, ends, fresh, alpha)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _ranges(rows: F64) -> I64:
-    """First and last + 1 place above 0 of each row."""
-    out = np.zeros((rows.shape[0], 2), np.int64)
-    for x in range(rows.shape[0]):
-        row = rows[x]
+def _ranges(counts: F64, first: I64) -> I64:
+    """The ``ranges`` of a :class:`Lattice`."""
+    out = np.zeros((counts.shape[0], 3), np.int64)
+    for x in range(counts.shape[0]):
+        row = counts[x]
         low, high = 0, row.shape[0]
         while low < high and row[low] < EPS:
             low += 1
         while high > low and row[high - 1] < EPS:
             high -= 1
-        out[x, 0], out[x, 1] = low, high
+        out[x, 0], out[x, 1], out[x, 2] = first[x], low, high
     return out
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _window(counts: F64, k: int) -> tuple[F64, F64]:
-    """P(A_(B-1) <= x) and the pmf of A_B, see :func:`lattice`."""
-    nodes, largest, m = counts.shape
+def _window(counts: F64, ranges: I64, largest: int, m: int, k: int) -> tuple[F64, F64]:
+    """``reached`` and ``overflow`` of a :class:`Lattice`."""
+    nodes = counts.shape[0]
     reached, overflow = np.empty(nodes), np.zeros((2, nodes))
     for x in range(nodes):
         below, last = 0.0, 0.0
-        for n in range(largest):
-            for i in range(m):
-                if n < largest - 1:
-                    below += counts[x, n, i]
-                else:
-                    last += counts[x, n, i]
+        for place in range(ranges[x, 1], ranges[x, 2]):
+            if ranges[x, 0] + place < (largest - 1) * m:
+                below += counts[x, place]
+            else:
+                last += counts[x, place]
         reached[x] = max(0.0, 1.0 - below)
         overflow[1, x] = max(0.0, 1.0 - below - last)
     if k > 0:
@@ -103,47 +123,6 @@ def _window(counts: F64, k: int) -> tuple[F64, F64]:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _hold(counts: F64, reached: F64, wait: F64, node: int, moves: F64) -> None:
-    """Change ``moves`` for a queue delay that is ``node`` or the next: a batch that is younger at completion waits for it, or fills up."""
-    largest, m = counts.shape[1:]
-    for x in range(node + 1):
-        young = wait[node + 1] if x == node else 1.0
-        filled = 0.0
-        for o in (node, node + 1):
-            if x < o:
-                filled += wait[o] * (reached[o] - reached[x])
-        for n in range(largest - 1):
-            for i in range(m):
-                moves[x, n, i] *= 1.0 - young
-                for o in (node, node + 1):
-                    if x < o:
-                        moves[x, n, i] += wait[o] * counts[o, n, i]
-        # filled by an arrival, so the process is fresh: the chances of its phases are those at node 0
-        for i in range(m):
-            moves[x, largest - 1, i] += filled * counts[0, 0, i]
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _behind(rho: F64, overflow: F64, out: F64) -> None:
-    """Write into ``out`` the ages (y >= 0) of the oldest requests left behind by full batches."""
-    out[:] = 0.0
-    low, high = 0, rho.shape[0]
-    while low < high and overflow[0, low] < EPS:
-        low += 1
-    while high > low and overflow[0, high - 1] < EPS:
-        high -= 1
-    back = overflow[0, low:high][::-1].copy()  # back[j] is for an A_B of high - 1 - j
-    for x in range(low, rho.shape[0]):
-        r = rho[x]
-        if r > EPS:
-            out[0] += r * overflow[1, x]
-            start = max(1, x - high + 1)
-            stop = min(x - low + 1, out.shape[0])
-            if stop > start:
-                add(r, back[start - (x - high + 1) :], out[start:stop])
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
 def add(weight: float, source: F64, out: F64) -> None:
     """out += weight * source, over the length of ``out``; slices keep the loop free of index checks, so that it is vectorised."""
     for j in range(out.shape[0]):
@@ -151,48 +130,123 @@ def add(weight: float, source: F64, out: F64) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _serve(behind: F64, pmf: F64, first: int, last: int, out: F64) -> None:
-    """Add to ``out`` the ages ``behind`` after one more full batch."""
-    for y in range(behind.shape[0]):
-        g = behind[y]
-        if g > EPS:
-            stop = min(out.shape[0], y + last)
-            if stop > y + first:
-                add(g, pmf[first:], out[y + first : stop])
+def _land(k: int, m: int, taken: F64, pmf: F64, ends: I64, fresh: F64, out: F64) -> None:
+    """Add to ``out`` the ages of the oldest requests when the batches ``taken`` (B m,) are done; arrays as in :class:`Lattice`."""
+    for j in range(taken.shape[0]):
+        weight = taken[j]
+        if weight > EPS:
+            b = j // m
+            if k == 0:
+                add(weight, fresh[j], out[: min(ends[b, 1], out.shape[0])])
+            else:
+                gap = k - j % m  # until it comes
+                out[0] += weight * fresh[b, gap]
+                stop = min(ends[b, 1] - gap, out.shape[0])
+                if stop > 1:
+                    add(weight, pmf[b, gap + 1 :], out[1:stop])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def coarse_ages(moves: F64, ranges: I64, overflow: F64, pmf: F64, ends: I64, fresh: F64, inside: int, zeta: float) -> F64:
-    """Stationary ages (inside + 1,) on a coarse lattice; the last state is every age from ``inside`` on, geometric with ``zeta``."""
-    largest = pmf.shape[0]
-    m = moves.shape[1] // largest
+def _behind(back: F64, begin: int, seen: F64, rho: F64, low: int, out: F64) -> None:
+    """Write into ``out`` the ages (y >= 0) of the oldest requests left behind by full batches; ``rho`` is 0 below ``low``.
+
+    ``back``, ``begin`` and ``seen`` (the second row of ``overflow``) are those of a :class:`Lattice`.
+    """
+    out[:] = 0.0
+    first, last = begin, begin + back.shape[0]
+    for x in range(max(low, first), rho.shape[0]):
+        r = rho[x]
+        if r > EPS:
+            out[0] += r * seen[x]
+            start = max(1, x - last + 1)
+            stop = min(x - first + 1, out.shape[0])
+            if stop > start:
+                add(r, back[start - (x - last + 1) :], out[start:stop])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _serve(pmf: F64, first: int, last: int, behind: F64, out: F64) -> None:
+    """Add to ``out`` the ages ``behind`` after one more full batch, whose service ``pmf`` is above 0 from ``first`` to ``last`` - 1."""
+    for y in range(behind.shape[0]):
+        if behind[y] > EPS:
+            stop = min(out.shape[0], y + last)
+            if stop > y + first:
+                add(behind[y], pmf[first:], out[y + first : stop])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def young_ages(q: Lattice, rho: F64, out: F64) -> float:
+    """Write the ages at which batches start that are not full, from the ages at completion ``rho`` (the same without a queue delay).
+
+    Full batches start at the ages at completion, and others fill up while they wait: returns the chance of that.
+    """
+    if q.wait[0] == 1.0:
+        out[:] = rho
+        return 0.0
+    filled, over, below, below_reached = 0.0, 0.0, 0.0, 0.0
+    for x in range(rho.shape[0]):
+        w = q.wait[x]
+        over += w
+        out[x] = over * rho[x]
+        if w > 0.0:
+            out[x] += w * below
+            filled += w * (below * q.reached[x] - below_reached)
+        below += rho[x]
+        below_reached += rho[x] * q.reached[x]
+    return filled
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _take(rho: F64, young: F64, low: int, counts: F64, ranges: I64, edge: int, taken: F64) -> None:
+    """Add to ``taken`` what batches take: those from the place ``edge`` on are full and start at ``rho``, the others at ``young``."""
+    for x in range(low, rho.shape[0]):
+        if rho[x] > EPS or young[x] > EPS:
+            first, start, stop = ranges[x, 0], ranges[x, 1], ranges[x, 2]
+            middle = min(max(edge - first, start), stop)
+            if middle > start:
+                add(young[x], counts[x, start:], taken[first + start : first + middle])
+            if stop > middle:
+                add(rho[x], counts[x, middle:], taken[first + middle : first + stop])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _step(q: Lattice, rho: F64, low: int, taken: F64, young: F64, behind: F64, out: F64) -> None:
+    """Add to ``taken`` (B m,) what batches take when the ages at completion are ``rho`` (0 below ``low``), to ``out`` the next ages."""
+    edge = q.pmf.shape[0] * q.m - q.m  # from here on, full batches
+    filled = young_ages(q, rho, young)
+    for i in range(q.m):
+        taken[edge + i] += filled * q.alpha[i]
+    _take(rho, young, low, q.counts, q.ranges, edge, taken)
+    _behind(q.back, q.begin, q.overflow[1], rho, low, behind)
+    _land(q.k, q.m, taken, q.pmf, q.ends, q.fresh, out)
+    _serve(q.pmf[-1], q.ends[-1, 0], q.ends[-1, 1], behind, out)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def coarse_ages(q: Lattice, inside: int, zeta: float) -> F64:
+    """Stationary ages (inside + 1,); the last state is every age from ``inside`` on, geometric with ``zeta`` (none when that is 0)."""
     size = inside + (1 if zeta > 0.0 else 0)
+    nodes = q.counts.shape[0]
     chain = np.zeros((size, size))
-    source, behind = np.zeros(moves.shape[0]), np.zeros(moves.shape[0])
-    first, last = ends[largest - 1, 0], ends[largest - 1, 1]
+    rho, young, behind, taken = np.zeros(nodes), np.zeros(nodes), np.zeros(nodes), np.empty(q.pmf.shape[0] * q.m)
+    late = 0  # nodes below wait for the delay
+    while q.wait[late] == 0.0:
+        late += 1
     for x in range(inside):
-        row = chain[x, :inside]
-        for j in range(ranges[x, 0], ranges[x, 1]):
-            w = moves[x, j]
-            if w > EPS:
-                add(w, fresh[j], row[: min(ends[j // m, 1], inside)])
-        source[x] = 1.0
-        _behind(source[: x + 1], overflow, behind[: x + 1])
-        source[x] = 0.0
-        _serve(behind[: x + 1], pmf[largest - 1], first, last, row)
+        taken[:] = 0.0
+        rho[x] = 1.0
+        stop = max(x + 1, min(nodes, late + 2)) if x < late + 2 else x + 1
+        _step(q, rho[:stop], min(x, late), taken, young[:stop], behind[: x + 1], chain[x, :inside])
+        rho[x] = 0.0
     if zeta > 0.0:
-        p = 1.0 - zeta
-        for x in range(inside, source.shape[0]):
-            source[x] = p
-            p *= zeta
-        _behind(source, overflow, behind)
-        _serve(behind[:inside], pmf[largest - 1], first, last, chain[inside, :inside])
+        extend(rho, inside, zeta, 1.0)
+        taken[:] = 0.0
+        _step(q, rho, inside, taken, young, behind[:inside], chain[inside, :inside])
     for x in range(size):
-        stays = 1.0 - chain[x].sum()
-        chain[x, size - 1] += max(0.0, stays)
-    rho = np.zeros(inside + 1)
-    _eliminate(chain, rho[:size])
-    return rho
+        chain[x, size - 1] += max(0.0, 1.0 - chain[x].sum())
+    pi = np.zeros(inside + 1)
+    _eliminate(chain, pi[:size])
+    return pi
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -200,45 +254,38 @@ def _eliminate(chain: F64, pi: F64) -> None:
     """Write the stationary vector of ``chain`` (n, n) into ``pi`` (Grassmann, Taksar, Heyman); ``chain`` is overwritten."""
     n = chain.shape[0]
     for k in range(n - 1, 0, -1):
-        out = chain[k, :k].sum()
+        source = chain[k, :k]
+        out = source.sum()
         if out <= 0.0:
             continue
-        source = chain[k, :k]
         for i in range(k):
             p = chain[i, k]
             if p > 1e-15:
                 p /= out
                 chain[i, k] = p
-                target = chain[i, :k]
-                for j in range(k):
-                    target[j] += p * source[j]
+                add(p, source, chain[i, :k])
     pi[0] = 1.0
-    total = 1.0
     for k in range(1, n):
         s = 0.0
         for i in range(k):
             s += pi[i] * chain[i, k]
         pi[k] = s
-        total += s
-    for k in range(n):
-        pi[k] /= total
+    pi /= pi.sum()
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def refine(coarse: F64, ratio: int, inside: int, rho: F64) -> float:
-    """Spread a coarse solution over the fine nodes of ``rho``; returns the mass beyond ``inside``."""
+def refine(coarse: F64, ratio: int, inside: int, rho: F64) -> None:
+    """Spread a coarse solution over the first ``inside`` of the fine nodes of ``rho``."""
     rho[:] = 0.0
-    size = coarse.shape[0] - 1
     # node 0 holds those that find the instance idle, all at age 0, and half a cell of the others, about half of what node 1 has
     idle = max(0.0, coarse[0] - 0.5 * coarse[1])
-    for c in range(size):
+    for c in range(coarse.shape[0] - 1):
         p = (coarse[c] if c > 0 else 2.0 * (coarse[0] - idle)) / ratio
         for k in range(-ratio + 1, ratio):
             x = c * ratio + k
             if 0 <= x < inside:
                 rho[x] += p * (1.0 - abs(k) / ratio) * (0.5 if x == 0 else 1.0)
     rho[0] += idle
-    return coarse[size]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -251,65 +298,60 @@ def extend(rho: F64, inside: int, zeta: float, beyond: float) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _sweep(
-    rho: F64, moves: F64, ranges: I64, overflow: F64, pmf: F64, ends: I64, fresh: F64, inside: int, zeta: float, taken: F64, behind: F64
-) -> float:
-    """One step of the chain in place, normalised; leaves ``taken`` (B m,), what the batches took. Returns the sum of absolute changes."""
-    largest = pmf.shape[0]
-    m = moves.shape[1] // largest
-    taken[:] = 0.0
-    for x in range(rho.shape[0]):
-        low, high = ranges[x, 0], ranges[x, 1]
-        if rho[x] > EPS and high > low:
-            add(rho[x], moves[x, low:], taken[low:high])
-    _behind(rho, overflow, behind)
-    new = np.zeros(inside)
-    for j in range(taken.shape[0]):
-        if taken[j] > EPS:
-            add(taken[j], fresh[j], new[: min(ends[j // m, 1], inside)])
-    _serve(behind, pmf[largest - 1], ends[largest - 1, 0], ends[largest - 1, 1], new)
-    total = new.sum()
+def _normalise(rho: F64, zeta: float) -> float:
+    """Scale ``rho`` so that it and its geometric tail add up to 1; returns the mass of the tail."""
     beyond = 0.0
     if zeta > 0.0:
         level, scale, back = 0.0, 0.0, 1.0
-        for j in range(1, min(8, inside)):
+        for j in range(1, min(8, rho.shape[0])):  # a few nodes, against noise
             back /= zeta
-            level += new[inside - j]
+            level += rho[rho.shape[0] - j]
             scale += back
         beyond = level / scale / (1.0 - zeta)
-        total += beyond
-    change = 0.0
-    for x in range(inside):
-        new[x] /= total
-        change += abs(new[x] - rho[x])
-        rho[x] = new[x]
-    if zeta > 0.0:
-        extend(rho, inside, zeta, beyond / total)
-    return change
+    total = rho.sum() + beyond
+    rho /= total
+    return beyond / total
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def approach(
-    rho: F64, moves: F64, ranges: I64, overflow: F64, pmf: F64, ends: I64, fresh: F64, inside: int, zeta: float, taken: F64
-) -> None:
-    """Sweep until ``rho`` is stationary to ``CLOSE``; arguments as in :func:`_sweep`."""
-    behind, old, step, last = np.empty(rho.shape[0]), np.empty(inside), np.empty(inside), np.zeros(inside)
-    known = False  # whether ``last`` is the change of the sweep before, undisturbed
-    for n in range(SWEEPS):
-        old[:] = rho[:inside]
-        change = _sweep(rho, moves, ranges, overflow, pmf, ends, fresh, inside, zeta, taken, behind)
-        along, size = 0.0, 0.0
+def approach(q: Lattice, rho: F64, inside: int, zeta: float, taken: F64) -> None:
+    """Step on from ``rho`` until it is stationary to ``CLOSE``; leaves ``taken`` (B m,), what the batches took.
+
+    Only the first ``inside`` nodes are states; the rest is their tail, falling by ``zeta`` a node.
+    """
+    behind, last, new = np.empty(inside), np.zeros(inside), np.empty(inside)
+    young = np.empty(rho.shape[0])
+    tail_taken, tail_out = np.zeros(taken.shape[0]), np.zeros(inside)
+    if zeta > 0.0:  # what comes of the tail is always the same, times its mass
+        tail = np.zeros(rho.shape[0])
+        extend(tail, inside, zeta, 1.0)
+        _step(q, tail, inside, tail_taken, young, behind, tail_out)
+    now = rho[:inside]
+    beyond = _normalise(now, zeta)
+    known = False  # whether ``last`` is the change of the step before, undisturbed
+    for n in range(STEPS):
+        taken[:] = 0.0
+        new[:] = 0.0
+        _step(q, now, 0, taken, young[:inside], behind, new)
+        add(beyond, tail_taken, taken)
+        add(beyond, tail_out, new)
+        beyond = _normalise(new, zeta)
+        change, along, size = 0.0, 0.0, 0.0
         for x in range(inside):
-            step[x] = rho[x] - old[x]
-            along += step[x] * last[x]
+            step = new[x] - now[x]
+            change += abs(step)
+            along += step * last[x]
             size += last[x] * last[x]
+            last[x] = step
+            now[x] = new[x]
         ratio = max(-0.95, min(0.95, along / size)) if known and size > 0.0 else 0.0
         lead = ratio / (1.0 - ratio)
         if change * max(0.3, abs(lead)) < CLOSE and (known or change < 0.1 * CLOSE):
             break
         jump = known and n % 3 == 2  # by now the slowest mode is what is left: go where it leads (Aitken)
-        for x in range(inside):
-            last[x] = step[x]
-            if jump:
-                rho[x] = max(0.0, rho[x] + step[x] * lead)
+        if jump:
+            for x in range(inside):
+                now[x] = max(0.0, now[x] + last[x] * lead)
+            beyond = _normalise(now, zeta)
         known = n > 0 and not jump
+    extend(rho, inside, zeta, beyond)

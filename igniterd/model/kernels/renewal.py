@@ -113,10 +113,13 @@ def random_counts(alpha: F64, mu: F64, largest: int, nodes: int, aged_nodes: int
     aged, older = np.zeros((m, largest)), np.zeros((m, largest))
     now[:, 0] = alpha
     table[0, 0] = alpha
+    weighted = step.copy()
+    for j in range(step.shape[0]):
+        weighted[j] *= 0.5 * j
     low, high = 0, 1  # counts outside are as good as impossible
     for x in range(1, nodes):
         if x < aged_nodes:
-            _grow_older(step, now, low, high, aged, older)
+            _grow_older(step, weighted, now, low, high, aged, older)
             aged, older = older, aged
             for n in range(largest):
                 sums[x, n] = aged[:, n].sum()
@@ -138,46 +141,55 @@ def random_counts(alpha: F64, mu: F64, largest: int, nodes: int, aged_nodes: int
 @njit(cache=True, nogil=True, error_model="numpy")
 def _advance(step: F64, now: F64, low: int, high: int, out: F64) -> None:
     """Add to ``out`` (m, B) what ``now``, with counts from ``low`` to ``high`` - 1, is one step later."""
-    for i in range(now.shape[0]):
-        for j in range(now.shape[0]):
-            for k in range(min(step.shape[0], now.shape[1] - low)):
-                _shifted(step[k, i, j], now[i, low:high], low + k, out[j])
+    m = now.shape[0]
+    for j in range(m):
+        for k in range(min(step.shape[0], now.shape[1] - low)):
+            target = out[j, low + k :]
+            size = min(target.shape[0], high - low)
+            one = now[0, low:high]
+            a = step[k, 0, j]
+            if m == 1:
+                for n in range(size):
+                    target[n] += a * one[n]
+            else:
+                two = now[1, low:high]
+                b = step[k, 1, j]
+                for n in range(size):
+                    target[n] += a * one[n] + b * two[n]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _grow_older(step: F64, now: F64, low: int, high: int, aged: F64, out: F64) -> None:
-    """Write the sums of ages one step later: those there grow by the step, new ones have half of it on average."""
-    out[:] = 0.0
+def _grow_older(step: F64, weighted: F64, now: F64, low: int, high: int, aged: F64, out: F64) -> None:
+    """Write the sums of ages one step later: those there grow by the step, new ones have half of it on average.
+
+    ``weighted[j]`` is ``step[j] * j / 2``.
+    """
     for i in range(now.shape[0]):
         for n in range(low, high):
             aged[i, n] += n * now[i, n]
-        for j in range(now.shape[0]):
-            for k in range(1, min(step.shape[0], now.shape[1] - low)):
-                _shifted(0.5 * k * step[k, i, j], now[i, low:high], low + k, out[j])
+    out[:] = 0.0
     _advance(step, aged, low, high, out)
+    _advance(weighted, now, low, high, out)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _shifted(weight: float, source: F64, shift: int, out: F64) -> None:
-    """out[n + shift] += weight * source[n], as far as ``out`` goes."""
-    target = out[shift:]
-    for n in range(min(target.shape[0], source.shape[0])):
-        target[n] += weight * source[n]
+def constant_counts(k: int, largest: int, nodes: int) -> tuple[F64, I64]:
+    """The same for an arrival every ``k`` steps, as the (at most two) entries above 0 of (n, phase), flat, and the first's place.
 
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def constant_counts(k: int, largest: int, nodes: int) -> F64:
-    """The same counts for an arrival every ``k`` steps; shape (nodes, B, k + 1)."""
-    table = np.zeros((nodes, largest, k + 1))
+    Shapes (nodes, 2) and (nodes,). On an arrival's node, half has it just behind and half just ahead.
+    """
+    table, first = np.zeros((nodes, 2)), np.zeros(nodes, np.int64)
     for x in range(min(nodes, k * largest + 1)):
         n, phase = x // k, x % k
         if phase > 0 or x == 0:
-            table[x, n, phase] = 1.0
+            first[x] = n * (k + 1) + phase
+            table[x, 0] = 1.0
         else:
-            table[x, n - 1, k] = 0.5
+            first[x] = (n - 1) * (k + 1) + k
+            table[x, 0] = 0.5
             if n < largest:
-                table[x, n, 0] = 0.5
-    return table
+                table[x, 1] = 0.5
+    return table, first
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -192,16 +204,6 @@ def after_random(pmf: F64, last: int, mu: float, out: F64) -> None:
         out[k] = near * here + far * above
         total += out[k]
         above = here
-    out[0] = 1.0 - total
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def after_constant(pmf: F64, last: int, gap: int, out: F64) -> None:
-    """Write max(0, S - gap) on the nodes of ``out``."""
-    total = 0.0
-    for k in range(gap + 1, min(last, out.shape[0] + gap)):
-        out[k - gap] = pmf[k]
-        total += pmf[k]
     out[0] = 1.0 - total
 
 
