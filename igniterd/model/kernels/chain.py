@@ -140,7 +140,7 @@ def _land(k: int, m: int, taken: F64, pmf: F64, ends: I64, fresh: F64, out: F64)
                 add(weight, fresh[j], out[: min(ends[b, 1], out.shape[0])])
             else:
                 gap = k - j % m  # until it comes
-                out[0] += weight * fresh[b, gap]
+                out[0] += weight * fresh[b, min(gap, fresh.shape[1] - 1)]
                 stop = min(ends[b, 1] - gap, out.shape[0])
                 if stop > 1:
                     add(weight, pmf[b, gap + 1 :], out[1:stop])
@@ -328,7 +328,7 @@ def approach(q: Lattice, rho: F64, inside: int, zeta: float, taken: F64) -> None
         _step(q, tail, inside, tail_taken, young, behind, tail_out)
     now = rho[:inside]
     beyond = _normalise(now, zeta)
-    known = False  # whether ``last`` is the change of the step before, undisturbed
+    before = 0.0  # change of the step before, 0 where a jump lies between
     for n in range(STEPS):
         taken[:] = 0.0
         new[:] = 0.0
@@ -336,22 +336,21 @@ def approach(q: Lattice, rho: F64, inside: int, zeta: float, taken: F64) -> None
         add(beyond, tail_taken, taken)
         add(beyond, tail_out, new)
         beyond = _normalise(new, zeta)
-        change, along, size = 0.0, 0.0, 0.0
+        change, along = 0.0, 0.0
         for x in range(inside):
             step = new[x] - now[x]
             change += abs(step)
             along += step * last[x]
-            size += last[x] * last[x]
             last[x] = step
             now[x] = new[x]
-        ratio = max(-0.95, min(0.95, along / size)) if known and size > 0.0 else 0.0
-        lead = ratio / (1.0 - ratio)
-        if change * max(0.3, abs(lead)) < CLOSE and (known or change < 0.1 * CLOSE):
+        ratio = min(0.8, change / before) if before > 0.0 else 0.0  # a larger one is not trusted
+        if change * max(0.3, ratio / (1.0 - ratio)) < CLOSE and (before > 0.0 or change < 0.1 * CLOSE):
             break
-        jump = known and n % 3 == 2  # by now the slowest mode is what is left: go where it leads (Aitken)
-        if jump:
+        before = change if n > 0 else 0.0
+        if ratio > 0.0 and n % 3 == 2:  # by now the slowest mode is what is left: go where it leads (Aitken)
+            ratio = ratio if along > 0.0 else -ratio
             for x in range(inside):
-                now[x] = max(0.0, now[x] + last[x] * lead)
+                now[x] = max(0.0, now[x] + last[x] * ratio / (1.0 - ratio))
             beyond = _normalise(now, zeta)
-        known = n > 0 and not jump
+            before = 0.0
     extend(rho, inside, zeta, beyond)

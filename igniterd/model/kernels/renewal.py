@@ -13,6 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

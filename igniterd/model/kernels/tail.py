@@ -72,7 +72,7 @@ def _fill(inside: F64, tilt: F64, out: F64) -> None:
 @njit(cache=True, nogil=True, error_model="numpy")
 def _spread_ages(q: Lattice, rho: F64, young: F64, counts: F64, sums: F64, ages: F64) -> None:
     """Write into ``ages`` (B, nodes) how many requests have which age when their batch of b starts, for one batch; random arrivals."""
-    nodes, largest, m = counts.shape
+    nodes, largest = counts.shape[:2]
     inside, tilt = np.zeros((largest, nodes)), np.zeros((largest if sums.shape[0] else 1, nodes))
     low = 0
     for x in range(nodes):
