@@ -291,7 +291,8 @@ def quantile(cdf: F64, step: float, decay: float, q: float) -> float:
     """Value below which a fraction ``q`` lies; beyond the end of ``cdf`` by the exponential tail."""
     n = cdf.shape[0]
     if cdf[n - 1] < q:
-        return (n - 1) * step + np.log((1.0 - cdf[n - 1]) / (1.0 - q)) / decay
+        beyond = np.log((1.0 - cdf[n - 1]) / max(1.0 - q, 1e-12)) / decay if decay < np.inf else 0.0
+        return (n - 1) * step + max(0.0, beyond)
     low, high = 0, n - 1
     while high - low > 1:
         middle = (low + high) // 2
