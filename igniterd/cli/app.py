@@ -17,6 +17,7 @@ VERBS: tuple[str, ...] = (
     "plan",
     "predict",
     "simulate",
+    "profile",
     "demo",
 )
 """Modules of this package that have ``register(app)``, in the order of ``--help``."""

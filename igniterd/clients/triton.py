@@ -207,6 +207,17 @@ class TritonClient:
         missing = await self._why_missing([name for name in wanted if name not in latest])
         return {name: failed.get(name) or missing.get(name) or self._reading(name, latest[name], metrics) for name in wanted}
 
+    async def infer(self, request: bytes, *, timeout_s: float) -> None:
+        """One ``ModelInferRequest``, serialised, answered; the answer's tensors are not looked at."""
+        await self._call("ModelInfer", request, timeout_s=timeout_s)
+
+    async def register_memory(self, name: str, key: str, size: int) -> None:
+        """Let Triton read inputs from the POSIX shared memory `key`; :class:`Refused` where it cannot see it (on another host)."""
+        await self._call("SystemSharedMemoryRegister", service_pb2.SystemSharedMemoryRegisterRequest(name=name, key=key, byte_size=size))
+
+    async def forget_memory(self, name: str) -> None:
+        await self._call("SystemSharedMemoryUnregister", service_pb2.SystemSharedMemoryUnregisterRequest(name=name))
+
     async def close(self) -> None:
         if self._channel is not None:
             await self._channel.close()
@@ -311,6 +322,8 @@ class TritonClient:
             else:
                 self._channel = grpc.aio.secure_channel(self.url, self._tls.credentials(), options=_CHANNEL_OPTIONS)
             self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+            # Bytes go out and come back as they are: building and parsing messages of tensors would cost more than all the rest.
+            self._stub.ModelInfer = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         return self._stub
 
 

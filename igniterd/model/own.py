@@ -128,7 +128,8 @@ def observations(profile: Profile, model: OwnModel) -> list[Observation]:
             alone, variance = model.alone(me.model, me.batch, me.share)
             i = index[me.model]
             gpu = max(me.latency_ms - float(model.transfer[i].sum()) * me.batch, 0.05 * me.latency_ms)
-            found.append(Observation(i, gpu, alone, variance, float(model.floors[i]), others))
+            doubt = variance + ((me.latency_error or 0.0) * me.latency_ms / gpu) ** 2
+            found.append(Observation(i, gpu, alone, doubt, float(model.floors[i]), others))
     return found
 
 
@@ -142,4 +143,5 @@ def _surface(model: ModelProfile, transfer_ms: float) -> surface.Surface:
     latency = np.array([p.latency_ms for p in model.solo])
     # Transfers are of the order of a tenth of a latency; a link slower than the profile says must not leave nothing for the GPU.
     gpu = np.maximum(latency - transfer_ms * batch, 0.05 * latency)
-    return surface.Surface(batch, np.array([p.share for p in model.solo]), gpu)
+    error = np.array([p.latency_error or 0.0 for p in model.solo]) * latency / gpu
+    return surface.Surface(batch, np.array([p.share for p in model.solo]), gpu, error)

@@ -47,8 +47,11 @@ class SoloPoint(_Part):
     share: Share
     latency_ms: Milliseconds
     latency_cv: Annotated[float, Field(ge=0, le=10)] | None = None  # standard deviation of single batches over their mean
+    latency_error: Annotated[float, Field(ge=0, le=1)] | None = None  # standard error of the mean over the mean
     l2_pct: Percent | None = None  # of peak L2 throughput
     dram_pct: Percent | None = None  # of peak DRAM bandwidth
+    sm_pct: Percent | None = None  # of the time, any SM busy
+    pcie_bytes_per_ms: Annotated[float, Field(ge=0)] | None = None  # both directions
     power_w: Watts | None = None  # whole board
     clock_mhz: Megahertz | None = None
 
@@ -91,6 +94,7 @@ class CoTenant(_Part):
     batch: Batch
     share: Share
     latency_ms: Milliseconds
+    latency_error: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 class CoRun(_Part):

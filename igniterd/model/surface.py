@@ -55,21 +55,32 @@ def make_grid(max_batch: int, unit: float) -> Grid:
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """Posterior of the solo surface, given ``batch``, ``share`` and ``gpu_ms`` (n,): GPU times (ms) measured alone, without transfers."""
+    """Posterior of the solo surface, given ``batch``, ``share`` and ``gpu_ms`` (n,): GPU times (ms) measured alone, without transfers.
+
+    ``error`` (n,) is the relative standard error of each mean where it is known; it adds to ``NOISE_SD``.
+    """
 
     batch: F64
     share: F64
     gpu_ms: F64
+    error: F64 | None = None
 
     def at(self, batch: F64, share: F64) -> tuple[F64, F64]:
         """Mean (ms) and variance of its logarithm at (batch, share), each (m,)."""
         k = _coefficients(self.batch, self.share, self.gpu_ms)
-        known = _covariance(k, self.batch, self.share, self.batch, self.share) + NOISE_SD**2 * np.eye(self.batch.shape[0])
+        known = _covariance(k, self.batch, self.share, self.batch, self.share) + self._noise()
         cross = _covariance(k, batch, share, self.batch, self.share)
         solved = np.linalg.solve(known, np.column_stack([self.gpu_ms / _trend(k, self.batch, self.share) - 1.0, cross.T]))
         deviation = cross @ solved[:, 0]
         variance = _prior_variance(k, batch, share) - np.einsum("ij,ji->i", cross, solved[:, 1:])
         return _trend(k, batch, share) * np.maximum(1.0 + deviation, 0.05), np.maximum(variance, 0.0)
+
+    def covariance_left(self, batch: F64, share: F64, batch2: F64, share2: F64) -> F64:
+        """Covariance (n, m) of the relative times at (batch, share) with those at (batch2, share2) that the measurements leave."""
+        k = _coefficients(self.batch, self.share, self.gpu_ms)
+        known = _covariance(k, self.batch, self.share, self.batch, self.share) + self._noise()
+        one, other = (_covariance(k, b, s, self.batch, self.share) for b, s in ((batch, share), (batch2, share2)))
+        return np.asarray(_covariance(k, batch, share, batch2, share2) - one @ np.linalg.solve(known, other.T))
 
     def table(self, grid: Grid) -> tuple[F64, F64]:
         """Times (ms), monotone, and variances of their logarithms, each (batches, units)."""
@@ -77,6 +88,11 @@ class Surface:
         batch, share = np.repeat(grid.batches, grid.units), np.tile(grid.shares, shape[0])
         time, variance = self.at(batch, share)
         return _monotone(time.reshape(shape)), variance.reshape(shape)
+
+    def _noise(self) -> F64:
+        """Covariance (n, n) of the measurements' own errors."""
+        error = np.zeros_like(self.gpu_ms) if self.error is None else self.error
+        return np.diag(NOISE_SD**2 + error**2)
 
 
 def prior_covariance(batch: F64, share: F64, batch2: F64, share2: F64) -> F64:

@@ -1,0 +1,118 @@
+"""What `igniterd profile` costs and how good its profile is, on the emulated V100 behind a real Triton.
+
+    python bench/profiling.py [--slow 1] [--keep FOLDER]
+
+Starts a tritonserver with the four measured models, profiles them with the command a user runs, and compares what the model fitted from
+that profile predicts with the measured tables the emulation is made of: alone, and beside one neighbour. Points that were profiled are
+left out. The prior of interference comes from the pairs that are not tested (as in bench/accuracy.py). The emulated GPU sleeps for as
+long as a batch takes, so on a host with other work its times are late by what the kernel's scheduler takes; where it may, the bench
+runs it at real-time priority, and says so. Exit status 1 when a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import accuracy
+
+from igniterd.emulator.host import EmulatedModel, HostSpec, triton_host
+from igniterd.model.api import Tenant
+from igniterd.model.own import OwnModel
+from igniterd.model.profile import Profile
+
+MODELS = accuracy.MODELS
+SECONDS_A_MODEL = 60.0
+MEAN, P95, UNDER = 2.3, 6.0, 3.0  # percent: what a profile of at most eleven points a model has to reach on pairs
+
+
+def promptly() -> str:
+    """Ask for real-time priority, for this process and what it starts; says what came of it."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(5))
+    except (OSError, AttributeError):
+        return "ordinary priority: figures depend on the host's other work"
+    return "real-time priority"
+
+
+async def profiled(folder: Path, slow: float) -> tuple[Profile, float]:
+    """The profile of all models and the seconds the command took, start of the program and restoring included."""
+    spec = HostSpec(tuple(EmulatedModel(name, max_batch_size=32) for name in MODELS), slow_factor=slow, seed=11)
+    output = folder / "profile.json"
+    async with triton_host(spec, folder / "triton") as host:
+        command = [*("-m", "igniterd", "profile", *MODELS, "-o", str(output), "--triton", host.url)]
+        command += ["--gpu", f"emulated:{host.board_path}", "--state", str(folder / "state")]
+        began_s = time.monotonic()
+        child = await asyncio.create_subprocess_exec(sys.executable, *command, env=os.environ)
+        if await child.wait() != 0:
+            raise SystemExit("igniterd profile failed")
+        return Profile.load(output), time.monotonic() - began_s
+
+
+def alone(profile: Profile) -> accuracy.Errors:
+    """Solo points of the tables that were not profiled."""
+    errors, fitted = accuracy.Errors.none(), OwnModel(profile, accuracy.BLANK)
+    for name, model in accuracy.EVERYTHING.models.items():
+        have = {(p.batch, round(p.share, 6)) for p in profile.models[name].solo}
+        for p in model.solo:
+            if (p.batch, round(p.share, 6)) not in have:
+                (found,) = fitted.predict([Tenant(name, p.batch, p.share)], level=accuracy.LEVEL)
+                errors.add(found.latency_ms, p.latency_ms, found.upper_ms)
+    return errors
+
+
+def beside(profile: Profile) -> accuracy.Errors:
+    """Co-runs of the tables that were not profiled, each pair with a prior of the other pairs."""
+    errors = accuracy.Errors.none()
+    have = {frozenset((t.model, t.batch, round(t.share, 6)) for t in run.tenants) for run in profile.co_runs}
+    for pair in itertools.combinations(MODELS, 2):
+        fitted = OwnModel(profile, accuracy.prior_without(pair))
+        runs = [r for r in accuracy.RUNS if accuracy.pair_of(r) == pair]
+        fresh = [r for r in runs if frozenset((t.model, t.batch, round(t.share, 6)) for t in r.tenants) not in have]
+        accuracy.judge(fitted, fresh, errors)
+    return errors
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="cost and quality of igniterd profile on the emulated V100")
+    parser.add_argument("--slow", type=float, default=1.0, help="factor on every time of the emulated GPU")
+    parser.add_argument("--keep", type=Path, help="folder to keep the profile and the server's log in")
+    asked = parser.parse_args()
+    priority = promptly()
+    with tempfile.TemporaryDirectory(prefix="igniterd-") as temporary:
+        folder = asked.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in ("triton", "state"):
+            shutil.rmtree(folder / old, ignore_errors=True)
+        profile, spent_s = asyncio.run(profiled(folder, asked.slow))
+    profile = profile.time_scaled(1.0 / asked.slow)
+    each_s, points = spent_s / len(MODELS), [len(m.solo) for m in profile.models.values()]
+    print(f"\n{os.cpu_count()} CPUs, {priority}, load {os.getloadavg()[0]:.1f}, times x {asked.slow:g}")
+    print(f"{spent_s:.0f} s for {len(MODELS)} models ({each_s:.0f} s a model), points {points}, {len(profile.co_runs)} co-runs")
+    print(accuracy.HEAD)
+    solo, pairs = alone(profile), beside(profile)
+    accuracy.show("alone, points not profiled", solo, bound=True)
+    accuracy.show("beside one neighbour, points not profiled", pairs, bound=True)
+    size = accuracy.np.abs(pairs.error)
+    reached = {
+        f"at most {SECONDS_A_MODEL:.0f} s a model": each_s <= SECONDS_A_MODEL * asked.slow,
+        f"beside: mean at most {MEAN} %": 100 * size.mean() <= MEAN,
+        f"beside: p95 at most {P95} %": 100 * accuracy.np.quantile(size, 0.95) <= P95,
+        f"beside: at most {UNDER} % of points under-predicted by more than 5 %": 100
+        * accuracy.np.mean(accuracy.np.array(pairs.error) < -0.05)
+        <= UNDER,
+    }
+    for what, held in reached.items():
+        print(f"{'reached' if held else 'MISSED ':7s} {what}")
+    return 0 if all(reached.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""``igniterd profile``: measure models on a live Triton, show what was measured, put a server back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from igniterd.cli.common import cannot
+from igniterd.errors import CannotRun
+
+if TYPE_CHECKING:
+    from igniterd.clients.triton import TritonClient
+    from igniterd.profiler.board import Probe
+    from igniterd.profiler.partial import Partial, Settings
+
+_TIMEOUT_S = 10.0
+_RELOAD_TIMEOUT_S = 180.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to ``app``."""
+    app.command(name="profile")(profile)
+
+
+def profile(
+    models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help="Models that Triton has loaded.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The profile to write.")] = Path("profile.json"),
+    triton: Annotated[str, typer.Option(help="Triton's gRPC endpoint, host:port.")] = "127.0.0.1:8001",
+    metrics_url: Annotated[str | None, typer.Option(help="Triton's metrics page; not needed.")] = None,
+    gpu: Annotated[str, typer.Option(help="Where the board is read: nvml, emulated:PATH or none.")] = "nvml",
+    state: Annotated[Path, typer.Option(help="Folder for the environments of shares; Triton must see it under the same path.")] = Path(
+        "/var/lib/igniterd"
+    ),
+    inputs: Annotated[Path | None, typer.Option("--input", help="An .npz file with items to send, an array an input.")] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(metavar="[MODEL:]INPUT=d1,d2", help="Dimensions of one item, for inputs with variable ones.")
+    ] = None,
+    accuracy: Annotated[float, typer.Option(min=0.001, max=0.5, help="Stop when the fit is this certain (relative deviation).")] = 0.03,
+    points: Annotated[int, typer.Option(min=3, help="Most points to measure of a model alone.")] = 11,
+    budget: Annotated[float | None, typer.Option(min=1.0, metavar="SECONDS", help="Longest time to measure in all.")] = None,
+    pairs: Annotated[bool, typer.Option("--pairs/--no-pairs", help="Also measure every two models beside each other.")] = True,
+    max_batch: Annotated[int | None, typer.Option(min=1, max=4096, help="Largest batch; by default the model's max_batch_size.")] = None,
+    min_share: Annotated[float, typer.Option(min=0.01, max=1.0, help="Smallest share to measure.")] = 0.1,
+    sm_count: Annotated[int | None, typer.Option(min=1, help="SMs of the GPU, where they cannot be read.")] = None,
+    board_name: Annotated[str | None, typer.Option(help="Name of the GPU in the profile; by default NVML's.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="FILE", help="Go on from the .partial file of an interrupted profile.")] = None,
+    restore: Annotated[Path | None, typer.Option(metavar="FILE", help="Put the server back as the .partial file says.")] = None,
+    show: Annotated[Path | None, typer.Option(metavar="FILE", help="Print a profile and how well the model fits it.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the fit of the profile shown or measured.")] = None,
+) -> None:
+    """Measure models on a live Triton into a profile: alone at chosen batches and shares, then in pairs.
+
+    The server should have no other traffic. Everything changed on it is put back at the end, also on Ctrl-C; should that not be
+    possible, OUTPUT.partial keeps what it was and --restore puts it back later. The latency of a profile is Triton's compute_input +
+    compute_infer + compute_output of one execution of exactly that batch: what the daemon compares its predictions with.
+    """
+    from igniterd.profiler.partial import Partial, partial_path
+
+    with cannot():
+        if sum(x is not None for x in (resume, restore, show)) + bool(models) != 1:
+            raise typer.BadParameter("name models to profile, or give one of --resume, --restore and --show")
+        if show is not None:
+            _show(show, plot)
+            return
+        if restore is not None:
+            _run(_restored(Partial.read(restore), restore, None if triton == "127.0.0.1:8001" else triton))
+            return
+        if resume is not None:
+            partial, path = Partial.read(resume), resume
+            output = path.with_suffix("") if path.suffix == ".partial" else output
+        else:
+            settings = _settings(
+                models=models,
+                triton=triton,
+                metrics_url=metrics_url,
+                gpu=gpu,
+                shares=state.absolute() / "shares",
+                input=inputs,
+                shapes=_shapes(shape or []),
+                accuracy=accuracy,
+                points=points,
+                pairs=pairs,
+                max_batch=max_batch,
+                min_share=min_share,
+                sm_count=sm_count,
+                board_name=board_name,
+            )
+            partial, path = Partial(settings=settings), partial_path(output)
+            if path.exists() and Partial.read(path).originals:
+                raise CannotRun(f"{path} says that the server was not put back after an earlier profile: use --resume or --restore {path}")
+        _run(_profiled(partial, path, output, budget))
+        if plot is not None:
+            _show(output, plot)
+
+
+def _settings(**given: Any) -> Settings:
+    from igniterd.profiler.partial import Settings
+
+    gpu = given["gpu"]
+    if gpu not in ("nvml", "none") and not gpu.startswith("emulated:"):
+        raise typer.BadParameter(f"{gpu!r} should be nvml, none or emulated:PATH", param_hint="--gpu")
+    if len(set(given["models"])) < len(given["models"]):
+        raise typer.BadParameter("a model is named twice", param_hint="MODEL")
+    return Settings(**given)
+
+
+def _shapes(given: list[str]) -> dict[str, list[int]]:
+    found = {}
+    for text in given:
+        name, _, dims = text.rpartition("=")
+        try:
+            found[name] = [int(d) for d in dims.split(",")]
+        except ValueError:
+            found[name] = []
+        if not name or not found[name] or min(found[name]) < 1:
+            raise typer.BadParameter(f"{text!r} should be INPUT=d1,d2,… with dimensions above 0", param_hint="--shape")
+    return found
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end; the first SIGINT or SIGTERM stops it in order (the server is put back), a second one at once."""
+
+    async def main() -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.create_task(work)
+
+        def stop() -> None:
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(NotImplementedError, RuntimeError):
+                loop.add_signal_handler(number, stop)
+        await task
+
+    try:
+        asyncio.run(main())
+    except asyncio.CancelledError:
+        print("igniterd: stopped", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def _client(settings: Settings) -> TritonClient:
+    from igniterd.clients.triton import TritonClient
+
+    return TritonClient("main", settings.triton, timeout_s=_TIMEOUT_S, reload_timeout_s=_RELOAD_TIMEOUT_S, config_max_age_s=3600.0)
+
+
+async def _probe(settings: Settings, client: TritonClient) -> tuple[Probe | None, int]:
+    """The board the models run on, or ``None`` where it is not to be read, and its index."""
+    from igniterd.clients.nvml import NvmlClient
+    from igniterd.clients.triton_config import gpu_index_of
+    from igniterd.profiler.board import Probe
+    from igniterd.profiler.counters import Counters
+
+    indices = {gpu_index_of(await client.config(model)) for model in settings.models}
+    if len(indices) > 1:
+        raise CannotRun(f"the models run on GPUs {', '.join(map(str, sorted(indices)))}: profile those of one GPU at a time")
+    (index,) = indices
+    if settings.gpu == "none":
+        return None, index
+    if settings.gpu.startswith("emulated:"):
+        path = Path(settings.gpu.removeprefix("emulated:"))
+        library: Any = importlib.import_module("igniterd.emulator.board").EmulatedNvml(path)
+    else:
+        library = importlib.import_module("pynvml")
+    return Probe(NvmlClient(library, timeout_s=2.0), index, Counters(library, index)), index
+
+
+async def _profiled(partial: Partial, path: Path, output: Path, budget_s: float | None) -> None:
+    from igniterd import __version__
+    from igniterd.profiler.session import Session
+
+    settings = partial.settings
+    client = _client(settings)
+    try:
+        server = await client.server()
+        if refusal := await client.refuses_loads():
+            raise CannotRun(f"Triton at {settings.triton}: {refusal}")
+        probe, index = await _probe(settings, client)
+        with _watching() as listener:
+            session = Session(client, probe, partial, path, listener, index=index, measure_link=settings.gpu == "nvml", budget_s=budget_s)
+            try:
+                await session.run()
+            finally:
+                _left_behind(partial, path)
+    finally:
+        await client.close()
+    origin = f"igniterd {__version__} profile, Triton {server.version}, {datetime.now(UTC):%Y-%m-%d}"
+    found = partial.profile(origin="; ".join([origin, *partial.notes]))
+    found.save(output)
+    path.unlink()  # noqa: ASYNC240  nothing else runs any more
+    for name, done in partial.models.items():
+        print(f"{name}: {len(done.solo)} points in {done.spent_s:.0f} s", file=sys.stderr)
+    if partial.co_runs:
+        print(f"{len(partial.co_runs)} co-runs in {partial.pairs_spent_s:.0f} s", file=sys.stderr)
+    print(output)
+
+
+def _left_behind(partial: Partial, path: Path) -> None:
+    if partial.originals:
+        print(
+            f"igniterd: {', '.join(partial.originals)} not as it was found: igniterd profile --restore {path} puts it back", file=sys.stderr
+        )
+
+
+async def _restored(partial: Partial, path: Path, triton: str | None) -> None:
+    from igniterd.profiler.server import restore
+
+    settings = partial.settings if triton is None else partial.settings.model_copy(update={"triton": triton})
+    if not partial.originals:
+        print(f"{path}: nothing to put back")
+        return
+    client = _client(settings)
+    try:
+        failed = await restore(client, partial.originals, patience_s=30.0, say=lambda text: print(text, file=sys.stderr))
+    finally:
+        await client.close()
+    print("\n".join(f"{name}: as it was" for name in partial.originals if name not in failed))
+    partial.originals = {name: config for name, config in partial.originals.items() if name in failed}
+    partial.write(path)
+    if failed:
+        raise CannotRun("; ".join(f"{name}: {why}" for name, why in failed.items()))
+
+
+@contextlib.contextmanager
+def _watching() -> Iterator[Any]:
+    """A progress bar on a terminal, a line for each measurement elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    class Lines:
+        def __init__(self, show: Callable[[int, int, float, str], None], tell: Callable[[str], None]) -> None:
+            self.progress, self.say = show, tell
+
+    if not sys.stderr.isatty():
+        yield Lines(
+            lambda done, total, left_s, now: print(f"[{done}/{total}, {left_s:.0f} s left] {now}", file=sys.stderr, flush=True),
+            lambda text: print(text, file=sys.stderr, flush=True),
+        )
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("starting", total=None, left="")
+
+        def show(done: int, total: int, left_s: float, now: str) -> None:
+            bar.update(task, description=now, completed=done, total=total, left=f"{left_s:.0f} s left")
+
+        yield Lines(show, bar.console.print)
+
+
+def _show(path: Path, plot: Path | None) -> None:
+    from igniterd.model.profile import Profile
+    from igniterd.profiler.show import drawn, printed
+
+    found = Profile.load(path)
+    printed(found)
+    if plot is not None:
+        drawn(found, plot)
+        print(plot)

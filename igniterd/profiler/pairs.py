@@ -1,0 +1,71 @@
+"""Which co-runs to measure, in an order of few reloads. Pure.
+
+Two co-runs a pair of models: one has a fifth of the GPU, the other the rest, then the other way round. That is where interference
+differs most from its average and the model learns most (``bench/accuracy.py`` compares designs). Where reloads are slow, every model
+gets half the GPU once, and a pair's two co-runs differ in their batches alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SMALL_SHARE = 0.2
+SLOW_RELOAD_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One tenant of a co-run."""
+
+    model: str
+    batch: int
+    share: float
+
+
+Run = tuple[Setting, Setting]
+
+
+def co_runs(largest: dict[str, int], unit: float, reload_s: float) -> tuple[Run, ...]:
+    """The co-runs of every pair of the models, ``largest`` their largest batches, shares in whole units of the board."""
+    models = list(largest)
+    if reload_s > SLOW_RELOAD_S:
+        half = _units(0.5, unit)
+        return tuple(
+            (Setting(a, _at_most(one, largest[a]), half), Setting(b, _at_most(other, largest[b]), half))
+            for i, a in enumerate(models)
+            for b in models[i + 1 :]
+            for one, other in ((4, 8), (8, 4))
+        )
+    small = _units(SMALL_SHARE, unit)
+    rest = _units(1.0, unit) - small
+    return tuple((Setting(a, _at_most(2, largest[a]), small), Setting(b, _at_most(4, largest[b]), rest)) for a, b in _few_flips(models))
+
+
+def _few_flips(models: Sequence[str]) -> list[tuple[str, str]]:
+    """Every ordered pair (small, large), so that few models change their share from one to the next.
+
+    The models take the small share one after another, and then give it back in the same order: 2 n - 1 changes in all.
+    """
+    order, done = list[tuple[str, str]](), set[tuple[str, str]]()
+
+    def add(small: Sequence[str], large: Sequence[str]) -> None:
+        fresh = [(s, g) for s in small for g in large if (s, g) not in done]
+        order.extend(fresh)
+        done.update(fresh)
+
+    for count in range(1, len(models)):
+        add(models[:count], models[count:])
+    for count in range(1, len(models)):
+        add(models[count:], models[:count])
+    return order
+
+
+def _units(share: float, unit: float) -> float:
+    """``share`` as a whole number of units, at most the largest one that fits half the board twice."""
+    units = round(1.0 / unit)
+    return max(1, int(share * units + 1e-9)) / units
+
+
+def _at_most(batch: int, largest: int) -> int:
+    return min(batch, largest)

@@ -1,0 +1,184 @@
+"""Changing the server under measurement through the API the daemon uses, and putting it back as it was.
+
+For a measurement a model gets a share, its largest batch and one instance, and its requests are executed as they come: with dynamic
+batching off, a request of batch b is one execution of batch b. One reload serves every batch at its share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from igniterd.clients.shares import prepare_share
+from igniterd.clients.triton_config import ModelConfig, backend_of, base_env_of, percent_name, share_of, with_allocation
+from igniterd.errors import CannotRun, IgniterdError, Refused, Unreachable
+from igniterd.profiler.board import Probe, fallen, now_s
+from igniterd.records import Allocation
+
+_MEMORY_POLL_S = 0.02
+_RETRY_S = 1.0
+
+
+class Configurable(Protocol):
+    """What is asked of a Triton client."""
+
+    async def config(self, model: str) -> ModelConfig: ...
+
+    async def load(self, model: str, config: ModelConfig) -> None: ...
+
+
+def profilable(config: ModelConfig) -> str:
+    """Why a model of this configuration cannot be profiled, or an empty string."""
+    for section, why in (("sequence_batching", "keeps sequences together"), ("ensemble_scheduling", "is a pipeline of other models")):
+        if section in config:
+            return f"it has {section}: it {why}, so it has no service time of its own by batch size"
+    if config.get("model_transaction_policy", {}).get("decoupled"):
+        return "it is decoupled: one request may have any number of answers"
+    if len(config.get("instance_group", ())) > 1:
+        return "it has several instance groups; igniterd steers one"
+    return ""
+
+
+def for_measuring(original: ModelConfig, share: float | None, largest: int, shares_dir: str) -> ModelConfig:
+    """``original`` with ``share`` (``None``: without one), batches of up to ``largest``, one instance, requests executed as they come."""
+    config = copy.deepcopy(original)
+    if int(config.get("max_batch_size", 0)) > 0:
+        config.pop("dynamic_batching", None)
+        config["max_batch_size"] = 1
+        changed = with_allocation(config, Allocation(share, 1, 0, 1), shares_dir)
+        changed["max_batch_size"] = largest
+        return changed
+    return with_allocation(config, Allocation(share, 1, 0, 1), shares_dir)
+
+
+class Server:
+    """The models of one Triton while they are profiled. ``originals`` are their configurations before the first change."""
+
+    def __init__(self, client: Configurable, originals: Mapping[str, ModelConfig], shares: Path, probe: Probe | None = None) -> None:
+        """``shares`` is the folder of share environments, under the path at which Triton sees it."""
+        self.reload_s = 1.5
+        """What a reload takes; a guess until the first one."""
+        self.copy_bytes: dict[str, int] = {}
+        """Board memory of one copy after it executed its largest batch."""
+        self._client, self._shares, self._probe = client, shares, probe
+        self._originals = dict(originals)
+        self._applied: dict[str, tuple[float | None, int]] = {}
+
+    def steerable(self, model: str) -> bool:
+        """Whether the model can be given a share: it runs in a process of its own."""
+        return backend_of(self._originals[model]) == "python"
+
+    def share(self, model: str) -> float | None:
+        """The share applied now for measuring; ``None`` before the first change or without one."""
+        return self._applied.get(model, (None, 0))[0]
+
+    async def apply(self, model: str, share: float | None, largest: int) -> None:
+        """Give ``model`` this share and largest batch; nothing happens when it has them.
+
+        Raises :class:`Refused` when Triton does not take it, or when somebody else changed the model meanwhile.
+        """
+        if self._applied.get(model) == (share, largest):
+            return
+        await self._check_ours(model)
+        original = self._originals[model]
+        if share is not None:
+            prepare_share(self._shares, share, base_env_of(original))
+        spent_s = await self._loaded(model, for_measuring(original, share, largest, str(self._shares)))
+        self.reload_s = 0.5 * (self.reload_s + spent_s) if self._applied else spent_s
+        self._applied[model] = (share, largest)
+        found = share_of(await self._client.config(model))
+        if (None if found is None else percent_name(found)) != (None if share is None else percent_name(share)):
+            raise Refused(f"model {model}: Triton serves it with share {found} where {share} was asked")
+
+    async def _check_ours(self, model: str) -> None:
+        if model not in self._applied:
+            return
+        share, _ = self._applied[model]
+        found = share_of(await self._client.config(model))
+        if share is not None and (found is None or percent_name(found) != percent_name(share)):
+            raise Refused(
+                f"model {model}: its share is {found} where igniterd profile had set {share}: somebody else changes it, or Triton was "
+                "restarted; stop a daemon that acts on this server before profiling"
+            )
+
+    async def _loaded(self, model: str, config: ModelConfig) -> float:
+        """Load; returns the seconds it took.
+
+        Once for each model, after it has executed, the board's memory is watched: the old copy leaves after the new one has come, and
+        what falls then is what a copy holds.
+        """
+        if self._probe is None or model not in self._applied or model in self.copy_bytes:
+            began_s = now_s()
+            await self._client.load(model, config)
+            return now_s() - began_s
+        most, over = [0], asyncio.Event()
+
+        async def watch() -> None:
+            last = False
+            while not last:  # one look after the load has returned: both copies are there then
+                last = over.is_set()
+                most[0] = max(most[0], await self._memory() or 0)
+                await asyncio.sleep(_MEMORY_POLL_S)
+
+        watching = asyncio.create_task(watch(), name="memory")
+        try:
+            began_s = now_s()
+            await self._client.load(model, config)
+            spent_s = now_s() - began_s
+        finally:
+            over.set()
+            await watching
+        if gone := await fallen(self._memory, most[0]):  # a second or so after the new copy has come
+            self.copy_bytes[model] = gone
+        return spent_s
+
+    async def _memory(self) -> int | None:
+        return None if self._probe is None else await self._probe.memory_used_bytes()
+
+
+async def originals_of(client: Configurable, models: Iterable[str]) -> dict[str, ModelConfig]:
+    """The configurations that serve now. Raises :class:`CannotRun` naming every model that cannot be profiled and why."""
+    found, problems = {}, []
+    for model in models:
+        try:
+            found[model] = await client.config(model)
+        except Refused as error:
+            problems.append(f"model {model}: {error}")
+            continue
+        if why := profilable(found[model]):
+            problems.append(f"model {model}: {why}")
+    if problems:
+        raise CannotRun("; ".join(problems))
+    return found
+
+
+async def restore(
+    client: Configurable, originals: Mapping[str, ModelConfig], *, patience_s: float, say: Callable[[str], None]
+) -> dict[str, str]:
+    """Put every model back to its configuration in ``originals``; one that has it already is left alone.
+
+    A server that does not answer is waited for, ``patience_s`` for all models together. Returns why, for each that could not be
+    restored.
+    """
+    deadline_s, failed = now_s() + patience_s, dict[str, str]()
+    for model, config in originals.items():
+        while True:
+            try:
+                if await client.config(model) != config:
+                    await client.load(model, config)
+                failed.pop(model, None)
+                break
+            except Unreachable as error:
+                if model not in failed:
+                    say(f"restoring {model}: {error}; trying again for {max(0.0, deadline_s - now_s()):.0f} s")
+                failed[model] = str(error)
+                if now_s() >= deadline_s:
+                    break
+                await asyncio.sleep(_RETRY_S)
+            except IgniterdError as error:
+                failed[model] = str(error)
+                break
+    return failed

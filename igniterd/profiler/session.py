@@ -1,0 +1,346 @@
+"""The order of a profile: board, every model alone, pairs; the server put back in the end, whatever happened.
+
+After every point the partial file is written, so that nothing is measured twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from igniterd.clients.triton import IndexEntry
+from igniterd.clients.triton_config import ModelConfig
+from igniterd.errors import CannotRun, Refused
+from igniterd.model.profile import CoRun, CoTenant, SoloPoint
+from igniterd.profiler import survey
+from igniterd.profiler.board import Probe, now_s
+from igniterd.profiler.drive import Source, source
+from igniterd.profiler.inputs import feed_of, output_bytes_of, read_items
+from igniterd.profiler.measure import Disturbed, Effort, Measured, Meter, Reading
+from igniterd.profiler.pairs import Run, co_runs
+from igniterd.profiler.partial import Done, Partial
+from igniterd.profiler.points import Point, Span, Unknown, most_out_of_order
+from igniterd.profiler.server import Server, originals_of, restore
+
+SLACK = 0.05  # points this far out of order are measured again, before the profile's own check would refuse them
+PAIRS_PART = 0.35  # of a budget
+RESTORE_S = 60.0
+_TRIES = 3
+_TYPICAL_CV = 0.03  # dispersion of single executions before any were seen
+_IDLE_PART = 0.9  # a loop that executes less of the time than this does not slow its neighbours as it should
+
+
+class Client(Reading, Protocol):
+    """What is asked of a Triton client."""
+
+    async def index(self) -> tuple[IndexEntry, ...]: ...
+
+    async def config(self, model: str) -> ModelConfig: ...
+
+    async def load(self, model: str, config: ModelConfig) -> None: ...
+
+
+class Listener(Protocol):
+    """Who watches."""
+
+    def say(self, text: str) -> None:
+        """Something worth a line."""
+
+    def progress(self, done: int, total: int, left_s: float, now: str) -> None:
+        """``now`` is about to be measured; ``left_s`` seconds are expected to remain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model being profiled."""
+
+    name: str
+    span: Span
+    requests: Source
+
+
+class Session:
+    """One run of ``igniterd profile``."""
+
+    def __init__(
+        self,
+        client: Client,
+        probe: Probe | None,
+        partial: Partial,
+        path: Path,
+        listener: Listener,
+        *,
+        index: int = 0,
+        measure_link: bool = False,
+        budget_s: float | None = None,
+        effort: Effort | None = None,
+    ) -> None:
+        """``partial`` is what was asked and what is known already; it is written to ``path``."""
+        self.partial, self._path, self._listener = partial, path, listener
+        self._client, self._probe = client, probe
+        self._index, self._measure_link = index, measure_link
+        self._effort = effort or Effort()
+        self._budget_s = float("inf") if budget_s is None else budget_s
+        self._deadline_s = float("inf")
+        self._expected = 0
+        self._did = 0
+
+    async def run(self) -> None:
+        """Measure what is missing. Raises :class:`igniterd.errors.IgniterdError`.
+
+        Whatever happens, the server is put back; models that could not be are left in ``partial.originals``, in the file too.
+        """
+        settings, self._deadline_s = self.partial.settings, now_s() + self._budget_s
+        loaded = {e.name for e in await self._client.index() if e.state == "READY"}
+        if absent := [m for m in settings.models if m not in loaded]:
+            raise CannotRun(
+                f"{', '.join(absent)}: not loaded on Triton at {settings.triton}; loaded are {', '.join(sorted(loaded)) or 'none'}"
+            )
+        await survey.quiet(self._client, sorted(loaded))
+        if not self.partial.originals:
+            self.partial.originals = await originals_of(self._client, settings.models)
+        originals = self.partial.originals
+        server = Server(self._client, originals, settings.shares, self._probe)
+        meter = Meter(self._client, self._probe, sorted(loaded - set(settings.models)))
+        await self._survey()
+        async with AsyncExitStack() as stack:
+            models = [await self._model(name, server, stack) for name in settings.models]
+            self._write()
+            try:
+                await self._measure(models, server, meter)
+            finally:
+                for name, size in server.copy_bytes.items():
+                    self.partial.models[name].memory_bytes = size
+                await asyncio.shield(self._restore())
+
+    async def _survey(self) -> None:
+        settings = self.partial.settings
+        if self.partial.board is None:
+            self._listener.progress(0, 1, 0.0, "the board, idle")
+            self.partial.board, self.partial.notes = await survey.board_of(
+                self._probe, index=self._index, name=settings.board_name, sm_count=settings.sm_count, measure_link=self._measure_link
+            )
+
+    async def _model(self, name: str, server: Server, stack: AsyncExitStack) -> Model:
+        settings, config = self.partial.settings, self.partial.originals[name]
+        board = self.partial.board
+        if board is None:
+            raise CannotRun("the board has not been measured")
+        own = {k.removeprefix(f"{name}:"): v for k, v in settings.shapes.items() if ":" not in k or k.startswith(f"{name}:")}
+        inputs = {i["name"] for i in config.get("input", ())}
+        shapes = {k: v for k, v in own.items() if k in inputs}
+        items = {k: v for k, v in (read_items(settings.input) if settings.input else {}).items() if k in inputs}
+        configured = int(config.get("max_batch_size", 0))
+        largest = 1 if configured == 0 else (settings.max_batch or configured)
+        feed = feed_of(config, largest, shapes=shapes, items=items)
+        done = self.partial.models.setdefault(name, Done())
+        span = Span(largest, settings.min_share if server.steerable(name) else 1.0, board.share_unit).within(done.most_batch or largest)
+        if len(span.candidates) < 3:
+            raise CannotRun(
+                f"model {name}: there are only {len(span.candidates)} points to measure (batches to {span.max_batch}, "
+                f"{'no share of its own' if not server.steerable(name) else 'all shares'}); a profile needs 3"
+            )
+        self.partial.item_bytes[name] = (feed.item_bytes, output_bytes_of(config))
+        return Model(name, span, await stack.enter_async_context(source(self._client, feed)))
+
+    async def _measure(self, models: list[Model], server: Server, meter: Meter) -> None:
+        self._expected = len(models) * self.partial.settings.points
+        if self.partial.settings.pairs:
+            self._expected += len(models) * (len(models) - 1)
+        self._did = sum(len(d.solo) for d in self.partial.models.values()) + len(self.partial.co_runs)
+        with_pairs = self.partial.settings.pairs and len(models) > 1
+        start_s = now_s()
+        alone_until_s = start_s + (self._deadline_s - start_s) * (1 - PAIRS_PART if with_pairs else 1.0)
+        for place, model in enumerate(models):
+            start_s = now_s()
+            await self._alone(model, server, meter, start_s + (alone_until_s - start_s) / (len(models) - place))
+        if with_pairs:
+            await self._beside(models, server, meter)
+
+    # ------------------------------------------------------------ alone
+
+    async def _alone(self, model: Model, server: Server, meter: Meter, until_s: float) -> None:
+        """The solo points of one model that are still missing."""
+        done, began_s = self.partial.models[model.name], now_s()
+        while (point := self._next(model, server, until_s)) is not None:
+            self._tell(f"{model.name} alone: batch {point[0]}, share {point[1]:.3g}")
+            try:
+                await self._point(model, point, server, meter, self._effort)
+            except Refused as error:
+                if point[0] == 1:
+                    raise
+                model = self._shrunk(model, point[0], error)
+                continue
+            self._did += 1
+        await self._put_in_order(model, server, meter)
+        done.spent_s += now_s() - began_s
+        self._write()
+
+    async def _put_in_order(self, model: Model, server: Server, meter: Meter) -> None:
+        """Measure points that contradict others again, with more care; leave out those that still do."""
+        done, again = self.partial.models[model.name], set[Point]()
+        careful = replace(self._effort, most_s=2 * self._effort.most_s, error=self._effort.error / 2)
+        while done.solo and (point := most_out_of_order(_measured(done), SLACK)) is not None:
+            where = f"{model.name}: batch {point[0]}, share {point[1]:.3g} contradicts other points"
+            if point in again:
+                self._listener.say(f"{where} again; leaving it out")
+                done.solo = [p for p in done.solo if (p.batch, p.share) != point]
+            else:
+                self._listener.say(f"{where}; measuring it again")
+                again.add(point)
+                await self._point(model, point, server, meter, careful)
+
+    def _shrunk(self, model: Model, refused: int, error: Refused) -> Model:
+        """The model without batches from ``refused`` on."""
+        done = self.partial.models[model.name]
+        done.most_batch = most = max(b for b in model.span.batches if b < refused)
+        done.solo = [p for p in done.solo if p.batch <= most]
+        self._listener.say(f"{model.name}: a batch of {refused} was refused ({error}); profiling up to {most}")
+        return replace(model, span=model.span.within(most))
+
+    def _next(self, model: Model, server: Server, until_s: float) -> Point | None:
+        """The point to measure now, or ``None``: accurate enough, enough points, or out of time."""
+        done = self.partial.models[model.name].solo
+        measured = _measured(self.partial.models[model.name])
+        missing = [c for c in model.span.corners if c not in measured]
+        if missing:
+            return missing[0] if now_s() < self._deadline_s else None
+        unknown = Unknown(model.span, measured)
+        enough = len(done) >= self.partial.settings.points or unknown.deviation <= self.partial.settings.accuracy
+        if enough and len(done) >= 3:
+            self._expected -= max(0, self.partial.settings.points - len(done))
+            return None
+        present, cvs = server.share(model.name), [p.latency_cv for p in done if p.latency_cv is not None]
+        cv = sum(cvs) / len(cvs) if cvs else _TYPICAL_CV
+
+        def price(point: Point, ms: float) -> tuple[float, float]:
+            cost_s, error = self._effort.expected(ms, cv)
+            return cost_s + (0.0 if point[1] == present else server.reload_s), error
+
+        best = unknown.best(price)
+        if best is None or (len(done) >= 3 and now_s() + price(best, unknown.time_ms(best))[0] > until_s):
+            return None
+        return best
+
+    async def _point(self, model: Model, point: Point, server: Server, meter: Meter, effort: Effort) -> None:
+        """Measure one point and keep it, in place of an earlier measurement of the same."""
+        batch, share = point
+        await server.apply(model.name, share if server.steerable(model.name) else None, model.span.max_batch)
+        measured = await self._undisturbed(meter, [(model.requests, batch)], effort)
+        mean, drawn = measured.means[0], measured.drawn
+        found = SoloPoint(
+            batch=batch,
+            share=share,
+            latency_ms=mean.ms,
+            latency_cv=min(10.0, mean.cv),
+            latency_error=min(1.0, mean.error),
+            dram_pct=drawn.activity.dram_pct,
+            sm_pct=drawn.activity.sm_pct,
+            pcie_bytes_per_ms=None if drawn.activity.pcie_bytes_per_s is None else drawn.activity.pcie_bytes_per_s / 1e3,
+            power_w=drawn.power_w,
+            clock_mhz=drawn.clock_mhz,
+        )
+        done = self.partial.models[model.name]
+        done.solo = [p for p in done.solo if (p.batch, p.share) != point] + [found]
+        self._write()
+
+    async def _undisturbed(self, meter: Meter, loads: list[tuple[Source, int]], effort: Effort) -> Measured:
+        for attempt in range(1, _TRIES + 1):
+            try:
+                return await meter.measure(loads, effort)
+            except Disturbed as error:
+                if attempt == _TRIES:
+                    raise CannotRun(f"{error}: a profile needs the server to itself") from error
+                self._listener.say(f"{error}; measuring this again")
+        raise AssertionError("the last attempt returns or raises")
+
+    # ------------------------------------------------------------ beside others
+
+    async def _beside(self, models: list[Model], server: Server, meter: Meter) -> None:
+        """The co-runs of pairs that are still missing, while there is time."""
+        named = {m.name: m for m in models if server.steerable(m.name)}
+        board = self.partial.board
+        if board is None or len(named) < 2:
+            return
+        if left_out := [m.name for m in models if m.name not in named]:
+            self._listener.say(f"{', '.join(left_out)}: runs inside tritonserver, without a share of its own; its pairs are not measured")
+        largest = {m.name: self.partial.models[m.name].most_batch or m.span.max_batch for m in named.values()}
+        wanted = co_runs(largest, board.share_unit, server.reload_s)
+        have = {_key(run) for run in self.partial.co_runs}
+        todo = [run for run in wanted if frozenset((t.model, t.batch, t.share) for t in run) not in have]
+        self._expected = self._did + len(todo)
+        began_s, first_s = now_s(), 0.0
+        for run in todo:
+            if now_s() + first_s > self._deadline_s:
+                self._listener.say(f"out of time: {len(wanted) - len(self.partial.co_runs)} of {len(wanted)} co-runs are missing")
+                break
+            start_s = now_s()
+            self._tell("together: " + " | ".join(f"{t.model} batch {t.batch} share {t.share:.3g}" for t in run))
+            await self._together(run, named, server, meter)
+            self._did += 1
+            first_s = max(first_s, 0.5 * (now_s() - start_s))
+        self.partial.pairs_spent_s += now_s() - began_s
+        self._write()
+
+    async def _together(self, run: Run, named: dict[str, Model], server: Server, meter: Meter) -> None:
+        for tenant in sorted(run, key=lambda t: t.share):  # who shrinks goes first
+            await server.apply(tenant.model, tenant.share, named[tenant.model].span.max_batch)
+        loads = [(named[t.model].requests, t.batch) for t in run]
+        measured = await self._undisturbed(meter, loads, self._effort)
+        if self._helped(run, measured):
+            measured = await self._undisturbed(meter, loads, replace(self._effort, most_s=2 * self._effort.most_s))
+        if helped := self._helped(run, measured):
+            self._listener.say(f"{helped} was faster beside another than alone, twice: this co-run is left out")
+            return
+        for tenant, part in zip(run, measured.busy, strict=True):
+            if part < _IDLE_PART:
+                self._listener.say(
+                    f"{tenant.model} executed only {100 * part:.0f} % of the time: requests do not reach it fast enough, and what it "
+                    "costs its neighbour is measured too low"
+                )
+        tenants = tuple(
+            CoTenant(model=t.model, batch=t.batch, share=t.share, latency_ms=m.ms, latency_error=min(1.0, m.error))
+            for t, m in zip(run, measured.means, strict=True)
+        )
+        self.partial.co_runs.append(CoRun(tenants=tenants, power_w=measured.drawn.power_w, clock_mhz=measured.drawn.clock_mhz))
+        self._write()
+
+    def _helped(self, run: Run, measured: Measured) -> str:
+        """The tenant that was faster than alone by more than noise, if any: something was measured wrong."""
+        for tenant, mean in zip(run, measured.means, strict=True):
+            alone = [p.latency_ms for p in self.partial.models[tenant.model].solo if (p.batch, p.share) == (tenant.batch, tenant.share)]
+            if alone and mean.ms < alone[0] * (1 - SLACK):
+                return tenant.model
+        return ""
+
+    # ------------------------------------------------------------ around it
+
+    async def _restore(self) -> None:
+        """Everything back as it was; what could not be stays in the partial file."""
+        self._listener.progress(self._did, max(1, self._expected), 0.0, "putting the server back as it was")
+        failed = await restore(self._client, self.partial.originals, patience_s=RESTORE_S, say=self._listener.say)
+        self.partial.originals = {name: config for name, config in self.partial.originals.items() if name in failed}
+        self._write()
+        for name, why in failed.items():
+            self._listener.say(f"{name} could not be put back: {why}")
+
+    def _tell(self, now: str) -> None:
+        spent = [d.spent_s / len(d.solo) for d in self.partial.models.values() if d.spent_s and d.solo]
+        each_s = sum(spent) / len(spent) if spent else 3.0
+        left_s = min(each_s * (self._expected - self._did), self._deadline_s - now_s())
+        self._listener.progress(self._did, max(1, self._expected), max(0.0, left_s), now)
+
+    def _write(self) -> None:
+        self.partial.write(self._path)
+
+
+def _measured(done: Done) -> dict[Point, tuple[float, float]]:
+    """Time (ms) and its relative error by point."""
+    return {(p.batch, p.share): (p.latency_ms, p.latency_error or 0.0) for p in done.solo}
+
+
+def _key(run: CoRun) -> frozenset[tuple[str, int, float]]:
+    return frozenset((t.model, t.batch, t.share) for t in run.tenants)

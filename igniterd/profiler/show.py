@@ -1,0 +1,203 @@
+"""A profile for people: what was measured, how well the model fits it, and a picture of that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from igniterd.model.api import F64, Tenant
+from igniterd.model.own import OwnModel
+from igniterd.model.profile import ModelProfile, Profile, SoloPoint
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.console import Console
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """A solo point against the fit: ``fitted_ms`` by all points, ``foretold_ms`` by all the others; ``None`` with too few others."""
+
+    point: SoloPoint
+    fitted_ms: float
+    foretold_ms: float | None
+
+    @property
+    def fitted_error(self) -> float:
+        """Fit over measurement, minus 1."""
+        return self.fitted_ms / self.point.latency_ms - 1
+
+    @property
+    def foretold_error(self) -> float | None:
+        return None if self.foretold_ms is None else self.foretold_ms / self.point.latency_ms - 1
+
+
+def residuals(profile: Profile, name: str) -> tuple[Residual, ...]:
+    """Every solo point of a model against the fit."""
+    model, fitted = profile.models[name], OwnModel(profile)
+    return tuple(Residual(p, _at(fitted, name, p), _without(profile, name, model, p)) for p in model.solo)
+
+
+def _at(fitted: OwnModel, name: str, point: SoloPoint) -> float:
+    return fitted.predict([Tenant(name, point.batch, point.share)])[0].latency_ms
+
+
+def _without(profile: Profile, name: str, model: ModelProfile, point: SoloPoint) -> float | None:
+    rest = tuple(p for p in model.solo if p != point)
+    if len(rest) < 3:
+        return None
+    alone = profile.model_copy(update={"models": {name: model.model_copy(update={"solo": rest})}, "co_runs": ()})
+    return _at(OwnModel(alone), name, point)
+
+
+def printed(profile: Profile) -> None:
+    """Tables on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    console.print(board_line(profile), highlight=False)
+    for name, model in profile.models.items():
+        found = residuals(profile, name)
+        table = Table(
+            "batch", "share", "ms", "± %", "fit %", "from the others %", "W", "MHz", box=None, pad_edge=False, title_justify="left"
+        )
+        table.title = f"\n{name}: {len(model.solo)} points alone{_memory(model)}, latency of one batch"
+        for column in table.columns:
+            column.justify = "right"
+        for r in found:
+            p = r.point
+            cells = (f"{p.latency_ms:.3f}", _pct(p.latency_error), _pct(r.fitted_error), _pct(r.foretold_error))
+            table.add_row(str(p.batch), f"{p.share:.3g}", *cells, _whole(p.power_w), _whole(p.clock_mhz))
+        console.print(table)
+        foretold = [abs(r.foretold_error) for r in found if r.foretold_error is not None]
+        if foretold:
+            console.print(
+                f"each foretold by the others: off by {100 * np.mean(foretold):.1f} % on average, {100 * max(foretold):.1f} % at worst",
+                highlight=False,
+            )
+    _print_pairs(profile, console)
+
+
+def _print_pairs(profile: Profile, console: Console) -> None:
+    from rich.table import Table
+
+    if not profile.co_runs:
+        return
+    fitted = OwnModel(profile)
+    table = Table(
+        "model", "batch", "share", "beside", "ms", "alone ms", "slower %", "fit %", box=None, pad_edge=False, title_justify="left"
+    )
+    table.title = f"\nbeside each other: {len(profile.co_runs)} co-runs"
+    for run in profile.co_runs:
+        predicted = fitted.predict([Tenant(t.model, t.batch, t.share) for t in run.tenants])
+        for place, (t, p) in enumerate(zip(run.tenants, predicted, strict=True)):
+            others = ", ".join(f"{o.model} b{o.batch} {o.share:.3g}" for k, o in enumerate(run.tenants) if k != place)
+            alone = fitted.predict([Tenant(t.model, t.batch, t.share)])[0].latency_ms
+            cells = (f"{t.latency_ms:.3f}", f"{alone:.3f}", _pct(t.latency_ms / alone - 1), _pct(p.latency_ms / t.latency_ms - 1))
+            table.add_row(t.model, str(t.batch), f"{t.share:.3g}", others, *cells)
+    console.print(table)
+
+
+def board_line(profile: Profile) -> str:
+    """The board in one line."""
+    board = profile.board
+    parts = [f"{board.name}: {board.sm_count} SMs, shares in steps of {100 * board.share_unit:.3g} %"]
+    clocks = [p.clock_mhz for m in profile.models.values() for p in m.solo if p.clock_mhz is not None]
+    if board.idle_power_w is not None:
+        parts.append(f"idle {board.idle_power_w:.0f} W" + (f" of {board.power_limit_w:.0f} W" if board.power_limit_w else ""))
+    if clocks:
+        parts.append(f"clock under load {min(clocks):.0f} to {max(clocks):.0f} MHz")
+    parts.append(f"host to device {board.pcie_bytes_per_ms / 1e6:.3g} GB/s")
+    return ", ".join(parts) + (f"\n{profile.origin}" if profile.origin else "")
+
+
+def drawn(profile: Profile, path: Path) -> None:
+    """A picture: for each model its points with the fit and its bound, and the residuals; then the co-runs."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = list(profile.models)
+    rows = len(names) + bool(profile.co_runs)
+    figure, grid = plt.subplots(rows, 2, figsize=(11, 3.4 * rows), squeeze=False, layout="constrained")
+    fitted = OwnModel(profile)
+    for axes, name in zip(grid, names, strict=False):
+        _draw_curves(axes[0], fitted, profile, name)
+        _draw_residuals(axes[1], residuals(profile, name), name)
+    if profile.co_runs:
+        _draw_pairs(grid[-1], fitted, profile)
+    figure.suptitle(board_line(profile).split("\n", maxsplit=1)[0])
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _draw_curves(axes: Axes, fitted: OwnModel, profile: Profile, name: str) -> None:
+    points = profile.models[name].solo
+    batches = np.arange(1.0, max(p.batch for p in points) + 1)
+    shown = sorted({p.share for p in points})
+    for share, colour in zip(shown, _colours(shown), strict=True):
+        mean, upper = fitted.service_curve_ms(name, share, (), int(batches[-1]), level=LEVEL)
+        axes.plot(batches, mean, color=colour, lw=1.2)
+        axes.fill_between(batches, mean, upper, color=colour, alpha=0.15, lw=0)
+        own = [p for p in points if abs(p.share - share) < 1e-9]
+        errors = [2 * (p.latency_error or 0.0) * p.latency_ms for p in own]
+        axes.errorbar([p.batch for p in own], [p.latency_ms for p in own], yerr=errors, fmt="o", ms=4, color=colour, label=f"{share:.3g}")
+    axes.set(xscale="log", yscale="log", xlabel="batch", ylabel="latency alone (ms)", title=f"{name}: points, fit, 95 % bound")
+    axes.set_xticks([2**i for i in range(int(np.log2(batches[-1])) + 1)], [str(2**i) for i in range(int(np.log2(batches[-1])) + 1)])
+    axes.legend(title="share", fontsize=7, title_fontsize=7)
+    axes.grid(alpha=0.25)
+
+
+def _draw_residuals(axes: Axes, found: Sequence[Residual], name: str) -> None:
+    work: F64 = np.array([r.point.batch / r.point.share for r in found])
+    axes.axhline(0.0, color="0.5", lw=0.8)
+    axes.plot(work, [100 * r.fitted_error for r in found], "o", ms=4, label="fit by all points")
+    foretold = [(w, 100 * r.foretold_error) for w, r in zip(work, found, strict=True) if r.foretold_error is not None]
+    if foretold:
+        axes.plot(*zip(*foretold, strict=True), "x", ms=6, label="foretold by the others")
+    axes.set(xscale="log", xlabel="batch / share", ylabel="fit over measured - 1 (%)", title=f"{name}: residuals")
+    axes.legend(fontsize=7)
+    axes.grid(alpha=0.25)
+
+
+def _draw_pairs(axes: Sequence[Axes], fitted: OwnModel, profile: Profile) -> None:
+    measured, predicted, slower = list[float](), list[float](), list[float]()
+    for run in profile.co_runs:
+        for t, p in zip(run.tenants, fitted.predict([Tenant(t.model, t.batch, t.share) for t in run.tenants]), strict=True):
+            alone = fitted.predict([Tenant(t.model, t.batch, t.share)])[0].latency_ms
+            measured.append(100 * (t.latency_ms / alone - 1))
+            predicted.append(100 * (p.latency_ms / alone - 1))
+            slower.append(100 * (p.latency_ms / t.latency_ms - 1))
+    span = [min(0.0, *measured, *predicted), max(*measured, *predicted)]
+    axes[0].plot(span, span, color="0.5", lw=0.8)
+    axes[0].plot(measured, predicted, "o", ms=4)
+    axes[0].set(xlabel="slowdown measured (%)", ylabel="slowdown fitted (%)", title="co-runs")
+    axes[0].grid(alpha=0.25)
+    axes[1].hist(slower, bins=15)
+    axes[1].set(xlabel="fit over measured - 1 (%)", ylabel="tenants", title="co-runs: residuals")
+
+
+def _colours(shown: Sequence[float]) -> list[tuple[float, ...]]:
+    from matplotlib import colormaps
+
+    return [tuple(colormaps["viridis"](x)) for x in np.linspace(0.0, 0.9, len(shown))]
+
+
+def _memory(model: ModelProfile) -> str:
+    return "" if model.memory_bytes is None else f", {model.memory_bytes / 2**20:.0f} MiB a copy"
+
+
+def _pct(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _whole(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"

@@ -1,0 +1,97 @@
+"""Which points are measured: the ends first, then what takes most off the uncertainty for its time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from igniterd.emulator.truth import Truth
+from igniterd.profiler.pairs import SLOW_RELOAD_S, co_runs
+from igniterd.profiler.points import Point, Span, Unknown, most_out_of_order
+
+TRUTH = Truth.v100()
+
+
+def cheap(point: Point, ms: float) -> tuple[float, float]:
+    return 1.0, 0.005
+
+
+def measured(model: str, *points: Point) -> dict[Point, tuple[float, float]]:
+    return {p: (TRUTH.solo_ms(model, *p), 0.005) for p in points}
+
+
+@given(st.integers(1, 300), st.floats(0.01, 1.0), st.sampled_from([80, 108, 132, 6]))
+def test_the_range_holds_whole_units_and_its_ends(most: int, least: float, sms: int) -> None:
+    span = Span(most, least, 2 / sms)
+    assert span.batches[0] == 1 and span.batches[-1] == most
+    assert span.shares[-1] == 1.0
+    assert all(0 < s <= 1 and abs(s * sms / 2 - round(s * sms / 2)) < 1e-9 for s in span.shares)
+    assert set(span.corners) <= set(span.candidates)
+    assert {b for b, _ in span.corners} == {span.batches[0], span.batches[-1]}
+    assert {s for _, s in span.corners} == {span.shares[0], span.shares[-1]}
+
+
+def test_more_points_leave_less_unknown_and_the_best_is_the_one_that_does_most() -> None:
+    span = Span(32, 0.1, 0.025)
+    known = measured("resnet50", *span.corners)
+    for _ in range(4):
+        before = Unknown(span, known)
+        best = before.best(cheap)
+        assert best is not None
+        assert best not in known
+        gains = before.gains(span.candidates, np.full(len(span.candidates), 0.005))
+        assert gains[span.candidates.index(best)] == max(g for p, g in zip(span.candidates, gains, strict=True) if p not in known)
+        known |= measured("resnet50", best)
+        assert Unknown(span, known).deviation < before.deviation
+
+
+def test_the_gain_foretold_is_the_gain_that_comes() -> None:
+    """With the coefficients held, which a point on the fitted surface does nearly, the mean variance falls by the gain."""
+    span = Span(32, 0.1, 0.025)
+    known = measured("vgg19", *span.corners, (4, 0.5), (2, 0.8))
+    before = Unknown(span, known)
+    point = (8, 0.3)
+    (gain,) = before.gains([point], np.array([0.0]))
+    after = Unknown(span, known | {point: (before.time_ms(point), 0.0)})
+    assert before.deviation**2 - after.deviation**2 == pytest.approx(gain, rel=0.15)
+
+
+def test_a_dear_reload_keeps_it_at_the_share_that_is_applied() -> None:
+    span = Span(32, 0.1, 0.025)
+    unknown = Unknown(span, measured("ssd", *span.corners))
+    best = unknown.best(lambda p, ms: (1.0 + (1000.0 if p[1] != 0.1 else 0.0), 0.005))
+    assert best is not None
+    assert best[1] == 0.1
+
+
+def test_every_candidate_measured_leaves_none() -> None:
+    span = Span(2, 1.0, 0.5)
+    assert Unknown(span, measured("alexnet", (1, 1.0), (2, 1.0))).best(cheap) is None
+
+
+def test_the_point_that_contradicts_most_is_named() -> None:
+    right = {(b, s): (b / s, 0.01) for b in (1, 4, 16) for s in (0.1, 0.5, 1.0)}
+    assert most_out_of_order(right, 0.05) is None
+    assert most_out_of_order(right | {(16, 0.5): (1.5, 0.01)}, 0.05) == (16, 0.5)
+    assert most_out_of_order({(1, 1.0): (2.0, 0.3), (2, 1.0): (1.0, 0.01)}, 0.05) == (1, 1.0)
+
+
+@given(st.integers(2, 9), st.sampled_from([0.025, 2 / 132, 2 / 108, 0.5]))
+def test_every_pair_runs_both_ways_within_one_gpu(count: int, unit: float) -> None:
+    largest = {f"m{i}": 1 << i for i in range(count)}
+    fast, slow = co_runs(largest, unit, 1.0), co_runs(largest, unit, SLOW_RELOAD_S + 1)
+    assert {(a.model, b.model) for a, b in fast} == {(a, b) for a in largest for b in largest if a != b}
+    assert len(fast) == len(slow) == count * (count - 1)
+    for a, b in (*fast, *slow):
+        assert a.share > 0 and b.share > 0 and a.share + b.share <= 1 + 1e-9
+        assert a.batch <= largest[a.model] and b.batch <= largest[b.model]
+    shares: dict[str, float] = {}
+    changes = 0
+    for run in fast:
+        for t in run:
+            changes += shares.get(t.model) != t.share
+            shares[t.model] = t.share
+    assert changes <= 3 * count
+    assert len({(t.model, t.share) for run in slow for t in run}) == count

@@ -1,0 +1,257 @@
+"""A whole profile on a simulated Triton in virtual time: what is measured, and what is left behind whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from igniterd.errors import CannotRun, NotNow, Unreachable
+from igniterd.profiler.board import Probe
+from igniterd.profiler.partial import Partial, Settings
+from igniterd.profiler.server import restore
+from igniterd.profiler.session import Session
+from tests.profiler.fake import FakeBoard, FakeTriton, Heard, config_of, plain_ms
+
+pytestmark = pytest.mark.looptime
+
+
+def asked(folder: Path, *models: str, **more: object) -> Partial:
+    return Partial(settings=Settings.model_validate({"models": list(models), "triton": "fake", "shares": folder / "shares", **more}))
+
+
+def session(triton: FakeTriton, partial: Partial, folder: Path, heard: Heard | None = None, **more: float) -> Session:
+    return Session(triton, Probe(FakeBoard(triton)), partial, folder / "p.partial", heard or Heard(), **more)
+
+
+async def test_profiles_two_models_and_leaves_the_server_as_it_was(tmp_path: Path) -> None:
+    configs = [config_of("big"), config_of("small"), config_of("idle")]
+    triton, partial, heard = FakeTriton(configs), asked(tmp_path, "big", "small"), Heard()
+    await session(triton, partial, tmp_path, heard).run()
+    profile = partial.profile(origin="test")
+    profile.check()
+    for name, model in profile.models.items():
+        assert 3 <= len(model.solo) <= 11
+        assert {p.batch for p in model.solo} >= {1, 32}
+        assert {p.share for p in model.solo} >= {0.1, 1.0}
+        for p in model.solo:
+            assert p.latency_ms == pytest.approx(plain_ms(name, p.batch, p.share, 0), rel=1e-3)
+            assert p.power_w == pytest.approx(150.0)
+            assert p.clock_mhz == pytest.approx(1490.0)
+    assert len(profile.co_runs) == 2
+    for run in profile.co_runs:
+        assert sum(t.share for t in run.tenants) == pytest.approx(1.0)
+        for t in run.tenants:
+            assert t.latency_ms == pytest.approx(plain_ms(t.model, t.batch, t.share, 1), rel=0.01)
+    assert {name: m.config for name, m in triton.models.items()} == {str(c["name"]): c for c in configs}
+    assert Partial.read(tmp_path / "p.partial").originals == {}
+    assert profile.board.idle_power_w == pytest.approx(50.0)
+    assert profile.board.share_unit == pytest.approx(0.025)
+    assert heard.steps[-1][3] == "putting the server back as it was"
+    assert all(left_s >= 0 and done <= total for done, total, left_s, _ in heard.steps)
+
+
+async def test_one_reload_serves_several_batches(tmp_path: Path) -> None:
+    triton, partial = FakeTriton([config_of("big")]), asked(tmp_path, "big", accuracy=0.001)
+    await session(triton, partial, tmp_path).run()
+    shares = Counter(p.share for p in partial.models["big"].solo)
+    assert len(triton.loads) == len(shares) + 1  # a share is set once, and the original in the end
+    assert len(partial.models["big"].solo) == 11
+    assert max(shares.values()) > 1
+
+
+async def test_stops_at_the_accuracy_asked_for(tmp_path: Path) -> None:
+    triton, partial = FakeTriton([config_of("big")]), asked(tmp_path, "big", accuracy=0.3)
+    await session(triton, partial, tmp_path).run()
+    assert len(partial.models["big"].solo) == 3
+
+
+async def test_interrupted_it_restores_and_goes_on_from_the_file(tmp_path: Path) -> None:
+    configs = [config_of("big"), config_of("small")]
+    triton, partial = FakeTriton(configs), asked(tmp_path, "big", "small")
+    task = asyncio.create_task(session(triton, partial, tmp_path).run())
+    while "big" not in partial.models or len(partial.models["big"].solo) < 4:  # noqa: ASYNC110  the task makes it true
+        await asyncio.sleep(0.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [m.config for m in triton.models.values()] == configs
+    left = Partial.read(tmp_path / "p.partial")
+    assert left.originals == {}
+    before = {(p.batch, p.share): p.latency_ms for p in left.models["big"].solo}
+    assert len(before) >= 4
+    triton.loads.clear()
+    heard = Heard()
+    await session(triton, left, tmp_path, heard).run()
+    after = {(p.batch, p.share): p.latency_ms for p in left.models["big"].solo}
+    assert before.items() <= after.items()
+    assert heard.steps[0][0] == len(before)  # the board is known too
+    assert len(left.co_runs) == 2
+    assert [m.config for m in triton.models.values()] == configs
+
+
+async def test_the_file_says_how_the_server_was_before_anything_is_changed(tmp_path: Path) -> None:
+    original = config_of("big")
+    triton, partial = FakeTriton([original]), asked(tmp_path, "big")
+    load, seen = triton.load, []
+
+    async def watched(model: str, config: dict[str, object]) -> None:
+        seen.append(copy.deepcopy(Partial.read(tmp_path / "p.partial").originals))
+        await load(model, config)
+
+    triton.load = watched  # type: ignore[method-assign]
+    await session(triton, partial, tmp_path).run()
+    assert seen
+    assert all(s == {"big": original} for s in seen)
+
+
+async def test_a_server_that_goes_away_is_put_back_later(tmp_path: Path) -> None:
+    original = config_of("big")
+    triton, partial = FakeTriton([original]), asked(tmp_path, "big")
+
+    def die(count: int) -> None:
+        triton.down = count >= 300
+
+    triton.after_infer = die
+    heard = Heard()
+    with pytest.raises(Unreachable):
+        await session(triton, partial, tmp_path, heard).run()
+    left = Partial.read(tmp_path / "p.partial")
+    assert left.originals == {"big": original}
+    assert any("could not be put back" in line for line in heard.said)
+    triton.down, triton.after_infer = False, lambda count: None
+    assert triton.models["big"].config != original
+    assert await restore(triton, left.originals, patience_s=5.0, say=heard.say) == {}
+    assert triton.models["big"].config == original
+
+
+async def test_a_server_that_comes_back_in_time_is_put_back(tmp_path: Path) -> None:
+    original = config_of("big")
+    triton, partial = FakeTriton([original]), asked(tmp_path, "big")
+
+    def die(count: int) -> None:
+        if count == 300:
+            triton.down = True
+            asyncio.get_running_loop().call_later(20.0, setattr, triton, "down", False)
+
+    triton.after_infer = die
+    with pytest.raises(NotNow):
+        await session(triton, partial, tmp_path).run()
+    assert triton.models["big"].config == original
+    assert Partial.read(tmp_path / "p.partial").originals == {}
+
+
+async def test_batches_that_the_model_refuses_are_left_out(tmp_path: Path) -> None:
+    triton, partial, heard = FakeTriton([config_of("big")]), asked(tmp_path, "big"), Heard()
+    triton.refuses = lambda model, batch: "CUDA out of memory" if batch > 20 else ""
+    await session(triton, partial, tmp_path, heard).run()
+    assert max(p.batch for p in partial.models["big"].solo) == 16
+    assert any("CUDA out of memory" in line for line in heard.said)
+    partial.profile(origin="").check()
+
+
+async def test_traffic_of_others_at_the_start_is_refused(tmp_path: Path) -> None:
+    triton, partial = FakeTriton([config_of("big"), config_of("other")]), asked(tmp_path, "big")
+
+    async def use() -> None:
+        while True:
+            await triton.execute("other", 1)
+
+    using = asyncio.create_task(use())
+    with pytest.raises(CannotRun, match="other: in use by others"):
+        await session(triton, partial, tmp_path).run()
+    using.cancel()
+    assert triton.loads == []
+
+
+async def test_traffic_of_others_meanwhile_voids_what_was_measured(tmp_path: Path) -> None:
+    triton, partial, heard = FakeTriton([config_of("big"), config_of("other")]), asked(tmp_path, "big"), Heard()
+    used = []
+
+    def once(count: int) -> None:
+        if count == 200:
+            used.append(asyncio.create_task(triton.execute("other", 1)))
+
+    triton.after_infer = once
+    await session(triton, partial, tmp_path, heard).run()
+    assert len(used) == 1
+    assert any("other of the same server was used meanwhile; measuring this again" in line for line in heard.said)
+    for p in partial.models["big"].solo:
+        assert p.latency_ms == pytest.approx(plain_ms("big", p.batch, p.share, 0), rel=1e-3)
+
+
+async def test_a_budget_is_kept_and_shared_out(tmp_path: Path) -> None:
+    triton, partial = FakeTriton([config_of("big"), config_of("small")]), asked(tmp_path, "big", "small", accuracy=0.001)
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    await session(triton, partial, tmp_path, budget_s=45.0).run()
+    assert loop.time() - began_s <= 45.0 + 5.0
+    assert all(3 <= len(partial.models[m].solo) < 11 for m in ("big", "small"))
+    partial.profile(origin="").check()
+
+
+async def test_a_point_that_contradicts_the_others_is_measured_again(tmp_path: Path) -> None:
+    wrong = []
+
+    def once_wrong(model: str, batch: int, share: float, neighbours: int) -> float:
+        first = (batch, share) == (32, 1.0) and len(wrong) < 185
+        wrong.extend([1] if first else [])
+        return plain_ms(model, batch, share, neighbours) * (0.05 if first else 1.0)
+
+    triton, partial, heard = FakeTriton([config_of("big")], once_wrong), asked(tmp_path, "big"), Heard()
+    await session(triton, partial, tmp_path, heard).run()
+    assert any("batch 32, share 1 contradicts other points; measuring it again" in line for line in heard.said)
+    (point,) = [p for p in partial.models["big"].solo if (p.batch, p.share) == (32, 1.0)]
+    assert point.latency_ms == pytest.approx(plain_ms("big", 32, 1.0, 0), rel=1e-3)
+
+
+async def test_a_point_that_goes_on_contradicting_is_left_out(tmp_path: Path) -> None:
+    def wrong(model: str, batch: int, share: float, neighbours: int) -> float:
+        return plain_ms(model, batch, share, neighbours) * (0.05 if (batch, share) == (32, 1.0) else 1.0)
+
+    triton, partial, heard = FakeTriton([config_of("big")], wrong), asked(tmp_path, "big"), Heard()
+    await session(triton, partial, tmp_path, heard).run()
+    assert any("leaving it out" in line for line in heard.said)
+    partial.profile(origin="").check()
+
+
+async def test_a_model_inside_tritonserver_is_profiled_at_the_whole_gpu(tmp_path: Path) -> None:
+    triton = FakeTriton([config_of("net", backend="onnxruntime"), config_of("small")])
+    partial, heard = asked(tmp_path, "net", "small"), Heard()
+    await session(triton, partial, tmp_path, heard).run()
+    assert {p.share for p in partial.models["net"].solo} == {1.0}
+    assert partial.co_runs == []
+    assert all(share is None for model, share in triton.loads if model == "net")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (config_of("m", sequence_batching={}), "sequence_batching"),
+        (config_of("m", model_transaction_policy={"decoupled": True}), "decoupled"),
+        (config_of("m", dims=(3, -1)), "--shape INPUT=d1,d2"),
+        (config_of("m", backend="onnxruntime", max_batch=2), "a profile needs 3"),
+    ],
+)
+async def test_what_cannot_be_profiled_is_said_before_anything_is_changed(tmp_path: Path, config: dict[str, object], said: str) -> None:
+    triton, partial = FakeTriton([config]), asked(tmp_path, "m")
+    with pytest.raises(CannotRun, match=said):
+        await session(triton, partial, tmp_path).run()
+    assert triton.loads == []
+
+
+async def test_a_daemon_that_acts_on_the_same_server_is_noticed(tmp_path: Path) -> None:
+    triton, partial = FakeTriton([config_of("big")]), asked(tmp_path, "big")
+    original = copy.deepcopy(triton.models["big"].config)
+
+    def meddle(count: int) -> None:
+        if count == 400:
+            triton.models["big"].config["parameters"].pop("EXECUTION_ENV_PATH")
+
+    triton.after_infer = meddle
+    with pytest.raises(NotNow, match="somebody else changes it"):
+        await session(triton, partial, tmp_path).run()
+    assert triton.models["big"].config == original
