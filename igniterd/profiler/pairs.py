@@ -1,8 +1,7 @@
 """Which co-runs to measure, in an order of few reloads. Pure.
 
-Two co-runs a pair of models: one has a fifth of the GPU, the other the rest, then the other way round. That is where interference
-differs most from its average and the model learns most (``bench/accuracy.py`` compares designs). Where reloads are slow, every model
-gets half the GPU once, and a pair's two co-runs differ in their batches alone.
+Two co-runs a pair of models: one has more of the GPU and small batches, the other less and large ones, then the other way round, as in
+the shipped profile. Where reloads are slow, every model gets half the GPU once, and a pair's two co-runs differ in their batches alone.
 """
 
 from __future__ import annotations
@@ -10,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SMALL_SHARE = 0.2
+MORE, LESS = (0.6, 2), (0.4, 16)
+"""(share, batch) of the two tenants of a co-run."""
+EVEN = (4, 8)
+"""Batches at half the GPU each."""
 SLOW_RELOAD_S = 5.0
 
 
@@ -35,22 +37,24 @@ def co_runs(largest: dict[str, int], unit: float, reload_s: float) -> tuple[Run,
             (Setting(a, _at_most(one, largest[a]), half), Setting(b, _at_most(other, largest[b]), half))
             for i, a in enumerate(models)
             for b in models[i + 1 :]
-            for one, other in ((4, 8), (8, 4))
+            for one, other in (EVEN, EVEN[::-1])
         )
-    small = _units(SMALL_SHARE, unit)
-    rest = _units(1.0, unit) - small
-    return tuple((Setting(a, _at_most(2, largest[a]), small), Setting(b, _at_most(4, largest[b]), rest)) for a, b in _few_flips(models))
+    less = _units(LESS[0], unit)
+    more = _units(1.0 - less, unit)
+    return tuple(
+        (Setting(a, _at_most(LESS[1], largest[a]), less), Setting(b, _at_most(MORE[1], largest[b]), more)) for a, b in _few_flips(models)
+    )
 
 
 def _few_flips(models: Sequence[str]) -> list[tuple[str, str]]:
-    """Every ordered pair (small, large), so that few models change their share from one to the next.
+    """Every ordered pair (less, more), so that few models change their share from one to the next.
 
-    The models take the small share one after another, and then give it back in the same order: 2 n - 1 changes in all.
+    The models take the lesser share one after another, and then give it back in the same order: 2 n - 1 changes in all.
     """
     order, done = list[tuple[str, str]](), set[tuple[str, str]]()
 
-    def add(small: Sequence[str], large: Sequence[str]) -> None:
-        fresh = [(s, g) for s in small for g in large if (s, g) not in done]
+    def add(less: Sequence[str], more: Sequence[str]) -> None:
+        fresh = [(s, g) for s in less for g in more if (s, g) not in done]
         order.extend(fresh)
         done.update(fresh)
 

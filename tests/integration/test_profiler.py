@@ -77,7 +77,7 @@ async def test_a_profile_of_two_models_says_what_the_board_does(triton: TritonHo
     for run in profile.co_runs:
         for me, other in (run.tenants, run.tenants[::-1]):
             beside = TRUTH.latency_ms(me.model, me.batch, me.share, [Neighbour(other.model, other.batch, other.share)])
-            assert me.latency_ms == pytest.approx(beside, rel=0.3)
+            assert 0.9 * beside < me.latency_ms < 1.3 * beside
 
 
 async def test_interrupted_by_ctrl_c_it_leaves_the_server_as_it_was(triton: TritonHost, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_profile_is_shown_and_drawn(tmp_path: Path) -> None:
     assert code == 0
     assert "80 SMs, shares in steps of 2.5 %" in text
     assert "resnet50: 11 points alone" in text
-    assert "12 co-runs" in text
+    assert f"{len(builtin_profile('v100').co_runs)} co-runs" in text
     assert (tmp_path / "v100.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "v100.png").stat().st_size > 50_000
 
