@@ -19,7 +19,7 @@ from igniterd.demo.terminal import moved
 from igniterd.emulator.load import RequestLog
 
 WIDTH, LEFT, RIGHT = 1120.0, 96.0, 24.0
-_HEAD, _FLAGS, _GAP, _AXIS = 58.0, 34.0, 30.0, 30.0
+_HEAD, _FLAGS, _GAP, _AXIS = 58.0, 40.0, 30.0, 30.0
 _RATES, _P99, _SHARES, _BATCH = 84.0, 92.0, 130.0, 22.0
 _DAEMON = {None: "no igniterd", "act": "igniterd acts", "observe": "igniterd only watches", "advise": "igniterd only advises"}
 _TOP_OF_SLO = 1.5  # the P99 panels end at this many SLOs; what is above is drawn at their edge
@@ -107,8 +107,8 @@ class Timeline:
 
     def _legend(self) -> Iterator[Markup]:
         x = WIDTH - RIGHT
-        yield el("text", "settling", x=x - 22, y=_HEAD + 14, class_="soft small end")
-        yield el("rect", x=x - 16, y=_HEAD + 4, width=16, height=12, class_="settle boxed")
+        yield el("text", "settling", x=x - 22, y=19, class_="soft small end")
+        yield el("rect", x=x - 16, y=9, width=16, height=12, class_="settle boxed")
 
     def _axis(self, bottom: float) -> Iterator[Markup]:
         yield el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom, class_="edge")
@@ -139,16 +139,9 @@ class Timeline:
         for i, (_model, seen) in enumerate(self.traces.items()):
             line = points((self.x(t), scale(r)) for t, r in zip(seen.at_s, seen.rate_per_s, strict=True))
             body.append(el("polyline", points=line, class_=f"trace k{i}"))
-        return self._panel(_RATES, "requests a second", "", scale, nice_ticks(high, 3), *body, *self._names(scale))
-
-    def _names(self, scale: Scale) -> Iterator[Markup]:
-        """The models' names beside the rates they begin with, none upon another."""
-        first = self.recording.phases[0].rates_per_s
-        order = sorted(self.recording.models, key=lambda m: -first[m])
-        places = apart([scale(first[m]) for m in order], 13.0, scale.end, scale.start)
-        for model, y in zip(order, places, strict=True):
-            index = self.recording.models.index(model)
-            yield el("text", model, x=LEFT + 8, y=y + 4, class_=f"name halo t{index}")
+        names = [el("tspan", f"   {m}", class_=f"t{i}") for i, m in enumerate(self.recording.models)]
+        body.append(el("text", *names, x=WIDTH - RIGHT, y=self.y - 8, class_="name halo end"))
+        return self._panel(_RATES, "requests a second", "", scale, nice_ticks(high, 3), *body)
 
     def _p99(self, index: int, model: str) -> Markup:
         slo = self.recording.slos_ms[model]
