@@ -30,13 +30,15 @@ from igniterd.history import History
 from igniterd.loop import Carry, Knowledge, Loop
 from igniterd.memory import Memory, identity
 from igniterd.model import PerformanceModel, Profile, load_model
-from igniterd.model.oracle import Oracle
+from igniterd.model.api import Tenant
+from igniterd.model.oracle import Demand, Oracle
 from igniterd.observe import Sources
-from igniterd.records import Tick
+from igniterd.records import Allocation, Tick
 from igniterd.report import Reporter
 
 OVERRUN_SAID_EVERY_S = 60.0
 FIT_TIMEOUT_S = 60.0
+SLOW_COMPILE_S = 3.0
 
 
 def triton_client(server: Triton, config: Config) -> TritonClient:
@@ -109,8 +111,22 @@ def load_knowledge(config: Config) -> Knowledge:
     predictor, level = fitted(merged), config.decide.level
     oracles = Oracles(promises=Oracle(predictor, level=level), expects=Oracle(predictor, level=level, upper=False))
     _check_slos(config, profiled, oracles.expects)
+    _compile(oracles, next(iter(profiled.values())))
     identities = {name: identity(merged, model) for name, model in profiled.items()}
     return Knowledge(profiled, oracles, identities, merged.board.name, merged.board.sm_count)
+
+
+def _compile(oracles: Oracles, model: str) -> None:
+    """Ask once for what a decision asks for: on a machine where numba has cached nothing yet this takes a minute, and must not happen
+    inside a tick."""
+    began_s = time.monotonic()
+    demand = Demand("compile", model, 10.0, 100.0, max_batch=2)
+    allocations = {"compile": Allocation(1.0, 2, 1000)}
+    oracles.promises.together([demand], allocations)
+    oracles.expects.served(demand, allocations["compile"], [Tenant(model, 1.0, 0.5, 0.5)])
+    if time.monotonic() - began_s > SLOW_COMPILE_S:
+        took_s = round(time.monotonic() - began_s, 1)
+        structlog.get_logger("igniterd").info("compiled the model's kernels; later starts take them from numba's cache", took_s=took_s)
 
 
 def _check_slos(config: Config, profiled: dict[str, str], oracle: Oracle) -> None:

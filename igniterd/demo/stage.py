@@ -159,7 +159,7 @@ async def _said(*arguments: str, given: str = "", timeout_s: float) -> tuple[int
 
 async def check(stage: Stage) -> list[str]:
     """``igniterd check --live`` in lines. Raises :class:`CannotRun` when something is wrong; MPS control may be: this board needs none."""
-    _, out = await _said("igniterd", "check", "--live", "--format", "json", "--config", str(stage.config), timeout_s=120.0)
+    _, out = await _said("igniterd", "check", "--live", "--format", "json", "--config", str(stage.config), timeout_s=300.0)
     try:
         findings = json.loads(out)
         bad = [f for f in findings if f["level"] == "bad" and not f["what"].startswith("MPS")]
