@@ -52,10 +52,11 @@ def test_it_stays_locked_down(verifiable: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_the_watchdog_outlasts_a_reload() -> None:
-    longest_s = max(server.reload_timeout_s for server in load_config(SYSTEMD / "igniterd.toml").triton)
-    assert settings("WatchdogSec") == ["120"]
-    assert longest_s + 30 <= 120
+def test_the_watchdog_outlasts_many_ticks() -> None:
+    """A reload goes on beside the ticks; a tick itself takes at most two rounds of calls."""
+    interval_s = load_config(SYSTEMD / "igniterd.toml").loop.interval_s
+    assert settings("WatchdogSec") == ["60"]
+    assert 10 * interval_s <= 60
 
 
 def test_numba_can_keep_what_it_compiled() -> None:
