@@ -18,7 +18,8 @@ LEVEL = 0.95
 """Plans are made at this upper confidence bound of the service times."""
 _ROUNDS = 4
 """How busy tenants are and how they slow each other is solved by turns; each turn shrinks the error by the slowdown (about 0.1)."""
-_SETTLED = 0.004
+_SETTLED, _SETTLED_MANY = 0.004, 0.02
+"""A GPU is not evaluated again once nobody is busier or idler by this; of many GPUs the rougher figure, which moves a P99 by 0.2 %."""
 
 
 @dataclass(slots=True)
@@ -44,12 +45,13 @@ def evaluate(groups: Sequence[tuple[GpuType, Sequence[Placement]]], *, level: fl
     full batches, and its times are infinite.
     """
     pending = [group for group in groups if group[1]]
+    settled = _SETTLED if len(pending) <= 100 else _SETTLED_MANY
     for _ in range(rounds):
         before = [[p.busy for p in placements] for _, placements in pending]
         _one_round(pending, level)
         after = [[p.busy for p in placements] for _, placements in pending]
         moved = [max(abs(x - y) for x, y in zip(b, a, strict=True)) for b, a in zip(before, after, strict=True)]
-        pending = [group for group, change in zip(pending, moved, strict=True) if change > _SETTLED and len(group[1]) > 1]
+        pending = [group for group, change in zip(pending, moved, strict=True) if change > settled and len(group[1]) > 1]
         if not pending:
             return
 

@@ -16,7 +16,7 @@ from igniterd.planner.settle import Group, Pack, Settler
 
 _ROUNDS = 8
 _TOLERANCE = 1.0 + 1e-9
-_CORRECTION = (0.8, 1.1)
+_CORRECTION = (0.6, 1.15)
 """The tables are believed to be wrong by no more than this."""
 CALIBRATED = 200
 """Up to so many items all are evaluated alone before they are packed."""

@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +21,7 @@ from igniterd.planner.squeeze import SMALL, squeeze
 
 I64 = NDArray[np.int64]
 
+_ASKED = 16
 _RATE = 0.4
 """How strongly prices follow how well a GPU was packed."""
 
@@ -100,7 +103,7 @@ def fill_kind(problem: Problem, kind: int, which: I64) -> list[list[int]]:
 
 def rounds(items: int) -> int:
     """Fillings tried: many where each is quick, few where there are many items and the law of large numbers packs well."""
-    return 24 if items <= 200 else 4 if items <= 2000 else 2
+    return 24 if items <= 200 else 3 if items <= 2000 else 2
 
 
 def empty_worst(
@@ -118,7 +121,7 @@ def empty_worst(
         return float(problem.alone[kind, members].sum()) / int(t.units[kind]) / price
 
     small = [g for g in range(len(groups)) if len(groups[g][1]) <= most_tenants]
-    queue = sorted(small, key=lambda g: weight(groups[g]))[:tries]
+    queue = sorted(small, key=lambda g: weight(groups[g]))[: tries if len(groups) <= 100 else 3]
     gone: set[int] = set()
     for g in queue:
         hosts = [h for h in range(len(groups)) if h != g and h not in gone]
@@ -143,15 +146,25 @@ def _relocate(problem: Problem, settler: Settler, groups: list[Pack], items: lis
     return new
 
 
-def best_host(problem: Problem, settler: Settler, groups: list[Pack], item: int, hosts: list[int], new: dict[int, list[int]]) -> int | None:
-    """The host where the sum of shares grows least with ``item``; GPUs that even the shares alone overfill are not asked."""
-    best, growth = None, np.inf
+def best_host(
+    problem: Problem, settler: Settler, groups: list[Pack], item: int, hosts: Sequence[int], new: Mapping[int, list[int]]
+) -> int | None:
+    """The host where the sum of shares grows least with ``item``, of the ``_ASKED`` with most room by what their tenants need alone.
+
+    ``new``: members of hosts that have changed since ``groups``.
+    """
+    roomy = []
     for h in hosts:
         kind, members = groups[h][0], new.get(h, groups[h][1])
-        top = int(problem.tables.units[kind])
-        if int(problem.alone[kind, members].sum()) + int(problem.alone[kind, item]) > top or not settler.fits(kind, [*members, item]):
-            continue
-        more = (settler.total(kind, [*members, item]) - (settler.total(kind, members) if members else 0)) / top
-        if more < growth:
-            best, growth = h, more
+        left = int(problem.tables.units[kind]) - sum(settler.alone(kind, i) for i in members) - settler.alone(kind, item)
+        if left >= 0:
+            roomy.append((-left, h))
+    best, growth = None, np.inf
+    for _, h in sorted(roomy)[:_ASKED]:
+        kind, members = groups[h][0], new.get(h, groups[h][1])
+        if settler.fits(kind, [*members, item]):
+            before = settler.total(kind, members) if members else 0
+            more = (settler.total(kind, [*members, item]) - before) / int(problem.tables.units[kind])
+            if more < growth:
+                best, growth = h, more
     return best

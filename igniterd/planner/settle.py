@@ -61,6 +61,10 @@ class Settler:
             return False
         return self.total(kind, items) <= int(self.problem.tables.units[kind])
 
+    def alone(self, kind: int, item: int) -> int:
+        """Units the item needs alone."""
+        return int(self.problem.alone[kind, item])
+
     def _ask(self, kind: int, items: list[int], slack: int) -> int:
         who = np.array(sorted(items), dtype=np.int64)  # where the kernel ends may depend on the order by a unit
         t = self.problem.tables

@@ -31,8 +31,8 @@ _FAR = 1e6
 """In place of a P99 where the queue has none: far above any SLO, and finite so that interpolation stays a number."""
 _MEND_SHARES = (0.1, 0.3, 0.75)
 _MEND_LOADS = (0.12, 0.35, 0.65, 0.88)
-_GAIN_SHARES = (0.025, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
-_GAIN_BATCHES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+_GAIN_SHARES = (0.05, 0.15, 0.3, 0.5, 0.8)
+_GAIN_BATCHES = (1.0, 3.0, 8.0, 24.0)
 _GAIN_DUTY = 0.85
 """How busy the neighbour is when its gain is taken: what tenants with the least share they need mostly are."""
 _GAIN_OVER = 8
@@ -71,6 +71,7 @@ def build_tables(gpus: Sequence[GpuType], models: Sequence[str], burstiness: Seq
         _between(log_shape),
         _between(load),
         p99,
+        np.array([is_random(c2) for c2 in burstiness]),
         busy,
         batch,
         mend,
@@ -88,11 +89,11 @@ def build_tables(gpus: Sequence[GpuType], models: Sequence[str], burstiness: Seq
 
 
 def _mend(t: Tables, burstiness: float, service_cv: float) -> None:
-    """Compare the tables with the queue under the real curves, without delay, at a few points, and fill ``t.mend`` with the ratios."""
+    """Compare the tables with the queue under the real curves, at a few points, and fill ``t.mend`` with the ratios."""
     points = [
         (kind, model, e, g, c)
         for kind, model, e, g, c in np.ndindex(t.mend.shape)
-        if t.delay[c] == 0.0 and 1 < t.caps[c] <= t.most_batch[kind, model] and t.mend_units[e] <= t.units[kind]
+        if 1 < t.caps[c] <= t.most_batch[kind, model] and t.mend_units[e] <= t.units[kind]
     ]
     cases = []
     for kind, model, e, g, c in points:
@@ -102,11 +103,12 @@ def _mend(t: Tables, burstiness: float, service_cv: float) -> None:
         return
     curves = np.stack([np.where(np.isfinite(curve), curve, np.nanmax(curve[np.isfinite(curve)])) for curve, _, _ in cases])
     caps, rates = np.array([cap for _, cap, _ in cases], dtype=np.int64), np.array([rate for _, _, rate in cases])
-    exact = respond(1e3 * rates, curves, caps, np.zeros(caps.size), service_cv=service_cv, burstiness=burstiness)
+    waits = np.array([t.delay[c] * curve[0] for (*_, c), (curve, _, _) in zip(points, cases, strict=True)])
+    exact = respond(1e3 * rates, curves, caps, waits, service_cv=service_cv, burstiness=burstiness)
     for (kind, model, e, g, c), rate, p99, ok in zip(points, rates.tolist(), exact.p99_ms.tolist(), exact.ok.tolist(), strict=True):
         by_table = packing.p99_ms(t, kind, 0, model, int(t.mend_units[e]), c, rate, 1.0)
         ratio = min(1.2, max(0.8, p99 / by_table)) if ok else 1.0
-        t.mend[kind, model, e, g, t.caps == t.caps[c]] = ratio
+        t.mend[kind, model, e, g, c] = ratio
 
 
 def _most_batch(gpu: GpuType, model: str) -> int:
@@ -140,8 +142,13 @@ def _finer(table: F64, log_shape: F64, load: F64) -> F64:
     return table
 
 
+def is_random(burstiness: float) -> bool:
+    """Whether an arrival process is nearer to Poisson than to constant arrivals."""
+    return burstiness >= 0.5
+
+
 def _queue(caps: I64, delay: F64, log_shape: F64, burstiness: float, service_cv: float) -> tuple[F64, F64, F64]:
-    """P99 (1 - load) / s(1), utilisation and mean batch, each (X, R, C), of the unit curve s(b) = (x + b) / (x + 1)."""
+    """P99 as ``Tables`` has it, utilisation and mean batch, each (X, R, O), of the unit curve s(b) = (x + b) / (x + 1)."""
     loads = np.array((0.004, *LOADS[1:]))  # at no load at all there is no queue to evaluate; the limit is reached well before
     shape = np.exp(log_shape)
     grid = np.stack(np.meshgrid(np.arange(shape.size), np.arange(loads.size), np.arange(caps.size), indexing="ij"), axis=-1)
@@ -152,7 +159,12 @@ def _queue(caps: I64, delay: F64, log_shape: F64, burstiness: float, service_cv:
     waits = delay[rows[:, 2]]
     answer = respond(rates, curves, cap, waits, service_cv=service_cv, burstiness=burstiness)
     out = []
-    found = (answer.p99_ms * (1.0 - load), answer.utilisation, answer.mean_batch)
+    if is_random(burstiness):
+        scale = 1.0 / (1.0 - load)
+    else:
+        batches = (packing.working(np.append(0.0, curve), int(c), rate) for curve, c, rate in zip(curves, cap, rates / 1e3, strict=True))
+        scale = np.array([time for _, time in batches])
+    found = (answer.p99_ms / scale, answer.utilisation, answer.mean_batch)
     for column, beyond in zip(found, (_FAR, 1.0, cap), strict=True):
         table = np.empty(grid.shape[:3])
         table[rows[:, 0], rows[:, 1], rows[:, 2]] = np.where(answer.ok, column, beyond)

@@ -4,7 +4,7 @@ Everything is read from tables, so that a question costs about a microsecond:
 
 Queue. The response time of Triton's batcher with service times s(b) = s(1) + (b - 1) beta depends, in units of s(1), on three numbers
 only: the shape x = (s(1) - beta)/beta, the largest batch B, and the load rho = rate s(B)/B. A real curve is not quite straight:
-beta is taken over the batches that form at that rate, see :func:`log_shape`; what is still amiss is evaluated at a few points a
+beta is taken over the batches that form at that rate, see :func:`working`; what is still amiss is evaluated at a few points a
 model and mended by ``mend``.
 ``p99[., x, rho, B]`` holds P99 (1 - rho) / s(1), ``busy`` the utilisation and ``mean_batch`` the mean batch; between their points
 they are interpolated linearly in log x and in rho. A queue delay adds a fourth number, the delay over s(1): an *option* is a
@@ -43,6 +43,7 @@ class Tables(NamedTuple):
     log_shape: F64  # (X,) rising
     load: F64  # (R,) rising, from 0, below 1
     p99: F64  # (Q, X, R, O)
+    random: NDArray[np.bool_]  # (Q,) whether arrivals are rather random than constant: the scale of ``p99``
     busy: F64  # (Q, X, R, O)
     mean_batch: F64  # (Q, X, R, O)
     mend: F64  # (K, M, E, G, O) what P99 is to be multiplied by for the real curve, at E sizes and G loads, under the first arrival process
@@ -78,20 +79,23 @@ def _place(grid: F64, value: float) -> tuple[int, float]:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def log_shape(curve: F64, cap: int, rate: float) -> float:
-    """log x of the straight curve that stands for ``curve`` at this rate.
+def working(curve: F64, cap: int, rate: float) -> tuple[float, float]:
+    """(log x, service time) of the batches that form at this rate.
 
-    A server that is always busy forms batches b with rate s(b) = b; the P99 is made by batches up to about twice that. The
-    straight curve goes through s(1) and the batch there.
+    A server that is always busy forms batches b with rate s(b) = b: their service time is the scale of the P99, which is made by
+    batches up to about twice that. The straight curve that stands for ``curve`` goes through s(1) and the batch there.
     """
     if cap == 1:
-        return 0.0
-    b = 1
+        return 0.0, curve[1]
+    b, time = 1, curve[1]
     while b < cap and rate * curve[b] > b:
         b += 1
+    if b > 1:
+        short, over = rate * curve[b - 1] - (b - 1), b - rate * curve[b]
+        time = curve[b] if over <= 0.0 else curve[b - 1] + (curve[b] - curve[b - 1]) * short / (short + over)
     far = min(cap, 2 * b + 1)
     slope = max((curve[far] - curve[1]) / (far - 1), 1e-6 * curve[1])
-    return float(np.log(max(curve[1] - slope, 1e-3 * curve[1]) / slope))
+    return float(np.log(max(curve[1] - slope, 1e-3 * curve[1]) / slope)), time
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -109,12 +113,14 @@ def p99_ms(t: Tables, kind: int, queue: int, model: int, units: int, c: int, rat
     load = rate * stretch * curve[cap] / cap
     if not load <= t.load[-1]:
         return np.inf
-    i, fi = _place(t.log_shape, log_shape(curve, cap, rate * stretch))
+    shape, time = working(curve, cap, rate * stretch)
+    i, fi = _place(t.log_shape, shape)
     j, fj = _place(t.load, load)
     u, fu = _place(t.mend_units, float(units))
     r, fr = _place(t.mend_load, load)
     mend = _read(t.mend[kind, model], u, fu, r, fr, c)
-    return stretch * curve[1] * mend * _read(t.p99[queue], i, fi, j, fj, c) / (1.0 - load)
+    value = stretch * mend * _read(t.p99[queue], i, fi, j, fj, c)
+    return value * curve[1] / (1.0 - load) if t.random[queue] else value * time
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -124,7 +130,7 @@ def behaviour(t: Tables, kind: int, queue: int, model: int, units: int, c: int, 
     load = rate * stretch * curve[cap] / cap
     if not load <= t.load[-1]:
         return 1.0, float(cap)
-    i, fi = _place(t.log_shape, log_shape(curve, cap, rate * stretch))
+    i, fi = _place(t.log_shape, working(curve, cap, rate * stretch)[0])
     j, fj = _place(t.load, load)
     return _read(t.busy[queue], i, fi, j, fj, c), _read(t.mean_batch[queue], i, fi, j, fj, c)
 
@@ -203,7 +209,7 @@ def least_units(t: Tables, kind: int, queue: int, model: int, goal: float, rate:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def largest_rate(t: Tables, kind: int, queue: int, model: int, goal: float, units: int, stretch: float, low: float) -> float:
-    """Largest rate (requests/ms) whose P99 reaches ``goal`` on ``units``, to 0.5 % from above; 0 when none from ``low`` on does."""
+    """Largest rate (requests/ms) whose P99 reaches ``goal`` on ``units``, to 1 % from above; 0 when none from ``low`` on does."""
     hint = holds(t, kind, queue, model, units, goal, low, stretch, 0)
     if hint < 0:
         return 0.0
@@ -219,7 +225,7 @@ def largest_rate(t: Tables, kind: int, queue: int, model: int, goal: float, unit
             break
         low, hint = step, found
         step *= 1.3
-    while high > low * 1.005:
+    while high > low * 1.01:
         middle = 0.5 * (low + high)
         found = holds(t, kind, queue, model, units, goal, middle, stretch, hint)
         if found >= 0:
@@ -375,7 +381,9 @@ def bound_units(t: Tables, items: Items, kind: int, alone: I64, out: F64) -> Non
         below = rate * 1e-4
         for u in range(fewest, most + 1):
             rates[u] = largest_rate(t, kind, queue, m, goal, u, 1.0, below)
-            below = max(below, 0.99 * rates[u])
+            if u > fewest:  # more units never serve less; the tables may say so by a hair
+                rates[u] = max(rates[u], rates[u - 1])
+            below = max(below, 0.95 * rates[u])
         if rates[most] > 0.0:
             out[i] = min(out[i], _fewest_in_parts(rates, fewest, most, rate))
 
