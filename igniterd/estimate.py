@@ -202,7 +202,7 @@ def _calibrate(
     oracle: Oracle,
 ) -> None:
     """Learn the biases of the models of one GPU."""
-    tenants = _tenants(there, beliefs, observation, profiled)
+    tenants = _tenants(there, beliefs, observation, profiled) if _as_modelled(there, observation) else {}
     for name in tenants.keys() & window.models.keys():
         beside = [tenant for other, tenant in tenants.items() if other != name]
         seen, reading = window.models[name], observation.models[name]
@@ -220,6 +220,15 @@ def _modelled(there: Sequence[str], observation: Observation, profiled: Mapping[
     names = [name for name in there if name in profiled]
     readings = [observation.models[name] for name in names]
     return [] if any(r.allocation.share is None and r.owns_process for r in readings) else names
+
+
+def _as_modelled(names: Sequence[str], observation: Observation) -> bool:
+    """Whether a GPU is shared the way the model is about: every process with a share, no more than all of it granted.
+
+    While a host is taken over some processes take turns, and some may use all of it: what is measured then teaches nothing.
+    """
+    allocations = [observation.models[name].allocation for name in names if observation.models[name].owns_process]
+    return all(a.share is not None for a in allocations) and sum(a.share or 0.0 for a in allocations) <= 1 + 1e-6
 
 
 def _by_gpu(observation: Observation) -> dict[int, list[str]]:

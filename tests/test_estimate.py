@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from igniterd.estimate import HORIZON_S, SETTLE_S, ModelBelief, estimate
+from igniterd.estimate import HORIZON_S, SETTLE_S, ModelBelief, _as_modelled, estimate
 from igniterd.model.calibrate import Bias, Measured, Point, learnt
 from igniterd.records import Allocation, BatchStat, Load, ModelReading, Observation
 from igniterd.window import between
@@ -186,3 +186,16 @@ def test_a_model_that_was_away_keeps_what_was_learnt(tmp_path: Path) -> None:
     host = Host(tmp_path)
     host.belief = {"resnet50": ModelBelief(bias=bias, told=bias.learnt, copy=("1", "python"))}
     assert host.tick().bias == bias.mean
+
+
+def test_nothing_is_learnt_while_a_host_is_taken_over() -> None:
+    """Some processes without a share, or more granted than there is: service times then are not what the model is about."""
+
+    def seen(*shares: float | None) -> Observation:
+        models = {f"m{i}": ModelReading(f"m{i}", "1", "main", True, "python", Allocation(share, 8)) for i, share in enumerate(shares)}
+        return Observation(at_s=1.0, models=models)
+
+    names = ["m0", "m1"]
+    assert _as_modelled(names, seen(0.4, 0.6))
+    assert not _as_modelled(names, seen(0.4, None))
+    assert not _as_modelled(names, seen(1.0, 0.6))
