@@ -183,3 +183,22 @@ async def test_a_decision_replays_from_its_inputs(tmp_path: Path) -> None:
         assert replace(held, watches={}, refused_until_s={}) == replace(after.held, watches={}, refused_until_s={})
         replayed += 1
     assert replayed > 15
+
+
+async def test_a_take_over_is_finished_though_traffic_grows_meanwhile(tmp_path: Path) -> None:
+    """Half taken over is worse than any plan: it is not left so for a new one, and what is measured there is not learnt."""
+    rates = {
+        "alexnet": lambda t: 400.0 if t < 9.5 else 440.0,
+        "resnet50": lambda t: 300.0 if t < 9.5 else 330.0,
+        "vgg19": lambda _: 120.0,
+    }
+    bench = Bench(config(tmp_path), rates, seed=4)
+    await bench.run(40)
+    done = moves(bench)
+    taking_over = [move for move in done if move.step.before.share in (None, 1.0)]
+    assert [move.step.model for move in done[: len(taking_over)]] == [move.step.model for move in taking_over]
+    shared = [tick for tick in bench.ticks if all(a.share is not None for a in applied(tick).values())]
+    confined = next(tick for tick in shared if sum(a.share or 0 for a in applied(tick).values()) <= 1 + 1e-9)
+    assert confined.at_s - bench.ticks[0].at_s < 22  # five reloads of 1.6 s after 8 s of watching
+    assert all(tick.plan.outcome is not Outcomes.INFEASIBLE for tick in bench.ticks)
+    assert all(load.bias < 1.3 for tick in bench.ticks for load in tick.estimate.loads.values())

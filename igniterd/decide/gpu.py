@@ -126,7 +126,7 @@ class Case:
         served = self.judge()
         late = self.late(served)
         target = {m: a for m, a in self.held.target.items() if m in self.here}
-        if target and target != self.here and self._still_fits():
+        if target and target != self.here and (self._in_between(target) or self._still_fits()):
             return self._carry_on(target, served)
         room = self.room(self.here) if served is not None and not late else None
         content = not late and not self.gone and self.caution == 1.0 and (room is None or room >= ROOMY)
@@ -144,6 +144,11 @@ class Case:
             return bool(late)
         expected = self.oracles.at(0.0).together(self.demands(0.0), self.here)
         return any(expected[d.model].p99_ms > d.slo_ms for d in self.demands(0.0) if d.model in late)
+
+    def _in_between(self, target: Mapping[str, Allocation]) -> bool:
+        """Whether the GPU is half taken over: worse than any plan, so that this one is finished even if traffic has outgrown it."""
+        shares = [a.share for a in self.here.values() if a.share is not None]
+        return sum(shares) > 1 + 1e-9 or (bool(shares) and any(self.here[m].share is None and target[m].share is not None for m in target))
 
     def _still_fits(self) -> bool:
         return all(d.rate_per_s <= OUTGROWN * self.held.made_for.get(d.model, 0.0) for d in self.demands(self.caution))

@@ -155,10 +155,10 @@ async def _set_up(scenario: Scenario, folder: Path, teller: Teller) -> AsyncIter
         for note in here.notes:
             teller.say(note, "yellow")
         teller.say(f"tritonserver serves {', '.join(m.name for m in scenario.models)} at {here.host.triton.url}")
-        teller.say("compiling igniterd's model (the first time on a machine up to a minute), and meanwhile:")
+        teller.say("asking igniterd's model (the first time on a machine it is compiled, which takes a minute or two) ...")
+        await predicted(here, scenario, scenario.rates(scenario.acts[-1]))  # then check and daemon find it compiled
         teller.say(f"$ igniterd check --live --config {_short(here.config)}")
-        found, _ = await asyncio.gather(check(here), predicted(here, scenario, scenario.rates(scenario.acts[-1])))
-        for line in found:
+        for line in await check(here):
             teller.say(line, "dim")
         broker = here.host.broker.port if here.host.broker else None
         watch = await stack.enter_async_context(watching(here.admin, broker))
