@@ -73,7 +73,8 @@ class Case:
     def judge(self) -> dict[str, Service] | None:
         """How the models fare as applied; None where some still run without the share they should have."""
         demands = self.demands(self.caution)
-        if any(d.steerable and self.here[d.model].share is None for d in demands):
+        granted_shares = sum(a.share for a in self.here.values() if a.share is not None)
+        if granted_shares > 1 + 1e-9 or any(d.steerable and self.here[d.model].share is None for d in demands):
             return None
         return self.oracles.at(self.caution).together(demands, self.here)
 
@@ -247,6 +248,8 @@ class Case:
             return "; ".join(f"{m} is let go: {reason}" for m, reason in found.reasons.items())
         if served is None:
             bare = ", ".join(m for m, a in self.here.items() if a.share is None)
+            if not bare:
+                return "more than the whole GPU is granted: back to a plan"
             return f"taking over: {bare} without a share; {found.least_share:.1%} of the GPU is needed"
         if late:
             return f"{', '.join(late)} would miss; the plan holds every SLO with rates free to grow by {found.headroom - 1:.0%}"

@@ -131,7 +131,7 @@ class TritonHost:
                 except (aiohttp.ClientError, TimeoutError):
                     return False
 
-            await self._program.until(ready, timeout_s=_READY_S)
+            await self._program.until(ready, timeout_s=_READY_S + 2.0 * len(self.spec.models))
 
     async def stop(self) -> None:
         """Stop it; the board and the repository stay."""

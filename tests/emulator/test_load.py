@@ -111,7 +111,7 @@ async def test_a_stalled_server_shows_in_every_request_that_was_due_meanwhile(tr
 
 async def test_no_answer_within_the_deadline_is_a_failure(triton: Triton, tmp_path: Path) -> None:
     triton.gate.clear()
-    spec = LoadSpec(triton.url, (Phase("one", 0.2, {"a": 50.0}, Arrivals.CONSTANT),), deadline_s=0.3)
+    spec = LoadSpec(triton.url, (Phase("one", 1.0, {"a": 10.0}, Arrivals.CONSTANT),), deadline_s=0.3)
     async with load(spec, tmp_path / "log.csv") as running:
         log = await running.finished(timeout_s=30)
     assert len(log) == log.failed == 10
