@@ -127,6 +127,8 @@ def rollbacks(held: Held, loads: Mapping[str, Load], applied: Mapping[str, Alloc
         measured, expected = load.measured_mean_ms, load.predicted_mean_ms
         if measured is None or expected is None or watch.mean_ms is None or load.rate_per_s > watch.rate_per_s * 1.1:
             continue
+        if granted(watch.before) < granted(applied[model]):
+            continue  # a larger share never made its model slower: what is worse has another cause, and less would be worse still
         others = sum(granted(a) for m, a in applied.items() if m != model)
         if measured > WORSE * watch.mean_ms and measured > WORSE * expected and others + granted(watch.before) <= 1 + 1e-9:
             why = f"mean latency {measured:.1f} ms where {watch.mean_ms:.1f} ms was before and {expected:.1f} ms predicted: taken back"

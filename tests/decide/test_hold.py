@@ -16,16 +16,18 @@ def done(step: Step, ok: bool = True) -> Outcome:
 
 
 def test_a_change_that_made_things_worse_is_taken_back() -> None:
-    held = Held(watches={"m": Watch(SMALL, 0.0, 10.0, 100.0)})
+    held = Held(watches={"m": Watch(LARGE, 0.0, 10.0, 100.0)})
     late = RULES.watch_s + 1
-    (step,) = rollbacks(held, load(20.0, 12.0), {"m": LARGE}, RULES, late)
-    assert (step.kind, step.before, step.after) == (StepKind.ROLLBACK, LARGE, SMALL)
-    assert not rollbacks(held, load(20.0, 12.0), {"m": LARGE}, RULES, 1.0)  # too early to tell
-    assert not rollbacks(held, load(20.0, 18.0), {"m": LARGE}, RULES, late)  # as predicted
-    assert not rollbacks(held, load(12.0, 8.0), {"m": LARGE}, RULES, late)  # hardly worse than before
-    assert not rollbacks(held, load(20.0, 12.0, 150.0), {"m": LARGE}, RULES, late)  # more traffic than before
-    assert not rollbacks(held, load(None, 12.0), {"m": LARGE}, RULES, late)
-    assert not rollbacks(held, load(20.0, 12.0), {"m": LARGE, "n": Allocation(0.9, 1)}, RULES, late)  # no room to go back to
+    (step,) = rollbacks(held, load(20.0, 12.0), {"m": SMALL}, RULES, late)
+    assert (step.kind, step.before, step.after) == (StepKind.ROLLBACK, SMALL, LARGE)
+    assert not rollbacks(held, load(20.0, 12.0), {"m": SMALL}, RULES, 1.0)  # too early to tell
+    assert not rollbacks(held, load(20.0, 18.0), {"m": SMALL}, RULES, late)  # as predicted
+    assert not rollbacks(held, load(12.0, 8.0), {"m": SMALL}, RULES, late)  # hardly worse than before
+    assert not rollbacks(held, load(20.0, 12.0, 150.0), {"m": SMALL}, RULES, late)  # more traffic than before
+    assert not rollbacks(held, load(None, 12.0), {"m": SMALL}, RULES, late)
+    assert not rollbacks(held, load(20.0, 12.0), {"m": SMALL, "n": Allocation(0.9, 1)}, RULES, late)  # no room to go back to
+    grown = Held(watches={"m": Watch(SMALL, 0.0, 10.0, 100.0)})
+    assert not rollbacks(grown, load(20.0, 12.0), {"m": LARGE}, RULES, late)  # less share would only be worse
 
 
 def test_a_refused_change_waits() -> None:
