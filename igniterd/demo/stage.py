@@ -185,7 +185,7 @@ async def predicted(
         "allocations": None if allocations is None else {name: a.model_dump() for name, a in allocations.items()},
         "bias": dict(bias or {}),
     }
-    status, out = await _said("igniterd.demo.forecast", given=json.dumps(question), timeout_s=180.0)
+    status, out = await _said("igniterd.demo.forecast", given=json.dumps(question), timeout_s=300.0)
     if status != 0:
         raise CannotRun(f"the model could not be asked: {out[-500:]}")
     found: dict[str, float | None] = json.loads(out.splitlines()[-1])["p99_ms"]
