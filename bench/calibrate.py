@@ -8,7 +8,8 @@ scatter that the estimator is not told. ``error``: root mean square of learnt / 
 
 Part two: the measured V100 tables against igniterd's model (its own profile points): a model runs at one operating point, then
 plans are made for another. How often is the true mean service time below the bound, and how wide is the bound, without live data
-and with it? Constants were set looking at alexnet and resnet50; vgg19 and ssd were not looked at.
+and with it? Constants were set with all four
+models' residuals in view, so this part shows how it works on known data; it is no held-out test.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from igniterd.model.calibrate import CENTRE, Bias, Measured, Point, bound, elsew
 LEVEL = 0.95
 SIZES = (1, 2, 3, 4, 6, 8)
 SCATTER = 0.012
+FIRST_SEED = 70_000  # not the ones constants were tried on
 CV = 0.1
 
 
@@ -83,7 +85,7 @@ def run(scenario: Scenario, seeds: int) -> tuple[float, float, float, float, lis
     errors, raw, covered, margins, sds = [], [], [], [], []
     noticed: list[int] = []
     for seed in range(seeds):
-        rng = np.random.default_rng(100 + seed)
+        rng = np.random.default_rng(FIRST_SEED + seed)
         bias = Bias()
         for t, common, measured in windows(scenario, rng):
             now = scenario.bias(t)
@@ -216,8 +218,8 @@ def main() -> None:
     asked = parser.parse_args()
     print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     made_up(asked.seeds)
-    tables(("alexnet", "resnet50"), "V100 tables, alexnet and resnet50 (constants were set on these)")
-    tables(("vgg19", "ssd"), "V100 tables, vgg19 and ssd (not looked at)")
+    tables(("alexnet", "resnet50"), "V100 tables, alexnet and resnet50 (seen when constants were set)")
+    tables(("vgg19", "ssd"), "V100 tables, vgg19 and ssd (seen when constants were set)")
     cost()
     if asked.plot:
         plot(asked.plot)
