@@ -192,9 +192,12 @@ def resettle(
         while not settler.fits(kind, items):  # not even alone any more: one replica more
             homeless.append(problem.split(items[0]))
         groups[g] = settler.group(kind, items)
+    for item in homeless:  # grows while it is gone through
+        if not _fits_somewhere(problem, item):
+            homeless += [item, problem.split(item)]
     packs = [(group.kind, group.items) for group in groups]
     left = []
-    for item in sorted(homeless, key=lambda i: -int(problem.alone[:, i].min())):
+    for item in sorted(set(homeless), key=lambda i: -int(problem.alone[:, i].min())):
         if not moves.allow(item):
             unplaced[item] = NO_MOVE_LEFT
             continue

@@ -87,7 +87,8 @@ def to_plan(placed: Placed, burstiness: float) -> ProvisionPlan:
     lost = {int(problem.parent[item]): why for item, why in placed.unplaced.items()}
     out_of_stock = [Infeasible(problem.workloads[w].name, why) for w, why in sorted(lost.items())]
     bound, cost = lower_bounds(problem)
-    return ProvisionPlan("igniterd", burstiness, tuple(gpus), (*problem.rejected, *out_of_stock), bound, cost)
+    needed = sum(group.total / int(problem.tables.units[group.kind]) for group in placed.groups)
+    return ProvisionPlan("igniterd", burstiness, tuple(gpus), (*problem.rejected, *out_of_stock), bound, cost, needed)
 
 
 def _seat(problem: Problem, item: int, p: Placement) -> Seat:

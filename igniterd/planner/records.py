@@ -72,6 +72,7 @@ class ProvisionPlan:
     infeasible: tuple[Infeasible, ...] = ()
     lower_bound_gpus: float | None = None  # sum of least shares: no plan can do with fewer
     lower_bound_cost_per_hour: float | None = None
+    needed_gpus: float | None = None  # sum of the shares tenants need where they are, neighbours and all; without spare ones given away
     moves: tuple[str, ...] = ()  # against the plan it was started from, in words
     planning_s: float = 0.0  # filled in by whoever has a clock
     notes: tuple[str, ...] = ()
@@ -116,6 +117,7 @@ class ProvisionPlan:
             "cost_per_hour": _rounded(self.cost_per_hour),
             "lower_bound_gpus": _rounded(self.lower_bound_gpus),
             "lower_bound_cost_per_hour": _rounded(self.lower_bound_cost_per_hour),
+            "needed_gpus": _rounded(self.needed_gpus),
             "planning_s": round(self.planning_s, 6),
             "infeasible": [entry.as_json() for entry in self.infeasible],
             "moves": list(self.moves),

@@ -43,6 +43,8 @@ def summary(plan: ProvisionPlan) -> list[str]:
     lines = [f"{plan.strategy}: {counted}{cost}, planned in {plan.planning_s * 1e3:.1f} ms"]
     if plan.lower_bound_gpus is not None and plan.gap is not None:
         lines.append(f"lower bound {plan.lower_bound_gpus:.2f} GPUs, so {math.ceil(plan.lower_bound_gpus - 1e-9)}; gap {plan.gap:.1%}")
+    if plan.needed_gpus is not None:
+        lines.append(f"shares needed beside these neighbours: {plan.needed_gpus:.2f} GPUs")
     lines += [*plan.notes]
     if plan.moves:
         lines += [f"{len(plan.moves)} moves against the plan it started from:", *(f"  {move}" for move in plan.moves)]

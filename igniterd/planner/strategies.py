@@ -78,7 +78,8 @@ def _on_one_kind(request: Request, gpu: GpuType, strategy: Strategy) -> Provisio
         reason = f"needs a GPU beyond the {gpu.most} of kind {gpu.name} there are"
         rejected = (*rejected, *(Infeasible(seat.workload, reason) for extra in over for seat in extra.tenants))
     cost = None if gpu.price_per_hour is None else bound * gpu.price_per_hour
-    return ProvisionPlan(strategy, request.burstiness, gpus, rejected, bound, cost)
+    needed = sum(seat.share for host in gpus for seat in host.tenants)
+    return ProvisionPlan(strategy, request.burstiness, gpus, rejected, bound, cost, needed)
 
 
 _Answer = tuple[tuple[PlannedGpu, ...], tuple[Infeasible, ...], float]

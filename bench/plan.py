@@ -1,0 +1,143 @@
+"""All strategies side by side: GPUs, cost, gap to the lower bound, P99 misses in replay, planning time.
+
+    python bench/plan.py [--sizes 10 100 1000] [--arrivals poisson constant] [--seconds 60] [--replay-seed 1] [--growth]
+
+The 12 workloads of the published evaluation and random sets; a random workload is one of those 12 with its SLO times 1 to 1.5 and its
+rate times 0.4 to 1 (uniform), so that every strategy can plan it. Plans are replayed in virtual time against the measured tables
+(``igniterd simulate`` does the same): the replay knows nothing of the models that made the plans, and no plan was tuned on its seeds.
+
+``bound``: what no plan can do without, by the strategy's own least shares without any neighbour; ``gap``: GPUs above it, rounded up;
+``needed``: the shares the tenants need where the plan puts them, added up; ``packed``: GPUs above that. ``missed``: workloads whose P99
+in the replay is above their SLO. igniterd plans at the 95 % bound of service times; ``at 0.5``
+at their mean. Planning time is wall time, the median of the repetitions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from igniterd.emulator.replay import Arrivals, Kind, replay
+from igniterd.emulator.replay_boards import MeasuredBoard, Replica
+from igniterd.planner.gpus import GpuType, parse_gpu
+from igniterd.planner.records import ProvisionPlan
+from igniterd.planner.strategies import STRATEGIES, Request, Strategy, plan, prepare
+from igniterd.planner.workloads import ARRIVALS, Workload, read_workloads
+
+SET_SEED = 2023
+GROWTH = (100, 1000, 10_000, 100_000)
+
+
+def paper() -> list[Workload]:
+    """The 12 workloads of the published evaluation (Table 3)."""
+    return list(read_workloads(Path(str(resources.files("igniterd").joinpath("data", "v100", "workloads.csv"))))[0])
+
+
+def random_set(count: int, seed: int = SET_SEED) -> list[Workload]:
+    """``count`` workloads like the published ones, none harder."""
+    rng, base = np.random.default_rng((seed, count)), paper()
+    chosen = [base[i] for i in rng.integers(0, len(base), count)]
+    slo, rate = rng.uniform(1.0, 1.5, count), rng.uniform(0.4, 1.0, count)
+    return [replace(w, name=f"R{i}", slo_p99_ms=w.slo_p99_ms * slo[i], rate_per_s=w.rate_per_s * rate[i]) for i, w in enumerate(chosen)]
+
+
+def timed(request: Request, strategy: Strategy, repetitions: int) -> ProvisionPlan:
+    prepare(request, strategy)
+    taken = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        answer = plan(request, strategy)
+        taken.append(time.perf_counter() - start)
+    return answer.timed(median(taken))
+
+
+def missed(answer: ProvisionPlan, arrivals: str, seconds: float, seed: int) -> int:
+    """Workloads whose P99 in the replay is above their SLO."""
+    gpus = [
+        [Replica(s.workload, s.model, s.rate_per_s, s.share, s.max_batch_size, s.max_queue_delay_us, s.slo_p99_ms) for s in gpu.tenants]
+        for gpu in answer.gpus
+    ]
+    process = Arrivals(Kind.CONSTANT if arrivals == "constant" else Kind.POISSON)
+    return len(replay(gpus, [MeasuredBoard()] * len(gpus), process, duration_s=seconds, seed=seed).missed)
+
+
+def row(*cells: object) -> str:
+    widths = (10, 9, 10, 5, 9, 8, 7, 8, 8, 11, 10)
+    return " ".join(f"{cell!s:>{w}}" if i > 2 else f"{cell!s:<{w}}" for i, (cell, w) in enumerate(zip(cells, widths, strict=True)))
+
+
+def compare(gpu: GpuType, sizes: Sequence[int], arrivals: Sequence[str], seconds: float, seed: int) -> Iterator[str]:
+    yield row("workloads", "arrivals", "strategy", "GPUs", "cost/h", "bound", "gap", "needed", "packed", "missed", "planning")
+    for size in sizes:
+        found = paper() if size == 12 else random_set(size)
+        for process in arrivals:
+            for strategy, level in [*((name, 0.95) for name in STRATEGIES), *([("igniterd", 0.5)] if size == 12 else [])]:
+                request = Request(found, (gpu,), ARRIVALS[process], level=level)
+                answer = timed(request, strategy, 3 if size <= 100 else 1 if strategy == "gslice+" else 3)
+                count, needed = len(answer.gpus), answer.needed_gpus or math.nan
+                short = missed(answer, process, seconds if size <= 100 else seconds / 4, seed)
+                left = f"+{len(answer.infeasible)} not planned" if answer.infeasible else ""
+                cost, bound = f"{answer.cost_per_hour or 0:.2f}", f"{answer.lower_bound_gpus or 0:.2f}"
+                shares = f"{needed:.2f}", f"{count / math.ceil(needed - 1e-9) - 1:.1%}"
+                result = f"{short} of {len(found)}", f"{1e3 * answer.planning_s:.1f} ms"
+                yield (
+                    row(
+                        size,
+                        process,
+                        strategy if level > 0.5 else "  at 0.5",
+                        count,
+                        cost,
+                        bound,
+                        f"{answer.gap or 0:.1%}",
+                        *shares,
+                        *result,
+                    )
+                    + left
+                )
+
+
+def growth(gpu: GpuType, sizes: Sequence[int]) -> Iterator[str]:
+    """Planning time over the number of workloads: near linear when the time a workload stays the same."""
+    yield row("workloads", "arrivals", "strategy", "GPUs", "", "bound", "gap", "needed", "packed", "us/workload", "planning")
+    for strategy in ("igniter", "igniterd"):
+        for size in sizes:
+            answer = timed(Request(random_set(size), (gpu,), 1.0), strategy, 1)
+            count, needed = len(answer.gpus), answer.needed_gpus or math.nan
+            each = f"{1e6 * answer.planning_s / size:.0f}"
+            bound, shares = f"{answer.lower_bound_gpus or 0:.2f}", (f"{needed:.2f}", f"{count / math.ceil(needed - 1e-9) - 1:.1%}")
+            yield row(size, "poisson", strategy, count, "", bound, f"{answer.gap or 0:.1%}", *shares, each, f"{answer.planning_s:.2f} s")
+
+
+def machine() -> str:
+    names = [x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+    processors = f"{len(os.sched_getaffinity(0))} processors"
+    return f"{(names or ['unknown CPU'])[0]}, {processors}, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[12, 10, 100, 1000])
+    parser.add_argument("--arrivals", nargs="+", choices=sorted(ARRIVALS), default=["constant", "poisson"])
+    parser.add_argument("--seconds", type=float, default=120.0, help="of replay; a quarter of it for more than 100 workloads")
+    parser.add_argument("--replay-seed", type=int, default=1)
+    parser.add_argument("--growth", action="store_true", help="planning time up to 100,000 workloads instead")
+    asked = parser.parse_args()
+    gpu = parse_gpu("v100")
+    print(machine(), f"load {os.getloadavg()[0]:.1f}")
+    lines = growth(gpu, GROWTH) if asked.growth else compare(gpu, asked.sizes, asked.arrivals, asked.seconds, asked.replay_seed)
+    for line in lines:
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""``igniterd plan`` as people and programs use it: contract of the JSON, exit status, what-if, pictures, configurations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from igniterd.cli.app import app
+from igniterd.config import load_config
+from igniterd.errors import ConfigError
+from igniterd.planner.gpus import parse_gpu
+from igniterd.planner.sweep import parse_sweep
+
+CONTRACT = {"feasible", "gpus", "cost_per_hour", "lower_bound_gpus", "planning_s", "infeasible"}
+TENANT = {"workload", "model", "rate_per_s", "share", "max_batch_size", "max_queue_delay_us", "predicted"}
+
+
+def run(*args: object):
+    return CliRunner().invoke(app, ["plan", *map(str, args)])
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    path = tmp_path / "few.csv"
+    path.write_text("workload,model,slo_p99_ms,rate_per_s\nA,alexnet,15,400\nB,resnet50,40,200\nC,ssd,55,50\n")
+    return path
+
+
+@pytest.mark.parametrize("strategy", ["igniterd", "igniter", "gpu-lets+"])
+def test_the_json_keeps_its_contract(few, strategy):
+    result = run(few, "--strategy", strategy, "--format", "json")
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    assert set(document) >= CONTRACT
+    assert document["feasible"] is True
+    for gpu in document["gpus"]:
+        assert gpu["gpu"] == "v100"
+        for tenant in gpu["tenants"]:
+            assert set(tenant) >= TENANT
+            assert set(tenant["predicted"]) == {"mean_ms", "p99_ms"}
+    assert {t["workload"] for gpu in document["gpus"] for t in gpu["tenants"]} == {"A", "B", "C"}
+
+
+def test_what_cannot_be_planned_is_named_and_the_rest_planned(tmp_path):
+    path = tmp_path / "w.csv"
+    path.write_text(
+        "workload,model,slo_p99_ms,rate_per_s\nok,alexnet,15,400\nfast,ssd,4,10\nodd,bert,20,10\nneg,ssd,-1,10\nnan,ssd,20,many\n"
+    )
+    result = run(path, "--format", "json")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    assert document["feasible"] is False
+    assert {entry["workload"] for entry in document["infeasible"]} == {"fast", "odd", "neg", "nan"}
+    assert [t["workload"] for gpu in document["gpus"] for t in gpu["tenants"]] == ["ok"]
+    for name in ("fast", "odd", "neg", "nan"):
+        assert f"{name}: " in result.stderr
+
+
+def test_the_table_shows_shares_as_bars(few):
+    result = run(few, "--arrivals", "constant")
+    assert result.exit_code == 0
+    assert "█" in result.stdout
+    assert "lower bound" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "said"),
+    [
+        (["--gpu", "t4000"], 1, "t4000"),
+        (["--gpu", "v100@cheap"], 1, "should be a number"),
+        (["--gpu", "v100@1x0"], 1, "whole number above 0"),
+        (["--sweep", "rate=3..1"], 1, "should be above 0 and not above HIGH"),
+        (["--sweep", "price=1..2"], 1, "rate=LOW..HIGH"),
+        (["--plot", "plan.txt"], 1, "should end in"),
+        (["--max-moves", "3"], 2, "needs --from"),
+        (["--sweep", "rate=1..2", "--emit", "x"], 2, "cannot go with"),
+        (["--strategy", "magic"], 2, "magic"),
+    ],
+)
+def test_wrong_usage_says_what_would_be_right(few, args, status, said):
+    result = run(few, *args)
+    assert result.exit_code == status
+    assert said in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_missing_file():
+    result = run("nowhere.csv")
+    assert result.exit_code == 1
+    assert "nowhere.csv" in result.output
+
+
+def test_sweep_needs_more_as_rates_grow(few, tmp_path):
+    picture = tmp_path / "sweep.svg"
+    result = run(few, "--sweep", "rate=0.5..6:3", "--format", "json", "--plot", picture)
+    assert result.exit_code == 0
+    points = json.loads(result.stdout)
+    assert [point["rate"] for point in points] == [0.5, 3.25, 6.0]
+    gpus = [len(point["gpus"]) for point in points]
+    assert gpus == sorted(gpus)
+    assert gpus[0] < gpus[-1]
+    assert picture.read_text().startswith("<?xml")
+
+
+def test_sweep_by_slo_says_where_it_ends(few):
+    result = run(few, "--sweep", "slo=0.05..1:2", "--strategy", "igniter")
+    assert result.exit_code == 1
+    assert "A: at 0.05 times" in result.stderr
+
+
+def test_default_points_of_a_sweep():
+    assert parse_sweep("rate=1..2").factors == pytest.approx((1.0, 1.2, 1.4, 1.6, 1.8, 2.0))
+    with pytest.raises(ConfigError, match="2 to 200"):
+        parse_sweep("rate=1..2:1")
+
+
+def test_a_plan_is_drawn(few, tmp_path):
+    picture = tmp_path / "plan.png"
+    assert run(few, "--strategy", "igniter", "--plot", picture).exit_code == 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_from_a_running_plan(few, tmp_path):
+    running = tmp_path / "plan.json"
+    running.write_text(run(few, "--format", "json").stdout)
+    result = run(few, "--from", running, "--max-moves", 0, "--format", "json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["moves"] == []
+
+
+def test_emitted_configurations_are_what_the_daemon_accepts(few, tmp_path):
+    folder = tmp_path / "hosts"
+    result = run(few, "--emit", folder, "--format", "json")
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    hosts = sorted(folder.iterdir())
+    assert len(hosts) == len(document["gpus"])
+    for host, gpu in zip(hosts, document["gpus"], strict=True):
+        config = load_config(host / "igniterd.toml")
+        assert [model.name for model in config.model] == [t["workload"] for t in gpu["tenants"]]
+        for model, tenant in zip(config.model, gpu["tenants"], strict=True):
+            assert model.slo_p99_ms == tenant["slo_p99_ms"]
+            assert model.profile_model == tenant["model"]
+            assert parse_gpu(str(model.profile)).name == "v100"
+            override = json.loads((host / "overrides" / f"{model.name}.json").read_text())
+            assert override["max_batch_size"] == tenant["max_batch_size"]
+            assert override["dynamic_batching"]["max_queue_delay_microseconds"] == tenant["max_queue_delay_us"]
+            share = Path(override["parameters"]["EXECUTION_ENV_PATH"]["string_value"]).name
+            assert float(share) / 100 == pytest.approx(tenant["share"])
+            assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" in (host / "state" / "shares" / share / "bin" / "activate").read_text()
+    again = run(few, "--emit", folder)
+    assert again.exit_code == 1
+    assert "not empty" in again.output

@@ -1,0 +1,106 @@
+"""Re-planning: everybody stays where it fits, moves are counted, and none is made that is not allowed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from igniterd.errors import ConfigError
+from igniterd.planner.records import ProvisionPlan, plan_from_json
+from igniterd.planner.strategies import Request, plan
+from igniterd.planner.workloads import Workload
+
+
+@pytest.fixture(scope="module")
+def running(v100, v100_workloads) -> ProvisionPlan:
+    return plan(Request(v100_workloads, (v100,), 1.0))
+
+
+def homes(answer: ProvisionPlan) -> list[frozenset[str]]:
+    return sorted((frozenset(seat.workload for seat in gpu.tenants) for gpu in answer.gpus), key=sorted)
+
+
+def moved(answer: ProvisionPlan) -> int:
+    return sum("-> nowhere" not in line and ": new ->" not in line for line in answer.moves)
+
+
+def test_nothing_changes_when_nothing_has_changed(v100, v100_workloads, running):
+    answer = plan(Request(v100_workloads, (v100,), 1.0, start=running, max_moves=0))
+    assert answer.feasible
+    assert homes(answer) == homes(running)
+    assert answer.moves == ()
+
+
+def test_a_plan_survives_its_json(v100, v100_workloads, running):
+    again = plan_from_json(running.as_json(), "here")
+    assert homes(again) == homes(running)
+    answer = plan(Request(v100_workloads, (v100,), 1.0, start=again, max_moves=0))
+    assert homes(answer) == homes(running)
+
+
+def test_growth_moves_few(v100, v100_workloads, running):
+    grown = [replace(w, rate_per_s=w.rate_per_s * (1.6 if w.name == "W4" else 1.0)) for w in v100_workloads]
+    answer = plan(Request(grown, (v100,), 1.0, start=running))
+    assert answer.feasible
+    assert all(seat.p99_ms <= seat.slo_p99_ms for gpu in answer.gpus for seat in gpu.tenants)
+    assert 0 < moved(answer) <= 3
+
+
+def test_no_move_is_made_that_is_not_allowed(v100, v100_workloads, running):
+    grown = [replace(w, rate_per_s=w.rate_per_s * 1.6) for w in v100_workloads]
+    free = plan(Request(grown, (v100,), 1.0, start=running))
+    assert moved(free) > 2
+    for most in (0, 2):
+        answer = plan(Request(grown, (v100,), 1.0, start=running, max_moves=most))
+        assert moved(answer) <= most
+        assert not answer.feasible
+        assert all("moves allowed are used up" in entry.reason for entry in answer.infeasible)
+
+
+def test_a_new_workload_is_placed_without_a_move(v100, v100_workloads, running):
+    answer = plan(Request([*v100_workloads, Workload("N", "alexnet", 25, 100)], (v100,), 1.0, start=running, max_moves=0))
+    assert answer.feasible
+    assert [line.split(":")[0] for line in answer.moves] == ["N"]
+
+
+def test_workloads_that_left_leave_room(v100, v100_workloads, running):
+    """With most of the traffic gone, GPUs are given back for few moves each."""
+    stay = [w for w in v100_workloads if w.name in ("W1", "W2", "W3", "W6", "W11")]
+    answer = plan(Request(stay, (v100,), 1.0, start=running))
+    assert answer.feasible
+    assert len(answer.gpus) < len(running.gpus)
+    assert {seat.workload for gpu in answer.gpus for seat in gpu.tenants} == {w.name for w in stay}
+    still = plan(Request(stay, (v100,), 1.0, start=running, max_moves=0))
+    assert moved(still) == 0
+
+
+def test_a_kind_that_is_not_offered(v100, v100_workloads, running):
+    other = replace(running, gpus=tuple(replace(gpu, gpu="t4") for gpu in running.gpus))
+    with pytest.raises(ConfigError, match="kind t4"):
+        plan(Request(v100_workloads, (v100,), 1.0, start=other))
+
+
+def test_only_igniterd_starts_from_a_plan(v100, v100_workloads, running):
+    with pytest.raises(ConfigError, match="plans from nothing"):
+        plan(Request(v100_workloads, (v100,), 1.0, start=running), "igniter")
+
+
+def tenant(name: str = "A", **changed: object) -> dict[str, object]:
+    return {"workload": name, "model": "ssd", "rate_per_s": 1, "share": 0.6, "max_batch_size": 1, **changed}
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ([], "list of GPUs"),
+        ({"gpus": [{"gpu": "v100"}]}, "gpus[0]"),
+        ({"gpus": [{"gpu": "v100", "tenants": [tenant(rate_per_s=0)]}]}, "rate_per_s is 0"),
+        ({"gpus": [{"gpu": "v100", "tenants": [tenant(model="")]}]}, "model is ''"),
+        ({"gpus": [{"gpu": "v100", "tenants": [tenant("A"), tenant("B")]}]}, "add up to 1.2"),
+    ],
+)
+def test_what_is_no_plan_is_refused(document, said):
+    with pytest.raises(ConfigError, match="here") as error:
+        plan_from_json(document, "here")
+    assert said in str(error.value)
