@@ -56,7 +56,9 @@ class NvmlClient:
         answer: asyncio.Future[tuple[BoardReading, ...]] = asyncio.get_running_loop().create_future()
         worker.ask(answer)
         try:
-            return await asyncio.wait_for(answer, self._timeout_s)
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the answer.
+            async with asyncio.timeout(self._timeout_s):
+                return await answer
         except TimeoutError:
             self._abandon(worker)
             raise Unreachable(f"NVML: no answer in {self._timeout_s:g} s; next try in {self._retry_after_s:g} s") from None

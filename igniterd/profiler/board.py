@@ -45,6 +45,7 @@ class Span:
 
     readings: list[BoardReading] = field(default_factory=list)
     result: Drawn = field(default_factory=Drawn)
+    over: bool = False
 
 
 class Probe:
@@ -76,6 +77,7 @@ class Probe:
         try:
             yield span
         finally:
+            span.over = True  # a source that swallows the cancellation must not keep this waiting for ever
             sampling.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await sampling
@@ -85,7 +87,7 @@ class Probe:
             )
 
     async def _sample(self, span: Span) -> None:
-        while True:
+        while not span.over:
             await asyncio.sleep(SAMPLE_S)
             with contextlib.suppress(IgniterdError):
                 span.readings.append(await self.read())
@@ -95,7 +97,8 @@ class Probe:
         if self._counters is None:
             return None
         try:
-            return await asyncio.wait_for(asyncio.to_thread(ask, self._counters), _COUNTER_TIMEOUT_S)
+            async with asyncio.timeout(_COUNTER_TIMEOUT_S):
+                return await asyncio.to_thread(ask, self._counters)
         except TimeoutError:
             self._counters = None
             return None

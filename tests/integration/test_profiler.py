@@ -57,7 +57,7 @@ async def test_a_profile_of_two_models_says_what_the_board_does(triton: TritonHo
     before = await configs(triton)
     asked = command(triton, tmp_path, *MODELS, "--points", "4", "--min-share", "0.2", "--max-batch", "4")
     async with running("profile", asked, log=tmp_path / "log", env=dict(os.environ)) as program:
-        await ended(program, 110.0)
+        await ended(program, 240.0)  # 50 s, on a host with nothing else to do less
         assert (tmp_path / "profile.json").exists(), program.log_end()
     assert await configs(triton) == before
     assert not (tmp_path / "profile.json.partial").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import sys
 import time
@@ -89,6 +90,26 @@ async def test_means_of_a_span_leave_out_what_came_before() -> None:
     async with probe.watched() as span:
         await asyncio.sleep(0.6)
     assert span.result == Drawn(power_w=150.0, clock_mhz=1000.0)
+
+
+class Stubborn(Source):
+    """A source whose readings go on when they are cancelled, as a wait_for of Python 3.11 may."""
+
+    async def read(self) -> tuple[BoardReading, ...]:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.4)
+        return await super().read()
+
+
+@pytest.mark.looptime
+async def test_a_source_that_swallows_cancellation_does_not_hold_a_span_up() -> None:
+    began_s = asyncio.get_running_loop().time()
+    ending = asyncio.timeout(60.0)
+    async with ending, Probe(Stubborn(reading(power_w=100.0))).watched() as span:
+        await asyncio.sleep(0.5)  # in the middle of a reading
+    assert not ending.expired()
+    assert asyncio.get_running_loop().time() - began_s < 5.0  # of virtual time
+    assert span.result.power_w == 100.0
 
 
 @pytest.mark.looptime
