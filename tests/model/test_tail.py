@@ -141,6 +141,31 @@ def test_between_constant_and_poisson_it_interpolates(burstiness: float) -> None
     assert told.p99_ms == pytest.approx(np.quantile(seen, 0.99), rel=0.06)
 
 
+@pytest.mark.parametrize(("instances", "burstiness", "delay"), [(2, 1.0, 0.0), (3, 0.5, 4.0), (4, 4.0, 0.0)])
+def test_one_instance_is_not_several_in_one(instances: int, burstiness: float, delay: float) -> None:
+    """Several instances share a queue: better than each with its part of the load, worse than one that many times faster."""
+    curve = 4.0 + 0.5 * np.arange(1.0, 9.0)
+    rate = 0.7 * instances * 8 / curve[-1] * 1000
+    together = response_time(rate, curve, instances=instances, burstiness=burstiness, max_queue_delay_ms=delay)
+    apart = response_time(rate / instances, curve, burstiness=burstiness, max_queue_delay_ms=delay)
+    faster = response_time(rate, curve / instances, burstiness=burstiness, max_queue_delay_ms=delay / instances)
+    assert faster.p99_ms < together.p99_ms < apart.p99_ms
+    assert together.quantile(0.5) == together.p50_ms
+    assert together.attainment(together.p99_ms) == pytest.approx(0.99, abs=0.002)
+    assert 0.0 < together.utilisation <= 1.0
+
+
+def test_two_exponential_instances_are_m_m_2() -> None:
+    """Mean response of M/M/2: s / (1 - load^2)."""
+    r = response_time(350.0, [4.0], service_cv=1.0, instances=2)
+    assert r.mean_ms == pytest.approx(4.0 / (1 - 0.7**2), rel=0.02)
+    assert r.utilisation == pytest.approx(0.7, rel=0.01)
+
+
+def test_several_instances_repeat_themselves() -> None:
+    assert response_time(600.0, [4.0, 5.0], instances=2) == response_time(600.0, [4.0, 5.0], instances=2)
+
+
 def test_overload_is_said() -> None:
     r = response_time(900.0, [4.0, 5.0, 6.0, 7.0])
     assert r.status is TailStatus.OVERLOAD
@@ -160,6 +185,7 @@ def test_overload_is_said() -> None:
         ({"service_cv": 1.5}, "service_cv is 1.5"),
         ({"max_queue_delay_ms": -1.0}, "max_queue_delay_ms is -1"),
         ({"burstiness": -1.0}, "burstiness is -1"),
+        ({"instances": 0}, "instances is 0"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, object], word: str) -> None:

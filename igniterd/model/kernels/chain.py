@@ -60,10 +60,10 @@ def lattice(rate: float, service: F64, cv: float, delay: float, scv: float, k: i
     for b in range(largest):
         ends[b, 0], ends[b, 1] = service_pmf(service[b], cv * service[b], pmf[b])
         if k > 0:
-            total = 0.0
+            below = 0.0
             for x in range(nodes):
-                total += pmf[b, x]
-                fresh[b, x] = total
+                below += pmf[b, x]
+                fresh[b, x] = below
         else:
             for i in range(m):
                 after_random(pmf[b], ends[b, 1], mu[i], fresh[b * m + i])
@@ -76,7 +76,9 @@ def lattice(rate: float, service: F64, cv: float, delay: float, scv: float, k: i
         begin += 1
     while stop > begin and overflow[0, stop - 1] < EPS:
         stop -= 1
-    back = overflow[0, begin:stop][::-1].copy()
+    back = np.empty(stop - begin)
+    for x in range(begin, stop):
+        back[stop - 1 - x] = overflow[0, x]
     return Lattice(k, m, counts, ranges, reached, overflow, back, begin, wait, pmf, ends, fresh, alpha)
 
 
@@ -110,7 +112,8 @@ def _window(counts: F64, ranges: I64, largest: int, m: int, k: int) -> tuple[F64
         reached[x] = max(0.0, 1.0 - below)
         overflow[1, x] = max(0.0, 1.0 - below - last)
     if k > 0:
-        overflow[1] *= 0.0
+        for x in range(nodes):
+            overflow[1, x] = 0.0
         if k * largest < nodes:
             overflow[0, k * largest] = 1.0
             overflow[1, k * largest] = 0.5
@@ -127,6 +130,15 @@ def add(weight: float, source: F64, out: F64) -> None:
     """out += weight * source, over the length of ``out``; slices keep the loop free of index checks, so that it is vectorised."""
     for j in range(out.shape[0]):
         out[j] += weight * source[j]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def total(a: F64) -> float:
+    """Sum of a vector."""
+    s = 0.0
+    for x in a:
+        s += x
+    return s
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -181,7 +193,8 @@ def young_ages(q: Lattice, rho: F64, out: F64) -> float:
     Full batches start at the ages at completion, and others fill up while they wait: returns the chance of that.
     """
     if q.wait[0] == 1.0:
-        out[:] = rho
+        for x in range(rho.shape[0]):
+            out[x] = rho[x]
         return 0.0
     filled, over, below, below_reached = 0.0, 0.0, 0.0, 0.0
     for x in range(rho.shape[0]):
@@ -243,7 +256,8 @@ def coarse_ages(q: Lattice, inside: int, zeta: float) -> F64:
         taken[:] = 0.0
         _step(q, rho, inside, taken, young, behind[:inside], chain[inside, :inside])
     for x in range(size):
-        chain[x, size - 1] += max(0.0, 1.0 - chain[x].sum())
+        chain[x, size - 1] += max(0.0, 1.0 - total(chain[x]))
+        chain[x, 0] += 1e-9  # where all is constant the chain may come apart: then what follows from an idle start is what counts
     pi = np.zeros(inside + 1)
     _eliminate(chain, pi[:size])
     return pi
@@ -255,7 +269,7 @@ def _eliminate(chain: F64, pi: F64) -> None:
     n = chain.shape[0]
     for k in range(n - 1, 0, -1):
         source = chain[k, :k]
-        out = source.sum()
+        out = total(source)
         if out <= 0.0:
             continue
         for i in range(k):
@@ -265,12 +279,15 @@ def _eliminate(chain: F64, pi: F64) -> None:
                 chain[i, k] = p
                 add(p, source, chain[i, :k])
     pi[0] = 1.0
+    whole = 1.0
     for k in range(1, n):
         s = 0.0
         for i in range(k):
             s += pi[i] * chain[i, k]
         pi[k] = s
-    pi /= pi.sum()
+        whole += s
+    for k in range(n):
+        pi[k] /= whole
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -308,9 +325,10 @@ def _normalise(rho: F64, zeta: float) -> float:
             level += rho[rho.shape[0] - j]
             scale += back
         beyond = level / scale / (1.0 - zeta)
-    total = rho.sum() + beyond
-    rho /= total
-    return beyond / total
+    whole = total(rho) + beyond
+    for x in range(rho.shape[0]):
+        rho[x] /= whole
+    return beyond / whole
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

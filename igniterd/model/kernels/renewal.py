@@ -66,16 +66,21 @@ def service_pmf(mean: float, sd: float, out: F64) -> tuple[int, int]:
 def phases(rate: float, scv: float) -> tuple[F64, F64]:
     """(chance of each phase at an arrival, its rate): hyperexponential with balanced means, one phase at ``scv`` 1."""
     if scv <= 1.0:
-        return np.ones(1), np.full(1, rate)
+        alpha, mu = np.empty(1), np.empty(1)
+        alpha[0], mu[0] = 1.0, rate
+        return alpha, mu
     p = 0.5 * (1.0 + np.sqrt((scv - 1.0) / (scv + 1.0)))
-    return np.array([p, 1.0 - p]), np.array([2.0 * p * rate, 2.0 * (1.0 - p) * rate])
+    alpha, mu = np.empty(2), np.empty(2)
+    alpha[0], alpha[1] = p, 1.0 - p
+    mu[0], mu[1] = 2.0 * p * rate, 2.0 * (1.0 - p) * rate
+    return alpha, mu
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _step_counts(alpha: F64, mu: F64) -> F64:
     """P(j arrivals in one step, phase at its end | phase at its start), shape (J, m, m), by uniformisation."""
     m = alpha.shape[0]
-    top = mu.max()
+    top = mu[0] if m == 1 else max(mu[0], mu[1])
     jumps = int(top + 8.0 * np.sqrt(top)) + 6
     now = np.zeros((jumps + 1, m, m))
     new = np.zeros((jumps + 1, m, m))
@@ -84,21 +89,21 @@ def _step_counts(alpha: F64, mu: F64) -> F64:
         now[0, i, i] = 1.0
     weight = np.exp(-top)
     for u in range(jumps + 1):
-        out[: u + 1] += weight * now[: u + 1]
-        weight *= top / (u + 1.0)
-        new[:] = 0.0
         for k in range(min(u + 2, jumps + 1)):
             for i in range(m):
                 for j in range(m):
-                    new[k, i, j] += now[k, i, j] * (1.0 - mu[j] / top)
+                    out[k, i, j] += weight * now[k, i, j]
+                    chance = now[k, i, j] * (1.0 - mu[j] / top)
                     if k > 0:
                         for h in range(m):
-                            new[k, i, j] += now[k - 1, i, h] * mu[h] / top * alpha[j]
+                            chance += now[k - 1, i, h] * mu[h] / top * alpha[j]
+                    new[k, i, j] = chance
+        weight *= top / (u + 1.0)
         now, new = new, now
     last = jumps + 1
-    while last > 1 and out[last - 1].max() < 1e-10:
+    while last > 1 and out[last - 1, 0, 0] + out[last - 1, m - 1, 0] < 1e-10:
         last -= 1
-    return out[:last].copy()
+    return out[:last]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -112,31 +117,39 @@ def random_counts(alpha: F64, mu: F64, largest: int, nodes: int, aged_nodes: int
     table, sums = np.zeros((nodes, largest, m)), np.zeros((aged_nodes, largest))
     now, new = np.zeros((m, largest)), np.zeros((m, largest))
     aged, older = np.zeros((m, largest)), np.zeros((m, largest))
-    now[:, 0] = alpha
-    table[0, 0] = alpha
-    weighted = step.copy()
-    for j in range(step.shape[0]):
-        weighted[j] *= 0.5 * j
+    for i in range(m):
+        now[i, 0] = alpha[i]
+        table[0, 0, i] = alpha[i]
+    weighted = step * 0.5 * np.arange(step.shape[0]).reshape((-1, 1, 1))
     low, high = 0, 1  # counts outside are as good as impossible
     for x in range(1, nodes):
         if x < aged_nodes:
             _grow_older(step, weighted, now, low, high, aged, older)
             aged, older = older, aged
-            for n in range(largest):
-                sums[x, n] = aged[:, n].sum()
+            for i in range(m):
+                for n in range(largest):
+                    sums[x, n] += aged[i, n]
         new[:] = 0.0
         _advance(step, now, low, high, new)
         now, new = new, now
-        high = min(largest, high + step.shape[0] - 1)
-        while high > low and now[:, high - 1].sum() < 1e-11:
-            high -= 1
-        while low < high and now[:, low].sum() < 1e-11:
-            low += 1
+        low, high = _support(now, low, min(largest, high + step.shape[0] - 1))
         if low == high:
             break
         for n in range(low, high):
-            table[x, n] = now[:, n]
+            for i in range(m):
+                table[x, n, i] = now[i, n]
     return table, sums
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _support(now: F64, low: int, high: int) -> tuple[int, int]:
+    """The part of ``low`` to ``high`` - 1 outside which ``now`` (m, B) is as good as 0."""
+    last = now.shape[0] - 1
+    while high > low and now[0, high - 1] + now[last, high - 1] < 1e-11:
+        high -= 1
+    while low < high and now[0, low] + now[last, low] < 1e-11:
+        low += 1
+    return low, high
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

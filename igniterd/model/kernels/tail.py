@@ -24,19 +24,17 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from igniterd.model.kernels.chain import EPS, Lattice, add, approach, coarse_ages, lattice, refine, young_ages
+from igniterd.model.kernels.chain import EPS, Lattice, add, approach, coarse_ages, lattice, refine, total, young_ages
 from igniterd.model.kernels.renewal import constant_counts, phases, random_counts, tail_decay
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-OK, OVERLOAD = 0, 1
-
 POINTS = 208  # points of the distribution function, about
 FINER = 1.7  # times as many for constant arrivals: nothing but the services spreads the ages
 
-MEAN, UTILISATION, MEAN_BATCH, STEP, DECAY = 0, 1, 2, 3, 4
-STATS = 5
+MEAN, UTILISATION, MEAN_BATCH = 0, 1, 2
+STATS = 3
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -72,16 +70,16 @@ def _fill(inside: F64, tilt: F64, out: F64) -> None:
 @njit(cache=True, nogil=True, error_model="numpy")
 def _spread_ages(q: Lattice, rho: F64, young: F64, counts: F64, sums: F64, ages: F64) -> None:
     """Write into ``ages`` (B, nodes) how many requests have which age when their batch of b starts, for one batch; random arrivals."""
-    nodes, largest = counts.shape[:2]
+    largest, nodes = ages.shape
     inside, tilt = np.zeros((largest, nodes)), np.zeros((largest if sums.shape[0] else 1, nodes))
     low = 0
     for x in range(nodes):
         if max(young[x], rho[x]) < EPS:
             continue
-        while low < largest and counts[x, low].sum() < EPS:  # the least number that may have come by x, which grows with x
+        while low < largest and total(counts[x, low]) < EPS:  # the least number that may have come by x, which grows with x
             low += 1
         for n in range(low, largest):
-            p = counts[x, n].sum()
+            p = total(counts[x, n])
             if p < EPS:
                 break
             p *= young[x] if n + 1 < largest else rho[x]
@@ -92,7 +90,7 @@ def _spread_ages(q: Lattice, rho: F64, young: F64, counts: F64, sums: F64, ages:
             inside[n, x] = p * n / x
             if n > 0 and x < sums.shape[0]:
                 # a density linear in the age that has the mean age of this many arrivals
-                middle = sums[x, n] / (counts[x, n].sum() * n * x)
+                middle = sums[x, n] / (total(counts[x, n]) * n * x)
                 tilt[n, x] = inside[n, x] * max(-1.0, min(1.0, 6.0 * middle - 3.0)) * 2.0 / x
     for n in range(1, largest):
         _fill(inside[n], tilt[n if sums.shape[0] else 0], ages[n])
@@ -169,8 +167,8 @@ def _comb_ages(q: Lattice, rho: F64, young: F64, ages: F64) -> None:
     # filled while waiting: age (B - 1) k exactly, unless the delay ends first
     x = k * (largest - 1)
     if 0 < x < nodes:
-        held = rho[:x].sum() * (1.0 - q.wait[:x].sum() - 0.5 * q.wait[x])
-        held += 0.5 * rho[x] * (1.0 - q.wait[: x + 1].sum())
+        held = total(rho[:x]) * (1.0 - total(q.wait[:x]) - 0.5 * q.wait[x])
+        held += 0.5 * rho[x] * (1.0 - total(q.wait[: x + 1]))
         _comb(held, x, k, largest, ages[largest - 1])
 
 
@@ -183,17 +181,13 @@ def _comb(weight: float, x: int, k: int, b: int, out: F64) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def tail(rate: float, service: F64, cv: float, delay: float, scv: float, stats: F64) -> tuple[int, F64]:
-    """Response time of one instance: ``rate`` (1/ms), ``service`` (ms, shape (B,)), ``delay`` (ms), ``scv`` of the interarrival times.
+def layout(rate: float, service: F64, cv: float, delay: float, scv: float) -> tuple[float, float, int, int, int, int, int]:
+    """Choose the lattice for ``rate`` (1/ms), ``service`` (ms, shape (B,)), ``delay`` (ms), ``scv`` of the interarrival times.
 
-    Writes ``stats`` (shape (STATS,): mean ms, utilisation, mean batch, step ms of the distribution function, decay (1/ms) of the tail
-    beyond its end, infinite when nothing is there). Returns a code and the distribution function.
+    Returns its step (ms), the decay (1/ms) of the tail beyond it (infinite when nothing is there), steps between constant arrivals, steps
+    of the coarse lattice, the largest batch that matters, nodes of ages and of responses.
     """
     largest = service.shape[0]
-    if not rate * service[largest - 1] / largest < 1.0 - 1e-9:
-        return OVERLOAD, np.empty(0)
-    if largest == 1:
-        delay = 0.0
     used = _reach(rate, scv, service, cv, delay)
     slow = service[used - 1] * (1.0 + 5.0 * cv + 6.0 * cv * cv)
     span, end, decay = slow + delay, 2.0 * slow + delay, np.inf
@@ -214,29 +208,40 @@ def tail(rate: float, service: F64, cv: float, delay: float, scv: float, stats: 
         ratio = min(4, k)
         k -= k % ratio
         step = 1.0 / (rate * k)
-    stats[STEP], stats[DECAY] = step, decay
-    return OK, _solve(rate * step, service[:used] / step, cv, delay / step, scv, k, ratio, int(span / step) + 2, int(end / step) + 2, stats)
+    return step, decay, k, ratio, used, int(span / step) + 3, int(end / step) + 3
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _solve(rate: float, service: F64, cv: float, delay: float, scv: float, k: int, ratio: int, inside: int, points: int, stats: F64) -> F64:
-    """The distribution function on ``points`` nodes, from the chain on ``inside`` nodes; times in steps, see :func:`tail`."""
+def solve(
+    rate: float,
+    service: F64,
+    cv: float,
+    delay: float,
+    scv: float,
+    decay: float,
+    k: int,
+    ratio: int,
+    inside: int,
+    points: int,
+    stats: F64,
+) -> F64:
+    """The distribution function of the response on ``points`` nodes; all times in steps, the rest as :func:`layout` gives it.
+
+    Writes ``stats`` (shape (STATS,)): mean, utilisation, mean batch.
+    """
     largest = service.shape[0]
-    decay = stats[DECAY] * stats[STEP]
     zeta = np.exp(-decay) if decay < 100.0 else 0.0
     small = inside // ratio + 1
-    grown = 2 * small if zeta > 0.0 else small + 2
-    nodes = 2 * inside if zeta > 0.0 else inside
+    grown, nodes = (2 * small, 2 * inside) if zeta > 0.0 else (small + 2, inside + 2)
     if k > 0:
         flat, first = constant_counts(k, largest, nodes)
         fewer, fewer_first = constant_counts(k // ratio, largest, grown)
         counts, sums = np.zeros((0, 0, 0)), np.zeros((0, 0))
     else:
         alpha, mu = phases(rate, scv)
-        table, sums = random_counts(alpha, mu, largest, max(nodes, grown * ratio), inside if scv > 1.0 else 0)
-        counts = table[:nodes]
-        flat, first = counts.reshape((nodes, largest * mu.shape[0])), np.zeros(nodes, np.int64)
-        fewer, fewer_first = table.reshape((table.shape[0], flat.shape[1]))[::ratio].copy(), np.zeros(table.shape[0], np.int64)
+        counts, sums = random_counts(alpha, mu, largest, max(nodes, grown * ratio), inside if scv > 1.0 else 0)
+        flat, fewer = _thinned(counts, nodes, 1), _thinned(counts, grown, ratio)
+        first, fewer_first = np.zeros(nodes, np.int64), np.zeros(grown, np.int64)
     q = lattice(rate * ratio, service / ratio, cv, delay / ratio, scv, k // ratio, fewer, fewer_first)
     coarse = coarse_ages(q, small, zeta**ratio)
     q = lattice(rate, service, cv, delay, scv, k, flat, first)
@@ -251,7 +256,7 @@ def _solve(rate: float, service: F64, cv: float, delay: float, scv: float, k: in
         _spread_ages(q, rho, young, counts, sums, ages)
     batches, busy, fuller = 0.0, 0.0, 1.0
     for b in range(largest - 1):
-        p = taken[b * q.m : (b + 1) * q.m].sum()
+        p = total(taken[b * q.m : (b + 1) * q.m])
         fuller -= p
         batches += p * (b + 1.0)
         busy += p * service[b]
@@ -259,11 +264,23 @@ def _solve(rate: float, service: F64, cv: float, delay: float, scv: float, k: in
     busy += fuller * service[largest - 1]
     stats[UTILISATION] = rate * busy / batches
     stats[MEAN_BATCH] = batches
-    return _responses(ages, q.pmf, q.ends, batches, points, stats)
+    return _responses(ages, q.pmf, q.ends, batches, points, decay, stats)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _responses(ages: F64, pmf: F64, ends: I64, batches: float, points: int, stats: F64) -> F64:
+def _thinned(counts: F64, nodes: int, ratio: int) -> F64:
+    """Every ``ratio``-th of the nodes of ``counts`` (., B, m), flat: shape (nodes, B m)."""
+    largest, m = counts.shape[1:]
+    out = np.empty((nodes, largest * m))
+    for x in range(nodes):
+        for n in range(largest):
+            for i in range(m):
+                out[x, n * m + i] = counts[x * ratio, n, i]
+    return out
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _responses(ages: F64, pmf: F64, ends: I64, batches: float, points: int, decay: float, stats: F64) -> F64:
     """Distribution function of age plus service on ``points`` nodes; sets the mean, with the exponential tail beyond."""
     mass = np.zeros(points)
     for b in range(ages.shape[0]):
@@ -274,15 +291,14 @@ def _responses(ages: F64, pmf: F64, ends: I64, batches: float, points: int, stat
                 if stop > start:
                     add(a, pmf[b, ends[b, 0] :], mass[start:stop])
     cdf = np.empty(points)
-    total, over = 0.0, 0.0
+    below, over = 0.0, 0.0
     for j in range(points):
-        cdf[j] = min(1.0, (total + 0.5 * mass[j]) / batches)
-        total += mass[j]
+        cdf[j] = min(1.0, (below + 0.5 * mass[j]) / batches)
+        below += mass[j]
         over += 1.0 - cdf[j]
-    step = stats[STEP]
-    stats[MEAN] = (over - 0.5 * (2.0 - cdf[0] - cdf[points - 1])) * step
-    if stats[DECAY] < np.inf:
-        stats[MEAN] += (1.0 - cdf[points - 1]) / stats[DECAY]
+    stats[MEAN] = over - 0.5 * (2.0 - cdf[0] - cdf[points - 1])
+    if decay < np.inf:
+        stats[MEAN] += (1.0 - cdf[points - 1]) / decay
     return cdf
 
 
@@ -303,51 +319,3 @@ def quantile(cdf: F64, step: float, decay: float, q: float) -> float:
     rise = cdf[high] - cdf[low]
     part = (q - cdf[low]) / rise if rise > 0.0 else 1.0
     return (low + part) * step
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def between(rate: float, service: F64, cv: float, delay: float, scv: float, stats: F64) -> tuple[int, F64]:
-    """:func:`tail` for any ``scv``; between constant and Poisson arrivals, percentiles (and means) are interpolated in ``scv``."""
-    if scv <= 0.0 or scv >= 1.0:
-        return tail(rate, service, cv, delay, scv, stats)
-    one = np.empty(STATS)
-    code, low = tail(rate, service, cv, delay, 0.0, stats)
-    if code != OK:
-        return code, low
-    _, high = tail(rate, service, cv, delay, 1.0, one)
-    n = high.shape[0]
-    end = (1.0 - scv) * quantile(low, stats[STEP], stats[DECAY], high[n - 1]) + scv * (n - 1) * one[STEP]
-    step = end / (n - 1)
-    out = np.empty(n)
-    j, t0, p0 = 0, 0.0, 0.0
-    for i in range(n):
-        p1 = high[i]
-        t1 = (1.0 - scv) * quantile(low, stats[STEP], stats[DECAY], p1) + scv * i * one[STEP] if p1 > 0.0 else 0.0
-        while j < n and j * step <= t1:
-            out[j] = p0 + (p1 - p0) * (j * step - t0) / (t1 - t0) if t1 > t0 else p1
-            j += 1
-        t0, p0 = t1, p1
-    out[j:] = p0
-    for i in range(STATS):
-        stats[i] = (1.0 - scv) * stats[i] + scv * one[i]
-    stats[STEP], stats[DECAY] = step, one[DECAY] / scv
-    return OK, out
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def tail_rows(
-    rates: F64, services: F64, batches: I64, cvs: F64, delays: F64, scv: float, stats: F64, quantiles: F64, points: F64, codes: I64
-) -> F64:
-    """Evaluate many rows: ``rates`` (R,) 1/ms, ``services`` (R, B) ms, ``batches`` (R,) largest batch, ``cvs`` (R,), ``delays`` (R,) ms.
-
-    Writes ``stats`` (R, STATS), ``points`` (R, Q) the values at ``quantiles`` (Q,), ``codes`` (R,); returns the last row's distribution.
-    """
-    cdf = np.empty(0)
-    for r in range(rates.shape[0]):
-        stats[r, :] = np.nan
-        points[r, :] = np.nan
-        codes[r], cdf = between(rates[r], services[r, : batches[r]], cvs[r], delays[r], scv, stats[r])
-        if codes[r] == OK:
-            for q in range(quantiles.shape[0]):
-                points[r, q] = quantile(cdf, stats[r, STEP], stats[r, DECAY], quantiles[q])
-    return cdf
