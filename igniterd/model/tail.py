@@ -7,6 +7,10 @@ median and P99, for constant, Poisson and bursty arrivals, with and without a qu
 percentiles are interpolated (a few percent). Several instances are simulated, with a fixed seed: milliseconds instead of a fraction of
 one, P99 good to about 3 % up to 80 % load.
 
+Measured on Triton 2.51 (``bench/tails.py``): without a queue delay the batcher is the queue described here. With one, it makes up batches
+whose delay is over while the instance still executes, and what comes later goes into the next: its batches are smaller than they could be
+(2.4 instead of 2.6 at 70 % load) and the P99 told here is 12 to 27 % too low from 30 % load on.
+
 Overload is a status, never an extrapolation: where the rate is not below what full batches can serve, no figure is given.
 """
 
