@@ -2,6 +2,7 @@
 
 Two co-runs a pair of models: one has more of the GPU and small batches, the other less and large ones, then the other way round, as in
 the shipped profile. Where reloads are slow, every model gets half the GPU once, and a pair's two co-runs differ in their batches alone.
+Every model is also measured alone as it will be in its co-runs, so that what a neighbour costs is a difference of two measurements.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+Point = tuple[int, float]
+"""(batch, share)."""
 MORE, LESS = (0.6, 2), (0.4, 16)
 """(share, batch) of the two tenants of a co-run."""
 EVEN = (4, 8)
@@ -28,22 +31,21 @@ class Setting:
 Run = tuple[Setting, Setting]
 
 
-def co_runs(largest: dict[str, int], unit: float, reload_s: float) -> tuple[Run, ...]:
-    """The co-runs of every pair of the models, ``largest`` their largest batches, shares in whole units of the board."""
-    models = list(largest)
-    if reload_s > SLOW_RELOAD_S:
+def operating_points(largest: int, unit: float, *, even: bool) -> tuple[Point, Point]:
+    """(batch, share) of the two tenants of a co-run, shares in whole units of the board; ``even``: half the GPU each."""
+    if even:
         half = _units(0.5, unit)
-        return tuple(
-            (Setting(a, _at_most(one, largest[a]), half), Setting(b, _at_most(other, largest[b]), half))
-            for i, a in enumerate(models)
-            for b in models[i + 1 :]
-            for one, other in (EVEN, EVEN[::-1])
-        )
+        return (min(EVEN[0], largest), half), (min(EVEN[1], largest), half)
     less = _units(LESS[0], unit)
-    more = _units(1.0 - less, unit)
-    return tuple(
-        (Setting(a, _at_most(LESS[1], largest[a]), less), Setting(b, _at_most(MORE[1], largest[b]), more)) for a, b in _few_flips(models)
-    )
+    return (min(LESS[1], largest), less), (min(MORE[1], largest), _units(1.0 - less, unit))
+
+
+def co_runs(largest: dict[str, int], unit: float, *, even: bool) -> tuple[Run, ...]:
+    """The co-runs of every pair of the models, ``largest`` their largest batches."""
+    models = list(largest)
+    pairs = [(a, b) for a in models for b in models if a != b] if even else _few_flips(models)
+    points = {m: operating_points(largest[m], unit, even=even) for m in models}
+    return tuple((Setting(a, *points[a][0]), Setting(b, *points[b][1])) for a, b in pairs)
 
 
 def _few_flips(models: Sequence[str]) -> list[tuple[str, str]]:
@@ -69,7 +71,3 @@ def _units(share: float, unit: float) -> float:
     """``share`` as a whole number of units, at most the largest one that fits half the board twice."""
     units = round(1.0 / unit)
     return max(1, int(share * units + 1e-9)) / units
-
-
-def _at_most(batch: int, largest: int) -> int:
-    return min(batch, largest)

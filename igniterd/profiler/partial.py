@@ -67,6 +67,8 @@ class Partial(_Part):
     item_bytes: dict[str, tuple[int, int]] = Field(default_factory=dict)
     """Input and output bytes of one item."""
     co_runs: list[CoRun] = Field(default_factory=list)
+    even: bool | None = None
+    """Whether co-runs are at half the GPU each, because reloads are slow; settled with the first model."""
     pairs_spent_s: float = 0.0
 
     @classmethod

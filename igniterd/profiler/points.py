@@ -2,8 +2,8 @@
 
 The solo surface (:mod:`igniterd.model.surface`) knows how certain it is everywhere. What is left unknown is its variance averaged over
 the region of use: every batch to the largest, each weighed by 1 / batch because small ones are run more, at ten shares. A candidate at
-the share that is applied already costs its measurement alone; any other costs a reload as well. That is what makes several batches be
-measured at one share before the next is tried.
+the share that is applied already costs its measurement alone; any other costs a reload as well. Where reloads are slow, that is what makes
+several batches be measured at one share before the next is tried.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from igniterd.model.surface import NOISE_SD, Surface
 
 Point = tuple[int, float]
 """(batch, share)."""
+CHEAP_S = 4.0
+"""A minute a model, its pairs included, leaves about this long for each of eleven points."""
 _SHARES = 10
 
 
@@ -93,7 +95,7 @@ class Unknown:
         return float(mean[0])
 
     def best(self, price: Callable[[Point, float], tuple[float, float]]) -> Point | None:
-        """The candidate with the most gain a second; ``None`` when every candidate is measured.
+        """The candidate with the most gain a second, those below ``CHEAP_S`` by gain alone; ``None`` when every candidate is measured.
 
         ``price(point, expected_ms)`` says what measuring it takes (s) and the relative error that is reached in that time.
         """
@@ -101,7 +103,7 @@ class Unknown:
         if not open_points:
             return None
         cost_s, error = np.array([price(p, self.time_ms(p)) for p in open_points]).T
-        return open_points[int(np.argmax(self.gains(open_points, error) / cost_s))]
+        return open_points[int(np.argmax(self.gains(open_points, error) / np.maximum(cost_s, CHEAP_S)))]
 
 
 def most_out_of_order(measured: Mapping[Point, tuple[float, float]], slack: float) -> Point | None:

@@ -20,7 +20,7 @@ from igniterd.profiler.board import Probe, now_s
 from igniterd.profiler.drive import Source, source
 from igniterd.profiler.inputs import feed_of, output_bytes_of, read_items
 from igniterd.profiler.measure import Disturbed, Effort, Measured, Meter, Reading
-from igniterd.profiler.pairs import Run, co_runs
+from igniterd.profiler.pairs import SLOW_RELOAD_S, Run, co_runs, operating_points
 from igniterd.profiler.partial import Done, Partial
 from igniterd.profiler.points import Point, Span, Unknown, most_out_of_order
 from igniterd.profiler.server import Server, originals_of, restore
@@ -153,6 +153,7 @@ class Session:
         self._did = sum(len(d.solo) for d in self.partial.models.values()) + len(self.partial.co_runs)
         with_pairs = self.partial.settings.pairs and len(models) > 1
         start_s = now_s()
+        self._deadline_s -= len(models) * server.reload_s  # to put them back
         alone_until_s = start_s + (self._deadline_s - start_s) * (1 - PAIRS_PART if with_pairs else 1.0)
         for place, model in enumerate(models):
             start_s = now_s()
@@ -205,9 +206,9 @@ class Session:
         """The point to measure now, or ``None``: accurate enough, enough points, or out of time."""
         done = self.partial.models[model.name].solo
         measured = _measured(self.partial.models[model.name])
-        missing = [c for c in model.span.corners if c not in measured]
+        missing = [c for c in self._wanted(model, server) if c not in measured]
         if missing:
-            return missing[0] if now_s() < self._deadline_s else None
+            return missing[0] if now_s() < (until_s if len(measured) >= 3 else self._deadline_s) else None
         unknown = Unknown(model.span, measured)
         enough = len(done) >= self.partial.settings.points or unknown.deviation <= self.partial.settings.accuracy
         if enough and len(done) >= 3:
@@ -224,6 +225,20 @@ class Session:
         if best is None or (len(done) >= 3 and now_s() + price(best, unknown.time_ms(best))[0] > until_s):
             return None
         return best
+
+    def _wanted(self, model: Model, server: Server) -> tuple[Point, ...]:
+        """The points that are measured whatever the fit says: the ends of the range, and the model's part in co-runs."""
+        corners, board = model.span.corners, self.partial.board
+        others = [name for name in self.partial.settings.models if name != model.name and server.steerable(name)]
+        if not (self.partial.settings.pairs and others and server.steerable(model.name) and board):
+            return corners
+        if self.partial.even is None:
+            if len(self.partial.models[model.name].solo) < len(corners):
+                return corners  # until it is known what a reload takes
+            self.partial.even = server.reload_s > SLOW_RELOAD_S
+        own = operating_points(model.span.max_batch, board.share_unit, even=self.partial.even)
+        room = self.partial.settings.points - len(corners)
+        return tuple(dict.fromkeys((*corners, *own[:room])))
 
     async def _point(self, model: Model, point: Point, server: Server, meter: Meter, effort: Effort) -> None:
         """Measure one point and keep it, in place of an earlier measurement of the same."""
@@ -268,20 +283,20 @@ class Session:
         if left_out := [m.name for m in models if m.name not in named]:
             self._listener.say(f"{', '.join(left_out)}: runs inside tritonserver, without a share of its own; its pairs are not measured")
         largest = {m.name: self.partial.models[m.name].most_batch or m.span.max_batch for m in named.values()}
-        wanted = co_runs(largest, board.share_unit, server.reload_s)
+        wanted = co_runs(largest, board.share_unit, even=bool(self.partial.even))
         have = {_key(run) for run in self.partial.co_runs}
         todo = [run for run in wanted if frozenset((t.model, t.batch, t.share) for t in run) not in have]
         self._expected = self._did + len(todo)
-        began_s, first_s = now_s(), 0.0
+        began_s, longest_s = now_s(), self._effort.warm_s + self._effort.most_s + 2 * server.reload_s
         for run in todo:
-            if now_s() + first_s > self._deadline_s:
+            if now_s() + longest_s > self._deadline_s:
                 self._listener.say(f"out of time: {len(wanted) - len(self.partial.co_runs)} of {len(wanted)} co-runs are missing")
                 break
             start_s = now_s()
             self._tell("together: " + " | ".join(f"{t.model} batch {t.batch} share {t.share:.3g}" for t in run))
             await self._together(run, named, server, meter)
             self._did += 1
-            first_s = max(first_s, 0.5 * (now_s() - start_s))
+            longest_s = max(longest_s, now_s() - start_s)
         self.partial.pairs_spent_s += now_s() - began_s
         self._write()
 

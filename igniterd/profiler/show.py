@@ -12,6 +12,7 @@ import numpy as np
 from igniterd.model.api import F64, Tenant
 from igniterd.model.own import OwnModel
 from igniterd.model.profile import ModelProfile, Profile, SoloPoint
+from igniterd.model.surface import Surface
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,22 +39,26 @@ class Residual:
         return None if self.foretold_ms is None else self.foretold_ms / self.point.latency_ms - 1
 
 
-def residuals(profile: Profile, name: str) -> tuple[Residual, ...]:
-    """Every solo point of a model against the fit."""
-    model, fitted = profile.models[name], OwnModel(profile)
-    return tuple(Residual(p, _at(fitted, name, p), _without(profile, name, model, p)) for p in model.solo)
+def residuals(profile: Profile, fitted: OwnModel, name: str) -> tuple[Residual, ...]:
+    """Every solo point of a model against ``fitted``, the model of ``profile``."""
+    return tuple(Residual(p, _at(fitted, name, p), _without(profile, name, p)) for p in profile.models[name].solo)
 
 
 def _at(fitted: OwnModel, name: str, point: SoloPoint) -> float:
     return fitted.predict([Tenant(name, point.batch, point.share)])[0].latency_ms
 
 
-def _without(profile: Profile, name: str, model: ModelProfile, point: SoloPoint) -> float | None:
-    rest = tuple(p for p in model.solo if p != point)
+def _without(profile: Profile, name: str, point: SoloPoint) -> float | None:
+    """What the solo surface of all other points says of this one."""
+    model = profile.models[name]
+    rest = [p for p in model.solo if p != point]
     if len(rest) < 3:
         return None
-    alone = profile.model_copy(update={"models": {name: model.model_copy(update={"solo": rest})}, "co_runs": ()})
-    return _at(OwnModel(alone), name, point)
+    item_ms = (model.input_bytes + model.output_bytes) / profile.board.pcie_bytes_per_ms
+    batch, share, latency, error = np.array([(p.batch, p.share, p.latency_ms, p.latency_error or 0.0) for p in rest]).T
+    gpu_ms = np.maximum(latency - item_ms * batch, 0.05 * latency)
+    mean, _ = Surface(batch, share, gpu_ms, error * latency / gpu_ms).at(np.array([float(point.batch)]), np.array([point.share]))
+    return float(mean[0]) + item_ms * point.batch
 
 
 def printed(profile: Profile) -> None:
@@ -63,8 +68,9 @@ def printed(profile: Profile) -> None:
 
     console = Console(soft_wrap=True)
     console.print(board_line(profile), highlight=False)
+    fitted = OwnModel(profile)
     for name, model in profile.models.items():
-        found = residuals(profile, name)
+        found = residuals(profile, fitted, name)
         table = Table(
             "batch", "share", "ms", "± %", "fit %", "from the others %", "W", "MHz", box=None, pad_edge=False, title_justify="left"
         )
@@ -82,15 +88,14 @@ def printed(profile: Profile) -> None:
                 f"each foretold by the others: off by {100 * np.mean(foretold):.1f} % on average, {100 * max(foretold):.1f} % at worst",
                 highlight=False,
             )
-    _print_pairs(profile, console)
+    _print_pairs(profile, fitted, console)
 
 
-def _print_pairs(profile: Profile, console: Console) -> None:
+def _print_pairs(profile: Profile, fitted: OwnModel, console: Console) -> None:
     from rich.table import Table
 
     if not profile.co_runs:
         return
-    fitted = OwnModel(profile)
     table = Table(
         "model", "batch", "share", "beside", "ms", "alone ms", "slower %", "fit %", box=None, pad_edge=False, title_justify="left"
     )
@@ -131,7 +136,7 @@ def drawn(profile: Profile, path: Path) -> None:
     fitted = OwnModel(profile)
     for axes, name in zip(grid, names, strict=False):
         _draw_curves(axes[0], fitted, profile, name)
-        _draw_residuals(axes[1], residuals(profile, name), name)
+        _draw_residuals(axes[1], residuals(profile, fitted, name), name)
     if profile.co_runs:
         _draw_pairs(grid[-1], fitted, profile)
     figure.suptitle(board_line(profile).split("\n", maxsplit=1)[0])

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from igniterd.cli.app import app
 from igniterd.emulator.process import free_ports
+from igniterd.model.own import OwnModel
 from igniterd.model.profile import builtin_profile
 from igniterd.profiler.partial import Partial, Settings
 from igniterd.profiler.show import residuals
@@ -76,7 +77,8 @@ def test_a_profile_is_shown_and_drawn(tmp_path: Path) -> None:
 
 
 def test_residuals_are_of_the_fit_and_of_the_fit_without_the_point() -> None:
-    found = residuals(builtin_profile("v100"), "resnet50")
+    profile = builtin_profile("v100")
+    found = residuals(profile, OwnModel(profile), "resnet50")
     assert len(found) == 11
     assert all(abs(r.fitted_error) < 0.05 for r in found)
     foretold = [abs(r.foretold_error) for r in found if r.foretold_error is not None]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igniterd.emulator.truth import Truth
-from igniterd.profiler.pairs import SLOW_RELOAD_S, co_runs
+from igniterd.profiler.pairs import co_runs, operating_points
 from igniterd.profiler.points import Point, Span, Unknown, most_out_of_order
 
 TRUTH = Truth.v100()
@@ -61,7 +61,7 @@ def test_the_gain_foretold_is_the_gain_that_comes() -> None:
 def test_a_dear_reload_keeps_it_at_the_share_that_is_applied() -> None:
     span = Span(32, 0.1, 0.025)
     unknown = Unknown(span, measured("ssd", *span.corners))
-    best = unknown.best(lambda p, ms: (1.0 + (1000.0 if p[1] != 0.1 else 0.0), 0.005))
+    best = unknown.best(lambda p, ms: (5.0 + (5000.0 if p[1] != 0.1 else 0.0), 0.005))
     assert best is not None
     assert best[1] == 0.1
 
@@ -81,12 +81,14 @@ def test_the_point_that_contradicts_most_is_named() -> None:
 @given(st.integers(2, 9), st.sampled_from([0.025, 2 / 132, 2 / 108, 0.5]))
 def test_every_pair_runs_both_ways_within_one_gpu(count: int, unit: float) -> None:
     largest = {f"m{i}": 1 << i for i in range(count)}
-    fast, slow = co_runs(largest, unit, 1.0), co_runs(largest, unit, SLOW_RELOAD_S + 1)
-    assert {(a.model, b.model) for a, b in fast} == {(a, b) for a in largest for b in largest if a != b}
-    assert len(fast) == len(slow) == count * (count - 1)
+    fast, slow = co_runs(largest, unit, even=False), co_runs(largest, unit, even=True)
+    for runs in (fast, slow):
+        assert sorted((a.model, b.model) for a, b in runs) == sorted((a, b) for a in largest for b in largest if a != b)
     for a, b in (*fast, *slow):
         assert a.share > 0 and b.share > 0 and a.share + b.share <= 1 + 1e-9
-        assert a.batch <= largest[a.model] and b.batch <= largest[b.model]
+        for t in (a, b):
+            assert (t.batch, t.share) in {p for even in (False, True) for p in operating_points(largest[t.model], unit, even=even)}
+            assert t.batch <= largest[t.model]
     shares: dict[str, float] = {}
     changes = 0
     for run in fast:
