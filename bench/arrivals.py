@@ -153,16 +153,18 @@ def steady(seeds: int) -> None:
 
 def steps(seeds: int) -> None:
     print("\nSteps at 120 s: quick?")
-    print(f"  {'step':>14} {'':<14}{'delay':>8}{'p90':>7}{'overshoot':>11}{'p90':>8}")
+    print(f"  {'step':>14} {'':<14}{'delay':>8}{'p90':>7}{'overshoot':>11}{'p90':>8}{'upper':>9}{'p90':>8}")
     for before, after in ((300, 450), (300, 360), (300, 900), (75, 150), (150, 75), (20, 60), (0, 100)):
         true = np.concatenate([np.full(120, float(before)), np.full(60, float(after))])
         for name, make in ESTIMATORS.items():
             t = traced(make, true, seeds)
             wait, over = delays(t, 120), overshoots(t, 120, after > before)
+            highest = (t.upper[:, 121:160] / after - 1).max(axis=1)
             print(
                 f"  {before:>6} -> {after:<4} {name:<14}{np.median(wait):>6.0f} s{np.quantile(wait, 0.9):>5.0f} s"
-                f"{np.median(over):>11.1%}{np.quantile(over, 0.9):>8.1%}"
+                f"{np.median(over):>11.1%}{np.quantile(over, 0.9):>8.1%}{np.median(highest):>9.0%}{np.quantile(highest, 0.9):>8.0%}"
             )
+    print("  (upper: the highest excess of the upper quantile over the new rate, from the second second on)")
 
 
 def ramps(seeds: int) -> None:

@@ -106,8 +106,8 @@ def _followed(belief: ModelBelief, window: ModelWindow, end_s: float, wall_s: fl
         belief,
         rate=rate,
         daily=lived(belief.daily, wall_s, window.span_s, rate.per_s),
-        busy=_mixed(belief.busy, min(1.0, busy_s / window.span_s / instances), window.span_s),
-        mean_batch=_mixed(belief.mean_batch, served / runs, window.span_s) if runs else belief.mean_batch,
+        busy=_mixed(belief.busy if belief.seen_s else None, min(1.0, busy_s / window.span_s / instances), window.span_s),
+        mean_batch=_mixed(belief.mean_batch if belief.seen_s else None, served / runs, window.span_s) if runs else belief.mean_batch,
         mean_ms=mean_ms,
         seen_s=belief.seen_s + window.span_s,
     )

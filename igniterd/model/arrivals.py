@@ -25,6 +25,7 @@ STEPS = (0.1, 0.3, 1.0, -0.1, -0.25, -0.5)  # relative changes of the rate that 
 ALARM = 9.0  # log likelihood ratio: about e^9 seconds between false alarms of one sum
 SHRINK = 4.0  # squared standard errors of the slope below which there is no trend
 DARING = 1.0  # the same for the upper quantile
+USUAL_PER_S = 0.01  # trends expected beforehand: standard deviation of the slope over the rate
 FASTEST_PER_S = 0.1  # the forecast rises or falls by no more than this fraction of the rate a second
 
 DISPERSION_S = 60.0  # time constant of the index of dispersion
@@ -133,8 +134,7 @@ class Rate:
         poisson = max(mean, 1.0 / line.e0) * max(1.0, self.dispersion)
         variance = poisson * line.v0 / (line.e0 * line.e0)
         if self.slope:
-            raw, slope_variance = _slope(line, poisson)
-            variance += slope_variance * (self.slope / raw) ** 2 * (in_s - centre) ** 2
+            variance += _trend(line, poisson, SHRINK)[1] * (in_s - centre) ** 2
         return Forecast(per_s, math.sqrt(variance))
 
     def upper_per_s(self, level: float, horizon_s: float = 0.0) -> float:
@@ -148,10 +148,10 @@ class Rate:
             return 0.0
         mean, centre = line.n0 / line.e0, line.e1 / line.e0
         poisson = max(mean, 1.0 / line.e0) * max(1.0, self.dispersion)
-        slope, variance = _slope(line, poisson)
-        kept = 1 - DARING / max(DARING, slope * slope / variance) if slope > 0 and variance > 0 else 0.0
-        rise = min(kept * slope * (horizon_s - centre), mean * FASTEST_PER_S * (horizon_s - centre))
-        spread = poisson * line.v0 / (line.e0 * line.e0) + variance * (kept * (horizon_s - centre)) ** 2
+        slope, variance = _trend(line, poisson, DARING)
+        reach = horizon_s - centre if slope > 0 else 0.0
+        rise = min(slope, mean * FASTEST_PER_S) * reach
+        spread = poisson * line.v0 / (line.e0 * line.e0) + variance * reach * reach
         return max(0.0, mean + rise + _deviations(level) * math.sqrt(spread))
 
 
@@ -164,11 +164,16 @@ def _slope(line: Line, poisson: float) -> tuple[float, float]:
     return (line.n1 - centre * line.n0) / spread, poisson * (line.v2 - 2 * centre * line.v1 + centre * centre * line.v0) / spread**2
 
 
-def _shrunk(line: Line, dispersion: float) -> float:
-    """The slope, as far as it can be told from noise."""
-    poisson = max(line.n0 / line.e0, 1.0 / line.e0) * max(1.0, dispersion)
+def _trend(line: Line, poisson: float, doubt: float) -> tuple[float, float]:
+    """The slope as far as it can be believed, and its variance: drawn to what is usual (a normal prior), and to none where it is within
+    ``doubt`` squared standard errors."""
     slope, variance = _slope(line, poisson)
-    return slope * max(0.0, 1 - SHRINK * variance / (slope * slope)) if slope and variance > 0 else 0.0
+    if variance <= 0:
+        return 0.0, 0.0
+    usual = (USUAL_PER_S * max(line.n0, 1.0) / line.e0) ** 2
+    bayes = usual / (usual + variance)
+    kept = 1 - doubt / max(doubt, slope * slope / variance)
+    return slope * bayes * kept, variance * bayes * kept * kept
 
 
 def _expected(rate: Rate, in_s: float, span_s: float) -> tuple[float, float]:
@@ -239,7 +244,7 @@ def updated(rate: Rate, end_s: float, span_s: float, arrivals: int) -> Rate:
         worst, counts, seconds, moment = max(watch)
         if worst > ALARM:
             line, seen, watch = _since(counts, seconds, moment), counts, rate.watch[:0] or ((0.0,) * 4,) * len(STEPS)
-    slope = _shrunk(line, dispersion)
+    slope, _ = _trend(line, max(line.n0, 1.0) / line.e0 * max(1.0, dispersion), SHRINK)
     after = Rate(
         end_s,
         line,
