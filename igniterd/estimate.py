@@ -286,7 +286,7 @@ def _expect(
         Demand(
             n,
             profiled[n],
-            beliefs[n].rate.per_s,
+            beliefs[n].rate.per_s * observation.models[n].items_per_request,
             configured[n].slo_p99_ms,
             max_batch=min(oracle.model.max_batch(profiled[n]), max(1, allocations[n].max_batch_size)),
             learnt=beliefs[n].told,
@@ -316,7 +316,7 @@ def _lived(belief: ModelBelief, reading: ModelReading, window: ModelWindow | Non
     live = LiveService(allocation.share, tuple(map(float, known.mean_ms)), tuple(map(float, known.error)), said(known))
     at = Expected(allocation, belief.rate.per_s, belief.bias.mean, at_s)
     result = response_time(
-        belief.rate.per_s,
+        belief.rate.per_s * reading.items_per_request,
         known.mean_ms,
         service_cv=SERVICE_CV,
         max_queue_delay_ms=allocation.max_queue_delay_us / 1000,

@@ -94,6 +94,13 @@ class ModelReading:
     gpu_index: int = 0
 
     @property
+    def items_per_request(self) -> float:
+        """Mean batch a client brings in one request; 1 before anything was served."""
+        if self.inference_count is None or self.success_count == 0:
+            return 1.0
+        return max(1.0, self.inference_count / self.success_count)
+
+    @property
     def owns_process(self) -> bool:
         """Whether the model runs in a process of its own, so that an MPS share can be given to it alone."""
         return self.backend == "python"

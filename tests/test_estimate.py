@@ -82,7 +82,7 @@ def test_rate_bias_and_prediction_of_steady_traffic(tmp_path: Path) -> None:
     assert load.predicted_mean_ms is not None
     assert load.predicted_mean_ms < load.predicted_p99_ms
     assert load.changed is None
-    assert load.remembered_per_s == pytest.approx(150.0, rel=0.02)
+    assert load.remembered_per_s == pytest.approx(150.0, rel=0.05)
     assert HORIZON_S > 0
 
 

@@ -16,7 +16,9 @@ from igniterd.decide.gpu import CAUTIONS, Case, Oracles, Part
 from igniterd.decide.hold import Held, after, rollbacks
 from igniterd.decide.steps import granted
 from igniterd.model.oracle import Demand, Service
-from igniterd.records import Allocation, Estimate, ModelReading, Observation, Outcomes, Plan, Verdict
+from igniterd.records import Allocation, Estimate, Load, ModelReading, Observation, Outcomes, Plan, Verdict
+
+MUCH_MORE = 1.2  # less than this is no memory but the rate as it is
 
 __all__ = ["Held", "Oracles", "after", "decide", "demands_of"]
 
@@ -32,7 +34,8 @@ def demands_of(
 ) -> dict[int, list[Demand]]:
     """What to plan for on every GPU of the host, by its index.
 
-    ``caution`` 1: rates at their upper quantile and SLOs less their margin; 0: both as they are. ``floors``: batch limits not to lower.
+    ``caution`` 1: rates at their upper quantile and SLOs less their margin; 0: both as they are; ``REMEMBERING``: as 1, but rates no
+    lower than they were of late or usually are at this time, where that is much more. ``floors``: batch limits not to lower.
     """
     floors = floors or {}
     out: dict[int, list[Demand]] = {}
@@ -41,13 +44,13 @@ def demands_of(
             continue
         reading, load = observation.models[name], estimate.loads[name]
         largest = oracles.promises.model.max_batch(profiled[name])
-        items = items_per_request(reading)
+        items = reading.items_per_request
         out.setdefault(reading.gpu_index, []).append(
             Demand(
                 model=name,
                 profiled_as=profiled[name],
-                rate_per_s=items * (load.rate_per_s + caution * (load.rate_upper_per_s - load.rate_per_s)),
-                slo_ms=model.slo_p99_ms * (1 - caution * config.decide.slo_margin),
+                rate_per_s=items * _rate(load, caution),
+                slo_ms=model.slo_p99_ms * (1 - min(1.0, caution) * config.decide.slo_margin),
                 priority=model.priority,
                 min_share=model.min_share,
                 max_share=model.max_share,
@@ -63,17 +66,16 @@ def demands_of(
     return out
 
 
-def items_per_request(reading: ModelReading) -> float:
-    """Mean batch a client brings in one request; 1 before anything was served."""
-    if reading.inference_count is None or reading.success_count == 0:
-        return 1.0
-    return max(1.0, reading.inference_count / reading.success_count)
-
-
 def least_batch(reading: ModelReading) -> int:
     """The smallest batch limit that refuses nobody: Triton rejects a request whose own batch is above the limit. Which batches clients
     bring is not told, so where they bring any the limit is not lowered."""
-    return reading.allocation.max_batch_size if items_per_request(reading) > 1 + 1e-9 else 1
+    return reading.allocation.max_batch_size if reading.items_per_request > 1 + 1e-9 else 1
+
+
+def _rate(load: Load, caution: float) -> float:
+    if caution <= 1:
+        return load.rate_per_s + caution * (load.rate_upper_per_s - load.rate_per_s)
+    return load.remembered_per_s if load.remembered_per_s > MUCH_MORE * load.rate_upper_per_s else load.rate_upper_per_s
 
 
 def _blocked(estimate: Estimate, observation: Observation, held: Held, config: Config) -> str:

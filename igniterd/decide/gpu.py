@@ -14,6 +14,9 @@ from igniterd.records import Allocation, Outcomes, Step
 
 CAUTIONS = (1.0, 0.5, 0.0)
 """How much of every margin a plan keeps. Margins are given up before a model is."""
+REMEMBERING = 2.0
+"""All margins, and rates as high as they were of late or usually are at this time: a plan for that is taken where there is room for it."""
+ROOM_TO_REMEMBER = 1.12  # head-room that such a plan must leave
 OUTGROWN = 1.06  # a rate this much above what the plan in flight was made for: plan again
 RETRY_S = 10.0  # how often a GPU in trouble, or short of head-room, is searched again
 JUDGE_EVERY_S = 60.0  # a GPU with head-room is judged again this often, and at once when a rate has used up most of it
@@ -109,13 +112,18 @@ class Case:
             return None
         grown = judged.room / ROOM_LEFT
         demands = self.demands(1.0)
-        still = all(d.rate_per_s <= judged.rates[d.model] * grown and d.bias <= judged.biases[d.model] * BIAS_STEP for d in demands)
+        still = all(
+            d.rate_per_s <= judged.rates[d.model] * grown
+            and d.bias <= judged.biases[d.model] * BIAS_STEP
+            and d.burstiness <= judged.bursts[d.model]
+            for d in demands
+        )
         return judged if still else None
 
     def _judged(self, served: Mapping[str, Service], room: float) -> Held:
         demands = self.demands(1.0)
         rates, biases = {d.model: d.rate_per_s for d in demands}, {d.model: d.bias for d in demands}
-        judged = Judged(self.now_s, self.here, rates, biases, served, room)
+        judged = Judged(self.now_s, self.here, rates, biases, {d.model: d.burstiness for d in demands}, served, room)
         return replace(self.held, judged={**self.held.judged, self.gpu: judged})
 
     # ------------------------------------------------------------ deciding
@@ -179,21 +187,31 @@ class Case:
             why += f", with {self.caution:.0%} of the margins: the GPU is nearly full"
         return Part(Outcomes.HOLD, why, self.here, served or {}, room, held)
 
-    def _find(self) -> tuple[float, Found]:
-        """The plan with the most caution that keeps every model; the plan that expects the least where none does."""
+    def _remembering(self, found: Found) -> tuple[float, Found, Sequence[Demand]]:
+        """``found``, or a plan with room for what was and may soon be again: an idle model keeps its share while nobody needs it."""
+        demands, remembered = self.demands(1.0), self.demands(REMEMBERING)
+        if found.headroom >= ROOM_TO_REMEMBER and remembered != demands:
+            wider = find(self.oracles.at(1.0), remembered)
+            if wider.feasible and wider.headroom >= ROOM_TO_REMEMBER:
+                return 1.0, wider, remembered
+        return 1.0, found, demands
+
+    def _find(self) -> tuple[float, Found, Sequence[Demand]]:
+        """The plan with the most caution that keeps every model, and what it is made for; the plan that expects the least where none
+        does."""
         waiting = any(self.now_s < self.held.let_go[m].until_s for m in self.gone if m in self.held.let_go)
         for caution in CAUTIONS:
             found = find(self.oracles.at(caution), self.demands(caution))
             if found.feasible and (not self.gone or (caution > 0 and not waiting)):
-                return caution, found
+                return self._remembering(found) if caution == 1 else (caution, found, self.demands(caution))
         if found.feasible:  # a model let go does not come back for a plan without margins, nor at once: it would soon go again
             kept = [d for d in self.demands(caution) if d.model not in self.gone]
             found = find(self.oracles.at(caution), kept, [d for d in self.demands(caution) if d.model in self.gone])
             found = replace(found, reasons={**found.reasons, **self.gone})
-        return caution, found
+        return caution, found, self.demands(caution)
 
     def _search(self, served: dict[str, Service] | None, late: Sequence[str], room: float | None) -> Part:
-        caution, found = self._find()
+        caution, found, demands = self._find()
         held = self.held
         case = replace(
             self,
@@ -206,7 +224,7 @@ class Case:
                 least_share={**held.least_share, self.gpu: found.least_share},
             ),
         )
-        target = _fewest_changes(self.oracles.at(caution), self.demands(caution), self.here, found)
+        target = _fewest_changes(self.oracles.at(caution), demands, self.here, found)
         back = set(self.gone) - set(found.reasons)
         better = bool(late) or bool(back)
         roomier = found.headroom >= (room or 1.0) * (1 + self.rules.dead_band) or caution > self.caution

@@ -55,6 +55,7 @@ class Judged:
     here: Mapping[str, Allocation]
     rates: Mapping[str, float]
     biases: Mapping[str, float]
+    bursts: Mapping[str, float]
     served: Mapping[str, Service]
     room: float
 

@@ -111,7 +111,7 @@ class Rate:
     dispersion: float = 1.0  # variance over mean of the counts
     dispersion_weight: float = DISPERSION_PRIOR
     burstiness: float = 1.0  # one of BURSTS
-    peak_per_s: float = 0.0  # of the recent past, slowly forgotten
+    peak_per_s: float = 0.0  # of the recent past, as far as it was more than noise; slowly forgotten
 
     @property
     def per_s(self) -> float:
@@ -257,4 +257,5 @@ def updated(rate: Rate, end_s: float, span_s: float, arrivals: int) -> Rate:
         _burstiness(rate.burstiness, dispersion, weight),
         rate.peak_per_s * 0.5 ** (since_s / PEAK_HALF_LIFE_S),
     )
-    return replace(after, peak_per_s=max(after.peak_per_s, after.per_s))
+    now = after.ahead(0.0)
+    return replace(after, peak_per_s=max(after.peak_per_s, now.per_s - now.error_per_s))

@@ -1,6 +1,6 @@
 import pytest
 
-from igniterd.decide import items_per_request, least_batch
+from igniterd.decide import least_batch
 from igniterd.decide.search import find
 from igniterd.model import builtin_profile, load_model
 from igniterd.model.oracle import Demand, Oracle
@@ -13,7 +13,7 @@ def reading(requests: int, items: int | None) -> ModelReading:
 
 @pytest.mark.parametrize(("requests", "items", "each", "least"), [(0, 0, 1.0, 1), (10, None, 1.0, 1), (10, 10, 1.0, 1), (10, 40, 4.0, 16)])
 def test_clients_that_batch_keep_the_limit_they_were_given(requests: int, items: int | None, each: float, least: int) -> None:
-    assert items_per_request(reading(requests, items)) == each
+    assert reading(requests, items).items_per_request == each
     assert least_batch(reading(requests, items)) == least
 
 

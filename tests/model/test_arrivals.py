@@ -116,7 +116,7 @@ def test_the_peak_is_remembered_and_fades() -> None:
     rate = fed([100] * 60)
     idle = fed([0] * 60, rate, 60.0)
     assert idle.per_s < 1.0
-    assert idle.peak_per_s == pytest.approx(100 * 0.5 ** (60 / PEAK_HALF_LIFE_S), rel=0.02)
+    assert idle.peak_per_s == pytest.approx(100 * 0.5 ** (60 / PEAK_HALF_LIFE_S), rel=0.05)
 
 
 def test_a_gap_in_the_counts_is_time_without_knowledge_not_without_traffic() -> None:
@@ -138,4 +138,4 @@ def test_upper_is_above_the_estimate_of_now_and_everything_is_finite(counts: lis
         assert rate.upper_per_s(0.99, 8.0) >= rate.upper_per_s(0.5, 8.0) >= 0
         assert rate.burstiness in BURSTS
         assert rate.dispersion >= 0
-        assert rate.peak_per_s >= rate.per_s * (1 - 1e-9)
+        assert rate.peak_per_s >= rate.ahead(0.0).per_s - rate.ahead(0.0).error_per_s - 1e-9
