@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from igniterd.model.kernels import packing
+from igniterd.model.kernels import lookup
 from igniterd.planner.exact import Placement, evaluate
 from igniterd.planner.problem import Problem
 from igniterd.planner.search import best_host, fill_kind
@@ -168,7 +168,7 @@ def table_p99(problem: Problem, group: Group, k: int, units: int) -> float:
     i, t = problem.items, problem.tables
     item = group.items[k]
     queue, model, rate = int(i.queue[item]), int(i.model[item]), float(i.rate[item])
-    return float(packing.p99_ms(t, group.kind, queue, model, units, group.option[k], rate, group.stretch[k]))
+    return float(lookup.p99_ms(t, group.kind, queue, model, units, group.option[k], rate, group.stretch[k]))
 
 
 def resettle(

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from igniterd.model.kernels import packing
-from igniterd.model.kernels.packing import Items, Tables
+from igniterd.model.kernels import lookup, packing
+from igniterd.model.kernels.lookup import Tables
+from igniterd.model.kernels.packing import Items
 from igniterd.planner.exact import LEVEL
 from igniterd.planner.gpus import GpuType
 from igniterd.planner.tables import build_tables
@@ -195,7 +196,7 @@ def _largest_rate(problem: Problem, kind: int, item: int) -> float:
     """Requests a second one whole GPU serves within the item's SLO."""
     t, i = problem.tables, problem.items
     units = int(t.units[kind])
-    return 1e3 * float(packing.largest_rate(t, kind, int(i.queue[item]), int(i.model[item]), float(i.goal_ms[item]), units, 1.0, 1e-6))
+    return 1e3 * float(lookup.largest_rate(t, kind, int(i.queue[item]), int(i.model[item]), float(i.goal_ms[item]), units, 1.0, 1e-6))
 
 
 def _why(problem: Problem, w: int, most: float) -> Infeasible:
@@ -210,7 +211,7 @@ def _why(problem: Problem, w: int, most: float) -> Infeasible:
     def p99(rate: float) -> float:
         kinds = range(len(problem.gpus))
         found = (
-            packing.best_option(t, k, int(items.queue[w]), int(items.model[w]), int(t.units[k]), 0.0, rate, 1.0, False)[1] for k in kinds
+            lookup.best_option(t, k, int(items.queue[w]), int(items.model[w]), int(t.units[k]), 0.0, rate, 1.0, False)[1] for k in kinds
         )
         return min(float(value) for value in found) / (1.0 - _TABLE_MARGIN)
 

@@ -1,4 +1,4 @@
-"""The tables the planner's search reads, taken from the models and from the queue; see :mod:`igniterd.model.kernels.packing`."""
+"""The tables the planner's search reads, taken from the models and from the queue; see :mod:`igniterd.model.kernels.lookup`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from scipy.interpolate import PchipInterpolator
 
 from igniterd.model import PerformanceModel
 from igniterd.model.api import Tenant
-from igniterd.model.kernels import packing
-from igniterd.model.kernels.packing import Tables
+from igniterd.model.kernels import lookup
+from igniterd.model.kernels.lookup import Tables
 from igniterd.planner.gpus import GpuType
 from igniterd.planner.queueing import respond
 
@@ -106,7 +106,7 @@ def _mend(t: Tables, burstiness: float, service_cv: float) -> None:
     waits = np.array([t.delay[c] * curve[0] for (*_, c), (curve, _, _) in zip(points, cases, strict=True)])
     exact = respond(1e3 * rates, curves, caps, waits, service_cv=service_cv, burstiness=burstiness)
     for (kind, model, e, g, c), rate, p99, ok in zip(points, rates.tolist(), exact.p99_ms.tolist(), exact.ok.tolist(), strict=True):
-        by_table = packing.p99_ms(t, kind, 0, model, int(t.mend_units[e]), c, rate, 1.0)
+        by_table = lookup.p99_ms(t, kind, 0, model, int(t.mend_units[e]), c, rate, 1.0)
         ratio = min(1.2, max(0.8, p99 / by_table)) if ok else 1.0
         t.mend[kind, model, e, g, c] = ratio
 
@@ -162,7 +162,7 @@ def _queue(caps: I64, delay: F64, log_shape: F64, burstiness: float, service_cv:
     if is_random(burstiness):
         scale = 1.0 / (1.0 - load)
     else:
-        batches = (packing.working(np.append(0.0, curve), int(c), rate) for curve, c, rate in zip(curves, cap, rates / 1e3, strict=True))
+        batches = (lookup.working(np.append(0.0, curve), int(c), rate) for curve, c, rate in zip(curves, cap, rates / 1e3, strict=True))
         scale = np.array([time for _, time in batches])
     found = (answer.p99_ms / scale, answer.utilisation, answer.mean_batch)
     for column, beyond in zip(found, (_FAR, 1.0, cap), strict=True):

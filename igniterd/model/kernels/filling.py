@@ -14,7 +14,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from igniterd.model.kernels.packing import SEATS, Items, Tables, calm_option, holds, least_units, pair_gain, settle
+from igniterd.model.kernels.lookup import Tables, calm_option, holds, least_units, pair_gain
+from igniterd.model.kernels.packing import SEATS, Items, settle
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
