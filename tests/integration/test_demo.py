@@ -32,6 +32,11 @@ def ports(folder: Path) -> list[int]:
     return [int(place.rpartition(":")[2]) for place in places]
 
 
+def hears_ctrl_c() -> None:
+    """Undo what a shell does to programs that it starts in the background, these tests among them: they ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 async def silent(folder: Path) -> bool:
     return not any([await listens(port) for port in ports(folder)])
 
@@ -64,7 +69,9 @@ async def test_ctrl_c_stops_everything(tmp_path: Path) -> None:
     command = (sys.executable, "-m", "igniterd", "demo", "--folder", str(folder))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     pipe, both = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
-    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=both, env=environment, start_new_session=True)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=pipe, stderr=both, env=environment, start_new_session=True, preexec_fn=hears_ctrl_c
+    )
     try:
         assert process.stdout is not None
         async with asyncio.timeout(90):
