@@ -55,6 +55,12 @@ class Triton(Section):
             raise ValueError("should be host:port of Triton's gRPC endpoint, such as 127.0.0.1:8001")
         return value
 
+    @model_validator(mode="after")
+    def _whole(self) -> Triton:
+        if (self.cert_file or self.key_file) and not (self.ca_file and self.cert_file and self.key_file):
+            raise ValueError("cert_file and key_file go together, and want a ca_file: without it the connection would not be encrypted")
+        return self
+
 
 class Gpu(Section):
     source: str = "nvml"
@@ -245,10 +251,18 @@ def _said(problem: Any) -> str:
 
 def _anchored(config: Config, folder: Path) -> Config:
     """Relative paths are meant from the configuration file's folder."""
+
+    def there(section: Triton | Mqtt, *names: str) -> Any:
+        return section.model_copy(update={name: folder / path for name in names if (path := getattr(section, name)) is not None})
+
+    tls = ("ca_file", "cert_file", "key_file")
+    servers = [there(server, *tls) for server in config.triton]
+    mqtt = None if config.mqtt is None else there(config.mqtt, *tls, "password_file")
     models = [
         model.model_copy(update={"profile": folder / model.profile}) if model.profile is not None else model for model in config.model
     ]
-    return config.model_copy(update={"model": models, "state": State.model_validate({"directory": folder / config.state.directory})})
+    state = State.model_validate({"directory": folder / config.state.directory})
+    return config.model_copy(update={"model": models, "state": state, "triton": servers, "mqtt": mqtt})
 
 
 def parse_config(text: str, *, source: str, folder: Path | None = None) -> Config:

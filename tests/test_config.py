@@ -33,6 +33,19 @@ def test_defaults_and_paths_from_the_files_folder(tmp_path: Path) -> None:
     assert config.mqtt is None
 
 
+def test_files_of_tls_are_in_the_files_folder_and_come_together(tmp_path: Path) -> None:
+    file = tmp_path / "igniterd.toml"
+    tls = 'ca_file = "ca.pem"\ncert_file = "/etc/c.pem"\nkey_file = "c.key"\n'
+    file.write_text(f'[[triton]]\n{tls}[mqtt]\nurl = "mqtts://broker"\npassword_file = "secret"\n{GOOD}')
+    config = load_config(file)
+    server = config.triton[0]
+    assert (server.ca_file, server.cert_file, server.key_file) == (tmp_path / "ca.pem", Path("/etc/c.pem"), tmp_path / "c.key")
+    assert config.mqtt is not None
+    assert (config.mqtt.password_file, config.mqtt.ca_file) == (tmp_path / "secret", None)
+    for half in (tls.replace("ca_file", "# "), tls.replace("cert_file", "# ")):
+        assert "triton[0]: cert_file and key_file go together" in problems(f"[[triton]]\n{half}{GOOD}")
+
+
 def test_every_problem_is_named_at_once() -> None:
     said = problems(
         """

@@ -7,7 +7,7 @@ import contextlib
 import importlib
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,12 +18,10 @@ from igniterd.cli.common import cannot
 from igniterd.errors import CannotRun
 
 if TYPE_CHECKING:
+    from igniterd.cli.profile_access import Access
     from igniterd.clients.triton import TritonClient
     from igniterd.profiler.board import Probe
     from igniterd.profiler.partial import Partial, Settings
-
-_TIMEOUT_S = 10.0
-_RELOAD_TIMEOUT_S = 180.0
 
 
 def register(app: typer.Typer) -> None:
@@ -34,12 +32,29 @@ def register(app: typer.Typer) -> None:
 def profile(
     models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help="Models that Triton has loaded.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The profile to write.")] = Path("profile.json"),
-    triton: Annotated[str, typer.Option(help="Triton's gRPC endpoint, host:port.")] = "127.0.0.1:8001",
-    metrics_url: Annotated[str | None, typer.Option(help="Triton's metrics page; not needed.")] = None,
-    gpu: Annotated[str, typer.Option(help="Where the board is read: nvml, emulated:PATH or none.")] = "nvml",
-    state: Annotated[Path, typer.Option(help="Folder for the environments of shares; Triton must see it under the same path.")] = Path(
-        "/var/lib/igniterd"
-    ),
+    triton: Annotated[
+        str | None, typer.Option(help="Triton's gRPC endpoint, host:port (127.0.0.1:8001); with --config the name of a [[triton]].")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="The daemon's configuration: its [[triton]] with TLS and headers, [gpu], [mps] and [state]."),
+    ] = None,
+    ca_file: Annotated[Path | None, typer.Option(help="PEM file of who signed Triton's certificate: TLS.")] = None,
+    cert_file: Annotated[Path | None, typer.Option(help="PEM file of igniterd's own certificate: mutual TLS.")] = None,
+    key_file: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Sent with every call; others see it in ps, --config they do not.")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Where the board is read: nvml (unless the configuration says otherwise), emulated:PATH or none.")
+    ] = None,
+    mps: Annotated[
+        bool | None, typer.Option("--mps/--no-mps", help="Whether processes share the GPU by MPS; without it no share is measured.")
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the environments of shares (/var/lib/igniterd); Triton must see it under the same path."),
+    ] = None,
     inputs: Annotated[Path | None, typer.Option("--input", help="An .npz file with items to send, an array an input.")] = None,
     shape: Annotated[
         list[str] | None, typer.Option(metavar="[MODEL:]INPUT=d1,d2", help="Dimensions of one item, for inputs with variable ones.")
@@ -63,6 +78,7 @@ def profile(
     possible, OUTPUT.partial keeps what it was and --restore puts it back later. The latency of a profile is Triton's compute_input +
     compute_infer + compute_output of one execution of exactly that batch: what the daemon compares its predictions with.
     """
+    from igniterd.cli.profile_access import Access, headers_of, host_of
     from igniterd.profiler.partial import Partial, partial_path
 
     with cannot():
@@ -71,19 +87,22 @@ def profile(
         if show is not None:
             _show(show, plot)
             return
+        access, headers = Access(triton, config, ca_file, cert_file, key_file), headers_of(header or [])
         if restore is not None:
-            _run(_restored(Partial.read(restore), restore, None if triton == "127.0.0.1:8001" else triton))
+            _run(_restored(Partial.read(restore), restore, access, headers))
             return
         if resume is not None:
             partial, path = Partial.read(resume), resume
+            partial.settings = access.over(partial.settings)
             output = path.with_suffix("") if path.suffix == ".partial" else output
         else:
+            host = host_of(config)
             settings = _settings(
                 models=models,
-                triton=triton,
-                metrics_url=metrics_url,
-                gpu=gpu,
-                shares=state.absolute() / "shares",
+                **access.settings(),
+                gpu=gpu or host["gpu"],
+                mps=host["mps"] if mps is None else mps,
+                shares=(state or host["state"]).absolute() / "shares",
                 input=inputs,
                 shapes=_shapes(shape or []),
                 accuracy=accuracy,
@@ -97,7 +116,7 @@ def profile(
             partial, path = Partial(settings=settings), partial_path(output)
             if path.exists() and Partial.read(path).originals:
                 raise CannotRun(f"{path} says that the server was not put back after an earlier profile: use --resume or --restore {path}")
-        _run(_profiled(partial, path, output, budget))
+        _run(_profiled(partial, path, output, budget, headers))
         if plot is not None:
             _show(output, plot)
 
@@ -147,12 +166,6 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         raise typer.Exit(1) from None
 
 
-def _client(settings: Settings) -> TritonClient:
-    from igniterd.clients.triton import TritonClient
-
-    return TritonClient("main", settings.triton, timeout_s=_TIMEOUT_S, reload_timeout_s=_RELOAD_TIMEOUT_S, config_max_age_s=3600.0)
-
-
 async def _probe(settings: Settings, client: TritonClient) -> tuple[Probe | None, int]:
     """The board the models run on, or ``None`` where it is not to be read, and its index."""
     from igniterd.clients.nvml import NvmlClient
@@ -174,18 +187,22 @@ async def _probe(settings: Settings, client: TritonClient) -> tuple[Probe | None
     return Probe(NvmlClient(library, timeout_s=2.0), index, Counters(library, index)), index
 
 
-async def _profiled(partial: Partial, path: Path, output: Path, budget_s: float | None) -> None:
+async def _profiled(partial: Partial, path: Path, output: Path, budget_s: float | None, headers: Mapping[str, str]) -> None:
     from igniterd import __version__
+    from igniterd.cli.profile_access import client_of, mps_warning
     from igniterd.profiler.session import Session
 
     settings = partial.settings
-    client = _client(settings)
+    client = client_of(settings, headers)
     try:
         server = await client.server()
         if refusal := await client.refuses_loads():
             raise CannotRun(f"Triton at {settings.triton}: {refusal}")
         probe, index = await _probe(settings, client)
+        warning = await mps_warning(settings)
         with _watching() as listener:
+            if warning:
+                listener.say(warning)
             session = Session(client, probe, partial, path, listener, index=index, measure_link=settings.gpu == "nvml", budget_s=budget_s)
             try:
                 await session.run()
@@ -194,7 +211,7 @@ async def _profiled(partial: Partial, path: Path, output: Path, budget_s: float 
     finally:
         await client.close()
     origin = f"igniterd {__version__} profile, Triton {server.version}, {datetime.now(UTC):%Y-%m-%d}"
-    found = partial.profile(origin="; ".join([origin, *partial.notes]))
+    found = partial.profile(origin="; ".join([origin, *partial.notes, *([warning] if warning else [])]))
     found.save(output)
     path.unlink()  # noqa: ASYNC240  nothing else runs any more
     for name, done in partial.models.items():
@@ -211,14 +228,15 @@ def _left_behind(partial: Partial, path: Path) -> None:
         )
 
 
-async def _restored(partial: Partial, path: Path, triton: str | None) -> None:
+async def _restored(partial: Partial, path: Path, access: Access, headers: Mapping[str, str]) -> None:
+    from igniterd.cli.profile_access import client_of
     from igniterd.profiler.server import restore
 
-    settings = partial.settings if triton is None else partial.settings.model_copy(update={"triton": triton})
+    settings = access.over(partial.settings)
     if not partial.originals:
         print(f"{path}: nothing to put back")
         return
-    client = _client(settings)
+    client = client_of(settings, headers)
     try:
         failed = await restore(client, partial.originals, patience_s=30.0, say=lambda text: print(text, file=sys.stderr))
     finally:

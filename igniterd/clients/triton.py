@@ -166,7 +166,8 @@ class TritonClient:
         if control is Control.NOT_EXPLICIT:
             return f"model control is {control.value}; start tritonserver with --model-control-mode=explicit ({reason})"
         if control is Control.RESTRICTED:
-            return f"its model repository API is {control.value}; set triton.header ({reason})"
+            header = "it wants a header: [[triton]] header of the configuration, or --header of igniterd profile"
+            return f"its model repository API is {control.value}; {header} ({reason})"
         return ""
 
     async def index(self) -> tuple[IndexEntry, ...]:

@@ -28,8 +28,16 @@ class Settings(_Part):
 
     models: list[str] = Field(min_length=1)
     triton: str
-    metrics_url: str | None = None
+    """gRPC endpoint, host:port."""
+    config: Path | None = None
+    """The daemon's configuration; its ``[[triton]]`` named ``server`` says how that is reached: TLS, headers."""
+    server: str = "main"
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
     gpu: str = "nvml"
+    mps: bool = True
+    """Whether processes share the GPU; without MPS every model is measured with all of it."""
     shares: Path
     """Folder of share environments; ends in ``shares``."""
     input: Path | None = None

@@ -57,19 +57,27 @@ def for_measuring(original: ModelConfig, share: float | None, largest: int, shar
 class Server:
     """The models of one Triton while they are profiled. ``originals`` are their configurations before the first change."""
 
-    def __init__(self, client: Configurable, originals: Mapping[str, ModelConfig], shares: Path, probe: Probe | None = None) -> None:
-        """``shares`` is the folder of share environments, under the path at which Triton sees it."""
+    def __init__(
+        self,
+        client: Configurable,
+        originals: Mapping[str, ModelConfig],
+        shares: Path,
+        probe: Probe | None = None,
+        *,
+        mps: bool = True,
+    ) -> None:
+        """``shares`` is the folder of share environments, under the path at which Triton sees it; without ``mps`` none has an effect."""
         self.reload_s = 1.5
         """What a reload takes; a guess until the first one."""
         self.copy_bytes: dict[str, int] = {}
         """Board memory of one copy after it executed its largest batch."""
-        self._client, self._shares, self._probe = client, shares, probe
+        self._client, self._shares, self._probe, self._mps = client, shares, probe, mps
         self._originals = dict(originals)
         self._applied: dict[str, tuple[float | None, int]] = {}
 
     def steerable(self, model: str) -> bool:
-        """Whether the model can be given a share: it runs in a process of its own."""
-        return backend_of(self._originals[model]) == "python"
+        """Whether the model can be given a share: it runs in a process of its own, under MPS."""
+        return self._mps and backend_of(self._originals[model]) == "python"
 
     def share(self, model: str) -> float | None:
         """The share applied now for measuring; ``None`` before the first change or without one."""

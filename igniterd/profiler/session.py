@@ -103,7 +103,7 @@ class Session:
         if not self.partial.originals:
             self.partial.originals = await originals_of(self._client, settings.models)
         originals = self.partial.originals
-        server = Server(self._client, originals, settings.shares, self._probe)
+        server = Server(self._client, originals, settings.shares, self._probe, mps=settings.mps)
         meter = Meter(self._client, self._probe, sorted(loaded - set(settings.models)))
         await self._survey()
         async with AsyncExitStack() as stack:
@@ -278,10 +278,11 @@ class Session:
         """The co-runs of pairs that are still missing, while there is time."""
         named = {m.name: m for m in models if server.steerable(m.name)}
         board = self.partial.board
+        if left_out := [m.name for m in models if m.name not in named]:
+            why = "runs inside tritonserver, without a share of its own" if self.partial.settings.mps else "no share without MPS"
+            self._listener.say(f"{', '.join(left_out)}: {why}; its pairs are not measured")
         if board is None or len(named) < 2:
             return
-        if left_out := [m.name for m in models if m.name not in named]:
-            self._listener.say(f"{', '.join(left_out)}: runs inside tritonserver, without a share of its own; its pairs are not measured")
         largest = {m.name: self.partial.models[m.name].most_batch or m.span.max_batch for m in named.values()}
         wanted = co_runs(largest, board.share_unit, even=bool(self.partial.even))
         have = {_key(run) for run in self.partial.co_runs}

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer import BadParameter
 from typer.testing import CliRunner
 
 from igniterd.cli.app import app
+from igniterd.cli.profile_access import Access, host_of, mps_warning
 from igniterd.emulator.process import free_ports
 from igniterd.model.own import OwnModel
 from igniterd.model.profile import builtin_profile
@@ -30,6 +32,8 @@ def run(*arguments: str) -> tuple[int, str]:
         (("m", "--shape", "X"), "should be INPUT=d1,d2"),
         (("m", "--shape", "X=3,0"), "should be INPUT=d1,d2"),
         (("m", "--points", "2"), "--points"),
+        (("m", "--triton", "gpu-a"), "should be host:port"),
+        (("m", "--header", "s3cret"), "--header"),
     ],
 )
 def test_wrong_usage(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
@@ -52,6 +56,72 @@ def test_a_server_that_was_left_changed_is_not_profiled_anew(tmp_path: Path) -> 
     code, text = run("m", "-o", str(tmp_path / "p.json"))
     assert code == 1
     assert "--resume or --restore" in text
+
+
+TWO = """
+[[triton]]
+name = "a"
+url = "a:8001"
+header = { key = "s3cret" }
+ca_file = "ca.pem"
+[[triton]]
+name = "b"
+url = "b:8001"
+[mps]
+enabled = false
+[gpu]
+source = "none"
+[[model]]
+name = "m"
+triton = "a"
+slo_p99_ms = 10
+"""
+
+
+def access(**given: object) -> Access:
+    return Access(**({"triton": None, "config": None, "ca_file": None, "cert_file": None, "key_file": None} | given))  # type: ignore[arg-type]
+
+
+def test_the_configuration_says_how_triton_is_reached(tmp_path: Path) -> None:
+    path = tmp_path / "igniterd.toml"
+    path.write_text(TWO)
+    for wanted in ("a", "a:8001"):
+        settings = Settings(models=["m"], shares=tmp_path, **access(triton=wanted, config=path).settings())
+        assert (settings.triton, settings.server) == ("a:8001", "a")
+        assert "s3cret" not in settings.model_dump_json()
+    for wanted, said in ((None, "name one of a, b"), ("c", "which has a, b")):
+        with pytest.raises(BadParameter, match=said):
+            access(triton=wanted, config=path).settings()
+    assert host_of(path) == {"gpu": "none", "state": Path("/var/lib/igniterd"), "mps": False}
+
+
+def test_one_servers_headers_are_not_sent_to_another(tmp_path: Path) -> None:
+    path = tmp_path / "igniterd.toml"
+    path.write_text(TWO)
+    settings = Settings(models=["m"], shares=tmp_path, **access(triton="a", config=path).settings())
+    assert access(triton="a:8001").over(settings).config == path
+    moved = access(triton="elsewhere:8001").over(settings)
+    assert (moved.triton, moved.config) == ("elsewhere:8001", None)
+
+
+def test_half_a_certificate_is_refused(tmp_path: Path) -> None:
+    code, text = run("m", "-o", str(tmp_path / "p.json"), "--cert-file", str(tmp_path / "c.pem"), "--gpu", "none")
+    assert code == 1
+    assert "--ca-file, --cert-file and --key-file" in text
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("default", "said"), [("100.0", ""), ("50.0", "above 50%"), ("", "may have no effect")])
+async def test_shares_without_effect_are_said(tmp_path: Path, default: str, said: str) -> None:
+    control = tmp_path / "control"
+    control.write_text(f"#!/bin/sh\nread _; read _; [ -n '{default}' ] && echo {default}\n")
+    control.chmod(0o755)
+    path = tmp_path / "igniterd.toml"
+    path.write_text(f'[mps]\ncontrol = "{control}"\n[[model]]\nname = "m"\nslo_p99_ms = 10\n')
+    settings = Settings(models=["m"], shares=tmp_path, **access(config=path).settings())
+    found = await mps_warning(settings)
+    assert (said in found) if said else found == ""
+    assert await mps_warning(settings.model_copy(update={"gpu": "none"})) == ""
 
 
 def test_nothing_to_restore(tmp_path: Path) -> None:

@@ -227,6 +227,15 @@ async def test_a_model_inside_tritonserver_is_profiled_at_the_whole_gpu(tmp_path
     assert all(share is None for model, share in triton.loads if model == "net")
 
 
+async def test_without_mps_every_model_is_profiled_at_the_whole_gpu(tmp_path: Path) -> None:
+    triton = FakeTriton([config_of("big"), config_of("small")])
+    partial, heard = asked(tmp_path, "big", "small", mps=False), Heard()
+    await session(triton, partial, tmp_path, heard).run()
+    assert all({p.share for p in partial.models[name].solo} == {1.0} for name in ("big", "small"))
+    assert partial.co_runs == []
+    assert any("no share without MPS" in line for line in heard.said)
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
