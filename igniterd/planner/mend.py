@@ -50,8 +50,8 @@ def check(problem: Problem, settler: Settler, packs: Sequence[Pack], level: floa
     return Placed(problem, groups, placements, {})
 
 
-def calibrate(problem: Problem, settler: Settler, level: float) -> None:
-    """Evaluate items exactly, each alone on a GPU, correct their goals, and split what then fits no GPU.
+def calibrate(problem: Problem, settler: Settler, level: float, split: bool = True) -> None:
+    """Evaluate items exactly, each alone on a GPU, correct their goals, and ``split`` what then fits no GPU.
 
     Of many items only the large ones: an error of the tables costs the others a unit, but these a second GPU.
     """
@@ -68,7 +68,8 @@ def calibrate(problem: Problem, settler: Settler, level: float) -> None:
             if misses(problem, group, placement):
                 pending += group.items
         before = problem.parent.size
-        problem.split_unfit()
+        if split:
+            problem.split_unfit()
         pending += range(before, problem.parent.size)
         if not pending:
             return
@@ -155,11 +156,9 @@ def place(problem: Problem, group: Group, spare: float = 0.5) -> list[Placement]
     placements = []
     for k, item in enumerate(group.items):
         model = int(items.model[item])
-        first = float(t.curve_ms[group.kind, model, units[k], 1]) * group.stretch[k]
-        delay = round(float(t.delay[group.option[k]]) * first, 1)
         rate, c2 = 1e3 * float(items.rate[item]), problem.burstiness_of(item)
         batch = int(t.caps[group.option[k]])
-        placements.append(Placement(problem.models[model], units[k] / top, batch, delay, rate, c2, group.busy[k], group.batch[k]))
+        placements.append(Placement(problem.models[model], units[k] / top, batch, 0.0, rate, c2, group.busy[k], group.batch[k]))
     return placements
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from igniterd.errors import ConfigError
 from igniterd.planner.exact import LEVEL
 from igniterd.planner.gpus import GpuType
-from igniterd.planner.mend import Moves, check, mend, resettle
+from igniterd.planner.mend import Moves, calibrate, check, mend, resettle
 from igniterd.planner.own import to_plan, within_stock
 from igniterd.planner.problem import Problem, pose
 from igniterd.planner.records import PlannedGpu, ProvisionPlan
@@ -52,6 +52,7 @@ def replan(
     running = _running(start, workloads, gpus)
     problem = pose(workloads, gpus, burstiness, level=level, parts=running.parts)
     settler = Settler(problem)
+    calibrate(problem, settler, level, split=False)  # as when the running plan was made, or tables a hair off would move tenants that fit
     packs, new = _assigned(problem, running)
     moves = Moves(math.inf if max_moves is None else max_moves, new)
     groups = [settler.group(kind, items) for kind, items in packs]

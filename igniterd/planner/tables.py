@@ -19,11 +19,9 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 CAPS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
-"""Largest batches considered, as far as a model was profiled."""
-DELAYED_CAPS = (2, 4, 8, 32, 128)
-DELAY = 0.5
-"""The queue delay considered, with the largest batches of ``DELAYED_CAPS`` only, over the service time of a batch of one. A short one
-costs next to no P99 and leaves the GPU idler, which the neighbours gain from; longer ones cost more P99 than they save."""
+"""Largest batches considered, as far as a model was profiled. Queue delays are not: under Triton's rule (a batch whose oldest request has
+waited the delay is sealed, even while the instance is busy) a delay never lowers a model's own P99, and a plan gives nobody the slack in the
+SLO that it would take to spend one for the neighbours' sake."""
 LOADS = (0.0, 0.015, 0.06, 0.16, 0.32, 0.5, 0.68, 0.82, 0.92, 0.97)
 _FINER = 4
 """Points put between two evaluated ones by a monotone cubic, so that the kernels can be content with straight lines."""
@@ -46,8 +44,7 @@ def build_tables(gpus: Sequence[GpuType], models: Sequence[str], burstiness: Seq
     """
     top = max(gpu.units for gpu in gpus)
     limits = [c for c in CAPS if c <= max(_most_batch(gpu, m) for gpu in gpus for m in models)]
-    options = [(c, 0.0) for c in limits] + [(c, DELAY) for c in limits if c in DELAYED_CAPS]
-    caps, delay = np.array([c for c, _ in options], dtype=np.int64), np.array([d for _, d in options])
+    caps = np.array(limits, dtype=np.int64)
     most_batch = np.array([[_most_batch(gpu, m) for m in models] for gpu in gpus], dtype=np.int64)
     curves = np.full((len(gpus), len(models), top + 1, int(most_batch.max()) + 1), np.inf)
     for k, gpu in enumerate(gpus):
@@ -57,7 +54,7 @@ def build_tables(gpus: Sequence[GpuType], models: Sequence[str], burstiness: Seq
                 most = int(most_batch[k, m])
                 curves[k, m, 1 : gpu.units + 1, 1 : most + 1] = gpu.model.share_curves_ms(name, shares, (), most, level=level)[1]
     log_shape = _shapes(curves)
-    queues = [_queue(caps, delay, log_shape, c2, service_cv) for c2 in burstiness]
+    queues = [_queue(caps, log_shape, c2, service_cv) for c2 in burstiness]
     load = np.array(LOADS)
     p99, busy, batch = (np.stack([_finer(part, log_shape, load) for part in parts]) for parts in zip(*queues, strict=True))
     gain_units = np.unique(np.maximum(1, np.round(np.array(_GAIN_SHARES) * top))).astype(np.int64)
@@ -67,7 +64,6 @@ def build_tables(gpus: Sequence[GpuType], models: Sequence[str], burstiness: Seq
     tables = Tables(
         curves,
         caps,
-        delay,
         _between(log_shape),
         _between(load),
         p99,
@@ -103,8 +99,7 @@ def _mend(t: Tables, burstiness: float, service_cv: float) -> None:
         return
     curves = np.stack([np.where(np.isfinite(curve), curve, np.nanmax(curve[np.isfinite(curve)])) for curve, _, _ in cases])
     caps, rates = np.array([cap for _, cap, _ in cases], dtype=np.int64), np.array([rate for _, _, rate in cases])
-    waits = np.array([t.delay[c] * curve[0] for (*_, c), (curve, _, _) in zip(points, cases, strict=True)])
-    exact = respond(1e3 * rates, curves, caps, waits, service_cv=service_cv, burstiness=burstiness)
+    exact = respond(1e3 * rates, curves, caps, np.zeros(caps.size), service_cv=service_cv, burstiness=burstiness)
     for (kind, model, e, g, c), rate, p99, ok in zip(points, rates.tolist(), exact.p99_ms.tolist(), exact.ok.tolist(), strict=True):
         by_table = lookup.p99_ms(t, kind, 0, model, int(t.mend_units[e]), c, rate, 1.0)
         ratio = min(1.2, max(0.8, p99 / by_table)) if ok else 1.0
@@ -147,8 +142,8 @@ def is_random(burstiness: float) -> bool:
     return burstiness >= 0.5
 
 
-def _queue(caps: I64, delay: F64, log_shape: F64, burstiness: float, service_cv: float) -> tuple[F64, F64, F64]:
-    """P99 as ``Tables`` has it, utilisation and mean batch, each (X, R, O), of the unit curve s(b) = (x + b) / (x + 1)."""
+def _queue(caps: I64, log_shape: F64, burstiness: float, service_cv: float) -> tuple[F64, F64, F64]:
+    """P99 as ``Tables`` has it, utilisation and mean batch, each (X, R, C), of the unit curve s(b) = (x + b) / (x + 1)."""
     loads = np.array((0.004, *LOADS[1:]))  # at no load at all there is no queue to evaluate; the limit is reached well before
     shape = np.exp(log_shape)
     grid = np.stack(np.meshgrid(np.arange(shape.size), np.arange(loads.size), np.arange(caps.size), indexing="ij"), axis=-1)
@@ -156,8 +151,7 @@ def _queue(caps: I64, delay: F64, log_shape: F64, burstiness: float, service_cv:
     x, load, cap = shape[rows[:, 0]], loads[rows[:, 1]], caps[rows[:, 2]]
     curves = (x[:, None] + np.arange(1, caps[-1] + 1)) / (x[:, None] + 1.0)
     rates = 1e3 * load * cap / curves[np.arange(cap.size), cap - 1]
-    waits = delay[rows[:, 2]]
-    answer = respond(rates, curves, cap, waits, service_cv=service_cv, burstiness=burstiness)
+    answer = respond(rates, curves, cap, np.zeros(cap.size), service_cv=service_cv, burstiness=burstiness)
     out = []
     if is_random(burstiness):
         scale = 1.0 / (1.0 - load)

@@ -7,8 +7,7 @@ only: the shape x = (s(1) - beta)/beta, the largest batch B, and the load rho = 
 beta is taken over the batches that form at that rate, see :func:`working`; what is still amiss is evaluated at a few points a
 model and mended by ``mend``.
 ``p99[., x, rho, B]`` holds P99 (1 - rho) / s(1), ``busy`` the utilisation and ``mean_batch`` the mean batch; between their points
-they are interpolated linearly in log x and in rho. A queue delay adds a fourth number, the delay over s(1): an *option* is a
-largest batch with a delay.
+they are interpolated linearly in log x and in rho. An *option* is one of the largest batches considered; queue delays are not.
 
 Neighbours. A neighbour that executes a fraction d of the time makes every batch 1 + d gain as long. Of several the worst counts in
 full and of each other ``overlap``, which is read off the model (1: they add up). Stretching all service times by phi is the same as
@@ -35,7 +34,6 @@ class Tables(NamedTuple):
 
     curve_ms: F64  # (K, M, U + 1, N + 1) s(b), upper bound, for batches 1..N; index 0 unused
     caps: I64  # (O,) B
-    delay: F64  # (O,) queue delay over s(1)
     log_shape: F64  # (X,) rising
     load: F64  # (R,) rising, from 0, below 1
     p99: F64  # (Q, X, R, O)
