@@ -19,9 +19,9 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 CAPS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
-"""Largest batches considered, as far as a model was profiled. Queue delays are not: under Triton's rule (a batch whose oldest request has
-waited the delay is sealed, even while the instance is busy) a delay never lowers a model's own P99, and a plan gives nobody the slack in the
-SLO that it would take to spend one for the neighbours' sake."""
+"""Largest batches considered, as far as a model was profiled. Queue delays are not: under Triton's rule (a batch whose oldest request
+has waited the delay is sealed, even while the instance is busy) a delay does not lower a model's own P99. It only makes the model less
+busy, for its neighbours' sake, where its SLO has slack; and a plan gives nobody more than the least share that holds the SLO."""
 LOADS = (0.0, 0.015, 0.06, 0.16, 0.32, 0.5, 0.68, 0.82, 0.92, 0.97)
 _FINER = 4
 """Points put between two evaluated ones by a monotone cubic, so that the kernels can be content with straight lines."""
