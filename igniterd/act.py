@@ -6,6 +6,7 @@ the new one is ready, and keeps the old one when it refuses the new; so stopping
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any, Protocol
 
 from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton_config import allocation_of, base_env_of, same_allocation, with_allocation
-from igniterd.errors import IgniterdError, Refused
+from igniterd.errors import IgniterdError, Refused, Unreachable
 from igniterd.records import Actuation, Outcome, Plan, Step
+
+READ_BACKS = 5  # each with the deadline of a call
 
 
 class Reloader(Protocol):
@@ -35,9 +38,17 @@ async def _apply(step: Step, triton: Reloader, shares: Path) -> None:
     if step.after.share is not None:
         prepare_share(shares, step.after.share, base_env_of(before))
     await triton.load(step.model, with_allocation(before, step.after, str(shares)))
-    applied = allocation_of(await triton.config(step.model))
+    applied = allocation_of(await _read_back(step.model, triton))
     if not same_allocation(applied, step.after):
         raise Refused(f"{step.model}: Triton loaded {applied} where {step.after} was asked")
+
+
+async def _read_back(model: str, triton: Reloader) -> dict[str, Any]:
+    """The configuration after a load; a busy server may miss a deadline without anything being wrong."""
+    for _ in range(READ_BACKS - 1):
+        with contextlib.suppress(Unreachable):
+            return await triton.config(model)
+    return await triton.config(model)
 
 
 async def act(plan: Plan, tritons: Mapping[str, Reloader], triton_of: Mapping[str, str], shares: Path) -> Outcome:
@@ -53,4 +64,6 @@ async def act(plan: Plan, tritons: Mapping[str, Reloader], triton_of: Mapping[st
         await _apply(step, tritons[triton_of[step.model]], shares)
     except IgniterdError as error:
         return Outcome((Actuation(step, False, time.monotonic() - began_s, str(error)),))
+    except Exception as error:  # a configuration nobody thought of: this change is not made, and the daemon goes on
+        return Outcome((Actuation(step, False, time.monotonic() - began_s, f"unforeseen: {error!r}"),))
     return Outcome((Actuation(step, True, time.monotonic() - began_s),))

@@ -7,38 +7,34 @@ import contextlib
 import importlib
 import signal
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from igniterd.clients.admin import AdminServer
+from igniterd.clients.lock import HostLock
 from igniterd.clients.metrics import Metrics
 from igniterd.clients.mps import MpsControl
 from igniterd.clients.mqtt import MqttPublisher
 from igniterd.clients.nvml import NvmlClient
+from igniterd.clients.once import Once
 from igniterd.clients.systemd import Notifier
 from igniterd.clients.triton import TlsFiles, TritonClient
 from igniterd.config import Config, Triton
-from igniterd.decide import Oracles
-from igniterd.errors import CannotRun, ProfileError
+from igniterd.errors import ConfigError, IgniterdError
 from igniterd.history import History
+from igniterd.knowledge import load_knowledge
 from igniterd.loop import Carry, Knowledge, Loop
-from igniterd.memory import Memory, identity
-from igniterd.model import PerformanceModel, Profile, load_model
-from igniterd.model.api import Tenant
-from igniterd.model.oracle import Demand, Oracle
+from igniterd.memory import Memory
 from igniterd.observe import Sources
-from igniterd.records import Allocation, Tick
+from igniterd.records import Tick
 from igniterd.report import Reporter
 
 OVERRUN_SAID_EVERY_S = 60.0
-FIT_TIMEOUT_S = 60.0
-SLOW_COMPILE_S = 3.0
+CLOSE_S = 5.0  # longest wait for anything to be closed; systemd's TimeoutStopSec is 20
 
 
 def triton_client(server: Triton, config: Config) -> TritonClient:
@@ -75,87 +71,34 @@ def mps_client(config: Config) -> MpsControl | None:
     return MpsControl(config.mps.control, config.mps.pipe_directory, timeout_s=2 * config.loop.io_timeout_s)
 
 
-def fitted(profile: Profile) -> PerformanceModel:
-    """igniterd's model of ``profile``, fitted in a process of its own: the solvers take 80 MB that this one would never give back.
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """What to begin anew with after a reload of the configuration."""
 
-    Raises :class:`ProfileError` as the fit does, :class:`CannotRun` when it takes longer than a minute or its process dies.
-    """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        try:
-            return pool.submit(load_model, profile).result(timeout=FIT_TIMEOUT_S)
-        except (BrokenProcessPool, TimeoutError) as error:
-            raise CannotRun(f"the model could not be fitted to the profile: {error!r}") from error
-
-
-def load_knowledge(config: Config) -> Knowledge:
-    """Read the profiles the configuration names and fit the model to them.
-
-    Raises :class:`ProfileError` naming the model and the file for one that is unreadable, lacks the model, or is for another board
-    than the others.
-    """
-    profiled: dict[str, str] = {}
-    merged: Profile | None = None
-    for model in config.model:
-        if model.profile is None:
-            continue
-        profile, name = Profile.load(model.profile), model.profile_model or model.name
-        if name not in profile.models:
-            raise ProfileError(
-                f"model {model.name}: {model.profile} profiles {', '.join(profile.models)}, not {name}; "
-                "set profile_model, or profile this model"
-            )
-        profiled[model.name] = name
-        merged = profile if merged is None else merged.merge(profile)
-    if merged is None:
-        return Knowledge()
-    predictor, level = fitted(merged), config.decide.level
-    oracles = Oracles(promises=Oracle(predictor, level=level), expects=Oracle(predictor, level=level, upper=False))
-    _check_slos(config, profiled, oracles.expects)
-    _compile(oracles, next(iter(profiled.values())))
-    identities = {name: identity(merged, model) for name, model in profiled.items()}
-    return Knowledge(profiled, oracles, identities, merged.board.name, merged.board.sm_count)
-
-
-def _compile(oracles: Oracles, model: str) -> None:
-    """Ask once for what a decision asks for: on a machine where numba has cached nothing yet this takes a minute, and must not happen
-    inside a tick."""
-    began_s = time.monotonic()
-    demand = Demand("compile", model, 10.0, 100.0, max_batch=2)
-    allocations = {"compile": Allocation(1.0, 2, 1000)}
-    oracles.promises.together([demand], allocations)
-    oracles.expects.served(demand, allocations["compile"], [Tenant(model, 1.0, 0.5, 0.5)])
-    if time.monotonic() - began_s > SLOW_COMPILE_S:
-        took_s = round(time.monotonic() - began_s, 1)
-        structlog.get_logger("igniterd").info("compiled the model's kernels; later starts take them from numba's cache", took_s=took_s)
-
-
-def _check_slos(config: Config, profiled: dict[str, str], oracle: Oracle) -> None:
-    """Refuse an SLO below the fastest possible latency: no share on this board could ever hold it."""
-    problems = []
-    for model in config.model:
-        if model.name not in profiled:
-            continue
-        mean_ms, _ = oracle.model.service_curve_ms(profiled[model.name], model.max_share, (), 1, level=oracle.level)
-        fastest_ms = float(mean_ms[0])
-        if fastest_ms > model.slo_p99_ms:
-            problems.append(
-                f"model {model.name}: slo_p99_ms = {model.slo_p99_ms:g}, but one request alone takes {fastest_ms:.3g} ms "
-                f"with max_share = {model.max_share:g} on this board"
-            )
-    if problems:
-        raise CannotRun("; ".join(problems))
+    config: Config
+    knowledge: Knowledge
 
 
 class Daemon:
-    """One host's igniterd. ``run`` returns when it is told to stop; nothing that is applied is taken back."""
+    """One host's igniterd. ``run`` returns when it is told to stop, or to take up a changed configuration; nothing that is applied is
+    taken back."""
 
-    def __init__(self, config: Config, *, notifier: Notifier | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        knowledge: Knowledge | None = None,
+        reread: Callable[[], Config] | None = None,
+        notifier: Notifier | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``knowledge``: where the profiles are read already; ``reread`` reads the configuration again, for SIGHUP."""
         self.config = config
         self.clock = clock
         self.notifier = notifier or Notifier()
         self.log = structlog.get_logger("igniterd")
-        self.stopping = asyncio.Event()
-        knowledge = load_knowledge(config)
+        self.stopping, self.rereading = asyncio.Event(), asyncio.Event()
+        knowledge = knowledge or load_knowledge(config)
         self.tritons = {server.name: triton_client(server, config) for server in config.triton}
         self.nvml = nvml_client(config)
         sources = Sources(
@@ -177,6 +120,10 @@ class Daemon:
         self.admin = AdminServer(
             *config.metrics.address, metrics=self.metrics.render, state=lambda: self.reporter.state, health=self.health
         )
+        self.lock = HostLock(config.state.directory, [t.url for t in config.triton] if config.loop.mode == "act" else ())
+        self._reread = reread
+        self._rereading: asyncio.Task[Fresh | None] | None = None
+        self._once = Once("loop")
         self._last_tick_s: float | None = None
         self._overrun_said_s = float("-inf")
 
@@ -199,35 +146,46 @@ class Daemon:
         """Whether ticks are being finished and Triton answers; the reasons when not."""
         if self._last_tick_s is None:
             return False, ["no tick finished yet"]
-        reasons = []
+        reasons = ["the last tick failed: see the log"] if self._once.failing("tick") else []
         age_s = self.clock() - self._last_tick_s
         if age_s > 5 * self.config.loop.interval_s:
             reasons.append(f"the last tick was finished {age_s:.0f} s ago")
         reasons += [f"{gap['source']}: {gap['reason']}" for gap in self.reporter.state.get("gaps", ()) if gap["source"] != "nvml"]
         return not reasons, reasons
 
-    async def run(self) -> None:
-        """Tick until told to stop (SIGTERM, SIGINT, or ``stopping`` set)."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(NotImplementedError, RuntimeError):  # not in the main thread: the caller sets `stopping`
-                asyncio.get_running_loop().add_signal_handler(number, self.stopping.set)
-        self.log.info("starting", host=self.config.host.name, mode=self.config.loop.mode, models=len(self.config.model))
-        await self.admin.start()
-        if self.publisher is not None:
-            await self.publisher.start()
-        try:
-            await self._tick_forever()
-        finally:
-            self.notifier.stopping()
-            await self._close()
-            self.log.info("stopped; what is applied goes on serving")
+    async def run(self) -> Fresh | None:
+        """Tick until told to stop (SIGTERM, SIGINT, or ``stopping`` set): None. After SIGHUP, if the configuration read again is right:
+        what to begin anew with.
 
-    async def _tick_forever(self) -> None:
+        Raises :class:`CannotRun` when another igniterd has this host, or the admin address cannot be had.
+        """
+        signals = {signal.SIGTERM: self.stopping, signal.SIGINT: self.stopping}
+        if self._reread is not None:
+            signals[signal.SIGHUP] = self.rereading
+        for number, event in signals.items():
+            with contextlib.suppress(NotImplementedError, RuntimeError):  # not in the main thread: the caller sets the event
+                asyncio.get_running_loop().add_signal_handler(number, event.set)
+        self.log.info("starting", host=self.config.host.name, mode=self.config.loop.mode, models=len(self.config.model))
+        fresh: Fresh | None = None
+        try:
+            self.lock.take()
+            await self.admin.start()
+            if self.publisher is not None:
+                await self.publisher.start()
+            fresh = await self._tick_forever()
+        finally:
+            if fresh is None:
+                self.notifier.stopping()
+            await self._close()
+        return fresh
+
+    async def _tick_forever(self) -> Fresh | None:
         interval_s, next_s = self.config.loop.interval_s, self.clock()
         while not self.stopping.is_set():
-            tick = await self.loop.tick(self.clock())
-            self._told(tick)
-            self.memory.keep(self.loop.carry.belief, tick.at_s, tick.wall_time_s)
+            tick = await self._turn()
+            fresh = self._fresh()
+            if fresh is not None:
+                return fresh
             next_s += interval_s
             late_s = self.clock() - next_s
             if late_s > 0:  # never caught up: a burst of ticks would help nobody
@@ -235,6 +193,47 @@ class Daemon:
                 next_s = self.clock()
             if await self._pause(max(0.0, next_s - self.clock())):
                 next_s = self.clock()
+        return None
+
+    async def _turn(self) -> Tick | None:
+        """One tick, told to everybody. One that fails is said once and costs itself only: the next starts from the same carry.
+
+        The watchdog is fed by finished ticks alone, so that systemd restarts a daemon whose ticks go on failing.
+        """
+        try:
+            tick = await self.loop.tick(self.clock())
+            self._told(tick)
+            self.memory.keep(self.loop.carry.belief, tick.at_s, tick.wall_time_s)
+        except Exception as error:  # whatever it is, a host that is watched badly is better than one that is not watched
+            self._once.failed("tick", repr(error), exc_info=True)
+            return None
+        self._once.worked("tick")
+        return tick
+
+    def _fresh(self) -> Fresh | None:
+        """A changed configuration, once it is read, its profiles are fitted, and no model is being reloaded."""
+        if self.rereading.is_set() and self._rereading is None and self._reread is not None:
+            self.rereading.clear()
+            self.notifier.reloading()
+            self._rereading = asyncio.create_task(self._read_again(self._reread), name="reread")
+        if self._rereading is None or not self._rereading.done() or self.loop.acting is not None:
+            return None
+        fresh, self._rereading = self._rereading.result(), None
+        if fresh is None:
+            self.notifier.ready("the configuration is as it was")
+        return fresh
+
+    async def _read_again(self, reread: Callable[[], Config]) -> Fresh | None:
+        """Everything that can be wrong with a configuration is found while the old one still runs."""
+        try:
+            config = await asyncio.to_thread(reread)
+            knowledge = await asyncio.to_thread(load_knowledge, config)
+        except (IgniterdError, OSError) as error:
+            problems = list(error.problems) if isinstance(error, ConfigError) else [str(error)]
+            self.log.error("the changed configuration is not taken up; the old one stays", problems=problems)
+            return None
+        self.log.info("the configuration was read again: beginning anew with it", models=len(config.model), mode=config.loop.mode)
+        return Fresh(config, knowledge)
 
     async def _pause(self, seconds: float) -> bool:
         """Wait for the next tick, for the end of a step under way (True: the schedule starts anew), or to be told to stop."""
@@ -255,21 +254,32 @@ class Daemon:
             healthy, reasons = self.health()
             self.publisher.set_status("online" if healthy else "degraded", "; ".join(reasons))
 
-    def _say_overrun(self, late_s: float, tick: Tick) -> None:
-        if self.clock() - self._overrun_said_s >= OVERRUN_SAID_EVERY_S:
+    def _say_overrun(self, late_s: float, tick: Tick | None) -> None:
+        if tick is not None and self.clock() - self._overrun_said_s >= OVERRUN_SAID_EVERY_S:
             self._overrun_said_s = self.clock()
             slowest = max(tick.stage_s, key=lambda stage: tick.stage_s[stage])
             self.log.warning("a tick took longer than loop.interval_s", late_s=round(late_s, 3), slowest_stage=slowest)
 
     async def _close(self) -> None:
-        await self.loop.close()
-        await self.admin.close()
+        """Everything within its deadline, and whatever one of them does, the others too."""
+        left = await self.loop.close()
+        closing: dict[str, Awaitable[None]] = {"admin": self.admin.close()}
+        closing |= {f"triton:{name}": client.close() for name, client in self.tritons.items()}
         if self.publisher is not None:
-            await self.publisher.close()
-        for client in self.tritons.values():
-            await client.close()
+            closing["mqtt"] = self.publisher.close()
         if self.nvml is not None:
-            await self.nvml.close()
-        self.history.close()
+            closing["nvml"] = self.nvml.close()
+        tasks = {asyncio.ensure_future(each): name for name, each in closing.items()}
+        await asyncio.wait(tasks, timeout=CLOSE_S)
+        for task, name in tasks.items():
+            if not task.done():
+                self.log.warning("left behind at the end", what=name, reason=f"not closed within {CLOSE_S:g} s")
+            elif not task.cancelled() and task.exception() is not None:
+                self.log.warning("left behind at the end", what=name, reason=repr(task.exception()))
+        if self._rereading is not None:
+            self._rereading.cancel()
         self.memory.close(self.loop.carry.belief, self.clock(), time.time())
+        self.history.close()
         self.notifier.close()
+        self.lock.release()
+        self.log.info("stopped; what is applied goes on serving", **({"left": left} if left else {}))

@@ -5,6 +5,7 @@ Writing happens on a thread of its own, behind a bounded queue: a slow or full d
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import sqlite3
@@ -18,11 +19,14 @@ from igniterd.records import Tick
 
 SAMPLE_EVERY_S = 60.0
 KEEP_S = 31 * 86_400
+RECENT = 100
+"""Of the latest rows the earliest says what month it is: a clock that is wrong for an hour must not empty the history."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS tick
   (time_s REAL NOT NULL, outcome TEXT NOT NULL, why TEXT NOT NULL, moved INTEGER NOT NULL, state TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS tick_time ON tick (time_s);
 """
+FORGET = "DELETE FROM tick WHERE time_s < (SELECT min(time_s) FROM (SELECT time_s FROM tick ORDER BY rowid DESC LIMIT ?)) - ?"
 
 
 class History:
@@ -63,6 +67,13 @@ class History:
             self._failed = True
             self._log.warning("history is not written", path=str(self.path), reason=reason)
 
+    def _set_aside(self) -> None:
+        """A file that SQLite cannot read makes room for a new one, and stays for whoever wants to look."""
+        aside = self.path.with_name(f"{self.path.name}.unreadable")
+        with contextlib.suppress(OSError):
+            self.path.replace(aside)
+            self._log.warning("begun anew", path=str(self.path), before=str(aside))
+
     def _write(self) -> None:
         connection: sqlite3.Connection | None = None
         while (row := self._queue.get()) is not None:
@@ -73,10 +84,14 @@ class History:
                     connection.executescript(SCHEMA)
                 with connection:
                     connection.execute("INSERT INTO tick VALUES (?, ?, ?, ?, ?)", row)
-                    connection.execute("DELETE FROM tick WHERE time_s < ?", (row[0] - KEEP_S,))
+                    connection.execute(FORGET, (RECENT, KEEP_S))
             except (sqlite3.Error, OSError) as error:
                 self._say_once(str(error))
-                connection = None
+                if connection is not None:
+                    connection.close()
+                    connection = None
+                if type(error) is sqlite3.DatabaseError:  # no database, or a damaged one: waiting would not mend it
+                    self._set_aside()
             else:
                 if self._failed:
                     self._failed = False

@@ -20,8 +20,10 @@ from igniterd.config import Config
 from igniterd.decide import Held, Oracles, after, decide
 from igniterd.estimate import Belief, estimate
 from igniterd.observe import Sources
-from igniterd.records import Estimate, Mode, Observation, Outcome, Outcomes, Plan, Tick
+from igniterd.records import Estimate, Mode, Observation, Outcome, Outcomes, Plan, Step, Tick
 from igniterd.window import between
+
+STEP_ENDS_S = 3.0  # how long the end waits for a step under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ class Loop:
         self.triton_of = {model.name: model.triton for model in config.model}
         self.mode = Mode(config.loop.mode)
         self._acting: asyncio.Task[Outcome] | None = None
+        self._step: Step | None = None  # of the task
+        self._come = Outcome()  # what came of a step, until a tick has been finished with it
 
     async def tick(self, now_s: float) -> Tick:
         """One turn at ``now_s`` (a monotonic clock)."""
@@ -99,10 +103,12 @@ class Loop:
         plan, held = self._decide(load, seen, held, now_s)
         watch.lap("decide")
         if plan.steps and self.mode is Mode.ACT:
+            self._step = plan.steps[0]
             self._acting = asyncio.create_task(act(plan, self.reloaders, self.triton_of, self.shares), name="act")
         watch.lap("act")
         tick = Tick(carry.number, now_s, wall_s, seen, window, load, plan, outcome, dict(watch.stages))
         self.carry = Carry(_merged(carry.seen, seen), belief, held, carry.number + 1)
+        self._come = Outcome()
         self.report(tick)
         return tick
 
@@ -113,10 +119,10 @@ class Loop:
 
     def _arrived(self) -> Outcome:
         """What came of the step set going by an earlier tick; nothing while it is still under way."""
-        if self._acting is None or not self._acting.done():
-            return Outcome()
-        task, self._acting = self._acting, None
-        return task.result()
+        if self._acting is not None and self._acting.done():
+            task, self._acting = self._acting, None
+            self._come = task.result()
+        return self._come
 
     def _decide(self, load: Estimate, seen: Observation, held: Held, now_s: float) -> tuple[Plan, Held]:
         if self._acting is not None:  # one reload at a time, and no opinion about a world that is just changing
@@ -138,12 +144,30 @@ class Loop:
                 )
         return ""
 
-    async def close(self) -> None:
-        """Let go of a step under way: Triton finishes it by itself, or keeps the old copy."""
-        if self._acting is not None:
-            self._acting.cancel()
-            await asyncio.wait([self._acting], timeout=1.0)
+    async def close(self) -> str:
+        """Let go of a step under way, if it does not end soon: Triton finishes it by itself, or keeps the old copy.
+
+        Returns in words what is left undone, or an empty string.
+        """
+        left = []
+        if self._acting is not None and self._step is not None:
+            await asyncio.wait([self._acting], timeout=STEP_ENDS_S)
+            step, done = self._step, self._acting.done()
+            if not done:
+                self._acting.cancel()
+                await asyncio.wait([self._acting], timeout=1.0)
+                left.append(f"{step.model} is being reloaded to {step.after}: Triton finishes that by itself, or keeps the old copy")
+            elif not self._acting.cancelled():
+                left += [
+                    f"{a.step.model} {'reloaded to' if a.ok else 'kept, not'} {a.step.after}" for a in self._acting.result().actuations
+                ]
             self._acting = None
+        seen, target = self.carry.seen, self.carry.held.target
+        readings = {} if seen is None else seen.models
+        undone = [m for m, a in target.items() if m in readings and readings[m].allocation != a]
+        if undone:
+            left.append(f"a plan was under way; last seen otherwise than planned: {', '.join(undone)}")
+        return "; ".join(left)
 
 
 def _merged(before: Observation | None, seen: Observation) -> Observation | None:

@@ -22,6 +22,7 @@ from igniterd.model import Profile, calibrate, daily, livecurve
 FORMAT, VERSION = "igniterd-learnt", 1
 SAVE_EVERY_S = 60.0
 STALE_S = 14 * 86_400.0
+_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)  # whatever a foreign file may hold
 
 
 def identity(profile: Profile, model: str) -> str:
@@ -68,7 +69,7 @@ def recalled(data: Any, identities: Mapping[str, str], at_s: float, wall_s: floa
             continue
         try:
             out[name] = _model(known, identities[name], at_s, max(0.0, age_s))
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except _UNREADABLE as error:
             words.append(f"{name}: {error!r}")
             continue
         if known["bias"] and known["profile"] != identities[name]:
@@ -89,7 +90,7 @@ def service_times(path: Path, models: Iterable[str], wall_s: float) -> dict[str,
     """What ``learnt.json`` says of the service times of ``models``, in words; those of which it says nothing are left out."""
     try:
         known, _ = recalled(json.loads(path.read_text(encoding="utf-8")), dict.fromkeys(models, ""), 0.0, wall_s)
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, *_UNREADABLE):
         return {}
     out = {}
     for name, belief in known.items():
@@ -116,7 +117,7 @@ class Memory:
             out, words = recalled(json.loads(self.path.read_text(encoding="utf-8")), self.identities, at_s, wall_s)
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, *_UNREADABLE) as error:
             self._log.warning("what was learnt before is not taken up", path=str(self.path), reason=str(error))
             return {}
         for word in words:
@@ -159,4 +160,6 @@ class Memory:
                 self._failed = True
                 self._log.warning("what is learnt is not kept", path=str(self.path), reason=str(error))
         else:
-            self._failed = False
+            if self._failed:
+                self._failed = False
+                self._log.info("what is learnt is kept again", path=str(self.path))

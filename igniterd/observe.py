@@ -13,6 +13,7 @@ from igniterd.records import BoardReading, Gap, ModelReading, MpsReading, Observ
 T = TypeVar("T")
 
 CONTROL_EVERY_S = 30.0
+MPS_AGAIN_S = 5.0  # after no answer
 
 
 class TritonSource(Protocol):
@@ -40,7 +41,8 @@ class MpsSource(Protocol):
 class Sources:
     """Everything one host is read from. ``models`` names the models of each Triton.
 
-    MPS control is read every ``mps_interval_s``: each read starts a process. Its last answer stands in between.
+    MPS control is read every ``mps_interval_s``: each read starts a process. Its last answer stands in between. While there is none it
+    is asked every few seconds.
     """
 
     tritons: Mapping[str, TritonSource]
@@ -69,7 +71,8 @@ class Sources:
     async def _read_mps(self, now_s: float) -> MpsReading | Gap | None:
         if self.mps is None:
             return None
-        if now_s - self._mps_read_s >= self.mps_interval_s:
+        every_s = min(self.mps_interval_s, MPS_AGAIN_S) if isinstance(self._mps_last, Gap) else self.mps_interval_s
+        if now_s - self._mps_read_s >= every_s:
             self._mps_read_s = now_s
             self._mps_last = await self._asked("mps", self.mps.read(), now_s)
         return self._mps_last

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import structlog
 
 from igniterd import __version__
+from igniterd.clients.once import Once
 from igniterd.config import Config
 from igniterd.records import Allocation, LiveService, Load, Outcomes, Tick
 
@@ -174,6 +175,7 @@ class Reporter:
         self._said: str = ""
         self._said_at_s: dict[str, float] = {}
         self._gaps: frozenset[str] = frozenset()
+        self._once = Once("mps")
         self._state_sent_s = self._hint_sent_s = float("-inf")
         self._hinted: str = ""
 
@@ -204,6 +206,7 @@ class Reporter:
         for load in tick.estimate.loads.values():
             if load.changed and load.changed.at_s == tick.observation.at_s and self._not_said_lately(f"changed {load.model}", tick.at_s):
                 self._log.warning("model changed", model=load.model, why=load.changed.why)
+        self._say_cap(tick)
         silent = frozenset(gap.source for gap in tick.observation.gaps)
         for gap in tick.observation.gaps:
             if gap.source not in self._gaps:
@@ -211,6 +214,17 @@ class Reporter:
         for source in sorted(self._gaps - silent):
             self._log.info("source answers again", source=source)
         self._gaps = silent
+
+    def _say_cap(self, tick: Tick) -> None:
+        """A cap on every client makes a larger share than it worth nothing, and nothing else would tell."""
+        mps = tick.observation.mps
+        if mps is None or mps.default_share is None:
+            return
+        if mps.default_share < 1:
+            reason = f"MPS control caps every client at {mps.default_share:.0%}: set_default_active_thread_percentage 100"
+            self._once.failed("cap", reason)
+        else:
+            self._once.worked("cap")
 
     def _not_said_lately(self, what: str, at_s: float) -> bool:
         before, self._said_at_s[what] = self._said_at_s.get(what, float("-inf")), at_s

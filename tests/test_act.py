@@ -79,3 +79,31 @@ async def test_a_change_by_somebody_else_is_not_overwritten(tmp_path: Path) -> N
 
 async def test_nothing_to_do(tmp_path: Path) -> None:
     assert (await act(plan(), {}, {}, tmp_path)).actuations == ()
+
+
+class Odd(Triton):
+    """Its configuration is none that anybody thought of; or it misses a deadline or two after the load."""
+
+    def __init__(self, misses: int) -> None:
+        super().__init__()
+        self.misses = misses
+        if not misses:
+            self.now["parameters"] = ["a list"]
+
+    async def config(self, model: str) -> dict[str, Any]:
+        if self.loads and self.misses > 0:
+            self.misses -= 1
+            raise Unreachable("no answer in 0.4 s")
+        return await super().config(model)
+
+
+async def test_what_nobody_thought_of_is_a_change_that_failed(tmp_path: Path) -> None:
+    ok, error = await carried(Odd(0), tmp_path / "shares")
+    assert not ok
+    assert error.startswith("unforeseen: AttributeError")
+
+
+async def test_a_missed_deadline_after_a_load_is_no_failure_of_the_load(tmp_path: Path) -> None:
+    assert await carried(Odd(2), tmp_path / "shares") == (True, "")
+    ok, error = await carried(Odd(9), tmp_path / "shares")
+    assert (ok, error) == (False, "no answer in 0.4 s")

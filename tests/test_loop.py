@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from igniterd.decide import Oracles, decide
+from igniterd.errors import Unreachable
 from igniterd.loop import Carry
 from igniterd.model.oracle import Oracle
-from igniterd.records import Allocation, BoardReading, Outcomes, Tick
+from igniterd.records import Allocation, BoardReading, MpsReading, Outcomes, Tick
 from tests.hosts import SLOS, Bench, config
 
 pytestmark = pytest.mark.looptime
@@ -125,14 +126,13 @@ async def test_a_triton_without_explicit_control_is_said_and_not_tried(tmp_path:
 
 async def test_a_model_that_triton_lacks_is_waited_for_and_one_that_leaves_later_is_not(tmp_path: Path) -> None:
     bench = Bench(config(tmp_path), constant(STEADY))
-    away = bench.host.models.pop("vgg19")
-    bench.host._events = [e for e in bench.host._events if not e[2].endswith("vgg19")]
+    away = bench.host.remove("vgg19")
     await bench.run(15)
     assert bench.ticks[-1].plan.why == "waiting for vgg19: model 'vgg19' is not in the repository"
     assert not bench.host.loads
-    bench.host.models["vgg19"] = away
+    bench.host.add(away)
     await bench.run(15)
-    del bench.host.models["vgg19"]
+    bench.host.remove("vgg19")
     await bench.run(10)
     assert bench.ticks[-1].plan.outcome is Outcomes.HOLD
 
@@ -202,3 +202,67 @@ async def test_a_take_over_is_finished_though_traffic_grows_meanwhile(tmp_path: 
     assert confined.at_s - bench.ticks[0].at_s < 22  # five reloads of 1.6 s after 8 s of watching
     assert all(tick.plan.outcome is not Outcomes.INFEASIBLE for tick in bench.ticks)
     assert all(load.bias < 1.3 for tick in bench.ticks for load in tick.estimate.loads.values())
+
+
+async def test_profiled_models_that_all_leave_are_waited_for_while_another_stays(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    bench.loop.knowledge = replace(bench.loop.knowledge, profiled={"vgg19": "vgg19"})
+    await bench.run(15)
+    bench.host.remove("vgg19")
+    await bench.run(3)
+    assert (bench.ticks[-1].plan.outcome, bench.ticks[-1].plan.why) == (Outcomes.WAIT, "no model with a profile is served now")
+
+
+class Mps:
+    """A control daemon that is gone while ``gone``."""
+
+    gone = True
+    asked = 0
+
+    async def read(self) -> MpsReading:
+        self.asked += 1
+        if self.gone:
+            raise Unreachable("MPS control: no control daemon at /tmp/nvidia-mps")
+        return MpsReading((), 1.0)
+
+
+async def test_nothing_is_reloaded_while_mps_control_is_gone(tmp_path: Path) -> None:
+    """A process started without it would run without its share."""
+    bench = Bench(config(tmp_path), constant(STEADY))
+    mps = bench.loop.sources.mps = Mps()
+    await bench.run(20)
+    assert bench.ticks[-1].plan.why.startswith("MPS control does not answer, and nothing is reloaded without it: MPS control: no control")
+    assert not bench.host.loads
+    assert 3 <= mps.asked <= 5
+    mps.gone = False
+    await bench.run(20)
+    assert all(a.share is not None for a in applied(bench.ticks[-1]).values())
+    assert mps.asked <= 7  # while it answers, twice a minute
+
+
+async def test_what_came_of_a_step_is_not_lost_with_the_tick_that_should_have_told(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    while not (bench.loop.acting and bench.loop.acting.done()):
+        await bench.run(1)
+    belief, bench.loop.carry = bench.loop.carry.belief, replace(bench.loop.carry, belief=None)
+    with pytest.raises(TypeError):
+        await bench.run(1)
+    bench.loop.carry = replace(bench.loop.carry, belief=belief)
+    await bench.run(1)
+    assert [done.step.model for done in moves(bench)] == [bench.host.loads[0][1]]
+    assert len(bench.loop.carry.held.reloads) == 1
+
+
+async def test_the_end_in_the_middle_of_a_reload_says_what_is_left(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    bench.host.reload_s = 300.0
+    while bench.loop.acting is None:
+        await bench.run(1)
+    left = await bench.loop.close()
+    assert "is being reloaded to Allocation(share=1.0" in left
+    assert "Triton finishes that by itself, or keeps the old copy" in left
+    assert "a plan was under way; last seen otherwise than planned: " in left
+    bench = Bench(config(tmp_path), constant(STEADY))
+    while bench.loop.acting is None:
+        await bench.run(1)
+    assert " reloaded to Allocation(" in await bench.loop.close()

@@ -1,18 +1,22 @@
 """What outlives the daemon."""
 
 import json
+import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from igniterd.estimate import ModelBelief
 from igniterd.memory import SAVE_EVERY_S, STALE_S, Memory, identity, plain, recalled, service_times
 from igniterd.model import builtin_profile
 from igniterd.model.calibrate import LEVEL_SD, Bias, Measured, Point, learnt
-from igniterd.model.livecurve import LiveCurve, followed
+from igniterd.model.livecurve import LiveCurve, followed, points
 
 NOW_S, WALL_S = 500.0, 1.7e9
 IDENTITIES = {"resnet50": "abc", "bert": ""}
@@ -135,3 +139,57 @@ def test_service_times_in_words(tmp_path: Path) -> None:
     assert service_times(path, ["bert"], WALL_S) == {}
     path.write_text(json.dumps(kept()))
     assert service_times(path, ["bert", "resnet50"], WALL_S) == {"bert": "as it runs now: batches 1 to 2 within 4 %"}
+
+
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=3))
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_whatever_the_file_holds_it_is_taken_up_usable_or_not_at_all(data: st.DataObject) -> None:
+    """One value of a good file, anywhere in it, becomes another."""
+    good = kept()
+    node: Any = good
+    while True:
+        key = data.draw(st.sampled_from(list(node) if isinstance(node, dict) else list(range(len(node)))))
+        if not (isinstance(node[key], dict | list) and node[key]) or data.draw(st.booleans()):
+            break
+        node = node[key]
+    node[key] = data.draw(LEAVES)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "learnt.json"
+        path.write_text(json.dumps(good))
+        out = Memory(path, IDENTITIES).recall(0.0, WALL_S)
+    for belief in out.values():
+        assert math.isfinite(belief.bias.mean)
+        assert math.isfinite(belief.bias.upper(0.95))
+        if belief.curve.sizes:
+            known = points(belief.curve, belief.curve.largest, 1.0)
+            assert known is None or bool((known.mean_ms > 0).all())
+        assert math.isfinite(belief.daily.usual_per_s(WALL_S))
+        plain({"resnet50": belief}, IDENTITIES, 1.0, WALL_S)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[" * 20_000, "{}", "null", '"igniterd-learnt"', '{"format": "igniterd-learnt", "version": 1, "saved_s": 1' + "0" * 400 + "}"],
+)
+def test_a_foreign_file_does_not_keep_the_daemon_from_starting(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "learnt.json"
+    path.write_text(text)
+    with capture_logs() as said:
+        assert Memory(path, IDENTITIES).recall(0.0, WALL_S) == {}
+    assert [line["event"] for line in said] == ["what was learnt before is not taken up"]
+
+
+def test_a_disk_that_is_mended_is_said_once(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    folder.write_text("a file where the folder should be")
+    memory = Memory(folder / "learnt.json", IDENTITIES)
+    with capture_logs() as said:
+        memory._write(kept())
+        memory._write(kept())
+        folder.unlink()
+        memory._write(kept())
+        memory._write(kept())
+    assert [line["event"] for line in said] == ["what is learnt is not kept", "what is learnt is kept again"]

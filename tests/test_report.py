@@ -15,6 +15,7 @@ from igniterd.records import (
     Learnt,
     LiveService,
     Load,
+    MpsReading,
     Observation,
     Outcome,
     Outcomes,
@@ -125,3 +126,13 @@ def test_what_was_learnt_is_in_the_state_and_a_changed_model_is_logged_once(tmp_
     assert vgg19["live"]["said"] == "batches 1 to 5 within 2 %"
     assert [point["batch"] for point in vgg19["live"]["points"]] == [1, 2, 3, 4, 5]
     assert vgg19["changed"] == {"time_s": 1007.0, "why": "version 1 -> 2"}
+
+
+def test_a_cap_on_every_client_is_said_when_it_begins_and_when_it_is_over(tmp_path: Path) -> None:
+    reporter = Reporter(config(tmp_path))
+    with capture_logs() as said:
+        for number, share in enumerate((1.0, 0.5, 0.5, None, 1.0, 1.0)):
+            seen = tick(number, HOLD)
+            reporter(replace(seen, observation=replace(seen.observation, mps=MpsReading((), share))))
+    caps = [(line["event"], line.get("reason", "")) for line in said if line.get("what") == "cap"]
+    assert caps == [("failing", "MPS control caps every client at 50%: set_default_active_thread_percentage 100"), ("recovered", "")]

@@ -88,7 +88,7 @@ def _learnt(settings: Config, live: bool) -> dict[str, str]:
 
 def _static(settings: Config, learnt: dict[str, str]) -> Iterator[Finding]:
     """What the files alone tell. ``learnt``: what is known without a profile, by model."""
-    from igniterd.daemon import load_knowledge
+    from igniterd.knowledge import load_knowledge
 
     yield Finding("ok", "configuration", f"{len(settings.model)} models on {len(settings.triton)} Triton, mode {settings.loop.mode}")
     knowledge = load_knowledge(settings)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
+if TYPE_CHECKING:
+    from igniterd.config import Config
+    from igniterd.daemon import Daemon, Fresh
+
+LEAVE_S = 1.0
 CONFIG = typer.Option(Path("/etc/igniterd/igniterd.toml"), "--config", "-c", help="Configuration file.")
 
 
@@ -18,21 +28,48 @@ def register(app: typer.Typer) -> None:
         mode: str = typer.Option("", help="observe, advise or act: overrides loop.mode of the file."),
         log_format: str = typer.Option("auto", help="text, json, or auto: text on a terminal."),
     ) -> None:
-        """Run the daemon until SIGTERM or SIGINT. What it has applied goes on serving."""
+        """Run the daemon until SIGTERM or SIGINT; SIGHUP reads the configuration again. What it has applied goes on serving."""
         import asyncio
 
         from igniterd.cli.common import cannot, configured, log_to_stderr
+        from igniterd.config import load_config
 
-        settings = configured(config)
-        if mode:
-            if mode not in ("observe", "advise", "act"):
-                raise typer.BadParameter(f"{mode!r} should be observe, advise or act", param_hint="--mode")
-            settings = settings.model_copy(update={"loop": settings.loop.model_copy(update={"mode": mode})})
+        if mode not in ("", "observe", "advise", "act"):
+            raise typer.BadParameter(f"{mode!r} should be observe, advise or act", param_hint="--mode")
+        settings = _in_mode(configured(config), mode)
         log_to_stderr(log_format)
         with cannot():
             from igniterd.daemon import Daemon
 
-            async def serve() -> None:
-                await Daemon(settings).run()
+            def read_again() -> Config:
+                return _in_mode(load_config(config), mode)
 
-            asyncio.run(serve())
+            # from a terminal that is closed SIGHUP means the end, as for every program
+            reread = None if sys.stderr.isatty() else read_again
+            _deaf_to_hangups(reread is not None)
+            # made outside the event loop: there a Ctrl-C ends what takes long, reading profiles and compiling, at once
+            daemon = Daemon(settings, reread=reread)
+            while (fresh := asyncio.run(_served(daemon))) is not None:
+                _deaf_to_hangups(reread is not None)  # the loop that ended has put the default back, which is to die
+                daemon = Daemon(fresh.config, knowledge=fresh.knowledge, reread=reread)
+
+
+def _deaf_to_hangups(yes: bool) -> None:
+    """While nobody listens to SIGHUP it must not end the daemon: systemd takes that for a clean end and starts no other."""
+    if yes:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _in_mode(config: Config, mode: str) -> Config:
+    return config.model_copy(update={"loop": config.loop.model_copy(update={"mode": mode})}) if mode else config
+
+
+async def _served(daemon: Daemon) -> Fresh | None:
+    """The daemon's run, and no more than ``LEAVE_S`` for what Python waits for after it without a deadline: threads inside a name
+    look-up or a TLS handshake, tasks that swallow their cancellation."""
+    fresh = await daemon.run()
+    if fresh is None:
+        leaving = threading.Timer(LEAVE_S, os._exit, (0,))
+        leaving.daemon = True
+        leaving.start()
+    return fresh

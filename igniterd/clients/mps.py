@@ -8,6 +8,7 @@ igniterd never starts, stops or sets anything here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -74,12 +75,14 @@ class MpsControl:
         except OSError as error:
             raise Unreachable(f"MPS control: cannot start {self._binary}: {error.strerror or error}") from error
         try:
-            output, errors = await asyncio.wait_for(process.communicate("".join(f"{c}\n" for c in commands).encode()), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                output, errors = await process.communicate("".join(f"{c}\n" for c in commands).encode())
         except TimeoutError as error:
             raise Unreachable(f"MPS control: no answer from {self._binary} in {self._timeout_s:g} s") from error
         finally:
             if process.returncode is None:
-                process.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
                 await process.wait()
         complaint = errors.decode(errors="replace").strip() or output.decode(errors="replace").strip()
         if _NO_DAEMON in complaint.lower():

@@ -163,7 +163,8 @@ class MqttPublisher:
             if time.monotonic() - began_s > _LASTING_S:  # a shorter one is no success: two hosts of one name cut each other off for ever
                 pause_s = self._first_pause_s
             with contextlib.suppress(TimeoutError):  # jitter: a broker that returns is not met by all hosts at once
-                await asyncio.wait_for(self._closing.wait(), pause_s * random.uniform(0.5, 1.0))
+                async with asyncio.timeout(pause_s * random.uniform(0.5, 1.0)):
+                    await self._closing.wait()
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     async def _serve(self, client: aiomqtt.Client) -> None:

@@ -3,6 +3,7 @@ the model's stub process."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import tempfile
@@ -28,20 +29,26 @@ def prepare_share(shares_dir: Path, share: float, base_env: str | None = None) -
     try:
         _write_whole(folder / "bin" / "activate", "\n".join(lines) + "\n")
         _library(folder / "lib", base_env)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise Refused(f"{folder}: cannot write the environment of a share: {error}") from error
     return folder
 
 
 def _write_whole(path: Path, text: str) -> None:
-    if path.is_file() and path.read_text() == text:
+    if path.is_file() and path.read_bytes() == text.encode():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".activate-")
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    Path(temporary).chmod(0o644)
-    Path(temporary).replace(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".activate-")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError:  # a full disk: not one more file for each try
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _library(path: Path, base_env: str | None) -> None:

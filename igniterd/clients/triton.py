@@ -176,8 +176,20 @@ class TritonClient:
         return tuple(IndexEntry(entry.name, entry.version, entry.state, entry.reason) for entry in answer.models)
 
     async def config(self, model: str) -> ModelConfig:
-        """The configuration that serves now, as Triton's ``/v2/models/M/config`` gives it."""
-        return config_to_dict(await self._config_message(model))
+        """The configuration that serves now, as Triton's ``/v2/models/M/config`` gives it.
+
+        :class:`Refused` where it has fields that this tritonclient does not know: a reload with what is known would drop them.
+        """
+        message = await self._config_message(model)
+        known = type(message)()
+        known.CopyFrom(message)
+        known.DiscardUnknownFields()
+        if known.ByteSize() != message.ByteSize():
+            raise Refused(
+                f"{model}: its configuration has fields that the installed tritonclient does not know, and a reload would drop them: "
+                "install the tritonclient of Triton's version"
+            )
+        return config_to_dict(message)
 
     async def load(self, model: str, config: ModelConfig) -> None:
         """Reload `model` with `config` in place of its file's. Returns when the new copy serves.

@@ -97,7 +97,10 @@ class MetricsPage:
             raise Unreachable(f"{self._url}: no answer in {self._timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
             raise Unreachable(f"{self._url}: {error}") from error
-        return self._parser.parse(page)
+        try:
+            return self._parser.parse(page)
+        except ValueError as error:  # cut off in the middle, or somebody else's page
+            raise Refused(f"{self._url}: not a metrics page of Triton: {error}") from error
 
     async def close(self) -> None:
         if self._session is not None:

@@ -78,14 +78,26 @@ def _rate(load: Load, caution: float) -> float:
     return load.remembered_per_s if load.remembered_per_s > MUCH_MORE * load.rate_upper_per_s else load.rate_upper_per_s
 
 
+def _in_the_way(observation: Observation, config: Config) -> str:
+    """The source that must answer before anything is decided, or an empty string."""
+    acts, gaps = config.loop.mode == "act", observation.gaps
+    for gap in gaps:
+        if gap.source.startswith("triton:"):
+            return f"{gap.source} does not answer: {gap.reason}"
+    for gap in gaps if acts else ():
+        if gap.source.startswith("control:"):
+            return f"Triton {gap.source.removeprefix('control:')} cannot be steered: {gap.reason}"
+        if gap.source == "mps" and not config.gpu.source.startswith("emulated:"):
+            # a process started now would find no MPS and run without its share: what runs is left as it is
+            return f"MPS control does not answer, and nothing is reloaded without it: {gap.reason}"
+    return ""
+
+
 def _blocked(estimate: Estimate, observation: Observation, held: Held, config: Config) -> str:
     """Why nothing can be decided in this tick, or an empty string."""
-    silent = [gap for gap in observation.gaps if gap.source.startswith("triton:")]
-    if silent:
-        return f"{silent[0].source} does not answer: {silent[0].reason}"
-    closed = [gap for gap in observation.gaps if gap.source.startswith("control:")]
-    if closed and config.loop.mode == "act":
-        return f"Triton {closed[0].source.removeprefix('control:')} cannot be steered: {closed[0].reason}"
+    gap = _in_the_way(observation, config)
+    if gap:
+        return gap
     missing = [m.name for m in config.model if m.name not in held.seen]
     if missing:
         reasons = [gap.reason for gap in observation.gaps if gap.source.removeprefix("model:") in missing]
@@ -117,6 +129,8 @@ def decide(
         blocked = blocked or "no model has a profile: watching only"
     elif oracles is None:
         blocked = blocked or "mode is observe: reading only"
+    elif not applied.keys() & profiled.keys():
+        blocked = blocked or "no model with a profile is served now"
     if blocked or oracles is None:
         return Plan(now_s, Outcomes.WAIT, blocked, _verdicts(config, applied, {}, held), allocated_share=_total(applied)), held
     back = rollbacks(held, estimate.loads, applied, config.decide, now_s)

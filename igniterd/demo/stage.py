@@ -147,7 +147,8 @@ async def _said(*arguments: str, given: str = "", timeout_s: float) -> tuple[int
         *(sys.executable, "-m", *arguments), stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env=_environment()
     )
     try:
-        out, _ = await asyncio.wait_for(process.communicate(given.encode()), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            out, _ = await process.communicate(given.encode())
     except TimeoutError:
         raise CannotRun(f"{' '.join(arguments[:2])} did not end within {timeout_s:.0f} s") from None
     finally:

@@ -246,7 +246,8 @@ async def _mps_ask(control: programs.Program, environment: dict[str, str], comma
         stderr=asyncio.subprocess.STDOUT,
     )
     try:
-        out, _ = await asyncio.wait_for(process.communicate(f"{command}\n".encode()), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            out, _ = await process.communicate(f"{command}\n".encode())
     finally:
         if process.returncode is None:
             process.kill()
@@ -268,8 +269,9 @@ async def mps_host(folder: Path) -> AsyncIterator[MpsHost]:
                 if not (host.pipe_directory / "control").exists():
                     return False
                 try:
-                    return bool(await host.ask("get_default_active_thread_percentage", timeout_s=2.0))
-                except TimeoutError:
+                    # an error has words too: only a number is an answer
+                    return float(await host.ask("get_default_active_thread_percentage", timeout_s=2.0)) >= 0
+                except (TimeoutError, ValueError):
                     return False
 
             await program.until(answers, timeout_s=20.0)

@@ -167,7 +167,8 @@ class LoadProcess:
 
     async def finished(self, *, timeout_s: float) -> RequestLog:
         """Wait until all phases are over and every request has ended; the log. Raises as :meth:`stop`."""
-        status = await asyncio.wait_for(self._process.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            status = await self._process.wait()
         await self._reader
         if status != 0:
             raise CannotRun(f"the load generator exited with status {status}: {await self._said()}")

@@ -54,7 +54,8 @@ class Running:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._process.wait()
         with contextlib.suppress(ProcessLookupError):  # it leads a process group of its own
             os.killpg(self.pid, signal.SIGKILL)
         await self._process.wait()
@@ -97,7 +98,8 @@ def free_ports(count: int) -> list[int]:
 async def listens(port: int) -> bool:
     """Whether something accepts connections on a port of the loopback address."""
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), 1.0)
+        async with asyncio.timeout(1.0):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
     except (OSError, TimeoutError):
         return False
     writer.close()

@@ -122,6 +122,17 @@ class SimHost:
         for model in self.models.values():
             model.reset(config_of(model.name))
 
+    def remove(self, model: str) -> SimModel:
+        """Somebody unloads it: nobody asks for it any more."""
+        self._events = [event for event in self._events if event[2].lstrip("?!") != model]
+        heapq.heapify(self._events)
+        return self.models.pop(model)
+
+    def add(self, model: SimModel) -> None:
+        """Somebody loads it (again)."""
+        self.models[model.name] = model
+        self._next_arrival(model.name, self._now_s)
+
     def p99_ms(self, model: str, since_s: float, until_s: float = math.inf) -> float:
         """Measured P99 of the requests scheduled in [since_s, until_s)."""
         there = [ms for at_s, ms in self.models[model].latencies if since_s <= at_s < until_s]

@@ -55,7 +55,8 @@ async def measure(index: int, *, timeout_s: float = 20.0) -> float:
         env=os.environ | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
     )
     try:
-        out, _ = await asyncio.wait_for(child.communicate(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            out, _ = await child.communicate()
     except TimeoutError:
         raise Unreachable(f"the copy did not end in {timeout_s:g} s") from None
     finally:

@@ -44,3 +44,16 @@ def test_a_place_that_cannot_be_written_is_a_refusal(tmp_path: Path) -> None:
     (tmp_path / "shares").write_text("a file is in the way")
     with pytest.raises(Refused, match="cannot write the environment of a share"):
         prepare_share(tmp_path / "shares", 0.3)
+
+
+def test_an_environment_that_was_damaged_is_written_again(tmp_path: Path) -> None:
+    folder = prepare_share(tmp_path / "shares", 0.125)
+    (folder / "bin" / "activate").write_bytes(b"\xff\xfe half a \x80 file")
+    assert sourced(prepare_share(tmp_path / "shares", 0.125)) == "12.5"
+
+
+def test_a_try_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "shares" / "12.5" / "bin" / "activate").mkdir(parents=True)  # cannot be replaced by a file
+    with pytest.raises(Refused, match="cannot write the environment of a share"):
+        prepare_share(tmp_path / "shares", 0.125)
+    assert [p.name for p in (tmp_path / "shares" / "12.5" / "bin").iterdir()] == ["activate"]

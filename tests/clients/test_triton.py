@@ -26,6 +26,7 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         self.silent = asyncio.Event()
         self.silent.set()
         self.metadata: dict[str, str] = {}
+        self.newer = b""  # fields of a Triton newer than the client
 
     async def _called(self, name: str, context: Any) -> None:
         self.calls.append(name)
@@ -51,6 +52,7 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         answer = service_pb2.ModelConfigResponse()
         answer.config.name, answer.config.backend, answer.config.max_batch_size = request.name, "python", self.largest[request.name]
         answer.config.dynamic_batching.max_queue_delay_microseconds = 100
+        answer.config.MergeFromString(self.newer)
         return answer
 
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -183,3 +185,12 @@ async def test_a_call_that_triton_does_not_know_is_a_refusal(world: World) -> No
     _, client, _ = world
     with pytest.raises(Refused):
         await client.load("m", {"name": "m"})
+
+
+async def test_a_configuration_of_a_newer_triton_is_not_written_back_without_its_new_fields(world: World) -> None:
+    server, client, _ = world
+    assert (await client.config("m"))["max_batch_size"] == 8
+    server.newer = b"\xf8\x3f\x01"  # field 1023, a number
+    with pytest.raises(Refused, match="fields that the installed tritonclient does not know"):
+        await client.config("m")
+    assert (await read(client)).allocation.max_batch_size == 8  # reading what is known of it is no harm

@@ -1,4 +1,9 @@
-from igniterd.clients.triton_metrics import MetricsParser
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from igniterd.clients.triton_metrics import MetricsPage, MetricsParser
+from igniterd.errors import Refused
 
 PAGE = b"""# HELP nv_inference_request_success Number of successful inference requests, all batch sizes
 # TYPE nv_inference_request_success counter
@@ -63,3 +68,19 @@ def test_a_parser_that_saw_a_page_reads_the_next_one_alike() -> None:
     parser.parse(PAGE)
     later = PAGE.replace(b"9431.5", b"12000").replace(b'version="1"} 3', b'version="1"} 30')
     assert parser.parse(later) == MetricsParser().parse(later)
+
+
+@pytest.mark.parametrize(
+    "page", [b'\nnv_inference_pending_request_count{model="m",version="1"} 1 2x', b"\nnv_inference_pending_request_count{\xff} 1"]
+)
+async def test_a_page_that_is_cut_or_somebody_elses_is_refused(page: bytes) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=page)
+
+    application = web.Application()
+    application.router.add_get("/metrics", answer)
+    async with TestServer(application) as server:
+        metrics = MetricsPage(str(server.make_url("/metrics")), 5.0)
+        with pytest.raises(Refused, match="not a metrics page of Triton"):
+            await metrics.read()
+        await metrics.close()

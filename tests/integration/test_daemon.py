@@ -23,6 +23,7 @@ from igniterd.emulator.host import EmulatedHost, EmulatedModel, HostSpec, emulat
 from igniterd.emulator.load import LoadSpec, Phase, RequestLog
 from igniterd.emulator.process import Running, free_ports, running
 from igniterd.model import builtin_profile
+from tests.integration.conftest import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
@@ -230,3 +231,24 @@ async def test_waits_for_a_triton_that_is_not_there_and_says_so_once(tmp_path: P
             assert b"WATCHDOG=1" in await asyncio.to_thread(systemd.recv, 4096)
     silent = [line for line in igniterd.said() if line["event"] == "source silent"]
     assert [line["source"] for line in silent] == ["triton:main"]
+
+
+async def test_a_hangup_reads_the_configuration_again_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
+    port, nowhere = free_ports(2)
+    config = tmp_path / "igniterd.toml"
+    text = (
+        f'[[triton]]\nurl = "127.0.0.1:{nowhere}"\n[gpu]\nsource = "none"\n[mps]\nenabled = false\n'
+        f'[metrics]\nlisten = "127.0.0.1:{port}"\n[state]\ndirectory = "{tmp_path}/state"\n[[model]]\nname = "alexnet"\n'
+    )
+    config.write_text(text + "slo_p99_ms = 15\n")
+    async with daemon(tmp_path, config, port) as igniterd:
+        await igniterd.until(lambda s: s["tick"] >= 1, 60.0)
+        config.write_text(text + "slo_p99_ms = -1\n")
+        os.kill(igniterd.program.pid, signal.SIGHUP)
+        await until(lambda: any("not taken up" in line["event"] for line in igniterd.said()), 30.0)
+        state = await igniterd.until(lambda s: s["tick"] >= 1, 30.0)
+        assert state["models"][0]["slo_p99_ms"] == 15
+        config.write_text(text + "slo_p99_ms = 30\n")
+        os.kill(igniterd.program.pid, signal.SIGHUP)
+        await igniterd.until(lambda s: s["models"][0]["slo_p99_ms"] == 30, 60.0)
+        assert igniterd.program.alive
