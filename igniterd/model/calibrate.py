@@ -3,7 +3,8 @@
 The logarithm of measured over predicted service time is a level, and a tilt along the logarithm of the batch. Both are tracked by a
 Kalman filter of a random walk: every window adds what it measured batch by batch, each weighed by its executions, and time takes
 certainty away. Measurements far from what is believed count less the farther they are (Huber's weights), so that an odd window carries
-nothing away.
+nothing away. A level that goes on moving leaves a filter behind: the mean of the last innovations says how far, and is added where it is
+more than noise. What single batch sizes leave after level and tilt is part of the bound that plans are made with.
 
 What is learnt holds where it was learnt: at that share, beside those neighbours. A small bias is an error of the fit at that place and
 says little of another; a large one is another engine, or another clock, and goes along. On the measured V100 tables carrying small
@@ -16,7 +17,7 @@ disagreeing in the same direction are not outliers. Then what was learnt is forg
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist
@@ -27,7 +28,8 @@ from igniterd.records import Learnt
 
 CENTRE = 2.0  # log2 of the batch at which the level is meant
 LEVEL_SD = 0.05  # of the log bias, before anything is measured
-BATCH_SD = 0.01  # of single batch sizes around level and tilt
+BATCH_SD, BATCH_SIZES = 0.015, 4.0  # of single batch sizes around level and tilt, and how many sizes that is worth
+BATCH_MEMORY = 1 / 60  # of what a size's mean is of, forgotten with every window
 TILT_SD = 0.015  # of its change with every doubling of the batch
 DRIFT_SD_PER_SQRT_S = 0.002  # at first; then as fast as innovations show
 SLOWEST, FASTEST = 0.001**2, 0.02**2  # variances a second that this may become
@@ -41,6 +43,9 @@ LOCAL = 0.06  # a log bias well above this is of the model, not of the place: ca
 OCTAVES = 0.5  # of the share over which a local bias is forgotten to 1/e
 PRESSURE = 0.25  # the same for what neighbours keep busy of the GPU
 CLIP_SIGMA = 2.5
+CLIPPED = 0.978  # mean of a squared standard normal that counts at most CLIP_SIGMA**2
+LAG_WINDOWS = 30.0  # over which innovations of one sign are taken for a level that moves
+LAG_DOUBT = 1.0  # squared standard errors below which they are not
 ALLOWED_SIGMA = 1.0  # innovations of this size are no sign of a change
 CHANGE = 10.0  # sum of what is above that, each window at most CHANGE_CLIP
 CHANGE_CLIP = 4.0
@@ -49,7 +54,12 @@ SAME_PRESSURE = 0.1
 MOST_LEVEL = 5.0  # of a log bias that can be believed: e^5 times as slow
 FEW = 5  # executions of a window below which nothing is learnt from it
 
-_deviations = lru_cache(maxsize=64)(NormalDist().inv_cdf)
+
+@lru_cache(maxsize=64)
+def _deviations(level: float) -> float:
+    """Student's quantile (its first terms): a variance learnt from ``SCATTER_WINDOWS`` windows is not known exactly."""
+    z = NormalDist().inv_cdf(level)
+    return z * (1 + (z * z + 1) / (4 * SCATTER_WINDOWS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +102,7 @@ def elsewhere(learnt: Learnt, share: float, pressure: float) -> tuple[float, flo
 
 def bound(sd: float, level: float) -> float:
     """Upper bound over mean of a service time whose logarithm is known to ``sd``."""
-    return math.exp(_deviations(level) * math.sqrt(sd * sd + BATCH_SD**2))
+    return math.exp(_deviations(level) * sd)
 
 
 def _carried(level: float) -> float:
@@ -112,6 +122,9 @@ class Bias:
     drift: float = DRIFT_SD_PER_SQRT_S**2  # variance a second by which the level wanders
     scatter: float = SCATTER_SD**2  # variance of a window's mean beyond what its executions explain
     last: tuple[float, float, float] | None = None  # log ratio, its variance by executions, and standardised innovation of the last window
+    lag: float = 0.0  # mean of the last innovations: how far the level is behind one that moves
+    p_lag: float = math.inf  # its variance, were there none
+    sizes: tuple[tuple[int, float, float], ...] = ()  # batch, executions, mean of what is left after level and tilt
     point: Point | None = None
     at_s: float | None = None
     windows: int = 0  # learnt from since the last change
@@ -119,29 +132,52 @@ class Bias:
     below: float = 0.0
 
     @property
+    def coming(self) -> float:
+        """The level in the coming window: ahead of the one now by the lag, as far as that is more than noise (James and Stein)."""
+        return self.level + self._moving * self.lag
+
+    @property
+    def _moving(self) -> float:
+        """The part of the lag that is believed, 0 to 1."""
+        return max(0.0, 1 - LAG_DOUBT * self.p_lag / (self.lag * self.lag)) if self.lag else 0.0
+
+    @property
     def mean(self) -> float:
         """Measured over predicted service time at the central batch."""
-        return math.exp(self.level)
+        return math.exp(self.coming)
 
     @property
     def sd(self) -> float:
         """Standard error of its logarithm over a coming window."""
-        return math.sqrt(self.p_level + self.scatter)
+        believed = self._moving
+        return math.sqrt(self.p_level + self.scatter + (believed * self.p_lag if believed else 0.0))
+
+    @property
+    def across(self) -> float:
+        """Variance of single batch sizes around level and tilt: what they were seen to leave, and what is usual."""
+        square, count = BATCH_SIZES * BATCH_SD**2, 0.0
+        for _, executions, left in self.sizes:
+            by_chance = SERVICE_CV**2 / executions
+            part = BATCH_SD**2 / (BATCH_SD**2 + by_chance)
+            square += part * (left * left - by_chance)
+            count += part
+        return max(LEAST_SCATTER_SD**2, square / (BATCH_SIZES + max(0.0, count - 2)))  # level and tilt took two of them
 
     def at(self, batch: float) -> float:
         """Measured over predicted service time of ``batch``."""
-        return math.exp(self.level + self.tilt * (math.log2(batch) - CENTRE))
+        return math.exp(self.coming + self.tilt * (math.log2(batch) - CENTRE))
 
     def upper(self, level: float) -> float:
         """Upper bound of :attr:`mean` over a coming window."""
-        return math.exp(self.level + _deviations(level) * self.sd)
+        return math.exp(self.coming + _deviations(level) * self.sd)
 
     @property
     def learnt(self) -> Learnt | None:
         """For plans; None before anything is learnt."""
         if self.point is None or not self.windows:
             return None
-        return Learnt(self.point.share, self.point.pressure, self.level, self.tilt, self.sd)
+        sd = math.sqrt(self.sd**2 + self.across)
+        return Learnt(self.point.share, self.point.pressure, self.coming, self.tilt, sd)
 
     def aged(self, seconds: float) -> Bias:
         """After ``seconds`` without news."""
@@ -167,6 +203,9 @@ class Bias:
             p_level=like * like * self.p_level + rest * LEVEL_SD**2,
             p_both=like * like * self.p_both,
             p_tilt=like * like * self.p_tilt + rest * TILT_SD**2,
+            lag=0.0,
+            p_lag=math.inf,
+            sizes=(),
         )
 
 
@@ -183,8 +222,16 @@ class _Sums:
     missed: float = 0.0
 
 
-def _summed(bias: Bias, measured: Iterable[Measured]) -> _Sums:
-    usable = [m for m in measured if m.executions > 0 and 0 < m.ratio < math.inf]
+def _usable(measured: Iterable[Measured]) -> list[Measured]:
+    return [m for m in measured if m.executions > 0 and 0 < m.ratio < math.inf]
+
+
+def _log(m: Measured) -> float:
+    """The logarithm of a mean is below the mean logarithm's by half its variance."""
+    return math.log(m.ratio) + SERVICE_CV**2 / (2 * m.executions)
+
+
+def _summed(bias: Bias, usable: Sequence[Measured]) -> _Sums:
     if sum(m.executions for m in usable) < FEW:
         return _Sums()
     common = bias.scatter * len(usable)  # of all batch sizes alike: it is not averaged away over them
@@ -192,7 +239,7 @@ def _summed(bias: Bias, measured: Iterable[Measured]) -> _Sums:
     for m in usable:
         x = math.log2(m.batch) - CENTRE
         noise = SERVICE_CV**2 / m.executions + common
-        innovation = math.log(m.ratio) - bias.level - bias.tilt * x
+        innovation = _log(m) - bias.level - bias.tilt * x
         sd = math.sqrt(noise + bias.p_level + 2 * x * bias.p_both + x * x * bias.p_tilt)
         plain += 1 / noise
         missed += innovation / noise
@@ -205,21 +252,14 @@ def _summed(bias: Bias, measured: Iterable[Measured]) -> _Sums:
     return _Sums(w0, w1, w2, r0, r1, plain, missed)
 
 
-def _filtered(bias: Bias, sums: _Sums) -> Bias:
-    """The Kalman filter's measurement update in information form: both parts of the state at once."""
+def _filtered(bias: Bias, sums: _Sums) -> tuple[float, float, float, float, float]:
+    """The Kalman filter's measurement update in information form, both parts of the state at once: level, tilt and their covariance."""
     det = bias.p_level * bias.p_tilt - bias.p_both * bias.p_both
     i_level, i_both, i_tilt = bias.p_tilt / det + sums.w0, -bias.p_both / det + sums.w1, bias.p_level / det + sums.w2
     det = i_level * i_tilt - i_both * i_both
     p_level, p_both, p_tilt = i_tilt / det, -i_both / det, i_level / det
-    return replace(
-        bias,
-        level=bias.level + p_level * sums.r0 + p_both * sums.r1,
-        tilt=bias.tilt + p_both * sums.r0 + p_tilt * sums.r1,
-        p_level=p_level,
-        p_both=p_both,
-        p_tilt=p_tilt,
-        windows=bias.windows + 1,
-    )
+    level, tilt = bias.level + p_level * sums.r0 + p_both * sums.r1, bias.tilt + p_both * sums.r0 + p_tilt * sums.r1
+    return level, tilt, p_level, p_both, p_tilt
 
 
 def learnt(bias: Bias, at_s: float, measured: Iterable[Measured], point: Point) -> tuple[Bias, float | None]:
@@ -229,11 +269,13 @@ def learnt(bias: Bias, at_s: float, measured: Iterable[Measured], point: Point) 
     everything learnt before is then forgotten.
     """
     bias = bias.aged(0.0 if bias.at_s is None else max(0.0, at_s - bias.at_s)).moved(point)
-    sums = _summed(bias, measured)
+    usable = _usable(measured)
+    sums = _summed(bias, usable)
     if sums.plain <= 0:
         return replace(bias, at_s=at_s), None
     missed, by_chance = sums.missed / sums.plain, max(1 / sums.plain - bias.scatter, 0.0)
-    innovation = missed / math.sqrt(by_chance + bias.scatter + bias.p_level)
+    variance = by_chance + bias.scatter + bias.p_level
+    innovation = missed / math.sqrt(variance)
     innovation = max(-CHANGE_CLIP, min(CHANGE_CLIP, innovation))
     above, below = max(0.0, bias.above + innovation - ALLOWED_SIGMA), max(0.0, bias.below - innovation - ALLOWED_SIGMA)
     if max(above, below) > CHANGE:
@@ -242,7 +284,32 @@ def learnt(bias: Bias, at_s: float, measured: Iterable[Measured], point: Point) 
         bias, above, below = replace(bias, p_level=LEVEL_SD**2), 0.0, 0.0
     drift, scatter = _paced(bias, bias.level + missed, by_chance, innovation)
     last = (bias.level + missed, by_chance, innovation)
-    return replace(_filtered(bias, sums), at_s=at_s, above=above, below=below, drift=drift, scatter=scatter, last=last), None
+    lag, p_lag = _lagging(bias, max(-CLIP_SIGMA, min(CLIP_SIGMA, innovation)) * math.sqrt(variance), variance)
+    level, tilt, p_level, p_both, p_tilt = _filtered(bias, sums)
+    sizes, windows = _sized(bias, tilt, usable), bias.windows + 1
+    after = (level, tilt, p_level, p_both, p_tilt, drift, scatter, last, lag, p_lag, sizes, bias.point, at_s, windows, above, below)
+    return Bias(*after), None
+
+
+def _sized(bias: Bias, tilt: float, usable: Sequence[Measured]) -> tuple[tuple[int, float, float], ...]:
+    """What each batch size leaves, with one more window; what a window does to all its sizes alike is taken off first."""
+    found = {batch: ((1 - BATCH_MEMORY) * executions, mean) for batch, executions, mean in bias.sizes if executions > 1}
+    if len(usable) > 1:
+        left = [_log(m) - tilt * (math.log2(m.batch) - CENTRE) for m in usable]
+        common = sum(m.executions * x for m, x in zip(usable, left, strict=True)) / sum(m.executions for m in usable)
+        for m, x in zip(usable, left, strict=True):
+            executions, mean = found.get(m.batch, (0.0, 0.0))
+            off = max(-LEVEL_SD, min(LEVEL_SD, x - common - mean))
+            total = executions + m.executions
+            found[m.batch] = total, mean + off * m.executions / total
+    return tuple((batch, executions, mean) for batch, (executions, mean) in found.items())
+
+
+def _lagging(bias: Bias, missed: float, variance: float) -> tuple[float, float]:
+    """The mean of the last innovations with one more in it, and its variance."""
+    weight = 1 / min(LAG_WINDOWS, bias.windows + 1.0)
+    p_lag = 0.0 if math.isinf(bias.p_lag) else bias.p_lag
+    return bias.lag + weight * (missed - bias.lag), (1 - weight) ** 2 * p_lag + weight**2 * variance
 
 
 def _paced(bias: Bias, ratio: float, by_chance: float, innovation: float) -> tuple[float, float]:
@@ -257,7 +324,7 @@ def _paced(bias: Bias, ratio: float, by_chance: float, innovation: float) -> tup
     agree = max(-CLIP_SIGMA, min(CLIP_SIGMA, innovation * its_innovation))
     drift = min(FASTEST, max(SLOWEST, bias.drift * math.exp(PACE * agree)))
     chance = (by_chance + its_chance) / 2
-    excess = min((ratio - before) ** 2 / 2, CLIP_SIGMA**2 * (chance + bias.scatter)) - chance
+    excess = min((ratio - before) ** 2 / 2, CLIP_SIGMA**2 * (chance + bias.scatter)) / CLIPPED - chance
     weight = 1 / min(SCATTER_WINDOWS, bias.windows + 10.0)
     return drift, max(LEAST_SCATTER_SD**2, bias.scatter + weight * (excess - bias.scatter))
 
@@ -284,5 +351,5 @@ def from_plain(plain: Mapping[str, Any], age_s: float) -> Bias:
         raise ValueError("a bias out of range")
     if min(p_level, p_tilt, scatter, drift, windows) <= 0 or p_level * p_tilt <= p_both**2:
         raise ValueError("an uncertainty out of range")
-    bias = Bias(level, tilt, p_level, p_both, p_tilt, drift, scatter, None, Point(share, pressure), windows=windows)
+    bias = Bias(level, tilt, p_level, p_both, p_tilt, drift, scatter, point=Point(share, pressure), windows=windows)
     return bias.aged(max(0.0, age_s))

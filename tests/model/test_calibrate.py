@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from igniterd.model.api import Tenant
 from igniterd.model.calibrate import (
+    BATCH_SD,
     LEVEL_SD,
     LOCAL,
     SCATTER_SD,
@@ -52,10 +54,10 @@ def test_one_update_at_the_central_batch_by_hand() -> None:
     bias, _ = learnt(Bias(), 1.0, [Measured(4, 100, math.exp(0.02))], HERE)
     noise = SERVICE_CV**2 / 100 + SCATTER_SD**2
     gain = LEVEL_SD**2 / (LEVEL_SD**2 + noise)
-    assert bias.level == pytest.approx(gain * 0.02)
+    assert bias.level == pytest.approx(gain * (0.02 + SERVICE_CV**2 / 200))  # the logarithm of a mean is low by half its variance
     assert bias.p_level == pytest.approx((1 - gain) * LEVEL_SD**2)
     assert bias.tilt == pytest.approx(0.0)
-    assert bias.learnt == Learnt(0.5, 0.0, bias.level, 0.0, bias.sd)
+    assert bias.learnt == Learnt(0.5, 0.0, bias.level, 0.0, math.sqrt(bias.sd**2 + BATCH_SD**2))
 
 
 def test_learns_a_constant_bias_and_grows_sure() -> None:
@@ -76,6 +78,46 @@ def test_follows_a_drift() -> None:
         bias, changed = learnt(bias, float(t), window(1 + 0.1 * t / 180, rng), HERE)
         assert changed is None
     assert bias.mean == pytest.approx(1.1, rel=0.015)
+
+
+def test_a_level_that_moves_is_met_and_one_that_rests_is_left_alone() -> None:
+    behind, off = [], []
+    for seed in range(10):
+        rng, moving = np.random.default_rng(seed), Bias()
+        for t in range(120):
+            if t >= 60:
+                behind.append(0.001 * t - moving.level)
+                off.append(0.001 * t - moving.coming)
+            moving, _ = learnt(moving, float(t), window(math.exp(0.001 * t + rng.normal(0, 0.01)), rng), HERE)
+    assert np.mean(behind) > 0.003
+    assert abs(np.mean(off)) < 0.5 * np.mean(behind)
+    resting = lived(1.1)
+    assert abs(resting.coming - resting.level) < 0.002
+
+
+def test_the_bound_holds_as_often_as_it_says() -> None:
+    held = []
+    for seed in range(40):
+        rng, bias = np.random.default_rng(seed), Bias()
+        for t in range(100):
+            true = 1.05 * math.exp(rng.normal(0, 0.012))
+            if t >= 30:
+                held.append(true <= bias.upper(0.95))
+            bias, _ = learnt(bias, float(t), window(true, rng), HERE)
+    assert 0.93 < np.mean(held) < 0.97
+
+
+def test_batch_sizes_that_leave_the_line_widen_the_bound() -> None:
+    rng, rough, smooth = np.random.default_rng(6), Bias(), Bias()
+    off = dict(zip(SIZES, (0.06, -0.06, 0.06, -0.06, 0.06, -0.06), strict=True))
+    for t in range(60):
+        true = window(1.0, rng)
+        smooth, _ = learnt(smooth, float(t), true, HERE)
+        rough, _ = learnt(rough, float(t), [replace(m, ratio=m.ratio * math.exp(off[m.batch])) for m in true], HERE)
+    assert math.sqrt(smooth.across) < BATCH_SD < 0.03 < math.sqrt(rough.across) < 0.07
+    assert rough.learnt is not None
+    assert rough.learnt.sd > math.sqrt(rough.across)
+    assert Bias().across == pytest.approx(BATCH_SD**2)
 
 
 def test_one_odd_window_moves_little() -> None:
@@ -141,7 +183,7 @@ def test_small_moves_of_the_neighbours_are_no_move() -> None:
 def test_pressure_and_bound_by_hand() -> None:
     assert pressure_of([Tenant("a", 1, 0.5, 0.4), Tenant("b", 1, 0.25, 1.0)]) == pytest.approx(0.45)
     assert bound(0.0, 0.5) == 1.0
-    assert bound(0.02, 0.95) > math.exp(1.6449 * 0.02)
+    assert math.exp(1.6449 * 0.02) < bound(0.02, 0.95) < math.exp(1.68 * 0.02)  # Student's quantile
 
 
 @given(
