@@ -8,7 +8,7 @@ questions again and again; rates and interference are rounded up, so that a reme
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,9 @@ _BIAS_LOG, _BOUND_LOG = math.log(BIAS_STEP), math.log(BOUND_STEP)
 DUTY_STEP = 0.05
 ROUNDS = 4
 MEMO_SIZE = 50_000
+
+Beside = tuple[Tenant, ...]
+"""The neighbours of a model as :func:`felt` rounds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,20 +96,31 @@ class Oracle:
         self.level = level
         self.service_cv = service_cv
         self.upper = upper
+        self._alone: dict[tuple[str, int], F64] = {}
         self._curves: dict[tuple[object, ...], Curve] = {}
         self._served: dict[tuple[object, ...], Service] = {}
 
     def curve_ms(self, demand: Demand, share: float, neighbours: Sequence[Tenant]) -> F64:
         """Service time (ms) of batches 1..demand.max_batch beside ``neighbours`` as profiled, shape (max_batch,)."""
-        curve = self._curve(demand, share, neighbours)
+        curve = self._curve(demand, share, felt(neighbours))
         return curve.upper_ms if self.upper else curve.mean_ms
 
-    def _curve(self, demand: Demand, share: float, neighbours: Sequence[Tenant]) -> Curve:
-        beside = tuple(
-            Tenant(t.model, max(1.0, round(t.batch * 2) / 2), round(t.share, 4), min(1.0, math.ceil(t.duty / DUTY_STEP) * DUTY_STEP))
-            for t in neighbours
-            if t.duty > 0.005
-        )
+    def corrected_ms(self, demand: Demand, share: float, beside: Beside) -> F64:
+        """The same as live traffic corrects it: what the queue of ``demand`` is predicted from."""
+        curve = self._curve(demand, share, beside)
+        return _corrected(curve, self.upper, demand.max_batch, self._live(demand, curve))
+
+    def alone_ms(self, demand: Demand) -> F64:
+        """Service time (ms) alone as profiled, shape (units, max_batch): on 1, 2, … units of share."""
+        key = (demand.profiled_as, demand.max_batch)
+        if key not in self._alone:
+            units = round(1 / self.model.share_unit)
+            shares = np.asarray([n * self.model.share_unit for n in range(1, units + 1)], dtype=np.float64)
+            curves = self.model.share_curves_ms(demand.profiled_as, shares, (), demand.max_batch, level=self.level)
+            self._alone[key] = curves[int(self.upper)]
+        return self._alone[key]
+
+    def _curve(self, demand: Demand, share: float, beside: Beside) -> Curve:
         key = (demand.profiled_as, demand.max_batch, round(share, 4), beside)
         curve = self._curves.get(key)
         if curve is None:
@@ -117,12 +131,12 @@ class Oracle:
             curve = self._curves[key] = Curve(mean, upper, share, pressure_of(beside))
         return curve
 
-    def served(self, demand: Demand, allocation: Allocation, neighbours: Sequence[Tenant], *, growth: float = 1.0) -> Service:
-        """How ``demand``, its rate times ``growth``, fares under ``allocation`` beside ``neighbours``."""
+    def served(self, demand: Demand, allocation: Allocation, beside: Beside, *, growth: float = 1.0) -> Service:
+        """How ``demand``, its rate times ``growth``, fares under ``allocation`` beside what :func:`felt` makes of its neighbours."""
         share = allocation.share if allocation.share is not None else 1.0
-        curve = self._curve(demand, share, neighbours)
+        curve = self._curve(demand, share, beside)
         largest = min(allocation.max_batch_size, demand.max_batch) or 1
-        rate = _up(demand.rate_per_s * growth, RATE_STEP)
+        rate = planned_rate(demand, growth)
         live = self._live(demand, curve)
         key = (id(curve), largest, allocation.max_queue_delay_us, allocation.instances, rate, live, demand.burstiness)
         known = self._served.get(key)
@@ -156,20 +170,43 @@ class Oracle:
             return Service(math.inf, math.inf, math.inf, 1.0, float(service_ms.shape[0]))
         return Service(result.p99_ms, result.p50_ms, result.mean_ms, min(1.0, result.utilisation), result.mean_batch)
 
-    def together(self, demands: Sequence[Demand], allocations: Mapping[str, Allocation], *, growth: float = 1.0) -> dict[str, Service]:
-        """How every model fares with all of them on one GPU: the fixed point of busy times and mutual slowing."""
-        tenants = {d.model: as_tenant(d, allocations[d.model], None) for d in demands}
+    def together(
+        self,
+        demands: Sequence[Demand],
+        allocations: Mapping[str, Allocation],
+        *,
+        growth: float = 1.0,
+        near: Mapping[str, Service] | None = None,
+    ) -> dict[str, Service]:
+        """How every model fares with all of them on one GPU: the fixed point of busy times and mutual slowing.
+
+        ``near``: how they fare, about, where that is known: the answer is found sooner from there.
+        """
+        near = near or {}
+        tenants = [as_tenant(d, allocations[d.model], near.get(d.model)) for d in demands]
         served: dict[str, Service] = {}
         for _ in range(ROUNDS):
-            before = tenants
-            served = {
-                d.model: self.served(d, allocations[d.model], [before[o.model] for o in demands if o is not d], growth=growth)
-                for d in demands
-            }
-            tenants = {d.model: as_tenant(d, allocations[d.model], served[d.model]) for d in demands}
-            if all(abs(tenants[m].duty - before[m].duty) < DUTY_STEP / 2 for m in tenants):
+            before, steps = tenants, [felt((t,)) for t in tenants]
+            for i, d in enumerate(demands):
+                served[d.model] = self.served(d, allocations[d.model], sum(steps[:i] + steps[i + 1 :], ()), growth=growth)
+            tenants = [as_tenant(d, allocations[d.model], served[d.model]) for d in demands]
+            if all(abs(now.duty - then.duty) < DUTY_STEP / 2 for now, then in zip(tenants, before, strict=True)):
                 break
         return served
+
+
+def planned_rate(demand: Demand, growth: float) -> float:
+    """The rate (1/s) that ``demand`` is asked for when its rate is ``growth`` times as high: rounded up, as all answers are remembered."""
+    return _up(demand.rate_per_s * growth, RATE_STEP)
+
+
+def felt(neighbours: Iterable[Tenant]) -> Beside:
+    """Neighbours as the others feel them, in steps, so that what is remembered of them serves again; idle ones are not felt."""
+    return tuple(
+        Tenant(t.model, max(1.0, round(t.batch * 2) / 2), round(t.share, 4), min(1.0, math.ceil(t.duty / DUTY_STEP) * DUTY_STEP))
+        for t in neighbours
+        if t.duty > 0.005
+    )
 
 
 def _corrected(curve: Curve, upper: bool, largest: int, live: tuple[float, float, float]) -> F64:

@@ -1,4 +1,6 @@
+import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -90,3 +92,40 @@ def test_more_traffic_never_needs_less(subtests: pytest.Subtests) -> None:
             found = find(ORACLE, [demand("resnet50", rate, 40.0)])
             assert found.least_share >= before
             before = found.least_share
+
+
+def test_as_good_as_the_search_that_asked_the_queue_at_every_step(subtests: pytest.Subtests) -> None:
+    """60 random GPUs and what that search answered (``bench/search.py``): no model let go that it kept, no less head-room."""
+    cases = json.loads((Path(__file__).parents[2] / "bench" / "results" / "searches.json").read_text())
+    for number, case in enumerate(cases):
+        with subtests.test(number=number):
+            before, wanted = case["before"], [Demand(**tenant) for tenant in case["tenants"]]
+            found = find(Oracle(MODEL, level=0.95), wanted)
+            assert len(found.kept) >= len(before["kept"])
+            if len(found.kept) == len(before["kept"]) == len(wanted):
+                assert found.headroom >= before["headroom"] * 0.99
+                assert found.least_share <= before["least_share"] * 1.05
+            assert all(found.served[d.model].p99_ms <= d.slo_ms * 1.001 for d in wanted if d.model in found.kept)
+            assert sum(a.share for a in found.allocations.values()) <= 1 + 1e-9
+
+
+def test_a_whole_gpu_is_given_away_and_no_queue_delay_is_planned() -> None:
+    found = find(ORACLE, [demand("alexnet", 300.0, 15.0), demand("resnet50", 200.0, 40.0), demand("vgg19", 100.0, 60.0)])
+    assert sum(a.share for a in found.allocations.values()) == pytest.approx(1.0)
+    assert {a.max_queue_delay_us for a in found.allocations.values()} == {0}
+
+
+def test_several_instances_are_planned_for_as_several() -> None:
+    one = find(ORACLE, [demand("resnet50", 150.0, 60.0)])
+    two = find(ORACLE, [demand("resnet50", 150.0, 60.0, instances=2)])
+    assert two.feasible
+    assert two.allocations["resnet50"].instances == 2
+    assert two.served["resnet50"].busy < one.served["resnet50"].busy
+
+
+def test_limits_on_shares_and_batches_are_kept() -> None:
+    found = find(
+        ORACLE, [demand("alexnet", 100.0, 15.0, min_share=0.3, max_share=0.45), demand("vgg19", 60.0, 80.0, min_batch=4, max_batch=6)]
+    )
+    assert 0.3 - 1e-9 <= found.allocations["alexnet"].share <= 0.45 + 1e-9
+    assert 4 <= found.allocations["vgg19"].max_batch_size <= 6

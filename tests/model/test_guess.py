@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from igniterd.model import builtin_profile, guess, load_model
+from igniterd.model.kernels import guess as kernel
+from igniterd.model.tail import response_time
+
+MODEL = load_model(builtin_profile("v100"))
+SIZES = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32])
+
+
+def straight(x: float, largest: int) -> np.ndarray:
+    """Service times with the leading element that is not used."""
+    return np.append(1.0, (x + np.arange(1, largest + 1)) / (x + 1.0))
+
+
+@pytest.mark.parametrize(
+    ("x", "load", "cap", "burstiness"), [(1.0, 0.62, 8, 1.0), (10.0, 0.82, 32, 4.0), (0.3, 0.93, 4, 0.0), (30.0, 0.16, 2, 16.0)]
+)
+def test_the_shipped_table_is_what_the_queue_says(x: float, load: float, cap: int, burstiness: float) -> None:
+    curve = straight(x, cap)
+    exact = response_time(1e3 * load * cap / curve[cap], curve[1:], burstiness=burstiness)
+    at = guess.BURSTS.index(burstiness), guess.SHAPES.index(x), guess.LOADS.index(load), guess.CAPS.index(cap)
+    log_p99, mean_batch = guess.shipped()[(slice(None), *at)]
+    assert float(np.exp(log_p99)) / (1 - load) == pytest.approx(exact.p99_ms, rel=0.01)
+    assert float(mean_batch) == pytest.approx(exact.mean_batch, rel=0.01)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(MODEL.models), st.floats(0.1, 1.0), st.sampled_from(SIZES.tolist()), st.floats(0.05, 0.96), st.floats(1.0, 12.0))
+def test_guesses_are_near_the_queue_for_real_models(name: str, share: float, cap: int, load: float, burstiness: float) -> None:
+    curve = MODEL.service_curve_ms(name, share, (), 32)[1]
+    rate = load * cap / curve[cap - 1]
+    exact = response_time(1e3 * rate, curve[:cap], burstiness=burstiness)
+    p99_ms, busy, batch = kernel.fare(guess.queue_table(burstiness), np.append(1.0, curve), cap, rate)
+    assert p99_ms == pytest.approx(exact.p99_ms, rel=0.2)
+    assert busy == pytest.approx(exact.utilisation, abs=0.12)
+    assert batch == pytest.approx(exact.mean_batch, rel=0.25)
+
+
+def test_beyond_the_table_is_overload() -> None:
+    p99_ms, busy, batch = kernel.fare(guess.queue_table(1.0), straight(1.0, 4), 4, 2.0)
+    assert (p99_ms, busy, batch) == (np.inf, 1.0, 4.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(0.01, 0.6), st.floats(10.0, 200.0), st.integers(1, 40), st.integers(1, 40), st.floats(1.0, 1.8))
+def test_least_units_are_the_least_wherever_the_search_begins(rate: float, goal: float, start: int, low: int, slower: float) -> None:
+    alone = np.pad(MODEL.share_curves_ms("resnet50", np.arange(1, 41) / 40, (), 32)[1], ((0, 0), (1, 0)), constant_values=1.0)
+    table, mend, ratio = guess.queue_table(1.0), np.ones(SIZES.size), np.full(33, slower)
+    units, size, p99_ms, *_ = kernel.least_units(table, alone, ratio, SIZES, mend, rate, goal, low, 40, start)
+    fares = [kernel.best(table, alone[u - 1] * ratio, SIZES, mend, rate)[1] for u in range(low, 41)]
+    assert units == next((u for u, fare in enumerate(fares, low) if fare <= goal), 41)
+    assert p99_ms == min(kernel.fare(table, alone[min(units, 40) - 1] * ratio, int(b), rate)[0] for b in SIZES)
+    assert 0 <= size < SIZES.size
