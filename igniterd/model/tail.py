@@ -97,6 +97,11 @@ class TailRows:
     mean_batch: F64
 
 
+LEAST_PER_MS = 1e-7
+"""One request in three hours never meets another, and the chain has figures left to tell one from none: at 1e-13 it has not. A model that
+was asked for nothing for a quarter of an hour comes to that, as its rate is forgotten exponentially."""
+
+
 class _Case(NamedTuple):
     """What rows of one call have in common."""
 
@@ -194,6 +199,7 @@ class _Distribution(NamedTuple):
 
 def _distribution(rate_per_ms: float, service: F64, delay: float, case: _Case) -> _Distribution | None:
     """The answer for valid arguments; ``None`` for overload."""
+    rate_per_ms = max(rate_per_ms, LEAST_PER_MS)
     if not rate_per_ms * service[-1] / service.size < case.instances * (1.0 - 1e-9):
         return None
     if service.size == 1:

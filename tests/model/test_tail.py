@@ -237,3 +237,23 @@ def test_rows_are_the_single_evaluations() -> None:
     assert rows.p99_ms[0] == response_time(200.0, curve[:4]).p99_ms
     assert rows.p99_ms[1] == response_time(400.0, curve, max_queue_delay_ms=2.0).p99_ms
     assert np.isnan(rows.p99_ms[2])
+
+
+@pytest.mark.parametrize("instances", [1, 2])
+@pytest.mark.parametrize("burstiness", [1.0, 4.0])
+@pytest.mark.parametrize("delay_ms", [0.0, 5.0])
+@pytest.mark.parametrize("rate_per_s", [1e-3, 1e-8, 1e-30, 1e-310])
+def test_a_rate_that_is_nearly_forgotten_is_that_of_a_request_alone(
+    instances: int, burstiness: float, delay_ms: float, rate_per_s: float
+) -> None:
+    """As of a model that nobody has asked for hours: every figure must still be one."""
+    service = np.linspace(20.0, 80.0, 8)
+    asked = {"max_queue_delay_ms": delay_ms, "instances": instances, "burstiness": burstiness}
+    found, rare = response_time(rate_per_s, service, **asked), response_time(1e-3, service, **asked)
+    assert found.success
+    assert found.mean_batch == pytest.approx(1.0, abs=1e-3)
+    assert found.p99_ms == pytest.approx(rare.p99_ms, rel=0.02)
+    assert found.p99_ms == pytest.approx(20.0 * (1 + 2.33 * 0.1) + delay_ms, rel=0.06)
+    assert 0 <= found.utilisation < 1e-3
+    rows = response_times([rate_per_s], service, **asked)
+    assert rows.p99_ms[0] == found.p99_ms
