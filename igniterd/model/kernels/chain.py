@@ -32,29 +32,22 @@ class Lattice(NamedTuple):
     m: int
     counts: F64  # (nodes, width): chance of j = first[x] + place when a batch starts whose oldest has age x
     ranges: I64  # (nodes, 3): first, and the places between which ``counts`` is above 0
-    reached: F64  # (nodes,): P(A_(B-1) <= x)
     overflow: F64  # (2, nodes): pmf of A_B; and the part of node x in it that a window ending at x sees
     back: F64  # the pmf of A_B backwards, from where it ends to where it begins
     begin: int  # where it begins
-    wait: F64  # (nodes,): pmf of the queue delay, which lies between two nodes
     pmf: F64  # (B, nodes): of services
     ends: I64  # (B, 2): first and last + 1 node of each
     fresh: F64  # random: (B m, nodes), the age at completion after j; constant: (B, nodes), distribution functions of services
-    alpha: F64  # (m,): chances of the phases right after an arrival
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def lattice(rate: float, service: F64, cv: float, delay: float, scv: float, k: int, counts: F64, first: I64) -> Lattice:
-    """Put a queue on a lattice: ``rate`` per step, ``service`` (B,) and ``delay`` in steps; ``counts`` and ``first`` of its arrivals."""
+def lattice(rate: float, service: F64, cv: float, scv: float, k: int, counts: F64, first: I64) -> Lattice:
+    """Put a queue on a lattice: ``rate`` per step, ``service`` (B,) in steps; ``counts`` and ``first`` of its arrivals."""
     largest, nodes = service.shape[0], counts.shape[0]
-    alpha, mu = phases(rate, scv)
-    m = mu.shape[0]
-    if k > 0:
-        m = k + 1
-        alpha = np.zeros(m)
-        alpha[0] = 1.0
+    mu = phases(rate, scv)[1]
+    m = k + 1 if k > 0 else mu.shape[0]
     ranges = _ranges(counts, first)
-    reached, overflow = _window(counts, ranges, largest, m, k)
+    overflow = _window(counts, ranges, largest, k)
     pmf, ends = np.zeros((largest, nodes)), np.empty((largest, 2), np.int64)
     fresh = np.zeros((largest if k > 0 else largest * m, nodes))
     for b in range(largest):
@@ -67,10 +60,6 @@ def lattice(rate: float, service: F64, cv: float, delay: float, scv: float, k: i
         else:
             for i in range(m):
                 after_random(pmf[b], ends[b, 1], mu[i], fresh[b * m + i])
-    wait = np.zeros(nodes)
-    node = min(int(delay), nodes - 2)
-    wait[node] = 1.0 - (delay - node)
-    wait[node + 1] = delay - node
     begin, stop = 0, nodes
     while begin < stop and overflow[0, begin] < EPS:
         begin += 1
@@ -79,7 +68,7 @@ def lattice(rate: float, service: F64, cv: float, delay: float, scv: float, k: i
     back = np.empty(stop - begin)
     for x in range(begin, stop):
         back[stop - 1 - x] = overflow[0, x]
-    return Lattice(k, m, counts, ranges, reached, overflow, back, begin, wait, pmf, ends, fresh, alpha)
+    return Lattice(k, m, counts, ranges, overflow, back, begin, pmf, ends, fresh)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -98,31 +87,22 @@ def _ranges(counts: F64, first: I64) -> I64:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _window(counts: F64, ranges: I64, largest: int, m: int, k: int) -> tuple[F64, F64]:
-    """``reached`` and ``overflow`` of a :class:`Lattice`."""
+def _window(counts: F64, ranges: I64, largest: int, k: int) -> F64:
+    """``overflow`` of a :class:`Lattice`."""
     nodes = counts.shape[0]
-    reached, overflow = np.empty(nodes), np.zeros((2, nodes))
-    for x in range(nodes):
-        below, last = 0.0, 0.0
-        for place in range(ranges[x, 1], ranges[x, 2]):
-            if ranges[x, 0] + place < (largest - 1) * m:
-                below += counts[x, place]
-            else:
-                last += counts[x, place]
-        reached[x] = max(0.0, 1.0 - below)
-        overflow[1, x] = max(0.0, 1.0 - below - last)
+    overflow = np.zeros((2, nodes))
     if k > 0:
-        for x in range(nodes):
-            overflow[1, x] = 0.0
         if k * largest < nodes:
             overflow[0, k * largest] = 1.0
             overflow[1, k * largest] = 0.5
-    else:
-        for x in range(nodes - 1, 0, -1):
-            overflow[1, x] = 0.5 * max(0.0, overflow[1, x] - overflow[1, x - 1])
-        for x in range(nodes - 1):
-            overflow[0, x] = overflow[1, x] + overflow[1, x + 1]
-    return reached, overflow
+        return overflow
+    for x in range(nodes):
+        overflow[1, x] = max(0.0, 1.0 - total(counts[x, ranges[x, 1] : ranges[x, 2]]))
+    for x in range(nodes - 1, 0, -1):
+        overflow[1, x] = 0.5 * max(0.0, overflow[1, x] - overflow[1, x - 1])
+    for x in range(nodes - 1):
+        overflow[0, x] = overflow[1, x] + overflow[1, x + 1]
+    return overflow
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -187,49 +167,19 @@ def _serve(pmf: F64, first: int, last: int, behind: F64, out: F64) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def young_ages(q: Lattice, rho: F64, out: F64) -> float:
-    """Write the ages at which batches start that are not full, from the ages at completion ``rho`` (the same without a queue delay).
-
-    Full batches start at the ages at completion, and others fill up while they wait: returns the chance of that.
-    """
-    if q.wait[0] == 1.0:
-        for x in range(rho.shape[0]):
-            out[x] = rho[x]
-        return 0.0
-    filled, over, below, below_reached = 0.0, 0.0, 0.0, 0.0
-    for x in range(rho.shape[0]):
-        w = q.wait[x]
-        over += w
-        out[x] = over * rho[x]
-        if w > 0.0:
-            out[x] += w * below
-            filled += w * (below * q.reached[x] - below_reached)
-        below += rho[x]
-        below_reached += rho[x] * q.reached[x]
-    return filled
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _take(rho: F64, young: F64, low: int, counts: F64, ranges: I64, edge: int, taken: F64) -> None:
-    """Add to ``taken`` what batches take: those from the place ``edge`` on are full and start at ``rho``, the others at ``young``."""
+def _take(rho: F64, low: int, counts: F64, ranges: I64, taken: F64) -> None:
+    """Add to ``taken`` what batches take that start at the ages ``rho``."""
     for x in range(low, rho.shape[0]):
-        if rho[x] > EPS or young[x] > EPS:
+        if rho[x] > EPS:
             first, start, stop = ranges[x, 0], ranges[x, 1], ranges[x, 2]
-            middle = min(max(edge - first, start), stop)
-            if middle > start:
-                add(young[x], counts[x, start:], taken[first + start : first + middle])
-            if stop > middle:
-                add(rho[x], counts[x, middle:], taken[first + middle : first + stop])
+            if stop > start:
+                add(rho[x], counts[x, start:], taken[first + start : first + stop])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _step(q: Lattice, rho: F64, low: int, taken: F64, young: F64, behind: F64, out: F64) -> None:
-    """Add to ``taken`` (B m,) what batches take when the ages at completion are ``rho`` (0 below ``low``), to ``out`` the next ages."""
-    edge = q.pmf.shape[0] * q.m - q.m  # from here on, full batches
-    filled = young_ages(q, rho, young)
-    for i in range(q.m):
-        taken[edge + i] += filled * q.alpha[i]
-    _take(rho, young, low, q.counts, q.ranges, edge, taken)
+def _step(q: Lattice, rho: F64, low: int, taken: F64, behind: F64, out: F64) -> None:
+    """Add to ``taken`` (B m,) what batches take that start at the ages ``rho`` (0 below ``low``), to ``out`` the next ages."""
+    _take(rho, low, q.counts, q.ranges, taken)
     _behind(q.back, q.begin, q.overflow[1], rho, low, behind)
     _land(q.k, q.m, taken, q.pmf, q.ends, q.fresh, out)
     _serve(q.pmf[-1], q.ends[-1, 0], q.ends[-1, 1], behind, out)
@@ -241,20 +191,16 @@ def coarse_ages(q: Lattice, inside: int, zeta: float) -> F64:
     size = inside + (1 if zeta > 0.0 else 0)
     nodes = q.counts.shape[0]
     chain = np.zeros((size, size))
-    rho, young, behind, taken = np.zeros(nodes), np.zeros(nodes), np.zeros(nodes), np.empty(q.pmf.shape[0] * q.m)
-    late = 0  # nodes below wait for the delay
-    while q.wait[late] == 0.0:
-        late += 1
+    rho, behind, taken = np.zeros(nodes), np.zeros(nodes), np.empty(q.pmf.shape[0] * q.m)
     for x in range(inside):
         taken[:] = 0.0
         rho[x] = 1.0
-        stop = max(x + 1, min(nodes, late + 2)) if x < late + 2 else x + 1
-        _step(q, rho[:stop], min(x, late), taken, young[:stop], behind[: x + 1], chain[x, :inside])
+        _step(q, rho[: x + 1], x, taken, behind[: x + 1], chain[x, :inside])
         rho[x] = 0.0
     if zeta > 0.0:
         extend(rho, inside, zeta, 1.0)
         taken[:] = 0.0
-        _step(q, rho, inside, taken, young, behind[:inside], chain[inside, :inside])
+        _step(q, rho, inside, taken, behind[:inside], chain[inside, :inside])
     for x in range(size):
         chain[x, size - 1] += max(0.0, 1.0 - total(chain[x]))
         chain[x, 0] += 1e-9  # where all is constant the chain may come apart: then what follows from an idle start is what counts
@@ -338,19 +284,18 @@ def approach(q: Lattice, rho: F64, inside: int, zeta: float, taken: F64) -> None
     Only the first ``inside`` nodes are states; the rest is their tail, falling by ``zeta`` a node.
     """
     behind, last, new = np.empty(inside), np.zeros(inside), np.empty(inside)
-    young = np.empty(rho.shape[0])
     tail_taken, tail_out = np.zeros(taken.shape[0]), np.zeros(inside)
     if zeta > 0.0:  # what comes of the tail is always the same, times its mass
         tail = np.zeros(rho.shape[0])
         extend(tail, inside, zeta, 1.0)
-        _step(q, tail, inside, tail_taken, young, behind, tail_out)
+        _step(q, tail, inside, tail_taken, behind, tail_out)
     now = rho[:inside]
     beyond = _normalise(now, zeta)
     before = 0.0  # change of the step before, 0 where a jump lies between
     for n in range(STEPS):
         taken[:] = 0.0
         new[:] = 0.0
-        _step(q, now, 0, taken, young[:inside], behind, new)
+        _step(q, now, 0, taken, behind, new)
         add(beyond, tail_taken, taken)
         add(beyond, tail_out, new)
         beyond = _normalise(new, zeta)

@@ -1,8 +1,8 @@
 """Event-by-event replay of one GPU in virtual time, compiled.
 
-Each tenant is Triton's dynamic batcher with one instance: a batch starts when the instance is free and takes what is queued, up to the
-largest batch; with a queue delay it waits until the oldest has waited that long or the largest batch is there. A batch of b of tenant i
-needs ``solo[i, b]`` ms alone, times a random factor; while tenants j execute too, it progresses at 1 / (1 + sum of excess[i, j, b, b_j]).
+Each tenant is Triton's dynamic batcher (:mod:`igniterd.model.kernels.batcher`) with one instance. A batch of b of
+tenant i needs ``solo[i, b]`` ms alone, times a random factor; while tenants j execute too, it progresses at
+1 / (1 + sum of excess[i, j, b, b_j]). A tenant's batcher knows of the others only by when its batches end: it is looked at then.
 """
 
 from __future__ import annotations
@@ -11,20 +11,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from igniterd.model.kernels.batcher import await_batch, batchers, take
+
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _due(times: F64, head: int, end: int, largest: int, delay: float, now: float) -> float:
-    """When a free instance starts its next batch: requests ``head``.. below ``end`` are not yet taken."""
-    if head >= end:
-        return np.inf
-    at = times[head]
-    if delay > 0.0:
-        full = times[head + largest - 1] if head + largest <= end else np.inf
-        at = min(at + delay, max(full, at))
-    return max(at, now)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -59,13 +49,13 @@ def replay_gpu(
     """
     np.random.seed(seed)
     n = largest.shape[0]
-    head = offsets[:n].copy()
+    q = batchers(times, offsets, largest, delays, 1)
     running = np.zeros(n, np.int64)  # size of the batch being executed, 0 when none is
     left = np.zeros(n)  # ms alone that it still needs
     slow = np.ones(n)
     due = np.empty(n)  # next start of a free instance
     for i in range(n):
-        due[i] = _due(times, head[i], offsets[i + 1], largest[i], delays[i], 0.0)
+        due[i] = await_batch(q, i, 0.0)
     now = 0.0
     while True:
         who, at = _next(now, running, left, slow, due)
@@ -79,15 +69,13 @@ def replay_gpu(
         now = at
         size = running[who]
         if size > 0:
-            for j in range(head[who] - size, head[who]):
+            for j in range(q.taken[who] - size, q.taken[who]):
                 latency[j] = now - times[j]
             sign = -1.0
             running[who] = 0
-            due[who] = _due(times, head[who], offsets[who + 1], largest[who], delays[who], now)
+            due[who] = await_batch(q, who, now)
         else:
-            while size < largest[who] and head[who] < offsets[who + 1] and times[head[who]] <= now:
-                size += 1
-                head[who] += 1
+            size = take(q, who, now)
             running[who] = size
             left[who] = solo[who, size] * _factor(dispersion[0], dispersion[1], dispersion[2])
             batches[who] += 1

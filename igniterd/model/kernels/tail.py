@@ -1,13 +1,12 @@
 """Stationary response time of a dynamic batcher, by the age of the oldest request, compiled.
 
-Let x be the age of the oldest request when its batch starts. What came after it is a fresh renewal process, so x alone is a Markov
-chain, for any renewal arrivals and with a queue delay. With A_k the sum of k interarrival times, N(x) the number of arrivals within x of
-the oldest, B the largest batch, S_b the service of a batch of b, d the queue delay:
+A batch takes what is queued when the instance is free, up to the largest batch. Let x be the age of the oldest request when its batch
+starts. What came after it is a fresh renewal process, so x alone is a Markov chain, for any renewal arrivals. With A_k the sum of k
+interarrival times, N(x) the number of arrivals within x of the oldest, B the largest batch, S_b the service of a batch of b:
 
-    b = min(N(x) + 1, B)              what the batch takes
-    y = x - A_b                       age of the next oldest at this start (negative: it has yet to come)
-    r = max(0, y + S_b)               its age when the instance is free
-    x' = max(r, min(d, A_(B-1)))      it waits for the delay or for a full batch; without a delay x' = r
+    b = min(N(x) + 1, B)      what the batch takes
+    y = x - A_b               age of the next oldest at this start (negative: it has yet to come)
+    x' = max(0, y + S_b)      its age when the instance is free
 
 The chain lives on a lattice of time. Services are put on it with mean and variance kept, so drift and spread are right however coarse it
 is. It is solved on a coarse lattice by the elimination of Grassmann, Taksar and Heyman (Oper. Res. 33(5), 1985), which subtracts nothing,
@@ -24,7 +23,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from igniterd.model.kernels.chain import EPS, Lattice, add, approach, coarse_ages, lattice, refine, total, young_ages
+from igniterd.model.kernels.chain import EPS, Lattice, add, approach, coarse_ages, lattice, refine, total
 from igniterd.model.kernels.renewal import constant_counts, phases, random_counts, tail_decay
 
 F64 = NDArray[np.float64]
@@ -38,12 +37,12 @@ STATS = 3
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _reach(rate: float, scv: float, service: F64, cv: float, delay: float) -> int:
-    """Largest batch that matters: hardly ever more come during the service of so many or the delay (6 standard deviations)."""
+def _reach(rate: float, scv: float, service: F64, cv: float) -> int:
+    """Largest batch that matters: hardly ever more come during the service of so many (6 standard deviations)."""
     largest = service.shape[0]
     b = 1
     while b < largest:
-        mean = rate * max(service[b - 1], delay)
+        mean = rate * service[b - 1]
         need = int(mean + 6.0 * np.sqrt(mean * max(scv, 0.1) + (cv * mean) ** 2)) + 2
         if need <= b:
             return b
@@ -68,13 +67,13 @@ def _fill(inside: F64, tilt: F64, out: F64) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _spread_ages(q: Lattice, rho: F64, young: F64, counts: F64, sums: F64, ages: F64) -> None:
+def _spread_ages(q: Lattice, rho: F64, counts: F64, sums: F64, ages: F64) -> None:
     """Write into ``ages`` (B, nodes) how many requests have which age when their batch of b starts, for one batch; random arrivals."""
     largest, nodes = ages.shape
     inside, tilt = np.zeros((largest, nodes)), np.zeros((largest if sums.shape[0] else 1, nodes))
     low = 0
     for x in range(nodes):
-        if max(young[x], rho[x]) < EPS:
+        if rho[x] < EPS:
             continue
         while low < largest and total(counts[x, low]) < EPS:  # the least number that may have come by x, which grows with x
             low += 1
@@ -82,7 +81,7 @@ def _spread_ages(q: Lattice, rho: F64, young: F64, counts: F64, sums: F64, ages:
             p = total(counts[x, n])
             if p < EPS:
                 break
-            p *= young[x] if n + 1 < largest else rho[x]
+            p *= rho[x]
             ages[n, x] += p
             if x == 0:
                 ages[n, 0] += p * n
@@ -94,8 +93,6 @@ def _spread_ages(q: Lattice, rho: F64, young: F64, counts: F64, sums: F64, ages:
                 tilt[n, x] = inside[n, x] * max(-1.0, min(1.0, 6.0 * middle - 3.0)) * 2.0 / x
     for n in range(1, largest):
         _fill(inside[n], tilt[n if sums.shape[0] else 0], ages[n])
-    if largest > 1:
-        _filled(q, rho, largest, ages[largest - 1])
     _left(rho, q.overflow, ages[largest - 1], largest)
 
 
@@ -126,31 +123,7 @@ def _left(rho: F64, overflow: F64, out: F64, largest: int) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _filled(q: Lattice, rho: F64, largest: int, out: F64) -> None:
-    """Add the ages in batches that fill up while they wait: the last has just come, the first A_(B-1) ago, the others between."""
-    inside = np.zeros(out.shape[0])
-    later, below = 1.0 - q.wait[0], rho[0]  # chance of a delay beyond the node; of an age at completion up to it
-    for t in range(1, rho.shape[0]):
-        if later <= 0.0:
-            break
-        p = later * below * (q.reached[t] - q.reached[t - 1])
-        if p > 0.0:
-            out[0] += p
-            out[t] += 0.5 * p
-            out[t - 1] += 0.5 * p
-            each = 0.5 * p * (largest - 2) / (t - 0.5)
-            inside[t] += each
-            if t > 1:
-                inside[t - 1] += each
-            else:
-                out[0] += 0.5 * p * (largest - 2)
-        below += rho[t]
-        later -= q.wait[t]
-    _fill(inside, np.zeros(out.shape[0]), out)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _comb_ages(q: Lattice, rho: F64, young: F64, ages: F64) -> None:
+def _comb_ages(q: Lattice, rho: F64, ages: F64) -> None:
     """The same for constant arrivals: a batch has ages x, x - k, …"""
     largest, nodes = ages.shape
     k = q.k
@@ -160,16 +133,10 @@ def _comb_ages(q: Lattice, rho: F64, young: F64, ages: F64) -> None:
             b = (q.ranges[x, 0] + place) // q.m + 1
             p = q.counts[x, place]
             if p > 0.0 and b < largest:
-                _comb(p * young[x], x, k, b, ages[b - 1])
+                _comb(p * rho[x], x, k, b, ages[b - 1])
             elif p > 0.0:
                 full += p
         _comb(full * rho[x], x, k, largest, ages[largest - 1])
-    # filled while waiting: age (B - 1) k exactly, unless the delay ends first
-    x = k * (largest - 1)
-    if 0 < x < nodes:
-        held = total(rho[:x]) * (1.0 - total(q.wait[:x]) - 0.5 * q.wait[x])
-        held += 0.5 * rho[x] * (1.0 - total(q.wait[: x + 1]))
-        _comb(held, x, k, largest, ages[largest - 1])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -181,22 +148,22 @@ def _comb(weight: float, x: int, k: int, b: int, out: F64) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def layout(rate: float, service: F64, cv: float, delay: float, scv: float) -> tuple[float, float, int, int, int, int, int]:
-    """Choose the lattice for ``rate`` (1/ms), ``service`` (ms, shape (B,)), ``delay`` (ms), ``scv`` of the interarrival times.
+def layout(rate: float, service: F64, cv: float, scv: float) -> tuple[float, float, int, int, int, int, int]:
+    """Choose the lattice for ``rate`` (1/ms), ``service`` (ms, shape (B,)), ``scv`` of the interarrival times.
 
     Returns its step (ms), the decay (1/ms) of the tail beyond it (infinite when nothing is there), steps between constant arrivals, steps
     of the coarse lattice, the largest batch that matters, nodes of ages and of responses.
     """
     largest = service.shape[0]
-    used = _reach(rate, scv, service, cv, delay)
+    used = _reach(rate, scv, service, cv)
     slow = service[used - 1] * (1.0 + 5.0 * cv + 6.0 * cv * cv)
-    span, end, decay = slow + delay, 2.0 * slow + delay, np.inf
+    span, end, decay = slow, 2.0 * slow, np.inf
     if used == largest:
         full = service[largest - 1]
         decay = tail_decay(rate, scv, largest, full, cv)
         span += 14.0 / decay
         end += 14.0 / decay
-        closed = max((largest + 5.0 * np.sqrt(largest * scv)) / rate, slow) + 1.1 * delay
+        closed = max((largest + 5.0 * np.sqrt(largest * scv)) / rate, slow)
         if closed < span:
             span, end = closed, closed + max(0.0, 1.0 - 4.0 * cv) * full
         else:
@@ -216,7 +183,6 @@ def solve(
     rate: float,
     service: F64,
     cv: float,
-    delay: float,
     scv: float,
     decay: float,
     k: int,
@@ -242,18 +208,17 @@ def solve(
         counts, sums = random_counts(alpha, mu, largest, max(nodes, grown * ratio), inside if scv > 1.0 else 0)
         flat, fewer = _thinned(counts, nodes, 1), _thinned(counts, grown, ratio)
         first, fewer_first = np.zeros(nodes, np.int64), np.zeros(grown, np.int64)
-    q = lattice(rate * ratio, service / ratio, cv, delay / ratio, scv, k // ratio, fewer, fewer_first)
+    q = lattice(rate * ratio, service / ratio, cv, scv, k // ratio, fewer, fewer_first)
     coarse = coarse_ages(q, small, zeta**ratio)
-    q = lattice(rate, service, cv, delay, scv, k, flat, first)
-    rho, young, taken = np.empty(nodes), np.empty(nodes), np.empty(largest * q.m)
+    q = lattice(rate, service, cv, scv, k, flat, first)
+    rho, taken = np.empty(nodes), np.empty(largest * q.m)
     refine(coarse, ratio, inside, rho)
     approach(q, rho, inside, zeta, taken)
-    young_ages(q, rho, young)
     ages = np.zeros((largest, nodes))
     if k > 0:
-        _comb_ages(q, rho, young, ages)
+        _comb_ages(q, rho, ages)
     else:
-        _spread_ages(q, rho, young, counts, sums, ages)
+        _spread_ages(q, rho, counts, sums, ages)
     batches, busy, fuller = 0.0, 0.0, 1.0
     for b in range(largest - 1):
         p = total(taken[b * q.m : (b + 1) * q.m])
