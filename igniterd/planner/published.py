@@ -176,7 +176,10 @@ def place(model: IgniterModel, demand: Demand, *, first_fit: bool = False, aware
     """Algorithm 1. ``first_fit`` with ``aware`` is FFD++, without it FFD+; neither is the published strategy."""
     n = len(demand.workloads)
     gpu_of, units = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    args = (demand.coef, board_row(model), demand.lower, demand.order, capacity_units(model), first_fit, aware, gpu_of, units)
+    alike = np.column_stack((demand.coef[:, :-1], demand.lower))
+    group = np.unique(alike, axis=0, return_inverse=True)[1].astype(np.int64).ravel()
+    order, capacity = demand.order, capacity_units(model)
+    args = (demand.coef, board_row(model), demand.lower, order, group, capacity, first_fit, aware, kernels.MANY, gpu_of, units)
     gpus = int(kernels.provision(*args)) if n else 0
     return Allocation(gpu_of, units, gpus)
 

@@ -76,15 +76,34 @@ def test_every_gpu_holds_what_algorithm_2_says(cases, first_fit):
             assert (out <= demand.coef[members, 12] * (1 + 1e-9)).all()
 
 
-def test_the_compiled_kernel_says_what_its_python_says(v100, v100_workloads):
-    demand = rows(v100, v100_workloads)
+def provisioned(demand, board, kernel, many):
     n = len(demand.workloads)
-    answers = []
-    for kernel in (provision.provision, provision.provision.py_func):
-        gpu_of, units = np.zeros(n, np.int64), np.zeros(n, np.int64)
-        gpus = kernel(demand.coef, published.board_row(v100.published), demand.lower, demand.order, 40, False, True, gpu_of, units)
-        answers.append((gpus, gpu_of.tolist(), units.tolist()))
-    assert answers[0] == answers[1]
+    alike = np.unique(np.column_stack((demand.coef[:, :-1], demand.lower)), axis=0, return_inverse=True)[1].ravel()
+    gpu_of, units = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    args = (demand.coef, board, demand.lower, demand.order, alike.astype(np.int64), 40, False, True, many, gpu_of, units)
+    return kernel(*args), gpu_of.tolist(), units.tolist()
+
+
+def test_the_compiled_kernel_says_what_its_python_says(v100, v100_workloads):
+    demand, board = rows(v100, v100_workloads), published.board_row(v100.published)
+    one, other = (provisioned(demand, board, kernel, 24) for kernel in (provision.provision, provision.provision.py_func))
+    assert one == other
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 400), st.integers(1, 12))
+def test_answers_kept_for_a_group_lead_to_the_plan_of_the_plain_loop(seed, count, kinds):
+    """Few kinds of workload, many limits: with every group in a tree, and with none, the plan is the same to the unit."""
+    v100 = parse_gpu("v100")
+    rng = np.random.default_rng(seed)
+    base = [("alexnet", 10, 1200), ("resnet50", 20, 400), ("vgg19", 30, 400), ("ssd", 40, 50)]
+    kind = [
+        (*base[i][:1], base[i][1], base[i][2] * r) for i, r in zip(rng.integers(0, 4, kinds), rng.uniform(0.1, 1.0, kinds), strict=True)
+    ]
+    picked = [(kind[i], s) for i, s in zip(rng.integers(0, kinds, count), rng.uniform(1.0, 1.6, count), strict=True)]
+    demand = rows(v100, [Workload(f"w{n}", k[0], k[1] * s, k[2]) for n, (k, s) in enumerate(picked)])
+    board = published.board_row(v100.published)
+    assert provisioned(demand, board, provision.provision, 1) == provisioned(demand, board, provision.provision, 10**9)
 
 
 @pytest.mark.parametrize("slo", [6, 7, 8])
