@@ -113,9 +113,12 @@ def _unpack_wheel(say: Say) -> None:
 
 
 def _make_runnable(triton: Path) -> None:
-    """Zip files carry no mode, and the stub of our Python must stand where the backend looks for it."""
-    stubs = triton / "python_backend_stubs"
-    shutil.copy(stubs / programs.PYTHON / "triton_python_backend_stub", triton / "backends" / "python" / "triton_python_backend_stub")
+    """Zip files carry no mode, and a stub must stand where the backend looks for it."""
+    stub = triton / "python_backend_stubs" / programs.PYTHON / "triton_python_backend_stub"
+    if not stub.exists():
+        known = ", ".join(sorted(p.name for p in (triton / "python_backend_stubs").iterdir()))
+        raise CannotRun(f"its Python backend is for Python {known}, this is {programs.PYTHON}")
+    shutil.copy(stub, triton / "backends" / "python" / stub.name)
     for path in (triton / "bin" / "tritonserver", *triton.rglob("triton_python_backend_stub")):
         path.chmod(0o755)
 

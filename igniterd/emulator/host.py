@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import aiohttp
 
@@ -61,11 +62,25 @@ class EmulatedModel:
         }
 
 
+class Servable(Protocol):
+    """A model that a Triton can be started with."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def max_batch_size(self) -> int: ...
+
+    def config(self) -> dict[str, object]:
+        """Its ModelConfig, in JSON's names."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class HostSpec:
     """What to emulate. Every time of the tables is multiplied by ``slow_factor``; the same ``seed`` gives the same dispersion."""
 
-    models: tuple[EmulatedModel, ...]
+    models: tuple[Servable, ...]
     slow_factor: float = 1.0
     seed: int = 0
     dispersion_cv: float = DISPERSION_CV
@@ -75,7 +90,13 @@ class HostSpec:
 
 
 class TritonHost:
-    """A running tritonserver with its emulated board."""
+    """A running tritonserver with its emulated board.
+
+    One with models of another kind is made by overriding ``prepare``, ``_environment`` and ``ready_s``.
+    """
+
+    ready_s = _READY_S
+    """Longest wait for the server, and 2 s more for each model."""
 
     def __init__(self, spec: HostSpec, folder: Path, ports: Sequence[int]) -> None:
         self.spec = spec
@@ -131,7 +152,7 @@ class TritonHost:
                 except (aiohttp.ClientError, TimeoutError):
                     return False
 
-            await self._program.until(ready, timeout_s=_READY_S + 2.0 * len(self.spec.models))
+            await self._program.until(ready, timeout_s=self.ready_s + 2.0 * len(self.spec.models))
 
     async def stop(self) -> None:
         """Stop it; the board and the repository stay."""
@@ -179,12 +200,18 @@ class TritonHost:
         """Write the model repository, the tables and the empty board."""
         self.repository.mkdir(parents=True)
         for model in self.spec.models:
-            version = self.repository / model.name / "1"
-            version.mkdir(parents=True)
-            shutil.copy(Path(__file__).with_name("triton_model.py"), version / "model.py")
-            (version.parent / "config.pbtxt").write_text(_pbtxt(model.config()))
+            self._place(model, Path(__file__).with_name("triton_model.py"))
         Truth.v100().tables().save(self.folder / "truth.npz")
         BoardFile.create(self.board_path, slow_factor=self.spec.slow_factor, memory_bytes=self.spec.memory_bytes).close()
+
+    def _place(self, model: Servable, code: Path) -> None:
+        """A model of the repository, run by ``code`` in the Python that runs this."""
+        version = self.repository / model.name / "1"
+        version.mkdir(parents=True)
+        shutil.copy(code, version / "model.py")
+        (version.parent / "config.pbtxt").write_text(_pbtxt(model.config()))
+        stub = programs.python_stub()
+        (version.parent / stub.name).symlink_to(stub)  # the backend's own may be for another Python
 
 
 def _pbtxt(message: dict[str, object], indent: str = "") -> str:

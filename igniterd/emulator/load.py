@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,17 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class LoadSpec:
-    """What to send where. A request without an answer ``deadline_s`` after it was sent has failed."""
+    """What to send where. A request without an answer ``deadline_s`` after it was sent has failed.
+
+    ``requests`` has a serialised ``ModelInferRequest`` in base64 for each model that takes other inputs than emulated ones do. They go
+    to the generator in one variable of its environment: large inputs belong into shared memory.
+    """
 
     url: str
     phases: tuple[Phase, ...]
     deadline_s: float = 10.0
     seed: int = 0
+    requests: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -63,8 +68,9 @@ class LoadSpec:
         try:
             raw = json.loads(text)
             phases = tuple(phase_from(p) for p in raw["phases"])
-            return cls(str(raw["url"]), phases, float(raw.get("deadline_s", 10.0)), int(raw.get("seed", 0)))
-        except (KeyError, TypeError, json.JSONDecodeError) as problem:
+            requests = {str(m): str(r) for m, r in raw.get("requests", {}).items()}
+            return cls(str(raw["url"]), phases, float(raw.get("deadline_s", 10.0)), int(raw.get("seed", 0)), requests)
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as problem:
             raise ValueError(f"the load's description is not right: {type(problem).__name__} {problem}") from problem
 
 

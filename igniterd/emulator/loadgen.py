@@ -12,6 +12,7 @@ Every second it prints one JSON line of progress. Exit 0 when every request has 
 from __future__ import annotations
 
 import argparse
+import base64
 import csv
 import gc
 import heapq
@@ -80,7 +81,7 @@ class Generator:
         self._channel = grpc.insecure_channel(spec.url, options=options)
         # Bytes go out and come back as they are: building and parsing messages would cost more than all the rest.
         self._infer = self._channel.unary_unary(_METHOD, request_serializer=None, response_deserializer=None)
-        self._bytes: dict[str, bytes] = {}
+        self._bytes = {model: base64.b64decode(text) for model, text in spec.requests.items()}
         self._gaps: dict[str, Gaps] = {}
         self._done: deque[tuple[str, str, float, float, float, str]] = deque()
         self._due: list[tuple[float, str]] = []

@@ -16,7 +16,7 @@ from pathlib import Path
 from igniterd.errors import CannotRun
 
 PYTRITON = "0.7.0"  # its wheel carries tritonserver 2.51
-PYTHON = "3.11"  # the stub inside links against this one
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"  # models run in this Python: what it has installed must be importable there
 FETCH = "python -m igniterd.emulator.fetch"
 
 _SYSTEM_LIBRARIES = ("/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/lib")
@@ -67,7 +67,7 @@ def debian_libraries() -> tuple[Path, ...]:
 
 
 def libpython() -> Path | None:
-    """Folder with ``libpython3.11.so.1.0``, which Triton's Python stub links against; ``None`` when there is none."""
+    """Folder with ``libpython3.X.so.1.0`` of this Python, which Triton's Python stub links against; ``None`` when there is none."""
     name = f"libpython{PYTHON}.so.1.0"
     places = [sysconfig.get_config_var("LIBDIR") or "", f"{sys.base_prefix}/lib", *_SYSTEM_LIBRARIES, *(str(p) for p in debian_libraries())]
     return next((Path(p) for p in places if p and (Path(p) / name).exists()), None)
@@ -77,8 +77,7 @@ def tritonserver() -> Program | None:
     """tritonserver with its Python backend, or ``None`` when it is not in the cache."""
     program = triton_root() / "pytriton" / "tritonserver" / "bin" / "tritonserver"
     library = libpython()
-    stub = backends() / "python" / "triton_python_backend_stub"
-    if library is None or not program.exists() or not stub.exists():
+    if library is None or not program.exists() or not python_stub().exists():
         return None
     return Program(program, (library,))
 
@@ -86,6 +85,11 @@ def tritonserver() -> Program | None:
 def backends() -> Path:
     """Triton's backend directory."""
     return triton_root() / "pytriton" / "tritonserver" / "backends"
+
+
+def python_stub() -> Path:
+    """The program that runs a Python model; the wheel has one for every version of Python that it knows."""
+    return triton_root() / "pytriton" / "tritonserver" / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
 
 
 def _on_path_or_unpacked(name: str) -> Program | None:

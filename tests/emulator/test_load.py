@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -53,6 +54,7 @@ class Triton:
         self.gate = threading.Event()
         self.gate.set()
         self.seen: list[str] = []
+        self.shapes: list[tuple[int, ...]] = []
         self._server = grpc.server(ThreadPoolExecutor(64))
         handler = grpc.unary_unary_rpc_method_handler(self._infer)
         self._server.add_generic_rpc_handlers(
@@ -64,6 +66,7 @@ class Triton:
     def _infer(self, body: bytes, context: grpc.ServicerContext) -> bytes:
         request = service_pb2.ModelInferRequest.FromString(body)
         self.seen.append(request.model_name)
+        self.shapes.append(tuple(request.inputs[0].shape))
         self.gate.wait(20.0)
         if request.model_name == "broken":
             context.abort(grpc.StatusCode.INTERNAL, "no, thanks")
@@ -93,6 +96,16 @@ async def test_every_request_is_logged(triton: Triton, tmp_path: Path) -> None:
     assert log.of("a").failed == 0
     assert (log.sent_s >= log.scheduled_s).all()
     assert np.isinf(broken.quantile_ms(0.5))
+
+
+async def test_a_model_s_own_requests_are_sent_as_they_are(triton: Triton, tmp_path: Path) -> None:
+    item = service_pb2.ModelInferRequest.InferInputTensor(name="IMAGE", datatype="UINT8", shape=[1, 3, 8, 8])
+    request = service_pb2.ModelInferRequest(model_name="a", inputs=[item], raw_input_contents=[bytes(192)])
+    own = {"a": b64encode(request.SerializeToString()).decode()}
+    async with load(LoadSpec(triton.url, (Phase("one", 0.3, {"a": 50.0, "b": 50.0}),), requests=own), tmp_path / "log.csv") as running:
+        await running.finished(timeout_s=30)
+    found = set(zip(triton.seen, triton.shapes, strict=True))
+    assert found == {("a", (1, 3, 8, 8)), ("b", (1, 16))}
 
 
 async def test_a_stalled_server_shows_in_every_request_that_was_due_meanwhile(triton: Triton, tmp_path: Path) -> None:
@@ -162,5 +175,7 @@ def test_a_wrong_description_is_refused_in_words(text: str, said: str) -> None:
 
 
 def test_a_description_survives_the_way_to_the_process() -> None:
-    spec = LoadSpec("h:1", (Phase("n", 2.5, {"a": 3.0}, Arrivals.BURSTY), Phase("m", None, {})), deadline_s=2.0, seed=9)
+    spec = LoadSpec(
+        "h:1", (Phase("n", 2.5, {"a": 3.0}, Arrivals.BURSTY), Phase("m", None, {})), deadline_s=2.0, seed=9, requests={"a": "AAEC"}
+    )
     assert LoadSpec.from_json(spec.to_json()) == spec
