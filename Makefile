@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets check test unit demo bench clean
+.PHONY: help setup assets check test unit demo bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ demo: $(STAMP)  ## igniterd moving a real Triton on an emulated GPU, about three
 
 bench: $(STAMP)  ## every benchmark whose figures README prints
 	@for b in bench/*.py; do echo "== $$b"; $(BIN)/python $$b; done
+
+bench-gpu: $(STAMP)  ## the GPU harness, at most nine minutes; without a GPU: make bench-gpu ARGS=--emulated
+	@bench/gpu/run.sh $(ARGS)
 
 clean:  ## remove what make made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .demo out
