@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igniterd.model.arrivals import Rate, updated
+from igniterd.model.daily import Daily, lived
 
 F64 = NDArray[np.float64]
 LEVEL = 0.9
@@ -168,6 +169,25 @@ def steps(seeds: int) -> None:
     print("  (upper: the highest excess of the upper quantile over the new rate, from the second second on)")
 
 
+def settling(seeds: int) -> None:
+    print(
+        "\nThe upper quantile over the new rate in the 30 s after a step (plans are made for it; what grows late asks for a second reload)"
+    )
+    print(
+        f"  {'step':>14}" + "".join(f"{f'{s} s':>8}" for s in (1, 2, 3, 5, 10, 30)) + f"{'short at 3 s':>14}{'late growth':>13}{'p90':>6}"
+    )
+    for before in (25.0, 50.0, 100.0, 200.0, 400.0):
+        for factor in (1.5, 2.0, 0.5):
+            after = before * factor
+            t = traced(Ours, np.concatenate([np.full(120, before), np.full(60, after)]), seeds)
+            upper = t.upper[:, 120:150] / after
+            late = upper[:, 3:].max(axis=1) / upper[:, 3] - 1
+            medians = "".join(f"{np.median(upper[:, s - 1]) - 1:>+8.0%}" for s in (1, 2, 3, 5, 10, 30))
+            short = float((upper[:, 2] < 1).mean())
+            print(f"  {before:>6g} -> {after:<5g}{medians}{short:>14.0%}{np.median(late):>13.0%}{np.quantile(late, 0.9):>6.0%}")
+    print("  (medians; short at 3 s: runs whose upper quantile is below the new rate then; late growth: after the 4th second)")
+
+
 def ramps(seeds: int) -> None:
     print("\nRamps for 60 s from 120 s on, then level: lag while it lasts, and overshoot after its end")
     print(f"  {'ramp':>20} {'':<14}{'lag':>8}{'covered':>9}{'overshoot':>11}{'p90':>8}")
@@ -199,22 +219,87 @@ def spikes(seeds: int) -> None:
         )
 
 
-def a_day() -> F64:
+def a_day(job: bool = True) -> F64:
     """A day of second-by-second rates: a night, a day, an evening peak, a job at nine o'clock sharp."""
     t = np.arange(86_400) + 0.5
     h = t / 3600
     base = 60 + 180 * np.exp(-((h - 13) ** 2) / 12) + 160 * np.exp(-((h - 20.5) ** 2) / 2.5)
-    return base + np.where((h >= 9) & (h < 9.25), 200.0, 0.0)
+    return base + np.where((h >= 9) & (h < 9.25), 200.0, 0.0) if job else base
 
 
 def day() -> None:
-    print("\nA day's cycle (night 60/s, peak about 250/s, a job of 200/s from 9:00 to 9:15), three seeds")
+    print("\nA day's cycle (night 60/s, peak about 250/s, a job of 200/s from 9:00 to 9:15), three seeds, nothing known of other days")
     print(f"  {'':<14}{'error':>8}{'covered':>9}{'margin':>8}")
     true = a_day()
     for name, make in ESTIMATORS.items():
         t = traced(make, true, 3)
         cover, margin = covered(t, 60)
         print(f"  {name:<14}{error(t, 60):>8.1%}{cover:>9.1%}{margin:>8.1%}")
+
+
+LEARNT_DAYS = 4  # with the job; then one more, and one on which the job does not come
+JOB_S = 9 * 3600
+DAY_SPREAD = 0.05  # of the days' rates
+
+
+def days(seeds: int = 2) -> None:
+    """What is known from other days, as the daemon uses it: see ``igniterd.estimate``."""
+    print(f"\n{LEARNT_DAYS} such days (rates of a day vary by {DAY_SPREAD:.0%}), then one more and one without the job, {seeds} seeds")
+    rows: dict[str, list[list[float]]] = {}
+    for seed in range(seeds):
+        rng = np.random.default_rng(FIRST_SEED + seed)
+        true = np.concatenate([a_day(job) * rng.lognormal(0, DAY_SPREAD) for job in [True] * (LEARNT_DAYS + 1) + [False]])
+        counts = rng.poisson(true)
+        ours, average, rate, daily = Ours(), MovingAverage(15), Rate(), Daily()
+        found = np.empty((5, true.size))  # upper with and without other days, the average's; what is remembered for idle models, both ways
+        for i, n in enumerate(counts):
+            now, plain = ours.seen(i + 1.0, int(n))
+            wall = i + 1.0
+            rate, daily = ours.rate, lived(daily, wall, 1.0, now)
+            usual = max(daily.usual_per_s(wall), daily.usual_per_s(wall + HORIZON_S))
+            found[:, i] = (
+                daily.foreseen_per_s(plain, wall, HORIZON_S),
+                plain,
+                average.seen(wall, int(n))[1],
+                max(rate.peak_per_s, usual),
+                rate.peak_per_s,
+            )
+        for name, upper in zip(("igniterd, with other days", "igniterd, this day alone", "average 15 s"), found[:3], strict=True):
+            rows.setdefault(name, []).append(_around_the_job(upper, true))
+        for name, kept in zip(("of other days too", "of this day alone"), found[3:], strict=True):
+            rows.setdefault(name, []).append(_remembered(kept, true))
+    print(f"  {'':<28}{'enough from':>12}{'too little':>12}{'too much before':>17}{'when no job comes':>19}{'covered':>9}{'margin':>8}")
+    for name in list(rows)[:3]:
+        at, less, before, wrong, cover, margin = np.mean(rows[name], axis=0)
+        print(f"  {name:<28}{at:>+10.0f} s{less:>10.1f} s{before:>15.1f} s{wrong:>17.1f} s{cover:>9.1%}{margin:>8.1%}")
+    print("  (enough from: when the upper quantile first reaches the job's rate less 5 %, seconds from nine; too little, too much: its")
+    print(
+        "   distance from the true rate, in seconds of the job's rate, the minute before and after nine; covered, margin: of the whole day)"
+    )
+    for name in list(rows)[3:]:
+        cover, margin = np.mean(rows[name], axis=0)
+        print(f"  what an idle model keeps ready for, {name}: enough for the next quarter of an hour {cover:.1%}, mean excess {margin:.0%}")
+
+
+def _around_the_job(upper: F64, true: F64) -> list[float]:
+    day, at = slice(LEARNT_DAYS * 86_400, (LEARNT_DAYS + 1) * 86_400), LEARNT_DAYS * 86_400 + JOB_S
+    job = true[at]
+    near = slice(at - 60, at + 60)
+    first = next(i for i in range(at - 60, at + 120) if upper[i - 1] >= 0.95 * true[at]) - at
+    less = float(np.clip(true[near] - upper[at - 61 : at + 59], 0, None).sum() / job)
+    before = float(np.clip(upper[at - 61 : at - 1] - true[at - 60 : at], 0, None).sum() / job)
+    without = slice(at + 86_400 - 60, at + 86_400 + 60)
+    wrong = float(np.clip(upper[without] - true[without], 0, None).sum() / job)
+    wanted = ahead(true[day])
+    return [float(first), less, before, wrong, float((upper[day] >= wanted).mean()), float((upper[day] / wanted - 1).mean())]
+
+
+def _remembered(kept: F64, true: F64) -> list[float]:
+    """Of every quarter of an hour of the day after the learnt ones: whether its highest rate was kept ready for as it began."""
+    begins = LEARNT_DAYS * 86_400 + np.arange(96) * 900
+    highest = np.array([true[b : b + 900].max() for b in begins])
+    ready = kept[begins - 1]
+    return [float((ready >= 0.95 * highest).mean()), float((ready / highest - 1).mean())]
 
 
 def cost() -> None:
@@ -262,9 +347,11 @@ def main() -> None:
     print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {asked.seeds} seeds")
     steady(asked.seeds)
     steps(asked.seeds)
+    settling(asked.seeds)
     ramps(asked.seeds)
     spikes(asked.seeds)
     day()
+    days()
     cost()
     if asked.plot:
         plot(asked.plot)

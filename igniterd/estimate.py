@@ -241,7 +241,7 @@ def _by_gpu(observation: Observation) -> dict[int, list[str]]:
 def _load(name: str, belief: ModelBelief, reading: ModelReading, ratio: float | None, config: Config, wall_s: float) -> Load:
     quantiles = reading.latency_quantiles_s or {}
     expected, rate, bias, daily = belief.expected, belief.rate, belief.bias, belief.daily
-    upper = rate.upper_per_s(config.decide.rate_level, HORIZON_S) * daily.jump_by(wall_s, HORIZON_S)
+    upper = daily.foreseen_per_s(rate.upper_per_s(config.decide.rate_level, HORIZON_S), wall_s, HORIZON_S)
     return Load(
         model=name,
         rate_per_s=rate.per_s,

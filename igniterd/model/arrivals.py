@@ -24,7 +24,8 @@ MEMORY_S = 20.0
 STEPS = (0.1, 0.3, 1.0, -0.1, -0.25, -0.5)  # relative changes of the rate that are watched for
 ALARM = 9.0  # log likelihood ratio: about e^9 seconds between false alarms of one sum
 SHRINK = 4.0  # squared standard errors of the slope below which there is no trend
-DARING = 1.0  # the same for the upper quantile
+DARING = 1.0  # the same for the upper quantile ...
+CONFIRM = 3  # ... which rises by the least trend that this many counts in a row have shown: one odd count moves no plan
 USUAL_PER_S = 0.01  # trends expected beforehand: standard deviation of the slope over the rate
 FASTEST_PER_S = 0.1  # the forecast rises or falls by no more than this fraction of the rate a second
 
@@ -105,6 +106,7 @@ class Rate:
     end_s: float | None = None
     line: Line = Line()
     slope: float = 0.0  # shrunk, requests/s a second
+    daring: tuple[tuple[float, float], ...] = ()  # trend and its variance for the upper quantile, after each of the last counts
     seen: float = 0.0
     watch: tuple[Suspicion, ...] = ((0.0, 0.0, 0.0, 0.0),) * len(STEPS)
     last: tuple[int, float] | None = None  # the last count and its seconds
@@ -140,15 +142,15 @@ class Rate:
     def upper_per_s(self, level: float, horizon_s: float = 0.0) -> float:
         """Upper quantile of the rate ``horizon_s`` ahead.
 
-        Here a rise is believed sooner than in the estimate, and a fall only once it has happened: too much is planned for a little
-        while rather than too little.
+        Here a rise is believed sooner than in the estimate, if it lasts for ``CONFIRM`` counts, and a fall only once it has happened: too
+        much is planned for a little while rather than too little.
         """
         line = self.line
         if line.e0 <= 0:
             return 0.0
         mean, centre = line.n0 / line.e0, line.e1 / line.e0
         poisson = max(mean, 1.0 / line.e0) * max(1.0, self.dispersion)
-        slope, variance = _trend(line, poisson, DARING)
+        slope, variance = min(self.daring, default=(0.0, 0.0))
         reach = horizon_s - centre if slope > 0 else 0.0
         rise = min(slope, mean * FASTEST_PER_S) * reach
         spread = poisson * line.v0 / (line.e0 * line.e0) + variance * reach * reach
@@ -244,11 +246,13 @@ def updated(rate: Rate, end_s: float, span_s: float, arrivals: int) -> Rate:
         worst, counts, seconds, moment = max(watch)
         if worst > ALARM:
             line, seen, watch = _since(counts, seconds, moment), counts, rate.watch[:0] or ((0.0,) * 4,) * len(STEPS)
-    slope, _ = _trend(line, max(line.n0, 1.0) / line.e0 * max(1.0, dispersion), SHRINK)
+    poisson = max(line.n0, 1.0) / line.e0 * max(1.0, dispersion)
+    slope, _ = _trend(line, poisson, SHRINK)
     after = Rate(
         end_s,
         line,
         slope,
+        (*rate.daring, _trend(line, poisson, DARING))[-CONFIRM:],
         seen,
         watch,
         (arrivals, span_s),

@@ -50,12 +50,21 @@ class Daily:
         known = self.bins[int(wall_s // BIN_S) % BINS]
         return known.high_per_s if known else 0.0
 
-    def jump_by(self, wall_s: float, horizon_s: float) -> float:
-        """Factor by which the rate surely jumps up before ``wall_s + horizon_s``; 1 where none is known."""
-        bin_there = int((wall_s + horizon_s) // BIN_S)
-        if bin_there == int(wall_s // BIN_S):
-            return 1.0
-        known = self.bins[bin_there % BINS]
+    def foreseen_per_s(self, upper_per_s: float, wall_s: float, horizon_s: float) -> float:
+        """The rate to be ready for until ``wall_s + horizon_s``, given the upper quantile now; more than that where a jump is sure to come.
+
+        A jump that is due is waited for until the rate shows whether it has come: the counts of its first seconds do not.
+        """
+        bin_now, bin_there = int(wall_s // BIN_S), int((wall_s + horizon_s) // BIN_S)
+        if bin_there != bin_now:
+            return upper_per_s * self._jump(bin_there)
+        before = self.before_per_s if self.at == bin_now and self.jump is None else self.last_per_s if self.at == bin_now - 1 else None
+        jump = self._jump(bin_now)
+        return max(upper_per_s, before * jump) if before and jump > 1 and wall_s % BIN_S < SETTLED_S else upper_per_s
+
+    def _jump(self, at: int) -> float:
+        """Factor by which the rate surely jumps up where the bin ``at`` begins; 1 where none is known."""
+        known = self.bins[at % BINS]
         return math.exp(known.jump) if known and known.days >= SURE_DAYS and known.jump >= LEAST_JUMP else 1.0
 
 

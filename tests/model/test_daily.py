@@ -22,7 +22,7 @@ def days(count: float, rate: object = job_at_nine, step_s: float = 5.0, daily: D
 
 def test_nothing_is_known_at_first() -> None:
     assert Daily().usual_per_s(NINE) == 0.0
-    assert Daily().jump_by(NINE - 5, 8.0) == 1.0
+    assert Daily().foreseen_per_s(1.0, NINE - 5, 8.0) == 1.0
 
 
 def test_a_day_is_known_after_it() -> None:
@@ -36,17 +36,29 @@ def test_a_day_is_known_after_it() -> None:
 def test_a_jump_is_forecast_once_it_has_come_several_days_and_only_right_before_it() -> None:
     daily = days(SURE_DAYS - 0.7)
     before = (SURE_DAYS - 1) * DAY_S + NINE - 5
-    assert daily.jump_by(before, 8.0) == 1.0
+    assert daily.foreseen_per_s(1.0, before, 8.0) == 1.0
     daily = days(1.0, daily=daily, since_s=(SURE_DAYS - 0.7) * DAY_S)
-    assert daily.jump_by(before + DAY_S, 8.0) == pytest.approx(4.0, rel=0.01)
-    assert daily.jump_by(before + DAY_S - 10, 8.0) == 1.0
-    assert daily.jump_by(before + DAY_S + 6, 8.0) == 1.0
-    assert daily.jump_by(before + DAY_S + BIN_S, 8.0) == 1.0  # its end is no jump up
+    assert daily.foreseen_per_s(1.0, before + DAY_S, 8.0) == pytest.approx(4.0, rel=0.01)
+    assert daily.foreseen_per_s(1.0, before + DAY_S - 10, 8.0) == 1.0
+    assert daily.foreseen_per_s(1.0, before + DAY_S + 6, 8.0) == 1.0  # this day's nine has not been reached
+    assert daily.foreseen_per_s(1.0, before + DAY_S + BIN_S, 8.0) == 1.0  # its end is no jump up
+
+
+def test_a_jump_that_is_due_is_waited_for_until_the_rate_shows_whether_it_came() -> None:
+    nine = 5 * DAY_S + NINE
+    daily = days(5 + (NINE + 1) / DAY_S, step_s=1.0)
+    assert daily.foreseen_per_s(60.0, nine + 1, 8.0) == pytest.approx(200.0, rel=0.01)
+    assert daily.foreseen_per_s(230.0, nine + 1, 8.0) == 230.0
+    for came in (200.0, 50.0):
+        settled = daily
+        for s in range(2, 13):
+            settled = lived(settled, nine + s, 1.0, came)
+        assert settled.foreseen_per_s(came, nine + 12, 8.0) == came
 
 
 def test_a_day_without_the_jump_ends_the_forecast() -> None:
     daily = days(1.0, rate=lambda _: 50.0, daily=days(5.0), since_s=5 * DAY_S)
-    assert daily.jump_by(6 * DAY_S + NINE - 5, 8.0) == 1.0
+    assert daily.foreseen_per_s(1.0, 6 * DAY_S + NINE - 5, 8.0) == 1.0
 
 
 def test_highs_fade_over_days() -> None:
