@@ -92,6 +92,8 @@ class ModelReading:
     batches: tuple[BatchStat, ...] = ()
     latency_quantiles_s: Mapping[float, float] | None = None  # measured by Triton (summary_latencies), e.g. {0.5: …, 0.99: …}
     gpu_index: int = 0
+    share_fixed: str = ""  # why it cannot be given a share of its own; empty where it can
+    batching_fixed: str = ""  # why its batches are formed as they are, whatever is set; empty where they can be steered
 
     @property
     def items_per_request(self) -> float:

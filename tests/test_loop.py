@@ -1,15 +1,16 @@
 """The control loop on a simulated host: minutes of virtual time."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from igniterd.decide import Oracles, decide
-from igniterd.errors import Unreachable
+from igniterd.errors import NotNow, Unreachable
 from igniterd.loop import Carry
 from igniterd.model.oracle import Oracle
-from igniterd.records import Allocation, BoardReading, MpsReading, Outcomes, Tick
+from igniterd.records import Allocation, BoardReading, ModelReading, MpsReading, Outcomes, Tick
 from tests.hosts import SLOS, Bench, config
 
 pytestmark = pytest.mark.looptime
@@ -266,3 +267,21 @@ async def test_the_end_in_the_middle_of_a_reload_says_what_is_left(tmp_path: Pat
     while bench.loop.acting is None:
         await bench.run(1)
     assert " reloaded to Allocation(" in await bench.loop.close()
+
+
+async def test_a_model_whose_batching_is_its_own_still_gets_its_share(tmp_path: Path) -> None:
+    """One with max_batch_size 0: a plan with another batch would be refused for ever, and nobody's share set."""
+    bench = Bench(config(tmp_path), constant({"alexnet": 100.0, "resnet50": 100.0, "vgg19": 40.0}), max_batch=1)
+    read = bench.host.read_models
+
+    async def unbatched(names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
+        seen = await read(names)
+        return {n: replace(r, batching_fixed="max_batch_size is 0") if n == "vgg19" else r for n, r in seen.items()}
+
+    bench.host.read_models = unbatched
+    await bench.run(40)
+    last = applied(bench.ticks[-1])
+    assert all(a.share is not None for a in last.values())
+    assert last["vgg19"].max_batch_size == 1
+    assert max(a.max_batch_size for a in last.values()) > 1
+    assert all(done.step.after.max_batch_size == 1 for done in moves(bench) if done.step.model == "vgg19")

@@ -157,6 +157,10 @@ async def _triton(client: TritonClient, settings: Config) -> AsyncIterator[Findi
         share = "no share of its own" if reading.allocation.share is None else f"share {reading.allocation.share:.1%}"
         batching = f"largest batch {reading.allocation.max_batch_size}, {reading.allocation.instances} instances"
         yield Finding("ok", f"model {name}", f"version {reading.version}, backend {reading.backend}, {share}, {batching}")
+        if reading.batching_fixed:
+            yield Finding("warn", f"model {name}", f"its batching is left as it is: {reading.batching_fixed}")
+        if reading.owns_process and reading.share_fixed:
+            yield Finding("warn", f"model {name}", f"it gets no share: {reading.share_fixed}")
         if not reading.owns_process:
             yield Finding(
                 "warn",

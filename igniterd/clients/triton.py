@@ -21,7 +21,15 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from igniterd.clients.triton_config import ModelConfig, allocation_of, backend_of, config_to_dict, gpu_index_of
+from igniterd.clients.triton_config import (
+    ModelConfig,
+    allocation_of,
+    backend_of,
+    batching_obstacle,
+    config_to_dict,
+    gpu_index_of,
+    share_obstacle,
+)
 from igniterd.clients.triton_metrics import MetricsPage, ModelMetrics, ModelVersion
 from igniterd.errors import CannotRun, NotNow, Refused, Unreachable
 from igniterd.records import Allocation, BatchStat, Gap, ModelReading
@@ -98,6 +106,8 @@ class _Known:
     backend: str
     allocation: Allocation
     gpu_index: int
+    share_fixed: str
+    batching_fixed: str
     read_at_s: float
     success: int = 0
     version: str = ""
@@ -185,10 +195,8 @@ class TritonClient:
         known.CopyFrom(message)
         known.DiscardUnknownFields()
         if known.ByteSize() != message.ByteSize():
-            raise Refused(
-                f"{model}: its configuration has fields that the installed tritonclient does not know, and a reload would drop them: "
-                "install the tritonclient of Triton's version"
-            )
+            unknown = "its configuration has fields that the installed tritonclient does not know, and a reload would drop them"
+            raise Refused(f"{model}: {unknown}: install the tritonclient of Triton's version")
         return config_to_dict(message)
 
     async def load(self, model: str, config: ModelConfig) -> None:
@@ -280,7 +288,8 @@ class TritonClient:
         config = config_to_dict(message)
         # Models first read together must not all be read together ever after: the first reading is given an age of its own.
         age_s = 0.0 if known is not None else self._config_max_age_s * (crc32(name.encode()) % 97) / 97.0
-        self._known[name] = _Known(message, backend_of(config), allocation_of(config), gpu_index_of(config), now_s - age_s)
+        obstacles = share_obstacle(config), batching_obstacle(config)
+        self._known[name] = _Known(message, backend_of(config), allocation_of(config), gpu_index_of(config), *obstacles, now_s - age_s)
 
     def _stale(self, name: str, statistics: Any, now_s: float) -> bool:
         known = self._known.get(name)
@@ -319,6 +328,8 @@ class TritonClient:
             batches=tuple(known.batches.values()),
             latency_quantiles_s=measured.quantiles_s if measured else None,
             gpu_index=known.gpu_index,
+            share_fixed=known.share_fixed,
+            batching_fixed=known.batching_fixed,
         )
 
     async def _call(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:

@@ -159,25 +159,36 @@ def _set_share(config: ModelConfig, share: float | None, shares_dir: str) -> Non
         if base is not None:
             parameters[ENV_PATH] = {"string_value": base}
         return
-    if backend_of(config) != "python":
-        raise Refused(
-            f"{name}: an MPS share of its own needs a process of its own; backend {backend_of(config)!r} runs inside tritonserver"
-        )
+    obstacle = share_obstacle(config)
+    if obstacle:
+        raise Refused(f"{name}: {obstacle}")
     if not 0.0 < share <= 1.0:
         raise Refused(f"{name}: share {share} is not in (0, 1]")
     if base is not None:
-        _check_chainable(name, base)
         parameters[BASE_ENV] = {"string_value": base}
     parameters[ENV_PATH] = {"string_value": share_path(shares_dir, share, base)}
 
 
-def _check_chainable(name: str, base: str) -> None:
+def share_obstacle(config: ModelConfig) -> str:
+    """Why the model cannot be given an MPS share of its own, or an empty string."""
+    if backend_of(config) != "python":
+        return f"an MPS share of its own needs a process of its own; backend {backend_of(config)!r} runs inside tritonserver"
+    base = base_env_of(config) or ""
     if base.endswith((".tar.gz", ".tgz", ".tar")):
-        raise Refused(
-            f"{name}: its environment {base} is an archive; unpack it and point {ENV_PATH} at the folder to give the model a share"
-        )
+        return f"its environment {base} is an archive; unpack it and point {ENV_PATH} at the folder to give the model a share"
     if "$$TRITON_MODEL_DIRECTORY" in base:
-        raise Refused(f"{name}: its environment {base} is relative to the repository; give the full path to give the model a share")
+        return f"its environment {base} is relative to the repository; give the full path to give the model a share"
+    return ""
+
+
+def batching_obstacle(config: ModelConfig) -> str:
+    """Why the model's batches are formed as they are whatever igniterd sets, or an empty string."""
+    for section in ("sequence_batching", "ensemble_scheduling"):
+        if section in config:
+            return f"{section} forms its batches; igniterd steers dynamic batching only"
+    if int(config.get("max_batch_size", 0)) == 0:
+        return "max_batch_size is 0, so its tensors have no batch dimension and requests cannot be put together"
+    return ""
 
 
 def _set_batching(config: ModelConfig, target: Allocation) -> None:
@@ -186,11 +197,9 @@ def _set_batching(config: ModelConfig, target: Allocation) -> None:
         raise Refused(
             f"{name}: batch {target.max_batch_size}, delay {target.max_queue_delay_us} us: a batch is at least 1, a delay at least 0"
         )
-    for section in ("sequence_batching", "ensemble_scheduling"):
-        if section in config:
-            raise Refused(f"{name}: {section} forms its batches; igniterd steers dynamic batching only")
-    if int(config.get("max_batch_size", 0)) == 0:
-        raise Refused(f"{name}: max_batch_size is 0, so its tensors have no batch dimension and requests cannot be put together")
+    obstacle = batching_obstacle(config)
+    if obstacle:
+        raise Refused(f"{name}: {obstacle}")
     config["max_batch_size"] = target.max_batch_size
     batching = config.get("dynamic_batching") or {}
     # Triton fills in [max_batch_size]; sizes left from another setting would be refused or make odd batches.

@@ -44,6 +44,9 @@ def demands_of(
             continue
         reading, load = observation.models[name], estimate.loads[name]
         largest = oracles.promises.model.max_batch(profiled[name])
+        largest, least = max(min(largest, model.max_batch_size or largest), floors.get(name, 1)), floors.get(name, 1)
+        if reading.batching_fixed:  # a plan with another batch would be refused, again and again, and with it the share
+            largest = least = reading.allocation.max_batch_size
         items = reading.items_per_request
         out.setdefault(reading.gpu_index, []).append(
             Demand(
@@ -54,12 +57,12 @@ def demands_of(
                 priority=model.priority,
                 min_share=model.min_share,
                 max_share=model.max_share,
-                max_batch=max(min(largest, model.max_batch_size or largest), floors.get(name, 1)),
-                min_batch=floors.get(name, 1),
+                max_batch=largest,
+                min_batch=least,
                 bias=load.bias,
                 learnt=load.learnt,
                 burstiness=load.burstiness,
-                steerable=reading.owns_process and config.mps.enabled,
+                steerable=reading.owns_process and not reading.share_fixed and config.mps.enabled,
                 instances=max(1, reading.allocation.instances),
             )
         )

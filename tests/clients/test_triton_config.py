@@ -9,10 +9,12 @@ from tritonclient.grpc import model_config_pb2
 from igniterd.clients.triton_config import (
     allocation_of,
     base_env_of,
+    batching_obstacle,
     config_to_dict,
     gpu_index_of,
     percent_name,
     same_allocation,
+    share_obstacle,
     share_of,
     share_path,
     with_allocation,
@@ -160,3 +162,21 @@ def test_a_message_becomes_tritons_own_json() -> None:
     assert config["dynamic_batching"]["priority_queue_policy"]["7"]["default_timeout_microseconds"] == 9
     assert config["parameters"] == {"limit": {"string_value": "10"}}
     assert "sequence_batching" not in config
+
+
+@pytest.mark.parametrize(
+    ("change", "share", "batching"),
+    [
+        ({}, "", ""),
+        ({"max_batch_size": 0}, "", "max_batch_size is 0"),
+        ({"sequence_batching": {}}, "", "sequence_batching forms its batches"),
+        ({"backend": "onnxruntime"}, "backend 'onnxruntime' runs inside tritonserver", ""),
+        ({"parameters": {"EXECUTION_ENV_PATH": {"string_value": "/envs/torch.tar.gz"}}}, "torch.tar.gz is an archive", ""),
+        ({"parameters": {"EXECUTION_ENV_PATH": {"string_value": "$$TRITON_MODEL_DIRECTORY/env"}}}, "is relative to the repository", ""),
+    ],
+)
+def test_what_cannot_be_steered_is_known_before_it_is_tried(change: dict[str, Any], share: str, batching: str) -> None:
+    config = {"name": "m", "backend": "python", "max_batch_size": 8, "dynamic_batching": {}} | change
+    for said, wanted in ((share_obstacle(config), share), (batching_obstacle(config), batching)):
+        assert bool(said) == bool(wanted)
+        assert wanted in said
