@@ -16,7 +16,7 @@ from igniterd.model.arrivals import Rate, updated
 from igniterd.model.calibrate import Bias, Measured, Point, learnt, pressure_of
 from igniterd.model.daily import Daily, lived
 from igniterd.model.livecurve import LiveCurve, followed, points, said
-from igniterd.model.oracle import Demand, Oracle
+from igniterd.model.oracle import Beside, Demand, Oracle, felt
 from igniterd.model.tail import response_time
 from igniterd.records import Allocation, Changed, Estimate, Learnt, LiveService, Load, ModelReading, ModelWindow, Observation, Window
 
@@ -123,7 +123,7 @@ def _tenants(names: Sequence[str], beliefs: Belief, observation: Observation, pr
     return out
 
 
-def _measured(window: ModelWindow, reading: ModelReading, beside: list[Tenant], oracle: Oracle, profiled_as: str) -> list[Measured]:
+def _measured(window: ModelWindow, reading: ModelReading, beside: Beside, oracle: Oracle, profiled_as: str) -> list[Measured]:
     """Measured over predicted service time of each batch size executed in this window; nothing where that says nothing of the model."""
     if window.restarted or not window.executions or reading.allocation.share is None:
         return []
@@ -203,10 +203,12 @@ def _calibrate(
 ) -> None:
     """Learn the biases of the models of one GPU."""
     tenants = _tenants(there, beliefs, observation, profiled) if _as_modelled(there, observation) else {}
+    steps = {name: felt((tenant,)) for name, tenant in tenants.items()}
     for name in tenants.keys() & window.models.keys():
         beside = [tenant for other, tenant in tenants.items() if other != name]
         seen, reading = window.models[name], observation.models[name]
-        measured = _measured(seen, reading, beside, oracle, profiled[name])
+        around = tuple(tenant for other, felt_as in steps.items() if other != name for tenant in felt_as)
+        measured = _measured(seen, reading, around, oracle, profiled[name])
         errors[name] = _overall(measured, seen)
         point = Point(reading.allocation.share or 1.0, pressure_of(beside))
         beliefs[name] = _calibrated(beliefs[name], measured, window.at_s, point)

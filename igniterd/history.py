@@ -10,6 +10,7 @@ import json
 import queue
 import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,15 @@ class History:
         self._thread = threading.Thread(target=self._write, name="history", daemon=True)
         self._thread.start()
 
-    def record(self, tick: Tick, state: dict[str, Any]) -> None:
-        """Keep ``tick`` if it is worth keeping."""
+    def record(self, tick: Tick, state: Callable[[], dict[str, Any]]) -> None:
+        """Keep ``tick`` if it is worth keeping, with the ``state`` it gives."""
         moved = bool(tick.outcome.actuations)
         changed = tick.plan.outcome.value != self._last
         if not (moved or changed or tick.at_s - self._sampled_s >= SAMPLE_EVERY_S):
             return
         self._last, self._sampled_s = tick.plan.outcome.value, tick.at_s
         try:
-            self._queue.put_nowait((tick.wall_time_s, tick.plan.outcome.value, tick.plan.why, int(moved), json.dumps(state)))
+            self._queue.put_nowait((tick.wall_time_s, tick.plan.outcome.value, tick.plan.why, int(moved), json.dumps(state())))
         except queue.Full:
             self._say_once("the disk does not keep up")
 

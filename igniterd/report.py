@@ -13,7 +13,7 @@ import structlog
 
 from igniterd import __version__
 from igniterd.clients.once import Once
-from igniterd.config import Config
+from igniterd.config import Config, Model
 from igniterd.records import Allocation, LiveService, Load, Outcomes, Tick
 
 STATE_SCHEMA = 1
@@ -55,8 +55,8 @@ def _live(live: LiveService | None) -> dict[str, Any] | None:
     return {"share": live.share, "said": live.said, "points": points}
 
 
-def _model_state(tick: Tick, name: str, config: Config) -> dict[str, Any]:
-    model, reading = config.by_name()[name], tick.observation.models.get(name)
+def _model_state(tick: Tick, model: Model) -> dict[str, Any]:
+    name, reading = model.name, tick.observation.models.get(model.name)
     load, verdict = tick.estimate.loads.get(name), tick.plan.verdicts.get(name)
     state: dict[str, Any] = {"name": name, "slo_p99_ms": model.slo_p99_ms, "priority": model.priority, "seen": reading is not None}
     if reading is not None:
@@ -104,7 +104,7 @@ def state_of(tick: Tick, config: Config, last_moves: tuple[dict[str, Any], ...] 
             "least_share": _number(plan.least_share, 4),
             "steps": [{"model": s.model, "kind": s.kind.value, "why": s.why} for s in plan.steps],
         },
-        "models": [_model_state(tick, model.name, config) for model in config.model],
+        "models": [_model_state(tick, model) for model in config.model],
         "boards": [dataclasses.asdict(board) for board in tick.observation.boards],
         "gaps": [{"source": gap.source, "reason": gap.reason} for gap in tick.observation.gaps],
         "last_moves": list(last_moves),
@@ -166,10 +166,11 @@ class Reporter:
         *,
         metrics: Callable[[Tick], None] | None = None,
         publisher: Publisher | None = None,
-        history: Callable[[Tick, dict[str, Any]], None] | None = None,
+        history: Callable[[Tick, Callable[[], dict[str, Any]]], None] | None = None,
     ) -> None:
         self.config = config
-        self.state: dict[str, Any] = {}
+        self._tick: Tick | None = None
+        self._state: dict[str, Any] = {}
         self._metrics, self._publisher, self._history = metrics, publisher, history
         self._log = structlog.get_logger("igniterd")
         self._moves: tuple[dict[str, Any], ...] = ()
@@ -183,13 +184,20 @@ class Reporter:
     def __call__(self, tick: Tick) -> None:
         moves = tuple(moves_of(tick))
         self._moves = (*self._moves, *moves)[-20:]
-        self.state = state_of(tick, self.config, self._moves)
+        self._tick = tick
         if self._metrics is not None:
             self._metrics(tick)
         self._say(tick, moves)
         self._publish(tick, bool(moves))
         if self._history is not None:
-            self._history(tick, self.state)
+            self._history(tick, lambda: self.state)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The last tick for others to read; put together when somebody does, which at most ticks nobody does."""
+        if self._tick is not None:
+            self._state, self._tick = state_of(self._tick, self.config, self._moves), None
+        return self._state
 
     def _say(self, tick: Tick, moves: tuple[dict[str, Any], ...]) -> None:
         """A decision is logged when it changes, a silent source when it falls silent and when it is back."""

@@ -1,6 +1,7 @@
 import json
 import sqlite3
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def test_keeps_changes_of_mind_and_a_sample_a_minute(tmp_path: Path) -> None:
     history = History(tmp_path / "state" / "history.db")
     for second in range(int(SAMPLE_EVERY_S) + 5):
         outcome = Outcomes.WAIT if second == 20 else Outcomes.HOLD
-        history.record(tick(float(second), outcome), {"second": second})
+        history.record(tick(float(second), outcome), partial(dict, second=second))
     history.close()
     kept = rows(tmp_path / "state" / "history.db")
     assert [json.loads(row[4])["second"] for row in kept] == [0, 20, 21]
@@ -34,8 +35,8 @@ def test_keeps_changes_of_mind_and_a_sample_a_minute(tmp_path: Path) -> None:
 def test_a_disk_that_refuses_costs_no_tick_and_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "state").write_text("a file where the folder should be")
     history = History(tmp_path / "state" / "history.db")
-    history.record(tick(0.0), {})
-    history.record(replace(tick(1.0), plan=Plan(1.0, Outcomes.MOVE, "why")), {})
+    history.record(tick(0.0), lambda: {})
+    history.record(replace(tick(1.0), plan=Plan(1.0, Outcomes.MOVE, "why")), lambda: {})
     history.close()
     assert capsys.readouterr().out.count("history is not written") == 1
 
@@ -45,7 +46,7 @@ def test_a_clock_that_jumps_ahead_for_a_while_does_not_empty_the_history(tmp_pat
     for second in range(6):
         year_s = 366 * 86_400.0 if second == 3 else 0.0
         outcome = Outcomes.WAIT if second % 2 else Outcomes.HOLD
-        history.record(replace(tick(float(second), outcome), wall_time_s=1000.0 + second + year_s), {})
+        history.record(replace(tick(float(second), outcome), wall_time_s=1000.0 + second + year_s), lambda: {})
     history.close()
     assert len(rows(tmp_path / "history.db")) == 6
 
@@ -55,7 +56,7 @@ def test_after_a_month_it_is_forgotten(tmp_path: Path) -> None:
     for number in range(RECENT + 20):
         outcome = Outcomes.WAIT if number % 2 else Outcomes.HOLD
         month_s = KEEP_S + 1000.0 if number >= 20 else 0.0
-        history.record(replace(tick(float(number), outcome), wall_time_s=1000.0 + number + month_s), {})
+        history.record(replace(tick(float(number), outcome), wall_time_s=1000.0 + number + month_s), lambda: {})
     history.close()
     assert len(rows(tmp_path / "history.db")) == RECENT
 
@@ -64,7 +65,7 @@ def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path, capsys: pytest.
     (tmp_path / "history.db").write_bytes(b"somebody else's file, long enough to be looked at" * 50)
     history = History(tmp_path / "history.db")
     for second in range(3):
-        history.record(tick(float(second), Outcomes.WAIT if second % 2 else Outcomes.HOLD), {})
+        history.record(tick(float(second), Outcomes.WAIT if second % 2 else Outcomes.HOLD), lambda: {})
     history.close()
     assert len(rows(tmp_path / "history.db")) == 2
     assert (tmp_path / "history.db.unreadable").read_bytes().startswith(b"somebody else's")

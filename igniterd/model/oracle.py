@@ -100,9 +100,9 @@ class Oracle:
         self._curves: dict[tuple[object, ...], Curve] = {}
         self._served: dict[tuple[object, ...], Service] = {}
 
-    def curve_ms(self, demand: Demand, share: float, neighbours: Sequence[Tenant]) -> F64:
-        """Service time (ms) of batches 1..demand.max_batch beside ``neighbours`` as profiled, shape (max_batch,)."""
-        curve = self._curve(demand, share, felt(neighbours))
+    def curve_ms(self, demand: Demand, share: float, beside: Beside) -> F64:
+        """Service time (ms) of batches 1..demand.max_batch beside neighbours as :func:`felt`, as profiled, shape (max_batch,)."""
+        curve = self._curve(demand, share, beside)
         return curve.upper_ms if self.upper else curve.mean_ms
 
     def corrected_ms(self, demand: Demand, share: float, beside: Beside) -> F64:
