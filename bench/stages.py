@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import gc
 import logging
 import os
 import platform
@@ -117,6 +118,8 @@ def main() -> None:
     seen = observed(names, Oracle(model, level=config.decide.level), arguments.seconds)
     oracles = Oracles(Oracle(model, level=config.decide.level), Oracle(model, level=config.decide.level, upper=False))
     watch = cProfile.Profile()
+    gc.collect()
+    gc.freeze()  # as the daemon does when it has started
     if arguments.profile:
         spent = watch.runcall(run, seen, config, oracles, profiled)
         pstats.Stats(watch).sort_stats("tottime").print_stats(40)

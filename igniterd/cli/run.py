@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -49,6 +50,8 @@ def register(app: typer.Typer) -> None:
             _deaf_to_hangups(reread is not None)
             # made outside the event loop: there a Ctrl-C ends what takes long, reading profiles and compiling, at once
             daemon = Daemon(settings, reread=reread)
+            gc.collect()
+            gc.freeze()  # what starting has made stays: looking through all of it again and again would be a tenth of a tick
             while (fresh := asyncio.run(_served(daemon))) is not None:
                 _deaf_to_hangups(reread is not None)  # the loop that ended has put the default back, which is to die
                 daemon = Daemon(fresh.config, knowledge=fresh.knowledge, reread=reread)
