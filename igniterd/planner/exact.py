@@ -61,7 +61,9 @@ def _one_round(groups: Sequence[tuple[GpuType, Sequence[Placement]]], level: flo
     for queue in sorted({(p.burstiness, cv) for p, _, cv in rows}):
         chosen = [(p, curve) for p, curve, cv in rows if (p.burstiness, cv) == queue]
         widest = max(p.max_batch for p, _ in chosen)
-        curves = np.stack([np.pad(curve, (0, widest - curve.size), mode="edge") for _, curve in chosen])
+        curves = np.empty((len(chosen), widest))
+        for row, (_, curve) in zip(curves, chosen, strict=True):
+            row[: curve.size], row[curve.size :] = curve, curve[-1]
         answer = respond(
             np.array([p.rate_per_s for p, _ in chosen]),
             curves,

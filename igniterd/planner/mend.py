@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from igniterd.model.kernels import lookup
 from igniterd.planner.exact import Placement, evaluate
 from igniterd.planner.problem import Problem
 from igniterd.planner.search import best_host, fill_kind
 from igniterd.planner.settle import Group, Pack, Settler
+
+I64 = NDArray[np.int64]
 
 _ROUNDS = 8
 _TOLERANCE = 1.0 + 1e-9
@@ -23,6 +26,7 @@ CALIBRATED = 200
 _LARGE = 0.7
 _CALIBRATIONS = 3
 _TRIES = 6
+_ASKED = 64
 _BELOW = 0.998
 """A corrected goal aims this far below the SLO, so that rounding does not bring the miss back."""
 
@@ -158,7 +162,11 @@ def place(problem: Problem, group: Group, spare: float = 0.5) -> list[Placement]
         model = int(items.model[item])
         rate, c2 = 1e3 * float(items.rate[item]), problem.burstiness_of(item)
         batch = int(t.caps[group.option[k]])
-        placements.append(Placement(problem.models[model], units[k] / top, batch, 0.0, rate, c2, group.busy[k], group.batch[k]))
+        busy, mean = group.busy[k], group.batch[k]
+        if units[k] != group.units[k]:
+            args = (group.kind, int(items.queue[item]), model, units[k], group.option[k], rate / 1e3, group.stretch[k])
+            busy, mean = lookup.behaviour(t, *args)
+        placements.append(Placement(problem.models[model], units[k] / top, batch, 0.0, rate, c2, busy, mean))
     return placements
 
 
@@ -195,17 +203,20 @@ def resettle(
         if not _fits_somewhere(problem, item):
             homeless += [item, problem.split(item)]
     packs = [(group.kind, group.items) for group in groups]
+    spare = np.array([int(problem.tables.units[g.kind]) - g.total if g.items else -1 for g in groups], dtype=np.int64)
+    kinds = np.array([g.kind for g in groups], dtype=np.int64)
     left = []
     for item in sorted(set(homeless), key=lambda i: -int(problem.alone[:, i].min())):
         if not moves.allow(item):
             unplaced[item] = NO_MOVE_LEFT
             continue
-        host = best_host(problem, settler, packs, item, _roomy(problem, groups, item), {})
+        host = best_host(problem, settler, packs, item, _roomy(problem.alone[kinds, item], spare), {})
         if host is None:
             left.append(item)
             continue
         groups[host] = settler.group(groups[host].kind, [*groups[host].items, item])
         packs[host] = (groups[host].kind, groups[host].items)
+        spare[host] = int(problem.tables.units[groups[host].kind]) - groups[host].total
         changed.add(host)
     for kind in range(len(problem.gpus)):
         mine = [i for i in left if _cheapest_kind(problem, i) == kind]
@@ -241,10 +252,10 @@ def _isolate(placed: Placed, settler: Settler, level: float) -> None:
                 placements.append(placement)
 
 
-def _roomy(problem: Problem, groups: Sequence[Group], item: int) -> list[int]:
-    """GPUs whose spare units are enough for the item alone, fullest first, a bounded number of them."""
-    spare = [(int(problem.tables.units[g.kind]) - g.total, i) for i, g in enumerate(groups) if g.items]
-    return [i for free, i in sorted(spare) if free >= problem.alone[groups[i].kind, item]][:64]
+def _roomy(wanted: I64, spare: I64) -> list[int]:
+    """GPUs whose spare units are enough for what an item needs alone on each, fullest first, a bounded number of them."""
+    enough = np.flatnonzero((spare >= wanted) & (spare >= 0))
+    return [int(g) for g in enough[np.argsort(spare[enough], kind="stable")][:_ASKED]]
 
 
 def _leaver(problem: Problem, settler: Settler, kind: int, items: Sequence[int]) -> int:
