@@ -1,9 +1,9 @@
 """A simulated host in virtual time: the methods of the Triton client over an event-by-event simulation of the measured tables.
 
-For tests of the control loop, where a minute must cost milliseconds. Each model is Triton's dynamic batcher with one instance: a batch
-starts when the instance is free and takes what is queued, up to the largest batch (after the queue delay where there is one). A batch
-progresses at a speed that changes whenever a neighbour starts or stops executing. A reload serves with the old copy until the new one
-is ready, then restarts the statistics, as Triton does. Processes without a share take turns on the whole GPU.
+For tests of the control loop, where a minute must cost milliseconds. Each model is Triton's dynamic batcher with one instance
+(:mod:`igniterd.emulator.batcher`). A batch progresses at a speed that changes whenever a neighbour starts or stops executing. A reload
+serves with the old copy until the new one is ready, which takes over what waits and restarts the statistics. Processes without a share take
+turns on the whole GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import copy
 import heapq
 import itertools
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from igniterd.clients.triton_config import allocation_of
+from igniterd.emulator.batcher import Batcher
 from igniterd.emulator.truth import DISPERSION_CV, Neighbour, Truth
 from igniterd.errors import NotNow, Refused, Unreachable
 from igniterd.records import Allocation, BatchStat, Gap, ModelReading
@@ -34,7 +34,6 @@ class SimModel:
     like: str
     rate_per_s: Callable[[float], float]
     config: dict[str, Any]
-    queue: deque[float] = field(default_factory=deque)
     batch: tuple[float, ...] = ()  # arrival times of the requests being executed
     left: float = 0.0  # of the batch, as a fraction
     took_s: float = 0.0
@@ -43,13 +42,16 @@ class SimModel:
     stats: dict[int, tuple[int, int]] = field(default_factory=dict)  # batch size -> executions, ns
     latencies: list[tuple[float, float]] = field(default_factory=list)  # (scheduled_s, latency_ms)
     applied: Allocation = field(init=False)
+    batcher: Batcher = field(init=False)
 
     def __post_init__(self) -> None:
+        self.batcher = Batcher(1, 0.0)
         self.reset(self.config)
 
     def reset(self, config: dict[str, Any]) -> None:
-        """A new copy serves: its statistics start at zero."""
+        """A new copy serves: its statistics start at zero. What waits is queued; nothing has been made of it yet."""
         self.config, self.applied = copy.deepcopy(config), allocation_of(config)
+        self.batcher = Batcher(self.applied.max_batch_size, self.applied.max_queue_delay_us / 1e6, self.batcher.waiting)
         self.success, self.queue_ns, self.stats = 0, 0, {}
 
 
@@ -115,12 +117,14 @@ class SimHost:
         if model in self.refuse:
             raise Refused(self.refuse.pop(model))
         self.models[model].reset(config)
+        self._wake(self.models[model])
         self.loads.append((self._now_s, model, config))
 
     def restart(self) -> None:
         """Triton restarts: what was loaded over its files is gone."""
         for model in self.models.values():
             model.reset(config_of(model.name))
+            self._wake(model)
 
     def remove(self, model: str) -> SimModel:
         """Somebody unloads it: nobody asks for it any more."""
@@ -153,7 +157,7 @@ class SimHost:
             backend="python",
             allocation=model.applied,
             success_count=model.success,
-            pending_count=len(model.queue) + len(model.batch),
+            pending_count=len(model.batcher.waiting) + len(model.batch),
             queue_ns=model.queue_ns,
             batches=batches,
         )
@@ -206,23 +210,28 @@ class SimHost:
     def _arrive(self) -> None:
         at_s, _, name = heapq.heappop(self._events)
         model = self.models[name.lstrip("?!")]
-        if not name.startswith("!"):
-            self._next_arrival(model.name, at_s)
-            if name.startswith("?"):
-                return
-            model.queue.append(at_s)
+        if name.startswith("!"):
+            if model.batcher.alarm_s <= at_s:  # else it was woken before, or is another copy's
+                self._wake(model)
+            return
+        self._next_arrival(model.name, at_s)
+        if not name.startswith("?"):
+            model.batcher.arrive(at_s)
+            self._start(model)
+
+    def _wake(self, model: SimModel) -> None:
+        model.batcher.wake(self._now_s)
         self._start(model)
 
     def _start(self, model: SimModel) -> None:
-        if model.batch or not model.queue:
-            return
-        allocation = model.applied
-        ripe_s = model.queue[0] + allocation.max_queue_delay_us / 1e6
-        if len(model.queue) < allocation.max_batch_size and self._now_s < ripe_s - 1e-9:
-            heapq.heappush(self._events, (ripe_s, next(self._ties), "!" + model.name))
-            return
-        size = min(len(model.queue), allocation.max_batch_size)
-        model.batch = tuple(model.queue.popleft() for _ in range(size))
+        """Begin a batch where one is ready and the instance is free; see to it that the batcher is woken."""
+        if model.batcher.ready and not model.batch:
+            self._execute(model)
+        if model.batcher.alarm_s < math.inf:
+            heapq.heappush(self._events, (model.batcher.alarm_s, next(self._ties), "!" + model.name))
+
+    def _execute(self, model: SimModel) -> None:
+        model.batch = model.batcher.take(self._now_s)
         model.queue_ns += int(sum(self._now_s - at_s for at_s in model.batch) * 1e9)
         shape = 1 / DISPERSION_CV**2
         model.left, model.took_s = float(self.rng.gamma(shape, 1 / shape)), 0.0
