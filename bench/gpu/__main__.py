@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,9 @@ class Harness:
             compiling = asyncio.create_task(_compiled(self.folder), name="compile")
             stack.push_async_callback(_cancelled, compiling)
             await self._phase("start", lambda _: self._start(stack, compiling), most_s=COMPILE_S)
+            if self._stage is None:
+                self.budget.lacks(f"{', '.join(p for p in PHASES if p != 'start')}: nothing could be started")
+                return
             for name, work in (
                 ("profile", self._profiled),
                 ("together", self._together),
@@ -81,6 +85,8 @@ class Harness:
     def finish(self) -> None:
         """Write what there is, with a picture."""
         self._save()
+        if self._stage is None:
+            return
         with contextlib.suppress(OSError):
             report.draw(self.results, self.output.with_suffix(".png"))
 
@@ -136,14 +142,22 @@ class Harness:
         try:
             if self._given is None:
                 await closedloop.profile(stage, self.folder, allowed_s, say)
-        finally:
-            self._profile = found = closedloop.profiled(self.folder)
+        finally:  # what was measured before it was stopped is of use
+            found = closedloop.profiled(self.folder)
             if found is not None:
-                models = {n: {"points": len(m.solo), "memory_bytes": m.memory_bytes} for n, m in found.models.items()}
-                self.results["profile"] = {"models": models, "co_runs": len(found.co_runs), "origin": found.origin}
-                self.results["profile"]["measured"] = json.loads(found.dump())
-        expected = len(stage.models) * (len(stage.models) - 1)
-        if found is not None and len(found.co_runs) < expected:
+                self._take(stage, found)
+
+    def _take(self, stage: Stage, found: Profile) -> None:
+        """Go on with this profile, and with the models that are in it."""
+        self._profile = found
+        models = {n: {"points": len(m.solo), "memory_bytes": m.memory_bytes} for n, m in found.models.items()}
+        told = {"models": models, "co_runs": len(found.co_runs), "origin": found.origin}
+        self.results["profile"] = told | ({"measured": json.loads(found.dump())} if self._given is None else {})
+        if absent := [name for name in stage.models if name not in found.models]:
+            self.budget.lacks(f"profile: {', '.join(absent)}, for want of time; left out from here on")
+            self._stage = replace(stage, models=tuple(m for m in stage.models if m in found.models))
+        expected = len(found.models) * (len(found.models) - 1)
+        if len(found.co_runs) < expected:
             self.budget.lacks(f"profile: {expected - len(found.co_runs)} of {expected} co-runs, for want of time")
 
     async def _together(self, allowed_s: float) -> None:

@@ -31,6 +31,8 @@ from igniterd.profiler.server import Server
 Say = Callable[[str], None]
 START_S, RESTORE_S = 15.0, 40.0
 """What `igniterd profile` takes beyond its budget to start and look at the board; the longest it may take to put the server back."""
+LEAST_POINTS = 3
+"""A model with fewer cannot be fitted."""
 LEVEL = 0.95
 EFFORT = Effort(error=0.01, most_s=1.5)
 SHARES = (0.25, 0.35, 0.4)
@@ -71,14 +73,19 @@ async def profile(stage: Stage, folder: Path, allowed_s: float, say: Say) -> Non
 
 
 def profiled(folder: Path) -> Profile | None:
-    """What was measured: the profile, or as much of it as an interrupted one left, or ``None``."""
+    """What was measured: the profile, or what an interrupted one left of the models it got to, or ``None``."""
     output = _output(folder)
     if output.exists():
         return Profile.load(output)
     with contextlib.suppress(CannotRun):
-        found = Partial.read(partial_path(output)).profile(origin="igniterd profile, interrupted")
-        found.save(output)
-        return found
+        partial = Partial.read(partial_path(output))
+        partial.models = {name: done for name, done in partial.models.items() if len(done.solo) >= LEAST_POINTS}
+        partial.settings = partial.settings.model_copy(update={"models": list(partial.models)})
+        partial.co_runs = [run for run in partial.co_runs if all(t.model in partial.models for t in run.tenants)]
+        if partial.models:
+            found = partial.profile(origin="igniterd profile, interrupted")
+            found.save(output)
+            return found
     return None
 
 
@@ -119,7 +126,7 @@ def cases(models: Sequence[str], largest: int) -> Iterator[Case]:
     for number, shares in enumerate(arrangements(models)):
         names = list(shares)
         settings = [dict(zip(names, (max(1, round(f * largest)) for f in part), strict=False)) for part in BATCHES]
-        for batches in settings:
+        for batches in settings if len(names) == len(SHARES) else ():
             yield Case(number, "triple", tuple((m, batches[m]) for m in names))
         for batches in settings if number == 0 else settings[:1]:
             for pair in itertools.combinations(names, 2):

@@ -17,12 +17,13 @@ import pytest
 
 from bench.gpu import closedloop, loop, openloop, report
 from bench.gpu.budget import Budget
-from bench.gpu.stage import ROOT, networks
+from bench.gpu.stage import ROOT, Kind, networks
 from igniterd.emulator.process import Running, running
 from igniterd.errors import CannotRun
 from igniterd.model import builtin_profile
 from igniterd.model.oracle import Oracle
 from igniterd.model.own import OwnModel
+from igniterd.profiler.partial import Done, Partial, Settings
 from igniterd.records import Allocation
 
 MODELS = ("alexnet", "resnet50", "vgg19", "ssd")
@@ -122,6 +123,26 @@ def test_the_loop_s_traffic_fits_before_and_after_the_shift() -> None:
     assert found.after["alexnet"] / found.after["vgg19"] > 2 * found.before["alexnet"] / found.before["vgg19"]
 
 
+def test_of_an_interrupted_profile_the_models_it_got_to_are_used(tmp_path: Path) -> None:
+    models = {name: Done(solo=list(PROFILE.models[name].solo)) for name in ("alexnet", "vgg19")} | {"ssd": Done()}
+    models["ssd"].solo = list(PROFILE.models["ssd"].solo[:2])
+    partial = Partial(settings=Settings(models=list(models), triton="h:1", shares=tmp_path / "shares"), board=PROFILE.board, models=models)
+    partial.item_bytes = dict.fromkeys(models, (4, 4))
+    partial.co_runs = [run for run in PROFILE.co_runs if {t.model for t in run.tenants} <= models.keys()]
+    partial.write(tmp_path / "profile.json.partial")
+    found = closedloop.profiled(tmp_path)
+    assert found is not None
+    assert set(found.models) == {"alexnet", "vgg19"}
+    assert found.co_runs
+    assert all({t.model for t in run.tenants} <= found.models.keys() for run in found.co_runs)
+    assert closedloop.profiled(tmp_path) == found  # it was saved for the daemon
+    assert {c.kind for c in closedloop.cases(list(found.models), 8)} == {"pair", "alone"}
+
+
+def test_without_anything_measured_there_is_no_profile(tmp_path: Path) -> None:
+    assert closedloop.profiled(tmp_path) is None
+
+
 # ---------------------------------------------------------------- the report
 
 
@@ -194,16 +215,16 @@ def test_a_model_says_plainly_that_torch_is_missing() -> None:
 
 
 def test_configurations_of_the_networks_are_what_their_code_takes() -> None:
-    for model in networks(8):
+    for model in networks(Kind.GPU):
         config: Any = model.config()
-        assert config["max_batch_size"] == 8
+        assert config["max_batch_size"] == 32
         assert config["parameters"]["network"]["string_value"] == model.name
         assert config["input"][0]["data_type"] in ("TYPE_UINT8", "TYPE_INT64", "TYPE_FP32")
 
 
 if importlib.util.find_spec("torch") is not None:
 
-    @pytest.mark.parametrize("model", networks(2), ids=lambda m: m.name)
+    @pytest.mark.parametrize("model", networks(Kind.GPU), ids=lambda m: m.name)
     def test_networks_take_and_give_what_their_configurations_say(model: Any) -> None:
         import torch
 
