@@ -209,3 +209,40 @@ async def test_a_triton_without_explicit_control_is_found_out(tmp_path: Path) ->
     finally:
         await triton.close()
         await host.stop()
+
+
+WAITS = "while [ ! -e {} ]; do sleep 0.05; done\n"
+
+
+async def test_a_load_that_hangs_keeps_nobody_and_is_finished_by_triton(host: TritonHost, client: TritonClient, tmp_path: Path) -> None:
+    """Also when whoever asked for it has gone: cancelled, as by the daemon's end, it is carried through all the same."""
+    environment, go, shares = tmp_path / "env", tmp_path / "go", tmp_path / "shares"
+    (environment / "bin").mkdir(parents=True)
+    (environment / "lib").mkdir()
+    (environment / "bin" / "activate").write_text(WAITS.format(go))
+    config, present = await client.config("alexnet"), (await reading(client, "alexnet")).allocation
+    config["parameters"]["EXECUTION_ENV_PATH"] = {"string_value": str(environment)}
+    target = dataclasses.replace(present, share=0.5)
+    prepare_share(shares, 0.5, base_env_of(config))
+    hanging = TritonClient("main", host.url, timeout_s=5, reload_timeout_s=1.0)
+    try:
+        with pytest.raises(Unreachable, match="no answer in 1 s"):
+            await hanging.load("alexnet", with_allocation(config, target, str(shares)))
+    finally:
+        await hanging.close()
+    loading = asyncio.create_task(client.load("alexnet", with_allocation(config, dataclasses.replace(target, share=0.75), str(shares))))
+    prepare_share(shares, 0.75, base_env_of(config))
+    await infer(host.url, "alexnet", 5)  # the old copy serves
+    other = await client.config("resnet50")
+    prepare_share(shares, 0.25)
+    await client.load("resnet50", with_allocation(other, dataclasses.replace(allocation_of(other), share=0.25), str(shares)))
+    await infer(host.url, "resnet50", 5)
+    assert (await reading(client, "alexnet")).allocation == present
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    go.touch()
+    async with asyncio.timeout(30):
+        while share_of(await client.config("alexnet")) != 0.75:  # noqa: ASYNC110 - only asking tells
+            await asyncio.sleep(0.05)
+    await infer(host.url, "alexnet", 5)

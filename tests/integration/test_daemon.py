@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +130,16 @@ async def messages(url: str, topic: str, count: int, timeout_s: float = 20.0) ->
     return seen
 
 
-async def quiet_window(log_path: Path, models: list[str], seconds: float = 12.0, windows: int = 4) -> dict[str, float]:
+def answered(log_path: Path, count: int) -> bool:
+    return log_path.read_bytes().count(b"\n") > count
+
+
+async def quiet_window(log_path: Path, models: list[str], requests: int = 2500, windows: int = 4) -> dict[str, float]:
     """P99 of the first window in which every one of ``models`` is within its SLO, or of the last: this machine has other work too."""
     figures: dict[str, float] = {}
     for _ in range(windows):
         before = len(RequestLog.read(log_path))
-        await asyncio.sleep(seconds)
+        await until(partial(answered, log_path, before + requests), 60.0)
         log = RequestLog.read(log_path)
         recent = log.where(np.arange(len(log)) >= before)
         figures = {model: p99_ms(recent, model) for model in models}

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from igniterd.emulator.truth import Neighbour, Truth
-from tests.integration.conftest import SLOW, Host
+from tests.integration.conftest import SLOW, Host, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
@@ -95,12 +95,10 @@ async def test_triton_s_own_figures_agree(host: Host) -> None:
 
 
 async def test_the_board_s_power_follows_the_work(host: Host) -> None:
-    host.nvml.nvmlDeviceGetPowerUsage(0)
-    await asyncio.sleep(0.3)  # the span of a mean
-    idle_w = host.nvml.nvmlDeviceGetPowerUsage(0) / 1e3
+    def power_w() -> float:
+        return host.nvml.nvmlDeviceGetPowerUsage(0) / 1e3
+
+    await until(lambda: power_w() == pytest.approx(TRUTH.idle_power_w, abs=1.0))
     async with busy(host, ("vgg19", 8)):
-        await asyncio.sleep(0.6)
-        busy_w = host.nvml.nvmlDeviceGetPowerUsage(0) / 1e3
-    assert idle_w == pytest.approx(TRUTH.idle_power_w, abs=1.0)
-    assert busy_w > idle_w + 0.6 * TRUTH.added_power_w("vgg19", 8, 0.4)
+        await until(lambda: power_w() > TRUTH.idle_power_w + 0.6 * TRUTH.added_power_w("vgg19", 8, 0.4))
     assert host.nvml.nvmlDeviceGetMemoryInfo(0).used > 5 * 2**30  # eight models are loaded

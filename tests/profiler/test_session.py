@@ -73,8 +73,9 @@ async def test_interrupted_it_restores_and_goes_on_from_the_file(tmp_path: Path)
     configs = [config_of("big"), config_of("small")]
     triton, partial = FakeTriton(configs), asked(tmp_path, "big", "small")
     task = asyncio.create_task(session(triton, partial, tmp_path).run())
-    while "big" not in partial.models or len(partial.models["big"].solo) < 4:  # noqa: ASYNC110  the task makes it true
-        await asyncio.sleep(0.1)
+    async with asyncio.timeout(3600.0):
+        while "big" not in partial.models or len(partial.models["big"].solo) < 4:  # noqa: ASYNC110  the task makes it true
+            await asyncio.sleep(0.1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
