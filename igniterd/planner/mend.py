@@ -25,6 +25,7 @@ CALIBRATED = 200
 """Up to so many items all are evaluated alone before they are packed."""
 _LARGE = 0.7
 _CALIBRATIONS = 3
+_LOWER = 0.97
 _TRIES = 6
 _ASKED = 64
 _BELOW = 0.998
@@ -95,14 +96,20 @@ def slo_ms(problem: Problem, item: int) -> float:
     return problem.workloads[int(problem.parent[item])].slo_p99_ms
 
 
-def correct(problem: Problem, group: Group, placements: Sequence[Placement], factor: float = 1.0) -> None:
-    """Set the goals of a GPU's tenants so that the tables say what was found exactly; ``factor`` below 1 aims lower still."""
+def correct(problem: Problem, group: Group, placements: Sequence[Placement], factor: float = 1.0, lower: float = math.inf) -> None:
+    """Set the goals of a GPU's tenants so that the tables say what was found exactly; ``factor`` below 1 aims lower still.
+
+    With ``lower`` no goal rises, and that of a tenant who misses falls to ``lower`` of what it was at most: near saturation the tables
+    may be wrong by something else each time, and goals that followed them would go in circles.
+    """
     top = int(problem.tables.units[group.kind])
     for k, (item, placement) in enumerate(zip(group.items, placements, strict=True)):
         slo = slo_ms(problem, item)
         by_table = table_p99(problem, group, k, round(placement.share * top))
         ratio = by_table / placement.p99_ms if math.isfinite(placement.p99_ms) else 0.9 * float(problem.items.goal_ms[item]) / slo
-        problem.set_item(item, goal_ms=slo * _BELOW * factor * min(_CORRECTION[1], max(_CORRECTION[0], ratio)))
+        goal = slo * _BELOW * factor * min(_CORRECTION[1], max(_CORRECTION[0], ratio))
+        missed = not placement.p99_ms <= slo * _TOLERANCE
+        problem.set_item(item, goal_ms=min(goal, float(problem.items.goal_ms[item]) * (lower if missed else max(1.0, lower))))
 
 
 class Moves:
@@ -136,7 +143,7 @@ def mend(placed: Placed, settler: Settler, level: float, moves: Moves | None = N
         if not missing:
             break
         for g in missing:
-            correct(problem, groups[g], placements[g], 0.997**turn)
+            correct(problem, groups[g], placements[g], 0.997**turn, lower=_LOWER)
         changed = resettle(problem, settler, groups, missing, moves, placed.unplaced)
         placements += [[] for _ in range(len(groups) - len(placements))]
         for g in changed:

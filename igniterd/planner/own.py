@@ -18,11 +18,11 @@ from igniterd.planner.problem import Problem, pose
 from igniterd.planner.records import PlannedGpu, ProvisionPlan, Seat
 from igniterd.planner.search import pack
 from igniterd.planner.settle import Settler
+from igniterd.planner.squeeze import SMALL
 from igniterd.planner.workloads import Infeasible, Workload
 
 REPACKED = 200
-"""Up to so many items, a plan that misses somewhere is packed anew with what was learnt, before it is mended GPU by GPU."""
-_REPACKS = 3
+"""Up to so many items, a plan that misses somewhere is packed anew with what was learnt before it is mended GPU by GPU."""
 
 
 def plan_own(
@@ -34,20 +34,19 @@ def plan_own(
 
 
 def solve(problem: Problem, level: float, seed: int) -> Placed:
-    """Pack, check, and pack again with corrected goals while that leads to fewer GPUs than mending."""
+    """Pack, check, pack again with corrected goals where something misses, and mend."""
     settler = Settler(problem)
     calibrate(problem, settler, level)
     found = check(problem, settler, pack(problem, settler, seed), level)
-    best = None
-    for turn in range(_REPACKS if problem.parent.size <= REPACKED else 0):
+    count = problem.parent.size
+    for turn in range(3 if count <= SMALL else 1 if count <= REPACKED else 0):
         if not found.missing:
-            best = found
             break
         for group, placements in zip(found.groups, found.placements, strict=True):
             correct(problem, group, placements)
         problem.split_unfit()
         found = check(problem, settler, pack(problem, settler, seed + turn + 1), level)
-    return best or mend(found, settler, level)
+    return mend(found, settler, level)
 
 
 def within_stock(placed: Placed) -> Placed:
