@@ -206,7 +206,7 @@ def solve(
     else:
         alpha, mu = phases(rate, scv)
         counts, sums = random_counts(alpha, mu, largest, max(nodes, grown * ratio), inside if scv > 1.0 else 0)
-        flat, fewer = _thinned(counts, nodes, 1), _thinned(counts, grown, ratio)
+        flat, fewer = counts[:nodes].reshape((nodes, largest * mu.shape[0])), _thinned(counts, grown, ratio)
         first, fewer_first = np.zeros(nodes, np.int64), np.zeros(grown, np.int64)
     q = lattice(rate * ratio, service / ratio, cv, scv, k // ratio, fewer, fewer_first)
     coarse = coarse_ages(q, small, zeta**ratio)
