@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bench.gpu.closedloop import LEVEL, Say, client_of, environment
-from bench.gpu.openloop import MOST_PER_S, finite, own_requests
+from bench.gpu.openloop import LAST_S, MOST_PER_S, finite, own_requests
 from bench.gpu.stage import Kind, Stage
 from igniterd.clients.triton_config import ModelConfig
 from igniterd.decide.search import find
@@ -27,7 +27,7 @@ from igniterd.model.oracle import Demand, Oracle
 from igniterd.model.own import OwnModel
 from igniterd.model.profile import Profile
 
-LEAST_S = 35.0
+LEAST_S = 40.0
 SLO_FACTOR = 3.0
 """SLOs are this many times what half the largest batch takes at a third of the GPU."""
 USE = 0.75
@@ -83,7 +83,7 @@ async def steered(
     """Play it; the record. Raises :class:`CannotRun` without enough time, or when a part ends early."""
     if allowed_s < LEAST_S:
         raise CannotRun(f"{allowed_s:.0f} s were left, {LEAST_S:.0f} are needed")
-    until_s = time.monotonic() + allowed_s - 6.0
+    until_s = time.monotonic() + allowed_s - LAST_S
     names = stage.models[:3]
     planned = await asyncio.to_thread(traffic, found, names)
     client = client_of(stage)

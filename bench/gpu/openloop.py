@@ -34,6 +34,8 @@ WARM = 0.15
 """Of a stretch: not counted."""
 MOST_PER_S = 1200.0
 """All models together: what one generator sends on time."""
+LAST_S = 12.0
+"""For the last answers: a request without one is given up after 10 s."""
 _LEAST_S = 4.0
 
 
@@ -59,7 +61,7 @@ async def tails(
     client = client_of(stage)
     try:
         await _allocate(client, originals, allocations, folder / "state" / "shares")
-        each_s = (allowed_s - (time.monotonic() - began_s) - LONE_S - 4.0) / len(LOADS)
+        each_s = (allowed_s - (time.monotonic() - began_s) - LONE_S - LAST_S) / len(LOADS)
         if each_s < _LEAST_S:
             raise CannotRun(f"{max(0.0, each_s):.0f} s were left for each load, {_LEAST_S:.0f} are needed")
         async with own_requests(client, {n: originals[n] for n in names}) as requests:

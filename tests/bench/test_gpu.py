@@ -271,9 +271,9 @@ async def test_a_short_emulated_run_measures_everything_but_the_profile(tmp_path
     profile = tmp_path / "profile.json"
     PROFILE.time_scaled(4.0).save(profile)
     async with running(
-        "harness", command(tmp_path, "--budget", "110", "--profile", str(profile)), log=tmp_path / "log", env=environment()
+        "harness", command(tmp_path, "--budget", "120", "--profile", str(profile)), log=tmp_path / "log", env=environment()
     ) as program:
-        await ended(program, 150.0)
+        await ended(program, 160.0)
         said = program.log_end(40)
     results = json.loads((tmp_path / "out.json").read_text())
     assert [gap for gap in results["incomplete"] if "for want of time" not in gap] == [], said
