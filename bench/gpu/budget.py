@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
 
 from igniterd.errors import IgniterdError
@@ -39,7 +40,7 @@ class Budget:
     async def phase(self, name: str, work: Callable[[float], Awaitable[None]], *, most_s: float | None = None) -> bool:
         """Run ``work(seconds it has)``, stopped when they are over (``most_s`` in place of the phase's part); whether it ended by itself.
 
-        Errors of its own are written down; the other phases may still be of use.
+        Errors are written down, faults of the harness itself with their traceback; the other phases may still be of use.
         """
         allowed_s, began_s = self.allowed_s(name), self._clock()
         if most_s is not None:
@@ -50,8 +51,11 @@ class Budget:
                 await work(allowed_s)
         except TimeoutError:
             problem = f"stopped after the {allowed_s:.0f} s it had"
-        except (IgniterdError, OSError, ValueError, KeyError) as error:
+        except (IgniterdError, OSError) as error:
             problem = str(error) or type(error).__name__
+        except Exception as error:
+            traceback.print_exc()
+            problem = f"{type(error).__name__}: {error}"
         finally:
             self.spent_s[name] = self._clock() - began_s
         if problem:

@@ -27,7 +27,7 @@ from igniterd.model.oracle import Demand, Oracle
 from igniterd.model.own import OwnModel
 from igniterd.model.profile import Profile
 
-LEAST_S = 40.0
+LEAST_S = 30.0
 SLO_FACTOR = 3.0
 """SLOs are this many times what half the largest batch takes at a third of the GPU."""
 USE = 0.75
@@ -83,7 +83,7 @@ async def steered(
     """Play it; the record. Raises :class:`CannotRun` without enough time, or when a part ends early."""
     if allowed_s < LEAST_S:
         raise CannotRun(f"{allowed_s:.0f} s were left, {LEAST_S:.0f} are needed")
-    until_s = time.monotonic() + allowed_s - LAST_S
+    until_s = time.monotonic() + allowed_s - min(LAST_S, 0.1 * allowed_s)
     names = stage.models[:3]
     planned = await asyncio.to_thread(traffic, found, names)
     client = client_of(stage)

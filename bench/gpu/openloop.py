@@ -20,7 +20,7 @@ from igniterd.clients.triton_config import ModelConfig, base_env_of, with_alloca
 from igniterd.emulator.load import LoadSpec, Phase, RequestLog, load
 from igniterd.errors import CannotRun, NotNow
 from igniterd.model.api import Tenant
-from igniterd.model.oracle import Demand, Oracle
+from igniterd.model.oracle import Demand, Oracle, felt
 from igniterd.model.own import OwnModel
 from igniterd.model.profile import Profile
 from igniterd.profiler.drive import source
@@ -36,7 +36,7 @@ MOST_PER_S = 1200.0
 """All models together: what one generator sends on time."""
 LAST_S = 12.0
 """For the last answers: a request without one is given up after 10 s."""
-_LEAST_S = 4.0
+_LEAST_S = 2.0
 
 
 @asynccontextmanager
@@ -54,21 +54,21 @@ async def tails(
     stage: Stage, folder: Path, originals: Mapping[str, ModelConfig], found: Profile, allowed_s: float, say: Say
 ) -> list[dict[str, Any]]:
     """A record for each model at each load: offered, measured and predicted. Raises :class:`CannotRun` without enough time."""
-    began_s = time.monotonic()
+    began_s, lone_s, last_s = time.monotonic(), min(LONE_S, 0.25 * allowed_s), min(LAST_S, 0.2 * allowed_s)
     names, largest = stage.models[:3], max(1, stage.max_batch // 2)
     allocations = {name: Allocation(share, largest) for name, share in zip(names, SHARES, strict=False)}
     oracle = Oracle(OwnModel(found), level=LEVEL, upper=False)
     client = client_of(stage)
     try:
         await _allocate(client, originals, allocations, folder / "state" / "shares")
-        each_s = (allowed_s - (time.monotonic() - began_s) - LONE_S - LAST_S) / len(LOADS)
+        each_s = (allowed_s - (time.monotonic() - began_s) - lone_s - last_s) / len(LOADS)
         if each_s < _LEAST_S:
             raise CannotRun(f"{max(0.0, each_s):.0f} s were left for each load, {_LEAST_S:.0f} are needed")
         async with own_requests(client, {n: originals[n] for n in names}) as requests:
             spec = LoadSpec(stage.triton.url, (Phase("lone", None, dict.fromkeys(names, LONE_PER_S)),), seed=5, requests=requests)
             async with load(spec, folder / "tails.csv") as sender:
                 before = await _served(client, names)
-                await asyncio.sleep(LONE_S)
+                await asyncio.sleep(lone_s)
                 alone_ms = _mean_ms(before, await _served(client, names))
                 offered = {}
                 for level in LOADS:
@@ -89,7 +89,7 @@ def rates(oracle: Oracle, allocations: Mapping[str, Allocation], level: float) -
     found = {}
     for name, own in allocations.items():
         beside = [Tenant(o, a.max_batch_size / 2, a.share or 1.0, level) for o, a in allocations.items() if o != name]
-        curve = oracle.curve_ms(_demand(oracle, name, 1.0), own.share or 1.0, beside)
+        curve = oracle.curve_ms(_demand(oracle, name, 1.0), own.share or 1.0, felt(beside))
         found[name] = level * 1e3 * own.max_batch_size / float(curve[own.max_batch_size - 1])
     too_much = max(1.0, sum(found.values()) / MOST_PER_S)
     return {name: rate / too_much for name, rate in found.items()}

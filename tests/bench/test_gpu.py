@@ -58,7 +58,7 @@ async def test_what_a_phase_leaves_goes_to_the_others() -> None:
 
 
 async def test_a_phase_that_does_not_end_is_stopped_and_named() -> None:
-    budget = Budget(0.2, {"a": 1.0, "b": 1.0})
+    budget = Budget(0.3, {"a": 1.0, "b": 1.0, "c": 1.0})
     stopped = []
 
     async def hang(_: float) -> None:
@@ -67,13 +67,17 @@ async def test_a_phase_that_does_not_end_is_stopped_and_named() -> None:
         finally:
             stopped.append(True)
 
+    async def fail(_: float) -> None:
+        raise KeyError("x")
+
     async def refuse(_: float) -> None:
         raise CannotRun("no such board")
 
     assert not await budget.phase("a", hang)
     assert stopped == [True]
     assert not await budget.phase("b", refuse)
-    assert budget.incomplete == ["a: stopped after the 0 s it had", "b: no such board"]
+    assert not await budget.phase("c", fail)
+    assert budget.incomplete == ["a: stopped after the 0 s it had", "b: no such board", "c: KeyError: 'x'"]
 
 
 def test_no_budget_is_refused() -> None:
@@ -271,9 +275,9 @@ async def test_a_short_emulated_run_measures_everything_but_the_profile(tmp_path
     profile = tmp_path / "profile.json"
     PROFILE.time_scaled(4.0).save(profile)
     async with running(
-        "harness", command(tmp_path, "--budget", "120", "--profile", str(profile)), log=tmp_path / "log", env=environment()
+        "harness", command(tmp_path, "--budget", "130", "--profile", str(profile)), log=tmp_path / "log", env=environment()
     ) as program:
-        await ended(program, 160.0)
+        await ended(program, 170.0)
         said = program.log_end(40)
     results = json.loads((tmp_path / "out.json").read_text())
     assert [gap for gap in results["incomplete"] if "for want of time" not in gap] == [], said
