@@ -66,7 +66,6 @@ class Run:
             began_s = self.clock()
             await self.loop.tick(began_s)
             await asyncio.sleep(max(0.0, began_s + 1.0 - self.clock()))
-        await self.loop.close()
 
     def late(self, since_s: float, until_s: float) -> dict[str, float]:
         """Fraction of the requests scheduled in [since_s, until_s) that took longer than their SLO."""
@@ -111,6 +110,7 @@ async def at_limit(folder: Path, scale: float, seed: int, minutes: float) -> tup
     """Changes and plans an hour, times a model was let go an hour, fraction of the time that one was; lateness of each model."""
     run = Run(folder, {m: (lambda _, r=rate * scale: r) for m, rate in STEADY.items()}, seed)
     await run.run(SETTLE_S + 60 * minutes)
+    await run.loop.close()
     counted = [t for t in run.ticks if t.at_s - run.began_s >= SETTLE_S]
     changes = sum(a.ok for t in counted for a in t.outcome.actuations)
     plans = sum(bool(t.plan.steps) and not t.plan.why.startswith("carrying on") for t in counted)
@@ -125,6 +125,7 @@ async def shift(folder: Path, seed: int) -> tuple[int, int, float, dict[str, flo
     rates = {m: (lambda t, a=STEADY[m], b=SHIFTED[m]: a if t < SHIFT_AT_S else b) for m in STEADY}
     run = Run(folder, rates, seed)
     await run.run(SHIFT_AT_S + SEEN_S)
+    await run.loop.close()
     since = [t for t in run.ticks if t.at_s - run.began_s >= SHIFT_AT_S]
     rounds = sum(bool(t.plan.steps) and not t.plan.why.startswith("carrying on") for t in since)
     done = [t.at_s - run.began_s - SHIFT_AT_S for t in since for a in t.outcome.actuations if a.ok]

@@ -17,6 +17,8 @@ CAUTIONS = (1.0, 0.5, 0.0)
 REMEMBERING = 2.0
 """All margins, and rates as high as they were of late or usually are at this time: a plan for that is taken where there is room for it."""
 ROOM_TO_REMEMBER = 1.12  # head-room that such a plan must leave
+LEAST_ROOM = GROWTHS[0]
+"""A plan without this head-room is outgrown by noise at once: nothing is reloaded for its margins alone."""
 OUTGROWN = 1.06  # a rate this much above what the plan in flight was made for: plan again
 RETRY_S = 10.0  # how often a GPU in trouble, or short of head-room, is searched again
 JUDGE_EVERY_S = 60.0  # a GPU with head-room is judged again this often, and at once when a rate has used up most of it
@@ -227,13 +229,28 @@ class Case:
         target = _fewest_changes(self.oracles.at(caution), demands, self.here, found)
         back = set(self.gone) - set(found.reasons)
         better = bool(late) or bool(back)
-        roomier = found.headroom >= (room or 1.0) * (1 + self.rules.dead_band) or caution > self.caution
+        lasting = found.headroom >= LEAST_ROOM
+        if late and found.feasible and not back and not lasting:
+            content = self._content_with_less()
+            if content is not None:
+                return replace(case, held=replace(case.held, caution={**held.caution, self.gpu: content}))._stay(served, room, [])
+        roomier = found.headroom >= (room or 1.0) * (1 + self.rules.dead_band) or (caution > self.caution and lasting)
         gained = roomier and not back and held.since_move_s(self.now_s) >= self.rules.hold_s
         if target == self.here:
             return replace(case, held=replace(case.held, caution={**held.caution, self.gpu: caution}))._stay(served, room, [])
         if not (better or gained):
             return case._stay(served, room, [])
         return case._move(target, caution, found, served, self._reason(late, served, found, room))
+
+    def _content_with_less(self) -> float | None:
+        """The most caution, below that of the plan applied, at which what is applied holds every SLO; None where none does."""
+        for caution in CAUTIONS:
+            if caution < self.caution:
+                less = replace(self, held=replace(self.held, caution={**self.held.caution, self.gpu: caution}))
+                served = less.judge()
+                if served is not None and not less.late(served):
+                    return caution
+        return None
 
     def _let_go(self, found: Found) -> dict[str, LetGo]:
         """Each time a model is let go it stays so for longer."""
