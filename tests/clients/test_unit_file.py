@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from igniterd.cli.run import LEAVE_S
 from igniterd.config import Config, load_config
+from igniterd.daemon import CLOSE_S
+from igniterd.loop import STEP_ENDS_S
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
 UNIT = (SYSTEMD / "igniterd.service").read_text()
@@ -69,3 +72,13 @@ def test_the_example_configuration_is_one() -> None:
     assert isinstance(config, Config)
     assert config.state.directory == Path("/var/lib") / settings("StateDirectory")[0]
     assert config.loop.mode == "observe", "an example must not change a host"
+
+
+def test_a_reload_is_a_hangup() -> None:
+    """Which the daemon listens to: for systemd an end by SIGHUP is a clean one, and nothing would start it again."""
+    assert settings("ExecReload") == ["/bin/kill -HUP $MAINPID"]
+
+
+def test_the_end_has_time_for_everything_that_has_a_deadline() -> None:
+    closing_s = STEP_ENDS_S + 1 + CLOSE_S + 2 + 2 + LEAVE_S  # the step, its cancellation, clients, history, what was learnt, threads
+    assert closing_s < float(settings("TimeoutStopSec")[0])
