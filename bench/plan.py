@@ -1,6 +1,7 @@
 """All strategies side by side: GPUs, cost, gap to the lower bound, P99 misses in replay, planning time.
 
-    python bench/plan.py [--sizes 10 100 1000] [--arrivals poisson constant] [--seconds 300] [--replay-seed 1] [--growth]
+    python bench/plan.py [--sizes 10 100 1000] [--arrivals poisson constant] [--strategies igniterd igniter] [--seconds 300]
+                         [--replay-seed 1] [--growth]
 
 The 12 workloads of the published evaluation and random sets; a random workload is one of those 12 with its SLO times 1 to 1.5 and its
 rate times 0.4 to 1 (uniform), so that every strategy can plan it. Plans are replayed in virtual time against the measured tables
@@ -79,12 +80,14 @@ def row(*cells: object) -> str:
     return " ".join(f"{cell!s:>{w}}" if i > 2 else f"{cell!s:<{w}}" for i, (cell, w) in enumerate(zip(cells, widths, strict=True)))
 
 
-def compare(gpu: GpuType, sizes: Sequence[int], arrivals: Sequence[str], seconds: float, seed: int) -> Iterator[str]:
+def compare(
+    gpu: GpuType, sizes: Sequence[int], arrivals: Sequence[str], strategies: Sequence[Strategy], seconds: float, seed: int
+) -> Iterator[str]:
     yield row("workloads", "arrivals", "strategy", "GPUs", "cost/h", "bound", "gap", "needed", "packed", "missed", "planning", "processor")
     for size in sizes:
         found = paper() if size == 12 else random_set(size)
         for process in arrivals:
-            for strategy, level in [*((name, 0.95) for name in STRATEGIES), *([("igniterd", 0.5)] if size == 12 else [])]:
+            for strategy, level in [*((name, 0.95) for name in strategies), *([("igniterd", 0.5)] if size == 12 else [])]:
                 request = Request(found, (gpu,), ARRIVALS[process], level=level)
                 answer, processor_s = timed(request, strategy, 1 if size > 100 and strategy == "gslice+" else 3)
                 count, needed = len(answer.gpus), answer.needed_gpus or math.nan
@@ -143,13 +146,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[12, 10, 100, 1000])
     parser.add_argument("--arrivals", nargs="+", choices=sorted(ARRIVALS), default=["constant", "poisson"])
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--seconds", type=float, default=300.0, help="of replay")
     parser.add_argument("--replay-seed", type=int, default=1)
     parser.add_argument("--growth", action="store_true", help="planning time up to 100,000 workloads instead")
     asked = parser.parse_args()
     gpu = parse_gpu("v100")
     print(machine(), f"load {os.getloadavg()[0]:.1f}")
-    lines = growth(gpu, GROWTH) if asked.growth else compare(gpu, asked.sizes, asked.arrivals, asked.seconds, asked.replay_seed)
+    lines = (
+        growth(gpu, GROWTH)
+        if asked.growth
+        else compare(gpu, asked.sizes, asked.arrivals, asked.strategies, asked.seconds, asked.replay_seed)
+    )
     for line in lines:
         print(line, flush=True)
 

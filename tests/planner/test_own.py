@@ -134,6 +134,19 @@ def test_random_sets_are_planned_whole(v100, v100_workloads):
         assert answer.feasible
 
 
+def test_mending_does_not_scatter_tenants(v100, v100_workloads):
+    """With constant arrivals, where the tables are worst, hardly more GPUs are taken than the shares needed fill."""
+    rng = np.random.default_rng((2, 60))
+    chosen = zip(rng.integers(0, 12, 60), rng.uniform(1, 1.5, 60), rng.uniform(0.4, 1.0, 60), strict=True)
+    of = v100_workloads
+    workloads = [
+        replace(of[i], name=f"R{n}", slo_p99_ms=of[i].slo_p99_ms * s, rate_per_s=of[i].rate_per_s * r) for n, (i, s, r) in enumerate(chosen)
+    ]
+    answer = plan(Request(workloads, (v100,), 0.0))
+    check(answer, workloads, v100)
+    assert len(answer.gpus) <= answer.needed_gpus + 2
+
+
 def test_arrivals_of_their_own(v100):
     """Bursty traffic needs more than Poisson, and Poisson more than constant."""
     needed = []
