@@ -14,6 +14,7 @@ from igniterd.config import Config, parse_config
 from igniterd.decide import Oracles
 from igniterd.decide.search import find
 from igniterd.decide.steps import granted
+from igniterd.emulator.batcher import Batcher
 from igniterd.emulator.sim import SimHost, config_of
 from igniterd.errors import Refused, Unreachable
 from igniterd.loop import Knowledge, Loop
@@ -197,8 +198,8 @@ class Soak:
     def _restless(self) -> None:
         self.restless_s = self.clock()
         for model in self.host.models.values():  # clients give up: what was too much an hour ago waits no more
-            while len(model.queue) > MOST_WAITING:
-                model.queue.popleft()
+            while len(model.batcher.queue) > MOST_WAITING:
+                model.batcher.queue.popleft()
 
     def _shift(self) -> None:
         """Other rates: usually some that fit, now and then too much, now and then silence."""
@@ -261,7 +262,7 @@ class Soak:
         gone = self.host.remove(model)
 
         def back() -> None:
-            gone.queue.clear()
+            gone.batcher = Batcher(1, 0.0)
             gone.batch = ()
             gone.reset(config_of(model))
             self.host.add(gone)
