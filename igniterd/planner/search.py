@@ -1,8 +1,9 @@
 """igniterd's search: which workloads share which GPU, in how few GPUs (or for how little money).
 
 1. Every item takes the kind of GPU on which what it needs there, among others, costs least.
-2. For each kind, :func:`igniterd.model.kernels.filling.fill` packs the items, up to 200 of them several times; between the times an item's price rises where
-   its GPU was packed badly and falls where it was packed well, so that awkward items are placed early. The best packing stays.
+2. For each kind, :func:`igniterd.model.kernels.filling.fill` packs the items, up to 200 of them several times; between the times an
+   item's price rises where its GPU was packed badly and falls where it was packed well, so that awkward items are placed early. The best
+   packing stays.
 3. Moves: the worst-filled GPUs are emptied into the rest, tenant by tenant, as long as that works; with few workloads, a search over
    moves and swaps also tries to do with one GPU less.
 """
