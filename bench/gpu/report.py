@@ -153,7 +153,7 @@ def _tails(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
     told = [(i, r["predicted_p99_ms"]) for i, r in enumerate(usable) if r["predicted_p99_ms"] is not None]
     axes.plot(*zip(*told, strict=True), "_", color=COLOURS[1], ms=26, mew=2.5, label="predicted") if told else None
     axes.set_xticks(at, [f"{r['model']}\n{r['load']:.0%} load" for r in usable], fontsize=8)
-    axes.set(ylabel="ms", ylim=(0, None))
+    axes.set(ylabel="ms", ylim=(0, 1.25 * float(high.max())))
     axes.legend(frameon=False, fontsize=8, loc="upper left")
 
 
