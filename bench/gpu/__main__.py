@@ -85,8 +85,8 @@ class Harness:
     def finish(self) -> None:
         """Write what there is, with a picture."""
         self._save()
-        if self._stage is None:
-            return
+        if "profile" not in self.results:
+            return  # nothing to draw
         with contextlib.suppress(OSError):
             report.draw(self.results, self.output.with_suffix(".png"))
 
@@ -246,7 +246,9 @@ def main() -> int:
         say(str(problem))
         return 1
     harness.finish()
-    say(f"\n{report.text(harness.results)}\n{asked.output}\n{asked.output.with_suffix('.png')}")
+    say(f"\n{report.text(harness.results)}\n{asked.output}")
+    if "profile" in harness.results:
+        say(str(asked.output.with_suffix(".png")))
     return 1 if harness.budget.incomplete else 0
 
 
