@@ -113,13 +113,14 @@ def _followed(belief: ModelBelief, window: ModelWindow, end_s: float, wall_s: fl
     )
 
 
-def _tenants(names: Sequence[str], beliefs: Belief, observation: Observation, profiled: Mapping[str, str]) -> dict[str, Tenant]:
-    """The neighbours others feel, as measured, of ``names``; those not profiled are left out."""
+def _tenants(names: Sequence[str], beliefs: Belief, observation: Observation, profiled: Mapping[str, str]) -> dict[str, list[Tenant]]:
+    """The neighbours others feel, as measured, of ``names``, one an instance; those not profiled are left out."""
     out = {}
     for name in names:
         if name in profiled:
-            share, belief = observation.models[name].allocation.share, beliefs[name]
-            out[name] = Tenant(profiled[name], belief.mean_batch, share if share is not None else 1.0, belief.busy)
+            applied, belief = observation.models[name].allocation, beliefs[name]
+            share = applied.share if applied.share is not None else 1.0
+            out[name] = [Tenant(profiled[name], belief.mean_batch, share, belief.busy)] * applied.instances
     return out
 
 
@@ -203,11 +204,12 @@ def _calibrate(
 ) -> None:
     """Learn the biases of the models of one GPU."""
     tenants = _tenants(there, beliefs, observation, profiled) if _as_modelled(there, observation) else {}
-    steps = {name: felt((tenant,)) for name, tenant in tenants.items()}
+    steps = {name: felt(group) for name, group in tenants.items()}
     for name in tenants.keys() & window.models.keys():
-        beside = [tenant for other, tenant in tenants.items() if other != name]
+        # an instance feels the others of its model too
+        beside = [tenant for other, group in tenants.items() for tenant in (group if other != name else group[1:])]
         seen, reading = window.models[name], observation.models[name]
-        around = tuple(tenant for other, felt_as in steps.items() if other != name for tenant in felt_as)
+        around = tuple(tenant for other, group in steps.items() for tenant in (group if other != name else group[1:]))
         measured = _measured(seen, reading, around, oracle, profiled[name])
         errors[name] = _overall(measured, seen)
         point = Point(reading.allocation.share or 1.0, pressure_of(beside))
@@ -230,7 +232,7 @@ def _as_modelled(names: Sequence[str], observation: Observation) -> bool:
     While a host is taken over some processes take turns, and some may use all of it: what is measured then teaches nothing.
     """
     allocations = [observation.models[name].allocation for name in names if observation.models[name].owns_process]
-    return all(a.share is not None for a in allocations) and sum(a.share or 0.0 for a in allocations) <= 1 + 1e-6
+    return all(a.share is not None for a in allocations) and sum(a.granted or 0.0 for a in allocations) <= 1 + 1e-6
 
 
 def _by_gpu(observation: Observation) -> dict[int, list[str]]:

@@ -73,6 +73,11 @@ class Allocation:
     max_queue_delay_us: int = 0
     instances: int = 1
 
+    @property
+    def granted(self) -> float | None:
+        """The part of the GPU that all instances together may use: each is a process of its own with ``share``. ``None`` without one."""
+        return None if self.share is None else self.share * self.instances
+
 
 @dataclass(frozen=True, slots=True)
 class ModelReading:

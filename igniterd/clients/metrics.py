@@ -322,7 +322,7 @@ def _host_planned(tick: Tick) -> Iterator[Metric]:
         "igniterd_gpu_headroom_ratio", "Factor by which every arrival rate may grow with all SLOs kept; 1 is none.", labels=("gpu_uuid",)
     )
     for board in tick.observation.boards:
-        shares = [reading.allocation.share or 0.0 for reading in tick.observation.models.values() if reading.gpu_index == board.index]
+        shares = [reading.allocation.granted or 0.0 for reading in tick.observation.models.values() if reading.gpu_index == board.index]
         allocated.add_metric((board.uuid,), sum(shares))
         if tick.plan.headroom is not None:
             headroom.add_metric((board.uuid,), tick.plan.headroom)

@@ -78,7 +78,7 @@ class Case:
     def judge(self) -> dict[str, Service] | None:
         """How the models fare as applied; None where some still run without the share they should have."""
         demands = self.demands(self.caution)
-        granted_shares = sum(a.share for a in self.here.values() if a.share is not None)
+        granted_shares = sum(a.granted for a in self.here.values() if a.granted is not None)
         if granted_shares > 1 + 1e-9 or any(d.steerable and self.here[d.model].share is None for d in demands):
             return None
         return self.oracles.at(self.caution).together(demands, self.here)
@@ -158,7 +158,7 @@ class Case:
 
     def _in_between(self, target: Mapping[str, Allocation]) -> bool:
         """Whether the GPU is half taken over: worse than any plan, so that this one is finished even if traffic has outgrown it."""
-        shares = [a.share for a in self.here.values() if a.share is not None]
+        shares = [a.granted for a in self.here.values() if a.granted is not None]
         return sum(shares) > 1 + 1e-9 or (bool(shares) and any(self.here[m].share is None and target[m].share is not None for m in target))
 
     def _still_fits(self) -> bool:

@@ -93,7 +93,7 @@ class Search:
         return {seat.demand.model: seat.allocation for seat in self.seats}
 
     def total(self, allocations: Mapping[str, Allocation]) -> float:
-        return sum(a.share for a in allocations.values() if a.share is not None)
+        return sum(a.granted for a in allocations.values() if a.granted is not None)
 
     def highest(self, count: int, settle: Callable[[int, bool], Settled | str]) -> tuple[int, Settled] | None:
         """The last of ``count`` ever harder things that fits, and how; None when the first does not.
@@ -144,27 +144,27 @@ class Search:
         return Found(self._allocations(), served, frozenset(d.model for d in self.demands), headroom, self.total(base[0]))
 
     def _beside(self, seat: Seat) -> Beside:
-        return sum((s.felt for s in self.seats if s is not seat), ())
+        return sum((s.felt for s in self.seats if s is not seat), seat.siblings)
 
     def _spread(self, growth: float) -> None:
         """Give what is left of the GPU to the models in proportion to their shares, and the rest of that to whoever is nearest to its SLO
         at ``growth``: a share unused helps nobody."""
         steered = [seat for seat in self.seats if seat.demand.steerable]
-        total = sum(seat.position.units for seat in steered)
+        total = sum(seat.granted for seat in steered)
         spare = round(1 / self.unit) - total
         for seat in steered:
             more = min(spare * seat.position.units // total, seat.high - seat.position.units)
             seat.move(seat.position.units + more)
-        left = round(1 / self.unit) - sum(seat.position.units for seat in steered)
+        left = round(1 / self.unit) - sum(seat.granted for seat in steered)
         strain = {seat: seat.strain(self._beside(seat)) for seat in self.seats}
         while left > 0:
-            growing = [seat for seat in steered if seat.position.units < seat.high]
+            growing = [seat for seat in steered if seat.position.units < seat.high and seat.demand.instances <= left]
             if not growing:
                 break
             worst = max(growing, key=strain.__getitem__)
             worst.move(worst.position.units + 1)
             strain[worst] = worst.strain(self._beside(worst))
-            left -= 1
+            left -= worst.demand.instances
 
     def _roomy(self) -> dict[str, Service]:
         """Larger batch limits where they cost next to nothing at the present rates, and how all then fare.
@@ -201,7 +201,7 @@ def find(oracle: Oracle, demands: Sequence[Demand], flat_out: Sequence[Demand] =
         if isinstance(alone, str):
             reasons[demand.model] = _hopeless(oracle, demand)
         else:
-            needs[demand.model] = alone[0][demand.model].share or 1.0
+            needs[demand.model] = alone[0][demand.model].granted or 1.0
     order = [d for d in sorted(demands, key=lambda d: (d.priority, d.model)) if d.model not in reasons]
     gone = [*flat_out, *(d for d in demands if d.model in reasons)]
     while True:
@@ -240,9 +240,9 @@ def _fit(oracle: Oracle, kept: Sequence[Demand], gone: Sequence[Demand]) -> Foun
     if not kept:
         return _all_gone(oracle, gone)
     unit = oracle.model.share_unit
-    floors = {d.model: max(1, math.ceil(d.min_share / unit - EPS)) for d in gone}
+    floors = {d.model: Seat(oracle, d).low for d in gone}
     search, step = Search(oracle, [*kept, *gone]), max(1, round(GIVE / unit))
-    spare = 1.0 - sum(floors.values()) * unit
+    spare = 1.0 - sum(floors[d.model] * d.instances for d in gone) * unit
 
     def settle(turn: int, guess: bool) -> Settled | str:
         fixed = {d.model: _flat_out(d, round((floors[d.model] + turn * step) * unit, 6)) for d in gone}
@@ -266,6 +266,6 @@ def _flat_out(demand: Demand, share: float) -> tuple[Allocation, Service]:
 def _all_gone(oracle: Oracle, gone: Sequence[Demand]) -> Found:
     """Nobody can be held: equal shares, and said."""
     unit = oracle.model.share_unit
-    share = round(max(1, math.floor(1.0 / len(gone) / unit + EPS)) * unit, 6) if gone else 1.0
+    share = round(max(1, math.floor(1.0 / sum(d.instances for d in gone) / unit + EPS)) * unit, 6) if gone else 1.0
     allocations = {d.model: _flat_out(d, min(share, d.max_share))[0] for d in gone}
     return Found(allocations, oracle.together(gone, allocations), frozenset(), 0.0, 0.0)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from igniterd.model.api import F64
 from igniterd.model.guess import queue_table
 from igniterd.model.kernels import guess as kernel
-from igniterd.model.oracle import Beside, Demand, Oracle, Service, as_tenant, felt, planned_rate
+from igniterd.model.oracle import Beside, Demand, Oracle, Service, as_tenants, felt, planned_rate
 from igniterd.records import Allocation
 
 BATCHES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)
@@ -45,8 +45,9 @@ class Seat:
     def __init__(self, oracle: Oracle, demand: Demand) -> None:
         self.oracle, self.demand = oracle, demand
         self.unit = oracle.model.share_unit
-        self.low = max(1, math.ceil(demand.min_share / self.unit - EPS))
-        self.high = max(self.low, math.floor(demand.max_share / self.unit + EPS))
+        most = 1 / demand.instances  # each instance is a process with the whole share
+        self.low = max(1, math.ceil(min(demand.min_share, most) / self.unit - EPS))
+        self.high = max(self.low, math.floor(min(demand.max_share, most) / self.unit + EPS))
         if not demand.steerable:
             self.low = self.high = round(1 / self.unit)
         self.sizes = np.array([b for b in BATCHES if demand.min_batch <= b < demand.max_batch] + [demand.max_batch], dtype=np.int64)
@@ -63,6 +64,16 @@ class Seat:
     @property
     def felt(self) -> Beside:
         return self.position.felt
+
+    @property
+    def siblings(self) -> Beside:
+        """What one instance of the model feels of the others."""
+        return self.position.felt[1:] if self.demand.instances > 1 else ()
+
+    @property
+    def granted(self) -> int:
+        """Units of share that its instances may use together."""
+        return self.position.units * self.demand.instances
 
     @property
     def allocation(self) -> Allocation:
@@ -88,7 +99,7 @@ class Seat:
         self._take(units, int(np.searchsorted(self.sizes, allocation.max_batch_size)), service or self.service)
 
     def _take(self, units: int, size: int, service: Service | None) -> None:
-        neighbours = (as_tenant(self.demand, self._allocation(units, size), service),) if service is not None else ()
+        neighbours = as_tenants(self.demand, self._allocation(units, size), service) if service is not None else ()
         self.position = Position(units, size, service, felt(neighbours))
 
     # ------------------------------------------------------------ guesses

@@ -14,7 +14,7 @@ from igniterd.records import Allocation, Step, StepKind
 
 def granted(allocation: Allocation) -> float:
     """The part of the GPU an allocation allows its model to use."""
-    return 1.0 if allocation.share is None else allocation.share
+    return 1.0 if allocation.granted is None else allocation.granted
 
 
 def kind_of(before: Allocation, after: Allocation) -> StepKind:

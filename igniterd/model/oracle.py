@@ -183,14 +183,15 @@ class Oracle:
         ``near``: how they fare, about, where that is known: the answer is found sooner from there.
         """
         near = near or {}
-        tenants = [as_tenant(d, allocations[d.model], near.get(d.model)) for d in demands]
+        tenants = [as_tenants(d, allocations[d.model], near.get(d.model)) for d in demands]
         served: dict[str, Service] = {}
         for _ in range(ROUNDS):
-            before, steps = tenants, [felt((t,)) for t in tenants]
+            before, steps = tenants, [felt(t) for t in tenants]
             for i, d in enumerate(demands):
-                served[d.model] = self.served(d, allocations[d.model], sum(steps[:i] + steps[i + 1 :], ()), growth=growth)
-            tenants = [as_tenant(d, allocations[d.model], served[d.model]) for d in demands]
-            if all(abs(now.duty - then.duty) < DUTY_STEP / 2 for now, then in zip(tenants, before, strict=True)):
+                beside = sum(steps[:i] + steps[i + 1 :], steps[i][1:])  # an instance feels the model's others too
+                served[d.model] = self.served(d, allocations[d.model], beside, growth=growth)
+            tenants = [as_tenants(d, allocations[d.model], served[d.model]) for d in demands]
+            if all(abs(now[0].duty - then[0].duty) < DUTY_STEP / 2 for now, then in zip(tenants, before, strict=True)):
                 break
         return served
 
@@ -216,9 +217,11 @@ def _corrected(curve: Curve, upper: bool, largest: int, live: tuple[float, float
     return own * bias if tilt == 0 else own * bias * np.arange(1, largest + 1) ** (tilt / math.log(2)) * 2 ** (-tilt * CENTRE / math.log(2))
 
 
-def as_tenant(demand: Demand, allocation: Allocation, service: Service | None) -> Tenant:
-    """The neighbour that the others feel; before anything is known, half busy with half its batch."""
+def as_tenants(demand: Demand, allocation: Allocation, service: Service | None) -> tuple[Tenant, ...]:
+    """The neighbours that the others feel, one an instance; before anything is known, half busy with half its batch."""
     share = allocation.share if allocation.share is not None else 1.0
     if service is None:
-        return Tenant(demand.profiled_as, max(1.0, allocation.max_batch_size / 4), share, 0.5)
-    return Tenant(demand.profiled_as, service.mean_batch, share, min(1.0, service.busy * allocation.instances))
+        one = Tenant(demand.profiled_as, max(1.0, allocation.max_batch_size / 4), share, 0.5)
+    else:
+        one = Tenant(demand.profiled_as, service.mean_batch, share, service.busy)
+    return (one,) * max(1, allocation.instances)

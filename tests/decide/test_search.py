@@ -129,3 +129,19 @@ def test_limits_on_shares_and_batches_are_kept() -> None:
     )
     assert 0.3 - 1e-9 <= found.allocations["alexnet"].share <= 0.45 + 1e-9
     assert 4 <= found.allocations["vgg19"].max_batch_size <= 6
+
+
+def test_every_instance_is_a_process_with_the_whole_share() -> None:
+    found = find(ORACLE, [demand("alexnet", 300.0, 15.0, instances=2), demand("resnet50", 150.0, 60.0)])
+    assert found.feasible
+    assert found.allocations["alexnet"].instances == 2
+    assert sum(a.granted for a in found.allocations.values()) <= 1 + 1e-9
+    assert sum(a.granted for a in found.allocations.values()) > 1 - 2 * MODEL.share_unit - 1e-9  # and nothing worth giving is left
+    assert found.served["alexnet"].p99_ms <= 15.0
+
+
+def test_a_gpu_is_never_promised_twice_to_many_instances() -> None:
+    found = find(ORACLE, [demand("alexnet", 300.0, 15.0, 2, instances=30), demand("vgg19", 50.0, 60.0, 1)])
+    assert "alexnet" in found.reasons  # thirty processes with the least share each
+    assert found.allocations["alexnet"].share == MODEL.share_unit
+    assert sum(a.granted for a in found.allocations.values()) <= 1 + 1e-9

@@ -3,7 +3,7 @@ import pytest
 
 from igniterd.model import builtin_profile, load_model
 from igniterd.model.api import Tenant
-from igniterd.model.oracle import Demand, Oracle, felt
+from igniterd.model.oracle import Demand, Oracle, as_tenants, felt
 from igniterd.records import Allocation
 
 MODEL = load_model(builtin_profile("v100"))
@@ -42,3 +42,14 @@ def test_curves_alone_are_those_of_every_share() -> None:
     np.testing.assert_allclose(alone[11], oracle.curve_ms(demand, 0.3, ()), rtol=1e-9)
     np.testing.assert_allclose(oracle.corrected_ms(demand, 0.3, ()), alone[11])
     assert (Oracle(MODEL, level=0.95, upper=False).alone_ms(demand) < alone).all()
+
+
+def test_instances_of_one_model_slow_each_other() -> None:
+    oracle = Oracle(MODEL, level=0.95)
+    two = Demand("r", "resnet50", 200.0, 100.0, instances=2)
+    served = oracle.together([two], {"r": Allocation(0.3, 8, instances=2)})["r"]
+    undisturbed = oracle.served(two, Allocation(0.3, 8, instances=2), ())
+    assert served.p99_ms > 1.02 * undisturbed.p99_ms
+    tenants = as_tenants(two, Allocation(0.3, 8, instances=2), served)
+    assert len(tenants) == 2
+    assert tenants[0].duty == served.busy
