@@ -38,10 +38,11 @@ def register(app: typer.Typer) -> None:
         """Check the configuration and the profiles; with --live also the host. Exit status 1 when something is wrong."""
         import json
 
-        from igniterd.cli.common import cannot, configured
+        from igniterd.cli.common import cannot, configured, log_to_stderr
         from igniterd.cli.wording import one_of
 
         one_of("--format", form, "table", "json")
+        log_to_stderr("auto")  # standard output is for the findings
         settings = configured(config)
         with cannot():
             findings = [*_static(settings, _learnt(settings, live)), *(asyncio.run(_collected(settings)) if live else [])]

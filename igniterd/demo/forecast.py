@@ -2,8 +2,7 @@
 
 In: ``{"profile": PATH, "slos_ms": {...}, "rates_per_s": {...}, "bias": {model: 1.0}, "allocations": {model: {"share": 0.3,
 "max_batch_size": 8, "max_queue_delay_us": 0}} or null}``. Out: ``{"p99_ms": {model: ms, or null for overload}, "allocations":
-{...}}``; without allocations those of the best plan. Being asked once also leaves the compiled kernels in numba's cache, so that the
-daemon starts quickly.
+{...}}``; without allocations those of the best plan.
 """
 
 from __future__ import annotations

@@ -140,32 +140,32 @@ async def daemon(stage: Stage, mode: Mode) -> AsyncIterator[Running]:
         yield program
 
 
-async def _said(*arguments: str, given: str = "", timeout_s: float) -> tuple[int, str]:
-    """Exit status and output of ``python -m …``; killed when it takes too long (:class:`CannotRun`) or we are."""
+async def _said(*arguments: str, given: str = "", timeout_s: float) -> tuple[int, str, str]:
+    """Exit status, output and errors of ``python -m …``; killed when it takes too long (:class:`CannotRun`) or we are."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", *arguments), stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env=_environment()
+        *(sys.executable, "-m", *arguments), stdin=pipe, stdout=pipe, stderr=pipe, env=_environment()
     )
     try:
         async with asyncio.timeout(timeout_s):
-            out, _ = await process.communicate(given.encode())
+            out, err = await process.communicate(given.encode())
     except TimeoutError:
         raise CannotRun(f"{' '.join(arguments[:2])} did not end within {timeout_s:.0f} s") from None
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    return process.returncode or 0, out.decode(errors="replace").strip()
+    return process.returncode or 0, out.decode(errors="replace").strip(), err.decode(errors="replace").strip()
 
 
 async def check(stage: Stage) -> list[str]:
     """``igniterd check --live`` in lines. Raises :class:`CannotRun` when something is wrong; MPS control may be: this board needs none."""
-    _, out = await _said("igniterd", "check", "--live", "--format", "json", "--config", str(stage.config), timeout_s=300.0)
+    _, out, err = await _said("igniterd", "check", "--live", "--format", "json", "--config", str(stage.config), timeout_s=300.0)
     try:
         findings = json.loads(out)
         bad = [f for f in findings if f["level"] == "bad" and not f["what"].startswith("MPS")]
     except (ValueError, TypeError, KeyError):
-        raise CannotRun(f"igniterd check says: {out[-500:]}") from None
+        raise CannotRun(f"igniterd check says: {out[-500:]} {err[-500:]}") from None
     if bad:
         raise CannotRun("igniterd check says: " + "; ".join(f"{f['what']}: {f['said']}" for f in bad))
     return [f"{f['level']:>4}  {f['what']}: {f['said']}" for f in findings]
@@ -186,8 +186,8 @@ async def predicted(
         "allocations": None if allocations is None else {name: a.model_dump() for name, a in allocations.items()},
         "bias": dict(bias or {}),
     }
-    status, out = await _said("igniterd.demo.forecast", given=json.dumps(question), timeout_s=300.0)
+    status, out, err = await _said("igniterd.demo.forecast", given=json.dumps(question), timeout_s=300.0)
     if status != 0:
-        raise CannotRun(f"the model could not be asked: {out[-500:]}")
+        raise CannotRun(f"the model could not be asked: {err[-500:]}")
     found: dict[str, float | None] = json.loads(out.splitlines()[-1])["p99_ms"]
     return found

@@ -155,9 +155,8 @@ async def _set_up(scenario: Scenario, folder: Path, teller: Teller) -> AsyncIter
         for note in here.notes:
             teller.say(note, "yellow")
         teller.say(f"tritonserver serves {', '.join(m.name for m in scenario.models)} at {here.host.triton.url}")
-        teller.say("asking igniterd's model (the first time on a machine it is compiled, which takes a minute or two) ...")
-        await predicted(here, scenario, scenario.rates(scenario.acts[-1]))  # then check and daemon find it compiled
         teller.say(f"$ igniterd check --live --config {_short(here.config)}")
+        teller.say("(the first time on a machine this compiles the model, which takes a minute or two)", "dim")
         for line in await check(here):
             teller.say(line, "dim")
         broker = here.host.broker.port if here.host.broker else None

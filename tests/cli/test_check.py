@@ -1,5 +1,6 @@
 """``igniterd check`` and what is refused before anything runs: each mistake has its own sentence."""
 
+import json
 import time
 from pathlib import Path
 
@@ -86,3 +87,10 @@ def test_what_traffic_has_taught_is_told_of_a_model_without_a_profile(tmp_path: 
     output = runner.invoke(app, told).output.replace("\n", " ")
     assert "Its traffic tells its service times as it runs now: batches 1 to 2 within 4 %" in output
     assert "A profile adds other shares, larger batches and the effect of neighbours" in output
+
+
+def test_what_is_logged_meanwhile_is_not_in_the_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("igniterd.knowledge.SLOW_COMPILE_S", -1.0)  # as on a machine that has compiled nothing yet
+    result = runner.invoke(app, [*write(tmp_path, ALEXNET), "--format", "json"])
+    assert "compiled the model's kernels" in result.stderr
+    assert {finding["level"] for finding in json.loads(result.stdout)} == {"ok"}
