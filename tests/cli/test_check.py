@@ -2,9 +2,11 @@
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from igniterd.cli.app import app
@@ -14,6 +16,12 @@ from igniterd.model import builtin_profile
 from igniterd.model.livecurve import LiveCurve, followed
 
 runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
 
 
 def write(folder: Path, models: str, more: str = "") -> list[str]:

