@@ -163,7 +163,7 @@ class Daemon:
         if self._reread is not None:
             signals[signal.SIGHUP] = self.rereading
         for number, event in signals.items():
-            with contextlib.suppress(NotImplementedError, RuntimeError):  # not in the main thread: the caller sets the event
+            with contextlib.suppress(RuntimeError):  # not in the main thread: the caller sets the event
                 asyncio.get_running_loop().add_signal_handler(number, event.set)
         self.log.info("starting", host=self.config.host.name, mode=self.config.loop.mode, models=len(self.config.model))
         fresh: Fresh | None = None

@@ -155,7 +155,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
             task.cancel()
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(NotImplementedError, RuntimeError):
+            with contextlib.suppress(RuntimeError):  # not in the main thread: nobody sends it a signal
                 loop.add_signal_handler(number, stop)
         await task
 
