@@ -3,9 +3,10 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
+SEEDS  ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets check test unit demo bench bench-gpu clean
+.PHONY: help setup assets check test unit fuzz demo bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +33,9 @@ test: assets  ## all tests; real programs on loopback, nothing skipped but what 
 
 unit: $(STAMP)  ## the tests that start no other program
 	$(BIN)/python -m pytest -m 'not gpu and not integration'
+
+fuzz: $(STAMP)  ## the Hypothesis properties on new examples: SEEDS=10 times as many as the tests' own
+	@for i in $$(seq $(SEEDS)); do HYPOTHESIS_PROFILE=new $(BIN)/python -m pytest -q -m 'hypothesis and not integration' || exit 1; done
 
 demo: $(STAMP)  ## igniterd moving a real Triton on an emulated GPU, about three minutes
 	@$(BIN)/python -m igniterd.emulator.fetch

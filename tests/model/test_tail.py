@@ -225,7 +225,7 @@ def test_percentiles_are_ordered_and_above_the_service(curve: np.ndarray, load: 
     r = response_time(rate, curve, service_cv=cv, max_queue_delay_ms=delay, burstiness=burstiness)
     assert r.success
     assert r.p50_ms <= r.p95_ms <= r.p99_ms
-    assert r.p99_ms >= curve[0]
+    assert r.p99_ms >= curve[0] - r.step_ms  # percentiles are interpolated between the nodes of the distribution
     assert 0.0 < r.utilisation <= 1.0
     assert 1.0 - 1e-9 <= r.mean_batch <= curve.size + 1e-9
     assert r.attainment(r.p99_ms * 1.001) >= 0.989
