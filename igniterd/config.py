@@ -6,6 +6,7 @@ and what would be right. Relative paths are taken from the folder of the configu
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import tomllib
@@ -22,9 +23,19 @@ Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """A table of the file: frozen, no unknown keys."""
+    """A table of the file: frozen, no unknown keys, no figure that is none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _checked_url(value: str, *schemes: str) -> None:
+    try:
+        parts = urlsplit(value)
+        right = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, half an IPv6 address
+        right = False
+    if not right:
+        raise ValueError(f"should be {' or '.join(f'{scheme}://host[:port]' for scheme in schemes)}")
 
 
 class Host(Section):
@@ -38,7 +49,7 @@ class Triton(Section):
     url: str = "127.0.0.1:8001"
     """gRPC address, host:port."""
     metrics_url: str | None = "http://127.0.0.1:8002/metrics"
-    """Prometheus endpoint: measured percentiles (``--metrics-config summary_latencies=true``) and pending requests. None: do without."""
+    """Prometheus endpoint: measured percentiles (``--metrics-config summary_latencies=true``) and pending requests. Empty: do without."""
     header: dict[str, str] = Field(default_factory=dict)
     """Sent with every call, for servers started with ``--grpc-restricted-protocol``."""
     ca_file: Path | None = None
@@ -46,6 +57,14 @@ class Triton(Section):
     key_file: Path | None = None
     reload_timeout_s: Seconds = 60.0
     """Longest wait for one model to reload."""
+
+    @field_validator("metrics_url")
+    @classmethod
+    def _page(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        _checked_url(value, "http", "https")
+        return value
 
     @field_validator("url")
     @classmethod
@@ -155,9 +174,9 @@ class Mqtt(Section):
     @field_validator("url")
     @classmethod
     def _scheme(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
-            raise ValueError("should be mqtt://host[:port] or mqtts://host[:port]")
+        _checked_url(value, "mqtt", "mqtts")
+        if urlsplit(value).username is not None:
+            raise ValueError("should have no user and password in it: username and password_file have keys of their own")
         return value
 
 
@@ -246,7 +265,8 @@ def _said(problem: Any) -> str:
         return f"{path}: missing"
     if problem["type"] == "extra_forbidden":
         return f"{path}: unknown key"
-    return f"{path}: {message}" + ("" if isinstance(value, dict | list | BaseModel) else f" (found {value!r})")
+    secret = path.endswith("url") and "@" in str(value)
+    return f"{path}: {message}" + ("" if secret or isinstance(value, dict | list | BaseModel) else f" (found {value!r})")
 
 
 def _anchored(config: Config, folder: Path) -> Config:
@@ -269,10 +289,11 @@ def parse_config(text: str, *, source: str, folder: Path | None = None) -> Confi
     """Check ``text`` (TOML) and return it as a :class:`Config`; raise :class:`ConfigError` with every problem found."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # figures of any length, tables of any depth
         raise ConfigError(source, [f"not TOML: {error}"]) from error
     try:
-        config = Config.model_validate(data)
+        # as JSON, for there a path may be text and a number may not
+        config = Config.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError(source, [_said(problem) for problem in error.errors()]) from error
     try:

@@ -93,3 +93,36 @@ def test_missing_models_and_broken_toml() -> None:
 def test_unreadable_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ("[loop]\ninterval_s = '1'", "loop.interval_s"),
+        ("[loop]\ninterval_s = true", "loop.interval_s"),
+        ("[mps]\nenabled = 'yes'", "mps.enabled"),
+        ("[decide]\nmax_reloads_per_hour = 2.5", "decide.max_reloads_per_hour"),
+        ("[decide]\nlevel = nan", "decide.level"),
+        ("[decide]\nhold_s = inf", "decide.hold_s"),
+        ("[decide]\ndead_band = nan", "decide.dead_band"),
+        ("[host]\nname = 5", "host.name"),
+        ("[state]\ndirectory = 5", "state.directory"),
+        ("[mqtt]\nurl = 'mqtt://broker:many'", "mqtt.url"),
+        ("[mqtt]\nurl = 'mqtt://me:secret@broker'", "mqtt.url"),
+        ("[[triton]]\nmetrics_url = '127.0.0.1:8002'", "triton[0].metrics_url"),
+        ("[[triton]]\nmetrics_url = 'http://[::1/metrics'", "triton[0].metrics_url"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(more: str, field: str) -> None:
+    model = '[[model]]\nname = "a"\nslo_p99_ms = 10\n'
+    assert problems(f"{more}\n{model}").startswith(f"{field}: ")
+
+
+def test_no_metrics_page() -> None:
+    model = '[[model]]\nname = "a"\nslo_p99_ms = 10\n'
+    assert parse_config(f'[[triton]]\nmetrics_url = ""\n{model}', source="x").triton[0].metrics_url is None
+
+
+def test_figures_and_tables_without_end_are_no_toml() -> None:
+    assert "not TOML" in problems(f"a = {'1' * 5000}")
+    assert "not TOML" in problems(f"a = {'[' * 100_000}")

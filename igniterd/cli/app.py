@@ -10,6 +10,8 @@ import importlib
 
 import typer
 
+from igniterd import __version__
+
 VERBS: tuple[str, ...] = (
     "run",
     "check",
@@ -32,8 +34,16 @@ app = typer.Typer(
 )
 
 
+def _said_version(wanted: bool) -> None:
+    if wanted:
+        print(f"igniterd {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: bool = typer.Option(False, "--version", is_eager=True, callback=_said_version, help="Print the version and exit."),
+) -> None:
     """Keeps latency SLOs on shared GPUs beside NVIDIA Triton."""
 
 

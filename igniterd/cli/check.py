@@ -55,12 +55,12 @@ def register(app: typer.Typer) -> None:
 
 
 def _print(findings: list[Finding]) -> None:
-    from rich.console import Console
+    from rich.text import Text
 
-    console = Console()
+    from igniterd.cli.common import shown
+
     colour = {"ok": "green", "warn": "yellow", "bad": "red"}
-    for finding in findings:
-        console.print(f"[{colour[finding.level]}]{finding.level:>4}[/]  {finding.what}: {finding.said}", highlight=False, soft_wrap=True)
+    shown(*(Text.assemble((f"{f.level:>4}", colour[f.level]), f"  {f.what}: {f.said}") for f in findings))
 
 
 async def _collected(settings: Config) -> list[Finding]:

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
     from igniterd.config import Config
+
+_UNBOUNDED = 100_000
 
 
 @contextlib.contextmanager
@@ -26,9 +31,27 @@ def cannot() -> Iterator[None]:
         for problem in error.problems:
             print(f"igniterd: {error.source}: {problem}", file=sys.stderr)
         raise typer.Exit(1) from error
+    except BrokenPipeError:  # the reader of standard output has gone: main() knows
+        raise
     except (IgniterdError, OSError) as error:
         print(f"igniterd: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
+
+
+def shown(*parts: Table | Text | str) -> None:
+    """Print tables and lines whole, whatever the width of the terminal: half a name or a figure is worse than a long line.
+
+    Names are printed as they are; nothing in them is read as markup or an emoji.
+    """
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    wide = console.options.update(width=_UNBOUNDED)
+    console.width = max([console.width, *(Measurement.get(console, wide, part).maximum for part in parts if isinstance(part, Table))])
+    for part in parts:
+        console.print(part, soft_wrap=not isinstance(part, Table))
 
 
 def configured(path: Path) -> Config:

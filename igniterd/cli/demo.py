@@ -27,10 +27,12 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Show igniterd at work on this machine, no GPU needed (about three minutes): real tritonserver, emulated V100."""
         from igniterd.cli.common import cannot
+        from igniterd.cli.wording import picture_path
         from igniterd.demo.terminal import Teller
 
         teller = Teller()
         with cannot():
+            picture_path("--picture", picture, ".svg")
             if redraw:
                 recording, log = _last(folder.resolve())
                 wrong = _shown(teller, recording, log, folder.resolve(), picture)

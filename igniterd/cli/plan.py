@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from igniterd.cli.common import cannot
+from igniterd.cli.common import cannot, shown
+from igniterd.cli.wording import finite, picture_path
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from igniterd.planner.records import ProvisionPlan
     from igniterd.planner.strategies import Request
     from igniterd.planner.sweep import Sweep
@@ -52,7 +51,10 @@ def plan(
     strategy: Annotated[StrategyName, typer.Option(help="How to plan.")] = "igniterd",
     arrivals: Annotated[Literal["poisson", "constant"], typer.Option(help="Arrivals of workloads that name none.")] = "poisson",
     burstiness: Annotated[
-        float | None, typer.Option(min=0.0, help="Instead of --arrivals: squared coefficient of variation of the gaps between requests.")
+        float | None,
+        typer.Option(
+            min=0.0, callback=finite, help="Instead of --arrivals: squared coefficient of variation of the gaps between requests."
+        ),
     ] = None,
     start: Annotated[Path | None, typer.Option("--from", metavar="PLAN.json", help="Start from this running plan and move little.")] = None,
     max_moves: Annotated[int | None, typer.Option(min=0, help="With --from: move at most so many tenants.")] = None,
@@ -69,11 +71,8 @@ def plan(
     if sweep is not None and (start is not None or emit is not None):
         raise typer.BadParameter("cannot go with --from or --emit", param_hint="--sweep")
     with cannot():
+        picture_path("--plot", plot, ".png", ".svg", ".pdf")
         task = _task(workloads, gpu or ["v100"], strategy, _process(arrivals, burstiness), (start, max_moves), sweep, (level, seed))
-        if plot is not None:
-            from igniterd.planner.plot import check_path
-
-            check_path(plot)
         feasible = _swept(task, output, plot) if task.sweep else _planned(task, output, plot, emit)
     if not feasible:
         raise typer.Exit(1)
@@ -128,7 +127,7 @@ def _planned(task: _Task, output: str, plot: Path | None, emit: Path | None) -> 
     if output == "json":
         print(json.dumps(answer.as_json(), indent=1, allow_nan=False))
     else:
-        _show(plan_table(answer))
+        shown(*plan_table(answer))
     if plot is not None:
         from igniterd.planner.plot import plot_plan
 
@@ -162,7 +161,7 @@ def _swept(task: _Task, output: str, plot: Path | None) -> bool:
     else:
         from igniterd.planner.render import sweep_table
 
-        _show(sweep_table(task.sweep.what, points))
+        shown(sweep_table(task.sweep.what, points))
     if plot is not None:
         from igniterd.planner.plot import plot_sweep
 
@@ -172,11 +171,3 @@ def _swept(task: _Task, output: str, plot: Path | None) -> bool:
     ):
         print(f"igniterd plan: {name[0]}: {name[1]}", file=sys.stderr)
     return all(answer.feasible for _, answer in points)
-
-
-def _show(table: RenderableType) -> None:
-    from rich.console import Console
-
-    console = Console()
-    console.width = max(console.width, 116)
-    console.print(table)

@@ -1,5 +1,6 @@
 """``igniterd plan --emit DIR``: what makes a plan real, a folder for each GPU host.
 
+    DIR/README.txt                          what to do with them
     DIR/gpu-000-v100/igniterd.toml          configuration of the daemon, with the models and SLOs of this GPU
     DIR/gpu-000-v100/v100.profile.json      the profile the plan was made with
     DIR/gpu-000-v100/overrides/W1.json      fields of Triton's model configuration: merge, or load the model with
@@ -24,6 +25,15 @@ from igniterd.planner.records import PlannedGpu, ProvisionPlan, Seat
 from igniterd.records import Allocation
 
 _STATE = "/var/lib/igniterd"
+_HOW = f"""A folder for each GPU of the plan, written by `igniterd plan --emit`. On the host that becomes gpu-000-…:
+
+1. Copy state/shares to {_STATE}/shares: Triton must see it under that path.
+2. Triton's model repository has a model for each file of overrides/, under that name. Merge the file's fields into the model's
+   config.pbtxt, or load the model with its whole configuration (JSON) in which these fields replace what is there.
+   Where the model has an environment of its own already, keep that EXECUTION_ENV_PATH: igniterd puts the share in front of it.
+3. Put igniterd.toml and the profile beside it into /etc/igniterd, then: igniterd check --live
+"""
+_LONGEST = 100
 _NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -31,6 +41,7 @@ def emit(plan: ProvisionPlan, profiles: Mapping[str, Profile], folder: Path) -> 
     """Write the folders and return them; ``profiles`` by kind of GPU. Raises :class:`ConfigError` where ``folder`` is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--emit {folder}", ["is there already and not empty; give a new folder"])
+    folder.mkdir(parents=True, exist_ok=True)
     made = []
     for number, gpu in enumerate(plan.gpus):
         host = folder / f"gpu-{number:03d}-{_safe(gpu.gpu)}"
@@ -45,11 +56,13 @@ def emit(plan: ProvisionPlan, profiles: Mapping[str, Profile], folder: Path) -> 
             (host / "overrides" / f"{name}.json").write_text(json.dumps(_override(seat, name), indent=1) + "\n", encoding="utf-8")
             prepare_share(host / "state" / "shares", seat.share)
         made.append(host)
+    (folder / "README.txt").write_text(_HOW, encoding="utf-8")
     return made
 
 
 def _safe(name: str) -> str:
-    return _NAME.sub("-", name).strip("-.") or "model"
+    """A name that folders, Triton and the configuration accept: letters, digits and . _ -, the first a letter or digit."""
+    return _NAME.sub("-", name)[:_LONGEST].strip("-._") or "model"
 
 
 def _names(seats: Sequence[Seat]) -> list[str]:
@@ -64,12 +77,13 @@ def _names(seats: Sequence[Seat]) -> list[str]:
 
 
 def _config(host: str, gpu: PlannedGpu, names: Sequence[str], profile: str) -> str:
-    lines = ["[host]", f"name = {json.dumps(host)}", "", "[state]", f"directory = {json.dumps(_STATE)}", ""]
+    lines = ["# Written by `igniterd plan --emit`; `igniterd check --config` reads it.", "[host]", f"name = {json.dumps(host)}", ""]
+    lines += ["[loop]", 'mode = "act"', "", "[state]", f"directory = {json.dumps(_STATE)}", ""]
     for seat, name in zip(gpu.tenants, names, strict=True):
         lines += [
             "[[model]]",
             f"name = {json.dumps(name)}",
-            f"slo_p99_ms = {seat.slo_p99_ms:g}",
+            f"slo_p99_ms = {float(seat.slo_p99_ms)!r}",
             f"profile = {json.dumps(profile)}",
             f"profile_model = {json.dumps(seat.model)}",
             f"min_share = {min(0.05, seat.share):g}",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from igniterd.errors import CannotRun, ConfigError
+from igniterd.cli.common import cannot, shown
+from igniterd.errors import ConfigError
 
 if TYPE_CHECKING:
     from igniterd.model import PerformanceModel
@@ -34,13 +35,10 @@ def predict(
 
     CASES.json: [{"tenants": [{"model": "alexnet", "batch": 3, "share": 0.2}, {"model": "ssd", "batch": 3, "share": 0.8}]}, ...]
     """
-    try:
+    with cannot():
         answers = _answers(cases, gpu, model, level)
-    except CannotRun as exc:
-        print(f"igniterd predict: {exc}", file=sys.stderr)
-        raise typer.Exit(1) from exc
     if output == "json":
-        print(json.dumps(answers, indent=1))
+        print(json.dumps(answers, indent=1, allow_nan=False))
     else:
         _print_table(answers)
 
@@ -73,7 +71,7 @@ def _read(path: Path, source: str) -> Any:
         return json.loads(text)
     except OSError as exc:
         raise ConfigError(source, [f"cannot be read: {exc.strerror or exc}"]) from exc
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ConfigError(source, [f"not JSON: {exc}"]) from exc
 
 
@@ -124,7 +122,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _print_table(answers: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("case", "model", "batch", "share", "latency ms", "upper ms", "requests/s", "", box=None, pad_edge=False)
@@ -142,4 +139,4 @@ def _print_table(answers: list[dict[str, Any]]) -> None:
                 f"{t['throughput_per_s']:.1f}",
                 "" if t["inside"] else "outside profile",
             )
-    Console(soft_wrap=True).print(table)
+    shown(table)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from igniterd.cli.common import cannot
+from igniterd.cli.wording import finite, picture_path
 from igniterd.errors import CannotRun
 
 if TYPE_CHECKING:
@@ -61,7 +62,9 @@ def profile(
     ] = None,
     accuracy: Annotated[float, typer.Option(min=0.001, max=0.5, help="Stop when the fit is this certain (relative deviation).")] = 0.03,
     points: Annotated[int, typer.Option(min=3, help="Most points to measure of a model alone.")] = 11,
-    budget: Annotated[float | None, typer.Option(min=1.0, metavar="SECONDS", help="Longest time to measure in all.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(min=1.0, callback=finite, metavar="SECONDS", help="Longest time to measure in all.")
+    ] = None,
     pairs: Annotated[bool, typer.Option("--pairs/--no-pairs", help="Also measure every two models beside each other.")] = True,
     max_batch: Annotated[int | None, typer.Option(min=1, max=4096, help="Largest batch; by default the model's max_batch_size.")] = None,
     min_share: Annotated[float, typer.Option(min=0.01, max=1.0, help="Smallest share to measure.")] = 0.1,
@@ -70,7 +73,7 @@ def profile(
     resume: Annotated[Path | None, typer.Option(metavar="FILE", help="Go on from the .partial file of an interrupted profile.")] = None,
     restore: Annotated[Path | None, typer.Option(metavar="FILE", help="Put the server back as the .partial file says.")] = None,
     show: Annotated[Path | None, typer.Option(metavar="FILE", help="Print a profile and how well the model fits it.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the fit of the profile shown or measured.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the fit of the profile shown or measured: png, svg, pdf.")] = None,
 ) -> None:
     """Measure models on a live Triton into a profile: alone at chosen batches and shares, then in pairs.
 
@@ -84,6 +87,7 @@ def profile(
     with cannot():
         if sum(x is not None for x in (resume, restore, show)) + bool(models) != 1:
             raise typer.BadParameter("name models to profile, or give one of --resume, --restore and --show")
+        picture_path("--plot", plot, ".png", ".svg", ".pdf")
         if show is not None:
             _show(show, plot)
             return

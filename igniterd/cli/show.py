@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
 CHANGED_SHOWN_S = 3600.0
+TIMEOUT_S = 3.0
 
 
 def register(app: typer.Typer) -> None:
@@ -25,12 +31,12 @@ def register(app: typer.Typer) -> None:
         import json
 
         from igniterd.cli.common import cannot, configured
-        from igniterd.cli.wording import one_of
+        from igniterd.cli.wording import address, one_of
 
         one_of("--format", form, "table", "json")
-        address = admin or configured(config).metrics.listen
+        where = address("--admin", admin) if admin else configured(config).metrics.listen
         with cannot():
-            state = fetched(f"http://{address}/state")
+            state = fetched(f"http://{where}/state")
         if form == "json":
             print(json.dumps(state, indent=2))
         else:
@@ -42,16 +48,24 @@ def fetched(url: str) -> dict[str, Any]:
     import json
     import urllib.error
     import urllib.request
+    from http.client import HTTPException
 
     from igniterd.errors import Unreachable
 
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the daemon is on this host, a proxy is not
     try:
-        with urllib.request.urlopen(url, timeout=3.0) as answer:  # noqa: S310 - the admin address, http only
-            state: dict[str, Any] = json.load(answer)
-    except (urllib.error.URLError, TimeoutError, OSError, ValueError) as error:
-        raise Unreachable(f"no running daemon answers at {url}: {error}") from error
-    if not state:
-        raise Unreachable(f"the daemon at {url} has not finished its first tick")
+        with opener.open(url, timeout=TIMEOUT_S) as answer:
+            state = json.load(answer)
+    except urllib.error.HTTPError as error:
+        if error.code == HTTPStatus.SERVICE_UNAVAILABLE:
+            raise Unreachable(f"the daemon at {url} has not finished its first tick") from error
+        raise Unreachable(f"what answers at {url} is no igniterd: {error}") from error
+    except (urllib.error.URLError, OSError) as error:
+        raise Unreachable(f"no running daemon answers at {url}: {getattr(error, 'reason', error)}") from error
+    except (HTTPException, ValueError) as error:
+        raise Unreachable(f"what answers at {url} is no igniterd: {type(error).__name__}: {error}") from error
+    if not isinstance(state, dict) or not state.keys() >= {"host", "models", "decision"}:
+        raise Unreachable(f"what answers at {url} is no igniterd: its answer is no state")
     return state
 
 
@@ -73,32 +87,50 @@ def _bias(model: dict[str, Any]) -> str:
     return "-" if learnt is None else f"{model['bias']:.2f} ± {2 * learnt['sd']:.0%}"
 
 
-def _learnt(model: dict[str, Any], now_s: float) -> Iterator[str]:
+def _learnt(model: dict[str, Any], now_s: float) -> Iterator[Text]:
     """What else has been learnt of a model, in sentences."""
+    from rich.text import Text
+
     from igniterd.model.livecurve import where
 
     live, changed = model.get("live"), model.get("changed")
     if live is not None:
-        yield f"service times learnt from its traffic {where(live['share'])}: {live['said']}"
+        yield Text(f"{model['name']}: service times learnt from its traffic {where(live['share'])}: {live['said']}")
     if changed is not None and now_s - changed["time_s"] < CHANGED_SHOWN_S:
-        yield f"[yellow]changed[/] {now_s - changed['time_s']:.0f} s ago: {changed['why']}"
+        ago = f" {now_s - changed['time_s']:.0f} s ago: {changed['why']}"
+        yield Text.assemble(f"{model['name']}: ", ("changed", "yellow"), ago)
 
 
 def _print(state: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
+
+    from igniterd.cli.common import shown
 
     decision = state["decision"]
-    console = Console(soft_wrap=True)
-    console.print(f"[bold]{state['host']}[/] ({state['cluster']}), mode {state['mode']}, tick {state['tick']}")
-    console.print(f"[bold]{decision['outcome']}[/]: {decision['why']}", highlight=False)
-    table = Table("model", "rate/s", "busy", "applied", "P99 measured", "P99 predicted", "SLO", "bias", box=None)
+    shown(
+        Text.assemble((state["host"], "bold"), f" ({state['cluster']}), mode {state['mode']}, tick {state['tick']}"),
+        Text.assemble((decision["outcome"], "bold"), f": {decision['why']}"),
+        _models(state),
+        *(sentence for model in state["models"] for sentence in _learnt(model, state["time_s"])),
+        *_host(state),
+    )
+
+
+def _models(state: dict[str, Any]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("model", "rate/s", "busy", "applied", "P99 ms measured", "predicted", "SLO", "bias", box=None)
     for model in state["models"]:
         if not model["seen"]:
             table.add_row(model["name"], "not seen", *[""] * 6)
             continue
+        name = Text.assemble(model["name"], ("" if model.get("feasible", True) else " (let go)", "red"))
+        if "rate_per_s" not in model:
+            table.add_row(name, "no traffic seen", "", _allocation(model["applied"]), "", "", f"{model['slo_p99_ms']:g}", "")
+            continue
         table.add_row(
-            model["name"] + ("" if model.get("feasible", True) else " [red](let go)[/]"),
+            name,
             f"{model['rate_per_s']:.1f}",
             f"{model['busy']:.0%}",
             _allocation(model["applied"]),
@@ -107,15 +139,18 @@ def _print(state: dict[str, Any]) -> None:
             f"{model['slo_p99_ms']:g}",
             _bias(model),
         )
-    console.print(table)
-    for model in state["models"]:
-        for sentence in _learnt(model, state["time_s"]):
-            console.print(f"{model['name']}: {sentence}", highlight=False)
+    return table
+
+
+def _host(state: dict[str, Any]) -> Iterator[Text]:
+    """Boards, what does not answer, the latest moves."""
+    from rich.text import Text
+
     for board in state["boards"]:
         power = "-" if board["power_w"] is None else f"{board['power_w']:.0f} W"
         clock = "-" if board["sm_clock_mhz"] is None else f"{board['sm_clock_mhz']:.0f} MHz"
-        console.print(f"GPU {board['index']} {board['name']}: {power}, {clock}", highlight=False)
+        yield Text(f"GPU {board['index']} {board['name']}: {power}, {clock}")
     for gap in state["gaps"]:
-        console.print(f"[yellow]no answer from {gap['source']}[/]: {gap['reason']}", highlight=False)
+        yield Text.assemble((f"no answer from {gap['source']}", "yellow"), f": {gap['reason']}")
     for move in state["last_moves"][-5:]:
-        console.print(f"{'moved' if move['ok'] else 'refused'} {move['model']}: {move['why']} {move['error']}", highlight=False)
+        yield Text(f"{'moved' if move['ok'] else 'refused'} {move['model']}: {move['why']} {move['error']}".rstrip())

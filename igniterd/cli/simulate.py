@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from igniterd.cli.common import cannot
+from igniterd.cli.common import cannot, shown
 
 if TYPE_CHECKING:
     from igniterd.emulator.replay import Arrivals, Replayed, Served
     from igniterd.emulator.replay_boards import Board
     from igniterd.planner.records import ProvisionPlan
+
+_MOST_REQUESTS = 100_000_000
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +48,7 @@ def simulate(
         read = read_plan(plan)
         process = _arrivals(arrivals, burstiness)
         boards = _boards(read, against, gpu or [])
+        _bearable(read, process, duration)
         result = replay(_seats(read), boards, process, duration_s=duration, seed=seed)
     if output == "json":
         print(json.dumps(_document(read, result, boards, process, seed), indent=1, allow_nan=False))
@@ -67,6 +70,16 @@ def _arrivals(text: str, burstiness: float) -> Arrivals:
     if path.suffix != ".csv" and not path.exists():
         raise ConfigError("--arrivals", [f"{text!r} is none of poisson, constant, bursty, and no trace: a trace is a CSV file"])
     return Arrivals(Kind.TRACE, trace=read_trace(path))
+
+
+def _bearable(plan: ProvisionPlan, process: Arrivals, duration_s: float) -> None:
+    """Every request is kept until the end. Raises :class:`ConfigError` for more of them than a machine has memory for."""
+    from igniterd.errors import ConfigError
+
+    rate_per_s = sum(t.rate_per_s for gpu in plan.gpus for t in gpu.tenants)
+    if process.kind.value != "trace" and rate_per_s * duration_s > _MOST_REQUESTS:
+        most_s = _MOST_REQUESTS / rate_per_s
+        raise ConfigError("--duration", [f"{duration_s:g} s at {rate_per_s:g} requests/s are too many to keep; at most {most_s:.3g} s"])
 
 
 def _boards(plan: ProvisionPlan, against: str, profiles: list[str]) -> list[Board]:
@@ -142,7 +155,6 @@ def _document(plan: ProvisionPlan, result: Replayed, boards: list[Board], proces
 
 
 def _print_table(plan: ProvisionPlan, result: Replayed, boards: list[Board], process: Arrivals, seed: int) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     heads = ("GPU", "workload", "model", "share", "batch", "delay", "req/s", "P50 ms", "P99 ms", "SLO ms", "held", "busy", "mean batch", "")
@@ -158,16 +170,12 @@ def _print_table(plan: ProvisionPlan, result: Replayed, boards: list[Board], pro
     for w in result.workloads:
         if parts[w.workload] > 1:
             table.add_row("all", w.workload, w.model, "", "", "", *_figures(w))
-    console = Console()
-    console.width = max(console.width, 124)
-    console.print(table)
     process_said = f"{process.kind.value} arrivals" + (f" (burstiness {process.burstiness:g})" if process.kind.value == "bursty" else "")
     missed = ", ".join(w.workload for w in result.missed) or "none"
     against = " and ".join(dict.fromkeys(b.name for b in boards))
     requests = sum(w.requests for w in result.workloads)
-    console.print(
-        f"{requests} requests in {result.duration_s:g} s, {process_said}, seed {seed}, against {against}; P99 above its SLO: {missed}"
-    )
+    said = f"{requests} requests in {result.duration_s:g} s, {process_said}, seed {seed}, against {against}; P99 above its SLO: {missed}"
+    shown(table, said)
 
 
 def _figures(r: Served) -> tuple[str, ...]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
+from pathlib import Path
+
 import typer
 
 
@@ -10,3 +14,34 @@ def one_of(option: str, value: str, *allowed: str) -> str:
     if value not in allowed:
         raise typer.BadParameter(f"{value!r} should be {' or '.join(allowed)}", param_hint=option)
     return value
+
+
+def address(option: str, value: str) -> str:
+    """``host:port``; wrong usage otherwise."""
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536 or any(c.isspace() or c in "/?#@" for c in host):
+        raise typer.BadParameter(f"{value!r} should be host:port", param_hint=option)
+    return value
+
+
+def finite(value: float | None) -> float | None:
+    """Callback of an option: ``nan`` and ``inf`` are numbers for Python, and pass every range that is compared with them."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} should be a finite number")
+    return value
+
+
+def picture_path(option: str, path: Path | None, *endings: str) -> None:
+    """Whether a picture can be written there, asked before anything is computed or measured. Raises :class:`ConfigError`."""
+    from igniterd.errors import ConfigError
+
+    if path is None:
+        return
+    folder = path.absolute().parent
+    problems = [] if path.suffix.lower() in endings else [f"the name should end in {', '.join(endings)}"]
+    if not folder.is_dir():
+        problems.append(f"there is no folder {folder}")
+    elif path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        problems.append("cannot be written")
+    if problems:
+        raise ConfigError(f"{option} {path}", problems)

@@ -44,9 +44,11 @@ class Program:
 
 
 def cache_root() -> Path:
-    """``$XDG_CACHE_HOME/igniterd``, by default ``~/.cache/igniterd``."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "igniterd"
+    """``$XDG_CACHE_HOME/igniterd``, by default ``~/.cache/igniterd``. Raises :class:`CannotRun` for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "igniterd"
+    except RuntimeError as error:
+        raise CannotRun("this user has no home: name a folder for downloads with XDG_CACHE_HOME") from error
 
 
 def triton_root() -> Path:

@@ -153,7 +153,7 @@ class Profile(_Part):
         """Check the JSON ``text``; ``source`` names it in errors."""
         try:
             data = json.loads(text)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise ProfileError(f"{source}: not JSON: {exc}") from exc
         _check_version(data, source)
         try:

@@ -6,19 +6,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from igniterd.errors import ConfigError
 from igniterd.planner.records import ProvisionPlan, Seat
 
 _MOST_BARS = 60
-_FORMATS = (".png", ".svg", ".pdf")
-
-
-def check_path(path: Path) -> None:
-    """Raise :class:`ConfigError` where no picture can be written."""
-    if path.suffix.lower() not in _FORMATS:
-        raise ConfigError(f"--plot {path}", [f"the name should end in {', '.join(_FORMATS)}"])
-    if not path.resolve().parent.is_dir():
-        raise ConfigError(f"--plot {path}", [f"there is no folder {path.resolve().parent}"])
 
 
 def plot_plan(plan: ProvisionPlan, path: Path) -> None:

@@ -133,7 +133,7 @@ def read_plan(path: Path) -> ProvisionPlan:
     """A plan written by ``igniterd plan --format json``; raises :class:`ConfigError` naming what is not a plan."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise ConfigError(str(path), [f"is not a plan: {exc}"]) from exc
     return plan_from_json(document, str(path))
 
@@ -166,7 +166,9 @@ def plan_from_json(document: object, source: str) -> ProvisionPlan:
     )
 
 
-_NUMBERS: Sequence[tuple[str, float, float]] = (("rate_per_s", 0.0, math.inf), ("share", 0.0, 1.0), ("max_batch_size", 0.0, math.inf))
+_MOST_BATCH = 4096
+_MOST_DELAY_US = 3_600_000_000
+_NUMBERS: Sequence[tuple[str, float, float]] = (("rate_per_s", 0.0, math.inf), ("share", 0.0, 1.0))
 
 
 def _seat(raw: object, where: str, problems: list[str]) -> Seat | None:
@@ -182,24 +184,42 @@ def _seat(raw: object, where: str, problems: list[str]) -> Seat | None:
             problems.append(
                 f"{where}.{key} is {raw.get(key)!r}; should be a number above {low:g}" + (f", at most {high:g}" if high < math.inf else "")
             )
+    batch, delay_us = raw.get("max_batch_size"), raw.get("max_queue_delay_us", 0)
+    if not _whole(batch, 1, _MOST_BATCH):
+        problems.append(f"{where}.max_batch_size is {batch!r}; should be a whole number from 1 to {_MOST_BATCH}")
+    if not _whole(delay_us, 0, _MOST_DELAY_US):
+        problems.append(f"{where}.max_queue_delay_us is {delay_us!r}; should be whole microseconds, 0 or more")
+    slo = raw.get("slo_p99_ms")
+    if slo is not None and not (_optional(slo) or 0.0) > 0:
+        problems.append(f"{where}.slo_p99_ms is {slo!r}; should be above 0, or left out")
     if len(problems) > before:
         return None
     predicted: Mapping[str, Any] = raw["predicted"] if isinstance(raw.get("predicted"), Mapping) else {}
     return Seat(
         workload=raw["workload"],
         model=raw["model"],
-        slo_p99_ms=_optional(raw.get("slo_p99_ms")) or math.nan,
+        slo_p99_ms=math.nan if slo is None else float(slo),
         rate_per_s=float(raw["rate_per_s"]),
         share=float(raw["share"]),
         max_batch_size=int(raw["max_batch_size"]),
-        max_queue_delay_us=int(_optional(raw.get("max_queue_delay_us")) or 0),
+        max_queue_delay_us=int(delay_us),
         mean_ms=_optional(predicted.get("mean_ms")),
         p99_ms=_optional(predicted.get("p99_ms")),
         utilisation=_optional(raw.get("utilisation")),
     )
 
 
+def _whole(value: object, least: int, most: int) -> bool:
+    number = _optional(value)
+    return number is not None and number.is_integer() and least <= number <= most
+
+
 def _optional(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """A finite number, or ``None``."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
+    return number if math.isfinite(number) else None

@@ -5,24 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from igniterd.planner.records import PlannedGpu, ProvisionPlan, Seat
 
 _BAR = 20
+_NAMED = 8
 _COLUMNS = ("GPU", "share", "", "workload", "model", "rate/s", "batch", "delay", "busy", "mean ms", "P99 ms", "SLO ms")
 _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "red", "bright_cyan", "bright_green")
 
 
-def plan_table(plan: ProvisionPlan, *, most_gpus: int = 40) -> Group:
+def plan_table(plan: ProvisionPlan, *, most_gpus: int = 40) -> list[Table | Text]:
     """The plan as rich renderables: a row a tenant, GPUs apart, then totals and what could not be planned."""
     table = Table(*_COLUMNS, box=None, pad_edge=False)
     for column in (1, *range(5, 12)):
         table.columns[column].justify = "right"
-    for column in (3, 4):
-        table.columns[column].no_wrap = True
     for index, gpu in enumerate(plan.gpus[:most_gpus]):
         if index:
             table.add_section()
@@ -32,7 +30,7 @@ def plan_table(plan: ProvisionPlan, *, most_gpus: int = 40) -> Group:
         parts.append(Text(f"… and {len(plan.gpus) - most_gpus} more GPUs (--format json has them all)"))
     parts += [Text(line) for line in ("", *summary(plan))]
     parts += [Text(f"  {entry.workload}: {entry.reason}", style="red") for entry in plan.infeasible]
-    return Group(*parts)
+    return parts
 
 
 def summary(plan: ProvisionPlan) -> list[str]:
@@ -101,6 +99,13 @@ def sweep_table(what: str, points: Sequence[tuple[float, ProvisionPlan]]) -> Tab
             "" if plan.lower_bound_gpus is None else f"{plan.lower_bound_gpus:.2f}",
             "" if plan.cost_per_hour is None else f"{plan.cost_per_hour:.2f}",
             f"{1e3 * plan.planning_s:.0f} ms",
-            ", ".join(entry.workload for entry in plan.infeasible),
+            _named(plan),
         )
     return table
+
+
+def _named(plan: ProvisionPlan) -> str:
+    """Who could not be planned, without filling the screen."""
+    names = [entry.workload for entry in plan.infeasible]
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -120,7 +120,7 @@ def _as_float(raw: object) -> float | None:
         return None
     try:
         return float(raw)
-    except ValueError:
+    except (ValueError, OverflowError):  # TOML's whole numbers have any length
         return None
 
 
@@ -130,7 +130,13 @@ def _csv_rows(source: str, text: str) -> list[dict[str, object]]:
         columns = [name.strip() for name in reader.fieldnames or ()]
         reader.fieldnames = columns
         _check_keys(source, columns)
-        return [{key: value for key, value in row.items() if key is not None} for row in reader]
+        rows: list[dict[str, object]] = []
+        for row in reader:
+            beyond = row.pop(None, None)  # where csv puts what has no column
+            if beyond:
+                raise ConfigError(source, [f"line {reader.line_num} has {len(columns) + len(beyond)} fields under {len(columns)} columns"])
+            rows.append(dict(row))
+        return rows
     except csv.Error as exc:
         raise ConfigError(source, [f"line {reader.line_num} is not CSV: {exc}"]) from exc
 
@@ -138,7 +144,7 @@ def _csv_rows(source: str, text: str) -> list[dict[str, object]]:
 def _toml_rows(source: str, text: str) -> list[dict[str, object]]:
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ConfigError(source, [f"is not TOML: {exc}"]) from exc
     unknown = sorted(set(document) - {"workload"})
     tables = document.get("workload", [])
@@ -154,8 +160,10 @@ def _toml_rows(source: str, text: str) -> list[dict[str, object]]:
 
 def _check_keys(source: str, keys: Sequence[str]) -> None:
     missing = [key for key in REQUIRED if key not in keys]
+    twice = sorted({key for key in keys if list(keys).count(key) > 1})
     unknown = [key for key in keys if key not in REQUIRED + OPTIONAL]
     problems = [f"lacks {key!r}; needed are {', '.join(REQUIRED)}" for key in missing]
+    problems += [f"has {key!r} twice" for key in twice]
     problems += [f"has {key!r}, which means nothing here; known are {', '.join(REQUIRED + OPTIONAL)}" for key in unknown]
     if problems:
         raise ConfigError(source, problems)

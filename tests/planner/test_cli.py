@@ -135,7 +135,7 @@ def test_emitted_configurations_are_what_the_daemon_accepts(few, tmp_path):
     result = run(few, "--emit", folder, "--format", "json")
     assert result.exit_code == 0
     document = json.loads(result.stdout)
-    hosts = sorted(folder.iterdir())
+    hosts = sorted(path for path in folder.iterdir() if path.is_dir())
     assert len(hosts) == len(document["gpus"])
     for host, gpu in zip(hosts, document["gpus"], strict=True):
         config = load_config(host / "igniterd.toml")
@@ -153,3 +153,43 @@ def test_emitted_configurations_are_what_the_daemon_accepts(few, tmp_path):
     again = run(few, "--emit", folder)
     assert again.exit_code == 1
     assert "not empty" in again.output
+
+
+def test_names_that_nothing_else_would_take_are_emitted_all_the_same(tmp_path):
+    path = tmp_path / "odd.csv"
+    names = ["_first", "-x", "日本", "größe", "gr.ße", "w" * 300, "a/../../b", "[/] :bug:"]
+    path.write_text("workload,model,slo_p99_ms,rate_per_s\n" + "".join(f"{name},alexnet,20.123456,20\n" for name in names))
+    folder = tmp_path / "hosts"
+    result = run(path, "--strategy", "igniter", "--emit", folder)
+    assert result.exit_code == 0, result.output
+    assert all(name in result.stdout for name in names)  # the table has every name whole, and reads none as markup
+    emitted = [model for host in folder.glob("gpu-*") for model in load_config(host / "igniterd.toml").model]
+    assert len({model.name for model in emitted}) == len(names)
+    assert {model.slo_p99_ms for model in emitted} == {20.123456}
+    assert (folder / "README.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("workload,model,slo_p99_ms,rate_per_s\nA,alexnet,15,400,7\n", "line 2 has 5 fields under 4 columns"),
+        ("workload,model,slo_p99_ms,rate_per_s,model\nA,alexnet,15,400,ssd\n", "has 'model' twice"),
+        ("", "lacks 'workload'"),
+        ("workload,model,slo_p99_ms,rate_per_s\n", "holds no workload"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(tmp_path, text, said):
+    path = tmp_path / "w.csv"
+    path.write_text(text)
+    result = run(path)
+    assert result.exit_code == 1
+    assert said in result.stderr
+
+
+def test_figures_of_any_length_are_refused_by_workload(tmp_path):
+    path = tmp_path / "w.toml"
+    path.write_text(f'[[workload]]\nname = "big"\nmodel = "alexnet"\nslo_p99_ms = 15\nrate_per_s = {10**400}\n')
+    result = run(path, "--format", "json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["infeasible"][0]["workload"] == "big"
+    assert "big: rate_per_s is 1000" in result.stderr
