@@ -21,6 +21,7 @@ from igniterd.clients.mps import MpsControl
 from igniterd.clients.mqtt import MqttPublisher
 from igniterd.clients.nvml import NvmlClient
 from igniterd.clients.once import Once
+from igniterd.clients.resident import give_back
 from igniterd.clients.systemd import Notifier
 from igniterd.clients.triton import TlsFiles, TritonClient
 from igniterd.config import Config, Triton
@@ -248,6 +249,7 @@ class Daemon:
         status = f"{tick.plan.outcome.value}: {tick.plan.why}"
         if self._last_tick_s is None:
             self.notifier.ready(status)
+            give_back()  # LLVM has loaded the kernels and is not needed again
         self.notifier.alive(status)
         self._last_tick_s = self.clock()
         if self.publisher is not None:

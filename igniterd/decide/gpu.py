@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,7 +22,8 @@ LEAST_ROOM = GROWTHS[0]
 """A plan without this head-room is outgrown by noise at once: nothing is reloaded for its margins alone."""
 OUTGROWN = 1.06  # a rate this much above what the plan in flight was made for: plan again
 RETRY_S = 10.0  # how often a GPU in trouble, or short of head-room, is searched again
-JUDGE_EVERY_S = 60.0  # a GPU with head-room is judged again this often, and at once when a rate has used up most of it
+JUDGE_EVERY_S = 60.0  # a GPU with head-room is judged again no later than this, and at once when a rate has used up most of it
+JUDGE_APART_S = 2.0  # and no two GPUs in the same tick for this alone: each takes some milliseconds
 ROOM_LEFT = 1.1
 BIAS_STEP = 1.03
 ROOMY = 1.3  # with this much head-room no better plan is looked for
@@ -92,16 +94,19 @@ class Case:
 
     def room(self, allocations: Mapping[str, Allocation]) -> float:
         """The largest growth of all rates under which the kept models hold, from the ladder the search climbs; found by bisection, as
-        P99 only rises with the rates."""
+        P99 only rises with the rates, from where it was found before: mostly it is there again."""
         demands, oracle = self.demands(self.caution), self.oracles.at(self.caution)
 
         def holds(growth: float) -> bool:
             served = oracle.together(demands, allocations, growth=growth)
             return all(served[d.model].p99_ms <= d.slo_ms for d in demands if d.model not in self.held.gone)
 
-        if holds(GROWTHS[-1]):
-            return GROWTHS[-1]
-        low, high = 0, len(GROWTHS) - 1  # the first `low` rungs hold, rung `high` does not
+        before = self.held.judged.get(self.gpu)
+        likely = len(GROWTHS) if before is None else bisect_right(GROWTHS, before.room)
+        low, high = 0, len(GROWTHS)  # the first `low` rungs hold, rung `high` does not
+        for rung in (likely - 1, likely):
+            if low <= rung < high:
+                low, high = (rung + 1, high) if holds(GROWTHS[rung]) else (low, rung)
         while low < high:
             middle = (low + high) // 2
             low, high = (middle + 1, high) if holds(GROWTHS[middle]) else (low, middle)
@@ -110,7 +115,7 @@ class Case:
     def known_roomy(self) -> Judged | None:
         """An earlier judgement that still stands, or None."""
         judged = self.held.judged.get(self.gpu)
-        if judged is None or judged.here != self.here or self.now_s - judged.at_s >= JUDGE_EVERY_S or self.gone or self.caution < 1:
+        if judged is None or judged.here != self.here or self.now_s >= judged.until_s or self.gone or self.caution < 1:
             return None
         grown = judged.room / ROOM_LEFT
         demands = self.demands(1.0)
@@ -125,8 +130,15 @@ class Case:
     def _judged(self, served: Mapping[str, Service], room: float) -> Held:
         demands = self.demands(1.0)
         rates, biases = {d.model: d.rate_per_s for d in demands}, {d.model: d.bias for d in demands}
-        judged = Judged(self.now_s, self.here, rates, biases, {d.model: d.burstiness for d in demands}, served, room)
+        judged = Judged(self._judged_until_s(), self.here, rates, biases, {d.model: d.burstiness for d in demands}, served, room)
         return replace(self.held, judged={**self.held.judged, self.gpu: judged})
+
+    def _judged_until_s(self) -> float:
+        """When a judgement made now ends: the latest time at which none of another GPU does, or nearly."""
+        others = [judged.until_s for gpu, judged in self.held.judged.items() if gpu != self.gpu]
+        latest = self.now_s + JUDGE_EVERY_S
+        free = (latest - i * JUDGE_APART_S for i in range(int(JUDGE_EVERY_S / JUDGE_APART_S / 2)))
+        return next((at_s for at_s in free if all(abs(at_s - other) >= JUDGE_APART_S for other in others)), latest)
 
     # ------------------------------------------------------------ deciding
 

@@ -46,12 +46,12 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A GPU found to hold every SLO with ``room`` to spare: true for as long as no rate has grown by that much.
+    """A GPU found to hold every SLO with ``room`` to spare: true for as long as no rate has grown by that much, until ``until_s``.
 
     P99 only falls when a rate falls, so a GPU far from its limit need not be judged again at every tick.
     """
 
-    at_s: float
+    until_s: float
     here: Mapping[str, Allocation]
     rates: Mapping[str, float]
     biases: Mapping[str, float]

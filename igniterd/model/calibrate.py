@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 from igniterd.model.api import Tenant
 from igniterd.records import Learnt
@@ -110,6 +110,16 @@ def _carried(level: float) -> float:
     return level * max(0.0, 1 - (LOCAL / level) ** 2) if level else 0.0
 
 
+class State(NamedTuple):
+    """Level, tilt and their covariance."""
+
+    level: float
+    tilt: float
+    p_level: float
+    p_both: float
+    p_tilt: float
+
+
 @dataclass(frozen=True, slots=True)
 class Bias:
     """Belief about the log of measured / predicted service time: ``level + tilt x (log2(batch) - CENTRE)``, with covariance ``p``."""
@@ -179,19 +189,27 @@ class Bias:
         sd = math.sqrt(self.sd**2 + self.across)
         return Learnt(self.point.share, self.point.pressure, self.coming, self.tilt, sd)
 
+    def ahead(self, seconds: float) -> State:
+        """What is believed after ``seconds`` without news."""
+        p_level = min(self.p_level + self.drift * seconds, max(self.p_level, LEVEL_SD**2))
+        p_tilt = min(self.p_tilt + TILT_DRIFT_SD_PER_SQRT_S**2 * seconds, max(self.p_tilt, TILT_SD**2))
+        return State(self.level, self.tilt, p_level, self.p_both, p_tilt)
+
     def aged(self, seconds: float) -> Bias:
         """After ``seconds`` without news."""
-        return replace(
-            self,
-            p_level=min(self.p_level + self.drift * seconds, max(self.p_level, LEVEL_SD**2)),
-            p_tilt=min(self.p_tilt + TILT_DRIFT_SD_PER_SQRT_S**2 * seconds, max(self.p_tilt, TILT_SD**2)),
-        )
+        ahead = self.ahead(seconds)
+        return replace(self, p_level=ahead.p_level, p_tilt=ahead.p_tilt)
+
+    def is_at(self, point: Point) -> bool:
+        """Whether it was learnt at ``point``, or nearly: small moves of the neighbours are part of the scatter."""
+        here = self.point
+        return here is not None and here.share == point.share and abs(here.pressure - point.pressure) < SAME_PRESSURE
 
     def moved(self, point: Point) -> Bias:
-        """At ``point``: what carries over from where it was learnt. Small moves of the neighbours are part of the scatter."""
+        """At ``point``: what carries over from where it was learnt."""
         if self.point is None:
             return replace(self, point=point)
-        if self.point.share == point.share and abs(self.point.pressure - point.pressure) < SAME_PRESSURE:
+        if self.is_at(point):
             return self
         like = self.point.like(point.share, point.pressure)
         rest = 1 - like * like
@@ -209,8 +227,7 @@ class Bias:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Sums:
+class _Sums(NamedTuple):
     """Information of one window: weights, and weighted innovations, times powers of the batch's coordinate."""
 
     w0: float = 0.0
@@ -222,25 +239,29 @@ class _Sums:
     missed: float = 0.0
 
 
-def _usable(measured: Iterable[Measured]) -> list[Measured]:
-    return [m for m in measured if m.executions > 0 and 0 < m.ratio < math.inf]
+_Seen = tuple[int, int, float, float]
+"""Batch size, executions, the batch's coordinate, and the mean logarithm of measured over predicted."""
 
 
-def _log(m: Measured) -> float:
-    """The logarithm of a mean is below the mean logarithm's by half its variance."""
-    return math.log(m.ratio) + SERVICE_CV**2 / (2 * m.executions)
+def _usable(measured: Iterable[Measured]) -> list[_Seen]:
+    # the logarithm of a mean of some is low by half its variance
+    return [
+        (m.batch, m.executions, math.log2(m.batch) - CENTRE, math.log(m.ratio) + SERVICE_CV**2 / (2 * m.executions))
+        for m in measured
+        if m.executions > 0 and 0 < m.ratio < math.inf
+    ]
 
 
-def _summed(bias: Bias, usable: Sequence[Measured]) -> _Sums:
-    if sum(m.executions for m in usable) < FEW:
+def _summed(now: State, scatter: float, usable: Sequence[_Seen]) -> _Sums:
+    if sum(seen[1] for seen in usable) < FEW:
         return _Sums()
-    common = bias.scatter * len(usable)  # of all batch sizes alike: it is not averaged away over them
+    at, tilt, p_level, p_both, p_tilt = now
+    common = scatter * len(usable)  # of all batch sizes alike: it is not averaged away over them
     w0 = w1 = w2 = r0 = r1 = plain = missed = 0.0
-    for m in usable:
-        x = math.log2(m.batch) - CENTRE
-        noise = SERVICE_CV**2 / m.executions + common
-        innovation = _log(m) - bias.level - bias.tilt * x
-        sd = math.sqrt(noise + bias.p_level + 2 * x * bias.p_both + x * x * bias.p_tilt)
+    for _, executions, x, ratio in usable:
+        noise = SERVICE_CV**2 / executions + common
+        innovation = ratio - at - tilt * x
+        sd = math.sqrt(noise + p_level + 2 * x * p_both + x * x * p_tilt)
         plain += 1 / noise
         missed += innovation / noise
         weight = min(1.0, CLIP_SIGMA * sd / abs(innovation)) / noise if innovation else 1 / noise
@@ -252,14 +273,14 @@ def _summed(bias: Bias, usable: Sequence[Measured]) -> _Sums:
     return _Sums(w0, w1, w2, r0, r1, plain, missed)
 
 
-def _filtered(bias: Bias, sums: _Sums) -> tuple[float, float, float, float, float]:
-    """The Kalman filter's measurement update in information form, both parts of the state at once: level, tilt and their covariance."""
-    det = bias.p_level * bias.p_tilt - bias.p_both * bias.p_both
-    i_level, i_both, i_tilt = bias.p_tilt / det + sums.w0, -bias.p_both / det + sums.w1, bias.p_level / det + sums.w2
+def _filtered(now: State, sums: _Sums) -> State:
+    """The Kalman filter's measurement update in information form, both parts of the state at once."""
+    det = now.p_level * now.p_tilt - now.p_both * now.p_both
+    i_level, i_both, i_tilt = now.p_tilt / det + sums.w0, -now.p_both / det + sums.w1, now.p_level / det + sums.w2
     det = i_level * i_tilt - i_both * i_both
     p_level, p_both, p_tilt = i_tilt / det, -i_both / det, i_level / det
-    level, tilt = bias.level + p_level * sums.r0 + p_both * sums.r1, bias.tilt + p_both * sums.r0 + p_tilt * sums.r1
-    return level, tilt, p_level, p_both, p_tilt
+    level, tilt = now.level + p_level * sums.r0 + p_both * sums.r1, now.tilt + p_both * sums.r0 + p_tilt * sums.r1
+    return State(level, tilt, p_level, p_both, p_tilt)
 
 
 def learnt(bias: Bias, at_s: float, measured: Iterable[Measured], point: Point) -> tuple[Bias, float | None]:
@@ -268,40 +289,41 @@ def learnt(bias: Bias, at_s: float, measured: Iterable[Measured], point: Point) 
     Also the factor by which the model's service times have changed, when it has just become clear that they have (None otherwise);
     everything learnt before is then forgotten.
     """
-    bias = bias.aged(0.0 if bias.at_s is None else max(0.0, at_s - bias.at_s)).moved(point)
-    usable = _usable(measured)
-    sums = _summed(bias, usable)
+    seconds = 0.0 if bias.at_s is None else max(0.0, at_s - bias.at_s)
+    if not bias.is_at(point):
+        bias, seconds = bias.aged(seconds).moved(point), 0.0
+    now, usable = bias.ahead(seconds), _usable(measured)  # a Bias is made once, at the end: this runs for every model at every tick
+    sums = _summed(now, bias.scatter, usable)
     if sums.plain <= 0:
-        return replace(bias, at_s=at_s), None
+        return replace(bias, p_level=now.p_level, p_tilt=now.p_tilt, at_s=at_s), None
     missed, by_chance = sums.missed / sums.plain, max(1 / sums.plain - bias.scatter, 0.0)
-    variance = by_chance + bias.scatter + bias.p_level
+    variance = by_chance + bias.scatter + now.p_level
     innovation = missed / math.sqrt(variance)
     innovation = max(-CHANGE_CLIP, min(CHANGE_CLIP, innovation))
     above, below = max(0.0, bias.above + innovation - ALLOWED_SIGMA), max(0.0, bias.below - innovation - ALLOWED_SIGMA)
     if max(above, below) > CHANGE:
         if abs(missed) > NOTABLE:
             return Bias(level=bias.level + missed, point=bias.point, at_s=at_s, windows=1), math.exp(missed)
-        bias, above, below = replace(bias, p_level=LEVEL_SD**2), 0.0, 0.0
+        now, above, below = now._replace(p_level=LEVEL_SD**2), 0.0, 0.0
     drift, scatter = _paced(bias, bias.level + missed, by_chance, innovation)
     last = (bias.level + missed, by_chance, innovation)
     lag, p_lag = _lagging(bias, max(-CLIP_SIGMA, min(CLIP_SIGMA, innovation)) * math.sqrt(variance), variance)
-    level, tilt, p_level, p_both, p_tilt = _filtered(bias, sums)
-    sizes, windows = _sized(bias, tilt, usable), bias.windows + 1
-    after = (level, tilt, p_level, p_both, p_tilt, drift, scatter, last, lag, p_lag, sizes, bias.point, at_s, windows, above, below)
-    return Bias(*after), None
+    now = _filtered(now, sums)
+    sizes, windows = _sized(bias, now.tilt, usable), bias.windows + 1
+    return Bias(*now, drift, scatter, last, lag, p_lag, sizes, bias.point, at_s, windows, above, below), None
 
 
-def _sized(bias: Bias, tilt: float, usable: Sequence[Measured]) -> tuple[tuple[int, float, float], ...]:
+def _sized(bias: Bias, tilt: float, usable: Sequence[_Seen]) -> tuple[tuple[int, float, float], ...]:
     """What each batch size leaves, with one more window; what a window does to all its sizes alike is taken off first."""
     found = {batch: ((1 - BATCH_MEMORY) * executions, mean) for batch, executions, mean in bias.sizes if executions > 1}
     if len(usable) > 1:
-        left = [_log(m) - tilt * (math.log2(m.batch) - CENTRE) for m in usable]
-        common = sum(m.executions * x for m, x in zip(usable, left, strict=True)) / sum(m.executions for m in usable)
-        for m, x in zip(usable, left, strict=True):
-            executions, mean = found.get(m.batch, (0.0, 0.0))
-            off = max(-LEVEL_SD, min(LEVEL_SD, x - common - mean))
-            total = executions + m.executions
-            found[m.batch] = total, mean + off * m.executions / total
+        left = [(batch, n, ratio - tilt * x) for batch, n, x, ratio in usable]
+        common = sum(n * y for _, n, y in left) / sum(n for _, n, _ in left)
+        for batch, n, y in left:
+            executions, mean = found.get(batch, (0.0, 0.0))
+            off = max(-LEVEL_SD, min(LEVEL_SD, y - common - mean))
+            total = executions + n
+            found[batch] = total, mean + off * n / total
     return tuple((batch, executions, mean) for batch, (executions, mean) in found.items())
 
 

@@ -1,10 +1,17 @@
 """The decision for one GPU, on demands made up."""
 
+from dataclasses import replace
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
 from igniterd.config import Decide
-from igniterd.decide.gpu import Case, Oracles
-from igniterd.decide.hold import Held
+from igniterd.decide.gpu import JUDGE_APART_S, JUDGE_EVERY_S, Case, Oracles
+from igniterd.decide.hold import Held, Judged
+from igniterd.decide.search import GROWTHS
 from igniterd.model import builtin_profile, load_model
-from igniterd.model.oracle import Demand, Oracle
+from igniterd.model.oracle import Demand, Oracle, Service
 from igniterd.records import Allocation, Outcomes
 
 MODEL = load_model(builtin_profile("v100"))
@@ -32,3 +39,39 @@ def test_a_delay_that_costs_an_slo_is_taken_away() -> None:
     assert part.outcome is Outcomes.MOVE
     assert {step.after.max_queue_delay_us for step in part.steps} == {0}
     assert all(part.served[name].p99_ms <= 25.0 for name in RATES)
+
+
+def test_gpus_with_room_are_judged_again_in_time_and_not_all_in_one_tick() -> None:
+    gpus = [replace(case(200.0), gpu=gpu) for gpu in range(8)]
+    held, judged = Held(), [0] * 8
+    for second in range(200):
+        before, again = held, 0
+        for gpu in gpus:
+            part = replace(gpu, held=held, now_s=100.0 + second).decide()
+            assert part.outcome is Outcomes.HOLD
+            held = part.held
+            new = held.judged[gpu.gpu] is not before.judged.get(gpu.gpu)
+            again += new
+            judged[gpu.gpu] += new
+            assert held.judged[gpu.gpu].until_s <= 100.0 + second + JUDGE_EVERY_S
+        ends = sorted(j.until_s for j in held.judged.values())
+        assert all(later - earlier >= JUDGE_APART_S for earlier, later in pairwise(ends))
+        assert again == 8 if second == 0 else again <= 1
+    assert min(judged) >= 4  # at 0, within 60, 120 and 180 s
+
+
+class UpTo:
+    """An oracle that finds every SLO held up to one growth of the rates."""
+
+    def __init__(self, most: float) -> None:
+        self.most = most
+
+    def together(self, demands: list[Demand], _: object, *, growth: float = 1.0) -> dict[str, Service]:
+        return {d.model: Service(d.slo_ms * (1.0 if growth <= self.most else 1.1), 1.0, 1.0, 0.5, 1.0) for d in demands}
+
+
+@given(most=st.floats(0.9, 5.0), before=st.none() | st.sampled_from([1.0, *GROWTHS]))
+def test_the_room_found_is_the_same_wherever_it_was_before(most: float, before: float | None) -> None:
+    held = Held() if before is None else Held(judged={0: Judged(0.0, {}, {}, {}, {}, {}, before)})
+    asked = replace(case(100.0), held=held, oracles=Oracles(UpTo(most), UpTo(most)))  # type: ignore[arg-type]
+    assert asked.room(asked.here) == max((g for g in GROWTHS if g <= most), default=1.0)
