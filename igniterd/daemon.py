@@ -8,7 +8,7 @@ import importlib
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from igniterd.memory import Memory
 from igniterd.observe import Sources
 from igniterd.records import Tick
 from igniterd.report import Reporter
+from igniterd.resume import resumed
 
 OVERRUN_SAID_EVERY_S = 60.0
 CLOSE_S = 5.0  # longest wait for anything to be closed; systemd's TimeoutStopSec is 20
@@ -78,6 +79,8 @@ class Fresh:
 
     config: Config
     knowledge: Knowledge
+    carry: Carry
+    """What is known and still true of the models that stay."""
 
 
 class Daemon:
@@ -89,11 +92,13 @@ class Daemon:
         config: Config,
         *,
         knowledge: Knowledge | None = None,
+        carry: Carry | None = None,
         reread: Callable[[], Config] | None = None,
         notifier: Notifier | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``knowledge``: where the profiles are read already; ``reread`` reads the configuration again, for SIGHUP."""
+        """``knowledge``: where the profiles are read already; ``carry``: what the daemon before this one left, when the configuration was
+        read again; ``reread`` reads it again, for SIGHUP."""
         self.config = config
         self.clock = clock
         self.notifier = notifier or Notifier()
@@ -117,13 +122,14 @@ class Daemon:
         self.reporter = Reporter(config, metrics=self.metrics.update, publisher=self.publisher, history=self.history.record)
         self.loop = Loop(config, sources, self.tritons, knowledge, self.reporter)
         self.memory = Memory(config.state.directory / "learnt.json", {m.name: knowledge.identities.get(m.name, "") for m in config.model})
-        self.loop.carry = Carry(belief=self.memory.recall(clock(), time.time()))
+        carry = carry or Carry()
+        self.loop.carry = replace(carry, belief={**self.memory.recall(clock(), time.time()), **carry.belief})
         self.admin = AdminServer(
             *config.metrics.address, metrics=self.metrics.render, state=lambda: self.reporter.state, health=self.health
         )
         self.lock = HostLock(config.state.directory, [t.url for t in config.triton] if config.loop.mode == "act" else ())
         self._reread = reread
-        self._rereading: asyncio.Task[Fresh | None] | None = None
+        self._rereading: asyncio.Task[tuple[Config, Knowledge] | None] | None = None
         self._once = Once("loop")
         self._last_tick_s: float | None = None
         self._overrun_said_s = float("-inf")
@@ -219,12 +225,13 @@ class Daemon:
             self._rereading = asyncio.create_task(self._read_again(self._reread), name="reread")
         if self._rereading is None or not self._rereading.done() or self.loop.acting is not None:
             return None
-        fresh, self._rereading = self._rereading.result(), None
-        if fresh is None:
+        read, self._rereading = self._rereading.result(), None
+        if read is None:
             self.notifier.ready("the configuration is as it was")
-        return fresh
+            return None
+        return Fresh(*read, resumed(self.loop.carry, self.config, self.loop.knowledge, *read))
 
-    async def _read_again(self, reread: Callable[[], Config]) -> Fresh | None:
+    async def _read_again(self, reread: Callable[[], Config]) -> tuple[Config, Knowledge] | None:
         """Everything that can be wrong with a configuration is found while the old one still runs."""
         try:
             config = await asyncio.to_thread(reread)
@@ -234,7 +241,7 @@ class Daemon:
             self.log.error("the changed configuration is not taken up; the old one stays", problems=problems)
             return None
         self.log.info("the configuration was read again: beginning anew with it", models=len(config.model), mode=config.loop.mode)
-        return Fresh(config, knowledge)
+        return config, knowledge
 
     async def _pause(self, seconds: float) -> bool:
         """Wait for the next tick, for the end of a step under way (True: the schedule starts anew), or to be told to stop."""

@@ -131,12 +131,13 @@ async def test_a_changed_configuration_is_taken_up_and_a_wrong_one_is_not(tmp_pa
             async with asyncio.timeout(20):
                 fresh = await task
     assert fresh is not None
+    assert fresh.carry.number > number
     assert fresh.config.model[0].slo_p99_ms == 30
     (refused,) = [line for line in said if "not taken up" in line["event"]]
     assert refused["problems"] == ["model[0].slo_p99_ms: missing"]
-    again = Daemon(fresh.config, knowledge=fresh.knowledge)
+    again = Daemon(fresh.config, knowledge=fresh.knowledge, carry=fresh.carry)
     async with running(again):
-        await until(lambda: again.loop.carry.number > 1)
+        await until(lambda: again.loop.carry.number > fresh.carry.number)
 
 
 async def test_what_hangs_or_fails_at_the_end_keeps_nobody_else(tmp_path: Path, nowhere: int, monkeypatch: pytest.MonkeyPatch) -> None:

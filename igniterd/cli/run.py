@@ -54,7 +54,7 @@ def register(app: typer.Typer) -> None:
             gc.freeze()  # what starting has made stays: looking through all of it again and again would be a tenth of a tick
             while (fresh := asyncio.run(_served(daemon))) is not None:
                 _deaf_to_hangups(reread is not None)  # the loop that ended has put the default back, which is to die
-                daemon = Daemon(fresh.config, knowledge=fresh.knowledge, reread=reread)
+                daemon = Daemon(fresh.config, knowledge=fresh.knowledge, carry=fresh.carry, reread=reread)
 
 
 def _deaf_to_hangups(yes: bool) -> None:

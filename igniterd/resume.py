@@ -1,0 +1,64 @@
+"""What a daemon that begins anew with a changed configuration takes over from the one before it. Pure.
+
+Traffic does not change with the configuration: arrival rates, and what was learnt of service times under the same profile, stay. So do
+the memory of what was done (reloads of the last hour, refusals, changes that do not last). Everything that was decided for the old SLOs,
+priorities and limits goes: the plan in flight, who is let go, what was judged to be roomy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from igniterd.config import Config
+from igniterd.decide import Held
+from igniterd.estimate import ModelBelief
+from igniterd.loop import Carry, Knowledge
+from igniterd.model.calibrate import Bias
+from igniterd.records import Observation
+
+V = TypeVar("V")
+
+
+def resumed(carry: Carry, old: Config, then: Knowledge, new: Config, now: Knowledge) -> Carry:
+    """The part of ``carry`` that is still true under ``new``; a model stays when it is the same model of the same Triton and GPU."""
+    before, after = old.by_name(), new.by_name()
+    address = {server.name: server.url for server in old.triton}
+    stay = {
+        name
+        for name, model in after.items()
+        if (was := before.get(name)) is not None
+        and model.gpu == was.gpu
+        and address.get(was.triton) == next(server.url for server in new.triton if server.name == model.triton)
+    }
+    same_profile = {name for name in stay if now.identities.get(name) == then.identities.get(name)}
+    belief = {name: _of_service(known, name in same_profile) for name, known in carry.belief.items() if name in stay}
+    return Carry(_seen(carry.seen, stay), belief, _held(carry.held, stay), carry.number)
+
+
+def _of_service(known: ModelBelief, same_profile: bool) -> ModelBelief:
+    """Predictions are made anew; a bias is measured over predicted, and says nothing of another profile."""
+    known = replace(known, expected=None)
+    return known if same_profile else replace(known, bias=Bias(), told=None, live=None)
+
+
+def _seen(seen: Observation | None, stay: set[str]) -> Observation | None:
+    return None if seen is None else replace(seen, models=_only(seen.models, stay))
+
+
+def _held(held: Held, stay: set[str]) -> Held:
+    return Held(
+        seen=held.seen & stay,
+        floors=_only(held.floors, stay),
+        moved_at_s=held.moved_at_s,
+        reloads=held.reloads,
+        watches=_only(held.watches, stay),
+        done=_only(held.done, stay),
+        refused_until_s=_only(held.refused_until_s, stay),
+        refusals_in_a_row=_only(held.refusals_in_a_row, stay),
+    )
+
+
+def _only(known: Mapping[str, V], stay: set[str]) -> dict[str, V]:
+    return {name: value for name, value in known.items() if name in stay}
