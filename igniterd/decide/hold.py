@@ -113,9 +113,18 @@ def why_not_now(held: Held, steps: tuple[Step, ...], rules: Decide, now_s: float
         if last and last.allocation == step.after and last.times >= SAME_TIMES and now_s < last.at_s + REFUSED_S * last.times:
             return f"{step.model}: this change was made {last.times} times and did not last; somebody else changes it back"
     recent = sum(1 for at_s in held.reloads if at_s > now_s - HOUR_S)
-    if recent + len(steps) > rules.max_reloads_per_hour:
+    counted = sum(1 for step in steps if not _takes_over(step))
+    if counted and recent + counted > rules.max_reloads_per_hour:
         return f"{recent} reloads in the last hour; decide.max_reloads_per_hour is {rules.max_reloads_per_hour}"
     return ""
+
+
+def _takes_over(step: Step) -> bool:
+    """Whether the step is one of those that give a host its first shares: they are made once, however many models there are.
+
+    A model without a share gets one, and one that has the whole GPU until all others have shares (see ``steps.ordered``) its part.
+    """
+    return step.after.share is not None and (step.before.share is None or step.before.share >= 1 > step.after.share)
 
 
 def rollbacks(held: Held, loads: Mapping[str, Load], applied: Mapping[str, Allocation], rules: Decide, now_s: float) -> list[Step]:
@@ -146,7 +155,8 @@ def after(held: Held, outcome: Outcome, loads: Mapping[str, Load], rules: Decide
     failures = dict(held.refusals_in_a_row)
     for done in outcome.actuations:
         step = done.step
-        reloads = (*reloads, now_s)
+        if not (done.ok and _takes_over(step)):
+            reloads = (*reloads, now_s)
         if not done.ok:
             # a load that hung hangs again: each failure in a row waits twice as long
             failures[step.model] = failures.get(step.model, 0) + 1

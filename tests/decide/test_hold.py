@@ -1,5 +1,6 @@
 from igniterd.config import Decide
 from igniterd.decide.hold import REFUSED_S, SAME_TIMES, Held, Watch, after, rollbacks, why_not_now
+from igniterd.decide.steps import ordered
 from igniterd.records import Actuation, Allocation, Load, Outcome, Step, StepKind
 
 RULES = Decide()
@@ -55,3 +56,21 @@ def test_reloads_an_hour_are_capped() -> None:
     held = Held(reloads=(10.0, 20.0))
     assert "max_reloads_per_hour is 2" in why_not_now(held, (GROW,), rules, 30.0)
     assert why_not_now(held, (GROW,), rules, 3700.0) == ""
+
+
+def test_first_shares_are_given_to_any_number_of_models_within_the_hour() -> None:
+    rules = Decide(max_reloads_per_hour=2)
+    bare = {f"m{number}": Allocation(None, 8) for number in range(70)}
+    steps, held = tuple(ordered(bare, {name: Allocation(0.01, 4) for name in bare})), Held()
+    assert len(steps) == 139, "two for each model but the last"
+    assert why_not_now(held, steps, rules, 0.0) == ""
+    for number, step in enumerate(steps):
+        held = after(held, done(step), {}, rules, float(number))
+    assert held.reloads == ()
+    assert why_not_now(held, (GROW, GROW), rules, 140.0) == ""
+    assert "max_reloads_per_hour is 2" in why_not_now(held, (GROW, GROW, GROW), rules, 140.0)
+
+
+def test_a_first_share_that_is_refused_is_counted() -> None:
+    bare = Step("m", StepKind.SHRINK, Allocation(None, 8), SMALL)
+    assert after(Held(), done(bare, ok=False), {}, RULES, 5.0).reloads == (5.0,)
