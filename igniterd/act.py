@@ -1,7 +1,8 @@
 """Carry out a plan: one step at a time, verified by reading the world back, nothing after the first refusal.
 
 A change is one ``LoadModel`` with the whole configuration: share and batching together. Triton goes on serving with the old copy until
-the new one is ready, and keeps the old one when it refuses the new; so stopping here at any moment drops no request.
+the new one is ready, and keeps the old one when it refuses the new; so stopping here at any moment drops no request. Both copies are in
+the GPU's memory for a moment: where it is known that they do not fit, Triton is not asked.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import structlog
+
 from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton_config import allocation_of, base_env_of, same_allocation, with_allocation
 from igniterd.errors import IgniterdError, Refused, Unreachable
-from igniterd.records import Actuation, Outcome, Plan, Step
+from igniterd.records import Actuation, Observation, Outcome, Plan, Step
 
 READ_BACKS = 5  # each with the deadline of a call
 
@@ -51,16 +54,51 @@ async def _read_back(model: str, triton: Reloader) -> dict[str, Any]:
     return await triton.config(model)
 
 
-async def act(plan: Plan, tritons: Mapping[str, Reloader], triton_of: Mapping[str, str], shares: Path) -> Outcome:
+class SecondCopies:
+    """Whether a second copy of a model fits beside the first.
+
+    What is not known is said once and does not stand in the way: many models run on boards that are nearly empty.
+    """
+
+    def __init__(self, copy_bytes: Mapping[str, int]) -> None:
+        """``copy_bytes``: device memory of one instance of each model, as profiled."""
+        self._copy_bytes = copy_bytes
+        self._said: set[str] = set()
+
+    def refused(self, model: str, seen: Observation) -> str:
+        """Why ``model`` cannot be loaded beside itself, or an empty string."""
+        reading = seen.models.get(model)
+        board = next((board for board in seen.boards if reading is not None and board.index == reading.gpu_index), None)
+        used, total = (None, None) if board is None else (board.memory_used_bytes, board.memory_total_bytes)
+        each = self._copy_bytes.get(model)
+        if reading is None or used is None or total is None or each is None:
+            self._say("its profile tells no memory_bytes" if each is None else "the memory of its GPU cannot be read", model)
+            return ""
+        needed = each * max(1, reading.allocation.instances)
+        if needed <= total - used:
+            return ""
+        free = f"GPU {reading.gpu_index} has {(total - used) / 2**20:.0f} MiB free"
+        return f"{model}: a second copy takes {needed / 2**20:.0f} MiB while it is reloaded, and {free}"
+
+    def _say(self, unknown: str, model: str) -> None:
+        if unknown not in self._said:
+            self._said.add(unknown)
+            why = f"{unknown}: whether a second copy fits while it is reloaded is not known"
+            structlog.get_logger("igniterd").info("memory is not checked", model=model, why=why)
+
+
+async def act(plan: Plan, tritons: Mapping[str, Reloader], triton_of: Mapping[str, str], shares: Path, refused: str = "") -> Outcome:
     """Carry out the first step of ``plan``; the ticks after it, reading the world anew, carry out the rest.
 
     ``triton_of`` maps models to the names of their servers; ``shares`` is the folder of share environments, under the path at which
-    Triton sees it.
+    Triton sees it. ``refused``: why the step must not be tried, if it must not.
     """
     if not plan.steps:
         return Outcome()
     step, began_s = plan.steps[0], time.monotonic()
     try:
+        if refused:
+            raise Refused(refused)
         await _apply(step, tritons[triton_of[step.model]], shares)
     except IgniterdError as error:
         return Outcome((Actuation(step, False, time.monotonic() - began_s, str(error)),))

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from igniterd.errors import ConfigError
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
@@ -137,6 +138,7 @@ class Decide(Section):
     watch_s: Seconds = 12.0
     """A move is judged by what is measured this long after it."""
     max_reloads_per_hour: Annotated[int, Field(ge=1, le=3600)] = 120
+    """A plan that would need more is not begun. What gives a host its first shares is not counted: that is two reloads a model, once."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Decide:
@@ -194,7 +196,8 @@ class State(Section):
 
 
 class Model(Section):
-    name: Name
+    name: ModelName
+    """As Triton has it: the name of a folder of its repository."""
     triton: Name = "main"
     slo_p99_ms: Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
     priority: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -209,6 +212,13 @@ class Model(Section):
     max_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Largest batch igniterd may set; None: the largest one profiled."""
+
+    @field_validator("name")
+    @classmethod
+    def _a_folder(cls, value: str) -> str:
+        if "/" in value or value in (".", "..") or not value.isprintable() or value != value.strip():
+            raise ValueError("should be the name of the model's folder in Triton's repository: no slash, no control characters")
+        return value
 
     @model_validator(mode="after")
     def _ordered(self) -> Model:

@@ -3,7 +3,9 @@
     IgniterdError
     ├── NotNow              the other side may answer at the next tick: keep what is applied, count it, go on
     │   ├── Unreachable     no connection, or no answer before the deadline
+    │   │   └── Unanswered  no answer before the deadline: what was asked for may still be done
     │   ├── Refused         the other side answered no (a model load that failed, a command it does not accept)
+    │   │   └── NotServed   a model of the repository that is not served, and is not being loaded either
     │   └── DeviceLost      the board stopped answering
     ├── ReadingUnsupported  this board never gives that reading: a gap, not a fault
     └── CannotRun           waiting will not help: say why and exit
@@ -30,8 +32,16 @@ class Unreachable(NotNow):
     """No connection, or no answer before the deadline."""
 
 
+class Unanswered(Unreachable):
+    """No answer before the deadline: what was asked for may still be done."""
+
+
 class Refused(NotNow):
     """The other side answered, and the answer was no."""
+
+
+class NotServed(Refused):
+    """The model is in the repository but not served, nor being loaded: the others need not wait for it."""
 
 
 class DeviceLost(NotNow):

@@ -87,7 +87,8 @@ def load_knowledge(config: Config) -> Knowledge:
     _check_slos(config, profiled, oracles.expects)
     _compile(oracles, next(iter(profiled.values())))
     identities = {name: identity(merged, model) for name, model in profiled.items()}
-    return Knowledge(profiled, oracles, identities, merged.board.name, merged.board.sm_count)
+    sizes = {name: size for name, of in profiled.items() if (size := merged.models[of].memory_bytes) is not None}
+    return Knowledge(profiled, oracles, identities, merged.board.name, merged.board.sm_count, sizes)
 
 
 def _compile(oracles: Oracles | None, model: str) -> None:

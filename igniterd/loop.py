@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from igniterd.act import Reloader, act
+from igniterd.act import Reloader, SecondCopies, act
 from igniterd.config import Config
 from igniterd.decide import Held, Oracles, after, decide
 from igniterd.estimate import Belief, estimate
@@ -45,6 +45,11 @@ class Knowledge:
     identities: Mapping[str, str] = field(default_factory=dict)  # configured name -> what its profile is, in short
     board: str = ""  # the board the profiles are of
     sm_count: int | None = None
+    copy_bytes: Mapping[str, int] = field(default_factory=dict)  # configured name -> device memory of one instance, where profiled
+
+    def steerable(self, seen: Observation) -> Mapping[str, str]:
+        """``profiled``, less the models that are of a kind that can only be watched."""
+        return {name: of for name, of in self.profiled.items() if name not in seen.models or not seen.models[name].left_alone}
 
 
 class Stopwatch:
@@ -85,6 +90,7 @@ class Loop:
         self.mode = Mode(config.loop.mode)
         self._acting: asyncio.Task[Outcome] | None = None
         self._step: Step | None = None  # of the task
+        self._copies = SecondCopies(knowledge.copy_bytes)
         self._come = Outcome()  # what came of a step, until a tick has been finished with it
 
     async def tick(self, now_s: float) -> Tick:
@@ -97,14 +103,16 @@ class Loop:
         watch.lap("window")
         expects = knowledge.oracles.expects if knowledge.oracles else None
         wall_s = self.wall_clock()
-        load, belief = estimate(seen, window, carry.belief, config=self.config, profiled=knowledge.profiled, oracle=expects, wall_s=wall_s)
+        profiled = knowledge.steerable(seen)
+        load, belief = estimate(seen, window, carry.belief, config=self.config, profiled=profiled, oracle=expects, wall_s=wall_s)
         watch.lap("estimate")
         held = after(carry.held, outcome, load.loads, self.config.decide, now_s)
         plan, held = self._decide(load, seen, held, now_s)
         watch.lap("decide")
         if plan.steps and self.mode is Mode.ACT:
             self._step = plan.steps[0]
-            self._acting = asyncio.create_task(act(plan, self.reloaders, self.triton_of, self.shares), name="act")
+            refused = self._copies.refused(self._step.model, seen)
+            self._acting = asyncio.create_task(act(plan, self.reloaders, self.triton_of, self.shares, refused), name="act")
         watch.lap("act")
         tick = Tick(carry.number, now_s, wall_s, seen, window, load, plan, outcome, dict(watch.stages))
         self.carry = Carry(_merged(carry.seen, seen), belief, held, carry.number + 1)
@@ -131,7 +139,8 @@ class Loop:
         if stranger:
             return Plan(now_s, Outcomes.WAIT, stranger), held
         oracles = None if self.mode is Mode.OBSERVE else self.knowledge.oracles
-        return decide(load, seen, held, config=self.config, profiled=self.knowledge.profiled, oracles=oracles, now_s=now_s)
+        profiled = self.knowledge.steerable(seen)
+        return decide(load, seen, held, config=self.config, profiled=profiled, oracles=oracles, now_s=now_s)
 
     def _stranger(self, seen: Observation) -> str:
         """A board the profiles are not of: what was measured on another one must not be planned with."""

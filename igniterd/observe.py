@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
-from igniterd.errors import IgniterdError, NotNow
+import structlog
+
+from igniterd.errors import IgniterdError, NotNow, NotServed
 from igniterd.records import BoardReading, Gap, ModelReading, MpsReading, Observation
 
 T = TypeVar("T")
@@ -21,6 +23,11 @@ class TritonSource(Protocol):
 
     name: str
     metrics_gap: Gap | None
+
+    @property
+    def strangers(self) -> frozenset[str]:
+        """Models that it serves though the configuration does not name them."""
+        ...
 
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]: ...
 
@@ -56,6 +63,8 @@ class Sources:
     _asked_s: dict[str, float] = field(default_factory=dict, init=False)
     _mps_read_s: float = field(default=float("-inf"), init=False)
     _mps_last: MpsReading | Gap | None = field(default=None, init=False)
+    _fixed: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
+    _strangers: dict[str, frozenset[str]] = field(default_factory=dict, init=False)
 
     async def _asked(self, source: str, answer: Awaitable[T], now_s: float, timeout_s: float | None = None) -> T | Gap:
         """The answer, or the gap it leaves. Two rounds of calls may be needed inside one answer, so the deadline is doubled."""
@@ -95,6 +104,7 @@ class Sources:
         (seen_boards, seen_mps), seen = await asyncio.gather(asyncio.gather(boards, self._read_mps(now_s)), asyncio.gather(*servers))
         gaps = [answer for answer in (seen_boards, seen_mps) if isinstance(answer, Gap)]
         models: dict[str, ModelReading] = {}
+        absent = set[str]()
         for name, answer in zip(names, seen, strict=True):
             if isinstance(answer, Gap):
                 gaps.append(answer)
@@ -108,16 +118,44 @@ class Sources:
                 gaps.append(metrics_gap)
             for model, reading in answer.items():
                 if isinstance(reading, ModelReading):
-                    models[model] = replace(reading, gpu_index=self.gpus[model]) if model in self.gpus else reading
+                    models[model] = self._placed(model, reading)
+                    self._say_fixed(models[model])
                 else:
                     gaps.append(Gap(f"model:{model}", str(reading), now_s))
+                    absent |= {model} if isinstance(reading, NotServed) else set()
+            self._say_strangers(name)
         return Observation(
             at_s=now_s,
             boards=seen_boards if isinstance(seen_boards, tuple) else (),
             models=models,
+            absent=frozenset(absent),
             mps=seen_mps if isinstance(seen_mps, MpsReading) else None,
             gaps=tuple(gaps),
         )
+
+    def _placed(self, model: str, reading: ModelReading) -> ModelReading:
+        """The reading with the GPU that the configuration says; one on several GPUs is only watched when it does not say."""
+        if model in self.gpus:
+            return replace(reading, gpu_index=self.gpus[model])
+        if reading.several_gpus and not reading.left_alone:
+            why = reading.several_gpus
+            return replace(reading, left_alone=why, share_fixed=why, batching_fixed=why)
+        return reading
+
+    def _say_fixed(self, reading: ModelReading) -> None:
+        """What igniterd leaves as it is, and why, is said once and again when it changes."""
+        said = tuple(dict.fromkeys(why for why in (reading.left_alone, reading.share_fixed, reading.batching_fixed) if why))
+        if said != self._fixed.get(reading.model, ()):
+            self._fixed[reading.model] = said
+            what = "watched, not steered" if reading.left_alone else "steered in part" if said else "steered now"
+            structlog.get_logger("igniterd").info(what, model=reading.model, **({"why": "; ".join(said)} if said else {}))
+
+    def _say_strangers(self, triton: str) -> None:
+        strangers = self.tritons[triton].strangers
+        if strangers - self._strangers.get(triton, frozenset()):
+            models = ", ".join(sorted(strangers))
+            structlog.get_logger("igniterd").info("serves models that the configuration does not name", triton=triton, models=models)
+        self._strangers[triton] = strangers
 
 
 async def _nothing() -> tuple[BoardReading, ...]:

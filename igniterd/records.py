@@ -89,7 +89,7 @@ class ModelReading:
     ready: bool
     backend: str
     allocation: Allocation
-    success_count: int = 0
+    success_count: int = 0  # requests executed; those answered from the response cache are not among them
     failure_count: int = 0
     inference_count: int = 0  # samples inferred; above success_count when clients send batches in one request
     pending_count: int | None = None
@@ -99,6 +99,10 @@ class ModelReading:
     gpu_index: int = 0
     share_fixed: str = ""  # why it cannot be given a share of its own; empty where it can
     batching_fixed: str = ""  # why its batches are formed as they are, whatever is set; empty where they can be steered
+    left_alone: str = ""  # why it is only watched: neither steered nor predicted, whatever its profile says
+    several_gpus: str = ""  # the same, unless the configuration says which GPU it is on
+    least_batch: int = 1  # an ensemble lets batches up to this through to it
+    loading: bool = False  # a load that was not answered in time may still be going on
 
     @property
     def items_per_request(self) -> float:
@@ -128,6 +132,7 @@ class Observation:
     at_s: float
     boards: tuple[BoardReading, ...] = ()
     models: Mapping[str, ModelReading] = field(default_factory=dict)  # by configured name
+    absent: frozenset[str] = frozenset()  # configured models that Triton neither serves nor is loading
     mps: MpsReading | None = None
     gaps: tuple[Gap, ...] = ()
 

@@ -61,7 +61,7 @@ def _model_state(tick: Tick, model: Model) -> dict[str, Any]:
     state: dict[str, Any] = {"name": name, "slo_p99_ms": model.slo_p99_ms, "priority": model.priority, "seen": reading is not None}
     if reading is not None:
         state |= {"version": reading.version, "triton": reading.triton, "backend": reading.backend, "ready": reading.ready}
-        state |= {"fixed": [reason for reason in (reading.share_fixed, reading.batching_fixed) if reason]}
+        state |= {"fixed": list(dict.fromkeys(reason for reason in (reading.share_fixed, reading.batching_fixed) if reason))}
         state |= {"gpu_index": reading.gpu_index, "applied": _allocation(reading.allocation)}
     if load is not None:
         state |= {

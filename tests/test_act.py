@@ -2,10 +2,12 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from igniterd.act import act
+from structlog.testing import capture_logs
+
+from igniterd.act import SecondCopies, act
 from igniterd.emulator.sim import config_of
 from igniterd.errors import Refused, Unreachable
-from igniterd.records import Allocation, Outcomes, Plan, Step, StepKind
+from igniterd.records import Allocation, BoardReading, ModelReading, Observation, Outcomes, Plan, Step, StepKind
 
 BEFORE, THEN = Allocation(None, 8), Allocation(0.25, 4, 1500)
 
@@ -107,3 +109,39 @@ async def test_a_missed_deadline_after_a_load_is_no_failure_of_the_load(tmp_path
     assert await carried(Odd(2), tmp_path / "shares") == (True, "")
     ok, error = await carried(Odd(9), tmp_path / "shares")
     assert (ok, error) == (False, "no answer in 0.4 s")
+
+
+def seen(free_mib: int | None, instances: int = 1) -> Observation:
+    """A host whose GPU 1 has so much memory left, and ``m`` on it."""
+    used = None if free_mib is None else 16384 * 2**20 - free_mib * 2**20
+    other = BoardReading(0, "a", "V100", memory_used_bytes=0, memory_total_bytes=2**34)
+    board = BoardReading(1, "b", "V100", memory_used_bytes=used, memory_total_bytes=2**34)
+    reading = ModelReading("m", "1", "main", True, "python", Allocation(0.5, 8, instances=instances), gpu_index=1)
+    return Observation(0.0, boards=(other, board), models={"m": reading})
+
+
+def test_a_second_copy_that_does_not_fit_is_refused_before_triton_is_asked() -> None:
+    copies = SecondCopies({"m": 1000 * 2**20})
+    assert copies.refused("m", seen(1000)) == ""
+    assert copies.refused("m", seen(999)) == "m: a second copy takes 1000 MiB while it is reloaded, and GPU 1 has 999 MiB free"
+    assert copies.refused("m", seen(1999, instances=2)).startswith("m: a second copy takes 2000 MiB")
+
+
+def test_memory_that_is_not_known_is_said_once_and_not_in_the_way() -> None:
+    copies = SecondCopies({"m": 1000 * 2**20})
+    with capture_logs() as said:
+        for _ in range(3):
+            assert copies.refused("m", seen(None)) == ""
+            assert copies.refused("m", Observation(0.0)) == ""
+            assert SecondCopies({}).refused("m", seen(1)) == ""
+    reasons = [line["why"] for line in said]
+    assert reasons.count("the memory of its GPU cannot be read: whether a second copy fits while it is reloaded is not known") == 1
+    assert set(reasons) - {reasons[0]} == {
+        "its profile tells no memory_bytes: whether a second copy fits while it is reloaded is not known"
+    }
+
+
+async def test_what_is_refused_beforehand_is_a_change_that_failed(tmp_path: Path) -> None:
+    triton = Triton()
+    (done,) = (await act(plan(STEP), {"main": triton}, {"m": "main"}, tmp_path / "shares", "no room")).actuations
+    assert (done.ok, done.error, triton.loads) == (False, "no room", 0)

@@ -76,6 +76,16 @@ def test_references_and_duplicates() -> None:
     assert "model 'resnet50': triton 'other' is not one of main" in said
 
 
+@pytest.mark.parametrize("name", ["modèle @2,b", "_private", "a+b (copy)"])
+def test_a_model_is_called_as_triton_calls_it(name: str) -> None:
+    assert parse_config(GOOD.replace('"resnet50"', f'"{name}"'), source="test").model[0].name == name
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", " a", "a\\u0007", ""])
+def test_a_name_that_no_folder_of_a_repository_has_is_refused(name: str) -> None:
+    assert "model[0].name: " in problems(GOOD.replace('"resnet50"', f'"{name}"'))
+
+
 def test_a_state_folder_that_a_shell_would_split_is_refused(tmp_path: Path) -> None:
     assert "state.directory: should have only letters" in problems(GOOD + '[state]\ndirectory = "/var/lib/my shares"\n')
     folder = tmp_path / "a b"

@@ -1,13 +1,13 @@
 """The control loop on a simulated host: minutes of virtual time."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from igniterd.decide import Oracles, decide
-from igniterd.errors import NotNow, Unreachable
+from igniterd.errors import NotNow, NotServed, Unreachable
 from igniterd.loop import Carry
 from igniterd.model.oracle import Oracle
 from igniterd.records import Allocation, BoardReading, ModelReading, MpsReading, Outcomes, Tick
@@ -138,6 +138,48 @@ async def test_a_model_that_triton_lacks_is_waited_for_and_one_that_leaves_later
     assert bench.ticks[-1].plan.outcome is Outcomes.HOLD
 
 
+def answering(bench: Bench, name: str, change: Callable[[ModelReading], ModelReading | NotNow]) -> None:
+    """From now on Triton answers for ``name`` with what ``change`` makes of the answer."""
+    read = bench.host.read_models
+
+    async def changed(names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
+        seen = await read(names)
+        return {n: change(r) if n == name and isinstance(r, ModelReading) else r for n, r in seen.items()}
+
+    bench.host.read_models = changed
+
+
+async def test_a_model_that_cannot_be_loaded_does_not_keep_the_others_from_their_shares(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    answering(bench, "vgg19", lambda _: NotServed("model 'vgg19' is UNAVAILABLE on Triton 'main': no weights"))
+    await bench.run(25)
+    last = bench.ticks[-1]
+    assert [gap.source for gap in last.observation.gaps] == ["model:vgg19"]
+    assert {name for name, a in applied(last).items() if a.share is not None} == {"alexnet", "resnet50"}
+
+
+async def test_a_model_of_a_kind_that_can_only_be_watched_is_not_touched(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    answering(bench, "vgg19", lambda r: replace(r, left_alone="it is decoupled", batches=()))
+    await bench.run(25)
+    last = bench.ticks[-1]
+    assert {done.step.model for done in moves(bench)} == {"alexnet", "resnet50"}
+    assert last.plan.outcome is Outcomes.HOLD
+    assert last.estimate.loads["vgg19"].rate_per_s == pytest.approx(STEADY["vgg19"], rel=0.3)
+    assert last.estimate.loads["vgg19"].predicted_p99_ms is None
+
+
+async def test_nothing_is_decided_while_a_load_that_was_not_answered_may_still_end(tmp_path: Path) -> None:
+    bench, loading = Bench(config(tmp_path), constant(STEADY)), [True]
+    answering(bench, "vgg19", lambda r: replace(r, loading=loading[0]))
+    await bench.run(15)
+    assert bench.ticks[-1].plan.why == "not ready: vgg19"
+    assert not bench.host.loads
+    loading[0] = False
+    await bench.run(3)
+    assert bench.host.loads
+
+
 class OtherBoard:
     async def read(self) -> tuple[BoardReading, ...]:
         return (BoardReading(0, "GPU-1", "NVIDIA H100", sm_count=132),)
@@ -251,7 +293,7 @@ async def test_what_came_of_a_step_is_not_lost_with_the_tick_that_should_have_to
     bench.loop.carry = replace(bench.loop.carry, belief=belief)
     await bench.run(1)
     assert [done.step.model for done in moves(bench)] == [bench.host.loads[0][1]]
-    assert len(bench.loop.carry.held.reloads) == 1
+    assert [made.times for made in bench.loop.carry.held.done.values()] == [1]
 
 
 async def test_the_end_in_the_middle_of_a_reload_says_what_is_left(tmp_path: Path) -> None:
@@ -272,13 +314,7 @@ async def test_the_end_in_the_middle_of_a_reload_says_what_is_left(tmp_path: Pat
 async def test_a_model_whose_batching_is_its_own_still_gets_its_share(tmp_path: Path) -> None:
     """One with max_batch_size 0: a plan with another batch would be refused for ever, and nobody's share set."""
     bench = Bench(config(tmp_path), constant({"alexnet": 100.0, "resnet50": 100.0, "vgg19": 40.0}), max_batch=1)
-    read = bench.host.read_models
-
-    async def unbatched(names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
-        seen = await read(names)
-        return {n: replace(r, batching_fixed="max_batch_size is 0") if n == "vgg19" else r for n, r in seen.items()}
-
-    bench.host.read_models = unbatched
+    answering(bench, "vgg19", lambda r: replace(r, batching_fixed="max_batch_size is 0"))
     await bench.run(40)
     last = applied(bench.ticks[-1])
     assert all(a.share is not None for a in last.values())

@@ -14,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from igniterd.clients.triton import TritonClient
     from igniterd.config import Config
+    from igniterd.records import ModelReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,19 +159,55 @@ async def _triton(client: TritonClient, settings: Config) -> AsyncIterator[Findi
         share = "no share of its own" if reading.allocation.share is None else f"share {reading.allocation.share:.1%}"
         batching = f"largest batch {reading.allocation.max_batch_size}, {reading.allocation.instances} instances"
         yield Finding("ok", f"model {name}", f"version {reading.version}, backend {reading.backend}, {share}, {batching}")
-        if reading.batching_fixed:
-            yield Finding("warn", f"model {name}", f"its batching is left as it is: {reading.batching_fixed}")
-        if reading.owns_process and reading.share_fixed:
-            yield Finding("warn", f"model {name}", f"it gets no share: {reading.share_fixed}")
-        if not reading.owns_process:
-            yield Finding(
-                "warn",
-                f"model {name}",
-                f"backend {reading.backend} runs inside tritonserver: its MPS share is the server's; igniterd steers its batching only",
-            )
+        for said in _left_as_it_is(reading, gpu_given=name in {m.name for m in settings.model if m.gpu is not None}):
+            yield Finding("warn", f"model {name}", said)
+        if not (reading.left_alone or reading.batching_fixed):
+            for said in await _predicted_without(client, name):
+                yield Finding("warn", f"model {name}", said)
+    if client.strangers:
+        models = ", ".join(sorted(client.strangers))
+        yield Finding(
+            "warn", what, f"it also serves {models}, which the configuration does not name: what they take of the GPU is not seen"
+        )
     gap = client.metrics_gap
     if gap is not None:
         yield Finding("warn", f"{what} metrics", f"{gap.reason}: no measured percentiles, no pending counts")
+
+
+def _left_as_it_is(reading: ModelReading, gpu_given: bool) -> Iterator[str]:
+    """What igniterd does not steer of a model, and why."""
+    alone = reading.left_alone or ("" if gpu_given else reading.several_gpus)
+    if alone:
+        yield f"it is watched, not steered: {alone}"
+        return
+    if reading.batching_fixed:
+        yield f"its batching is left as it is: {reading.batching_fixed}"
+    if reading.owns_process and reading.share_fixed:
+        yield f"it gets no share: {reading.share_fixed}"
+    if not reading.owns_process:
+        yield f"backend {reading.backend} runs inside tritonserver: its MPS share is the server's; igniterd steers its batching only"
+
+
+async def _predicted_without(client: TritonClient, name: str) -> list[str]:
+    """Parts of a model's configuration that igniterd keeps but does not reckon with."""
+    from igniterd.clients.triton_config import preferred_sizes_of
+    from igniterd.errors import NotNow
+
+    try:
+        config = await client.config(name)
+    except NotNow as error:
+        return [f"it cannot be changed: {error}"]
+    said = []
+    sizes = preferred_sizes_of(config)
+    if sizes:
+        names = ", ".join(map(str, sizes))
+        said.append(f"preferred_batch_size {names} gives way when igniterd sets another largest batch or delay; predicted without it")
+    levels = int(config["dynamic_batching"].get("priority_levels", 0))
+    if levels > 1:
+        said.append(f"its {levels} priority levels are kept; its P99 is predicted as if all requests were of one")
+    if config.get("response_cache", {}).get("enable"):
+        said.append("its response_cache is kept; requests answered from it are no load, and its P99 is predicted for the others")
+    return said
 
 
 async def _mps(settings: Config) -> Finding:

@@ -2,7 +2,11 @@
 
 One :class:`TritonClient` speaks to one tritonserver. A tick costs one ``ModelStatistics`` call for all models, one read of the metrics
 page where there is one, and a ``ModelConfig`` call for each model whose counters restarted or whose configuration has not been read for
-``config_max_age_s``. While a model is being reloaded Triton answers all of these for the old copy until the new one has taken over.
+``config_max_age_s``. While a model is being reloaded Triton answers all of these for the old copy until the new one has taken over; one
+whose load was not answered in time is therefore asked for its configuration at every tick, until it is what was asked for.
+
+Models that nobody asked about are looked at in the same way: an ensemble refuses to go on with a member whose batches became smaller than
+its own.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -21,23 +25,20 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from igniterd.clients.triton_config import (
-    ModelConfig,
-    allocation_of,
-    backend_of,
-    batching_obstacle,
-    config_to_dict,
-    gpu_index_of,
-    share_obstacle,
-)
+from igniterd.clients.triton_config import ModelConfig, allocation_of, config_to_dict, same_allocation
+from igniterd.clients.triton_ensembles import Strangers
 from igniterd.clients.triton_metrics import MetricsPage, ModelMetrics, ModelVersion
-from igniterd.errors import CannotRun, NotNow, Refused, Unreachable
-from igniterd.records import Allocation, BatchStat, Gap, ModelReading
+from igniterd.clients.triton_reading import Known, Versions, by_model, executed, known, names_of, reading
+from igniterd.errors import CannotRun, NotNow, NotServed, Refused, Unanswered, Unreachable
+from igniterd.records import Allocation, Gap, ModelReading
 
 _CONTROL_PROBE = "igniterd-asks-for-the-model-control-mode"
 _NOT_EXPLICIT = "explicit model load / unload is not allowed"
 _NOT_POLLED = "failed to poll from model repository"
 _RESTRICTED = "protocol is restricted"
+_COMING = ("LOADING", "READY")  # index and statistics are two calls: what is ready now may have been loading a moment ago
+PATIENCE = 10.0
+"""For how many times ``reload_timeout_s`` a load that was not answered is looked out for."""
 _NO_ANSWER = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -98,20 +99,13 @@ class TlsFiles:
         return grpc.ssl_channel_credentials(*parts)
 
 
-@dataclass(slots=True)
-class _Known:
-    """What a configuration says, the counters that show when it must be read again, and the last reading's batches."""
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A load that was not answered in time: Triton may finish it yet."""
 
-    message: Any
-    backend: str
-    allocation: Allocation
-    gpu_index: int
-    share_fixed: str
-    batching_fixed: str
-    read_at_s: float
-    success: int = 0
-    version: str = ""
-    batches: dict[int, BatchStat] = field(default_factory=dict)
+    wanted: Allocation
+    blocks_until_s: float
+    asked_until_s: float
 
 
 class TritonClient:
@@ -142,7 +136,9 @@ class TritonClient:
         self._config_max_age_s = config_max_age_s
         self._clock = clock
         self._metrics = MetricsPage(metrics_url, timeout_s) if metrics_url else None
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, Known] = {}
+        self._others = Strangers(config_max_age_s, self._age_s)
+        self._pending: dict[str, _Pending] = {}
         self._reloads: dict[str, int] = {}
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
@@ -202,17 +198,27 @@ class TritonClient:
     async def load(self, model: str, config: ModelConfig) -> None:
         """Reload `model` with `config` in place of its file's. Returns when the new copy serves.
 
-        :class:`Refused` carries Triton's words and the old copy goes on serving. After :class:`Unreachable` Triton may still finish the
-        load: read the world again before the next step.
+        :class:`Refused` carries Triton's words and the old copy goes on serving. After :class:`Unanswered` Triton may still finish the
+        load: until it has, or for as long again, readings of the model say that it is ``loading``.
         """
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
         request.parameters["config"].string_param = json.dumps(config)
+        self._pending.pop(model, None)
         try:
             await self._call("RepositoryModelLoad", request, timeout_s=self._reload_timeout_s)
+        except Unanswered:
+            now_s, patience_s = self._clock(), self._reload_timeout_s
+            self._pending[model] = _Pending(allocation_of(config), now_s + patience_s, now_s + PATIENCE * patience_s)
+            raise
         finally:
             # A tick may have read the old configuration while the new copy was loading, or be reading it now.
             self._known.pop(model, None)
             self._reloads[model] = self._reloads.get(model, 0) + 1
+
+    @property
+    def strangers(self) -> frozenset[str]:
+        """Models that were served at the last :meth:`read_models` though nobody asked about them."""
+        return self._others.names
 
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
         """A reading for each of `names`, or why there is none. Raises :class:`Unreachable` when Triton does not answer at all.
@@ -223,10 +229,19 @@ class TritonClient:
         statistics, metrics = await asyncio.gather(
             self._call("ModelStatistics", service_pb2.ModelStatisticsRequest()), self._read_metrics()
         )
-        latest = _latest_versions(statistics.model_stats)
-        failed = await self._refresh_configs([name for name in wanted if name in latest], latest)
-        missing = await self._why_missing([name for name in wanted if name not in latest])
-        return {name: failed.get(name) or missing.get(name) or self._reading(name, latest[name], metrics) for name in wanted}
+        served = by_model(statistics.model_stats)
+        failed, missing, _ = await asyncio.gather(
+            self._refresh_configs([name for name in wanted if name in served], served),
+            self._why_missing([name for name in wanted if name not in served]),
+            self._look_at_others(served, wanted),
+        )
+        lost = [name for name in wanted if name in served and name not in failed and name not in self._known]
+        if lost:  # a load of theirs ended meanwhile
+            failed |= await self._refresh_configs(lost, served)
+        least = self._others.least_batches(self._known[name].message for name in wanted if name in self._known)
+        return {
+            name: failed.get(name) or missing.get(name) or self._reading(name, served[name], metrics, least.get(name, 1)) for name in wanted
+        }
 
     async def infer(self, request: bytes, *, timeout_s: float) -> None:
         """One ``ModelInferRequest``, serialised, answered; the answer's tensors are not looked at."""
@@ -261,10 +276,10 @@ class TritonClient:
             self.metrics_gap = Gap(f"metrics:{self.name}", str(error), self._clock())
             return {}
 
-    async def _refresh_configs(self, names: list[str], latest: Mapping[str, Any]) -> dict[str, NotNow]:
+    async def _refresh_configs(self, names: list[str], served: Mapping[str, Versions]) -> dict[str, NotNow]:
         """Read again the configurations that may have changed, and each one every ``config_max_age_s``. Returns what could not be read."""
         now_s = self._clock()
-        due = [name for name in names if self._stale(name, latest[name], now_s)]
+        due = [name for name in names if self._stale(name, served[name], now_s)]
         reloads, raced = dict(self._reloads), list[str]()
         answers = await asyncio.gather(*(self._config_message(name) for name in due), return_exceptions=True)
         failed: dict[str, NotNow] = {}
@@ -278,27 +293,51 @@ class TritonClient:
                 self._know(name, answer, now_s)
             else:  # reloaded while its configuration was read: the answer may be the old copy's
                 raced.append(name)
-        return failed | await self._refresh_configs(raced, latest) if raced else failed
+        return failed | await self._refresh_configs(raced, served) if raced else failed
 
     def _know(self, name: str, message: Any, now_s: float) -> None:
-        known = self._known.get(name)
-        if known is not None and known.message == message:
-            known.read_at_s = now_s
+        before = self._known.get(name)
+        if before is not None and before.message == message:
+            before.read_at_s = now_s
             return
-        config = config_to_dict(message)
         # Models first read together must not all be read together ever after: the first reading is given an age of its own.
-        age_s = 0.0 if known is not None else self._config_max_age_s * (crc32(name.encode()) % 97) / 97.0
-        obstacles = share_obstacle(config), batching_obstacle(config)
-        self._known[name] = _Known(message, backend_of(config), allocation_of(config), gpu_index_of(config), *obstacles, now_s - age_s)
+        age_s = 0.0 if before is not None else self._age_s(name)
+        self._known[name] = known(message, now_s - age_s)
 
-    def _stale(self, name: str, statistics: Any, now_s: float) -> bool:
-        known = self._known.get(name)
+    def _age_s(self, name: str) -> float:
+        return self._config_max_age_s * (crc32(name.encode()) % 97) / 97.0
+
+    def _stale(self, name: str, versions: Versions, now_s: float) -> bool:
+        before = self._known.get(name)
         return (
-            known is None
-            or statistics.inference_stats.success.count < known.success
-            or statistics.version != known.version
-            or now_s - known.read_at_s >= self._config_max_age_s
+            before is None
+            or name in self._pending
+            or executed(versions) < before.success
+            or names_of(versions) != before.versions
+            or now_s - before.read_at_s >= self._config_max_age_s
         )
+
+    def _loading(self, name: str) -> bool:
+        """Whether a load that was not answered in time may still be going on; it is over when what was asked for serves."""
+        pending, now_s = self._pending.get(name), self._clock()
+        if pending is None:
+            return False
+        if now_s >= pending.asked_until_s or same_allocation(self._known[name].allocation, pending.wanted):
+            del self._pending[name]
+            return False
+        return now_s < pending.blocks_until_s
+
+    async def _look_at_others(self, served: Mapping[str, Versions], wanted: Iterable[str]) -> None:
+        """One whose configuration cannot be read is no fault."""
+        now_s = self._clock()
+        due = self._others.due(served, wanted, now_s)
+        answers = await asyncio.gather(*(self._config_message(name) for name in due), return_exceptions=True)
+        for name, answer in zip(due, answers, strict=True):
+            if isinstance(answer, NotNow):
+                continue
+            if isinstance(answer, BaseException):
+                raise answer
+            self._others.learn(name, answer, served[name], now_s)
 
     async def _why_missing(self, names: list[str]) -> dict[str, NotNow]:
         """Why there are no statistics of `names`, asked of the repository only when there is one to ask for."""
@@ -307,37 +346,19 @@ class TritonClient:
         entries = {entry.name: entry for entry in await self.index()}
         return {name: _not_served(name, entries.get(name), self.name) for name in names}
 
-    def _reading(self, name: str, statistics: Any, metrics: Mapping[ModelVersion, ModelMetrics]) -> ModelReading:
-        known, counts, version = self._known[name], statistics.inference_stats, statistics.version
-        success = counts.success.count
-        measured = metrics.get((name, version))
-        known.success, known.version = success, version
-        known.batches = _batch_stats(statistics.batch_stats, known.batches)
-        return ModelReading(
-            model=name,
-            version=version,
-            triton=self.name,
-            ready=True,  # Triton gives statistics of what it serves
-            backend=known.backend,
-            allocation=known.allocation,
-            success_count=success,
-            failure_count=counts.fail.count,
-            inference_count=statistics.inference_count,
-            pending_count=measured.pending if measured else None,
-            queue_ns=counts.queue.ns,
-            batches=tuple(known.batches.values()),
-            latency_quantiles_s=measured.quantiles_s if measured else None,
-            gpu_index=known.gpu_index,
-            share_fixed=known.share_fixed,
-            batching_fixed=known.batching_fixed,
-        )
+    def _reading(self, name: str, versions: Versions, metrics: Mapping[ModelVersion, ModelMetrics], least_batch: int) -> ModelReading:
+        loading = self._loading(name)
+        return reading(self.name, versions, self._known[name], metrics, least_batch=least_batch, loading=loading)
 
     async def _call(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         try:
             return await getattr(self._connected(), method)(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            raise _meaning(error, f"Triton {self.name!r} at {self.url}", timeout_s) from error
+            meaning = _meaning(error, f"Triton {self.name!r} at {self.url}", timeout_s)
+            if isinstance(meaning, Unreachable) and not isinstance(meaning, Unanswered):
+                self._pending.clear()  # a server that is gone finishes nothing
+            raise meaning from error
 
     def _connected(self) -> Any:
         if self._channel is None:
@@ -351,40 +372,14 @@ class TritonClient:
         return self._stub
 
 
-def _latest_versions(all_statistics: Iterable[Any]) -> dict[str, Any]:
-    """The highest version of each model: the one a request without a version gets."""
-    latest: dict[str, Any] = {}
-    for statistics in all_statistics:
-        other = latest.get(statistics.name)
-        if other is None or _version_number(statistics.version) > _version_number(other.version):
-            latest[statistics.name] = statistics
-    return latest
-
-
-def _version_number(version: str) -> int:
-    return int(version) if version.isdecimal() else -1
-
-
-def _batch_stats(batches: Iterable[Any], before: Mapping[int, BatchStat]) -> dict[int, BatchStat]:
-    """``{batch size: statistics}``; those of a size that was not executed since are taken over: most sizes of most models, most ticks."""
-    found: dict[int, BatchStat] = {}
-    for batch in batches:
-        size, infer = batch.batch_size, batch.compute_infer
-        count, infer_ns = infer.count, infer.ns
-        same = before.get(size)
-        if same is None or same.count != count or same.compute_infer_ns != infer_ns:
-            same = BatchStat(size, count, batch.compute_input.ns, infer_ns, batch.compute_output.ns)
-        found[size] = same
-    return found
-
-
 def _not_served(name: str, entry: IndexEntry | None, triton: str) -> NotNow:
     if entry is None:
         return Refused(
             f"model {name!r} is not in the repository of Triton {triton!r}: check [[model]] name and triton in the configuration"
         )
     state = entry.state or "not loaded"
-    return Refused(f"model {name!r} is {state} on Triton {triton!r}" + (f": {entry.reason}" if entry.reason else ""))
+    said = f"model {name!r} is {state} on Triton {triton!r}" + (f": {entry.reason.splitlines()[0]}" if entry.reason else "")
+    return Refused(said) if state in _COMING else NotServed(said)
 
 
 def _meaning(error: grpc.aio.AioRpcError, server: str, timeout_s: float) -> NotNow:
@@ -392,7 +387,7 @@ def _meaning(error: grpc.aio.AioRpcError, server: str, timeout_s: float) -> NotN
     details = error.details() or error.code().name
     if error.code() in _NO_ANSWER and _NOT_EXPLICIT not in details and _RESTRICTED not in details:
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return Unreachable(f"{server}: no answer in {timeout_s:g} s")
+            return Unanswered(f"{server}: no answer in {timeout_s:g} s")
         return Unreachable(f"{server}: {details}")
     if _NOT_POLLED in details:
         details = f"{details}: the configuration or the model's folder is not as Triton wants it; only Triton's log says why"

@@ -6,7 +6,8 @@ A configuration is Triton's ``ModelConfig`` as JSON with the field names of the 
 An MPS share is fixed when a process creates its CUDA context, so it is given to a Python-backend model through the environment its stub
 process starts in: ``EXECUTION_ENV_PATH`` points at ``<shares_dir>/<pct>`` (see :mod:`igniterd.clients.shares`). A model that came with an
 environment of its own keeps it: the path is then ``<shares_dir>/env-<digest>/<pct>`` and the parameter ``IGNITERD_BASE_ENV`` remembers
-the model's own, so that the configuration alone tells what was there before.
+the model's own, so that the configuration alone tells what was there before. In the same way ``IGNITERD_PREFERRED_BATCH_SIZE`` remembers
+preferred batch sizes that had to give way to another largest batch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -27,6 +29,8 @@ ModelConfig = dict[str, Any]
 
 ENV_PATH = "EXECUTION_ENV_PATH"
 BASE_ENV = "IGNITERD_BASE_ENV"
+OWN_SIZES = "IGNITERD_PREFERRED_BATCH_SIZE"
+_PLAIN_NAME = re.compile(r"[\w.+@%=:,-]+")
 _SHARE_PATH = re.compile(r"/shares/(?:env-[0-9a-f]{12}/)?(\d{1,3}(?:\.\d{1,3})?)/?$")
 
 
@@ -63,6 +67,11 @@ def backend_of(config: ModelConfig) -> str:
     return str(config.get("backend") or config.get("platform") or "")
 
 
+def gpus_of(config: ModelConfig) -> tuple[int, ...]:
+    """The GPUs that its instance groups name, in order; none for a model that chooses its GPU itself."""
+    return tuple(sorted({int(gpu) for group in config.get("instance_group", ()) for gpu in group.get("gpus", ())}))
+
+
 def gpu_index_of(config: ModelConfig) -> int:
     """The GPU of the first instance group that names one; 0 otherwise."""
     for group in config.get("instance_group", ()):
@@ -71,11 +80,21 @@ def gpu_index_of(config: ModelConfig) -> int:
     return 0
 
 
+def ensemble_members_of(message: Any) -> dict[str, int]:
+    """``{model: largest batch that the ensemble lets through to it}`` of a ``ModelConfig`` message; empty when it is no ensemble's."""
+    return {step.model_name: int(message.max_batch_size) for step in message.ensemble_scheduling.step}
+
+
+def _instances(groups: Iterable[Mapping[str, Any]]) -> int:
+    """Instances that execute: a group has its count of them on each of its GPUs."""
+    return sum(int(group.get("count", 1)) * max(1, len(group.get("gpus", ()))) for group in groups if not group.get("passive"))
+
+
 def allocation_of(config: ModelConfig) -> Allocation:
     """What is applied, read from the configuration.
 
     ``max_batch_size`` is the largest batch the server forms: 1 when the model has no dynamic batching (requests are executed as they
-    come), whatever batch a single request may have.
+    come), whatever batch a single request may have. A model without a batch dimension forms none, whatever its batching says.
     """
     largest = int(config.get("max_batch_size", 0))
     batching = config.get("dynamic_batching")
@@ -83,8 +102,8 @@ def allocation_of(config: ModelConfig) -> Allocation:
     return Allocation(
         share=share_of(config),
         max_batch_size=max(1, largest) if batched else 1,
-        max_queue_delay_us=int((batching or {}).get("max_queue_delay_microseconds", 0)),
-        instances=max(1, sum(int(group.get("count", 1)) for group in config.get("instance_group", ()))),
+        max_queue_delay_us=int((batching or {}).get("max_queue_delay_microseconds", 0)) if largest else 0,
+        instances=max(1, _instances(config.get("instance_group", ()))),
     )
 
 
@@ -138,12 +157,10 @@ def same_allocation(one: Allocation, other: Allocation) -> bool:
     return replace(one, share=None) == replace(other, share=None) and _percent(one.share) == _percent(other.share)
 
 
-def without_share(config: ModelConfig) -> ModelConfig:
-    """A copy of `config` as it was before igniterd gave it a share."""
-    result = copy.deepcopy(config)
-    if share_of(config) is not None:
-        _set_share(result, None, "")
-    return result
+def preferred_sizes_of(config: ModelConfig) -> tuple[int, ...]:
+    """Batch sizes that its owner prefers and Triton did not fill in."""
+    sizes = tuple(int(size) for size in (config.get("dynamic_batching") or {}).get("preferred_batch_size", ()))
+    return () if sizes == (int(config.get("max_batch_size", 0)),) else sizes
 
 
 def _percent(share: float | None) -> str | None:
@@ -171,6 +188,9 @@ def _set_share(config: ModelConfig, share: float | None, shares_dir: str) -> Non
 
 def share_obstacle(config: ModelConfig) -> str:
     """Why the model cannot be given an MPS share of its own, or an empty string."""
+    alone = left_alone(config)
+    if alone:
+        return alone
     if backend_of(config) != "python":
         return f"an MPS share of its own needs a process of its own; backend {backend_of(config)!r} runs inside tritonserver"
     base = base_env_of(config) or ""
@@ -178,17 +198,47 @@ def share_obstacle(config: ModelConfig) -> str:
         return f"its environment {base} is an archive; unpack it and point {ENV_PATH} at the folder to give the model a share"
     if "$$TRITON_MODEL_DIRECTORY" in base:
         return f"its environment {base} is relative to the repository; give the full path to give the model a share"
+    name = str(config.get("name", ""))
+    if name and not _PLAIN_NAME.fullmatch(name):
+        # Triton starts a process with an environment through a shell that gets the model's folder unquoted, and waits for it for ever
+        return f"its name {name!r} has characters that mean something to a shell, through which Triton would start it with a share"
     return ""
 
 
 def batching_obstacle(config: ModelConfig) -> str:
     """Why the model's batches are formed as they are whatever igniterd sets, or an empty string."""
-    for section in ("sequence_batching", "ensemble_scheduling"):
-        if section in config:
-            return f"{section} forms its batches; igniterd steers dynamic batching only"
+    alone = left_alone(config)
+    if alone:
+        return alone
     if int(config.get("max_batch_size", 0)) == 0:
         return "max_batch_size is 0, so its tensors have no batch dimension and requests cannot be put together"
+    if "dynamic_batching" not in config:
+        # code that was only ever given one request at a time may answer only one
+        return "it has no dynamic_batching, so it gets one request at a time; add dynamic_batching { } to it if it takes more"
     return ""
+
+
+def left_alone(config: ModelConfig) -> str:
+    """Why igniterd neither steers nor predicts the model but only watches it, or an empty string."""
+    if "ensemble_scheduling" in config:
+        return "it is an ensemble, which executes nothing itself: name the models it is made of"
+    if "sequence_batching" in config:
+        return "it has sequence_batching: a reload would end the sequences under way, and a sequence's requests wait for one another"
+    if config.get("model_transaction_policy", {}).get("decoupled"):
+        return "it is decoupled: when the last answer to a request is sent is not told by Triton's statistics"
+    kinds = {group.get("kind", "KIND_AUTO") for group in config.get("instance_group", ())}
+    if "KIND_CPU" in kinds and len(kinds) > 1:
+        return "it has instances on a GPU and on the CPU, and which of them serves a request is not told"
+    return ""
+
+
+def several_gpus(config: ModelConfig) -> str:
+    """Why a model that is on more than one GPU is only watched, or an empty string."""
+    gpus = gpus_of(config)
+    if len(gpus) < 2:
+        return ""
+    names = ", ".join(map(str, gpus))
+    return f"it runs on GPUs {names}, and igniterd steers models on one: name one in instance_group {{ gpus }}, or give [[model]] gpu"
 
 
 def _set_batching(config: ModelConfig, target: Allocation) -> None:
@@ -200,10 +250,12 @@ def _set_batching(config: ModelConfig, target: Allocation) -> None:
     obstacle = batching_obstacle(config)
     if obstacle:
         raise Refused(f"{name}: {obstacle}")
-    config["max_batch_size"] = target.max_batch_size
+    before, config["max_batch_size"] = int(config["max_batch_size"]), target.max_batch_size
     batching = config.get("dynamic_batching") or {}
     # Triton fills in [max_batch_size]; sizes left from another setting would be refused or make odd batches.
-    batching.pop("preferred_batch_size", None)
+    own = [int(size) for size in batching.pop("preferred_batch_size", ())]
+    if own and own != [before]:
+        config.setdefault("parameters", {})[OWN_SIZES] = {"string_value": ", ".join(map(str, own))}
     batching["max_queue_delay_microseconds"] = target.max_queue_delay_us
     config["dynamic_batching"] = batching
 
@@ -214,6 +266,8 @@ def _set_instances(config: ModelConfig, instances: int) -> None:
         raise Refused(f"{config.get('name', '?')}: {instances} instances: at least 1 is needed to serve")
     if len(groups) > 1:
         raise Refused(f"{config.get('name', '?')}: has {len(groups)} instance groups; igniterd changes the count of one")
+    if groups and len(groups[0].get("gpus", ())) > 1:
+        raise Refused(f"{config.get('name', '?')}: {several_gpus(config)}")
     if groups:
         groups[0]["count"] = instances
     else:

@@ -71,8 +71,8 @@ def demands_of(
 
 def least_batch(reading: ModelReading) -> int:
     """The smallest batch limit that refuses nobody: Triton rejects a request whose own batch is above the limit. Which batches clients
-    bring is not told, so where they bring any the limit is not lowered."""
-    return reading.allocation.max_batch_size if reading.items_per_request > 1 + 1e-9 else 1
+    bring is not told, so where they bring any the limit is not lowered. Nor is it below what an ensemble lets through."""
+    return max(reading.least_batch, reading.allocation.max_batch_size if reading.items_per_request > 1 + 1e-9 else 1)
 
 
 def _rate(load: Load, caution: float) -> float:
@@ -101,11 +101,11 @@ def _blocked(estimate: Estimate, observation: Observation, held: Held, config: C
     gap = _in_the_way(observation, config)
     if gap:
         return gap
-    missing = [m.name for m in config.model if m.name not in held.seen]
+    missing = [m.name for m in config.model if m.name not in held.seen and m.name not in observation.absent]
     if missing:
         reasons = [gap.reason for gap in observation.gaps if gap.source.removeprefix("model:") in missing]
         return f"waiting for {', '.join(missing)}: " + ("; ".join(reasons) or "not seen yet")
-    loading = [name for name, reading in observation.models.items() if not reading.ready]
+    loading = [name for name, reading in observation.models.items() if reading.loading or not reading.ready]
     if loading:
         return f"not ready: {', '.join(loading)}"
     if not estimate.warm:

@@ -81,6 +81,7 @@ class SimHost:
     ) -> None:
         self.name = "main"
         self.metrics_gap: Gap | None = None
+        self.strangers: frozenset[str] = frozenset()
         self.truth = Truth.v100()
         self.clock, self.slow, self.reload_s = clock, slow, reload_s
         self.rng = np.random.default_rng(seed)

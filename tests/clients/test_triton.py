@@ -1,6 +1,7 @@
 """The client's own rules, against a Triton of a few lines: the real one is in tests/integration."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest_asyncio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from igniterd.clients.triton import TritonClient
-from igniterd.errors import NotNow, Refused, Unreachable
+from igniterd.errors import NotNow, NotServed, Refused, Unanswered, Unreachable
 from igniterd.records import Allocation, BatchStat, ModelReading
 
 
@@ -22,6 +23,10 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         self.models: dict[str, dict[str, int]] = {"m": {"1": 10}}
         self.largest = {"m": 8}
         self.batches: list[tuple[int, int, int]] = []
+        self.hits = 0
+        self.ensembles: dict[str, tuple[int, tuple[str, ...]]] = {}
+        self.loading = asyncio.Event()  # set: loads are finished
+        self.loading.set()
         self.calls: list[str] = []
         self.silent = asyncio.Event()
         self.silent.set()
@@ -40,6 +45,7 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
             for version, successes in versions.items():
                 one = answer.model_stats.add(name=name, version=version, inference_count=successes)
                 one.inference_stats.success.count = successes
+                one.inference_stats.cache_hit.count = self.hits
                 for size, count, nanoseconds in self.batches:
                     batch = one.batch_stats.add(batch_size=size)
                     batch.compute_infer.count, batch.compute_infer.ns = count, nanoseconds
@@ -51,6 +57,11 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
             await context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found")
         answer = service_pb2.ModelConfigResponse()
         answer.config.name, answer.config.backend, answer.config.max_batch_size = request.name, "python", self.largest[request.name]
+        if request.name in self.ensembles:
+            answer.config.max_batch_size, members = self.ensembles[request.name]
+            for member in members:
+                answer.config.ensemble_scheduling.step.add(model_name=member)
+            return answer
         answer.config.dynamic_batching.max_queue_delay_microseconds = 100
         answer.config.MergeFromString(self.newer)
         return answer
@@ -60,7 +71,15 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         answer = service_pb2.RepositoryIndexResponse()
         answer.models.add(name="broken", state="UNAVAILABLE", reason="no such file")
         answer.models.add(name="resting")
+        answer.models.add(name="coming", state="LOADING")
         return answer
+
+    async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if not self.largest:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no model control")
+        await self.loading.wait()
+        self.largest[request.model_name] = json.loads(request.parameters["config"].string_param)["max_batch_size"]
+        return service_pb2.RepositoryModelLoadResponse()
 
 
 class Clock:
@@ -120,7 +139,7 @@ async def test_each_configuration_is_read_again_within_its_age_and_not_all_at_on
     server.largest = dict.fromkeys(names, 8)
     await client.read_models(names)
     worst = 0
-    for _ in range(600):  # ten minutes of ticks
+    for _ in range(200):  # minutes of ticks
         clock.now_s += 1
         server.calls.clear()
         await client.read_models(names)
@@ -135,11 +154,96 @@ async def test_each_configuration_is_read_again_within_its_age_and_not_all_at_on
     assert seen == set(names)
 
 
-async def test_the_highest_version_counts(world: World) -> None:
+async def test_versions_served_at_once_are_counted_together_and_only_watched(world: World) -> None:
     server, client, _ = world
+    server.batches = [(1, 5, 500)]
     server.models["m"] = {"9": 1, "10": 2, "2": 3}
     seen = await read(client)
-    assert (seen.version, seen.success_count) == ("10", 2)
+    assert (seen.version, seen.success_count) == ("10", 6)
+    assert seen.batches == (BatchStat(1, 15, 0, 1500, 0),)
+    assert seen.allocation.instances == 3, "each is in a process of its own"
+    assert seen.left_alone == "it serves versions 2, 9, 10 at once, whose service times are not told apart"
+    server.models["m"] = {"10": 3}
+    seen = await read(client)
+    assert (seen.left_alone, seen.success_count, seen.allocation.instances) == ("", 3, 1)
+
+
+async def test_answers_from_the_cache_are_no_load(world: World) -> None:
+    server, client, _ = world
+    server.models["m"]["1"], server.hits = 10, 7
+    assert (await read(client)).success_count == 3
+    server.calls.clear()
+    server.models["m"]["1"], server.hits = 15, 12
+    assert (await read(client)).success_count == 3
+    assert server.calls == ["statistics"], "nothing restarted"
+
+
+async def test_a_copy_whose_warm_up_hides_its_restart_is_seen_at_the_next_tick(world: World) -> None:
+    server, client, _ = world
+    server.batches = [(1, 10, 500)]
+    await read(client)
+    server.models["m"]["1"], server.batches, server.largest["m"] = 12, [(4, 3, 900)], 4  # as many requests, and other batches
+    assert (await read(client)).batches == (BatchStat(4, 3, 0, 900, 0),)
+    assert (await read(client)).allocation.max_batch_size == 4
+
+
+async def test_a_load_that_is_finished_too_late_is_seen_at_the_next_tick(world: World) -> None:
+    server, client, clock = world
+    server.loading.clear()
+    client._reload_timeout_s = 0.1
+    before = await client.config("m")
+    with pytest.raises(Unanswered):
+        await client.load("m", before | {"max_batch_size": 4})
+    for _ in range(3):
+        clock.now_s += 0.01
+        seen = await read(client)
+        assert (seen.loading, seen.allocation.max_batch_size) == (True, 8)
+    server.largest["m"] = 4
+    seen = await read(client)
+    assert (seen.loading, seen.allocation.max_batch_size) == (False, 4)
+    server.calls.clear()
+    await read(client)
+    assert server.calls == ["statistics"], "and then it is asked as seldom as before"
+
+
+async def test_a_load_that_is_never_finished_stands_in_the_way_no_longer_than_it_was_waited_for(world: World) -> None:
+    server, client, clock = world
+    server.loading.clear()
+    client._reload_timeout_s = 0.1
+    with pytest.raises(Unanswered):
+        await client.load("m", await client.config("m") | {"max_batch_size": 4})
+    clock.now_s += 0.11
+    server.calls.clear()
+    assert not (await read(client)).loading
+    assert sorted(server.calls) == ["config", "statistics"], "but it is looked out for"
+    clock.now_s += 1.0
+    await read(client)
+    server.calls.clear()
+    await read(client)
+    assert server.calls == ["statistics"], "not for ever"
+
+
+async def test_what_an_ensemble_lets_through_to_a_model_is_its_least_batch(world: World) -> None:
+    server, client, clock = world
+    assert ((await read(client)).least_batch, client.strangers) == (1, frozenset())
+    server.models |= {"pipe": {"1": 0}, "wide": {"1": 0}, "other": {"1": 0}}
+    server.largest |= {"pipe": 0, "wide": 0, "other": 8}
+    server.ensembles = {"pipe": (4, ("m", "x")), "wide": (6, ("m",))}
+    assert (await read(client)).least_batch == 6
+    assert client.strangers == {"pipe", "wide", "other"}
+    server.calls.clear()
+    assert (await read(client)).least_batch == 6
+    assert server.calls == ["statistics"]
+    del server.models["wide"]
+    assert (await read(client)).least_batch == 4
+    found = await client.read_models(["m", "pipe"])
+    assert [each.least_batch for each in found.values() if isinstance(each, ModelReading)] == [4, 1]
+    pipe = found["pipe"]
+    assert isinstance(pipe, ModelReading)
+    assert (pipe.left_alone, pipe.batches) == ("it is an ensemble, which executes nothing itself: name the models it is made of", ())
+    server.ensembles["pipe"] = (0, ("m",))
+    clock.now_s += 60
+    assert (await read(client)).least_batch == 1
 
 
 async def test_batches_are_what_the_server_says_now(world: World) -> None:
@@ -157,12 +261,15 @@ async def test_batches_are_what_the_server_says_now(world: World) -> None:
 async def test_what_is_missing_says_why(world: World) -> None:
     server, client, _ = world
     server.models["no-config"] = {"1": 0}
-    found = await client.read_models(["m", "broken", "resting", "stranger", "no-config"])
+    found = await client.read_models(["m", "broken", "resting", "coming", "stranger", "no-config"])
     assert isinstance(found["m"], ModelReading)
     said = {name: str(each) for name, each in found.items() if isinstance(each, NotNow)}
     assert said["broken"] == "model 'broken' is UNAVAILABLE on Triton 'main': no such file"
     assert said["resting"] == "model 'resting' is not loaded on Triton 'main'"
     assert said["stranger"].startswith("model 'stranger' is not in the repository of Triton 'main'")
+    assert said["coming"] == "model 'coming' is LOADING on Triton 'main'"
+    absent = {name for name, each in found.items() if isinstance(each, NotServed)}
+    assert absent == {"broken", "resting"}, "what is loading is waited for, and so is what may be a mistake in the configuration"
     assert said["no-config"] == "Request for unknown model: 'no-config' is not found"
 
 
@@ -182,7 +289,8 @@ async def test_headers_go_with_every_call(world: World) -> None:
 
 
 async def test_a_call_that_triton_does_not_know_is_a_refusal(world: World) -> None:
-    _, client, _ = world
+    server, client, _ = world
+    server.largest.clear()
     with pytest.raises(Refused):
         await client.load("m", {"name": "m"})
 

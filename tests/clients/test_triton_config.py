@@ -2,6 +2,7 @@ import copy
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
@@ -12,13 +13,15 @@ from igniterd.clients.triton_config import (
     batching_obstacle,
     config_to_dict,
     gpu_index_of,
+    left_alone,
     percent_name,
+    preferred_sizes_of,
     same_allocation,
+    several_gpus,
     share_obstacle,
     share_of,
     share_path,
     with_allocation,
-    without_share,
 )
 from igniterd.errors import Refused
 from igniterd.records import Allocation
@@ -93,7 +96,7 @@ def test_a_models_own_environment_is_remembered_and_given_back() -> None:
     assert path.startswith(SHARES + "/env-")
     second = with_allocation(first, Allocation(share=0.4, max_batch_size=8), SHARES)
     assert (share_of(second), base_env_of(second)) == (0.4, "/opt/envs/torch")
-    assert without_share(second)["parameters"] == own
+    assert with_allocation(second, Allocation(share=None, max_batch_size=8), SHARES)["parameters"] == own
 
 
 @pytest.mark.parametrize("base", ["/opt/env.tar.gz", "$$TRITON_MODEL_DIRECTORY/env"])
@@ -119,16 +122,94 @@ def test_a_model_without_dynamic_batching_forms_batches_of_one() -> None:
     shared = with_allocation(config, Allocation(share=0.5, max_batch_size=1), SHARES)
     assert "dynamic_batching" not in shared
     assert shared["max_batch_size"] == 8, "requests that bring a batch of their own still fit"
-    assert with_allocation(config, Allocation(share=None, max_batch_size=8), SHARES)["dynamic_batching"] == {
-        "max_queue_delay_microseconds": 0
-    }
+    with pytest.raises(Refused, match="it has no dynamic_batching, so it gets one request at a time"):
+        with_allocation(config, Allocation(share=None, max_batch_size=8), SHARES)
+
+
+def test_a_delay_without_a_batch_dimension_is_none() -> None:
+    config = a_config(max_batch_size=0)
+    config["dynamic_batching"]["max_queue_delay_microseconds"] = 500
+    assert allocation_of(config) == Allocation(None, 1, 0)
+
+
+def test_preferred_sizes_that_give_way_are_remembered() -> None:
+    config = a_config(max_batch_size=16)
+    assert preferred_sizes_of(config) == (8,)
+    assert preferred_sizes_of(a_config()) == (), "Triton fills in the largest"
+    shared = with_allocation(config, Allocation(0.5, 16), SHARES)
+    assert shared["dynamic_batching"]["preferred_batch_size"] == [8], "a share leaves them alone"
+    smaller = with_allocation(shared, Allocation(0.5, 4), SHARES)
+    assert preferred_sizes_of(smaller) == ()
+    again = with_allocation(smaller, Allocation(0.5, 16), SHARES)
+    assert again["parameters"]["IGNITERD_PREFERRED_BATCH_SIZE"] == {"string_value": "8"}
+    assert "IGNITERD_PREFERRED_BATCH_SIZE" not in with_allocation(a_config(), Allocation(0.5, 4), SHARES)["parameters"]
+
+
+def filled(message: Any, choice: int = 0, depth: int = 0) -> Any:
+    """``message`` with every field set; of the alternatives of a ``oneof`` the one numbered ``choice`` (modulo their number)."""
+    for field in message.DESCRIPTOR.fields:
+        alternatives = field.containing_oneof.fields if field.containing_oneof else (field,)
+        if depth > 8 or alternatives[choice % len(alternatives)] is not field:
+            continue
+        here = getattr(message, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            key, value = field.message_type.fields_by_name["key"], field.message_type.fields_by_name["value"]
+            entry = "7" if key.cpp_type == key.CPPTYPE_STRING else 7
+            if value.message_type is not None:
+                filled(here[entry], choice, depth + 1)
+            else:
+                here[entry] = plain_value(value)
+        elif field.is_repeated:
+            if field.message_type is not None:
+                filled(here.add(), choice, depth + 1)
+            else:
+                here.append(plain_value(field))
+        elif field.message_type is not None:
+            here.SetInParent()
+            filled(here, choice, depth + 1)
+        else:
+            setattr(message, field.name, plain_value(field))
+    return message
+
+
+def plain_value(field: Any) -> Any:
+    if field.enum_type is not None:
+        return field.enum_type.values[-1].number
+    kinds = {field.CPPTYPE_STRING: "12", field.CPPTYPE_BOOL: True, field.CPPTYPE_FLOAT: 0.1, field.CPPTYPE_DOUBLE: 0.1}
+    return b"12" if field.type == field.TYPE_BYTES else kinds.get(field.cpp_type, 12)
+
+
+@pytest.mark.parametrize("choice", range(4))
+def test_no_field_of_a_configuration_is_lost_in_an_override(choice: int) -> None:
+    """Whatever this tritonclient knows of a ModelConfig comes back from the JSON of an override, but for what is turned."""
+    message = filled(model_config_pb2.ModelConfig(), choice)
+    message.max_batch_size, message.backend = 8, "python"
+    message.ClearField("ensemble_scheduling")
+    message.ClearField("sequence_batching")
+    if not message.HasField("dynamic_batching"):
+        filled(message.dynamic_batching, choice)
+    message.model_transaction_policy.decoupled = False
+    message.instance_group[0].kind = model_config_pb2.ModelInstanceGroup.KIND_GPU
+    message.parameters.clear()
+    message.parameters["limit"].string_value = "10"
+    written = with_allocation(config_to_dict(message), Allocation(0.5, 4, 300, allocation_of(config_to_dict(message)).instances), SHARES)
+    read = json_format.ParseDict(written, model_config_pb2.ModelConfig())
+    message.max_batch_size, message.dynamic_batching.max_queue_delay_microseconds = 4, 300
+    message.dynamic_batching.ClearField("preferred_batch_size")
+    message.parameters["EXECUTION_ENV_PATH"].string_value = f"{SHARES}/50"
+    message.parameters["IGNITERD_PREFERRED_BATCH_SIZE"].string_value = "12"
+    assert read == message
 
 
 @pytest.mark.parametrize(
     ("config", "target", "words"),
     [
+        (a_config(model_transaction_policy={"decoupled": True}), Allocation(0.5, 8), "it is decoupled"),
+        (a_config(sequence_batching={}), Allocation(0.5, 8), "a reload would end the sequences under way"),
+        (a_config(name="a b"), Allocation(0.5, 8), "characters that mean something to a shell"),
+        (a_config(instance_group=[{"count": 1, "gpus": [0, 1]}]), Allocation(None, 8, instances=1), "it runs on GPUs 0, 1"),
         (a_config(max_batch_size=0), Allocation(None, 4), "no batch dimension"),
-        (a_config(sequence_batching={}), Allocation(None, 4), "sequence_batching forms its batches"),
+        (a_config(sequence_batching={}), Allocation(None, 4), "it has sequence_batching"),
         (a_config(), Allocation(1.5, 8), r"share 1.5 is not in \(0, 1\]"),
         (a_config(), Allocation(None, 0), "a batch is at least 1"),
         (a_config(instance_group=[{"count": 1}, {"count": 1}]), Allocation(None, 8, instances=3), "2 instance groups"),
@@ -147,6 +228,13 @@ def test_a_shares_folder_by_another_name_could_not_be_read_back() -> None:
 def test_the_gpu_is_the_first_one_named() -> None:
     assert gpu_index_of(a_config()) == 2
     assert gpu_index_of({"instance_group": [{"kind": "KIND_CPU"}]}) == 0
+
+
+def test_instances_are_counted_on_every_gpu_they_are_on() -> None:
+    config = a_config(instance_group=[{"count": 2, "gpus": [1, 3]}, {"count": 1, "gpus": [0]}, {"count": 4, "passive": True}])
+    assert allocation_of(config).instances == 5
+    assert "it runs on GPUs 0, 1, 3" in several_gpus(config)
+    assert several_gpus(a_config()) == ""
 
 
 def test_a_message_becomes_tritons_own_json() -> None:
@@ -168,8 +256,14 @@ def test_a_message_becomes_tritons_own_json() -> None:
     ("change", "share", "batching"),
     [
         ({}, "", ""),
+        ({"name": "modèle-2.1@eu"}, "", ""),
+        ({"name": "rm -rf $HOME"}, "characters that mean something to a shell", ""),
+        ({"instance_group": [{"kind": "KIND_CPU", "count": 2}]}, "", ""),
+        ({"instance_group": [{"kind": "KIND_GPU", "gpus": [0]}, {"kind": "KIND_CPU"}]}, "and on the CPU", "and on the CPU"),
+        ({"model_transaction_policy": {"decoupled": True}}, "it is decoupled", "it is decoupled"),
+        ({"ensemble_scheduling": {}}, "it is an ensemble", "it is an ensemble"),
         ({"max_batch_size": 0}, "", "max_batch_size is 0"),
-        ({"sequence_batching": {}}, "", "sequence_batching forms its batches"),
+        ({"sequence_batching": {}}, "it has sequence_batching", "it has sequence_batching"),
         ({"backend": "onnxruntime"}, "backend 'onnxruntime' runs inside tritonserver", ""),
         ({"parameters": {"EXECUTION_ENV_PATH": {"string_value": "/envs/torch.tar.gz"}}}, "torch.tar.gz is an archive", ""),
         ({"parameters": {"EXECUTION_ENV_PATH": {"string_value": "$$TRITON_MODEL_DIRECTORY/env"}}}, "is relative to the repository", ""),
@@ -177,6 +271,7 @@ def test_a_message_becomes_tritons_own_json() -> None:
 )
 def test_what_cannot_be_steered_is_known_before_it_is_tried(change: dict[str, Any], share: str, batching: str) -> None:
     config = {"name": "m", "backend": "python", "max_batch_size": 8, "dynamic_batching": {}} | change
+    assert left_alone(config) in ("", share_obstacle(config))
     for said, wanted in ((share_obstacle(config), share), (batching_obstacle(config), batching)):
         assert bool(said) == bool(wanted)
         assert wanted in said

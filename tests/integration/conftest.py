@@ -20,10 +20,12 @@ from igniterd.clients.triton import TritonClient
 from igniterd.clients.triton_config import allocation_of, base_env_of, with_allocation
 from igniterd.emulator.board import EmulatedNvml
 from igniterd.emulator.boardfile import BoardFile, Copy
-from igniterd.emulator.host import EmulatedModel, HostSpec, MpsHost, TritonHost, mps_host, triton_host
+from igniterd.emulator.host import EmulatedModel, HostSpec, MpsHost, TritonHost, mps_host
 from igniterd.emulator.load import INPUT_FLOATS
+from igniterd.emulator.process import free_ports
 from igniterd.emulator.truth import Truth
 from igniterd.records import Allocation
+from tests.integration import odd
 
 SLOW = 4.0
 MODELS = (
@@ -89,10 +91,16 @@ class Host:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
     folder = tmp_path_factory.mktemp("host")
-    async with triton_host(HostSpec(MODELS, slow_factor=SLOW, seed=1), folder / "triton") as triton:
+    triton = odd.OddHost(HostSpec((*MODELS, *odd.MODELS), slow_factor=SLOW, seed=1), folder / "triton", free_ports(3))
+    triton.folder.mkdir()
+    triton.prepare()
+    try:
+        await triton.start()
         made = Host(triton, TritonClient("main", triton.url, triton.metrics_url, timeout_s=5.0), folder / "shares")
         yield made
         await made.close()
+    finally:
+        await asyncio.shield(triton.stop())
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

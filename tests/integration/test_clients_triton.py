@@ -228,6 +228,7 @@ async def test_a_load_that_hangs_keeps_nobody_and_is_finished_by_triton(host: Tr
     try:
         with pytest.raises(Unreachable, match="no answer in 1 s"):
             await hanging.load("alexnet", with_allocation(config, target, str(shares)))
+        assert (await reading(hanging, "alexnet")).loading
     finally:
         await hanging.close()
     loading = asyncio.create_task(client.load("alexnet", with_allocation(config, dataclasses.replace(target, share=0.75), str(shares))))

@@ -13,7 +13,7 @@ from igniterd.clients.triton import Control, TritonClient
 from igniterd.clients.triton_config import allocation_of, with_allocation
 from igniterd.emulator.host import EmulatedModel, HostSpec, triton_host
 from igniterd.emulator.load import Arrivals, LoadSpec, Phase, load
-from igniterd.errors import Refused, Unreachable
+from igniterd.errors import Refused, Unanswered
 from igniterd.records import Allocation, ModelReading
 from tests.integration.conftest import Host, until
 
@@ -127,20 +127,22 @@ async def test_an_environment_that_bash_cannot_source_blocks_that_model_s_loads_
     prepare_share(spaced, 0.5)
     models = tuple(EmulatedModel(name, like="alexnet") for name in ("one", "two", "other"))
     async with triton_host(HostSpec(models)) as triton:
-        there = Host(triton, TritonClient("own", triton.url, timeout_s=5.0, reload_timeout_s=4.0), tmp_path / "shares")
+        there = Host(triton, TritonClient("own", triton.url, timeout_s=5.0), tmp_path / "shares")
+        hasty = Host(triton, TritonClient("own", triton.url, timeout_s=5.0, reload_timeout_s=1.5), tmp_path / "shares")
         before = {m: await there.client.config(m) for m in ("one", "two")}
         wrong = [
-            there.client.load(m, with_allocation(before[m], Allocation(0.5, 8), str(d))) for m, d in (("one", failing), ("two", spaced))
+            hasty.client.load(m, with_allocation(before[m], Allocation(0.5, 8), str(d))) for m, d in (("one", failing), ("two", spaced))
         ]
         ends = await asyncio.gather(*wrong, return_exceptions=True)
-        assert [type(e) for e in ends] == [Unreachable, Unreachable]
+        assert [type(e) for e in ends] == [Unanswered, Unanswered]
         for model, config in before.items():
             await there.infer(model)
             assert await there.client.config(model) == config
-        with pytest.raises(Unreachable):
-            await there.allocate("one", Allocation(0.2, 8))  # nothing wrong with this one, but it is never looked at
+        with pytest.raises(Unanswered):
+            await hasty.allocate("one", Allocation(0.2, 8))  # nothing wrong with this one, but it is never looked at
         await there.give_share("other", 0.2)
         assert (await reading(there, "other")).allocation.share == 0.2
+        await hasty.close()
         await there.close()
 
 

@@ -1,0 +1,65 @@
+"""Models of a Triton that nobody asked about, looked at for one thing: which of them are ensembles of the models that are steered.
+
+An ensemble refuses a member whose largest batch is below its own: Triton then takes the ensemble out of service. So the batches that
+ensembles let through are limits that must not be gone below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from igniterd.clients.triton_config import ensemble_members_of
+from igniterd.clients.triton_reading import Versions, executed, names_of
+
+
+@dataclass(slots=True)
+class _Stranger:
+    """What it is made of when it is an ensemble, and when and of what that was read."""
+
+    members: dict[str, int]
+    success: int
+    versions: tuple[str, ...]
+    read_at_s: float
+
+
+class Strangers:
+    """Knows them by their statistics, and says whose configuration should be read (again)."""
+
+    def __init__(self, max_age_s: float, age_s: Callable[[str], float]) -> None:
+        """``age_s``: how old the first reading of a model counts, so that not all of them are read again together."""
+        self.names: frozenset[str] = frozenset()
+        self._max_age_s, self._age_s = max_age_s, age_s
+        self._seen: dict[str, _Stranger] = {}
+
+    def due(self, served: Mapping[str, Versions], wanted: Iterable[str], now_s: float) -> list[str]:
+        """Whose configuration may have changed since it was read."""
+        self.names = frozenset(served) - frozenset(wanted)
+        for gone in self._seen.keys() - self.names:
+            del self._seen[gone]
+        due = []
+        for name in self.names:
+            other, versions = self._seen.get(name), served[name]
+            success = executed(versions)
+            same = other is not None and success >= other.success and names_of(versions) == other.versions
+            if other is None or not same or now_s - other.read_at_s >= self._max_age_s:
+                due.append(name)
+            else:
+                other.success = success
+        return due
+
+    def learn(self, name: str, message: Any, versions: Versions, now_s: float) -> None:
+        """``message`` is the ``ModelConfig`` of one that was due."""
+        age_s = 0.0 if name in self._seen else self._age_s(name)
+        self._seen[name] = _Stranger(ensemble_members_of(message), executed(versions), names_of(versions), now_s - age_s)
+
+    def least_batches(self, asked_about: Iterable[Any]) -> dict[str, int]:
+        """The largest batch that any ensemble lets through, by member; ``asked_about``: ``ModelConfig`` messages of the other models."""
+        least: dict[str, int] = {}
+        ensembles = [other.members for other in self._seen.values() if other.members]
+        ensembles += [ensemble_members_of(message) for message in asked_about if message.HasField("ensemble_scheduling")]
+        for members in ensembles:
+            for name, largest in members.items():
+                least[name] = max(least.get(name, 1), largest)
+        return least

@@ -1,0 +1,160 @@
+"""igniterd beside models that are not plain ones, on a real tritonserver: what it must leave alone stays as it is, and nothing fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from structlog.testing import capture_logs
+from tritonclient.grpc import InferInput
+from tritonclient.grpc.aio import InferenceServerClient
+
+from igniterd.clients.shares import prepare_share
+from igniterd.clients.triton_config import ModelConfig, allocation_of, with_allocation
+from igniterd.config import parse_config
+from igniterd.errors import NotServed, Refused
+from igniterd.loop import Knowledge, Loop
+from igniterd.observe import Sources
+from igniterd.records import Allocation, ModelReading, Outcomes, Tick
+from tests.hosts import knowledge
+from tests.integration.conftest import Host
+from tests.integration.odd import ECHO, FLOATS, ODD
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
+
+
+def an_input(value: float = 0.0) -> list[InferInput]:
+    tensor = InferInput("INPUT", [1, FLOATS], "FP32")
+    tensor.set_data_from_numpy(np.full((1, FLOATS), value, np.float32))
+    return [tensor]
+
+
+async def reading(host: Host, model: str) -> ModelReading:
+    found = (await host.client.read_models([model]))[model]
+    assert isinstance(found, ModelReading), found
+    return found
+
+
+async def state_of(host: Host, model: str) -> str:
+    (state,) = [entry.state for entry in await host.client.index() if entry.name == model]
+    return state
+
+
+@contextlib.asynccontextmanager
+async def asked(host: Host, model: str) -> AsyncIterator[list[str]]:
+    """Requests one after another, all the while; yields what went wrong."""
+    failures: list[str] = []
+
+    async def ask() -> None:
+        async with InferenceServerClient(host.triton.url) as client:
+            while True:
+                try:
+                    await client.infer(model, an_input())
+                except Exception as error:  # whatever it is, a client would have seen it
+                    failures.append(str(error))
+                await asyncio.sleep(0.005)
+
+    asking = asyncio.create_task(ask())
+    try:
+        yield failures
+    finally:
+        asking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asking
+
+
+async def test_an_override_loses_nothing_of_a_rich_configuration(host: Host) -> None:
+    before = await host.client.config(ODD)
+    for section in ("model_warmup", "response_cache", "optimization", "version_policy"):
+        assert before[section], "as its file says"
+    prepare_share(host.shares, 0.25)
+    await host.client.load(ODD, with_allocation(before, Allocation(0.25, 8, 200), str(host.shares)))
+    shared = await host.client.config(ODD)
+    path = {"EXECUTION_ENV_PATH": {"string_value": str(host.shares / "25")}}
+    assert shared == before | {"parameters": before["parameters"] | path}
+    await host.client.load(ODD, with_allocation(shared, Allocation(0.25, 4, 300), str(host.shares)))
+    batched = await host.client.config(ODD)
+    batching = before["dynamic_batching"] | {"preferred_batch_size": [4], "max_queue_delay_microseconds": 300}
+    sizes = {"IGNITERD_PREFERRED_BATCH_SIZE": {"string_value": "2, 4"}}
+    assert batched == shared | {"max_batch_size": 4, "dynamic_batching": batching, "parameters": shared["parameters"] | sizes}
+
+
+async def test_answers_from_the_response_cache_are_not_counted(host: Host) -> None:
+    before = await reading(host, ODD)
+    async with InferenceServerClient(host.triton.url) as client:
+        for value in (1.0, 2.0, 2.0, 2.0, 1.0):
+            await client.infer(ODD, an_input(value))
+    async with asyncio.timeout(10.0):
+        while (now := await reading(host, ODD)).success_count < before.success_count + 2:  # noqa: ASYNC110  Triton counts a moment later
+            await asyncio.sleep(0.02)
+    assert now.success_count == before.success_count + 2
+    assert now.inference_count == before.inference_count + 2
+
+
+async def test_an_ensemble_is_out_of_service_when_a_member_s_batch_is_below_its_own(host: Host) -> None:
+    config = await host.client.config("member")
+    assert (await reading(host, "member")).least_batch == 4
+    await host.client.load("member", with_allocation(config, Allocation(None, 2), str(host.shares)))
+    assert await state_of(host, "pipe") == "UNAVAILABLE"
+    await host.client.load("member", config)
+    assert await state_of(host, "pipe") == "READY"
+
+
+def a_loop(host: Host, folder: Path, models: dict[str, float], ticks: list[Tick]) -> Loop:
+    text = "".join(
+        f'[[model]]\nname = "{name}"\nslo_p99_ms = {slo}\nprofile = "v100.json"\nprofile_model = "alexnet"\n'
+        for name, slo in models.items()
+    )
+    settings = parse_config(f'[host]\nname = "odd"\n[state]\ndirectory = "{folder}"\n{text}', source="test")
+    known = Knowledge(dict.fromkeys(models, "alexnet"), knowledge(settings).oracles)
+    sources = Sources(tritons={"main": host.client}, models={"main": tuple(models)}, timeout_s=5.0)
+    return Loop(settings, sources, {"main": host.client}, known, ticks.append)
+
+
+async def configurations(host: Host, models: tuple[str, ...]) -> dict[str, ModelConfig]:
+    return {model: await host.client.config(model) for model in models}
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def broken(host: Host) -> str:
+    """A model that is in the repository and cannot be loaded."""
+    folder = host.triton.repository / "broken"
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.py").write_text(ECHO + "    def initialize(self, args):\n        raise ValueError('no weights')\n")
+    with pytest.raises(Refused, match="no weights"):
+        await host.client.load("broken", (await host.client.config("talk")) | {"name": "broken"})
+    assert isinstance((await host.client.read_models(["broken"]))["broken"], NotServed)
+    return "broken"
+
+
+async def test_everything_is_taken_over_that_can_be_and_the_rest_is_left_alone(host: Host, broken: str, tmp_path: Path) -> None:
+    alone, ticks = ("pipe", "stream", "talk"), list[Tick]()
+    before = await configurations(host, (*alone, "last"))
+    loop, now_s = a_loop(host, tmp_path, dict.fromkeys(("member", ODD, broken, *alone), 50.0), ticks), 0.0
+    async with InferenceServerClient(host.triton.url) as talking, asked(host, "pipe") as failures:
+        await talking.infer("talk", an_input(), sequence_id=7, sequence_start=True)
+        with capture_logs() as said:
+            while not (ticks and ticks[-1].plan.outcome is Outcomes.HOLD and ticks[-1].observation.models["member"].allocation.share):
+                assert now_s < 60, ticks[-1].plan
+                await loop.tick(now_s)
+                now_s += 1.0
+                if loop.acting is not None:
+                    await asyncio.wait([loop.acting])
+        await talking.infer("talk", an_input(), sequence_id=7, sequence_end=True)
+    assert failures == []
+    done = [each for tick in ticks for each in tick.outcome.actuations]
+    assert all(each.ok for each in done), done
+    assert {each.step.model for each in done} <= {"member", ODD}
+    assert [(await reading(host, model)).allocation.share is None for model in ("member", ODD)] == [False, False]
+    assert (await configurations(host, (*alone, "last"))) == before
+    assert allocation_of(await host.client.config("member")).max_batch_size >= 4
+    assert await state_of(host, "pipe") == "READY"
+    watched = {line["model"]: line["why"] for line in said if line["event"] == "watched, not steered"}
+    assert watched.keys() == set(alone)
+    (strangers,) = [line["models"] for line in said if line["event"] == "serves models that the configuration does not name"]
+    assert "last" in strangers

@@ -1,0 +1,77 @@
+"""What is made of the answers of one tick: what is left alone, and what is said of it, once."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from structlog.testing import capture_logs
+
+from igniterd.errors import NotNow, NotServed, Refused
+from igniterd.observe import Sources
+from igniterd.records import Allocation, Gap, ModelReading
+
+PLAIN = ModelReading("m", "1", "main", True, "python", Allocation(None, 8))
+SEVERAL = "it runs on GPUs 0, 1"
+
+
+class Triton:
+    """Answers with what it is given."""
+
+    name = "main"
+    metrics_gap: Gap | None = None
+
+    def __init__(self, **answers: ModelReading | NotNow) -> None:
+        self.answers = answers
+        self.strangers: frozenset[str] = frozenset()
+
+    async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
+        return {name: self.answers[name] for name in names}
+
+    async def refuses_loads(self) -> str:
+        return ""
+
+
+def sources(triton: Triton, **gpus: int) -> Sources:
+    return Sources(tritons={"main": triton}, models={"main": tuple(triton.answers)}, gpus=gpus)
+
+
+async def test_a_model_on_several_gpus_is_only_watched_unless_the_configuration_says_which() -> None:
+    triton = Triton(m=replace(PLAIN, gpu_index=0, several_gpus=SEVERAL))
+    seen = (await sources(triton).observe(0.0)).models["m"]
+    assert (seen.left_alone, seen.share_fixed, seen.batching_fixed, seen.gpu_index) == (SEVERAL, SEVERAL, SEVERAL, 0)
+    told = (await sources(triton, m=1).observe(0.0)).models["m"]
+    assert (told.left_alone, told.share_fixed, told.gpu_index) == ("", "", 1)
+
+
+async def test_a_model_that_is_not_served_is_told_from_one_that_is_on_its_way() -> None:
+    triton = Triton(m=PLAIN, broken=NotServed("it is UNAVAILABLE"), coming=Refused("it is LOADING"))
+    seen = await sources(triton).observe(0.0)
+    assert seen.absent == {"broken"}
+    assert [(gap.source, gap.reason) for gap in seen.gaps] == [("model:broken", "it is UNAVAILABLE"), ("model:coming", "it is LOADING")]
+
+
+async def test_what_is_left_as_it_is_is_said_once_and_when_it_changes() -> None:
+    triton = Triton(m=replace(PLAIN, share_fixed="no process", batching_fixed="no batches"), n=replace(PLAIN, model="n"))
+    there = sources(triton)
+    with capture_logs() as said:
+        for at_s in range(3):
+            await there.observe(float(at_s))
+        triton.answers["m"] = replace(PLAIN, left_alone="an ensemble", share_fixed="an ensemble", batching_fixed="an ensemble")
+        for at_s in range(3, 6):
+            await there.observe(float(at_s))
+        triton.answers["m"] = PLAIN
+        await there.observe(7.0)
+    assert [(line["event"], line["model"], line.get("why")) for line in said] == [
+        ("steered in part", "m", "no process; no batches"),
+        ("watched, not steered", "m", "an ensemble"),
+        ("steered now", "m", None),
+    ]
+
+
+async def test_models_that_the_configuration_does_not_name_are_said_once() -> None:
+    triton = Triton(m=PLAIN)
+    there = sources(triton)
+    with capture_logs() as said:
+        for strangers in ({"b", "a"}, {"b", "a"}, {"b"}, {"b", "c"}):
+            triton.strangers = frozenset(strangers)
+            await there.observe(0.0)
+    assert [line["models"] for line in said] == ["a, b", "b, c"]
