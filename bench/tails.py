@@ -1,6 +1,6 @@
 """Predicted against measured tails on a real Triton: medians and P99 of one Python model behind the dynamic batcher.
 
-    python bench/tails.py [--slices 4] [--batches 1 4 8 16] [--delays 0 6] [--loads 0.3 0.5 0.7 0.8] [--json OUT.json]
+    python bench/tails.py [--slices 4] [--batches 1 4 8 16] [--delays 0 6] [--instances 1] [--loads 0.3 0.5 0.7 0.8] [--json OUT.json]
 
 The model takes a + b n ms for a batch of n (gamma dispersed). An open-loop client sends Poisson arrivals; latency counts from the time
 a request was due. What a prediction is made from is measured beforehand, never on the points it is compared with:
@@ -14,9 +14,9 @@ A point is measured in slices of 10 s, whose requests are pooled but for each sl
 machine waited for a CPU for more than ``--quiet`` of the time (Linux pressure stall information, all processes) says nothing about
 Triton's queue and is repeated, as far as ``--tries`` allows; how many slices counted is printed, and a point without any is left out.
 
-Load is the rate over what full batches can serve (b / (a + b b + gap) of the largest). ``noise`` is the standard deviation of P99 between
-20 simulated runs of as much: what repeating the measurement would show. ``alike`` is the error without most of that noise: of a simulation
-of the same queue that is given the very arrivals of the measurement.
+Load is the rate over what full batches can serve (b / (a + b b + gap) of the largest, times the instances). ``noise`` is the standard
+deviation of P99 between 20 simulated runs of as much: what repeating the measurement would show. ``alike`` is the error without most of
+that noise: of a simulation of the same queue that is given the very arrivals of the measurement.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TypeVar
@@ -42,8 +42,8 @@ from igniterd.emulator.host import EmulatedModel, HostSpec, TritonHost
 from igniterd.emulator.load import Arrivals, LoadSpec, Phase, RequestLog, load
 from igniterd.emulator.process import free_ports
 from igniterd.emulator.replay import gaps_s
-from igniterd.model.kernels.replay import replay_gpu
-from igniterd.model.tail import response_time
+from igniterd.model.kernels.tail_drawn import respond
+from igniterd.model.tail import TailResult, response_time
 
 CV = 0.1
 T = TypeVar("T")
@@ -77,6 +77,27 @@ class Calibration:
     gap_ms: float
     overhead_ms: float
     cv: float
+    instances: int
+
+    def told(self, rate: float, delay_ms: float) -> TailResult:
+        return response_time(rate, self.curve_ms, service_cv=self.cv, max_queue_delay_ms=delay_ms, instances=self.instances)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model of the server."""
+
+    largest: int
+    delay_ms: float
+    instances: int
+
+    @property
+    def name(self) -> str:
+        return f"b{self.largest}d{self.delay_ms:g}i{self.instances}"
+
+    def __str__(self) -> str:
+        more = f", {self.instances} instances" if self.instances > 1 else ""
+        return f"largest batch {self.largest}, delay {self.delay_ms:g} ms{more}"
 
 
 @dataclass
@@ -85,6 +106,7 @@ class Point:
 
     largest: int
     delay_ms: float
+    instances: int
     load: float
     rate_per_s: float
     busy: float
@@ -151,17 +173,15 @@ def since(before: dict[int, tuple[int, float]], after: dict[int, tuple[int, floa
     return {size: (n - before.get(size, (0, 0.0))[0], ms - before.get(size, (0, 0.0))[1]) for size, (n, ms) in after.items()}
 
 
-async def calibrate(
-    host: TritonHost, client: TritonClient, model: str, largest: int, delay_ms: float, asked: argparse.Namespace
-) -> Calibration | None:
+async def calibrate(host: TritonHost, client: TritonClient, case: Case, asked: argparse.Namespace) -> Calibration | None:
     """Measure what the predictions of one model need, each stretch undisturbed."""
-    capacity = 1e3 * largest / (asked.a + asked.b * largest)
+    capacity = 1e3 * case.largest / (asked.a + asked.b * case.largest) * case.instances
     counted: dict[int, tuple[int, float]] = {}
 
     async def stretch(attempt: int, load: float, seconds: float, arrivals: Arrivals) -> tuple[RequestLog, dict[int, tuple[int, float]]]:
-        before = await stats(client, model)
-        log = await stage(host, model, load * capacity, seconds, arrivals, seed=900 + attempt)
-        return log, since(before, await stats(client, model))
+        before = await stats(client, case.name)
+        log = await stage(host, case.name, load * capacity, seconds, arrivals, seed=900 + attempt)
+        return log, since(before, await stats(client, case.name))
 
     async def quiet(load: float, seconds: float, arrivals: Arrivals) -> RequestLog | None:
         done = await quietly(lambda attempt: stretch(attempt, load, seconds, arrivals), asked)
@@ -180,24 +200,22 @@ async def calibrate(
     if full is None or low is None or middle is None or lone is None:
         return None
     span_ms = 1e3 * float((full.scheduled_s + full.latency_ms / 1e3).max() - full.scheduled_s.min())
-    gap = max(0.0, (span_ms - busy_ms) / batches)
+    gap = max(0.0, (span_ms * case.instances - busy_ms) / batches)
     sizes = np.array(sorted(seen), dtype=float)
     means = np.array([seen[int(s)][1] / seen[int(s)][0] for s in sizes])
     weight = np.sqrt([seen[int(s)][0] for s in sizes]) / means  # the spread of a mean is in proportion to it
     line = np.polyfit(sizes, means, 1, w=weight) if sizes.size > 1 else np.array([0.0, means[0]])
-    curve = np.polyval(line, np.arange(1, largest + 1)) + gap
+    curve = np.polyval(line, np.arange(1, case.largest + 1)) + gap
     cv = min(1.0, float(np.subtract(*np.quantile(lone.latency_ms, [0.84, 0.16]))) / 2 / float(curve[0]))
-    told = response_time(0.2 * capacity, curve, service_cv=cv, max_queue_delay_ms=delay_ms)
-    return Calibration(curve.tolist(), gap, low.quantile_ms(0.5) - told.p50_ms, cv)
+    first = Calibration(curve.tolist(), gap, 0.0, cv, case.instances)
+    return replace(first, overhead_ms=low.quantile_ms(0.5) - first.told(0.2 * capacity, case.delay_ms).p50_ms)
 
 
 def simulated(cal: Calibration, times_ms: np.ndarray, delay_ms: float, seed: int) -> np.ndarray:
     """Response times of arrivals at ``times_ms`` through the queue that the predictions are made for, event by event."""
-    largest, n = len(cal.curve_ms), times_ms.size
-    solo, none = np.array([[0.0, *cal.curve_ms]]), np.zeros((1, 1, largest + 1, largest + 1))
-    latency, busy, batches = np.empty(n), np.zeros(1), np.zeros(1, dtype=np.int64)
-    ends, cap, wait, spread = np.array([0, n]), np.array([largest]), np.array([delay_ms]), np.array([cal.cv, 0.0, 1.0])
-    replay_gpu(times_ms, ends, cap, wait, solo, none, spread, seed, times_ms[-1], latency, busy, batches)
+    shape, latency = 1.0 / cal.cv**2, np.empty(times_ms.size)
+    factors = np.random.default_rng(seed).gamma(shape, 1.0 / shape, times_ms.size)
+    respond(times_ms, np.array(cal.curve_ms), factors, delay_ms, cal.instances, latency)
     return latency
 
 
@@ -206,7 +224,7 @@ def noise(cal: Calibration, rate: float, delay_ms: float, seconds: float) -> flo
     found = []
     for seed in range(20):
         times = np.cumsum(gaps_s(np.random.default_rng(seed), int(rate * seconds), rate / 1e3, 1.0))
-        found.append(np.quantile(simulated(cal, times, delay_ms, seed), 0.99))
+        found.append(np.quantile(simulated(cal, times, delay_ms, 100 + seed), 0.99))
     return float(np.std(found) / np.mean(found))
 
 
@@ -219,50 +237,57 @@ def alike(cal: Calibration, logs: list[RequestLog], delay_ms: float) -> np.ndarr
     return np.sort(np.concatenate(found)) + cal.overhead_ms
 
 
-async def measure(
-    host: TritonHost, client: TritonClient, model: str, largest: int, delay_ms: float, asked: argparse.Namespace
-) -> list[Point]:
+async def slices(host: TritonHost, case: Case, load: float, rate: float, asked: argparse.Namespace) -> list[tuple[RequestLog, float]]:
+    """The undisturbed slices of one point, as many as could be had, each with how much processes waited."""
+    done: list[tuple[RequestLog, float]] = []
+    for number in range(asked.slices):
+        seed = 1000 * (asked.seed + case.largest) + 100 * number + round(10 * load)
+        one = await quietly(
+            lambda attempt, seed=seed: stage(host, case.name, rate, SLICE_S, Arrivals.POISSON, seed + 7919 * attempt), asked
+        )
+        if one is None:
+            break
+        done.append(one)
+    return done
+
+
+def compared(case: Case, cal: Calibration, load: float, rate: float, done: list[tuple[RequestLog, float]]) -> Point:
+    """Prediction and simulation against the slices of one point."""
+    latency = np.sort(np.concatenate([log.latency_ms[log.scheduled_s >= log.scheduled_s.min() + WARM_S] for log, _ in done]))
+    told = cal.told(rate, case.delay_ms)
+    p50, p99 = (float(latency[max(0, math.ceil(q * latency.size) - 1)]) for q in (0.5, 0.99))
+    e50, e99 = (told.p50_ms + cal.overhead_ms) / p50 - 1, (told.p99_ms + cal.overhead_ms) / p99 - 1
+    same = alike(cal, [log for log, _ in done], case.delay_ms)
+    s50, s99 = (float(np.quantile(same, q)) / p - 1 for q, p in ((0.5, p50), (0.99, p99)))
+    spread = noise(cal, rate, case.delay_ms, len(done) * (SLICE_S - WARM_S))
+    waited = float(np.mean([w for _, w in done]))
+    return Point(*astuple(case), load, rate, told.utilisation, latency.size, p50, p99, e50, e99, spread, s50, s99, len(done), waited)
+
+
+async def measure(host: TritonHost, client: TritonClient, case: Case, asked: argparse.Namespace) -> list[Point]:
     """Every load of one model."""
-    cal = await calibrate(host, client, model, largest, delay_ms, asked)
+    cal = await calibrate(host, client, case, asked)
     if cal is None:
-        print(f"largest batch {largest}, delay {delay_ms:g} ms: disturbed in all of {asked.tries} tries", flush=True)
+        print(f"{case}: disturbed in all of {asked.tries} tries", flush=True)
         return []
     print(
-        f"largest batch {largest}, delay {delay_ms:g} ms: service {cal.curve_ms[0]:.2f} to {cal.curve_ms[-1]:.2f} ms "
+        f"{case}: service {cal.curve_ms[0]:.2f} to {cal.curve_ms[-1]:.2f} ms "
         f"with {cal.gap_ms:.2f} ms between batches, {cal.overhead_ms:.2f} ms on the way, dispersion {cal.cv:.3f}",
         flush=True,
     )
     points: list[Point] = []
     for share in asked.loads:
-        rate = share * 1e3 * largest / cal.curve_ms[-1]
-        done = []
-        for number in range(asked.slices):
-            seed = 1000 * (asked.seed + largest) + 100 * number + round(10 * share)
-            one = await quietly(
-                lambda attempt, rate=rate, seed=seed: stage(host, model, rate, SLICE_S, Arrivals.POISSON, seed + 7919 * attempt), asked
-            )
-            if one is None:
-                break
-            done.append(one)
+        rate = share * 1e3 * case.largest / cal.curve_ms[-1] * case.instances
+        done = await slices(host, case, share, rate, asked)
         if not done:
             print(f"  load {share:.0%}  {rate:7.1f}/s  disturbed in all of {asked.tries} tries", flush=True)
             continue
-        seen = [log.latency_ms[log.scheduled_s >= log.scheduled_s.min() + WARM_S] for log, _ in done]
-        waited = float(np.mean([w for _, w in done]))
-        latency = np.sort(np.concatenate(seen))
-        told = response_time(rate, cal.curve_ms, service_cv=cal.cv, max_queue_delay_ms=delay_ms)
-        p50, p99 = (float(latency[max(0, math.ceil(q * latency.size) - 1)]) for q in (0.5, 0.99))
-        e50, e99 = (told.p50_ms + cal.overhead_ms) / p50 - 1, (told.p99_ms + cal.overhead_ms) / p99 - 1
-        same = alike(cal, [log for log, _ in done], delay_ms)
-        s50, s99 = (float(np.quantile(same, q)) / p - 1 for q, p in ((0.5, p50), (0.99, p99)))
-        spread = noise(cal, rate, delay_ms, len(seen) * (SLICE_S - WARM_S))
-        points.append(
-            Point(largest, delay_ms, share, rate, told.utilisation, latency.size, p50, p99, e50, e99, spread, s50, s99, len(seen), waited)
-        )
+        p = compared(case, cal, share, rate, done)
+        points.append(p)
         print(
-            f"  load {share:.0%}  {rate:7.1f}/s  busy {told.utilisation:.0%}  measured P50 {p50:7.2f}  P99 {p99:7.2f} ms   "
-            f"error P50 {e50:+6.1%}  P99 {e99:+6.1%}  noise {spread:5.1%}   alike P50 {s50:+6.1%}  P99 {s99:+6.1%}   "
-            f"{len(seen)} slices, waited {waited:.0%}",
+            f"  load {share:.0%}  {rate:7.1f}/s  busy {p.busy:.0%}  measured P50 {p.p50_ms:7.2f}  P99 {p.p99_ms:7.2f} ms   "
+            f"error P50 {p.p50_error:+6.1%}  P99 {p.p99_error:+6.1%}  noise {p.noise:5.1%}   alike P50 {p.p50_alike:+6.1%}  "
+            f"P99 {p.p99_alike:+6.1%}   {p.slices} slices, waited {p.waited:.0%}",
             flush=True,
         )
     return points
@@ -275,6 +300,7 @@ async def main() -> None:
     parser.add_argument("--quiet", type=float, default=0.1, help="most of the time that processes may wait for a CPU in a slice")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--delays", type=float, nargs="+", default=[0.0, 6.0], help="queue delays, ms")
+    parser.add_argument("--instances", type=int, nargs="+", default=[1], help="of the model")
     parser.add_argument("--loads", type=float, nargs="+", default=[0.3, 0.5, 0.7, 0.8])
     parser.add_argument("--a", type=float, default=10.0, help="ms of a batch")
     parser.add_argument("--b", type=float, default=2.0, help="ms more for each request in it")
@@ -282,8 +308,8 @@ async def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     LinearHost.times = (asked.a, asked.b)
-    cases = [(b, d) for b in asked.batches for d in asked.delays if b > 1 or d == 0.0]
-    models = tuple(EmulatedModel(f"b{b}d{d:g}", "alexnet", b, round(d * 1e3)) for b, d in cases)
+    cases = [Case(b, d, n) for n in asked.instances for b in asked.batches for d in asked.delays if b > 1 or d == 0.0]
+    models = tuple(EmulatedModel(c.name, "alexnet", c.largest, round(c.delay_ms * 1e3), instances=c.instances) for c in cases)
     machine = platform.processor() or platform.machine()
     print(f"{machine}, {os.cpu_count()} CPUs, load average {os.getloadavg()[0]:.1f}; a batch of n takes {asked.a:g} + {asked.b:g} n ms")
     points: list[Point] = []
@@ -293,8 +319,8 @@ async def main() -> None:
         client = TritonClient("bench", host.url, timeout_s=3.0)
         try:
             await host.start()
-            for model, (b, d) in zip(models, cases, strict=True):
-                points += await measure(host, client, model.name, b, d, asked)
+            for case in cases:
+                points += await measure(host, client, case, asked)
         finally:
             await client.close()
             await host.stop()

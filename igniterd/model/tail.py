@@ -11,8 +11,8 @@ delay, or several instances, are simulated with the same draws in every call (:m
 instead of a fraction of one, P99 good to about 3 % up to 80 % load. So a comparison with and without a delay has that error; one of two
 delays, or of nearby rates, has less.
 
-On Triton 2.51 (largest batches 1 to 16, with a delay of 6 ms and without, ``bench/results/tails.txt``), the P99 told is within 10.3 % of the
-measured one at all points from 30 to 70 % load.
+On Triton 2.51 (largest batches 1 to 16, with a delay of 6 ms and without, ``bench/results/tails.txt``), the P99 told is within 10.3 % of
+the measured one at all points from 30 to 70 % load.
 
 Overload is a status, never an extrapolation: where the rate is not below what full batches can serve, no figure is given.
 """

@@ -61,7 +61,7 @@ def requests_for(load: float) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _respond(times: F64, service: F64, factors: F64, delay: float, instances: int, response: F64) -> tuple[float, float]:
+def respond(times: F64, service: F64, factors: F64, delay: float, instances: int, response: F64) -> tuple[float, float]:
     """Write the response times (ms) of requests that arrive at ``times`` (ms); returns utilisation of an instance and mean batch."""
     n = times.shape[0]
     q = batchers(times, np.array([0, n]), np.array([service.shape[0]]), np.array([delay]), instances)
@@ -91,7 +91,7 @@ def tail_drawn(
     starts with all idle; the first requests are left out.
     """
     response = np.empty(unit_times.shape[0])
-    utilisation, batch = _respond(unit_times / rate, service, factors, delay, instances, response)
+    utilisation, batch = respond(unit_times / rate, service, factors, delay, instances, response)
     kept = response[response.shape[0] // 20 :]
     step = kept.max() / (POINTS - 2)
     cells = np.zeros(POINTS)
