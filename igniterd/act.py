@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,37 +55,44 @@ async def _read_back(model: str, triton: Reloader) -> dict[str, Any]:
     return await triton.config(model)
 
 
-class SecondCopies:
-    """Whether a second copy of a model fits beside the first.
+@dataclass(frozen=True, slots=True)
+class Fits:
+    """Whether a second copy of a model fits beside the first: why not, or why that is not known; neither where it does."""
 
-    What is not known is said once and does not stand in the way: many models run on boards that are nearly empty.
-    """
+    refused: str = ""
+    unknown: str = ""
+
+
+def second_copy(model: str, seen: Observation, copy_bytes: Mapping[str, int]) -> Fits:
+    """``copy_bytes``: device memory (bytes) of one instance of each model, as profiled after its largest batch."""
+    reading, each = seen.models[model], copy_bytes.get(model)
+    if each is None:
+        return Fits(unknown="its profile tells no memory_bytes")
+    board = next((board for board in seen.boards if board.index == reading.gpu_index), None)
+    if board is None or board.memory_used_bytes is None or board.memory_total_bytes is None:
+        return Fits(unknown="the memory of its GPU cannot be read")
+    needed, free = each * max(1, reading.allocation.instances), board.memory_total_bytes - board.memory_used_bytes
+    if needed <= free:
+        return Fits()
+    there = f"GPU {reading.gpu_index} has {free / 2**20:.0f} MiB free"
+    return Fits(refused=f"{model}: a second copy takes {needed / 2**20:.0f} MiB while it is reloaded, and {there}")
+
+
+class SecondCopies:
+    """:func:`second_copy` for a daemon: what is not known is said once and does not stand in the way, as many boards are nearly empty."""
 
     def __init__(self, copy_bytes: Mapping[str, int]) -> None:
-        """``copy_bytes``: device memory of one instance of each model, as profiled."""
         self._copy_bytes = copy_bytes
         self._said: set[str] = set()
 
     def refused(self, model: str, seen: Observation) -> str:
         """Why ``model`` cannot be loaded beside itself, or an empty string."""
-        reading = seen.models.get(model)
-        board = next((board for board in seen.boards if reading is not None and board.index == reading.gpu_index), None)
-        used, total = (None, None) if board is None else (board.memory_used_bytes, board.memory_total_bytes)
-        each = self._copy_bytes.get(model)
-        if reading is None or used is None or total is None or each is None:
-            self._say("its profile tells no memory_bytes" if each is None else "the memory of its GPU cannot be read", model)
-            return ""
-        needed = each * max(1, reading.allocation.instances)
-        if needed <= total - used:
-            return ""
-        free = f"GPU {reading.gpu_index} has {(total - used) / 2**20:.0f} MiB free"
-        return f"{model}: a second copy takes {needed / 2**20:.0f} MiB while it is reloaded, and {free}"
-
-    def _say(self, unknown: str, model: str) -> None:
-        if unknown not in self._said:
-            self._said.add(unknown)
-            why = f"{unknown}: whether a second copy fits while it is reloaded is not known"
+        fits = second_copy(model, seen, self._copy_bytes)
+        if fits.unknown and fits.unknown not in self._said:
+            self._said.add(fits.unknown)
+            why = f"{fits.unknown}: whether a second copy fits while it is reloaded is not known"
             structlog.get_logger("igniterd").info("memory is not checked", model=model, why=why)
+        return fits.refused
 
 
 async def act(plan: Plan, tritons: Mapping[str, Reloader], triton_of: Mapping[str, str], shares: Path, refused: str = "") -> Outcome:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
     from igniterd.clients.triton import TritonClient
     from igniterd.config import Config
-    from igniterd.records import ModelReading
+    from igniterd.loop import Knowledge
+    from igniterd.records import BoardReading, ModelReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +42,15 @@ def register(app: typer.Typer) -> None:
 
         from igniterd.cli.common import cannot, configured, log_to_stderr
         from igniterd.cli.wording import one_of
+        from igniterd.knowledge import load_knowledge
 
         one_of("--format", form, "table", "json")
         log_to_stderr("auto")  # standard output is for the findings
         settings = configured(config)
         with cannot():
-            findings = [*_static(settings, _learnt(settings, live)), *(asyncio.run(_collected(settings)) if live else [])]
+            knowledge = load_knowledge(settings)
+            findings = list(_static(settings, knowledge, _learnt(settings, live)))
+            findings += asyncio.run(_collected(settings, knowledge)) if live else []
         if form == "json":
             print(json.dumps([{"level": f.level, "what": f.what, "said": f.said} for f in findings], indent=2))
         else:
@@ -64,8 +68,8 @@ def _print(findings: list[Finding]) -> None:
     shown(*(Text.assemble((f"{f.level:>4}", colour[f.level]), f"  {f.what}: {f.said}") for f in findings))
 
 
-async def _collected(settings: Config) -> list[Finding]:
-    return [finding async for finding in _live(settings)]
+async def _collected(settings: Config, knowledge: Knowledge) -> list[Finding]:
+    return [finding async for finding in _live(settings, knowledge)]
 
 
 def _learnt(settings: Config, live: bool) -> dict[str, str]:
@@ -88,12 +92,9 @@ def _learnt(settings: Config, live: bool) -> dict[str, str]:
     return known
 
 
-def _static(settings: Config, learnt: dict[str, str]) -> Iterator[Finding]:
+def _static(settings: Config, knowledge: Knowledge, learnt: dict[str, str]) -> Iterator[Finding]:
     """What the files alone tell. ``learnt``: what is known without a profile, by model."""
-    from igniterd.knowledge import load_knowledge
-
     yield Finding("ok", "configuration", f"{len(settings.model)} models on {len(settings.triton)} Triton, mode {settings.loop.mode}")
-    knowledge = load_knowledge(settings)
     for model in settings.model:
         if model.name in knowledge.profiled:
             yield Finding("ok", f"profile of {model.name}", f"{model.profile} ({knowledge.profiled[model.name]})")
@@ -114,23 +115,28 @@ def _without(learnt: str | None) -> str:
     return f"Its traffic tells its service times {learnt}; that predicts its P99 as long as nothing is changed."
 
 
-async def _live(settings: Config) -> AsyncIterator[Finding]:
+async def _live(settings: Config, knowledge: Knowledge) -> AsyncIterator[Finding]:
     from igniterd.daemon import triton_client
 
+    readings: dict[str, ModelReading] = {}
     for server in settings.triton:
         client = triton_client(server, settings)
         try:
-            async for finding in _triton(client, settings):
+            async for finding in _triton(client, settings, readings):
                 yield finding
         finally:
             await client.close()
     yield await _mps(settings)
-    async for finding in _boards(settings):
+    boards: list[BoardReading] = []
+    async for finding in _boards(settings, boards):
+        yield finding
+    for finding in _copies(readings, boards, knowledge):
         yield finding
     yield _folder(settings)
 
 
-async def _triton(client: TritonClient, settings: Config) -> AsyncIterator[Finding]:
+async def _triton(client: TritonClient, settings: Config, readings: dict[str, ModelReading]) -> AsyncIterator[Finding]:
+    """``readings`` takes what its models answer."""
     from igniterd.clients.triton import Control
     from igniterd.errors import NotNow
     from igniterd.records import ModelReading
@@ -156,6 +162,7 @@ async def _triton(client: TritonClient, settings: Config) -> AsyncIterator[Findi
         if not isinstance(reading, ModelReading):
             yield Finding("bad", f"model {name}", str(reading))
             continue
+        readings[name] = reading
         share = "no share of its own" if reading.allocation.share is None else f"share {reading.allocation.share:.1%}"
         batching = f"largest batch {reading.allocation.max_batch_size}, {reading.allocation.instances} instances"
         yield Finding("ok", f"model {name}", f"version {reading.version}, backend {reading.backend}, {share}, {batching}")
@@ -205,9 +212,35 @@ async def _predicted_without(client: TritonClient, name: str) -> list[str]:
     levels = int(config["dynamic_batching"].get("priority_levels", 0))
     if levels > 1:
         said.append(f"its {levels} priority levels are kept; its P99 is predicted as if all requests were of one")
+    batching = config["dynamic_batching"]
+    if batching.get("priority_queue_policy") or any(map(int, _limits(batching.get("default_queue_policy", {})))):
+        said.append("its queue policies are kept; predicted as if no request were turned away or put off")
+    if any(group.get("rate_limiter", {}).get("resources") for group in config.get("instance_group", ())):
+        said.append("its rate_limiter is kept; predicted as if it never waited for others")
     if config.get("response_cache", {}).get("enable"):
         said.append("its response_cache is kept; requests answered from it are no load, and its P99 is predicted for the others")
     return said
+
+
+def _limits(policy: Mapping[str, Any]) -> tuple[Any, Any]:
+    return policy.get("default_timeout_microseconds", 0), policy.get("max_queue_size", 0)
+
+
+def _copies(readings: Mapping[str, ModelReading], boards: Sequence[BoardReading], knowledge: Knowledge) -> Iterator[Finding]:
+    """Whether every model that is steered fits beside itself for the time of a reload."""
+    from igniterd.act import second_copy
+    from igniterd.records import Observation
+
+    seen, unknown = Observation(0.0, boards=tuple(boards), models=readings), list[str]()
+    for name in readings.keys() & knowledge.steerable(seen).keys():
+        fits = second_copy(name, seen, knowledge.copy_bytes)
+        if fits.refused:
+            yield Finding("warn", f"model {name}", f"it cannot be changed: {fits.refused.removeprefix(f'{name}: ')}")
+        elif fits.unknown:
+            unknown.append(name)
+    if unknown:
+        why = "whether there is room for a second copy while one is reloaded is not known: it takes memory_bytes of a profile, and NVML"
+        yield Finding("warn", "GPU memory", f"{', '.join(sorted(unknown))}: {why}")
 
 
 async def _mps(settings: Config) -> Finding:
@@ -231,7 +264,8 @@ async def _mps(settings: Config) -> Finding:
     return Finding("ok", "MPS control", f"answers; {len(reading.server_pids)} servers running")
 
 
-async def _boards(settings: Config) -> AsyncIterator[Finding]:
+async def _boards(settings: Config, read: list[BoardReading]) -> AsyncIterator[Finding]:
+    """``read`` takes what they answer."""
     from igniterd.daemon import nvml_client
     from igniterd.errors import IgniterdError
 
@@ -246,6 +280,7 @@ async def _boards(settings: Config) -> AsyncIterator[Finding]:
         return
     finally:
         await client.close()
+    read.extend(boards)
     for board in boards:
         yield Finding("ok", f"GPU {board.index}", f"{board.name}, {board.uuid}")
 

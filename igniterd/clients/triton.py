@@ -25,20 +25,19 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from igniterd.clients.triton_config import ModelConfig, allocation_of, config_to_dict, same_allocation
+from igniterd.clients.triton_config import ModelConfig, allocation_of, config_to_dict
 from igniterd.clients.triton_ensembles import Strangers
 from igniterd.clients.triton_metrics import MetricsPage, ModelMetrics, ModelVersion
-from igniterd.clients.triton_reading import Known, Versions, by_model, executed, known, names_of, reading
+from igniterd.clients.triton_reading import Known, Versions, by_model, executed, known_of, names_of, reading
+from igniterd.clients.triton_unsettled import Unsettled
 from igniterd.errors import CannotRun, NotNow, NotServed, Refused, Unanswered, Unreachable
-from igniterd.records import Allocation, Gap, ModelReading
+from igniterd.records import Gap, ModelReading
 
 _CONTROL_PROBE = "igniterd-asks-for-the-model-control-mode"
 _NOT_EXPLICIT = "explicit model load / unload is not allowed"
 _NOT_POLLED = "failed to poll from model repository"
 _RESTRICTED = "protocol is restricted"
 _COMING = ("LOADING", "READY")  # index and statistics are two calls: what is ready now may have been loading a moment ago
-PATIENCE = 10.0
-"""For how many times ``reload_timeout_s`` a load that was not answered is looked out for."""
 _NO_ANSWER = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -99,15 +98,6 @@ class TlsFiles:
         return grpc.ssl_channel_credentials(*parts)
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A load that was not answered in time: Triton may finish it yet."""
-
-    wanted: Allocation
-    blocks_until_s: float
-    asked_until_s: float
-
-
 class TritonClient:
     """One tritonserver. Every method raises :class:`Unreachable` without an answer in time and :class:`Refused` on Triton's no."""
 
@@ -138,7 +128,7 @@ class TritonClient:
         self._metrics = MetricsPage(metrics_url, timeout_s) if metrics_url else None
         self._known: dict[str, Known] = {}
         self._others = Strangers(config_max_age_s, self._age_s)
-        self._pending: dict[str, _Pending] = {}
+        self._unsettled = Unsettled()
         self._reloads: dict[str, int] = {}
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
@@ -203,12 +193,11 @@ class TritonClient:
         """
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
         request.parameters["config"].string_param = json.dumps(config)
-        self._pending.pop(model, None)
+        self._unsettled.forget(model)
         try:
             await self._call("RepositoryModelLoad", request, timeout_s=self._reload_timeout_s)
         except Unanswered:
-            now_s, patience_s = self._clock(), self._reload_timeout_s
-            self._pending[model] = _Pending(allocation_of(config), now_s + patience_s, now_s + PATIENCE * patience_s)
+            self._unsettled.unanswered(model, allocation_of(config), self._clock(), self._reload_timeout_s)
             raise
         finally:
             # A tick may have read the old configuration while the new copy was loading, or be reading it now.
@@ -302,7 +291,7 @@ class TritonClient:
             return
         # Models first read together must not all be read together ever after: the first reading is given an age of its own.
         age_s = 0.0 if before is not None else self._age_s(name)
-        self._known[name] = known(message, now_s - age_s)
+        self._known[name] = known_of(message, now_s - age_s)
 
     def _age_s(self, name: str) -> float:
         return self._config_max_age_s * (crc32(name.encode()) % 97) / 97.0
@@ -311,21 +300,11 @@ class TritonClient:
         before = self._known.get(name)
         return (
             before is None
-            or name in self._pending
+            or name in self._unsettled
             or executed(versions) < before.success
             or names_of(versions) != before.versions
             or now_s - before.read_at_s >= self._config_max_age_s
         )
-
-    def _loading(self, name: str) -> bool:
-        """Whether a load that was not answered in time may still be going on; it is over when what was asked for serves."""
-        pending, now_s = self._pending.get(name), self._clock()
-        if pending is None:
-            return False
-        if now_s >= pending.asked_until_s or same_allocation(self._known[name].allocation, pending.wanted):
-            del self._pending[name]
-            return False
-        return now_s < pending.blocks_until_s
 
     async def _look_at_others(self, served: Mapping[str, Versions], wanted: Iterable[str]) -> None:
         """One whose configuration cannot be read is no fault."""
@@ -347,8 +326,9 @@ class TritonClient:
         return {name: _not_served(name, entries.get(name), self.name) for name in names}
 
     def _reading(self, name: str, versions: Versions, metrics: Mapping[ModelVersion, ModelMetrics], least_batch: int) -> ModelReading:
-        loading = self._loading(name)
-        return reading(self.name, versions, self._known[name], metrics, least_batch=least_batch, loading=loading)
+        known = self._known[name]
+        loading = self._unsettled.loading(name, known.allocation, len(versions), self._clock())
+        return reading(self.name, versions, known, metrics, least_batch=least_batch, loading=loading)
 
     async def _call(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
@@ -357,7 +337,7 @@ class TritonClient:
         except grpc.aio.AioRpcError as error:
             meaning = _meaning(error, f"Triton {self.name!r} at {self.url}", timeout_s)
             if isinstance(meaning, Unreachable) and not isinstance(meaning, Unanswered):
-                self._pending.clear()  # a server that is gone finishes nothing
+                self._unsettled.forget_all()
             raise meaning from error
 
     def _connected(self) -> Any:

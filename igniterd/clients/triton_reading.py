@@ -41,7 +41,7 @@ class Known:
     batches: dict[int, BatchStat] = field(default_factory=dict)
 
 
-def known(message: Any, read_at_s: float) -> Known:
+def known_of(message: Any, read_at_s: float) -> Known:
     """What a ``ModelConfig`` message says."""
     config = config_to_dict(message)
     return Known(

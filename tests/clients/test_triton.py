@@ -155,10 +155,13 @@ async def test_each_configuration_is_read_again_within_its_age_and_not_all_at_on
 
 
 async def test_versions_served_at_once_are_counted_together_and_only_watched(world: World) -> None:
-    server, client, _ = world
+    server, client, clock = world
     server.batches = [(1, 5, 500)]
     server.models["m"] = {"9": 1, "10": 2, "2": 3}
+    assert (await read(client)).loading, "one may just be taking the place of another"
+    clock.now_s += 10
     seen = await read(client)
+    assert not seen.loading
     assert (seen.version, seen.success_count) == ("10", 6)
     assert seen.batches == (BatchStat(1, 15, 0, 1500, 0),)
     assert seen.allocation.instances == 3, "each is in a process of its own"

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import pytest_asyncio
+import structlog
 from structlog.testing import capture_logs
 from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
+from typer.testing import CliRunner
 
+from igniterd.cli.app import app
 from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton_config import ModelConfig, allocation_of, with_allocation
 from igniterd.config import parse_config
@@ -118,6 +122,30 @@ def a_loop(host: Host, folder: Path, models: dict[str, float], ticks: list[Tick]
 
 async def configurations(host: Host, models: tuple[str, ...]) -> dict[str, ModelConfig]:
     return {model: await host.client.config(model) for model in models}
+
+
+async def test_check_says_what_is_left_alone_and_what_is_not_reckoned_with(host: Host, tmp_path: Path) -> None:
+    models = "".join(f'[[model]]\nname = "{name}"\nslo_p99_ms = 50\n' for name in (ODD, "pipe", "stream", "talk", "last"))
+    file = tmp_path / "igniterd.toml"
+    file.write_text(
+        f'[[triton]]\nurl = "{host.triton.url}"\nmetrics_url = "{host.triton.metrics_url}"\n[loop]\nmode = "advise"\ninterval_s = 20\n'
+        f'io_timeout_s = 5\n[gpu]\nsource = "none"\n[mps]\nenabled = false\n[state]\ndirectory = "{tmp_path}"\n{models}'
+    )
+    result = await asyncio.to_thread(CliRunner().invoke, app, ["check", "--live", "--format", "json", "--config", str(file)])
+    structlog.reset_defaults()
+    assert result.exit_code == 0, result.output
+    warned = [(finding["what"], finding["said"]) for finding in json.loads(result.stdout) if finding["level"] == "warn"]
+    for model, words in (
+        ("pipe", "watched, not steered: it is an ensemble"),
+        ("stream", "watched, not steered: it is decoupled"),
+        ("talk", "watched, not steered: it has sequence_batching"),
+        ("last", "its batching is left as it is: it has no dynamic_batching"),
+        (ODD, "priority levels are kept"),
+        (ODD, "queue policies are kept"),
+        (ODD, "response_cache is kept"),
+    ):
+        assert any(what == f"model {model}" and words in said for what, said in warned), (model, words, result.output)
+    assert any("it also serves" in said and "member" in said for what, said in warned if what == "Triton main")
 
 
 @pytest_asyncio.fixture(loop_scope="session")
