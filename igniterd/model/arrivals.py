@@ -16,9 +16,10 @@ arrivals are smooth within it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import NormalDist
+from typing import NamedTuple
 
 MEMORY_S = 20.0
 STEPS = (0.1, 0.3, 1.0, -0.1, -0.25, -0.5)  # relative changes of the rate that are watched for
@@ -42,8 +43,7 @@ _deviations = lru_cache(maxsize=64)(NormalDist().inv_cdf)
 Suspicion = tuple[float, float, float, float]  # log likelihood ratio; arrivals, seconds and arrivals x time since it left zero
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """Sums over the counts for a weighted line; times are relative to the last count's end, weights ``exp(time / MEMORY_S)``.
 
     ``e``: weight x seconds times 1, t, t^2; ``n``: weight x arrivals times 1, t; ``v``: as ``e`` with squared weights.
@@ -60,39 +60,31 @@ class Line:
 
     def shifted(self, by_s: float) -> Line:
         """The same counts, ``by_s`` later."""
+        e0, e1, e2, n0, n1, v0, v1, v2 = self
         w = math.exp(-by_s / MEMORY_S)
         u = w * w
         return Line(
-            w * self.e0,
-            w * (self.e1 - by_s * self.e0),
-            w * (self.e2 - 2 * by_s * self.e1 + by_s * by_s * self.e0),
-            w * self.n0,
-            w * (self.n1 - by_s * self.n0),
-            u * self.v0,
-            u * (self.v1 - by_s * self.v0),
-            u * (self.v2 - 2 * by_s * self.v1 + by_s * by_s * self.v0),
+            w * e0,
+            w * (e1 - by_s * e0),
+            w * (e2 - 2 * by_s * e1 + by_s * by_s * e0),
+            w * n0,
+            w * (n1 - by_s * n0),
+            u * v0,
+            u * (v1 - by_s * v0),
+            u * (v2 - 2 * by_s * v1 + by_s * by_s * v0),
         )
 
     def plus(self, at_s: float, span_s: float, arrivals: float) -> Line:
         """With ``arrivals`` in ``span_s`` seconds around the (negative) time ``at_s``."""
+        e0, e1, e2, n0, n1, v0, v1, v2 = self
         w = math.exp(at_s / MEMORY_S)
         e, n = w * span_s, w * arrivals
         v = w * e
         square = at_s * at_s + span_s * span_s / 12
-        return Line(
-            self.e0 + e,
-            self.e1 + e * at_s,
-            self.e2 + e * square,
-            self.n0 + n,
-            self.n1 + n * at_s,
-            self.v0 + v,
-            self.v1 + v * at_s,
-            self.v2 + v * square,
-        )
+        return Line(e0 + e, e1 + e * at_s, e2 + e * square, n0 + n, n1 + n * at_s, v0 + v, v1 + v * at_s, v2 + v * square)
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(NamedTuple):
     """The rate expected ``in_s`` seconds ahead (0: now) and its standard error, requests/s."""
 
     per_s: float
@@ -104,7 +96,7 @@ class Rate:
     """What is believed of one model's arrivals. ``seen`` counts the arrivals since the last change of rate."""
 
     end_s: float | None = None
-    line: Line = Line()
+    line: Line = field(default_factory=Line)
     slope: float = 0.0  # shrunk, requests/s a second
     daring: tuple[tuple[float, float], ...] = ()  # trend and its variance for the upper quantile, after each of the last counts
     seen: float = 0.0
@@ -118,26 +110,11 @@ class Rate:
     @property
     def per_s(self) -> float:
         """The rate now, requests/s; 0 before the first count."""
-        line = self.line
-        if line.e0 <= 0:
-            return 0.0
-        return max(0.0, (line.n0 - self.slope * line.e1) / line.e0)
+        return _now_per_s(self.line, self.slope)
 
     def ahead(self, in_s: float) -> Forecast:
         """The rate ``in_s`` seconds from the last count."""
-        line = self.line
-        if line.e0 <= 0:
-            return Forecast(0.0, 0.0)
-        mean, centre = line.n0 / line.e0, line.e1 / line.e0
-        now = self.per_s
-        most = FASTEST_PER_S * in_s * now
-        per_s = max(0.0, now + min(most, max(-most, self.slope * in_s)))
-        # a mean of counts, and a slope times the way it is carried; the slope's own error shrinks with the slope
-        poisson = max(mean, 1.0 / line.e0) * max(1.0, self.dispersion)
-        variance = poisson * line.v0 / (line.e0 * line.e0)
-        if self.slope:
-            variance += _trend(line, poisson, SHRINK)[1] * (in_s - centre) ** 2
-        return Forecast(per_s, math.sqrt(variance))
+        return _ahead(self.line, self.slope, self.dispersion, in_s)
 
     def upper_per_s(self, level: float, horizon_s: float = 0.0) -> float:
         """Upper quantile of the rate ``horizon_s`` ahead.
@@ -157,19 +134,41 @@ class Rate:
         return max(0.0, mean + rise + _deviations(level) * math.sqrt(spread))
 
 
+def _now_per_s(line: Line, slope: float) -> float:
+    return max(0.0, (line.n0 - slope * line.e1) / line.e0) if line.e0 > 0 else 0.0
+
+
+def _ahead(line: Line, slope: float, dispersion: float, in_s: float) -> Forecast:
+    """:meth:`Rate.ahead` of a rate with these parts."""
+    e0 = line.e0
+    if e0 <= 0:
+        return Forecast(0.0, 0.0)
+    mean, centre = line.n0 / e0, line.e1 / e0
+    now = _now_per_s(line, slope)
+    most = FASTEST_PER_S * in_s * now
+    per_s = max(0.0, now + min(most, max(-most, slope * in_s)))
+    # a mean of counts, and a slope times the way it is carried; the slope's own error shrinks with the slope
+    poisson = max(mean, 1.0 / e0) * max(1.0, dispersion)
+    variance = poisson * line.v0 / (e0 * e0)
+    if slope:
+        variance += _trend(line, _slope(line, poisson), SHRINK)[1] * (in_s - centre) ** 2
+    return Forecast(per_s, math.sqrt(variance))
+
+
 def _slope(line: Line, poisson: float) -> tuple[float, float]:
     """Least-squares slope and its variance for counts of variance ``poisson`` a second; (0, 0) where counts are too few to tell."""
-    centre = line.e1 / line.e0
-    spread = line.e2 - centre * line.e1
-    if spread <= 1e-9 * line.e0:
+    e0, e1, e2, n0, n1, v0, v1, v2 = line
+    centre = e1 / e0
+    spread = e2 - centre * e1
+    if spread <= 1e-9 * e0:
         return 0.0, 0.0
-    return (line.n1 - centre * line.n0) / spread, poisson * (line.v2 - 2 * centre * line.v1 + centre * centre * line.v0) / spread**2
+    return (n1 - centre * n0) / spread, poisson * (v2 - 2 * centre * v1 + centre * centre * v0) / spread**2
 
 
-def _trend(line: Line, poisson: float, doubt: float) -> tuple[float, float]:
+def _trend(line: Line, measured: tuple[float, float], doubt: float) -> tuple[float, float]:
     """The slope as far as it can be believed, and its variance: drawn to what is usual (a normal prior), and to none where it is within
-    ``doubt`` squared standard errors."""
-    slope, variance = _slope(line, poisson)
+    ``doubt`` squared standard errors. ``measured``: as :func:`_slope` gives them."""
+    slope, variance = measured
     if variance <= 0:
         return 0.0, 0.0
     usual = (USUAL_PER_S * max(line.n0, 1.0) / line.e0) ** 2
@@ -247,19 +246,19 @@ def updated(rate: Rate, end_s: float, span_s: float, arrivals: int) -> Rate:
         if worst > ALARM:
             line, seen, watch = _since(counts, seconds, moment), counts, rate.watch[:0] or ((0.0,) * 4,) * len(STEPS)
     poisson = max(line.n0, 1.0) / line.e0 * max(1.0, dispersion)
-    slope, _ = _trend(line, poisson, SHRINK)
-    after = Rate(
+    measured = _slope(line, poisson)
+    slope, _ = _trend(line, measured, SHRINK)
+    now = _ahead(line, slope, dispersion, 0.0)
+    return Rate(
         end_s,
         line,
         slope,
-        (*rate.daring, _trend(line, poisson, DARING))[-CONFIRM:],
+        (*rate.daring, _trend(line, measured, DARING))[-CONFIRM:],
         seen,
         watch,
         (arrivals, span_s),
         dispersion,
         weight,
         _burstiness(rate.burstiness, dispersion, weight),
-        rate.peak_per_s * 0.5 ** (since_s / PEAK_HALF_LIFE_S),
+        max(rate.peak_per_s * 0.5 ** (since_s / PEAK_HALF_LIFE_S), now.per_s - now.error_per_s),
     )
-    now = after.ahead(0.0)
-    return replace(after, peak_per_s=max(after.peak_per_s, now.per_s - now.error_per_s))
