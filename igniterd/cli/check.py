@@ -31,11 +31,11 @@ def register(app: typer.Typer) -> None:
     """Add the verb to ``app``."""
     from igniterd.cli.run import CONFIG
 
-    @app.command()
+    @app.command(short_help="Is everything as the daemon needs it? Changes nothing.")
     def check(
         config: Path = CONFIG,
         live: bool = typer.Option(False, "--live", help="Also ask Triton, MPS control and NVML."),
-        form: str = typer.Option("table", "--format", help="table or json."),
+        form: str = typer.Option("table", "--format", metavar="FORMAT", help="table or json."),
     ) -> None:
         """Check the configuration and the profiles; with --live also the host. Exit status 1 when something is wrong."""
         import json

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the verb to ``app``."""
 
-    @app.command()
+    @app.command(short_help="All of it at work on this machine, no GPU needed.")
     def demo(
-        folder: Path = typer.Option(Path(".demo"), "--folder", help="Where everything of the run is kept."),
+        folder: Path = typer.Option(Path(".demo"), "--folder", metavar="FOLDER", help="Where everything of the run is kept."),
         seed: int = typer.Option(1, min=0, help="Another one gives other arrivals and service times."),
         frozen: bool = typer.Option(False, "--frozen", help="Also play the shifted traffic with the plan standing still (a minute more)."),
         keep: bool = typer.Option(False, "--keep", help="Go on running after the last phase, until Ctrl-C."),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from igniterd.cli.common import cannot, shown
-from igniterd.cli.wording import finite, picture_path
+from igniterd.cli.wording import finite, given, picture_path
 
 if TYPE_CHECKING:
     from igniterd.planner.records import ProvisionPlan
@@ -26,7 +26,7 @@ Points = list[tuple[float, "ProvisionPlan"]]
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    app.command(name="plan")(plan)
+    app.command(name="plan", short_help="The fewest GPUs that hold every P99, and their cost.")(plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,16 @@ class _Task:
 
 
 def plan(
-    workloads: Annotated[Path, typer.Argument(metavar="WORKLOADS", help="CSV or TOML: workload, model, slo_p99_ms, rate_per_s.")],
+    workloads: Annotated[
+        Path,
+        typer.Argument(
+            metavar="WORKLOADS", help="CSV or .toml: workload, model, slo_p99_ms, rate_per_s[, burstiness]; - is standard input."
+        ),
+    ],
     gpu: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="GPU",
             help="A kind of GPU, NAME_OR_PROFILE[@PRICE_PER_HOUR[xMOST]]: v100, v100@2.48, t4.json@0.5x8; repeatable.",
             show_default="v100",
         ),
@@ -58,10 +64,14 @@ def plan(
     ] = None,
     start: Annotated[Path | None, typer.Option("--from", metavar="PLAN.json", help="Start from this running plan and move little.")] = None,
     max_moves: Annotated[int | None, typer.Option(min=0, help="With --from: move at most so many tenants.")] = None,
-    sweep: Annotated[str | None, typer.Option(help="What if: rate=0.5..3 or slo=0.8..2, factors; :N points.")] = None,
+    sweep: Annotated[
+        str | None, typer.Option(metavar="WHAT=LOW..HIGH[:N]", help="What if: rate=0.5..3 or slo=0.8..2, factors; N points.")
+    ] = None,
     level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Level of the upper bound of service times.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Of the search's random choices; the same seed gives the same plan.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="Also draw the plan, or the sweep, into this file (png, svg, pdf).")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw the plan, or the sweep, into this file (png, svg, pdf).")
+    ] = None,
     emit: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write what every GPU host needs into this new folder.")] = None,
     output: Annotated[Literal["table", "json"], typer.Option("--format", help="How to print.")] = "table",
 ) -> None:
@@ -99,7 +109,7 @@ def _task(
     from igniterd.planner.sweep import parse_sweep
     from igniterd.planner.workloads import read_workloads
 
-    found, rejected = read_workloads(path)
+    found, rejected = read_workloads(given(path))
     start = read_plan(running[0]) if running[0] is not None else None
     kinds = tuple(parse_gpu(text) for text in gpus)
     request = Request(found, kinds, burstiness, level=how[0], seed=how[1], start=start, max_moves=running[1])

@@ -21,12 +21,12 @@ Case = list["Tenant"]
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    app.command(name="predict")(predict)
+    app.command(name="predict", short_help="Latency and throughput of models that share a GPU.")(predict)
 
 
 def predict(
     cases: Annotated[Path, typer.Argument(metavar="CASES.json", help="Tenants that share a GPU, case by case; - reads standard input.")],
-    gpu: Annotated[str, typer.Option(help="A GPU igniterd ships a profile of (v100), or the path of a profile.")] = "v100",
+    gpu: Annotated[str, typer.Option(metavar="GPU", help="A GPU igniterd ships a profile of (v100), or the path of a profile.")] = "v100",
     model: Annotated[Literal["igniterd", "igniter"], typer.Option(help="igniterd's own model, or the published one.")] = "igniterd",
     level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Level of the upper bound.")] = 0.95,
     output: Annotated[Literal["table", "json"], typer.Option("--format", help="How to print.")] = "table",

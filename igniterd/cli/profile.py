@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from igniterd.cli.common import cannot
+from igniterd.cli.common import cannot, shown
 from igniterd.cli.wording import finite, picture_path
 from igniterd.errors import CannotRun
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the verb to ``app``."""
-    app.command(name="profile")(profile)
+    app.command(name="profile", short_help="Measure models on a live Triton into a profile.")(profile)
 
 
 def profile(
@@ -73,7 +73,9 @@ def profile(
     resume: Annotated[Path | None, typer.Option(metavar="FILE", help="Go on from the .partial file of an interrupted profile.")] = None,
     restore: Annotated[Path | None, typer.Option(metavar="FILE", help="Put the server back as the .partial file says.")] = None,
     show: Annotated[Path | None, typer.Option(metavar="FILE", help="Print a profile and how well the model fits it.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the fit of the profile shown or measured: png, svg, pdf.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PICTURE", help="Draw the fit of the profile shown or measured: png, svg, pdf.")
+    ] = None,
 ) -> None:
     """Measure models on a live Triton into a profile: alone at chosen batches and shares, then in pairs.
 
@@ -280,10 +282,10 @@ def _watching() -> Iterator[Any]:
 
 def _show(path: Path, plot: Path | None) -> None:
     from igniterd.model.profile import Profile
-    from igniterd.profiler.show import drawn, printed
+    from igniterd.profiler.show import drawn, told
 
     found = Profile.load(path)
-    printed(found)
+    shown(*told(found))
     if plot is not None:
         drawn(found, plot)
         print(plot)

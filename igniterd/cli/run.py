@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from igniterd.daemon import Daemon, Fresh
 
 LEAVE_S = 1.0
-CONFIG = typer.Option(Path("/etc/igniterd/igniterd.toml"), "--config", "-c", help="Configuration file.")
+CONFIG = typer.Option(Path("/etc/igniterd/igniterd.toml"), "--config", "-c", metavar="FILE", help="Configuration file.")
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb to ``app``."""
 
-    @app.command()
+    @app.command(short_help="The daemon, until it is told to stop.")
     def run(
         config: Path = CONFIG,
-        mode: str = typer.Option("", help="observe, advise or act: overrides loop.mode of the file."),
-        log_format: str = typer.Option("auto", help="text, json, or auto: text on a terminal."),
+        mode: str = typer.Option("", metavar="MODE", help="observe, advise or act: overrides loop.mode of the file."),
+        log_format: str = typer.Option("auto", metavar="FORMAT", help="text, json, or auto: text on a terminal."),
     ) -> None:
         """Run the daemon until SIGTERM or SIGINT; SIGHUP reads the configuration again. What it has applied goes on serving."""
         import asyncio

@@ -21,11 +21,11 @@ def register(app: typer.Typer) -> None:
     """Add the verb to ``app``."""
     from igniterd.cli.run import CONFIG
 
-    @app.command()
+    @app.command(short_help="What the running daemon sees, predicts and last decided.")
     def show(
         config: Path = CONFIG,
-        admin: str = typer.Option("", help="Admin address host:port; from the configuration unless given."),
-        form: str = typer.Option("table", "--format", help="table or json."),
+        admin: str = typer.Option("", metavar="HOST:PORT", help="Admin address; from the configuration unless given."),
+        form: str = typer.Option("table", "--format", metavar="FORMAT", help="table or json."),
     ) -> None:
         """Print what the running daemon sees, predicts and last decided."""
         import json

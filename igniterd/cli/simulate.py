@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from igniterd.cli.common import cannot, shown
+from igniterd.cli.wording import given
 
 if TYPE_CHECKING:
     from igniterd.emulator.replay import Arrivals, Replayed, Served
@@ -22,11 +23,13 @@ _MOST_REQUESTS = 100_000_000
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    app.command(name="simulate")(simulate)
+    app.command(name="simulate", short_help="Replay a plan in virtual time against measured tables.")(simulate)
 
 
 def simulate(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN.json", help="A plan, as `igniterd plan --format json` prints it.")],
+    plan: Annotated[
+        Path, typer.Argument(metavar="PLAN.json", help="A plan, as `igniterd plan --format json` prints it; - is standard input.")
+    ],
     arrivals: Annotated[
         str, typer.Option(metavar="PROCESS", help="poisson, constant, bursty, or a trace: a CSV with the columns workload and time_s.")
     ] = "poisson",
@@ -36,7 +39,9 @@ def simulate(
     against: Annotated[
         Literal["auto", "measured", "model"], typer.Option(help="Service times: measured tables, the model, or tables where there are any.")
     ] = "auto",
-    gpu: Annotated[list[str] | None, typer.Option(help="Profile of a kind of GPU that the plan names and igniterd does not ship.")] = None,
+    gpu: Annotated[
+        list[str] | None, typer.Option(metavar="GPU", help="Profile of a kind of GPU that the plan names and igniterd does not ship.")
+    ] = None,
     require_slo: Annotated[bool, typer.Option("--require-slo", help="Exit 1 when a workload's P99 is above its SLO.")] = False,
     output: Annotated[Literal["table", "json"], typer.Option("--format", help="How to print.")] = "table",
 ) -> None:
@@ -45,7 +50,7 @@ def simulate(
         from igniterd.emulator.replay import replay
         from igniterd.planner.records import read_plan
 
-        read = read_plan(plan)
+        read = read_plan(given(plan))
         process = _arrivals(arrivals, burstiness)
         boards = _boards(read, against, gpu or [])
         _bearable(read, process, duration)
@@ -172,7 +177,7 @@ def _print_table(plan: ProvisionPlan, result: Replayed, boards: list[Board], pro
             table.add_row("all", w.workload, w.model, "", "", "", *_figures(w))
     process_said = f"{process.kind.value} arrivals" + (f" (burstiness {process.burstiness:g})" if process.kind.value == "bursty" else "")
     missed = ", ".join(w.workload for w in result.missed) or "none"
-    against = " and ".join(dict.fromkeys(b.name for b in boards))
+    against = " and ".join(dict.fromkeys(b.name for b in boards)) or "nothing: the plan has no GPU"
     requests = sum(w.requests for w in result.workloads)
     said = f"{requests} requests in {result.duration_s:g} s, {process_said}, seed {seed}, against {against}; P99 above its SLO: {missed}"
     shown(table, said)

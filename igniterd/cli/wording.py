@@ -31,6 +31,11 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def given(path: Path) -> Path:
+    """The file to read; ``-`` is standard input."""
+    return Path("/dev/stdin") if str(path) == "-" else path
+
+
 def picture_path(option: str, path: Path | None, *endings: str) -> None:
     """Whether a picture can be written there, asked before anything is computed or measured. Raises :class:`ConfigError`."""
     from igniterd.errors import ConfigError

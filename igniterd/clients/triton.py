@@ -41,6 +41,7 @@ _COMING = ("LOADING", "READY")  # index and statistics are two calls: what is re
 _NO_ANSWER = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),  # Triton is beside us: http_proxy in somebody's shell is not meant for it
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),  # a restarted Triton is seen at the next tick or two

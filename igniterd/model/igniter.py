@@ -212,7 +212,9 @@ def _clock_slope(ladder: Sequence[Copies], top_mhz: float, limit_w: float) -> fl
 def _model(name: str, model: ModelProfile, profile: Profile) -> ModelCoefficients:
     inputs, top, idle = model.igniter, profile.board.max_clock_mhz, profile.board.idle_power_w
     if inputs is None or model.kernels is None or model.gap_ms is None or top is None or idle is None:
-        raise ProfileError(f"models.{name}: the published model needs kernels, gap_ms and the igniter measurements; use --model igniterd")
+        raise ProfileError(
+            f"models.{name}: the published model needs kernels, gap_ms and the igniter measurements; igniterd's own needs none of them"
+        )
     points = inputs.gpu_points
     batch, share, gpu, clock, power = (
         np.array([getattr(p, f) for p in points], dtype=np.float64) for f in ("batch", "share", "gpu_ms", "clock_mhz", "power_w")

@@ -60,10 +60,10 @@ def parse_gpu(text: str) -> GpuType:
 
     Raises :class:`ConfigError` for a price or count that is none, :class:`igniterd.errors.ProfileError` for an unknown GPU.
     """
-    name, _, tail = text.partition("@")
+    name, priced, tail = text.partition("@")
     price: float | None = None
     most: int | None = None
-    if tail:
+    if priced:
         amount, _, count = tail.partition("x")
         problems = []
         try:

@@ -21,6 +21,8 @@ from igniterd.planner.settle import Settler
 from igniterd.planner.squeeze import SMALL
 from igniterd.planner.workloads import Infeasible, Workload
 
+OUT_OF_STOCK = "needs a GPU beyond the"
+"""How the reason begins that a workload lost for want of GPUs is given."""
 REPACKED = 200
 """Up to so many items, a plan that misses somewhere is packed anew with what was learnt before it is mended GPU by GPU."""
 
@@ -57,7 +59,7 @@ def within_stock(placed: Placed) -> Placed:
         if gpu.most is None or len(mine) <= gpu.most:
             continue
         over = set(sorted(mine, key=lambda g: -sum(float(problem.alone[kind, i]) for i in placed.groups[g].items))[gpu.most :])
-        placed.unplaced.update({i: f"needs a GPU beyond the {gpu.most} {gpu.name} there are" for g in over for i in placed.groups[g].items})
+        placed.unplaced.update({i: f"{OUT_OF_STOCK} {gpu.most} {gpu.name} there are" for g in over for i in placed.groups[g].items})
         keep = [g for g in range(len(placed.groups)) if g not in over]
         placed = Placed(problem, [placed.groups[g] for g in keep], [placed.placements[g] for g in keep], placed.unplaced)
     return placed

@@ -138,7 +138,9 @@ def pose(
     """
     known = sorted({name for gpu in gpus for name in gpu.model.models})
     rejected = [Infeasible(w.name, _unknown(w.model, known)) for w in workloads if w.model not in known]
-    kept = [w for w in workloads if w.model in known]
+    large = {m: why for m in {w.model for w in workloads} & set(known) if (why := _too_large(gpus, m))}
+    rejected += [Infeasible(w.name, large[w.model]) for w in workloads if w.model in large]
+    kept = [w for w in workloads if w.model in known and w.model not in large]
     c2 = [burstiness if w.burstiness is None else w.burstiness for w in kept]
     queues = sorted(set(c2)) or [burstiness]
     models = tuple(sorted({w.model for w in kept})) or tuple(known[:1])
@@ -188,6 +190,15 @@ def needs(tables: Tables, items: Items) -> I64:
 def pick(items: Items, which: I64) -> Items:
     """Some of the items, in that order."""
     return Items(items.model[which], items.queue[which], items.goal_ms[which], items.rate[which])
+
+
+def _too_large(gpus: Sequence[GpuType], model: str) -> str:
+    """Why one instance fits the memory of no GPU, or an empty string; what a profile does not say fits."""
+    rooms = [(_memory(gpu, model), gpu.profile.board.memory_bytes) for gpu in gpus if model in gpu.profile.models]
+    if any(room is None or need <= room for need, room in rooms):
+        return ""
+    need, room = min((need, room or 0) for need, room in rooms)
+    return f"one instance of {model} takes {need / 2**30:.3g} GiB, and the GPU has {room / 2**30:.3g} GiB"
 
 
 def _unknown(model: str, known: Sequence[str]) -> str:

@@ -76,6 +76,7 @@ class ProvisionPlan:
     moves: tuple[str, ...] = ()  # against the plan it was started from, in words
     planning_s: float = 0.0  # filled in by whoever has a clock
     notes: tuple[str, ...] = ()
+    kinds: int = 1  # of GPU that were offered
 
     @property
     def feasible(self) -> bool:

@@ -29,7 +29,6 @@ def plan_table(plan: ProvisionPlan, *, most_gpus: int = 40) -> list[Table | Text
     if len(plan.gpus) > most_gpus:
         parts.append(Text(f"… and {len(plan.gpus) - most_gpus} more GPUs (--format json has them all)"))
     parts += [Text(line) for line in ("", *summary(plan))]
-    parts += [Text(f"  {entry.workload}: {entry.reason}", style="red") for entry in plan.infeasible]
     return parts
 
 
@@ -39,15 +38,14 @@ def summary(plan: ProvisionPlan) -> list[str]:
     counted = ", ".join(f"{sum(gpu.gpu == kind for gpu in plan.gpus)} {kind}" for kind in kinds) or "no GPU"
     cost = "" if plan.cost_per_hour is None else f", {plan.cost_per_hour:.2f} an hour"
     lines = [f"{plan.strategy}: {counted}{cost}, planned in {plan.planning_s * 1e3:.1f} ms"]
-    if plan.lower_bound_gpus is not None and plan.gap is not None:
-        lines.append(f"lower bound {plan.lower_bound_gpus:.2f} GPUs, so {math.ceil(plan.lower_bound_gpus - 1e-9)}; gap {plan.gap:.1%}")
+    lines += _bound(plan)
     if plan.needed_gpus is not None:
         lines.append(f"shares needed beside these neighbours: {plan.needed_gpus:.2f} GPUs")
     lines += [*plan.notes]
     if plan.moves:
         lines += [f"{len(plan.moves)} moves against the plan it started from:", *(f"  {move}" for move in plan.moves)]
     if plan.infeasible:
-        lines.append(f"{len(plan.infeasible)} not planned:")
+        lines.append(f"{len(plan.infeasible)} not planned: {_named(plan)}")
     return lines
 
 
@@ -109,3 +107,13 @@ def _named(plan: ProvisionPlan) -> str:
     names = [entry.workload for entry in plan.infeasible]
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _bound(plan: ProvisionPlan) -> list[str]:
+    """How far from the least possible: in GPUs, or in money where kinds of GPU could be mixed."""
+    gpus, cost = plan.lower_bound_gpus, plan.lower_bound_cost_per_hour
+    if plan.infeasible or gpus is None or plan.gap is None:
+        return []
+    if plan.kinds > 1 and cost and plan.cost_per_hour is not None:
+        return [f"lower bound {cost:.2f} an hour; gap {plan.cost_per_hour / cost - 1:.1%}"]
+    return [f"lower bound {gpus:.2f} GPUs, so {math.ceil(gpus - 1e-9)}; gap {plan.gap:.1%}"]

@@ -12,7 +12,7 @@ from igniterd.planner import published
 from igniterd.planner.baselines import gpu_lets, gslice
 from igniterd.planner.exact import LEVEL
 from igniterd.planner.gpus import GpuType, check_gpus
-from igniterd.planner.own import plan_own
+from igniterd.planner.kinds import plan_kinds
 from igniterd.planner.records import PlannedGpu, ProvisionPlan
 from igniterd.planner.replan import replan
 from igniterd.planner.workloads import Infeasible, Workload
@@ -48,7 +48,7 @@ def plan(request: Request, strategy: Strategy = "igniterd", rejected: Sequence[I
     check_gpus(request.gpus)
     if strategy == "igniterd":
         if request.start is None:
-            own = plan_own(request.workloads, request.gpus, request.burstiness, level=request.level, seed=request.seed)
+            own = plan_kinds(request.workloads, request.gpus, request.burstiness, level=request.level, seed=request.seed)
         else:
             own = replan(
                 request.start, request.workloads, request.gpus, request.burstiness, max_moves=request.max_moves, level=request.level

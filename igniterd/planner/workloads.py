@@ -18,6 +18,7 @@ from igniterd.errors import ConfigError
 
 REQUIRED = ("workload", "model", "slo_p99_ms", "rate_per_s")
 OPTIONAL = ("burstiness",)
+_NONE = "holds no workload; a row is e.g. W1,alexnet,10,1200 under workload,model,slo_p99_ms,rate_per_s"
 ARRIVALS = {"constant": 0.0, "poisson": 1.0}
 """Named arrival processes: the squared coefficient of variation of the gaps between requests."""
 
@@ -66,9 +67,11 @@ def read_workloads(path: Path) -> tuple[tuple[Workload, ...], tuple[Infeasible, 
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(str(path), [f"cannot be read: {exc}"]) from exc
+    if not text.strip():
+        raise ConfigError(str(path), [_NONE])
     rows = _toml_rows(str(path), text) if path.suffix.lower() == ".toml" else _csv_rows(str(path), text)
     if not rows:
-        raise ConfigError(str(path), ["holds no workload; a row is e.g. W1,alexnet,10,1200 under workload,model,slo_p99_ms,rate_per_s"])
+        raise ConfigError(str(path), [_NONE])
     return check_rows(rows)
 
 
@@ -162,7 +165,7 @@ def _check_keys(source: str, keys: Sequence[str]) -> None:
     missing = [key for key in REQUIRED if key not in keys]
     twice = sorted({key for key in keys if list(keys).count(key) > 1})
     unknown = [key for key in keys if key not in REQUIRED + OPTIONAL]
-    problems = [f"lacks {key!r}; needed are {', '.join(REQUIRED)}" for key in missing]
+    problems = [f"lacks {', '.join(missing)}; needed are {', '.join(REQUIRED)}"] if missing else []
     problems += [f"has {key!r} twice" for key in twice]
     problems += [f"has {key!r}, which means nothing here; known are {', '.join(REQUIRED + OPTIONAL)}" for key in unknown]
     if problems:

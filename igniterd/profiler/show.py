@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from igniterd.model.surface import Surface
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from rich.console import Console
+    from rich.table import Table
 
 LEVEL = 0.95
 
@@ -61,45 +61,37 @@ def _without(profile: Profile, name: str, point: SoloPoint) -> float | None:
     return float(mean[0]) + item_ms * point.batch
 
 
-def printed(profile: Profile) -> None:
-    """Tables on standard output."""
-    from rich.console import Console
+def told(profile: Profile) -> Iterator[Table | str]:
+    """Tables and lines to print."""
     from rich.table import Table
 
-    console = Console(soft_wrap=True)
-    console.print(board_line(profile), highlight=False)
+    yield board_line(profile)
     fitted = OwnModel(profile)
     for name, model in profile.models.items():
         found = residuals(profile, fitted, name)
-        table = Table(
-            "batch", "share", "ms", "± %", "fit %", "from the others %", "W", "MHz", box=None, pad_edge=False, title_justify="left"
-        )
-        table.title = f"\n{name}: {len(model.solo)} points alone{_memory(model)}, latency of one batch"
+        yield f"\n{name}: {len(model.solo)} points alone{_memory(model)}, latency of one batch"
+        table = Table("batch", "share", "ms", "± %", "fit %", "from the others %", "W", "MHz", box=None, pad_edge=False)
         for column in table.columns:
             column.justify = "right"
         for r in found:
             p = r.point
             cells = (f"{p.latency_ms:.3f}", _pct(p.latency_error), _pct(r.fitted_error), _pct(r.foretold_error))
             table.add_row(str(p.batch), f"{p.share:.3g}", *cells, _whole(p.power_w), _whole(p.clock_mhz))
-        console.print(table)
+        yield table
         foretold = [abs(r.foretold_error) for r in found if r.foretold_error is not None]
         if foretold:
-            console.print(
-                f"each foretold by the others: off by {100 * np.mean(foretold):.1f} % on average, {100 * max(foretold):.1f} % at worst",
-                highlight=False,
-            )
-    _print_pairs(profile, fitted, console)
+            yield f"each foretold by the others: off by {100 * np.mean(foretold):.1f} % on average, {100 * max(foretold):.1f} % at worst"
+    if profile.co_runs:
+        yield f"\nbeside each other: {len(profile.co_runs)} co-runs"
+        yield _pairs(profile, fitted)
 
 
-def _print_pairs(profile: Profile, fitted: OwnModel, console: Console) -> None:
+def _pairs(profile: Profile, fitted: OwnModel) -> Table:
     from rich.table import Table
 
-    if not profile.co_runs:
-        return
-    table = Table(
-        "model", "batch", "share", "beside", "ms", "alone ms", "slower %", "fit %", box=None, pad_edge=False, title_justify="left"
-    )
-    table.title = f"\nbeside each other: {len(profile.co_runs)} co-runs"
+    table = Table("model", "batch", "share", "beside", "ms", "alone ms", "slower %", "fit %", box=None, pad_edge=False)
+    for column in (table.columns[k] for k in (1, 2, 4, 5, 6, 7)):
+        column.justify = "right"
     for run in profile.co_runs:
         predicted = fitted.predict([Tenant(t.model, t.batch, t.share) for t in run.tenants])
         for place, (t, p) in enumerate(zip(run.tenants, predicted, strict=True)):
@@ -107,7 +99,7 @@ def _print_pairs(profile: Profile, fitted: OwnModel, console: Console) -> None:
             alone = fitted.predict([Tenant(t.model, t.batch, t.share)])[0].latency_ms
             cells = (f"{t.latency_ms:.3f}", f"{alone:.3f}", _pct(t.latency_ms / alone - 1), _pct(p.latency_ms / t.latency_ms - 1))
             table.add_row(t.model, str(t.batch), f"{t.share:.3g}", others, *cells)
-    console.print(table)
+    return table
 
 
 def board_line(profile: Profile) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,17 @@ from typer.testing import CliRunner
 from igniterd.cli.app import app
 from igniterd.config import load_config
 from igniterd.errors import ConfigError
+from igniterd.model import builtin_profile
 from igniterd.planner.gpus import parse_gpu
 from igniterd.planner.sweep import parse_sweep
 
 CONTRACT = {"feasible", "gpus", "cost_per_hour", "lower_bound_gpus", "planning_s", "infeasible"}
 TENANT = {"workload", "model", "rate_per_s", "share", "max_batch_size", "max_queue_delay_us", "predicted"}
+
+
+def _piped(command: str, given: str) -> str:
+    _, *arguments = command.split()
+    return subprocess.run([sys.executable, *arguments], input=given, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 def run(*args: object):
@@ -71,6 +79,7 @@ def test_the_table_shows_shares_as_bars(few):
     [
         (["--gpu", "t4000"], 1, "t4000"),
         (["--gpu", "v100@cheap"], 1, "should be a number"),
+        (["--gpu", "v100@"], 1, "should be a number"),
         (["--gpu", "v100@1x0"], 1, "whole number above 0"),
         (["--sweep", "rate=3..1"], 1, "should be above 0 and not above HIGH"),
         (["--sweep", "price=1..2"], 1, "rate=LOW..HIGH"),
@@ -84,6 +93,55 @@ def test_wrong_usage_says_what_would_be_right(few, args, status, said):
     result = run(few, *args)
     assert result.exit_code == status
     assert said in " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Path:
+    """A GPU that takes three times as long as a V100."""
+    profile = builtin_profile("v100").time_scaled(3.0)
+    path = tmp_path / "slow.json"
+    profile.model_copy(update={"board": profile.board.model_copy(update={"name": "slow"})}).save(path)
+    return path
+
+
+def test_a_dear_gpu_that_would_be_half_empty_is_not_taken(few, slow):
+    """Each share costs less on the V100; a whole V100 costs more than what is needed of the other."""
+    both = json.loads(run(few, "--gpu", "v100@3", "--gpu", f"{slow}@0.4", "--format", "json").stdout)
+    alone = json.loads(run(few, "--gpu", f"{slow}@0.4", "--format", "json").stdout)
+    assert both["cost_per_hour"] <= alone["cost_per_hour"] < 3.0
+    assert both["cost_per_hour"] >= both["lower_bound_cost_per_hour"]
+
+
+def test_what_a_kind_that_ran_out_has_no_room_for_goes_to_another(few, slow):
+    """The V100 is cheaper for all of them, and there is one."""
+    many = few.with_name("many.csv")
+    rows = few.read_text().splitlines()
+    many.write_text("\n".join([*rows, *(f"0{row}" for row in rows[1:])]))
+    document = json.loads(run(many, "--gpu", "v100@1x1", "--gpu", f"{slow}@2", "--format", "json").stdout)
+    assert document["feasible"] is True
+    assert sum(gpu["gpu"] == "v100" for gpu in document["gpus"]) == 1
+    placed: dict[str, float] = {}
+    for tenant in (t for gpu in document["gpus"] for t in gpu["tenants"]):
+        placed[tenant["workload"]] = placed.get(tenant["workload"], 0.0) + tenant["rate_per_s"]
+    asked = dict(zip(("A", "B", "C"), (400.0, 200.0, 50.0), strict=True))
+    assert placed == pytest.approx({f"{k}{name}": rate for k in ("", 0) for name, rate in asked.items()}, rel=1e-4)
+
+
+def test_a_model_that_no_memory_holds_is_named(few, tmp_path):
+    profile = builtin_profile("v100")
+    models = profile.models | {"ssd": profile.models["ssd"].model_copy(update={"memory_bytes": 20 * 2**30})}
+    board = profile.board.model_copy(update={"memory_bytes": 16 * 2**30})
+    profile.model_copy(update={"models": models, "board": board}).save(tmp_path / "small.json")
+    result = run(few, "--gpu", tmp_path / "small.json", "--format", "json")
+    assert result.exit_code == 1
+    assert "C: one instance of ssd takes 20 GiB, and the GPU has 16 GiB" in result.stderr
+    assert [t["workload"] for gpu in json.loads(result.stdout)["gpus"] for t in gpu["tenants"]] == ["A", "B"]
+
+
+def test_a_plan_goes_from_one_command_to_the_next(few):
+    made = CliRunner().invoke(app, ["plan", str(few), "--format", "json"]).stdout
+    shell = "python -m igniterd simulate - --duration 1 --format json"
+    assert json.loads(_piped(shell, made))["missed"] == []
 
 
 def test_a_missing_file():
@@ -174,7 +232,8 @@ def test_names_that_nothing_else_would_take_are_emitted_all_the_same(tmp_path):
     [
         ("workload,model,slo_p99_ms,rate_per_s\nA,alexnet,15,400,7\n", "line 2 has 5 fields under 4 columns"),
         ("workload,model,slo_p99_ms,rate_per_s,model\nA,alexnet,15,400,ssd\n", "has 'model' twice"),
-        ("", "lacks 'workload'"),
+        ("", "holds no workload"),
+        ("workload;model;slo_p99_ms;rate_per_s\nA;alexnet;15;400\n", "lacks workload, model, slo_p99_ms, rate_per_s"),
         ("workload,model,slo_p99_ms,rate_per_s\n", "holds no workload"),
     ],
 )
