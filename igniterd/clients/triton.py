@@ -28,7 +28,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from igniterd.clients.triton_config import ModelConfig, allocation_of, config_to_dict
 from igniterd.clients.triton_ensembles import Strangers
 from igniterd.clients.triton_metrics import MetricsPage, ModelMetrics, ModelVersion
-from igniterd.clients.triton_reading import Known, Versions, by_model, executed, known_of, names_of, reading
+from igniterd.clients.triton_reading import Known, Served, by_model, known_of, reading
 from igniterd.clients.triton_unsettled import Unsettled
 from igniterd.errors import CannotRun, NotNow, NotServed, Refused, Unanswered, Unreachable
 from igniterd.records import Gap, ModelReading
@@ -220,15 +220,18 @@ class TritonClient:
             self._call("ModelStatistics", service_pb2.ModelStatisticsRequest()), self._read_metrics()
         )
         served = by_model(statistics.model_stats)
-        failed, missing, _ = await asyncio.gather(
-            self._refresh_configs([name for name in wanted if name in served], served),
-            self._why_missing([name for name in wanted if name not in served]),
-            self._look_at_others(served, wanted),
-        )
+        failed, missing = dict[str, NotNow](), dict[str, NotNow]()
+        now_s, absent = self._clock(), [name for name in wanted if name not in served]
+        due = [name for name in wanted if name in served and self._stale(name, served[name], now_s)]
+        others = self._others.due(served, wanted, now_s)
+        if due or absent or others:
+            failed, missing, _ = await asyncio.gather(
+                self._refresh_configs(due), self._why_missing(absent), self._look_at_others(others, served)
+            )
         lost = [name for name in wanted if name in served and name not in failed and name not in self._known]
         if lost:  # a load of theirs ended meanwhile
-            failed |= await self._refresh_configs(lost, served)
-        least = self._others.least_batches(self._known[name].message for name in wanted if name in self._known)
+            failed |= await self._refresh_configs(lost)
+        least = self._others.least_batches(self._known[name] for name in wanted if name in self._known)
         return {
             name: failed.get(name) or missing.get(name) or self._reading(name, served[name], metrics, least.get(name, 1)) for name in wanted
         }
@@ -266,10 +269,9 @@ class TritonClient:
             self.metrics_gap = Gap(f"metrics:{self.name}", str(error), self._clock())
             return {}
 
-    async def _refresh_configs(self, names: list[str], served: Mapping[str, Versions]) -> dict[str, NotNow]:
-        """Read again the configurations that may have changed, and each one every ``config_max_age_s``. Returns what could not be read."""
+    async def _refresh_configs(self, due: list[str]) -> dict[str, NotNow]:
+        """Read the configurations of ``due``. Returns what could not be read, and why."""
         now_s = self._clock()
-        due = [name for name in names if self._stale(name, served[name], now_s)]
         reloads, raced = dict(self._reloads), list[str]()
         answers = await asyncio.gather(*(self._config_message(name) for name in due), return_exceptions=True)
         failed: dict[str, NotNow] = {}
@@ -283,7 +285,7 @@ class TritonClient:
                 self._know(name, answer, now_s)
             else:  # reloaded while its configuration was read: the answer may be the old copy's
                 raced.append(name)
-        return failed | await self._refresh_configs(raced, served) if raced else failed
+        return failed | await self._refresh_configs(raced) if raced else failed
 
     def _know(self, name: str, message: Any, now_s: float) -> None:
         before = self._known.get(name)
@@ -297,20 +299,19 @@ class TritonClient:
     def _age_s(self, name: str) -> float:
         return self._config_max_age_s * (crc32(name.encode()) % 97) / 97.0
 
-    def _stale(self, name: str, versions: Versions, now_s: float) -> bool:
+    def _stale(self, name: str, served: Served, now_s: float) -> bool:
         before = self._known.get(name)
         return (
             before is None
             or name in self._unsettled
-            or executed(versions) < before.success
-            or names_of(versions) != before.versions
+            or served.executed < before.success
+            or served.versions != before.versions
             or now_s - before.read_at_s >= self._config_max_age_s
         )
 
-    async def _look_at_others(self, served: Mapping[str, Versions], wanted: Iterable[str]) -> None:
-        """One whose configuration cannot be read is no fault."""
+    async def _look_at_others(self, due: list[str], served: Mapping[str, Served]) -> None:
+        """Read the configurations of models that nobody asked about. One that cannot be read is no fault."""
         now_s = self._clock()
-        due = self._others.due(served, wanted, now_s)
         answers = await asyncio.gather(*(self._config_message(name) for name in due), return_exceptions=True)
         for name, answer in zip(due, answers, strict=True):
             if isinstance(answer, NotNow):
@@ -326,10 +327,10 @@ class TritonClient:
         entries = {entry.name: entry for entry in await self.index()}
         return {name: _not_served(name, entries.get(name), self.name) for name in names}
 
-    def _reading(self, name: str, versions: Versions, metrics: Mapping[ModelVersion, ModelMetrics], least_batch: int) -> ModelReading:
+    def _reading(self, name: str, served: Served, metrics: Mapping[ModelVersion, ModelMetrics], least_batch: int) -> ModelReading:
         known = self._known[name]
-        loading = self._unsettled.loading(name, known.allocation, len(versions), self._clock())
-        return reading(self.name, versions, known, metrics, least_batch=least_batch, loading=loading)
+        loading = self._unsettled.loading(name, known.allocation, len(served.all), self._clock())
+        return reading(self.name, served, known, metrics, least_batch=least_batch, loading=loading)
 
     async def _call(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s

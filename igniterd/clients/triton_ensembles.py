@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from igniterd.clients.triton_config import ensemble_members_of
-from igniterd.clients.triton_reading import Versions, executed, names_of
+from igniterd.clients.triton_reading import Known, Served
 
 
 @dataclass(slots=True)
@@ -33,33 +34,30 @@ class Strangers:
         self._max_age_s, self._age_s = max_age_s, age_s
         self._seen: dict[str, _Stranger] = {}
 
-    def due(self, served: Mapping[str, Versions], wanted: Iterable[str], now_s: float) -> list[str]:
+    def due(self, served: Mapping[str, Served], wanted: Iterable[str], now_s: float) -> list[str]:
         """Whose configuration may have changed since it was read."""
         self.names = frozenset(served) - frozenset(wanted)
         for gone in self._seen.keys() - self.names:
             del self._seen[gone]
         due = []
         for name in self.names:
-            other, versions = self._seen.get(name), served[name]
-            success = executed(versions)
-            same = other is not None and success >= other.success and names_of(versions) == other.versions
+            other, now = self._seen.get(name), served[name]
+            same = other is not None and now.executed >= other.success and now.versions == other.versions
             if other is None or not same or now_s - other.read_at_s >= self._max_age_s:
                 due.append(name)
             else:
-                other.success = success
+                other.success = now.executed
         return due
 
-    def learn(self, name: str, message: Any, versions: Versions, now_s: float) -> None:
+    def learn(self, name: str, message: Any, now: Served, now_s: float) -> None:
         """``message`` is the ``ModelConfig`` of one that was due."""
         age_s = 0.0 if name in self._seen else self._age_s(name)
-        self._seen[name] = _Stranger(ensemble_members_of(message), executed(versions), names_of(versions), now_s - age_s)
+        self._seen[name] = _Stranger(ensemble_members_of(message), now.executed, now.versions, now_s - age_s)
 
-    def least_batches(self, asked_about: Iterable[Any]) -> dict[str, int]:
-        """The largest batch that any ensemble lets through, by member; ``asked_about``: ``ModelConfig`` messages of the other models."""
+    def least_batches(self, asked_about: Iterable[Known]) -> dict[str, int]:
+        """The largest batch that any ensemble lets through, by member; ``asked_about`` are the other models."""
         least: dict[str, int] = {}
-        ensembles = [other.members for other in self._seen.values() if other.members]
-        ensembles += [ensemble_members_of(message) for message in asked_about if message.HasField("ensemble_scheduling")]
-        for members in ensembles:
+        for members in chain((one.members for one in self._seen.values()), (one.members for one in asked_about)):
             for name, largest in members.items():
                 least[name] = max(least.get(name, 1), largest)
         return least

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import add
 from typing import Any
 
 from igniterd.clients.triton_config import (
@@ -11,6 +12,7 @@ from igniterd.clients.triton_config import (
     backend_of,
     batching_obstacle,
     config_to_dict,
+    ensemble_members_of,
     gpu_index_of,
     left_alone,
     several_gpus,
@@ -19,8 +21,18 @@ from igniterd.clients.triton_config import (
 from igniterd.clients.triton_metrics import ModelMetrics, ModelVersion
 from igniterd.records import Allocation, BatchStat, ModelReading
 
-Versions = Sequence[Any]
-"""``ModelStatistics`` messages of one model, the lowest version first: a request that names no version gets the last."""
+
+@dataclass(slots=True)
+class Served:
+    """The ``ModelStatistics`` messages of one model.
+
+    ``all`` has one for each version, the lowest first: a request that names no version gets the last. ``executed`` counts the requests
+    executed with success: one answered from the response cache has put no load on the GPU.
+    """
+
+    all: tuple[Any, ...]
+    versions: tuple[str, ...]
+    executed: int
 
 
 @dataclass(slots=True)
@@ -35,6 +47,7 @@ class Known:
     batching_fixed: str
     left_alone: str
     several_gpus: str
+    members: dict[str, int]
     read_at_s: float
     success: int = 0
     versions: tuple[str, ...] = ()
@@ -53,65 +66,65 @@ def known_of(message: Any, read_at_s: float) -> Known:
         batching_fixed=batching_obstacle(config),
         left_alone=left_alone(config),
         several_gpus=several_gpus(config),
+        members=ensemble_members_of(message),
         read_at_s=read_at_s,
     )
 
 
-def by_model(statistics: Iterable[Any]) -> dict[str, Versions]:
-    """The statistics of each model's versions. Only what is served has any."""
-    found: dict[str, list[Any]] = {}
+def by_model(statistics: Iterable[Any]) -> dict[str, Served]:
+    """The statistics of each model. Only what is served has any."""
+    found: dict[str, Served] = {}
     for each in statistics:
-        found.setdefault(each.name, []).append(each)
-    for versions in found.values():
-        if len(versions) > 1:
-            versions.sort(key=lambda each: int(each.version) if each.version.isdecimal() else -1)
-    return dict(found)
+        name, counts = each.name, each.inference_stats
+        executed = counts.success.count - counts.cache_hit.count
+        other = found.get(name)
+        found[name] = Served((each,), (each.version,), executed) if other is None else _together(other, each, executed)
+    return found
 
 
-def executed(versions: Versions) -> int:
-    """Requests that were executed with success. One answered from the response cache has put no load on the GPU."""
-    return sum(int(each.inference_stats.success.count - each.inference_stats.cache_hit.count) for each in versions)
-
-
-def names_of(versions: Versions) -> tuple[str, ...]:
-    return tuple(each.version for each in versions)
+def _together(other: Served, each: Any, executed: int) -> Served:
+    versions = tuple(sorted((*other.all, each), key=lambda one: int(one.version) if one.version.isdecimal() else -1))
+    return Served(versions, tuple(one.version for one in versions), other.executed + executed)
 
 
 def reading(
-    triton: str,
-    versions: Versions,
-    known: Known,
-    metrics: Mapping[ModelVersion, ModelMetrics],
-    *,
-    least_batch: int = 1,
-    loading: bool = False,
+    triton: str, served: Served, known: Known, metrics: Mapping[ModelVersion, ModelMetrics], *, least_batch: int = 1, loading: bool = False
 ) -> ModelReading:
     """The model as it is now, and ``known`` brought up to date with it.
 
     Several versions are counted together: each is in processes of its own, and each has the model's share.
     """
-    latest, many = versions[-1], len(versions)
-    measured = [metrics[key] for each in versions if (key := (latest.name, each.version)) in metrics]
-    known.success, known.versions = executed(versions), names_of(versions)
-    before, known.batches = known.batches, _batch_stats(_batches(versions), known.batches)
-    if any(known.batches.get(size) is not batch and _fewer(known.batches.get(size), batch) for size, batch in before.items()):
-        known.read_at_s = float("-inf")  # another copy, whose warm-up made up for the requests of the one before
+    latest, many = served.all[-1], len(served.all)
+    name = latest.name
+    measured = [found for version in served.versions if (found := metrics.get((name, version))) is not None]
+    pending = [each.pending for each in measured if each.pending is not None]
+    known.success, known.versions = served.executed, served.versions
+    if many == 1:
+        known.batches, restarted = _batch_stats(latest.batch_stats, known.batches)
+    else:
+        known.batches, restarted = _batch_stats_together(served.all, known.batches)
+    if restarted:  # seen at once where its counters are below the last; a warm-up may have made up for the requests before it
+        known.read_at_s = float("-inf")
     alone, allocation = known.left_alone, known.allocation
     if many > 1:
         alone = alone or f"it serves versions {', '.join(known.versions)} at once, whose service times are not told apart"
         allocation = replace(allocation, instances=many * allocation.instances)
+    failed, inferences, queue_ns = latest.inference_stats.fail.count, latest.inference_count, latest.inference_stats.queue.ns
+    for each in served.all[:-1] if many > 1 else ():
+        failed, inferences = failed + each.inference_stats.fail.count, inferences + each.inference_count
+        queue_ns += each.inference_stats.queue.ns
     return ModelReading(
-        model=latest.name,
+        model=name,
         version=latest.version,
         triton=triton,
         ready=True,  # Triton gives statistics of what it serves
         backend=known.backend,
         allocation=allocation,
-        success_count=known.success,
-        failure_count=sum(each.inference_stats.fail.count for each in versions),
-        inference_count=sum(each.inference_count for each in versions),
-        pending_count=sum(m.pending or 0 for m in measured) if any(m.pending is not None for m in measured) else None,
-        queue_ns=sum(each.inference_stats.queue.ns for each in versions),
+        success_count=served.executed,
+        failure_count=failed,
+        inference_count=inferences,
+        pending_count=sum(pending) if pending else None,
+        queue_ns=queue_ns,
         batches=() if known.left_alone else tuple(known.batches.values()),
         latency_quantiles_s=_slowest([m.quantiles_s for m in measured if m.quantiles_s is not None]),
         gpu_index=known.gpu_index,
@@ -124,35 +137,38 @@ def reading(
     )
 
 
-def _fewer(now: BatchStat | None, before: BatchStat) -> bool:
-    return now is None or now.count < before.count
-
-
 def _slowest(all_quantiles: Sequence[Mapping[float, float]]) -> Mapping[float, float] | None:
     if len(all_quantiles) < 2:
         return all_quantiles[0] if all_quantiles else None
     return {q: max(each[q] for each in all_quantiles if q in each) for q in {q for each in all_quantiles for q in each}}
 
 
-def _batches(versions: Versions) -> Iterable[Any]:
-    """The batch statistics of all versions; of one, the usual case, as they are."""
-    return versions[0].batch_stats if len(versions) == 1 else (batch for each in versions for batch in each.batch_stats)
+def _batch_stats(batches: Iterable[Any], before: Mapping[int, BatchStat]) -> tuple[dict[int, BatchStat], bool]:
+    """``{batch size: statistics}`` of one version, and whether any size has fewer executions than before.
 
-
-def _batch_stats(batches: Iterable[Any], before: Mapping[int, BatchStat]) -> dict[int, BatchStat]:
-    """``{batch size: statistics}``; those of a size that was not executed since are taken over: most sizes of most models, most ticks."""
+    Statistics of a size that was not executed since are taken over: most sizes of most models, most ticks.
+    """
     found: dict[int, BatchStat] = {}
+    kept = 0  # sizes of before that have at least as many
     for batch in batches:
         size, infer = batch.batch_size, batch.compute_infer
         count, infer_ns = infer.count, infer.ns
-        twice = found.get(size)
-        if twice is not None:  # of another version
-            infer_ns, count = infer_ns + twice.compute_infer_ns, count + twice.count
-            inputs, outputs = twice.compute_input_ns + batch.compute_input.ns, twice.compute_output_ns + batch.compute_output.ns
-            found[size] = BatchStat(size, count, inputs, infer_ns, outputs)
-            continue
         same = before.get(size)
         if same is None or same.count != count or same.compute_infer_ns != infer_ns:
+            kept += same is not None and count >= same.count
             same = BatchStat(size, count, batch.compute_input.ns, infer_ns, batch.compute_output.ns)
+        else:
+            kept += 1
         found[size] = same
-    return found
+    return found, kept < len(before)
+
+
+def _batch_stats_together(versions: Iterable[Any], before: Mapping[int, BatchStat]) -> tuple[dict[int, BatchStat], bool]:
+    """The same of several versions, summed."""
+    sums: dict[int, list[int]] = {}
+    for each in versions:
+        for batch in each.batch_stats:
+            counted = (batch.compute_infer.count, batch.compute_input.ns, batch.compute_infer.ns, batch.compute_output.ns)
+            sums[batch.batch_size] = list(map(add, sums.get(batch.batch_size, (0, 0, 0, 0)), counted))
+    found = {size: BatchStat(size, *counted) for size, counted in sums.items()}
+    return found, any(size not in found or found[size].count < batch.count for size, batch in before.items())

@@ -47,6 +47,8 @@ class Unsettled:
 
     def loading(self, model: str, serves: Allocation, versions: int, now_s: float) -> bool:
         """Whether what serves now, ``serves`` in so many versions, may not be what serves in a moment."""
+        if versions == 1 and not self._pending and not self._many_since_s:  # as at most ticks
+            return False
         return self._loads(model, serves, now_s) or self._changes(model, versions, now_s)
 
     def _loads(self, model: str, serves: Allocation, now_s: float) -> bool:
