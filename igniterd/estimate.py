@@ -203,7 +203,9 @@ def _calibrate(
     oracle: Oracle,
 ) -> None:
     """Learn the biases of the models of one GPU."""
-    tenants = _tenants(there, beliefs, observation, profiled) if _as_modelled(there, observation) else {}
+    # what is only watched, and runs without a share, shares the GPU like any neighbour that no profile tells of: the biases take it in
+    steered = [name for name in there if name in profiled]
+    tenants = _tenants(steered, beliefs, observation, profiled) if _as_modelled(steered, observation) else {}
     steps = {name: felt(group) for name, group in tenants.items()}
     for name in tenants.keys() & window.models.keys():
         # an instance feels the others of its model too
@@ -219,11 +221,11 @@ def _calibrate(
 def _modelled(there: Sequence[str], observation: Observation, profiled: Mapping[str, str]) -> list[str]:
     """The models of one GPU that the performance model can speak of as they run now.
 
-    Processes without shares take turns on the GPU, which is not what it is about: with one of them, it can speak of none.
+    Processes without shares take turns on the GPU, which is not what it is about: with one of them, it can speak of none. One that can be
+    given none, and runs beside the others for good, is a neighbour with the whole GPU.
     """
     names = [name for name in there if name in profiled]
-    readings = [observation.models[name] for name in names]
-    return [] if any(r.allocation.share is None and r.owns_process for r in readings) else names
+    return [] if any(observation.models[name].bare for name in names) else names
 
 
 def _as_modelled(names: Sequence[str], observation: Observation) -> bool:
@@ -231,8 +233,8 @@ def _as_modelled(names: Sequence[str], observation: Observation) -> bool:
 
     While a host is taken over some processes take turns, and some may use all of it: what is measured then teaches nothing.
     """
-    allocations = [observation.models[name].allocation for name in names if observation.models[name].owns_process]
-    return all(a.share is not None for a in allocations) and sum(a.granted or 0.0 for a in allocations) <= 1 + 1e-6
+    readings = [observation.models[name] for name in names]
+    return not any(r.bare for r in readings) and sum(r.allocation.granted or 0.0 for r in readings if r.owns_process) <= 1 + 1e-6
 
 
 def _by_gpu(observation: Observation) -> dict[int, list[str]]:

@@ -116,6 +116,11 @@ class ModelReading:
         """Whether the model runs in a process of its own, so that an MPS share can be given to it alone."""
         return self.backend == "python"
 
+    @property
+    def bare(self) -> bool:
+        """Whether it still runs without the share it could be given."""
+        return self.allocation.share is None and self.owns_process and not self.share_fixed
+
 
 @dataclass(frozen=True, slots=True)
 class MpsReading:

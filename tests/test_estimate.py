@@ -30,6 +30,7 @@ class Host:
         self.belief: dict[str, ModelBelief] = {}
         self.at_s, self.seen = 0.0, None
         self.load: Load | None = None
+        self.beside: ModelReading | None = None
 
     def reloaded(self, **changes: object) -> None:
         self.stats = {}
@@ -53,7 +54,8 @@ class Host:
             pending_count=0,
             batches=tuple(BatchStat(b, n, 0, ns, 0) for b, (n, ns) in sorted(self.stats.items())),
         )
-        now = Observation(self.at_s, models={"resnet50": reading})
+        beside = {} if self.beside is None else {self.beside.model: self.beside}
+        now = Observation(self.at_s, models={"resnet50": reading, **beside})
         window = between(self.seen, now)
         told, self.belief = estimate(now, window, self.belief, config=self.config, profiled=self.profiled, oracle=self.oracle)
         self.seen = now
@@ -168,6 +170,21 @@ def test_processes_that_take_turns_are_learnt_from_their_traffic_too(tmp_path: P
     assert load.live is not None
     assert load.learnt is None
     assert load.predicted_p99_ms is not None
+
+
+@pytest.mark.parametrize(("fixed", "profiled"), [("it is decoupled", False), ("", False), ("its environment is an archive", True)])
+def test_a_process_that_never_gets_a_share_does_not_stop_the_learning(tmp_path: Path, fixed: str, profiled: bool) -> None:
+    host = Host(tmp_path)
+    host.slow = 1.2
+    host.beside = ModelReading("other", "1", "main", True, "python", Allocation(None, 8), share_fixed=fixed)
+    if profiled:
+        host.config = config(tmp_path, {"resnet50": 40.0, "other": 500.0})
+        host.profiled["other"] = "alexnet"
+    load = host.ticks(40)
+    assert load.bias == pytest.approx(1.2, rel=0.02)
+    assert load.predicted_p99_ms is not None
+    host.beside = replace(host.beside, share_fixed="")
+    assert (host.ticks(2).error_ratio is None) == profiled, "one that is about to get a share is waited for"
 
 
 def test_nothing_is_forgotten_of_a_model_that_is_not_seen(tmp_path: Path) -> None:
