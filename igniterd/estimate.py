@@ -176,7 +176,7 @@ def estimate(
     """
     beliefs = dict(belief)  # of a model not seen now, too: it is not forgotten
     for name, reading in observation.models.items():
-        before = _same_model(belief.get(name, ModelBelief()), reading, observation.at_s)
+        before = _same_model(belief.get(name) or ModelBelief(), reading, observation.at_s)
         seen = window.models.get(name)
         beliefs[name] = before if seen is None else _followed(before, seen, window.at_s, wall_s, reading.allocation.instances)
     errors: dict[str, float | None] = {}
@@ -208,9 +208,11 @@ def _calibrate(
     tenants = _tenants(steered, beliefs, observation, profiled) if _as_modelled(steered, observation) else {}
     steps = {name: felt(group) for name, group in tenants.items()}
     for name in tenants.keys() & window.models.keys():
+        seen, reading = window.models[name], observation.models[name]
+        if not seen.executions:
+            continue
         # an instance feels the others of its model too
         beside = [tenant for other, group in tenants.items() for tenant in (group if other != name else group[1:])]
-        seen, reading = window.models[name], observation.models[name]
         around = tuple(tenant for other, group in steps.items() for tenant in (group if other != name else group[1:]))
         measured = _measured(seen, reading, around, oracle, profiled[name])
         errors[name] = _overall(measured, seen)
@@ -247,11 +249,12 @@ def _by_gpu(observation: Observation) -> dict[int, list[str]]:
 def _load(name: str, belief: ModelBelief, reading: ModelReading, ratio: float | None, config: Config, wall_s: float) -> Load:
     quantiles = reading.latency_quantiles_s or {}
     expected, rate, bias, daily = belief.expected, belief.rate, belief.bias, belief.daily
+    per_s = rate.per_s
     upper = daily.foreseen_per_s(rate.upper_per_s(config.decide.rate_level, HORIZON_S), wall_s, HORIZON_S)
     return Load(
         model=name,
-        rate_per_s=rate.per_s,
-        rate_upper_per_s=max(rate.per_s, upper),
+        rate_per_s=per_s,
+        rate_upper_per_s=max(per_s, upper),
         confident=rate.seen >= ENOUGH and belief.seen_s >= config.decide.warmup_s,
         busy=belief.busy,
         mean_batch=belief.mean_batch,

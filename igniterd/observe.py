@@ -136,7 +136,8 @@ class Sources:
     def _placed(self, model: str, reading: ModelReading) -> ModelReading:
         """The reading with the GPU that the configuration says; one on several GPUs is only watched when it does not say."""
         if model in self.gpus:
-            return replace(reading, gpu_index=self.gpus[model])
+            gpu = self.gpus[model]
+            return reading if reading.gpu_index == gpu else replace(reading, gpu_index=gpu)
         if reading.several_gpus and not reading.left_alone:
             why = reading.several_gpus
             return replace(reading, left_alone=why, share_fixed=why, batching_fixed=why)
@@ -144,7 +145,10 @@ class Sources:
 
     def _say_fixed(self, reading: ModelReading) -> None:
         """What igniterd leaves as it is, and why, is said once and again when it changes."""
-        said = tuple(dict.fromkeys(why for why in (reading.left_alone, reading.share_fixed, reading.batching_fixed) if why))
+        why = (reading.left_alone, reading.share_fixed, reading.batching_fixed)
+        if not any(why) and reading.model not in self._fixed:
+            return
+        said = tuple(dict.fromkeys(filter(None, why)))
         if said != self._fixed.get(reading.model, ()):
             self._fixed[reading.model] = said
             what = "watched, not steered" if reading.left_alone else "steered in part" if said else "steered now"

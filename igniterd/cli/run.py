@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from igniterd.daemon import Daemon, Fresh
 
 LEAVE_S = 1.0
+GARBAGE_EVERY = 20_000  # objects made and not dropped: a tick makes and drops thousands, none of them in circles
 CONFIG = typer.Option(Path("/etc/igniterd/igniterd.toml"), "--config", "-c", metavar="FILE", help="Configuration file.")
 
 
@@ -52,6 +53,7 @@ def register(app: typer.Typer) -> None:
             daemon = Daemon(settings, reread=reread)
             gc.collect()
             gc.freeze()  # what starting has made stays: looking through all of it again and again would be a tenth of a tick
+            gc.set_threshold(GARBAGE_EVERY)
             while (fresh := asyncio.run(_served(daemon))) is not None:
                 _deaf_to_hangups(reread is not None)  # the loop that ended has put the default back, which is to die
                 daemon = Daemon(fresh.config, knowledge=fresh.knowledge, carry=fresh.carry, reread=reread)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
 from igniterd.model.api import F64, PerformanceModel, Tenant
 from igniterd.model.calibrate import CENTRE, bound, elsewhere, pressure_of
+from igniterd.model.memo import Memo
 from igniterd.model.tail import response_time
 from igniterd.records import Allocation, Learnt
 
@@ -25,7 +27,9 @@ BOUND_STEP = 1.02
 _BIAS_LOG, _BOUND_LOG = math.log(BIAS_STEP), math.log(BOUND_STEP)
 DUTY_STEP = 0.05
 ROUNDS = 4
-MEMO_SIZE = 50_000
+MEMO_SIZE = 2_000
+"""Answers of each kind that are remembered at least; twice as many take eleven megabytes. A search for twelve models asks for some 200,
+five minutes of traffic of 64 models for some 1,400."""
 
 Beside = tuple[Tenant, ...]
 """The neighbours of a model as :func:`felt` rounds them."""
@@ -72,8 +76,12 @@ class Service:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curve:
-    """Predicted service times (ms) of batches 1..B, each (B,), and where: neighbours as rounded for remembering."""
+    """Predicted service times (ms) of batches 1..B, each (B,), and where: neighbours as rounded for remembering.
 
+    ``number`` is no other curve's of the same oracle, so that answers of a forgotten one are never taken for those of another.
+    """
+
+    number: int
     mean_ms: F64
     upper_ms: F64
     share: float
@@ -97,8 +105,9 @@ class Oracle:
         self.service_cv = service_cv
         self.upper = upper
         self._alone: dict[tuple[str, int], F64] = {}
-        self._curves: dict[tuple[object, ...], Curve] = {}
-        self._served: dict[tuple[object, ...], Service] = {}
+        self._curves: Memo[Curve] = Memo(MEMO_SIZE)
+        self._served: Memo[Service] = Memo(MEMO_SIZE)
+        self._numbers = count()
 
     def curve_ms(self, demand: Demand, share: float, beside: Beside) -> F64:
         """Service time (ms) of batches 1..demand.max_batch beside neighbours as :func:`felt`, as profiled, shape (max_batch,)."""
@@ -124,11 +133,8 @@ class Oracle:
         key = (demand.profiled_as, demand.max_batch, round(share, 4), beside)
         curve = self._curves.get(key)
         if curve is None:
-            if len(self._curves) > MEMO_SIZE:
-                self._curves.clear()
-                self._served.clear()  # its keys name curves by identity
             mean, upper = self.model.service_curve_ms(demand.profiled_as, share, beside, demand.max_batch, level=self.level)
-            curve = self._curves[key] = Curve(mean, upper, share, pressure_of(beside))
+            curve = self._curves.keep(key, Curve(next(self._numbers), mean, upper, share, pressure_of(beside)))
         return curve
 
     def served(self, demand: Demand, allocation: Allocation, beside: Beside, *, growth: float = 1.0) -> Service:
@@ -138,12 +144,11 @@ class Oracle:
         largest = min(allocation.max_batch_size, demand.max_batch) or 1
         rate = planned_rate(demand, growth)
         live = self._live(demand, curve)
-        key = (id(curve), largest, allocation.max_queue_delay_us, allocation.instances, rate, live, demand.burstiness)
+        key = (curve.number, largest, allocation.max_queue_delay_us, allocation.instances, rate, live, demand.burstiness)
         known = self._served.get(key)
         if known is None:
-            if len(self._served) > MEMO_SIZE:
-                self._served.clear()
-            known = self._served[key] = self._queue(_corrected(curve, self.upper, largest, live), allocation, rate, demand.burstiness)
+            service_ms = _corrected(curve, self.upper, largest, live)
+            known = self._served.keep(key, self._queue(service_ms, allocation, rate, demand.burstiness))
         return known
 
     def _live(self, demand: Demand, curve: Curve) -> tuple[float, float, float]:
