@@ -173,7 +173,7 @@ async def test_nothing_is_decided_while_a_load_that_was_not_answered_may_still_e
     bench, loading = Bench(config(tmp_path), constant(STEADY)), [True]
     answering(bench, "vgg19", lambda r: replace(r, loading=loading[0]))
     await bench.run(15)
-    assert bench.ticks[-1].plan.why == "not ready: vgg19"
+    assert bench.ticks[-1].plan.why == "not ready, or still being loaded: vgg19"
     assert not bench.host.loads
     loading[0] = False
     await bench.run(3)

@@ -107,7 +107,7 @@ def _blocked(estimate: Estimate, observation: Observation, held: Held, config: C
         return f"waiting for {', '.join(missing)}: " + ("; ".join(reasons) or "not seen yet")
     loading = [name for name, reading in observation.models.items() if reading.loading or not reading.ready]
     if loading:
-        return f"not ready: {', '.join(loading)}"
+        return f"not ready, or still being loaded: {', '.join(loading)}"
     if not estimate.warm:
         return f"watching traffic for {config.decide.warmup_s:g} s before the first decision"
     return ""

@@ -77,15 +77,13 @@ async def test_an_override_loses_nothing_of_a_rich_configuration(host: Host) -> 
     for section in ("model_warmup", "response_cache", "optimization", "version_policy"):
         assert before[section], "as its file says"
     prepare_share(host.shares, 0.25)
-    await host.client.load(ODD, with_allocation(before, Allocation(0.25, 8, 200), str(host.shares)))
-    shared = await host.client.config(ODD)
-    path = {"EXECUTION_ENV_PATH": {"string_value": str(host.shares / "25")}}
-    assert shared == before | {"parameters": before["parameters"] | path}
-    await host.client.load(ODD, with_allocation(shared, Allocation(0.25, 4, 300), str(host.shares)))
-    batched = await host.client.config(ODD)
-    batching = before["dynamic_batching"] | {"preferred_batch_size": [4], "max_queue_delay_microseconds": 300}
-    sizes = {"IGNITERD_PREFERRED_BATCH_SIZE": {"string_value": "2, 4"}}
-    assert batched == shared | {"max_batch_size": 4, "dynamic_batching": batching, "parameters": shared["parameters"] | sizes}
+    await host.client.load(ODD, with_allocation(before, Allocation(0.25, 4, 300), str(host.shares)))
+    ours = {"EXECUTION_ENV_PATH": str(host.shares / "25"), "IGNITERD_PREFERRED_BATCH_SIZE": "2, 4"}
+    assert await host.client.config(ODD) == before | {
+        "max_batch_size": 4,
+        "dynamic_batching": before["dynamic_batching"] | {"preferred_batch_size": [4], "max_queue_delay_microseconds": 300},
+        "parameters": before["parameters"] | {name: {"string_value": value} for name, value in ours.items()},
+    }
 
 
 async def test_answers_from_the_response_cache_are_not_counted(host: Host) -> None:
