@@ -50,6 +50,7 @@ def triton_client(server: Triton, config: Config) -> TritonClient:
         reload_timeout_s=server.reload_timeout_s,
         headers=server.header,
         tls=tls,
+        gpus={model.name: model.gpu for model in config.model if model.gpu is not None},
     )
 
 

@@ -128,10 +128,12 @@ def _measured(window: ModelWindow, reading: ModelReading, beside: Beside, oracle
     """Measured over predicted service time of each batch size executed in this window; nothing where that says nothing of the model."""
     if window.restarted or not window.executions or reading.allocation.share is None:
         return []
+    most = oracle.model.max_batch(profiled_as)
     largest = max(window.executions)
-    if largest > oracle.model.max_batch(profiled_as):
+    if largest > most:
         return []
-    curve = oracle.curve_ms(Demand(window.model, profiled_as, 0.0, 1.0, max_batch=largest), reading.allocation.share, beside)
+    largest = max(largest, min(most, reading.allocation.max_batch_size))  # one curve for the windows to come too
+    curve = oracle.curve_ms(profiled_as, largest, reading.allocation.share, beside)
     return [Measured(batch, n, window.service_ms[batch] / float(curve[batch - 1])) for batch, n in window.executions.items()]
 
 

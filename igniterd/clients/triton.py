@@ -113,9 +113,11 @@ class TritonClient:
         headers: Mapping[str, str] | None = None,
         tls: TlsFiles | None = None,
         config_max_age_s: float = 60.0,
+        gpus: Mapping[str, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`url` is ``host:port`` of the gRPC endpoint; `headers` go with every call (``--grpc-restricted-protocol``)."""
+        """`url` is ``host:port`` of the gRPC endpoint; `headers` go with every call (``--grpc-restricted-protocol``); `gpus`: of models
+        that choose theirs themselves."""
         self.name = name
         self.url = url
         self.metrics_gap: Gap | None = None
@@ -125,6 +127,7 @@ class TritonClient:
         self._metadata = tuple((key.lower(), value) for key, value in (headers or {}).items())
         self._tls = tls
         self._config_max_age_s = config_max_age_s
+        self._gpus = gpus or {}
         self._clock = clock
         self._metrics = MetricsPage(metrics_url, timeout_s) if metrics_url else None
         self._known: dict[str, Known] = {}
@@ -294,7 +297,7 @@ class TritonClient:
             return
         # Models first read together must not all be read together ever after: the first reading is given an age of its own.
         age_s = 0.0 if before is not None else self._age_s(name)
-        self._known[name] = known_of(message, now_s - age_s)
+        self._known[name] = known_of(message, now_s - age_s, self._gpus.get(name))
 
     def _age_s(self, name: str) -> float:
         return self._config_max_age_s * (crc32(name.encode()) % 97) / 97.0

@@ -54,14 +54,14 @@ class Known:
     batches: dict[int, BatchStat] = field(default_factory=dict)
 
 
-def known_of(message: Any, read_at_s: float) -> Known:
-    """What a ``ModelConfig`` message says."""
+def known_of(message: Any, read_at_s: float, gpu_index: int | None = None) -> Known:
+    """What a ``ModelConfig`` message says; of a model that is known to run on ``gpu_index``, if that is given."""
     config = config_to_dict(message)
     return Known(
         message=message,
         backend=backend_of(config),
         allocation=allocation_of(config),
-        gpu_index=gpu_index_of(config),
+        gpu_index=gpu_index_of(config) if gpu_index is None else gpu_index,
         share_fixed=share_obstacle(config),
         batching_fixed=batching_obstacle(config),
         left_alone=left_alone(config),

@@ -109,14 +109,14 @@ class Oracle:
         self._served: Memo[Service] = Memo(MEMO_SIZE)
         self._numbers = count()
 
-    def curve_ms(self, demand: Demand, share: float, beside: Beside) -> F64:
-        """Service time (ms) of batches 1..demand.max_batch beside neighbours as :func:`felt`, as profiled, shape (max_batch,)."""
-        curve = self._curve(demand, share, beside)
+    def curve_ms(self, profiled_as: str, max_batch: int, share: float, beside: Beside) -> F64:
+        """Service time (ms) of batches 1..max_batch beside neighbours as :func:`felt`, as profiled, shape (max_batch,)."""
+        curve = self._curve(profiled_as, max_batch, share, beside)
         return curve.upper_ms if self.upper else curve.mean_ms
 
     def corrected_ms(self, demand: Demand, share: float, beside: Beside) -> F64:
         """The same as live traffic corrects it: what the queue of ``demand`` is predicted from."""
-        curve = self._curve(demand, share, beside)
+        curve = self._curve(demand.profiled_as, demand.max_batch, share, beside)
         return _corrected(curve, self.upper, demand.max_batch, self._live(demand, curve))
 
     def alone_ms(self, demand: Demand) -> F64:
@@ -129,18 +129,18 @@ class Oracle:
             self._alone[key] = curves[int(self.upper)]
         return self._alone[key]
 
-    def _curve(self, demand: Demand, share: float, beside: Beside) -> Curve:
-        key = (demand.profiled_as, demand.max_batch, round(share, 4), beside)
+    def _curve(self, profiled_as: str, max_batch: int, share: float, beside: Beside) -> Curve:
+        key = (profiled_as, max_batch, round(share, 4), beside)
         curve = self._curves.get(key)
         if curve is None:
-            mean, upper = self.model.service_curve_ms(demand.profiled_as, share, beside, demand.max_batch, level=self.level)
+            mean, upper = self.model.service_curve_ms(profiled_as, share, beside, max_batch, level=self.level)
             curve = self._curves.keep(key, Curve(next(self._numbers), mean, upper, share, pressure_of(beside)))
         return curve
 
     def served(self, demand: Demand, allocation: Allocation, beside: Beside, *, growth: float = 1.0) -> Service:
         """How ``demand``, its rate times ``growth``, fares under ``allocation`` beside what :func:`felt` makes of its neighbours."""
         share = allocation.share if allocation.share is not None else 1.0
-        curve = self._curve(demand, share, beside)
+        curve = self._curve(demand.profiled_as, demand.max_batch, share, beside)
         largest = min(allocation.max_batch_size, demand.max_batch) or 1
         rate = planned_rate(demand, growth)
         live = self._live(demand, curve)
