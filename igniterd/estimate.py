@@ -208,18 +208,25 @@ def _calibrate(
     # what is only watched, and runs without a share, shares the GPU like any neighbour that no profile tells of: the biases take it in
     steered = [name for name in there if name in profiled]
     tenants = _tenants(steered, beliefs, observation, profiled) if _as_modelled(steered, observation) else {}
-    steps = {name: felt(group) for name, group in tenants.items()}
+    besides, arounds = _others(tenants), _others({name: felt(group) for name, group in tenants.items()})
     for name in tenants.keys() & window.models.keys():
         seen, reading = window.models[name], observation.models[name]
         if not seen.executions:
             continue
-        # an instance feels the others of its model too
-        beside = [tenant for other, group in tenants.items() for tenant in (group if other != name else group[1:])]
-        around = tuple(tenant for other, group in steps.items() for tenant in (group if other != name else group[1:]))
-        measured = _measured(seen, reading, around, oracle, profiled[name])
+        measured = _measured(seen, reading, arounds[name], oracle, profiled[name])
         errors[name] = _overall(measured, seen)
-        point = Point(reading.allocation.share or 1.0, pressure_of(beside))
+        point = Point(reading.allocation.share or 1.0, pressure_of(besides[name]))
         beliefs[name] = _calibrated(beliefs[name], measured, window.at_s, point)
+
+
+def _others(groups: Mapping[str, Sequence[Tenant]]) -> dict[str, Beside]:
+    """Whom each model feels, of ``groups`` of tenants: the others, and all but one of its own, as an instance feels the others too."""
+    everybody = tuple(tenant for group in groups.values() for tenant in group)
+    out, first = dict[str, Beside](), 0
+    for name, group in groups.items():
+        out[name] = everybody[:first] + everybody[first + min(1, len(group)) :]
+        first += len(group)
+    return out
 
 
 def _modelled(there: Sequence[str], observation: Observation, profiled: Mapping[str, str]) -> list[str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from igniterd.estimate import HORIZON_S, SETTLE_S, ModelBelief, _as_modelled, estimate
+from igniterd.estimate import HORIZON_S, SETTLE_S, ModelBelief, _as_modelled, _others, estimate
+from igniterd.model.api import Tenant
 from igniterd.model.calibrate import Bias, Measured, Point, learnt
 from igniterd.records import Allocation, BatchStat, Load, ModelReading, Observation
 from igniterd.window import between
@@ -216,3 +217,10 @@ def test_nothing_is_learnt_while_a_host_is_taken_over() -> None:
     assert _as_modelled(names, seen(0.4, 0.6))
     assert not _as_modelled(names, seen(0.4, None))
     assert not _as_modelled(names, seen(1.0, 0.6))
+
+
+def test_each_model_feels_all_but_one_of_its_own_instances() -> None:
+    groups = {name: [Tenant(name, 1.0, 0.1)] * count for name, count in (("one", 1), ("idle", 0), ("three", 3))}
+    felt = {name: "".join(t.model[0] for t in others) for name, others in _others(groups).items()}
+    assert felt == {"one": "ttt", "idle": "ottt", "three": "ott"}
+    assert _others({}) == {}

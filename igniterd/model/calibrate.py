@@ -85,7 +85,7 @@ class Point:
 
 def pressure_of(neighbours: Iterable[Tenant]) -> float:
     """How much of the GPU ``neighbours`` keep busy: share x duty, summed."""
-    return sum(t.share * t.duty for t in neighbours)
+    return sum([t.share * t.duty for t in neighbours])
 
 
 def elsewhere(learnt: Learnt, share: float, pressure: float) -> tuple[float, float, float]:

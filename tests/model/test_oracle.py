@@ -39,7 +39,7 @@ def test_curves_alone_are_those_of_every_share() -> None:
     demand = Demand("r", "resnet50", 1.0, 100.0, max_batch=8)
     alone = oracle.alone_ms(demand)
     assert alone.shape == (40, 8)
-    np.testing.assert_allclose(alone[11], oracle.curve_ms(demand, 0.3, ()), rtol=1e-9)
+    np.testing.assert_allclose(alone[11], oracle.curve_ms(demand.profiled_as, demand.max_batch, 0.3, ()), rtol=1e-9)
     np.testing.assert_allclose(oracle.corrected_ms(demand, 0.3, ()), alone[11])
     assert (Oracle(MODEL, level=0.95, upper=False).alone_ms(demand) < alone).all()
 
