@@ -146,7 +146,7 @@ def _planned(task: _Task, output: str, plot: Path | None, emit: Path | None) -> 
         from igniterd.cli.plan_emit import emit as write
 
         made = write(answer, {gpu.name: gpu.profile for gpu in task.request.gpus}, emit)
-        print(f"igniterd plan: {len(made)} hosts written to {emit}", file=sys.stderr)
+        print(f"igniterd plan: {len(made)} host{'' if len(made) == 1 else 's'} written to {emit}", file=sys.stderr)
     for entry in answer.infeasible:
         print(f"igniterd plan: {entry.workload}: {entry.reason}", file=sys.stderr)
     return answer.feasible

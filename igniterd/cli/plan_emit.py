@@ -28,8 +28,9 @@ _STATE = "/var/lib/igniterd"
 _HOW = f"""A folder for each GPU of the plan, written by `igniterd plan --emit`. On the host that becomes gpu-000-…:
 
 1. Copy state/shares to {_STATE}/shares: Triton must see it under that path.
-2. Triton's model repository has a model for each file of overrides/, under that name. Merge the file's fields into the model's
-   config.pbtxt, or load the model with its whole configuration (JSON) in which these fields replace what is there.
+2. Triton's model repository has a model for each file of overrides/, under that name, with one instance. Merge the file into the
+   model's config.pbtxt, or into its whole configuration (GET /v2/models/NAME/config) and load it with that (POST
+   /v2/repository/models/NAME/load, parameter config): fields replace fields, except that parameters are added to those there are.
    Where the model has an environment of its own already, keep that EXECUTION_ENV_PATH: igniterd puts the share in front of it.
 3. Put igniterd.toml and the profile beside it into /etc/igniterd, then: igniterd check --live
 """
@@ -100,5 +101,5 @@ def _override(seat: Seat, name: str) -> dict[str, object]:
     base["dynamic_batching"] = batching
     target = Allocation(seat.share, seat.max_batch_size, seat.max_queue_delay_us)
     made = with_allocation(base, target, f"{_STATE}/shares")
-    kept = ("name", "backend", "max_batch_size", "dynamic_batching", "instance_group", "parameters")
+    kept = ("name", "backend", "max_batch_size", "dynamic_batching", "parameters")
     return {key: made[key] for key in kept if key in made}

@@ -108,7 +108,7 @@ def profile(
                 **access.settings(),
                 gpu=gpu or host["gpu"],
                 mps=host["mps"] if mps is None else mps,
-                shares=(state or host["state"]).absolute() / "shares",
+                shares=_folder((state or host["state"]).absolute()) / "shares",
                 input=inputs,
                 shapes=_shapes(shape or []),
                 accuracy=accuracy,
@@ -136,6 +136,18 @@ def _settings(**given: Any) -> Settings:
     if len(set(given["models"])) < len(given["models"]):
         raise typer.BadParameter("a model is named twice", param_hint="MODEL")
     return Settings(**given)
+
+
+def _folder(path: Path) -> Path:
+    """The state folder, checked as the configuration's is: Triton would hang for ever on a space in it."""
+    from pydantic import ValidationError
+
+    from igniterd.config import State
+
+    try:
+        return State(directory=path).directory
+    except ValidationError as error:
+        raise typer.BadParameter(f"{str(path)!r} {error.errors()[0]['msg'].removeprefix('Value error, ')}", param_hint="--state") from error
 
 
 def _shapes(given: list[str]) -> dict[str, list[int]]:
@@ -213,7 +225,7 @@ async def _profiled(partial: Partial, path: Path, output: Path, budget_s: float 
             try:
                 await session.run()
             finally:
-                _left_behind(partial, path)
+                _left_behind(path)
     finally:
         await client.close()
     origin = f"igniterd {__version__} profile, Triton {server.version}, {datetime.now(UTC):%Y-%m-%d}"
@@ -227,11 +239,12 @@ async def _profiled(partial: Partial, path: Path, output: Path, budget_s: float 
     print(output)
 
 
-def _left_behind(partial: Partial, path: Path) -> None:
-    if partial.originals:
-        print(
-            f"igniterd: {', '.join(partial.originals)} not as it was found: igniterd profile --restore {path} puts it back", file=sys.stderr
-        )
+def _left_behind(path: Path) -> None:
+    """Say what is not as it was. The file tells: it is written before the server is changed for the first time."""
+    from igniterd.profiler.partial import Partial
+
+    if path.exists() and (left := Partial.read(path).originals):
+        print(f"igniterd: {', '.join(left)} not as it was found: igniterd profile --restore {path} puts it back", file=sys.stderr)
 
 
 async def _restored(partial: Partial, path: Path, access: Access, headers: Mapping[str, str]) -> None:

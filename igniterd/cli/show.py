@@ -63,7 +63,8 @@ def fetched(url: str) -> dict[str, Any]:
     except (urllib.error.URLError, OSError) as error:
         raise Unreachable(f"no running daemon answers at {url}: {getattr(error, 'reason', error)}") from error
     except (HTTPException, ValueError) as error:
-        raise Unreachable(f"what answers at {url} is no igniterd: {type(error).__name__}: {error}") from error
+        what = "JSON" if isinstance(error, ValueError) else "HTTP"
+        raise Unreachable(f"what answers at {url} is no igniterd: its answer is not {what}") from error
     if not isinstance(state, dict) or not state.keys() >= {"host", "models", "decision"}:
         raise Unreachable(f"what answers at {url} is no igniterd: its answer is no state")
     return state

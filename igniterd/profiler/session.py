@@ -103,6 +103,7 @@ class Session:
         if not self.partial.originals:
             self.partial.originals = await originals_of(self._client, settings.models)
         originals = self.partial.originals
+        self._all_meant()
         server = Server(self._client, originals, settings.shares, self._probe, mps=settings.mps)
         meter = Meter(self._client, self._probe, sorted(loaded - set(settings.models)))
         await self._survey()
@@ -115,6 +116,17 @@ class Session:
                 for name, size in server.copy_bytes.items():
                     self.partial.models[name].memory_bytes = size
                 await asyncio.shield(self._restore())
+
+    def _all_meant(self) -> None:
+        """Raises :class:`CannotRun` for a shape or an array that is no model's input: it would be left out without a word."""
+        configs = self.partial.originals.items()
+        inputs = {i["name"] for _, config in configs for i in config.get("input", ())}
+        known = inputs | {f"{name}:{i['name']}" for name, config in configs for i in config.get("input", ())}
+        given = read_items(self.partial.settings.input) if self.partial.settings.input else {}
+        strange = [f"--shape {name}" for name in self.partial.settings.shapes if name not in known]
+        strange += [f"--input {name}" for name in given if name not in inputs]
+        if strange:
+            raise CannotRun(f"{', '.join(strange)}: no model has an input of that name; the inputs are {', '.join(sorted(inputs))}")
 
     async def _survey(self) -> None:
         settings = self.partial.settings
@@ -129,9 +141,9 @@ class Session:
         board = self.partial.board
         if board is None:
             raise CannotRun("the board has not been measured")
-        own = {k.removeprefix(f"{name}:"): v for k, v in settings.shapes.items() if ":" not in k or k.startswith(f"{name}:")}
         inputs = {i["name"] for i in config.get("input", ())}
-        shapes = {k: v for k, v in own.items() if k in inputs}
+        meant = {k: v for k, v in settings.shapes.items() if k in inputs}
+        shapes = meant | {i: v for k, v in settings.shapes.items() if (i := k.removeprefix(f"{name}:")) != k and i in inputs}
         items = {k: v for k, v in (read_items(settings.input) if settings.input else {}).items() if k in inputs}
         configured = int(config.get("max_batch_size", 0))
         largest = 1 if configured == 0 else (settings.max_batch or configured)

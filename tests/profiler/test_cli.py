@@ -9,6 +9,7 @@ from typer import BadParameter
 from typer.testing import CliRunner
 
 from igniterd.cli.app import app
+from igniterd.cli.profile import _left_behind
 from igniterd.cli.profile_access import Access, host_of, mps_warning
 from igniterd.emulator.process import free_ports
 from igniterd.model.own import OwnModel
@@ -34,6 +35,7 @@ def run(*arguments: str) -> tuple[int, str]:
         (("m", "--points", "2"), "--points"),
         (("m", "--triton", "gpu-a"), "should be host:port"),
         (("m", "--header", "s3cret"), "--header"),
+        (("m", "--state", "/tmp/a folder"), "only letters, digits and"),
     ],
 )
 def test_wrong_usage(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
@@ -48,6 +50,16 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     code, text = run("m", "-o", str(tmp_path / "p.json"), "--triton", f"127.0.0.1:{port}", "--gpu", "none")
     assert code == 1
     assert str(port) in text
+
+
+def test_nobody_is_told_to_put_back_what_was_not_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "p.json.partial"
+    partial = Partial(settings=Settings(models=["m"], triton="127.0.0.1:1", shares=tmp_path / "shares"), originals={"m": {"name": "m"}})
+    _left_behind(path)
+    assert capsys.readouterr().err == ""
+    partial.write(path)
+    _left_behind(path)
+    assert f"m not as it was found: igniterd profile --restore {path}" in capsys.readouterr().err
 
 
 def test_a_server_that_was_left_changed_is_not_profiled_anew(tmp_path: Path) -> None:

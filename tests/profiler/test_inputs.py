@@ -108,6 +108,12 @@ def test_what_is_missing_or_wrong_is_named(told: dict[str, Any], more: dict[str,
 def test_items_are_read_from_a_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "items.npz", X=np.arange(6).reshape(3, 2))
     assert read_items(tmp_path / "items.npz")["X"].shape == (3, 2)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "empty.npz").touch()
+    (tmp_path / "half.npz").write_bytes(b"PK\x03\x04 cut off")
+    for name in ("one.npy", "empty.npz", "half.npz"):
+        with pytest.raises(CannotRun, match="not an .npz file"):
+            read_items(tmp_path / name)
     (tmp_path / "no.npz").write_text("no")
     with pytest.raises(CannotRun, match="with one array for each input"):
         read_items(tmp_path / "no.npz")

@@ -7,6 +7,7 @@ import copy
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from igniterd.errors import CannotRun, NotNow, Unreachable
@@ -248,6 +249,25 @@ async def test_without_mps_every_model_is_profiled_at_the_whole_gpu(tmp_path: Pa
 )
 async def test_what_cannot_be_profiled_is_said_before_anything_is_changed(tmp_path: Path, config: dict[str, object], said: str) -> None:
     triton, partial = FakeTriton([config]), asked(tmp_path, "m")
+    with pytest.raises(CannotRun, match=said):
+        await session(triton, partial, tmp_path).run()
+    assert triton.loads == []
+
+
+@pytest.mark.parametrize(
+    ("shapes", "arrays", "said"),
+    [
+        ({"INPTU": [3]}, (), "--shape INPTU: no model has an input of that name; the inputs are INPUT"),
+        ({"other:INPUT": [3]}, (), "--shape other:INPUT"),
+        ({}, ("IMAGE",), "--input IMAGE"),
+    ],
+)
+async def test_a_shape_or_array_for_no_input_is_not_left_out_in_silence(
+    tmp_path: Path, shapes: dict[str, list[int]], arrays: tuple[str, ...], said: str
+) -> None:
+    np.savez(tmp_path / "items.npz", **{name: np.zeros(3) for name in arrays})
+    triton = FakeTriton([config_of("m")])
+    partial = asked(tmp_path, "m", shapes=shapes, input=tmp_path / "items.npz" if arrays else None)
     with pytest.raises(CannotRun, match=said):
         await session(triton, partial, tmp_path).run()
     assert triton.loads == []
