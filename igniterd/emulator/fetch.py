@@ -161,7 +161,11 @@ def main() -> int:
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 
-    return 1 if "tritonserver" in fetch(say) else 0
+    try:
+        return 1 if "tritonserver" in fetch(say) else 0
+    except (CannotRun, OSError) as problem:  # a cache that cannot be written, a user without a home
+        sys.stderr.write(f"nothing can be fetched: {problem}\n")
+        return 1
 
 
 if __name__ == "__main__":

@@ -72,3 +72,17 @@ def test_a_missing_package_is_explained_and_does_not_stop_the_rest(empty_cache: 
     said: list[str] = []
     assert fetch.fetch(said.append) == ["mosquitto", "nvidia-cuda-mps-control", "promtool"]
     assert "mosquitto: to have it, install the package mosquitto; igniterd finds it on PATH" in said
+
+
+@pytest.mark.parametrize(("cache", "said"), [("/proc/nowhere", "nothing can be fetched"), ("", "this user has no home")])
+def test_without_a_place_to_fetch_to_it_is_said(
+    cache: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nobody(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    if not cache:
+        monkeypatch.setattr(Path, "expanduser", nobody)
+    assert fetch.main() == 1
+    assert said in capsys.readouterr().err

@@ -112,7 +112,7 @@ def test_items_are_read_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "empty.npz").touch()
     (tmp_path / "half.npz").write_bytes(b"PK\x03\x04 cut off")
     for name in ("one.npy", "empty.npz", "half.npz"):
-        with pytest.raises(CannotRun, match="not an .npz file"):
+        with pytest.raises(CannotRun, match=r"not an \.npz file"):
             read_items(tmp_path / name)
     (tmp_path / "no.npz").write_text("no")
     with pytest.raises(CannotRun, match="with one array for each input"):
