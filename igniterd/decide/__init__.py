@@ -44,7 +44,8 @@ def demands_of(
             continue
         reading, load = observation.models[name], estimate.loads[name]
         largest = oracles.promises.model.max_batch(profiled[name])
-        largest, least = max(min(largest, model.max_batch_size or largest), floors.get(name, 1)), floors.get(name, 1)
+        least = max(floors.get(name, 1), reading.least_batch)
+        largest = max(min(largest, model.max_batch_size or largest), least)
         if reading.batching_fixed:  # a plan with another batch would be refused, again and again, and with it the share
             largest = least = reading.allocation.max_batch_size
         items = reading.items_per_request
@@ -71,8 +72,8 @@ def demands_of(
 
 def least_batch(reading: ModelReading) -> int:
     """The smallest batch limit that refuses nobody: Triton rejects a request whose own batch is above the limit. Which batches clients
-    bring is not told, so where they bring any the limit is not lowered. Nor is it below what an ensemble lets through."""
-    return max(reading.least_batch, reading.allocation.max_batch_size if reading.items_per_request > 1 + 1e-9 else 1)
+    bring is not told, so where they bring any the limit is not lowered."""
+    return reading.allocation.max_batch_size if reading.items_per_request > 1 + 1e-9 else 1
 
 
 def _rate(load: Load, caution: float) -> float:

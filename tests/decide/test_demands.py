@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 
 from igniterd.decide import least_batch
@@ -17,11 +15,6 @@ def reading(requests: int, items: int | None) -> ModelReading:
 def test_clients_that_batch_keep_the_limit_they_were_given(requests: int, items: int | None, each: float, least: int) -> None:
     assert reading(requests, items).items_per_request == each
     assert least_batch(reading(requests, items)) == least
-
-
-def test_an_ensemble_keeps_the_limit_it_lets_through() -> None:
-    assert least_batch(replace(reading(10, 10), least_batch=4)) == 4
-    assert least_batch(replace(reading(10, 40), least_batch=4)) == 16
 
 
 def test_no_plan_lowers_the_limit_below_it() -> None:
