@@ -25,7 +25,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from igniterd.model.arrivals import Rate, updated
+from igniterd.model.arrivals import Aim, Rate, updated
 from igniterd.model.daily import Daily, lived
 
 F64 = NDArray[np.float64]
@@ -45,8 +45,8 @@ class Ours:
         self.rate = Rate()
 
     def seen(self, at_s: float, arrivals: int) -> tuple[float, float]:
-        self.rate = updated(self.rate, at_s, 1.0, arrivals)
-        return self.rate.per_s, self.rate.upper_per_s(LEVEL, HORIZON_S)
+        self.rate = updated(self.rate, at_s, 1.0, arrivals, Aim(LEVEL, HORIZON_S))
+        return self.rate.per_s, self.rate.upper_per_s
 
 
 @dataclass
@@ -308,7 +308,6 @@ def cost() -> None:
     rate, began = Rate(), time.process_time()
     for i, n in enumerate(counts):
         rate = updated(rate, i + 1.0, 1.0, n)
-        rate.upper_per_s(LEVEL, HORIZON_S)
     print(f"\nCost: {(time.process_time() - began) / len(counts) * 1e6:.1f} us a model and tick")
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from igniterd.config import Config
 from igniterd.model.api import Tenant
-from igniterd.model.arrivals import Rate, updated
+from igniterd.model.arrivals import Aim, Rate, updated
 from igniterd.model.calibrate import Bias, Measured, Point, learnt, pressure_of
 from igniterd.model.daily import Daily, lived
 from igniterd.model.livecurve import LiveCurve, followed, points, said
@@ -89,7 +89,7 @@ def _same_model(belief: ModelBelief, reading: ModelReading, at_s: float) -> Mode
     return replace(belief, copy=copy, bias=Bias(), told=None, curve=LiveCurve(), live=None, changed=changed, expected=None)
 
 
-def _followed(belief: ModelBelief, window: ModelWindow, end_s: float, wall_s: float, instances: int) -> ModelBelief:
+def _followed(belief: ModelBelief, window: ModelWindow, end_s: float, wall_s: float, instances: int, aim: Aim) -> ModelBelief:
     """``belief`` after ``window``, without what it says of service times."""
     if window.restarted or window.span_s <= 0:
         return replace(belief, settled_at_s=end_s + SETTLE_S) if window.restarted else belief
@@ -101,7 +101,7 @@ def _followed(belief: ModelBelief, window: ModelWindow, end_s: float, wall_s: fl
         # a request is served as long as its batch: weighted by requests, not by executions
         own_ms = sum(batch * n * window.service_ms[batch] for batch, n in window.executions.items()) / served
         mean_ms = _mixed(mean_ms, window.queue_ms + own_ms, window.span_s)
-    rate = updated(belief.rate, end_s, window.span_s, window.arrivals)
+    rate = updated(belief.rate, end_s, window.span_s, window.arrivals, aim)
     return replace(
         belief,
         rate=rate,
@@ -176,11 +176,12 @@ def estimate(
     ``profiled`` maps the configured names of the models that have a profile to their names in it; ``oracle`` predicts with mean
     service times (None: nothing is profiled, and predictions rest on live traffic alone). ``wall_s``: the time of day, seconds UTC.
     """
+    aim = Aim(config.decide.rate_level, HORIZON_S)
     beliefs = dict(belief)  # of a model not seen now, too: it is not forgotten
     for name, reading in observation.models.items():
         before = _same_model(belief.get(name) or ModelBelief(), reading, observation.at_s)
         seen = window.models.get(name)
-        beliefs[name] = before if seen is None else _followed(before, seen, window.at_s, wall_s, reading.allocation.instances)
+        beliefs[name] = before if seen is None else _followed(before, seen, window.at_s, wall_s, reading.allocation.instances, aim)
     errors: dict[str, float | None] = {}
     for there in _by_gpu(observation).values():
         modelled = _modelled(there, observation, profiled) if oracle is not None else []
@@ -259,7 +260,7 @@ def _load(name: str, belief: ModelBelief, reading: ModelReading, ratio: float | 
     quantiles = reading.latency_quantiles_s or {}
     expected, rate, bias, daily = belief.expected, belief.rate, belief.bias, belief.daily
     per_s = rate.per_s
-    upper = daily.foreseen_per_s(rate.upper_per_s(config.decide.rate_level, HORIZON_S), wall_s, HORIZON_S)
+    upper = daily.foreseen_per_s(rate.upper_per_s, wall_s, HORIZON_S)
     return Load(
         model=name,
         rate_per_s=per_s,

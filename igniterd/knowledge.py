@@ -17,6 +17,7 @@ from igniterd.errors import CannotRun, IgniterdError, ProfileError
 from igniterd.loop import Knowledge
 from igniterd.memory import identity
 from igniterd.model import PerformanceModel, Profile, load_model
+from igniterd.model.arrivals import Rate, updated
 from igniterd.model.oracle import Demand, Oracle
 from igniterd.model.tail import response_time
 from igniterd.records import Allocation
@@ -95,6 +96,7 @@ def _compile(oracles: Oracles | None, model: str) -> None:
     """Ask once for what a tick asks for: on a machine where numba has cached nothing yet this takes a minute, and must not happen
     inside a tick. Without profiles a tick asks only for the tails of live traffic."""
     began_s = time.monotonic()
+    updated(Rate(), 1.0, 1.0, 1)
     for instances in (1, 2):  # several are evaluated by other kernels than one
         response_time(1.0, np.full(2, 10.0), service_cv=0.1, max_queue_delay_ms=0.0, instances=instances, burstiness=1.0)
     if oracles is not None:

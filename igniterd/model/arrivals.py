@@ -1,12 +1,15 @@
 """The arrival rate of a model from differenced counters: quick on a step, quiet on noise, with a short forecast. Pure.
 
-Three parts, each a constant amount of work a count:
+Four parts, each a constant amount of work a count:
 
 * A line through the recent counts by least squares, older counts weighing less (time constant ``MEMORY_S``). Its slope is shrunk
   towards none by how well it can be told from noise (as James and Stein's estimator), so that steady traffic has no trend and a
   ramp is not lagged behind.
 * Page's cumulative sums (E. S. Page, Biometrika 41, 1954), on the likelihood ratio of a rate changed by ``STEPS`` against the line's.
   Where one passes ``ALARM`` the line forgets what came before the change; the sum itself knows when that was.
+* The upper quantile that plans are made for is that of a mixture of what may have happened of late: nothing, a step, a
+  ramp that began or one that ended, each as likely as the counts make it (:mod:`igniterd.model.kernels.trends`). It does not rest on
+  the line, which an alarm has made forget what shows that a ramp is no step.
 * The index of dispersion of the counts, from the squares of successive differences, to which neither a trend nor a level matters.
 
 Burstiness is read off that index. It is only ever believed to be above a Poisson process: counts of a second cannot show that
@@ -21,12 +24,18 @@ from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from igniterd.model.kernels import trends
+
 MEMORY_S = 20.0
-STEPS = (0.1, 0.3, 1.0, -0.1, -0.25, -0.5)  # relative changes of the rate that are watched for
+STEPS = (0.1, 0.3, 1.0, 4.0, -0.1, -0.25, -0.5)  # relative changes of the rate that are watched for
 ALARM = 9.0  # log likelihood ratio: about e^9 seconds between false alarms of one sum
 SHRINK = 4.0  # squared standard errors of the slope below which there is no trend
-DARING = 1.0  # the same for the upper quantile ...
-CONFIRM = 3  # ... which rises by the least trend that this many counts in a row have shown: one odd count moves no plan
+CONFIRM = 3  # the upper quantile is the least that as many counts in a row have asked for: one odd count moves no plan ...
+YOUNG_S, FEW = 8.0, 60.0  # ... but no less than the line says, for so long after a change, or of so few requests
+GAP_S = 30.0  # without counts, after which nothing is foreseen from those before
 USUAL_PER_S = 0.01  # trends expected beforehand: standard deviation of the slope over the rate
 FASTEST_PER_S = 0.1  # the forecast rises or falls by no more than this fraction of the rate a second
 
@@ -40,7 +49,20 @@ PEAK_HALF_LIFE_S = 900.0
 
 _deviations = lru_cache(maxsize=64)(NormalDist().inv_cdf)
 
+NOTHING: NDArray[np.float64] = np.empty((0, 2))
+
 Suspicion = tuple[float, float, float, float]  # log likelihood ratio; arrivals, seconds and arrivals x time since it left zero
+CALM: tuple[Suspicion, ...] = ((0.0, 0.0, 0.0, 0.0),) * len(STEPS)
+
+
+class Aim(NamedTuple):
+    """What plans are made for: the quantile ``level`` of the rate ``horizon_s`` ahead."""
+
+    level: float = 0.9
+    horizon_s: float = 8.0
+
+
+AIM = Aim()
 
 
 class Line(NamedTuple):
@@ -98,9 +120,11 @@ class Rate:
     end_s: float | None = None
     line: Line = field(default_factory=Line)
     slope: float = 0.0  # shrunk, requests/s a second
-    daring: tuple[tuple[float, float], ...] = ()  # trend and its variance for the upper quantile, after each of the last counts
+    recent: NDArray[np.float64] = field(default_factory=lambda: NOTHING, compare=False)  # (N, 2): seconds and arrivals of the last counts
+    foreseen: tuple[float, ...] = ()  # quantiles, after each of the last counts
+    upper_per_s: float = 0.0  # the quantile that plans are made for, see ``Aim``
     seen: float = 0.0
-    watch: tuple[Suspicion, ...] = ((0.0, 0.0, 0.0, 0.0),) * len(STEPS)
+    watch: tuple[Suspicion, ...] = CALM
     last: tuple[int, float] | None = None  # the last count and its seconds
     dispersion: float = 1.0  # variance over mean of the counts
     dispersion_weight: float = DISPERSION_PRIOR
@@ -116,22 +140,12 @@ class Rate:
         """The rate ``in_s`` seconds from the last count."""
         return _ahead(self.line, self.slope, self.dispersion, in_s)
 
-    def upper_per_s(self, level: float, horizon_s: float = 0.0) -> float:
-        """Upper quantile of the rate ``horizon_s`` ahead.
 
-        Here a rise is believed sooner than in the estimate, if it lasts for ``CONFIRM`` counts, and a fall only once it has happened: too
-        much is planned for a little while rather than too little.
-        """
-        line = self.line
-        if line.e0 <= 0:
-            return 0.0
-        mean, centre = line.n0 / line.e0, line.e1 / line.e0
-        poisson = max(mean, 1.0 / line.e0) * max(1.0, self.dispersion)
-        slope, variance = min(self.daring, default=(0.0, 0.0))
-        reach = horizon_s - centre if slope > 0 else 0.0
-        rise = min(slope, mean * FASTEST_PER_S) * reach
-        spread = poisson * line.v0 / (line.e0 * line.e0) + variance * reach * reach
-        return max(0.0, mean + rise + _deviations(level) * math.sqrt(spread))
+def _level_upper(line: Line, dispersion: float, deviations: float) -> float:
+    """Upper quantile of the line's mean: trends are not looked at."""
+    per_count = line.v0 / (line.e0 * line.e0) * max(1.0, dispersion)
+    mean = line.n0 / line.e0
+    return mean + deviations * math.sqrt((mean + per_count) * per_count) + float(trends.skew(deviations)) * per_count
 
 
 def _now_per_s(line: Line, slope: float) -> float:
@@ -151,7 +165,7 @@ def _ahead(line: Line, slope: float, dispersion: float, in_s: float) -> Forecast
     poisson = max(mean, 1.0 / e0) * max(1.0, dispersion)
     variance = poisson * line.v0 / (e0 * e0)
     if slope:
-        variance += _trend(line, _slope(line, poisson), SHRINK)[1] * (in_s - centre) ** 2
+        variance += _trend(line, poisson)[1] * (in_s - centre) ** 2
     return Forecast(per_s, math.sqrt(variance))
 
 
@@ -165,15 +179,15 @@ def _slope(line: Line, poisson: float) -> tuple[float, float]:
     return (n1 - centre * n0) / spread, poisson * (v2 - 2 * centre * v1 + centre * centre * v0) / spread**2
 
 
-def _trend(line: Line, measured: tuple[float, float], doubt: float) -> tuple[float, float]:
+def _trend(line: Line, poisson: float) -> tuple[float, float]:
     """The slope as far as it can be believed, and its variance: drawn to what is usual (a normal prior), and to none where it is within
-    ``doubt`` squared standard errors. ``measured``: as :func:`_slope` gives them."""
-    slope, variance = measured
+    ``SHRINK`` squared standard errors."""
+    slope, variance = _slope(line, poisson)
     if variance <= 0:
         return 0.0, 0.0
     usual = (USUAL_PER_S * max(line.n0, 1.0) / line.e0) ** 2
     bayes = usual / (usual + variance)
-    kept = 1 - doubt / max(doubt, slope * slope / variance)
+    kept = 1 - SHRINK / max(SHRINK, slope * slope / variance)
     return slope * bayes * kept, variance * bayes * kept * kept
 
 
@@ -233,8 +247,8 @@ def _burstiness(now: float, dispersion: float, weight: float) -> float:
     return BURSTS[at]
 
 
-def updated(rate: Rate, end_s: float, span_s: float, arrivals: int) -> Rate:
-    """``rate`` with one more count of ``arrivals`` in the ``span_s`` > 0 seconds up to ``end_s``."""
+def updated(rate: Rate, end_s: float, span_s: float, arrivals: int, aim: Aim = AIM) -> Rate:
+    """``rate`` with one more count of ``arrivals`` in the ``span_s`` > 0 seconds up to ``end_s``; plans are made for ``aim``."""
     since_s = span_s if rate.end_s is None else max(span_s, end_s - rate.end_s)
     line = rate.line.shifted(since_s).plus(-span_s / 2, span_s, arrivals)
     dispersion, weight = _dispersed(rate, span_s, arrivals)
@@ -244,16 +258,21 @@ def updated(rate: Rate, end_s: float, span_s: float, arrivals: int) -> Rate:
         watch = _watched(watch, *_expected(rate, since_s - span_s / 2, span_s), span_s, arrivals)
         worst, counts, seconds, moment = max(watch)
         if worst > ALARM:
-            line, seen, watch = _since(counts, seconds, moment), counts, rate.watch[:0] or ((0.0,) * 4,) * len(STEPS)
-    poisson = max(line.n0, 1.0) / line.e0 * max(1.0, dispersion)
-    measured = _slope(line, poisson)
-    slope, _ = _trend(line, measured, SHRINK)
+            line, seen, watch = _since(counts, seconds, moment), counts, CALM
+    slope, _ = _trend(line, max(line.n0, 1.0) / line.e0 * max(1.0, dispersion))
+    recent = trends.remembered(rate.recent if since_s - span_s < GAP_S else NOTHING, span_s, float(arrivals))
+    deviations = _deviations(aim.level)
+    high, since = trends.foreseen(recent, max(1.0, dispersion), deviations, aim.horizon_s)
+    foreseen = (*rate.foreseen, high)[-CONFIRM:]
+    young = _level_upper(line, dispersion, deviations) if line.e0 < YOUNG_S or line.n0 < FEW else 0.0
     now = _ahead(line, slope, dispersion, 0.0)
     return Rate(
         end_s,
         line,
         slope,
-        (*rate.daring, _trend(line, measured, DARING))[-CONFIRM:],
+        recent[since:],
+        foreseen,
+        max(young, min(foreseen)),
         seen,
         watch,
         (arrivals, span_s),

@@ -2,7 +2,8 @@
 
 A day has ``BINS`` bins of a quarter of an hour. Each remembers, over the days, its mean rate, how high the rate went, and how much the
 rate jumps where the bin begins: what starts on the hour (a job, a shop's opening) is a step there, and known beforehand once it has
-come several days in a row. Days of the week are alike; times are UTC, so that a change of summer time moves the day by an hour until it is
+come several days in a row, or several weeks on the same day of the week: what comes on workdays only is expected on Mondays and not on
+Saturdays. Means and heights are of all days alike; times are UTC, so that a change of summer time moves the day by an hour until it is
 learnt again.
 """
 
@@ -17,19 +18,26 @@ BINS = 96
 BIN_S = DAY_S / BINS
 NEW_DAY = 0.3  # weight of the latest day
 SETTLED_S = 10.0  # into a bin, when the rate shows whether there was a jump
-SURE_DAYS = 3  # that a jump must have come
+SURE_DAYS = 3  # that a jump must have come ...
+SURE_WEEKS = 2  # ... unless so many of this day of the week are known, which then decide alone
+WEEK = 7  # days
+NO_WEEKS = ((0.0, 0),) * WEEK
 LEAST_JUMP, MOST_JUMP = math.log(1.2), math.log(5.0)
 FULL = 0.5  # a bin counts when this much of it was seen
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """A quarter of an hour over the days: mean and highest rate (requests/s), least log jump at its beginning, days seen."""
+    """A quarter of an hour over the days: mean and highest rate (requests/s), least log jump at its beginning, days seen.
+
+    ``weekly`` (WEEK,): least log jump and weeks seen, of every day of the week, counted from the epoch's.
+    """
 
     mean_per_s: float
     high_per_s: float
     jump: float
     days: int
+    weekly: tuple[tuple[float, int], ...] = NO_WEEKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +73,12 @@ class Daily:
     def _jump(self, at: int) -> float:
         """Factor by which the rate surely jumps up where the bin ``at`` begins; 1 where none is known."""
         known = self.bins[at % BINS]
-        return math.exp(known.jump) if known and known.days >= SURE_DAYS and known.jump >= LEAST_JUMP else 1.0
+        if known is None:
+            return 1.0
+        jump, weeks = known.weekly[at // BINS % WEEK]
+        if weeks < SURE_WEEKS:
+            jump = known.jump if known.days >= SURE_DAYS else 0.0
+        return math.exp(jump) if jump >= LEAST_JUMP else 1.0
 
 
 def lived(daily: Daily, wall_s: float, span_s: float, per_s: float) -> Daily:
@@ -87,24 +100,38 @@ def _closed(daily: Daily) -> tuple[Bin | None, ...]:
         return daily.bins
     place = daily.at % BINS
     old, mean, jump = daily.bins[place], daily.area / daily.seen_s, daily.jump or 0.0
-    jump = min(MOST_JUMP, max(-MOST_JUMP, jump))
+    jump, day = min(MOST_JUMP, max(-MOST_JUMP, jump)), daily.at // BINS % WEEK
     if old is None:
-        new = Bin(mean, daily.high_per_s, jump, 1)
+        new = Bin(mean, daily.high_per_s, jump, 1, _weekly(NO_WEEKS, day, jump))
     else:
-        # believed is the least jump of late: it forgets upwards slowly, downwards at once
-        least = jump if jump < old.jump else old.jump + NEW_DAY * (jump - old.jump)
         new = Bin(
             old.mean_per_s + NEW_DAY * (mean - old.mean_per_s),
             max(daily.high_per_s, old.high_per_s + NEW_DAY * (daily.high_per_s - old.high_per_s)),
-            least,
+            _least(old.jump, jump),
             old.days + 1,
+            _weekly(old.weekly, day, jump),
         )
     return (*daily.bins[:place], new, *daily.bins[place + 1 :])
 
 
+def _least(least: float, jump: float) -> float:
+    """The least jump of late: it forgets upwards slowly, downwards at once."""
+    return jump if jump < least else least + NEW_DAY * (jump - least)
+
+
+def _weekly(weekly: tuple[tuple[float, int], ...], day: int, jump: float) -> tuple[tuple[float, int], ...]:
+    least, weeks = weekly[day]
+    return (*weekly[:day], (_least(least, jump) if weeks else jump, weeks + 1), *weekly[day + 1 :])
+
+
 def to_plain(daily: Daily) -> list[list[float] | None]:
-    """For JSON."""
-    return [None if b is None else [_short(b.mean_per_s), _short(b.high_per_s), round(b.jump, 3), b.days] for b in daily.bins]
+    """For JSON: of every bin its four figures, and two of every day of the week."""
+    return [b if b is None else _figures(b) for b in daily.bins]
+
+
+def _figures(b: Bin) -> list[float]:
+    weekly = [figure for jump, weeks in b.weekly for figure in (round(jump, 3), weeks)]
+    return [_short(b.mean_per_s), _short(b.high_per_s), round(b.jump, 3), b.days, *weekly]
 
 
 def _short(rate: float) -> float:
@@ -115,7 +142,20 @@ def from_plain(plain: Any) -> Daily:
     """What :func:`to_plain` gave. Raises ``ValueError`` for anything else."""
     if not isinstance(plain, list) or len(plain) != BINS:
         raise ValueError(f"a day has {BINS} bins")
-    bins = tuple(None if b is None else Bin(float(b[0]), float(b[1]), float(b[2]), int(b[3])) for b in plain)
-    if not all(b is None or (0 <= b.mean_per_s < math.inf and 0 <= b.high_per_s < math.inf and abs(b.jump) <= MOST_JUMP) for b in bins):
+    bins = tuple(b if b is None else _bin(b) for b in plain)
+    if not all(b is None or _sound(b) for b in bins):
         raise ValueError("rates out of range")
     return Daily(bins)
+
+
+def _bin(figures: Any) -> Bin:
+    mean_per_s, high_per_s, jump, days, *weekly = map(float, figures)  # before weeks were known there were four
+    weeks = tuple((least, int(seen)) for least, seen in zip(weekly[::2], weekly[1::2], strict=True))
+    if len(weeks) not in (0, WEEK):
+        raise ValueError(f"a week has {WEEK} days")
+    return Bin(mean_per_s, high_per_s, jump, int(days), weeks or NO_WEEKS)
+
+
+def _sound(b: Bin) -> bool:
+    rates = 0 <= b.mean_per_s < math.inf and 0 <= b.high_per_s < math.inf
+    return rates and all(abs(jump) <= MOST_JUMP for jump in (b.jump, *(jump for jump, _ in b.weekly)))

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from igniterd.model.daily import BIN_S, BINS, DAY_S, SURE_DAYS, Daily, from_plain, lived, to_plain
+from igniterd.model.daily import BIN_S, BINS, DAY_S, SURE_DAYS, WEEK, Daily, from_plain, lived, to_plain
 
 NINE = 9 * 3600.0
 
@@ -61,6 +61,33 @@ def test_a_day_without_the_jump_ends_the_forecast() -> None:
     assert daily.foreseen_per_s(1.0, 6 * DAY_S + NINE - 5, 8.0) == 1.0
 
 
+def a_jump(daily: Daily, day: int) -> float:
+    """The factor foreseen five seconds before nine o'clock of ``day``, of which nothing was seen."""
+    return daily.foreseen_per_s(1.0, day * DAY_S + NINE - 5, 8.0)
+
+
+def workdays(count: int, work: tuple[int, ...] = (0, 1, 2, 3, 4), off: tuple[int, ...] = ()) -> Daily:
+    """``count`` days, with the job on the days ``work`` of each week but not on the days ``off`` of them all."""
+
+    def rate(wall_s: float) -> float:
+        day = int(wall_s // DAY_S)
+        return job_at_nine(wall_s) if day % WEEK in work and day not in off else 50.0
+
+    return days(count, rate=rate, step_s=15.0)
+
+
+def test_a_job_of_workdays_is_not_expected_on_the_weekend_and_is_on_the_monday_after() -> None:
+    assert a_jump(workdays(7), 7) == 1.0  # after one week, a Monday: only that there was none on Sunday is known
+    assert a_jump(workdays(5), 5) == pytest.approx(4.0, rel=0.01)  # the first Saturday
+    daily = workdays(14)
+    assert [round(a_jump(daily, 14 + day), 1) for day in range(7)] == [4.0] * 5 + [1.0] * 2
+
+
+def test_a_holiday_makes_the_same_day_of_the_next_week_uncertain_and_no_other() -> None:
+    daily = workdays(21, off=(16,))
+    assert [round(a_jump(daily, 21 + day), 1) for day in range(5)] == [4.0, 4.0, 1.0, 4.0, 4.0]
+
+
 def test_highs_fade_over_days() -> None:
     daily = days(3.0, rate=lambda _: 50.0, daily=days(1.0), since_s=DAY_S)
     assert 50 < daily.usual_per_s(4 * DAY_S + NINE) < 120
@@ -79,10 +106,25 @@ def test_kept_and_taken_up_again() -> None:
     assert after.mean_per_s == pytest.approx(before.mean_per_s, rel=1e-3)
     assert after.jump == pytest.approx(before.jump, abs=1e-3)
     assert (after.high_per_s, after.days) == (before.high_per_s, before.days)
+    assert [weeks for _, weeks in after.weekly] == [1, 1, 0, 0, 0, 0, 0]
+    assert after.weekly[0][0] == pytest.approx(before.weekly[0][0], abs=1e-3)
+    without_weeks = [b and b[:4] for b in to_plain(daily)]
+    assert from_plain(without_weeks).usual_per_s(NINE) == daily.usual_per_s(NINE)
     assert from_plain(to_plain(Daily())) == Daily()
 
 
-@pytest.mark.parametrize("plain", [None, [], [None] * 95, [[-1, 0, 0, 1]] + [None] * 95, [[1, math.inf, 0, 1]] + [None] * 95])
+@pytest.mark.parametrize(
+    "plain",
+    [
+        None,
+        [],
+        [None] * 95,
+        [[-1, 0, 0, 1]] + [None] * 95,
+        [[1, math.inf, 0, 1]] + [None] * 95,
+        [[1, 1, 0, 1, 9, 1] + [0] * 12] + [None] * 95,
+        [[1, 1, 0, 1, 0, 1]] + [None] * 95,
+    ],
+)
 def test_nonsense_is_not_taken_up(plain: object) -> None:
     with pytest.raises(ValueError):
         from_plain(plain)
