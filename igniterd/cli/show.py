@@ -89,11 +89,13 @@ def _bias(model: dict[str, Any]) -> str:
 
 
 def _learnt(model: dict[str, Any], now_s: float) -> Iterator[Text]:
-    """What else has been learnt of a model, in sentences."""
+    """What is not steered of a model, and what else has been learnt of it, in sentences."""
     from rich.text import Text
 
     from igniterd.model.livecurve import where
 
+    for why in model.get("fixed", ()):
+        yield Text(f"{model['name']}: left as it is: {why}")
     live, changed = model.get("live"), model.get("changed")
     if live is not None:
         yield Text(f"{model['name']}: service times learnt from its traffic {where(live['share'])}: {live['said']}")

@@ -23,6 +23,7 @@ FIGURES: dict[str, Any] = {
     "bias": 1.0,
     "learnt": None,
     "applied": APPLIED,
+    "fixed": ["it is decoupled [z]"],
 }
 STATE: dict[str, Any] = {
     "host": "gpu-a",
@@ -101,7 +102,13 @@ def test_reasons_are_shown_as_they_are_and_no_proxy_is_asked(server: Answering, 
     server.answer = (200, json.dumps(STATE).encode())
     done = CliRunner().invoke(app, server.admin)
     assert done.exit_code == 0, done.stderr
-    for text in ("a reason with [/] and [red] :bug: in it", "Tesla [V100]: 100 W, -", "[Errno 2] no such file", "grow [x] refused [y]"):
+    for text in (
+        "a reason with [/] and [red] :bug: in it",
+        "Tesla [V100]: 100 W, -",
+        "[Errno 2] no such file",
+        "grow [x] refused [y]",
+        "bert: left as it is: it is decoupled [z]",
+    ):
         assert text in done.stdout
     assert json.loads(CliRunner().invoke(app, [*server.admin, "--format", "json"]).stdout) == STATE
 
