@@ -82,6 +82,10 @@ def plan(
         raise typer.BadParameter("cannot go with --from or --emit", param_hint="--sweep")
     with cannot():
         picture_path("--plot", plot, ".png", ".svg", ".pdf")
+        if emit is not None:
+            from igniterd.cli.plan_emit import new_folder
+
+            new_folder(emit)
         task = _task(workloads, gpu or ["v100"], strategy, _process(arrivals, burstiness), (start, max_moves), sweep, (level, seed))
         feasible = _swept(task, output, plot) if task.sweep else _planned(task, output, plot, emit)
     if not feasible:

@@ -38,11 +38,20 @@ _LONGEST = 100
 _NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
-def emit(plan: ProvisionPlan, profiles: Mapping[str, Profile], folder: Path) -> list[Path]:
-    """Write the folders and return them; ``profiles`` by kind of GPU. Raises :class:`ConfigError` where ``folder`` is not empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+def new_folder(folder: Path) -> None:
+    """Make the folder. Raises :class:`ConfigError` where it is not empty or cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"--emit {folder}", [f"cannot be made: {error.strerror or error}"]) from error
+    if not empty:
         raise ConfigError(f"--emit {folder}", ["is there already and not empty; give a new folder"])
-    folder.mkdir(parents=True, exist_ok=True)
+
+
+def emit(plan: ProvisionPlan, profiles: Mapping[str, Profile], folder: Path) -> list[Path]:
+    """Write the folders and return them; ``profiles`` by kind of GPU. Raises :class:`ConfigError` as :func:`new_folder` does."""
+    new_folder(folder)
     made = []
     for number, gpu in enumerate(plan.gpus):
         host = folder / f"gpu-{number:03d}-{_safe(gpu.gpu)}"

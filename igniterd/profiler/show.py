@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LEVEL = 0.95
+_TITLE_WIDTH = 110  # letters
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +133,14 @@ def drawn(profile: Profile, path: Path) -> None:
         _draw_residuals(axes[1], residuals(profile, fitted, name), name)
     if profile.co_runs:
         _draw_pairs(grid[-1], fitted, profile)
-    figure.suptitle(board_line(profile).split("\n", maxsplit=1)[0])
+    figure.suptitle(fill(board_line(profile).split("\n", maxsplit=1)[0], _TITLE_WIDTH), fontsize=11)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def _draw_curves(axes: Axes, fitted: OwnModel, profile: Profile, name: str) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     points = profile.models[name].solo
     batches = np.arange(1.0, max(p.batch for p in points) + 1)
     shown = sorted({p.share for p in points})
@@ -148,8 +152,13 @@ def _draw_curves(axes: Axes, fitted: OwnModel, profile: Profile, name: str) -> N
         errors = [2 * (p.latency_error or 0.0) * p.latency_ms for p in own]
         axes.errorbar([p.batch for p in own], [p.latency_ms for p in own], yerr=errors, fmt="o", ms=4, color=colour, label=f"{share:.3g}")
     axes.set(xscale="log", yscale="log", xlabel="batch", ylabel="latency alone (ms)", title=f"{name}: points, fit, 95 % bound")
-    axes.set_xticks([2**i for i in range(int(np.log2(batches[-1])) + 1)], [str(2**i) for i in range(int(np.log2(batches[-1])) + 1)])
-    axes.legend(title="share", fontsize=7, title_fontsize=7)
+    ticks = sorted({2**i for i in range(int(np.log2(batches[-1])) + 1)} | {int(batches[-1])})
+    axes.set_xticks(ticks, [str(b) for b in ticks])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.legend(title="share", fontsize=7, title_fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     axes.grid(alpha=0.25)
 
 
@@ -161,6 +170,7 @@ def _draw_residuals(axes: Axes, found: Sequence[Residual], name: str) -> None:
     if foretold:
         axes.plot(*zip(*foretold, strict=True), "x", ms=6, label="foretold by the others")
     axes.set(xscale="log", xlabel="batch / share", ylabel="fit over measured - 1 (%)", title=f"{name}: residuals")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.legend(fontsize=7)
     axes.grid(alpha=0.25)
 

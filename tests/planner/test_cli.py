@@ -83,6 +83,9 @@ def test_the_table_shows_shares_as_bars(few):
         (["--gpu", "v100@1x0"], 1, "whole number above 0"),
         (["--sweep", "rate=3..1"], 1, "should be above 0 and not above HIGH"),
         (["--sweep", "price=1..2"], 1, "rate=LOW..HIGH"),
+        (["--emit", "/proc/nowhere"], 1, "--emit /proc/nowhere: cannot be made"),
+        (["--emit", "/dev/null"], 1, "--emit /dev/null: cannot be made"),
+        (["--emit", "/proc"], 1, "not empty"),
         (["--plot", "plan.txt"], 1, "should end in"),
         (["--max-moves", "3"], 2, "needs --from"),
         (["--sweep", "rate=1..2", "--emit", "x"], 2, "cannot go with"),
@@ -92,6 +95,7 @@ def test_the_table_shows_shares_as_bars(few):
 def test_wrong_usage_says_what_would_be_right(few, args, status, said):
     result = run(few, *args)
     assert result.exit_code == status
+    assert result.stdout == ""  # said before anything is planned
     assert said in " ".join(result.output.replace("│", " ").split())
 
 
