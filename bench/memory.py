@@ -17,23 +17,30 @@ STAGES = (
     ("+ gRPC and Triton's client", "import igniterd.clients.triton"),
     ("+ the rest of the daemon, before it starts", "import igniterd.daemon"),
     ("+ the kernels of the tails, from numba's cache", "from igniterd.knowledge import _compile; _compile(None, '')"),
+    ("- what is given back after the first tick", "from igniterd.clients.resident import give_back; give_back()"),
 )
-SHOW = "\nimport sys\nline = next(x for x in open('/proc/self/status') if x.startswith('VmRSS'))\nprint(int(line.split()[1]) / 1024)"
+SHOW = """
+lines = dict(line.split(":") for line in open("/proc/self/status"))
+print(*(int(lines[name].split()[0]) / 1024 for name in ("VmRSS", "RssFile")))
+"""
 
 
-def resident_mb(stages: int) -> float:
-    code = "\n".join(code for _, code in STAGES[:stages]) + SHOW
+def resident_mb(stages: int) -> tuple[float, float]:
+    """In all, and the part that is pages of files."""
+    code = "\n".join(code for _, code in STAGES[:stages]) + "\n" + SHOW
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=True)
-    return float(done.stdout.split()[-1])
+    everything, files = done.stdout.split()[-2:]
+    return float(everything), float(files)
 
 
 def main() -> None:
     print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; resident memory, MB")
     resident_mb(len(STAGES))  # once before, so that numba's cache is warm
+    print(f"{'':<48} {'all':>6} {'change':>8} {'of files':>10}")
     before = 0.0
     for count, (name, _) in enumerate(STAGES, 1):
-        now = resident_mb(count)
-        print(f"{name:<48} {now:>6.0f}   {now - before:>+6.0f}")
+        now, files = resident_mb(count)
+        print(f"{name:<48} {now:>6.0f} {now - before:>+8.0f} {files:>10.0f}")
         before = now
 
 
