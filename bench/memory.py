@@ -16,7 +16,7 @@ STAGES = (
     ("+ numba and LLVM", "import numba; numba.njit"),
     ("+ gRPC and Triton's client", "import igniterd.clients.triton"),
     ("+ the rest of the daemon, before it starts", "import igniterd.daemon"),
-    ("+ the kernels of the tails, from numba's cache", "from igniterd.knowledge import _compile; _compile(None, '')"),
+    ("+ the kernels of the tails, from numba's cache", "from igniterd.knowledge import _compile; _compile(None, 0.95, '')"),
     ("- what is given back after the first tick", "from igniterd.clients.resident import give_back; give_back()"),
 )
 SHOW = """

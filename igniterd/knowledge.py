@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from typing import TypeVar
 
 import numpy as np
 import structlog
@@ -19,20 +22,49 @@ from igniterd.memory import identity
 from igniterd.model import PerformanceModel, Profile, load_model
 from igniterd.model.arrivals import Rate, updated
 from igniterd.model.oracle import Demand, Oracle
-from igniterd.model.tail import response_time
+from igniterd.model.tail import compiled_before, response_time
 from igniterd.records import Allocation
 
+T = TypeVar("T")
+
 FIT_TIMEOUT_S = 60.0
+COMPILE_TIMEOUT_S = 150.0
 SLOW_COMPILE_S = 3.0
 KILLED_S = 5.0
 
 
-def _fit(answer: Connection, profile: Profile) -> None:
-    """In the process of its own: the model, or the error that igniterd raises on purpose."""
+def _answer(answer: Connection, function: Callable[..., object], *arguments: object) -> None:
+    """In the process of its own: what comes of ``function``, or the error that igniterd raises on purpose."""
     try:
-        answer.send(load_model(profile))
+        answer.send(function(*arguments))
     except IgniterdError as error:
         answer.send(error)
+
+
+def _apart(name: str, what: str, timeout_s: float, function: Callable[..., T], *arguments: object) -> T:
+    """``function(*arguments)`` in a process of its own, which takes the memory it needed with it.
+
+    Raises what igniterd raises there on purpose, and :class:`CannotRun` when it takes longer than ``timeout_s`` (it is then killed) or
+    its process dies; ``what`` could not be done then.
+    """
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_answer, args=(sender, function, *arguments), name=name, daemon=True)
+    child.start()
+    sender.close()  # the child's end is then the only one: when it dies, that is the end of the pipe
+    try:
+        if not receiver.poll(timeout_s):
+            raise CannotRun(f"{what} within {timeout_s:g} s")
+        answer: T | IgniterdError = receiver.recv()
+    except EOFError as error:
+        raise CannotRun(f"{what}: the process that does it died") from error
+    finally:
+        child.kill()
+        child.join(KILLED_S)
+        receiver.close()
+    if isinstance(answer, IgniterdError):
+        raise answer
+    return answer
 
 
 def fitted(profile: Profile, *, timeout_s: float = FIT_TIMEOUT_S) -> PerformanceModel:
@@ -41,24 +73,7 @@ def fitted(profile: Profile, *, timeout_s: float = FIT_TIMEOUT_S) -> Performance
     Raises :class:`ProfileError` as the fit does, :class:`CannotRun` when it takes longer than ``timeout_s`` (it is then killed) or its
     process dies.
     """
-    context = get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_fit, args=(sender, profile), name="fit", daemon=True)
-    child.start()
-    sender.close()  # the child's end is then the only one: when it dies, that is the end of the pipe
-    try:
-        if not receiver.poll(timeout_s):
-            raise CannotRun(f"the model could not be fitted to the profile within {timeout_s:g} s")
-        answer: PerformanceModel | IgniterdError = receiver.recv()
-    except EOFError as error:
-        raise CannotRun("the model could not be fitted to the profile: the process that does it died") from error
-    finally:
-        child.kill()
-        child.join(KILLED_S)
-        receiver.close()
-    if isinstance(answer, IgniterdError):
-        raise answer
-    return answer
+    return _apart("fit", "the model could not be fitted to the profile", timeout_s, load_model, profile)
 
 
 def load_knowledge(config: Config) -> Knowledge:
@@ -81,32 +96,45 @@ def load_knowledge(config: Config) -> Knowledge:
         profiled[model.name] = name
         merged = profile if merged is None else merged.merge(profile)
     if merged is None:
-        _compile(None, "")
+        _compiled(None, config.decide.level, "")
         return Knowledge()
     predictor, level = fitted(merged), config.decide.level
-    oracles = Oracles(promises=Oracle(predictor, level=level), expects=Oracle(predictor, level=level, upper=False))
+    oracles = _oracles(predictor, level)
     _check_slos(config, profiled, oracles.expects)
-    _compile(oracles, next(iter(profiled.values())))
+    _compiled(predictor, level, next(iter(profiled.values())))
     identities = {name: identity(merged, model) for name, model in profiled.items()}
     sizes = {name: size for name, of in profiled.items() if (size := merged.models[of].memory_bytes) is not None}
     return Knowledge(profiled, oracles, identities, merged.board.name, merged.board.sm_count, sizes)
 
 
-def _compile(oracles: Oracles | None, model: str) -> None:
-    """Ask once for what a tick asks for: on a machine where numba has cached nothing yet this takes a minute, and must not happen
-    inside a tick. Without profiles a tick asks only for the tails of live traffic."""
+def _oracles(predictor: PerformanceModel, level: float) -> Oracles:
+    return Oracles(promises=Oracle(predictor, level=level), expects=Oracle(predictor, level=level, upper=False))
+
+
+def _compiled(predictor: PerformanceModel | None, level: float, model: str) -> None:
+    """Have everything compiled that a tick asks for: where numba has cached nothing yet this takes a minute, and must not happen inside
+    a tick. It takes 200 MB too, that LLVM never gives back: a process of its own fills the cache."""
     began_s = time.monotonic()
+    if not compiled_before():
+        with contextlib.suppress(CannotRun):  # then it is compiled here
+            _apart("compile", "the kernels could not be compiled", COMPILE_TIMEOUT_S, _compile, predictor, level, model)
+    _compile(predictor, level, model)
+    if time.monotonic() - began_s > SLOW_COMPILE_S:
+        took_s = round(time.monotonic() - began_s, 1)
+        structlog.get_logger("igniterd").info("compiled the model's kernels; later starts take them from numba's cache", took_s=took_s)
+
+
+def _compile(predictor: PerformanceModel | None, level: float, model: str) -> None:
+    """Ask once for what a tick asks for. Without profiles that is only the tails of live traffic."""
     updated(Rate(), 1.0, 1.0, 1)
     for instances in (1, 2):  # several are evaluated by other kernels than one
         response_time(1.0, np.full(2, 10.0), service_cv=0.1, max_queue_delay_ms=0.0, instances=instances, burstiness=1.0)
-    if oracles is not None:
+    if predictor is not None:
+        oracles = _oracles(predictor, level)
         demand = Demand("compile", model, 10.0, 100.0, max_batch=2)
         allocations = {"compile": Allocation(1.0, 2, 1000)}
         oracles.promises.together([demand], allocations)
         find(oracles.expects, [demand, replace(demand, model="beside")])
-    if time.monotonic() - began_s > SLOW_COMPILE_S:
-        took_s = round(time.monotonic() - began_s, 1)
-        structlog.get_logger("igniterd").info("compiled the model's kernels; later starts take them from numba's cache", took_s=took_s)
 
 
 def _check_slos(config: Config, profiled: dict[str, str], oracle: Oracle) -> None:

@@ -23,6 +23,7 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -104,6 +105,11 @@ class TailRows:
 LEAST_PER_MS = 1e-7
 """One request in three hours never meets another, and the chain has figures left to tell one from none: at 1e-13 it has not. A model that
 was asked for nothing for a quarter of an hour comes to that, as its rate is forgotten exponentially."""
+
+
+def compiled_before() -> bool:
+    """Whether numba has kept compiled queues: of this version, if nothing was changed since."""
+    return any(Path(kernels.solve.stats.cache_path).glob("*.solve-*.nbi"))
 
 
 class _Case(NamedTuple):

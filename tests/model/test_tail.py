@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 
 from igniterd.emulator.replay import gaps_s
 from igniterd.model.kernels.replay import replay_gpu
-from igniterd.model.tail import TailStatus, response_time, response_times
+from igniterd.model.tail import TailStatus, compiled_before, response_time, response_times
 
 
 @pytest.mark.parametrize("load", [0.1, 0.5, 0.8, 0.95])
@@ -275,3 +275,8 @@ def test_a_rate_that_is_nearly_forgotten_is_that_of_a_request_alone(
     assert 0 <= found.utilisation < 1e-3
     rows = response_times([rate_per_s], service, **asked)
     assert rows.p99_ms[0] == found.p99_ms
+
+
+def test_a_later_start_knows_that_the_queue_was_compiled_before() -> None:
+    assert response_time(1.0, [10.0, 15.0]).success
+    assert compiled_before()
