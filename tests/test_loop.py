@@ -8,7 +8,7 @@ import pytest
 
 from igniterd.decide import Oracles, decide, demands_of
 from igniterd.errors import NotNow, NotServed, Unreachable
-from igniterd.loop import Carry
+from igniterd.loop import Carry, Loop
 from igniterd.model.oracle import Oracle
 from igniterd.records import Allocation, BoardReading, ModelReading, MpsReading, Outcomes, Tick
 from tests.hosts import SLOS, Bench, config
@@ -213,6 +213,24 @@ async def test_profiles_of_another_board_are_not_planned_with(tmp_path: Path) ->
         "the profiles are of v100 with 80 SMs, GPU 0 is NVIDIA H100 with 132: profile the models on this board"
     )
     assert not bench.host.loads
+
+
+class FullBoard:
+    """1000 MiB free."""
+
+    async def read(self) -> tuple[BoardReading, ...]:
+        return (BoardReading(0, "GPU-1", "V100", memory_used_bytes=15 * 2**30 + 24 * 2**20, memory_total_bytes=2**34),)
+
+
+async def test_what_would_not_fit_beside_itself_is_not_reloaded(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    known = replace(bench.loop.knowledge, copy_bytes={"alexnet": 1001 * 2**20, "resnet50": 1, "vgg19": 1})
+    bench.loop = Loop(bench.loop.config, bench.loop.sources, {"main": bench.host}, known, bench.ticks.append, wall_clock=bench.clock)
+    bench.loop.sources.boards = FullBoard()
+    await bench.run(14)
+    refused = [done.error for done in moves(bench) if not done.ok]
+    assert refused == ["alexnet: a second copy takes 1001 MiB while it is reloaded, and GPU 0 has 1000 MiB free"]
+    assert "alexnet" not in {model for _, model, _ in bench.host.loads}
 
 
 @pytest.mark.parametrize("mode", ["observe", "advise"])

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,13 @@ import structlog
 from typer.testing import CliRunner
 
 from igniterd.cli.app import app
+from igniterd.cli.check import _copies
 from igniterd.estimate import ModelBelief
+from igniterd.loop import Knowledge
 from igniterd.memory import Memory
 from igniterd.model import builtin_profile
 from igniterd.model.livecurve import LiveCurve, followed
+from igniterd.records import Allocation, BoardReading, ModelReading
 
 runner = CliRunner()
 
@@ -102,3 +106,15 @@ def test_what_is_logged_meanwhile_is_not_in_the_findings(tmp_path: Path, monkeyp
     result = runner.invoke(app, [*write(tmp_path, ALEXNET), "--format", "json"])
     assert "compiled the model's kernels" in result.stderr
     assert {finding["level"] for finding in json.loads(result.stdout)} == {"ok"}
+
+
+def test_models_that_do_not_fit_beside_themselves_are_named() -> None:
+    board = BoardReading(0, "GPU-1", "V100", memory_used_bytes=2**34 - 2**30, memory_total_bytes=2**34)
+    names = ("large", "small", "unknown", "ensemble")
+    readings = {name: ModelReading(name, "1", "main", True, "python", Allocation(None, 8)) for name in names}
+    readings["ensemble"] = replace(readings["ensemble"], left_alone="an ensemble")
+    known = Knowledge(dict.fromkeys(names, "alexnet"), copy_bytes={"large": 2**31, "small": 2**29, "ensemble": 2**40})
+    said = {finding.what: finding.said for finding in _copies(readings, [board], known)}
+    assert said.keys() == {"model large", "GPU memory"}
+    assert said["model large"] == "it cannot be changed: a second copy takes 2048 MiB while it is reloaded, and GPU 0 has 1024 MiB free"
+    assert said["GPU memory"].startswith("unknown: whether there is room for a second copy while one is reloaded is not known")
