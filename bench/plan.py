@@ -2,6 +2,7 @@
 
     python bench/plan.py [--sizes 10 100 1000] [--arrivals poisson constant] [--strategies igniterd igniter] [--seconds 300]
                          [--replay-seed 1] [--growth]
+    python bench/plan.py --levels 0.5 0.8 0.95 [--seeds 1 2 3] [--arrivals poisson constant] [--seconds 300]
 
 The 12 workloads of the published evaluation and random sets; a random workload is one of those 12 with its SLO times 1 to 1.5 and its
 rate times 0.4 to 1 (uniform), so that every strategy can plan it. Plans are replayed in virtual time against the measured tables
@@ -29,7 +30,7 @@ from statistics import median
 
 import numpy as np
 
-from igniterd.emulator.replay import Arrivals, Kind, replay
+from igniterd.emulator.replay import Arrivals, Kind, Replayed, replay
 from igniterd.emulator.replay_boards import MeasuredBoard, Replica
 from igniterd.planner.gpus import GpuType, parse_gpu
 from igniterd.planner.records import ProvisionPlan
@@ -65,14 +66,14 @@ def timed(request: Request, strategy: Strategy, repetitions: int) -> tuple[Provi
     return answer.timed(median(wall)), median(processor)
 
 
-def missed(answer: ProvisionPlan, arrivals: str, seconds: float, seed: int) -> int:
-    """Workloads whose P99 in the replay is above their SLO."""
+def replayed(answer: ProvisionPlan, arrivals: str, seconds: float, seed: int) -> Replayed:
+    """The plan against the measured tables."""
     gpus = [
         [Replica(s.workload, s.model, s.rate_per_s, s.share, s.max_batch_size, s.max_queue_delay_us, s.slo_p99_ms) for s in gpu.tenants]
         for gpu in answer.gpus
     ]
     process = Arrivals(Kind.CONSTANT if arrivals == "constant" else Kind.POISSON)
-    return len(replay(gpus, [MeasuredBoard()] * len(gpus), process, duration_s=seconds, seed=seed).missed)
+    return replay(gpus, [MeasuredBoard()] * len(gpus), process, duration_s=seconds, seed=seed)
 
 
 def row(*cells: object) -> str:
@@ -91,7 +92,7 @@ def compare(
                 request = Request(found, (gpu,), ARRIVALS[process], level=level)
                 answer, processor_s = timed(request, strategy, 1 if size > 100 and strategy == "gslice+" else 3)
                 count, needed = len(answer.gpus), answer.needed_gpus or math.nan
-                short = missed(answer, process, seconds, seed)
+                short = len(replayed(answer, process, seconds, seed).missed)
                 left = f"+{len(answer.infeasible)} not planned" if answer.infeasible else ""
                 cost, bound = f"{answer.cost_per_hour or 0:.2f}", f"{answer.lower_bound_gpus or 0:.2f}"
                 shares = f"{needed:.2f}", f"{count / math.ceil(needed - 1e-9) - 1:.1%}"
@@ -136,6 +137,24 @@ def growth(gpu: GpuType, sizes: Sequence[int]) -> Iterator[str]:
             )
 
 
+def levels(gpu: GpuType, chosen: Sequence[float], seeds: Sequence[int], arrivals: Sequence[str], seconds: float) -> Iterator[str]:
+    """What planning at a higher bound of service times costs in GPUs, and spares in misses: each plan replayed on three seeds."""
+    yield "workloads arrivals level  GPUs       missed        worst P99/SLO"
+    for name, sets in (("12", [paper()]), ("100", [random_set(100, seed) for seed in seeds])):
+        for process in arrivals:
+            for level in chosen:
+                gpus, short, replays, worst = [], 0, 0, 0.0
+                for found in sets:
+                    answer = plan(Request(found, (gpu,), ARRIVALS[process], level=level))
+                    gpus.append(len(answer.gpus))
+                    for replay_seed in (1, 2, 3):
+                        served = replayed(answer, process, seconds, replay_seed)
+                        short, replays = short + len(served.missed), replays + len(served.workloads)
+                        worst = max(worst, *(w.p99_ms / w.slo_p99_ms for w in served.workloads))
+                counts = " ".join(map(str, gpus))
+                yield f"{name:<9} {process:<8} {level:<6g} {counts:<10} {short:>4} of {replays:<6} {worst:.3f}"
+
+
 def machine() -> str:
     names = [x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
     processors = f"{len(os.sched_getaffinity(0))} processors"
@@ -150,14 +169,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0, help="of replay")
     parser.add_argument("--replay-seed", type=int, default=1)
     parser.add_argument("--growth", action="store_true", help="planning time up to 100,000 workloads instead")
+    parser.add_argument("--levels", type=float, nargs="+", help="instead: GPUs and misses by the level of the bound of service times")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the sets of 100 that --levels plans")
     asked = parser.parse_args()
     gpu = parse_gpu("v100")
     print(machine(), f"load {os.getloadavg()[0]:.1f}")
-    lines = (
-        growth(gpu, GROWTH)
-        if asked.growth
-        else compare(gpu, asked.sizes, asked.arrivals, asked.strategies, asked.seconds, asked.replay_seed)
-    )
+    if asked.growth:
+        lines = growth(gpu, GROWTH)
+    elif asked.levels:
+        lines = levels(gpu, asked.levels, asked.seeds, asked.arrivals, asked.seconds)
+    else:
+        lines = compare(gpu, asked.sizes, asked.arrivals, asked.strategies, asked.seconds, asked.replay_seed)
     for line in lines:
         print(line, flush=True)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from igniterd.planner.consolidate import consolidate
 from igniterd.planner.exact import LEVEL, Placement
 from igniterd.planner.gpus import GpuType
 from igniterd.planner.mend import Placed, calibrate, check, correct, mend
@@ -36,7 +37,7 @@ def plan_own(
 
 
 def solve(problem: Problem, level: float, seed: int) -> Placed:
-    """Pack, check, pack again with corrected goals where something misses, and mend."""
+    """Pack, check, pack again with corrected goals where something misses, mend, and gather what mending scattered."""
     settler = Settler(problem)
     calibrate(problem, settler, level)
     found = check(problem, settler, pack(problem, settler, seed), level)
@@ -48,7 +49,7 @@ def solve(problem: Problem, level: float, seed: int) -> Placed:
             correct(problem, group, placements)
         problem.split_unfit()
         found = check(problem, settler, pack(problem, settler, seed + turn + 1), level)
-    return mend(found, settler, level)
+    return consolidate(mend(found, settler, level), settler, level)
 
 
 def within_stock(placed: Placed) -> Placed:

@@ -126,7 +126,7 @@ def empty_worst(
     gone: set[int] = set()
     for g in queue:
         hosts = [h for h in range(len(groups)) if h != g and h not in gone]
-        new = _relocate(problem, settler, groups, groups[g][1], hosts)
+        new = relocate(problem, settler, groups, groups[g][1], hosts)
         if new is not None:
             gone.add(g)
             for host, members in new.items():
@@ -136,7 +136,7 @@ def empty_worst(
     return [group for g, group in enumerate(groups) if g not in gone]
 
 
-def _relocate(problem: Problem, settler: Settler, groups: list[Pack], items: list[int], hosts: list[int]) -> dict[int, list[int]] | None:
+def relocate(problem: Problem, settler: Settler, groups: list[Pack], items: list[int], hosts: list[int]) -> dict[int, list[int]] | None:
     """New members of the hosts that take all of ``items``, or ``None``."""
     new: dict[int, list[int]] = {}
     for item in sorted(items, key=lambda i: -int(problem.alone[:, i].min())):

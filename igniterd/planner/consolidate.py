@@ -1,0 +1,45 @@
+"""Fewer GPUs after mending: what mending scattered is gathered again, every step evaluated exactly."""
+
+from __future__ import annotations
+
+from igniterd.planner.exact import evaluate
+from igniterd.planner.mend import Placed, misses, place
+from igniterd.planner.search import relocate
+from igniterd.planner.settle import Pack, Settler
+
+TRIES = 40
+"""GPUs that could not be emptied before no more are tried."""
+
+
+def consolidate(placed: Placed, settler: Settler, level: float, tries: int = TRIES) -> Placed:
+    """Empty the GPUs with least on them into the others, one after the other, as long as every P99 holds where the tenants go.
+
+    Plans with a tenant that misses or has no place are left as they are.
+    """
+    problem = placed.problem
+    if placed.missing or placed.unplaced:
+        return placed
+    groups, placements = list(placed.groups), list(placed.placements)
+    packs: list[Pack] = [(group.kind, list(group.items)) for group in groups]
+
+    def weight(g: int) -> float:
+        kind = groups[g].kind
+        return groups[g].total / int(problem.tables.units[kind]) / (problem.gpus[kind].price_per_hour or 1.0)
+
+    alive = set(range(len(groups)))
+    failed = 0
+    for g in sorted(alive, key=lambda g: (weight(g), g)):
+        if failed >= tries:
+            break
+        moved = relocate(problem, settler, packs, packs[g][1], sorted(alive - {g}))
+        new = {} if moved is None else {h: settler.group(groups[h].kind, items) for h, items in moved.items()}
+        held = {h: place(problem, group) for h, group in new.items()}
+        evaluate([(problem.gpus[new[h].kind], held[h]) for h in new], level=level)
+        if not new or any(misses(problem, new[h], held[h]) for h in new):
+            failed += 1
+            continue
+        alive.remove(g)
+        for h, group in new.items():
+            groups[h], placements[h], packs[h] = group, held[h], (group.kind, group.items)
+    keep = sorted(alive)
+    return Placed(problem, [groups[g] for g in keep], [placements[g] for g in keep], placed.unplaced)
