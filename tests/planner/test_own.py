@@ -169,7 +169,7 @@ def scaled_v100(v100: GpuType, factor: float, name: str, price: float, most: int
 def test_kinds_are_mixed_where_that_is_cheaper(v100, v100_workloads):
     """A GPU half as fast at a fifth of the price takes what is not in a hurry; what only the fast one can hold stays there."""
     slow = scaled_v100(v100, 2.0, "slow", 0.6)
-    hurried = Workload("H", "vgg19", 12, 100)
+    hurried = Workload("H", "vgg19", 6, 100)
     answer = plan(Request([*v100_workloads, hurried], (v100, slow), 1.0))
     check_kinds = {gpu.gpu for gpu in answer.gpus}
     assert check_kinds == {"v100", "slow"}
