@@ -122,6 +122,7 @@ def profile(
             partial, path = Partial(settings=settings), partial_path(output)
             if path.exists() and Partial.read(path).originals:
                 raise CannotRun(f"{path} says that the server was not put back after an earlier profile: use --resume or --restore {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
         _run(_profiled(partial, path, output, budget, headers))
         if plot is not None:
             _show(output, plot)

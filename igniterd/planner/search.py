@@ -27,8 +27,8 @@ _RATE = 0.4
 """How strongly prices follow how well a GPU was packed."""
 
 
-def pack(problem: Problem, settler: Settler, seed: int = 0) -> list[Pack]:
-    """Which items share which GPU."""
+def pack(problem: Problem, settler: Settler, seed: int = 0, *, splits: bool = True) -> list[Pack]:
+    """Which items share which GPU; ``splits`` as for :func:`igniterd.planner.squeeze.squeeze`."""
     groups: list[Pack] = []
     kinds = choose_kinds(problem)
     for kind in range(len(problem.gpus)):
@@ -37,7 +37,7 @@ def pack(problem: Problem, settler: Settler, seed: int = 0) -> list[Pack]:
             groups += [(kind, members) for members in fill_kind(problem, kind, which)]
     groups = empty_worst(problem, settler, apart(problem, settler, groups))
     if 2 <= problem.parent.size <= SMALL:
-        groups = squeeze(problem, settler, groups, seed)
+        groups = squeeze(problem, settler, groups, seed, splits=splits)
     return groups
 
 

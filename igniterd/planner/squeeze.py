@@ -22,14 +22,17 @@ _SHIFT = 0.2
 """Chance that a step shifts rate between replicas of a workload, where there are any; and the part of the rate it shifts."""
 
 
-def squeeze(problem: Problem, settler: Settler, groups: list[Pack], seed: int) -> list[Pack]:
-    """Do without the GPU that would save most, as often as that succeeds; never below the lower bound."""
+def squeeze(problem: Problem, settler: Settler, groups: list[Pack], seed: int, *, splits: bool = True) -> list[Pack]:
+    """Do without the GPU that would save most, as often as that succeeds; never below the lower bound.
+
+    ``splits``: also with large items split, which takes three times as long again where it does not help.
+    """
     rng = np.random.default_rng(seed)
     while len(groups) > max(1, least_gpus(problem)):
         spare = max(range(len(groups)), key=lambda g: (_price(problem, groups[g]), -_alone(problem, groups[g])))
         descent = _Descent(problem, settler, groups, spare, rng)
         fewer = descent.run()
-        if fewer is None and descent.least <= _NEAR:
+        if fewer is None and splits and descent.least <= _NEAR:
             fewer = _with_splits(problem, settler, groups, spare, rng)
         if fewer is None:
             return groups

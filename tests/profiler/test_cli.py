@@ -47,9 +47,14 @@ def test_wrong_usage(tmp_path: Path, arguments: tuple[str, ...], said: str) -> N
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    code, text = run("m", "-o", str(tmp_path / "p.json"), "--triton", f"127.0.0.1:{port}", "--gpu", "none")
+    code, text = run("m", "-o", str(tmp_path / "profiles" / "p.json"), "--triton", f"127.0.0.1:{port}", "--gpu", "none")
     assert code == 1
     assert str(port) in text
+    assert (tmp_path / "profiles").is_dir()  # a folder that is not there yet is no reason to fail after minutes
+    (tmp_path / "file").touch()
+    code, text = run("m", "-o", str(tmp_path / "file" / "p.json"), "--triton", f"127.0.0.1:{port}", "--gpu", "none")
+    assert code == 1
+    assert "File exists" in text or "Not a directory" in text
 
 
 def test_nobody_is_told_to_put_back_what_was_not_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
