@@ -57,6 +57,7 @@ def _held(held: Held, stay: set[str]) -> Held:
         done=_only(held.done, stay),
         refused_until_s=_only(held.refused_until_s, stay),
         refusals_in_a_row=_only(held.refusals_in_a_row, stay),
+        asked=_only(held.asked, stay),
     )
 
 

@@ -200,9 +200,9 @@ class TritonClient:
         self._unsettled.forget(model)
         try:
             await self._call("RepositoryModelLoad", request, timeout_s=self._reload_timeout_s)
-        except Unanswered:
+        except Unanswered as error:
             self._unsettled.unanswered(model, allocation_of(config), self._clock(), self._reload_timeout_s)
-            raise
+            raise Unanswered(f"{error} ([[triton]] reload_timeout_s): it may finish loading {model} yet") from error
         finally:
             # A tick may have read the old configuration while the new copy was loading, or be reading it now.
             self._known.pop(model, None)

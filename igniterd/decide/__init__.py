@@ -13,7 +13,7 @@ from functools import cache, partial
 
 from igniterd.config import Config
 from igniterd.decide.gpu import CAUTIONS, Case, Oracles, Part
-from igniterd.decide.hold import Held, after, rollbacks
+from igniterd.decide.hold import Held, after, came_after_all, rollbacks
 from igniterd.decide.steps import granted
 from igniterd.model.oracle import Demand, Service
 from igniterd.records import Allocation, Estimate, Load, ModelReading, Observation, Outcomes, Plan, Verdict
@@ -127,7 +127,9 @@ def decide(
     """The plan of this tick and what it leaves to the next. The same inputs always give the same plan."""
     applied = {name: reading.allocation for name, reading in observation.models.items()}
     floors = {m: max(held.floors.get(m, 1), least_batch(reading)) for m, reading in observation.models.items()}
-    held = replace(held, seen=held.seen | set(applied), floors={**held.floors, **{m: b for m, b in floors.items() if b > 1}})
+    held = replace(
+        came_after_all(held, applied), seen=held.seen | set(applied), floors={**held.floors, **{m: b for m, b in floors.items() if b > 1}}
+    )
     blocked = _blocked(estimate, observation, held, config)
     if not profiled:
         blocked = blocked or "no model has a profile: watching only"

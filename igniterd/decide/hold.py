@@ -86,6 +86,7 @@ class Held:
     done: Mapping[str, Done] = field(default_factory=dict)
     refused_until_s: Mapping[str, float] = field(default_factory=dict)
     refusals_in_a_row: Mapping[str, int] = field(default_factory=dict)
+    asked: Mapping[str, Allocation] = field(default_factory=dict)  # by the changes that failed
 
     def since_move_s(self, now_s: float) -> float:
         return float("inf") if self.moved_at_s is None else now_s - self.moved_at_s
@@ -101,6 +102,26 @@ def refusals(held: Held, models: Iterable[str], now_s: float) -> str:
         if now_s < until_s:
             return f"{model}: its last change failed; next try in {until_s - now_s:.0f} s"
     return ""
+
+
+def came_after_all(held: Held, applied: Mapping[str, Allocation]) -> Held:
+    """``held`` without the failures of changes that are there now: Triton finishes a load that was not answered in time."""
+    came = {m for m, asked in held.asked.items() if m in applied and _alike(asked, applied[m])}
+    if not came:
+        return held
+    return replace(
+        held,
+        asked={m: a for m, a in held.asked.items() if m not in came},
+        refused_until_s={m: t for m, t in held.refused_until_s.items() if m not in came},
+        refusals_in_a_row={m: n for m, n in held.refusals_in_a_row.items() if m not in came},
+    )
+
+
+def _alike(one: Allocation, other: Allocation) -> bool:
+    """Equal, but for how a share is written down."""
+    if one.share is None or other.share is None:
+        return one == other
+    return replace(one, share=other.share) == other and abs(one.share - other.share) < 1e-5
 
 
 def why_not_now(held: Held, steps: tuple[Step, ...], rules: Decide, now_s: float) -> str:
@@ -152,7 +173,7 @@ def after(held: Held, outcome: Outcome, loads: Mapping[str, Load], rules: Decide
     refused = {m: t for m, t in held.refused_until_s.items() if t > now_s}
     reloads = tuple(at_s for at_s in held.reloads if at_s > now_s - HOUR_S)
     moved_at_s, target, made = held.moved_at_s, held.target, dict(held.done)
-    failures = dict(held.refusals_in_a_row)
+    failures, asked = dict(held.refusals_in_a_row), dict(held.asked)
     for done in outcome.actuations:
         step = done.step
         if not (done.ok and _takes_over(step)):
@@ -161,9 +182,11 @@ def after(held: Held, outcome: Outcome, loads: Mapping[str, Load], rules: Decide
             # a load that hung hangs again: each failure in a row waits twice as long
             failures[step.model] = failures.get(step.model, 0) + 1
             refused[step.model] = now_s + REFUSED_S * 2 ** min(failures[step.model] - 1, 6)
+            asked[step.model] = step.after
             target = {}
             continue
         failures.pop(step.model, None)
+        asked.pop(step.model, None)
         moved_at_s = now_s
         last = made.get(step.model)
         again = last is not None and last.allocation == step.after and now_s < last.at_s + SAME_S
@@ -184,4 +207,5 @@ def after(held: Held, outcome: Outcome, loads: Mapping[str, Load], rules: Decide
         done=made,
         refused_until_s=refused,
         refusals_in_a_row=failures,
+        asked=asked,
     )

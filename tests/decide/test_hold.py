@@ -1,5 +1,5 @@
 from igniterd.config import Decide
-from igniterd.decide.hold import REFUSED_S, SAME_TIMES, Held, Watch, after, rollbacks, why_not_now
+from igniterd.decide.hold import REFUSED_S, SAME_TIMES, Held, Watch, after, came_after_all, rollbacks, why_not_now
 from igniterd.decide.steps import ordered
 from igniterd.records import Actuation, Allocation, Load, Outcome, Step, StepKind
 
@@ -74,3 +74,16 @@ def test_first_shares_are_given_to_any_number_of_models_within_the_hour() -> Non
 def test_a_first_share_that_is_refused_is_counted() -> None:
     bare = Step("m", StepKind.SHRINK, Allocation(None, 8), SMALL)
     assert after(Held(), done(bare, ok=False), {}, RULES, 5.0).reloads == (5.0,)
+
+
+def test_a_change_that_came_after_its_deadline_did_not_fail() -> None:
+    step = Step("m", StepKind.GROW, SMALL, Allocation(0.35000000000000003, 8))
+    held = Held()
+    for turn in range(3):  # a model that always takes longer than is waited
+        held = after(held, done(step, ok=False), {}, RULES, turn * 1000.0)
+    assert came_after_all(held, {"m": SMALL}) is held
+    assert why_not_now(held, (GROW,), RULES, 2000.0)
+    came = came_after_all(held, {"m": Allocation(0.35, 8)})
+    assert why_not_now(came, (GROW,), RULES, 2000.0) == ""
+    assert (dict(came.asked), dict(came.refusals_in_a_row)) == ({}, {})
+    assert not after(held, done(step), load(1.0, 1.0), RULES, 2001.0).asked
