@@ -29,6 +29,11 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def is_header(name: str, text: str) -> bool:
+    """Whether gRPC sends it: anything else makes every call fail with its own words."""
+    return bool(re.fullmatch(r"[A-Za-z0-9._-]+", name)) and not name.endswith("-bin") and bool(re.fullmatch(r"[ -~]*", text))
+
+
 def _checked_url(value: str, *schemes: str) -> None:
     try:
         parts = urlsplit(value)
@@ -65,6 +70,15 @@ class Triton(Section):
         if not value:
             return None
         _checked_url(value, "http", "https")
+        return value
+
+    @field_validator("header")
+    @classmethod
+    def _sendable(cls, value: dict[str, str]) -> dict[str, str]:
+        if wrong := [name for name, text in value.items() if not is_header(name, text)]:
+            raise ValueError(
+                f"{', '.join(map(repr, wrong))}: a name has letters, digits and - _ . only, its text no line break and plain letters"
+            )
         return value
 
     @field_validator("url")

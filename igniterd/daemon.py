@@ -74,6 +74,23 @@ def mps_client(config: Config) -> MpsControl | None:
     return MpsControl(config.mps.control, config.mps.pipe_directory, timeout_s=2 * config.loop.io_timeout_s)
 
 
+def mqtt_publisher(config: Config) -> MqttPublisher | None:
+    """Who speaks to the broker; None without one. Raises :class:`igniterd.errors.CannotRun` for a file that cannot be read."""
+    mqtt = config.mqtt
+    if mqtt is None:
+        return None
+    return MqttPublisher(
+        mqtt.url,
+        cluster=config.host.cluster,
+        host=config.host.name,
+        username=mqtt.username,
+        password_file=mqtt.password_file,
+        ca_file=mqtt.ca_file,
+        cert_file=mqtt.cert_file,
+        key_file=mqtt.key_file,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Fresh:
     """What to begin anew with after a reload of the configuration."""
@@ -117,7 +134,7 @@ class Daemon:
             mps_interval_s=config.mps.interval_s,
             timeout_s=config.loop.io_timeout_s,
         )
-        self.publisher = self._publisher()
+        self.publisher = mqtt_publisher(config)
         self.metrics = Metrics(config, mqtt=self.publisher.statistics if self.publisher else None)
         self.history = History(config.state.directory / "history.db")
         self.reporter = Reporter(config, metrics=self.metrics.update, publisher=self.publisher, history=self.history.record)
@@ -134,21 +151,6 @@ class Daemon:
         self._once = Once("loop")
         self._last_tick_s: float | None = None
         self._overrun_said_s = float("-inf")
-
-    def _publisher(self) -> MqttPublisher | None:
-        mqtt = self.config.mqtt
-        if mqtt is None:
-            return None
-        return MqttPublisher(
-            mqtt.url,
-            cluster=self.config.host.cluster,
-            host=self.config.host.name,
-            username=mqtt.username,
-            password_file=mqtt.password_file,
-            ca_file=mqtt.ca_file,
-            cert_file=mqtt.cert_file,
-            key_file=mqtt.key_file,
-        )
 
     def health(self) -> tuple[bool, list[str]]:
         """Whether ticks are being finished and Triton answers; the reasons when not."""

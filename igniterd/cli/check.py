@@ -95,6 +95,8 @@ def _learnt(settings: Config, live: bool) -> dict[str, str]:
 def _static(settings: Config, knowledge: Knowledge, learnt: dict[str, str]) -> Iterator[Finding]:
     """What the files alone tell. ``learnt``: what is known without a profile, by model."""
     yield Finding("ok", "configuration", f"{len(settings.model)} models on {len(settings.triton)} Triton, mode {settings.loop.mode}")
+    if settings.mqtt is not None:
+        yield _broker(settings)
     for model in settings.model:
         if model.name in knowledge.profiled:
             yield Finding("ok", f"profile of {model.name}", f"{model.profile} ({knowledge.profiled[model.name]})")
@@ -106,6 +108,20 @@ def _static(settings: Config, knowledge: Knowledge, learnt: dict[str, str]) -> I
                 "A profile adds other shares, larger batches and the effect of neighbours, so that all of them are planned for its P99 of "
                 f"{model.slo_p99_ms:g} ms: igniterd profile {model.name}",
             )
+
+
+def _broker(settings: Config) -> Finding:
+    """Whether the files that ``[mqtt]`` names are there; without them the daemon does not start."""
+    from igniterd.daemon import mqtt_publisher
+    from igniterd.errors import CannotRun
+
+    try:
+        mqtt_publisher(settings)
+    except CannotRun as error:
+        return Finding("bad", "MQTT", str(error))
+    return Finding(
+        "ok", "MQTT", f"hints go to {settings.mqtt.url if settings.mqtt else 'nobody'}; whether the broker answers shows at run time"
+    )
 
 
 def _without(learnt: str | None) -> str:

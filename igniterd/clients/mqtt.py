@@ -274,7 +274,8 @@ def _tls_context(ca_file: Path | None, cert_file: Path | None, key_file: Path | 
         if cert_file is not None:
             context.load_cert_chain(cert_file, key_file)
     except (OSError, ssl.SSLError) as error:
-        raise CannotRun(f"TLS for the MQTT broker: {error}") from error
+        files = ", ".join(str(file) for file in (ca_file, cert_file, key_file) if file is not None)
+        raise CannotRun(f"TLS for the MQTT broker ({files}): {error}") from error
     return context
 
 

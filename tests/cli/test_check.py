@@ -118,3 +118,13 @@ def test_models_that_do_not_fit_beside_themselves_are_named() -> None:
     assert said.keys() == {"model large", "GPU memory"}
     assert said["model large"] == "it cannot be changed: a second copy takes 2048 MiB while it is reloaded, and GPU 0 has 1024 MiB free"
     assert said["GPU memory"].startswith("unknown: whether there is room for a second copy while one is reloaded is not known")
+
+
+def test_a_file_that_the_broker_needs_and_is_not_there_is_found(tmp_path: Path) -> None:
+    result = runner.invoke(app, write(tmp_path, ALEXNET, '[mqtt]\nurl = "mqtts://broker"\nca_file = "none.pem"\n'))
+    assert result.exit_code == 1
+    assert "bad  MQTT: TLS for the MQTT broker" in result.output
+    assert "none.pem" in result.output
+    result = runner.invoke(app, write(tmp_path, ALEXNET, '[mqtt]\nurl = "mqtt://broker"\n'))
+    assert result.exit_code == 0
+    assert "ok  MQTT: hints go to mqtt://broker" in result.output

@@ -35,6 +35,7 @@ def run(*arguments: str) -> tuple[int, str]:
         (("m", "--points", "2"), "--points"),
         (("m", "--triton", "gpu-a"), "should be host:port"),
         (("m", "--header", "s3cret"), "--header"),
+        (("m", "--header", "a b=s3cret"), "letters, digits and"),
         (("m", "--state", "/tmp/a folder"), "only letters, digits and"),
     ],
 )
