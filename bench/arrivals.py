@@ -79,10 +79,10 @@ class Trace:
     upper: F64
 
 
-def traced(make: Callable[[], Estimator], true: F64, seeds: int, dispersion: float = 1.0) -> Trace:
+def traced(make: Callable[[], Estimator], true: F64, seeds: int, dispersion: float = 1.0, first_seed: int = FIRST_SEED) -> Trace:
     now, upper = np.empty((seeds, true.size)), np.empty((seeds, true.size))
     for seed in range(seeds):
-        rng = np.random.default_rng(FIRST_SEED + seed)
+        rng = np.random.default_rng(first_seed + seed)
         counts = rng.poisson(true) if dispersion == 1 else drawn(rng, true, dispersion)
         estimator = make()
         for i, n in enumerate(counts):

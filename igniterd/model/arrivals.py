@@ -34,7 +34,8 @@ STEPS = (0.1, 0.3, 1.0, 4.0, -0.1, -0.25, -0.5)  # relative changes of the rate 
 ALARM = 9.0  # log likelihood ratio: about e^9 seconds between false alarms of one sum
 SHRINK = 4.0  # squared standard errors of the slope below which there is no trend
 CONFIRM = 3  # the upper quantile is the least that as many counts in a row have asked for: one odd count moves no plan ...
-YOUNG_S, FEW = 8.0, 60.0  # ... but no less than the line says, for so long after a change, or of so few requests
+YOUNG_S = 8.0  # ... but no less than the line says, for so long after a change
+FEW = 60.0  # weighted requests in the line, below which any count is odd and too much costs little: no confirmation is waited for
 GAP_S = 30.0  # without counts, after which nothing is foreseen from those before
 USUAL_PER_S = 0.01  # trends expected beforehand: standard deviation of the slope over the rate
 FASTEST_PER_S = 0.1  # the forecast rises or falls by no more than this fraction of the rate a second
@@ -272,7 +273,7 @@ def updated(rate: Rate, end_s: float, span_s: float, arrivals: int, aim: Aim = A
         slope,
         recent[since:],
         foreseen,
-        max(young, min(foreseen)),
+        max(young, high if line.n0 < FEW else min(foreseen)),
         seen,
         watch,
         (arrivals, span_s),

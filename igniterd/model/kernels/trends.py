@@ -24,7 +24,7 @@ I64 = NDArray[np.int64]
 
 KEEP_S, KEEP = 80.0, 12  # how far back is looked, and the least counts of that
 STEP, BEND, END = 0.2, 0.15, 0.1  # how likely each is beforehand in that time
-JUMP = 0.5  # standard deviation of a step over the rate
+JUMP = 1.0  # standard deviation of a step over the rate
 SLOPE = 0.007  # of a slope over the rate, 1/s
 LEAST_S = 4.0  # of a line
 CERTAIN = 0.99  # of a step, when what came before is forgotten
