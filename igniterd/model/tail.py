@@ -108,8 +108,9 @@ was asked for nothing for a quarter of an hour comes to that, as its rate is for
 
 
 def compiled_before() -> bool:
-    """Whether numba has kept compiled queues: of this version, if nothing was changed since."""
-    return any(Path(kernels.solve.stats.cache_path).glob("*.solve-*.nbi"))
+    """Whether numba has kept what it compiled of the queue since that was last changed."""
+    changed_s = Path(kernels.__file__).stat().st_mtime
+    return any(kept.stat().st_mtime >= changed_s for kept in Path(kernels.solve.stats.cache_path).glob("*.solve-*.nbi"))
 
 
 class _Case(NamedTuple):
