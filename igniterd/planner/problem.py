@@ -56,6 +56,14 @@ class Problem:
         """Arrival process of an item: its workload's. A part of Poisson arrivals is Poisson, of constant ones taken in turn constant."""
         return self.burstiness[int(self.parent[item])]
 
+    @property
+    def whole(self) -> Items:
+        """The workloads unsplit and at their SLO, without the margin that the search keeps: for whoever has to err on the other side."""
+        first = np.unique(self.parent, return_index=True)[1]
+        slo = np.array([w.slo_p99_ms for w in self.workloads], dtype=np.float64)
+        rate = np.array([w.rate_per_s / 1e3 for w in self.workloads], dtype=np.float64)
+        return pick(self.items, first)._replace(goal_ms=slo, rate=rate)
+
     def memory(self, kind: int) -> I64:
         """Bytes one instance of each item takes on a kind of GPU; 0 where the profile does not say."""
         each = np.array([_memory(self.gpus[kind], m) for m in self.models], dtype=np.int64)

@@ -221,7 +221,8 @@ def largest_rate(t: Tables, kind: int, queue: int, model: int, goal: float, unit
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _nearest_units(grid: I64, units: int) -> int:
+def nearest_units(grid: I64, units: int) -> int:
+    """Which value of ``grid`` is nearest."""
     best = 0
     for i in range(grid.shape[0]):
         if abs(grid[i] - units) < abs(grid[best] - units):
@@ -234,5 +235,5 @@ def pair_gain(t: Tables, kind: int, own: int, own_units: int, other: int, other_
     """What a neighbour that always executes adds to the service time of ``own``, as a fraction of it."""
     w, fw = _place(t.gain_batch, other_batch)
     w1 = min(w + 1, t.gain_batch.shape[0] - 1)
-    row = t.gain[kind, own, other, _nearest_units(t.gain_units, own_units), _nearest_units(t.gain_units, other_units)]
+    row = t.gain[kind, own, other, nearest_units(t.gain_units, own_units), nearest_units(t.gain_units, other_units)]
     return row[w] * (1.0 - fw) + row[w1] * fw
