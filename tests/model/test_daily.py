@@ -46,7 +46,7 @@ def test_a_jump_is_forecast_once_it_has_come_several_days_and_only_right_before_
 
 def test_a_jump_that_is_due_is_waited_for_until_the_rate_shows_whether_it_came() -> None:
     nine = 5 * DAY_S + NINE
-    daily = days(5 + (NINE + 1) / DAY_S, step_s=1.0)
+    daily = days((NINE + 1) / DAY_S, step_s=1.0, daily=days(5.0), since_s=5 * DAY_S)
     assert daily.foreseen_per_s(60.0, nine + 1, 8.0) == pytest.approx(200.0, rel=0.01)
     assert daily.foreseen_per_s(230.0, nine + 1, 8.0) == 230.0
     for came in (200.0, 50.0):
@@ -73,7 +73,7 @@ def workdays(count: int, work: tuple[int, ...] = (0, 1, 2, 3, 4), off: tuple[int
         day = int(wall_s // DAY_S)
         return job_at_nine(wall_s) if day % WEEK in work and day not in off else 50.0
 
-    return days(count, rate=rate, step_s=15.0)
+    return days(count, rate=rate, step_s=30.0)
 
 
 def test_a_job_of_workdays_is_not_expected_on_the_weekend_and_is_on_the_monday_after() -> None:
