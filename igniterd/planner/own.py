@@ -19,11 +19,14 @@ from igniterd.planner.problem import Problem, pose
 from igniterd.planner.records import PlannedGpu, ProvisionPlan, Seat
 from igniterd.planner.search import pack
 from igniterd.planner.settle import Settler
+from igniterd.planner.splits import curves, least_weights
 from igniterd.planner.squeeze import SMALL
 from igniterd.planner.workloads import Infeasible, Workload
 
 OUT_OF_STOCK = "needs a GPU beyond the"
 """How the reason begins that a workload lost for want of GPUs is given."""
+_ALIKE = 1.02
+"""SLOs within this factor are one where the cost of splitting over kinds of GPU is limited from below."""
 REPACKED = 200
 """Up to so many items, a plan that misses somewhere is packed anew with what was learnt before it is mended GPU by GPU."""
 
@@ -71,12 +74,19 @@ def lower_bounds(problem: Problem) -> tuple[float, float | None]:
     """(GPUs, cost an hour) that no plan can do without: least shares with no neighbours at all, added up, on the best kind for each."""
     if not problem.workloads:
         return 0.0, 0.0
-    fractions = problem.bound / problem.tables.units[:, None]
-    gpus = float(fractions.min(axis=0).sum())
+    gpus = _least(problem, [1.0] * len(problem.gpus))
     prices = [gpu.price_per_hour for gpu in problem.gpus]
-    if any(price is None for price in prices):
-        return gpus, None
-    return gpus, float((fractions * np.array(prices, dtype=np.float64)[:, None]).min(axis=0).sum())
+    known = [price for price in prices if price is not None]
+    return gpus, _least(problem, known) if len(known) == len(prices) else None
+
+
+def _least(problem: Problem, prices: Sequence[float]) -> float:
+    """The least shares at these prices of a whole GPU; a workload may also be split over kinds, each of which serves a part."""
+    least = (problem.bound / problem.tables.units[:, None] * np.array(prices)[:, None]).min(axis=0)
+    if len(prices) > 1:
+        mixed = least_weights(curves(problem.tables, problem.whole, _ALIKE), problem.whole.rate, prices)[:, 0]
+        least = np.minimum(least, mixed)
+    return float(least.sum())
 
 
 def to_plan(placed: Placed, burstiness: float) -> ProvisionPlan:

@@ -16,8 +16,10 @@ from igniterd.model.kernels import lookup, packing, pricing
 from igniterd.model.kernels.packing import SEATS, Items
 from igniterd.planner.bound import EFFORT, Proof, prove
 from igniterd.planner.gpus import GpuType
+from igniterd.planner.own import lower_bounds
 from igniterd.planner.problem import Problem, needs, pick, pose
 from igniterd.planner.splits import curves, part_worth
+from igniterd.planner.workloads import Workload
 
 QUICK = replace(EFFORT, crowds=(((0.8, 1.0), 2), ((1.0,), 4)), step=0.01, compositions=500, rounds=6)
 EXACTLY = 1.0 + 1e-6
@@ -192,3 +194,14 @@ def test_a_second_kind_as_fast_and_twice_the_price_changes_little(v100, v100_wor
 
 def test_nothing_to_plan(posed, proof_of):
     assert proof_of(pick(posed.whole, np.zeros(0, dtype=np.int64))).total == 0.0
+
+
+def test_a_workload_may_be_split_over_kinds(v100):
+    """The sum of least shares allows for a large part on one kind and a small one on another."""
+    board = v100.profile.board.model_copy(update={"name": "other"})
+    other = GpuType(v100.profile.model_copy(update={"board": board}), 3.06)
+    rate = 1.02 * 400.0
+    one = lower_bounds(pose([Workload("A", "vgg19", 30.0, rate)], (v100,), 1.0))
+    both = lower_bounds(pose([Workload("A", "vgg19", 30.0, rate)], (v100, other), 1.0))
+    assert 0 < both[0] <= one[0]
+    assert both[1] == pytest.approx(3.06 * both[0])
