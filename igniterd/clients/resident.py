@@ -36,7 +36,7 @@ def give_back() -> int:
 
 
 def _clean(smaps: str) -> Iterator[tuple[int, int]]:
-    """Start and end of each private, read-only mapping of a file, no page of which is a copy of its own.
+    """Start and end of each private, read-only mapping of a file, no page of which is a copy of its own, in memory or in swap.
 
     A page that was written (relocations; breakpoints in code) would come back as it is in the file.
     """
@@ -44,13 +44,15 @@ def _clean(smaps: str) -> Iterator[tuple[int, int]]:
     for line in smaps.splitlines():
         found = _MAPPING.match(line)
         if found:
+            if mapping is not None:
+                yield mapping
             start, end, access, path = found.groups()
             plain = access[1] == "-" and access[3] == "p" and path.startswith("/") and not path.startswith("/dev/")
             mapping = (int(start, 16), int(end, 16)) if plain else None
-        elif line.startswith("Anonymous:") and mapping is not None:
-            if int(line.split()[1]) == 0:
-                yield mapping
+        elif line.startswith(("Anonymous:", "Swap:")) and int(line.split()[1]) != 0:
             mapping = None
+    if mapping is not None:
+        yield mapping
 
 
 def _resident_bytes() -> int:

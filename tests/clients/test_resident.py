@@ -29,10 +29,14 @@ SMAPS = """\
 7f0000000000-7f0000004000 r-xp 00000000 00:00 1 /usr/lib/code.so
 Rss:                  16 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 7f0000004000-7f0000008000 r-xp 00000000 00:00 1 /usr/lib/with a breakpoint.so
 Anonymous:             4 kB
 7f0000008000-7f000000c000 r--p 00004000 00:00 1 /usr/lib/relocated.so
 Anonymous:            16 kB
+7f0000008000-7f000000c000 r--p 00004000 00:00 1 /usr/lib/relocated and swapped.so
+Anonymous:             0 kB
+Swap:                 16 kB
 7f000000c000-7f0000010000 rw-p 00008000 00:00 1 /usr/lib/data.so
 Anonymous:             0 kB
 7f0000010000-7f0000014000 r--s 00000000 00:00 2 /var/shared
