@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from igniterd.planner.exact import evaluate
 from igniterd.planner.mend import Placed, misses, place
 from igniterd.planner.search import relocate
@@ -9,6 +11,9 @@ from igniterd.planner.settle import Pack, Settler
 
 TRIES = 40
 """GPUs that could not be emptied before no more are tried."""
+_HOSTS = 200
+"""Tenants go to one of so many GPUs with most to spare, so that a GPU's turn costs the same however many there are."""
+_GONE = -(2**31)
 
 
 def consolidate(placed: Placed, settler: Settler, level: float, tries: int = TRIES) -> Placed:
@@ -26,20 +31,22 @@ def consolidate(placed: Placed, settler: Settler, level: float, tries: int = TRI
         kind = groups[g].kind
         return groups[g].total / int(problem.tables.units[kind]) / (problem.gpus[kind].price_per_hour or 1.0)
 
-    alive = set(range(len(groups)))
+    spare = np.array([int(problem.tables.units[group.kind]) - group.total for group in groups], dtype=np.int64)
     failed = 0
-    for g in sorted(alive, key=lambda g: (weight(g), g)):
+    for g in sorted(range(len(groups)), key=lambda g: (weight(g), g)):
         if failed >= tries:
             break
-        moved = relocate(problem, settler, packs, packs[g][1], sorted(alive - {g}))
+        hosts = [h for h in np.argsort(-spare, kind="stable")[: _HOSTS + 1].tolist() if h != g and spare[h] >= 0]
+        moved = relocate(problem, settler, packs, packs[g][1], hosts)
         new = {} if moved is None else {h: settler.group(groups[h].kind, items) for h, items in moved.items()}
         held = {h: place(problem, group) for h, group in new.items()}
         evaluate([(problem.gpus[new[h].kind], held[h]) for h in new], level=level)
         if not new or any(misses(problem, new[h], held[h]) for h in new):
             failed += 1
             continue
-        alive.remove(g)
+        spare[g] = _GONE
         for h, group in new.items():
             groups[h], placements[h], packs[h] = group, held[h], (group.kind, group.items)
-    keep = sorted(alive)
+            spare[h] = int(problem.tables.units[group.kind]) - group.total
+    keep = np.flatnonzero(spare > _GONE).tolist()
     return Placed(problem, [groups[g] for g in keep], [placements[g] for g in keep], placed.unplaced)
