@@ -58,7 +58,7 @@ def test_a_name_used_twice_is_refused():
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("w.csv", "workload,model,slo_p99_ms\nA,ssd,25\n", "lacks 'rate_per_s'"),
+        ("w.csv", "workload,model,slo_p99_ms\nA,ssd,25\n", "lacks rate_per_s"),
         ("w.csv", "workload,model,slo_p99_ms,rate_per_s,prio\nA,ssd,25,1,2\n", "has 'prio'"),
         ("w.csv", "workload,model,slo_p99_ms,rate_per_s\n", "holds no workload"),
         ("w.toml", "[[workload]\n", "is not TOML"),
