@@ -55,7 +55,7 @@ def traffic(found: Profile, names: Sequence[str]) -> Traffic:
     demands, slos = [], {}
     for name in names:
         largest = oracle.model.max_batch(name)
-        curve = oracle.curve_ms(Demand(name, name, 1.0, 1e9, max_batch=largest), 1.0 / len(names), ())
+        curve = oracle.corrected_ms(Demand(name, name, 1.0, 1e9, max_batch=largest), 1.0 / len(names), ())
         slos[name] = float(f"{SLO_FACTOR * curve[max(1, largest // 2) - 1]:.2g}")
         demands.append(Demand(name, name, 0.2 * 1e3 * largest / float(curve[-1]), MARGIN * slos[name], max_batch=largest))
     shifted = [replace(d, rate_per_s=d.rate_per_s * by) for d, by in zip(demands, SHIFT, strict=False)]

@@ -89,7 +89,7 @@ def rates(oracle: Oracle, allocations: Mapping[str, Allocation], level: float) -
     found = {}
     for name, own in allocations.items():
         beside = [Tenant(o, a.max_batch_size / 2, a.share or 1.0, level) for o, a in allocations.items() if o != name]
-        curve = oracle.curve_ms(_demand(oracle, name, 1.0), own.share or 1.0, felt(beside))
+        curve = oracle.corrected_ms(_demand(oracle, name, 1.0), own.share or 1.0, felt(beside))
         found[name] = level * 1e3 * own.max_batch_size / float(curve[own.max_batch_size - 1])
     too_much = max(1.0, sum(found.values()) / MOST_PER_S)
     return {name: rate / too_much for name, rate in found.items()}
