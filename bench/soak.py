@@ -8,11 +8,13 @@ See tests/soak.py for the world and for what is checked; exit status 1 when a pr
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
 from pathlib import Path
 
 import looptime
+import structlog
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.soak import Seen, Soak
@@ -27,6 +29,7 @@ def main() -> int:
     parser.add_argument("--hours", type=float, default=6.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     asked = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # faults are what it is made of
     broken = 0
     print(f"{'seed':>5} {'hours':>6} {'faults':>7} {'reloads/h':>10} {'in calm/h':>10} {'judged':>7} {'late':>5} {'broken':>7}")
     for seed in asked.seeds:
