@@ -105,11 +105,11 @@ class Generator:
         while not (self._stopping and self._scheduled == self._ended):
             now = time.monotonic()
             self._obey(now)
-            if self._phase_ends_s is not None and now >= self._phase_ends_s:
+            while self._phase_ends_s is not None and now >= self._phase_ends_s:
+                self._send_due(self._phase_ends_s)  # woken late, what was due before the end is sent all the same
                 self._next_phase(self._phase_ends_s)
-            while self._due and self._due[0][0] <= now:
-                self._send(*heapq.heappop(self._due))
-                now = time.monotonic()
+            self._send_due(now)
+            now = time.monotonic()
             if now >= flush_s or self._stopping:
                 self._flush()
                 flush_s = now + _FLUSH_S
@@ -124,6 +124,10 @@ class Generator:
         self._flush()
         self._report("done")
         self._channel.close()
+
+    def _send_due(self, until_s: float) -> None:
+        while self._due and self._due[0][0] <= until_s:
+            self._send(*heapq.heappop(self._due))
 
     def _next_phase(self, now_s: float) -> None:
         if self._pending:

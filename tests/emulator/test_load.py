@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
 import threading
+import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -14,6 +19,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
 
+from igniterd.emulator import loadgen
 from igniterd.emulator.load import Arrivals, LoadSpec, Phase, RequestLog, load
 from igniterd.emulator.loadgen import Gaps
 
@@ -179,3 +185,25 @@ def test_a_description_survives_the_way_to_the_process() -> None:
         "h:1", (Phase("n", 2.5, {"a": 3.0}, Arrivals.BURSTY), Phase("m", None, {})), deadline_s=2.0, seed=9, requests={"a": "AAEC"}
     )
     assert LoadSpec.from_json(spec.to_json()) == spec
+
+
+class Answered:
+    """A call that has been answered."""
+
+    def add_done_callback(self, ended: Callable[[Answered], None]) -> None:
+        ended(self)
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.OK
+
+
+def test_woken_late_it_sends_what_was_due_before_the_phase_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(1000.0, 0.07)
+    monkeypatch.setattr(loadgen, "time", SimpleNamespace(monotonic=lambda: next(clock), time=time.time))
+    phases = (Phase("one", 0.5, {"a": 200.0}, Arrivals.CONSTANT), Phase("two", 0.5, {"a": 100.0}, Arrivals.CONSTANT))
+    log = io.StringIO()
+    generator = loadgen.Generator(LoadSpec("127.0.0.1:1", phases), log, io.StringIO(), io.StringIO())
+    monkeypatch.setattr(generator, "_infer", SimpleNamespace(future=lambda body, timeout: Answered()))
+    generator.run()
+    rows = list(csv.DictReader(io.StringIO(log.getvalue())))
+    assert [row["phase"] for row in rows] == ["one"] * 100 + ["two"] * 50
