@@ -7,21 +7,29 @@ the GPU's memory for a moment: where it is known that they do not fit, Triton is
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 
 from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton_config import allocation_of, base_env_of, same_allocation, with_allocation
+from igniterd.clients.triton_config import (
+    allocation_of,
+    base_env_of,
+    instance_names_of,
+    same_allocation,
+    with_allocation,
+)
 from igniterd.errors import IgniterdError, Refused, Unreachable
-from igniterd.records import Actuation, Observation, Outcome, Plan, Step
+from igniterd.records import Actuation, Allocation, Observation, Outcome, Plan, Step, StepKind, Stub
 
 READ_BACKS = 5  # each with the deadline of a call
+PROCESSES_S = 2.0  # longest look at the host's processes
 
 
 class Reloader(Protocol):
@@ -32,19 +40,48 @@ class Reloader(Protocol):
     async def load(self, model: str, config: dict[str, Any]) -> None: ...
 
 
-async def _apply(step: Step, triton: Reloader, shares: Path) -> None:
+class ProcessSource(Protocol):
+    """What is asked of the host's process table."""
+
+    async def read(self) -> tuple[Stub, ...]: ...
+
+
+async def _apply(step: Step, triton: Reloader, shares: Path, claimed: float | None, processes: ProcessSource | None) -> None:
     before = await triton.config(step.model)
     present = allocation_of(before)
-    if same_allocation(present, step.after):
+    again = step.kind is StepKind.REVIVE or claimed is not None
+    if same_allocation(present, step.after) and not again:
         return
-    if not same_allocation(present, step.before):
+    if not same_allocation(present, _expected(step, claimed)):
         raise Refused(f"{step.model}: somebody else changed it to {present}; planning anew")
     if step.after.share is not None:
         prepare_share(shares, step.after.share, base_env_of(before))
+    running = await _pids(before, processes)
     await triton.load(step.model, with_allocation(before, step.after, str(shares)))
-    applied = allocation_of(await _read_back(step.model, triton))
+    after = await _read_back(step.model, triton)
+    applied = allocation_of(after)
     if not same_allocation(applied, step.after):
         raise Refused(f"{step.model}: Triton loaded {applied} where {step.after} was asked")
+    if running and not await _pids(after, processes) - running:
+        raise Refused(f"{step.model}: Triton said that it was reloaded, but its processes are the same as before")
+
+
+def _expected(step: Step, claimed: float | None) -> Allocation:
+    """What the configuration says before the step: a share that is not proven still stands there."""
+    return step.before if claimed is None else replace(step.before, share=claimed)
+
+
+async def _pids(config: dict[str, Any], processes: ProcessSource | None) -> frozenset[int]:
+    """The processes of the model of ``config``; none where they cannot be seen."""
+    if processes is None:
+        return frozenset()
+    try:
+        async with asyncio.timeout(PROCESSES_S):
+            stubs: tuple[Stub, ...] = await processes.read()
+    except (TimeoutError, IgniterdError):
+        return frozenset()
+    names = instance_names_of(config)
+    return frozenset(stub.pid for stub in stubs if stub.instance in names)
 
 
 async def _read_back(model: str, triton: Reloader) -> dict[str, Any]:
@@ -95,11 +132,22 @@ class SecondCopies:
         return fits.refused
 
 
-async def act(plan: Plan, tritons: Mapping[str, Reloader], triton_of: Mapping[str, str], shares: Path, refused: str = "") -> Outcome:
+async def act(
+    plan: Plan,
+    tritons: Mapping[str, Reloader],
+    triton_of: Mapping[str, str],
+    shares: Path,
+    refused: str = "",
+    *,
+    claimed: float | None = None,
+    processes: ProcessSource | None = None,
+) -> Outcome:
     """Carry out the first step of ``plan``; the ticks after it, reading the world anew, carry out the rest.
 
     ``triton_of`` maps models to the names of their servers; ``shares`` is the folder of share environments, under the path at which
-    Triton sees it. ``refused``: why the step must not be tried, if it must not.
+    Triton sees it. ``refused``: why the step must not be tried, if it must not. ``claimed``: the share
+    that the model's configuration names without effect. ``processes``: a load is a reload only if
+    they are new.
     """
     if not plan.steps:
         return Outcome()
@@ -107,7 +155,7 @@ async def act(plan: Plan, tritons: Mapping[str, Reloader], triton_of: Mapping[st
     try:
         if refused:
             raise Refused(refused)
-        await _apply(step, tritons[triton_of[step.model]], shares)
+        await _apply(step, tritons[triton_of[step.model]], shares, claimed, processes)
     except IgniterdError as error:
         return Outcome((Actuation(step, False, time.monotonic() - began_s, str(error)),))
     except Exception as error:  # a configuration nobody thought of: this change is not made, and the daemon goes on

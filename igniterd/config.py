@@ -89,6 +89,11 @@ class Triton(Section):
             raise ValueError("should be host:port of Triton's gRPC endpoint, such as 127.0.0.1:8001")
         return value
 
+    @property
+    def port(self) -> int:
+        """Of the gRPC endpoint."""
+        return int(self.url.rpartition(":")[2])
+
     @model_validator(mode="after")
     def _whole(self) -> Triton:
         if (self.cert_file or self.key_file) and not (self.ca_file and self.cert_file and self.key_file):
@@ -116,6 +121,8 @@ class Mps(Section):
     """``CUDA_MPS_PIPE_DIRECTORY`` of the control daemon."""
     interval_s: Seconds = 30.0
     """How often its answers are read: each read starts a process."""
+    prove_within_s: Seconds = 30.0
+    """A share that nothing shows to have an effect for so long is planned as if there was none."""
 
 
 class Loop(Section):

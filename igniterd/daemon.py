@@ -21,6 +21,7 @@ from igniterd.clients.mps import MpsControl
 from igniterd.clients.mqtt import MqttPublisher
 from igniterd.clients.nvml import NvmlClient
 from igniterd.clients.once import Once
+from igniterd.clients.processes import ProcessTable
 from igniterd.clients.resident import give_back
 from igniterd.clients.systemd import Notifier
 from igniterd.clients.triton import TlsFiles, TritonClient
@@ -130,6 +131,7 @@ class Daemon:
             models={name: tuple(m.name for m in config.model if m.triton == name) for name in self.tritons},
             boards=self.nvml,
             mps=mps_client(config),
+            processes=ProcessTable() if config.mps.enabled else None,
             gpus={m.name: m.gpu for m in config.model if m.gpu is not None},
             mps_interval_s=config.mps.interval_s,
             timeout_s=config.loop.io_timeout_s,
@@ -160,7 +162,9 @@ class Daemon:
         age_s = self.clock() - self._last_tick_s
         if age_s > 5 * self.config.loop.interval_s:
             reasons.append(f"the last tick was finished {age_s:.0f} s ago")
-        reasons += [f"{gap['source']}: {gap['reason']}" for gap in self.reporter.state.get("gaps", ()) if gap["source"] != "nvml"]
+        gaps = self.reporter.state.get("gaps", ())
+        about = ("nvml", "processes", "share:")  # the daemon works without them, and says so elsewhere
+        reasons += [f"{gap['source']}: {gap['reason']}" for gap in gaps if not gap["source"].startswith(about)]
         return not reasons, reasons
 
     async def run(self) -> Fresh | None:

@@ -15,6 +15,7 @@ from igniterd.model.api import Tenant
 from igniterd.model.arrivals import Aim, Rate, updated
 from igniterd.model.calibrate import Bias, Measured, Point, learnt, pressure_of
 from igniterd.model.daily import Daily, lived
+from igniterd.model.effect import ShareTrial
 from igniterd.model.livecurve import LiveCurve, followed, points, said
 from igniterd.model.oracle import Beside, Demand, Oracle, felt
 from igniterd.model.tail import response_time
@@ -62,6 +63,7 @@ class ModelBelief:
     settled_at_s: float = 0.0  # when the present copy's first executions are over
     changed: Changed | None = None
     expected: Expected | None = None
+    trial: ShareTrial | None = None  # of the share that its configuration names
 
 
 Belief = Mapping[str, ModelBelief]
@@ -86,7 +88,7 @@ def _same_model(belief: ModelBelief, reading: ModelReading, at_s: float) -> Mode
         return replace(belief, copy=copy)
     what = [f"{name} {was} -> {now}" for name, was, now in zip(("version", "backend"), belief.copy, copy, strict=True) if was != now]
     changed = Changed(at_s, f"{' and '.join(what)}: what was learnt of its service times is forgotten")
-    return replace(belief, copy=copy, bias=Bias(), told=None, curve=LiveCurve(), live=None, changed=changed, expected=None)
+    return replace(belief, copy=copy, bias=Bias(), told=None, curve=LiveCurve(), live=None, changed=changed, expected=None, trial=None)
 
 
 def _followed(belief: ModelBelief, window: ModelWindow, end_s: float, wall_s: float, instances: int, aim: Aim) -> ModelBelief:
@@ -135,6 +137,35 @@ def _measured(window: ModelWindow, reading: ModelReading, beside: Beside, oracle
     largest = max(largest, min(most, reading.allocation.max_batch_size))  # one curve for the windows to come too
     curve = oracle.curve_ms(profiled_as, largest, reading.allocation.share, beside)
     return [Measured(batch, n, window.service_ms[batch] / float(curve[batch - 1])) for batch, n in window.executions.items()]
+
+
+def _tried(
+    belief: ModelBelief,
+    window: ModelWindow,
+    reading: ModelReading,
+    beside: Beside,
+    oracle: Oracle,
+    profiled_as: str,
+    at_s: float,
+) -> ModelBelief:
+    """``belief`` with what this window says of the share that the model's configuration names, planned with or not."""
+    share = reading.claimed_share or reading.allocation.share
+    if share is None:
+        return belief
+    trial = belief.trial or ShareTrial(share, at_s)
+    if window.restarted or trial.share != share:
+        return replace(belief, trial=trial.again(share, at_s))
+    if at_s < belief.settled_at_s:
+        return belief
+    if trial.answer is not None and reading.claimed_share is not None and trial.answer.verdict is not None:
+        return belief  # it has its answer, and no prediction at this share is needed any more
+    claims = replace(reading, allocation=replace(reading.allocation, share=share))
+    measured = _measured(window, claims, beside, oracle, profiled_as)
+    if not measured:
+        return belief
+    largest = max(each.batch for each in measured)
+    share_ms, whole_ms = (oracle.curve_ms(profiled_as, largest, s, beside) for s in (share, 1.0))
+    return replace(belief, trial=trial.measured(measured, share_ms, whole_ms, at_s))
 
 
 def _overall(measured: Sequence[Measured], window: ModelWindow) -> float | None:
@@ -214,6 +245,7 @@ def _calibrate(
         seen, reading = window.models[name], observation.models[name]
         if not seen.executions:
             continue
+        beliefs[name] = _tried(beliefs[name], seen, reading, arounds[name], oracle, profiled[name], window.at_s)
         measured = _measured(seen, reading, arounds[name], oracle, profiled[name])
         errors[name] = _overall(measured, seen)
         point = Point(reading.allocation.share or 1.0, pressure_of(besides[name]))
@@ -274,6 +306,7 @@ def _load(name: str, belief: ModelBelief, reading: ModelReading, ratio: float | 
         bias_upper=bias.upper(config.decide.level),
         learnt=belief.told,
         live=belief.live,
+        share_test=belief.trial.result() if belief.trial else None,
         changed=belief.changed,
         measured_mean_ms=belief.mean_ms,
         measured_p50_ms=quantiles[0.5] * 1000 if 0.5 in quantiles else None,

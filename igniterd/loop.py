@@ -1,4 +1,4 @@
-"""One tick, in order: observe, window, estimate, decide, act, report.
+"""One tick, in order: observe, prove, window, estimate, decide, act, report.
 
 Two ways back, both visible here: the small :class:`Carry`, replaced whole at the end of a tick, and the world itself, read again at
 the next. A stage that fails ends the tick: what is applied goes on serving, and the next tick starts from the same carry.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from igniterd.act import Reloader, SecondCopies, act
@@ -20,7 +20,8 @@ from igniterd.config import Config
 from igniterd.decide import Held, Oracles, after, decide
 from igniterd.estimate import Belief, estimate
 from igniterd.observe import Sources
-from igniterd.records import Estimate, Mode, Observation, Outcome, Outcomes, Plan, Step, Tick
+from igniterd.prove import Proofs, planned_view, prove
+from igniterd.records import Estimate, Gap, Load, Mode, Observation, Outcome, Outcomes, Plan, Step, Tick
 from igniterd.window import between
 
 STEP_ENDS_S = 3.0  # how long the end waits for a step under way
@@ -34,6 +35,8 @@ class Carry:
     belief: Belief = field(default_factory=dict)
     held: Held = field(default_factory=Held)
     number: int = 0
+    proofs: Proofs = field(default_factory=Proofs)
+    loads: Mapping[str, Load] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,26 +102,56 @@ class Loop:
         outcome = self._arrived()
         seen = await self.sources.observe(now_s)
         watch.lap("observe")
+        proofs, view = self._proven(seen, outcome)
+        watch.lap("prove")
         window = between(carry.seen, seen)
         watch.lap("window")
         expects = knowledge.oracles.expects if knowledge.oracles else None
         wall_s = self.wall_clock()
-        profiled = knowledge.steerable(seen)
-        load, belief = estimate(seen, window, carry.belief, config=self.config, profiled=profiled, oracle=expects, wall_s=wall_s)
+        profiled = knowledge.steerable(view)
+        load, belief = estimate(view, window, carry.belief, config=self.config, profiled=profiled, oracle=expects, wall_s=wall_s)
         watch.lap("estimate")
         held = after(carry.held, outcome, load.loads, self.config.decide, now_s)
-        plan, held = self._decide(load, seen, held, now_s)
+        plan, held = self._decide(load, view, held, proofs.dead, now_s)
         watch.lap("decide")
         if plan.steps and self.mode is Mode.ACT:
             self._step = plan.steps[0]
-            refused = self._copies.refused(self._step.model, seen)
-            self._acting = asyncio.create_task(act(plan, self.reloaders, self.triton_of, self.shares, refused), name="act")
+            self._acting = asyncio.create_task(self._act(plan, self._step, view), name="act")
         watch.lap("act")
-        tick = Tick(carry.number, now_s, wall_s, seen, window, load, plan, outcome, dict(watch.stages))
-        self.carry = Carry(_merged(carry.seen, seen), belief, held, carry.number + 1)
+        shown = replace(seen, gaps=view.gaps)
+        tick = Tick(carry.number, now_s, wall_s, shown, window, load, plan, outcome, dict(watch.stages), proofs.states)
+        self.carry = Carry(_merged(carry.seen, seen), belief, held, carry.number + 1, proofs, load.loads)
         self._come = Outcome()
         self.report(tick)
         return tick
+
+    def _proven(self, seen: Observation, outcome: Outcome) -> tuple[Proofs, Observation]:
+        """What is known of every share, and the host as it may be planned with.
+
+        Where nobody looks at the processes (a simulation), configurations are believed.
+        """
+        if self.sources.processes is None:
+            return Proofs(), seen
+        proofs = prove(
+            seen,
+            self.carry.loads,
+            self.carry.proofs,
+            outcome,
+            rules=self.config.mps,
+            emulated=self.config.gpu.source.startswith("emulated:"),
+            ports={server.name: server.port for server in self.config.triton},
+        )
+        return proofs, planned_view(seen, proofs)
+
+    async def _act(self, plan: Plan, step: Step, view: Observation) -> Outcome:
+        """Carry out ``step``, the first of ``plan``, unless MPS control would give its process no share by now."""
+        refused = self._copies.refused(step.model, view)
+        if not refused and step.after.share is not None and view.mps is not None:
+            mps = await self.sources.mps_now(view.at_s)
+            if isinstance(mps, Gap):
+                refused = f"MPS control does not answer, and nothing is reloaded without it: {mps.reason}"
+        claimed = view.models[step.model].claimed_share
+        return await act(plan, self.reloaders, self.triton_of, self.shares, refused, claimed=claimed, processes=self.sources.processes)
 
     @property
     def acting(self) -> asyncio.Task[Outcome] | None:
@@ -132,7 +165,7 @@ class Loop:
             self._come = task.result()
         return self._come
 
-    def _decide(self, load: Estimate, seen: Observation, held: Held, now_s: float) -> tuple[Plan, Held]:
+    def _decide(self, load: Estimate, seen: Observation, held: Held, dead: frozenset[str], now_s: float) -> tuple[Plan, Held]:
         if self._acting is not None:  # one reload at a time, and no opinion about a world that is just changing
             return Plan(now_s, Outcomes.WAIT, "a model is being reloaded", feasible=not held.gone), held
         stranger = self._stranger(seen)
@@ -140,7 +173,7 @@ class Loop:
             return Plan(now_s, Outcomes.WAIT, stranger), held
         oracles = None if self.mode is Mode.OBSERVE else self.knowledge.oracles
         profiled = self.knowledge.steerable(seen)
-        return decide(load, seen, held, config=self.config, profiled=profiled, oracles=oracles, now_s=now_s)
+        return decide(load, seen, held, config=self.config, profiled=profiled, oracles=oracles, now_s=now_s, dead=dead)
 
     def _stranger(self, seen: Observation) -> str:
         """A board the profiles are not of: what was measured on another one must not be planned with."""

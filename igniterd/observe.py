@@ -10,12 +10,13 @@ from typing import Protocol, TypeVar
 import structlog
 
 from igniterd.errors import IgniterdError, NotNow, NotServed
-from igniterd.records import BoardReading, Gap, ModelReading, MpsReading, Observation
+from igniterd.records import BoardReading, Gap, ModelReading, MpsReading, Observation, Stub
 
 T = TypeVar("T")
 
 CONTROL_EVERY_S = 30.0
 MPS_AGAIN_S = 5.0  # after no answer
+CONNECTED_S = 3.0  # after a process has come, it is one of MPS' clients or never will be
 
 
 class TritonSource(Protocol):
@@ -44,6 +45,12 @@ class MpsSource(Protocol):
     async def read(self) -> MpsReading: ...
 
 
+class ProcessSource(Protocol):
+    async def read(self) -> tuple[Stub, ...]:
+        """The stub processes of this host."""
+        ...
+
+
 @dataclass(slots=True)
 class Sources:
     """Everything one host is read from. ``models`` names the models of each Triton.
@@ -56,6 +63,7 @@ class Sources:
     models: Mapping[str, tuple[str, ...]]
     boards: BoardSource | None = None
     mps: MpsSource | None = None
+    processes: ProcessSource | None = None
     gpus: Mapping[str, int] = field(default_factory=dict)  # of models that choose their GPU themselves
     mps_interval_s: float = 30.0
     timeout_s: float = 0.4
@@ -63,6 +71,8 @@ class Sources:
     _asked_s: dict[str, float] = field(default_factory=dict, init=False)
     _mps_read_s: float = field(default=float("-inf"), init=False)
     _mps_last: MpsReading | Gap | None = field(default=None, init=False)
+    _mps_due_s: float = field(default=float("inf"), init=False)
+    _pids: frozenset[int] = field(default=frozenset(), init=False)
     _fixed: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
     _strangers: dict[str, frozenset[str]] = field(default_factory=dict, init=False)
 
@@ -81,10 +91,28 @@ class Sources:
         if self.mps is None:
             return None
         every_s = min(self.mps_interval_s, MPS_AGAIN_S) if isinstance(self._mps_last, Gap) else self.mps_interval_s
-        if now_s - self._mps_read_s >= every_s:
-            self._mps_read_s = now_s
-            self._mps_last = await self._asked("mps", self.mps.read(), now_s)
+        if now_s - self._mps_read_s >= every_s or now_s >= self._mps_due_s:
+            self._mps_read_s, self._mps_due_s = now_s, float("inf")
+            answer = await self._asked("mps", self.mps.read(), now_s)
+            self._mps_last = replace(answer, at_s=now_s) if isinstance(answer, MpsReading) else answer
         return self._mps_last
+
+    async def _read_processes(self, now_s: float) -> tuple[Stub, ...] | Gap | None:
+        """The stubs of this host; MPS control is asked anew once those that have come had time to connect."""
+        if self.processes is None:
+            return None
+        answer = await self._asked("processes", self.processes.read(), now_s)
+        if isinstance(answer, tuple):
+            pids = frozenset(stub.pid for stub in answer)
+            if pids - self._pids:
+                self._mps_due_s = now_s + CONNECTED_S
+            self._pids = pids
+        return answer
+
+    async def mps_now(self, now_s: float) -> MpsReading | Gap | None:
+        """MPS control's answer of this moment, for whoever is about to start a process under it."""
+        self._mps_due_s = now_s
+        return await self._read_mps(now_s)
 
     async def _control(self, name: str, now_s: float) -> Gap | None:
         """A Triton that would refuse every change is said before one is tried; asked again now and then, as it may be restarted."""
@@ -101,8 +129,9 @@ class Sources:
         names = list(self.tritons)
         servers = [self._asked(f"triton:{n}", self.tritons[n].read_models(self.models[n]), now_s) for n in names]
         boards = self._asked("nvml", self.boards.read(), now_s) if self.boards is not None else _nothing()
-        (seen_boards, seen_mps), seen = await asyncio.gather(asyncio.gather(boards, self._read_mps(now_s)), asyncio.gather(*servers))
-        gaps = [answer for answer in (seen_boards, seen_mps) if isinstance(answer, Gap)]
+        host = asyncio.gather(boards, self._read_mps(now_s), self._read_processes(now_s))
+        (seen_boards, seen_mps, seen_stubs), seen = await asyncio.gather(host, asyncio.gather(*servers))
+        gaps = [answer for answer in (seen_boards, seen_mps, seen_stubs) if isinstance(answer, Gap)]
         models: dict[str, ModelReading] = {}
         absent = set[str]()
         for name, answer in zip(names, seen, strict=True):
@@ -130,6 +159,7 @@ class Sources:
             models=models,
             absent=frozenset(absent),
             mps=seen_mps if isinstance(seen_mps, MpsReading) else None,
+            stubs=seen_stubs if isinstance(seen_stubs, tuple) else None,
             gaps=tuple(gaps),
         )
 

@@ -102,6 +102,8 @@ class ModelReading:
     left_alone: str = ""  # why it is only watched: neither steered nor predicted, whatever its profile says
     several_gpus: str = ""  # the same, unless the configuration says which GPU it is on
     least_batch: int = 1  # an ensemble lets batches up to this through to it
+    instance_names: frozenset[str] = frozenset()  # that Triton may give the processes of its instances
+    claimed_share: float | None = None  # what its configuration names where that is not planned with: it is not proven
     loading: bool = False  # a load that was not answered in time may still be going on
 
     @property
@@ -123,11 +125,40 @@ class ModelReading:
 
 
 @dataclass(frozen=True, slots=True)
+class Stub:
+    """A process in which Triton runs an instance of a Python model, as the host's process table shows it.
+
+    ``share`` (a fraction) is what the process has, and ``by`` what tells so: its ``receipt`` (the name
+    that its start-up gave it) or its ``environment``. Without either it is ``None``; that means
+    something only where the environment could be read.
+    """
+
+    pid: int
+    pids: tuple[int, ...]  # the same process in every pid namespace it is in, the host's first
+    server_pid: int
+    grpc_port: int | None  # that its server was told to listen at; None where that cannot be read
+    path: str  # of the model's code
+    instance: str
+    share: float | None = None
+    by: str = ""
+    started: int = 0  # in ticks of the kernel's clock since it was booted
+    environment_read: bool = False
+    virtual_env: str = ""  # VIRTUAL_ENV it was started with: the newer launcher sets it
+
+
+@dataclass(frozen=True, slots=True)
 class MpsReading:
-    """MPS control's answers. ``default_share`` caps every client of the server: below 1 is worth a warning."""
+    """MPS control's answers. ``default_share`` caps every client of the server: below 1 is worth a warning.
+
+    ``states``: of each server, by pid, where the version tells (``ACTIVE``, ``FAULT``, ...);
+    ``client_pids``: of all clients of all servers; ``None`` where the version does not tell.
+    """
 
     server_pids: tuple[int, ...] = ()
     default_share: float | None = None
+    states: Mapping[int, str] = field(default_factory=dict)
+    client_pids: frozenset[int] | None = None
+    at_s: float | None = None  # when it was read; None: now
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +170,34 @@ class Observation:
     models: Mapping[str, ModelReading] = field(default_factory=dict)  # by configured name
     absent: frozenset[str] = frozenset()  # configured models that Triton neither serves nor is loading
     mps: MpsReading | None = None
+    stubs: tuple[Stub, ...] | None = None  # None where the host's processes are not looked at, or not to be had
     gaps: tuple[Gap, ...] = ()
+
+
+# ---------------------------------------------------------------- prove
+
+
+class Effect(StrEnum):
+    """Whether a share that a configuration names is one that the model's processes have."""
+
+    PROVEN = "proven"
+    UNPROVEN = "unproven"  # nothing shows it yet, or any more
+    REFUTED = "refuted"
+
+
+@dataclass(frozen=True, slots=True)
+class ShareState:
+    """One model's share: what its configuration names, and whether that has an effect.
+
+    ``effective`` is the share that plans may rest on; ``None`` where it must be taken for uncapped.
+    """
+
+    applied: float
+    effect: Effect
+    by: str  # the evidence, in words
+    reason: str  # why it is not proven, with the most likely cause; empty where it is
+    since_s: float  # when it came to be so
+    effective: float | None = None
 
 
 # ---------------------------------------------------------------- window
@@ -188,6 +246,15 @@ class Learnt:
 
 
 @dataclass(frozen=True, slots=True)
+class ShareTest:
+    """What service times say of a share: ``verdict`` is empty as long as both answers are possible."""
+
+    share: float
+    verdict: Effect | None
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
 class LiveService:
     """Service times of a model without a profile, learnt from its traffic under its present allocation.
 
@@ -224,6 +291,7 @@ class Load:
     bias_upper: float = 1.0
     learnt: Learnt | None = None  # the same, in full, for plans; None before anything is learnt
     live: LiveService | None = None  # where no profile says more
+    share_test: ShareTest | None = None  # what service times say of its share
     changed: Changed | None = None  # the last time that what was learnt had to be forgotten
     measured_mean_ms: float | None = None  # queue + service of the requests completed lately
     measured_p50_ms: float | None = None
@@ -249,6 +317,7 @@ class StepKind(StrEnum):
     GROW = "grow"
     BATCHING = "batching"
     ROLLBACK = "rollback"
+    REVIVE = "revive"  # the same again, for a model whose process has died
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,3 +402,4 @@ class Tick:
     plan: Plan
     outcome: Outcome
     stage_s: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds it took
+    shares: Mapping[str, ShareState] = field(default_factory=dict)  # of the models that have one

@@ -55,6 +55,22 @@ def _live(live: LiveService | None) -> dict[str, Any] | None:
     return {"share": live.share, "said": live.said, "points": points}
 
 
+def _share(tick: Tick, name: str) -> dict[str, Any] | None:
+    """What was asked for, what the configuration names, and what has been shown to be so."""
+    share, verdict = tick.shares.get(name), tick.plan.verdicts.get(name)
+    if share is None:
+        return None
+    return {
+        "asked": verdict.allocation.share if verdict is not None else share.applied,
+        "applied": share.applied,
+        "effective": share.effective,
+        "state": share.effect.value,
+        "by": share.by,
+        "reason": share.reason,
+        "since_s": _number(tick.wall_time_s + share.since_s - tick.at_s),
+    }
+
+
 def _model_state(tick: Tick, model: Model) -> dict[str, Any]:
     name, reading = model.name, tick.observation.models.get(model.name)
     load, verdict = tick.estimate.loads.get(name), tick.plan.verdicts.get(name)
@@ -63,6 +79,7 @@ def _model_state(tick: Tick, model: Model) -> dict[str, Any]:
         state |= {"version": reading.version, "triton": reading.triton, "backend": reading.backend, "ready": reading.ready}
         state |= {"fixed": list(dict.fromkeys(reason for reason in (reading.share_fixed, reading.batching_fixed) if reason))}
         state |= {"gpu_index": reading.gpu_index, "applied": _allocation(reading.allocation)}
+        state |= {"share": _share(tick, name)}
     if load is not None:
         state |= {
             "rate_per_s": _number(load.rate_per_s),
@@ -129,7 +146,7 @@ def moves_of(tick: Tick) -> Iterator[dict[str, Any]]:
 
 
 def hints_of(tick: Tick, config: Config) -> Iterator[dict[str, Any]]:
-    """What the cluster should know: models that do not fit here, and room that could be given away."""
+    """What the cluster should know: models that do not fit here, shares without effect, and room to give away."""
     for verdict in tick.plan.verdicts.values():
         if verdict.feasible:
             continue
@@ -142,6 +159,15 @@ def hints_of(tick: Tick, config: Config) -> Iterator[dict[str, Any]]:
             "needs_share": verdict.needs_share,
             "reason": verdict.reason,
         }
+    for name, share in tick.shares.items():
+        if share.effective is None:
+            yield {
+                "kind": "share",
+                "model": name,
+                "share": share.applied,
+                "state": share.effect.value,
+                "reason": share.reason,
+            }
     least = tick.plan.least_share
     if tick.plan.feasible and least is not None and tick.plan.outcome is Outcomes.HOLD and 1 - least >= OFFER_LEAST:
         board = tick.observation.boards[0] if tick.observation.boards else None
@@ -218,10 +244,19 @@ class Reporter:
         self._say_cap(tick)
         silent = frozenset(gap.source for gap in tick.observation.gaps)
         for gap in tick.observation.gaps:
-            if gap.source not in self._gaps:
+            if gap.source in self._gaps:
+                continue
+            kind, _, model = gap.source.partition(":")
+            if kind == "share":
+                self._log.warning("share without effect", model=model, reason=gap.reason)
+            else:
                 self._log.warning("source silent", source=gap.source, reason=gap.reason)
         for source in sorted(self._gaps - silent):
-            self._log.info("source answers again", source=source)
+            kind, _, model = source.partition(":")
+            if kind == "share":
+                self._log.info("share no longer in doubt", model=model)
+            else:
+                self._log.info("source answers again", source=source)
         self._gaps = silent
 
     def _say_cap(self, tick: Tick) -> None:

@@ -34,13 +34,14 @@ def resumed(carry: Carry, old: Config, then: Knowledge, new: Config, now: Knowle
     }
     same_profile = {name for name in stay if now.identities.get(name) == then.identities.get(name)}
     belief = {name: _of_service(known, name in same_profile) for name, known in carry.belief.items() if name in stay}
-    return Carry(_seen(carry.seen, stay), belief, _held(carry.held, stay), carry.number)
+    held = _held(carry.held, stay)
+    return Carry(_seen(carry.seen, stay), belief, held, carry.number, carry.proofs, _only(carry.loads, stay))
 
 
 def _of_service(known: ModelBelief, same_profile: bool) -> ModelBelief:
     """Predictions are made anew; a bias is measured over predicted, and says nothing of another profile."""
     known = replace(known, expected=None)
-    return known if same_profile else replace(known, bias=Bias(), told=None, live=None)
+    return known if same_profile else replace(known, bias=Bias(), told=None, live=None, trial=None)
 
 
 def _seen(seen: Observation | None, stay: set[str]) -> Observation | None:

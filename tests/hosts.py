@@ -37,15 +37,21 @@ def knowledge(settings: Config) -> Knowledge:
 
 
 class Bench:
-    """A loop on a simulated host; ``run`` ticks it once a second of virtual time."""
+    """A loop on a simulated host; ``run`` ticks it once a second of virtual time.
 
-    def __init__(self, settings: Config, rates: Mapping[str, Callable[[float], float]], *, seed: int = 1, max_batch: int = 8) -> None:
+    With ``proves`` it looks at the host's processes, as a daemon does.
+    """
+
+    def __init__(
+        self, settings: Config, rates: Mapping[str, Callable[[float], float]], *, seed: int = 1, max_batch: int = 8, proves: bool = False
+    ) -> None:
         self.clock = asyncio.get_running_loop().time
         self.began_s = self.clock()
         shifted = {name: self._shifted(rate) for name, rate in rates.items()}
         self.host = SimHost({name: (name, rate) for name, rate in shifted.items()}, self.clock, seed=seed, max_batch=max_batch)
         self.ticks: list[Tick] = []
         sources = Sources(tritons={"main": self.host}, models={"main": tuple(rates)}, timeout_s=settings.loop.io_timeout_s)
+        sources.processes = self.host.processes if proves else None
         self.loop = Loop(settings, sources, {"main": self.host}, knowledge(settings), self.ticks.append, wall_clock=self.clock)
 
     def _shifted(self, rate: Callable[[float], float]) -> Callable[[float], float]:

@@ -94,6 +94,10 @@ def _learnt(model: dict[str, Any], now_s: float) -> Iterator[Text]:
 
     from igniterd.model.livecurve import where
 
+    share = model.get("share")
+    if share is not None and share["state"] != "proven":
+        said = f"{model['name']}: share {share['applied']:.1%} is "
+        yield Text.assemble(said, (share["state"], "red"), f": {share['reason']}")
     for why in model.get("fixed", ()):
         yield Text(f"{model['name']}: left as it is: {why}")
     live, changed = model.get("live"), model.get("changed")
@@ -154,6 +158,8 @@ def _host(state: dict[str, Any]) -> Iterator[Text]:
         clock = "-" if board["sm_clock_mhz"] is None else f"{board['sm_clock_mhz']:.0f} MHz"
         yield Text(f"GPU {board['index']} {board['name']}: {power}, {clock}")
     for gap in state["gaps"]:
+        if gap["source"].startswith("share:"):
+            continue  # said with its model
         yield Text.assemble((f"no answer from {gap['source']}", "yellow"), f": {gap['reason']}")
     for move in state["last_moves"][-5:]:
         yield Text(f"{'moved' if move['ok'] else 'refused'} {move['model']}: {move['why']} {move['error']}".rstrip())

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from igniterd import __version__
 from igniterd.clients.mqtt import MqttStatistics
 from igniterd.config import Config
-from igniterd.records import Mode, ModelReading, Outcomes, StepKind, Tick
+from igniterd.records import Effect, Mode, ModelReading, Outcomes, StepKind, Tick
 
 _RATIO_BUCKETS = (0.5, 0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)
 _STAGE_BUCKETS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -220,6 +220,7 @@ class Metrics(Collector):
             "model_ready", "Whether Triton serves the model.", [(self._labels(n), float(_ready(tick, n))) for n in self._slo_ms]
         )
         yield _by_model("mps_active_thread_ratio", "The model's own MPS share as applied; absent without one.", shares)
+        yield from self._shares_shown(tick)
         yield _by_model("max_batch_size", "Largest batch formed, as applied.", [(key, r.allocation.max_batch_size) for key, r in readings])
         delays = [(key, r.allocation.max_queue_delay_us / 1e6) for key, r in readings]
         yield _by_model("max_queue_delay_seconds", "Longest wait for a fuller batch, as applied.", delays)
@@ -229,6 +230,15 @@ class Metrics(Collector):
         )
         for labels, reading in readings:
             info.add_metric((*labels, reading.triton, reading.backend, _uuid(tick, reading)), 1.0)
+        yield info
+
+    def _shares_shown(self, tick: Tick) -> Iterator[Metric]:
+        """A share that nothing shows to have an effect is 0, whatever the configuration says."""
+        shown = [(self._labels(n), float(share.effect is Effect.PROVEN)) for n, share in tick.shares.items()]
+        yield _by_model("share_effective", "Whether the share is shown to have an effect; absent without one.", shown)
+        info = GaugeMetricFamily("igniterd_share_state", "State of the model's share; always 1.", labels=(*_MODEL, "state"))
+        for name, share in tick.shares.items():
+            info.add_metric((*self._labels(name), share.effect.value), 1.0)
         yield info
 
     def _models_believed(self, tick: Tick) -> Iterator[Metric]:
@@ -286,6 +296,7 @@ def sources_of(config: Config) -> Iterator[str]:
         yield "nvml"
     if config.mps.enabled:
         yield "mps"
+        yield "processes"
     for server in config.triton:
         yield f"triton:{server.name}"
         if server.metrics_url is not None:

@@ -1,7 +1,7 @@
-"""MPS control, through its own program: one process a read, commands on standard input, answers on standard output.
+"""MPS control, through its own program: commands on standard input, answers on standard output.
 
 The socket under the pipe directory speaks an unpublished protocol that changes with the driver; the program comes with the driver. A read
-starts a process or two of a few milliseconds, and what it tells changes when an administrator changes it, so read it every 30 s or so.
+starts a few processes of a few milliseconds, and what it tells changes when an administrator changes it, so read it every 30 s or so.
 igniterd never starts, stops or sets anything here.
 """
 
@@ -21,6 +21,7 @@ _NO_DAEMON = "cannot find mps control daemon"
 _PERCENT = re.compile(r"^\d+(?:\.\d+)?$")
 _DEFAULT = "get_default_active_thread_percentage"
 _SERVERS = "get_server_list"
+_STATE = re.compile(r"[A-Za-z_]+")
 
 
 DEFAULT_PIPE_DIRECTORY = Path("/tmp/nvidia-mps")  # noqa: S108 - NVIDIA's own default
@@ -38,7 +39,7 @@ class MpsControl:
         self._timeout_s = timeout_s
 
     async def read(self) -> MpsReading:
-        """The servers running and the least cap that any of them puts on its clients.
+        """The servers running, their states and clients, and the least cap that any of them puts on its clients.
 
         Raises :class:`Unreachable` without a control daemon or an answer in time and :class:`Refused` on an answer that is not understood.
         """
@@ -47,9 +48,32 @@ class MpsControl:
             raise Refused(f"{self._binary}: no answer to {_DEFAULT}")
         caps = [self._fraction(first[0], _DEFAULT)]
         pids = tuple(self._pid(line) for line in first[1:])
-        if pids:
-            caps += await self._server_caps(pids)
-        return MpsReading(server_pids=pids, default_share=min(caps))
+        if not pids:
+            return MpsReading(default_share=min(caps), client_pids=frozenset())
+        states = await self._states(pids)
+        clients = await self._clients(pids)
+        caps += await self._server_caps(pids)
+        return MpsReading(pids, min(caps), states, clients)
+
+    async def _states(self, pids: Sequence[int]) -> dict[int, str]:
+        """What each server says of itself; older programs do not know the question."""
+        answers = await self._ask([f"get_server_status {pid}" for pid in pids])
+        if len(answers) != len(pids):
+            return {}
+        told = zip(pids, answers, strict=True)
+        return {pid: state.upper() for pid, state in told if _STATE.fullmatch(state)}
+
+    async def _clients(self, pids: Sequence[int]) -> frozenset[int] | None:
+        """The clients of all servers, each server asked alone: a list has no end mark."""
+        found = set[int]()
+        for pid in pids:
+            answers = await self._ask([f"get_client_list {pid}"])
+            if any("not found" in line.lower() for line in answers):
+                continue  # it ended in between
+            if not all(line.isdecimal() for line in answers):
+                return None
+            found |= {int(line) for line in answers}
+        return frozenset(found)
 
     async def _server_caps(self, pids: Sequence[int]) -> list[float]:
         """Each server's own cap; a server that ended in between is left out."""

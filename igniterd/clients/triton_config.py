@@ -107,6 +107,18 @@ def allocation_of(config: ModelConfig) -> Allocation:
     )
 
 
+def instance_names_of(config: ModelConfig) -> frozenset[str]:
+    """The names that the model's instances may have: ``<group>_<number>``, the same on every GPU of the
+    group; older servers leave out the number of a single one. Empty for what runs inside the server."""
+    if backend_of(config) != "python":
+        return frozenset()
+    names = set[str]()
+    for number, group in enumerate(config.get("instance_group", ())):
+        name = group.get("name") or f"{config.get('name', '')}_{number}"
+        names |= {name, *(f"{name}_{index}" for index in range(int(group.get("count", 1))))}
+    return frozenset(names)
+
+
 def share_of(config: ModelConfig) -> float | None:
     """The model's own MPS share as a fraction; ``None`` without one."""
     found = _SHARE_PATH.search(_parameter(config, ENV_PATH) or "")

@@ -14,6 +14,7 @@ from igniterd.clients.triton_config import (
     config_to_dict,
     ensemble_members_of,
     gpu_index_of,
+    instance_names_of,
     left_alone,
     several_gpus,
     share_obstacle,
@@ -48,6 +49,7 @@ class Known:
     left_alone: str
     several_gpus: str
     members: dict[str, int]
+    instance_names: frozenset[str]
     read_at_s: float
     success: int = 0
     versions: tuple[str, ...] = ()
@@ -67,6 +69,7 @@ def known_of(message: Any, read_at_s: float, gpu_index: int | None = None) -> Kn
         left_alone=left_alone(config),
         several_gpus=several_gpus(config),
         members=ensemble_members_of(message),
+        instance_names=instance_names_of(config),
         read_at_s=read_at_s,
     )
 
@@ -133,6 +136,7 @@ def reading(
         left_alone=alone,
         several_gpus=known.several_gpus,
         least_batch=least_batch,
+        instance_names=known.instance_names,
         loading=loading,
     )
 

@@ -13,10 +13,21 @@ from functools import cache, partial
 
 from igniterd.config import Config
 from igniterd.decide.gpu import CAUTIONS, Case, Oracles, Part
-from igniterd.decide.hold import Held, after, came_after_all, rollbacks
+from igniterd.decide.hold import Held, after, came_after_all, rollbacks, why_not_now
 from igniterd.decide.steps import granted
 from igniterd.model.oracle import Demand, Service
-from igniterd.records import Allocation, Estimate, Load, ModelReading, Observation, Outcomes, Plan, Verdict
+from igniterd.records import (
+    Allocation,
+    Estimate,
+    Load,
+    ModelReading,
+    Observation,
+    Outcomes,
+    Plan,
+    Step,
+    StepKind,
+    Verdict,
+)
 
 MUCH_MORE = 1.2  # less than this is no memory but the rate as it is
 
@@ -94,6 +105,9 @@ def _in_the_way(observation: Observation, config: Config) -> str:
         if gap.source == "mps" and not config.gpu.source.startswith("emulated:"):
             # a process started now would find no MPS and run without its share: what runs is left as it is
             return f"MPS control does not answer, and nothing is reloaded without it: {gap.reason}"
+    mps = observation.mps
+    if acts and mps is not None and "FAULT" in mps.states.values():
+        return "an MPS server is in FAULT: what is started now finds no MPS and runs without a share"
     return ""
 
 
@@ -123,13 +137,22 @@ def decide(
     profiled: Mapping[str, str],
     oracles: Oracles | None,
     now_s: float,
+    dead: frozenset[str] = frozenset(),
 ) -> tuple[Plan, Held]:
-    """The plan of this tick and what it leaves to the next. The same inputs always give the same plan."""
+    """The plan of this tick and what it leaves to the next. The same inputs always give the same plan.
+
+    ``dead``: models whose process is gone though Triton calls them ready.
+    """
     applied = {name: reading.allocation for name, reading in observation.models.items()}
+    held = _same_knobs(held, observation)
     floors = {m: max(held.floors.get(m, 1), least_batch(reading)) for m, reading in observation.models.items()}
     held = replace(
         came_after_all(held, applied), seen=held.seen | set(applied), floors={**held.floors, **{m: b for m, b in floors.items() if b > 1}}
     )
+    revival = _revival(dead, observation, held, config, now_s)
+    if revival is not None:
+        verdicts = _verdicts(config, applied, {}, held)
+        return Plan(now_s, Outcomes.MOVE, revival.why, verdicts, (revival,), not held.gone, None, _total(applied)), replace(held, target={})
     blocked = _blocked(estimate, observation, held, config)
     if not profiled:
         blocked = blocked or "no model has a profile: watching only"
@@ -155,6 +178,29 @@ def decide(
         parts.append(case.decide())
         held = parts[-1].held
     return _merged(parts, applied, held, config, now_s), held
+
+
+def _same_knobs(held: Held, observation: Observation) -> Held:
+    """``held`` without the plan in flight, once what can be steered is not what it was made for."""
+    fixed = frozenset(name for name, reading in observation.models.items() if reading.share_fixed)
+    if fixed == held.fixed:
+        return held
+    return replace(held, fixed=fixed, target={}, judged={})
+
+
+def _revival(dead: frozenset[str], observation: Observation, held: Held, config: Config, now_s: float) -> Step | None:
+    """The reload that brings back a model whose process has died; one at a time, none too often."""
+    if config.loop.mode != "act" or _in_the_way(observation, config):
+        return None
+    for name in sorted(dead & observation.models.keys()):
+        reading = observation.models[name]
+        share = reading.claimed_share or reading.allocation.share
+        as_it_is = replace(reading.allocation, share=share)
+        why = "Triton calls it ready, but its process is gone and its requests fail: loaded again"
+        step = Step(name, StepKind.REVIVE, as_it_is, as_it_is, why)
+        if not reading.left_alone and not why_not_now(held, (step,), config.decide, now_s):
+            return step
+    return None
 
 
 def _on(demands: Callable[[float], Mapping[int, Sequence[Demand]]], gpu: int, caution: float) -> Sequence[Demand]:

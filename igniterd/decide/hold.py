@@ -69,6 +69,7 @@ class Held:
     """
 
     seen: frozenset[str] = frozenset()  # models that Triton has shown at least once
+    fixed: frozenset[str] = frozenset()  # models whose share cannot be changed: a plan is made for just these
     floors: Mapping[str, int] = field(default_factory=dict)  # batch limits of models whose clients bring batches of their own
     moved_at_s: float | None = None
     searched_at_s: float | None = None
@@ -192,6 +193,8 @@ def after(held: Held, outcome: Outcome, loads: Mapping[str, Load], rules: Decide
         again = last is not None and last.allocation == step.after and now_s < last.at_s + SAME_S
         made[step.model] = Done(step.after, last.times + 1 if last and again else 1, now_s)
         watches.pop(step.model, None)
+        if step.kind is StepKind.REVIVE:
+            continue
         if step.kind is StepKind.ROLLBACK:
             refused[step.model] = now_s + 5 * REFUSED_S
             target = {}

@@ -23,7 +23,7 @@ from igniterd.clients.triton_config import allocation_of
 from igniterd.emulator.batcher import Batcher
 from igniterd.emulator.truth import DISPERSION_CV, Neighbour, Truth
 from igniterd.errors import NotNow, Refused, Unreachable
-from igniterd.records import Allocation, BatchStat, Gap, ModelReading
+from igniterd.records import Allocation, BatchStat, Gap, ModelReading, Stub
 
 
 @dataclass(slots=True)
@@ -43,6 +43,7 @@ class SimModel:
     latencies: list[tuple[float, float]] = field(default_factory=list)  # (scheduled_s, latency_ms)
     applied: Allocation = field(init=False)
     batcher: Batcher = field(init=False)
+    copies: int = 0  # loaded so far: each is another process
 
     def __post_init__(self) -> None:
         self.batcher = Batcher(1, 0.0)
@@ -53,6 +54,7 @@ class SimModel:
         self.config, self.applied = copy.deepcopy(config), allocation_of(config)
         self.batcher = Batcher(self.applied.max_batch_size, self.applied.max_queue_delay_us / 1e6, self.batcher.waiting)
         self.success, self.queue_ns, self.stats = 0, 0, {}
+        self.copies += 1
 
 
 def config_of(name: str, max_batch: int = 8, share_path: str | None = None) -> dict[str, Any]:
@@ -61,6 +63,33 @@ def config_of(name: str, max_batch: int = 8, share_path: str | None = None) -> d
     config["dynamic_batching"] = {"max_queue_delay_microseconds": 0}
     config["parameters"] = {"EXECUTION_ENV_PATH": {"string_value": share_path}} if share_path else {}
     return config
+
+
+class SimProcesses:
+    """The host's process table. ``ignores`` names models whose processes have no share whatever is asked,
+    ``died`` those that have none any more; ``gone``: the table cannot be read."""
+
+    def __init__(self, host: SimHost) -> None:
+        self._host = host
+        self.ignores = set[str]()
+        self.died = set[str]()
+        self.gone = False
+        self.server_pid = 1000
+
+    async def read(self) -> tuple[Stub, ...]:
+        if self.gone:
+            raise Unreachable("the host's process table: hidden")
+        return tuple(stub for name in self._host.models if (stub := self._stub(name)) is not None)
+
+    def _stub(self, name: str) -> Stub | None:
+        model = self._host.models[name]
+        if name in self.died:
+            return None
+        pid = self.server_pid + 100 * (1 + list(self._host.models).index(name)) + model.copies
+        path = f"/models/{name}/1/model.py"
+        share = None if name in self.ignores else model.applied.share
+        by = "" if share is None else "receipt"
+        return Stub(pid, (pid,), self.server_pid, None, path, f"{name}_0_0", share, by, environment_read=True)
 
 
 class SimHost:
@@ -90,6 +119,7 @@ class SimHost:
         self.refuse: dict[str, str] = {}
         self.silent = False
         self.control = ""
+        self.processes = SimProcesses(self)
         self._now_s = clock()
         self._rates: dict[tuple[object, ...], float] = {}
         self._ties = itertools.count()
@@ -117,6 +147,7 @@ class SimHost:
         self._answer()
         if model in self.refuse:
             raise Refused(self.refuse.pop(model))
+        self.processes.died.discard(model)
         self.models[model].reset(config)
         self._wake(self.models[model])
         self.loads.append((self._now_s, model, config))
@@ -161,6 +192,7 @@ class SimHost:
             pending_count=len(model.batcher.waiting) + len(model.batch),
             queue_ns=model.queue_ns,
             batches=batches,
+            instance_names=frozenset({f"{model.name}_0_0"}),
         )
 
     # ------------------------------------------------------------ the simulation

@@ -32,13 +32,41 @@ done
 async def test_no_server_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEFAULT", "100.0")
     monkeypatch.setenv("SERVERS", "")
-    assert await MpsControl(a_control(tmp_path, ANSWERING), tmp_path).read() == MpsReading(server_pids=(), default_share=1.0)
+    assert await MpsControl(a_control(tmp_path, ANSWERING), tmp_path).read() == MpsReading(
+        server_pids=(), default_share=1.0, client_pids=frozenset()
+    )
 
 
 async def test_the_least_cap_counts_and_a_server_that_ended_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEFAULT", "80.0")
     monkeypatch.setenv("SERVERS", "41 42")
     assert await MpsControl(a_control(tmp_path, ANSWERING), tmp_path).read() == MpsReading(server_pids=(41, 42), default_share=0.6)
+
+
+TELLING = """
+while read -r command argument; do
+  case $command in
+    get_default_active_thread_percentage) echo 100.0 ;;
+    get_server_list) echo 41; echo 42; echo 43 ;;
+    get_active_thread_percentage) echo 100.0 ;;
+    get_server_status) case $argument in 42) echo FAULT ;; *) echo ACTIVE ;; esac ;;
+    get_client_list) case $argument in 41) echo 7; echo 8 ;; 42) : ;; *) echo "Server $argument not found" ;; esac ;;
+  esac
+done
+"""
+
+
+async def test_states_and_clients_of_all_servers(tmp_path: Path) -> None:
+    read = await MpsControl(a_control(tmp_path, TELLING), tmp_path).read()
+    assert read.states == {41: "ACTIVE", 42: "FAULT", 43: "ACTIVE"}
+    assert read.client_pids == {7, 8}
+
+
+async def test_what_an_older_program_does_not_tell_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEFAULT", "100.0")
+    monkeypatch.setenv("SERVERS", "41")
+    read = await MpsControl(a_control(tmp_path, ANSWERING), tmp_path).read()
+    assert (read.states, read.client_pids) == ({}, None)
 
 
 async def test_it_asks_the_daemon_of_the_pipe_directory(tmp_path: Path) -> None:

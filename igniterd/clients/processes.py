@@ -1,0 +1,166 @@
+"""The host's process table: which share each stub process of Triton was really started with.
+
+Triton says OK to a share that nothing reads. Only the process itself tells: its start-up leaves a
+receipt in its own name (``/proc/PID/comm``, which every user may read, in every pid namespace), and
+launchers up to 25.07 give it an environment that shows the variable (the same user or root only).
+
+A scan costs little: what a process is does not change once it is a few seconds old, so only young
+ones and stubs are looked at each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from igniterd.clients.receipt import VARIABLE, share_of_receipt
+from igniterd.errors import Unreachable
+from igniterd.records import Stub
+
+PROC = Path("/proc")
+STUB = "triton_python_backend_stub"
+_COMM = STUB[:15]  # the kernel keeps fifteen characters of a name
+_YOUNG_SCANS = 20  # a process may become a stub by exec for so many scans after it was first seen
+_FULL_EVERY = 30  # scans after which every process is looked at again: pids are used anew
+_DEFAULT_GRPC_PORT = 8001
+_PATH, _INSTANCE = 1, 8  # of a stub's arguments
+
+
+@dataclass(slots=True)
+class _Known:
+    """A process that was looked at: how often, and what it is, with its start time in ticks."""
+
+    scans: int
+    stub: Stub | None = None
+    started: str = ""
+
+
+class ProcessTable:
+    """Reads one host's ``/proc``, from a thread: a process that hangs in the kernel holds up its readers."""
+
+    def __init__(self, proc: Path = PROC) -> None:
+        self._proc = proc
+        self._known: dict[int, _Known] = {}
+        self._ports: dict[int, int | None] = {}
+        self._scans = 0
+        self._reading: asyncio.Future[tuple[Stub, ...]] | None = None
+
+    async def read(self) -> tuple[Stub, ...]:
+        """All stub processes of this host, by pid.
+
+        Raises :class:`Unreachable` where ``/proc`` cannot be read, and while an earlier read hangs.
+        """
+        if self._reading is not None and not self._reading.done():
+            raise Unreachable("the host's process table: an earlier look at it has not ended yet")
+        self._reading = asyncio.ensure_future(asyncio.to_thread(self.scan))
+        return await asyncio.shield(self._reading)
+
+    def scan(self) -> tuple[Stub, ...]:
+        """The same, in this thread."""
+        try:
+            pids = [int(entry.name) for entry in os.scandir(self._proc) if entry.name.isdecimal()]
+        except OSError as error:
+            raise Unreachable(f"the host's process table {self._proc}: {error.strerror}") from error
+        self._scans += 1
+        full = self._scans % _FULL_EVERY == 0
+        self._known = {pid: self._looked_at(pid, full) for pid in pids}
+        found = tuple(k.stub for _, k in sorted(self._known.items()) if k.stub is not None)
+        servers = {stub.server_pid for stub in found}
+        self._ports = {pid: port for pid, port in self._ports.items() if pid in servers}
+        return found
+
+    def _looked_at(self, pid: int, full: bool) -> _Known:
+        known = self._known.get(pid) or _Known(0)
+        known.scans += 1
+        if known.stub is not None:
+            return self._again(pid, known)
+        if (known.scans <= _YOUNG_SCANS or full) and self._is_stub(pid):
+            known.stub, known.started = self._stub(pid), self._started(pid)
+        return known
+
+    def _again(self, pid: int, known: _Known) -> _Known:
+        """A stub seen before: the same process as long as its start time is; its receipt comes once."""
+        if self._started(pid) != known.started:
+            self._known[pid] = _Known(0)
+            return self._looked_at(pid, True)
+        if known.stub is not None and known.stub.by != "receipt":
+            known.stub = self._with_share(known.stub)
+        return known
+
+    def _is_stub(self, pid: int) -> bool:
+        name = self._text(pid, "comm").strip()
+        return name == _COMM or share_of_receipt(name) is not None
+
+    def _stub(self, pid: int) -> Stub | None:
+        words = self._text(pid, "cmdline").split("\0")
+        if not words[0].endswith(STUB) or len(words) <= _INSTANCE:
+            return None
+        facts = dict(_pairs(self._text(pid, "status")))
+        pids = tuple(int(p) for p in facts.get("NSpid", str(pid)).split())
+        server = int(facts.get("PPid", "0"))
+        found = Stub(pid, (pid, *pids[1:]), server, self._port(server), words[_PATH], words[_INSTANCE])
+        return self._with_share(replace(found, started=int(self._started(pid) or 0)))
+
+    def _with_share(self, stub: Stub) -> Stub:
+        receipt = share_of_receipt(self._text(stub.pid, "comm").strip())
+        if receipt is not None:
+            return replace(stub, share=receipt, by="receipt")
+        try:
+            environment = self._environment(stub.pid)
+        except OSError:
+            return stub
+        share = _fraction(environment.get(VARIABLE, ""))
+        by = "" if share is None else "environment"
+        venv = environment.get("VIRTUAL_ENV", "")
+        return replace(stub, share=share, by=by, environment_read=True, virtual_env=venv)
+
+    def _environment(self, pid: int) -> dict[str, str]:
+        data = (self._proc / str(pid) / "environ").read_bytes()
+        lines = (line.partition("=") for line in data.decode(errors="replace").split("\0"))
+        return {name: value for name, _, value in lines}
+
+    def _port(self, server: int) -> int | None:
+        """The port its server was told to answer gRPC at; ``None`` where its arguments are hidden."""
+        if server not in self._ports:
+            words = self._text(server, "cmdline").split("\0")
+            self._ports[server] = grpc_port_of(words) if words[0] else None
+        return self._ports[server]
+
+    def _started(self, pid: int) -> str:
+        """The start time in the kernel's ticks; the name before it may have spaces and brackets."""
+        return (self._text(pid, "stat").rpartition(")")[2].split() + [""] * 20)[19]
+
+    def _text(self, pid: int, name: str) -> str:
+        """A file of a process; empty when it has ended, or is hidden."""
+        try:
+            return (self._proc / str(pid) / name).read_bytes().decode(errors="replace")
+        except OSError:
+            return ""
+
+
+def grpc_port_of(words: Iterable[str]) -> int | None:
+    """The gRPC port in tritonserver's arguments: ``--grpc-port=N``, ``--grpc-port N``, or its default."""
+    words = list(words)
+    for number, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name == "--grpc-port":
+            value = value or (words[number + 1] if number + 1 < len(words) else "")
+            return int(value) if value.isdecimal() else None
+    return _DEFAULT_GRPC_PORT
+
+
+def _pairs(status: str) -> Iterable[tuple[str, str]]:
+    for line in status.splitlines():
+        name, _, value = line.partition(":")
+        yield name, value.strip()
+
+
+def _fraction(percent: str) -> float | None:
+    try:
+        share = float(percent) / 100.0
+    except ValueError:
+        return None
+    return share if 0.0 < share <= 1.0 else None

@@ -1,0 +1,318 @@
+"""Whether each model has the share that its configuration names. Pure.
+
+Triton says OK to a share that no process reads, and its configuration reads back as asked. So a
+share is ``proven``, ``unproven`` or ``refuted``, by what can be seen of the processes themselves.
+Evidence, the strongest first:
+
+1. *The model's processes*: every instance has one, and each has left the receipt of this share, or
+   shows it in its environment. Another share, or none in an environment that can be read, refutes.
+2. *MPS control*: its server is not in FAULT, caps nobody below the share, and has the processes
+   among its clients. An environment that no MPS server reads is no share.
+3. *Service times*: see :mod:`igniterd.model.effect`. They can refute whatever the others say; they
+   prove only where processes cannot be seen.
+
+What is refuted, or not proven for ``[mps] prove_within_s``, is planned as an uncapped neighbour:
+:func:`planned_view` is the one place where that is decided. A model that a reload of ours may mend
+(its share came from elsewhere, or from an older igniterd) goes through the take-over once more;
+after that its share stays as it is until its server starts anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+
+from igniterd.config import Mps
+from igniterd.records import (
+    Effect,
+    Gap,
+    Load,
+    ModelReading,
+    MpsReading,
+    Observation,
+    Outcome,
+    ShareState,
+    Stub,
+)
+
+SAME = 5e-5  # a share is written down with three decimals of a percent
+CONNECT_S = 2.0  # a process is a client of MPS so long after it is there
+DEAD_TICKS = 3  # a process missing at so many ticks is gone, not just being replaced
+NO_PROCESS = "no process of it is seen on this host"
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """The processes of one model, and since when they are these."""
+
+    pids: tuple[int, ...]
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Proofs:
+    """What one tick hands to the next. ``tried``: the servers on which a reload of ours gave the
+    share and it was not proven afterwards; ``missing``: ticks in a row without a process."""
+
+    states: Mapping[str, ShareState] = field(default_factory=dict)
+    tried: Mapping[str, int] = field(default_factory=dict)
+    missing: Mapping[str, int] = field(default_factory=dict)
+    served_by: Mapping[str, int] = field(default_factory=dict)
+    processes: Mapping[str, Processes] = field(default_factory=dict)
+    mps_seen: bool = False
+    servers_seen: bool = False
+
+    @property
+    def dead(self) -> frozenset[str]:
+        """Models that Triton calls ready though a process of theirs is gone: their requests fail."""
+        return frozenset(name for name, ticks in self.missing.items() if ticks >= DEAD_TICKS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """One piece of evidence: for or against, or nothing."""
+
+    effect: Effect | None
+    said: str = ""
+
+
+# ---------------------------------------------------------------- processes
+
+
+def stubs_of(reading: ModelReading, stubs: Iterable[Stub], port: int | None) -> list[Stub]:
+    """The processes of a model, the newest first. Where several servers of the host run a model of this
+    name, those of the one that listens at ``port``; all of them where that tells none apart."""
+    named = [stub for stub in stubs if stub.instance in reading.instance_names]
+    exact = [stub for stub in named if reading.model in PurePosixPath(stub.path).parts]
+    found = exact or named
+    here = [stub for stub in found if stub.grpc_port == port] or found
+    return sorted(here, key=lambda stub: stub.started, reverse=True)
+
+
+def _by_process(reading: ModelReading, share: float, mine: Sequence[Stub] | None) -> _Finding:
+    if not mine:
+        return _Finding(None, "the processes of this host cannot be seen" if mine is None else NO_PROCESS)
+    if len(mine) < reading.allocation.instances:
+        said = f"{len(mine)} of {reading.allocation.instances} processes are alive"
+        return _Finding(Effect.UNPROVEN, said)
+    mine = mine[: reading.allocation.instances]  # those of the copy before may still be ending
+    for stub in mine:
+        if stub.share is not None and abs(stub.share - share) > SAME:
+            said = f"process {stub.pid} has {stub.share:.4g} by its {stub.by}, not {share:.4g}"
+            return _Finding(Effect.REFUTED, said)
+    without = [stub for stub in mine if stub.share is None]
+    if without:
+        return _without_share(without)
+    kinds = " and ".join(sorted({stub.by for stub in mine}))
+    pids = ", ".join(str(stub.pid) for stub in mine)
+    return _Finding(Effect.PROVEN, f"{kinds} of process {pids}")
+
+
+def _without_share(without: Sequence[Stub]) -> _Finding:
+    """Of processes that show no share: why, by how they were started."""
+    stub = next((each for each in without if each.environment_read), None)
+    if stub is None:
+        said = f"process {without[0].pid} left no receipt, and its environment is another user's"
+        return _Finding(Effect.UNPROVEN, said)
+    if stub.virtual_env:
+        return _Finding(
+            Effect.REFUTED,
+            f"process {stub.pid} has no share: its launcher (Triton 25.08 or later) does not run "
+            f"bin/activate, and nothing else in {stub.virtual_env} gave it one: the folder is of "
+            "an older igniterd, or damaged",
+        )
+    return _Finding(Effect.REFUTED, f"process {stub.pid} was started without the share's environment")
+
+
+# ---------------------------------------------------------------- MPS control
+
+
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """What MPS control is asked about: one model with its processes, or ``None`` where they cannot be
+    seen. ``executed``: it has answered requests, so that its process has a CUDA context if it ever
+    has one; ``emulated``: its models are no clients of any MPS server on purpose."""
+
+    mine: Sequence[Stub] | None
+    instances: int
+    since_s: float
+    executed: bool
+    emulated: bool
+    before: Proofs
+
+
+def _by_mps(observation: Observation, share: float, of: _Context) -> _Finding:
+    mps = observation.mps
+    if mps is None:
+        gap = next((gap.reason for gap in observation.gaps if gap.source == "mps"), None)
+        lost = gap is not None and (not of.emulated or of.before.mps_seen)
+        return _Finding(Effect.UNPROVEN if lost else None, f"MPS control: {gap}")
+    if "FAULT" in mps.states.values():
+        return _Finding(Effect.UNPROVEN, "MPS control: a server is in FAULT and takes no new client")
+    if mps.default_share is not None and mps.default_share < share - SAME:
+        cap = f"MPS control caps every client at {mps.default_share:.0%}"
+        return _Finding(Effect.REFUTED, f"{cap}: set_default_active_thread_percentage 100")
+    if not mps.server_pids and of.before.servers_seen:
+        return _Finding(Effect.UNPROVEN, "MPS control: its server is gone")
+    if (of.emulated and not mps.server_pids) or not of.executed:
+        return _Finding(None)
+    return _by_clients(mps, of)
+
+
+_NOT_CLIENTS = (
+    " though the model executes: Triton's processes are not its clients (pipe directory not "
+    "mounted or not Triton's CUDA_MPS_PIPE_DIRECTORY, no --ipc=host, or another user)"
+)
+
+
+def _by_clients(mps: MpsReading, of: _Context) -> _Finding:
+    clients, mine = mps.client_pids, of.mine
+    if clients is None:
+        return _Finding(None)
+    if mine and mps.at_s is not None and mps.at_s < of.since_s + CONNECT_S:
+        return _Finding(Effect.UNPROVEN, "MPS control has not been asked since its process started")
+    if not clients:
+        which = "no client" if mps.server_pids else "no server"
+        return _Finding(Effect.REFUTED, f"MPS control has {which}{_NOT_CLIENTS}")
+    if not mine or 0 in clients:  # 0: a process of a pid namespace that the server does not see
+        return _Finding(None)
+    outside = [stub.pid for stub in mine[: of.instances] if not clients.intersection(stub.pids)]
+    if outside:
+        return _Finding(Effect.REFUTED, f"process {outside[0]} is no client of MPS{_NOT_CLIENTS}")
+    return _Finding(Effect.PROVEN, "a client of MPS")
+
+
+# ---------------------------------------------------------------- all together
+
+
+def _by_times(load: Load | None, share: float) -> _Finding:
+    test = load.share_test if load is not None else None
+    if test is None or test.verdict is None or abs(test.share - share) > SAME:
+        return _Finding(None, test.said if test is not None else "too little traffic")
+    return _Finding(test.verdict, test.said)
+
+
+def _judged(process: _Finding, mps: _Finding, times: _Finding) -> _Finding:
+    """One verdict of three: whatever refutes, refutes; whatever is in doubt, is unproven."""
+    findings = (process, mps, times)
+    for finding in findings:
+        if finding.effect is Effect.REFUTED:
+            return finding
+    for finding in findings:
+        if finding.effect is Effect.UNPROVEN:
+            return finding
+    if process.effect is Effect.PROVEN:
+        said = [f.said for f in findings if f.effect is Effect.PROVEN]
+        return _Finding(Effect.PROVEN, "; ".join(said))
+    if times.effect is Effect.PROVEN:
+        return _Finding(Effect.PROVEN, f"service times: {times.said}")
+    return _Finding(Effect.UNPROVEN, f"{process.said}; service times do not tell: {times.said}")
+
+
+def prove(
+    observation: Observation,
+    loads: Mapping[str, Load],
+    before: Proofs,
+    outcome: Outcome,
+    *,
+    rules: Mps,
+    emulated: bool,
+    ports: Mapping[str, int | None],
+) -> Proofs:
+    """What is known of every share now. ``loads``: of the tick before; ``ports``: the gRPC port of
+    each Triton by its name, to tell servers apart."""
+    seen, mps = observation.stubs, observation.mps
+    states, missing = dict[str, ShareState](), dict[str, int]()
+    served_by, tried = dict(before.served_by), dict(before.tried)
+    processes = dict(before.processes)
+    given = {a.step.model for a in outcome.actuations if a.ok and a.step.after.share is not None}
+    for name, reading in observation.models.items():
+        mine = None if seen is None else stubs_of(reading, seen, ports.get(reading.triton))
+        if mine is not None:
+            served_by[name] = mine[0].server_pid if mine else served_by.get(name, 0)
+            missing[name] = _missing(reading, mine, before)
+            newest = mine[: reading.allocation.instances]
+            processes[name] = _since(newest, processes.get(name), observation.at_s)
+        share, server = reading.allocation.share, served_by.get(name, 0)
+        if name in given:
+            tried[name] = server
+        if share is None:
+            continue
+        since_s = processes[name].since_s if name in processes else float("-inf")
+        instances, executed = reading.allocation.instances, reading.success_count > 0
+        context = _Context(mine, instances, since_s, executed, emulated, before)
+        found = _judged(
+            _by_process(reading, share, mine),
+            _by_mps(observation, share, context),
+            _by_times(loads.get(name), share),
+        )
+        if found.effect is Effect.PROVEN or tried.get(name, server) != server:
+            tried.pop(name, None)
+        states[name] = _state(share, found, before.states.get(name), observation.at_s, rules)
+    return Proofs(
+        states,
+        tried,
+        missing,
+        served_by,
+        processes,
+        before.mps_seen or mps is not None,
+        before.servers_seen or bool(mps and mps.server_pids),
+    )
+
+
+def _since(mine: Sequence[Stub], before: Processes | None, now_s: float) -> Processes:
+    pids = tuple(sorted(stub.pid for stub in mine))
+    return before if before is not None and before.pids == pids else Processes(pids, now_s)
+
+
+def _missing(reading: ModelReading, mine: Sequence[Stub], before: Proofs) -> int:
+    """Ticks in a row at which a ready model had fewer processes than instances, of a server whose
+    processes have been seen."""
+    lacks = len(mine) < reading.allocation.instances
+    counts = reading.ready and not reading.loading and bool(reading.instance_names)
+    seen = before.served_by.get(reading.model, 0) != 0
+    return before.missing.get(reading.model, 0) + 1 if seen and lacks and counts else 0
+
+
+def _state(
+    share: float,
+    found: _Finding,
+    before: ShareState | None,
+    now_s: float,
+    rules: Mps,
+) -> ShareState:
+    effect = found.effect or Effect.UNPROVEN
+    same = before is not None and before.effect is effect and abs(before.applied - share) <= SAME
+    since_s = before.since_s if same and before is not None else now_s
+    proven = effect is Effect.PROVEN
+    pending = effect is Effect.UNPROVEN and now_s - since_s < rules.prove_within_s
+    return ShareState(
+        applied=share,
+        effect=effect,
+        by=found.said if proven else "",
+        reason="" if proven else found.said,
+        since_s=since_s,
+        effective=share if proven or pending else None,
+    )
+
+
+def planned_view(observation: Observation, proofs: Proofs) -> Observation:
+    """The host as it may be planned with: a share that has no effect is no share, and none that it
+    could be given, unless a reload of ours may still mend it."""
+    models = dict(observation.models)
+    gaps = list(observation.gaps)
+    for name, state in proofs.states.items():
+        if state.effective is not None or name not in models:
+            continue
+        reading = models[name]
+        mendable = state.effect is Effect.REFUTED and name not in proofs.tried
+        fixed = "" if mendable else f"its share is {state.effect}: {state.reason}"
+        models[name] = replace(
+            reading,
+            allocation=replace(reading.allocation, share=None),
+            claimed_share=state.applied,
+            share_fixed=reading.share_fixed or fixed,
+        )
+        gaps.append(Gap(f"share:{name}", f"{state.effect}: {state.reason}", observation.at_s))
+    return replace(observation, models=models, gaps=tuple(gaps))
