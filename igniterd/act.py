@@ -52,7 +52,7 @@ async def _apply(step: Step, triton: Reloader, shares: Path, claimed: float | No
     again = step.kind is StepKind.REVIVE or claimed is not None
     if same_allocation(present, step.after) and not again:
         return
-    if not same_allocation(present, _expected(step, claimed)):
+    if not (same_allocation(present, step.before) or same_allocation(present, _expected(step, claimed))):
         raise Refused(f"{step.model}: somebody else changed it to {present}; planning anew")
     if step.after.share is not None:
         prepare_share(shares, step.after.share, base_env_of(before))

@@ -32,6 +32,10 @@ class TritonSource(Protocol):
 
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]: ...
 
+    def read_configs_again(self) -> None:
+        """The configurations may not be what they were."""
+        ...
+
     async def refuses_loads(self) -> str:
         """Why configurations cannot be changed on it (its model control mode), or an empty string."""
         ...
@@ -106,6 +110,8 @@ class Sources:
             pids = frozenset(stub.pid for stub in answer)
             if pids - self._pids:
                 self._mps_due_s = now_s + CONNECTED_S
+                for triton in self.tritons.values():
+                    triton.read_configs_again()  # a new process is a new copy, or a new server
             self._pids = pids
         return answer
 

@@ -90,13 +90,16 @@ def stubs_of(reading: ModelReading, stubs: Iterable[Stub], port: int | None) -> 
     return sorted(here, key=lambda stub: stub.started, reverse=True)
 
 
-def _by_process(reading: ModelReading, share: float, mine: Sequence[Stub] | None) -> _Finding:
+def _by_process(reading: ModelReading, share: float, mine: Sequence[Stub] | None, new: bool) -> _Finding:
+    """``new``: the processes came since the last tick, and the configuration may be that of the copy before."""
     if not mine:
         return _Finding(None, "the processes of this host cannot be seen" if mine is None else NO_PROCESS)
     if len(mine) < reading.allocation.instances:
         said = f"{len(mine)} of {reading.allocation.instances} processes are alive"
         return _Finding(Effect.UNPROVEN, said)
     mine = mine[: reading.allocation.instances]  # those of the copy before may still be ending
+    if new and any(stub.share is None or abs(stub.share - share) > SAME for stub in mine):
+        return _Finding(Effect.UNPROVEN, "its process has just come")
     for stub in mine:
         if stub.share is not None and abs(stub.share - share) > SAME:
             said = f"process {stub.pid} has {stub.share:.4g} by its {stub.by}, not {share:.4g}"
@@ -243,7 +246,7 @@ def prove(
         instances, executed = reading.allocation.instances, reading.success_count > 0
         context = _Context(mine, instances, since_s, executed, emulated, before)
         found = _judged(
-            _by_process(reading, share, mine),
+            _by_process(reading, share, mine, since_s == observation.at_s),
             _by_mps(observation, share, context),
             _by_times(loads.get(name), share),
         )

@@ -26,6 +26,8 @@ class Triton:
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
         return {name: self.answers[name] for name in names}
 
+    def read_configs_again(self) -> None: ...
+
     async def refuses_loads(self) -> str:
         return ""
 

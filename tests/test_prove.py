@@ -173,10 +173,19 @@ def test_a_refuted_share_is_given_once_more_and_then_left() -> None:
     assert planned_view(restarted, proven(restarted, again)).models["m"].bare
 
 
+def test_a_process_that_has_just_come_is_looked_at_once_more() -> None:
+    """Triton was restarted without its shares, and the configuration has not been read since."""
+    fresh = replace(BARE, pid=11, pids=(11,), environment_read=True)
+    first = proven(seen(fresh))
+    assert first.states["m"].reason == "its process has just come"
+    assert proven(seen(fresh, at_s=101.0), first).states["m"].effect is Effect.REFUTED
+
+
 def test_the_copy_before_may_still_be_ending() -> None:
     ending = replace(STUB, pid=9, pids=(9,), share=0.5, started=1)
     assert proven(seen(ending, replace(STUB, started=2))).states["m"].effect is Effect.PROVEN
-    stays = proven(seen(replace(STUB, started=1), replace(ending, started=2)))
+    other = (replace(STUB, started=1), replace(ending, started=2))
+    stays = proven(seen(*other, at_s=101.0), proven(seen(*other)))
     assert stays.states["m"].effect is Effect.REFUTED
 
 

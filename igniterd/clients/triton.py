@@ -239,6 +239,11 @@ class TritonClient:
             name: failed.get(name) or missing.get(name) or self._reading(name, served[name], metrics, least.get(name, 1)) for name in wanted
         }
 
+    def read_configs_again(self) -> None:
+        """The next :meth:`read_models` reads every configuration anew."""
+        for known in self._known.values():
+            known.read_at_s = float("-inf")
+
     async def infer(self, request: bytes, *, timeout_s: float) -> None:
         """One ``ModelInferRequest``, serialised, answered; the answer's tensors are not looked at."""
         await self._call("ModelInfer", request, timeout_s=timeout_s)

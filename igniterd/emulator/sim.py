@@ -133,6 +133,9 @@ class SimHost:
         self._answer()
         return {n: self._reading(self.models[n]) if n in self.models else Refused(f"model {n!r} is not in the repository") for n in names}
 
+    def read_configs_again(self) -> None:
+        """Nothing is remembered of them."""
+
     async def refuses_loads(self) -> str:
         self._answer()
         return self.control
