@@ -30,10 +30,11 @@ check: $(STAMP)  ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 test: assets  ## all tests; real programs on loopback, nothing skipped but what needs a GPU
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(BIN)/python -m pytest -n 2 -m 'not gpu and not integration'
+	$(BIN)/python -m pytest -m 'integration and not gpu'
 
 unit: $(STAMP)  ## the tests that start no other program
-	$(BIN)/python -m pytest -m 'not gpu and not integration'
+	$(BIN)/python -m pytest -n 2 -m 'not gpu and not integration'
 
 fuzz: $(STAMP)  ## the Hypothesis properties on new examples: SEEDS=10 times as many as the tests' own
 	@for i in $$(seq $(SEEDS)); do HYPOTHESIS_PROFILE=new $(BIN)/python -m pytest -q -m 'hypothesis and not integration' || exit 1; done

@@ -19,11 +19,11 @@ after that its share stays as it is until its server starts anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
 
 from igniterd.config import Mps
+from igniterd.evidence import SAME, Finding, by_process, serving, stubs_of
 from igniterd.records import (
     Effect,
     Gap,
@@ -36,10 +36,8 @@ from igniterd.records import (
     Stub,
 )
 
-SAME = 5e-5  # a share is written down with three decimals of a percent
 CONNECT_S = 2.0  # a process is a client of MPS so long after it is there
 DEAD_TICKS = 3  # a process missing at so many ticks is gone, not just being replaced
-NO_PROCESS = "no process of it is seen on this host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,65 +67,6 @@ class Proofs:
         return frozenset(name for name, ticks in self.missing.items() if ticks >= DEAD_TICKS)
 
 
-@dataclass(frozen=True, slots=True)
-class _Finding:
-    """One piece of evidence: for or against, or nothing."""
-
-    effect: Effect | None
-    said: str = ""
-
-
-# ---------------------------------------------------------------- processes
-
-
-def stubs_of(reading: ModelReading, stubs: Iterable[Stub], port: int | None) -> list[Stub]:
-    """The processes of a model, the newest first. Where several servers of the host run a model of this
-    name, those of the one that listens at ``port``; all of them where that tells none apart."""
-    named = [stub for stub in stubs if stub.instance in reading.instance_names]
-    exact = [stub for stub in named if reading.model in PurePosixPath(stub.path).parts]
-    found = exact or named
-    here = [stub for stub in found if stub.grpc_port == port] or found
-    return sorted(here, key=lambda stub: stub.started, reverse=True)
-
-
-def _by_process(reading: ModelReading, share: float, mine: Sequence[Stub] | None, new: bool) -> _Finding:
-    """``new``: the processes came since the last tick, and the configuration may be that of the copy before."""
-    if not mine:
-        return _Finding(None, "the processes of this host cannot be seen" if mine is None else NO_PROCESS)
-    if len(mine) < reading.allocation.instances:
-        said = f"{len(mine)} of {reading.allocation.instances} processes are alive"
-        return _Finding(Effect.UNPROVEN, said)
-    mine = mine[: reading.allocation.instances]  # those of the copy before may still be ending
-    if new and any(stub.share is None or abs(stub.share - share) > SAME for stub in mine):
-        return _Finding(Effect.UNPROVEN, "its process has just come")
-    for stub in mine:
-        if stub.share is not None and abs(stub.share - share) > SAME:
-            said = f"process {stub.pid} has {stub.share:.4g} by its {stub.by}, not {share:.4g}"
-            return _Finding(Effect.REFUTED, said)
-    without = [stub for stub in mine if stub.share is None]
-    if without:
-        return _without_share(without)
-    kinds = " and ".join(sorted({stub.by for stub in mine}))
-    pids = ", ".join(str(stub.pid) for stub in mine)
-    return _Finding(Effect.PROVEN, f"{kinds} of process {pids}")
-
-
-def _without_share(without: Sequence[Stub]) -> _Finding:
-    """Of processes that show no share: why, by how they were started."""
-    stub = next((each for each in without if each.environment_read), None)
-    if stub is None:
-        said = f"process {without[0].pid} left no receipt, and its environment is another user's"
-        return _Finding(Effect.UNPROVEN, said)
-    if stub.virtual_env:
-        return _Finding(
-            Effect.REFUTED,
-            f"process {stub.pid} has no share: its launcher (Triton 25.08 or later) does not run "
-            f"bin/activate, and nothing else in {stub.virtual_env} gave it one: the folder is of "
-            "an older igniterd, or damaged",
-        )
-    return _Finding(Effect.REFUTED, f"process {stub.pid} was started without the share's environment")
-
-
 # ---------------------------------------------------------------- MPS control
 
 
@@ -138,28 +77,27 @@ class _Context:
     has one; ``emulated``: its models are no clients of any MPS server on purpose."""
 
     mine: Sequence[Stub] | None
-    instances: int
     since_s: float
     executed: bool
     emulated: bool
     before: Proofs
 
 
-def _by_mps(observation: Observation, share: float, of: _Context) -> _Finding:
+def _by_mps(observation: Observation, share: float, of: _Context) -> Finding:
     mps = observation.mps
     if mps is None:
         gap = next((gap.reason for gap in observation.gaps if gap.source == "mps"), None)
         lost = gap is not None and (not of.emulated or of.before.mps_seen)
-        return _Finding(Effect.UNPROVEN if lost else None, f"MPS control: {gap}")
+        return Finding(Effect.UNPROVEN if lost else None, f"MPS control: {gap}")
     if "FAULT" in mps.states.values():
-        return _Finding(Effect.UNPROVEN, "MPS control: a server is in FAULT and takes no new client")
+        return Finding(Effect.UNPROVEN, "MPS control: a server is in FAULT and takes no new client")
     if mps.default_share is not None and mps.default_share < share - SAME:
         cap = f"MPS control caps every client at {mps.default_share:.0%}"
-        return _Finding(Effect.REFUTED, f"{cap}: set_default_active_thread_percentage 100")
+        return Finding(Effect.REFUTED, f"{cap}: set_default_active_thread_percentage 100")
     if not mps.server_pids and of.before.servers_seen:
-        return _Finding(Effect.UNPROVEN, "MPS control: its server is gone")
+        return Finding(Effect.UNPROVEN, "MPS control: its server is gone")
     if (of.emulated and not mps.server_pids) or not of.executed:
-        return _Finding(None)
+        return Finding(None)
     return _by_clients(mps, of)
 
 
@@ -169,34 +107,34 @@ _NOT_CLIENTS = (
 )
 
 
-def _by_clients(mps: MpsReading, of: _Context) -> _Finding:
+def _by_clients(mps: MpsReading, of: _Context) -> Finding:
     clients, mine = mps.client_pids, of.mine
     if clients is None:
-        return _Finding(None)
+        return Finding(None)
     if mine and mps.at_s is not None and mps.at_s < of.since_s + CONNECT_S:
-        return _Finding(Effect.UNPROVEN, "MPS control has not been asked since its process started")
+        return Finding(Effect.UNPROVEN, "MPS control has not been asked since its process started")
     if not clients:
         which = "no client" if mps.server_pids else "no server"
-        return _Finding(Effect.REFUTED, f"MPS control has {which}{_NOT_CLIENTS}")
+        return Finding(Effect.REFUTED, f"MPS control has {which}{_NOT_CLIENTS}")
     if not mine or 0 in clients:  # 0: a process of a pid namespace that the server does not see
-        return _Finding(None)
-    outside = [stub.pid for stub in mine[: of.instances] if not clients.intersection(stub.pids)]
+        return Finding(None)
+    outside = [stub.pid for stub in mine if not clients.intersection(stub.pids)]
     if outside:
-        return _Finding(Effect.REFUTED, f"process {outside[0]} is no client of MPS{_NOT_CLIENTS}")
-    return _Finding(Effect.PROVEN, "a client of MPS")
+        return Finding(Effect.REFUTED, f"process {outside[0]} is no client of MPS{_NOT_CLIENTS}")
+    return Finding(Effect.PROVEN, "a client of MPS")
 
 
 # ---------------------------------------------------------------- all together
 
 
-def _by_times(load: Load | None, share: float) -> _Finding:
+def _by_times(load: Load | None, share: float) -> Finding:
     test = load.share_test if load is not None else None
     if test is None or test.verdict is None or abs(test.share - share) > SAME:
-        return _Finding(None, test.said if test is not None else "too little traffic")
-    return _Finding(test.verdict, test.said)
+        return Finding(None, test.said if test is not None else "too little traffic")
+    return Finding(test.verdict, test.said)
 
 
-def _judged(process: _Finding, mps: _Finding, times: _Finding) -> _Finding:
+def _judged(process: Finding, mps: Finding, times: Finding) -> Finding:
     """One verdict of three: whatever refutes, refutes; whatever is in doubt, is unproven."""
     findings = (process, mps, times)
     for finding in findings:
@@ -207,10 +145,10 @@ def _judged(process: _Finding, mps: _Finding, times: _Finding) -> _Finding:
             return finding
     if process.effect is Effect.PROVEN:
         said = [f.said for f in findings if f.effect is Effect.PROVEN]
-        return _Finding(Effect.PROVEN, "; ".join(said))
+        return Finding(Effect.PROVEN, "; ".join(said))
     if times.effect is Effect.PROVEN:
-        return _Finding(Effect.PROVEN, f"service times: {times.said}")
-    return _Finding(Effect.UNPROVEN, f"{process.said}; service times do not tell: {times.said}")
+        return Finding(Effect.PROVEN, f"service times: {times.said}")
+    return Finding(Effect.UNPROVEN, f"{process.said}; service times do not tell: {times.said}")
 
 
 def prove(
@@ -231,22 +169,22 @@ def prove(
     processes = dict(before.processes)
     given = {a.step.model for a in outcome.actuations if a.ok and a.step.after.share is not None}
     for name, reading in observation.models.items():
+        share, now = reading.allocation.share, None
         mine = None if seen is None else stubs_of(reading, seen, ports.get(reading.triton))
         if mine is not None:
             served_by[name] = mine[0].server_pid if mine else served_by.get(name, 0)
             missing[name] = _missing(reading, mine, before)
-            newest = mine[: reading.allocation.instances]
-            processes[name] = _since(newest, processes.get(name), observation.at_s)
-        share, server = reading.allocation.share, served_by.get(name, 0)
+            now = serving(mine, share or 0.0, reading.allocation.instances)
+            processes[name] = _since(now, processes.get(name), observation.at_s)
+        server = served_by.get(name, 0)
         if name in given:
             tried[name] = server
         if share is None:
             continue
         since_s = processes[name].since_s if name in processes else float("-inf")
-        instances, executed = reading.allocation.instances, reading.success_count > 0
-        context = _Context(mine, instances, since_s, executed, emulated, before)
+        context = _Context(now, since_s, reading.success_count > 0, emulated, before)
         found = _judged(
-            _by_process(reading, share, mine, since_s == observation.at_s),
+            by_process(reading, share, mine, since_s == observation.at_s),
             _by_mps(observation, share, context),
             _by_times(loads.get(name), share),
         )
@@ -280,7 +218,7 @@ def _missing(reading: ModelReading, mine: Sequence[Stub], before: Proofs) -> int
 
 def _state(
     share: float,
-    found: _Finding,
+    found: Finding,
     before: ShareState | None,
     now_s: float,
     rules: Mps,

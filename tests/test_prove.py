@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igniterd.config import Mps
-from igniterd.prove import CONNECT_S, DEAD_TICKS, Proofs, planned_view, prove, stubs_of
+from igniterd.evidence import stubs_of
+from igniterd.prove import CONNECT_S, DEAD_TICKS, Proofs, planned_view, prove
 from igniterd.records import (
     Actuation,
     Allocation,
@@ -181,12 +182,11 @@ def test_a_process_that_has_just_come_is_looked_at_once_more() -> None:
     assert proven(seen(fresh, at_s=101.0), first).states["m"].effect is Effect.REFUTED
 
 
-def test_the_copy_before_may_still_be_ending() -> None:
+def test_while_one_copy_takes_another_s_place_the_one_that_serves_counts() -> None:
     ending = replace(STUB, pid=9, pids=(9,), share=0.5, started=1)
     assert proven(seen(ending, replace(STUB, started=2))).states["m"].effect is Effect.PROVEN
-    other = (replace(STUB, started=1), replace(ending, started=2))
-    stays = proven(seen(*other, at_s=101.0), proven(seen(*other)))
-    assert stays.states["m"].effect is Effect.REFUTED
+    coming = replace(ending, started=3)
+    assert proven(seen(STUB, coming)).states["m"].effect is Effect.PROVEN
 
 
 def test_a_model_whose_process_is_gone_is_dead_after_a_moment() -> None:
@@ -234,9 +234,8 @@ def test_only_processes_that_all_have_the_share_prove_it(stubs: list[Stub], mps:
     observation = seen(*stubs, mps=mps, allocation=TWO)
     state = proven(observation, emulated=emulated).states["m"]
     if state.effect is Effect.PROVEN:
-        mine = stubs_of(observation.models["m"], stubs, 8001)[:2]
-        assert len(mine) == 2
-        assert all(stub.share == SHARE for stub in mine)
+        mine = stubs_of(observation.models["m"], stubs, 8001)
+        assert sum(stub.share == SHARE for stub in mine) >= 2
     else:
         assert state.reason
     assert (state.effective is None) == (state.effect is Effect.REFUTED)

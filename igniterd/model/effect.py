@@ -7,7 +7,7 @@ over predicted is smaller by the gain that the whole GPU brings, which the profi
 The mean log ratio over all executions since the share came is compared with both. Its error has a
 part that executions average out (the dispersion of one execution) and a part that they do not (the
 profile's own error at another share). A hypothesis is given up where the mean is more than
-``SIGMAS`` errors away from it and nearer to the other.
+``SIGMAS`` errors away from it and nearer to the other, and both are as far from each other.
 
 What is left out: a process that takes turns with others, because there is no MPS at all, is slower
 than one with the whole GPU, and may look like one with a share. Process table and MPS control tell.
@@ -80,6 +80,8 @@ class ShareTrial:
         if self.executions < LEAST_EXECUTIONS:
             return None
         sd, off = self._sd(), self._off()
+        if self.gain < SIGMAS * sd:  # the whole GPU would be hardly faster: times cannot tell
+            return ShareTest(self.share, None, self._said()) if now_s - self.since_s > OPEN_S else None
         if off < -max(self.gain / 2, SIGMAS * sd):
             return ShareTest(self.share, Effect.REFUTED, self._said())
         if off > -self.gain / 2 and off + self.gain > SIGMAS * sd:

@@ -139,7 +139,7 @@ def test_a_silent_source_is_down_and_keeps_its_last_success() -> None:
 
 
 def test_only_sources_that_are_configured_count() -> None:
-    assert list(sources_of(a_config())) == ["nvml", "mps", "triton:main", "metrics:main"]
+    assert list(sources_of(a_config())) == ["nvml", "mps", "processes", "triton:main", "metrics:main"]
     bare = CONFIG.replace("[mqtt]", '[gpu]\nsource = "none"\n[mps]\nenabled = false\n[mqtt]')
     assert list(sources_of(parse_config(bare, source="test"))) == ["triton:main", "metrics:main"]
 

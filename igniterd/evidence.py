@@ -1,0 +1,75 @@
+"""What the processes of a model show of its share. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from igniterd.records import Effect, ModelReading, Stub
+
+SAME = 5e-5  # a share is written down with three decimals of a percent
+NO_PROCESS = "no process of it is seen on this host"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One piece of evidence: for or against a share, or nothing."""
+
+    effect: Effect | None
+    said: str = ""
+
+
+def stubs_of(reading: ModelReading, stubs: Iterable[Stub], port: int | None) -> list[Stub]:
+    """The processes of a model, the newest first. Where several servers of the host run a model of this
+    name, those of the one that listens at ``port``; all of them where that tells none apart."""
+    named = [stub for stub in stubs if stub.instance in reading.instance_names]
+    exact = [stub for stub in named if reading.model in PurePosixPath(stub.path).parts]
+    found = exact or named
+    here = [stub for stub in found if stub.grpc_port == port] or found
+    return sorted(here, key=lambda stub: stub.started, reverse=True)
+
+
+def serving(mine: Sequence[Stub], share: float, instances: int) -> Sequence[Stub]:
+    """The processes that serve now, of all that there are while one copy takes another's place: the
+    configuration is that of the copy that serves, so those with its share; else the newest."""
+    right = [stub for stub in mine if stub.share is not None and abs(stub.share - share) <= SAME]
+    return (right if len(right) >= instances else mine)[:instances]
+
+
+def by_process(reading: ModelReading, share: float, mine: Sequence[Stub] | None, new: bool) -> Finding:
+    """``new``: the processes came since the last tick, and the configuration may be that of the copy before."""
+    if not mine:
+        return Finding(None, "the processes of this host cannot be seen" if mine is None else NO_PROCESS)
+    if len(mine) < reading.allocation.instances:
+        said = f"{len(mine)} of {reading.allocation.instances} processes are alive"
+        return Finding(Effect.UNPROVEN, said)
+    mine = serving(mine, share, reading.allocation.instances)
+    if new and any(stub.share is None or abs(stub.share - share) > SAME for stub in mine):
+        return Finding(Effect.UNPROVEN, "its process has just come")
+    for stub in mine:
+        if stub.share is not None and abs(stub.share - share) > SAME:
+            said = f"process {stub.pid} has {stub.share:.4g} by its {stub.by}, not {share:.4g}"
+            return Finding(Effect.REFUTED, said)
+    without = [stub for stub in mine if stub.share is None]
+    if without:
+        return _without_share(without)
+    kinds = " and ".join(sorted({stub.by for stub in mine}))
+    pids = ", ".join(str(stub.pid) for stub in mine)
+    return Finding(Effect.PROVEN, f"{kinds} of process {pids}")
+
+
+def _without_share(without: Sequence[Stub]) -> Finding:
+    """Of processes that show no share: why, by how they were started."""
+    stub = next((each for each in without if each.environment_read), None)
+    if stub is None:
+        said = f"process {without[0].pid} left no receipt, and its environment is another user's"
+        return Finding(Effect.UNPROVEN, said)
+    if stub.virtual_env:
+        return Finding(
+            Effect.REFUTED,
+            f"process {stub.pid} has no share: its launcher (Triton 25.08 or later) does not run "
+            f"bin/activate, and nothing else in {stub.virtual_env} gave it one: the folder is of "
+            "an older igniterd, or damaged",
+        )
+    return Finding(Effect.REFUTED, f"process {stub.pid} was started without the share's environment")
