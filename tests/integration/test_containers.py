@@ -1,0 +1,71 @@
+"""Triton in namespaces of its own, as in a container, and another user's: what the daemon's user still sees of its processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from igniterd.clients.processes import ProcessTable
+from igniterd.clients.shares import prepare_share
+from igniterd.clients.triton import TritonClient
+from igniterd.emulator.host import EmulatedModel, HostSpec, TritonHost
+from igniterd.emulator.process import free_ports
+from igniterd.evidence import by_process, stubs_of
+from igniterd.records import Effect, ModelReading
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
+
+LOOK = """
+import json, os
+from igniterd.clients.processes import ProcessTable
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setresuid(65534, 65534, 65534)
+print(json.dumps([(s.pid, s.share, s.by, s.environment_read) for s in ProcessTable().scan()]))
+"""
+
+
+class ContainedHost(TritonHost):
+    """tritonserver in a pid namespace and a mount namespace of its own."""
+
+    def _command(self) -> list[str]:
+        as_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+        alone = ["--pid", "--fork", "--kill-child=TERM", "--mount-proc", "--ipc"]
+        return ["unshare", *as_user, *alone, "--", *super()._command()]
+
+
+def seen_by_nobody() -> list[tuple[int, float | None, str, bool]]:
+    """The stubs of this host as another user reads them; as this one where it is not root."""
+    done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, timeout=60, check=True)
+    return [tuple(row) for row in json.loads(done.stdout)]
+
+
+@pytest.mark.parametrize("launcher", ["24.10", "25.08"])
+async def test_a_share_is_proven_through_pid_namespaces_and_for_another_user(tmp_path: Path, launcher: str) -> None:
+    shares = tmp_path / "shares"
+    share = prepare_share(shares, 0.125)
+    parameters = {"EXECUTION_ENV_PATH": str(share)}
+    spec = HostSpec((EmulatedModel("alexnet", parameters=parameters),), launcher=launcher)  # type: ignore[arg-type]
+    host = ContainedHost(spec, tmp_path / "triton", free_ports(3))
+    host.folder.mkdir()
+    host.prepare()
+    try:
+        await host.start()
+        client = TritonClient("main", host.url, timeout_s=5.0, shares_dir=str(shares))
+        reading = (await client.read_models(["alexnet"]))["alexnet"]
+        await client.close()
+        assert isinstance(reading, ModelReading)
+        (stub,) = stubs_of(reading, await ProcessTable().read(), host.grpc_port)
+        assert len(stub.pids) == 2  # the host's pid, and the container's
+        assert stub.pids[1] < stub.pid
+        finding = by_process(reading, 0.125, [stub], new=False)
+        assert (finding.effect, finding.said) == (Effect.PROVEN, f"receipt of process {stub.pid}")
+        (theirs,) = [row for row in seen_by_nobody() if row[0] == stub.pid]
+        assert theirs[1:3] == (0.125, "receipt")
+    finally:
+        await host.stop()
