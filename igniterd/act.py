@@ -7,6 +7,7 @@ the GPU's memory for a moment: where it is known that they do not fit, Triton is
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
@@ -16,8 +17,9 @@ from typing import Any, Protocol
 
 import structlog
 
-from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton_config import allocation_of, base_env_of, same_allocation, with_allocation
+from igniterd.clients.environments import PLAIN, Reach, base_env_of
+from igniterd.clients.shares import prepared
+from igniterd.clients.triton_config import allocation_of, same_allocation
 from igniterd.errors import IgniterdError, Refused, Unreachable
 from igniterd.records import Actuation, Observation, Outcome, Plan, Step
 
@@ -32,17 +34,19 @@ class Reloader(Protocol):
     async def load(self, model: str, config: dict[str, Any]) -> None: ...
 
 
-async def _apply(step: Step, triton: Reloader, shares: Path) -> None:
-    before = await triton.config(step.model)
-    present = allocation_of(before)
+async def _apply(step: Step, triton: Reloader, shares: Path, reach: Reach) -> None:
+    before, there = await triton.config(step.model), str(shares)
+    present = allocation_of(before, there)
     if same_allocation(present, step.after):
         return
     if not same_allocation(present, step.before):
         raise Refused(f"{step.model}: somebody else changed it to {present}; planning anew")
-    if step.after.share is not None:
-        prepare_share(shares, step.after.share, base_env_of(before))
-    await triton.load(step.model, with_allocation(before, step.after, str(shares)))
-    applied = allocation_of(await _read_back(step.model, triton))
+    if base_env_of(before, there) is None:
+        changed = prepared(before, step.after, shares, reach)
+    else:  # it is looked at: a mount that hangs holds up this step, not the daemon
+        changed = await asyncio.to_thread(prepared, before, step.after, shares, reach)
+    await triton.load(step.model, changed)
+    applied = allocation_of(await _read_back(step.model, triton), there)
     if not same_allocation(applied, step.after):
         raise Refused(f"{step.model}: Triton loaded {applied} where {step.after} was asked")
 
@@ -95,11 +99,18 @@ class SecondCopies:
         return fits.refused
 
 
-async def act(plan: Plan, tritons: Mapping[str, Reloader], triton_of: Mapping[str, str], shares: Path, refused: str = "") -> Outcome:
+async def act(
+    plan: Plan,
+    tritons: Mapping[str, Reloader],
+    triton_of: Mapping[str, str],
+    shares: Path,
+    refused: str = "",
+    reach: Mapping[str, Reach] | None = None,
+) -> Outcome:
     """Carry out the first step of ``plan``; the ticks after it, reading the world anew, carry out the rest.
 
     ``triton_of`` maps models to the names of their servers; ``shares`` is the folder of share environments, under the path at which
-    Triton sees it. ``refused``: why the step must not be tried, if it must not.
+    Triton sees it. ``refused``: why the step must not be tried, if it must not. ``reach``: how shares reach the models of a server.
     """
     if not plan.steps:
         return Outcome()
@@ -107,7 +118,8 @@ async def act(plan: Plan, tritons: Mapping[str, Reloader], triton_of: Mapping[st
     try:
         if refused:
             raise Refused(refused)
-        await _apply(step, tritons[triton_of[step.model]], shares)
+        server = triton_of[step.model]
+        await _apply(step, tritons[server], shares, (reach or {}).get(server, PLAIN))
     except IgniterdError as error:
         return Outcome((Actuation(step, False, time.monotonic() - began_s, str(error)),))
     except Exception as error:  # a configuration nobody thought of: this change is not made, and the daemon goes on

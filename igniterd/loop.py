@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from igniterd.act import Reloader, SecondCopies, act
+from igniterd.clients.shares import reach_of
 from igniterd.config import Config
 from igniterd.decide import Held, Oracles, after, decide
 from igniterd.estimate import Belief, estimate
@@ -85,7 +86,7 @@ class Loop:
         self.report = report
         self.wall_clock = wall_clock
         self.carry = Carry()
-        self.shares: Path = config.state.directory / "shares"
+        self.shares: Path = config.shares
         self.triton_of = {model.name: model.triton for model in config.model}
         self.mode = Mode(config.loop.mode)
         self._acting: asyncio.Task[Outcome] | None = None
@@ -112,13 +113,17 @@ class Loop:
         if plan.steps and self.mode is Mode.ACT:
             self._step = plan.steps[0]
             refused = self._copies.refused(self._step.model, seen)
-            self._acting = asyncio.create_task(act(plan, self.reloaders, self.triton_of, self.shares, refused), name="act")
+            self._acting = asyncio.create_task(self._act(plan, refused), name="act")
         watch.lap("act")
         tick = Tick(carry.number, now_s, wall_s, seen, window, load, plan, outcome, dict(watch.stages))
         self.carry = Carry(_merged(carry.seen, seen), belief, held, carry.number + 1)
         self._come = Outcome()
         self.report(tick)
         return tick
+
+    async def _act(self, plan: Plan, refused: str) -> Outcome:
+        reach = {server.name: reach_of(server) for server in self.config.triton}
+        return await act(plan, self.reloaders, self.triton_of, self.shares, refused, reach)
 
     @property
     def acting(self) -> asyncio.Task[Outcome] | None:
