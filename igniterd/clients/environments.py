@@ -17,7 +17,7 @@ import json
 import posixpath
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any
@@ -59,6 +59,8 @@ class Reach:
     """The server's ``python3``, where it is not at the place it was built for."""
     shim_backend: str | None = None
     """Name of igniterd's shim backend, where it is installed and opted for."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Set beside the share, as ``CUDA_MPS_PIPE_DIRECTORY``."""
 
 
 PLAIN = Reach()
@@ -178,10 +180,11 @@ def set_share(config: ModelConfig, share: float | None, shares_dir: str, reach: 
         del parameters[name]
     settings = {ENV_PATH: base}
     if share is not None and shimmed:
-        settings |= {OWN_BACKEND: backend_of(config), SHIM_VARIABLE + VARIABLE: percent_name(share)}
+        variables = {**reach.variables, VARIABLE: percent_name(share)}
+        settings |= {OWN_BACKEND: backend_of(config)} | {SHIM_VARIABLE + name: value for name, value in variables.items()}
         config["backend"] = reach.shim_backend
     elif share is not None:
-        settings = {BASE_ENV: base, ENV_PATH: share_path(shares_dir, share, base, python=reach.python)}
+        settings = {BASE_ENV: base, ENV_PATH: share_path(shares_dir, share, base, python=reach.python, variables=reach.variables)}
     parameters.update({name: {"string_value": text} for name, text in settings.items() if text is not None})
 
 

@@ -25,7 +25,7 @@ def install_shares(
     """
     shares = sorted({round(unit * n, 9) for unit in units for n in range(1, math.floor(1 / unit + 1e-9) + 1)} | {1.0})
     made = {
-        prepare_share(shares_dir, share, base, python=python): None
+        prepare_share(shares_dir, share, base, python=python, install=True): None
         for python in pythons
         for base in (None, *environments)
         for share in shares

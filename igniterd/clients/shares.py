@@ -33,7 +33,7 @@ from igniterd.clients.environments import (
     percent_name,
     share_path,
 )
-from igniterd.clients.folders import File, Link, Tree, is_whole, make_whole
+from igniterd.clients.folders import File, Link, Tree, is_whole, make_whole, owner_of
 from igniterd.clients.receipt import receipt_of
 from igniterd.clients.triton_config import with_allocation
 from igniterd.config import Triton
@@ -41,6 +41,7 @@ from igniterd.errors import Refused
 from igniterd.records import Allocation
 
 PYTHONS = tuple(f"3.{minor}" for minor in range(8, 21))
+_MEND = "let root make the shares once with igniterd shares --install"
 _MARK = "# Written by igniterd:"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -94,12 +95,14 @@ def prepare_share(
     *,
     python: str | None = None,
     variables: Mapping[str, str] | None = None,
+    install: bool = False,
 ) -> Path:
     """Make the folder for `share` (a fraction in (0, 1]) and return it.
 
     It is put in front of the environment at `base_env` when there is one; `python` is the server's own ``python3`` where it is not at
     the place it was built for; `variables` are set beside the share. Left alone when it is already right. One that this user may not
-    write is used when it is whole and as this version makes it. Raises :class:`~igniterd.errors.Refused` where it is not, or where the
+    write is used when it is whole and as this version makes it. Root makes a first one in another user's folder only to `install`
+    it: that user could not write there any more. Raises :class:`~igniterd.errors.Refused` where it is not, or where the
     own environment cannot be one that others are put in front of.
     """
     if obstacle := environment_obstacle(base_env, look_at(base_env)):
@@ -109,12 +112,24 @@ def prepare_share(
     try:
         tree = _tree(share, base_env, python, variables or {})
         if not _is_there(shares_dir, below, tree):
+            if not install and (obstacle := _anothers_place(shares_dir)):
+                raise Refused(obstacle)
             make_whole(shares_dir, below, tree)
     except (OSError, UnicodeError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or error
-        mend = f"where igniterd may not write, let root make it once: igniterd shares --install {shares_dir}"
-        raise Refused(f"{folder}: cannot write the environment of a share: {why}; {mend}") from error
+        raise Refused(f"{folder}: cannot write the environment of a share: {why}; {_MEND} {shares_dir}") from error
     return folder
+
+
+def _anothers_place(shares_dir: Path) -> str:
+    """Why root should not make ``shares_dir``, or an empty string."""
+    if os.geteuid() != 0 or shares_dir.exists():
+        return ""
+    above = next(each for each in shares_dir.parents if each.exists())
+    if (whose := above.stat().st_uid) == 0:
+        return ""
+    user = owner_of(whose)
+    return f"{above} belongs to user {user}, who could not make shares beside those of root: run it as {user}, or {_MEND} {shares_dir}"
 
 
 def making_obstacle(shares_dir: Path) -> str:
@@ -125,12 +140,10 @@ def making_obstacle(shares_dir: Path) -> str:
             return ""
     except Refused as error:
         return str(error)
-    for each in (folder.parent, *folder.parent.parents):
-        if each.is_dir():
-            if os.access(each, os.W_OK):
-                return ""
-            return f"{each} cannot be written by this user: let root make the shares once: igniterd shares --install {shares_dir}"
-    return f"{shares_dir}: there is no such place"
+    if obstacle := _anothers_place(shares_dir):
+        return obstacle
+    above = next(each for each in (folder.parent, *folder.parent.parents) if each.exists())
+    return "" if os.access(above, os.W_OK) else f"{above} cannot be written by this user: {_MEND} {shares_dir}"
 
 
 def prepared(config: ModelConfig, target: Allocation, shares_dir: Path, reach: Reach = PLAIN) -> ModelConfig:
@@ -139,7 +152,7 @@ def prepared(config: ModelConfig, target: Allocation, shares_dir: Path, reach: R
     base = base_env_of(config, there)
     changed = with_allocation(config, target, there, reach=reach, own=look_at(base))
     if target.share is not None and parameter(changed, OWN_BACKEND) is None:
-        prepare_share(shares_dir, target.share, base, python=reach.python)
+        prepare_share(shares_dir, target.share, base, python=reach.python, variables=reach.variables)
     return changed
 
 

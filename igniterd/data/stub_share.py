@@ -98,11 +98,9 @@ def _venv_of(python: str) -> tuple[str, dict[str, str]] | None:
 
 def _enter(python: str, prefix: str, cfg: dict[str, str]) -> None:
     """What ``site`` does for a virtual environment, now that it is over with the share's folder."""
-    real, home = os.path.realpath(python), cfg.get("home", "") + "/python3"
-    if os.path.islink(python):
-        sys._base_executable = real  # type: ignore[attr-defined]
-    elif os.path.isfile(home):
-        sys._base_executable = home  # type: ignore[attr-defined]
+    home = cfg.get("home", "") + "/python3"
+    if sys.version_info >= (3, 11) and (os.path.islink(python) or os.path.isfile(home)):
+        sys._base_executable = os.path.realpath(python) if os.path.islink(python) else home  # type: ignore[attr-defined]
     sys.prefix = sys.exec_prefix = prefix
     site.addsitepackages(_paths_known_to_site(), [prefix])  # type: ignore[arg-type]  # None: those on sys.path
     if cfg.get("include-system-site-packages", "true").lower() != "true":

@@ -99,15 +99,14 @@ def test_check_says_whether_shares_can_be_made_or_are_there(tmp_path: Path) -> N
         command = [sys.executable, "-c", code, str(tmp_path / "shares")]
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
 
-    assert (
-        said() == f"{tmp_path} cannot be written by this user: let root make the shares once: igniterd shares --install {tmp_path}/shares"
-    )
+    assert said() == f"{tmp_path} cannot be written by this user: {MEND} {tmp_path}/shares"
     assert run("--install", tmp_path / "shares", "--unit", 50)[0] == 0
     assert said() == ""
     os.chown(tmp_path / "shares", 65534, 65534)
     assert "belongs to user nobody, and this runs as root" in making_obstacle(tmp_path / "shares")
 
 
+MEND = "let root make the shares once with igniterd shares --install"
 SHIMMED = """
 import json, os, sys
 SEEN = dict(os.environ)

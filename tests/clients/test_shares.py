@@ -179,7 +179,19 @@ def test_what_root_installed_is_used_by_a_user_who_may_not_write(tmp_path: Path)
     there, missing = done.stdout.splitlines()
     assert there == str(folder)
     assert missing.startswith("Refused")
-    assert "Permission denied; where igniterd may not write, let root make it once: igniterd shares --install" in missing
+    assert "Permission denied; let root make the shares once with igniterd shares --install" in missing
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be in the way")
+def test_root_does_not_shut_the_daemon_out_of_its_own_folder(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    os.chown(state, 65534, 65534)
+    with pytest.raises(Refused, match=r"state belongs to user nobody, .*: run it as nobody, or let root make the shares once with"):
+        prepare_share(state / "shares", 0.3)
+    assert list(state.iterdir()) == []
+    prepare_share(state / "shares", 0.3, install=True)
+    prepare_share(state / "shares", 0.4)
 
 
 def test_a_look_tells_what_an_environment_is(tmp_path: Path) -> None:
@@ -215,3 +227,14 @@ def test_a_configuration_gets_its_folder_made_but_for_the_shim(tmp_path: Path) -
     shimmed = prepared(a_config("$$TRITON_MODEL_DIRECTORY/env"), Allocation(0.3, 1), shares, Reach(shim_backend="igniterd_python"))
     assert (shimmed["backend"], share_of(shimmed), shares.exists()) == ("igniterd_python", 0.3, False)
     assert shimmed["parameters"][f"IGNITERD_ENV_{VARIABLE}"] == {"string_value": "30"}
+
+
+def test_other_variables_go_with_the_share(tmp_path: Path) -> None:
+    reach = Reach(variables={"CUDA_MPS_PIPE_DIRECTORY": "/tmp/mps/a b"})
+    given = prepared({"name": "m", "backend": "python"}, Allocation(0.3, 1), tmp_path, reach)
+    folder = Path(given["parameters"][ENV_PATH]["string_value"])
+    code = "import os; print(os.environ['CUDA_MPS_PIPE_DIRECTORY'], os.environ['CUDA_MPS_ACTIVE_THREAD_PERCENTAGE'])"
+    assert sourced(folder, f"{PYTHON} -c {_quoted(code)}") == started(folder, code) == "/tmp/mps/a b 30"
+    both = Reach(shim_backend="igniterd_python", variables=reach.variables)
+    shimmed = prepared(a_config("$$TRITON_MODEL_DIRECTORY/env"), Allocation(0.3, 1), tmp_path, both)
+    assert shimmed["parameters"]["IGNITERD_ENV_CUDA_MPS_PIPE_DIRECTORY"] == {"string_value": "/tmp/mps/a b"}
