@@ -65,7 +65,7 @@ def emit(plan: ProvisionPlan, profiles: Mapping[str, Profile], folder: Path) -> 
         (host / "igniterd.toml").write_text(text, encoding="utf-8")
         for seat, name in zip(gpu.tenants, names, strict=True):
             (host / "overrides" / f"{name}.json").write_text(json.dumps(_override(seat, name), indent=1) + "\n", encoding="utf-8")
-            prepare_share(host / "state" / "shares", seat.share)
+            prepare_share(host / "state" / "shares", seat.share, install=True)
         made.append(host)
     (folder / "README.txt").write_text(_HOW, encoding="utf-8")
     return made

@@ -98,7 +98,7 @@ def _opened(name: str, parent: int | None) -> Iterator[int]:
         at = os.open(name, _OPEN, dir_fd=parent)
     except NotADirectoryError as error:
         if stat.S_ISLNK(os.lstat(name, dir_fd=parent).st_mode):
-            raise Refused(f"{name} is a link, which may lead anywhere: remove it") from error
+            raise Refused(f"{name} is a link: name the folder it leads to, or remove it") from error
         raise
     try:
         _check_owner(at, name)
@@ -157,10 +157,15 @@ def _put(parent: int, name: str, tree: Tree) -> None:
         with _opened(new, parent) as at:
             _fill(at, tree)
             os.fchmod(at, _FOLDER)
-        # A load that falls between the two is refused, and the old copy of its model goes on serving.
         with contextlib.suppress(FileNotFoundError):
             os.rename(name, old, src_dir_fd=parent, dst_dir_fd=parent)
-        os.rename(new, name, src_dir_fd=parent, dst_dir_fd=parent)
+        # A load that falls here is refused, and the old copy of its model goes on serving.
+        try:
+            os.rename(new, name, src_dir_fd=parent, dst_dir_fd=parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.rename(old, name, src_dir_fd=parent, dst_dir_fd=parent)
+            raise
     finally:
         for each in (new, old):
             _remove(parent, each)
