@@ -17,14 +17,9 @@ from typing import Any, Protocol
 
 import structlog
 
-from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton_config import (
-    allocation_of,
-    base_env_of,
-    instance_names_of,
-    same_allocation,
-    with_allocation,
-)
+from igniterd.clients.environments import PLAIN, Reach, base_env_of
+from igniterd.clients.shares import prepared
+from igniterd.clients.triton_config import allocation_of, instance_names_of, same_allocation
 from igniterd.errors import IgniterdError, Refused, Unreachable
 from igniterd.records import Actuation, Allocation, Observation, Outcome, Plan, Step, StepKind, Stub
 
@@ -46,23 +41,40 @@ class ProcessSource(Protocol):
     async def read(self) -> tuple[Stub, ...]: ...
 
 
-async def _apply(step: Step, triton: Reloader, shares: Path, claimed: float | None, processes: ProcessSource | None) -> None:
-    before = await triton.config(step.model)
-    present = allocation_of(before)
-    again = step.kind is StepKind.REVIVE or claimed is not None
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a step is carried out with, beside its Triton.
+
+    ``shares``: the folder of share environments, under the path at which Triton sees it; ``reach``: how
+    they reach the models of this server; ``claimed``: the share that the model's configuration names
+    without effect; ``processes``: where they can be seen, a load is a reload only if they are new.
+    """
+
+    shares: Path
+    reach: Reach = PLAIN
+    claimed: float | None = None
+    processes: ProcessSource | None = None
+
+
+async def _apply(step: Step, triton: Reloader, around: Surroundings) -> None:
+    before, there = await triton.config(step.model), str(around.shares)
+    present = allocation_of(before, there)
+    again = step.kind is StepKind.REVIVE or around.claimed is not None
     if same_allocation(present, step.after) and not again:
         return
-    if not (same_allocation(present, step.before) or same_allocation(present, _expected(step, claimed))):
+    if not (same_allocation(present, step.before) or same_allocation(present, _expected(step, around.claimed))):
         raise Refused(f"{step.model}: somebody else changed it to {present}; planning anew")
-    if step.after.share is not None:
-        prepare_share(shares, step.after.share, base_env_of(before))
-    running = await _pids(before, processes)
-    await triton.load(step.model, with_allocation(before, step.after, str(shares)))
+    if base_env_of(before, there) is None:
+        changed = prepared(before, step.after, around.shares, around.reach)
+    else:  # it is looked at: a mount that hangs holds up this step, not the daemon
+        changed = await asyncio.to_thread(prepared, before, step.after, around.shares, around.reach)
+    running = await _pids(before, around.processes)
+    await triton.load(step.model, changed)
     after = await _read_back(step.model, triton)
-    applied = allocation_of(after)
+    applied = allocation_of(after, there)
     if not same_allocation(applied, step.after):
         raise Refused(f"{step.model}: Triton loaded {applied} where {step.after} was asked")
-    if running and not await _pids(after, processes) - running:
+    if running and not await _pids(after, around.processes) - running:
         raise Refused(f"{step.model}: Triton said that it was reloaded, but its processes are the same as before")
 
 
@@ -138,6 +150,7 @@ async def act(
     triton_of: Mapping[str, str],
     shares: Path,
     refused: str = "",
+    reach: Mapping[str, Reach] | None = None,
     *,
     claimed: float | None = None,
     processes: ProcessSource | None = None,
@@ -145,9 +158,8 @@ async def act(
     """Carry out the first step of ``plan``; the ticks after it, reading the world anew, carry out the rest.
 
     ``triton_of`` maps models to the names of their servers; ``shares`` is the folder of share environments, under the path at which
-    Triton sees it. ``refused``: why the step must not be tried, if it must not. ``claimed``: the share
-    that the model's configuration names without effect. ``processes``: a load is a reload only if
-    they are new.
+    Triton sees it. ``refused``: why the step must not be tried, if it must not. ``reach``: how shares
+    reach the models of each server. For the others see :class:`Surroundings`.
     """
     if not plan.steps:
         return Outcome()
@@ -155,7 +167,9 @@ async def act(
     try:
         if refused:
             raise Refused(refused)
-        await _apply(step, tritons[triton_of[step.model]], shares, claimed, processes)
+        server = triton_of[step.model]
+        around = Surroundings(shares, (reach or {}).get(server, PLAIN), claimed, processes)
+        await _apply(step, tritons[server], around)
     except IgniterdError as error:
         return Outcome((Actuation(step, False, time.monotonic() - began_s, str(error)),))
     except Exception as error:  # a configuration nobody thought of: this change is not made, and the daemon goes on

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from igniterd.errors import ConfigError
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+BackendName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[a-z][a-z0-9_]*$")]
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
@@ -63,6 +64,17 @@ class Triton(Section):
     key_file: Path | None = None
     reload_timeout_s: Seconds = 60.0
     """Longest wait for one model to reload."""
+    python: Path | None = None
+    """The server's ``python3`` as Triton sees it, where it is not at the place it was built for (a copied tree, uv)."""
+    shim_backend: BackendName | None = None
+    """Name of igniterd's shim backend (``igniterd shares --install-backend``), for models with an archive or ``$$`` path as environment."""
+
+    @field_validator("python")
+    @classmethod
+    def _whole_path(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_absolute():
+            raise ValueError("should be the whole path of a python3 as Triton sees it, such as /opt/python/bin/python3")
+        return value
 
     @field_validator("metrics_url")
     @classmethod
@@ -205,13 +217,16 @@ class Mqtt(Section):
 
 class State(Section):
     directory: Path = Path("/var/lib/igniterd")
-    """History and the environments of shares. Triton must see ``<directory>/shares`` under the same path."""
+    """History and, where ``shares`` does not say otherwise, the environments of shares in ``<directory>/shares``."""
+    shares: Path | None = None
+    """The environments of shares. Triton must see them under the same path; one that igniterd may not write is filled by
+    ``igniterd shares --install``."""
 
-    @field_validator("directory")
+    @field_validator("directory", "shares")
     @classmethod
-    def _plain(cls, value: Path) -> Path:
-        # Triton sources <directory>/shares/.../bin/activate in a shell, unquoted: a space there would hang the load for ever
-        if not re.fullmatch(r"[A-Za-z0-9._/+-]+", str(value)):
+    def _plain(cls, value: Path | None) -> Path | None:
+        # Triton sources <shares>/.../bin/activate in a shell, unquoted: a space there would hang the load for ever
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9._/+-]+", str(value)):
             raise ValueError("should have only letters, digits and . _ / + - in its path: Triton gives it to a shell unquoted")
         return value
 
@@ -278,6 +293,11 @@ class Config(Section):
             raise ValueError("; ".join(problems))
         return self
 
+    @property
+    def shares(self) -> Path:
+        """The folder of share environments."""
+        return self.state.shares or self.state.directory / "shares"
+
     def by_name(self) -> dict[str, Model]:
         return {model.name: model for model in self.model}
 
@@ -312,7 +332,8 @@ def _anchored(config: Config, folder: Path) -> Config:
     models = [
         model.model_copy(update={"profile": folder / model.profile}) if model.profile is not None else model for model in config.model
     ]
-    state = State.model_validate({"directory": folder / config.state.directory})
+    shares = None if config.state.shares is None else folder / config.state.shares
+    state = State.model_validate({"directory": folder / config.state.directory, "shares": shares})
     return config.model_copy(update={"model": models, "state": state, "triton": servers, "mqtt": mqtt})
 
 

@@ -23,6 +23,7 @@ from igniterd.clients.nvml import NvmlClient
 from igniterd.clients.once import Once
 from igniterd.clients.processes import ProcessTable
 from igniterd.clients.resident import give_back
+from igniterd.clients.shares import reach_of
 from igniterd.clients.systemd import Notifier
 from igniterd.clients.triton import TlsFiles, TritonClient
 from igniterd.config import Config, Triton
@@ -52,6 +53,8 @@ def triton_client(server: Triton, config: Config) -> TritonClient:
         headers=server.header,
         tls=tls,
         gpus={model.name: model.gpu for model in config.model if model.gpu is not None},
+        shares_dir=str(config.shares),
+        reach=reach_of(server),
     )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from igniterd.act import Reloader, SecondCopies, act
+from igniterd.clients.shares import reach_of
 from igniterd.config import Config
 from igniterd.decide import Held, Oracles, after, decide
 from igniterd.estimate import Belief, estimate
@@ -88,7 +89,7 @@ class Loop:
         self.report = report
         self.wall_clock = wall_clock
         self.carry = Carry()
-        self.shares: Path = config.state.directory / "shares"
+        self.shares: Path = config.shares
         self.triton_of = {model.name: model.triton for model in config.model}
         self.mode = Mode(config.loop.mode)
         self._acting: asyncio.Task[Outcome] | None = None
@@ -151,7 +152,17 @@ class Loop:
             if isinstance(mps, Gap):
                 refused = f"MPS control does not answer, and nothing is reloaded without it: {mps.reason}"
         claimed = view.models[step.model].claimed_share
-        return await act(plan, self.reloaders, self.triton_of, self.shares, refused, claimed=claimed, processes=self.sources.processes)
+        reach = {server.name: reach_of(server) for server in self.config.triton}
+        return await act(
+            plan,
+            self.reloaders,
+            self.triton_of,
+            self.shares,
+            refused,
+            reach,
+            claimed=claimed,
+            processes=self.sources.processes,
+        )
 
     @property
     def acting(self) -> asyncio.Task[Outcome] | None:

@@ -101,6 +101,7 @@ class ModelReading:
     batching_fixed: str = ""  # why its batches are formed as they are, whatever is set; empty where they can be steered
     left_alone: str = ""  # why it is only watched: neither steered nor predicted, whatever its profile says
     several_gpus: str = ""  # the same, unless the configuration says which GPU it is on
+    owns_process: bool = True  # whether it runs in processes of its own, so that an MPS share can be given to it alone
     least_batch: int = 1  # an ensemble lets batches up to this through to it
     instance_names: frozenset[str] = frozenset()  # that Triton may give the processes of its instances
     claimed_share: float | None = None  # what its configuration names where that is not planned with: it is not proven
@@ -112,11 +113,6 @@ class ModelReading:
         if self.inference_count is None or self.success_count == 0:
             return 1.0
         return max(1.0, self.inference_count / self.success_count)
-
-    @property
-    def owns_process(self) -> bool:
-        """Whether the model runs in a process of its own, so that an MPS share can be given to it alone."""
-        return self.backend == "python"
 
     @property
     def bare(self) -> bool:

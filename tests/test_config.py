@@ -33,6 +33,24 @@ def test_defaults_and_paths_from_the_files_folder(tmp_path: Path) -> None:
     assert config.mqtt is None
 
 
+def test_shares_are_in_the_state_folder_unless_named(tmp_path: Path) -> None:
+    file = tmp_path / "igniterd.toml"
+    file.write_text(GOOD)
+    assert load_config(file).shares == Path("/var/lib/igniterd/shares")
+    file.write_text(f'[state]\ndirectory = "state"\n{GOOD}')
+    assert load_config(file).shares == tmp_path / "state" / "shares"
+    file.write_text(f'[state]\nshares = "given"\n{GOOD}')
+    assert load_config(file).shares == tmp_path / "given"
+    assert "state.shares: should have only letters, digits and" in problems(f'[state]\nshares = "/a b"\n{GOOD}')
+
+
+def test_what_reaches_the_models_of_a_triton(tmp_path: Path) -> None:
+    config = parse_config(f'[[triton]]\npython = "/opt/bin/python3"\nshim_backend = "igniterd_python"\n{GOOD}', source="x")
+    assert (config.triton[0].python, config.triton[0].shim_backend) == (Path("/opt/bin/python3"), "igniterd_python")
+    assert "triton[0].python: should be the whole path" in problems(f'[[triton]]\npython = "python3"\n{GOOD}')
+    assert "triton[0].shim_backend: " in problems(f'[[triton]]\nshim_backend = "../x"\n{GOOD}')
+
+
 def test_files_of_tls_are_in_the_files_folder_and_come_together(tmp_path: Path) -> None:
     file = tmp_path / "igniterd.toml"
     tls = 'ca_file = "ca.pem"\ncert_file = "/etc/c.pem"\nkey_file = "c.key"\n'

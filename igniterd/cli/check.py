@@ -148,7 +148,8 @@ async def _live(settings: Config, knowledge: Knowledge) -> AsyncIterator[Finding
         yield finding
     for finding in _copies(readings, boards, knowledge):
         yield finding
-    yield _folder(settings)
+    for finding in _folders(settings):
+        yield finding
 
 
 async def _triton(client: TritonClient, settings: Config, readings: dict[str, ModelReading]) -> AsyncIterator[Finding]:
@@ -301,11 +302,19 @@ async def _boards(settings: Config, read: list[BoardReading]) -> AsyncIterator[F
         yield Finding("ok", f"GPU {board.index}", f"{board.name}, {board.uuid}")
 
 
-def _folder(settings: Config) -> Finding:
+def _folders(settings: Config) -> Iterator[Finding]:
+    """Whether this user can write the state, and make or use the environments of shares."""
     import os
+
+    from igniterd.clients.shares import making_obstacle
 
     folder = settings.state.directory
     parent = next((p for p in (folder, *folder.parents) if p.exists()), folder)
     if not os.access(parent, os.W_OK):
-        return Finding("bad", "state.directory", f"{folder} cannot be written by this user: shares and history live there")
-    return Finding("ok", "state.directory", f"{folder}; Triton must see {folder}/shares under the same path")
+        yield Finding("bad", "state.directory", f"{folder} cannot be written by this user: the history lives there")
+    else:
+        yield Finding("ok", "state.directory", str(folder))
+    if obstacle := making_obstacle(settings.shares):
+        yield Finding("bad", "shares", obstacle)
+    else:
+        yield Finding("ok", "shares", f"{settings.shares}; Triton must see it under the same path")

@@ -4,7 +4,7 @@
     DIR/gpu-000-v100/igniterd.toml          configuration of the daemon, with the models and SLOs of this GPU
     DIR/gpu-000-v100/v100.profile.json      the profile the plan was made with
     DIR/gpu-000-v100/overrides/W1.json      fields of Triton's model configuration: merge, or load the model with
-    DIR/gpu-000-v100/state/shares/20/       the environment that gives a Python-backend model its MPS share
+    DIR/gpu-000-v100/state/shares/…/20/     the environment that gives a Python-backend model its MPS share
 
 A model on Triton is named after its workload, since two workloads may use the same profiled model.
 """
@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from igniterd.clients.environments import DEFAULT_SHARES
 from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton_config import with_allocation
 from igniterd.config import parse_config
@@ -27,7 +28,7 @@ from igniterd.records import Allocation
 _STATE = "/var/lib/igniterd"
 _HOW = f"""A folder for each GPU of the plan, written by `igniterd plan --emit`. On the host that becomes gpu-000-…:
 
-1. Copy state/shares to {_STATE}/shares: Triton must see it under that path.
+1. Copy state/shares to {_STATE}/shares (cp -a, as the user igniterd runs as): Triton must see it under that path.
 2. Triton's model repository has a model for each file of overrides/, under that name, with one instance. Merge the file into the
    model's config.pbtxt, or into its whole configuration (GET /v2/models/NAME/config) and load it with that (POST
    /v2/repository/models/NAME/load, parameter config): fields replace fields, except that parameters are added to those there are.
@@ -64,7 +65,7 @@ def emit(plan: ProvisionPlan, profiles: Mapping[str, Profile], folder: Path) -> 
         (host / "igniterd.toml").write_text(text, encoding="utf-8")
         for seat, name in zip(gpu.tenants, names, strict=True):
             (host / "overrides" / f"{name}.json").write_text(json.dumps(_override(seat, name), indent=1) + "\n", encoding="utf-8")
-            prepare_share(host / "state" / "shares", seat.share)
+            prepare_share(host / "state" / "shares", seat.share, install=True)
         made.append(host)
     (folder / "README.txt").write_text(_HOW, encoding="utf-8")
     return made
@@ -109,6 +110,6 @@ def _override(seat: Seat, name: str) -> dict[str, object]:
     base = {"name": name, "backend": "python", "max_batch_size": seat.max_batch_size + 1, "instance_group": [{"count": 1}]}
     base["dynamic_batching"] = batching
     target = Allocation(seat.share, seat.max_batch_size, seat.max_queue_delay_us)
-    made = with_allocation(base, target, f"{_STATE}/shares")
+    made = with_allocation(base, target, DEFAULT_SHARES)
     kept = ("name", "backend", "max_batch_size", "dynamic_batching", "parameters")
     return {key: made[key] for key in kept if key in made}

@@ -108,7 +108,7 @@ def profile(
                 **access.settings(),
                 gpu=gpu or host["gpu"],
                 mps=host["mps"] if mps is None else mps,
-                shares=_folder((state or host["state"]).absolute()) / "shares",
+                shares=host["shares"] if state is None else _folder(state.absolute()) / "shares",
                 input=inputs,
                 shapes=_shapes(shape or []),
                 accuracy=accuracy,
@@ -222,7 +222,8 @@ async def _profiled(partial: Partial, path: Path, output: Path, budget_s: float 
         with _watching() as listener:
             if warning:
                 listener.say(warning)
-            session = Session(client, probe, partial, path, listener, index=index, measure_link=settings.gpu == "nvml", budget_s=budget_s)
+            link = settings.gpu == "nvml"
+            session = Session(client, probe, partial, path, listener, index=index, measure_link=link, budget_s=budget_s, reach=client.reach)
             try:
                 await session.run()
             finally:

@@ -76,6 +76,8 @@ def headers_of(given: Sequence[str]) -> dict[str, str]:
 
 def client_of(settings: Settings, headers: Mapping[str, str]) -> TritonClient:
     """The client for a profile. Raises :class:`igniterd.errors.IgniterdError` with the file that cannot be read."""
+    from igniterd.clients.environments import PLAIN
+    from igniterd.clients.shares import reach_of
     from igniterd.clients.triton import TlsFiles, TritonClient
 
     told = None if settings.config is None else _server(_loaded(settings.config), settings.server, settings.config)
@@ -90,15 +92,19 @@ def client_of(settings: Settings, headers: Mapping[str, str]) -> TritonClient:
         headers=({} if told is None else told.header) | dict(headers),
         tls=TlsFiles(ca, key, cert) if ca else None,
         config_max_age_s=3600.0,
+        shares_dir=str(settings.shares),
+        reach=reach_of(told) if told else PLAIN,
     )
 
 
 def host_of(config: Path | None) -> dict[str, Any]:
-    """What the configuration says of the host: where the board is read, the state folder, and whether MPS is used."""
+    """What the configuration says of the host: where the board is read, the folder of shares, and whether MPS is used."""
+    from igniterd.clients.environments import DEFAULT_SHARES
+
     if config is None:
-        return {"gpu": "nvml", "state": Path("/var/lib/igniterd"), "mps": True}
+        return {"gpu": "nvml", "shares": Path(DEFAULT_SHARES), "mps": True}
     told = _loaded(config)
-    return {"gpu": told.gpu.source, "state": told.state.directory, "mps": told.mps.enabled}
+    return {"gpu": told.gpu.source, "shares": told.shares, "mps": told.mps.enabled}
 
 
 async def mps_warning(settings: Settings) -> str:

@@ -16,7 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from igniterd.clients.receipt import VARIABLE, share_of_receipt
+from igniterd.clients.environments import VARIABLE
+from igniterd.clients.receipt import share_of_receipt
 from igniterd.errors import Unreachable
 from igniterd.records import Stub
 

@@ -25,6 +25,8 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from igniterd.clients.environments import DEFAULT_SHARES, PLAIN, Own, Reach
+from igniterd.clients.looks import Looks
 from igniterd.clients.triton_config import ModelConfig, allocation_of, config_to_dict
 from igniterd.clients.triton_ensembles import Strangers
 from igniterd.clients.triton_metrics import MetricsPage, ModelMetrics, ModelVersion
@@ -114,10 +116,12 @@ class TritonClient:
         tls: TlsFiles | None = None,
         config_max_age_s: float = 60.0,
         gpus: Mapping[str, int] | None = None,
+        shares_dir: str = DEFAULT_SHARES,
+        reach: Reach = PLAIN,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`url` is ``host:port`` of the gRPC endpoint; `headers` go with every call (``--grpc-restricted-protocol``); `gpus`: of models
-        that choose theirs themselves."""
+        that choose theirs themselves; `shares_dir`: the folder of shares, under the path at which Triton sees it."""
         self.name = name
         self.url = url
         self.metrics_gap: Gap | None = None
@@ -128,6 +132,10 @@ class TritonClient:
         self._tls = tls
         self._config_max_age_s = config_max_age_s
         self._gpus = gpus or {}
+        self._shares_dir = shares_dir
+        self.reach = reach
+        """How shares reach its models, beside the folder of shares."""
+        self._looks = Looks(shares_dir, timeout_s)
         self._clock = clock
         self._metrics = MetricsPage(metrics_url, timeout_s) if metrics_url else None
         self._known: dict[str, Known] = {}
@@ -201,7 +209,7 @@ class TritonClient:
         try:
             await self._call("RepositoryModelLoad", request, timeout_s=self._reload_timeout_s)
         except Unanswered as error:
-            self._unsettled.unanswered(model, allocation_of(config), self._clock(), self._reload_timeout_s)
+            self._unsettled.unanswered(model, allocation_of(config, self._shares_dir), self._clock(), self._reload_timeout_s)
             raise Unanswered(f"{error} ([[triton]] reload_timeout_s): it may finish loading {model} yet") from error
         finally:
             # A tick may have read the old configuration while the new copy was loading, or be reading it now.
@@ -281,7 +289,7 @@ class TritonClient:
         """Read the configurations of ``due``. Returns what could not be read, and why."""
         now_s = self._clock()
         reloads, raced = dict(self._reloads), list[str]()
-        answers = await asyncio.gather(*(self._config_message(name) for name in due), return_exceptions=True)
+        answers = await asyncio.gather(*(self._config_and_own(name) for name in due), return_exceptions=True)
         failed: dict[str, NotNow] = {}
         for name, answer in zip(due, answers, strict=True):
             if isinstance(answer, NotNow):
@@ -290,19 +298,24 @@ class TritonClient:
             elif isinstance(answer, BaseException):
                 raise answer
             elif self._reloads.get(name) == reloads.get(name):
-                self._know(name, answer, now_s)
+                self._know(name, *answer, now_s)
             else:  # reloaded while its configuration was read: the answer may be the old copy's
                 raced.append(name)
         return failed | await self._refresh_configs(raced) if raced else failed
 
-    def _know(self, name: str, message: Any, now_s: float) -> None:
+    async def _config_and_own(self, model: str) -> tuple[Any, Own]:
+        """A model's configuration, and what is seen of the environment it came with."""
+        message = await self._config_message(model)
+        return message, await self._looks.at(message)
+
+    def _know(self, name: str, message: Any, own: Own, now_s: float) -> None:
         before = self._known.get(name)
         if before is not None and before.message == message:
             before.read_at_s = now_s
             return
         # Models first read together must not all be read together ever after: the first reading is given an age of its own.
         age_s = 0.0 if before is not None else self._age_s(name)
-        self._known[name] = known_of(message, now_s - age_s, self._gpus.get(name))
+        self._known[name] = known_of(message, now_s - age_s, self._gpus.get(name), shares_dir=self._shares_dir, reach=self.reach, own=own)
 
     def _age_s(self, name: str) -> float:
         return self._config_max_age_s * (crc32(name.encode()) % 97) / 97.0

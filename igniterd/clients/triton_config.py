@@ -3,35 +3,65 @@
 A configuration is Triton's ``ModelConfig`` as JSON with the field names of the protocol and numbers as numbers, as
 ``GET /v2/models/M/config`` gives it.
 
-An MPS share is fixed when a process creates its CUDA context, so it is given to a Python-backend model through the environment its stub
-process starts in: ``EXECUTION_ENV_PATH`` points at ``<shares_dir>/<pct>`` (see :mod:`igniterd.clients.shares`). A model that came with an
-environment of its own keeps it: the path is then ``<shares_dir>/env-<digest>/<pct>`` and the parameter ``IGNITERD_BASE_ENV`` remembers
-the model's own, so that the configuration alone tells what was there before. In the same way ``IGNITERD_PREFERRED_BATCH_SIZE`` remembers
-preferred batch sizes that had to give way to another largest batch.
+Its MPS share is an environment of its processes: see :mod:`igniterd.clients.environments`. The parameter
+``IGNITERD_PREFERRED_BATCH_SIZE`` remembers preferred batch sizes that had to give way to another largest batch.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import PurePosixPath
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
+from igniterd.clients.environments import (
+    DEFAULT_SHARES,
+    ENV_PATH,
+    PLAIN,
+    ModelConfig,
+    Own,
+    Reach,
+    backend_of,
+    base_env_of,
+    percent_name,
+    runs_in_stubs,
+    set_share,
+    share_of,
+    share_path,
+    way_obstacle,
+)
 from igniterd.errors import Refused
 from igniterd.records import Allocation
 
-ModelConfig = dict[str, Any]
+__all__ = [
+    "DEFAULT_SHARES",
+    "ENV_PATH",
+    "ModelConfig",
+    "allocation_of",
+    "backend_of",
+    "base_env_of",
+    "batching_obstacle",
+    "config_to_dict",
+    "ensemble_members_of",
+    "gpu_index_of",
+    "gpus_of",
+    "left_alone",
+    "percent_name",
+    "preferred_sizes_of",
+    "runs_in_stubs",
+    "same_allocation",
+    "several_gpus",
+    "share_obstacle",
+    "share_of",
+    "share_path",
+    "with_allocation",
+]
 
-ENV_PATH = "EXECUTION_ENV_PATH"
-BASE_ENV = "IGNITERD_BASE_ENV"
 OWN_SIZES = "IGNITERD_PREFERRED_BATCH_SIZE"
 _PLAIN_NAME = re.compile(r"[\w.+@%=:,-]+")
-_SHARE_PATH = re.compile(r"/shares/(?:env-[0-9a-f]{12}/)?(\d{1,3}(?:\.\d{1,3})?)/?$")
 
 
 def config_to_dict(message: Any) -> ModelConfig:
@@ -62,11 +92,6 @@ def _number(item: Any, field: Any) -> Any:
     return item
 
 
-def backend_of(config: ModelConfig) -> str:
-    """The backend's name; for the few configurations that name only a platform (ensembles), the platform."""
-    return str(config.get("backend") or config.get("platform") or "")
-
-
 def gpus_of(config: ModelConfig) -> tuple[int, ...]:
     """The GPUs that its instance groups name, in order; none for a model that chooses its GPU itself."""
     return tuple(sorted({int(gpu) for group in config.get("instance_group", ()) for gpu in group.get("gpus", ())}))
@@ -90,7 +115,7 @@ def _instances(groups: Iterable[Mapping[str, Any]]) -> int:
     return sum(int(group.get("count", 1)) * max(1, len(group.get("gpus", ()))) for group in groups if not group.get("passive"))
 
 
-def allocation_of(config: ModelConfig) -> Allocation:
+def allocation_of(config: ModelConfig, shares_dir: str = DEFAULT_SHARES) -> Allocation:
     """What is applied, read from the configuration.
 
     ``max_batch_size`` is the largest batch the server forms: 1 when the model has no dynamic batching (requests are executed as they
@@ -100,7 +125,7 @@ def allocation_of(config: ModelConfig) -> Allocation:
     batching = config.get("dynamic_batching")
     batched = batching is not None or "sequence_batching" in config
     return Allocation(
-        share=share_of(config),
+        share=share_of(config, shares_dir),
         max_batch_size=max(1, largest) if batched else 1,
         max_queue_delay_us=int((batching or {}).get("max_queue_delay_microseconds", 0)) if largest else 0,
         instances=max(1, _instances(config.get("instance_group", ()))),
@@ -110,7 +135,7 @@ def allocation_of(config: ModelConfig) -> Allocation:
 def instance_names_of(config: ModelConfig) -> frozenset[str]:
     """The names that the model's instances may have: ``<group>_<number>``, the same on every GPU of the
     group; older servers leave out the number of a single one. Empty for what runs inside the server."""
-    if backend_of(config) != "python":
+    if not runs_in_stubs(config):
         return frozenset()
     names = set[str]()
     for number, group in enumerate(config.get("instance_group", ())):
@@ -119,44 +144,23 @@ def instance_names_of(config: ModelConfig) -> frozenset[str]:
     return frozenset(names)
 
 
-def share_of(config: ModelConfig) -> float | None:
-    """The model's own MPS share as a fraction; ``None`` without one."""
-    found = _SHARE_PATH.search(_parameter(config, ENV_PATH) or "")
-    return float(found.group(1)) / 100.0 if found else None
-
-
-def base_env_of(config: ModelConfig) -> str | None:
-    """The environment the model came with, under whatever igniterd put in front of it."""
-    if share_of(config) is None:
-        return _parameter(config, ENV_PATH)
-    return _parameter(config, BASE_ENV)
-
-
-def percent_name(share: float) -> str:
-    """The folder name of a share: percent with at most three decimals, ``0.125`` -> ``"12.5"``."""
-    return f"{share * 100.0:.3f}".rstrip("0").rstrip(".")
-
-
-def share_path(shares_dir: str, share: float, base_env: str | None = None) -> str:
-    """Where the environment of a share lives, in front of `base_env` when the model has one."""
-    root = PurePosixPath(shares_dir)
-    if base_env is not None:
-        root = root / f"env-{hashlib.sha256(base_env.encode()).hexdigest()[:12]}"
-    return str(root / percent_name(share))
-
-
-def with_allocation(config: ModelConfig, target: Allocation, shares_dir: str) -> ModelConfig:
+def with_allocation(
+    config: ModelConfig, target: Allocation, shares_dir: str, *, reach: Reach = PLAIN, own: Own = Own.UNSEEN
+) -> ModelConfig:
     """A copy of `config` with `target` applied and everything else kept.
 
-    `shares_dir` is the folder of shares as Triton sees it; its last component must be ``shares``. Raises
+    `shares_dir` is the folder of shares as Triton sees it, `own` what was seen of the model's own environment. Raises
     :class:`~igniterd.errors.Refused` where the model cannot be given what is asked.
     """
-    if PurePosixPath(shares_dir).name != "shares":
-        raise ValueError(f"shares_dir: {shares_dir!r} must end in /shares, or a share could not be read back from a configuration")
     result = copy.deepcopy(config)
-    present = allocation_of(config)
-    if _percent(target.share) != _percent(present.share):
-        _set_share(result, target.share, shares_dir)
+    present = allocation_of(config, shares_dir)
+    same = _percent(target.share) == _percent(present.share)
+    obstacle = "" if target.share is None else share_obstacle(config, shares_dir, reach=reach, own=own)
+    if obstacle and not same:
+        raise Refused(f"{config.get('name', '?')}: {obstacle}")
+    if not obstacle and not (same and target.share is None):
+        # also the same share: an earlier igniterd may have written its folder, which only older servers take a share from
+        set_share(result, target.share, shares_dir, reach, own)
     if (target.max_batch_size, target.max_queue_delay_us) != (present.max_batch_size, present.max_queue_delay_us):
         _set_batching(result, target)
     if target.instances != present.instances:
@@ -179,37 +183,11 @@ def _percent(share: float | None) -> str | None:
     return None if share is None else percent_name(share)
 
 
-def _set_share(config: ModelConfig, share: float | None, shares_dir: str) -> None:
-    name, base = config.get("name", "?"), base_env_of(config)
-    parameters = config.setdefault("parameters", {})
-    parameters.pop(BASE_ENV, None)
-    if share is None:
-        parameters.pop(ENV_PATH, None)
-        if base is not None:
-            parameters[ENV_PATH] = {"string_value": base}
-        return
-    obstacle = share_obstacle(config)
-    if obstacle:
-        raise Refused(f"{name}: {obstacle}")
-    if not 0.0 < share <= 1.0:
-        raise Refused(f"{name}: share {share} is not in (0, 1]")
-    if base is not None:
-        parameters[BASE_ENV] = {"string_value": base}
-    parameters[ENV_PATH] = {"string_value": share_path(shares_dir, share, base)}
-
-
-def share_obstacle(config: ModelConfig) -> str:
+def share_obstacle(config: ModelConfig, shares_dir: str = DEFAULT_SHARES, *, reach: Reach = PLAIN, own: Own = Own.UNSEEN) -> str:
     """Why the model cannot be given an MPS share of its own, or an empty string."""
-    alone = left_alone(config)
+    alone = left_alone(config) or way_obstacle(config, shares_dir, reach, own)
     if alone:
         return alone
-    if backend_of(config) != "python":
-        return f"an MPS share of its own needs a process of its own; backend {backend_of(config)!r} runs inside tritonserver"
-    base = base_env_of(config) or ""
-    if base.endswith((".tar.gz", ".tgz", ".tar")):
-        return f"its environment {base} is an archive; unpack it and point {ENV_PATH} at the folder to give the model a share"
-    if "$$TRITON_MODEL_DIRECTORY" in base:
-        return f"its environment {base} is relative to the repository; give the full path to give the model a share"
     name = str(config.get("name", ""))
     if name and not _PLAIN_NAME.fullmatch(name):
         # Triton starts a process with an environment through a shell that gets the model's folder unquoted, and waits for it for ever
@@ -284,8 +262,3 @@ def _set_instances(config: ModelConfig, instances: int) -> None:
         groups[0]["count"] = instances
     else:
         config["instance_group"] = [{"count": instances}]
-
-
-def _parameter(config: ModelConfig, key: str) -> str | None:
-    value = config.get("parameters", {}).get(key, {}).get("string_value")
-    return str(value) if value else None

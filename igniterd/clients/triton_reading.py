@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from operator import add
 from typing import Any
 
+from igniterd.clients.environments import DEFAULT_SHARES, PLAIN, Own, Reach, runs_in_stubs
 from igniterd.clients.triton_config import (
     allocation_of,
     backend_of,
@@ -44,6 +45,7 @@ class Known:
     backend: str
     allocation: Allocation
     gpu_index: int
+    owns_process: bool
     share_fixed: str
     batching_fixed: str
     left_alone: str
@@ -56,15 +58,27 @@ class Known:
     batches: dict[int, BatchStat] = field(default_factory=dict)
 
 
-def known_of(message: Any, read_at_s: float, gpu_index: int | None = None) -> Known:
-    """What a ``ModelConfig`` message says; of a model that is known to run on ``gpu_index``, if that is given."""
+def known_of(
+    message: Any,
+    read_at_s: float,
+    gpu_index: int | None = None,
+    *,
+    shares_dir: str = DEFAULT_SHARES,
+    reach: Reach = PLAIN,
+    own: Own = Own.UNSEEN,
+) -> Known:
+    """What a ``ModelConfig`` message says; of a model that is known to run on ``gpu_index``, if that is given.
+
+    ``own`` is what was seen of the environment the model came with.
+    """
     config = config_to_dict(message)
     return Known(
         message=message,
         backend=backend_of(config),
-        allocation=allocation_of(config),
+        allocation=allocation_of(config, shares_dir),
         gpu_index=gpu_index_of(config) if gpu_index is None else gpu_index,
-        share_fixed=share_obstacle(config),
+        owns_process=runs_in_stubs(config),
+        share_fixed=share_obstacle(config, shares_dir, reach=reach, own=own),
         batching_fixed=batching_obstacle(config),
         left_alone=left_alone(config),
         several_gpus=several_gpus(config),
@@ -135,6 +149,7 @@ def reading(
         batching_fixed=alone or known.batching_fixed,
         left_alone=alone,
         several_gpus=known.several_gpus,
+        owns_process=known.owns_process,
         least_batch=least_batch,
         instance_names=known.instance_names,
         loading=loading,

@@ -23,6 +23,7 @@ import aiohttp
 from igniterd.emulator import programs
 from igniterd.emulator.boardfile import BoardFile
 from igniterd.emulator.gpu import HANDOVER_S, SLICE_S
+from igniterd.emulator.launcher import Launcher, launcher_environment
 from igniterd.emulator.load import INPUT_FLOATS
 from igniterd.emulator.process import Running, free_ports, listens, running
 from igniterd.emulator.truth import BOARD_MEMORY_BYTES, DISPERSION_CV, MAX_BATCH, Truth
@@ -78,7 +79,10 @@ class Servable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HostSpec:
-    """What to emulate. Every time of the tables is multiplied by ``slow_factor``; the same ``seed`` gives the same dispersion."""
+    """What to emulate. Every time of the tables is multiplied by ``slow_factor``; the same ``seed`` gives the same dispersion.
+
+    ``launcher``: the version of Triton whose way of starting a model's process in its environment is taken.
+    """
 
     models: tuple[Servable, ...]
     slow_factor: float = 1.0
@@ -87,6 +91,7 @@ class HostSpec:
     slice_s: float = SLICE_S
     handover_s: float = HANDOVER_S
     memory_bytes: int = BOARD_MEMORY_BYTES
+    launcher: Launcher = "24.10"
 
 
 class TritonHost:
@@ -140,8 +145,10 @@ class TritonHost:
 
     async def start(self) -> None:
         """Start it and wait until every model is loaded."""
+        env = self._environment()
+        env |= launcher_environment(self.spec.launcher, self.folder / "launcher", env.get("PATH", os.defpath))
         self._program = await self._stack.enter_async_context(
-            running("tritonserver", self._command(), log=self.log, env=self._environment(), cwd=self.folder, stop_s=15.0)
+            running("tritonserver", self._command(), log=self.log, env=env, cwd=self.folder, stop_s=15.0)
         )
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as session:
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton_config import ModelConfig, backend_of, base_env_of, percent_name, share_of, with_allocation
+from igniterd.clients.environments import PLAIN, ModelConfig, Reach, percent_name, runs_in_stubs, share_of
+from igniterd.clients.shares import prepared
 from igniterd.errors import CannotRun, IgniterdError, Refused, Unreachable
 from igniterd.profiler.board import Probe, fallen, now_s
 from igniterd.records import Allocation
@@ -42,16 +42,19 @@ def profilable(config: ModelConfig) -> str:
     return ""
 
 
-def for_measuring(original: ModelConfig, share: float | None, largest: int, shares_dir: str) -> ModelConfig:
-    """``original`` with ``share`` (``None``: without one), batches of up to ``largest``, one instance, requests executed as they come."""
+def for_measuring(original: ModelConfig, share: float | None, largest: int, shares: Path, reach: Reach = PLAIN) -> ModelConfig:
+    """``original`` with ``share`` (``None``: without one), batches of up to ``largest``, one instance, requests executed as they come.
+
+    The folder of the share is made.
+    """
     config = copy.deepcopy(original)
     if int(config.get("max_batch_size", 0)) > 0:
         config.pop("dynamic_batching", None)
         config["max_batch_size"] = 1
-        changed = with_allocation(config, Allocation(share, 1, 0, 1), shares_dir)
+        changed = prepared(config, Allocation(share, 1, 0, 1), shares, reach)
         changed["max_batch_size"] = largest
         return changed
-    return with_allocation(config, Allocation(share, 1, 0, 1), shares_dir)
+    return prepared(config, Allocation(share, 1, 0, 1), shares, reach)
 
 
 class Server:
@@ -65,19 +68,24 @@ class Server:
         probe: Probe | None = None,
         *,
         mps: bool = True,
+        reach: Reach = PLAIN,
     ) -> None:
-        """``shares`` is the folder of share environments, under the path at which Triton sees it; without ``mps`` none has an effect."""
+        """``shares`` is the folder of share environments, under the path at which Triton sees it; without ``mps`` none has an effect.
+
+        ``reach``: how else shares reach the models.
+        """
         self.reload_s = 1.5
         """What a reload takes; a guess until the first one."""
         self.copy_bytes: dict[str, int] = {}
         """Board memory of one copy after it executed its largest batch."""
         self._client, self._shares, self._probe, self._mps = client, shares, probe, mps
+        self._reach = reach
         self._originals = dict(originals)
         self._applied: dict[str, tuple[float | None, int]] = {}
 
     def steerable(self, model: str) -> bool:
         """Whether the model can be given a share: it runs in a process of its own, under MPS."""
-        return self._mps and backend_of(self._originals[model]) == "python"
+        return self._mps and runs_in_stubs(self._originals[model])
 
     def share(self, model: str) -> float | None:
         """The share applied now for measuring; ``None`` before the first change or without one."""
@@ -92,12 +100,10 @@ class Server:
             return
         await self._check_ours(model)
         original = self._originals[model]
-        if share is not None:
-            prepare_share(self._shares, share, base_env_of(original))
-        spent_s = await self._loaded(model, for_measuring(original, share, largest, str(self._shares)))
+        spent_s = await self._loaded(model, for_measuring(original, share, largest, self._shares, self._reach))
         self.reload_s = 0.5 * (self.reload_s + spent_s) if self._applied else spent_s
         self._applied[model] = (share, largest)
-        found = share_of(await self._client.config(model))
+        found = share_of(await self._client.config(model), str(self._shares))
         if (None if found is None else percent_name(found)) != (None if share is None else percent_name(share)):
             raise Refused(f"model {model}: Triton serves it with share {found} where {share} was asked")
 
@@ -105,7 +111,7 @@ class Server:
         if model not in self._applied:
             return
         share, _ = self._applied[model]
-        found = share_of(await self._client.config(model))
+        found = share_of(await self._client.config(model), str(self._shares))
         if share is not None and (found is None or percent_name(found) != percent_name(share)):
             raise Refused(
                 f"model {model}: its share is {found} where igniterd profile had set {share}: somebody else changes it, or Triton was "

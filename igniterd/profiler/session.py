@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from igniterd.clients.environments import PLAIN, Reach
 from igniterd.clients.triton import IndexEntry
 from igniterd.clients.triton_config import ModelConfig
 from igniterd.errors import CannotRun, Refused
@@ -77,12 +78,13 @@ class Session:
         measure_link: bool = False,
         budget_s: float | None = None,
         effort: Effort | None = None,
+        reach: Reach = PLAIN,
     ) -> None:
-        """``partial`` is what was asked and what is known already; it is written to ``path``."""
+        """``partial`` is what was asked and what is known already; it is written to ``path``; ``reach``: how shares reach the models."""
         self.partial, self._path, self._listener = partial, path, listener
         self._client, self._probe = client, probe
         self._index, self._measure_link = index, measure_link
-        self._effort = effort or Effort()
+        self._effort, self._reach = effort or Effort(), reach
         self._budget_s = float("inf") if budget_s is None else budget_s
         self._deadline_s = float("inf")
         self._expected = 0
@@ -104,7 +106,7 @@ class Session:
             self.partial.originals = await originals_of(self._client, settings.models)
         originals = self.partial.originals
         self._all_meant()
-        server = Server(self._client, originals, settings.shares, self._probe, mps=settings.mps)
+        server = Server(self._client, originals, settings.shares, self._probe, mps=settings.mps, reach=self._reach)
         meter = Meter(self._client, self._probe, sorted(loaded - set(settings.models)))
         await self._survey()
         async with AsyncExitStack() as stack:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from igniterd.clients.processes import ProcessTable, grpc_port_of
 from igniterd.clients.receipt import LONGEST, receipt_of, share_of_receipt
-from igniterd.clients.triton_config import instance_names_of, percent_name
+from igniterd.clients.triton_config import instance_names_of
 from igniterd.errors import Unreachable
 
 STUB = "/opt/tritonserver/backends/python/triton_python_backend_stub"
@@ -119,7 +119,7 @@ def test_the_port_of_a_server() -> None:
 @given(st.integers(1, 100_000))
 def test_a_receipt_says_the_share_that_was_given(thousandths: int) -> None:
     share = thousandths / 100_000
-    name = receipt_of(percent_name(share))
+    name = receipt_of(share)
     assert len(name) <= LONGEST
     assert share_of_receipt(name) == pytest.approx(share, abs=1e-9)
 

@@ -14,12 +14,10 @@ from igniterd.clients.triton_config import (
     config_to_dict,
     gpu_index_of,
     left_alone,
-    percent_name,
     preferred_sizes_of,
     same_allocation,
     several_gpus,
     share_obstacle,
-    share_of,
     share_path,
     with_allocation,
 )
@@ -78,32 +76,6 @@ def test_applying_what_is_applied_changes_nothing(target: Allocation) -> None:
     once = with_allocation(a_config(), target, SHARES)
     assert with_allocation(once, target, SHARES) == once
     assert with_allocation(a_config(), allocation_of(a_config()), SHARES) == a_config()
-
-
-def test_a_share_is_a_folder_named_by_its_percentage() -> None:
-    config = with_allocation(a_config(), Allocation(share=0.125, max_batch_size=8), SHARES)
-    assert config["parameters"]["EXECUTION_ENV_PATH"] == {"string_value": "/var/lib/igniterd/shares/12.5"}
-    assert share_of(config) == 0.125
-    assert [percent_name(share) for share in (0.025, 0.3, 1.0, 1 / 3)] == ["2.5", "30", "100", "33.333"]
-
-
-def test_a_models_own_environment_is_remembered_and_given_back() -> None:
-    own = {"EXECUTION_ENV_PATH": {"string_value": "/opt/envs/torch"}, "weights": {"string_value": "v7"}}
-    config = a_config(parameters=own)
-    first = with_allocation(config, Allocation(share=0.3, max_batch_size=8), SHARES)
-    path = first["parameters"]["EXECUTION_ENV_PATH"]["string_value"]
-    assert path == share_path(SHARES, 0.3, "/opt/envs/torch")
-    assert path.startswith(SHARES + "/env-")
-    second = with_allocation(first, Allocation(share=0.4, max_batch_size=8), SHARES)
-    assert (share_of(second), base_env_of(second)) == (0.4, "/opt/envs/torch")
-    assert with_allocation(second, Allocation(share=None, max_batch_size=8), SHARES)["parameters"] == own
-
-
-@pytest.mark.parametrize("base", ["/opt/env.tar.gz", "$$TRITON_MODEL_DIRECTORY/env"])
-def test_an_environment_that_cannot_be_chained_is_refused(base: str) -> None:
-    config = a_config(parameters={"EXECUTION_ENV_PATH": {"string_value": base}})
-    with pytest.raises(Refused, match="resnet50: its environment"):
-        with_allocation(config, Allocation(share=0.3, max_batch_size=8), SHARES)
 
 
 def test_an_in_process_backend_gets_no_share_but_its_batching() -> None:
@@ -196,7 +168,7 @@ def test_no_field_of_a_configuration_is_lost_in_an_override(choice: int) -> None
     read = json_format.ParseDict(written, model_config_pb2.ModelConfig())
     message.max_batch_size, message.dynamic_batching.max_queue_delay_microseconds = 4, 300
     message.dynamic_batching.ClearField("preferred_batch_size")
-    message.parameters["EXECUTION_ENV_PATH"].string_value = f"{SHARES}/50"
+    message.parameters["EXECUTION_ENV_PATH"].string_value = share_path(SHARES, 0.5)
     message.parameters["IGNITERD_PREFERRED_BATCH_SIZE"].string_value = "12"
     assert read == message
 
@@ -218,11 +190,6 @@ def test_no_field_of_a_configuration_is_lost_in_an_override(choice: int) -> None
 def test_what_cannot_be_applied_is_refused_with_a_reason(config: dict[str, Any], target: Allocation, words: str) -> None:
     with pytest.raises(Refused, match=words):
         with_allocation(config, target, SHARES)
-
-
-def test_a_shares_folder_by_another_name_could_not_be_read_back() -> None:
-    with pytest.raises(ValueError, match="must end in /shares"):
-        with_allocation(a_config(), Allocation(0.5, 8), "/tmp/elsewhere")
 
 
 def test_the_gpu_is_the_first_one_named() -> None:

@@ -15,9 +15,9 @@ import pytest_asyncio
 from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
-from igniterd.clients.shares import prepare_share
+from igniterd.clients.shares import prepared
 from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_config import allocation_of, base_env_of, with_allocation
+from igniterd.clients.triton_config import allocation_of
 from igniterd.emulator.board import EmulatedNvml
 from igniterd.emulator.boardfile import BoardFile, Copy
 from igniterd.emulator.host import EmulatedModel, HostSpec, MpsHost, TritonHost, mps_host
@@ -63,10 +63,7 @@ class Host:
 
     async def allocate(self, model: str, target: Allocation) -> None:
         """Load ``model`` with ``target``, as the daemon does."""
-        config = await self.client.config(model)
-        if target.share is not None:
-            prepare_share(self.shares, target.share, base_env_of(config))
-        await self.client.load(model, with_allocation(config, target, str(self.shares)))
+        await self.client.load(model, prepared(await self.client.config(model), target, self.shares))
 
     async def give_share(self, model: str, share: float) -> None:
         """Change only the share, and wait until the old copy has left the board."""

@@ -18,8 +18,8 @@ from tritonclient.grpc.aio import InferenceServerClient
 from typer.testing import CliRunner
 
 from igniterd.cli.app import app
-from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton_config import ModelConfig, allocation_of, with_allocation
+from igniterd.clients.shares import prepared
+from igniterd.clients.triton_config import ModelConfig, allocation_of, share_path, with_allocation
 from igniterd.config import parse_config
 from igniterd.errors import NotServed, Refused
 from igniterd.loop import Knowledge, Loop
@@ -76,9 +76,8 @@ async def test_an_override_loses_nothing_of_a_rich_configuration(host: Host) -> 
     before = await host.client.config(ODD)
     for section in ("model_warmup", "response_cache", "optimization", "version_policy"):
         assert before[section], "as its file says"
-    prepare_share(host.shares, 0.25)
-    await host.client.load(ODD, with_allocation(before, Allocation(0.25, 4, 300), str(host.shares)))
-    ours = {"EXECUTION_ENV_PATH": str(host.shares / "25"), "IGNITERD_PREFERRED_BATCH_SIZE": "2, 4"}
+    await host.client.load(ODD, prepared(before, Allocation(0.25, 4, 300), host.shares))
+    ours = {"EXECUTION_ENV_PATH": share_path(str(host.shares), 0.25), "IGNITERD_PREFERRED_BATCH_SIZE": "2, 4"}
     assert await host.client.config(ODD) == before | {
         "max_batch_size": 4,
         "dynamic_batching": before["dynamic_batching"] | {"preferred_batch_size": [4], "max_queue_delay_microseconds": 300},

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from igniterd.clients.shares import VARIABLE, prepare_share
+from igniterd.clients.environments import VARIABLE
+from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton import Control, TritonClient
 from igniterd.clients.triton_config import allocation_of, with_allocation
 from igniterd.emulator.host import EmulatedModel, HostSpec, triton_host

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from igniterd.cli.app import app
+from igniterd.clients.environments import LAYOUT
 from igniterd.config import load_config
 from igniterd.errors import ConfigError
 from igniterd.model import builtin_profile
@@ -211,7 +212,7 @@ def test_emitted_configurations_are_what_the_daemon_accepts(few, tmp_path):
             assert override["dynamic_batching"]["max_queue_delay_microseconds"] == tenant["max_queue_delay_us"]
             share = Path(override["parameters"]["EXECUTION_ENV_PATH"]["string_value"]).name
             assert float(share) / 100 == pytest.approx(tenant["share"])
-            assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" in (host / "state" / "shares" / share / "bin" / "activate").read_text()
+            assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" in (host / "state" / "shares" / LAYOUT / share / "bin" / "activate").read_text()
     again = run(few, "--emit", folder)
     assert again.exit_code == 1
     assert "not empty" in again.output

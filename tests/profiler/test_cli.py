@@ -110,7 +110,7 @@ def test_the_configuration_says_how_triton_is_reached(tmp_path: Path) -> None:
     for wanted, said in ((None, "name one of a, b"), ("c", "which has a, b")):
         with pytest.raises(BadParameter, match=said):
             access(triton=wanted, config=path).settings()
-    assert host_of(path) == {"gpu": "none", "state": Path("/var/lib/igniterd"), "mps": False}
+    assert host_of(path) == {"gpu": "none", "shares": Path("/var/lib/igniterd/shares"), "mps": False}
 
 
 def test_one_servers_headers_are_not_sent_to_another(tmp_path: Path) -> None:

@@ -1,0 +1,222 @@
+"""A folder that other users' programs execute from: made whole or not at all, and only where nobody else can have a hand in it.
+
+Everything goes by descriptors of folders that were opened without following links and belong to this user or to root, so a link or a
+folder that somebody else put in the way is refused and never written through. Modes are given, whatever the umask.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from igniterd.errors import Refused
+
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER, _FILE, _PROGRAM = 0o755, 0o644, 0o755
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of this text; mode 0755 when it is ``executable``, else 0644."""
+
+    text: str
+    executable: bool = False
+
+    @property
+    def mode(self) -> int:
+        return _PROGRAM if self.executable else _FILE
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A symbolic link."""
+
+    target: str
+
+
+Tree: TypeAlias = "Mapping[str, File | Link | Tree]"
+"""What is in a folder, by name."""
+
+
+def is_whole(root: Path, below: Sequence[str], tree: Tree) -> bool:
+    """Whether ``root/below…`` is exactly ``tree``, with the modes that :func:`make_whole` gives.
+
+    Raises :class:`Refused` where a folder is somebody else's, ``OSError`` where one cannot be read.
+    """
+    with contextlib.ExitStack() as stack:
+        at = None
+        for part in (str(root), *below):
+            try:
+                at = stack.enter_context(_opened(part, at))
+            except FileNotFoundError:
+                return False
+            if os.fstat(at).st_mode & 0o777 != _FOLDER:
+                return False
+        return at is not None and _holds(at, tree)
+
+
+def make_whole(root: Path, below: Sequence[str], tree: Tree, *, ours: bool = True) -> None:
+    """Make ``root/below…`` exactly ``tree``: nothing is touched where it is, nothing is left behind where that fails.
+
+    ``root`` is made, and its mode set, only where it is ``ours``. Raises :class:`Refused` where a folder on the way is
+    somebody else's, ``OSError`` where it cannot be written.
+    """
+    if ours:
+        _make_parents(root.parent)
+    with contextlib.ExitStack() as stack:
+        at = stack.enter_context((_made if ours else _opened)(str(root), None))
+        for part in below[:-1]:
+            at = stack.enter_context(_made(part, at))
+        _put(at, below[-1], tree)
+
+
+def _make_parents(folder: Path) -> None:
+    """Folders above are their owner's business; those that are missing get a mode that others can enter."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for each in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            each.mkdir(_FOLDER)
+            with _opened(str(each), None) as at:
+                os.fchmod(at, _FOLDER)
+
+
+@contextlib.contextmanager
+def _opened(name: str, parent: int | None) -> Iterator[int]:
+    """A descriptor of the folder ``name``, which nobody but this user and root can write to."""
+    try:
+        at = os.open(name, _OPEN, dir_fd=parent)
+    except NotADirectoryError as error:
+        if stat.S_ISLNK(os.lstat(name, dir_fd=parent).st_mode):
+            raise Refused(f"{name} is a link: name the folder it leads to, or remove it") from error
+        raise
+    try:
+        _check_owner(at, name)
+        yield at
+    finally:
+        os.close(at)
+
+
+def _check_owner(at: int, name: str) -> None:
+    found, me = os.fstat(at), os.geteuid()
+    if found.st_uid not in (0, me):
+        whose, mine = owner_of(found.st_uid), owner_of(me)
+        raise Refused(
+            f"{_path(at, name)} belongs to user {whose}, and this runs as {mine}: run it as {whose}, "
+            f"or name another folder, or remove this one"
+        )
+    if found.st_uid != me and found.st_mode & 0o022:
+        raise Refused(f"{_path(at, name)} can be written by others than {owner_of(found.st_uid)}: chmod go-w it")
+
+
+def owner_of(uid: int) -> str:
+    """A user's name, or the number of one without a name."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _path(at: int, name: str) -> str:
+    """The whole path of an open folder, where the kernel tells it."""
+    with contextlib.suppress(OSError):
+        return str(Path(f"/proc/self/fd/{at}").readlink())
+    return name
+
+
+@contextlib.contextmanager
+def _made(name: str, parent: int | None) -> Iterator[int]:
+    """:func:`_opened`, and made where it is missing; its mode is set right where it is this user's."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=parent)
+    with _opened(name, parent) as at:
+        found = os.fstat(at)
+        if found.st_uid == os.geteuid() and found.st_mode & 0o777 != _FOLDER:
+            os.fchmod(at, _FOLDER)
+        yield at
+
+
+def _put(parent: int, name: str, tree: Tree) -> None:
+    """``tree`` as ``name`` in the open folder ``parent``: built beside it, then renamed."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, Refused), _opened(name, parent) as at:
+        if os.fstat(at).st_mode & 0o777 == _FOLDER and _holds(at, tree):
+            return
+    new, old = (f".{name}.{kind}-{secrets.token_hex(6)}" for kind in ("new", "old"))
+    try:
+        os.mkdir(new, 0o700, dir_fd=parent)
+        with _opened(new, parent) as at:
+            _fill(at, tree)
+            os.fchmod(at, _FOLDER)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(name, old, src_dir_fd=parent, dst_dir_fd=parent)
+        # A load that falls here is refused, and the old copy of its model goes on serving.
+        try:
+            os.rename(new, name, src_dir_fd=parent, dst_dir_fd=parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.rename(old, name, src_dir_fd=parent, dst_dir_fd=parent)
+            raise
+    finally:
+        for each in (new, old):
+            _remove(parent, each)
+
+
+def _fill(at: int, tree: Tree) -> None:
+    for name, entry in tree.items():
+        if isinstance(entry, Link):
+            os.symlink(entry.target, name, dir_fd=at)
+        elif isinstance(entry, File):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(name, flags, 0o600, dir_fd=at), "w", encoding="utf-8") as file:
+                file.write(entry.text)
+                file.flush()
+                os.fchmod(file.fileno(), entry.mode)
+        else:
+            os.mkdir(name, 0o700, dir_fd=at)
+            with _opened(name, at) as inner:
+                _fill(inner, entry)
+                os.fchmod(inner, _FOLDER)
+
+
+def _holds(at: int, tree: Tree) -> bool:
+    """Whether the open folder has just these entries, with their modes, of this user or root."""
+    if set(os.listdir(at)) != set(tree):
+        return False
+    return all(_is(at, name, entry) for name, entry in tree.items())
+
+
+def _is(at: int, name: str, entry: File | Link | Tree) -> bool:
+    found = os.lstat(name, dir_fd=at)
+    mode = stat.S_IMODE(found.st_mode)
+    if found.st_uid not in (0, os.geteuid()):
+        return False
+    if isinstance(entry, Link):
+        return stat.S_ISLNK(found.st_mode) and os.readlink(name, dir_fd=at) == entry.target
+    if isinstance(entry, File):
+        if not stat.S_ISREG(found.st_mode) or mode != entry.mode:
+            return False
+        with os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at), "rb") as file:
+            return file.read() == entry.text.encode()
+    if not stat.S_ISDIR(found.st_mode) or mode & 0o777 != _FOLDER:
+        return False
+    with _opened(name, at) as inner:
+        return _holds(inner, entry)
+
+
+def _remove(parent: int, name: str) -> None:
+    """Whatever is there by this name; links are removed, not followed."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
+            shutil.rmtree(name, ignore_errors=True, dir_fd=parent)
+        else:
+            os.unlink(name, dir_fd=parent)
