@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import structlog
 
 from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton_config import allocation_of, base_env_of, same_allocation, with_allocation
+from igniterd.clients.triton_config import allocation_of, base_env_of, same_allocation, same_but_instances, with_allocation
 from igniterd.errors import IgniterdError, Refused, Unreachable
 from igniterd.records import Actuation, Observation, Outcome, Plan, Step
 
@@ -29,7 +29,7 @@ class Reloader(Protocol):
 
     async def config(self, model: str) -> dict[str, Any]: ...
 
-    async def load(self, model: str, config: dict[str, Any]) -> None: ...
+    async def load(self, model: str, config: dict[str, Any], *, exact: bool = False) -> None: ...
 
 
 async def _apply(step: Step, triton: Reloader, shares: Path) -> None:
@@ -41,7 +41,9 @@ async def _apply(step: Step, triton: Reloader, shares: Path) -> None:
         raise Refused(f"{step.model}: somebody else changed it to {present}; planning anew")
     if step.after.share is not None:
         prepare_share(shares, step.after.share, base_env_of(before))
-    await triton.load(step.model, with_allocation(before, step.after, str(shares)))
+    changed = with_allocation(before, step.after, str(shares))
+    # Instances alone are started and ended beside those that serve on; anything else is a new copy, and must be one.
+    await triton.load(step.model, changed, exact=same_but_instances(before, changed))
     applied = allocation_of(await _read_back(step.model, triton))
     if not same_allocation(applied, step.after):
         raise Refused(f"{step.model}: Triton loaded {applied} where {step.after} was asked")

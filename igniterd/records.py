@@ -101,7 +101,7 @@ class ModelReading:
     batching_fixed: str = ""  # why its batches are formed as they are, whatever is set; empty where they can be steered
     left_alone: str = ""  # why it is only watched: neither steered nor predicted, whatever its profile says
     several_gpus: str = ""  # the same, unless the configuration says which GPU it is on
-    least_batch: int = 1  # an ensemble lets batches up to this through to it
+    least_batch: int = 1  # an ensemble lets batches up to this through to it, or it is warmed up with them
     loading: bool = False  # a load that was not answered in time may still be going on
 
     @property

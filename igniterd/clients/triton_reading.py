@@ -11,13 +11,14 @@ from igniterd.clients.triton_config import (
     allocation_of,
     backend_of,
     batching_obstacle,
-    config_to_dict,
     ensemble_members_of,
     gpu_index_of,
     left_alone,
     several_gpus,
     share_obstacle,
+    warmup_batch,
 )
+from igniterd.clients.triton_json import config_to_dict, unknown_fields
 from igniterd.clients.triton_metrics import ModelMetrics, ModelVersion
 from igniterd.records import Allocation, BatchStat, ModelReading
 
@@ -48,7 +49,13 @@ class Known:
     left_alone: str
     several_gpus: str
     members: dict[str, int]
+    warmup_batch: int
+    unknown: tuple[str, ...]
     read_at_s: float
+    unloadable: str = ""
+    """Why no load may be tried at all."""
+    looked_for: bool = False
+    """Whether it was looked for in the repositories."""
     success: int = 0
     versions: tuple[str, ...] = ()
     batches: dict[int, BatchStat] = field(default_factory=dict)
@@ -67,6 +74,8 @@ def known_of(message: Any, read_at_s: float, gpu_index: int | None = None) -> Kn
         left_alone=left_alone(config),
         several_gpus=several_gpus(config),
         members=ensemble_members_of(message),
+        warmup_batch=warmup_batch(config),
+        unknown=unknown_fields(message),
         read_at_s=read_at_s,
     )
 
@@ -128,11 +137,11 @@ def reading(
         batches=() if known.left_alone else tuple(known.batches.values()),
         latency_quantiles_s=_slowest([m.quantiles_s for m in measured if m.quantiles_s is not None]),
         gpu_index=known.gpu_index,
-        share_fixed=alone or known.share_fixed,
-        batching_fixed=alone or known.batching_fixed,
+        share_fixed=alone or known.unloadable or known.share_fixed,
+        batching_fixed=alone or known.unloadable or known.batching_fixed,
         left_alone=alone,
         several_gpus=known.several_gpus,
-        least_batch=least_batch,
+        least_batch=max(least_batch, known.warmup_batch),
         loading=loading,
     )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton_config import ModelConfig, backend_of, base_env_of, percent_name, share_of, with_allocation
+from igniterd.clients.triton_config import ModelConfig, backend_of, base_env_of, percent_name, share_of, warmup_batch, with_allocation
 from igniterd.errors import CannotRun, IgniterdError, Refused, Unreachable
 from igniterd.profiler.board import Probe, fallen, now_s
 from igniterd.records import Allocation
@@ -27,7 +27,7 @@ class Configurable(Protocol):
 
     async def config(self, model: str) -> ModelConfig: ...
 
-    async def load(self, model: str, config: ModelConfig) -> None: ...
+    async def load(self, model: str, config: ModelConfig, *, exact: bool = False) -> None: ...
 
 
 def profilable(config: ModelConfig) -> str:
@@ -49,7 +49,7 @@ def for_measuring(original: ModelConfig, share: float | None, largest: int, shar
         config.pop("dynamic_batching", None)
         config["max_batch_size"] = 1
         changed = with_allocation(config, Allocation(share, 1, 0, 1), shares_dir)
-        changed["max_batch_size"] = largest
+        changed["max_batch_size"] = max(largest, warmup_batch(original))
         return changed
     return with_allocation(config, Allocation(share, 1, 0, 1), shares_dir)
 
@@ -166,7 +166,7 @@ async def originals_of(client: Configurable, models: Iterable[str]) -> dict[str,
 async def restore(
     client: Configurable, originals: Mapping[str, ModelConfig], *, patience_s: float, say: Callable[[str], None]
 ) -> dict[str, str]:
-    """Put every model back to its configuration in ``originals``; one that has it already is left alone.
+    """Put every model back to exactly its configuration in ``originals``; one that has it already is left alone.
 
     A server that does not answer is waited for, ``patience_s`` for all models together. Returns why, for each that could not be
     restored.
@@ -176,7 +176,7 @@ async def restore(
         while True:
             try:
                 if await client.config(model) != config:
-                    await client.load(model, config)
+                    await client.load(model, config, exact=True)
                 failed.pop(model, None)
                 break
             except Unreachable as error:

@@ -17,7 +17,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_config import allocation_of, base_env_of, with_allocation
+from igniterd.clients.triton_config import allocation_of, base_env_of, same_but_instances, with_allocation
 from igniterd.emulator.board import EmulatedNvml
 from igniterd.emulator.boardfile import BoardFile, Copy
 from igniterd.emulator.host import EmulatedModel, HostSpec, MpsHost, TritonHost, mps_host
@@ -66,7 +66,8 @@ class Host:
         config = await self.client.config(model)
         if target.share is not None:
             prepare_share(self.shares, target.share, base_env_of(config))
-        await self.client.load(model, with_allocation(config, target, str(self.shares)))
+        changed = with_allocation(config, target, str(self.shares))
+        await self.client.load(model, changed, exact=same_but_instances(config, changed))
 
     async def give_share(self, model: str, share: float) -> None:
         """Change only the share, and wait until the old copy has left the board."""

@@ -75,7 +75,7 @@ class FakeTriton:
         self._up()
         return copy.deepcopy(self.models[model].config)
 
-    async def load(self, model: str, config: ModelConfig) -> None:
+    async def load(self, model: str, config: ModelConfig, *, exact: bool = False) -> None:
         self._up()
         await asyncio.sleep(RELOAD_S)
         self._up()
