@@ -34,7 +34,7 @@ from igniterd.clients.triton_reading import Known, Served, by_model, known_of, r
 from igniterd.clients.triton_release import too_old
 from igniterd.clients.triton_unsettled import Unsettled
 from igniterd.errors import NotNow, NotServed, Refused, Unanswered, Unreachable
-from igniterd.records import Gap, ModelReading
+from igniterd.records import Allocation, Gap, ModelReading
 
 _CONTROL_PROBE = "igniterd-asks-for-the-model-control-mode"
 _HOMELESS = "it is in no model repository: it was loaded with files that only whoever loaded it has, and any other load of it fails"
@@ -108,6 +108,7 @@ class TritonClient:
         self._others = Strangers(config_max_age_s, self._age_s)
         self._unsettled = Unsettled()
         self._reloads: dict[str, int] = {}
+        self._asked: dict[str, tuple[str, Allocation]] = {}  # what the last load of each model was to bring, and its mark
         # A server that is gone finishes nothing.
         self._channel = TritonChannel(name, url, headers or {}, tls, self._unsettled.forget_all)
         self._http = TritonHttp(http_url, timeout_s, headers or {}, tls) if http_url else None
@@ -182,8 +183,10 @@ class TritonClient:
         """
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
         if config is not None:
-            sent = config if exact else marked(config, secrets.token_hex(4))
+            mark = secrets.token_hex(4)
+            sent = config if exact else marked(config, mark)
             request.parameters["config"].string_param = json.dumps(sent)
+            self._asked[model] = (mark, allocation_of(config))
         elif files:
             raise ValueError("Triton takes files only with a configuration")
         for name, content in (files or {}).items():
@@ -316,6 +319,8 @@ class TritonClient:
         known = self._known[name] = known_of(message, now_s - age_s, self._gpus.get(name))
         if known.unknown and self._http is None:
             known.unloadable = _cannot_be_kept(known.unknown)
+        mark, wanted = self._asked.get(name, ("", None))
+        known.insists(mark, wanted)
 
     def _age_s(self, name: str) -> float:
         return self._config_max_age_s * (crc32(name.encode()) % 97) / 97.0

@@ -150,6 +150,11 @@ def marked(config: ModelConfig, mark: str) -> ModelConfig:
     return config | {"parameters": config.get("parameters", {}) | {LOAD_MARK: {"string_value": mark}}}
 
 
+def mark_of(config: ModelConfig) -> str:
+    """The mark of the load that brought it; empty when it came otherwise."""
+    return _parameter(config, LOAD_MARK) or ""
+
+
 def same_but_instances(one: ModelConfig, other: ModelConfig) -> bool:
     """Whether only the instances differ: Triton starts and ends those that are too few or too many, and the others serve on."""
     return {**one, "instance_group": None} == {**other, "instance_group": None}

@@ -14,6 +14,7 @@ from igniterd.clients.triton_config import (
     ensemble_members_of,
     gpu_index_of,
     left_alone,
+    mark_of,
     several_gpus,
     share_obstacle,
     warmup_batch,
@@ -51,11 +52,24 @@ class Known:
     members: dict[str, int]
     warmup_batch: int
     unknown: tuple[str, ...]
+    mark: str
     read_at_s: float
     unloadable: str = ""
     """Why no load may be tried at all."""
     looked_for: bool = False
     """Whether it was looked for in the repositories."""
+
+    def insists(self, mark: str, wanted: Allocation | None) -> None:
+        """Told what the load of ``mark`` asked for: a model that it brought with other batching sets its own, and will again."""
+        here = self.allocation
+        if wanted is None or self.mark != mark or not mark:
+            return
+        if (here.max_batch_size, here.max_queue_delay_us) != (wanted.max_batch_size, wanted.max_queue_delay_us):
+            self.batching_fixed = (
+                f"its own code sets its batching (auto_complete_config): loaded with largest batch {wanted.max_batch_size} and delay "
+                f"{wanted.max_queue_delay_us} us, it serves with {here.max_batch_size} and {here.max_queue_delay_us} us"
+            )
+
     success: int = 0
     versions: tuple[str, ...] = ()
     batches: dict[int, BatchStat] = field(default_factory=dict)
@@ -76,6 +90,7 @@ def known_of(message: Any, read_at_s: float, gpu_index: int | None = None) -> Kn
         members=ensemble_members_of(message),
         warmup_batch=warmup_batch(config),
         unknown=unknown_fields(message),
+        mark=mark_of(config),
         read_at_s=read_at_s,
     )
 

@@ -36,6 +36,8 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         self.metadata: dict[str, str] = {}
         self.homeless: set[str] = set()  # loaded with files, in no repository
         self.version = "2.51.0"
+        self.insists = 0  # the batch that the models' own code sets
+        self.marks: dict[str, str] = {}
         self.loads: list[Any] = []
         self.newer = b""  # fields of a Triton newer than the client
 
@@ -69,6 +71,8 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
                 answer.config.ensemble_scheduling.step.add(model_name=member)
             return answer
         answer.config.dynamic_batching.max_queue_delay_microseconds = 100
+        if mark := self.marks.get(request.name):
+            answer.config.parameters["IGNITERD_LOAD"].string_value = mark
         answer.config.MergeFromString(self.newer)
         return answer
 
@@ -88,7 +92,9 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         await self.loading.wait()
         self.loads.append(request)
         if "config" in request.parameters:
-            self.largest[request.model_name] = json.loads(request.parameters["config"].string_param)["max_batch_size"]
+            sent = json.loads(request.parameters["config"].string_param)
+            self.marks[request.model_name] = sent.get("parameters", {}).get("IGNITERD_LOAD", {}).get("string_value", "")
+            self.largest[request.model_name] = self.insists or json.loads(request.parameters["config"].string_param)["max_batch_size"]
         return service_pb2.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -388,6 +394,23 @@ async def test_every_load_differs_from_the_last_and_an_exact_one_is_sent_as_it_i
     assert not server.loads[3].parameters
     with pytest.raises(ValueError, match="only with a configuration"):
         await client.load("m", None, {"1/model.py": b""})
+
+
+async def test_a_model_that_sets_its_own_batching_is_known_after_one_load(world: World) -> None:
+    server, client, clock = world
+    server.insists = 8
+    await client.load("m", await client.config("m") | {"max_batch_size": 4})
+    seen = await read(client)
+    assert seen.batching_fixed == (
+        "its own code sets its batching (auto_complete_config): loaded with largest batch 4 and delay 100 us, it serves with 8 and 100 us"
+    )
+    assert seen.share_fixed == ""
+    server.marks["m"], server.largest["m"] = "", 16
+    clock.now_s += 60
+    assert (await read(client)).batching_fixed == "", "somebody else loaded it otherwise"
+    server.insists = 0
+    await client.load("m", await client.config("m") | {"max_batch_size": 4})
+    assert (await read(client)).batching_fixed == ""
 
 
 async def test_what_is_unloaded_is_read_anew(world: World) -> None:

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
+from igniterd.cli.plan_emit import _override
 from igniterd.clients.triton_config import allocation_of, batching_obstacle, left_alone, marked, with_allocation
 from igniterd.clients.triton_json import config_to_dict, unknown_fields
 from igniterd.clients.triton_release import CONTAINERS, OLDEST, named, too_old, version_of
+from igniterd.planner.records import Seat
 from tests.clients.protocol import facts, model_config, order
 
 SHARES = "/var/lib/igniterd/shares"
@@ -165,6 +167,12 @@ def test_an_override_has_only_fields_that_the_server_knows(release: str, model: 
     back = config_to_dict(model_config_pb2.ModelConfig.FromString(taken.SerializeToString()))
     turned = {"max_batch_size", "dynamic_batching", "parameters"}
     assert {key: back[key] for key in back.keys() - turned} == {key: present[key] for key in present.keys() - turned}
+
+
+def test_an_override_of_a_plan_has_only_fields_that_the_oldest_server_knows() -> None:
+    seat = Seat("w", "alexnet", 10.0, 50.0, 0.3, 4, 200)
+    read = json_format.ParseDict(_override(seat, "w"), model_config(STEERED[0])())
+    assert (read.max_batch_size, read.dynamic_batching.max_queue_delay_microseconds) == (4, 200)
 
 
 def test_with_defaults_written_out_older_servers_would_refuse_it() -> None:

@@ -139,3 +139,18 @@ async def test_the_same_configuration_is_a_new_copy_only_with_another_mark(host:
     await client.load(MODEL, marked(config, "x"), exact=True)
     assert processes() <= again, "none is new"
     await client.load(MODEL, config, exact=True)
+
+
+async def test_a_model_in_no_repository_serves_and_cannot_be_loaded_again_without_its_files(host: TritonHost, client: TritonClient) -> None:
+    folder = host.repository / MODEL
+    files = {"1/model.py": (folder / "1" / "model.py").read_bytes()}
+    config = await client.config(MODEL) | {"name": "guest"}
+    await client.load("guest", config, files)
+    found = (await client.read_models(["guest"]))["guest"]
+    assert isinstance(found, ModelReading), found
+    assert found.share_fixed.startswith("it is in no model repository")
+    assert found.batching_fixed == found.share_fixed
+    with pytest.raises(Refused, match="failed to poll"):
+        await client.load("guest", config)
+    await client.load("guest", config, files)
+    await client.unload("guest")
