@@ -108,6 +108,7 @@ class TritonClient:
         self._others = Strangers(config_max_age_s, self._age_s)
         self._unsettled = Unsettled()
         self._reloads: dict[str, int] = {}
+        self._homes: dict[str, bool] = {}  # whether each model was found in a repository
         self._asked: dict[str, tuple[str, Allocation]] = {}  # what the last load of each model was to bring, and its mark
         # A server that is gone finishes nothing.
         self._channel = TritonChannel(name, url, headers or {}, tls, self._unsettled.forget_all)
@@ -212,6 +213,7 @@ class TritonClient:
     def _changed(self, model: str) -> None:
         """A tick may have read the old configuration while the new copy was loading, or be reading it now."""
         self._known.pop(model, None)
+        self._homes.pop(model, None)
         self._reloads[model] = self._reloads.get(model, 0) + 1
 
     @property
@@ -234,13 +236,15 @@ class TritonClient:
         due = [name for name in wanted if name in served and self._stale(name, served[name], now_s)]
         others = self._others.due(served, wanted, now_s)
         if due or absent or others:
-            failed, missing, _ = await asyncio.gather(
-                self._refresh_configs(due), self._why_missing(absent), self._look_at_others(others, served)
+            failed, missing, _, _ = await asyncio.gather(
+                self._refresh_configs(due),
+                self._why_missing(absent),
+                self._look_at_others(others, served),
+                self._look_for_homes([name for name in due if name not in self._homes]),
             )
         lost = [name for name in wanted if name in served and name not in failed and name not in self._known]
         if lost:  # a load of theirs ended meanwhile
             failed |= await self._refresh_configs(lost)
-        await self._look_for_homes(due + lost)
         least = self._others.least_batches(self._known[name] for name in wanted if name in self._known)
         return {
             name: failed.get(name) or missing.get(name) or self._reading(name, served[name], metrics, least.get(name, 1)) for name in wanted
@@ -297,28 +301,31 @@ class TritonClient:
                 raced.append(name)
         return failed | await self._refresh_configs(raced) if raced else failed
 
-    async def _look_for_homes(self, names: Iterable[str]) -> None:
-        """Which models of a configuration not seen before are in a repository. Asked once: listing a repository may be slow."""
-        new = {name: self._known[name] for name in names if name in self._known and not self._known[name].looked_for}
-        if not new:
+    async def _look_for_homes(self, names: list[str]) -> None:
+        """Which of `names` are in a repository. Listing one may be slow: it is asked once, and what is not answered is no obstacle."""
+        if not names:
             return
-        with contextlib.suppress(NotNow):  # then a load will tell
-            homes = {entry.name for entry in await self.index()}
-            for name in new.keys() - homes:
-                new[name].unloadable = new[name].unloadable or _HOMELESS
-        for known in new.values():
-            known.looked_for = True
+        self._homes |= dict.fromkeys(names, True)  # at once: the caller may give up waiting
+        with contextlib.suppress(NotNow):
+            listed = {entry.name for entry in await self.index()}
+            self._homes |= {name: name in listed for name in names}
+
+    def _unloadable(self, name: str, known: Known) -> str:
+        """Why no load of it may be tried, or an empty string."""
+        if known.unknown and self._http is None:
+            return _cannot_be_kept(known.unknown)
+        return "" if self._homes.get(name, True) else _HOMELESS
 
     def _know(self, name: str, message: Any, now_s: float) -> None:
         before = self._known.get(name)
         if before is not None and before.message == message:
             before.read_at_s = now_s
             return
+        if before is not None:
+            self._homes.pop(name, None)  # whoever changed it may have put it elsewhere
         # Models first read together must not all be read together ever after: the first reading is given an age of its own.
         age_s = 0.0 if before is not None else self._age_s(name)
         known = self._known[name] = known_of(message, now_s - age_s, self._gpus.get(name))
-        if known.unknown and self._http is None:
-            known.unloadable = _cannot_be_kept(known.unknown)
         mark, wanted = self._asked.get(name, ("", None))
         known.insists(mark, wanted)
 
@@ -356,7 +363,8 @@ class TritonClient:
     def _reading(self, name: str, served: Served, metrics: Mapping[ModelVersion, ModelMetrics], least_batch: int) -> ModelReading:
         known = self._known[name]
         loading = self._unsettled.loading(name, known.allocation, len(served.all), self._clock())
-        return reading(self.name, served, known, metrics, least_batch=least_batch, loading=loading)
+        unloadable = self._unloadable(name, known)
+        return reading(self.name, served, known, metrics, least_batch=least_batch, loading=loading, unloadable=unloadable)
 
     async def _call(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:
         return await self._channel.call(method, request, self._timeout_s if timeout_s is None else timeout_s)

@@ -54,10 +54,6 @@ class Known:
     unknown: tuple[str, ...]
     mark: str
     read_at_s: float
-    unloadable: str = ""
-    """Why no load may be tried at all."""
-    looked_for: bool = False
-    """Whether it was looked for in the repositories."""
 
     def insists(self, mark: str, wanted: Allocation | None) -> None:
         """Told what the load of ``mark`` asked for: a model that it brought with other batching sets its own, and will again."""
@@ -112,11 +108,19 @@ def _together(other: Served, each: Any, executed: int) -> Served:
 
 
 def reading(
-    triton: str, served: Served, known: Known, metrics: Mapping[ModelVersion, ModelMetrics], *, least_batch: int = 1, loading: bool = False
+    triton: str,
+    served: Served,
+    known: Known,
+    metrics: Mapping[ModelVersion, ModelMetrics],
+    *,
+    least_batch: int = 1,
+    loading: bool = False,
+    unloadable: str = "",
 ) -> ModelReading:
     """The model as it is now, and ``known`` brought up to date with it.
 
-    Several versions are counted together: each is in processes of its own, and each has the model's share.
+    Several versions are counted together: each is in processes of its own, and each has the model's share. ``unloadable``: why no load of
+    it may be tried.
     """
     latest, many = served.all[-1], len(served.all)
     name = latest.name
@@ -152,8 +156,8 @@ def reading(
         batches=() if known.left_alone else tuple(known.batches.values()),
         latency_quantiles_s=_slowest([m.quantiles_s for m in measured if m.quantiles_s is not None]),
         gpu_index=known.gpu_index,
-        share_fixed=alone or known.unloadable or known.share_fixed,
-        batching_fixed=alone or known.unloadable or known.batching_fixed,
+        share_fixed=alone or unloadable or known.share_fixed,
+        batching_fixed=alone or unloadable or known.batching_fixed,
         left_alone=alone,
         several_gpus=known.several_gpus,
         least_batch=max(least_batch, known.warmup_batch),

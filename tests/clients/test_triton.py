@@ -31,6 +31,8 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         self.loading = asyncio.Event()  # set: loads are finished
         self.loading.set()
         self.calls: list[str] = []
+        self.listed = asyncio.Event()  # set: the repository is listed without delay
+        self.listed.set()
         self.silent = asyncio.Event()
         self.silent.set()
         self.metadata: dict[str, str] = {}
@@ -78,6 +80,7 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
 
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._called("index", context)
+        await self.listed.wait()
         answer = service_pb2.RepositoryIndexResponse()
         answer.models.add(name="broken", state="UNAVAILABLE", reason="no such file")
         answer.models.add(name="resting")
@@ -374,6 +377,17 @@ async def test_a_model_in_no_repository_is_left_as_it_is(world: World) -> None:
         assert seen.batching_fixed == seen.share_fixed
         clock.now_s += 60
     assert server.calls.count("index") == 1, "a slow repository is listed once for a configuration, not at every tick"
+
+
+async def test_a_repository_that_is_slow_to_list_costs_one_look(world: World) -> None:
+    server, client, _ = world
+    server.listed.clear()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):  # as a tick gives up
+            await read(client)
+    async with asyncio.timeout(1.0):
+        assert (await read(client)).share_fixed == ""
+    server.listed.set()
 
 
 async def test_every_load_differs_from_the_last_and_an_exact_one_is_sent_as_it_is(world: World) -> None:
