@@ -19,7 +19,12 @@ import structlog
 
 from igniterd.clients.environments import PLAIN, Reach, base_env_of
 from igniterd.clients.shares import prepared
-from igniterd.clients.triton_config import allocation_of, instance_names_of, same_allocation
+from igniterd.clients.triton_config import (
+    allocation_of,
+    instance_names_of,
+    same_allocation,
+    same_but_instances,
+)
 from igniterd.errors import IgniterdError, Refused, Unreachable
 from igniterd.records import Actuation, Allocation, Observation, Outcome, Plan, Step, StepKind, Stub
 
@@ -32,7 +37,7 @@ class Reloader(Protocol):
 
     async def config(self, model: str) -> dict[str, Any]: ...
 
-    async def load(self, model: str, config: dict[str, Any]) -> None: ...
+    async def load(self, model: str, config: dict[str, Any], *, exact: bool = False) -> None: ...
 
 
 class ProcessSource(Protocol):
@@ -69,7 +74,9 @@ async def _apply(step: Step, triton: Reloader, around: Surroundings) -> None:
     else:  # it is looked at: a mount that hangs holds up this step, not the daemon
         changed = await asyncio.to_thread(prepared, before, step.after, around.shares, around.reach)
     running = await _pids(before, around.processes)
-    await triton.load(step.model, changed)
+    # Instances alone are started and ended beside those that serve on; anything else is a new copy, and must be one.
+    in_place = same_but_instances(before, changed) and not again
+    await triton.load(step.model, changed, exact=in_place)
     after = await _read_back(step.model, triton)
     applied = allocation_of(after, there)
     if not same_allocation(applied, step.after):

@@ -57,6 +57,8 @@ class Triton(Section):
     """gRPC address, host:port."""
     metrics_url: str | None = "http://127.0.0.1:8002/metrics"
     """Prometheus endpoint: measured percentiles (``--metrics-config summary_latencies=true``) and pending requests. Empty: do without."""
+    http_url: str | None = None
+    """HTTP endpoint, such as http://127.0.0.1:8000. Only asked for a configuration with fields newer than the installed tritonclient."""
     header: dict[str, str] = Field(default_factory=dict)
     """Sent with every call, for servers started with ``--grpc-restricted-protocol``."""
     ca_file: Path | None = None
@@ -76,7 +78,7 @@ class Triton(Section):
             raise ValueError("should be the whole path of a python3 as Triton sees it, such as /opt/python/bin/python3")
         return value
 
-    @field_validator("metrics_url")
+    @field_validator("metrics_url", "http_url")
     @classmethod
     def _page(cls, value: str | None) -> str | None:
         if not value:

@@ -25,7 +25,8 @@ from igniterd.clients.processes import ProcessTable
 from igniterd.clients.resident import give_back
 from igniterd.clients.shares import reach_of
 from igniterd.clients.systemd import Notifier
-from igniterd.clients.triton import TlsFiles, TritonClient
+from igniterd.clients.triton import TritonClient
+from igniterd.clients.triton_channel import TlsFiles
 from igniterd.config import Config, Triton
 from igniterd.errors import ConfigError, IgniterdError
 from igniterd.history import History
@@ -48,6 +49,7 @@ def triton_client(server: Triton, config: Config) -> TritonClient:
         server.name,
         server.url,
         server.metrics_url,
+        http_url=server.http_url,
         timeout_s=config.loop.io_timeout_s,
         reload_timeout_s=server.reload_timeout_s,
         headers=server.header,

@@ -58,7 +58,7 @@ class FaultyHost(SimHost):
         self._there(model)
         return await super().config(model)
 
-    async def load(self, model: str, config: dict[str, Any]) -> None:
+    async def load(self, model: str, config: dict[str, Any], *, exact: bool = False) -> None:
         self._there(model)
         self._answer()
         hang_s = self.hangs_s.pop(model, 0.0)

@@ -22,7 +22,7 @@ class Triton:
     async def config(self, model: str) -> dict[str, Any]:
         return copy.deepcopy(self.now)
 
-    async def load(self, model: str, config: dict[str, Any]) -> None:
+    async def load(self, model: str, config: dict[str, Any], *, exact: bool = False) -> None:
         self.loads += 1
         if self.quirk == "refuses":
             raise Refused("unknown field")

@@ -88,7 +88,7 @@ async def steered(
     planned = await asyncio.to_thread(traffic, found, names)
     client = client_of(stage)
     try:
-        await asyncio.gather(*(client.load(n, config) for n, config in originals.items()))
+        await asyncio.gather(*(client.load(n, config, exact=True) for n, config in originals.items()))
         admin = f"127.0.0.1:{free_ports(1)[0]}"
         config = _configured(stage, folder, planned, admin)
         async with own_requests(client, {n: originals[n] for n in names}) as requests, watching(admin, None) as watch:

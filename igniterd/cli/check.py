@@ -154,7 +154,8 @@ async def _live(settings: Config, knowledge: Knowledge) -> AsyncIterator[Finding
 
 async def _triton(client: TritonClient, settings: Config, readings: dict[str, ModelReading]) -> AsyncIterator[Finding]:
     """``readings`` takes what its models answer."""
-    from igniterd.clients.triton import Control
+    from igniterd.clients.triton_info import Control
+    from igniterd.clients.triton_release import named
     from igniterd.errors import NotNow
     from igniterd.records import ModelReading
 
@@ -164,7 +165,11 @@ async def _triton(client: TritonClient, settings: Config, readings: dict[str, Mo
     except NotNow as error:
         yield Finding("bad", what, str(error))
         return
-    yield Finding("ok" if info.ready else "warn", what, f"version {info.version} at {client.url}, {'ready' if info.ready else 'not ready'}")
+    yield Finding(
+        "ok" if info.ready else "warn", what, f"version {named(info.version)} at {client.url}, {'ready' if info.ready else 'not ready'}"
+    )
+    if info.too_old:
+        yield Finding("bad" if settings.loop.mode == "act" else "warn", what, info.too_old)
     if info.control is Control.EXPLICIT:
         yield Finding("ok", f"{what} model control", "explicit: configurations can be changed while it serves")
     else:
@@ -203,6 +208,9 @@ def _left_as_it_is(reading: ModelReading, gpu_given: bool) -> Iterator[str]:
     alone = reading.left_alone or ("" if gpu_given else reading.several_gpus)
     if alone:
         yield f"it is watched, not steered: {alone}"
+        return
+    if reading.batching_fixed and reading.batching_fixed == reading.share_fixed:
+        yield f"it is left as it is: {reading.batching_fixed}"
         return
     if reading.batching_fixed:
         yield f"its batching is left as it is: {reading.batching_fixed}"

@@ -78,7 +78,8 @@ def client_of(settings: Settings, headers: Mapping[str, str]) -> TritonClient:
     """The client for a profile. Raises :class:`igniterd.errors.IgniterdError` with the file that cannot be read."""
     from igniterd.clients.environments import PLAIN
     from igniterd.clients.shares import reach_of
-    from igniterd.clients.triton import TlsFiles, TritonClient
+    from igniterd.clients.triton import TritonClient
+    from igniterd.clients.triton_channel import TlsFiles
 
     told = None if settings.config is None else _server(_loaded(settings.config), settings.server, settings.config)
     ca, cert, key = (getattr(settings, name) or (None if told is None else getattr(told, name)) for name in _TLS)
@@ -87,6 +88,7 @@ def client_of(settings: Settings, headers: Mapping[str, str]) -> TritonClient:
     return TritonClient(
         settings.server,
         settings.triton,
+        http_url=None if told is None else told.http_url,
         timeout_s=_TIMEOUT_S,
         reload_timeout_s=max(_RELOAD_TIMEOUT_S, told.reload_timeout_s if told else 0.0),
         headers=({} if told is None else told.header) | dict(headers),

@@ -12,93 +12,34 @@ its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
-from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-import grpc
-import grpc.aio
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
 from igniterd.clients.environments import DEFAULT_SHARES, PLAIN, Own, Reach
 from igniterd.clients.looks import Looks
-from igniterd.clients.triton_config import ModelConfig, allocation_of, config_to_dict
+from igniterd.clients.triton_channel import NOT_EXPLICIT, RESTRICTED, TlsFiles, TritonChannel
+from igniterd.clients.triton_config import ModelConfig, allocation_of, marked
 from igniterd.clients.triton_ensembles import Strangers
+from igniterd.clients.triton_http import TritonHttp
+from igniterd.clients.triton_info import Control, IndexEntry, ServerInfo
+from igniterd.clients.triton_json import config_to_dict, unknown_fields
 from igniterd.clients.triton_metrics import MetricsPage, ModelMetrics, ModelVersion
 from igniterd.clients.triton_reading import Known, Served, by_model, known_of, reading
+from igniterd.clients.triton_release import too_old
 from igniterd.clients.triton_unsettled import Unsettled
-from igniterd.errors import CannotRun, NotNow, NotServed, Refused, Unanswered, Unreachable
-from igniterd.records import Gap, ModelReading
+from igniterd.errors import NotNow, NotServed, Refused, Unanswered, Unreachable
+from igniterd.records import Allocation, Gap, ModelReading
 
 _CONTROL_PROBE = "igniterd-asks-for-the-model-control-mode"
-_NOT_EXPLICIT = "explicit model load / unload is not allowed"
-_NOT_POLLED = "failed to poll from model repository"
-_RESTRICTED = "protocol is restricted"
+_HOMELESS = "it is in no model repository: it was loaded with files that only whoever loaded it has, and any other load of it fails"
 _COMING = ("LOADING", "READY")  # index and statistics are two calls: what is ready now may have been loading a moment ago
-_NO_ANSWER = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
-_CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.enable_http_proxy", 0),  # Triton is beside us: http_proxy in somebody's shell is not meant for it
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2000),  # a restarted Triton is seen at the next tick or two
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-]
-
-
-class Control(StrEnum):
-    """Triton's model control mode as far as it can be told from outside."""
-
-    EXPLICIT = "explicit"
-    NOT_EXPLICIT = "not explicit"  # none or poll: Triton refuses to load with another configuration
-    RESTRICTED = "restricted"  # --grpc-restricted-protocol wants a header for the model repository API
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class ServerInfo:
-    """``ready`` is false while startup models load; ``control_reason`` is Triton's own sentence where control is not explicit."""
-
-    live: bool
-    ready: bool
-    version: str
-    extensions: tuple[str, ...]
-    control: Control
-    control_reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class IndexEntry:
-    """One model of the repository; ``state`` is Triton's word (READY, UNAVAILABLE, LOADING, …), empty for one never loaded."""
-
-    name: str
-    version: str
-    state: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """PEM files for TLS; only ``root_certificates`` for a server certificate alone, all three for mutual TLS."""
-
-    root_certificates: Path | None = None
-    private_key: Path | None = None
-    certificate_chain: Path | None = None
-
-    def credentials(self) -> grpc.ChannelCredentials:
-        try:
-            parts = [
-                None if path is None else path.read_bytes() for path in (self.root_certificates, self.private_key, self.certificate_chain)
-            ]
-        except OSError as error:
-            raise CannotRun(f"TLS for Triton: {error}") from error
-        return grpc.ssl_channel_credentials(*parts)
 
 
 class TritonClient:
@@ -110,6 +51,7 @@ class TritonClient:
         url: str,
         metrics_url: str | None = None,
         *,
+        http_url: str | None = None,
         timeout_s: float = 0.3,
         reload_timeout_s: float = 60.0,
         headers: Mapping[str, str] | None = None,
@@ -120,16 +62,15 @@ class TritonClient:
         reach: Reach = PLAIN,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`url` is ``host:port`` of the gRPC endpoint; `headers` go with every call (``--grpc-restricted-protocol``); `gpus`: of models
-        that choose theirs themselves; `shares_dir`: the folder of shares, under the path at which Triton sees it."""
+        """`url` is ``host:port`` of the gRPC endpoint; `http_url` is asked only for what gRPC cannot tell; `headers` go with every call
+        (``--grpc-restricted-protocol``); `gpus`: of models that choose theirs themselves; `shares_dir`: the folder of shares, under the
+        path at which Triton sees it."""
         self.name = name
         self.url = url
         self.metrics_gap: Gap | None = None
         """Why the last :meth:`read_models` had no pending counts or quantiles, though a metrics page is configured."""
         self._timeout_s = timeout_s
         self._reload_timeout_s = reload_timeout_s
-        self._metadata = tuple((key.lower(), value) for key, value in (headers or {}).items())
-        self._tls = tls
         self._config_max_age_s = config_max_age_s
         self._gpus = gpus or {}
         self._shares_dir = shares_dir
@@ -142,8 +83,11 @@ class TritonClient:
         self._others = Strangers(config_max_age_s, self._age_s)
         self._unsettled = Unsettled()
         self._reloads: dict[str, int] = {}
-        self._channel: grpc.aio.Channel | None = None
-        self._stub: Any = None
+        self._homes: dict[str, bool] = {}  # whether each model was found in a repository
+        self._asked: dict[str, tuple[str, Allocation]] = {}  # what the last load of each model was to bring, and its mark
+        # A server that is gone finishes nothing.
+        self._channel = TritonChannel(name, url, headers or {}, tls, self._unsettled.forget_all)
+        self._http = TritonHttp(http_url, timeout_s, headers or {}, tls) if http_url else None
 
     async def server(self) -> ServerInfo:
         """Whether it is up, and whether it takes configurations. Changes nothing: the mode shows in the answer to unloading a model that
@@ -154,7 +98,8 @@ class TritonClient:
             self._call("ServerMetadata", service_pb2.ServerMetadataRequest()),
         )
         control, reason = await self._control()
-        return ServerInfo(live.live, ready.ready, metadata.version, tuple(metadata.extensions), control, reason)
+        version = metadata.version
+        return ServerInfo(live.live, ready.ready, version, tuple(metadata.extensions), control, reason, too_old(version))
 
     async def _control(self) -> tuple[Control, str]:
         try:
@@ -162,14 +107,18 @@ class TritonClient:
         except Unreachable as error:
             return Control.UNKNOWN, str(error)
         except Refused as error:
-            if _NOT_EXPLICIT in str(error):
+            if NOT_EXPLICIT in str(error):
                 return Control.NOT_EXPLICIT, str(error)
-            if _RESTRICTED in str(error):
+            if RESTRICTED in str(error):
                 return Control.RESTRICTED, str(error)
         return Control.EXPLICIT, ""
 
     async def refuses_loads(self) -> str:
         """Why configurations cannot be changed on this server, or an empty string. Changes nothing."""
+        with contextlib.suppress(NotNow):  # a server may restrict this call too; what cannot be known is not in the way
+            metadata = await self._call("ServerMetadata", service_pb2.ServerMetadataRequest())
+            if old := too_old(metadata.version):
+                return old
         control, reason = await self._control()
         if control is Control.NOT_EXPLICIT:
             return f"model control is {control.value}; start tritonserver with --model-control-mode=explicit ({reason})"
@@ -184,37 +133,63 @@ class TritonClient:
         return tuple(IndexEntry(entry.name, entry.version, entry.state, entry.reason) for entry in answer.models)
 
     async def config(self, model: str) -> ModelConfig:
-        """The configuration that serves now, as Triton's ``/v2/models/M/config`` gives it.
+        """What is set of the configuration that serves now.
 
-        :class:`Refused` where it has fields that this tritonclient does not know: a reload with what is known would drop them.
+        One with fields that this tritonclient does not know is read from `http_url`, where they have names. :class:`Refused` without
+        one: a reload with what is known would drop them.
         """
         message = await self._config_message(model)
-        known = type(message)()
-        known.CopyFrom(message)
-        known.DiscardUnknownFields()
-        if known.ByteSize() != message.ByteSize():
-            unknown = "its configuration has fields that the installed tritonclient does not know, and a reload would drop them"
-            raise Refused(f"{model}: {unknown}: install the tritonclient of Triton's version")
-        return config_to_dict(message)
+        unknown = unknown_fields(message)
+        if not unknown:
+            return config_to_dict(message)
+        if self._http is None:
+            raise Refused(f"{model}: {_cannot_be_kept(unknown)}")
+        return await self._http.config(model)
 
-    async def load(self, model: str, config: ModelConfig) -> None:
+    async def load(self, model: str, config: ModelConfig | None, files: Mapping[str, bytes] | None = None, *, exact: bool = False) -> None:
         """Reload `model` with `config` in place of its file's. Returns when the new copy serves.
+
+        `files`, named as in the model's folder (``1/model.py``), stand in for the whole folder; a later load without them has the
+        repository's folder again. The parameter IGNITERD_LOAD is added, so that Triton sees a change in any case; `exact` sends
+        `config` as it is, and then one that Triton has already is answered and not loaded. Without `config` Triton is asked for the
+        repository's own, which it may also take for no change (24.10 after a load with another configuration).
 
         :class:`Refused` carries Triton's words and the old copy goes on serving. After :class:`Unanswered` Triton may still finish the
         load: until it has, or for as long again, readings of the model say that it is ``loading``.
         """
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
-        request.parameters["config"].string_param = json.dumps(config)
+        if config is not None:
+            mark = secrets.token_hex(4)
+            sent = config if exact else marked(config, mark)
+            request.parameters["config"].string_param = json.dumps(sent)
+            self._asked[model] = (mark, allocation_of(config, self._shares_dir))
+        elif files:
+            raise ValueError("Triton takes files only with a configuration")
+        for name, content in (files or {}).items():
+            request.parameters[f"file:{name}"].bytes_param = content
         self._unsettled.forget(model)
         try:
             await self._call("RepositoryModelLoad", request, timeout_s=self._reload_timeout_s)
         except Unanswered as error:
-            self._unsettled.unanswered(model, allocation_of(config, self._shares_dir), self._clock(), self._reload_timeout_s)
+            wanted = None if config is None else allocation_of(config, self._shares_dir)
+            self._unsettled.unanswered(model, wanted, self._clock(), self._reload_timeout_s)
             raise Unanswered(f"{error} ([[triton]] reload_timeout_s): it may finish loading {model} yet") from error
         finally:
-            # A tick may have read the old configuration while the new copy was loading, or be reading it now.
-            self._known.pop(model, None)
-            self._reloads[model] = self._reloads.get(model, 0) + 1
+            self._changed(model)
+
+    async def unload(self, model: str) -> None:
+        """Take `model` out of service. Returns at once; the repository's index says UNLOADING until its requests are answered."""
+        self._unsettled.forget(model)
+        try:
+            await self._call("RepositoryModelUnload", service_pb2.RepositoryModelUnloadRequest(model_name=model))
+        finally:
+            self._changed(model)
+
+    def _changed(self, model: str) -> None:
+        """A tick may have read the old configuration while the new copy was loading, or be reading it now."""
+        self._known.pop(model, None)
+        self._homes.pop(model, None)
+        self._reloads[model] = self._reloads.get(model, 0) + 1
 
     @property
     def strangers(self) -> frozenset[str]:
@@ -236,8 +211,11 @@ class TritonClient:
         due = [name for name in wanted if name in served and self._stale(name, served[name], now_s)]
         others = self._others.due(served, wanted, now_s)
         if due or absent or others:
-            failed, missing, _ = await asyncio.gather(
-                self._refresh_configs(due), self._why_missing(absent), self._look_at_others(others, served)
+            failed, missing, _, _ = await asyncio.gather(
+                self._refresh_configs(due),
+                self._why_missing(absent),
+                self._look_at_others(others, served),
+                self._look_for_homes([name for name in due if name not in self._homes]),
             )
         lost = [name for name in wanted if name in served and name not in failed and name not in self._known]
         if lost:  # a load of theirs ended meanwhile
@@ -264,9 +242,9 @@ class TritonClient:
         await self._call("SystemSharedMemoryUnregister", service_pb2.SystemSharedMemoryUnregisterRequest(name=name))
 
     async def close(self) -> None:
-        if self._channel is not None:
-            await self._channel.close()
-            self._channel = None
+        await self._channel.close()
+        if self._http is not None:
+            await self._http.close()
         if self._metrics is not None:
             await self._metrics.close()
 
@@ -308,14 +286,35 @@ class TritonClient:
         message = await self._config_message(model)
         return message, await self._looks.at(message)
 
+    async def _look_for_homes(self, names: list[str]) -> None:
+        """Which of `names` are in a repository. Listing one may be slow: it is asked once, and what is not answered is no obstacle."""
+        if not names:
+            return
+        self._homes |= dict.fromkeys(names, True)  # at once: the caller may give up waiting
+        with contextlib.suppress(NotNow):
+            listed = {entry.name for entry in await self.index()}
+            self._homes |= {name: name in listed for name in names}
+
+    def _unloadable(self, name: str, known: Known) -> str:
+        """Why no load of it may be tried, or an empty string."""
+        if known.unknown and self._http is None:
+            return _cannot_be_kept(known.unknown)
+        return "" if self._homes.get(name, True) else _HOMELESS
+
     def _know(self, name: str, message: Any, own: Own, now_s: float) -> None:
         before = self._known.get(name)
         if before is not None and before.message == message:
             before.read_at_s = now_s
             return
+        if before is not None:
+            self._homes.pop(name, None)  # whoever changed it may have put it elsewhere
         # Models first read together must not all be read together ever after: the first reading is given an age of its own.
         age_s = 0.0 if before is not None else self._age_s(name)
-        self._known[name] = known_of(message, now_s - age_s, self._gpus.get(name), shares_dir=self._shares_dir, reach=self.reach, own=own)
+        known = self._known[name] = known_of(
+            message, now_s - age_s, self._gpus.get(name), shares_dir=self._shares_dir, reach=self.reach, own=own
+        )
+        mark, wanted = self._asked.get(name, ("", None))
+        known.insists(mark, wanted)
 
     def _age_s(self, name: str) -> float:
         return self._config_max_age_s * (crc32(name.encode()) % 97) / 97.0
@@ -351,28 +350,16 @@ class TritonClient:
     def _reading(self, name: str, served: Served, metrics: Mapping[ModelVersion, ModelMetrics], least_batch: int) -> ModelReading:
         known = self._known[name]
         loading = self._unsettled.loading(name, known.allocation, len(served.all), self._clock())
-        return reading(self.name, served, known, metrics, least_batch=least_batch, loading=loading)
+        unloadable = self._unloadable(name, known)
+        return reading(self.name, served, known, metrics, least_batch=least_batch, loading=loading, unloadable=unloadable)
 
     async def _call(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        try:
-            return await getattr(self._connected(), method)(request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.aio.AioRpcError as error:
-            meaning = _meaning(error, f"Triton {self.name!r} at {self.url}", timeout_s)
-            if isinstance(meaning, Unreachable) and not isinstance(meaning, Unanswered):
-                self._unsettled.forget_all()
-            raise meaning from error
+        return await self._channel.call(method, request, self._timeout_s if timeout_s is None else timeout_s)
 
-    def _connected(self) -> Any:
-        if self._channel is None:
-            if self._tls is None:
-                self._channel = grpc.aio.insecure_channel(self.url, options=_CHANNEL_OPTIONS)
-            else:
-                self._channel = grpc.aio.secure_channel(self.url, self._tls.credentials(), options=_CHANNEL_OPTIONS)
-            self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-            # Bytes go out and come back as they are: building and parsing messages of tensors would cost more than all the rest.
-            self._stub.ModelInfer = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        return self._stub
+
+def _cannot_be_kept(unknown: tuple[str, ...]) -> str:
+    fields = f"its configuration has fields that the installed tritonclient does not know ({', '.join(unknown)})"
+    return f"{fields}, and a reload would drop them: install the tritonclient of Triton's version, or give [[triton]] http_url"
 
 
 def _not_served(name: str, entry: IndexEntry | None, triton: str) -> NotNow:
@@ -383,15 +370,3 @@ def _not_served(name: str, entry: IndexEntry | None, triton: str) -> NotNow:
     state = entry.state or "not loaded"
     said = f"model {name!r} is {state} on Triton {triton!r}" + (f": {entry.reason.splitlines()[0]}" if entry.reason else "")
     return Refused(said) if state in _COMING else NotServed(said)
-
-
-def _meaning(error: grpc.aio.AioRpcError, server: str, timeout_s: float) -> NotNow:
-    """gRPC status -> own error. Triton's own UNAVAILABLE is told from a connection's by its words: gRPC has one code for both."""
-    details = error.details() or error.code().name
-    if error.code() in _NO_ANSWER and _NOT_EXPLICIT not in details and _RESTRICTED not in details:
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return Unanswered(f"{server}: no answer in {timeout_s:g} s")
-        return Unreachable(f"{server}: {details}")
-    if _NOT_POLLED in details:
-        details = f"{details}: the configuration or the model's folder is not as Triton wants it; only Triton's log says why"
-    return Refused(details.strip())

@@ -1,10 +1,11 @@
 """A model's configuration on Triton, and the few fields of it that igniterd turns. Pure: dictionaries in, dictionaries out.
 
-A configuration is Triton's ``ModelConfig`` as JSON with the field names of the protocol and numbers as numbers, as
-``GET /v2/models/M/config`` gives it.
+A configuration is what is set of Triton's ``ModelConfig`` as JSON (see :mod:`igniterd.clients.triton_json`): a field that is not there has
+its default.
 
 Its MPS share is an environment of its processes: see :mod:`igniterd.clients.environments`. The parameter
 ``IGNITERD_PREFERRED_BATCH_SIZE`` remembers preferred batch sizes that had to give way to another largest batch.
+``IGNITERD_LOAD`` differs from load to load (see :func:`marked`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
-
 from igniterd.clients.environments import (
     DEFAULT_SHARES,
     ENV_PATH,
@@ -26,6 +25,7 @@ from igniterd.clients.environments import (
     Reach,
     backend_of,
     base_env_of,
+    parameter,
     percent_name,
     runs_in_stubs,
     set_share,
@@ -44,7 +44,6 @@ __all__ = [
     "backend_of",
     "base_env_of",
     "batching_obstacle",
-    "config_to_dict",
     "ensemble_members_of",
     "gpu_index_of",
     "gpus_of",
@@ -61,35 +60,8 @@ __all__ = [
 ]
 
 OWN_SIZES = "IGNITERD_PREFERRED_BATCH_SIZE"
+LOAD_MARK = "IGNITERD_LOAD"
 _PLAIN_NAME = re.compile(r"[\w.+@%=:,-]+")
-
-
-def config_to_dict(message: Any) -> ModelConfig:
-    """A ``ModelConfig`` message as Triton's own JSON: the protocol's field names, defaults written out, 64-bit numbers as numbers."""
-    text = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-    return _numbers(text, message.DESCRIPTOR)
-
-
-def _numbers(value: dict[str, Any], descriptor: Any) -> dict[str, Any]:
-    """protobuf's JSON writes 64-bit integers as strings; Triton writes numbers. Done by field type, so that no text is taken for one."""
-    for key, item in value.items():
-        field = descriptor.fields_by_name[key]
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            inner = field.message_type.fields_by_name["value"]
-            value[key] = {entry: _number(member, inner) for entry, member in item.items()}
-        elif isinstance(item, list):
-            value[key] = [_number(member, field) for member in item]
-        else:
-            value[key] = _number(item, field)
-    return value
-
-
-def _number(item: Any, field: Any) -> Any:
-    if field.message_type is not None:
-        return _numbers(item, field.message_type) if isinstance(item, dict) else item
-    if isinstance(item, str) and field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64):
-        return int(item)
-    return item
 
 
 def gpus_of(config: ModelConfig) -> tuple[int, ...]:
@@ -179,6 +151,32 @@ def preferred_sizes_of(config: ModelConfig) -> tuple[int, ...]:
     return () if sizes == (int(config.get("max_batch_size", 0)),) else sizes
 
 
+def warmup_batch(config: ModelConfig) -> int:
+    """The largest batch of its warm-up samples, at least 1.
+
+    Below it no largest batch may go: Triton 24.10 refuses such a configuration, and 23.12 ends with a segmentation fault.
+    """
+    return max((int(sample.get("batch_size", 0)) for sample in config.get("model_warmup", ())), default=1) or 1
+
+
+def marked(config: ModelConfig, mark: str) -> ModelConfig:
+    """A copy of `config` that Triton takes for another one: a load of what it has already is answered "OK" and not done.
+
+    It looks at no files then, and a process that has died stays dead.
+    """
+    return config | {"parameters": config.get("parameters", {}) | {LOAD_MARK: {"string_value": mark}}}
+
+
+def mark_of(config: ModelConfig) -> str:
+    """The mark of the load that brought it; empty when it came otherwise."""
+    return parameter(config, LOAD_MARK) or ""
+
+
+def same_but_instances(one: ModelConfig, other: ModelConfig) -> bool:
+    """Whether only the instances differ: Triton starts and ends those that are too few or too many, and the others serve on."""
+    return {**one, "instance_group": None} == {**other, "instance_group": None}
+
+
 def _percent(share: float | None) -> str | None:
     return None if share is None else percent_name(share)
 
@@ -240,6 +238,8 @@ def _set_batching(config: ModelConfig, target: Allocation) -> None:
     obstacle = batching_obstacle(config)
     if obstacle:
         raise Refused(f"{name}: {obstacle}")
+    if target.max_batch_size < warmup_batch(config):
+        raise Refused(f"{name}: a sample of its model_warmup has batch {warmup_batch(config)}, and no largest batch may be below it")
     before, config["max_batch_size"] = int(config["max_batch_size"]), target.max_batch_size
     batching = config.get("dynamic_batching") or {}
     # Triton fills in [max_batch_size]; sizes left from another setting would be refused or make odd batches.

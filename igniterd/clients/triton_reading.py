@@ -12,14 +12,16 @@ from igniterd.clients.triton_config import (
     allocation_of,
     backend_of,
     batching_obstacle,
-    config_to_dict,
     ensemble_members_of,
     gpu_index_of,
     instance_names_of,
     left_alone,
+    mark_of,
     several_gpus,
     share_obstacle,
+    warmup_batch,
 )
+from igniterd.clients.triton_json import config_to_dict, unknown_fields
 from igniterd.clients.triton_metrics import ModelMetrics, ModelVersion
 from igniterd.records import Allocation, BatchStat, ModelReading
 
@@ -52,7 +54,22 @@ class Known:
     several_gpus: str
     members: dict[str, int]
     instance_names: frozenset[str]
+    warmup_batch: int
+    unknown: tuple[str, ...]
+    mark: str
     read_at_s: float
+
+    def insists(self, mark: str, wanted: Allocation | None) -> None:
+        """Told what the load of ``mark`` asked for: a model that it brought with other batching sets its own, and will again."""
+        here = self.allocation
+        if wanted is None or self.mark != mark or not mark:
+            return
+        if (here.max_batch_size, here.max_queue_delay_us) != (wanted.max_batch_size, wanted.max_queue_delay_us):
+            self.batching_fixed = (
+                f"its own code sets its batching (auto_complete_config): loaded with largest batch {wanted.max_batch_size} and delay "
+                f"{wanted.max_queue_delay_us} us, it serves with {here.max_batch_size} and {here.max_queue_delay_us} us"
+            )
+
     success: int = 0
     versions: tuple[str, ...] = ()
     batches: dict[int, BatchStat] = field(default_factory=dict)
@@ -84,6 +101,9 @@ def known_of(
         several_gpus=several_gpus(config),
         members=ensemble_members_of(message),
         instance_names=instance_names_of(config),
+        warmup_batch=warmup_batch(config),
+        unknown=unknown_fields(message),
+        mark=mark_of(config),
         read_at_s=read_at_s,
     )
 
@@ -105,11 +125,19 @@ def _together(other: Served, each: Any, executed: int) -> Served:
 
 
 def reading(
-    triton: str, served: Served, known: Known, metrics: Mapping[ModelVersion, ModelMetrics], *, least_batch: int = 1, loading: bool = False
+    triton: str,
+    served: Served,
+    known: Known,
+    metrics: Mapping[ModelVersion, ModelMetrics],
+    *,
+    least_batch: int = 1,
+    loading: bool = False,
+    unloadable: str = "",
 ) -> ModelReading:
     """The model as it is now, and ``known`` brought up to date with it.
 
-    Several versions are counted together: each is in processes of its own, and each has the model's share.
+    Several versions are counted together: each is in processes of its own, and each has the model's share. ``unloadable``: why no load of
+    it may be tried.
     """
     latest, many = served.all[-1], len(served.all)
     name = latest.name
@@ -145,13 +173,13 @@ def reading(
         batches=() if known.left_alone else tuple(known.batches.values()),
         latency_quantiles_s=_slowest([m.quantiles_s for m in measured if m.quantiles_s is not None]),
         gpu_index=known.gpu_index,
-        share_fixed=alone or known.share_fixed,
-        batching_fixed=alone or known.batching_fixed,
+        share_fixed=alone or unloadable or known.share_fixed,
+        batching_fixed=alone or unloadable or known.batching_fixed,
         left_alone=alone,
         several_gpus=known.several_gpus,
         owns_process=known.owns_process,
-        least_batch=least_batch,
         instance_names=known.instance_names,
+        least_batch=max(least_batch, known.warmup_batch),
         loading=loading,
     )
 

@@ -17,7 +17,7 @@ CHANGING_S = 10.0
 class _Pending:
     """A load that was not answered in time: Triton may finish it yet."""
 
-    wanted: Allocation
+    wanted: Allocation | None  # None: the repository's own, whatever that is
     blocks_until_s: float
     asked_until_s: float
 
@@ -29,7 +29,7 @@ class Unsettled:
         self._pending: dict[str, _Pending] = {}
         self._many_since_s: dict[str, float] = {}
 
-    def unanswered(self, model: str, wanted: Allocation, now_s: float, waited_s: float) -> None:
+    def unanswered(self, model: str, wanted: Allocation | None, now_s: float, waited_s: float) -> None:
         """A load of ``model`` was not answered within ``waited_s``."""
         self._pending[model] = _Pending(wanted, now_s + waited_s, now_s + PATIENCE * waited_s)
 
@@ -56,7 +56,7 @@ class Unsettled:
         pending = self._pending.get(model)
         if pending is None:
             return False
-        if now_s >= pending.asked_until_s or same_allocation(serves, pending.wanted):
+        if now_s >= pending.asked_until_s or (pending.wanted is not None and same_allocation(serves, pending.wanted)):
             del self._pending[model]
             return False
         return now_s < pending.blocks_until_s

@@ -1,8 +1,9 @@
 """Fetch the real programs that the emulated host runs: ``python -m igniterd.emulator.fetch``.
 
-tritonserver comes out of NVIDIA's ``nvidia-pytriton`` wheel (through this Python's pip); the MQTT broker, the MPS control daemon and
-promtool are Debian packages, unpacked into the cache and not installed. No root is needed, nothing outside the cache is written, and
-what is there already (in the cache or on PATH) is not fetched again. Exit status 1 only when there is no tritonserver in the end.
+tritonserver comes out of NVIDIA's ``nvidia-pytriton`` wheel (through this Python's pip), and the oldest one that igniterd steers out of
+an older wheel; the MQTT broker, the MPS control daemon and promtool are Debian packages, unpacked into the cache and not installed. No
+root is needed, nothing outside the cache is written, and what is there already (in the cache or on PATH) is not fetched again. Exit
+status 1 only when the newer tritonserver is missing in the end: everything but the tests of the oldest one runs on it.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def fetch(say: Say) -> list[str]:
     root = programs.cache_root()
     root.mkdir(parents=True, exist_ok=True)
     with _alone(root):
-        return [*_tritonserver(say), *_debian(say)]
+        servers = [missing for server in programs.SERVERS for missing in _tritonserver(server, say)]
+        return [*servers, *_debian(say)]
 
 
 @contextmanager
@@ -59,30 +61,32 @@ def _alone(root: Path) -> Iterator[None]:
 # ---------------------------------------------------------------- tritonserver
 
 
-def _tritonserver(say: Say) -> list[str]:
+def _tritonserver(server: str, say: Say) -> list[str]:
+    what = f"tritonserver {server}"
     try:
-        if not (programs.triton_root() / "pytriton").is_dir():
-            _unpack_wheel(say)
+        if not (programs.triton_root(server) / "pytriton").is_dir():
+            _unpack_wheel(server, say)
         if programs.libpython() is None:
             say(f"libpython{programs.PYTHON} is not on this machine: fetching Debian's")
             _unpack_debian([f"libpython{programs.PYTHON}"], with_dependencies=True, say=say)
-        found = programs.required(programs.tritonserver(), "tritonserver")
+        found = programs.required(programs.tritonserver(server), what)
         if missing := found.missing_libraries():
             raise CannotRun(f"it needs {', '.join(missing)}")
     except CannotRun as problem:
-        say(f"tritonserver: {problem}")
+        say(f"{what}: {problem}")
         say(
-            f"tritonserver: needs Linux on x86-64 with glibc 2.35 or later, pip with access to a package index, "
+            f"{what}: needs Linux on x86-64 with glibc 2.35 or later, pip with access to a package index, "
             f"and libpython{programs.PYTHON} (Debian: apt-get install libpython{programs.PYTHON})"
         )
-        return ["tritonserver"]
-    say(f"tritonserver: {found.path}")
+        return [what]
+    say(f"{what}: {found.path}")
     return []
 
 
-def _unpack_wheel(say: Say) -> None:
-    package = f"nvidia-pytriton=={programs.PYTRITON}"
-    say(f"fetching {package} (about 55 MB)")
+def _unpack_wheel(server: str, say: Say) -> None:
+    version, size_mb = programs.SERVERS[server]
+    package = f"nvidia-pytriton=={version}"
+    say(f"fetching {package} (about {size_mb} MB)")
     with tempfile.TemporaryDirectory(dir=programs.cache_root()) as name:
         work = Path(name)
         command = [
@@ -109,7 +113,7 @@ def _unpack_wheel(say: Say) -> None:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(unpacked)
         _make_runnable(unpacked / "pytriton" / "tritonserver")
-        unpacked.rename(programs.triton_root())
+        unpacked.rename(programs.triton_root(server))
 
 
 def _make_runnable(triton: Path) -> None:
@@ -162,7 +166,7 @@ def main() -> int:
         sys.stdout.flush()
 
     try:
-        return 1 if "tritonserver" in fetch(say) else 0
+        return 1 if f"tritonserver {programs.SERVER}" in fetch(say) else 0
     except (CannotRun, OSError) as problem:  # a cache that cannot be written, a user without a home
         sys.stderr.write(f"nothing can be fetched: {problem}\n")
         return 1

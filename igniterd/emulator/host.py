@@ -92,6 +92,7 @@ class HostSpec:
     handover_s: float = HANDOVER_S
     memory_bytes: int = BOARD_MEMORY_BYTES
     launcher: Launcher = "24.10"
+    server: str = programs.SERVER  # a release of programs.SERVERS
 
 
 class TritonHost:
@@ -172,12 +173,12 @@ class TritonHost:
         await self.start()
 
     def _command(self) -> list[str]:
-        program = programs.required(programs.tritonserver(), "tritonserver")
+        program = programs.required(programs.tritonserver(self.spec.server), "tritonserver")
         ports = {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
         return [
             str(program.path),
             f"--model-repository={self.repository}",
-            f"--backend-directory={programs.backends()}",
+            f"--backend-directory={programs.backends(self.spec.server)}",
             "--model-control-mode=explicit",
             *(f"--load-model={m.name}" for m in self.spec.models),
             *(part for name, port in ports.items() for part in (f"--{name}-address=127.0.0.1", f"--{name}-port={port}")),
@@ -188,7 +189,7 @@ class TritonHost:
         ]
 
     def _environment(self) -> dict[str, str]:
-        program = programs.required(programs.tritonserver(), "tritonserver")
+        program = programs.required(programs.tritonserver(self.spec.server), "tritonserver")
         package = Path(__file__).parents[2]  # the folder that holds the package igniterd
         ours = {
             "IGNITERD_EMULATOR_PATH": f"{package}:{sysconfig.get_path('purelib')}:{sysconfig.get_path('platlib')}",
@@ -217,7 +218,7 @@ class TritonHost:
         version.mkdir(parents=True)
         shutil.copy(code, version / "model.py")
         (version.parent / "config.pbtxt").write_text(_pbtxt(model.config()))
-        stub = programs.python_stub()
+        stub = programs.python_stub(self.spec.server)
         (version.parent / stub.name).symlink_to(stub)  # the backend's own may be for another Python
 
 

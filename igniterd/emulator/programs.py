@@ -15,7 +15,10 @@ from pathlib import Path
 
 from igniterd.errors import CannotRun
 
-PYTRITON = "0.7.0"  # its wheel carries tritonserver 2.51
+SERVERS = {"24.10": ("0.7.0", 55), "23.12": ("0.5.0", 40)}
+"""tritonserver's releases (2.51 and 2.41): the version of nvidia-pytriton whose wheel carries it, and the wheel's MB."""
+SERVER = "24.10"
+PYTRITON = SERVERS[SERVER][0]
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"  # models run in this Python: what it has installed must be importable there
 FETCH = "python -m igniterd.emulator.fetch"
 
@@ -51,9 +54,9 @@ def cache_root() -> Path:
         raise CannotRun("this user has no home: name a folder for downloads with XDG_CACHE_HOME") from error
 
 
-def triton_root() -> Path:
+def triton_root(server: str = SERVER) -> Path:
     """The unpacked wheel."""
-    return cache_root() / f"pytriton-{PYTRITON}"
+    return cache_root() / f"pytriton-{SERVERS[server][0]}"
 
 
 def debian_root() -> Path:
@@ -75,23 +78,23 @@ def libpython() -> Path | None:
     return next((Path(p) for p in places if p and (Path(p) / name).exists()), None)
 
 
-def tritonserver() -> Program | None:
+def tritonserver(server: str = SERVER) -> Program | None:
     """tritonserver with its Python backend, or ``None`` when it is not in the cache."""
-    program = triton_root() / "pytriton" / "tritonserver" / "bin" / "tritonserver"
+    program = triton_root(server) / "pytriton" / "tritonserver" / "bin" / "tritonserver"
     library = libpython()
-    if library is None or not program.exists() or not python_stub().exists():
+    if library is None or not program.exists() or not python_stub(server).exists():
         return None
     return Program(program, (library,))
 
 
-def backends() -> Path:
+def backends(server: str = SERVER) -> Path:
     """Triton's backend directory."""
-    return triton_root() / "pytriton" / "tritonserver" / "backends"
+    return triton_root(server) / "pytriton" / "tritonserver" / "backends"
 
 
-def python_stub() -> Path:
+def python_stub(server: str = SERVER) -> Path:
     """The program that runs a Python model; the wheel has one for every version of Python that it knows."""
-    return triton_root() / "pytriton" / "tritonserver" / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
+    return triton_root(server) / "pytriton" / "tritonserver" / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
 
 
 def _on_path_or_unpacked(name: str) -> Program | None:

@@ -144,7 +144,7 @@ class SimHost:
         self._answer()
         return copy.deepcopy(self.models[model].config)
 
-    async def load(self, model: str, config: dict[str, Any]) -> None:
+    async def load(self, model: str, config: dict[str, Any], *, exact: bool = False) -> None:
         self._answer()
         await asyncio.sleep(self.reload_s)
         self._answer()

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from igniterd.clients.environments import PLAIN, ModelConfig, Reach, percent_name, runs_in_stubs, share_of
 from igniterd.clients.shares import prepared
+from igniterd.clients.triton_config import warmup_batch
 from igniterd.errors import CannotRun, IgniterdError, Refused, Unreachable
 from igniterd.profiler.board import Probe, fallen, now_s
 from igniterd.records import Allocation
@@ -27,7 +28,7 @@ class Configurable(Protocol):
 
     async def config(self, model: str) -> ModelConfig: ...
 
-    async def load(self, model: str, config: ModelConfig) -> None: ...
+    async def load(self, model: str, config: ModelConfig, *, exact: bool = False) -> None: ...
 
 
 def profilable(config: ModelConfig) -> str:
@@ -52,7 +53,7 @@ def for_measuring(original: ModelConfig, share: float | None, largest: int, shar
         config.pop("dynamic_batching", None)
         config["max_batch_size"] = 1
         changed = prepared(config, Allocation(share, 1, 0, 1), shares, reach)
-        changed["max_batch_size"] = largest
+        changed["max_batch_size"] = max(largest, warmup_batch(original))
         return changed
     return prepared(config, Allocation(share, 1, 0, 1), shares, reach)
 
@@ -172,7 +173,7 @@ async def originals_of(client: Configurable, models: Iterable[str]) -> dict[str,
 async def restore(
     client: Configurable, originals: Mapping[str, ModelConfig], *, patience_s: float, say: Callable[[str], None]
 ) -> dict[str, str]:
-    """Put every model back to its configuration in ``originals``; one that has it already is left alone.
+    """Put every model back to exactly its configuration in ``originals``; one that has it already is left alone.
 
     A server that does not answer is waited for, ``patience_s`` for all models together. Returns why, for each that could not be
     restored.
@@ -182,7 +183,7 @@ async def restore(
         while True:
             try:
                 if await client.config(model) != config:
-                    await client.load(model, config)
+                    await client.load(model, config, exact=True)
                 failed.pop(model, None)
                 break
             except Unreachable as error:

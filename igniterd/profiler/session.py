@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from igniterd.clients.environments import PLAIN, Reach
-from igniterd.clients.triton import IndexEntry
 from igniterd.clients.triton_config import ModelConfig
+from igniterd.clients.triton_info import IndexEntry
 from igniterd.errors import CannotRun, Refused
 from igniterd.model.profile import CoRun, CoTenant, SoloPoint
 from igniterd.profiler import survey
@@ -41,7 +41,7 @@ class Client(Reading, Protocol):
 
     async def config(self, model: str) -> ModelConfig: ...
 
-    async def load(self, model: str, config: ModelConfig) -> None: ...
+    async def load(self, model: str, config: ModelConfig, *, exact: bool = False) -> None: ...
 
 
 class Listener(Protocol):

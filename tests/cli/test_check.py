@@ -2,16 +2,22 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 from typer.testing import CliRunner
 
 from igniterd.cli.app import app
-from igniterd.cli.check import _copies
+from igniterd.cli.check import _copies, _triton
+from igniterd.clients.triton import TritonClient
+from igniterd.clients.triton_info import Control, ServerInfo
+from igniterd.clients.triton_release import named, too_old
+from igniterd.config import parse_config
+from igniterd.errors import NotNow, Refused
 from igniterd.estimate import ModelBelief
 from igniterd.loop import Knowledge
 from igniterd.memory import Memory
@@ -128,3 +134,36 @@ def test_a_file_that_the_broker_needs_and_is_not_there_is_found(tmp_path: Path) 
     result = runner.invoke(app, write(tmp_path, ALEXNET, '[mqtt]\nurl = "mqtt://broker"\n'))
     assert result.exit_code == 0
     assert "ok  MQTT: hints go to mqtt://broker" in result.output
+
+
+class _Old(TritonClient):
+    """A server of another age, with one model that nobody can load again."""
+
+    def __init__(self, version: str) -> None:
+        super().__init__("main", "127.0.0.1:1")
+        self._version = version
+
+    async def server(self) -> ServerInfo:
+        return ServerInfo(True, True, self._version, (), Control.EXPLICIT, too_old=too_old(self._version))
+
+    async def config(self, model: str) -> dict[str, Any]:
+        raise Refused(f"{model}: no")
+
+    async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
+        no = "it is in no model repository"
+        return {n: ModelReading(n, "1", "main", True, "python", Allocation(None, 8), share_fixed=no, batching_fixed=no) for n in names}
+
+
+@pytest.mark.parametrize(("version", "level"), [("2.40.0", "bad"), ("2.41.0", "ok"), ("of our own", "ok")])
+async def test_live_says_the_version_and_whether_it_is_steered(version: str, level: str) -> None:
+    settings = parse_config(f'[loop]\nmode = "act"\n{ALEXNET}', source="test")
+    found = [(f.level, f.said) async for f in _triton(_Old(version), settings, {}) if f.what == "Triton main"]
+    assert found[0] == ("ok", f"version {named(version)} at 127.0.0.1:1, ready")
+    assert ("bad", too_old(version)) in found or level == "ok"
+    assert len(found) == (2 if level == "bad" else 1)
+
+
+async def test_live_says_once_why_a_model_cannot_be_loaded_again() -> None:
+    settings = parse_config(ALEXNET, source="test")
+    warned = [f.said async for f in _triton(_Old("2.51.0"), settings, {}) if f.level == "warn"]
+    assert warned == ["it is left as it is: it is in no model repository"]

@@ -9,9 +9,12 @@ import grpc
 import grpc.aio
 import pytest
 import pytest_asyncio
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from igniterd.clients.triton import TritonClient
+from igniterd.clients.triton_channel import channel_options
 from igniterd.errors import NotNow, NotServed, Refused, Unanswered, Unreachable
 from igniterd.records import Allocation, BatchStat, ModelReading
 
@@ -28,9 +31,16 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         self.loading = asyncio.Event()  # set: loads are finished
         self.loading.set()
         self.calls: list[str] = []
+        self.listed = asyncio.Event()  # set: the repository is listed without delay
+        self.listed.set()
         self.silent = asyncio.Event()
         self.silent.set()
         self.metadata: dict[str, str] = {}
+        self.homeless: set[str] = set()  # loaded with files, in no repository
+        self.version = "2.51.0"
+        self.insists = 0  # the batch that the models' own code sets
+        self.marks: dict[str, str] = {}
+        self.loads: list[Any] = []
         self.newer = b""  # fields of a Triton newer than the client
 
     async def _called(self, name: str, context: Any) -> None:
@@ -63,23 +73,41 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
                 answer.config.ensemble_scheduling.step.add(model_name=member)
             return answer
         answer.config.dynamic_batching.max_queue_delay_microseconds = 100
+        if mark := self.marks.get(request.name):
+            answer.config.parameters["IGNITERD_LOAD"].string_value = mark
         answer.config.MergeFromString(self.newer)
         return answer
 
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._called("index", context)
+        await self.listed.wait()
         answer = service_pb2.RepositoryIndexResponse()
         answer.models.add(name="broken", state="UNAVAILABLE", reason="no such file")
         answer.models.add(name="resting")
         answer.models.add(name="coming", state="LOADING")
+        for name in self.models.keys() - self.homeless:
+            answer.models.add(name=name, state="READY")
         return answer
 
     async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:  # noqa: N802
         if not self.largest:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no model control")
         await self.loading.wait()
-        self.largest[request.model_name] = json.loads(request.parameters["config"].string_param)["max_batch_size"]
+        self.loads.append(request)
+        if "config" in request.parameters:
+            sent = json.loads(request.parameters["config"].string_param)
+            self.marks[request.model_name] = sent.get("parameters", {}).get("IGNITERD_LOAD", {}).get("string_value", "")
+            self.largest[request.model_name] = self.insists or json.loads(request.parameters["config"].string_param)["max_batch_size"]
         return service_pb2.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._called(f"unload {request.model_name}", context)
+        return service_pb2.RepositoryModelUnloadResponse()
+
+    async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if not self.version:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "This protocol is restricted, expecting header 'k'")
+        return service_pb2.ServerMetadataResponse(name="triton", version=self.version)
 
 
 class Clock:
@@ -102,7 +130,6 @@ async def world() -> AsyncIterator[World]:
     client = TritonClient("main", f"127.0.0.1:{port}", timeout_s=5, config_max_age_s=60, headers={"Secret-Key": "s"}, clock=clock)
     yield servicer, client, clock
     await client.close()
-    servicer.silent.set()
     await server.stop(None)
 
 
@@ -115,7 +142,7 @@ async def read(client: TritonClient, name: str = "m") -> ModelReading:
 async def test_a_tick_is_one_call_and_configurations_are_read_when_they_may_have_changed(world: World) -> None:
     server, client, clock = world
     await read(client)
-    assert sorted(server.calls) == ["config", "statistics"]
+    assert sorted(server.calls) == ["config", "index", "statistics"]
     server.calls.clear()
     server.largest["m"] = 4
     for _ in range(3):
@@ -218,7 +245,7 @@ async def test_a_load_that_is_never_finished_stands_in_the_way_no_longer_than_it
     clock.now_s += 0.11
     server.calls.clear()
     assert not (await read(client)).loading
-    assert sorted(server.calls) == ["config", "statistics"], "but it is looked out for"
+    assert sorted(server.calls) == ["config", "index", "statistics"], "but it is looked out for"
     clock.now_s += 1.0
     await read(client)
     server.calls.clear()
@@ -298,10 +325,140 @@ async def test_a_call_that_triton_does_not_know_is_a_refusal(world: World) -> No
         await client.load("m", {"name": "m"})
 
 
+NEWER = b"\xf8\x3f\x01"  # field 1023, a number
+
+
 async def test_a_configuration_of_a_newer_triton_is_not_written_back_without_its_new_fields(world: World) -> None:
     server, client, _ = world
     assert (await client.config("m"))["max_batch_size"] == 8
-    server.newer = b"\xf8\x3f\x01"  # field 1023, a number
-    with pytest.raises(Refused, match="fields that the installed tritonclient does not know"):
+    server.newer = NEWER
+    with pytest.raises(Refused, match=r"m: .* fields that the installed tritonclient does not know \(1023\)"):
         await client.config("m")
-    assert (await read(client)).allocation.max_batch_size == 8  # reading what is known of it is no harm
+    seen = await read(client)
+    assert seen.allocation.max_batch_size == 8, "reading what is known of it is no harm"
+    assert "does not know (1023)" in seen.share_fixed, "it is said before anything is tried"
+    assert seen.batching_fixed == seen.share_fixed
+    assert not seen.left_alone
+
+
+async def test_a_configuration_of_a_newer_triton_is_read_in_the_servers_own_words_where_they_can_be_had(world: World) -> None:
+    server, client, _ = world
+    server.newer = NEWER
+    theirs = {"name": "m", "max_batch_size": 8, "no_client_knows_this": 1}
+    asked = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append((request.path, request.headers.get("Secret-Key")))
+        return web.json_response(theirs)
+
+    page = web.Application()
+    page.router.add_get("/v2/models/m/config", answer)
+    async with TestServer(page) as http:
+        newer = TritonClient("main", client.url, timeout_s=5, headers={"Secret-Key": "s"}, http_url=str(http.make_url("/")))
+        assert await newer.config("m") == theirs
+        assert asked == [("/v2/models/m/config", "s")]
+        seen = await read(newer)
+        assert (seen.batching_fixed, seen.share_fixed) == ("", "")
+        theirs["name"] = "other"
+        with pytest.raises(Refused, match="not the configuration of m"):
+            await newer.config("m")
+        server.newer = b""
+        assert (await newer.config("m"))["max_batch_size"] == 8
+        assert len(asked) == 2, "gRPC tells it all"
+        await newer.close()
+
+
+async def test_a_model_in_no_repository_is_left_as_it_is(world: World) -> None:
+    server, client, clock = world
+    server.homeless = {"m"}
+    for _ in range(3):
+        seen = await read(client)
+        assert seen.share_fixed.startswith("it is in no model repository")
+        assert seen.batching_fixed == seen.share_fixed
+        clock.now_s += 60
+    assert server.calls.count("index") == 1, "a slow repository is listed once for a configuration, not at every tick"
+
+
+async def test_a_repository_that_is_slow_to_list_costs_one_look(world: World) -> None:
+    server, client, _ = world
+    server.listed.clear()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):  # as a tick gives up
+            await read(client)
+    async with asyncio.timeout(1.0):
+        assert (await read(client)).share_fixed == ""
+    server.listed.set()
+
+
+async def test_every_load_differs_from_the_last_and_an_exact_one_is_sent_as_it_is(world: World) -> None:
+    server, client, _ = world
+    config = await client.config("m") | {"parameters": {"weights": {"string_value": "v7"}}}
+    for _ in range(2):
+        await client.load("m", config, {"1/model.py": b"\x00\xff", "1/weights/a.bin": b""})
+    await client.load("m", config, exact=True)
+    await client.load("m", None)
+    sent = [json.loads(load.parameters["config"].string_param) for load in server.loads[:3]]
+    marks = [one["parameters"].pop("IGNITERD_LOAD", {}).get("string_value") for one in sent]
+    assert len(set(marks[:2])) == 2
+    assert marks[2] is None
+    assert sent == [config] * 3
+    for load in server.loads[:2]:
+        assert load.parameters["file:1/model.py"].bytes_param == b"\x00\xff"
+        assert load.parameters["file:1/weights/a.bin"].WhichOneof("parameter_choice") == "bytes_param"
+    assert not server.loads[3].parameters
+    with pytest.raises(ValueError, match="only with a configuration"):
+        await client.load("m", None, {"1/model.py": b""})
+
+
+async def test_a_model_that_sets_its_own_batching_is_known_after_one_load(world: World) -> None:
+    server, client, clock = world
+    server.insists = 8
+    await client.load("m", await client.config("m") | {"max_batch_size": 4})
+    seen = await read(client)
+    assert seen.batching_fixed == (
+        "its own code sets its batching (auto_complete_config): loaded with largest batch 4 and delay 100 us, it serves with 8 and 100 us"
+    )
+    assert seen.share_fixed == ""
+    server.marks["m"], server.largest["m"] = "", 16
+    clock.now_s += 60
+    assert (await read(client)).batching_fixed == "", "somebody else loaded it otherwise"
+    server.insists = 0
+    await client.load("m", await client.config("m") | {"max_batch_size": 4})
+    assert (await read(client)).batching_fixed == ""
+
+
+async def test_what_is_unloaded_is_read_anew(world: World) -> None:
+    server, client, _ = world
+    await read(client)
+    await client.unload("m")
+    assert server.calls[-1] == "unload m"
+    server.calls.clear()
+    await read(client)
+    assert "config" in server.calls
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [("2.40.0", "tritonserver 2.40.0 is older than 2.41 (23.12)"), ("2.41.0", ""), ("3.0.1", ""), ("dev", ""), ("", "")],
+)
+async def test_a_triton_that_is_too_old_is_not_steered(world: World, version: str, words: str) -> None:
+    server, client, _ = world
+    server.version = version
+    said = await client.refuses_loads()
+    assert bool(said) == bool(words)
+    assert words in said
+
+
+def a_message(**more: Any) -> bytes:
+    return bytes(model_config_pb2.ModelConfig(**more).SerializeToString())
+
+
+async def test_a_warm_up_sample_is_the_least_batch(world: World) -> None:
+    server, client, _ = world
+    server.newer = a_message(model_warmup=[{"name": "w", "batch_size": 6}, {"name": "v", "batch_size": 2}])
+    assert (await read(client)).least_batch == 6
+
+
+def test_pings_are_rarer_than_a_server_takes_them() -> None:
+    """A server takes one in 300 s from a client that it sends no data, and gRPC's own limits let more through than that."""
+    assert dict(channel_options())["grpc.keepalive_time_ms"] >= 1.1 * 300_000

@@ -11,16 +11,19 @@ from igniterd.clients.triton_config import (
     allocation_of,
     base_env_of,
     batching_obstacle,
-    config_to_dict,
     gpu_index_of,
     left_alone,
+    marked,
     preferred_sizes_of,
     same_allocation,
+    same_but_instances,
     several_gpus,
     share_obstacle,
     share_path,
+    warmup_batch,
     with_allocation,
 )
+from igniterd.clients.triton_json import config_to_dict
 from igniterd.errors import Refused
 from igniterd.records import Allocation
 
@@ -162,6 +165,8 @@ def test_no_field_of_a_configuration_is_lost_in_an_override(choice: int) -> None
         filled(message.dynamic_batching, choice)
     message.model_transaction_policy.decoupled = False
     message.instance_group[0].kind = model_config_pb2.ModelInstanceGroup.KIND_GPU
+    for sample in message.model_warmup:
+        sample.batch_size = 4
     message.parameters.clear()
     message.parameters["limit"].string_value = "10"
     written = with_allocation(config_to_dict(message), Allocation(0.5, 4, 300, allocation_of(config_to_dict(message)).instances), SHARES)
@@ -184,6 +189,7 @@ def test_no_field_of_a_configuration_is_lost_in_an_override(choice: int) -> None
         (a_config(sequence_batching={}), Allocation(None, 4), "it has sequence_batching"),
         (a_config(), Allocation(1.5, 8), r"share 1.5 is not in \(0, 1\]"),
         (a_config(), Allocation(None, 0), "a batch is at least 1"),
+        (a_config(model_warmup=[{"batch_size": 6}]), Allocation(None, 4), "a sample of its model_warmup has batch 6"),
         (a_config(instance_group=[{"count": 1}, {"count": 1}]), Allocation(None, 8, instances=3), "2 instance groups"),
     ],
 )
@@ -242,3 +248,27 @@ def test_what_cannot_be_steered_is_known_before_it_is_tried(change: dict[str, An
     for said, wanted in ((share_obstacle(config), share), (batching_obstacle(config), batching)):
         assert bool(said) == bool(wanted)
         assert wanted in said
+
+
+def test_no_largest_batch_is_below_a_warm_up_sample() -> None:
+    assert (warmup_batch({}), warmup_batch({"model_warmup": [{"name": "no batch"}]})) == (1, 1)
+    config = a_config(model_warmup=[{"batch_size": 2}, {"batch_size": 6}, {}])
+    assert warmup_batch(config) == 6
+    assert with_allocation(config, Allocation(None, 6), SHARES)["max_batch_size"] == 6
+    assert with_allocation(config, Allocation(0.5, 8), SHARES)["model_warmup"] == config["model_warmup"]
+
+
+def test_a_mark_changes_nothing_else() -> None:
+    config = a_config()
+    once = marked(config, "1")
+    assert config == a_config()
+    assert once["parameters"].pop("IGNITERD_LOAD") == {"string_value": "1"}
+    assert once == config
+    assert marked({"name": "m"}, "2")["parameters"] == {"IGNITERD_LOAD": {"string_value": "2"}}
+
+
+def test_a_change_of_instances_alone_is_told_from_others() -> None:
+    config = a_config()
+    assert same_but_instances(config, with_allocation(config, Allocation(None, 8, 0, 3), SHARES))
+    assert same_but_instances({"name": "m"}, {"name": "m", "instance_group": [{"count": 2}]})
+    assert not same_but_instances(config, with_allocation(config, Allocation(0.5, 8, 0, 3), SHARES))

@@ -55,7 +55,7 @@ def test_fetching_without_an_index_says_what_is_needed(empty_cache: Path, monkey
     monkeypatch.setattr(fetch.subprocess, "run", refuse)
     monkeypatch.setattr(fetch, "_DEBIAN", {})
     said: list[str] = []
-    assert fetch.fetch(said.append) == ["tritonserver"]
+    assert fetch.fetch(said.append) == ["tritonserver 24.10", "tritonserver 23.12"]
     text = "\n".join(said)
     assert "failed: ERROR: no index here" in text
     assert "needs Linux on x86-64" in text
@@ -67,7 +67,7 @@ def test_a_missing_package_is_explained_and_does_not_stop_the_rest(empty_cache: 
         raise CannotRun("there is no apt-get and dpkg-deb on this machine")
 
     monkeypatch.setattr(fetch, "Apt", no_apt)
-    monkeypatch.setattr(fetch, "_tritonserver", lambda _: [])
+    monkeypatch.setattr(fetch, "_tritonserver", lambda *_: [])
     monkeypatch.setattr(fetch, "_FIND", dict.fromkeys(fetch._DEBIAN, lambda: None))
     said: list[str] = []
     assert fetch.fetch(said.append) == ["mosquitto", "nvidia-cuda-mps-control", "promtool"]

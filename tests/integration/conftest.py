@@ -17,7 +17,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from igniterd.clients.shares import prepared
 from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_config import allocation_of
+from igniterd.clients.triton_config import allocation_of, same_but_instances
 from igniterd.emulator.board import EmulatedNvml
 from igniterd.emulator.boardfile import BoardFile, Copy
 from igniterd.emulator.host import EmulatedModel, HostSpec, MpsHost, TritonHost, mps_host
@@ -63,7 +63,9 @@ class Host:
 
     async def allocate(self, model: str, target: Allocation) -> None:
         """Load ``model`` with ``target``, as the daemon does."""
-        await self.client.load(model, prepared(await self.client.config(model), target, self.shares))
+        config = await self.client.config(model)
+        changed = prepared(config, target, self.shares)
+        await self.client.load(model, changed, exact=same_but_instances(config, changed))
 
     async def give_share(self, model: str, share: float) -> None:
         """Change only the share, and wait until the old copy has left the board."""

@@ -118,11 +118,11 @@ class OddHost(TritonHost):
         (folder / "1").mkdir(parents=True)
         if "ensemble_scheduling" not in model.more:
             (folder / "1" / "model.py").write_text(ECHO + model.code)
-            stub = programs.python_stub()
+            stub = programs.python_stub(self.spec.server)
             (folder / stub.name).symlink_to(stub)
         message = json_format.ParseDict(model.config(), model_config_pb2.ModelConfig())
         (folder / "config.pbtxt").write_text(text_format.MessageToString(message, as_utf8=True))
 
     def _command(self) -> list[str]:
-        caches = programs.backends().with_name("caches")
+        caches = programs.backends(self.spec.server).with_name("caches")
         return [*super()._command(), f"--cache-directory={caches}", "--cache-config=local,size=1048576", "--strict-readiness=false"]

@@ -13,7 +13,9 @@ import trustme
 from structlog.testing import capture_logs
 
 from igniterd.clients.mqtt import MqttPublisher
-from igniterd.clients.triton import Control, TlsFiles, TritonClient
+from igniterd.clients.triton import TritonClient
+from igniterd.clients.triton_channel import TlsFiles
+from igniterd.clients.triton_info import Control
 from igniterd.emulator import programs
 from igniterd.emulator.host import EmulatedModel, HostSpec, TritonHost
 from igniterd.emulator.process import free_ports, listens, running

@@ -6,16 +6,18 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import aiohttp
 import numpy as np
 import pytest
 import pytest_asyncio
-from tritonclient.grpc import InferInput
+from google.protobuf import json_format
+from tritonclient.grpc import InferInput, model_config_pb2
 from tritonclient.grpc.aio import InferenceServerClient
 
 from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton import Control, TritonClient
+from igniterd.clients.triton import TritonClient
 from igniterd.clients.triton_config import allocation_of, base_env_of, share_of, with_allocation
+from igniterd.clients.triton_http import TritonHttp
+from igniterd.clients.triton_info import Control
 from igniterd.emulator.host import EmulatedModel, HostSpec, TritonHost, triton_host
 from igniterd.emulator.load import INPUT_FLOATS
 from igniterd.emulator.process import free_ports
@@ -63,8 +65,13 @@ async def test_the_server_and_its_control_mode(client: TritonClient) -> None:
 
 
 async def test_configurations_are_tritons_own(host: TritonHost, client: TritonClient) -> None:
-    async with aiohttp.ClientSession() as session, session.get(f"{host.http_url}/v2/models/resnet50/config") as answer:
-        assert await client.config("resnet50") == await answer.json()
+    http = TritonHttp(host.http_url, 5.0, {}, None)
+    theirs = await http.config("resnet50")
+    await http.close()
+    ours = await client.config("resnet50")
+    assert json_format.ParseDict(ours, model_config_pb2.ModelConfig()) == json_format.ParseDict(theirs, model_config_pb2.ModelConfig())
+    assert "runtime" in theirs
+    assert "runtime" not in ours, "a default that older servers do not know"
 
 
 async def test_readings_count_requests_and_batches(host: TritonHost, client: TritonClient) -> None:

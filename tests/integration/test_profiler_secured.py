@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from igniterd.clients.triton import TlsFiles, TritonClient
+from igniterd.clients.triton import TritonClient
+from igniterd.clients.triton_channel import TlsFiles
 from igniterd.clients.triton_config import ModelConfig
 from igniterd.emulator.host import TritonHost
 from igniterd.emulator.process import Running, running

@@ -10,8 +10,9 @@ import pytest
 
 from igniterd.clients.environments import VARIABLE
 from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton import Control, TritonClient
+from igniterd.clients.triton import TritonClient
 from igniterd.clients.triton_config import allocation_of, with_allocation
+from igniterd.clients.triton_info import Control
 from igniterd.emulator.host import EmulatedModel, HostSpec, triton_host
 from igniterd.emulator.load import Arrivals, LoadSpec, Phase, load
 from igniterd.errors import Refused, Unanswered

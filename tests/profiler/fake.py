@@ -10,8 +10,8 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from igniterd.clients.triton import IndexEntry
 from igniterd.clients.triton_config import ModelConfig, allocation_of, backend_of, share_of
+from igniterd.clients.triton_info import IndexEntry
 from igniterd.errors import NotNow, Refused, Unreachable
 from igniterd.records import BatchStat, BoardReading, ModelReading
 
@@ -75,7 +75,7 @@ class FakeTriton:
         self._up()
         return copy.deepcopy(self.models[model].config)
 
-    async def load(self, model: str, config: ModelConfig) -> None:
+    async def load(self, model: str, config: ModelConfig, *, exact: bool = False) -> None:
         self._up()
         await asyncio.sleep(RELOAD_S)
         self._up()

@@ -13,7 +13,7 @@ import pytest
 from igniterd.errors import CannotRun, NotNow, Unreachable
 from igniterd.profiler.board import Probe
 from igniterd.profiler.partial import Partial, Settings
-from igniterd.profiler.server import restore
+from igniterd.profiler.server import for_measuring, restore
 from igniterd.profiler.session import Session
 from tests.profiler.fake import FakeBoard, FakeTriton, Heard, config_of, plain_ms
 
@@ -100,9 +100,9 @@ async def test_the_file_says_how_the_server_was_before_anything_is_changed(tmp_p
     triton, partial = FakeTriton([original]), asked(tmp_path, "big")
     load, seen = triton.load, []
 
-    async def watched(model: str, config: dict[str, object]) -> None:
+    async def watched(model: str, config: dict[str, object], *, exact: bool = False) -> None:
         seen.append(copy.deepcopy(Partial.read(tmp_path / "p.partial").originals))
-        await load(model, config)
+        await load(model, config, exact=exact)
 
     triton.load = watched  # type: ignore[method-assign]
     await session(triton, partial, tmp_path).run()
@@ -285,3 +285,9 @@ async def test_a_daemon_that_acts_on_the_same_server_is_noticed(tmp_path: Path) 
     with pytest.raises(NotNow, match="somebody else changes it"):
         await session(triton, partial, tmp_path).run()
     assert triton.models["big"].config == original
+
+
+def test_a_model_is_not_measured_with_less_than_it_is_warmed_up_with(tmp_path: Path) -> None:
+    config = config_of("big", max_batch=8, model_warmup=[{"name": "w", "batch_size": 6}])
+    assert for_measuring(config, 0.5, 4, tmp_path / "shares")["max_batch_size"] == 6
+    assert for_measuring(config, 0.5, 8, tmp_path / "shares")["max_batch_size"] == 8
