@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from igniterd.clients.environments import PLAIN, Reach, base_env_of
+from igniterd.clients.environments import PLAIN, Reach, base_env_of, is_stale
 from igniterd.clients.shares import prepared
 from igniterd.clients.triton_config import allocation_of, same_allocation
 from igniterd.errors import IgniterdError, Refused, Unreachable
@@ -37,9 +37,9 @@ class Reloader(Protocol):
 async def _apply(step: Step, triton: Reloader, shares: Path, reach: Reach) -> None:
     before, there = await triton.config(step.model), str(shares)
     present = allocation_of(before, there)
-    if same_allocation(present, step.after):
+    if same_allocation(present, step.after) and not is_stale(before, there, reach):
         return
-    if not same_allocation(present, step.before):
+    if not same_allocation(present, step.before) and not same_allocation(present, step.after):
         raise Refused(f"{step.model}: somebody else changed it to {present}; planning anew")
     if base_env_of(before, there) is None:
         changed = prepared(before, step.after, shares, reach)
