@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from igniterd.clients.environments import PLAIN, Reach, base_env_of
+from igniterd.clients.environments import PLAIN, Reach, base_env_of, is_stale
 from igniterd.clients.shares import prepared
 from igniterd.clients.triton_config import (
     allocation_of,
@@ -64,10 +64,11 @@ class Surroundings:
 async def _apply(step: Step, triton: Reloader, around: Surroundings) -> None:
     before, there = await triton.config(step.model), str(around.shares)
     present = allocation_of(before, there)
-    again = step.kind is StepKind.REVIVE or around.claimed is not None
+    again = step.kind is StepKind.REVIVE or around.claimed is not None or is_stale(before, there, around.reach)
     if same_allocation(present, step.after) and not again:
         return
-    if not (same_allocation(present, step.before) or same_allocation(present, _expected(step, around.claimed))):
+    expected = (step.before, _expected(step, around.claimed), step.after)
+    if not any(same_allocation(present, each) for each in expected):
         raise Refused(f"{step.model}: somebody else changed it to {present}; planning anew")
     if base_env_of(before, there) is None:
         changed = prepared(before, step.after, around.shares, around.reach)

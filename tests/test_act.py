@@ -62,6 +62,16 @@ async def test_what_is_already_there_is_not_loaded_again(tmp_path: Path) -> None
     assert triton.loads == 1
 
 
+async def test_a_share_of_an_earlier_igniterd_is_given_anew(tmp_path: Path) -> None:
+    """Its folder is a share only for servers that source it; the same path would be no reload."""
+    triton, shares = Triton(), tmp_path / "shares"
+    await carried(triton, shares)
+    triton.now["parameters"]["EXECUTION_ENV_PATH"] = {"string_value": str(shares / "25")}
+    assert await carried(triton, shares, Step("m", StepKind.SHRINK, THEN, THEN)) == (True, "")
+    assert triton.loads == 2
+    assert triton.now["parameters"]["EXECUTION_ENV_PATH"] == {"string_value": str(shares / "igniterd-v2" / "25")}
+
+
 async def test_refusals_silence_and_lies_are_told_apart(tmp_path: Path) -> None:
     shares = tmp_path / "shares"
     assert await carried(Triton("refuses"), shares) == (False, "unknown field")

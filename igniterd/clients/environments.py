@@ -109,6 +109,19 @@ def base_env_of(config: ModelConfig, shares_dir: str = DEFAULT_SHARES) -> str | 
     return parameter(config, BASE_ENV)
 
 
+def is_stale(config: ModelConfig, shares_dir: str = DEFAULT_SHARES, reach: Reach = PLAIN) -> bool:
+    """Whether the model's share is named by a folder that an earlier igniterd made, or one with other settings or another place.
+
+    Given anew, the same share is another path, and so a reload.
+    """
+    share = share_of(config, shares_dir)
+    if share is None or parameter(config, OWN_BACKEND) is not None:
+        return False
+    base = base_env_of(config, shares_dir)
+    wanted = share_path(shares_dir, share, base, python=reach.python, variables=reach.variables)
+    return posixpath.normpath(parameter(config, ENV_PATH) or "") != posixpath.normpath(wanted)
+
+
 def percent_name(share: float) -> str:
     """The folder name of a share: percent with at most three decimals, ``0.125`` -> ``"12.5"``."""
     return f"{share * 100.0:.3f}".rstrip("0").rstrip(".")

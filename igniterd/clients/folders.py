@@ -12,6 +12,7 @@ import pwd
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from igniterd.errors import Refused
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER, _FILE, _PROGRAM = 0o755, 0o644, 0o755
+_LEFT_BEHIND_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,7 @@ def _put(parent: int, name: str, tree: Tree) -> None:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, Refused), _opened(name, parent) as at:
         if os.fstat(at).st_mode & 0o777 == _FOLDER and _holds(at, tree):
             return
+    _sweep(parent, name)
     new, old = (f".{name}.{kind}-{secrets.token_hex(6)}" for kind in ("new", "old"))
     try:
         os.mkdir(new, 0o700, dir_fd=parent)
@@ -169,6 +172,15 @@ def _put(parent: int, name: str, tree: Tree) -> None:
     finally:
         for each in (new, old):
             _remove(parent, each)
+
+
+def _sweep(parent: int, name: str) -> None:
+    """Remove what one that was killed has left: nobody takes an hour over a folder."""
+    for each in os.listdir(parent):
+        if each.startswith((f".{name}.new-", f".{name}.old-")):
+            with contextlib.suppress(OSError):
+                if time.time() - os.lstat(each, dir_fd=parent).st_mtime > _LEFT_BEHIND_S:
+                    _remove(parent, each)
 
 
 def _fill(at: int, tree: Tree) -> None:

@@ -11,6 +11,7 @@ from igniterd.clients.environments import (
     Reach,
     backend_of,
     base_env_of,
+    is_stale,
     percent_name,
     runs_in_stubs,
     share_of,
@@ -94,6 +95,7 @@ def test_a_share_of_an_earlier_igniterd_is_seen_and_replaced(path: str) -> None:
     assert base_env_of(config) is None
     again = given_share(config, 0.3)
     assert path_of(again) == share_path(SHARES, 0.3), "another path: Triton takes the same for no change"
+    assert (is_stale(config), is_stale(again), is_stale(again, reach=Reach(python="/p"))) == (True, False, True)
     assert given_share(again, 0.3) == again
     assert "EXECUTION_ENV_PATH" not in given_share(config, None)["parameters"]
 

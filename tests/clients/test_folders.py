@@ -3,6 +3,7 @@ import os
 import resource
 import signal
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,6 +146,16 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, before)
     assert [path.name for path in (tmp_path / "v").iterdir()] == ["30"]
     assert is_whole(tmp_path, BELOW, TREE), "the one that was there goes on"
+
+
+def test_what_one_that_was_killed_left_is_swept_up(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    for name, age_s in ((".30.new-0123", 7200), (".30.old-0123", 7200), (".30.new-4567", 60), (".40.new-0123", 7200)):
+        (tmp_path / "v" / name / "bin").mkdir(parents=True)
+        at_s = time.time() - age_s
+        os.utime(tmp_path / "v" / name, (at_s, at_s))
+    make_whole(tmp_path, BELOW, TREE)
+    assert {path.name for path in (tmp_path / "v").iterdir()} == {"30", ".30.new-4567", ".40.new-0123"}
 
 
 def test_a_file_in_the_way_of_a_folder_above_is_an_error(tmp_path: Path) -> None:
