@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -14,20 +14,26 @@ NO_PROCESS = "no process of it is seen on this host"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One piece of evidence: for or against a share, or nothing."""
+    """One piece of evidence: for or against a share, or nothing. ``mendable``: a reload may mend it."""
 
     effect: Effect | None
     said: str = ""
+    mendable: bool = False
 
 
 def stubs_of(reading: ModelReading, stubs: Iterable[Stub], port: int | None) -> list[Stub]:
     """The processes of a model, the newest first. Where several servers of the host run a model of this
     name, those of the one that listens at ``port``; all of them where that tells none apart."""
-    named = [stub for stub in stubs if stub.instance in reading.instance_names]
-    exact = [stub for stub in named if reading.model in PurePosixPath(stub.path).parts]
-    found = exact or named
-    here = [stub for stub in found if stub.grpc_port == port] or found
-    return sorted(here, key=lambda stub: stub.started, reverse=True)
+    found = newest_of(reading.instance_names, reading.model, stubs)
+    return [stub for stub in found if stub.grpc_port == port] or found
+
+
+def newest_of(names: Collection[str], model: str, stubs: Iterable[Stub]) -> list[Stub]:
+    """The processes of instances with these names, the newest first; where models share the names of
+    their groups, those that run the code in the model's folder."""
+    named = [stub for stub in stubs if stub.instance in names]
+    found = [stub for stub in named if model in PurePosixPath(stub.path).parts] or named
+    return sorted(found, key=lambda stub: stub.started, reverse=True)
 
 
 def serving(mine: Sequence[Stub], share: float, instances: int) -> Sequence[Stub]:
@@ -47,10 +53,15 @@ def by_process(reading: ModelReading, share: float, mine: Sequence[Stub] | None,
     mine = serving(mine, share, reading.allocation.instances)
     if new and any(stub.share is None or abs(stub.share - share) > SAME for stub in mine):
         return Finding(Effect.UNPROVEN, "its process has just come")
+    return of_processes(mine, share)
+
+
+def of_processes(mine: Sequence[Stub], share: float) -> Finding:
+    """Of the processes that serve: whether they all have the share."""
     for stub in mine:
         if stub.share is not None and abs(stub.share - share) > SAME:
             said = f"process {stub.pid} has {stub.share:.4g} by its {stub.by}, not {share:.4g}"
-            return Finding(Effect.REFUTED, said)
+            return Finding(Effect.REFUTED, said, mendable=True)
     without = [stub for stub in mine if stub.share is None]
     if without:
         return _without_share(without)
@@ -71,5 +82,7 @@ def _without_share(without: Sequence[Stub]) -> Finding:
             f"process {stub.pid} has no share: its launcher (Triton 25.08 or later) does not run "
             f"bin/activate, and nothing else in {stub.virtual_env} gave it one: the folder is of "
             "an older igniterd, or damaged",
+            mendable=True,
         )
-    return Finding(Effect.REFUTED, f"process {stub.pid} was started without the share's environment")
+    said = f"process {stub.pid} was started without the share's environment"
+    return Finding(Effect.REFUTED, said, mendable=True)

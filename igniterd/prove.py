@@ -235,6 +235,7 @@ def _state(
         reason="" if proven else found.said,
         since_s=since_s,
         effective=share if proven or pending else None,
+        mendable=found.mendable,
     )
 
 
@@ -247,8 +248,8 @@ def planned_view(observation: Observation, proofs: Proofs) -> Observation:
         if state.effective is not None or name not in models:
             continue
         reading = models[name]
-        mendable = state.effect is Effect.REFUTED and name not in proofs.tried
-        fixed = "" if mendable else f"its share is {state.effect}: {state.reason}"
+        again = state.mendable and name not in proofs.tried
+        fixed = "" if again else f"its share is {state.effect}: {state.reason}"
         models[name] = replace(
             reading,
             allocation=replace(reading.allocation, share=None),

@@ -194,6 +194,7 @@ class ShareState:
     reason: str  # why it is not proven, with the most likely cause; empty where it is
     since_s: float  # when it came to be so
     effective: float | None = None
+    mendable: bool = False  # a reload of ours may give the process its share
 
 
 # ---------------------------------------------------------------- window

@@ -209,6 +209,7 @@ async def _probe(settings: Settings, client: TritonClient) -> tuple[Probe | None
 async def _profiled(partial: Partial, path: Path, output: Path, budget_s: float | None, headers: Mapping[str, str]) -> None:
     from igniterd import __version__
     from igniterd.cli.profile_access import client_of, mps_warning
+    from igniterd.clients.processes import ProcessTable
     from igniterd.profiler.session import Session
 
     settings = partial.settings
@@ -223,7 +224,18 @@ async def _profiled(partial: Partial, path: Path, output: Path, budget_s: float 
             if warning:
                 listener.say(warning)
             link = settings.gpu == "nvml"
-            session = Session(client, probe, partial, path, listener, index=index, measure_link=link, budget_s=budget_s, reach=client.reach)
+            session = Session(
+                client,
+                probe,
+                partial,
+                path,
+                listener,
+                index=index,
+                measure_link=link,
+                budget_s=budget_s,
+                reach=client.reach,
+                processes=ProcessTable(),
+            )
             try:
                 await session.run()
             finally:

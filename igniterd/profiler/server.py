@@ -14,10 +14,11 @@ from typing import Protocol
 
 from igniterd.clients.environments import PLAIN, ModelConfig, Reach, percent_name, runs_in_stubs, share_of
 from igniterd.clients.shares import prepared
-from igniterd.clients.triton_config import warmup_batch
+from igniterd.clients.triton_config import instance_names_of, warmup_batch
 from igniterd.errors import CannotRun, IgniterdError, Refused, Unreachable
+from igniterd.evidence import newest_of, of_processes, serving
 from igniterd.profiler.board import Probe, fallen, now_s
-from igniterd.records import Allocation
+from igniterd.records import Allocation, Effect, Stub
 
 _MEMORY_POLL_S = 0.02
 _RETRY_S = 1.0
@@ -29,6 +30,12 @@ class Configurable(Protocol):
     async def config(self, model: str) -> ModelConfig: ...
 
     async def load(self, model: str, config: ModelConfig, *, exact: bool = False) -> None: ...
+
+
+class ProcessSource(Protocol):
+    """What is asked of the host's process table."""
+
+    async def read(self) -> tuple[Stub, ...]: ...
 
 
 def profilable(config: ModelConfig) -> str:
@@ -69,6 +76,7 @@ class Server:
         probe: Probe | None = None,
         *,
         mps: bool = True,
+        processes: ProcessSource | None = None,
         reach: Reach = PLAIN,
     ) -> None:
         """``shares`` is the folder of share environments, under the path at which Triton sees it; without ``mps`` none has an effect.
@@ -79,6 +87,7 @@ class Server:
         """What a reload takes; a guess until the first one."""
         self.copy_bytes: dict[str, int] = {}
         """Board memory of one copy after it executed its largest batch."""
+        self._processes = processes
         self._client, self._shares, self._probe, self._mps = client, shares, probe, mps
         self._reach = reach
         self._originals = dict(originals)
@@ -107,6 +116,17 @@ class Server:
         found = share_of(await self._client.config(model), str(self._shares))
         if (None if found is None else percent_name(found)) != (None if share is None else percent_name(share)):
             raise Refused(f"model {model}: Triton serves it with share {found} where {share} was asked")
+        if share is not None and self._processes is not None:
+            await self._check_effect(model, share)
+
+    async def _check_effect(self, model: str, share: float) -> None:
+        """What is measured with a share that no process has would be the whole GPU's."""
+        names = instance_names_of(await self._client.config(model))
+        stubs = await self._processes.read() if self._processes is not None else ()
+        mine = newest_of(names, model, stubs)
+        found = of_processes(serving(mine, share, 1), share) if mine else None
+        if found is not None and found.effect is Effect.REFUTED:
+            raise Refused(f"model {model}: its share {share:.1%} has no effect: {found.said}")
 
     async def _check_ours(self, model: str) -> None:
         if model not in self._applied:

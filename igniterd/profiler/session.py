@@ -24,7 +24,7 @@ from igniterd.profiler.measure import Disturbed, Effort, Measured, Meter, Readin
 from igniterd.profiler.pairs import SLOW_RELOAD_S, Run, co_runs, operating_points
 from igniterd.profiler.partial import Done, Partial
 from igniterd.profiler.points import Point, Span, Unknown, most_out_of_order
-from igniterd.profiler.server import Server, originals_of, restore
+from igniterd.profiler.server import ProcessSource, Server, originals_of, restore
 
 SLACK = 0.05  # points this far out of order are measured again, before the profile's own check would refuse them
 PAIRS_PART = 0.35  # of a budget
@@ -79,12 +79,14 @@ class Session:
         budget_s: float | None = None,
         effort: Effort | None = None,
         reach: Reach = PLAIN,
+        processes: ProcessSource | None = None,
     ) -> None:
-        """``partial`` is what was asked and what is known already; it is written to ``path``; ``reach``: how shares reach the models."""
+        """``partial`` is what was asked and what is known already; it is written to ``path``; ``reach``: how shares reach the models;
+        ``processes``: where they can be seen, nothing is measured with a share that none of them has."""
         self.partial, self._path, self._listener = partial, path, listener
         self._client, self._probe = client, probe
         self._index, self._measure_link = index, measure_link
-        self._effort, self._reach = effort or Effort(), reach
+        self._effort, self._reach, self._processes = effort or Effort(), reach, processes
         self._budget_s = float("inf") if budget_s is None else budget_s
         self._deadline_s = float("inf")
         self._expected = 0
@@ -106,7 +108,9 @@ class Session:
             self.partial.originals = await originals_of(self._client, settings.models)
         originals = self.partial.originals
         self._all_meant()
-        server = Server(self._client, originals, settings.shares, self._probe, mps=settings.mps, reach=self._reach)
+        server = Server(
+            self._client, originals, settings.shares, self._probe, mps=settings.mps, reach=self._reach, processes=self._processes
+        )
         meter = Meter(self._client, self._probe, sorted(loaded - set(settings.models)))
         await self._survey()
         async with AsyncExitStack() as stack:

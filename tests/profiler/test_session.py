@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from igniterd.errors import CannotRun, NotNow, Unreachable
+from igniterd.errors import CannotRun, NotNow, Refused, Unreachable
 from igniterd.profiler.board import Probe
 from igniterd.profiler.partial import Partial, Settings
-from igniterd.profiler.server import for_measuring, restore
+from igniterd.profiler.server import Server, for_measuring, restore
 from igniterd.profiler.session import Session
+from igniterd.records import Stub
 from tests.profiler.fake import FakeBoard, FakeTriton, Heard, config_of, plain_ms
 
 pytestmark = pytest.mark.looptime
@@ -291,3 +292,19 @@ def test_a_model_is_not_measured_with_less_than_it_is_warmed_up_with(tmp_path: P
     config = config_of("big", max_batch=8, model_warmup=[{"name": "w", "batch_size": 6}])
     assert for_measuring(config, 0.5, 4, tmp_path / "shares")["max_batch_size"] == 6
     assert for_measuring(config, 0.5, 8, tmp_path / "shares")["max_batch_size"] == 8
+
+
+class NoShares:
+    """A host whose processes have no share, whatever their configurations say."""
+
+    async def read(self) -> tuple[Stub, ...]:
+        return (Stub(7, (7,), 1, None, "/models/big/1/model.py", "a_0", environment_read=True),)
+
+
+async def test_nothing_is_measured_with_a_share_that_no_process_has(tmp_path: Path) -> None:
+    triton = FakeTriton([config_of("big")])
+    original = copy.deepcopy(triton.models["big"].config)
+    server = Server(triton, {"big": original}, tmp_path / "shares", processes=NoShares())
+    with pytest.raises(Refused, match=r"its share 50.0% has no effect: process 7 was started without"):
+        await server.apply("big", 0.5, 4)
+    await server.apply("big", None, 4)
