@@ -63,6 +63,15 @@ class Triton(Section):
     key_file: Path | None = None
     reload_timeout_s: Seconds = 60.0
     """Longest wait for one model to reload."""
+    repository: list[str] = Field(default_factory=list)
+    """Folders of models as this server sees them, for models in a process of their own; empty: read from its command line."""
+
+    @field_validator("repository")
+    @classmethod
+    def _folders(cls, value: list[str]) -> list[str]:
+        if wrong := [folder for folder in value if not folder.startswith("/") or not folder.isprintable()]:
+            raise ValueError(f"{', '.join(map(repr, wrong))}: should be paths from the root, as the server sees them, such as /models")
+        return value
 
     @field_validator("metrics_url")
     @classmethod
@@ -209,6 +218,21 @@ class State(Section):
         return value
 
 
+class Engines(Section):
+    """Models in a process of their own that their backend does not give them."""
+
+    environment: str = ""
+    """Python environment that has onnxruntime, torch or tensorrt, as Triton sees it; empty: the server's own Python."""
+
+    @field_validator("environment")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        # up to 25.07 Triton sources <environment>/bin/activate in a shell, unquoted
+        if value and not re.fullmatch(r"/[A-Za-z0-9._/+-]*", value):
+            raise ValueError("should be a path from the root with only letters, digits and . _ / + - in it")
+        return value
+
+
 class Model(Section):
     name: ModelName
     """As Triton has it: the name of a folder of its repository."""
@@ -226,6 +250,8 @@ class Model(Section):
     max_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Largest batch igniterd may set; None: the largest one profiled."""
+    process: Literal["server", "own"] = "server"
+    """``own``: a model of ONNX Runtime, PyTorch or TensorRT runs in a process of its own, so that it can have a share."""
 
     @field_validator("name")
     @classmethod
@@ -251,6 +277,7 @@ class Config(Section):
     metrics: Metrics = Field(default_factory=Metrics)
     mqtt: Mqtt | None = None
     state: State = Field(default_factory=State)
+    engines: Engines = Field(default_factory=Engines)
     model: Annotated[list[Model], Field(min_length=1)]
 
     @model_validator(mode="after")

@@ -20,6 +20,7 @@ VERBS: tuple[str, ...] = (
     "predict",
     "simulate",
     "profile",
+    "adopt",
     "demo",
 )
 """Modules of this package that have ``register(app)``, in the order of ``--help``."""

@@ -30,6 +30,7 @@ from igniterd.clients.triton_ensembles import Strangers
 from igniterd.clients.triton_metrics import MetricsPage, ModelMetrics, ModelVersion
 from igniterd.clients.triton_reading import Known, Served, by_model, known_of, reading
 from igniterd.clients.triton_unsettled import Unsettled
+from igniterd.engines.hosting import files_of
 from igniterd.errors import CannotRun, NotNow, NotServed, Refused, Unanswered, Unreachable
 from igniterd.records import Gap, ModelReading
 
@@ -189,14 +190,33 @@ class TritonClient:
             raise Refused(f"{model}: {unknown}: install the tritonclient of Triton's version")
         return config_to_dict(message)
 
-    async def load(self, model: str, config: ModelConfig) -> None:
+    async def load(self, model: str, config: ModelConfig, files: Mapping[str, bytes] | None = None) -> None:
         """Reload `model` with `config` in place of its file's. Returns when the new copy serves.
 
+        `files` (path in the model's folder -> content) take the place of the whole folder; by default those that a hosted model must have.
         :class:`Refused` carries Triton's words and the old copy goes on serving. After :class:`Unanswered` Triton may still finish the
         load: until it has, or for as long again, readings of the model say that it is ``loading``.
         """
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
         request.parameters["config"].string_param = json.dumps(config)
+        for path, content in (files_of(config) if files is None else files).items():
+            request.parameters[f"file:{path}"].bytes_param = content
+        await self._load(model, request, config)
+
+    async def load_own(self, model: str) -> None:
+        """Load `model` as its own folder says, whatever was loaded in its place. Raises as :meth:`load`."""
+        await self._load(model, service_pb2.RepositoryModelLoadRequest(model_name=model), {})
+
+    async def unload(self, model: str) -> None:
+        """Unload `model`. Returns when Triton has begun to."""
+        await self._call("RepositoryModelUnload", service_pb2.RepositoryModelUnloadRequest(model_name=model))
+        self._known.pop(model, None)
+
+    async def statistics(self, model: str) -> Any:
+        """Triton's ``ModelStatistics`` of one model, every version."""
+        return await self._call("ModelStatistics", service_pb2.ModelStatisticsRequest(name=model))
+
+    async def _load(self, model: str, request: Any, config: ModelConfig) -> None:
         self._unsettled.forget(model)
         try:
             await self._call("RepositoryModelLoad", request, timeout_s=self._reload_timeout_s)
@@ -239,9 +259,9 @@ class TritonClient:
             name: failed.get(name) or missing.get(name) or self._reading(name, served[name], metrics, least.get(name, 1)) for name in wanted
         }
 
-    async def infer(self, request: bytes, *, timeout_s: float) -> None:
-        """One ``ModelInferRequest``, serialised, answered; the answer's tensors are not looked at."""
-        await self._call("ModelInfer", request, timeout_s=timeout_s)
+    async def infer(self, request: bytes, *, timeout_s: float) -> bytes:
+        """One ``ModelInferRequest``, serialised, answered; the answer is not looked at."""
+        return bytes(await self._call("ModelInfer", request, timeout_s=timeout_s))
 
     async def register_memory(self, name: str, key: str, size: int) -> None:
         """Let Triton read inputs from the POSIX shared memory `key`; :class:`Refused` where it cannot see it (on another host)."""

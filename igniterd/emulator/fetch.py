@@ -1,8 +1,9 @@
 """Fetch the real programs that the emulated host runs: ``python -m igniterd.emulator.fetch``.
 
 tritonserver comes out of NVIDIA's ``nvidia-pytriton`` wheel (through this Python's pip); the MQTT broker, the MPS control daemon and
-promtool are Debian packages, unpacked into the cache and not installed. No root is needed, nothing outside the cache is written, and
-what is there already (in the cache or on PATH) is not fetched again. Exit status 1 only when there is no tritonserver in the end.
+promtool are Debian packages, unpacked into the cache and not installed; the environment that hosted models run in comes from pip. No
+root is needed, nothing outside the cache is written, and what is there already (in the cache or on PATH) is not fetched again. Exit
+status 1 only when there is no tritonserver in the end.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from igniterd.emulator import programs
 from igniterd.emulator.debian import Apt, extract
+from igniterd.emulator.fetch_engines import fetch_engines
 from igniterd.errors import CannotRun
 
 Say = Callable[[str], None]
@@ -45,7 +47,7 @@ def fetch(say: Say) -> list[str]:
     root = programs.cache_root()
     root.mkdir(parents=True, exist_ok=True)
     with _alone(root):
-        return [*_tritonserver(say), *_debian(say)]
+        return [*_tritonserver(say), *_debian(say), *fetch_engines(say)]
 
 
 @contextmanager
