@@ -34,6 +34,7 @@ from igniterd.engines.hosting import (
     hosted,
     hosted_by_server,
     hosting_of,
+    owner_of,
     unhosted_settings,
 )
 from igniterd.errors import CannotRun, IgniterdError, NotNow, Refused, Unreachable
@@ -147,7 +148,11 @@ async def release(client: Server, model: str) -> Adoption:
     if hosting is None:
         return Adoption(model, "own already", engine=engine_of(before))
     await client.load_own(model)
-    if hosting_of(await _read_back(client, model)) is not None:
+    now = await _read_back(client, model)
+    if hosting_of(now) is not None:  # without files of ours the folder was its own all along: no change for Triton
+        await client.load(model, owner_of(now), {})
+        now = await _read_back(client, model)
+    if hosting_of(now) is not None:
         raise Refused(f"{model}: Triton took the load of its own folder and serves the hosted one")
     return Adoption(model, "released", engine=hosting.engine)
 

@@ -56,13 +56,17 @@ class TritonPythonModel:
         return answers
 """
 TORCH_BACKEND = """
-import os
+import json, os
 import torch
 import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def initialize(self, args):
-        path = os.path.join(args["model_repository"], args["model_version"], "model.pt")
+        config = json.loads(args["model_config"])
+        if "refuse" in config["parameters"] and "IGNITERD_HOSTED" in config["parameters"]:
+            raise pb_utils.TritonModelException("not in a process of its own")
+        name = config.get("default_model_filename") or "model.pt"
+        path = os.path.join(args["model_repository"], args["model_version"], name)
         self.module = torch.jit.load(path)
 
     def execute(self, requests):
