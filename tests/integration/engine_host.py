@@ -21,7 +21,8 @@ from tritonclient.grpc import model_config_pb2
 
 from igniterd.clients.triton import TritonClient
 from igniterd.emulator import programs
-from igniterd.emulator.host import HostSpec, TritonHost
+from igniterd.emulator.host import HostSpec
+from igniterd.emulator.hosting import HostingTriton
 from igniterd.emulator.process import free_ports
 
 ONNX_BACKEND = """
@@ -104,13 +105,13 @@ class FileModel:
         }
 
 
-class EngineHost(TritonHost):
+class EngineHost(HostingTriton):
     """Serves :class:`FileModel` s; the server's own Python has the engines."""
 
     cache_bytes = 1 << 20
 
     def __init__(self, models: Sequence[FileModel], folder: Path, ports: Sequence[int], *, started: bool = True) -> None:
-        super().__init__(HostSpec(tuple(models) if started else ()), folder, ports)
+        super().__init__(folder, ports, HostSpec(tuple(models) if started else ()))
         self._files = tuple(models)
 
     def prepare(self) -> None:
@@ -140,15 +141,6 @@ class EngineHost(TritonHost):
         place = usual.index(f"--backend-directory={programs.backends()}")
         usual[place] = f"--backend-directory={self.folder / 'backends'}"
         return [*usual, *mine]
-
-    def _environment(self) -> dict[str, str]:
-        usual = super()._environment()
-        root = programs.engines_root()
-        return usual | {
-            "VIRTUAL_ENV": str(root),
-            "PATH": f"{root / 'bin'}:{usual['PATH']}",
-            "LD_LIBRARY_PATH": f"{usual.get('LD_LIBRARY_PATH', '')}:{root / 'lib'}",
-        }
 
 
 def floats(*named: tuple[str, list[int]], kind: str = "TYPE_FP32") -> list[dict[str, object]]:

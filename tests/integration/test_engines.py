@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton_config import ModelConfig, allocation_of, base_env_of, with_allocation
+from igniterd.emulator import programs
 from igniterd.engines.compare import values_of
 from igniterd.engines.hosting import hosted, hosting_of
 from igniterd.errors import Refused
@@ -25,11 +29,11 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")
 _TRITON = {"FLOAT": "FP32", "DOUBLE": "FP64", "FLOAT16": "FP16", "BFLOAT16": "BF16"}
 
 
-async def host_it(engines: Engines, model: FileModel, versions: Sequence[str] = ("1",)) -> ModelConfig:
-    """Place a model whose backend is not installed, and load it hosted."""
+async def host_it(engines: Engines, model: FileModel, versions: Sequence[str] = ("1",), environment: str | None = None) -> ModelConfig:
+    """Place a model and load it hosted."""
     engines.triton.place(model)
     folder = str(engines.triton.repository / model.name)
-    override, _ = hosted(dict(model.config()), versions, folder)
+    override, _ = hosted(dict(model.config()), versions, folder, environment=environment)
     await engines.client.load(model.name, override)
     return override
 
@@ -80,16 +84,15 @@ def of_every_type() -> dict[str, np.ndarray[Any, Any]]:
     return found
 
 
-@pytest.mark.parametrize("without", ["BFLOAT16", "STRING"])  # ONNX Runtime does not mix the two
-async def test_every_type_comes_back_as_it_went_in(engines: Engines, without: str) -> None:
+async def types_are_kept(engines: Engines, without: str, environment: str | None = None) -> None:
     types = [t for t in TYPES if t != without]
 
     def tensors(way: str) -> list[dict[str, object]]:
         return [{"name": f"{way}_{t}", "data_type": f"TYPE_{_TRITON.get(t, t)}", "dims": [-1, -1]} for t in types]
 
     settings = {"input": tensors("in"), "output": tensors("out"), "backend": "onnxruntime"}
-    model = f"without-{without}"
-    await host_it(engines, FileModel(model, settings, {"1/model.onnx": engines.onnx[model]}))
+    file, model = f"without-{without}", f"without-{without}-{'here' if environment else ''}"
+    await host_it(engines, FileModel(model, settings, {"1/model.onnx": engines.onnx[file]}), environment=environment)
     given = {name: values for name, values in of_every_type().items() if name != without}
     message = service_pb2.ModelInferRequest(model_name=model)
     for name, values in given.items():
@@ -105,6 +108,33 @@ async def test_every_type_comes_back_as_it_went_in(engines: Engines, without: st
         kind, came = found[f"out_{name}"]
         assert kind == datatype(name)
         np.testing.assert_array_equal(came, values, err_msg=name)
+
+
+@pytest.mark.parametrize("without", ["BFLOAT16", "STRING"])  # ONNX Runtime does not mix the two
+async def test_every_type_comes_back_as_it_went_in(engines: Engines, without: str) -> None:
+    await types_are_kept(engines, without)
+
+
+@pytest.fixture(scope="session")
+def numpy_2(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The engines' environment with the numpy of this Python, whose arrays old backends misread."""
+    place = tmp_path_factory.mktemp("numpy-2")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True, timeout=60)
+    inside = f"lib/python{programs.PYTHON}/site-packages"
+    for part in (programs.engines_root() / inside).iterdir():
+        if not part.name.startswith("numpy") and not (place / inside / part.name).exists():
+            (place / inside / part.name).symlink_to(part)
+    package = Path(np.__file__).parent
+    for part in (package, package.with_name("numpy.libs")):
+        (place / inside / part.name).symlink_to(part)
+    return str(place)
+
+
+async def test_numpy_2_with_a_backend_that_does_not_know_it(engines: Engines, numpy_2: str) -> None:
+    assert int(np.__version__.split(".", 1)[0]) >= 2
+    await types_are_kept(engines, "STRING", numpy_2)
+    with pytest.raises(Refused, match=r"is text, which Triton's Python backend up to 24\.10 misreads with numpy 2"):
+        await types_are_kept(engines, "BFLOAT16", numpy_2)
 
 
 async def test_requests_put_together_are_each_answered_with_their_own_part(engines: Engines) -> None:

@@ -20,7 +20,8 @@ import triton_python_backend_utils as pb_utils
 
 PARAMETER = "IGNITERD_HOSTED"
 CPU, CUDA = 1, 2  # DLPack's device types
-NUMPY_2 = int(np.__version__.split(".", 1)[0]) >= 2
+# Backends up to 24.10 read and write numpy's arrays in the layout of numpy 1. Their stubs are isolated
+MISREAD = int(np.__version__.split(".", 1)[0]) >= 2 and bool(sys.flags.isolated)
 # DLPack's (code, bits) of each of Triton's types, and numpy's type of the same bits
 TYPES = {
     "TYPE_BOOL": (6, 8, np.bool_),
@@ -116,15 +117,16 @@ def received(tensor: Any, kind: Any) -> Any:
     if not tensor.is_cpu():
         address, shape, device, capsule = _look_into(tensor)
         return DeviceTensor(address, shape, kind, device, (tensor, capsule))
-    if kind != "TYPE_BF16":
+    if kind != "TYPE_BF16" and (kind == "TYPE_STRING" or not MISREAD):
         return tensor.as_numpy()
+    dtype = np.dtype(TYPES[kind][2])
     address, shape, _, capsule = _look_into(tensor)
-    if 0 in shape:
-        return np.empty(shape, np.uint16)
-    size = 2 * int(np.prod(shape, dtype=np.int64))
+    size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    if size == 0:
+        return np.empty(shape, dtype)
     memory: Any = (ctypes.c_char * size).from_address(address)
     memory.keeps = (tensor, capsule)
-    return np.frombuffer(memory, np.uint16).reshape(shape)
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 def answered(name: Any, value: Any, kind: Any) -> Any:
@@ -137,9 +139,9 @@ def answered(name: Any, value: Any, kind: Any) -> Any:
     wanted = np.dtype(TYPES[kind][2])
     if value.dtype != wanted:
         raise TypeError(f"output {name}: the model gives {value.dtype}, its configuration {kind}")
-    if kind != "TYPE_BF16" and not NUMPY_2:
+    if kind != "TYPE_BF16" and not MISREAD:
         return pb_utils.Tensor(name, value)
-    # Backends up to 24.10 read numpy's arrays in the layout of numpy 1: a capsule is right on all
+    # A capsule is right with every numpy and backend
     value = np.ascontiguousarray(value).reshape(value.shape)
     capsule = capsule_of(value.ctypes.data, value.shape, kind, CPU, 0, value)
     return pb_utils.Tensor.from_dlpack(name, capsule)
@@ -196,11 +198,12 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         hosted = json.loads(config["parameters"][PARAMETER]["string_value"])
         self._set = Setting(args, config, hosted)
-        texts = [n for n, k in self._set.outputs.items() if k == "TYPE_STRING"]
-        if texts and NUMPY_2 and sys.flags.isolated:  # so are the stubs of 24.10 and before
+        kinds = {**self._set.inputs, **self._set.outputs}
+        texts = [name for name, kind in kinds.items() if kind == "TYPE_STRING"]
+        if texts and MISREAD:
             raise pb_utils.TritonModelException(
-                f"output {texts[0]} is text, which Triton's Python backend up to 24.10 cannot "
-                f"take from numpy {np.__version__}: install numpy 1.26 in the engine's environment"
+                f"{texts[0]} is text, which Triton's Python backend up to 24.10 misreads with numpy "
+                f"{np.__version__}: install numpy 1.26 in the engine's environment"
             )
         try:
             self._engine = _engine_module().Engine(self._set)

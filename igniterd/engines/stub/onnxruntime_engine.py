@@ -25,8 +25,10 @@ class Engine:
             sess_options=_session_options(options),
             providers=_providers(setting),
         )
-        self._on_gpu = setting.kind == "GPU"
         self._check_names()
+        # Triton has no scalars without a batch: one value there is none here
+        ranked = () if setting.batched else self._session.get_inputs()
+        self._scalars = {i.name for i in ranked if i.shape == []}
         self._texts = {n for n, k in setting.inputs.items() if k == "TYPE_STRING"}
         self._halves = "TYPE_BF16" in {*setting.inputs.values(), *setting.outputs.values()}
         if self._texts and self._halves:
@@ -51,6 +53,9 @@ class Engine:
         """One batch: {input: value} -> {output: value}."""
         for name in self._texts & inputs.keys():
             inputs[name] = self._text(name, inputs[name])
+        for name in self._scalars & inputs.keys():
+            if isinstance(inputs[name], self._np.ndarray):
+                inputs[name] = inputs[name].reshape(())
         if any(isinstance(v, self._set.device_tensor) for v in inputs.values()):
             return self._run_on_device(inputs, wanted)
         if self._halves:
@@ -71,6 +76,8 @@ class Engine:
     def _plain(self, name: Any, value: Any) -> Any:
         if value is None:
             return None
+        if isinstance(value, self._np.ndarray) and value.ndim == 0 and not self._set.batched:
+            value = value.reshape(1)
         if self._set.outputs[name] == "TYPE_STRING":
             encoded = self._np.empty(value.size, dtype=object)
             encoded[:] = [v.encode() for v in value.ravel()]
@@ -103,7 +110,7 @@ class Engine:
             return self._np.empty(shape, self._np.uint16)
         memory: Any = (ctypes.c_char * size).from_address(value.data_ptr())
         memory.keeps = value
-        return self._np.frombuffer(memory, self._np.uint16).reshape(shape)
+        return self._np.frombuffer(memory, self._np.uint16).reshape(shape or (1,))
 
     # ------------------------------------------------------------ on the GPU
 
