@@ -123,3 +123,14 @@ def test_the_file_for_this_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -
     assert module.file_of({**told, "owner": {"default_model_filename": "dir.onnx"}}, "1").endswith("dir.onnx/model.onnx")
     with pytest.raises(FileNotFoundError, match=r"1/model\.onnx is not there as Triton sees the disk"):
         module.file_of({**told, "owner": {}}, "1")
+
+
+def test_memory_of_batches_is_used_again_but_not_within_one_call(hosted: Any) -> None:
+    def a_call() -> list[Any]:
+        requests = [Request(["z"], x=rows(1, length)) for length in (2, 2, 4, 4)]
+        return [answer.tensors["z"] for answer in hosted.execute(requests)]
+
+    first = a_call()
+    assert not np.shares_memory(first[0], first[2])
+    assert np.shares_memory(first[0], a_call()[0])
+    np.testing.assert_array_equal(a_call()[3], rows(1, 4))

@@ -205,6 +205,7 @@ class TritonPythonModel:
                 f"{texts[0]} is text, which Triton's Python backend up to 24.10 misreads with numpy "
                 f"{np.__version__}: install numpy 1.26 in the engine's environment"
             )
+        self._memory: dict[Any, Any] = {}
         try:
             self._engine = _engine_module().Engine(self._set)
         except ImportError as problem:
@@ -219,9 +220,9 @@ class TritonPythonModel:
     def execute(self, requests: Any) -> Any:
         """Answer every request; an error of one batch is an answer to its requests only."""
         answers = [None] * len(requests)
-        for members in self._groups(requests, answers):
+        for number, members in enumerate(self._groups(requests, answers)):
             try:
-                self._run(members, answers)
+                self._run(number, members, answers)
             except Exception as problem:
                 for place, *_ in members:
                     answers[place] = _refusal(problem)
@@ -246,18 +247,32 @@ class TritonPythonModel:
             return place  # nothing to put together by, or memory that numpy cannot put together
         return tuple(sorted((name, value.shape[1:]) for name, value in values.items()))
 
-    def _run(self, members: Any, answers: Any) -> None:
+    def _joined(self, number: Any, name: Any, parts: Any) -> Any:
+        """One array of several, in memory that is used again: fresh pages cost more than the copy.
+
+        Groups of one call do not share it: an engine may answer with what it was given.
+        """
+        if parts[0].dtype.hasobject:
+            return np.concatenate(parts)
+        size = sum(part.nbytes for part in parts)
+        kept = self._memory.get((number, name))
+        if kept is None or kept.nbytes < size:
+            kept = self._memory[number, name] = np.empty(size, np.uint8)
+        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+        return np.concatenate(parts, out=kept[:size].view(parts[0].dtype).reshape(shape))
+
+    def _run(self, number: Any, members: Any, answers: Any) -> None:
         wanted = [n for n in self._set.outputs if any(n in names for _, _, names in members)]
         if len(members) == 1:
             inputs, sizes = members[0][1], None
         else:
             first = next(iter(members[0][1]))
             sizes = [values[first].shape[0] for _, values, _ in members]
-            inputs = {name: np.concatenate([values[name] for _, values, _ in members]) for name in members[0][1]}
+            inputs = {name: self._joined(number, name, [values[name] for _, values, _ in members]) for name in members[0][1]}
         outputs = self._engine.run(inputs, wanted)
         begin: Any = 0
-        for number, (place, _, names) in enumerate(members):
-            end = None if sizes is None else begin + sizes[number]
+        for each, (place, _, names) in enumerate(members):
+            end = None if sizes is None else begin + sizes[each]
             tensors = []
             for name in wanted:
                 value = outputs.get(name)
