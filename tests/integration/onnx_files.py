@@ -65,6 +65,11 @@ def write(folder: Path, types: list[str]) -> None:
         "two": scaled(2.0),
         "three": scaled(3.0),
         "slow": slow(),
+        "half": model(
+            [node("Identity", "in", "out")],
+            [info("in", T.BFLOAT16, ["a", "b"])],
+            [info("out", T.BFLOAT16, ["a", "b"])],
+        ),
         "optional": model(
             [node("Add", "x w", "y")],
             [info("x", T.FLOAT, ["n", 2]), info("w", T.FLOAT, ["m", 2])],

@@ -15,6 +15,7 @@ from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult, ser
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from igniterd.clients.repository import stub_memory_bytes
 from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton_config import ModelConfig, allocation_of, base_env_of, with_allocation
 from igniterd.emulator import programs
@@ -135,6 +136,22 @@ async def test_numpy_2_with_a_backend_that_does_not_know_it(engines: Engines, nu
     await types_are_kept(engines, "STRING", numpy_2)
     with pytest.raises(Refused, match=r"is text, which Triton's Python backend up to 24\.10 misreads with numpy 2"):
         await types_are_kept(engines, "BFLOAT16", numpy_2)
+
+
+async def test_memory_of_answers_is_given_back(engines: Engines) -> None:
+    """Those that go by DLPack are kept until Triton has taken them, and no longer."""
+    kind = {"data_type": "TYPE_BF16", "dims": [-1, -1]}
+    settings = {"input": [{"name": "in", **kind}], "output": [{"name": "out", **kind}]}
+    await host_it(engines, FileModel("half", settings, {"1/model.onnx": engines.onnx["half"]}))
+    message = service_pb2.ModelInferRequest(model_name="half", raw_input_contents=[bytes(2 << 20)])
+    message.inputs.add(name="in", datatype="BF16", shape=[1024, 1024])
+    sizes = []
+    for _ in range(2):
+        for _ in range(30):
+            await engines.client.infer(message.SerializeToString(), timeout_s=20.0)
+        sizes.append(stub_memory_bytes("half") or 0)
+    assert sizes[0] > 0
+    assert sizes[1] - sizes[0] < 10 << 20, "30 answers of 2 MiB"
 
 
 async def test_requests_put_together_are_each_answered_with_their_own_part(engines: Engines) -> None:
