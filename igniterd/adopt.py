@@ -28,6 +28,7 @@ from igniterd.clients.triton_config import ModelConfig
 from igniterd.engines.compare import Answer, OutputCompared, Timing, allowed_ms, compared, values_of
 from igniterd.engines.hosting import (
     RUNTIME,
+    SHADOW,
     can_host,
     engine_of,
     files_of,
@@ -190,6 +191,8 @@ def _said(words: str, environment: str) -> str:
     """Triton's refusal of the copy, without what is Triton's own of it."""
     said = " ".join(words.split())
     found = re.search(r"No module named '(\w+)'", said)
+    if environment and "canonical path" in said:
+        return f"the environment {environment} is not there as Triton sees the disk: [engines] environment"
     if found is None:
         return said.rpartition("state: Internal: ")[2].removesuffix(";").strip()
     place = f"the environment {environment}" if environment else "the Python that Triton runs"
@@ -208,7 +211,7 @@ async def _board(terms: Terms) -> int | None:
 @asynccontextmanager
 async def _shadow(client: Server, override: ModelConfig) -> AsyncIterator[str]:
     """A copy under a name of no repository, unloaded on the way out whatever happens."""
-    name = f"igniterd.shadow.{secrets.token_hex(4)}"
+    name = SHADOW + secrets.token_hex(4)
     config, files = shadow_of(override, name)
     try:
         await client.load(name, config, files)

@@ -28,6 +28,9 @@ PARAMETER = "IGNITERD_HOSTED"
 ENV_PATH = "EXECUTION_ENV_PATH"
 CPU_ONLY = "FORCE_CPU_ONLY_INPUT_TENSORS"
 RUNTIME = "model.py"
+SHADOW = "igniterd.shadow."
+"""Names of copies that are loaded to be compared, for some seconds, begin so."""
+
 FILENAMES = {"onnxruntime": "model.onnx", "pytorch": "model.pt", "tensorrt": "model.plan"}
 """The engines that can host, with the name of a model's file where its configuration gives none."""
 

@@ -46,7 +46,11 @@ class Engine:
 
     def run(self, inputs: Any, wanted: Any) -> Any:
         """One batch: {input: value} -> {output: value}."""
-        given = [self._tensor(name, inputs[name]) for name in self._inputs if name in inputs]
+        names = [name for name in self._inputs if name in inputs]
+        if names != self._inputs[: len(names)]:  # they are given by position
+            missing = next(name for name in self._inputs if name not in inputs)
+            raise ValueError(f"input {missing} is left out, and inputs behind it are not")
+        given = [self._tensor(name, inputs[name]) for name in names]
         optimized = self._set.options.get("optimized_execution", True)
         with self._mode(), torch.jit.optimized_execution(optimized), self._cudnn():
             found = self._module(*given)
