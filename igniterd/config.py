@@ -70,6 +70,15 @@ class Triton(Section):
     """The server's ``python3`` as Triton sees it, where it is not at the place it was built for (a copied tree, uv)."""
     shim_backend: BackendName | None = None
     """Name of igniterd's shim backend (``igniterd shares --install-backend``), for models with an archive or ``$$`` path as environment."""
+    repository: list[str] = Field(default_factory=list)
+    """Folders of models as this server sees them, for models in a process of their own; empty: read from its command line."""
+
+    @field_validator("repository")
+    @classmethod
+    def _folders(cls, value: list[str]) -> list[str]:
+        if wrong := [folder for folder in value if not folder.startswith("/") or not folder.isprintable()]:
+            raise ValueError(f"{', '.join(map(repr, wrong))}: should be paths from the root, as the server sees them, such as /models")
+        return value
 
     @field_validator("python")
     @classmethod
@@ -233,6 +242,21 @@ class State(Section):
         return value
 
 
+class Engines(Section):
+    """Models in a process of their own that their backend does not give them."""
+
+    environment: str = ""
+    """Python environment that has onnxruntime, torch or tensorrt, as Triton sees it; empty: the server's own Python."""
+
+    @field_validator("environment")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        # up to 25.07 Triton sources <environment>/bin/activate in a shell, unquoted
+        if value and not re.fullmatch(r"/[A-Za-z0-9._/+-]*", value):
+            raise ValueError("should be a path from the root with only letters, digits and . _ / + - in it")
+        return value
+
+
 class Model(Section):
     name: ModelName
     """As Triton has it: the name of a folder of its repository."""
@@ -250,6 +274,8 @@ class Model(Section):
     max_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Largest batch igniterd may set; None: the largest one profiled."""
+    process: Literal["server", "own"] = "server"
+    """``own``: a model of ONNX Runtime, PyTorch or TensorRT runs in a process of its own, so that it can have a share."""
 
     @field_validator("name")
     @classmethod
@@ -275,6 +301,7 @@ class Config(Section):
     metrics: Metrics = Field(default_factory=Metrics)
     mqtt: Mqtt | None = None
     state: State = Field(default_factory=State)
+    engines: Engines = Field(default_factory=Engines)
     model: Annotated[list[Model], Field(min_length=1)]
 
     @model_validator(mode="after")

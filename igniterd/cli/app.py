@@ -21,6 +21,7 @@ VERBS: tuple[str, ...] = (
     "simulate",
     "profile",
     "shares",
+    "adopt",
     "demo",
 )
 """Modules of this package that have ``register(app)``, in the order of ``--help``."""

@@ -110,7 +110,7 @@ def profile(
                 mps=host["mps"] if mps is None else mps,
                 shares=host["shares"] if state is None else _folder(state.absolute()) / "shares",
                 input=inputs,
-                shapes=_shapes(shape or []),
+                shapes=shapes_of(shape or []),
                 accuracy=accuracy,
                 points=points,
                 pairs=pairs,
@@ -151,7 +151,7 @@ def _folder(path: Path) -> Path:
         raise typer.BadParameter(f"{str(path)!r} {error.errors()[0]['msg'].removeprefix('Value error, ')}", param_hint="--state") from error
 
 
-def _shapes(given: list[str]) -> dict[str, list[int]]:
+def shapes_of(given: list[str]) -> dict[str, list[int]]:
     found = {}
     for text in given:
         name, _, dims = text.rpartition("=")

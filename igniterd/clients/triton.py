@@ -34,6 +34,7 @@ from igniterd.clients.triton_metrics import MetricsPage, ModelMetrics, ModelVers
 from igniterd.clients.triton_reading import Known, Served, by_model, known_of, reading
 from igniterd.clients.triton_release import too_old
 from igniterd.clients.triton_unsettled import Unsettled
+from igniterd.engines.hosting import files_of
 from igniterd.errors import NotNow, NotServed, Refused, Unanswered, Unreachable
 from igniterd.records import Allocation, Gap, ModelReading
 
@@ -149,10 +150,11 @@ class TritonClient:
     async def load(self, model: str, config: ModelConfig | None, files: Mapping[str, bytes] | None = None, *, exact: bool = False) -> None:
         """Reload `model` with `config` in place of its file's. Returns when the new copy serves.
 
-        `files`, named as in the model's folder (``1/model.py``), stand in for the whole folder; a later load without them has the
-        repository's folder again. The parameter IGNITERD_LOAD is added, so that Triton sees a change in any case; `exact` sends
-        `config` as it is, and then one that Triton has already is answered and not loaded. Without `config` Triton is asked for the
-        repository's own, which it may also take for no change (24.10 after a load with another configuration).
+        `files`, named as in the model's folder (``1/model.py``), stand in for the whole folder, by default those that a hosted model
+        must have; a later load without them has the repository's folder again. The parameter IGNITERD_LOAD is added, so that Triton
+        sees a change in any case; `exact` sends `config` as it is, and then one that Triton has already is answered and not loaded.
+        Without `config` Triton is asked for the repository's own, which it may also take for no change (24.10 after a load with
+        another configuration).
 
         :class:`Refused` carries Triton's words and the old copy goes on serving. After :class:`Unanswered` Triton may still finish the
         load: until it has, or for as long again, readings of the model say that it is ``loading``.
@@ -163,6 +165,7 @@ class TritonClient:
             sent = config if exact else marked(config, mark)
             request.parameters["config"].string_param = json.dumps(sent)
             self._asked[model] = (mark, allocation_of(config, self._shares_dir))
+            files = files_of(config) if files is None else files
         elif files:
             raise ValueError("Triton takes files only with a configuration")
         for name, content in (files or {}).items():
@@ -230,9 +233,13 @@ class TritonClient:
         for known in self._known.values():
             known.read_at_s = float("-inf")
 
-    async def infer(self, request: bytes, *, timeout_s: float) -> None:
-        """One ``ModelInferRequest``, serialised, answered; the answer's tensors are not looked at."""
-        await self._call("ModelInfer", request, timeout_s=timeout_s)
+    async def statistics(self, model: str) -> Any:
+        """Triton's ``ModelStatistics`` of one model, every version."""
+        return await self._call("ModelStatistics", service_pb2.ModelStatisticsRequest(name=model))
+
+    async def infer(self, request: bytes, *, timeout_s: float) -> bytes:
+        """One ``ModelInferRequest``, serialised, answered; the answer is not looked at."""
+        return bytes(await self._call("ModelInfer", request, timeout_s=timeout_s))
 
     async def register_memory(self, name: str, key: str, size: int) -> None:
         """Let Triton read inputs from the POSIX shared memory `key`; :class:`Refused` where it cannot see it (on another host)."""

@@ -1,9 +1,10 @@
 """Fetch the real programs that the emulated host runs: ``python -m igniterd.emulator.fetch``.
 
 tritonserver comes out of NVIDIA's ``nvidia-pytriton`` wheel (through this Python's pip), and the oldest one that igniterd steers out of
-an older wheel; the MQTT broker, the MPS control daemon and promtool are Debian packages, unpacked into the cache and not installed. No
-root is needed, nothing outside the cache is written, and what is there already (in the cache or on PATH) is not fetched again. Exit
-status 1 only when the newer tritonserver is missing in the end: everything but the tests of the oldest one runs on it.
+an older wheel; the MQTT broker, the MPS control daemon and promtool are Debian packages, unpacked into the cache and not installed; the
+environment that hosted models run in comes from pip. No root is needed, nothing outside the cache is written, and what is there already
+(in the cache or on PATH) is not fetched again. Exit status 1 only when the newer tritonserver is missing in the end: everything but the
+tests of the oldest one and of hosted models runs on it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from igniterd.emulator import programs
 from igniterd.emulator.debian import Apt, extract
+from igniterd.emulator.fetch_engines import fetch_engines
 from igniterd.errors import CannotRun
 
 Say = Callable[[str], None]
@@ -47,7 +49,7 @@ def fetch(say: Say) -> list[str]:
     root.mkdir(parents=True, exist_ok=True)
     with _alone(root):
         servers = [missing for server in programs.SERVERS for missing in _tritonserver(server, say)]
-        return [*servers, *_debian(say)]
+        return [*servers, *_debian(say), *fetch_engines(say)]
 
 
 @contextmanager

@@ -20,6 +20,8 @@ SERVERS = {"24.10": ("0.7.0", 55), "23.12": ("0.5.0", 40)}
 SERVER = "24.10"
 PYTRITON = SERVERS[SERVER][0]
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"  # models run in this Python: what it has installed must be importable there
+ENGINES = {"numpy": "1.26.4", "onnxruntime": "1.20.1", "onnx": "1.17.0", "protobuf": "5.29.5"}
+"""What the environment of hosted models is made of; numpy 1, as Triton up to 24.10 wants it."""
 FETCH = "python -m igniterd.emulator.fetch"
 
 _SYSTEM_LIBRARIES = ("/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/lib")
@@ -57,6 +59,30 @@ def cache_root() -> Path:
 def triton_root(server: str = SERVER) -> Path:
     """The unpacked wheel."""
     return cache_root() / f"pytriton-{SERVERS[server][0]}"
+
+
+def engines_root() -> Path:
+    """The Python environment that hosted models run in, made by ``fetch``."""
+    return cache_root() / f"engines-{ENGINES['onnxruntime']}-{PYTHON}"
+
+
+def engines_ready() -> bool:
+    """Whether it is whole: the last thing that ``fetch`` writes is there."""
+    return (engines_root() / "ready").is_file()
+
+
+def torch_root() -> Path:
+    """Debian's PyTorch and what it links against, unpacked; a folder of its own because it is large."""
+    return cache_root() / "torch"
+
+
+def torch_libraries() -> tuple[Path, ...]:
+    """Library folders that PyTorch needs, or none where it was not fetched."""
+    root = torch_root()
+    if not (root / "usr/lib/python3/dist-packages/torch").is_dir():
+        return ()
+    base = root / "usr/lib/x86_64-linux-gnu"
+    return (base, base / "blas", base / "lapack", base / "pulseaudio", root / "usr/lib", root / "lib/x86_64-linux-gnu")
 
 
 def debian_root() -> Path:

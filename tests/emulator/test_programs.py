@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from igniterd.emulator import fetch, programs
+from igniterd.emulator import fetch, fetch_engines, programs
 from igniterd.errors import CannotRun
 
 
@@ -54,6 +54,7 @@ def test_fetching_without_an_index_says_what_is_needed(empty_cache: Path, monkey
 
     monkeypatch.setattr(fetch.subprocess, "run", refuse)
     monkeypatch.setattr(fetch, "_DEBIAN", {})
+    monkeypatch.setattr(fetch, "fetch_engines", lambda _: [])
     said: list[str] = []
     assert fetch.fetch(said.append) == ["tritonserver 24.10", "tritonserver 23.12"]
     text = "\n".join(said)
@@ -69,9 +70,27 @@ def test_a_missing_package_is_explained_and_does_not_stop_the_rest(empty_cache: 
     monkeypatch.setattr(fetch, "Apt", no_apt)
     monkeypatch.setattr(fetch, "_tritonserver", lambda *_: [])
     monkeypatch.setattr(fetch, "_FIND", dict.fromkeys(fetch._DEBIAN, lambda: None))
+    monkeypatch.setattr(fetch, "fetch_engines", lambda _: [])
     said: list[str] = []
     assert fetch.fetch(said.append) == ["mosquitto", "nvidia-cuda-mps-control", "promtool"]
     assert "mosquitto: to have it, install the package mosquitto; igniterd finds it on PATH" in said
+
+
+def test_engines_without_an_index_are_explained_and_nothing_counts_as_made(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_apt(*_: object, **__: object) -> None:
+        raise CannotRun("there is no apt-get and dpkg-deb on this machine")
+
+    def refuse(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, int("pip" in command), "", "ERROR: no index here")
+
+    monkeypatch.setattr(fetch_engines, "Apt", no_apt)
+    monkeypatch.setattr(fetch_engines.subprocess, "run", refuse)
+    said: list[str] = []
+    empty_cache.mkdir(exist_ok=True)
+    assert fetch_engines.fetch_engines(said.append) == ["PyTorch", "engines"]
+    assert "PyTorch: there is no apt-get and dpkg-deb on this machine" in said
+    assert "engines: pip install failed: ERROR: no index here" in said
+    assert not programs.engines_ready()
 
 
 @pytest.mark.parametrize(("cache", "said"), [("/proc/nowhere", "nothing can be fetched"), ("", "this user has no home")])

@@ -26,6 +26,7 @@ from igniterd.emulator.process import free_ports
 from igniterd.emulator.truth import Truth
 from igniterd.records import Allocation
 from tests.integration import odd
+from tests.integration.engine_host import engines  # noqa: F401  a fixture
 
 SLOW = 4.0
 MODELS = (

@@ -1,0 +1,234 @@
+"""``igniterd adopt`` and ``igniterd release``: models of in-process backends in processes of their
+own, and back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from igniterd.cli.common import cannot, configured, shown
+from igniterd.cli.wording import address, finite, one_of
+from igniterd.errors import IgniterdError
+
+if TYPE_CHECKING:
+    from igniterd.adopt import Adoption
+    from igniterd.clients.triton import TritonClient
+    from igniterd.config import Config, Triton
+
+_TIMEOUT_S, _RELOAD_S = 10.0, 180.0
+_MIB = 2.0**20
+
+Models = Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help="Models that Triton has loaded.")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", help="The daemon's configuration: [[triton]], [engines] and [gpu] of it are used."),
+]
+Url = Annotated[str | None, typer.Option("--url", help="Triton's gRPC endpoint, host:port (127.0.0.1:8001), without a configuration.")]
+Format = Annotated[str, typer.Option("--format", metavar="FORMAT", help="table or json.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add both verbs to ``app``."""
+    app.command(name="adopt", short_help="Give models of in-process backends processes of their own.")(adopt)
+    app.command(name="release", short_help="Put the owner's models back in place of adopted ones.")(release)
+
+
+def adopt(
+    models: Models = None,
+    config: ConfigFile = None,
+    url: Url = None,
+    max_slowdown: Annotated[
+        float, typer.Option(min=1.0, callback=finite, help="A batch may take this many times the owner's time, and the allowance.")
+    ] = 1.5,
+    allowance: Annotated[
+        float, typer.Option(min=0.0, callback=finite, metavar="MS", help="Milliseconds that a batch may take beyond the slowdown.")
+    ] = 0.5,
+    environment: Annotated[
+        str, typer.Option(metavar="PATH", help="Python environment with the engine, as Triton sees it; else [engines] environment.")
+    ] = "",
+    repository: Annotated[
+        list[str] | None, typer.Option(metavar="FOLDER", help="Folder of models as Triton sees it; else [[triton]] repository.")
+    ] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(metavar="INPUT=d1,d2", help="Dimensions of one item, for inputs with variable ones.")
+    ] = None,
+    inputs: Annotated[Path | None, typer.Option("--input", help="An .npz file with items to send, an array an input.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare only: the model that serves is left as it is.")] = False,
+    form: Format = "table",
+) -> None:
+    """Give each MODEL a process of its own, so that it can have an MPS share of its own.
+
+    A hosted copy is loaded under another name first and asked the same as the model that serves. Only one that answers the same and is
+    not slower than agreed takes its place, by one load: no request fails and nothing is written into the repository. Triton restarted
+    serves the owner's own. Exit status 1 when a model could not be adopted.
+    """
+    from igniterd.adopt import Terms
+    from igniterd.adopt import adopt as adopted
+    from igniterd.cli.profile import shapes_of
+    from igniterd.profiler.inputs import read_items
+
+    one_of("--format", form, "table", "json")
+    with cannot():
+        given = shapes_of(shape or []), read_items(inputs) if inputs is not None else {}
+        settings = None if config is None else configured(config)
+
+        async def work(client: TritonClient, server: Triton | None, model: str) -> Adoption:
+            terms = Terms(
+                repositories=tuple(repository or (server.repository if server else ())),
+                environment=environment or (settings.engines.environment if settings else ""),
+                max_slowdown=max_slowdown,
+                allowance_ms=allowance,
+                dry_run=dry_run,
+                shapes=given[0],
+                items=given[1],
+                board_bytes=await _board(settings, client, model),
+            )
+            return await adopted(client, model, terms)
+
+        _end(asyncio.run(_each(_named(models), settings, url, work)), form)
+
+
+def release(
+    models: Models = None,
+    every: Annotated[bool, typer.Option("--all", help="Every model that is adopted.")] = False,
+    config: ConfigFile = None,
+    url: Url = None,
+    form: Format = "table",
+) -> None:
+    """Put the owner's model back in place of each adopted MODEL: the load of its own folder. Exit status 1 when one was not."""
+    from igniterd.adopt import release as released
+
+    one_of("--format", form, "table", "json")
+    if every == bool(models):
+        raise typer.BadParameter("name models to release, or give --all", param_hint="MODEL")
+
+    async def work(client: TritonClient, server: Triton | None, model: str) -> Adoption:
+        return await released(client, model)
+
+    with cannot():
+        settings = None if config is None else configured(config)
+        _end(asyncio.run(_each(models, settings, url, work)), form)
+
+
+Work = Callable[["TritonClient", "Triton | None", str], Coroutine[Any, Any, "Adoption"]]
+
+
+def _named(models: list[str] | None) -> list[str]:
+    if not models:
+        raise typer.BadParameter("name models to adopt", param_hint="MODEL")
+    if len(set(models)) < len(models):
+        raise typer.BadParameter("a model is named twice", param_hint="MODEL")
+    return models
+
+
+async def _each(models: list[str] | None, settings: Config | None, url: str | None, work: Work) -> list[Adoption]:
+    """``work`` for each model, one after the other; ``None``: for every adopted one."""
+    from igniterd.adopt import Adoption
+
+    found = []
+    for server, client in _clients(settings, url):
+        async with _closing(client):
+            mine = await _adopted(client) if models is None else [m for m in models if _is_of(m, server, settings)]
+            for model in mine:
+                try:
+                    found.append(await work(client, server, model))
+                except IgniterdError as error:
+                    found.append(Adoption(model, "refused", str(error)))
+    return found
+
+
+@asynccontextmanager
+async def _closing(client: TritonClient) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await client.close()
+
+
+def _clients(settings: Config | None, url: str | None) -> list[tuple[Triton | None, TritonClient]]:
+    from igniterd.clients.triton import TritonClient
+    from igniterd.daemon import triton_client
+
+    if settings is None:
+        place = address("--url", url or "127.0.0.1:8001")
+        return [(None, TritonClient("main", place, timeout_s=_TIMEOUT_S, reload_timeout_s=_RELOAD_S))]
+    if url is not None:
+        raise typer.BadParameter("the configuration says where Triton is: give one of --url and --config", param_hint="--url")
+    patient = settings.model_copy(update={"loop": settings.loop.model_copy(update={"io_timeout_s": _TIMEOUT_S})})
+    return [(server, triton_client(server, patient)) for server in settings.triton]
+
+
+def _is_of(model: str, server: Triton | None, settings: Config | None) -> bool:
+    """Whether a model is this server's. One that the configuration does not name is the first one's."""
+    if settings is None or server is None:
+        return True
+    told = settings.by_name().get(model)
+    return server.name == (settings.triton[0].name if told is None else told.triton)
+
+
+async def _adopted(client: TritonClient) -> list[str]:
+    from igniterd.engines.hosting import hosting_of
+
+    names = sorted({entry.name for entry in await client.index() if entry.state == "READY"})
+    return [name for name in names if hosting_of(await client.config(name)) is not None]
+
+
+async def _board(settings: Config | None, client: TritonClient, model: str) -> Callable[[], Coroutine[Any, Any, int | None]] | None:
+    """How the memory in use of the model's board is read; ``None`` where it cannot be."""
+    from igniterd.clients.triton_config import gpu_index_of
+    from igniterd.daemon import nvml_client
+    from igniterd.profiler.board import Probe
+
+    if settings is None:
+        return None
+    with contextlib.suppress(IgniterdError, ImportError, OSError):
+        source = nvml_client(settings)
+        if source is not None:
+            return Probe(source, gpu_index_of(await client.config(model))).memory_used_bytes
+    return None
+
+
+def _end(found: list[Adoption], form: str) -> None:
+    """Say what came of it; exit status 1 when one was refused."""
+    import json
+    from dataclasses import asdict
+
+    if form == "json":
+        print(json.dumps([asdict(each) for each in found], indent=2))
+    else:
+        for each in found:
+            _table(each)
+    for each in found:
+        if not each.ok:
+            print(f"igniterd: {each.model}: {each.why}", file=sys.stderr)
+    if not all(each.ok for each in found):
+        raise typer.Exit(1)
+
+
+def _table(each: Adoption) -> None:
+    from rich.table import Table
+
+    said = f"{each.model}: {each.outcome}" + (f", {each.engine} by {each.how}" if each.how else "")
+    shown(said + ("" if each.ok else ", nothing is changed"))
+    if each.outputs:
+        table = Table("output", "type", "largest difference", "allowed", "same")
+        for o in each.outputs:
+            table.add_row(o.name, o.datatype, f"{o.largest:.3g}", f"{o.allowed:.3g}", "yes" if o.same else "no")
+        shown(table)
+    if each.timings:
+        table = Table("batch", "owner's ms", "hosted ms", "allowed ms", "fast enough")
+        for t in each.timings:
+            table.add_row(str(t.batch), f"{t.owner_ms:.3f}", f"{t.hosted_ms:.3f}", f"{t.allowed_ms:.3f}", "yes" if t.fast_enough else "no")
+        shown(table)
+    if each.process_bytes is not None:
+        shown(f"memory of one hosted copy: {each.process_bytes / _MIB:.0f} MiB of the host")
+    if each.board_bytes is not None:
+        shown(f"memory of one hosted copy: {each.board_bytes / _MIB:.0f} MiB of the board")
+    shown(*(f"not carried over: {note}" for note in each.notes))

@@ -1,0 +1,1 @@
+"""Files that are sent to Triton. They run in its Python, so they import nothing of igniterd."""
