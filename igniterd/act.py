@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,22 +46,37 @@ class ProcessSource(Protocol):
     async def read(self) -> tuple[Stub, ...]: ...
 
 
+Adopter = Callable[[str], Awaitable[str]]
+"""Gives a model a process of its own; returns why not, or an empty string."""
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What a step is carried out with, beside its Triton.
 
     ``shares``: the folder of share environments, under the path at which Triton sees it; ``reach``: how
     they reach the models of this server; ``claimed``: the share that the model's configuration names
-    without effect; ``processes``: where they can be seen, a load is a reload only if they are new.
+    without effect; ``processes``: where they can be seen, a load is a reload only if they are new;
+    ``adopter`` gives a model a process of its own.
     """
 
     shares: Path
     reach: Reach = PLAIN
     claimed: float | None = None
     processes: ProcessSource | None = None
+    adopter: Adopter | None = None
+
+
+async def _adopt(step: Step, around: Surroundings) -> None:
+    why = await around.adopter(step.model) if around.adopter is not None else "nobody here can give it one"
+    if why:
+        raise Refused(f"{step.model}: {why}")
 
 
 async def _apply(step: Step, triton: Reloader, around: Surroundings) -> None:
+    if step.kind is StepKind.ADOPT:
+        await _adopt(step, around)
+        return
     before, there = await triton.config(step.model), str(around.shares)
     present = allocation_of(before, there)
     again = step.kind is StepKind.REVIVE or around.claimed is not None or is_stale(before, there, around.reach)
@@ -162,6 +177,7 @@ async def act(
     *,
     claimed: float | None = None,
     processes: ProcessSource | None = None,
+    adopter: Adopter | None = None,
 ) -> Outcome:
     """Carry out the first step of ``plan``; the ticks after it, reading the world anew, carry out the rest.
 
@@ -176,7 +192,7 @@ async def act(
         if refused:
             raise Refused(refused)
         server = triton_of[step.model]
-        around = Surroundings(shares, (reach or {}).get(server, PLAIN), claimed, processes)
+        around = Surroundings(shares, (reach or {}).get(server, PLAIN), claimed, processes, adopter)
         await _apply(step, tritons[server], around)
     except IgniterdError as error:
         return Outcome((Actuation(step, False, time.monotonic() - began_s, str(error)),))

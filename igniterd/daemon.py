@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from igniterd.adopt import Terms, adopt
 from igniterd.clients.admin import AdminServer
 from igniterd.clients.lock import HostLock
 from igniterd.clients.metrics import Metrics
@@ -145,7 +146,7 @@ class Daemon:
         self.metrics = Metrics(config, mqtt=self.publisher.statistics if self.publisher else None)
         self.history = History(config.state.directory / "history.db")
         self.reporter = Reporter(config, metrics=self.metrics.update, publisher=self.publisher, history=self.history.record)
-        self.loop = Loop(config, sources, self.tritons, knowledge, self.reporter)
+        self.loop = Loop(config, sources, self.tritons, knowledge, self.reporter, adopter=self._adopt)
         self.memory = Memory(config.state.directory / "learnt.json", {m.name: knowledge.identities.get(m.name, "") for m in config.model})
         carry = carry or Carry()
         self.loop.carry = replace(carry, belief={**self.memory.recall(clock(), time.time()), **carry.belief})
@@ -171,6 +172,13 @@ class Daemon:
         about = ("nvml", "processes", "share:")  # the daemon works without them, and says so elsewhere
         reasons += [f"{gap['source']}: {gap['reason']}" for gap in gaps if not gap["source"].startswith(about)]
         return not reasons, reasons
+
+    async def _adopt(self, model: str) -> str:
+        """Give a model a process of its own; returns why not, or an empty string."""
+        server = next(s for s in self.config.triton if s.name == self.config.by_name()[model].triton)
+        terms = Terms(tuple(server.repository), self.config.engines.environment or "")
+        found = await adopt(self.tritons[server.name], model, terms)
+        return "" if found.ok else found.why
 
     async def run(self) -> Fresh | None:
         """Tick until told to stop (SIGTERM, SIGINT, or ``stopping`` set): None. After SIGHUP, if the configuration read again is right:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from igniterd.act import Reloader, SecondCopies, act
+from igniterd.act import Adopter, Reloader, SecondCopies, act
 from igniterd.clients.shares import reach_of
 from igniterd.config import Config
 from igniterd.decide import Held, Oracles, after, decide
@@ -80,14 +80,17 @@ class Loop:
         knowledge: Knowledge,
         report: Callable[[Tick], None],
         *,
+        adopter: Adopter | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        """``adopter`` gives models a process of their own, where their owner says so."""
         self.config = config
         self.sources = sources
         self.reloaders = reloaders
         self.knowledge = knowledge
         self.report = report
         self.wall_clock = wall_clock
+        self._adopter = adopter
         self.carry = Carry()
         self.shares: Path = config.shares
         self.triton_of = {model.name: model.triton for model in config.model}
@@ -162,6 +165,7 @@ class Loop:
             reach,
             claimed=claimed,
             processes=self.sources.processes,
+            adopter=self._adopter,
         )
 
     @property

@@ -315,6 +315,7 @@ class StepKind(StrEnum):
     BATCHING = "batching"
     ROLLBACK = "rollback"
     REVIVE = "revive"  # the same again, for a model whose process has died
+    ADOPT = "adopt"  # a process of its own, for a model that runs inside tritonserver
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,26 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from igniterd.cli.findings import Finding
+
 if TYPE_CHECKING:
     from igniterd.clients.triton import TritonClient
     from igniterd.config import Config
+    from igniterd.errors import IgniterdError
     from igniterd.loop import Knowledge
-    from igniterd.records import BoardReading, ModelReading
+    from igniterd.records import BoardReading, ModelReading, MpsReading, Stub
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at. ``level``: ok, warn (runs, but less well) or bad (does not run)."""
-
-    level: str
-    what: str
-    said: str
+PROCESSES_S = 5.0  # longest look at the host's processes
 
 
 def register(app: typer.Typer) -> None:
@@ -132,17 +128,26 @@ def _without(learnt: str | None) -> str:
 
 
 async def _live(settings: Config, knowledge: Knowledge) -> AsyncIterator[Finding]:
+    from igniterd.cli.check_shares import shares
     from igniterd.daemon import triton_client
+    from igniterd.records import MpsReading
 
     readings: dict[str, ModelReading] = {}
+    mps = await _mps_reading(settings)
     for server in settings.triton:
+        there: dict[str, ModelReading] = {}
         client = triton_client(server, settings)
         try:
-            async for finding in _triton(client, settings, readings):
+            async for finding in _triton(client, settings, there):
                 yield finding
+            if there and settings.mps.enabled:
+                version = (await client.server()).version
+                for finding in shares(settings, server, version, there, await _stubs(), mps if isinstance(mps, MpsReading) else None):
+                    yield finding
         finally:
             await client.close()
-    yield await _mps(settings)
+        readings |= there
+    yield _mps(settings, mps)
     boards: list[BoardReading] = []
     async for finding in _boards(settings, boards):
         yield finding
@@ -217,7 +222,10 @@ def _left_as_it_is(reading: ModelReading, gpu_given: bool) -> Iterator[str]:
     if reading.owns_process and reading.share_fixed:
         yield f"it gets no share: {reading.share_fixed}"
     if not reading.owns_process:
-        yield f"backend {reading.backend} runs inside tritonserver: its MPS share is the server's; igniterd steers its batching only"
+        yield (
+            f"backend {reading.backend} runs inside tritonserver: its MPS share is the server's; igniterd steers its batching only, "
+            'unless it gets a process of its own (igniterd adopt, or [[model]] process = "own")'
+        )
 
 
 async def _predicted_without(client: TritonClient, name: str) -> list[str]:
@@ -268,17 +276,39 @@ def _copies(readings: Mapping[str, ModelReading], boards: Sequence[BoardReading]
         yield Finding("warn", "GPU memory", f"{', '.join(sorted(unknown))}: {why}")
 
 
-async def _mps(settings: Config) -> Finding:
+async def _stubs() -> tuple[Stub, ...] | None:
+    """The stub processes of this host; ``None`` where its table cannot be read."""
+    from igniterd.clients.processes import ProcessTable
+    from igniterd.errors import IgniterdError
+
+    try:
+        async with asyncio.timeout(PROCESSES_S):
+            return await ProcessTable().read()
+    except (IgniterdError, TimeoutError):
+        return None
+
+
+async def _mps_reading(settings: Config) -> MpsReading | IgniterdError | None:
+    """MPS control's answer, or why there is none; ``None`` where MPS is not used."""
     from igniterd.daemon import mps_client
     from igniterd.errors import IgniterdError
 
     client = mps_client(settings)
     if client is None:
-        return Finding("warn", "MPS", "mps.enabled is false: shares have no effect; only batching is steered")
+        return None
     try:
-        reading = await client.read()
+        return await client.read()
     except IgniterdError as error:
-        return Finding("bad" if settings.loop.mode == "act" else "warn", "MPS control", f"{error}; start nvidia-cuda-mps-control -d")
+        return error
+
+
+def _mps(settings: Config, reading: MpsReading | IgniterdError | None) -> Finding:
+    from igniterd.errors import IgniterdError
+
+    if reading is None:
+        return Finding("warn", "MPS", "mps.enabled is false: shares have no effect; only batching is steered")
+    if isinstance(reading, IgniterdError):
+        return Finding("bad" if settings.loop.mode == "act" else "warn", "MPS control", f"{reading}; start nvidia-cuda-mps-control -d")
     if reading.default_share is not None and reading.default_share < 1:
         return Finding(
             "warn",
@@ -286,7 +316,25 @@ async def _mps(settings: Config) -> Finding:
             f"the default active thread percentage is {reading.default_share:.0%} and caps every client: "
             "set_default_active_thread_percentage 100",
         )
-    return Finding("ok", "MPS control", f"answers; {len(reading.server_pids)} servers running")
+    return _mps_servers(settings, reading)
+
+
+def _mps_servers(settings: Config, reading: MpsReading) -> Finding:
+    faulty = [str(pid) for pid, state in reading.states.items() if state == "FAULT"]
+    if faulty:
+        what = f"server {', '.join(faulty)} is in FAULT: it takes no client until all it has are gone"
+        return Finding("bad" if settings.loop.mode == "act" else "warn", "MPS control", what)
+    if reading.server_pids:
+        clients = "" if reading.client_pids is None else f", {len(reading.client_pids)} clients"
+        return Finding("ok", "MPS control", f"answers; {len(reading.server_pids)} servers running{clients}")
+    if settings.gpu.source.startswith("emulated:"):
+        return Finding("ok", "MPS control", "answers; no server, as models of an emulated board are no clients")
+    return Finding(
+        "warn",
+        "MPS control",
+        f"answers, but no process has connected to {settings.mps.pipe_directory}: with models that use the GPU that means that "
+        "Triton does not reach it (its CUDA_MPS_PIPE_DIRECTORY, a mount, --ipc=host, or another user), and shares have no effect",
+    )
 
 
 async def _boards(settings: Config, read: list[BoardReading]) -> AsyncIterator[Finding]:

@@ -149,10 +149,11 @@ def decide(
     held = replace(
         came_after_all(held, applied), seen=held.seen | set(applied), floors={**held.floors, **{m: b for m, b in floors.items() if b > 1}}
     )
-    revival = _revival(dead, observation, held, config, now_s)
-    if revival is not None:
+    upkeep = _upkeep(dead, observation, held, config, now_s)
+    if upkeep is not None:
         verdicts = _verdicts(config, applied, {}, held)
-        return Plan(now_s, Outcomes.MOVE, revival.why, verdicts, (revival,), not held.gone, None, _total(applied)), replace(held, target={})
+        steps, total = (upkeep,), _total(applied)
+        return Plan(now_s, Outcomes.MOVE, upkeep.why, verdicts, steps, not held.gone, None, total), replace(held, target={})
     blocked = _blocked(estimate, observation, held, config)
     if not profiled:
         blocked = blocked or "no model has a profile: watching only"
@@ -188,17 +189,25 @@ def _same_knobs(held: Held, observation: Observation) -> Held:
     return replace(held, fixed=fixed, target={}, judged={})
 
 
-def _revival(dead: frozenset[str], observation: Observation, held: Held, config: Config, now_s: float) -> Step | None:
-    """The reload that brings back a model whose process has died; one at a time, none too often."""
+def _upkeep(dead: frozenset[str], observation: Observation, held: Held, config: Config, now_s: float) -> Step | None:
+    """The load that a model needs whatever its traffic: one whose process has died is brought back, and
+    one that its owner wants in a process of its own is given it. One at a time, none too often."""
     if config.loop.mode != "act" or _in_the_way(observation, config):
         return None
-    for name in sorted(dead & observation.models.keys()):
-        reading = observation.models[name]
-        share = reading.claimed_share or reading.allocation.share
-        as_it_is = replace(reading.allocation, share=share)
-        why = "Triton calls it ready, but its process is gone and its requests fail: loaded again"
-        step = Step(name, StepKind.REVIVE, as_it_is, as_it_is, why)
-        if not reading.left_alone and not why_not_now(held, (step,), config.decide, now_s):
+    own = {model.name for model in config.model if model.process == "own"}
+    for name, reading in sorted(observation.models.items()):
+        if reading.left_alone or reading.loading or not reading.ready:
+            continue
+        as_it_is = replace(reading.allocation, share=reading.claimed_share or reading.allocation.share)
+        if name in dead:
+            why = "Triton calls it ready, but its process is gone and its requests fail: loaded again"
+            step = Step(name, StepKind.REVIVE, as_it_is, as_it_is, why)
+        elif name in own and not reading.owns_process:
+            why = f"its owner wants it in a process of its own, and its backend {reading.backend} runs inside tritonserver"
+            step = Step(name, StepKind.ADOPT, as_it_is, as_it_is, why)
+        else:
+            continue
+        if not why_not_now(held, (step,), config.decide, now_s):
             return step
     return None
 

@@ -193,7 +193,7 @@ def after(held: Held, outcome: Outcome, loads: Mapping[str, Load], rules: Decide
         again = last is not None and last.allocation == step.after and now_s < last.at_s + SAME_S
         made[step.model] = Done(step.after, last.times + 1 if last and again else 1, now_s)
         watches.pop(step.model, None)
-        if step.kind is StepKind.REVIVE:
+        if step.kind in (StepKind.REVIVE, StepKind.ADOPT):
             continue
         if step.kind is StepKind.ROLLBACK:
             refused[step.model] = now_s + 5 * REFUSED_S
