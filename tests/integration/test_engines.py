@@ -23,6 +23,7 @@ from igniterd.engines.compare import values_of
 from igniterd.engines.hosting import hosted, hosting_of
 from igniterd.errors import Refused
 from igniterd.records import Allocation
+from tests.integration.conftest import Host
 from tests.integration.engine_host import TYPES, XYZ, Engines, FileModel, floats
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
@@ -261,6 +262,21 @@ async def test_a_share_is_one_load_with_the_files(engines: Engines) -> None:
     assert hosting_of(after) == hosting_of(before)
     answer = await ask(engines, "shared", [an_input("x", ramp(2))])
     np.testing.assert_array_equal(answer.as_numpy("y"), 2 * ramp(2))
+
+
+async def test_a_server_that_fills_in_configurations_takes_the_same(host: Host, engines: Engines) -> None:
+    """The other tests' server does not, which saves a process at every load."""
+    model = FileModel("filled", XYZ, {"1/model.onnx": engines.onnx["two"]}, 8)
+    engines.triton.place(model)
+    folder = str(engines.triton.repository / "filled")
+    override, _ = hosted(dict(model.config()), ["1"], folder, environment=engines.environment)
+    await host.client.load("filled", override)
+    async with InferenceServerClient(host.triton.url) as client:
+        answer = await client.infer("filled", [an_input("x", ramp(2))])
+    np.testing.assert_array_equal(answer.as_numpy("y"), 2 * ramp(2))
+    read_back = await host.client.config("filled")
+    assert hosting_of(read_back) == hosting_of(override)
+    await host.client.unload("filled")
 
 
 @pytest.mark.parametrize(
