@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -197,6 +198,16 @@ async def test_an_error_of_one_shape_is_no_error_of_another_in_the_same_batch(en
         assert answer.as_numpy("y").tolist() == [[given[n].sum()]]
 
 
+async def test_text_that_onnx_runtime_cannot_take_is_an_error_of_its_request(engines: Engines) -> None:
+    kind = {"data_type": "TYPE_STRING", "dims": [-1]}
+    settings = {"input": [{"name": "in", **kind}], "output": [{"name": "out", **kind}]}
+    await host_it(engines, FileModel("texts", settings, {"1/model.onnx": engines.onnx["words"]}))
+    with pytest.raises(InferenceServerException, match="input in: text that is not UTF-8"):
+        await ask(engines, "texts", [an_input("in", np.array([b"\xff"], dtype=object), "BYTES")])
+    answer = await ask(engines, "texts", [an_input("in", np.array([b"yes"], dtype=object), "BYTES")])
+    assert answer.as_numpy("out").tolist() == [b"yes"]
+
+
 async def test_an_optional_input_may_be_left_out(engines: Engines) -> None:
     optional: Mapping[str, object] = {"name": "w", "data_type": "TYPE_FP32", "dims": [2], "optional": True}
     settings = {"input": [*floats(("x", [2])), optional], "output": floats(("y", [2]))}
@@ -247,6 +258,18 @@ async def test_versions_instances_warm_up_labels_and_cache_are_the_owner_s(engin
     assert told["2"].inference_stats.cache_hit.count >= 2
 
 
+def shares_of(model: str) -> set[str]:
+    """What the processes of a model were started with."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            words = (entry / "cmdline").read_text(errors="replace").split("\0")
+            if words[0].endswith("_stub") and words[8].startswith(f"{model}_"):
+                variables = (entry / "environ").read_text(errors="replace").split("\0")
+                found |= {v.partition("=")[2] for v in variables if v.startswith("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=")}
+    return found
+
+
 async def test_a_share_is_one_load_with_the_files(engines: Engines) -> None:
     model = FileModel("shared", XYZ, {"1/model.onnx": engines.onnx["two"]}, 8)
     engines.triton.place(model)
@@ -260,6 +283,7 @@ async def test_a_share_is_one_load_with_the_files(engines: Engines) -> None:
     assert allocation_of(after).share == 0.3
     assert base_env_of(after) == engines.environment
     assert hosting_of(after) == hosting_of(before)
+    assert shares_of("shared") == {"30"}
     answer = await ask(engines, "shared", [an_input("x", ramp(2))])
     np.testing.assert_array_equal(answer.as_numpy("y"), 2 * ramp(2))
 
