@@ -44,6 +44,7 @@ from igniterd.profiler.inputs import Array, Feed, feed_of
 VARIABLE_DIM = 16  # of inputs whose dimensions nobody gave
 _ROUNDS, _EACH = 5, 4
 _ENOUGH_S = 6.0  # of measuring one batch size; two rounds are made whatever they take
+_COUNTED = 10
 _GONE_S = 10.0
 _READ_BACKS = 5
 
@@ -328,21 +329,26 @@ async def _timed(client: Server, before: ModelConfig, name: str, batch: int, ter
 
 
 async def _round_ms(client: Server, model: str, feeds: Sequence[Feed], batch: int, terms: Terms) -> float:
-    """Milliseconds of one execution of this batch by Triton's own statistics; where others' traffic
-    mixed with ours so that none was executed alone, the time we waited."""
+    """Milliseconds of one execution of this batch by Triton's own statistics.
+
+    Where others' traffic mixed with ours so that none was executed alone: of all such executions
+    since the model was loaded. Where there was none ever: the time we waited.
+    """
     clock = asyncio.get_running_loop().time
     before = await _executed(client, model, batch)
-    waited = []
+    after, waited = before, list[float]()
     for feed in feeds:
         began_s = clock()
         await client.infer(replace(feed, model=model).request(batch), timeout_s=terms.request_s)
         waited.append((clock() - began_s) * 1e3)
-    for _ in range(10):  # Triton counts a moment after it has answered
+    for _ in range(_COUNTED):  # Triton counts a moment after it has answered
         after = await _executed(client, model, batch)
         if after[0] - before[0] >= len(feeds):
-            return (after[1] - before[1]) / (after[0] - before[0]) / 1e6
+            break
         await asyncio.sleep(0.02)
-    return statistics.median(waited)
+    if after[0] > before[0]:
+        return (after[1] - before[1]) / (after[0] - before[0]) / 1e6
+    return after[1] / after[0] / 1e6 if after[0] else statistics.median(waited)
 
 
 async def _executed(client: Server, model: str, batch: int) -> tuple[int, int]:

@@ -157,3 +157,13 @@ def test_no_metrics_page() -> None:
 def test_figures_and_tables_without_end_are_no_toml() -> None:
     assert "not TOML" in problems(f"a = {'1' * 5000}")
     assert "not TOML" in problems(f"a = {'[' * 100_000}")
+
+
+def test_processes_of_their_own_and_what_they_need() -> None:
+    text = GOOD + 'process = "own"\n[engines]\nenvironment = "/opt/engines"\n[[triton]]\nrepository = ["/models"]\n'
+    config = parse_config(text, source="igniterd.toml")
+    assert (config.model[0].process, config.engines.environment, config.triton[0].repository) == ("own", "/opt/engines", ["/models"])
+    said = problems(GOOD + 'process = "mine"\n[engines]\nenvironment = "/opt/my engines"\n[[triton]]\nrepository = ["models"]\n')
+    assert "model[0].process: Input should be 'server' or 'own' (found 'mine')" in said
+    assert "engines.environment: should be a path from the root with only letters, digits" in said
+    assert "triton[0].repository: 'models': should be paths from the root, as the server sees them" in said

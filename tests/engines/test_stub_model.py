@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.engines.fakes import Request, arguments, stub_module
 
@@ -134,3 +136,28 @@ def test_memory_of_batches_is_used_again_but_not_within_one_call(hosted: Any) ->
     assert not np.shares_memory(first[0], first[2])
     assert np.shares_memory(first[0], a_call()[0])
     np.testing.assert_array_equal(a_call()[3], rows(1, 4))
+
+
+A_REQUEST = st.tuples(
+    st.integers(1, 4),  # items
+    st.integers(1, 4),  # length: 3 fails
+    st.booleans(),  # with the input w
+    st.sampled_from([["y"], ["z"], ["y", "z"]]),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(A_REQUEST, min_size=1, max_size=8))
+def test_together_each_is_answered_as_it_would_be_alone(hosted: Any, asked: list[Any]) -> None:
+    def request(number: int, count: int, length: int, with_w: bool, names: list[str]) -> Request:
+        more = {"w": rows(count)} if with_w else {}
+        return Request(names, x=rows(count, length, 100 * number), **more)
+
+    requests = [request(number, *each) for number, each in enumerate(asked)]
+    together = hosted.execute(requests)
+    for each, answer in zip(requests, together, strict=True):
+        (alone,) = hosted.execute([each])
+        assert answer.error == alone.error
+        assert answer.tensors.keys() == alone.tensors.keys()
+        for name, values in alone.tensors.items():
+            np.testing.assert_array_equal(answer.tensors[name], values)

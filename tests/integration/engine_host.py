@@ -111,7 +111,7 @@ class EngineHost(HostingTriton):
     cache_bytes = 1 << 20
 
     def __init__(self, models: Sequence[FileModel], folder: Path, ports: Sequence[int], *, started: bool = True) -> None:
-        super().__init__(folder, ports, HostSpec(tuple(models) if started else ()))
+        super().__init__(folder, ports, HostSpec(tuple(models) if started else ()), complete=False)
         self._files = tuple(models)
 
     def prepare(self) -> None:

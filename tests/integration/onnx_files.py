@@ -65,6 +65,11 @@ def write(folder: Path, types: list[str]) -> None:
         "two": scaled(2.0),
         "three": scaled(3.0),
         "slow": slow(),
+        "words": model(
+            [node("Identity", "in", "out")],
+            [info("in", T.STRING, ["a"])],
+            [info("out", T.STRING, ["a"])],
+        ),
         "half": model(
             [node("Identity", "in", "out")],
             [info("in", T.BFLOAT16, ["a", "b"])],

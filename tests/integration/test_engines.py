@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from igniterd.engines.compare import values_of
 from igniterd.engines.hosting import hosted, hosting_of
 from igniterd.errors import Refused
 from igniterd.records import Allocation
+from tests.integration.conftest import Host
 from tests.integration.engine_host import TYPES, XYZ, Engines, FileModel, floats
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
@@ -196,6 +198,16 @@ async def test_an_error_of_one_shape_is_no_error_of_another_in_the_same_batch(en
         assert answer.as_numpy("y").tolist() == [[given[n].sum()]]
 
 
+async def test_text_that_onnx_runtime_cannot_take_is_an_error_of_its_request(engines: Engines) -> None:
+    kind = {"data_type": "TYPE_STRING", "dims": [-1]}
+    settings = {"input": [{"name": "in", **kind}], "output": [{"name": "out", **kind}]}
+    await host_it(engines, FileModel("texts", settings, {"1/model.onnx": engines.onnx["words"]}))
+    with pytest.raises(InferenceServerException, match="input in: text that is not UTF-8"):
+        await ask(engines, "texts", [an_input("in", np.array([b"\xff"], dtype=object), "BYTES")])
+    answer = await ask(engines, "texts", [an_input("in", np.array([b"yes"], dtype=object), "BYTES")])
+    assert answer.as_numpy("out").tolist() == [b"yes"]
+
+
 async def test_an_optional_input_may_be_left_out(engines: Engines) -> None:
     optional: Mapping[str, object] = {"name": "w", "data_type": "TYPE_FP32", "dims": [2], "optional": True}
     settings = {"input": [*floats(("x", [2])), optional], "output": floats(("y", [2]))}
@@ -246,6 +258,18 @@ async def test_versions_instances_warm_up_labels_and_cache_are_the_owner_s(engin
     assert told["2"].inference_stats.cache_hit.count >= 2
 
 
+def shares_of(model: str) -> set[str]:
+    """What the processes of a model were started with."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            words = (entry / "cmdline").read_text(errors="replace").split("\0")
+            if words[0].endswith("_stub") and words[8].startswith(f"{model}_"):
+                variables = (entry / "environ").read_text(errors="replace").split("\0")
+                found |= {v.partition("=")[2] for v in variables if v.startswith("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=")}
+    return found
+
+
 async def test_a_share_is_one_load_with_the_files(engines: Engines) -> None:
     model = FileModel("shared", XYZ, {"1/model.onnx": engines.onnx["two"]}, 8)
     engines.triton.place(model)
@@ -259,8 +283,24 @@ async def test_a_share_is_one_load_with_the_files(engines: Engines) -> None:
     assert allocation_of(after).share == 0.3
     assert base_env_of(after) == engines.environment
     assert hosting_of(after) == hosting_of(before)
+    assert shares_of("shared") == {"30"}
     answer = await ask(engines, "shared", [an_input("x", ramp(2))])
     np.testing.assert_array_equal(answer.as_numpy("y"), 2 * ramp(2))
+
+
+async def test_a_server_that_fills_in_configurations_takes_the_same(host: Host, engines: Engines) -> None:
+    """The other tests' server does not, which saves a process at every load."""
+    model = FileModel("filled", XYZ, {"1/model.onnx": engines.onnx["two"]}, 8)
+    engines.triton.place(model)
+    folder = str(engines.triton.repository / "filled")
+    override, _ = hosted(dict(model.config()), ["1"], folder, environment=engines.environment)
+    await host.client.load("filled", override)
+    async with InferenceServerClient(host.triton.url) as client:
+        answer = await client.infer("filled", [an_input("x", ramp(2))])
+    np.testing.assert_array_equal(answer.as_numpy("y"), 2 * ramp(2))
+    read_back = await host.client.config("filled")
+    assert hosting_of(read_back) == hosting_of(override)
+    await host.client.unload("filled")
 
 
 @pytest.mark.parametrize(

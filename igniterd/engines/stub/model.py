@@ -205,6 +205,8 @@ class TritonPythonModel:
 
     def initialize(self, args: Any) -> None:
         """Load the model's own file; whatever is missing is said in the load's error."""
+        if sys.version_info < (3, 10):  # noqa: UP036  this runs in the server's Python, not in igniterd's
+            raise pb_utils.TritonModelException(f"hosting needs Python 3.10 or later, this is {sys.version.split()[0]}")
         _keep_pages()
         config = json.loads(args["model_config"])
         hosted = json.loads(config["parameters"][PARAMETER]["string_value"])

@@ -26,13 +26,16 @@ class Engine:
             providers=_providers(setting),
         )
         self._check_names()
-        # Triton has no scalars without a batch: one value there is none here
+        # Triton has no scalars without a batch: one value there is a scalar here. ONNX Runtime says
+        # the same of an input of any rank, which nobody gives one value.
         ranked = () if setting.batched else self._session.get_inputs()
         self._scalars = {i.name for i in ranked if i.shape == []}
         self._texts = {n for n, k in setting.inputs.items() if k == "TYPE_STRING"}
         self._halves = "TYPE_BF16" in {*setting.inputs.values(), *setting.outputs.values()}
         if self._texts and self._halves:
             raise ValueError("ONNX Runtime in Python takes text and BF16 in one model only apart")
+        if self._halves and not hasattr(onnxruntime.OrtValue, "ortvalue_from_numpy_with_onnx_type"):
+            raise ValueError(f"onnxruntime {onnxruntime.__version__} takes no BF16 from Python, 1.20 and later do")
         self._run_options = None
         if options.get("arena_shrinkage"):
             self._run_options = onnxruntime.RunOptions()
@@ -125,7 +128,10 @@ class Engine:
             else:
                 binding.bind_cpu_input(name, value)
         for name in wanted:
-            binding.bind_output(name, "cuda", self._set.device)
+            if self._set.outputs[name] == "TYPE_STRING":
+                binding.bind_output(name)  # text is never on a device
+            else:
+                binding.bind_output(name, "cuda", self._set.device)
         binding.synchronize_inputs()
         self._session.run_with_iobinding(binding, self._run_options)
         binding.synchronize_outputs()
@@ -134,7 +140,7 @@ class Engine:
 
     def _device_output(self, name: Any, value: Any) -> Any:
         kind = self._set.outputs[name]
-        if value.device_name().lower() != "cuda":  # such as text, which is never there
+        if value.device_name().lower() != "cuda":
             return self._bits(name, value)
         return self._set.device_tensor(value.data_ptr(), value.shape(), kind, self._set.device, value)
 
