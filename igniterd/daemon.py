@@ -40,18 +40,19 @@ from igniterd.report import Reporter
 from igniterd.resume import resumed
 
 OVERRUN_SAID_EVERY_S = 60.0
+ADOPT_CALL_S = 5.0  # longest wait for one answer while a model is given a process of its own
 CLOSE_S = 5.0  # longest wait for anything to be closed; systemd's TimeoutStopSec is 20
 
 
-def triton_client(server: Triton, config: Config) -> TritonClient:
-    """The client of one configured Triton."""
+def triton_client(server: Triton, config: Config, timeout_s: float | None = None) -> TritonClient:
+    """The client of one configured Triton. Answers may take ``timeout_s``, by default what a tick allows."""
     tls = TlsFiles(server.ca_file, server.key_file, server.cert_file) if server.ca_file else None
     return TritonClient(
         server.name,
         server.url,
         server.metrics_url,
         http_url=server.http_url,
-        timeout_s=config.loop.io_timeout_s,
+        timeout_s=timeout_s or config.loop.io_timeout_s,
         reload_timeout_s=server.reload_timeout_s,
         headers=server.header,
         tls=tls,
@@ -176,8 +177,13 @@ class Daemon:
     async def _adopt(self, model: str) -> str:
         """Give a model a process of its own; returns why not, or an empty string."""
         server = next(s for s in self.config.triton if s.name == self.config.by_name()[model].triton)
-        terms = Terms(tuple(server.repository), self.config.engines.environment or "")
-        found = await adopt(self.tritons[server.name], model, terms)
+        terms = Terms(tuple(server.repository), self.config.engines.environment)
+        client = triton_client(server, self.config, ADOPT_CALL_S)  # no tick waits for it
+        try:
+            found = await adopt(client, model, terms)
+        finally:
+            await client.close()
+            self.tritons[server.name].read_configs_again()
         return "" if found.ok else found.why
 
     async def run(self) -> Fresh | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from igniterd.clients.triton_config import ensemble_members_of
 from igniterd.clients.triton_reading import Known, Served
+from igniterd.engines.hosting import SHADOW
 
 
 @dataclass(slots=True)
@@ -36,7 +37,8 @@ class Strangers:
 
     def due(self, served: Mapping[str, Served], wanted: Iterable[str], now_s: float) -> list[str]:
         """Whose configuration may have changed since it was read."""
-        self.names = frozenset(served) - frozenset(wanted)
+        others = frozenset(served) - frozenset(wanted)
+        self.names = frozenset(name for name in others if not name.startswith(SHADOW))
         for gone in self._seen.keys() - self.names:
             del self._seen[gone]
         due = []
