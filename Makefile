@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 setup: $(STAMP)  ## make the virtual environment
 
-assets: $(STAMP)  ## fetch the real programs tests and demo run (tritonserver, MPS control, mosquitto)
+assets: $(STAMP)  ## fetch the real programs that tests run (two tritonservers, MPS control, mosquitto, ONNX Runtime, torch)
 	@$(BIN)/python -m igniterd.emulator.fetch
 
 check: $(STAMP)  ## ruff, mypy --strict, import-linter
@@ -40,7 +40,7 @@ fuzz: $(STAMP)  ## the Hypothesis properties on new examples: SEEDS=10 times as 
 	@for i in $$(seq $(SEEDS)); do HYPOTHESIS_PROFILE=new $(BIN)/python -m pytest -q -m 'hypothesis and not integration' || exit 1; done
 
 demo: $(STAMP)  ## igniterd moving a real Triton on an emulated GPU, about three minutes
-	@$(BIN)/python -m igniterd.emulator.fetch
+	@$(BIN)/python -m igniterd.emulator.fetch demo
 	@$(BIN)/igniterd demo
 
 bench: $(STAMP)  ## every benchmark whose figures README prints

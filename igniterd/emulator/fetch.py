@@ -1,4 +1,4 @@
-"""Fetch the real programs that the emulated host runs: ``python -m igniterd.emulator.fetch``.
+"""Fetch the real programs that the emulated host runs: ``python -m igniterd.emulator.fetch [demo]``.
 
 tritonserver comes out of NVIDIA's ``nvidia-pytriton`` wheel (through this Python's pip), and the oldest one that igniterd steers out of
 an older wheel; the MQTT broker, the MPS control daemon and promtool are Debian packages, unpacked into the cache and not installed; the
@@ -43,11 +43,16 @@ _FIND: dict[str, Callable[[], programs.Program | None]] = {
 }
 
 
-def fetch(say: Say) -> list[str]:
-    """Fetch what is missing; returns the names of programs that could not be had, each already explained through ``say``."""
+def fetch(say: Say, *, demo: bool = False) -> list[str]:
+    """Fetch what is missing, for the ``demo`` only what that runs.
+
+    Returns the names of programs that could not be had, each already explained through ``say``.
+    """
     root = programs.cache_root()
     root.mkdir(parents=True, exist_ok=True)
     with _alone(root):
+        if demo:
+            return [*_tritonserver(programs.SERVER, say), *_debian(say)]
         servers = [missing for server in programs.SERVERS for missing in _tritonserver(server, say)]
         return [*servers, *_debian(say), *fetch_engines(say)]
 
@@ -168,7 +173,7 @@ def main() -> int:
         sys.stdout.flush()
 
     try:
-        return 1 if f"tritonserver {programs.SERVER}" in fetch(say) else 0
+        return 1 if f"tritonserver {programs.SERVER}" in fetch(say, demo=sys.argv[1:] == ["demo"]) else 0
     except (CannotRun, OSError) as problem:  # a cache that cannot be written, a user without a home
         sys.stderr.write(f"nothing can be fetched: {problem}\n")
         return 1
