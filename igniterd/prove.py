@@ -103,7 +103,8 @@ def _by_mps(observation: Observation, share: float, of: _Context) -> Finding:
 
 _NOT_CLIENTS = (
     " though the model executes: Triton's processes are not its clients (pipe directory not "
-    "mounted or not Triton's CUDA_MPS_PIPE_DIRECTORY, no --ipc=host, or another user)"
+    "mounted or not Triton's CUDA_MPS_PIPE_DIRECTORY, no --ipc=host, or another user; or the model "
+    "does not use the GPU)"
 )
 
 
