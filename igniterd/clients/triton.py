@@ -85,7 +85,7 @@ class TritonClient:
         self._unsettled = Unsettled()
         self._reloads: dict[str, int] = {}
         self._homes: dict[str, bool] = {}  # whether each model was found in a repository
-        self._asked: dict[str, tuple[str, Allocation]] = {}  # what the last load of each model was to bring, and its mark
+        self._asked: dict[str, tuple[str, Allocation | None]] = {}  # what the last load of each model was to bring, and its mark
         # A server that is gone finishes nothing.
         self._channel = TritonChannel(name, url, headers or {}, tls, self._unsettled.forget_all)
         self._http = TritonHttp(http_url, timeout_s, headers or {}, tls) if http_url else None
@@ -160,11 +160,13 @@ class TritonClient:
         load: until it has, or for as long again, readings of the model say that it is ``loading``.
         """
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
+        wanted: Allocation | None = None
         if config is not None:
             mark = secrets.token_hex(4)
             sent = config if exact else marked(config, mark)
             request.parameters["config"].string_param = json.dumps(sent)
-            self._asked[model] = (mark, allocation_of(config, self._shares_dir))
+            wanted = self._wanted(config)
+            self._asked[model] = (mark, wanted)
             files = files_of(config) if files is None else files
         elif files:
             raise ValueError("Triton takes files only with a configuration")
@@ -174,11 +176,17 @@ class TritonClient:
         try:
             await self._call("RepositoryModelLoad", request, timeout_s=self._reload_timeout_s)
         except Unanswered as error:
-            wanted = None if config is None else allocation_of(config, self._shares_dir)
             self._unsettled.unanswered(model, wanted, self._clock(), self._reload_timeout_s)
             raise Unanswered(f"{error} ([[triton]] reload_timeout_s): it may finish loading {model} yet") from error
         finally:
             self._changed(model)
+
+    def _wanted(self, config: ModelConfig) -> Allocation | None:
+        """What a load is to bring; ``None`` of a configuration that only Triton can refuse."""
+        try:
+            return allocation_of(config, self._shares_dir)
+        except (TypeError, ValueError, AttributeError):
+            return None
 
     async def unload(self, model: str) -> None:
         """Take `model` out of service. Returns at once; the repository's index says UNLOADING until its requests are answered."""

@@ -148,6 +148,13 @@ OBSERVED, VIOLATED = f"igniterd_observed_seconds_total{MODEL}", f"igniterd_slo_v
         ("IgniterdInfeasible", {'igniterd_feasible{instance="gpu-a"}': "0x40"}, "5m", {"instance": "gpu-a"}),
         ("IgniterdInfeasible", {'igniterd_feasible{instance="gpu-a"}': "1x10 0x4 1x20"}, "5m", {}),  # a passing minute
         ("IgniterdModelNotServed", {f"igniterd_model_ready{MODEL}": "0x40"}, "5m", {"model": "vgg19"}),
+        (
+            "IgniterdShareWithoutEffect",
+            {f"igniterd_share_effective{MODEL}": "0x40"},
+            "3m",
+            {"model": "vgg19", "severity": "critical"},
+        ),
+        ("IgniterdShareWithoutEffect", {f"igniterd_share_effective{MODEL}": "1x4 0x2 1x40"}, "3m", {}),  # while one is proven anew
         ("IgniterdDown", {'up{job="igniterd", instance="gpu-a"}': "0x40"}, "5m", {"instance": "gpu-a"}),
         ("IgniterdStalled", {'igniterd_ticks_total{instance="gpu-a"}': "7x60"}, "8m", {"instance": "gpu-a"}),
         ("IgniterdStalled", {'igniterd_ticks_total{instance="gpu-a"}': "0+15x60"}, "8m", {}),
