@@ -30,8 +30,10 @@ check: $(STAMP)  ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 test: assets  ## all tests; real programs on loopback, nothing skipped but what needs a GPU
-	$(BIN)/python -m pytest -n 2 -m 'not gpu and not integration'
-	$(BIN)/python -m pytest -m 'integration and not gpu'
+	@unit=$$(mktemp); trap 'kill $$beside 2>/dev/null; rm -f '$$unit EXIT; \
+	nice -n 19 $(BIN)/python -m pytest -m 'not gpu and not integration' >$$unit 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest -m 'integration and not gpu'; real=$$?; \
+	wait $$beside; pure=$$?; cat $$unit; exit $$((real | pure))
 
 unit: $(STAMP)  ## the tests that start no other program
 	$(BIN)/python -m pytest -n 2 -m 'not gpu and not integration'

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +39,13 @@ class ContainedHost(TritonHost):
         as_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
         alone = ["--pid", "--fork", "--kill-child=TERM", "--mount-proc", "--ipc"]
         return ["unshare", *as_user, *alone, "--", *super()._command()]
+
+    async def stop(self) -> None:
+        """unshare does not hand on the signal that ends it."""
+        with contextlib.suppress(RuntimeError, OSError, IndexError):
+            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+            os.kill(int(children.split()[0]), signal.SIGTERM)
+        await super().stop()
 
 
 def seen_by_nobody() -> list[tuple[int, float | None, str, bool]]:
