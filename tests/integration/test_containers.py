@@ -43,9 +43,12 @@ class ContainedHost(TritonHost):
     async def stop(self) -> None:
         """unshare does not hand on the signal that ends it."""
         with contextlib.suppress(RuntimeError, OSError, IndexError):
-            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
-            os.kill(int(children.split()[0]), signal.SIGTERM)
+            os.kill(first_child(self.pid), signal.SIGTERM)
         await super().stop()
+
+
+def first_child(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
 def seen_by_nobody() -> list[tuple[int, float | None, str, bool]]:
