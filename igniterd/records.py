@@ -124,9 +124,8 @@ class ModelReading:
 class Stub:
     """A process in which Triton runs an instance of a Python model, as the host's process table shows it.
 
-    ``share`` (a fraction) is what the process has, and ``by`` what tells so: its ``receipt`` (the name
-    that its start-up gave it) or its ``environment``. Without either it is ``None``; that means
-    something only where the environment could be read.
+    ``share`` (a fraction) is what it has, ``by`` what tells so: its ``receipt`` (the name that its start-up
+    gave it) or its ``environment``. ``None`` means something only where the environment could be read.
     """
 
     pid: int
@@ -144,16 +143,12 @@ class Stub:
 
 @dataclass(frozen=True, slots=True)
 class MpsReading:
-    """MPS control's answers. ``default_share`` caps every client of the server: below 1 is worth a warning.
-
-    ``states``: of each server, by pid, where the version tells (``ACTIVE``, ``FAULT``, ...);
-    ``client_pids``: of all clients of all servers; ``None`` where the version does not tell.
-    """
+    """MPS control's answers. ``default_share`` caps every client of the server: below 1 is worth a warning."""
 
     server_pids: tuple[int, ...] = ()
     default_share: float | None = None
-    states: Mapping[int, str] = field(default_factory=dict)
-    client_pids: frozenset[int] | None = None
+    states: Mapping[int, str] = field(default_factory=dict)  # ACTIVE, FAULT, ... by server; older versions do not tell
+    client_pids: frozenset[int] | None = None  # of all servers; None where the version does not tell
     at_s: float | None = None  # when it was read; None: now
 
 

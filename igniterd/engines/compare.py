@@ -85,7 +85,7 @@ def _numbers(name: str, kind: str, one: Array, other: Array) -> OutputCompared:
     return OutputCompared(name, kind, largest, allowed, why)
 
 
-_TYPES = {
+TYPES: dict[str, type[np.generic]] = {
     "BOOL": np.bool_,
     "UINT8": np.uint8,
     "UINT16": np.uint16,
@@ -99,6 +99,7 @@ _TYPES = {
     "FP32": np.float32,
     "FP64": np.float64,
 }
+"""Triton's data types that numpy has."""
 
 
 def values_of(datatype: str, shape: Sequence[int], raw: bytes) -> Array:
@@ -107,7 +108,7 @@ def values_of(datatype: str, shape: Sequence[int], raw: bytes) -> Array:
         wide = np.frombuffer(raw, np.uint16).astype(np.uint32) << 16
         return wide.view(np.float32).reshape(shape)
     if datatype != "BYTES":
-        return np.frombuffer(raw, _TYPES[datatype]).reshape(shape)
+        return np.frombuffer(raw, TYPES[datatype]).reshape(shape)
     texts, at = [], 0
     while at < len(raw):
         size = int.from_bytes(raw[at : at + 4], "little")

@@ -16,22 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
+from igniterd.engines.compare import TYPES
 from igniterd.errors import CannotRun
 
-_TYPES: dict[str, type[np.generic]] = {
-    "BOOL": np.bool_,
-    "UINT8": np.uint8,
-    "UINT16": np.uint16,
-    "UINT32": np.uint32,
-    "UINT64": np.uint64,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "FP16": np.float16,
-    "FP32": np.float32,
-    "FP64": np.float64,
-}
 _TEXT = b"igniterd"
 
 Array = NDArray[Any]
@@ -119,8 +106,8 @@ def output_bytes_of(config: Mapping[str, Any]) -> int:
     total = 0
     for told in config.get("output", ()):
         kind, dims = str(told["data_type"]).removeprefix("TYPE_"), [int(d) for d in told.get("dims", ())]
-        if -1 not in dims and (kind in _TYPES or kind == "BF16"):
-            total += int(np.prod(dims)) * np.dtype(_TYPES.get(kind, np.float16)).itemsize
+        if -1 not in dims and (kind in TYPES or kind == "BF16"):
+            total += int(np.prod(dims)) * np.dtype(TYPES.get(kind, np.float16)).itemsize
     return total
 
 
@@ -142,7 +129,7 @@ def _tensor(
         raise CannotRun(f"{where} is a shape tensor; igniterd cannot make requests for it")
     kind = str(told["data_type"]).removeprefix("TYPE_")
     datatype = "BYTES" if kind == "STRING" else kind
-    if datatype not in (*_TYPES, "BYTES", "BF16"):
+    if datatype not in (*TYPES, "BYTES", "BF16"):
         raise CannotRun(f"{where}: its type {told['data_type']} is not one igniterd can make values of")
     dims = _dims(where, [int(d) for d in told.get("dims", ())], shape, given)
     values = _random(datatype, dims, random) if given is None else _given(where, datatype, dims, given)
@@ -169,9 +156,9 @@ def _random(datatype: str, dims: tuple[int, ...], random: np.random.Generator) -
     if datatype == "BYTES":
         return np.full(size, _TEXT, dtype=object)
     if datatype in ("FP16", "FP32", "FP64", "BF16"):
-        return random.standard_normal(size).astype(_TYPES.get(datatype, np.float32))
+        return random.standard_normal(size).astype(TYPES.get(datatype, np.float32))
     # 0 and 1 are right for a mask, a token id and a flag; pictures of bytes take the whole range
-    return random.integers(0, 256 if datatype == "UINT8" else 2, size).astype(_TYPES[datatype])
+    return random.integers(0, 256 if datatype == "UINT8" else 2, size).astype(TYPES[datatype])
 
 
 def _given(where: str, datatype: str, dims: tuple[int, ...], given: Array) -> Array:
@@ -181,7 +168,7 @@ def _given(where: str, datatype: str, dims: tuple[int, ...], given: Array) -> Ar
         raise CannotRun(f"{where}: --input has shape {list(given.shape)}; one item is {list(dims)}, several have one axis more in front")
     if datatype == "BYTES":
         return np.array([v if isinstance(v, bytes) else str(v).encode() for v in values.ravel()], dtype=object).reshape(values.shape)
-    return values.astype(_TYPES.get(datatype, np.float32))
+    return values.astype(TYPES.get(datatype, np.float32))
 
 
 def _bytes(datatype: str, item: Array) -> bytes:
