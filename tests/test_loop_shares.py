@@ -45,6 +45,8 @@ async def test_a_share_without_effect_is_said_once_tried_once_more_and_planned_w
     assert (state.effect, state.effective) == (Effect.REFUTED, None)
     assert gaps(last) == {"share:vgg19"}
     assert last.shares["alexnet"].effect is Effect.PROVEN
+    assert "the share of vgg19 is not shown to have an effect" in last.plan.why
+    assert (last.plan.headroom, last.plan.least_share) == (None, None)
     # the two others are planned beside a neighbour that may use the whole GPU: no part is kept for it
     assert last.plan.verdicts["vgg19"].allocation.share is None
     assert 1 <= reloads(made, "vgg19") <= 3

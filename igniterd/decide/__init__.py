@@ -178,7 +178,7 @@ def decide(
         case = Case(gpu, partial(_on, demands, gpu), here, held, config.decide, oracles, now_s)
         parts.append(case.decide())
         held = parts[-1].held
-    return _merged(parts, applied, held, config, now_s), held
+    return _qualified(_merged(parts, applied, held, config, now_s), observation), held
 
 
 def _same_knobs(held: Held, observation: Observation) -> Held:
@@ -210,6 +210,15 @@ def _upkeep(dead: frozenset[str], observation: Observation, held: Held, config: 
         if not why_not_now(held, (step,), config.decide, now_s):
             return step
     return None
+
+
+def _qualified(plan: Plan, observation: Observation) -> Plan:
+    """``plan`` with what it rests on: beside a model whose share has no effect there is no room to promise."""
+    without = sorted(name for name, reading in observation.models.items() if reading.claimed_share is not None)
+    if not without:
+        return plan
+    why = f"{plan.why}; but the share of {', '.join(without)} is not shown to have an effect: planned as uncapped neighbours"
+    return replace(plan, why=why, headroom=None, least_share=None)
 
 
 def _on(demands: Callable[[float], Mapping[int, Sequence[Demand]]], gpu: int, caution: float) -> Sequence[Demand]:
