@@ -82,11 +82,13 @@ class FaultyHost(SimHost):
         await asyncio.sleep(seconds)
         if model in self.models:
             self.advance(self.clock())
+            self.processes.died.discard(model)
             self.models[model].reset(config)
 
     def _swap(self, model: str, config: dict[str, Any]) -> None:
         before, old = self._granted(), self.models[model].config
         self.models[model].reset(config)
+        self.processes.died.discard(model)
         self.loads.append((self.clock(), model, config))
         self.grants.append((model, before, self._granted()))
         kept = {k: v for k, v in config.items() if k not in ("max_batch_size", "dynamic_batching", "parameters")}
@@ -145,7 +147,7 @@ class Soak:
         self.ticks: list[Tick] = []
         self.restless_s = self.began_s  # when the world last changed
         self.faulty_s = self.began_s  # until when something is broken
-        sources = Sources(tritons={"main": self.host}, models={"main": tuple(RATES)}, mps=self.mps)
+        sources = Sources(tritons={"main": self.host}, models={"main": tuple(RATES)}, mps=self.mps, processes=self.host.processes)
         self.config = configured(folder)
         knowledge = Knowledge({m: m for m in RATES}, ORACLES)
         self.loop = Loop(self.config, sources, {"main": self.host}, knowledge, self._tick, wall_clock=self._wall)
@@ -282,6 +284,13 @@ class Soak:
         self.host.versions[model] = str(int(self.host.versions.get(model, "1")) + 1)
         self.host.models[model].reset(config_of(model))
 
+    def _dies(self, model: str, _: float) -> None:
+        self.host.processes.died.add(model)
+
+    def _hidden(self, _: str, seconds: float) -> None:
+        self.host.processes.gone = True
+        self._later(seconds, lambda: setattr(self.host.processes, "gone", False))
+
     def _clock_jumps(self, _: str, __: float) -> None:
         self.wall_offset_s += float(self.rng.choice([-86_400.0, -3600.0, 3600.0, 4e7]))
 
@@ -356,6 +365,8 @@ FAULTS: tuple[tuple[str, Callable[[Soak, str, float], None]], ...] = (
     ("a configuration is changed by hand", Soak._changed),
     ("a version is replaced", Soak._replaced),
     ("the clock jumps", Soak._clock_jumps),
+    ("a process dies", Soak._dies),
+    ("processes cannot be seen", Soak._hidden),
 )
 """What happens, with the method that makes it happen to a model for some seconds."""
 
