@@ -95,7 +95,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """What came of it. ``outcome``: adopted, would adopt, already, refused, released, own already.
+    """What came of it. ``outcome``: adopted, would adopt, already, refused (nothing is changed), released, own already, failed.
 
     ``how``: by which code it is hosted. ``notes``: settings that mean nothing any more. Memory is
     that of the hosted copy: its processes', and the board's where that can be read.
@@ -114,7 +114,7 @@ class Adoption:
 
     @property
     def ok(self) -> bool:
-        return self.outcome != "refused"
+        return self.outcome not in ("refused", "failed")
 
 
 async def adopt(client: Server, model: str, terms: Terms) -> Adoption:
@@ -179,11 +179,8 @@ async def _tried(client: Server, before: ModelConfig, override: ModelConfig, tri
         async with _shadow(client, override) as name:
             tried = await _measured(client, before, name, tried, terms)
             now = await _board(terms)
-            return replace(
-                tried,
-                process_bytes=stub_memory_bytes(name),
-                board_bytes=None if now is None or board is None else max(0, now - board),
-            )
+            more = None if now is None or board is None else max(0, now - board)
+            return replace(tried, process_bytes=stub_memory_bytes(name), board_bytes=more)
     except Refused as error:
         return replace(tried, why=_said(str(error), terms.environment))
 
@@ -384,8 +381,11 @@ async def _swapped(client: Server, before: ModelConfig, override: ModelConfig, t
         found = compared(expected, await _asked(client, model, feed, 1, terms))
         if different := [o for o in found if not o.same]:
             raise Refused("; ".join(f"output {o.name} {o.why}" for o in different))
-    except Refused as error:
-        await client.load(model, before, {}, exact=True)
+    except IgniterdError as error:
+        try:
+            await client.load(model, before, {}, exact=True)
+        except IgniterdError as again:
+            raise Refused(f"after the swap: {error}; the owner's model is not back: {again}; igniterd release {model}") from error
         return replace(tried, why=f"after the swap: {error}; the owner's model is back")
     return replace(tried, outcome="adopted")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,8 @@ class Server:
             self.serving["net"]["max_batch_size"] = 2
         if model == "net" and hosting_of(config) and (error := self.wrong.get("load")):
             raise error
+        if self.swapped and not hosting_of(config) and (error := self.wrong.get("back")):
+            raise error
         self.serving[model] = copy.deepcopy(config)
         self.files[model] = files_of(config) if files is None else files
 
@@ -84,6 +87,8 @@ class Server:
         asked = service_pb2.ModelInferRequest.FromString(request)
         if asked.model_name not in self.serving:
             raise NotServed("gone")
+        if self.swapped and (error := self.wrong.get("silent")):
+            raise error
         values = np.frombuffer(asked.raw_input_contents[0], np.float32) * 2
         if self.wrong.get("other_answer") and asked.model_name == "net" and self.swapped:
             values = values + 1
@@ -113,6 +118,7 @@ async def test_the_swap_is_one_load_with_the_files_after_the_copy_is_gone() -> N
         ({"load": Refused("no memory")}, "the copy was loaded, the model itself not: no memory", "load net"),
         ({"other_config": True}, "after the swap: Triton serves another configuration", "load net"),
         ({"other_answer": True}, "after the swap: output y differs by 1", "load net"),
+        ({"silent": Unanswered("no answer in 30 s")}, "after the swap: no answer in 30 s; the owner's model is back", "load net"),
     ],
 )
 async def test_what_goes_wrong_at_the_swap_leaves_the_owner_s(wrong: dict[str, Any], why: str, end: str) -> None:
@@ -127,6 +133,12 @@ async def test_what_goes_wrong_at_the_swap_leaves_the_owner_s(wrong: dict[str, A
 async def test_a_load_that_is_not_answered_is_not_hidden() -> None:
     server = Server(load=Unanswered("no answer in 60 s"))
     with pytest.raises(Unanswered):
+        await adopt(server, "net", TERMS)
+
+
+async def test_an_owner_s_model_that_cannot_be_put_back_is_not_hidden() -> None:
+    server = Server(other_answer=True, back=Unanswered("no answer in 60 s"))
+    with pytest.raises(Refused, match=r"the owner's model is not back: no answer in 60 s; igniterd release net"):
         await adopt(server, "net", TERMS)
 
 
@@ -190,3 +202,16 @@ def test_a_server_that_is_not_there_is_said() -> None:
     done = CliRunner().invoke(app, ["adopt", "net", "--url", "127.0.0.1:9"])
     assert done.exit_code == 1
     assert "net: Triton 'main' at 127.0.0.1:9" in done.stderr
+    assert done.stdout == "net: failed\n"
+
+
+def test_every_server_that_is_not_there_is_said(tmp_path: Path) -> None:
+    servers = "".join(f'[[triton]]\nname = "{name}"\nurl = "127.0.0.1:{port}"\n' for name, port in (("one", 9), ("two", 11)))
+    (tmp_path / "igniterd.toml").write_text(f'{servers}[gpu]\nsource = "none"\n[[model]]\nname = "net"\ntriton = "one"\nslo_p99_ms = 5\n')
+    done = CliRunner().invoke(app, ["release", "--all", "--config", str(tmp_path / "igniterd.toml"), "--format", "json"])
+    assert done.exit_code == 1
+    assert done.stdout == "[]\n"
+    assert [line.partition(":9")[0].partition(":11")[0] for line in done.stderr.splitlines()] == [
+        "igniterd: Triton 'one' at 127.0.0.1",
+        "igniterd: Triton 'two' at 127.0.0.1",
+    ]

@@ -92,7 +92,7 @@ def adopt(
             )
             return await adopted(client, model, terms)
 
-        _end(asyncio.run(_each(_named(models), settings, url, work)), form)
+        _end(*asyncio.run(_each(_named(models), settings, url, work)), form)
 
 
 def release(
@@ -114,7 +114,7 @@ def release(
 
     with cannot():
         settings = None if config is None else configured(config)
-        _end(asyncio.run(_each(models, settings, url, work)), form)
+        _end(*asyncio.run(_each(models, settings, url, work)), form)
 
 
 Work = Callable[["TritonClient", "Triton | None", str], Coroutine[Any, Any, "Adoption"]]
@@ -128,20 +128,24 @@ def _named(models: list[str] | None) -> list[str]:
     return models
 
 
-async def _each(models: list[str] | None, settings: Config | None, url: str | None, work: Work) -> list[Adoption]:
-    """``work`` for each model, one after the other; ``None``: for every adopted one."""
+async def _each(models: list[str] | None, settings: Config | None, url: str | None, work: Work) -> tuple[list[Adoption], list[str]]:
+    """``work`` for each model, one after the other; ``None``: for every adopted one. Also says which servers could not be asked."""
     from igniterd.adopt import Adoption
 
-    found = []
+    found, silent = list[Adoption](), list[str]()
     for server, client in _clients(settings, url):
         async with _closing(client):
-            mine = await _adopted(client) if models is None else [m for m in models if _is_of(m, server, settings)]
+            try:
+                mine = await _adopted(client) if models is None else [m for m in models if _is_of(m, server, settings)]
+            except IgniterdError as error:
+                silent.append(str(error))
+                continue
             for model in mine:
                 try:
                     found.append(await work(client, server, model))
                 except IgniterdError as error:
-                    found.append(Adoption(model, "refused", str(error)))
-    return found
+                    found.append(Adoption(model, "failed", str(error)))
+    return found, silent
 
 
 @asynccontextmanager
@@ -195,8 +199,8 @@ async def _board(settings: Config | None, client: TritonClient, model: str) -> C
     return None
 
 
-def _end(found: list[Adoption], form: str) -> None:
-    """Say what came of it; exit status 1 when one was refused."""
+def _end(found: list[Adoption], silent: list[str], form: str) -> None:
+    """Say what came of it; exit status 1 when one was refused, or a server could not be asked."""
     import json
     from dataclasses import asdict
 
@@ -205,10 +209,10 @@ def _end(found: list[Adoption], form: str) -> None:
     else:
         for each in found:
             _table(each)
-    for each in found:
-        if not each.ok:
-            print(f"igniterd: {each.model}: {each.why}", file=sys.stderr)
-    if not all(each.ok for each in found):
+    problems = [f"{each.model}: {each.why}" for each in found if not each.ok] + silent
+    for problem in problems:
+        print(f"igniterd: {problem}", file=sys.stderr)
+    if problems:
         raise typer.Exit(1)
 
 
@@ -216,7 +220,7 @@ def _table(each: Adoption) -> None:
     from rich.table import Table
 
     said = f"{each.model}: {each.outcome}" + (f", {each.engine} by {each.how}" if each.how else "")
-    shown(said + ("" if each.ok else ", nothing is changed"))
+    shown(said + (", nothing is changed" if each.outcome == "refused" else ""))
     if each.outputs:
         table = Table("output", "type", "largest difference", "allowed", "same")
         for o in each.outputs:
