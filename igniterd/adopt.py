@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from tritonclient.grpc import service_pb2
 
 from igniterd.clients.repository import model_folder, stub_memory_bytes
-from igniterd.clients.triton_config import ModelConfig
+from igniterd.clients.triton_config import ModelConfig, name_obstacle
 from igniterd.clients.triton_info import IndexEntry
 from igniterd.engines.compare import Answer, OutputCompared, Timing, allowed_ms, compared, values_of
 from igniterd.engines.hosting import (
@@ -31,11 +31,12 @@ from igniterd.engines.hosting import (
     SHADOW,
     can_host,
     engine_of,
-    files_of,
     hosted,
     hosted_by_server,
     hosting_of,
     owner_of,
+    placeholder_of,
+    shadow_of,
     unhosted_settings,
 )
 from igniterd.errors import CannotRun, IgniterdError, NotNow, Refused, Unreachable
@@ -125,7 +126,7 @@ async def adopt(client: Server, model: str, terms: Terms) -> Adoption:
     before = await client.config(model)
     if hosting_of(before) is not None:
         return Adoption(model, "already", engine=engine_of(before))
-    if why := can_host(before):
+    if why := can_host(before) or name_obstacle(before):
         return Adoption(model, "refused", why)
     if why := await client.refuses_loads():
         raise CannotRun(f"Triton at {client.url}: {why}")
@@ -192,7 +193,8 @@ def _said(words: str, environment: str) -> str:
     if environment and "canonical path" in said:
         return f"the environment {environment} is not there as Triton sees the disk: [engines] environment"
     if found is None:
-        return said.rpartition("state: Internal: ")[2].removesuffix(";").strip()
+        ours = said.rpartition("state: Internal: ")[2].removesuffix(";").removeprefix("TritonModelException: ")
+        return re.sub(r" At: /\S+\(\d+\): \w+", "", ours).strip()
     place = f"the environment {environment}" if environment else "the Python that Triton runs"
     remedy = "install it there, or name an environment that has it: [engines] environment"
     return f"{place} lacks {found.group(1)}: {remedy}"
@@ -212,29 +214,19 @@ async def _shadow(client: Server, override: ModelConfig) -> AsyncIterator[str]:
     name = SHADOW + secrets.token_hex(4)
     config, files = shadow_of(override, name)
     try:
+        await _place_kept(client, override, name)
         await client.load(name, config, files)
         yield name
     finally:
         await asyncio.shield(_gone(client, name))
 
 
-def shadow_of(override: ModelConfig, name: str) -> tuple[ModelConfig, dict[str, bytes]]:
-    """``override`` for a copy to measure: one instance, requests executed as they come, no cache."""
-    config = {**override, "name": name}
-    config.pop("response_cache", None)
-    config.pop("dynamic_batching", None)
-    groups = [{**group, "count": 1} for group in config.get("instance_group", [])[:1]]
-    for group in groups:
-        group["name"] = name
-        group["gpus"] = list(group.get("gpus", []))[:1]
-    config["instance_group"] = groups
-    hosting = hosting_of(override)
-    if hosting is None or override.get("backend") == "python":
-        return config, files_of(config)
-    newest = hosting.versions[-1]  # the server's model.py looks into the folder of the copy
-    file = config.get("default_model_filename") or "model.pt"
-    config["default_model_filename"] = f"{hosting.folder}/{newest}/{file}"
-    return config, {f"{newest}/igniterd": b"\n"}
+async def _place_kept(client: Server, override: ModelConfig, name: str) -> None:
+    """Have something ready under the name: a first load that is refused leaves the whole server "not ready" until it starts anew."""
+    for own in (False, True):  # the server's own Python may be one that runs no model, and so may the environment
+        with contextlib.suppress(Refused):
+            await client.load(name, *placeholder_of(override, name, in_environment=own))
+            return
 
 
 async def _gone(client: Server, name: str) -> None:

@@ -43,6 +43,7 @@ class Server:
         self.serving: dict[str, dict[str, Any]] = {"net": copy.deepcopy(OWNER)}
         self.files: dict[str, Any] = {}
         self.done: list[str] = []
+        self.placeholders: list[dict[str, Any]] = []
         self.wrong = wrong
 
     @property
@@ -74,6 +75,10 @@ class Server:
             self.serving["net"]["max_batch_size"] = 2
         if model == "net" and hosting_of(config) and (error := self.wrong.get("load")):
             raise error
+        if model != "net" and not hosting_of(config):
+            self.placeholders.append(dict(config))
+            if self.wrong.get("no_python") and not config.get("parameters"):
+                raise Refused("No module named 'numpy'")
         if self.swapped and not hosting_of(config) and (error := self.wrong.get("back")):
             raise error
         self.serving[model] = copy.deepcopy(config)
@@ -106,9 +111,25 @@ async def test_the_swap_is_one_load_with_the_files_after_the_copy_is_gone() -> N
     server = Server()
     found = await adopt(server, "net", TERMS)
     assert found.outcome == "adopted", found
-    assert server.done == ["load igniterd", "unload", "load net"]
+    assert server.done == ["load igniterd", "load igniterd", "unload", "load net"]
     assert server.files["net"].keys() == {"1/model.py", "1/engine.py"}
     assert set(server.serving) == {"net"}
+
+
+async def test_what_is_loaded_first_under_the_copy_s_name_runs_where_a_model_can() -> None:
+    server = Server(no_python=True)
+    assert (await adopt(server, "net", replace(TERMS, environment="/opt/engines"))).outcome == "adopted"
+    assert server.done == ["load igniterd", "load igniterd", "load igniterd", "unload", "load net"]
+    assert [each.get("parameters") for each in server.placeholders] == [None, {"EXECUTION_ENV_PATH": {"string_value": "/opt/engines"}}]
+
+
+async def test_a_name_that_a_shell_would_read_is_refused_before_anything_is_loaded() -> None:
+    server = Server()
+    server.serving["a b"] = OWNER | {"name": "a b"}
+    found = await adopt(server, "a b", TERMS)
+    assert found.outcome == "refused"
+    assert "characters that mean something to a shell" in found.why
+    assert server.done == []
 
 
 @pytest.mark.parametrize(
@@ -152,7 +173,7 @@ async def test_a_server_that_takes_no_configuration_is_left_alone() -> None:
 async def test_a_dry_run_loads_nothing_under_the_model_s_name() -> None:
     server = Server()
     assert (await adopt(server, "net", replace(TERMS, dry_run=True))).outcome == "would adopt"
-    assert server.done == ["load igniterd", "unload"]
+    assert server.done == ["load igniterd", "load igniterd", "unload"]
 
 
 async def test_release_where_a_plain_load_is_no_change_for_triton() -> None:
@@ -186,6 +207,8 @@ def test_a_copy_for_the_server_s_own_file_names_the_model_s_file_by_its_place() 
         (["adopt"], "name models to adopt"),
         (["adopt", "a", "a"], "a model is named twice"),
         (["adopt", "a", "--url", "nowhere"], "should be host:port"),
+        (["adopt", "a", "--environment", "/opt/a b"], "only letters, digits and . _ / + - in it"),
+        (["adopt", "a", "--environment", "$(id)"], "should be a path from the root"),
         (["adopt", "a", "--max-slowdown", "0.5"], "should be greater than or equal to 1"),
         (["adopt", "a", "--format", "xml"], "should be table or json"),
         (["release"], "name models to release, or give --all"),

@@ -67,7 +67,8 @@ def adopt(
 
     A hosted copy is loaded under another name first and asked the same as the model that serves. Only one that answers the same and is
     not slower than agreed takes its place, by one load: no request fails and nothing is written into the repository. Triton restarted
-    serves the owner's own. Exit status 1 when a model could not be adopted.
+    serves the owner's own. While the copy comes and goes, about a second each, Triton as a whole says that it is not ready
+    (/v2/health/ready). Exit status 1 when a model could not be adopted.
     """
     from igniterd.adopt import Terms
     from igniterd.adopt import adopt as adopted
@@ -75,6 +76,7 @@ def adopt(
     from igniterd.profiler.inputs import read_items
 
     one_of("--format", form, "table", "json")
+    _plain(environment)
     with cannot():
         given = shapes_of(shape or []), read_items(inputs) if inputs is not None else {}
         settings = None if config is None else configured(config)
@@ -117,6 +119,19 @@ def release(
         _end(*asyncio.run(_each(models, settings, url, work)), form)
 
 
+def _plain(environment: str) -> None:
+    """Checked as the configuration's is: a shell of Triton gets the path unquoted."""
+    from pydantic import ValidationError
+
+    from igniterd.config import Engines
+
+    try:
+        Engines(environment=environment)
+    except ValidationError as error:
+        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise typer.BadParameter(f"{environment!r} {said}", param_hint="--environment") from error
+
+
 Work = Callable[["TritonClient", "Triton | None", str], Coroutine[Any, Any, "Adoption"]]
 
 
@@ -144,7 +159,7 @@ async def _each(models: list[str] | None, settings: Config | None, url: str | No
                 try:
                     found.append(await work(client, server, model))
                 except IgniterdError as error:
-                    found.append(Adoption(model, "failed", str(error)))
+                    found.append(Adoption(model, "failed", str(error).removeprefix(f"{model}: ")))
     return found, silent
 
 

@@ -43,6 +43,7 @@ _SHIM, _SHIM_VARIABLE = "IGNITERD_OWN_BACKEND", "IGNITERD_ENV_"
 _OURS = (PARAMETER, ENV_PATH, "IGNITERD_BASE_ENV", "IGNITERD_LOAD", _SHIM)
 _OWNERS = ("backend", "platform", "default_model_filename", "cc_model_filenames", "runtime")
 _UP = "../" * 12  # from any temporary folder to the root: there is nothing above it
+_NOTHING = b"class TritonPythonModel:\n    def execute(self, requests):\n        return [None for _ in requests]\n"
 _WARMUP_FOLDER = "warmup/igniterd"
 
 
@@ -241,6 +242,39 @@ def _moved(made: ModelConfig, folder: str) -> dict[str, Any]:
                 data["input_data_file"] = f"{_UP}{folder.strip('/')}/warmup/{name}"
     found: dict[str, Any] = {}
     return found | ({"labels": labels} if labels else {}) | ({"warmups": warmups} if warmups else {})
+
+
+def shadow_of(override: ModelConfig, name: str) -> tuple[ModelConfig, dict[str, bytes]]:
+    """``override`` for a copy to measure: one instance, requests executed as they come, no cache."""
+    config = {**override, "name": name}
+    config.pop("response_cache", None)
+    config.pop("dynamic_batching", None)
+    groups = [{**group, "count": 1} for group in config.get("instance_group", [])[:1]]
+    for group in groups:
+        group["name"] = name
+        group["gpus"] = list(group.get("gpus", []))[:1]
+    config["instance_group"] = groups
+    hosting = hosting_of(override)
+    if hosting is None or override.get("backend") == "python":
+        return config, files_of(config)
+    newest = hosting.versions[-1]  # the server's model.py looks into the folder of the copy
+    file = config.get("default_model_filename") or "model.pt"
+    config["default_model_filename"] = f"{hosting.folder}/{newest}/{file}"
+    return config, {f"{newest}/igniterd": b"\n"}
+
+
+def placeholder_of(override: ModelConfig, name: str, *, in_environment: bool) -> tuple[ModelConfig, dict[str, bytes]]:
+    """A model that answers nothing, of the versions of the copy ``name``: loaded before it, it is what a refused copy leaves."""
+    hosting = hosting_of(override)
+    tensor = {"name": "x", "data_type": "TYPE_FP32", "dims": [1]}
+    config: ModelConfig = {"name": name, "backend": "python", "input": [tensor], "output": [tensor | {"name": "y"}]}
+    config["instance_group"] = [{"name": f"{name}.first", "kind": "KIND_CPU", "count": 1}]
+    if "version_policy" in override:
+        config["version_policy"] = override["version_policy"]
+    environment = override.get("parameters", {}).get(ENV_PATH)
+    if in_environment and environment:
+        config["parameters"] = {ENV_PATH: environment}
+    return config, {f"{version}/model.py": _NOTHING for version in (hosting.versions if hosting else ("1",))}
 
 
 def hosting_of(config: Mapping[str, Any]) -> Hosting | None:

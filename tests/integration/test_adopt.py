@@ -59,6 +59,13 @@ async def nothing_left() -> None:
             await asyncio.sleep(0.05)
 
 
+async def ready_again(engines: Engines) -> None:
+    """While a copy is being unloaded Triton says that it is not ready, and for ever where a first load was refused."""
+    async with asyncio.timeout(5.0):
+        while not (await engines.client.server()).ready:  # noqa: ASYNC110  the server's doing
+            await asyncio.sleep(0.05)
+
+
 @contextlib.asynccontextmanager
 async def open_loop(engines: Engines, model: str, rate_per_s: float = 60.0) -> AsyncIterator[list[str]]:
     """Requests sent when they are due, whatever became of earlier ones; yields what failed."""
@@ -146,6 +153,7 @@ async def refused(engines: Engines, model: str, terms: Terms) -> str:
     assert found.outcome == "refused"
     assert await engines.client.config(model) == before
     await nothing_left()
+    await ready_again(engines)
     return found.why
 
 
@@ -191,6 +199,7 @@ async def test_a_cancelled_trial_leaves_nothing(engines: Engines, after_s: float
     with contextlib.suppress(asyncio.CancelledError):
         await trial
     await nothing_left()
+    await ready_again(engines)
     assert hosting_of(await engines.client.config("net")) is None
 
 
