@@ -218,7 +218,7 @@ async def _shadow(client: Server, override: ModelConfig) -> AsyncIterator[str]:
         await client.load(name, config, files)
         yield name
     finally:
-        await asyncio.shield(_gone(client, name))
+        await asyncio.shield(unload_copy(client, name))
 
 
 async def _place_kept(client: Server, override: ModelConfig, name: str) -> None:
@@ -229,7 +229,7 @@ async def _place_kept(client: Server, override: ModelConfig, name: str) -> None:
             return
 
 
-async def _gone(client: Server, name: str) -> None:
+async def unload_copy(client: Server, name: str) -> None:
     """Unload, and wait until its memory is free. A load under way is ended by Triton first."""
     with contextlib.suppress(NotNow, TimeoutError):
         async with asyncio.timeout(_GONE_S):

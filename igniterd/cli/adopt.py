@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -99,7 +100,7 @@ def adopt(
 
 def release(
     models: Models = None,
-    every: Annotated[bool, typer.Option("--all", help="Every model that is adopted.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every model that is adopted, and what a killed adopt left behind.")] = False,
     config: ConfigFile = None,
     url: Url = None,
     form: Format = "table",
@@ -145,22 +146,39 @@ def _named(models: list[str] | None) -> list[str]:
 
 async def _each(models: list[str] | None, settings: Config | None, url: str | None, work: Work) -> tuple[list[Adoption], list[str]]:
     """``work`` for each model, one after the other; ``None``: for every adopted one. Also says which servers could not be asked."""
-    from igniterd.adopt import Adoption
-
-    found, silent = list[Adoption](), list[str]()
-    for server, client in _clients(settings, url):
-        async with _closing(client):
-            try:
-                mine = await _adopted(client) if models is None else [m for m in models if _is_of(m, server, settings)]
-            except IgniterdError as error:
-                silent.append(str(error))
-                continue
-            for model in mine:
+    found: list[Adoption] = []
+    silent: list[str] = []
+    at = ""
+    task = asyncio.current_task()
+    with contextlib.suppress(RuntimeError):  # not in the main thread: nobody sends it a signal
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel if task else int)
+    try:
+        for server, client in _clients(settings, url):
+            async with _closing(client):
                 try:
-                    found.append(await work(client, server, model))
+                    mine = await _adopted(client) if models is None else [m for m in models if _is_of(m, server, settings)]
                 except IgniterdError as error:
-                    found.append(Adoption(model, "failed", str(error).removeprefix(f"{model}: ")))
+                    silent.append(str(error))
+                    continue
+                for model in mine:
+                    at = f" at {model}: release puts the owner's back if it was just being swapped"
+                    found.append(await _one(work, client, server, model))
+    except asyncio.CancelledError:  # the copy of the model in hand is gone
+        silent.append(f"stopped{at}")
     return found, silent
+
+
+async def _one(work: Work, client: TritonClient, server: Triton | None, model: str) -> Adoption:
+    from igniterd.adopt import Adoption, unload_copy
+    from igniterd.engines.hosting import SHADOW
+
+    try:
+        if model.startswith(SHADOW):
+            await unload_copy(client, model)
+            return Adoption(model, "released")
+        return await work(client, server, model)
+    except IgniterdError as error:
+        return Adoption(model, "failed", str(error).removeprefix(f"{model}: "))
 
 
 @asynccontextmanager
@@ -193,10 +211,12 @@ def _is_of(model: str, server: Triton | None, settings: Config | None) -> bool:
 
 
 async def _adopted(client: TritonClient) -> list[str]:
-    from igniterd.engines.hosting import hosting_of
+    """The models that are adopted, and copies that a trial left behind which was killed."""
+    from igniterd.engines.hosting import SHADOW, hosting_of
 
     names = sorted({entry.name for entry in await client.index() if entry.state == "READY"})
-    return [name for name in names if hosting_of(await client.config(name)) is not None]
+    copies = {each.name for each in (await client.statistics("")).model_stats if each.name.startswith(SHADOW)}
+    return [name for name in names if hosting_of(await client.config(name)) is not None] + sorted(copies)
 
 
 async def _board(settings: Config | None, client: TritonClient, model: str) -> Callable[[], Coroutine[Any, Any, int | None]] | None:

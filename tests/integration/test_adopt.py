@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -185,6 +186,29 @@ async def test_what_is_missing_is_named(engines: Engines, environments: dict[str
     assert "the environment /nowhere is not there as Triton sees the disk" in why
     why = await refused(engines, "net", replace(GENEROUS, repositories=("/nowhere",)))
     assert "/nowhere/net/1/model.onnx is not there as Triton sees the disk" in why
+
+
+async def test_a_command_that_is_ended_leaves_nothing_and_what_a_killed_one_leaves_is_released(engines: Engines, tmp_path: Path) -> None:
+    np.savez(tmp_path / "items.npz", x=np.zeros((8, 4), np.float32))
+    words = ["adopt", "net", "--url", engines.triton.url, "--dry-run", "--input", str(tmp_path / "items.npz")]
+    for number, status in ((signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGKILL, -9)):
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "igniterd", *words, stderr=asyncio.subprocess.PIPE)
+        async with asyncio.timeout(20.0):
+            while not copies():  # noqa: ASYNC110  another process starts
+                await asyncio.sleep(0.01)
+            process.send_signal(number)
+            _, said = await process.communicate()
+        assert process.returncode == status
+        if number != signal.SIGKILL:
+            assert b"igniterd: stopped at net" in said
+            await nothing_left()
+    async with asyncio.timeout(5.0):
+        while not engines.client.copies:
+            await engines.client.read_models(["net"])
+    done = await asyncio.to_thread(CliRunner().invoke, app, ["release", "--all", "--url", engines.triton.url])
+    assert done.exit_code == 0, done.output
+    await nothing_left()
+    await ready_again(engines)
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.6, 1.1])
