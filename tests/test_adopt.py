@@ -206,6 +206,9 @@ def test_a_copy_for_the_server_s_own_file_names_the_model_s_file_by_its_place() 
     [
         (["adopt"], "name models to adopt"),
         (["adopt", "a", "a"], "a model is named twice"),
+        (["adopt", "\udcff"], "should be the name of a model"),
+        (["release", ""], "should be the name of a model"),
+        (["release", "a", "a"], "a model is named twice"),
         (["adopt", "a", "--url", "nowhere"], "should be host:port"),
         (["adopt", "a", "--environment", "/opt/a b"], "only letters, digits and . _ / + - in it"),
         (["adopt", "a", "--environment", "$(id)"], "should be a path from the root"),

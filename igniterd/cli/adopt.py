@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from igniterd.cli.common import cannot, configured, shown
-from igniterd.cli.wording import address, finite, one_of
+from igniterd.cli.wording import address, finite, names, one_of
 from igniterd.errors import IgniterdError
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ def release(
     if every == bool(models):
         raise typer.BadParameter("name models to release, or give --all", param_hint="MODEL")
 
+    names(models or [])
+
     async def work(client: TritonClient, server: Triton | None, model: str) -> Adoption:
         return await released(client, model)
 
@@ -139,9 +141,7 @@ Work = Callable[["TritonClient", "Triton | None", str], Coroutine[Any, Any, "Ado
 def _named(models: list[str] | None) -> list[str]:
     if not models:
         raise typer.BadParameter("name models to adopt", param_hint="MODEL")
-    if len(set(models)) < len(models):
-        raise typer.BadParameter("a model is named twice", param_hint="MODEL")
-    return models
+    return names(models)
 
 
 async def _each(models: list[str] | None, settings: Config | None, url: str | None, work: Work) -> tuple[list[Adoption], list[str]]:
@@ -214,9 +214,9 @@ async def _adopted(client: TritonClient) -> list[str]:
     """The models that are adopted, and copies that a trial left behind which was killed."""
     from igniterd.engines.hosting import SHADOW, hosting_of
 
-    names = sorted({entry.name for entry in await client.index() if entry.state == "READY"})
+    ready = sorted({entry.name for entry in await client.index() if entry.state == "READY"})
     copies = {each.name for each in (await client.statistics("")).model_stats if each.name.startswith(SHADOW)}
-    return [name for name in names if hosting_of(await client.config(name)) is not None] + sorted(copies)
+    return [name for name in ready if hosting_of(await client.config(name)) is not None] + sorted(copies)
 
 
 async def _board(settings: Config | None, client: TritonClient, model: str) -> Callable[[], Coroutine[Any, Any, int | None]] | None:
