@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from tritonclient.grpc import service_pb2
 
 from igniterd.clients.repository import model_folder, stub_memory_bytes
-from igniterd.clients.triton_config import ModelConfig
+from igniterd.clients.triton_config import ModelConfig, name_obstacle
 from igniterd.clients.triton_info import IndexEntry
 from igniterd.engines.compare import Answer, OutputCompared, Timing, allowed_ms, compared, values_of
 from igniterd.engines.hosting import (
@@ -31,11 +31,12 @@ from igniterd.engines.hosting import (
     SHADOW,
     can_host,
     engine_of,
-    files_of,
     hosted,
     hosted_by_server,
     hosting_of,
     owner_of,
+    placeholder_of,
+    shadow_of,
     unhosted_settings,
 )
 from igniterd.errors import CannotRun, IgniterdError, NotNow, Refused, Unreachable
@@ -95,7 +96,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """What came of it. ``outcome``: adopted, would adopt, already, refused, released, own already.
+    """What came of it. ``outcome``: adopted, would adopt, already, refused (nothing is changed), released, own already, failed.
 
     ``how``: by which code it is hosted. ``notes``: settings that mean nothing any more. Memory is
     that of the hosted copy: its processes', and the board's where that can be read.
@@ -114,7 +115,7 @@ class Adoption:
 
     @property
     def ok(self) -> bool:
-        return self.outcome != "refused"
+        return self.outcome not in ("refused", "failed")
 
 
 async def adopt(client: Server, model: str, terms: Terms) -> Adoption:
@@ -125,7 +126,7 @@ async def adopt(client: Server, model: str, terms: Terms) -> Adoption:
     before = await client.config(model)
     if hosting_of(before) is not None:
         return Adoption(model, "already", engine=engine_of(before))
-    if why := can_host(before):
+    if why := can_host(before) or name_obstacle(before):
         return Adoption(model, "refused", why)
     if why := await client.refuses_loads():
         raise CannotRun(f"Triton at {client.url}: {why}")
@@ -179,11 +180,8 @@ async def _tried(client: Server, before: ModelConfig, override: ModelConfig, tri
         async with _shadow(client, override) as name:
             tried = await _measured(client, before, name, tried, terms)
             now = await _board(terms)
-            return replace(
-                tried,
-                process_bytes=stub_memory_bytes(name),
-                board_bytes=None if now is None or board is None else max(0, now - board),
-            )
+            more = None if now is None or board is None else max(0, now - board)
+            return replace(tried, process_bytes=stub_memory_bytes(name), board_bytes=more)
     except Refused as error:
         return replace(tried, why=_said(str(error), terms.environment))
 
@@ -195,7 +193,8 @@ def _said(words: str, environment: str) -> str:
     if environment and "canonical path" in said:
         return f"the environment {environment} is not there as Triton sees the disk: [engines] environment"
     if found is None:
-        return said.rpartition("state: Internal: ")[2].removesuffix(";").strip()
+        ours = said.rpartition("state: Internal: ")[2].removesuffix(";").removeprefix("TritonModelException: ")
+        return re.sub(r" At: /\S+\(\d+\): \w+", "", ours).strip()
     place = f"the environment {environment}" if environment else "the Python that Triton runs"
     remedy = "install it there, or name an environment that has it: [engines] environment"
     return f"{place} lacks {found.group(1)}: {remedy}"
@@ -215,32 +214,22 @@ async def _shadow(client: Server, override: ModelConfig) -> AsyncIterator[str]:
     name = SHADOW + secrets.token_hex(4)
     config, files = shadow_of(override, name)
     try:
+        await _place_kept(client, override, name)
         await client.load(name, config, files)
         yield name
     finally:
-        await asyncio.shield(_gone(client, name))
+        await asyncio.shield(unload_copy(client, name))
 
 
-def shadow_of(override: ModelConfig, name: str) -> tuple[ModelConfig, dict[str, bytes]]:
-    """``override`` for a copy to measure: one instance, requests executed as they come, no cache."""
-    config = {**override, "name": name}
-    config.pop("response_cache", None)
-    config.pop("dynamic_batching", None)
-    groups = [{**group, "count": 1} for group in config.get("instance_group", [])[:1]]
-    for group in groups:
-        group["name"] = name
-        group["gpus"] = list(group.get("gpus", []))[:1]
-    config["instance_group"] = groups
-    hosting = hosting_of(override)
-    if hosting is None or override.get("backend") == "python":
-        return config, files_of(config)
-    newest = hosting.versions[-1]  # the server's model.py looks into the folder of the copy
-    file = config.get("default_model_filename") or "model.pt"
-    config["default_model_filename"] = f"{hosting.folder}/{newest}/{file}"
-    return config, {f"{newest}/igniterd": b"\n"}
+async def _place_kept(client: Server, override: ModelConfig, name: str) -> None:
+    """Have something ready under the name: a first load that is refused leaves the whole server "not ready" until it starts anew."""
+    for own in (False, True):  # the server's own Python may be one that runs no model, and so may the environment
+        with contextlib.suppress(Refused):
+            await client.load(name, *placeholder_of(override, name, in_environment=own))
+            return
 
 
-async def _gone(client: Server, name: str) -> None:
+async def unload_copy(client: Server, name: str) -> None:
     """Unload, and wait until its memory is free. A load under way is ended by Triton first."""
     with contextlib.suppress(NotNow, TimeoutError):
         async with asyncio.timeout(_GONE_S):
@@ -384,8 +373,11 @@ async def _swapped(client: Server, before: ModelConfig, override: ModelConfig, t
         found = compared(expected, await _asked(client, model, feed, 1, terms))
         if different := [o for o in found if not o.same]:
             raise Refused("; ".join(f"output {o.name} {o.why}" for o in different))
-    except Refused as error:
-        await client.load(model, before, {}, exact=True)
+    except IgniterdError as error:
+        try:
+            await client.load(model, before, {}, exact=True)
+        except IgniterdError as again:
+            raise Refused(f"after the swap: {error}; the owner's model is not back: {again}; igniterd release {model}") from error
         return replace(tried, why=f"after the swap: {error}; the owner's model is back")
     return replace(tried, outcome="adopted")
 

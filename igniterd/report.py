@@ -14,7 +14,7 @@ import structlog
 from igniterd import __version__
 from igniterd.clients.once import Once
 from igniterd.config import Config, Model
-from igniterd.records import Allocation, LiveService, Load, Outcomes, Tick
+from igniterd.records import Allocation, LiveService, Load, Outcomes, StepKind, Tick
 
 STATE_SCHEMA = 1
 STATE_EVERY_S = 5.0  # how often the snapshot goes to MQTT when nothing changes
@@ -22,6 +22,7 @@ HINT_EVERY_S = 10.0
 OFFER_LEAST = 0.05  # a smaller share is not worth a hint
 SAY_AGAIN_S = 600.0
 STATE_EXPIRY_S = 30
+_FIGURES = re.compile(r"[\d.]+")
 _SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # batches whose service times are shown
 HINT_EXPIRY_S = 60
 
@@ -177,6 +178,11 @@ def hints_of(tick: Tick, config: Config) -> Iterator[dict[str, Any]]:
         yield {"kind": "offer", "gpu": board.name if board else None, "share": round(1 - least, 4), "memory_free_bytes": free}
 
 
+def _refusal_of(move: Mapping[str, Any]) -> str:
+    """A refusal without its figures."""
+    return f"refused {move['kind']} {move['model']}: {_FIGURES.sub('#', move['error'])}"
+
+
 class Publisher(Protocol):
     """What is asked of the MQTT client; never blocks."""
 
@@ -228,12 +234,14 @@ class Reporter:
     def _say(self, tick: Tick, moves: tuple[dict[str, Any], ...]) -> None:
         """A decision is logged when it changes, a silent source when it falls silent and when it is back."""
         for move in moves:
+            if not move["ok"] and move["kind"] == StepKind.ADOPT.value and not self._not_said_lately(_refusal_of(move), tick.at_s):
+                continue  # it is tried again and again
             say = self._log.info if move["ok"] else self._log.warning
             say("moved" if move["ok"] else "move refused", **{k: v for k, v in move.items() if k not in ("time_s", "ok") and v != ""})
         plan = tick.plan
         # a sentence's figures wobble, and so do two sentences of a GPU at its limit: what was said lately is not said again
-        spoken = plan.outcome.value if plan.outcome is Outcomes.HOLD else re.sub(r"[\d.]+", "#", f"{plan.outcome.value}: {plan.why}")
-        lasting = plan.outcome in (Outcomes.HOLD, Outcomes.WAIT)
+        spoken = plan.outcome.value if plan.outcome is Outcomes.HOLD else _FIGURES.sub("#", f"{plan.outcome.value}: {plan.why}")
+        lasting = plan.outcome in (Outcomes.HOLD, Outcomes.WAIT) or any(step.kind is StepKind.ADOPT for step in plan.steps)
         if spoken != self._said and not (lasting and tick.at_s - self._said_at_s.get(spoken, float("-inf")) < SAY_AGAIN_S):
             self._log.info("decision", outcome=plan.outcome.value, why=plan.why)
             self._said_at_s[spoken] = tick.at_s

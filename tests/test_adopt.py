@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class Server:
         self.serving: dict[str, dict[str, Any]] = {"net": copy.deepcopy(OWNER)}
         self.files: dict[str, Any] = {}
         self.done: list[str] = []
+        self.placeholders: list[dict[str, Any]] = []
         self.wrong = wrong
 
     @property
@@ -73,6 +75,12 @@ class Server:
             self.serving["net"]["max_batch_size"] = 2
         if model == "net" and hosting_of(config) and (error := self.wrong.get("load")):
             raise error
+        if model != "net" and not hosting_of(config):
+            self.placeholders.append(dict(config))
+            if self.wrong.get("no_python") and not config.get("parameters"):
+                raise Refused("No module named 'numpy'")
+        if self.swapped and not hosting_of(config) and (error := self.wrong.get("back")):
+            raise error
         self.serving[model] = copy.deepcopy(config)
         self.files[model] = files_of(config) if files is None else files
 
@@ -84,6 +92,8 @@ class Server:
         asked = service_pb2.ModelInferRequest.FromString(request)
         if asked.model_name not in self.serving:
             raise NotServed("gone")
+        if self.swapped and (error := self.wrong.get("silent")):
+            raise error
         values = np.frombuffer(asked.raw_input_contents[0], np.float32) * 2
         if self.wrong.get("other_answer") and asked.model_name == "net" and self.swapped:
             values = values + 1
@@ -101,9 +111,25 @@ async def test_the_swap_is_one_load_with_the_files_after_the_copy_is_gone() -> N
     server = Server()
     found = await adopt(server, "net", TERMS)
     assert found.outcome == "adopted", found
-    assert server.done == ["load igniterd", "unload", "load net"]
+    assert server.done == ["load igniterd", "load igniterd", "unload", "load net"]
     assert server.files["net"].keys() == {"1/model.py", "1/engine.py"}
     assert set(server.serving) == {"net"}
+
+
+async def test_what_is_loaded_first_under_the_copy_s_name_runs_where_a_model_can() -> None:
+    server = Server(no_python=True)
+    assert (await adopt(server, "net", replace(TERMS, environment="/opt/engines"))).outcome == "adopted"
+    assert server.done == ["load igniterd", "load igniterd", "load igniterd", "unload", "load net"]
+    assert [each.get("parameters") for each in server.placeholders] == [None, {"EXECUTION_ENV_PATH": {"string_value": "/opt/engines"}}]
+
+
+async def test_a_name_that_a_shell_would_read_is_refused_before_anything_is_loaded() -> None:
+    server = Server()
+    server.serving["a b"] = OWNER | {"name": "a b"}
+    found = await adopt(server, "a b", TERMS)
+    assert found.outcome == "refused"
+    assert "characters that mean something to a shell" in found.why
+    assert server.done == []
 
 
 @pytest.mark.parametrize(
@@ -113,6 +139,7 @@ async def test_the_swap_is_one_load_with_the_files_after_the_copy_is_gone() -> N
         ({"load": Refused("no memory")}, "the copy was loaded, the model itself not: no memory", "load net"),
         ({"other_config": True}, "after the swap: Triton serves another configuration", "load net"),
         ({"other_answer": True}, "after the swap: output y differs by 1", "load net"),
+        ({"silent": Unanswered("no answer in 30 s")}, "after the swap: no answer in 30 s; the owner's model is back", "load net"),
     ],
 )
 async def test_what_goes_wrong_at_the_swap_leaves_the_owner_s(wrong: dict[str, Any], why: str, end: str) -> None:
@@ -130,6 +157,12 @@ async def test_a_load_that_is_not_answered_is_not_hidden() -> None:
         await adopt(server, "net", TERMS)
 
 
+async def test_an_owner_s_model_that_cannot_be_put_back_is_not_hidden() -> None:
+    server = Server(other_answer=True, back=Unanswered("no answer in 60 s"))
+    with pytest.raises(Refused, match=r"the owner's model is not back: no answer in 60 s; igniterd release net"):
+        await adopt(server, "net", TERMS)
+
+
 async def test_a_server_that_takes_no_configuration_is_left_alone() -> None:
     server = Server(refuses="model control is not explicit")
     with pytest.raises(CannotRun, match=r"Triton at 127\.0\.0\.1:8001: model control is not explicit"):
@@ -140,7 +173,7 @@ async def test_a_server_that_takes_no_configuration_is_left_alone() -> None:
 async def test_a_dry_run_loads_nothing_under_the_model_s_name() -> None:
     server = Server()
     assert (await adopt(server, "net", replace(TERMS, dry_run=True))).outcome == "would adopt"
-    assert server.done == ["load igniterd", "unload"]
+    assert server.done == ["load igniterd", "load igniterd", "unload"]
 
 
 async def test_release_where_a_plain_load_is_no_change_for_triton() -> None:
@@ -173,7 +206,12 @@ def test_a_copy_for_the_server_s_own_file_names_the_model_s_file_by_its_place() 
     [
         (["adopt"], "name models to adopt"),
         (["adopt", "a", "a"], "a model is named twice"),
+        (["adopt", "\udcff"], "should be the name of a model"),
+        (["release", ""], "should be the name of a model"),
+        (["release", "a", "a"], "a model is named twice"),
         (["adopt", "a", "--url", "nowhere"], "should be host:port"),
+        (["adopt", "a", "--environment", "/opt/a b"], "only letters, digits and . _ / + - in it"),
+        (["adopt", "a", "--environment", "$(id)"], "should be a path from the root"),
         (["adopt", "a", "--max-slowdown", "0.5"], "should be greater than or equal to 1"),
         (["adopt", "a", "--format", "xml"], "should be table or json"),
         (["release"], "name models to release, or give --all"),
@@ -190,3 +228,16 @@ def test_a_server_that_is_not_there_is_said() -> None:
     done = CliRunner().invoke(app, ["adopt", "net", "--url", "127.0.0.1:9"])
     assert done.exit_code == 1
     assert "net: Triton 'main' at 127.0.0.1:9" in done.stderr
+    assert done.stdout == "net: failed\n"
+
+
+def test_every_server_that_is_not_there_is_said(tmp_path: Path) -> None:
+    servers = "".join(f'[[triton]]\nname = "{name}"\nurl = "127.0.0.1:{port}"\n' for name, port in (("one", 9), ("two", 11)))
+    (tmp_path / "igniterd.toml").write_text(f'{servers}[gpu]\nsource = "none"\n[[model]]\nname = "net"\ntriton = "one"\nslo_p99_ms = 5\n')
+    done = CliRunner().invoke(app, ["release", "--all", "--config", str(tmp_path / "igniterd.toml"), "--format", "json"])
+    assert done.exit_code == 1
+    assert done.stdout == "[]\n"
+    assert [line.partition(":9")[0].partition(":11")[0] for line in done.stderr.splitlines()] == [
+        "igniterd: Triton 'one' at 127.0.0.1",
+        "igniterd: Triton 'two' at 127.0.0.1",
+    ]

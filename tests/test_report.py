@@ -136,3 +136,16 @@ def test_a_cap_on_every_client_is_said_when_it_begins_and_when_it_is_over(tmp_pa
             reporter(replace(seen, observation=replace(seen.observation, mps=MpsReading((), share))))
     caps = [(line["event"], line.get("reason", "")) for line in said if line.get("what") == "cap"]
     assert caps == [("failing", "MPS control caps every client at 50%: set_default_active_thread_percentage 100"), ("recovered", "")]
+
+
+def test_a_process_of_its_own_that_is_refused_again_and_again_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = Reporter(config(tmp_path))
+    there = Allocation(None, 8)
+    step = Step("alexnet", StepKind.ADOPT, there, there, "its owner wants it in a process of its own")
+    for number in range(3):
+        refused = Outcome((Actuation(step, False, 1.0, f"takes {number}.5 ms where 0.2 ms is allowed"),))
+        reporter(tick(2 * number, Plan(float(number), Outcomes.MOVE, step.why, steps=(step,))))
+        reporter(tick(2 * number + 1, HOLD, outcome=refused))
+    said = capsys.readouterr().out
+    assert said.count("move refused") == 1
+    assert said.count("its owner wants it") == 2  # as the plan, and with the refusal

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from igniterd.cli.common import cannot, configured, shown
-from igniterd.cli.wording import address, finite, one_of
+from igniterd.cli.wording import address, finite, names, one_of
 from igniterd.errors import IgniterdError
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def adopt(
 
     A hosted copy is loaded under another name first and asked the same as the model that serves. Only one that answers the same and is
     not slower than agreed takes its place, by one load: no request fails and nothing is written into the repository. Triton restarted
-    serves the owner's own. Exit status 1 when a model could not be adopted.
+    serves the owner's own. While the copy comes and goes, about a second each, Triton as a whole says that it is not ready
+    (/v2/health/ready). Exit status 1 when a model could not be adopted.
     """
     from igniterd.adopt import Terms
     from igniterd.adopt import adopt as adopted
@@ -75,6 +77,7 @@ def adopt(
     from igniterd.profiler.inputs import read_items
 
     one_of("--format", form, "table", "json")
+    _plain(environment)
     with cannot():
         given = shapes_of(shape or []), read_items(inputs) if inputs is not None else {}
         settings = None if config is None else configured(config)
@@ -92,12 +95,12 @@ def adopt(
             )
             return await adopted(client, model, terms)
 
-        _end(asyncio.run(_each(_named(models), settings, url, work)), form)
+        _end(*asyncio.run(_each(_named(models), settings, url, work)), form)
 
 
 def release(
     models: Models = None,
-    every: Annotated[bool, typer.Option("--all", help="Every model that is adopted.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every model that is adopted, and what a killed adopt left behind.")] = False,
     config: ConfigFile = None,
     url: Url = None,
     form: Format = "table",
@@ -109,12 +112,27 @@ def release(
     if every == bool(models):
         raise typer.BadParameter("name models to release, or give --all", param_hint="MODEL")
 
+    names(models or [])
+
     async def work(client: TritonClient, server: Triton | None, model: str) -> Adoption:
         return await released(client, model)
 
     with cannot():
         settings = None if config is None else configured(config)
-        _end(asyncio.run(_each(models, settings, url, work)), form)
+        _end(*asyncio.run(_each(models, settings, url, work)), form)
+
+
+def _plain(environment: str) -> None:
+    """Checked as the configuration's is: a shell of Triton gets the path unquoted."""
+    from pydantic import ValidationError
+
+    from igniterd.config import Engines
+
+    try:
+        Engines(environment=environment)
+    except ValidationError as error:
+        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise typer.BadParameter(f"{environment!r} {said}", param_hint="--environment") from error
 
 
 Work = Callable[["TritonClient", "Triton | None", str], Coroutine[Any, Any, "Adoption"]]
@@ -123,25 +141,44 @@ Work = Callable[["TritonClient", "Triton | None", str], Coroutine[Any, Any, "Ado
 def _named(models: list[str] | None) -> list[str]:
     if not models:
         raise typer.BadParameter("name models to adopt", param_hint="MODEL")
-    if len(set(models)) < len(models):
-        raise typer.BadParameter("a model is named twice", param_hint="MODEL")
-    return models
+    return names(models)
 
 
-async def _each(models: list[str] | None, settings: Config | None, url: str | None, work: Work) -> list[Adoption]:
-    """``work`` for each model, one after the other; ``None``: for every adopted one."""
-    from igniterd.adopt import Adoption
-
-    found = []
-    for server, client in _clients(settings, url):
-        async with _closing(client):
-            mine = await _adopted(client) if models is None else [m for m in models if _is_of(m, server, settings)]
-            for model in mine:
+async def _each(models: list[str] | None, settings: Config | None, url: str | None, work: Work) -> tuple[list[Adoption], list[str]]:
+    """``work`` for each model, one after the other; ``None``: for every adopted one. Also says which servers could not be asked."""
+    found: list[Adoption] = []
+    silent: list[str] = []
+    at = ""
+    task = asyncio.current_task()
+    with contextlib.suppress(RuntimeError):  # not in the main thread: nobody sends it a signal
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel if task else int)
+    try:
+        for server, client in _clients(settings, url):
+            async with _closing(client):
                 try:
-                    found.append(await work(client, server, model))
+                    mine = await _adopted(client) if models is None else [m for m in models if _is_of(m, server, settings)]
                 except IgniterdError as error:
-                    found.append(Adoption(model, "refused", str(error)))
-    return found
+                    silent.append(str(error))
+                    continue
+                for model in mine:
+                    at = f" at {model}: release puts the owner's back if it was just being swapped"
+                    found.append(await _one(work, client, server, model))
+    except asyncio.CancelledError:  # the copy of the model in hand is gone
+        silent.append(f"stopped{at}")
+    return found, silent
+
+
+async def _one(work: Work, client: TritonClient, server: Triton | None, model: str) -> Adoption:
+    from igniterd.adopt import Adoption, unload_copy
+    from igniterd.engines.hosting import SHADOW
+
+    try:
+        if model.startswith(SHADOW):
+            await unload_copy(client, model)
+            return Adoption(model, "released")
+        return await work(client, server, model)
+    except IgniterdError as error:
+        return Adoption(model, "failed", str(error).removeprefix(f"{model}: "))
 
 
 @asynccontextmanager
@@ -174,10 +211,12 @@ def _is_of(model: str, server: Triton | None, settings: Config | None) -> bool:
 
 
 async def _adopted(client: TritonClient) -> list[str]:
-    from igniterd.engines.hosting import hosting_of
+    """The models that are adopted, and copies that a trial left behind which was killed."""
+    from igniterd.engines.hosting import SHADOW, hosting_of
 
-    names = sorted({entry.name for entry in await client.index() if entry.state == "READY"})
-    return [name for name in names if hosting_of(await client.config(name)) is not None]
+    ready = sorted({entry.name for entry in await client.index() if entry.state == "READY"})
+    copies = {each.name for each in (await client.statistics("")).model_stats if each.name.startswith(SHADOW)}
+    return [name for name in ready if hosting_of(await client.config(name)) is not None] + sorted(copies)
 
 
 async def _board(settings: Config | None, client: TritonClient, model: str) -> Callable[[], Coroutine[Any, Any, int | None]] | None:
@@ -195,8 +234,8 @@ async def _board(settings: Config | None, client: TritonClient, model: str) -> C
     return None
 
 
-def _end(found: list[Adoption], form: str) -> None:
-    """Say what came of it; exit status 1 when one was refused."""
+def _end(found: list[Adoption], silent: list[str], form: str) -> None:
+    """Say what came of it; exit status 1 when one was refused, or a server could not be asked."""
     import json
     from dataclasses import asdict
 
@@ -205,10 +244,10 @@ def _end(found: list[Adoption], form: str) -> None:
     else:
         for each in found:
             _table(each)
-    for each in found:
-        if not each.ok:
-            print(f"igniterd: {each.model}: {each.why}", file=sys.stderr)
-    if not all(each.ok for each in found):
+    problems = [f"{each.model}: {each.why}" for each in found if not each.ok] + silent
+    for problem in problems:
+        print(f"igniterd: {problem}", file=sys.stderr)
+    if problems:
         raise typer.Exit(1)
 
 
@@ -216,7 +255,7 @@ def _table(each: Adoption) -> None:
     from rich.table import Table
 
     said = f"{each.model}: {each.outcome}" + (f", {each.engine} by {each.how}" if each.how else "")
-    shown(said + ("" if each.ok else ", nothing is changed"))
+    shown(said + (", nothing is changed" if each.outcome == "refused" else ""))
     if each.outputs:
         table = Table("output", "type", "largest difference", "allowed", "same")
         for o in each.outputs:

@@ -193,7 +193,8 @@ async def _triton(client: TritonClient, settings: Config, readings: dict[str, Mo
         share = "no share of its own" if reading.allocation.share is None else f"share {reading.allocation.share:.1%}"
         batching = f"largest batch {reading.allocation.max_batch_size}, {reading.allocation.instances} instances"
         yield Finding("ok", f"model {name}", f"version {reading.version}, backend {reading.backend}, {share}, {batching}")
-        for said in _left_as_it_is(reading, gpu_given=name in {m.name for m in settings.model if m.gpu is not None}):
+        told = settings.by_name()[name]
+        for said in _left_as_it_is(reading, gpu_given=told.gpu is not None, own=told.process == "own"):
             yield Finding("warn", f"model {name}", said)
         if not (reading.left_alone or reading.batching_fixed):
             for said in await _predicted_without(client, name):
@@ -203,12 +204,15 @@ async def _triton(client: TritonClient, settings: Config, readings: dict[str, Mo
         yield Finding(
             "warn", what, f"it also serves {models}, which the configuration does not name: what they take of the GPU is not seen"
         )
+    if client.copies:
+        said = "copies that igniterd adopt compares with models; where it does not run they were left behind: igniterd release --all"
+        yield Finding("warn", what, f"it serves {', '.join(sorted(client.copies))}: {said}")
     gap = client.metrics_gap
     if gap is not None:
         yield Finding("warn", f"{what} metrics", f"{gap.reason}: no measured percentiles, no pending counts")
 
 
-def _left_as_it_is(reading: ModelReading, gpu_given: bool) -> Iterator[str]:
+def _left_as_it_is(reading: ModelReading, *, gpu_given: bool, own: bool) -> Iterator[str]:
     """What igniterd does not steer of a model, and why."""
     alone = reading.left_alone or ("" if gpu_given else reading.several_gpus)
     if alone:
@@ -221,7 +225,10 @@ def _left_as_it_is(reading: ModelReading, gpu_given: bool) -> Iterator[str]:
         yield f"its batching is left as it is: {reading.batching_fixed}"
     if reading.owns_process and reading.share_fixed:
         yield f"it gets no share: {reading.share_fixed}"
-    if not reading.owns_process:
+    if not reading.owns_process and own:
+        way = "the daemon tries to give it a process of its own (as igniterd adopt --dry-run does)"
+        yield f"backend {reading.backend} runs inside tritonserver; {way}"
+    elif not reading.owns_process:
         yield (
             f"backend {reading.backend} runs inside tritonserver: its MPS share is the server's; igniterd steers its batching only, "
             'unless it gets a process of its own (igniterd adopt, or [[model]] process = "own")'

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from igniterd.cli.common import cannot, shown
-from igniterd.cli.wording import finite, picture_path
+from igniterd.cli.wording import finite, names, picture_path
 from igniterd.errors import CannotRun
 
 if TYPE_CHECKING:
@@ -134,8 +134,7 @@ def _settings(**given: Any) -> Settings:
     gpu = given["gpu"]
     if gpu not in ("nvml", "none") and not gpu.startswith("emulated:"):
         raise typer.BadParameter(f"{gpu!r} should be nvml, none or emulated:PATH", param_hint="--gpu")
-    if len(set(given["models"])) < len(given["models"]):
-        raise typer.BadParameter("a model is named twice", param_hint="MODEL")
+    names(given["models"])
     return Settings(**given)
 
 

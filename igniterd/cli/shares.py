@@ -50,6 +50,8 @@ def shares(
     one_of("--format", form, "table", "json")
     if install is None and install_backend is None:
         raise typer.BadParameter("name a folder to fill, or --install-backend DIR", param_hint="--install")
+    if wrong := [path for path in python or [] if not path.startswith("/")]:
+        raise typer.BadParameter(f"{wrong[0]!r} should be the whole path of a python3 as Triton sees it", param_hint="--python")
     made: dict[str, list[str]] = {}
     with cannot():
         if install is not None:

@@ -50,3 +50,13 @@ def picture_path(option: str, path: Path | None, *endings: str) -> None:
         problems.append("cannot be written")
     if problems:
         raise ConfigError(f"{option} {path}", problems)
+
+
+def names(models: list[str]) -> list[str]:
+    """``models`` if each is a name that Triton can be asked for, given once; wrong usage otherwise."""
+    for model in models:
+        if not model or not model.isprintable():  # what is no UTF-8 on the command line is not printable
+            raise typer.BadParameter(f"{model!r} should be the name of a model", param_hint="MODEL")
+    if len(set(models)) < len(models):
+        raise typer.BadParameter("a model is named twice", param_hint="MODEL")
+    return models

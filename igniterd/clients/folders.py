@@ -100,7 +100,8 @@ def _opened(name: str, parent: int | None) -> Iterator[int]:
         at = os.open(name, _OPEN, dir_fd=parent)
     except NotADirectoryError as error:
         if stat.S_ISLNK(os.lstat(name, dir_fd=parent).st_mode):
-            raise Refused(f"{name} is a link: name the folder it leads to, or remove it") from error
+            whole = name if parent is None else f"{_path(parent, '..')}/{name}"
+            raise Refused(f"{whole} is a link: name the folder it leads to, or remove it") from error
         raise
     try:
         _check_owner(at, name)

@@ -117,7 +117,8 @@ def prepare_share(
             make_whole(shares_dir, below, tree)
     except (OSError, UnicodeError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or error
-        raise Refused(f"{folder}: cannot write the environment of a share: {why}; {_MEND} {shares_dir}") from error
+        mend = "" if install else f"; {_MEND} {shares_dir}"
+        raise Refused(f"{folder}: cannot write the environment of a share: {why}{mend}") from error
     return folder
 
 

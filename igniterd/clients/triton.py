@@ -207,6 +207,11 @@ class TritonClient:
         """Models that were served at the last :meth:`read_models` though nobody asked about them."""
         return self._others.names
 
+    @property
+    def copies(self) -> frozenset[str]:
+        """Copies of models that were being compared with them then (:mod:`igniterd.adopt`), or were left behind."""
+        return self._others.copies
+
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
         """A reading for each of `names`, or why there is none. Raises :class:`Unreachable` when Triton does not answer at all.
 

@@ -183,9 +183,11 @@ def _percent(share: float | None) -> str | None:
 
 def share_obstacle(config: ModelConfig, shares_dir: str = DEFAULT_SHARES, *, reach: Reach = PLAIN, own: Own = Own.UNSEEN) -> str:
     """Why the model cannot be given an MPS share of its own, or an empty string."""
-    alone = left_alone(config) or way_obstacle(config, shares_dir, reach, own)
-    if alone:
-        return alone
+    return left_alone(config) or way_obstacle(config, shares_dir, reach, own) or name_obstacle(config)
+
+
+def name_obstacle(config: ModelConfig) -> str:
+    """Why a model of this name cannot be started in an environment, or an empty string."""
     name = str(config.get("name", ""))
     if name and not _PLAIN_NAME.fullmatch(name):
         # Triton starts a process with an environment through a shell that gets the model's folder unquoted, and waits for it for ever

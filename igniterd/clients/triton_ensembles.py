@@ -32,13 +32,15 @@ class Strangers:
     def __init__(self, max_age_s: float, age_s: Callable[[str], float]) -> None:
         """``age_s``: how old the first reading of a model counts, so that not all of them are read again together."""
         self.names: frozenset[str] = frozenset()
+        self.copies: frozenset[str] = frozenset()
         self._max_age_s, self._age_s = max_age_s, age_s
         self._seen: dict[str, _Stranger] = {}
 
     def due(self, served: Mapping[str, Served], wanted: Iterable[str], now_s: float) -> list[str]:
         """Whose configuration may have changed since it was read."""
         others = frozenset(served) - frozenset(wanted)
-        self.names = frozenset(name for name in others if not name.startswith(SHADOW))
+        self.copies = frozenset(name for name in others if name.startswith(SHADOW))
+        self.names = others - self.copies
         for gone in self._seen.keys() - self.names:
             del self._seen[gone]
         due = []

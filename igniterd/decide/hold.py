@@ -45,6 +45,14 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
+class Unhosted:
+    """How often in a row a model could not be given a process of its own, and when that is tried next."""
+
+    times: int
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Judged:
     """A GPU found to hold every SLO with ``room`` to spare: true for as long as no rate has grown by that much, until ``until_s``.
 
@@ -88,6 +96,7 @@ class Held:
     refused_until_s: Mapping[str, float] = field(default_factory=dict)
     refusals_in_a_row: Mapping[str, int] = field(default_factory=dict)
     asked: Mapping[str, Allocation] = field(default_factory=dict)  # by the changes that failed
+    unhosted: Mapping[str, Unhosted] = field(default_factory=dict)
 
     def since_move_s(self, now_s: float) -> float:
         return float("inf") if self.moved_at_s is None else now_s - self.moved_at_s
@@ -131,6 +140,9 @@ def why_not_now(held: Held, steps: tuple[Step, ...], rules: Decide, now_s: float
     if refused:
         return refused
     for step in steps:
+        tried = held.unhosted.get(step.model)
+        if step.kind is StepKind.ADOPT and tried and now_s < tried.until_s:
+            return f"{step.model}: it could not be given a process of its own; next try in {tried.until_s - now_s:.0f} s"
         last = held.done.get(step.model)
         if last and last.allocation == step.after and last.times >= SAME_TIMES and now_s < last.at_s + REFUSED_S * last.times:
             return f"{step.model}: this change was made {last.times} times and did not last; somebody else changes it back"
@@ -174,16 +186,22 @@ def after(held: Held, outcome: Outcome, loads: Mapping[str, Load], rules: Decide
     refused = {m: t for m, t in held.refused_until_s.items() if t > now_s}
     reloads = tuple(at_s for at_s in held.reloads if at_s > now_s - HOUR_S)
     moved_at_s, target, made = held.moved_at_s, held.target, dict(held.done)
-    failures, asked = dict(held.refusals_in_a_row), dict(held.asked)
+    failures, asked, unhosted = dict(held.refusals_in_a_row), dict(held.asked), dict(held.unhosted)
     for done in outcome.actuations:
         step = done.step
         if not (done.ok and _takes_over(step)):
             reloads = (*reloads, now_s)
+        if step.kind is StepKind.ADOPT:  # what serves was not touched where it failed: any other change can be made
+            times = unhosted[step.model].times if step.model in unhosted else 0
+            unhosted.pop(step.model, None)
+            if not done.ok:
+                unhosted[step.model] = Unhosted(times + 1, now_s + _pause_s(times + 1))
+                continue
         if not done.ok:
-            # a load that hung hangs again: each failure in a row waits twice as long
             failures[step.model] = failures.get(step.model, 0) + 1
-            refused[step.model] = now_s + REFUSED_S * 2 ** min(failures[step.model] - 1, 6)
-            asked[step.model] = step.after
+            refused[step.model] = now_s + _pause_s(failures[step.model])
+            if step.before != step.after:  # where they are the same, nothing that comes later shows that it did not fail
+                asked[step.model] = step.after
             target = {}
             continue
         failures.pop(step.model, None)
@@ -211,4 +229,10 @@ def after(held: Held, outcome: Outcome, loads: Mapping[str, Load], rules: Decide
         refused_until_s=refused,
         refusals_in_a_row=failures,
         asked=asked,
+        unhosted=unhosted,
     )
+
+
+def _pause_s(times: int) -> float:
+    """A load that hung hangs again: each failure in a row waits twice as long."""
+    return REFUSED_S * float(2 ** min(times - 1, 6))

@@ -39,8 +39,11 @@ _PLATFORMS = {
     "pytorch_libtorch": "pytorch",
     "tensorrt_plan": "tensorrt",
 }
+_SHIM, _SHIM_VARIABLE = "IGNITERD_OWN_BACKEND", "IGNITERD_ENV_"
+_OURS = (PARAMETER, ENV_PATH, "IGNITERD_BASE_ENV", "IGNITERD_LOAD", _SHIM)
 _OWNERS = ("backend", "platform", "default_model_filename", "cc_model_filenames", "runtime")
 _UP = "../" * 12  # from any temporary folder to the root: there is nothing above it
+_NOTHING = b"class TritonPythonModel:\n    def execute(self, requests):\n        return [None for _ in requests]\n"
 _WARMUP_FOLDER = "warmup/igniterd"
 
 
@@ -72,7 +75,7 @@ def can_host(config: Mapping[str, Any]) -> str:
     """Why a model of this configuration cannot be hosted, or an empty string."""
     if "ensemble_scheduling" in config or config.get("platform") == "ensemble":
         return "it is an ensemble, which executes nothing itself: name the models it is made of"
-    if hosting_of(config) is not None or config.get("backend") == "python" or _by_server(config):
+    if hosting_of(config) is not None or _is_python(config) or _by_server(config):
         return "it runs in a process of its own already"
     if not engine_of(config):
         backend = config.get("backend") or config.get("platform") or ""
@@ -82,6 +85,12 @@ def can_host(config: Mapping[str, Any]) -> str:
     if config.get("model_transaction_policy", {}).get("decoupled"):
         return "it is decoupled: one request may have any number of answers"
     return _odd_tensors(config) or _odd_groups(config)
+
+
+def _is_python(config: Mapping[str, Any]) -> bool:
+    """Whether the Python backend runs it; where a share came by igniterd's shim backend, a parameter names the backend behind that."""
+    behind = config.get("parameters", {}).get(_SHIM, {}).get("string_value")
+    return (behind or config.get("backend")) == "python"
 
 
 def _by_server(config: Mapping[str, Any]) -> bool:
@@ -235,10 +244,43 @@ def _moved(made: ModelConfig, folder: str) -> dict[str, Any]:
     return found | ({"labels": labels} if labels else {}) | ({"warmups": warmups} if warmups else {})
 
 
+def shadow_of(override: ModelConfig, name: str) -> tuple[ModelConfig, dict[str, bytes]]:
+    """``override`` for a copy to measure: one instance, requests executed as they come, no cache."""
+    config = {**override, "name": name}
+    config.pop("response_cache", None)
+    config.pop("dynamic_batching", None)
+    groups = [{**group, "count": 1} for group in config.get("instance_group", [])[:1]]
+    for group in groups:
+        group["name"] = name
+        group["gpus"] = list(group.get("gpus", []))[:1]
+    config["instance_group"] = groups
+    hosting = hosting_of(override)
+    if hosting is None or override.get("backend") == "python":
+        return config, files_of(config)
+    newest = hosting.versions[-1]  # the server's model.py looks into the folder of the copy
+    file = config.get("default_model_filename") or "model.pt"
+    config["default_model_filename"] = f"{hosting.folder}/{newest}/{file}"
+    return config, {f"{newest}/igniterd": b"\n"}
+
+
+def placeholder_of(override: ModelConfig, name: str, *, in_environment: bool) -> tuple[ModelConfig, dict[str, bytes]]:
+    """A model that answers nothing, of the versions of the copy ``name``: loaded before it, it is what a refused copy leaves."""
+    hosting = hosting_of(override)
+    tensor = {"name": "x", "data_type": "TYPE_FP32", "dims": [1]}
+    config: ModelConfig = {"name": name, "backend": "python", "input": [tensor], "output": [tensor | {"name": "y"}]}
+    config["instance_group"] = [{"name": f"{name}.first", "kind": "KIND_CPU", "count": 1}]
+    if "version_policy" in override:
+        config["version_policy"] = override["version_policy"]
+    environment = override.get("parameters", {}).get(ENV_PATH)
+    if in_environment and environment:
+        config["parameters"] = {ENV_PATH: environment}
+    return config, {f"{version}/model.py": _NOTHING for version in (hosting.versions if hosting else ("1",))}
+
+
 def hosting_of(config: Mapping[str, Any]) -> Hosting | None:
     """What a hosted model's configuration says; ``None`` for a model that is not hosted."""
     text = config.get("parameters", {}).get(PARAMETER, {}).get("string_value")
-    if not text or not (config.get("backend") == "python" or _by_server(config)):
+    if not text or not (_is_python(config) or _by_server(config)):
         return None
     try:
         told = json.loads(text)
@@ -260,7 +302,7 @@ def files_of(config: Mapping[str, Any]) -> dict[str, bytes]:
     not fit it.
     """
     hosting = hosting_of(config)
-    if hosting is None or config.get("backend") != "python":
+    if hosting is None or not _is_python(config):
         return {}
     files = {f"{version}/{name}": content for version in hosting.versions for name, content in _sources(hosting.engine).items()}
     if hosting.owner.get("warmups"):
@@ -289,7 +331,7 @@ def owner_of(config: Mapping[str, Any]) -> ModelConfig:
     owner = dict(hosting.owner)
     labels, warmups = owner.pop("labels", {}), owner.pop("warmups", {})
     parameters = made["parameters"]
-    for key in (PARAMETER, ENV_PATH, "IGNITERD_BASE_ENV", *owner.pop("added", [])):
+    for key in (*_OURS, *owner.pop("added", []), *(key for key in parameters if key.startswith(_SHIM_VARIABLE))):
         parameters.pop(key, None)
     if not parameters:
         del made["parameters"]

@@ -151,3 +151,18 @@ def test_the_shim_hands_everything_on_once_the_variables_are_set(tmp_path: Path)
     code = BACKEND.format(folder=str(folder), parameters={}, own=str(own))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert "this backend is for models that igniterd gives a share: name backend python" in done.stderr
+
+
+def test_what_is_in_the_way_is_said_with_its_whole_path_and_root_is_not_sent_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "shares" / "igniterd-v2").mkdir(parents=True)
+    (tmp_path / "shares" / "igniterd-v2" / "50").symlink_to(tmp_path / "elsewhere")
+    code, _, said = run("--install", tmp_path / "shares", "--unit", 50)
+    assert (code, said) == (1, f"igniterd: {tmp_path}/shares/igniterd-v2/50 is a link: name the folder it leads to, or remove it\n")
+    (tmp_path / "file").touch()
+    code, _, said = run("--install", tmp_path / "file", "--unit", 50)
+    assert (code, said.rpartition(": ")[2]) == (1, "Not a directory\n")
+    code, _, said = run("--install", tmp_path / "new", "--unit", 50, "--python", "bin/python3")
+    assert code == 2
+    assert "'bin/python3' should be the whole path" in said
+    assert not (tmp_path / "new").exists()

@@ -1,3 +1,5 @@
+import pytest
+
 from igniterd.config import Decide
 from igniterd.decide.hold import REFUSED_S, SAME_TIMES, Held, Watch, after, came_after_all, rollbacks, why_not_now
 from igniterd.decide.steps import ordered
@@ -87,3 +89,23 @@ def test_a_change_that_came_after_its_deadline_did_not_fail() -> None:
     assert why_not_now(came, (GROW,), RULES, 2000.0) == ""
     assert (dict(came.asked), dict(came.refusals_in_a_row)) == ({}, {})
     assert not after(held, done(step), load(1.0, 1.0), RULES, 2001.0).asked
+
+
+@pytest.mark.parametrize("kind", [StepKind.ADOPT, StepKind.REVIVE])
+def test_a_load_that_changes_nothing_to_see_and_fails_is_tried_again_after_growing_pauses(kind: StepKind) -> None:
+    step, held, tries = Step("m", kind, SMALL, SMALL), Held(), list[float]()
+    for second in range(2000):
+        held = came_after_all(held, {"m": SMALL})
+        if not why_not_now(held, (step,), RULES, float(second)):
+            tries.append(float(second))
+            held = after(held, done(step, ok=False), {}, RULES, float(second))
+    assert tries == [0.0, 60.0, 180.0, 420.0, 900.0, 1860.0]
+
+
+def test_a_model_without_a_process_of_its_own_keeps_no_other_change_waiting() -> None:
+    step = Step("m", StepKind.ADOPT, SMALL, SMALL)
+    held = after(Held(target={"n": LARGE}), done(step, ok=False), {}, RULES, 0.0)
+    assert why_not_now(held, (GROW,), RULES, 1.0) == ""
+    assert "it could not be given a process of its own; next try in 59 s" in why_not_now(held, (step,), RULES, 1.0)
+    held = after(held, done(step), {}, RULES, 100.0)
+    assert held.unhosted == {}

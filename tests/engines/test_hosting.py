@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from igniterd.clients.triton_config import allocation_of, base_env_of, share_obstacle, with_allocation
+from igniterd.clients.environments import Reach
+from igniterd.clients.triton_config import allocation_of, base_env_of, marked, share_obstacle, with_allocation
 from igniterd.engines.hosting import (
     PARAMETER,
     can_host,
@@ -87,6 +88,22 @@ def test_a_share_goes_in_front_of_the_engine_s_environment_and_keeps_the_files()
     assert base_env_of(shared) == "/opt/engines"
     assert files_of(shared) == files
     assert owner_of(shared) == OWNER
+
+
+def test_a_share_by_the_shim_backend_keeps_the_files_too() -> None:
+    override, files = hosted(OWNER, ["1"], "/models/net", environment="/opt/engines.tar.gz")
+    reach = Reach(shim_backend="igniterd_python")
+    shared = with_allocation(override, Allocation(0.25, 8, 100, 2), "/var/lib/igniterd/shares", reach=reach)
+    assert shared["backend"] == "igniterd_python"
+    assert hosting_of(shared) == hosting_of(override)
+    assert files_of(shared) == files
+    assert can_host(shared) == "it runs in a process of its own already"
+    assert owner_of(shared) == OWNER
+
+
+def test_the_mark_of_a_load_does_not_stay_with_the_owner() -> None:
+    override, _ = hosted(OWNER, ["1"], "/models/net")
+    assert owner_of(marked(override, "1234")) == OWNER
 
 
 def test_other_files_are_another_configuration() -> None:

@@ -8,6 +8,7 @@ The wheel has no ONNX Runtime or PyTorch backend. A Python-based backend stands 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -123,6 +124,15 @@ class EngineHost(HostingTriton):
             (backends / name).mkdir(parents=True)
             (backends / name / "model.py").write_text(code)
         (backends / "python").symlink_to(programs.backends() / "python")
+
+    def in_server(self, backend: str) -> None:
+        """Let Triton take a stand-in for a backend that is a library, which runs inside it: it then names no ``model.py`` as runtime."""
+        place = self.folder / "backends" / backend
+        for file in (programs.backends() / "python").iterdir():
+            if file.name == "libtriton_python.so":
+                shutil.copy(file, place / f"libtriton_{backend}.so")  # by another link the loader would take it for the same one
+            else:
+                (place / file.name).symlink_to(file)
 
     def place(self, model: FileModel) -> None:
         """Write a model's folder."""

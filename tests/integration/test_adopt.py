@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -56,6 +57,13 @@ async def nothing_left() -> None:
     """A stub ends a moment after its model is gone."""
     async with asyncio.timeout(5.0):
         while copies():  # noqa: ASYNC110  another process ends
+            await asyncio.sleep(0.05)
+
+
+async def ready_again(engines: Engines) -> None:
+    """While a copy is being unloaded Triton says that it is not ready, and for ever where a first load was refused."""
+    async with asyncio.timeout(5.0):
+        while not (await engines.client.server()).ready:  # noqa: ASYNC110  the server's doing
             await asyncio.sleep(0.05)
 
 
@@ -146,6 +154,7 @@ async def refused(engines: Engines, model: str, terms: Terms) -> str:
     assert found.outcome == "refused"
     assert await engines.client.config(model) == before
     await nothing_left()
+    await ready_again(engines)
     return found.why
 
 
@@ -179,6 +188,29 @@ async def test_what_is_missing_is_named(engines: Engines, environments: dict[str
     assert "/nowhere/net/1/model.onnx is not there as Triton sees the disk" in why
 
 
+async def test_a_command_that_is_ended_leaves_nothing_and_what_a_killed_one_leaves_is_released(engines: Engines, tmp_path: Path) -> None:
+    np.savez(tmp_path / "items.npz", x=np.zeros((8, 4), np.float32))
+    words = ["adopt", "net", "--url", engines.triton.url, "--dry-run", "--input", str(tmp_path / "items.npz")]
+    for number, status in ((signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGKILL, -9)):
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "igniterd", *words, stderr=asyncio.subprocess.PIPE)
+        async with asyncio.timeout(20.0):
+            while not copies():  # noqa: ASYNC110  another process starts
+                await asyncio.sleep(0.01)
+            process.send_signal(number)
+            _, said = await process.communicate()
+        assert process.returncode == status
+        if number != signal.SIGKILL:
+            assert b"igniterd: stopped at net" in said
+            await nothing_left()
+    async with asyncio.timeout(5.0):
+        while not engines.client.copies:
+            await engines.client.read_models(["net"])
+    done = await asyncio.to_thread(CliRunner().invoke, app, ["release", "--all", "--url", engines.triton.url])
+    assert done.exit_code == 0, done.output
+    await nothing_left()
+    await ready_again(engines)
+
+
 @pytest.mark.parametrize("after_s", [0.0, 0.6, 1.1])
 async def test_a_cancelled_trial_leaves_nothing(engines: Engines, after_s: float) -> None:
     items = {"x": np.zeros((8, 4), np.float32)}
@@ -191,6 +223,7 @@ async def test_a_cancelled_trial_leaves_nothing(engines: Engines, after_s: float
     with contextlib.suppress(asyncio.CancelledError):
         await trial
     await nothing_left()
+    await ready_again(engines)
     assert hosting_of(await engines.client.config("net")) is None
 
 

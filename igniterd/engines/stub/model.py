@@ -11,6 +11,7 @@ run of the engine. A group that fails answers its own requests with the error.
 import ctypes
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -171,9 +172,10 @@ def file_of(hosted: Any, version: Any, capability: Any = "") -> Any:
     special = owner.get("cc_model_filenames", {}).get(capability)
     name = special or owner.get("default_model_filename") or hosted["filename"]
     path = Path(hosted["folder"], version, name)
-    if path.is_dir():  # ONNX Runtime's backend looks into a folder of that name
+    # As bytes: an isolated interpreter in a plain locale cannot name a file with other letters than ASCII.
+    if os.path.isdir(str(path).encode()):  # ONNX Runtime's backend looks into a folder of that name
         path /= hosted["filename"]
-    if not path.is_file():
+    if not os.path.isfile(str(path).encode()):
         raise FileNotFoundError(
             f"its file {path} is not there as Triton sees the disk: give [[triton]] repository, the folder of models as the server sees it"
         )
