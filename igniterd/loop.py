@@ -154,6 +154,8 @@ class Loop:
             mps = await self.sources.mps_now(view.at_s)
             if isinstance(mps, Gap):
                 refused = f"MPS control does not answer, and nothing is reloaded without it: {mps.reason}"
+            elif mps is not None and "FAULT" in mps.states.values():
+                refused = "an MPS server is in FAULT: what is started now finds no MPS and runs without a share"
         claimed = view.models[step.model].claimed_share
         reach = {server.name: reach_of(server) for server in self.config.triton}
         return await act(
