@@ -47,6 +47,16 @@ def by_process(reading: ModelReading, share: float, mine: Sequence[Stub] | None,
     """``new``: the processes came since the last tick, and the configuration may be that of the copy before."""
     if not mine:
         return Finding(None, "the processes of this host cannot be seen" if mine is None else NO_PROCESS)
+    servers = sorted({stub.server_pid for stub in mine})
+    found = [_of_server(reading, share, [stub for stub in mine if stub.server_pid == pid], new) for pid in servers]
+    if len({finding.effect for finding in found}) == 1:
+        return found[0]
+    pids = " and ".join(map(str, servers))
+    said = f"servers {pids} have a model of this name, and their arguments do not tell by a --grpc-port which is the one that is asked"
+    return Finding(Effect.UNPROVEN, said)
+
+
+def _of_server(reading: ModelReading, share: float, mine: Sequence[Stub], new: bool) -> Finding:
     if len(mine) < reading.allocation.instances:
         said = f"{len(mine)} of {reading.allocation.instances} processes are alive"
         return Finding(Effect.UNPROVEN, said)

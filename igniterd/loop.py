@@ -122,8 +122,8 @@ class Loop:
             self._step = plan.steps[0]
             self._acting = asyncio.create_task(self._act(plan, self._step, view), name="act")
         watch.lap("act")
-        shown = replace(seen, gaps=view.gaps)
-        tick = Tick(carry.number, now_s, wall_s, shown, window, load, plan, outcome, dict(watch.stages), proofs.states)
+        shown, shares = replace(seen, gaps=view.gaps), {n: state for n, state in proofs.states.items() if n in seen.models}
+        tick = Tick(carry.number, now_s, wall_s, shown, window, load, plan, outcome, dict(watch.stages), shares)
         self.carry = Carry(_merged(carry.seen, seen), belief, held, carry.number + 1, proofs, load.loads)
         self._come = Outcome()
         self.report(tick)

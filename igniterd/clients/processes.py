@@ -126,7 +126,7 @@ class ProcessTable:
         return self._parents[parent]
 
     def _parent(self, pid: int) -> int:
-        return int((self._text(pid, "stat").rpartition(")")[2].split() + ["0", "0"])[1])
+        return int((*self._text(pid, "stat").rpartition(")")[2].split(), "0", "0")[1])
 
     def _is_worker(self, pid: int) -> bool:
         """Whether its parent is a stub: it was forked by the model's code, and serves nothing."""
