@@ -143,10 +143,13 @@ def _by_clients(mps: MpsReading, of: _Context) -> Finding:
 # ---------------------------------------------------------------- all together
 
 
-def _by_times(load: Load | None, share: float) -> Finding:
+def _by_times(load: Load | None, share: float, shown: bool) -> Finding:
+    """``shown``: the processes have the share, by all that they show."""
     test = load.share_test if load is not None else None
     if test is None or test.verdict is None or abs(test.share - share) > SAME:
         return Finding(None, test.said if test is not None else "too little traffic")
+    if test.weak and shown and test.verdict is Effect.REFUTED:
+        return Finding(None, test.said)
     return Finding(test.verdict, test.said)
 
 
@@ -201,11 +204,9 @@ def prove(
         asked_after_s = max(there.since_s if now else float("-inf"), there.ran_s or float("-inf"))
         context = _Context(now, asked_after_s, reading.success_count > 0, emulated, before)
         gone = mine == [] and bool(missing[name])
-        found = _judged(
-            Finding(Effect.UNPROVEN, f"{NO_PROCESS} any more") if gone else by_process(reading, share, mine, new),
-            _by_mps(observation, share, context),
-            _by_times(loads.get(name), share),
-        )
+        shows = Finding(Effect.UNPROVEN, f"{NO_PROCESS} any more") if gone else by_process(reading, share, mine, new)
+        by_times = _by_times(loads.get(name), share, shows.effect is Effect.PROVEN)
+        found = _judged(shows, _by_mps(observation, share, context), by_times)
         if not rules.enabled:
             found = Finding(Effect.REFUTED, "[mps] enabled is false: without MPS a share has no effect")
         if found.effect is Effect.PROVEN:

@@ -330,3 +330,11 @@ def test_however_soon_a_share_is_to_be_proven_mps_control_is_asked_first() -> No
         proofs = prove(observation, {}, proofs, Outcome(), rules=rules, emulated=False, ports={"main": 8001})
         effective.append(proofs.states["m"].effective)
     assert effective == [SHARE] * 6 + [None] * 2
+
+
+def test_a_model_that_may_have_become_faster_by_itself_refutes_no_share_that_its_processes_show() -> None:
+    test = ShareTest(SHARE, Effect.REFUTED, "its executions take 0.5 times", weak=True)
+    loads = {"m": Load("m", 1.0, 1.0, True, share_test=test)}
+    assert proven(seen(STUB), loads=loads).states["m"].effect is Effect.PROVEN
+    hidden = replace(seen(), stubs=None, mps=replace(MPS, client_pids=None))
+    assert proven(hidden, loads=loads).states["m"].effect is Effect.REFUTED
