@@ -183,7 +183,7 @@ def prove(
     """What is known of every share now. ``loads``: of the tick before; ``ports``: the gRPC port of
     each Triton by its name, to tell servers apart."""
     mps, seen = observation.mps, _mine(observation, ports)
-    served_by = {**before.served_by} | {name: mine[0].server_pid for name, mine in seen.items() if mine}
+    served_by = {**before.served_by, **{name: mine[0].server_pid for name, mine in seen.items() if mine}}
     visible = {observation.models[name].triton for name, mine in seen.items() if mine}
     loaded = {done.step.model for done in outcome.actuations if done.ok}
     short = {name for name, mine in seen.items() if len(mine) < observation.models[name].allocation.instances}
@@ -193,9 +193,8 @@ def prove(
     states = {name: state for name, state in before.states.items() if name not in {*observation.models, *observation.absent}}
     for name, reading in observation.models.items():
         share, mine = reading.allocation.share, seen.get(name)
-        shown = reading.triton in visible or bool(before.served_by.get(name))
-        counts = name in short and shown and _should_show(reading, name in unseen)
-        missing[name] = before.missing.get(name, 0) + 1 if counts else 0
+        lost = name in short and _lost(reading, name in unseen, name in before.served_by, reading.triton in visible)
+        missing[name] = before.missing.get(name, 0) + 1 if lost else 0
         now = None if mine is None else serving(mine, share or 0.0, reading.allocation.instances)
         there = processes[name] = _since(now, processes.get(name), observation.at_s, reading.success_count > 0)
         if share is None:
@@ -254,12 +253,19 @@ def _since(mine: Sequence[Stub] | None, before: Processes | None, now_s: float, 
     return replace(before, ran_s=now_s) if executed and before.ran_s is None else before
 
 
-def _should_show(reading: ModelReading, unseen: bool) -> bool:
-    """Whether a ready model that lacks processes has lost them. A process may be there and not be seen, as
-    one that overwrites its arguments: where the last load of ours brought none to light, only requests
-    that all fail tell."""
-    fails = reading.failure_count > 0 and reading.success_count == 0
-    return reading.ready and not reading.loading and bool(reading.instance_names) and (fails or not unseen)
+def _lost(reading: ModelReading, unseen: bool, shown: bool, visible: bool) -> bool:
+    """Whether a ready model that lacks processes has lost them.
+
+    A process may be there and not be seen, as one that overwrites its arguments. Where the last load of ours
+    brought none to light (``unseen``), only requests that all fail tell. Where none was ever seen (not
+    ``shown``) though others of its server are (``visible``), it may have been lost before anybody looked.
+    """
+    if not (reading.ready and not reading.loading and reading.instance_names):
+        return False
+    fails = reading.failure_count > 0
+    if unseen:
+        return fails and reading.success_count == 0
+    return shown or (visible and (fails or reading.success_count == 0))
 
 
 def _state(share: float, found: Finding, before: ShareState | None, now_s: float, within_s: float) -> ShareState:

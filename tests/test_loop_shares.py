@@ -145,7 +145,9 @@ async def test_who_only_advises_says_what_is_wrong_and_changes_nothing(tmp_path:
     made = Bench(config(tmp_path, more='[loop]\nmode = "advise"\n'), rates, proves=True)
     given = config_of("vgg19", share_path="/var/lib/igniterd/shares/igniterd-v2/30")
     made.host.models["vgg19"].reset(given)
-    made.host.processes.ignores, made.host.processes.died = {"vgg19"}, {"alexnet"}
-    await made.run(20)
+    made.host.processes.ignores = {"vgg19"}
+    await made.run(10)
+    made.host.processes.died = {"alexnet"}
+    await made.run(10)
     assert gaps(made.ticks[-1]) == {"share:vgg19", "model:alexnet"}
     assert made.host.loads == []

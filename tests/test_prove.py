@@ -208,6 +208,7 @@ def test_servers_that_run_models_of_one_name_are_told_apart() -> None:
     mine = replace(named, path="/models/m/1/model.py")
     assert stubs_of(replace(reading, instance_names=frozenset({"group_0"})), (named, mine), None) == [mine]
     sent = replace(named, path="/tmp/folderAbc/1/model.py")
+    assert stubs_of(replace(reading, instance_names=frozenset({"group_0"})), (named, sent), None) == [sent]
     assert stubs_of(replace(reading, instance_names=frozenset({"group_0"})), (sent,), None) == [sent]
 
 
@@ -295,7 +296,7 @@ def test_a_process_that_hides_is_loaded_again_once_and_then_only_if_its_requests
 def test_a_process_that_was_gone_before_anybody_looked_is_missed_beside_others_and_said() -> None:
     other = replace(READING, model="n", instance_names=frozenset({"n_0_0"}))
     theirs = replace(STUB, pid=20, pids=(20,), instance="n_0_0", path="/models/n/1/model.py")
-    observation, proofs = seen(theirs, mps=None), Proofs()
+    observation, proofs = seen(theirs, mps=None, failure_count=3), Proofs()
     observation = replace(observation, models={**observation.models, "n": other})
     for _ in range(DEAD_TICKS):
         proofs = proven(observation, proofs)
@@ -338,3 +339,13 @@ def test_a_model_that_may_have_become_faster_by_itself_refutes_no_share_that_its
     assert proven(seen(STUB), loads=loads).states["m"].effect is Effect.PROVEN
     hidden = replace(seen(), stubs=None, mps=replace(MPS, client_pids=None))
     assert proven(hidden, loads=loads).states["m"].effect is Effect.REFUTED
+
+
+def test_a_model_that_answers_is_not_missed_because_its_process_was_never_seen() -> None:
+    other = replace(READING, model="n", instance_names=frozenset({"n_0_0"}))
+    theirs = replace(STUB, pid=20, pids=(20,), instance="n_0_0", path="/models/n/1/model.py")
+    observation, proofs = seen(theirs, mps=None), Proofs()
+    observation = replace(observation, models={**observation.models, "n": other})
+    for _ in range(2 * DEAD_TICKS):
+        proofs = proven(observation, proofs)
+    assert not proofs.dead

@@ -17,7 +17,7 @@ async def test_it_reads_what_the_control_daemon_says(tmp_path: Path, monkeypatch
         for key, value in host.control.environment().items():
             monkeypatch.setenv(key, value)
         client = MpsControl(str(host.control.path), host.pipe_directory, timeout_s=10)
-        assert await client.read() == MpsReading(server_pids=(), default_share=1.0)
+        assert await client.read() == MpsReading(server_pids=(), default_share=1.0, client_pids=frozenset())
         await host.ask("set_default_active_thread_percentage 62.5")
         assert (await client.read()).default_share == 0.625
     with pytest.raises(Unreachable, match="no control daemon at"):
