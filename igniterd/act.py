@@ -78,26 +78,27 @@ async def _apply(step: Step, triton: Reloader, around: Surroundings) -> None:
         await _adopt(step, around)
         return
     before, there = await triton.config(step.model), str(around.shares)
-    present = allocation_of(before, there)
+    present, wanted = allocation_of(before, there), _wanted(step, around.claimed)
     again = step.kind is StepKind.REVIVE or around.claimed is not None or is_stale(before, there, around.reach)
-    if same_allocation(present, step.after) and not again:
+    if same_allocation(present, wanted) and not again:
         return
-    expected = (step.before, _expected(step, around.claimed), step.after)
+    expected = (step.before, _expected(step, around.claimed), wanted)
     if not any(same_allocation(present, each) for each in expected):
         raise Refused(f"{step.model}: somebody else changed it to {present}; planning anew")
     if base_env_of(before, there) is None:
-        changed = prepared(before, step.after, around.shares, around.reach)
+        changed = prepared(before, wanted, around.shares, around.reach)
     else:  # it is looked at: a mount that hangs holds up this step, not the daemon
-        changed = await asyncio.to_thread(prepared, before, step.after, around.shares, around.reach)
+        changed = await asyncio.to_thread(prepared, before, wanted, around.shares, around.reach)
     running = await _pids(before, around.processes)
     # Instances alone are started and ended beside those that serve on; anything else is a new copy, and must be one.
     in_place = same_but_instances(before, changed) and not again
     await triton.load(step.model, changed, exact=in_place)
     after = await _read_back(step.model, triton)
     applied = allocation_of(after, there)
-    if not same_allocation(applied, step.after):
-        raise Refused(f"{step.model}: Triton loaded {applied} where {step.after} was asked")
-    if running and not await _pids(after, around.processes) - running:
+    if not same_allocation(applied, wanted):
+        raise Refused(f"{step.model}: Triton loaded {applied} where {wanted} was asked")
+    serving = await _pids(after, around.processes) if running and not in_place else None
+    if serving is not None and running is not None and serving <= running:
         raise Refused(f"{step.model}: Triton said that it was reloaded, but its processes are the same as before")
 
 
@@ -106,15 +107,20 @@ def _expected(step: Step, claimed: float | None) -> Allocation:
     return step.before if claimed is None else replace(step.before, share=claimed)
 
 
-async def _pids(config: dict[str, Any], processes: ProcessSource | None) -> frozenset[int]:
-    """The processes of the model of ``config``; none where they cannot be seen."""
+def _wanted(step: Step, claimed: float | None) -> Allocation:
+    """What the step is to bring: a share that is not proven is left as it stands by a change of batching alone."""
+    return replace(step.after, share=claimed) if step.after.share is None and claimed is not None else step.after
+
+
+async def _pids(config: dict[str, Any], processes: ProcessSource | None) -> frozenset[int] | None:
+    """The processes of the model of ``config``; ``None`` where they cannot be seen now."""
     if processes is None:
-        return frozenset()
+        return None
     try:
         async with asyncio.timeout(PROCESSES_S):
             stubs: tuple[Stub, ...] = await processes.read()
     except (TimeoutError, IgniterdError):
-        return frozenset()
+        return None
     names = instance_names_of(config)
     return frozenset(stub.pid for stub in stubs if stub.instance in names)
 

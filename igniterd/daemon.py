@@ -138,7 +138,7 @@ class Daemon:
             models={name: tuple(m.name for m in config.model if m.triton == name) for name in self.tritons},
             boards=self.nvml,
             mps=mps_client(config),
-            processes=ProcessTable() if config.mps.enabled else None,
+            processes=ProcessTable(),
             gpus={m.name: m.gpu for m in config.model if m.gpu is not None},
             mps_interval_s=config.mps.interval_s,
             timeout_s=config.loop.io_timeout_s,

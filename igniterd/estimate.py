@@ -19,6 +19,7 @@ from igniterd.model.effect import ShareTrial
 from igniterd.model.livecurve import LiveCurve, followed, points, said
 from igniterd.model.oracle import Beside, Demand, Oracle, felt
 from igniterd.model.tail import response_time
+from igniterd.model.trial import measured, tried
 from igniterd.records import Allocation, Changed, Estimate, Learnt, LiveService, Load, ModelReading, ModelWindow, Observation, Window
 
 SMOOTH_S = 4.0  # time constant of the smoothed measurements
@@ -64,6 +65,7 @@ class ModelBelief:
     changed: Changed | None = None
     expected: Expected | None = None
     trial: ShareTrial | None = None  # of the share that its configuration names
+    success: int = 0  # its count at the last reading: below it, another copy serves
 
 
 Belief = Mapping[str, ModelBelief]
@@ -88,13 +90,36 @@ def _same_model(belief: ModelBelief, reading: ModelReading, at_s: float) -> Mode
         return replace(belief, copy=copy)
     what = [f"{name} {was} -> {now}" for name, was, now in zip(("version", "backend"), belief.copy, copy, strict=True) if was != now]
     changed = Changed(at_s, f"{' and '.join(what)}: what was learnt of its service times is forgotten")
-    return replace(belief, copy=copy, bias=Bias(), told=None, curve=LiveCurve(), live=None, changed=changed, expected=None, trial=None)
+    return replace(
+        belief,
+        copy=copy,
+        bias=Bias(),
+        told=None,
+        curve=LiveCurve(),
+        live=None,
+        changed=changed,
+        expected=None,
+        trial=_afresh(belief.trial, at_s),
+    )
+
+
+def _afresh(trial: ShareTrial | None, now_s: float) -> ShareTrial | None:
+    """The trial of the same share with a model that may take another time for the same."""
+    return None if trial is None else ShareTrial(trial.share, now_s, weak=True)
+
+
+def _same_copy(belief: ModelBelief, reading: ModelReading, at_s: float, restarted: bool) -> ModelBelief:
+    """``belief``, of another copy where the counts say so: they may be seen below the last only after some ticks without a window."""
+    if not restarted and reading.success_count >= belief.success:
+        return belief if reading.success_count == belief.success else replace(belief, success=reading.success_count)
+    trial = None if belief.trial is None else belief.trial.again(belief.trial.share, at_s)
+    return replace(belief, success=reading.success_count, settled_at_s=at_s + SETTLE_S, trial=trial)
 
 
 def _followed(belief: ModelBelief, window: ModelWindow, end_s: float, wall_s: float, instances: int, aim: Aim) -> ModelBelief:
     """``belief`` after ``window``, without what it says of service times."""
     if window.restarted or window.span_s <= 0:
-        return replace(belief, settled_at_s=end_s + SETTLE_S) if window.restarted else belief
+        return belief
     runs = sum(window.executions.values())
     served = sum(batch * n for batch, n in window.executions.items())
     busy_s = _service_s(window)
@@ -124,48 +149,6 @@ def _tenants(names: Sequence[str], beliefs: Belief, observation: Observation, pr
             share = applied.share if applied.share is not None else 1.0
             out[name] = [Tenant(profiled[name], belief.mean_batch, share, belief.busy)] * applied.instances
     return out
-
-
-def _measured(window: ModelWindow, reading: ModelReading, beside: Beside, oracle: Oracle, profiled_as: str) -> list[Measured]:
-    """Measured over predicted service time of each batch size executed in this window; nothing where that says nothing of the model."""
-    if window.restarted or not window.executions or reading.allocation.share is None:
-        return []
-    most = oracle.model.max_batch(profiled_as)
-    largest = max(window.executions)
-    if largest > most:
-        return []
-    largest = max(largest, min(most, reading.allocation.max_batch_size))  # one curve for the windows to come too
-    curve = oracle.curve_ms(profiled_as, largest, reading.allocation.share, beside)
-    return [Measured(batch, n, window.service_ms[batch] / float(curve[batch - 1])) for batch, n in window.executions.items()]
-
-
-def _tried(
-    belief: ModelBelief,
-    window: ModelWindow,
-    reading: ModelReading,
-    beside: Beside,
-    oracle: Oracle,
-    profiled_as: str,
-    at_s: float,
-) -> ModelBelief:
-    """``belief`` with what this window says of the share that the model's configuration names, planned with or not."""
-    share = reading.claimed_share or reading.allocation.share
-    if share is None:
-        return belief
-    trial = belief.trial or ShareTrial(share, at_s)
-    if window.restarted or trial.share != share:
-        return replace(belief, trial=trial.again(share, at_s))
-    if at_s < belief.settled_at_s:
-        return belief
-    if trial.answer is not None and reading.claimed_share is not None and trial.answer.verdict is not None:
-        return belief  # it has its answer, and no prediction at this share is needed any more
-    claims = replace(reading, allocation=replace(reading.allocation, share=share))
-    measured = _measured(window, claims, beside, oracle, profiled_as)
-    if not measured:
-        return belief
-    largest = max(each.batch for each in measured)
-    share_ms, whole_ms = (oracle.curve_ms(profiled_as, largest, s, beside) for s in (share, 1.0))
-    return replace(belief, trial=trial.measured(measured, share_ms, whole_ms, at_s))
 
 
 def _overall(measured: Sequence[Measured], window: ModelWindow) -> float | None:
@@ -210,8 +193,9 @@ def estimate(
     aim = Aim(config.decide.rate_level, HORIZON_S)
     beliefs = dict(belief)  # of a model not seen now, too: it is not forgotten
     for name, reading in observation.models.items():
-        before = _same_model(belief.get(name) or ModelBelief(), reading, observation.at_s)
         seen = window.models.get(name)
+        before = _same_model(belief.get(name) or ModelBelief(), reading, observation.at_s)
+        before = _same_copy(before, reading, observation.at_s, seen is not None and seen.restarted)
         beliefs[name] = before if seen is None else _followed(before, seen, window.at_s, wall_s, reading.allocation.instances, aim)
     errors: dict[str, float | None] = {}
     for there in _by_gpu(observation).values():
@@ -245,11 +229,13 @@ def _calibrate(
         seen, reading = window.models[name], observation.models[name]
         if not seen.executions:
             continue
-        beliefs[name] = _tried(beliefs[name], seen, reading, arounds[name], oracle, profiled[name], window.at_s)
-        measured = _measured(seen, reading, arounds[name], oracle, profiled[name])
-        errors[name] = _overall(measured, seen)
+        if window.at_s >= beliefs[name].settled_at_s:
+            trial = tried(beliefs[name].trial, seen, reading, arounds[name], oracle, profiled[name], window.at_s)
+            beliefs[name] = replace(beliefs[name], trial=trial)
+        found = measured(seen, reading, arounds[name], oracle, profiled[name])
+        errors[name] = _overall(found, seen)
         point = Point(reading.allocation.share or 1.0, pressure_of(besides[name]))
-        beliefs[name] = _calibrated(beliefs[name], measured, window.at_s, point)
+        beliefs[name] = _calibrated(beliefs[name], found, window.at_s, point)
 
 
 def _others(groups: Mapping[str, Sequence[Tenant]]) -> dict[str, Beside]:

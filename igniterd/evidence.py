@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from igniterd.records import Effect, ModelReading, Stub
 
 SAME = 5e-5  # a share is written down with three decimals of a percent
+SENT = "folder"  # how Triton calls the folders of files that came with a load, as /tmp/folderXXXXXX
 NO_PROCESS = "no process of it is seen on this host"
 
 
@@ -30,9 +31,11 @@ def stubs_of(reading: ModelReading, stubs: Iterable[Stub], port: int | None) -> 
 
 def newest_of(names: Collection[str], model: str, stubs: Iterable[Stub]) -> list[Stub]:
     """The processes of instances with these names, the newest first; where models share the names of
-    their groups, those that run the code in the model's folder."""
-    named = [stub for stub in stubs if stub.instance in names]
-    found = [stub for stub in named if model in PurePosixPath(stub.path).parts] or named
+    their groups, those that run the code in the model's folder, or one that was sent with its load."""
+    named = [(stub, PurePosixPath(stub.path)) for stub in stubs if stub.instance in names]
+    own = [stub for stub, path in named if model in path.parts]
+    sent = [stub for stub, path in named if path.parent.parent.name.startswith(SENT)]
+    found = own or sent or [stub for stub, _ in named]
     return sorted(found, key=lambda stub: stub.started, reverse=True)
 
 
@@ -47,6 +50,16 @@ def by_process(reading: ModelReading, share: float, mine: Sequence[Stub] | None,
     """``new``: the processes came since the last tick, and the configuration may be that of the copy before."""
     if not mine:
         return Finding(None, "the processes of this host cannot be seen" if mine is None else NO_PROCESS)
+    servers = sorted({stub.server_pid for stub in mine})
+    found = [_of_server(reading, share, [stub for stub in mine if stub.server_pid == pid], new) for pid in servers]
+    if len({finding.effect for finding in found}) == 1:
+        return found[0]
+    pids = " and ".join(map(str, servers))
+    said = f"servers {pids} have a model of this name, and their arguments do not tell by a --grpc-port which is the one that is asked"
+    return Finding(Effect.UNPROVEN, said)
+
+
+def _of_server(reading: ModelReading, share: float, mine: Sequence[Stub], new: bool) -> Finding:
     if len(mine) < reading.allocation.instances:
         said = f"{len(mine)} of {reading.allocation.instances} processes are alive"
         return Finding(Effect.UNPROVEN, said)

@@ -122,8 +122,8 @@ class Loop:
             self._step = plan.steps[0]
             self._acting = asyncio.create_task(self._act(plan, self._step, view), name="act")
         watch.lap("act")
-        shown = replace(seen, gaps=view.gaps)
-        tick = Tick(carry.number, now_s, wall_s, shown, window, load, plan, outcome, dict(watch.stages), proofs.states)
+        shown, shares = replace(seen, gaps=view.gaps), {n: state for n, state in proofs.states.items() if n in seen.models}
+        tick = Tick(carry.number, now_s, wall_s, shown, window, load, plan, outcome, dict(watch.stages), shares)
         self.carry = Carry(_merged(carry.seen, seen), belief, held, carry.number + 1, proofs, load.loads)
         self._come = Outcome()
         self.report(tick)
@@ -154,6 +154,8 @@ class Loop:
             mps = await self.sources.mps_now(view.at_s)
             if isinstance(mps, Gap):
                 refused = f"MPS control does not answer, and nothing is reloaded without it: {mps.reason}"
+            elif mps is not None and "FAULT" in mps.states.values():
+                refused = "an MPS server is in FAULT: what is started now finds no MPS and runs without a share"
         claimed = view.models[step.model].claimed_share
         reach = {server.name: reach_of(server) for server in self.config.triton}
         return await act(

@@ -76,6 +76,7 @@ class Sources:
     _mps_read_s: float = field(default=float("-inf"), init=False)
     _mps_last: MpsReading | Gap | None = field(default=None, init=False)
     _mps_due_s: float = field(default=float("inf"), init=False)
+    _ran: frozenset[str] = field(default=frozenset(), init=False)
     _pids: frozenset[int] = field(default=frozenset(), init=False)
     _fixed: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
     _strangers: dict[str, frozenset[str]] = field(default_factory=dict, init=False)
@@ -110,8 +111,9 @@ class Sources:
             pids = frozenset(stub.pid for stub in answer)
             if pids - self._pids:
                 self._mps_due_s = now_s + CONNECTED_S
+            if pids != self._pids:
                 for triton in self.tritons.values():
-                    triton.read_configs_again()  # a new process is a new copy, or a new server
+                    triton.read_configs_again()  # a new copy or a new server comes, or has taken the place of one that goes
             self._pids = pids
         return answer
 
@@ -159,6 +161,7 @@ class Sources:
                     gaps.append(Gap(f"model:{model}", str(reading), now_s))
                     absent |= {model} if isinstance(reading, NotServed) else set()
             self._say_strangers(name)
+        self._executing(models, now_s)
         return Observation(
             at_s=now_s,
             boards=seen_boards if isinstance(seen_boards, tuple) else (),
@@ -168,6 +171,13 @@ class Sources:
             stubs=seen_stubs if isinstance(seen_stubs, tuple) else None,
             gaps=tuple(gaps),
         )
+
+    def _executing(self, models: Mapping[str, ModelReading], now_s: float) -> None:
+        """A process may have no CUDA context before it first executes: MPS control is asked anew after that."""
+        executing = frozenset(name for name, reading in models.items() if reading.success_count > 0)
+        if executing - self._ran:
+            self._mps_due_s = now_s + CONNECTED_S
+        self._ran = executing
 
     def _placed(self, model: str, reading: ModelReading) -> ModelReading:
         """The reading with the GPU that the configuration says; one on several GPUs is only watched when it does not say."""

@@ -14,7 +14,8 @@ Evidence, the strongest first:
 What is refuted, or not proven for ``[mps] prove_within_s``, is planned as an uncapped neighbour:
 :func:`planned_view` is the one place where that is decided. A model that a reload of ours may mend
 (its share came from elsewhere, or from an older igniterd) goes through the take-over once more;
-after that its share stays as it is until its server starts anew.
+after that its share stays as it is until its server starts anew. A share once disbelieved is believed
+again when it is proven, not when the evidence against it is out of sight.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from igniterd.config import Mps
-from igniterd.evidence import SAME, Finding, by_process, serving, stubs_of
+from igniterd.evidence import NO_PROCESS, SAME, Finding, by_process, serving, stubs_of
 from igniterd.records import (
     Effect,
     Gap,
@@ -36,25 +37,40 @@ from igniterd.records import (
     Stub,
 )
 
-CONNECT_S = 2.0  # a process is a client of MPS so long after it is there
+CONNECT_S = 2.0  # a process is a client of MPS so long after it is there, or has first executed
+SHOWN_S = 6.0  # what tells of a new process has been asked by then
+MEND_AGAIN_S = 300.0  # a share whose mending was refused is left so long, and each time twice as long
 DEAD_TICKS = 3  # a process missing at so many ticks is gone, not just being replaced
 
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """The processes of one model, and since when they are these."""
+    """The processes of one model, since when they are these, and since when they are known to execute."""
 
     pids: tuple[int, ...]
     since_s: float
+    ran_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A reload of ours that was to give a share its effect, on the server with this pid: nothing else of
+    the kind is tried before ``until_s``; ``refused``: how often it was refused."""
+
+    server: int
+    until_s: float = float("inf")
+    refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Proofs:
-    """What one tick hands to the next. ``tried``: the servers on which a reload of ours gave the
-    share and it was not proven afterwards; ``missing``: ticks in a row without a process."""
+    """What one tick hands to the next. ``states``: also of models that were not read this time;
+    ``tried``: those that a reload of ours did not mend; ``missing``: ticks in a row without a process;
+    ``unseen``: models that we loaded and whose processes have not all been seen since."""
 
     states: Mapping[str, ShareState] = field(default_factory=dict)
-    tried: Mapping[str, int] = field(default_factory=dict)
+    tried: Mapping[str, Tried] = field(default_factory=dict)
+    unseen: frozenset[str] = frozenset()
     missing: Mapping[str, int] = field(default_factory=dict)
     served_by: Mapping[str, int] = field(default_factory=dict)
     processes: Mapping[str, Processes] = field(default_factory=dict)
@@ -112,8 +128,8 @@ def _by_clients(mps: MpsReading, of: _Context) -> Finding:
     clients, mine = mps.client_pids, of.mine
     if clients is None:
         return Finding(None)
-    if mine and mps.at_s is not None and mps.at_s < of.since_s + CONNECT_S:
-        return Finding(Effect.UNPROVEN, "MPS control has not been asked since its process started")
+    if mps.at_s is not None and mps.at_s < of.since_s + CONNECT_S:
+        return Finding(Effect.UNPROVEN, "MPS control has not been asked since its process executes")
     if not clients:
         which = "no client" if mps.server_pids else "no server"
         return Finding(Effect.REFUTED, f"MPS control has {which}{_NOT_CLIENTS}")
@@ -128,10 +144,13 @@ def _by_clients(mps: MpsReading, of: _Context) -> Finding:
 # ---------------------------------------------------------------- all together
 
 
-def _by_times(load: Load | None, share: float) -> Finding:
+def _by_times(load: Load | None, share: float, shown: bool) -> Finding:
+    """``shown``: the processes have the share, by all that they show."""
     test = load.share_test if load is not None else None
     if test is None or test.verdict is None or abs(test.share - share) > SAME:
         return Finding(None, test.said if test is not None else "too little traffic")
+    if test.weak and shown and test.verdict is Effect.REFUTED:
+        return Finding(None, test.said)
     return Finding(test.verdict, test.said)
 
 
@@ -164,37 +183,41 @@ def prove(
 ) -> Proofs:
     """What is known of every share now. ``loads``: of the tick before; ``ports``: the gRPC port of
     each Triton by its name, to tell servers apart."""
-    seen, mps = observation.stubs, observation.mps
-    states, missing = dict[str, ShareState](), dict[str, int]()
-    served_by, tried = dict(before.served_by), dict(before.tried)
-    processes = dict(before.processes)
-    given = {a.step.model for a in outcome.actuations if a.ok and a.step.after.share is not None}
+    mps, seen = observation.mps, _mine(observation, ports)
+    served_by = {**before.served_by, **{name: mine[0].server_pid for name, mine in seen.items() if mine}}
+    visible = {observation.models[name].triton for name, mine in seen.items() if mine}
+    loaded = {done.step.model for done in outcome.actuations if done.ok}
+    short = {name for name, mine in seen.items() if len(mine) < observation.models[name].allocation.instances}
+    unseen = (before.unseen | loaded) - (seen.keys() - short)
+    tried = _tried(before, outcome, served_by, observation.at_s)
+    processes, missing = dict(before.processes), dict[str, int]()
+    states = {name: state for name, state in before.states.items() if name not in {*observation.models, *observation.absent}}
     for name, reading in observation.models.items():
-        share, now = reading.allocation.share, None
-        mine = None if seen is None else stubs_of(reading, seen, ports.get(reading.triton))
-        if mine is not None:
-            served_by[name] = mine[0].server_pid if mine else served_by.get(name, 0)
-            missing[name] = _missing(reading, mine, before)
-            now = serving(mine, share or 0.0, reading.allocation.instances)
-            processes[name] = _since(now, processes.get(name), observation.at_s)
-        server = served_by.get(name, 0)
-        if name in given:
-            tried[name] = server
+        share, mine = reading.allocation.share, seen.get(name)
+        lost = name in short and _lost(reading, name in unseen, name in before.served_by, reading.triton in visible)
+        missing[name] = before.missing.get(name, 0) + 1 if lost else 0
+        now = None if mine is None else serving(mine, share or 0.0, reading.allocation.instances)
+        there = processes[name] = _since(now, processes.get(name), observation.at_s, reading.success_count > 0)
         if share is None:
             continue
-        since_s = processes[name].since_s if name in processes else float("-inf")
-        context = _Context(now, since_s, reading.success_count > 0, emulated, before)
-        found = _judged(
-            by_process(reading, share, mine, since_s == observation.at_s),
-            _by_mps(observation, share, context),
-            _by_times(loads.get(name), share),
-        )
-        if found.effect is Effect.PROVEN or tried.get(name, server) != server:
+        new = now is not None and there.since_s == observation.at_s
+        asked_after_s = max(there.since_s if now else float("-inf"), there.ran_s or float("-inf"))
+        context = _Context(now, asked_after_s, reading.success_count > 0, emulated, before)
+        gone = mine == [] and bool(missing[name])
+        shows = Finding(Effect.UNPROVEN, f"{NO_PROCESS} any more") if gone else by_process(reading, share, mine, new)
+        by_times = _by_times(loads.get(name), share, shows.effect is Effect.PROVEN)
+        found = _judged(shows, _by_mps(observation, share, context), by_times)
+        if not rules.enabled:
+            found = Finding(Effect.REFUTED, "[mps] enabled is false: without MPS a share has no effect")
+        if found.effect is Effect.PROVEN:
             tried.pop(name, None)
-        states[name] = _state(share, found, before.states.get(name), observation.at_s, rules)
+        afresh = name in loaded or served_by.get(name) != before.served_by.get(name)
+        shown_s = max(rules.prove_within_s, SHOWN_S if observation.at_s - there.since_s < SHOWN_S else 0.0)
+        states[name] = _state(share, found, None if afresh else before.states.get(name), observation.at_s, shown_s)
     return Proofs(
         states,
         tried,
+        unseen,
         missing,
         served_by,
         processes,
@@ -203,32 +226,57 @@ def prove(
     )
 
 
-def _since(mine: Sequence[Stub], before: Processes | None, now_s: float) -> Processes:
-    pids = tuple(sorted(stub.pid for stub in mine))
-    return before if before is not None and before.pids == pids else Processes(pids, now_s)
+def _mine(observation: Observation, ports: Mapping[str, int | None]) -> dict[str, list[Stub]]:
+    """The processes of each model; nothing where they cannot be seen."""
+    stubs = observation.stubs
+    if stubs is None:
+        return {}
+    return {name: stubs_of(reading, stubs, ports.get(reading.triton)) for name, reading in observation.models.items()}
 
 
-def _missing(reading: ModelReading, mine: Sequence[Stub], before: Proofs) -> int:
-    """Ticks in a row at which a ready model had fewer processes than instances, of a server whose
-    processes have been seen."""
-    lacks = len(mine) < reading.allocation.instances
-    counts = reading.ready and not reading.loading and bool(reading.instance_names)
-    seen = before.served_by.get(reading.model, 0) != 0
-    return before.missing.get(reading.model, 0) + 1 if seen and lacks and counts else 0
+def _tried(before: Proofs, outcome: Outcome, served_by: Mapping[str, int], now_s: float) -> dict[str, Tried]:
+    """Those that a reload of ours did not mend, on a server that is there yet."""
+    tried = {name: each for name, each in before.tried.items() if served_by.get(name, each.server) == each.server}
+    for done in outcome.actuations:
+        name, state = done.step.model, before.states.get(done.step.model)
+        if done.ok and done.step.after.share is not None:
+            tried[name] = Tried(served_by.get(name, 0))
+        elif not done.ok and state is not None and state.effective is None:
+            times = tried[name].refused if name in tried else 0
+            tried[name] = Tried(served_by.get(name, 0), now_s + MEND_AGAIN_S * 2 ** min(times, 6), times + 1)
+    return tried
 
 
-def _state(
-    share: float,
-    found: Finding,
-    before: ShareState | None,
-    now_s: float,
-    rules: Mps,
-) -> ShareState:
+def _since(mine: Sequence[Stub] | None, before: Processes | None, now_s: float, executed: bool) -> Processes:
+    pids = tuple(sorted(stub.pid for stub in mine or ()))
+    if before is None or (mine is not None and pids != before.pids):
+        before = Processes(pids, now_s)
+    return replace(before, ran_s=now_s) if executed and before.ran_s is None else before
+
+
+def _lost(reading: ModelReading, unseen: bool, shown: bool, visible: bool) -> bool:
+    """Whether a ready model that lacks processes has lost them.
+
+    A process may be there and not be seen, as one that overwrites its arguments. Where the last load of ours
+    brought none to light (``unseen``), only requests that all fail tell. Where none was ever seen (not
+    ``shown``) though others of its server are (``visible``), it may have been lost before anybody looked.
+    """
+    if not (reading.ready and not reading.loading and reading.instance_names):
+        return False
+    fails = reading.failure_count > 0
+    if unseen:
+        return fails and reading.success_count == 0
+    return shown or (visible and (fails or reading.success_count == 0))
+
+
+def _state(share: float, found: Finding, before: ShareState | None, now_s: float, within_s: float) -> ShareState:
+    """``before``: of the same processes; what was disbelieved then is not believed now without a proof."""
     effect = found.effect or Effect.UNPROVEN
-    same = before is not None and before.effect is effect and abs(before.applied - share) <= SAME
-    since_s = before.since_s if same and before is not None else now_s
+    if before is not None and abs(before.applied - share) > SAME:
+        before = None
+    since_s = before.since_s if before is not None and before.effect is effect else now_s
     proven = effect is Effect.PROVEN
-    pending = effect is Effect.UNPROVEN and now_s - since_s < rules.prove_within_s
+    pending = effect is Effect.UNPROVEN and now_s - since_s < within_s and (before is None or before.effective is not None)
     return ShareState(
         applied=share,
         effect=effect,
@@ -249,7 +297,8 @@ def planned_view(observation: Observation, proofs: Proofs) -> Observation:
         if state.effective is not None or name not in models:
             continue
         reading = models[name]
-        again = state.mendable and name not in proofs.tried
+        tried = proofs.tried.get(name)
+        again = state.mendable and (tried is None or observation.at_s >= tried.until_s)
         fixed = "" if again else f"its share is {state.effect}: {state.reason}"
         models[name] = replace(
             reading,
@@ -258,4 +307,6 @@ def planned_view(observation: Observation, proofs: Proofs) -> Observation:
             share_fixed=reading.share_fixed or fixed,
         )
         gaps.append(Gap(f"share:{name}", f"{state.effect}: {state.reason}", observation.at_s))
+    gone = "Triton calls it ready, but a process of it is gone: requests fail"
+    gaps += [Gap(f"model:{name}", gone, observation.at_s) for name in sorted(proofs.dead & models.keys())]
     return replace(observation, models=models, gaps=tuple(gaps))

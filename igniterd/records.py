@@ -244,6 +244,7 @@ class ShareTest:
     share: float
     verdict: Effect | None
     said: str
+    weak: bool = False  # the model itself may have changed since it was known how long it takes
 
 
 @dataclass(frozen=True, slots=True)

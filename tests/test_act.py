@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 from igniterd.act import SecondCopies, act
 from igniterd.emulator.sim import config_of
 from igniterd.errors import Refused, Unreachable
-from igniterd.records import Allocation, BoardReading, ModelReading, Observation, Outcomes, Plan, Step, StepKind
+from igniterd.records import Allocation, BoardReading, ModelReading, Observation, Outcomes, Plan, Step, StepKind, Stub
 
 BEFORE, THEN = Allocation(None, 8), Allocation(0.25, 4, 1500)
 
@@ -155,3 +155,52 @@ async def test_what_is_refused_beforehand_is_a_change_that_failed(tmp_path: Path
     triton = Triton()
     (done,) = (await act(plan(STEP), {"main": triton}, {"m": "main"}, tmp_path / "shares", "no room")).actuations
     assert (done.ok, done.error, triton.loads) == (False, "no room", 0)
+
+
+class Processes:
+    """The host's process table around ``triton``: each load but one that is ``vain`` starts a new process."""
+
+    def __init__(self, triton: Triton, *, vain: bool = False, fails_after: int = 99) -> None:
+        self.triton, self.vain, self.fails_after, self.reads = triton, vain, fails_after, 0
+
+    async def read(self) -> tuple[Stub, ...]:
+        self.reads += 1
+        if self.reads > self.fails_after:
+            raise Unreachable("an earlier look at it has not ended yet")
+        count = self.triton.now["instance_group"][0]["count"]
+        first = 10 if self.vain else 10 * (1 + self.triton.loads)
+        return tuple(Stub(first + n, (first + n,), 5, None, "/models/m/1/model.py", f"m_0_{n}") for n in range(count))
+
+
+async def with_processes(triton: Triton, processes: Processes, shares: Path, step: Step = STEP, claimed: float | None = None) -> str:
+    outcome = await act(plan(step), {"main": triton}, {"m": "main"}, shares, claimed=claimed, processes=processes)
+    return outcome.actuations[0].error
+
+
+async def test_a_load_is_a_reload_only_if_the_processes_are_new(tmp_path: Path) -> None:
+    triton = Triton()
+    assert await with_processes(triton, Processes(triton), tmp_path / "shares") == ""
+    triton = Triton()
+    assert "the same as before" in await with_processes(triton, Processes(triton, vain=True), tmp_path / "shares")
+
+
+async def test_a_look_at_the_processes_that_fails_refuses_nothing(tmp_path: Path) -> None:
+    for reads in (0, 1):
+        triton = Triton()
+        assert await with_processes(triton, Processes(triton, fails_after=reads), tmp_path / "shares") == ""
+
+
+async def test_fewer_instances_are_no_new_processes(tmp_path: Path) -> None:
+    triton = Triton()
+    triton.now["instance_group"][0]["count"] = 2
+    fewer = Step("m", StepKind.BATCHING, replace(BEFORE, instances=2), BEFORE)
+    assert await with_processes(triton, Processes(triton, vain=True), tmp_path / "shares", fewer) == ""
+
+
+async def test_a_change_of_batching_leaves_a_share_that_is_not_proven_where_it_is(tmp_path: Path) -> None:
+    triton, shares = Triton(), tmp_path / "shares"
+    await carried(triton, shares)
+    there = triton.now["parameters"]["EXECUTION_ENV_PATH"]
+    batching = Step("m", StepKind.BATCHING, Allocation(None, 4, 1500), Allocation(None, 8))
+    assert await with_processes(triton, Processes(triton), shares, batching, claimed=0.25) == ""
+    assert (triton.now["max_batch_size"], triton.now["parameters"]["EXECUTION_ENV_PATH"]) == (8, there)

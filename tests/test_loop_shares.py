@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from igniterd.emulator.sim import SimModel, config_of
 from igniterd.records import Effect, Outcomes, StepKind, Tick
 from tests.hosts import Bench, config
 
@@ -93,3 +94,62 @@ async def test_a_model_that_dies_again_and_again_is_not_reloaded_for_ever(tmp_pa
         made.host.processes.died = {"resnet50"}
         await made.run(10)
     assert reloads(made, "resnet50") - before <= 15
+
+
+def faster(made: Bench, name: str, factor: float) -> None:
+    """From now on the model executes so many times as fast, whatever its share."""
+    rate = made.host._rate
+
+    def faster(model: SimModel, share: float, beside: tuple[tuple[str, int, float | None], ...]) -> float:
+        return rate(model, share, beside) * (factor if model.name == name else 1.0)
+
+    made.host._rate = faster  # type: ignore[method-assign]
+
+
+async def test_a_model_that_its_owner_made_twice_as_fast_still_has_its_share(tmp_path: Path) -> None:
+    made = bench(tmp_path)
+    await made.run(60)
+    faster(made, "vgg19", 2.2)
+    await made.host.load("vgg19", made.host.models["vgg19"].config)
+    await made.run(30)
+    assert {tick.shares["vgg19"].effect for tick in made.ticks[-25:]} == {Effect.PROVEN}
+    loads = made.ticks[-1].estimate.loads["vgg19"]
+    assert loads.share_test is not None
+    assert loads.share_test.verdict is Effect.REFUTED  # times alone would say so
+
+
+async def test_one_that_cannot_be_mended_keeps_nobody_from_being_steered(tmp_path: Path) -> None:
+    rates = {name: (lambda _, r=rate: r) for name, rate in RATES.items()}
+    made = Bench(config(tmp_path), rates | {"alexnet": lambda at_s: 400.0 if at_s < 65 else 700.0}, proves=True)
+    await made.run(60)
+    made.host.processes.ignores, made.host.refuse = {"vgg19"}, {"vgg19": "no memory for two copies"}
+    before = len(made.host.loads)
+    await made.run(60)
+    assert "vgg19" not in made.host.refuse  # it was tried, once
+    assert made.ticks[-1].shares["vgg19"].effect is Effect.REFUTED
+    assert {name for _, name, _ in made.host.loads[before:]} == {"alexnet", "resnet50"}
+    assert made.ticks[-1].plan.outcome is Outcomes.HOLD
+
+
+async def test_a_table_that_is_read_now_and_then_changes_nothing(tmp_path: Path) -> None:
+    made = bench(tmp_path)
+    await made.run(40)
+    before = len(made.host.loads)
+    for tick in range(40):
+        made.host.processes.gone = tick % 4 == 0
+        await made.run(1)
+    assert len(made.host.loads) == before
+    assert all(state.effective is not None for tick in made.ticks[-40:] for state in tick.shares.values())
+
+
+async def test_who_only_advises_says_what_is_wrong_and_changes_nothing(tmp_path: Path) -> None:
+    rates = {name: (lambda _, r=rate: r) for name, rate in RATES.items()}
+    made = Bench(config(tmp_path, more='[loop]\nmode = "advise"\n'), rates, proves=True)
+    given = config_of("vgg19", share_path="/var/lib/igniterd/shares/igniterd-v2/30")
+    made.host.models["vgg19"].reset(given)
+    made.host.processes.ignores = {"vgg19"}
+    await made.run(10)
+    made.host.processes.died = {"alexnet"}
+    await made.run(10)
+    assert gaps(made.ticks[-1]) == {"share:vgg19", "model:alexnet"}
+    assert made.host.loads == []

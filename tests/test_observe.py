@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from igniterd.errors import NotNow, NotServed, Refused
 from igniterd.observe import Sources
-from igniterd.records import Allocation, Gap, ModelReading
+from igniterd.records import Allocation, Gap, ModelReading, MpsReading, Stub
 
 PLAIN = ModelReading("m", "1", "main", True, "python", Allocation(None, 8))
 SEVERAL = "it runs on GPUs 0, 1"
@@ -77,3 +77,54 @@ async def test_models_that_the_configuration_does_not_name_are_said_once() -> No
             triton.strangers = frozenset(strangers)
             await there.observe(0.0)
     assert [line["models"] for line in said] == ["a, b", "b, c"]
+
+
+STUB = Stub(10, (10,), 5, None, "/models/m/1/model.py", "m_0_0")
+
+
+class Processes:
+    def __init__(self, *stubs: Stub) -> None:
+        self.stubs = stubs
+
+    async def read(self) -> tuple[Stub, ...]:
+        return self.stubs
+
+
+class Control:
+    """MPS control, which counts how often it is asked."""
+
+    asked = 0
+
+    async def read(self) -> MpsReading:
+        self.asked += 1
+        return MpsReading()
+
+
+class Watched(Triton):
+    again = 0
+
+    def read_configs_again(self) -> None:
+        self.again += 1
+
+
+async def test_configurations_are_read_again_when_processes_come_and_when_they_go() -> None:
+    triton, processes = Watched(m=PLAIN), Processes(STUB)
+    there = sources(triton)
+    there.processes = processes
+    counts = []
+    for at_s, stubs in enumerate([(STUB,), (STUB,), (STUB, replace(STUB, pid=11)), (replace(STUB, pid=11),), (replace(STUB, pid=11),)]):
+        processes.stubs = stubs
+        await there.observe(float(at_s))
+        counts.append(triton.again)
+    assert counts == [1, 1, 2, 3, 3]
+
+
+async def test_mps_control_is_asked_again_once_a_model_has_executed() -> None:
+    triton, control = Triton(m=PLAIN), Control()
+    there = sources(triton)
+    there.mps = control
+    for at_s in range(10):
+        if at_s == 5:
+            triton.answers["m"] = replace(PLAIN, success_count=1)
+        await there.observe(float(at_s))
+    assert control.asked == 2

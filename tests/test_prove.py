@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from igniterd.config import Mps
 from igniterd.evidence import stubs_of
-from igniterd.prove import CONNECT_S, DEAD_TICKS, Proofs, planned_view, prove
+from igniterd.prove import CONNECT_S, DEAD_TICKS, MEND_AGAIN_S, Proofs, planned_view, prove
 from igniterd.records import (
     Actuation,
     Allocation,
@@ -208,6 +208,7 @@ def test_servers_that_run_models_of_one_name_are_told_apart() -> None:
     mine = replace(named, path="/models/m/1/model.py")
     assert stubs_of(replace(reading, instance_names=frozenset({"group_0"})), (named, mine), None) == [mine]
     sent = replace(named, path="/tmp/folderAbc/1/model.py")
+    assert stubs_of(replace(reading, instance_names=frozenset({"group_0"})), (named, sent), None) == [sent]
     assert stubs_of(replace(reading, instance_names=frozenset({"group_0"})), (sent,), None) == [sent]
 
 
@@ -239,3 +240,112 @@ def test_only_processes_that_all_have_the_share_prove_it(stubs: list[Stub], mps:
     else:
         assert state.reason
     assert (state.effective is None) == (state.effect is Effect.REFUTED)
+
+
+NO_SHARE = replace(BARE, environment_read=True)
+
+
+def test_what_was_disbelieved_is_not_believed_because_nothing_can_be_seen() -> None:
+    refuted = proven(seen(NO_SHARE, at_s=101.0), proven(seen(NO_SHARE)))
+    hidden = replace(seen(at_s=102.0), stubs=None)
+    out_of_sight = proven(hidden, refuted)
+    assert (out_of_sight.states["m"].effect, out_of_sight.states["m"].effective) == (Effect.UNPROVEN, None)
+    assert proven(replace(hidden, models={}), refuted).states["m"].effective is None  # nor because it was not read
+    assert proven(seen(STUB, at_s=103.0), out_of_sight).states["m"].effective == SHARE
+    outcome = Outcome((Actuation(MEND, True, 1.0),))
+    assert proven(hidden, refuted, outcome=outcome).states["m"].effective == SHARE  # a new copy has its time
+
+
+MEND = Step("m", StepKind.SHRINK, Allocation(None, 8), Allocation(SHARE, 8))
+
+
+def test_a_share_whose_mending_is_refused_is_left_for_a_while_and_then_longer() -> None:
+    observation, refused = seen(NO_SHARE), Outcome((Actuation(MEND, False, 1.0, "no memory"),))
+    proofs, waits = proven(observation), []
+    for _ in range(2):
+        assert planned_view(observation, proofs).models["m"].bare
+        proofs = proven(observation, proofs, outcome=refused)
+        assert "its share is refuted" in planned_view(observation, proofs).models["m"].share_fixed
+        waits.append(proofs.tried["m"].until_s - observation.at_s)
+        observation = seen(NO_SHARE, at_s=proofs.tried["m"].until_s)
+        proofs = proven(observation, proofs)
+    assert waits == [MEND_AGAIN_S, 2 * MEND_AGAIN_S]
+
+
+def test_a_model_that_has_just_executed_for_the_first_time_may_not_be_a_client_yet() -> None:
+    idle = seen(STUB, at_s=50.0, success_count=0, mps=replace(MPS, at_s=40.0, client_pids=frozenset({4})))
+    first = proven(idle, Proofs())
+    assert first.states["m"].effect is Effect.PROVEN  # nothing is expected of it
+    executes = proven(seen(STUB, at_s=51.0, mps=idle.mps), first)
+    assert "not been asked since" in executes.states["m"].reason
+    asked = replace(MPS, at_s=51.0 + CONNECT_S, client_pids=frozenset({4}))
+    assert proven(seen(STUB, at_s=54.0, mps=asked), executes).states["m"].effect is Effect.REFUTED
+
+
+def test_a_process_that_hides_is_loaded_again_once_and_then_only_if_its_requests_fail() -> None:
+    outcome = Outcome((Actuation(replace(MEND, kind=StepKind.REVIVE), True, 1.0),))
+    proofs = proven(seen(at_s=101.0), proven(seen(STUB)), outcome=outcome)
+    for tick in range(2 * DEAD_TICKS):
+        proofs = proven(seen(at_s=102.0 + tick), proofs)
+    assert not proofs.dead
+    for tick in range(DEAD_TICKS):
+        proofs = proven(seen(at_s=110.0 + tick, success_count=0, failure_count=7), proofs)
+    assert proofs.dead == {"m"}
+
+
+def test_a_process_that_was_gone_before_anybody_looked_is_missed_beside_others_and_said() -> None:
+    other = replace(READING, model="n", instance_names=frozenset({"n_0_0"}))
+    theirs = replace(STUB, pid=20, pids=(20,), instance="n_0_0", path="/models/n/1/model.py")
+    observation, proofs = seen(theirs, mps=None, failure_count=3), Proofs()
+    observation = replace(observation, models={**observation.models, "n": other})
+    for _ in range(DEAD_TICKS):
+        proofs = proven(observation, proofs)
+    assert proofs.dead == {"m"}
+    assert "a process of it is gone" in next(gap.reason for gap in planned_view(observation, proofs).gaps if gap.source == "model:m")
+    lasting = ShareTest(SHARE, Effect.PROVEN, "as slow as predicted")
+    loads = {"m": Load("m", 1.0, 1.0, True, share_test=lasting)}
+    assert proven(observation, proofs, loads=loads).states["m"].effect is Effect.UNPROVEN  # nobody is left who has it
+
+
+def test_two_servers_that_nothing_tells_apart_must_agree() -> None:
+    here, there = STUB, replace(STUB, pid=20, pids=(20,), server_pid=6)
+    mps = replace(MPS, client_pids=frozenset({10, 20}))
+    before = proven(seen(here, there, mps=mps))
+    assert proven(seen(here, there, at_s=103.0, mps=replace(mps, at_s=103.0)), before).states["m"].effect is Effect.PROVEN
+    theirs = replace(there, share=None, by="", environment_read=True)
+    state = proven(seen(here, theirs, at_s=103.0, mps=replace(mps, at_s=103.0)), before).states["m"]
+    assert (state.effect, "servers 5 and 6" in state.reason) == (Effect.UNPROVEN, True)
+
+
+def test_a_host_without_mps_has_no_shares() -> None:
+    rules = Mps(enabled=False)
+    proofs = prove(seen(STUB, mps=None), {}, old(), Outcome(), rules=rules, emulated=False, ports={})
+    assert (proofs.states["m"].effect, proofs.states["m"].mendable) == (Effect.REFUTED, False)
+
+
+def test_however_soon_a_share_is_to_be_proven_mps_control_is_asked_first() -> None:
+    rules, fresh = Mps(prove_within_s=0.1), replace(STUB, pid=11, pids=(11,))
+    proofs, effective = old(), []
+    for tick in range(8):
+        observation = seen(fresh, at_s=100.0 + tick)  # MPS control was asked at 100
+        proofs = prove(observation, {}, proofs, Outcome(), rules=rules, emulated=False, ports={"main": 8001})
+        effective.append(proofs.states["m"].effective)
+    assert effective == [SHARE] * 6 + [None] * 2
+
+
+def test_a_model_that_may_have_become_faster_by_itself_refutes_no_share_that_its_processes_show() -> None:
+    test = ShareTest(SHARE, Effect.REFUTED, "its executions take 0.5 times", weak=True)
+    loads = {"m": Load("m", 1.0, 1.0, True, share_test=test)}
+    assert proven(seen(STUB), loads=loads).states["m"].effect is Effect.PROVEN
+    hidden = replace(seen(), stubs=None, mps=replace(MPS, client_pids=None))
+    assert proven(hidden, loads=loads).states["m"].effect is Effect.REFUTED
+
+
+def test_a_model_that_answers_is_not_missed_because_its_process_was_never_seen() -> None:
+    other = replace(READING, model="n", instance_names=frozenset({"n_0_0"}))
+    theirs = replace(STUB, pid=20, pids=(20,), instance="n_0_0", path="/models/n/1/model.py")
+    observation, proofs = seen(theirs, mps=None), Proofs()
+    observation = replace(observation, models={**observation.models, "n": other})
+    for _ in range(2 * DEAD_TICKS):
+        proofs = proven(observation, proofs)
+    assert not proofs.dead

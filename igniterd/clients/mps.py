@@ -64,16 +64,18 @@ class MpsControl:
         return {pid: state.upper() for pid, state in told if _STATE.fullmatch(state)}
 
     async def _clients(self, pids: Sequence[int]) -> frozenset[int] | None:
-        """The clients of all servers, each server asked alone: a list has no end mark."""
-        found = set[int]()
+        """The clients of all servers, each server asked alone: a list has no end mark. Where a server has ended
+        since they were listed, none is no answer: another may have taken its clients."""
+        found, ended = set[int](), False
         for pid in pids:
             answers = await self._ask([f"get_client_list {pid}"])
             if any("not found" in line.lower() for line in answers):
-                continue  # it ended in between
+                ended = True
+                continue
             if not all(line.isdecimal() for line in answers):
                 return None
             found |= {int(line) for line in answers}
-        return frozenset(found)
+        return None if ended and not found else frozenset(found)
 
     async def _server_caps(self, pids: Sequence[int]) -> list[float]:
         """Each server's own cap; a server that ended in between is left out."""

@@ -4,6 +4,9 @@ Triton says OK to a share that nothing reads. Only the process itself tells: its
 receipt in its own name (``/proc/PID/comm``, which every user may read, in every pid namespace), and
 launchers up to 25.07 give it an environment that shows the variable (the same user or root only).
 
+A model's code may do as it likes in there: name its process anew, or fork workers that look like it.
+Those are no instances. One that died stays in the table as a zombie, which Triton reaps at its next load.
+
 A scan costs little: what a process is does not change once it is a few seconds old, so only young
 ones and stubs are looked at each time.
 """
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,15 +31,22 @@ _YOUNG_SCANS = 20  # a process may become a stub by exec for so many scans after
 _FULL_EVERY = 30  # scans after which every process is looked at again: pids are used anew
 _DEFAULT_GRPC_PORT = 8001
 _PATH, _INSTANCE = 1, 8  # of a stub's arguments
+_SERVER = "tritonserver"
+_ENDED = ("Z", "X")  # states of a process that has ended and is in the table until its parent asks
+_JOIN_S = 0.2  # longest wait for another's look at the table to end
 
 
 @dataclass(slots=True)
 class _Known:
-    """A process that was looked at: how often, and what it is, with its start time in ticks."""
+    """A process that was looked at: how often, and what it is, with its start time in ticks.
+
+    ``worker``: it was forked by a model's code, and looks like the model's process.
+    """
 
     scans: int
     stub: Stub | None = None
     started: str = ""
+    worker: bool = False
 
 
 class ProcessTable:
@@ -46,16 +56,20 @@ class ProcessTable:
         self._proc = proc
         self._known: dict[int, _Known] = {}
         self._ports: dict[int, int | None] = {}
+        self._parents: dict[int, bool] = {}  # of this scan: whether each is a tritonserver
         self._scans = 0
         self._reading: asyncio.Future[tuple[Stub, ...]] | None = None
 
     async def read(self) -> tuple[Stub, ...]:
         """All stub processes of this host, by pid.
 
-        Raises :class:`Unreachable` where ``/proc`` cannot be read, and while an earlier read hangs.
+        Raises :class:`Unreachable` where ``/proc`` cannot be read, and while an earlier read hangs. One that
+        is under way is waited for: its answer may be older than what the caller wants to see.
         """
-        if self._reading is not None and not self._reading.done():
-            raise Unreachable("the host's process table: an earlier look at it has not ended yet")
+        while self._reading is not None and not self._reading.done():
+            done, _ = await asyncio.wait([self._reading], timeout=_JOIN_S)
+            if not done:
+                raise Unreachable("the host's process table: an earlier look at it has not ended yet")
         self._reading = asyncio.ensure_future(asyncio.to_thread(self.scan))
         return await asyncio.shield(self._reading)
 
@@ -66,6 +80,7 @@ class ProcessTable:
         except OSError as error:
             raise Unreachable(f"the host's process table {self._proc}: {error.strerror}") from error
         self._scans += 1
+        self._parents = {}
         full = self._scans % _FULL_EVERY == 0
         self._known = {pid: self._looked_at(pid, full) for pid in pids}
         found = tuple(k.stub for _, k in sorted(self._known.items()) if k.stub is not None)
@@ -78,32 +93,56 @@ class ProcessTable:
         known.scans += 1
         if known.stub is not None:
             return self._again(pid, known)
-        if (known.scans <= _YOUNG_SCANS or full) and self._is_stub(pid):
-            known.stub, known.started = self._stub(pid), self._started(pid)
+        if (known.scans <= _YOUNG_SCANS or full) and not self._same_worker(pid, known) and self._is_stub(pid):
+            state, started = self._stat(pid)
+            known.stub = self._stub(pid, int(started or 0)) if state not in _ENDED else None
+            known.started, known.worker = started, known.stub is None and self._is_worker(pid)
         return known
+
+    def _same_worker(self, pid: int, known: _Known) -> bool:
+        return known.worker and self._stat(pid)[1] == known.started
 
     def _again(self, pid: int, known: _Known) -> _Known:
         """A stub seen before: the same process as long as its start time is; its receipt comes once."""
-        if self._started(pid) != known.started:
+        state, started = self._stat(pid)
+        if started != known.started:
             self._known[pid] = _Known(0)
             return self._looked_at(pid, True)
+        if state in _ENDED:
+            return _Known(known.scans)
         if known.stub is not None and known.stub.by != "receipt":
             known.stub = self._with_share(known.stub)
         return known
 
     def _is_stub(self, pid: int) -> bool:
         name = self._text(pid, "comm").strip()
-        return name == _COMM or share_of_receipt(name) is not None
+        return name == _COMM or share_of_receipt(name) is not None or self._is_servers(self._parent(pid))
 
-    def _stub(self, pid: int) -> Stub | None:
+    def _is_servers(self, parent: int) -> bool:
+        """Whether ``parent`` is a tritonserver: it has no children but stubs, whatever they call themselves."""
+        if parent not in self._parents:
+            known = parent in self._ports or self._text(parent, "comm").strip() == _SERVER
+            self._parents[parent] = known
+        return self._parents[parent]
+
+    def _parent(self, pid: int) -> int:
+        return int((*self._text(pid, "stat").rpartition(")")[2].split(), "0", "0")[1])
+
+    def _is_worker(self, pid: int) -> bool:
+        """Whether its parent is a stub: it was forked by the model's code, and serves nothing."""
+        parent = self._parent(pid)
+        known = self._known.get(parent)
+        return (known is not None and known.stub is not None) or _is_stubs(self._text(parent, "cmdline").split("\0"))
+
+    def _stub(self, pid: int, started: int) -> Stub | None:
         words = self._text(pid, "cmdline").split("\0")
-        if not words[0].endswith(STUB) or len(words) <= _INSTANCE:
+        if not _is_stubs(words) or self._is_worker(pid):
             return None
         facts = dict(_pairs(self._text(pid, "status")))
         pids = tuple(int(p) for p in facts.get("NSpid", str(pid)).split())
         server = int(facts.get("PPid", "0"))
         found = Stub(pid, (pid, *pids[1:]), server, self._port(server), words[_PATH], words[_INSTANCE])
-        return self._with_share(replace(found, started=int(self._started(pid) or 0)))
+        return self._with_share(replace(found, started=started))
 
     def _with_share(self, stub: Stub) -> Stub:
         receipt = share_of_receipt(self._text(stub.pid, "comm").strip())
@@ -130,9 +169,10 @@ class ProcessTable:
             self._ports[server] = grpc_port_of(words) if words[0] else None
         return self._ports[server]
 
-    def _started(self, pid: int) -> str:
-        """The start time in the kernel's ticks; the name before it may have spaces and brackets."""
-        return (self._text(pid, "stat").rpartition(")")[2].split() + [""] * 20)[19]
+    def _stat(self, pid: int) -> tuple[str, str]:
+        """The state and the start time in the kernel's ticks; the name before them may have spaces and brackets."""
+        words = self._text(pid, "stat").rpartition(")")[2].split() + [""] * 20
+        return words[0], words[19]
 
     def _text(self, pid: int, name: str) -> str:
         """A file of a process; empty when it has ended, or is hidden."""
@@ -140,6 +180,11 @@ class ProcessTable:
             return (self._proc / str(pid) / name).read_bytes().decode(errors="replace")
         except OSError:
             return ""
+
+
+def _is_stubs(words: Sequence[str]) -> bool:
+    """Whether these are a stub's arguments."""
+    return words[0].endswith(STUB) and len(words) > _INSTANCE
 
 
 def grpc_port_of(words: Iterable[str]) -> int | None:

@@ -9,6 +9,9 @@ part that executions average out (the dispersion of one execution) and a part th
 profile's own error at another share). A hypothesis is given up where the mean is more than
 ``SIGMAS`` errors away from it and nearer to the other, and both are as far from each other.
 
+A new copy with the same share, or another version, may be faster by itself: that is ``weak``, and
+refutes nothing that the processes show.
+
 What is left out: a process that takes turns with others, because there is no MPS at all, is slower
 than one with the whole GPU, and may look like one with a share. Process table and MPS control tell.
 """
@@ -47,13 +50,16 @@ class ShareTrial:
     gain: float = 0.0
     executions: float = 0.0
     answer: ShareTest | None = None
+    weak: bool = False
 
     def again(self, share: float, now_s: float) -> ShareTrial:
         """The trial of another share, or of another copy. What this one measured is its reference,
-        unless this share had no effect."""
+        unless this share had no effect; where it measured next to nothing, what it was compared with."""
         known = self.executions >= LEAST_EXECUTIONS
         refuted = self.answer is not None and self.answer.verdict is Effect.REFUTED
-        return ShareTrial(share, now_s, self.level if known and not refuted else None)
+        reference = None if refuted else self.level if known else self.reference
+        same = share == self.share and (known or self.weak)
+        return ShareTrial(share, now_s, reference, weak=same or (reference is None and self.weak))
 
     def measured(self, measured: Sequence[Measured], share_ms: F64, whole_ms: F64, now_s: float) -> ShareTrial:
         """With the executions of a window. ``share_ms`` and ``whole_ms``: predicted service times
@@ -74,19 +80,22 @@ class ShareTrial:
         """What it says by now; ``None`` before there is anything to say."""
         if self.answer is not None or self.executions < LEAST_EXECUTIONS:
             return self.answer
-        return ShareTest(self.share, None, self._said())
+        return self._test(None)
+
+    def _test(self, verdict: Effect | None) -> ShareTest:
+        return ShareTest(self.share, verdict, self._said(), self.weak)
 
     def _answer(self, now_s: float) -> ShareTest | None:
         if self.executions < LEAST_EXECUTIONS:
             return None
         sd, off = self._sd(), self._off()
         if self.gain < SIGMAS * sd:  # the whole GPU would be hardly faster: times cannot tell
-            return ShareTest(self.share, None, self._said()) if now_s - self.since_s > OPEN_S else None
+            return self._test(None) if now_s - self.since_s > OPEN_S else None
         if off < -max(self.gain / 2, SIGMAS * sd):
-            return ShareTest(self.share, Effect.REFUTED, self._said())
+            return self._test(Effect.REFUTED)
         if off > -self.gain / 2 and off + self.gain > SIGMAS * sd:
-            return ShareTest(self.share, Effect.PROVEN, self._said())
-        return ShareTest(self.share, None, self._said()) if now_s - self.since_s > OPEN_S else None
+            return self._test(Effect.PROVEN)
+        return self._test(None) if now_s - self.since_s > OPEN_S else None
 
     def _off(self) -> float:
         return self.level - (self.reference or 0.0)

@@ -62,6 +62,11 @@ async def test_states_and_clients_of_all_servers(tmp_path: Path) -> None:
     assert read.client_pids == {7, 8}
 
 
+async def test_servers_that_end_while_they_are_asked_leave_their_clients_unknown(tmp_path: Path) -> None:
+    ended = TELLING.replace("41) echo 7; echo 8 ;;", "")
+    assert (await MpsControl(a_control(tmp_path, ended), tmp_path).read()).client_pids is None
+
+
 async def test_what_an_older_program_does_not_tell_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEFAULT", "100.0")
     monkeypatch.setenv("SERVERS", "41")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from pathlib import Path
@@ -28,6 +29,7 @@ def process(
     started: int = 100,
     nspid: str = "",
     environment: dict[str, str] | None = None,
+    state: str = "S",
 ) -> None:
     folder = proc / str(pid)
     folder.mkdir(parents=True, exist_ok=True)
@@ -35,7 +37,7 @@ def process(
     (folder / "cmdline").write_text("\0".join(words) + "\0")
     spaces = f"\nNSpid:\t{nspid}" if nspid else ""
     (folder / "status").write_text(f"Name:\t{comm}\nPPid:\t{parent}{spaces}\n")
-    fields = " ".join(["S", "1", *["0"] * 17, str(started), "0"])
+    fields = " ".join([state, str(parent), *["0"] * 17, str(started), "0"])
     (folder / "stat").write_text(f"{pid} ({comm} ) odd) {fields}\n")
     if environment is not None:
         (folder / "environ").write_text("".join(f"{k}={v}\0" for k, v in environment.items()))
@@ -97,6 +99,42 @@ def test_what_is_not_a_stub_is_none_whatever_it_calls_itself(tmp_path: Path) -> 
     (tmp_path / "self").mkdir()
     (tmp_path / "12").mkdir()  # it has just ended
     assert ProcessTable(tmp_path).scan() == ()
+
+
+def test_a_process_that_died_is_gone_though_triton_has_not_reaped_it(tmp_path: Path) -> None:
+    server(tmp_path, 5)
+    stub(tmp_path, 10, "tritonpy@30%", parent=5)
+    table = ProcessTable(tmp_path)
+    assert len(table.scan()) == 1
+    stub(tmp_path, 10, "tritonpy@30%", parent=5, state="Z")
+    assert table.scan() == ()
+    assert ProcessTable(tmp_path).scan() == ()
+
+
+def test_workers_forked_by_a_model_s_code_are_no_instances(tmp_path: Path) -> None:
+    server(tmp_path, 5)
+    stub(tmp_path, 10, "tritonpy@30%", parent=5)
+    stub(tmp_path, 20, "tritonpy@30%", parent=10, started=200)
+    table = ProcessTable(tmp_path)
+    assert [found.pid for found in table.scan()] == [10]
+    stub(tmp_path, 10, parent=5, state="Z")  # it dies, and its worker is left to init
+    stub(tmp_path, 20, "tritonpy@30%", parent=1, started=200)
+    assert [table.scan() for _ in range(40)] == [()] * 40
+    stub(tmp_path, 20, "tritonpy@30%", parent=5, started=900)  # another process with its pid
+    assert any(table.scan() for _ in range(40))
+
+
+def test_a_stub_that_names_itself_anew_is_a_stub(tmp_path: Path) -> None:
+    server(tmp_path, 5)
+    stub(tmp_path, 10, "my_model", parent=5)
+    (found,) = ProcessTable(tmp_path).scan()
+    assert (found.pid, found.share) == (10, None)
+
+
+async def test_readers_at_the_same_time_both_get_an_answer(tmp_path: Path) -> None:
+    stub(tmp_path, 10)
+    table = ProcessTable(tmp_path)
+    assert [len(found) for found in await asyncio.gather(*(table.read() for _ in range(5)))] == [1] * 5
 
 
 async def test_a_table_that_is_not_there_is_said(tmp_path: Path) -> None:

@@ -6,12 +6,16 @@ nobody connects to a real MPS server.
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from igniterd.clients.processes import ProcessTable
 from igniterd.clients.triton import TritonClient
 from igniterd.emulator.boardfile import BoardFile
 from igniterd.emulator.host import EmulatedModel, HostSpec, TritonHost, triton_host
@@ -184,3 +188,39 @@ async def test_an_old_share_folder_is_refuted_and_not_planned_with(tmp_path: Pat
             await igniterd.until(proven, 90.0)  # its own reload gives them what works there
         log = RequestLog.read(log_path)
         assert log.ok.all(), set(log.error[~log.ok])
+
+
+async def test_a_process_that_is_killed_is_brought_back_with_and_without_traffic(tmp_path: Path) -> None:
+    """Triton says READY of a model whose process is gone, and keeps its zombie until the next load."""
+    (port,) = free_ports(1)
+    models = (EmulatedModel("alexnet", instances=2), EmulatedModel("resnet50"), EmulatedModel("vgg19"))
+    async with triton_host(HostSpec(models, slow_factor=SLOW, seed=4, launcher=LAUNCHER), tmp_path / "triton") as triton:
+        mps = PlayedMps(tmp_path / "mps", triton.pid)
+        config = write_config(tmp_path, triton, mps.program, port)
+        async with daemon(tmp_path, config, port) as igniterd:
+
+            def processes(model: str) -> set[int]:
+                return {s.pid for s in ProcessTable().scan() if s.server_pid == triton.pid and s.instance.startswith(model)}
+
+            async def revived(model: str, count: int) -> None:
+                before = processes(model)
+                os.kill(min(before), signal.SIGKILL)
+                gap = f"model:{model}"
+                await igniterd.until(lambda s: gap in {g["source"] for g in s["gaps"]}, 20.0)
+                await igniterd.until(lambda s: gap not in {g["source"] for g in s["gaps"]}, 40.0)
+                for _ in range(100):  # the old copy ends once what it was asked is answered
+                    if not processes(model) & before:
+                        break
+                    await asyncio.sleep(0.1)
+                assert len(processes(model) - before) == count == len(processes(model))
+
+            await igniterd.until(lambda s: s["tick"] >= 2, 20.0)
+            await revived("alexnet", 2)
+            async with load(tmp_path, triton.url, {"resnet50": 100}) as log_path:
+                await asyncio.sleep(1.0)
+                await revived("resnet50", 1)
+                await asyncio.sleep(2.0)
+        log = RequestLog.read(log_path)
+        assert log.ok[-10:].all()
+        kinds = [line["kind"] for line in igniterd.said() if line["event"] == "moved"]
+        assert kinds.count("revive") == 2

@@ -63,6 +63,18 @@ def test_a_refuted_share_is_no_reference() -> None:
     assert refuted.again(0.25, 0.0).reference is None
 
 
+def test_a_new_copy_with_the_same_share_may_be_faster_by_itself() -> None:
+    again = after(ShareTrial(0.5, 0.0), 1.0).again(0.5, 0.0)
+    test = after(again, 0.5).result()
+    assert test is not None
+    assert (test.verdict, test.weak) == (Effect.REFUTED, True)
+    # a copy that has not executed is no new reference; and another share is what its times are about
+    changed = after(again.again(0.25, 0.0), 0.5).result()
+    assert changed is not None
+    assert (changed.verdict, changed.weak) == (Effect.REFUTED, False)
+    assert after(again, 0.5).again(0.25, 0.0).weak  # of what it became nothing is known
+
+
 @given(
     st.floats(0.7, 1.4),
     st.floats(0.02, 0.12),
