@@ -15,11 +15,15 @@ NO_PROCESS = "no process of it is seen on this host"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One piece of evidence: for or against a share, or nothing. ``mendable``: a reload may mend it."""
+    """One piece of evidence: for or against a share, or nothing.
+
+    ``mendable``: a reload may mend it; ``absent``: the process surely is confined to nothing at all.
+    """
 
     effect: Effect | None
     said: str = ""
     mendable: bool = False
+    absent: bool = False
 
 
 def stubs_of(reading: ModelReading, stubs: Iterable[Stub], port: int | None) -> list[Stub]:
@@ -96,6 +100,7 @@ def _without_share(without: Sequence[Stub]) -> Finding:
             f"bin/activate, and nothing else in {stub.virtual_env} gave it one: the folder is of "
             "an older igniterd, or damaged",
             mendable=True,
+            absent=True,
         )
     said = f"process {stub.pid} was started without the share's environment"
-    return Finding(Effect.REFUTED, said, mendable=True)
+    return Finding(Effect.REFUTED, said, mendable=True, absent=True)

@@ -132,12 +132,12 @@ def _by_clients(mps: MpsReading, of: _Context) -> Finding:
         return Finding(Effect.UNPROVEN, "MPS control has not been asked since its process executes")
     if not clients:
         which = "no client" if mps.server_pids else "no server"
-        return Finding(Effect.REFUTED, f"MPS control has {which}{_NOT_CLIENTS}")
+        return Finding(Effect.REFUTED, f"MPS control has {which}{_NOT_CLIENTS}", absent=True)
     if not mine or 0 in clients:  # 0: a process of a pid namespace that the server does not see
         return Finding(None)
     outside = [stub.pid for stub in mine if not clients.intersection(stub.pids)]
     if outside:
-        return Finding(Effect.REFUTED, f"process {outside[0]} is no client of MPS{_NOT_CLIENTS}")
+        return Finding(Effect.REFUTED, f"process {outside[0]} is no client of MPS{_NOT_CLIENTS}", absent=True)
     return Finding(Effect.PROVEN, "a client of MPS")
 
 
@@ -208,7 +208,7 @@ def prove(
         by_times = _by_times(loads.get(name), share, shows.effect is Effect.PROVEN)
         found = _judged(shows, _by_mps(observation, share, context), by_times)
         if not rules.enabled:
-            found = Finding(Effect.REFUTED, "[mps] enabled is false: without MPS a share has no effect")
+            found = Finding(Effect.REFUTED, "[mps] enabled is false: without MPS a share has no effect", absent=True)
         if found.effect is Effect.PROVEN:
             tried.pop(name, None)
         afresh = name in loaded or served_by.get(name) != before.served_by.get(name)
@@ -285,12 +285,14 @@ def _state(share: float, found: Finding, before: ShareState | None, now_s: float
         since_s=since_s,
         effective=share if proven or pending else None,
         mendable=found.mendable,
+        absent=found.absent,
     )
 
 
 def planned_view(observation: Observation, proofs: Proofs) -> Observation:
     """The host as it may be planned with: a share that has no effect is no share, and none that it
-    could be given, unless a reload of ours may still mend it."""
+    could be given, unless a reload of ours may still mend it. One that is only in doubt may be held all
+    the same: its part of the GPU is given to nobody else."""
     models = dict(observation.models)
     gaps = list(observation.gaps)
     for name, state in proofs.states.items():
@@ -304,6 +306,7 @@ def planned_view(observation: Observation, proofs: Proofs) -> Observation:
             reading,
             allocation=replace(reading.allocation, share=None),
             claimed_share=state.applied,
+            reserved_share=0.0 if state.absent else state.applied * reading.allocation.instances,
             share_fixed=reading.share_fixed or fixed,
         )
         gaps.append(Gap(f"share:{name}", f"{state.effect}: {state.reason}", observation.at_s))

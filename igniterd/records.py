@@ -105,6 +105,7 @@ class ModelReading:
     least_batch: int = 1  # an ensemble lets batches up to this through to it, or it is warmed up with them
     instance_names: frozenset[str] = frozenset()  # that Triton may give the processes of its instances
     claimed_share: float | None = None  # what its configuration names where that is not planned with: it is not proven
+    reserved_share: float = 0.0  # what it may hold of the GPU all the same, by all its instances
     loading: bool = False  # a load that was not answered in time may still be going on
 
     @property
@@ -179,9 +180,7 @@ class Effect(StrEnum):
 @dataclass(frozen=True, slots=True)
 class ShareState:
     """One model's share: what its configuration names, and whether that has an effect.
-
-    ``effective`` is the share that plans may rest on; ``None`` where it must be taken for uncapped.
-    """
+    ``effective`` is what plans may rest on; ``None`` where it must be taken for uncapped."""
 
     applied: float
     effect: Effect
@@ -190,6 +189,7 @@ class ShareState:
     since_s: float  # when it came to be so
     effective: float | None = None
     mendable: bool = False  # a reload of ours may give the process its share
+    absent: bool = False  # the process surely is confined to nothing
 
 
 # ---------------------------------------------------------------- window

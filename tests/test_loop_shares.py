@@ -153,3 +153,18 @@ async def test_who_only_advises_says_what_is_wrong_and_changes_nothing(tmp_path:
     await made.run(10)
     assert gaps(made.ticks[-1]) == {"share:vgg19", "model:alexnet"}
     assert made.host.loads == []
+
+
+async def test_a_share_that_is_only_in_doubt_is_not_given_away(tmp_path: Path) -> None:
+    """Its process may well have it: others grow into what is surely free."""
+    rates = {"alexnet": lambda at_s: 400.0 if at_s < 100 else 700.0, "resnet50": lambda _: 300.0, "vgg19": lambda _: 150.0}
+    made = Bench(config(tmp_path), rates, proves=True)
+    await made.run(60)
+    made.host.processes.hides = {"resnet50"}
+    made.host.models["resnet50"].copies += 1  # other processes, by which nobody can tell
+    for _ in range(200):
+        await made.run(1)
+        shares = [model.applied.share for model in made.host.models.values()]
+        assert sum(share or 0.0 for share in shares) <= 1 + 1e-9
+    state = made.ticks[-1].shares["resnet50"]
+    assert state.effective is None or state.by.startswith("service times")

@@ -76,6 +76,7 @@ def demands_of(
                 burstiness=load.burstiness,
                 steerable=reading.owns_process and not reading.share_fixed and config.mps.enabled,
                 instances=max(1, reading.allocation.instances),
+                reserved=reading.reserved_share,
             )
         )
     return out

@@ -81,9 +81,14 @@ class Case:
         """How the models fare as applied; None where some still run without the share they should have."""
         demands = self.demands(self.caution)
         granted_shares = sum(a.granted for a in self.here.values() if a.granted is not None)
-        if granted_shares > 1 + 1e-9 or any(d.steerable and self.here[d.model].share is None for d in demands):
+        if granted_shares > self.capacity(demands) + 1e-9 or any(d.steerable and self.here[d.model].share is None for d in demands):
             return None
         return self.oracles.at(self.caution).together(demands, self.here)
+
+    @staticmethod
+    def capacity(demands: Sequence[Demand]) -> float:
+        """What of the GPU there is to give."""
+        return 1.0 - sum(d.reserved for d in demands)
 
     def late(self, served: Mapping[str, Service] | None) -> list[str]:
         """Kept models that would miss. Planned at (1 - margin) of the SLO, moved at (1 - margin / 2): what was just planned does not at
@@ -171,7 +176,10 @@ class Case:
     def _in_between(self, target: Mapping[str, Allocation]) -> bool:
         """Whether the GPU is half taken over: worse than any plan, so that this one is finished even if traffic has outgrown it."""
         shares = [a.granted for a in self.here.values() if a.granted is not None]
-        return sum(shares) > 1 + 1e-9 or (bool(shares) and any(self.here[m].share is None and target[m].share is not None for m in target))
+        most = self.capacity(self.demands(self.caution))
+        return sum(shares) > most + 1e-9 or (
+            bool(shares) and any(self.here[m].share is None and target[m].share is not None for m in target)
+        )
 
     def _still_fits(self) -> bool:
         return all(d.rate_per_s <= OUTGROWN * self.held.made_for.get(d.model, 0.0) for d in self.demands(self.caution))
@@ -317,7 +325,7 @@ def _fewest_changes(oracle: Oracle, demands: Sequence[Demand], here: Mapping[str
         if target[name] == here[name] or (here[name].share is None) != (target[name].share is None):
             continue
         candidate = {**target, name: here[name]}
-        if sum(granted(a) for a in candidate.values() if a.share is not None) > 1 + 1e-9:
+        if sum(granted(a) for a in candidate.values() if a.share is not None) > Case.capacity(demands) + 1e-9:
             continue
         served = oracle.together(demands, candidate, growth=max(1.0, growth))
         if all(served[d.model].p99_ms <= d.slo_ms for d in demands if d.model in found.kept):

@@ -66,6 +66,8 @@ class Search:
         self.oracle = oracle
         self.unit = oracle.model.share_unit
         self.demands = list(demands)
+        self.capacity = 1.0 - sum(d.reserved for d in demands)
+        """What of the GPU there is to give."""
         self.seats = [Seat(oracle, d) for d in demands]
 
     def settle(self, growth: float, fixed: Fixed | None = None, *, guess: bool = False) -> Settled | str:
@@ -118,7 +120,7 @@ class Search:
         return None
 
     def _fits(self, settled: Settled | str, over: float = 0.0) -> bool:
-        return not isinstance(settled, str) and self.total(settled[0]) <= 1 + over + EPS
+        return not isinstance(settled, str) and self.total(settled[0]) <= self.capacity + over + EPS
 
     def _positions(self) -> list[Position]:
         return [seat.position for seat in self.seats]
@@ -151,11 +153,12 @@ class Search:
         at ``growth``: a share unused helps nobody."""
         steered = [seat for seat in self.seats if seat.demand.steerable]
         total = sum(seat.granted for seat in steered)
-        spare = round(1 / self.unit) - total
+        units = math.floor(self.capacity / self.unit + EPS)
+        spare = units - total
         for seat in steered:
             more = min(spare * seat.position.units // total, seat.high - seat.position.units)
             seat.move(seat.position.units + more)
-        left = round(1 / self.unit) - sum(seat.granted for seat in steered)
+        left = units - sum(seat.granted for seat in steered)
         strain = {seat: seat.strain(self._beside(seat)) for seat in self.seats}
         while left > 0:
             growing = [seat for seat in steered if seat.position.units < seat.high and seat.demand.instances <= left]
@@ -242,7 +245,7 @@ def _fit(oracle: Oracle, kept: Sequence[Demand], gone: Sequence[Demand]) -> Foun
     unit = oracle.model.share_unit
     floors = {d.model: Seat(oracle, d).low for d in gone}
     search, step = Search(oracle, [*kept, *gone]), max(1, round(GIVE / unit))
-    spare = 1.0 - sum(floors[d.model] * d.instances for d in gone) * unit
+    spare = search.capacity - sum(floors[d.model] * d.instances for d in gone) * unit
 
     def settle(turn: int, guess: bool) -> Settled | str:
         fixed = {d.model: _flat_out(d, round((floors[d.model] + turn * step) * unit, 6)) for d in gone}
@@ -266,6 +269,7 @@ def _flat_out(demand: Demand, share: float) -> tuple[Allocation, Service]:
 def _all_gone(oracle: Oracle, gone: Sequence[Demand]) -> Found:
     """Nobody can be held: equal shares, and said."""
     unit = oracle.model.share_unit
-    share = round(max(1, math.floor(1.0 / sum(d.instances for d in gone) / unit + EPS)) * unit, 6) if gone else 1.0
+    capacity = max(0.0, 1.0 - sum(d.reserved for d in gone))
+    share = round(max(1, math.floor(capacity / sum(d.instances for d in gone) / unit + EPS)) * unit, 6) if gone else 1.0
     allocations = {d.model: _flat_out(d, min(share, d.max_share))[0] for d in gone}
     return Found(allocations, oracle.together(gone, allocations), frozenset(), 0.0, 0.0)

@@ -67,11 +67,12 @@ def config_of(name: str, max_batch: int = 8, share_path: str | None = None) -> d
 
 class SimProcesses:
     """The host's process table. ``ignores`` names models whose processes have no share whatever is asked,
-    ``died`` those that have none any more; ``gone``: the table cannot be read."""
+    ``hides`` those whose processes do not tell, ``died`` those that have none any more; ``gone``: the table cannot be read."""
 
     def __init__(self, host: SimHost) -> None:
         self._host = host
         self.ignores = set[str]()
+        self.hides = set[str]()
         self.died = set[str]()
         self.gone = False
         self.server_pid = 1000
@@ -87,9 +88,9 @@ class SimProcesses:
             return None
         pid = self.server_pid + 100 * (1 + list(self._host.models).index(name)) + model.copies
         path = f"/models/{name}/1/model.py"
-        share = None if name in self.ignores else model.applied.share
+        share = None if name in self.ignores | self.hides else model.applied.share
         by = "" if share is None else "receipt"
-        return Stub(pid, (pid,), self.server_pid, None, path, f"{name}_0_0", share, by, environment_read=True)
+        return Stub(pid, (pid,), self.server_pid, None, path, f"{name}_0_0", share, by, environment_read=name not in self.hides)
 
 
 class SimHost:

@@ -40,7 +40,8 @@ class Demand:
     """One model to be served on one GPU.
 
     ``rate_per_s`` and ``slo_ms`` are what to plan for (margins included); ``bias`` multiplies predicted service times, unless ``learnt``
-    says more of it; ``steerable`` says whether a share can be given to it alone (a process of its own).
+    says more of it; ``steerable`` says whether a share can be given to it alone (a process of its own). ``reserved``: a part of the GPU
+    that is not planned with and that it may hold all the same.
     """
 
     model: str
@@ -57,6 +58,7 @@ class Demand:
     burstiness: float = 1.0
     steerable: bool = True
     instances: int = 1
+    reserved: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
