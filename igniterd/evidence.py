@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from igniterd.records import Effect, ModelReading, Stub
 
 SAME = 5e-5  # a share is written down with three decimals of a percent
-SENT = "folder"  # how Triton calls the folders of files that came with a load, as /tmp/folderXXXXXX
+SENT = "/folder"  # so Triton begins the names of folders of files that came with a load: /tmp/folderXXXXXX
 NO_PROCESS = "no process of it is seen on this host"
 
 
@@ -36,10 +35,8 @@ def stubs_of(reading: ModelReading, stubs: Iterable[Stub], port: int | None) -> 
 def newest_of(names: Collection[str], model: str, stubs: Iterable[Stub]) -> list[Stub]:
     """The processes of instances with these names, the newest first; where models share the names of
     their groups, those that run the code in the model's folder, or one that was sent with its load."""
-    named = [(stub, PurePosixPath(stub.path)) for stub in stubs if stub.instance in names]
-    own = [stub for stub, path in named if model in path.parts]
-    sent = [stub for stub, path in named if path.parent.parent.name.startswith(SENT)]
-    found = own or sent or [stub for stub, _ in named]
+    named = [stub for stub in stubs if stub.instance in names]
+    found = [stub for stub in named if f"/{model}/" in stub.path] or [stub for stub in named if SENT in stub.path] or named
     return sorted(found, key=lambda stub: stub.started, reverse=True)
 
 
