@@ -28,8 +28,9 @@ class Finding:
 def stubs_of(reading: ModelReading, stubs: Iterable[Stub], port: int | None) -> list[Stub]:
     """The processes of a model, the newest first. Where several servers of the host run a model of this
     name, those of the one that listens at ``port``; all of them where that tells none apart."""
-    found = newest_of(reading.instance_names, reading.model, stubs)
-    return [stub for stub in found if stub.grpc_port == port] or found
+    named = [stub for stub in stubs if stub.instance in reading.instance_names]
+    here = [stub for stub in named if stub.grpc_port == port] or named
+    return newest_of(reading.instance_names, reading.model, here)
 
 
 def newest_of(names: Collection[str], model: str, stubs: Iterable[Stub]) -> list[Stub]:

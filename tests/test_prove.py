@@ -212,6 +212,14 @@ def test_servers_that_run_models_of_one_name_are_told_apart() -> None:
     assert stubs_of(replace(reading, instance_names=frozenset({"group_0"})), (sent,), None) == [sent]
 
 
+def test_another_server_s_model_of_the_same_name_is_not_taken_for_a_hosted_one() -> None:
+    """Its code lies in a folder of the model's name, ours came with the load."""
+    theirs = replace(STUB, pid=20, server_pid=6, grpc_port=9001, share=None, environment_read=True)
+    hosted = replace(STUB, path="/tmp/folderAbc/1/model.py")
+    assert stubs_of(READING, (theirs, hosted), 8001) == [hosted]
+    assert proven(seen(theirs, hosted)).states["m"].effect is Effect.PROVEN
+
+
 STUBS = st.lists(
     st.builds(
         Stub,
