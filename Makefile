@@ -30,10 +30,11 @@ check: $(STAMP)  ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 test: assets  ## all tests; real programs on loopback, nothing skipped but what needs a GPU
-	@unit=$$(mktemp); trap 'kill $$beside 2>/dev/null; rm -f '$$unit EXIT; \
-	nice -n 19 $(BIN)/python -m pytest -m 'not gpu and not integration' >$$unit 2>&1 & beside=$$!; \
-	$(BIN)/python -m pytest -m 'integration and not gpu'; real=$$?; \
-	wait $$beside; pure=$$?; cat $$unit; exit $$((real | pure))
+	@said=$$(mktemp); trap 'kill $$beside 2>/dev/null; rm -f '$$said EXIT; \
+	{ nice -n 19 $(BIN)/python -m pytest -m 'not gpu and not integration'; pure=$$?; \
+	  nice -n 10 $(BIN)/python -m pytest tests/bench -m 'integration and not gpu'; exit $$((pure | $$?)); } >$$said 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest --ignore=tests/bench -m 'integration and not gpu'; real=$$?; \
+	wait $$beside; other=$$?; cat $$said; exit $$((real | other))
 
 unit: $(STAMP)  ## the tests that start no other program
 	$(BIN)/python -m pytest -n 2 -m 'not gpu and not integration'
