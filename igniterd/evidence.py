@@ -25,12 +25,12 @@ class Finding:
     absent: bool = False
 
 
-def stubs_of(reading: ModelReading, stubs: Iterable[Stub], port: int | None) -> list[Stub]:
+def stubs_of(reading: ModelReading, stubs: Sequence[Stub], port: int | None) -> list[Stub]:
     """The processes of a model, the newest first. Where several servers of the host run a model of this
-    name, those of the one that listens at ``port``; all of them where that tells none apart."""
-    named = [stub for stub in stubs if stub.instance in reading.instance_names]
-    here = [stub for stub in named if stub.grpc_port == port] or named
-    return newest_of(reading.instance_names, reading.model, here)
+    name, those of the one that listens at ``port``, though it may have none any more; all of them where
+    no server with a process does."""
+    here = [stub for stub in stubs if stub.grpc_port == port]
+    return newest_of(reading.instance_names, reading.model, here or stubs)
 
 
 def newest_of(names: Collection[str], model: str, stubs: Iterable[Stub]) -> list[Stub]:

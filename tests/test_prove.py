@@ -220,6 +220,13 @@ def test_another_server_s_model_of_the_same_name_is_not_taken_for_a_hosted_one()
     assert proven(seen(theirs, hosted)).states["m"].effect is Effect.PROVEN
 
 
+def test_a_model_that_lost_its_process_is_not_given_another_server_s() -> None:
+    theirs = replace(STUB, pid=20, server_pid=6, grpc_port=9001)
+    beside = replace(STUB, pid=30, instance="n_0_0", path="/models/n/1/model.py")
+    assert stubs_of(READING, (theirs, beside), 8001) == []
+    assert stubs_of(READING, (theirs,), 8001) == [theirs]  # a port that a container maps
+
+
 STUBS = st.lists(
     st.builds(
         Stub,

@@ -196,7 +196,8 @@ async def test_a_process_that_is_killed_is_brought_back_with_and_without_traffic
     models = (EmulatedModel("alexnet", instances=2), EmulatedModel("resnet50"), EmulatedModel("vgg19"))
     async with triton_host(HostSpec(models, slow_factor=SLOW, seed=4, launcher=LAUNCHER), tmp_path / "triton") as triton:
         mps = PlayedMps(tmp_path / "mps", triton.pid)
-        config = write_config(tmp_path, triton, mps.program, port)
+        watching = "[decide]\nwarmup_s = 3600\n"  # no change of a share takes the dead process' place
+        config = write_config(tmp_path, triton, mps.program, port, watching)
         async with daemon(tmp_path, config, port) as igniterd:
 
             def processes(model: str) -> set[int]:
