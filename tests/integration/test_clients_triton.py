@@ -77,7 +77,9 @@ async def test_configurations_are_tritons_own(host: TritonHost, client: TritonCl
 async def test_readings_count_requests_and_batches(host: TritonHost, client: TritonClient) -> None:
     before = await reading(client, "resnet50")
     await infer(host.url, "resnet50", 5)
-    after = await reading(client, "resnet50")
+    async with asyncio.timeout(10.0):  # Triton counts a moment after it has answered
+        while (after := await reading(client, "resnet50")).success_count - before.success_count < 5 or after.pending_count:
+            await asyncio.sleep(0.05)
     assert after.success_count - before.success_count == 5
     assert sum(batch.count for batch in after.batches) - sum(batch.count for batch in before.batches) == 5
     assert {batch.batch_size for batch in after.batches} == {1}
