@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -27,7 +27,7 @@ from tests.integration.test_daemon import SLOS, SLOW, Daemon, daemon, load
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
-LAUNCHER = "25.08"
+LAUNCHER: Final = "25.08"
 CONTROL = """#!/bin/bash
 cd "$(dirname "$0")"
 [ -e gone ] && { echo "Cannot find MPS control daemon process" >&2; exit 1; }
