@@ -181,6 +181,8 @@ class Decide(Section):
     """Least time between moves that only improve headroom."""
     watch_s: Seconds = 12.0
     """A move is judged by what is measured this long after it."""
+    respect_s: Seconds = 600.0
+    """What somebody else has changed is left as it is for so long."""
     max_reloads_per_hour: Annotated[int, Field(ge=1, le=3600)] = 120
     """A plan that would need more is not begun. What gives a host its first shares is not counted: that is two reloads a model, once."""
 
@@ -274,6 +276,8 @@ class Model(Section):
     max_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Largest batch igniterd may set; None: the largest one profiled."""
+    client_batch: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Largest batch that clients bring in one request; None: whatever the model's own configuration admits."""
     process: Literal["server", "own"] = "server"
     """``own``: a model of ONNX Runtime, PyTorch or TensorRT runs in a process of its own, so that it can have a share."""
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from igniterd.states import Cause, Standing
+
 
 class Mode(StrEnum):
     """What the daemon may do: read, also decide and say, also change the host."""
@@ -27,9 +29,6 @@ class Gap:
     source: str  # "nvml", "triton:main", "metrics:main", "mps"
     reason: str
     at_s: float
-
-
-# ---------------------------------------------------------------- observe
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +106,9 @@ class ModelReading:
     claimed_share: float | None = None  # what its configuration names where that is not planned with: it is not proven
     reserved_share: float = 0.0  # what it may hold of the GPU all the same, by all its instances
     loading: bool = False  # a load that was not answered in time may still be going on
+    hands_off: str = ""  # why igniterd must not change it: its owner says so on the model (IGNITERD_HANDS_OFF)
+    rejected_count: int | None = None  # requests refused at Triton's door, in no other count; None where nothing tells
+    at_s: float | None = None  # when its counts were answered, on the observation's clock; None: with the observation
 
     @property
     def items_per_request(self) -> float:
@@ -161,12 +163,11 @@ class Observation:
     boards: tuple[BoardReading, ...] = ()
     models: Mapping[str, ModelReading] = field(default_factory=dict)  # by configured name
     absent: frozenset[str] = frozenset()  # configured models that Triton neither serves nor is loading
+    unread: Mapping[str, str] = field(default_factory=dict)  # configured models that were not read this time, and why
+    foreign: Mapping[int, float] = field(default_factory=dict)  # GPU -> share held by models that nobody configured
     mps: MpsReading | None = None
     stubs: tuple[Stub, ...] | None = None  # None where the host's processes are not looked at, or not to be had
     gaps: tuple[Gap, ...] = ()
-
-
-# ---------------------------------------------------------------- prove
 
 
 class Effect(StrEnum):
@@ -179,20 +180,16 @@ class Effect(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ShareState:
-    """One model's share: what its configuration names, and whether that has an effect.
-    ``effective`` is what plans may rest on; ``None`` where it must be taken for uncapped."""
+    """One model's share: what its configuration names, and whether that has an effect."""
 
     applied: float
     effect: Effect
     by: str  # the evidence, in words
     reason: str  # why it is not proven, with the most likely cause; empty where it is
     since_s: float  # when it came to be so
-    effective: float | None = None
+    effective: float | None = None  # what plans may rest on; None where it must be taken for uncapped
     mendable: bool = False  # a reload of ours may give the process its share
     absent: bool = False  # the process surely is confined to nothing
-
-
-# ---------------------------------------------------------------- window
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +205,8 @@ class ModelWindow:
     service_ms: Mapping[int, float] = field(default_factory=dict)  # batch size -> mean service time (input + infer + output)
     restarted: bool = False  # counters restarted inside the window: rates are of what is known, never negative
     queue_ms: float | None = None  # mean wait in the queue of the requests completed
+    items: int = 0  # samples that the completed requests brought; above ``completed`` when clients bring batches
+    pending: int | None = None  # requests waiting or executing at its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +216,6 @@ class Window:
     at_s: float
     span_s: float
     models: Mapping[str, ModelWindow] = field(default_factory=dict)
-
-
-# ---------------------------------------------------------------- estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +289,8 @@ class Load:
     predicted_p50_ms: float | None = None
     predicted_p99_ms: float | None = None  # at ``rate_per_s``, present allocation and neighbours
     error_ratio: float | None = None  # this window: measured / predicted mean service time - 1
+    items_per_request: float = 1.0  # samples a request brings, lately
+    stuck_s: float = 0.0  # how long requests have waited with nothing executed
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,9 +298,6 @@ class Estimate:
     at_s: float
     loads: Mapping[str, Load] = field(default_factory=dict)
     warm: bool = False  # every source has answered and every model has enough samples
-
-
-# ---------------------------------------------------------------- decide
 
 
 class StepKind(StrEnum):
@@ -363,9 +358,6 @@ class Plan:
     least_share: float | None = None  # what the SLOs need at the present rates, by the last search; the rest could be given away
 
 
-# ---------------------------------------------------------------- act, report
-
-
 @dataclass(frozen=True, slots=True)
 class Actuation:
     """One step as carried out."""
@@ -374,6 +366,7 @@ class Actuation:
     ok: bool
     duration_s: float
     error: str = ""
+    cause: Cause = Cause.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,3 +390,4 @@ class Tick:
     outcome: Outcome
     stage_s: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds it took
     shares: Mapping[str, ShareState] = field(default_factory=dict)  # of the models that have one
+    standings: Mapping[str, Standing] = field(default_factory=dict)  # of every configured model
