@@ -30,6 +30,11 @@ class TritonSource(Protocol):
         """Models that it serves though the configuration does not name them."""
         ...
 
+    @property
+    def foreign_shares(self) -> Mapping[int, float]:
+        """What those hold of each GPU by their shares, whoever gave them."""
+        ...
+
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]: ...
 
     def read_configs_again(self) -> None:
@@ -141,10 +146,11 @@ class Sources:
         (seen_boards, seen_mps, seen_stubs), seen = await asyncio.gather(host, asyncio.gather(*servers))
         gaps = [answer for answer in (seen_boards, seen_mps, seen_stubs) if isinstance(answer, Gap)]
         models: dict[str, ModelReading] = {}
-        absent = set[str]()
+        absent, unread = set[str](), dict[str, str]()
         for name, answer in zip(names, seen, strict=True):
             if isinstance(answer, Gap):
                 gaps.append(answer)
+                unread |= dict.fromkeys(self.models[name], f"Triton {name} does not answer: {answer.reason}")
                 self._refusals.pop(name, None)  # whoever answers next may have been started differently
                 continue
             control = await self._control(name, now_s)
@@ -159,7 +165,10 @@ class Sources:
                     self._say_fixed(models[model])
                 else:
                     gaps.append(Gap(f"model:{model}", str(reading), now_s))
-                    absent |= {model} if isinstance(reading, NotServed) else set()
+                    if isinstance(reading, NotServed):
+                        absent.add(model)
+                    else:
+                        unread[model] = str(reading)
             self._say_strangers(name)
         self._executing(models, now_s)
         return Observation(
@@ -168,9 +177,19 @@ class Sources:
             models=models,
             absent=frozenset(absent),
             mps=seen_mps if isinstance(seen_mps, MpsReading) else None,
+            unread=unread,
+            foreign=self._foreign(),
             stubs=seen_stubs if isinstance(seen_stubs, tuple) else None,
             gaps=tuple(gaps),
         )
+
+    def _foreign(self) -> dict[int, float]:
+        """What models that nobody configured hold of each GPU."""
+        out = dict[int, float]()
+        for triton in self.tritons.values():
+            for gpu, share in triton.foreign_shares.items():
+                out[gpu] = out.get(gpu, 0.0) + share
+        return out
 
     def _executing(self, models: Mapping[str, ModelReading], now_s: float) -> None:
         """A process may have no CUDA context before it first executes: MPS control is asked anew after that."""

@@ -22,7 +22,7 @@ import numpy as np
 from igniterd.clients.triton_config import allocation_of
 from igniterd.emulator.batcher import Batcher
 from igniterd.emulator.truth import DISPERSION_CV, Neighbour, Truth
-from igniterd.errors import NotNow, Refused, Unreachable
+from igniterd.errors import NotNow, NotServed, Refused, Unreachable
 from igniterd.records import Allocation, BatchStat, Gap, ModelReading, Stub
 
 
@@ -112,6 +112,7 @@ class SimHost:
         self.name = "main"
         self.metrics_gap: Gap | None = None
         self.strangers: frozenset[str] = frozenset()
+        self.asked_about: frozenset[str] | None = None  # what the last reading was asked for
         self.truth = Truth.v100()
         self.clock, self.slow, self.reload_s = clock, slow, reload_s
         self.rng = np.random.default_rng(seed)
@@ -132,7 +133,18 @@ class SimHost:
 
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
         self._answer()
-        return {n: self._reading(self.models[n]) if n in self.models else Refused(f"model {n!r} is not in the repository") for n in names}
+        self.asked_about = frozenset(names)
+        return {
+            n: self._reading(self.models[n]) if n in self.models else NotServed(f"model {n!r} is not in the repository")
+            for n in self.asked_about
+        }
+
+    @property
+    def foreign_shares(self) -> dict[int, float]:
+        """What models that nobody asked about hold of the GPU."""
+        strangers = self.models.keys() - (self.asked_about or self.models.keys())
+        held = sum(self.models[name].applied.granted or 0.0 for name in strangers)
+        return {0: held} if held else {}
 
     def read_configs_again(self) -> None:
         """Nothing is remembered of them."""
