@@ -99,7 +99,10 @@ async def _apply(step: Step, triton: Reloader, around: Surroundings) -> None:
     running = await _pids(before, around.processes)
     # Instances alone are started and ended beside those that serve on; anything else is a new copy, and must be one.
     in_place = same_but_instances(before, changed) and not again
-    await triton.load(step.model, changed, exact=in_place)
+    if in_place:
+        await triton.load(step.model, changed, exact=True)
+    else:
+        await triton.load(step.model, changed)
     after = await _read_back(step.model, triton)
     applied = allocation_of(after, there)
     if not same_allocation(applied, wanted):

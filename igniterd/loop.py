@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from igniterd.act import Adopter, Reloader, SecondCopies, act, touched
+from igniterd.clients.once import Once
 from igniterd.clients.shares import reach_of
 from igniterd.config import Config
 from igniterd.decide import Held, Oracles, after, decide
@@ -24,9 +25,11 @@ from igniterd.observe import Sources
 from igniterd.prove import Proofs, planned_view, prove
 from igniterd.records import Estimate, Gap, Load, Mode, Observation, Outcome, Plan, Step, Tick
 from igniterd.standing import Facts, Known, followed, scene, standings
-from igniterd.states import Cause, Standing
+from igniterd.states import Cause, Standing, State
 from igniterd.window import between
 
+TOLD = frozenset(State) - {State.STEERED, State.WATCHED, State.WARMING, State.UNREAD, State.UNSEEN, State.ABSENT}
+"""States that are said here; the others are told of as what they come from: gaps, or kinds of models."""
 STEP_ENDS_S = 3.0  # how long the end waits for a step under way
 
 
@@ -110,6 +113,7 @@ class Loop:
         self._copies = SecondCopies(knowledge.copy_bytes)
         self._come = Outcome()  # what came of steps, until a tick has been finished with it
         self._ports = {server.name: server.port for server in config.triton}
+        self._said, self._told = Once("models"), dict[str, State]()
 
     async def tick(self, now_s: float) -> Tick:
         """One turn at ``now_s`` (a monotonic clock)."""
@@ -140,8 +144,20 @@ class Loop:
         known = replace(known, standings=states)
         self.carry = Carry(whole, belief, held, carry.number + 1, proofs, load.loads, known)
         self._come = Outcome()
+        self._say(states)
         self.report(tick)
         return tick
+
+    def _say(self, states: Mapping[str, Standing]) -> None:
+        """A model that igniterd leaves as it is, and why, is said once, and once when that is over."""
+        for name, standing in states.items():
+            before = self._told.get(name)
+            if before is not None and before is not standing.state:
+                self._said.worked(f"{name}: {before}")
+                del self._told[name]
+            if standing.state in TOLD:
+                self._said.failed(f"{name}: {standing.state}", standing.why)
+                self._told[name] = standing.state
 
     def _followed(self, seen: Observation, outcome: Outcome) -> Known:
         """What is known of the models after this observation, and whose hand changed them."""

@@ -38,6 +38,7 @@ UNSEEN_S = 30.0  # and so long, from the first tick, for one that was never read
 LEFT_OUT_S = 60.0  # a model whose prediction failed is not asked about again for so long
 UNKNOWN = (State.NOT_ANSWERING, State.UNPREDICTABLE, State.LOADING, State.UNREAD, State.UNSEEN)
 """Where nothing is known of whether the SLO holds."""
+NOT_OURS = (State.STEERED, State.WATCHED)
 SAID = (*UNKNOWN, State.REFUSED, State.BY_HAND, State.OLD_COPY, State.UNSTEERABLE)
 """What a plan's sentence says of a model, beside what it decides."""
 
@@ -264,7 +265,7 @@ def _qualified(plan: Plan, observation: Observation, known: Mapping[str, Standin
     unknown = any(s.state in UNKNOWN for s in known.values())
     models = observation.models
     claimed = sorted(name for name, reading in models.items() if reading.claimed_share is not None)
-    bare = sorted(n for n, r in models.items() if r.bare and n not in claimed and n in known and not known[n].free and not r.left_alone)
+    bare = sorted(n for n, r in models.items() if r.bare and n not in claimed and n in known and known[n].state not in NOT_OURS)
     holds = "no SLO is promised" if bare else "every other SLO holds" if unknown else "every SLO holds"
     why = plan.why.replace("every SLO holds", holds)
     why = "; ".join(filter(None, [why, *(f"{name}: {s.why}" for name, s in said.items())]))
