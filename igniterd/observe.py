@@ -140,7 +140,7 @@ class Sources:
     async def observe(self, now_s: float) -> Observation:
         """One look at the whole host."""
         names = list(self.tritons)
-        servers = [self._asked(f"triton:{n}", self.tritons[n].read_models(self.models[n]), now_s) for n in names]
+        servers = [self._asked(f"triton:{n}", self._read_models(n, now_s), now_s) for n in names]
         boards = self._asked("nvml", self.boards.read(), now_s) if self.boards is not None else _nothing()
         host = asyncio.gather(boards, self._read_mps(now_s), self._read_processes(now_s))
         (seen_boards, seen_mps, seen_stubs), seen = await asyncio.gather(host, asyncio.gather(*servers))
@@ -182,6 +182,14 @@ class Sources:
             stubs=seen_stubs if isinstance(seen_stubs, tuple) else None,
             gaps=tuple(gaps),
         )
+
+    async def _read_models(self, triton: str, now_s: float) -> dict[str, ModelReading | NotNow]:
+        """Each reading with the time at which it was answered: rates are of counts between two answers."""
+        clock = asyncio.get_running_loop().time
+        began_s = clock()
+        found = await self.tritons[triton].read_models(self.models[triton])
+        at_s = now_s + clock() - began_s
+        return {m: replace(r, at_s=at_s) if isinstance(r, ModelReading) and r.at_s is None else r for m, r in found.items()}
 
     def _foreign(self) -> dict[int, float]:
         """What models that nobody configured hold of each GPU."""

@@ -74,7 +74,7 @@ def batches(model: Model, reading: ModelReading, load: Load, profiled: int) -> t
     if reading.batching_fixed:  # a plan with another batch would be refused, and with it the share
         fixed = min(profiled, reading.allocation.max_batch_size)
         return fixed, fixed
-    brought = max(math.ceil(load.items_per_request - 1e-6), model.client_batch or 1, reading.least_batch)
+    brought = max(math.ceil(load.items_per_request - 1e-6), model.client_batch or 1)
     largest = min(profiled, model.max_batch_size or profiled)
     return min(brought, profiled), max(largest, min(brought, profiled))
 
