@@ -38,6 +38,7 @@ def register(app: typer.Typer) -> None:
 
         from igniterd.cli.common import cannot, configured, log_to_stderr
         from igniterd.cli.wording import one_of
+        from igniterd.exposed import exposed
         from igniterd.knowledge import load_knowledge
 
         one_of("--format", form, "table", "json")
@@ -46,6 +47,7 @@ def register(app: typer.Typer) -> None:
         with cannot():
             knowledge = load_knowledge(settings)
             findings = list(_static(settings, knowledge, _learnt(settings, live)))
+            findings += [Finding("warn", "secrets", said) for said in exposed(settings, config)]
             findings += asyncio.run(_collected(settings, knowledge)) if live else []
         if form == "json":
             print(json.dumps([{"level": f.level, "what": f.what, "said": f.said} for f in findings], indent=2))
