@@ -1,9 +1,5 @@
 """Words of servers and models reach terminals and logs as plain text, whatever they are made of."""
 
-import io
-import sys
-from collections.abc import Iterator
-
 import pytest
 import structlog
 from rich.table import Table
@@ -46,22 +42,19 @@ def test_what_is_printed_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
     assert harmless(out) and out.count("[2Jall is well\\x9b31m") == 4
 
 
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    out = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", out)
-    yield out
-    structlog.reset_defaults()
-
-
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_what_is_logged_is_plain_and_one_line(log: io.StringIO, form: str) -> None:
+def test_what_is_logged_is_plain_and_one_line(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     log_to_stderr(form)
     logger = structlog.get_logger("a")
-    logger.warning(EVIL, reason=EVIL, models=[EVIL], left={EVIL: (EVIL,)})
-    assert harmless(log.getvalue()) and log.getvalue().count("\n") == 1
     try:
-        raise ValueError(EVIL)
-    except ValueError:
-        logger.warning("failing", exc_info=True)
-    assert harmless(log.getvalue()) and "Traceback" in log.getvalue()
+        logger.warning(EVIL, reason=EVIL, models=[EVIL], left={EVIL: (EVIL,)})
+        first = capsys.readouterr().err
+        assert harmless(first) and first.count("\n") == 1
+        try:
+            raise ValueError(EVIL)
+        except ValueError:
+            logger.warning("failing", exc_info=True)
+    finally:
+        structlog.reset_defaults()
+    traced = capsys.readouterr().err
+    assert harmless(traced) and "Traceback" in traced
