@@ -24,6 +24,8 @@ _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ENTERED = os.O_PATH | _FOLDER
 """A folder that may be entered need not be one that may be listed."""
 _MOST_LINKS = 40
+_EVERY_USER = ["0", "0", "4294967295"]
+_OVERFLOW = Path("/proc/sys/kernel/overflowuid")
 
 
 def user_name(uid: int) -> str:
@@ -152,15 +154,15 @@ def _own_group(uid: int, gid: int) -> bool:
     return group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
 
 
-def others_hand(folder: str | Path, *, trusted: frozenset[int] = frozenset()) -> str:
+def others_hand(folder: str | Path, *, itself: bool = True, trusted: frozenset[int] = frozenset()) -> str:
     """How another user could put something of theirs into ``folder`` or in its place; or nothing.
 
-    Root, this user and ``trusted`` are no others. A folder that is missing is judged by the first
+    Root, this user and ``trusted`` are no others; not ``itself``: only what is above. A folder that is missing is judged by the first
     one above it. The words say what would mend it.
     """
-    mine = {0, os.geteuid(), *trusted}
+    mine = {0, os.geteuid(), *trusted, *_unmapped()}
     place = Path(os.path.realpath(folder))
-    for depth, each in enumerate((place, *place.parents)):
+    for depth, each in enumerate((place, *place.parents) if itself else place.parents, not itself):
         try:
             found = each.stat()
         except FileNotFoundError:
@@ -173,3 +175,12 @@ def others_hand(folder: str | Path, *, trusted: frozenset[int] = frozenset()) ->
         if writable_by_others(found) and not sticky:
             return f"{each} can be written by others than {user_name(found.st_uid)}: chmod go-w it"
     return ""
+
+
+def _unmapped() -> set[int]:
+    """In a user namespace root's own folders outside may be shown as those of this user."""
+    try:
+        whole = Path("/proc/self/uid_map").read_text(encoding="utf-8").split() == _EVERY_USER
+        return set() if whole else {int(_OVERFLOW.read_text(encoding="utf-8"))}
+    except (OSError, ValueError):
+        return set()

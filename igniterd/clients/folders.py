@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import secrets
 import shutil
 import stat
@@ -19,9 +18,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 from igniterd.errors import Refused
+from igniterd.files import FILE_MODE, FOLDER_MODE, make_folder, opened_folder, others_hand, user_name, writable_by_others
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FOLDER, _FILE, _PROGRAM = 0o755, 0o644, 0o755
+_FOLDER, _FILE, _PROGRAM = FOLDER_MODE, FILE_MODE, 0o755
 _LEFT_BEHIND_S = 3600.0
 
 
@@ -53,16 +53,19 @@ def is_whole(root: Path, below: Sequence[str], tree: Tree) -> bool:
 
     Raises :class:`Refused` where a folder is somebody else's, ``OSError`` where one cannot be read.
     """
+    if not root.exists():
+        return False
+    _check_above(root)
     with contextlib.ExitStack() as stack:
-        at = None
-        for part in (str(root), *below):
+        at = stack.enter_context(opened_folder(root.parent))
+        for part in (root.name, *below):
             try:
                 at = stack.enter_context(_opened(part, at))
             except FileNotFoundError:
                 return False
             if os.fstat(at).st_mode & 0o777 != _FOLDER:
                 return False
-        return at is not None and _holds(at, tree)
+        return _holds(at, tree)
 
 
 def make_whole(root: Path, below: Sequence[str], tree: Tree, *, ours: bool = True) -> None:
@@ -72,36 +75,37 @@ def make_whole(root: Path, below: Sequence[str], tree: Tree, *, ours: bool = Tru
     somebody else's, ``OSError`` where it cannot be written.
     """
     if ours:
-        _make_parents(root.parent)
+        make_folder(root.parent)
+    _check_above(root)
     with contextlib.ExitStack() as stack:
-        at = stack.enter_context((_made if ours else _opened)(str(root), None))
+        above = stack.enter_context(opened_folder(root.parent))
+        at = stack.enter_context((_made if ours else _opened)(root.name, above))
         for part in below[:-1]:
             at = stack.enter_context(_made(part, at))
         _put(at, below[-1], tree)
 
 
-def _make_parents(folder: Path) -> None:
-    """Folders above are their owner's business; those that are missing get a mode that others can enter."""
-    missing = []
-    while not folder.is_dir():
-        missing.append(folder)
-        folder = folder.parent
-    for each in reversed(missing):
-        with contextlib.suppress(FileExistsError):
-            each.mkdir(_FOLDER)
-            with _opened(str(each), None) as at:
-                os.fchmod(at, _FOLDER)
+def _check_above(root: Path) -> None:
+    """Who owns a folder above puts another one in the place of ``root``.
+
+    Root works in folders of the daemon's user, who is to use what is made there.
+    """
+    trusted = frozenset[int]()
+    if os.geteuid() == 0:
+        with contextlib.suppress(OSError):
+            trusted |= {root.parent.stat().st_uid}
+    if hand := others_hand(root, itself=False, trusted=trusted):
+        raise Refused(f"{root}: {hand}")
 
 
 @contextlib.contextmanager
-def _opened(name: str, parent: int | None) -> Iterator[int]:
+def _opened(name: str, parent: int) -> Iterator[int]:
     """A descriptor of the folder ``name``, which nobody but this user and root can write to."""
     try:
         at = os.open(name, _OPEN, dir_fd=parent)
     except NotADirectoryError as error:
         if stat.S_ISLNK(os.lstat(name, dir_fd=parent).st_mode):
-            whole = name if parent is None else f"{_path(parent, '..')}/{name}"
-            raise Refused(f"{whole} is a link: name the folder it leads to, or remove it") from error
+            raise Refused(f"{_path(parent, '..')}/{name} is a link: name the folder it leads to, or remove it") from error
         raise
     try:
         _check_owner(at, name)
@@ -113,21 +117,13 @@ def _opened(name: str, parent: int | None) -> Iterator[int]:
 def _check_owner(at: int, name: str) -> None:
     found, me = os.fstat(at), os.geteuid()
     if found.st_uid not in (0, me):
-        whose, mine = owner_of(found.st_uid), owner_of(me)
+        whose, mine = user_name(found.st_uid), user_name(me)
         raise Refused(
             f"{_path(at, name)} belongs to user {whose}, and this runs as {mine}: run it as {whose}, "
             f"or name another folder, or remove this one"
         )
-    if found.st_uid != me and found.st_mode & 0o022:
-        raise Refused(f"{_path(at, name)} can be written by others than {owner_of(found.st_uid)}: chmod go-w it")
-
-
-def owner_of(uid: int) -> str:
-    """A user's name, or the number of one without a name."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+    if found.st_uid != me and writable_by_others(found):
+        raise Refused(f"{_path(at, name)} can be written by others than {user_name(found.st_uid)}: chmod go-w it")
 
 
 def _path(at: int, name: str) -> str:
@@ -138,7 +134,7 @@ def _path(at: int, name: str) -> str:
 
 
 @contextlib.contextmanager
-def _made(name: str, parent: int | None) -> Iterator[int]:
+def _made(name: str, parent: int) -> Iterator[int]:
     """:func:`_opened`, and made where it is missing; its mode is set right where it is this user's."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, 0o700, dir_fd=parent)

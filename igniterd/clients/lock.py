@@ -205,7 +205,7 @@ def _holder_of(file: int) -> _Holder:
     """Who has locked the file, by the kernel's list."""
     inode = os.fstat(file).st_ino
     with contextlib.suppress(OSError):
-        for line in _LOCKS.read_text(encoding="ascii").splitlines():
+        for line in _LOCKS.read_text(encoding="utf-8").splitlines():
             found = re.search(r"FLOCK\s+\S+\s+\S+\s+(\d+)\s+\S+:(\d+)\s", line)
             if found and int(found[2]) == inode and int(found[1]):
                 pid = int(found[1])

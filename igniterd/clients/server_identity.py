@@ -96,7 +96,7 @@ def _listening(port: int) -> Iterator[IpAddress]:
     """Addresses of this network namespace at which something listens on ``port``."""
     for table in _TABLES:
         try:
-            lines = table.read_text(encoding="ascii").splitlines()[1:]
+            lines = table.read_text(encoding="utf-8").splitlines()[1:]
         except OSError:
             continue
         yield from _of_port(lines, port)

@@ -33,11 +33,12 @@ from igniterd.clients.environments import (
     percent_name,
     share_path,
 )
-from igniterd.clients.folders import File, Link, Tree, is_whole, make_whole, owner_of
+from igniterd.clients.folders import File, Link, Tree, is_whole, make_whole
 from igniterd.clients.receipt import receipt_of
 from igniterd.clients.triton_config import with_allocation
 from igniterd.config import Triton
 from igniterd.errors import Refused
+from igniterd.files import user_name
 from igniterd.records import Allocation
 
 PYTHONS = tuple(f"3.{minor}" for minor in range(8, 21))
@@ -129,7 +130,7 @@ def _anothers_place(shares_dir: Path) -> str:
     above = next(each for each in shares_dir.parents if each.exists())
     if (whose := above.stat().st_uid) == 0:
         return ""
-    user = owner_of(whose)
+    user = user_name(whose)
     return f"{above} belongs to user {user}, who could not make shares beside those of root: run it as {user}, or {_MEND} {shares_dir}"
 
 

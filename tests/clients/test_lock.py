@@ -4,8 +4,7 @@ import fcntl
 import os
 import socket
 import stat
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,41 +14,7 @@ from structlog.testing import capture_logs
 from igniterd.clients.lock import LOCK_FILE, HostLock
 from igniterd.clients.server_identity import identities
 from igniterd.errors import CannotRun
-
-NOBODY = 65534
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
-
-
-@contextmanager
-def another_user(work: Callable[[], object], uid: int = NOBODY) -> Iterator[None]:
-    """A process of user ``uid`` that keeps what ``work`` returns until the end of the block."""
-    told, tell = os.pipe()
-    wait, go = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(told)
-        os.close(go)
-        try:
-            os.setgroups([])
-            os.setgid(uid)
-            os.setuid(uid)
-            kept = work()
-            os.write(tell, b"ok" if kept is not None else b"no")
-            os.read(wait, 1)
-        except BaseException as error:
-            os.write(tell, repr(error).encode())
-        finally:
-            os._exit(0)
-    os.close(tell)
-    os.close(wait)
-    try:
-        said = os.read(told, 1000)
-        assert said == b"ok", said
-        yield
-    finally:
-        os.close(go)
-        os.close(told)
-        os.waitpid(pid, 0)
+from tests.users import NOBODY, another_user, as_root
 
 
 @contextmanager
@@ -69,14 +34,6 @@ def listening(address: str) -> Iterator[int]:
         server.bind((address, 0))
         server.listen()
         yield server.getsockname()[1]
-
-
-@pytest.fixture
-def shared() -> Iterator[Path]:
-    """A folder that other users can enter; pytest's own they cannot."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
 
 
 def free_port() -> int:
