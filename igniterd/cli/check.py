@@ -130,6 +130,7 @@ def _without(learnt: str | None) -> str:
 
 
 async def _live(settings: Config, knowledge: Knowledge) -> AsyncIterator[Finding]:
+    from igniterd.cli.check_folders import folders
     from igniterd.cli.check_shares import shares
     from igniterd.daemon import triton_client
     from igniterd.records import MpsReading
@@ -155,7 +156,7 @@ async def _live(settings: Config, knowledge: Knowledge) -> AsyncIterator[Finding
         yield finding
     for finding in _copies(readings, boards, knowledge):
         yield finding
-    for finding in _folders(settings):
+    for finding in folders(settings):
         yield finding
 
 
@@ -365,21 +366,3 @@ async def _boards(settings: Config, read: list[BoardReading]) -> AsyncIterator[F
     read.extend(boards)
     for board in boards:
         yield Finding("ok", f"GPU {board.index}", f"{board.name}, {board.uuid}")
-
-
-def _folders(settings: Config) -> Iterator[Finding]:
-    """Whether this user can write the state, and make or use the environments of shares."""
-    import os
-
-    from igniterd.clients.shares import making_obstacle
-
-    folder = settings.state.directory
-    parent = next((p for p in (folder, *folder.parents) if p.exists()), folder)
-    if not os.access(parent, os.W_OK):
-        yield Finding("bad", "state.directory", f"{folder} cannot be written by this user: the history lives there")
-    else:
-        yield Finding("ok", "state.directory", str(folder))
-    if obstacle := making_obstacle(settings.shares):
-        yield Finding("bad", "shares", obstacle)
-    else:
-        yield Finding("ok", "shares", f"{settings.shares}; Triton must see it under the same path")

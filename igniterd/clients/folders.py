@@ -55,7 +55,7 @@ def is_whole(root: Path, below: Sequence[str], tree: Tree) -> bool:
     """
     if not root.exists():
         return False
-    _check_above(root)
+    check_above(root)
     with contextlib.ExitStack() as stack:
         at = stack.enter_context(opened_folder(root.parent))
         for part in (root.name, *below):
@@ -76,7 +76,7 @@ def make_whole(root: Path, below: Sequence[str], tree: Tree, *, ours: bool = Tru
     """
     if ours:
         make_folder(root.parent)
-    _check_above(root)
+    check_above(root)
     with contextlib.ExitStack() as stack:
         above = stack.enter_context(opened_folder(root.parent))
         at = stack.enter_context((_made if ours else _opened)(root.name, above))
@@ -85,7 +85,7 @@ def make_whole(root: Path, below: Sequence[str], tree: Tree, *, ours: bool = Tru
         _put(at, below[-1], tree)
 
 
-def _check_above(root: Path) -> None:
+def check_above(root: Path) -> None:
     """Who owns a folder above puts another one in the place of ``root``.
 
     Root works in folders of the daemon's user, who is to use what is made there.

@@ -11,7 +11,7 @@ from pathlib import Path
 from igniterd.clients.folders import File, make_whole
 from igniterd.clients.shares import prepare_share
 from igniterd.errors import Refused
-from igniterd.files import user_name
+from igniterd.files import others_hand, user_name
 
 BACKEND = "igniterd_python"
 """Name of the shim backend: ``[[triton]] shim_backend``."""
@@ -52,4 +52,4 @@ def in_others_hands(folder: Path) -> str:
         found = each.stat()
         if found.st_uid not in (0, os.geteuid()):
             return f"{each} belongs to user {user_name(found.st_uid)}, who can put another folder in the place of {folder}"
-    return ""
+    return others_hand(folder)

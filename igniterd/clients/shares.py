@@ -33,7 +33,7 @@ from igniterd.clients.environments import (
     percent_name,
     share_path,
 )
-from igniterd.clients.folders import File, Link, Tree, is_whole, make_whole
+from igniterd.clients.folders import File, Link, Tree, check_above, is_whole, make_whole
 from igniterd.clients.receipt import receipt_of
 from igniterd.clients.triton_config import with_allocation
 from igniterd.config import Triton
@@ -140,12 +140,16 @@ def making_obstacle(shares_dir: Path) -> str:
     try:
         if _is_there(shares_dir, folder.relative_to(shares_dir).parts, _tree(1.0, None, None, {})):
             return ""
+        check_above(shares_dir)
+        if obstacle := _anothers_place(shares_dir):
+            return obstacle
+        above = next(p for p in (folder.parent, *folder.parent.parents) if p.exists())
+        writable = os.access(above, os.W_OK | os.X_OK, effective_ids=True)
     except Refused as error:
         return str(error)
-    if obstacle := _anothers_place(shares_dir):
-        return obstacle
-    above = next(each for each in (folder.parent, *folder.parent.parents) if each.exists())
-    return "" if os.access(above, os.W_OK) else f"{above} cannot be written by this user: {_MEND} {shares_dir}"
+    except OSError as error:
+        return f"{shares_dir} cannot be reached by this user: {error.strerror or error}"
+    return "" if writable else f"{above} cannot be written by this user: {_MEND} {shares_dir}"
 
 
 def prepared(config: ModelConfig, target: Allocation, shares_dir: Path, reach: Reach = PLAIN) -> ModelConfig:
