@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from base64 import b64encode
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
@@ -61,6 +62,13 @@ class Address:
         else:
             login = unquote(parts.username or ""), unquote(parts.password or "")
         return cls(urlunsplit(bare), shown, login, _secrets(parts, login))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the login is sent as."""
+        if self.login is None:
+            return {}
+        return {"Authorization": f"Basic {b64encode(':'.join(self.login).encode()).decode()}"}
 
     def said(self, error: object) -> str:
         """The text of ``error`` without the secrets: libraries put whole addresses into theirs."""

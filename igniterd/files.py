@@ -36,8 +36,8 @@ def user_name(uid: int) -> str:
         return str(uid)
 
 
-def replace_file(path: str | Path, text: str, *, mode: int = FILE_MODE, sync: bool = False) -> None:
-    """Make ``path`` a file of ``text``, whole or not at all; ``sync``: a power cut keeps it too.
+def replace_file(path: str | Path, content: str | bytes, *, mode: int = FILE_MODE, sync: bool = False) -> None:
+    """Make ``path`` a file of ``content``, whole or not at all; ``sync``: a power cut keeps it too.
 
     Raises :class:`Refused` for a folder reached by a link of another user's, ``OSError`` where it
     cannot be written.
@@ -46,8 +46,8 @@ def replace_file(path: str | Path, text: str, *, mode: int = FILE_MODE, sync: bo
     with opened_folder(path.parent) as folder:
         part = f".{path.name[:200]}.{secrets.token_hex(6)}.part"
         try:
-            with os.fdopen(os.open(part, _NEW, 0o600, dir_fd=folder), "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(os.open(part, _NEW, 0o600, dir_fd=folder), "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 given_to_owner_of(folder, file.fileno())
                 os.fchmod(file.fileno(), mode)

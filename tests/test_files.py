@@ -5,7 +5,9 @@ import stat
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
+from igniterd import pictures
 from igniterd.errors import ProfileError, Refused
 from igniterd.files import make_folder, opened_folder, others_hand, replace_file
 from igniterd.model import Profile
@@ -127,3 +129,17 @@ def test_another_users_folder_is_in_other_hands(tmp_path: Path) -> None:
     os.chown(tmp_path, NOBODY, NOBODY)
     assert "belongs to user nobody" in others_hand(tmp_path / "missing" / "too")
     assert others_hand(tmp_path, trusted=frozenset({NOBODY})) == ""
+
+
+@as_root
+def test_a_picture_is_not_written_through_a_link(shared: Path) -> None:
+    """``sudo igniterd profile --show --plot`` into the folder of another user."""
+    theirs, precious = shared / "theirs", shared / "precious"
+    theirs.mkdir()
+    precious.write_text("precious")
+    (theirs / "a.svg").symlink_to(precious)
+    for each in (theirs, theirs / "a.svg"):
+        os.lchown(each, NOBODY, NOBODY)
+    pictures.save(Figure(), theirs / "a.svg", 50)
+    assert precious.read_text() == "precious"
+    assert "<svg" in (theirs / "a.svg").read_text()

@@ -58,8 +58,7 @@ class TritonHttp:
         if self._session is None:
             connector = aiohttp.TCPConnector(ssl=True if self._tls is None else _context(self._tls))
             timeout = aiohttp.ClientTimeout(total=self._timeout_s)
-            login = None if self._server.login is None else aiohttp.BasicAuth(*self._server.login, encoding="utf-8")
-            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers, auth=login)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._server.headers | self._headers)
         return self._session
 
 

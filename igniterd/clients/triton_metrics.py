@@ -88,8 +88,7 @@ class MetricsPage:
     async def read(self) -> dict[ModelVersion, ModelMetrics]:
         """Raises :class:`~igniterd.errors.Unreachable` or, on a status other than 200, :class:`~igniterd.errors.Refused`."""
         if self._session is None:
-            login = None if self._page.login is None else aiohttp.BasicAuth(*self._page.login, encoding="utf-8")
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._timeout_s), auth=login)
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._timeout_s), headers=self._page.headers)
         try:
             async with self._session.get(self._page.url) as answer:
                 if answer.status != HTTPStatus.OK:
