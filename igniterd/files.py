@@ -61,7 +61,7 @@ def replace_file(path: str | Path, content: str | bytes, *, mode: int = FILE_MOD
 
 
 def make_folder(path: str | Path, *, mode: int = FOLDER_MODE) -> None:
-    """Make ``path`` and the folders above it where they are missing. Raises as :func:`replace_file`."""
+    """Make ``path`` and the folders above where they are missing. Raises as :func:`replace_file`."""
     missing = []
     path = Path(os.path.abspath(path))  # noqa: PTH100 - without following links
     while not path.is_dir() and path != path.parent:
@@ -157,8 +157,8 @@ def _own_group(uid: int, gid: int) -> bool:
 def others_hand(folder: str | Path, *, itself: bool = True, trusted: frozenset[int] = frozenset()) -> str:
     """How another user could put something of theirs into ``folder`` or in its place; or nothing.
 
-    Root, this user and ``trusted`` are no others; not ``itself``: only what is above. A folder that is missing is judged by the first
-    one above it. The words say what would mend it.
+    Root, this user and ``trusted`` are no others; not ``itself``: only what is above. A folder that
+    is missing is judged by the first one above it. The words say what would mend it.
     """
     mine = {0, os.geteuid(), *trusted, *_unmapped()}
     place = Path(os.path.realpath(folder))

@@ -50,7 +50,7 @@ def shown(*parts: Table | Text | str) -> None:
     from rich.table import Table
 
     class Plain(Console):
-        """What is printed has words of servers and models in it: they colour nothing, and move no cursor."""
+        """Words of servers and models colour nothing, and move no cursor."""
 
         def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
             for text, style, control in super().render(renderable, options):
@@ -75,7 +75,7 @@ def configured(path: Path) -> Config:
 
 
 def _plain_values(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A line is a line: nothing that a server or a model says begins another one, or is obeyed by a terminal."""
+    """Nothing that a server or a model says begins another line, or is obeyed by a terminal."""
     return {key: _plain_lines(value) if key == "exception" else _plain_value(value) for key, value in event.items()}
 
 

@@ -61,7 +61,7 @@ class HostLock:
     """Held from :meth:`take` to :meth:`release`."""
 
     def __init__(self, directory: Path, acts_on: Iterable[str]) -> None:
-        """``directory``: of the state; ``acts_on``: addresses (host:port) of the Tritons whose models will be changed."""
+        """``directory``: of the state; ``acts_on``: host:port of Tritons that will be changed."""
         self._directory = directory
         self._acts_on = tuple(dict.fromkeys(acts_on))
         self._file: int | None = None
@@ -70,7 +70,10 @@ class HostLock:
         self._log = structlog.get_logger("igniterd")
 
     def take(self) -> None:
-        """Raises :class:`CannotRun` naming the other where there is one. A directory that cannot be written is only said."""
+        """Raises :class:`CannotRun` naming the other where there is one.
+
+        A directory that cannot be written is only said.
+        """
         try:
             self._take_directory()
             for url in self._acts_on:
@@ -134,7 +137,7 @@ class HostLock:
                 os.unlink(LOCK_FILE, dir_fd=folder)
 
     def _holder(self, was_open: bool) -> _Holder:
-        """Who has locked the file. ``was_open``: every user could, as with files of former versions."""
+        """Who has locked the file. ``was_open``: every user could (files of former versions)."""
         found = _holder_of(self._file or 0)
         if found.uid is None and was_open:
             signed = self._signed()
@@ -144,12 +147,12 @@ class HostLock:
         return found
 
     def _signed(self) -> str:
-        """The process that wrote its number into the file: in another pid namespace the kernel does not tell."""
+        """The process that wrote its number: the kernel tells none of another pid namespace."""
         said = os.pread(self._file or 0, 32, 0).decode(errors="replace").strip()
         return said if said.isdigit() else "unknown"
 
     def _sign(self) -> None:
-        with contextlib.suppress(OSError):  # a full disk: held all the same, only without saying by whom
+        with contextlib.suppress(OSError):  # a full disk: held all the same
             os.ftruncate(self._file or 0, 0)
             os.pwrite(self._file or 0, f"{os.getpid()}\n".encode(), 0)
 

@@ -26,7 +26,7 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def identities(url: str) -> frozenset[str]:
-    """Names of the server at ``url`` (host:port). Two addresses of one server share at least one."""
+    """Names of the server at ``url`` (host:port). Addresses of one server share at least one."""
     host, port = _host_and_port(url)
     addresses = _resolved(host)
     if not addresses:
