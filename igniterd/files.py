@@ -160,7 +160,7 @@ def others_hand(folder: str | Path, *, itself: bool = True, trusted: frozenset[i
     Root, this user and ``trusted`` are no others; not ``itself``: only what is above. A folder that
     is missing is judged by the first one above it. The words say what would mend it.
     """
-    mine = {0, os.geteuid(), *trusted, *_unmapped()}
+    mine = {0, os.geteuid(), *trusted, *_unmapped(), *_behind_sudo()}
     place = Path(os.path.realpath(folder))
     for depth, each in enumerate((place, *place.parents) if itself else place.parents, not itself):
         try:
@@ -175,6 +175,12 @@ def others_hand(folder: str | Path, *, itself: bool = True, trusted: frozenset[i
         if writable_by_others(found) and not sticky:
             return f"{each} can be written by others than {user_name(found.st_uid)}: chmod go-w it"
     return ""
+
+
+def _behind_sudo() -> set[int]:
+    """Who became root by sudo works in folders of their own, and could do all that root does."""
+    named = os.environ.get("SUDO_UID", "")
+    return {int(named)} if os.geteuid() == 0 and named.isdecimal() else set()
 
 
 def _unmapped() -> set[int]:

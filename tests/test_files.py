@@ -143,3 +143,12 @@ def test_a_picture_is_not_written_through_a_link(shared: Path) -> None:
     pictures.save(Figure(), theirs / "a.svg", 50)
     assert precious.read_text() == "precious"
     assert "<svg" in (theirs / "a.svg").read_text()
+
+
+@as_root
+def test_who_became_root_by_sudo_works_in_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.chown(tmp_path, NOBODY, NOBODY)
+    monkeypatch.setenv("SUDO_UID", str(NOBODY))
+    assert others_hand(tmp_path / "state") == ""
+    monkeypatch.setenv("SUDO_UID", "1")
+    assert "belongs to user nobody" in others_hand(tmp_path / "state")
