@@ -61,6 +61,7 @@ def _held(held: Held, stay: set[str]) -> Held:
         refusals_in_a_row=_only(held.refusals_in_a_row, stay),
         refused_why=_only(held.refused_why, stay),
         asked=_only(held.asked, stay),
+        pending=_only(held.pending, stay),
     )
 
 

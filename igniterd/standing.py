@@ -12,7 +12,7 @@ Three things happen here, and nowhere else:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from igniterd.config import Config
@@ -83,7 +83,9 @@ def followed(
     """
     busy, configured = set(acting), config.by_name().keys()
     servers = _servers(known, seen, ports or {})
-    anew = {name for name in {r.triton for r in seen.models.values()} if _started_anew(name, known, seen, servers)}
+    changed = busy | {done.step.model for done in outcome.actuations}
+    tritons = {reading.triton for reading in seen.models.values()}
+    anew = {name for name in tritons if _started_anew(name, known, seen, servers, changed)}
     expected, brings = dict(known.expected), dict(known.brings)
     _after_steps(expected, brings, outcome)
     hands = {m: h for m, h in known.hands.items() if m in configured and m not in seen.absent}
@@ -91,10 +93,11 @@ def followed(
         if name in busy:
             expected.pop(name, None)
             continue
-        here, wanted = reading.allocation, expected.get(name)
-        asked = [each for each in (brings.pop(name, None), (came or {}).get(name)) if each is not None]
-        ours = wanted is None if not asked else any(as_asked(here, each) for each in asked)
-        ours = ours or (wanted is not None and alike(here, wanted))
+        here, wanted, brought = reading.allocation, expected.get(name), brings.pop(name, None)
+        asked = [each for each in (brought, (came or {}).get(name)) if each is not None]
+        unforeseen = wanted is None and brought is None  # a step of ours ended, and nobody knows how
+        as_it_was = wanted is not None and alike(here, wanted)
+        ours = unforeseen or as_it_was or any(as_asked(here, each) for each in asked)
         before = known.last.get(name)
         deployed = before is not None and before.version != reading.version
         if not ours and not deployed and reading.triton not in anew:
@@ -164,16 +167,19 @@ def _servers(known: Known, seen: Observation, ports: Ports) -> dict[str, int]:
     return out
 
 
-def _started_anew(triton: str, known: Known, seen: Observation, servers: Mapping[str, int]) -> bool:
+def _started_anew(triton: str, known: Known, seen: Observation, servers: Mapping[str, int], ours: Collection[str]) -> bool:
     """Whether this is another server than the last time: its models are as their files have them.
 
     Its pid says so where it can be seen. Else: every model that had counted counts from the start,
-    and there are several of them, or it was silent in between.
+    and there are several of them, or it was silent in between. Those that we changed (``ours``) count
+    from the start anyhow; one that still has the share it had shows that the server is the same.
     """
     before, now = known.servers.get(triton), servers.get(triton)
     if before is not None and now is not None and now != before:
         return True
-    pairs = [(known.last[m], r) for m, r in seen.models.items() if r.triton == triton and m in known.last]
+    pairs = [(known.last[m], r) for m, r in seen.models.items() if r.triton == triton and m in known.last and m not in ours]
+    if any(now.allocation.share is not None and now.allocation.share == was.allocation.share for was, now in pairs):
+        return False
     counted = [(was, now) for was, now in pairs if was.success_count + was.failure_count > 0]
     back = all(now.success_count + now.failure_count < was.success_count + was.failure_count for was, now in counted)
     return bool(pairs) and back and (triton in known.silent or len(counted) > 1)

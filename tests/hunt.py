@@ -102,7 +102,8 @@ class Hunted(SimHost):
             first = first or reading
             self.stuck[name] = (until_s, first)
             waiting = int(self.models[name].rate_per_s(now_s) * 10) + 1
-            return replace(first, allocation=reading.allocation, pending_count=waiting, at_s=reading.at_s)
+            as_now = {"allocation": reading.allocation, "hands_off": reading.hands_off, "at_s": reading.at_s}
+            return replace(first, pending_count=waiting, **as_now)
         if now_s < self.nonsense.get(name, 0.0):
             return self._nonsense(reading)
         return reading
@@ -148,6 +149,7 @@ class Hunted(SimHost):
         self.advance(self.clock())
         before, shared = self._granted(model), self._shared(model)
         self.processes.died.discard(model)
+        self.by_hand.pop(model, None)  # a change that came while it was being loaded is gone
         self.models[model].reset(config)
         self._wake(self.models[model])
         self.loads.append((self.clock(), model, config))

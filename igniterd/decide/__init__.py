@@ -193,7 +193,7 @@ class Host:
 
 def _pending(here: Mapping[str, Allocation], held: Held) -> float:
     """What loads that were not answered would add to the shares when they end after all."""
-    more = ((held.asked[name].granted or 0.0) - (a.granted or 0.0) for name, a in here.items() if name in held.asked)
+    more = (held.pending[name] - (a.granted or 0.0) for name, a in here.items() if name in held.pending)
     return sum(max(0.0, each) for each in more)
 
 

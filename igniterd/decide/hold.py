@@ -112,6 +112,7 @@ class Held:
     refusals_in_a_row: Mapping[str, int] = field(default_factory=dict)
     refused_why: Mapping[str, str] = field(default_factory=dict)
     asked: Mapping[str, Allocation] = field(default_factory=dict)  # by loads that were not answered, and may end yet
+    pending: Mapping[str, float] = field(default_factory=dict)  # the largest share that those may bring
     unhosted: Mapping[str, Pause] = field(default_factory=dict)  # could not be given a process of their own
     revived: Mapping[str, Pause] = field(default_factory=dict)  # were brought back, and may die again
     left_out: Mapping[str, tuple[str, float]] = field(default_factory=dict)  # a prediction of it failed: why, until when
@@ -133,7 +134,10 @@ class Held:
     def with_none_pending(self, models: Collection[str]) -> Held:
         """``models`` are on a server that started anew: no load of before can end any more."""
         gone = self.asked.keys() & set(models)
-        return replace(self, asked={m: a for m, a in self.asked.items() if m not in gone}) if gone else self
+        if not gone:
+            return self
+        asked = {m: a for m, a in self.asked.items() if m not in gone}
+        return replace(self, asked=asked, pending={m: s for m, s in self.pending.items() if m not in gone})
 
     def pruned(self, gpus: Mapping[str, int]) -> Held:
         """Less what is about models and GPUs that are not there any more."""
@@ -170,6 +174,7 @@ def came_after_all(held: Held, applied: Mapping[str, Allocation]) -> Held:
     return replace(
         held,
         asked={m: a for m, a in held.asked.items() if m not in came},
+        pending={m: s for m, s in held.pending.items() if m not in came},
         refused_until_s={m: t for m, t in held.refused_until_s.items() if m not in came},
         refusals_in_a_row={m: n for m, n in held.refusals_in_a_row.items() if m not in came},
     )
@@ -312,13 +317,17 @@ def _failed(held: Held, done: Actuation, now_s: float) -> Held:
     times = held.refusals_in_a_row.get(model, 0) + 1
     # It may come yet. Where before and after are the same, nothing that comes shows that it did not fail.
     may_come = done.cause in (Cause.UNANSWERED, Cause.LOST) and step.before != step.after
-    asked = {**held.asked, model: step.after} if may_come else held.asked
+    asked, pending = held.asked, held.pending
+    if may_come:
+        asked = {**asked, model: step.after}
+        pending = {**pending, model: max(pending.get(model, 0.0), step.after.granted or 0.0)}
     return replace(
         held.without_plan(held.gpus.get(model, 0)),
         refusals_in_a_row={**held.refusals_in_a_row, model: times},
         refused_until_s={**held.refused_until_s, model: now_s + _pause_s(times)},
         refused_why={**held.refused_why, model: done.error},
         asked=asked,
+        pending=pending,
     )
 
 
@@ -330,6 +339,7 @@ def _made(held: Held, step: Step, load: Load | None, now_s: float) -> Held:
         watches=_less(held.watches, model),
         refusals_in_a_row=_less(held.refusals_in_a_row, model),
         asked=_less(held.asked, model),
+        pending=_less(held.pending, model),
         unhosted=_less(held.unhosted, model),
     )
     if step.kind is StepKind.REVIVE:
