@@ -17,7 +17,7 @@ import structlog
 QUIET_S = 600.0
 """Least time between two lines about a key that flaps."""
 LASTING_S = 30.0
-"""A failure that lasts so long is told, even if others were told lately."""
+"""A failure that lasts so long is told, even if others were told lately; the next has to last longer."""
 MOST_KEYS = 1000
 
 
@@ -29,6 +29,7 @@ class _State:
     times: int = 0  # failures begun since the last line
     said_s: float = float("-inf")  # the last line
     ended_s: float = float("-inf")  # the last failure
+    patience_s: float = LASTING_S  # how long the next one has to last to be told out of turn
     owed: bool = False  # the last line said that it fails, on and off
 
 
@@ -52,13 +53,14 @@ class Once:
             state.since_s, state.failures, state.told = now_s, 0, False
             state.times += 1
         state.failures += 1
-        lasting = now_s - state.since_s >= LASTING_S
+        lasting = now_s - state.since_s >= state.patience_s
         if state.told or not (lasting or now_s - state.said_s >= QUIET_S):
             return
         often = {"times": state.times} if state.times > 1 else {}
         self._log.warning(says, **_about(key, more), reason=reason, **often, **extra)
         state.told, state.said_s = True, now_s
         state.owed = state.times > 1 and not lasting  # then its end is no news either
+        state.patience_s = min(2 * state.patience_s, QUIET_S) if lasting else state.patience_s
         state.times = 0
 
     def worked(self, key: str, *, says: str = "recovered", more: dict[str, Any] | None = None, **extra: Any) -> None:
