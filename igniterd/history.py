@@ -27,6 +27,7 @@ FORGET_ROWS = 100
 """Oldest rows that go at once, and in how many goes after a row is written: few at a time, so that the
 queue is not kept waiting."""
 FORGET_GOES = 20
+FORGET_PAGES = 2000
 LIMIT_BYTES = 512_000_000
 SCHEMA = """
 PRAGMA auto_vacuum = INCREMENTAL;
@@ -47,7 +48,7 @@ class History:
         self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(maxsize=1000)
         self._sampled_s = float("-inf")
         self._last = ""
-        self._failed = False
+        self._failed = self._made_anew = False
         self._log = structlog.get_logger("igniterd.history")
         self._thread = threading.Thread(target=self._write, name="history", daemon=True)
         self._thread.start()
@@ -102,8 +103,10 @@ class History:
         if pragma("page_count") * size <= self.limit_bytes:
             return
         if pragma("auto_vacuum"):
-            connection.execute(f"PRAGMA incremental_vacuum({FORGET_GOES * FORGET_ROWS})").fetchall()
-        elif pragma("freelist_count") * 2 > pragma("page_count"):  # of an older igniterd: made anew, once
+            # a script: a statement without columns would be stepped once, which is one page
+            connection.executescript(f"PRAGMA incremental_vacuum({FORGET_PAGES})")
+        elif (pragma("page_count") - pragma("freelist_count")) * size <= self.limit_bytes and not self._made_anew:
+            self._made_anew = True  # the file of an older igniterd; once, for it wants as much disk again
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("VACUUM")
 

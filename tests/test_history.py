@@ -1,12 +1,13 @@
 import json
 import sqlite3
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from igniterd.history import KEEP_S, RECENT, SAMPLE_EVERY_S, History
+from igniterd.history import KEEP_S, RECENT, SAMPLE_EVERY_S, SCHEMA, History
 from igniterd.records import Estimate, Observation, Outcome, Outcomes, Plan, Tick, Window
 
 
@@ -71,3 +72,60 @@ def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path, capsys: pytest.
     assert (tmp_path / "history.db.unreadable").read_bytes().startswith(b"somebody else's")
     said = capsys.readouterr().out
     assert said.count("history is not written") == said.count("history is written again") == 1
+
+
+def filled(path: Path, count: int, limit: int, row: str = "x" * 10_000) -> History:
+    """A history that was told of as many decisions, each of the size of ``row``."""
+    history = History(path, limit)
+    for number in range(count):
+        while history._queue.full():
+            time.sleep(0.01)
+        history.record(tick(float(number), Outcomes.WAIT if number % 2 else Outcomes.HOLD), lambda: {"models": row})
+    history.close(60.0)
+    return history
+
+
+def test_it_stays_below_its_limit_and_the_oldest_go_first(tmp_path: Path) -> None:
+    path = tmp_path / "history.db"
+    filled(path, 800, 2_000_000)
+    assert path.stat().st_size <= 2_000_000 * 1.1
+    kept = [row[0] for row in rows(path)]
+    assert len(kept) > 100, "and no more than that goes"
+    assert kept == [1000.0 + number for number in range(800 - len(kept), 800)]
+
+
+def test_a_limit_that_is_lowered_is_kept_by_a_file_that_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "history.db"
+    filled(path, 600, 50_000_000)
+    assert path.stat().st_size > 4_000_000
+    filled(path, 30, 1_000_000)
+    assert path.stat().st_size <= 1_000_000 * 1.1
+    assert rows(path)[-1][0] == 1029.0 or len(rows(path)) > 30
+
+
+@pytest.mark.parametrize("limit", [1_000_000, 6_000_000])
+def test_a_file_of_an_older_igniterd_shrinks_too(tmp_path: Path, limit: int) -> None:
+    path = tmp_path / "history.db"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(SCHEMA.replace("PRAGMA auto_vacuum = INCREMENTAL;", ""))
+        connection.executemany("INSERT INTO tick VALUES (?, 'hold', 'why', 0, ?)", [(float(n), "x" * 10_000) for n in range(800)])
+    connection.close()
+    assert path.stat().st_size > 8_000_000
+    filled(path, 10, limit)
+    assert path.stat().st_size <= limit * 1.1
+    assert len(rows(path)) > limit / 20_000
+
+
+def test_one_row_above_the_limit_stays(tmp_path: Path) -> None:
+    path = tmp_path / "history.db"
+    filled(path, 3, 1_000_000, row="x" * 3_000_000)
+    assert [row[0] for row in rows(path)] == [1002.0]
+
+
+def test_another_reader_holds_up_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "history.db"
+    filled(path, 50, 50_000_000)
+    with sqlite3.connect(path) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM tick").fetchone()
+        History(path).close()
