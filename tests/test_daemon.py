@@ -1,6 +1,8 @@
 """The daemon as one process among others: its end, its lock, a changed configuration, ticks that fail. No Triton is needed."""
 
 import asyncio
+import contextlib
+import gc
 import multiprocessing
 import os
 import socket
@@ -18,6 +20,7 @@ from structlog.testing import capture_logs
 
 from igniterd import setup as wiring
 from igniterd.clients.lock import HostLock
+from igniterd.clients.systemd import Notifier
 from igniterd.config import Config, parse_config
 from igniterd.daemon import Daemon
 from igniterd.errors import CannotRun, ConfigError
@@ -383,3 +386,87 @@ asyncio.run(run._served(Daemon(), early))
 
 def test_a_hangup_before_the_daemon_listens_is_heard() -> None:
     assert subprocess.run([sys.executable, "-c", HUNG_UP_EARLY], timeout=60, check=False).returncode == 0
+
+
+async def test_a_reload_into_another_folder_moves_everything_and_lets_the_old_one_go(tmp_path: Path, nowhere: int) -> None:
+    made = Daemon(told(tmp_path, nowhere, state="a"), reread=lambda: told(tmp_path, nowhere, state="b"))
+    async with running(made):
+        await until(lambda: made.loop.carry.number > 1)
+        made.loop.carry = replace(made.loop.carry, belief={"alexnet": ModelBelief(copy=("1", "python"))})
+        made.rereading.set()
+        await until(lambda: made.config.state.directory.name == "b")
+        await until((tmp_path / "b" / "history.db").exists)
+        await until((tmp_path / "a" / "learnt.json").exists)
+        with pytest.raises(CannotRun, match=r"state.directory .*/b"):
+            await Daemon(told(tmp_path, nowhere, state="b")).run()
+        with pytest.raises(CannotRun, match="acts on Triton"):  # the Triton is still this daemon's
+            await Daemon(told(tmp_path, nowhere, state="c")).run()
+        lock = HostLock(tmp_path / "a", ())
+        lock.take()
+        lock.release()
+
+
+async def test_a_reload_into_a_folder_of_another_daemon_is_refused_and_nothing_is_let_go(tmp_path: Path, nowhere: int) -> None:
+    other = HostLock(tmp_path / "b", ())
+    other.take()
+    made = Daemon(told(tmp_path, nowhere, state="a"), reread=lambda: told(tmp_path, nowhere, state="b"))
+    with capture_logs() as said:
+        async with running(made) as task:
+            await until(lambda: made.loop.carry.number > 1)
+            made.rereading.set()
+            await until(lambda: any("not taken up" in line["event"] for line in said))
+            number = made.loop.carry.number
+            await until(lambda: made.loop.carry.number > number + 2)
+            assert made.config.state.directory.name == "a"
+            with pytest.raises(CannotRun, match=r"state.directory .*/a"):
+                await Daemon(told(tmp_path, nowhere, state="a")).run()
+            assert not task.done()
+    other.release()
+
+
+async def test_a_reload_tells_systemd_of_its_end_whichever_it_is(tmp_path: Path, nowhere: int) -> None:
+    answers: list[Config | Exception] = [ConfigError("t", ["no"]), settings(tmp_path, nowhere, slo_ms=30)]
+
+    def reread() -> Config:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        heard: list[str] = []
+
+        def kinds() -> list[str]:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    heard.append(manager.recv(65_536).decode().partition("\n")[0])
+            return [kind for kind in heard if kind != "WATCHDOG=1"]
+
+        notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        made = Daemon(settings(tmp_path / "state", nowhere), reread=reread, notifier=notifier)
+        async with running(made):
+            await until(lambda: kinds() == ["READY=1"])
+            for _ in range(2):
+                before = len(kinds())
+                made.rereading.set()
+                await until(lambda before=before: kinds()[before:] == ["RELOADING=1", "READY=1"])
+        assert kinds()[-1] == "STOPPING=1"
+
+
+async def test_an_error_in_a_task_that_nobody_waits_for_is_said_once(tmp_path: Path, nowhere: int) -> None:
+    async def dies() -> None:
+        raise ZeroDivisionError("a task of somebody's")
+
+    made = Daemon(settings(tmp_path, nowhere))
+    with capture_logs() as said:
+        async with running(made):
+            await until(lambda: made.loop.carry.number > 1)
+            for _ in range(3):
+                task = asyncio.get_running_loop().create_task(dies())
+                await asyncio.sleep(0.01)
+                del task
+                gc.collect()
+            await until(lambda: any("ZeroDivision" in str(line.get("reason")) for line in said))
+    assert len([line for line in said if "ZeroDivision" in str(line.get("reason"))]) == 1

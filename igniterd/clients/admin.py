@@ -31,6 +31,8 @@ from igniterd.errors import CannotRun
 CONNECTION_S = 10.0
 """A connection is cut so long after it was made, whatever its peer has sent or read by then."""
 MOST_CONNECTIONS = 64
+_MOST_ACCEPTED = 16
+"""At once: each has a file before it can be refused, which takes a few turns of the event loop."""
 _CLOSE_S = 1.0
 _PAGE = files("igniterd.data") / "status.html"
 _HEADERS = {
@@ -124,7 +126,9 @@ class AdminServer:
         await runner.setup()
         host, port = self.address
         try:
-            self._listening = await asyncio.get_running_loop().create_server(self._connection, host, port, reuse_address=True)
+            self._listening = await asyncio.get_running_loop().create_server(
+                self._connection, host, port, reuse_address=True, backlog=_MOST_ACCEPTED
+            )
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that no resolver takes
             await runner.cleanup()
             reason = getattr(error, "strerror", None) or error
