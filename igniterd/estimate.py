@@ -287,6 +287,7 @@ def _load(name: str, belief: ModelBelief, reading: ModelReading, ratio: float | 
         busy=belief.busy,
         mean_batch=belief.mean_batch,
         burstiness=rate.burstiness,
+        watched_s=belief.seen_s,
         remembered_per_s=max(rate.peak_per_s, daily.usual_per_s(wall_s), daily.usual_per_s(wall_s + HORIZON_S)),
         bias=bias.mean,
         bias_upper=bias.upper(config.decide.level),

@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS tick
 CREATE INDEX IF NOT EXISTS tick_time ON tick (time_s);
 """
 FORGET = "DELETE FROM tick WHERE time_s < (SELECT min(time_s) FROM (SELECT time_s FROM tick ORDER BY rowid DESC LIMIT ?)) - ?"
+COLUMNS = ["time_s", "outcome", "why", "moved", "state"]
 OLDEST = "DELETE FROM tick WHERE rowid IN (SELECT rowid FROM tick ORDER BY rowid LIMIT ?)"
 
 
@@ -118,6 +119,8 @@ class History:
                     self.path.parent.mkdir(parents=True, exist_ok=True)
                     connection = sqlite3.connect(self.path, timeout=1.0)
                     connection.executescript(SCHEMA)
+                    if [row[1] for row in connection.execute("PRAGMA table_info(tick)")] != COLUMNS:
+                        raise sqlite3.DatabaseError("its table tick is not igniterd's")
                 with connection:
                     connection.execute("INSERT INTO tick VALUES (?, ?, ?, ?, ?)", row)
                     connection.execute(FORGET, (RECENT, KEEP_S))

@@ -290,6 +290,7 @@ class Load:
     predicted_p99_ms: float | None = None  # at ``rate_per_s``, present allocation and neighbours
     error_ratio: float | None = None  # this window: measured / predicted mean service time - 1
     items_per_request: float = 1.0  # samples a request brings, lately
+    watched_s: float = 0.0  # traffic observed so far
     stuck_s: float = 0.0  # how long requests have waited with nothing executed
 
 

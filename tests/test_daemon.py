@@ -390,9 +390,16 @@ def test_a_hangup_before_the_daemon_listens_is_heard() -> None:
 
 async def test_a_reload_into_another_folder_moves_everything_and_lets_the_old_one_go(tmp_path: Path, nowhere: int) -> None:
     made = Daemon(told(tmp_path, nowhere, state="a"), reread=lambda: told(tmp_path, nowhere, state="b"))
+    loop, tick = made.loop, made.loop.tick
+
+    async def learning(now_s: float) -> Any:
+        done = await tick(now_s)
+        loop.carry = replace(loop.carry, belief={"alexnet": ModelBelief(copy=("1", "python"))})
+        return done
+
+    loop.tick = learning  # type: ignore[method-assign]
     async with running(made):
         await until(lambda: made.loop.carry.number > 1)
-        made.loop.carry = replace(made.loop.carry, belief={"alexnet": ModelBelief(copy=("1", "python"))})
         made.rereading.set()
         await until(lambda: made.config.state.directory.name == "b")
         await until((tmp_path / "b" / "history.db").exists)

@@ -27,7 +27,7 @@ def test_keeps_changes_of_mind_and_a_sample_a_minute(tmp_path: Path) -> None:
     for second in range(int(SAMPLE_EVERY_S) + 5):
         outcome = Outcomes.WAIT if second == 20 else Outcomes.HOLD
         history.record(tick(float(second), outcome), partial(dict, second=second))
-    history.close()
+    history.close(60.0)  # a busy disk
     kept = rows(tmp_path / "state" / "history.db")
     assert [json.loads(row[4])["second"] for row in kept] == [0, 20, 21]
     assert kept[1][:4] == (1020.0, "wait", "because", 0)
@@ -38,7 +38,7 @@ def test_a_disk_that_refuses_costs_no_tick_and_is_said_once(tmp_path: Path, caps
     history = History(tmp_path / "state" / "history.db")
     history.record(tick(0.0), lambda: {})
     history.record(replace(tick(1.0), plan=Plan(1.0, Outcomes.MOVE, "why")), lambda: {})
-    history.close()
+    history.close(60.0)  # a busy disk
     assert capsys.readouterr().out.count("history is not written") == 1
 
 
@@ -48,7 +48,7 @@ def test_a_clock_that_jumps_ahead_for_a_while_does_not_empty_the_history(tmp_pat
         year_s = 366 * 86_400.0 if second == 3 else 0.0
         outcome = Outcomes.WAIT if second % 2 else Outcomes.HOLD
         history.record(replace(tick(float(second), outcome), wall_time_s=1000.0 + second + year_s), lambda: {})
-    history.close()
+    history.close(60.0)  # a busy disk
     assert len(rows(tmp_path / "history.db")) == 6
 
 
@@ -58,7 +58,7 @@ def test_after_a_month_it_is_forgotten(tmp_path: Path) -> None:
         outcome = Outcomes.WAIT if number % 2 else Outcomes.HOLD
         month_s = KEEP_S + 1000.0 if number >= 20 else 0.0
         history.record(replace(tick(float(number), outcome), wall_time_s=1000.0 + number + month_s), lambda: {})
-    history.close()
+    history.close(60.0)  # a busy disk
     assert len(rows(tmp_path / "history.db")) == RECENT
 
 
@@ -67,11 +67,23 @@ def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path, capsys: pytest.
     history = History(tmp_path / "history.db")
     for second in range(3):
         history.record(tick(float(second), Outcomes.WAIT if second % 2 else Outcomes.HOLD), lambda: {})
-    history.close()
+    history.close(60.0)  # a busy disk
     assert len(rows(tmp_path / "history.db")) == 2
     assert (tmp_path / "history.db.unreadable").read_bytes().startswith(b"somebody else's")
     said = capsys.readouterr().out
     assert said.count("history is not written") == said.count("history is written again") == 1
+
+
+def test_a_database_with_another_table_is_set_aside(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "history.db") as connection:
+        connection.execute("CREATE TABLE tick (time_s REAL, somebody TEXT)")
+    connection.close()
+    history = History(tmp_path / "history.db")
+    for second in range(3):
+        history.record(tick(float(second), Outcomes.WAIT if second % 2 else Outcomes.HOLD), lambda: {})
+    history.close(60.0)  # a busy disk
+    assert len(rows(tmp_path / "history.db")) == 2
+    assert (tmp_path / "history.db.unreadable").exists()
 
 
 def filled(path: Path, count: int, limit: int, row: str = "x" * 10_000) -> History:
