@@ -184,11 +184,10 @@ class Daemon:
         once no model is being reloaded. Whoever asks meanwhile is heard: the last one counts."""
         task, reread = self._preparing, self._reread
         if self.rereading.is_set() and reread is not None and (task is None or task.done()):
-            if task is not None and (stale := task.result()) is not None:
-                self._beside(self._dropped(stale), "stale configuration")
             self.rereading.clear()
             self.notifier.reloading()
-            self._preparing = asyncio.create_task(self._prepare(reread), name="reread")
+            stale = None if task is None else task.result()
+            self._preparing = asyncio.create_task(self._prepare(reread, stale), name="reread")
             return False
         if task is None or not task.done() or self.loop.acting is not None:
             return False
@@ -198,25 +197,39 @@ class Daemon:
             return False
         return True
 
-    async def _prepare(self, reread: Callable[[], Config]) -> Prepared | None:
-        """Everything that can be wrong with a configuration is found while the old one still runs."""
+    async def _prepare(self, reread: Callable[[], Config], stale: Prepared | None) -> Prepared | None:
+        """Everything that can be wrong with a configuration is found while the old one still runs.
+        ``stale`` is what was prepared before and is not taken up; it may have the same address."""
         setup: Setup | None = None
         try:
             async with asyncio.timeout(PREPARE_S):
+                if stale is not None:
+                    await self._dropped(stale)
                 config = await asyncio.to_thread(reread)
                 knowledge = await asyncio.to_thread(load_knowledge, config)
                 setup = await asyncio.to_thread(Setup, config, knowledge, self._adopt, self.setup)
                 recalled = await asyncio.to_thread(setup.recalled, self.clock())
-                admin = None
-                if config.metrics.address != self.config.metrics.address:
-                    admin = self._admin(config)
-                    await admin.start()
+                admin = await self._moved_admin(config)
         except Exception as error:  # whatever it is, the one that runs goes on
             if setup is not None:
                 self._beside(setup.close(self.setup), "refused configuration")
             self._refuse(error)
             return None
         return Prepared(setup, recalled, admin)
+
+    async def _moved_admin(self, config: Config) -> AdminServer | None:
+        """The admin address where it is another one than now: listening, or nothing has changed."""
+        if config.metrics.address == self.config.metrics.address:
+            return None
+        admin = self._admin(config)
+        if config.metrics.address[1] == self.admin.address[1]:  # of one port, two may not be had
+            await self.admin.close()
+        try:
+            await admin.start()
+        except CannotRun:
+            await self.admin.start()
+            raise
+        return admin
 
     def _refuse(self, error: Exception) -> None:
         problems = list(error.problems) if isinstance(error, ConfigError) else [str(error) or repr(error)]
@@ -267,6 +280,7 @@ class Daemon:
         await prepared.setup.close(self.setup)
         if prepared.admin is not None:
             await prepared.admin.close()
+            await self.admin.start()
 
     def _beside(self, work: Coroutine[Any, Any, None], what: str) -> None:
         """Beside the ticks, and not forgotten: an error in it is said."""

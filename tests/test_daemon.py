@@ -26,6 +26,7 @@ from igniterd.daemon import Daemon
 from igniterd.errors import CannotRun, ConfigError
 from igniterd.estimate import ModelBelief
 from igniterd.knowledge import fitted
+from igniterd.loop import Loop
 from igniterd.model import builtin_profile
 
 
@@ -477,3 +478,56 @@ async def test_an_error_in_a_task_that_nobody_waits_for_is_said_once(tmp_path: P
                 gc.collect()
             await until(lambda: any("ZeroDivision" in str(line.get("reason")) for line in said))
     assert len([line for line in said if "ZeroDivision" in str(line.get("reason"))]) == 1
+
+
+async def test_another_host_of_the_same_port_is_listened_on(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    hosts = ["0.0.0.0", "192.0.2.1", "localhost"]  # the second is no address of this host
+
+    def reread() -> Config:
+        return told(tmp_path, 1, listen=f"{hosts[0]}:{port}")
+
+    made = Daemon(told(tmp_path, 1, listen=f"127.0.0.1:{port}"), reread=reread)
+    with capture_logs() as said:
+        async with running(made):
+            await until(lambda: made.loop.carry.number > 1)
+            made.rereading.set()
+            await until(lambda: made.config.metrics.address[0] == "0.0.0.0")
+            assert (await got(("127.0.0.1", port), "/livez"))[0] == 200
+            hosts.pop(0)
+            made.rereading.set()
+            await until(lambda: any("not taken up" in line["event"] for line in said))
+            assert (await got(("127.0.0.1", port), "/livez"))[0] == 200
+            hosts.pop(0)
+            made.rereading.set()
+            await until(lambda: made.config.metrics.address[0] == "localhost")
+            assert (await got(("127.0.0.1", port), "/livez"))[0] == 200
+
+
+async def test_hangups_that_all_move_the_address_end_with_the_last(tmp_path: Path, nowhere: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    slo_ms = [20.0]
+
+    def reread() -> Config:
+        model = told(tmp_path, nowhere, listen=f"127.0.0.1:{port}").model[0].model_copy(update={"slo_p99_ms": slo_ms[0]})
+        return told(tmp_path, nowhere, listen=f"127.0.0.1:{port}").model_copy(update={"model": [model]})
+
+    made = Daemon(told(tmp_path, nowhere), reread=reread)
+    acting = asyncio.get_running_loop().create_future()  # a model is being reloaded: what is prepared waits
+    with capture_logs() as said:
+        async with running(made):
+            await until(lambda: made.loop.carry.number > 1)
+            monkeypatch.setattr(Loop, "acting", property(lambda _: None if acting.done() else acting))
+            for number in range(4):
+                slo_ms[0] = 30.0 + number
+                made.rereading.set()
+                await until(lambda: not made.rereading.is_set() and made._preparing is not None and made._preparing.done())
+            assert made.config.model[0].slo_p99_ms == 15
+            acting.set_result(None)
+            await until(lambda: made.config.model[0].slo_p99_ms == 33)
+            assert (await got(("127.0.0.1", port), "/livez"))[0] == 200
+    assert [line for line in said if "not taken up" in line["event"]] == []

@@ -109,7 +109,9 @@ class AdminServer:
         self._names = self._own_names | {_plain(name) for name in hosts}
 
     async def start(self) -> None:
-        """Listen. Raises :class:`CannotRun` when the address cannot be had."""
+        """Listen, unless it does. Raises :class:`CannotRun` when the address cannot be had."""
+        if self._listening is not None:
+            return
         application = web.Application(middlewares=[self._guarded])
         application.add_routes(
             [
