@@ -17,6 +17,8 @@ from typing import Any
 
 import structlog
 
+from igniterd.errors import Refused
+from igniterd.files import make_folder
 from igniterd.records import Tick
 
 SAMPLE_EVERY_S = 60.0
@@ -116,7 +118,7 @@ class History:
         while (row := self._queue.get()) is not None:
             try:
                 if connection is None:
-                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    make_folder(self.path.parent)
                     connection = sqlite3.connect(self.path, timeout=1.0)
                     connection.executescript(SCHEMA)
                     if [row[1] for row in connection.execute("PRAGMA table_info(tick)")] != COLUMNS:
@@ -125,7 +127,7 @@ class History:
                     connection.execute("INSERT INTO tick VALUES (?, ?, ?, ?, ?)", row)
                     connection.execute(FORGET, (RECENT, KEEP_S))
                 self._shrink(connection)
-            except (sqlite3.Error, OSError) as error:
+            except (sqlite3.Error, OSError, Refused) as error:
                 self._say_once(str(error))
                 if connection is not None:
                     connection.close()

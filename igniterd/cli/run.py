@@ -40,11 +40,14 @@ def register(app: typer.Typer) -> None:
             raise typer.BadParameter(f"{mode!r} should be observe, advise or act", param_hint="--mode")
         settings = _in_mode(configured(config), mode)
         log_to_stderr(log_format)
+        _say_exposed(settings, config)
         with cannot():
             from igniterd.daemon import Daemon
 
             def read_again() -> Config:
-                return _in_mode(load_config(config), mode)
+                changed = _in_mode(load_config(config), mode)
+                _say_exposed(changed, config)
+                return changed
 
             # from a terminal that is closed SIGHUP means the end, as for every program
             reread = None if sys.stderr.isatty() else read_again
@@ -57,6 +60,15 @@ def register(app: typer.Typer) -> None:
             gc.freeze()  # what starting has made stays: looking through all of it again and again would be a tenth of a tick
             gc.set_threshold(GARBAGE_EVERY)
             asyncio.run(_served(daemon, early))
+
+
+def _say_exposed(settings: Config, path: Path) -> None:
+    import structlog
+
+    from igniterd.exposed import exposed
+
+    for said in exposed(settings, path):
+        structlog.get_logger("igniterd").warning("a secret can be read by others", reason=said)
 
 
 def _in_mode(config: Config, mode: str) -> Config:

@@ -306,8 +306,8 @@ class MqttPublisher:
             password = file.read_text(encoding="utf-8").strip()
         except OSError as error:
             raise CannotRun(f"mqtt.password_file: {error}") from error
-        except UnicodeDecodeError as error:
-            raise CannotRun(f"mqtt.password_file: {file} should be text in UTF-8: {error}") from error
+        except UnicodeDecodeError:  # whose text has the password in it
+            raise CannotRun(f"mqtt.password_file: {file} is not text in UTF-8") from None
         if (size := len(password.encode())) > _MOST_PASSWORD:
             raise CannotRun(f"mqtt.password_file: {file} has {size} bytes; a password has at most {_MOST_PASSWORD}")
         return password

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
+from traceback import format_exception
 
 import pytest
 from structlog.testing import capture_logs
@@ -33,7 +34,7 @@ async def test_closing_what_was_never_started_is_nothing() -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("p\u00e4ss".encode("latin-1"), "should be text in UTF-8"),
+        ("p\u00e4ss".encode("latin-1"), "is not text in UTF-8"),
         (b"a" * 70_000, "has 70000 bytes; a password has at most 65535"),
     ],
 )
@@ -88,3 +89,10 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.02)
+
+
+def test_a_password_in_another_encoding_is_said_and_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "password").write_bytes("s3crét".encode("latin-1"))
+    with pytest.raises(CannotRun, match="is not text in UTF-8") as caught:
+        MqttPublisher("mqtt://broker", cluster="lab", host="a", username="a", password_file=tmp_path / "password")
+    assert "s3cr" not in "".join(format_exception(caught.value))
