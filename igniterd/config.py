@@ -183,7 +183,8 @@ class Decide(Section):
 
 class Metrics(Section):
     listen: str = "127.0.0.1:9409"
-    """Address of /metrics, /state, /healthz and the status page."""
+    """Address of /metrics, /state, /livez, /readyz and the status page."""
+    hosts: list[Name] = Field(default_factory=list)  # names of this host beside its own
 
     @field_validator("listen")
     @classmethod
@@ -229,6 +230,8 @@ class State(Section):
     shares: Path | None = None
     """The environments of shares. Triton must see them under the same path; one that igniterd may not write is filled by
     ``igniterd shares --install``."""
+
+    history_mb: Annotated[int, Field(ge=1, le=1_000_000)] = 512  # the oldest rows go first
 
     @field_validator("directory", "shares")
     @classmethod

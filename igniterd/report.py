@@ -6,13 +6,13 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import structlog
 
 from igniterd import __version__
-from igniterd.clients.once import Once
+from igniterd.clients.once import Lately, Once
 from igniterd.config import Config, Model
 from igniterd.records import Allocation, LiveService, Load, Outcomes, StepKind, Tick
 
@@ -22,7 +22,7 @@ HINT_EVERY_S = 10.0
 OFFER_LEAST = 0.05  # a smaller share is not worth a hint
 SAY_AGAIN_S = 600.0
 STATE_EXPIRY_S = 30
-_FIGURES = re.compile(r"[\d.]+")
+_FIGURES = re.compile(r"[\w.]*\d[\w.]*")  # words with a digit too: an address, the id of a request
 _SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # batches whose service times are shown
 HINT_EXPIRY_S = 60
 
@@ -183,6 +183,12 @@ def _refusal_of(move: Mapping[str, Any]) -> str:
     return f"refused {move['kind']} {move['model']}: {_FIGURES.sub('#', move['error'])}"
 
 
+def _kind_of(sentence: str, models: Iterable[str]) -> str:
+    """What remains of a sentence without its figures, which wobble: the models it names, and its words."""
+    named = [name for name in models if name in sentence]
+    return f"{' '.join(named)}: {_FIGURES.sub('#', sentence)}"
+
+
 class Publisher(Protocol):
     """What is asked of the MQTT client; never blocks."""
 
@@ -201,14 +207,16 @@ class Reporter:
         history: Callable[[Tick, Callable[[], dict[str, Any]]], None] | None = None,
     ) -> None:
         self.config = config
+        self._names = sorted(model.name for model in config.model)
         self._tick: Tick | None = None
         self._state: dict[str, Any] = {}
         self._metrics, self._publisher, self._history = metrics, publisher, history
         self._log = structlog.get_logger("igniterd")
         self._moves: tuple[dict[str, Any], ...] = ()
         self._said: str = ""
-        self._said_at_s: dict[str, float] = {}
-        self._gaps: frozenset[str] = frozenset()
+        self._lately = Lately(SAY_AGAIN_S)
+        self._now_s = 0.0  # of the tick that is being told
+        self._silent = Once("", clock=lambda: self._now_s)
         self._once = Once("mps")
         self._state_sent_s = self._hint_sent_s = float("-inf")
         self._hinted: str = ""
@@ -240,32 +248,37 @@ class Reporter:
             say("moved" if move["ok"] else "move refused", **{k: v for k, v in move.items() if k not in ("time_s", "ok") and v != ""})
         plan = tick.plan
         # a sentence's figures wobble, and so do two sentences of a GPU at its limit: what was said lately is not said again
-        spoken = plan.outcome.value if plan.outcome is Outcomes.HOLD else _FIGURES.sub("#", f"{plan.outcome.value}: {plan.why}")
-        lasting = plan.outcome in (Outcomes.HOLD, Outcomes.WAIT) or any(step.kind is StepKind.ADOPT for step in plan.steps)
-        if spoken != self._said and not (lasting and tick.at_s - self._said_at_s.get(spoken, float("-inf")) < SAY_AGAIN_S):
+        sentence = plan.outcome.value if plan.outcome is Outcomes.HOLD else f"{plan.outcome.value}: {plan.why}"
+        spoken = _kind_of(sentence, self._names)
+        lasting = plan.outcome is not Outcomes.MOVE or any(step.kind is StepKind.ADOPT for step in plan.steps)
+        if spoken != self._said and not (lasting and self._lately.said(spoken, tick.at_s)):
             self._log.info("decision", outcome=plan.outcome.value, why=plan.why)
-            self._said_at_s[spoken] = tick.at_s
+            self._lately.note(spoken, tick.at_s)
         self._said = spoken
         for load in tick.estimate.loads.values():
             if load.changed and load.changed.at_s == tick.observation.at_s and self._not_said_lately(f"changed {load.model}", tick.at_s):
                 self._log.warning("model changed", model=load.model, why=load.changed.why)
         self._say_cap(tick)
-        silent = frozenset(gap.source for gap in tick.observation.gaps)
-        for gap in tick.observation.gaps:
-            if gap.source in self._gaps:
-                continue
-            kind, _, model = gap.source.partition(":")
-            if kind == "share":
-                self._log.warning("share without effect", model=model, reason=gap.reason)
-            else:
-                self._log.warning("source silent", source=gap.source, reason=gap.reason)
-        for source in sorted(self._gaps - silent):
+        self._say_gaps(tick)
+
+    def _say_gaps(self, tick: Tick) -> None:
+        """A source is told of when it falls silent, and when it is back; one that flaps is summed up."""
+        self._now_s = tick.at_s
+        gaps = {gap.source: gap.reason for gap in tick.observation.gaps}
+        for source, reason in gaps.items():
             kind, _, model = source.partition(":")
             if kind == "share":
-                self._log.info("share no longer in doubt", model=model)
+                self._silent.failed(source, reason, says="share without effect", more={"model": model})
             else:
-                self._log.info("source answers again", source=source)
-        self._gaps = silent
+                self._silent.failed(source, reason, says="source silent", more={"source": source})
+        for source in self._silent.known():
+            kind, _, model = source.partition(":")
+            if source in gaps:
+                continue
+            if kind == "share":
+                self._silent.worked(source, says="share no longer in doubt", more={"model": model})
+            else:
+                self._silent.worked(source, says="source answers again", more={"source": source})
 
     def _say_cap(self, tick: Tick) -> None:
         """A cap on every client makes a larger share than it worth nothing, and nothing else would tell."""
@@ -279,8 +292,9 @@ class Reporter:
             self._once.worked("cap")
 
     def _not_said_lately(self, what: str, at_s: float) -> bool:
-        before, self._said_at_s[what] = self._said_at_s.get(what, float("-inf")), at_s
-        return at_s - before >= SAY_AGAIN_S
+        said = self._lately.said(what, at_s)
+        self._lately.note(what, at_s)
+        return not said
 
     def _publish(self, tick: Tick, moved: bool) -> None:
         if self._publisher is None:

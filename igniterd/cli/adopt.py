@@ -191,7 +191,7 @@ async def _closing(client: TritonClient) -> AsyncIterator[None]:
 
 def _clients(settings: Config | None, url: str | None) -> list[tuple[Triton | None, TritonClient]]:
     from igniterd.clients.triton import TritonClient
-    from igniterd.daemon import triton_client
+    from igniterd.setup import triton_client
 
     if settings is None:
         place = address("--url", url or "127.0.0.1:8001")
@@ -222,8 +222,8 @@ async def _adopted(client: TritonClient) -> list[str]:
 async def _board(settings: Config | None, client: TritonClient, model: str) -> Callable[[], Coroutine[Any, Any, int | None]] | None:
     """How the memory in use of the model's board is read; ``None`` where it cannot be."""
     from igniterd.clients.triton_config import gpu_index_of
-    from igniterd.daemon import nvml_client
     from igniterd.profiler.board import Probe
+    from igniterd.setup import nvml_client
 
     if settings is None:
         return None

@@ -110,8 +110,8 @@ def _static(settings: Config, knowledge: Knowledge, learnt: dict[str, str]) -> I
 
 def _broker(settings: Config) -> Finding:
     """Whether the files that ``[mqtt]`` names are there; without them the daemon does not start."""
-    from igniterd.daemon import mqtt_publisher
     from igniterd.errors import CannotRun
+    from igniterd.setup import mqtt_publisher
 
     try:
         mqtt_publisher(settings)
@@ -132,8 +132,8 @@ def _without(learnt: str | None) -> str:
 async def _live(settings: Config, knowledge: Knowledge) -> AsyncIterator[Finding]:
     from igniterd.cli.check_folders import folders
     from igniterd.cli.check_shares import shares
-    from igniterd.daemon import triton_client
     from igniterd.records import MpsReading
+    from igniterd.setup import triton_client
 
     readings: dict[str, ModelReading] = {}
     mps = await _mps_reading(settings)
@@ -300,8 +300,8 @@ async def _stubs() -> tuple[Stub, ...] | None:
 
 async def _mps_reading(settings: Config) -> MpsReading | IgniterdError | None:
     """MPS control's answer, or why there is none; ``None`` where MPS is not used."""
-    from igniterd.daemon import mps_client
     from igniterd.errors import IgniterdError
+    from igniterd.setup import mps_client
 
     client = mps_client(settings)
     if client is None:
@@ -349,8 +349,8 @@ def _mps_servers(settings: Config, reading: MpsReading) -> Finding:
 
 async def _boards(settings: Config, read: list[BoardReading]) -> AsyncIterator[Finding]:
     """``read`` takes what they answer."""
-    from igniterd.daemon import nvml_client
     from igniterd.errors import IgniterdError
+    from igniterd.setup import nvml_client
 
     client = nvml_client(settings)
     if client is None:

@@ -153,7 +153,17 @@ def _planned(task: _Task, output: str, plot: Path | None, emit: Path | None) -> 
         print(f"igniterd plan: {len(made)} host{'' if len(made) == 1 else 's'} written to {emit}", file=sys.stderr)
     for entry in answer.infeasible:
         print(f"igniterd plan: {entry.workload}: {entry.reason}", file=sys.stderr)
+    for sentence in _reliefs(task, answer):
+        print(f"igniterd plan: {sentence}", file=sys.stderr)
     return answer.feasible
+
+
+def _reliefs(task: _Task, answer: ProvisionPlan) -> list[str]:
+    from igniterd.planner.relief import reliefs
+
+    if task.strategy != "igniterd":  # what igniterd itself would do with more of an SLO
+        return []
+    return reliefs(answer, task.request)
 
 
 def _swept(task: _Task, output: str, plot: Path | None) -> bool:

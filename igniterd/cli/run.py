@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from igniterd.config import Config
-    from igniterd.daemon import Daemon, Fresh
+    from igniterd.daemon import Daemon
 
 LEAVE_S = 1.0
 GARBAGE_EVERY = 20_000  # objects made and not dropped: a tick makes and drops thousands, none of them in circles
@@ -45,19 +45,21 @@ def register(app: typer.Typer) -> None:
             from igniterd.daemon import Daemon
 
             def read_again() -> Config:
-                return _in_mode(load_config(config), mode)
+                changed = _in_mode(load_config(config), mode)
+                _say_exposed(changed, config)
+                return changed
 
             # from a terminal that is closed SIGHUP means the end, as for every program
             reread = None if sys.stderr.isatty() else read_again
-            _deaf_to_hangups(reread is not None)
+            early = threading.Event()
+            if reread is not None:  # one that comes before the daemon listens must not end it, nor be lost
+                signal.signal(signal.SIGHUP, lambda *_: early.set())
             # made outside the event loop: there a Ctrl-C ends what takes long, reading profiles and compiling, at once
             daemon = Daemon(settings, reread=reread)
             gc.collect()
             gc.freeze()  # what starting has made stays: looking through all of it again and again would be a tenth of a tick
             gc.set_threshold(GARBAGE_EVERY)
-            while (fresh := asyncio.run(_served(daemon))) is not None:
-                _deaf_to_hangups(reread is not None)  # the loop that ended has put the default back, which is to die
-                daemon = Daemon(fresh.config, knowledge=fresh.knowledge, carry=fresh.carry, reread=reread)
+            asyncio.run(_served(daemon, early))
 
 
 def _say_exposed(settings: Config, path: Path) -> None:
@@ -69,22 +71,18 @@ def _say_exposed(settings: Config, path: Path) -> None:
         structlog.get_logger("igniterd").warning("a secret can be read by others", reason=said)
 
 
-def _deaf_to_hangups(yes: bool) -> None:
-    """While nobody listens to SIGHUP it must not end the daemon: systemd takes that for a clean end and starts no other."""
-    if yes:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-
 def _in_mode(config: Config, mode: str) -> Config:
     return config.model_copy(update={"loop": config.loop.model_copy(update={"mode": mode})}) if mode else config
 
 
-async def _served(daemon: Daemon) -> Fresh | None:
+async def _served(daemon: Daemon, early: threading.Event) -> None:
     """The daemon's run, and no more than ``LEAVE_S`` for what Python waits for after it without a deadline: threads inside a name
-    look-up or a TLS handshake, tasks that swallow their cancellation."""
-    fresh = await daemon.run()
-    if fresh is None:
-        leaving = threading.Timer(LEAVE_S, os._exit, (0,))
-        leaving.daemon = True
-        leaving.start()
-    return fresh
+    look-up or a TLS handshake, tasks that swallow their cancellation. A SIGHUP that came ``early`` is heard
+    once the daemon listens to it itself."""
+    import asyncio
+
+    asyncio.get_running_loop().call_soon(lambda: daemon.rereading.set() if early.is_set() else None)
+    await daemon.run()
+    leaving = threading.Timer(LEAVE_S, os._exit, (0,))
+    leaving.daemon = True
+    leaving.start()

@@ -59,6 +59,8 @@ def fetched(url: str) -> dict[str, Any]:
     except urllib.error.HTTPError as error:
         if error.code == HTTPStatus.SERVICE_UNAVAILABLE:
             raise Unreachable(f"the daemon at {url} has not finished its first tick") from error
+        if error.code == HTTPStatus.MISDIRECTED_REQUEST:
+            raise Unreachable(f"{url}: {error.read(1000).decode(errors='replace').strip()}") from error
         raise Unreachable(f"what answers at {url} is no igniterd: {error}") from error
     except (urllib.error.URLError, OSError) as error:
         raise Unreachable(f"no running daemon answers at {url}: {getattr(error, 'reason', error)}") from error

@@ -362,4 +362,5 @@ def _mqtt_families(statistics: MqttStatistics) -> Iterator[Metric]:
     yield CounterMetricFamily("igniterd_mqtt_published", "Messages the broker took.", value=statistics.published)
     yield CounterMetricFamily("igniterd_mqtt_replaced", "Messages a newer one replaced before they were sent.", value=statistics.replaced)
     yield CounterMetricFamily("igniterd_mqtt_dropped", "Messages dropped because too many waited.", value=statistics.dropped)
+    yield CounterMetricFamily("igniterd_mqtt_refused", "Messages the broker did not take.", value=statistics.refused)
     yield CounterMetricFamily("igniterd_mqtt_failures", "Connections that failed or were lost.", value=statistics.failures)

@@ -11,8 +11,10 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+import signal
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from igniterd.errors import Refused, Unreachable
 from igniterd.records import MpsReading
@@ -22,6 +24,8 @@ _PERCENT = re.compile(r"^\d+(?:\.\d+)?$")
 _DEFAULT = "get_default_active_thread_percentage"
 _SERVERS = "get_server_list"
 _STATE = re.compile(r"[A-Za-z_]+")
+_MOST_BYTES = 1_000_000
+_KILLED_S = 1.0
 
 
 DEFAULT_PIPE_DIRECTORY = Path("/tmp/nvidia-mps")  # noqa: S108 - NVIDIA's own default
@@ -95,24 +99,50 @@ class MpsControl:
     async def _ask(self, commands: Sequence[str]) -> list[str]:
         """Lines of the answer to `commands`, all in one process."""
         environment = os.environ | {"CUDA_MPS_PIPE_DIRECTORY": str(self._pipe_directory)}
-        pipe = asyncio.subprocess.PIPE
+        with contextlib.ExitStack() as files:
+            asked, answered, complained = (files.enter_context(_memory_file()) for _ in range(3))
+            asked.write("".join(f"{command}\n" for command in commands).encode())
+            asked.seek(0)
+            status = await self._ended(asked, answered, complained, environment)
+            output, errors = _start_of(answered), _start_of(complained)
+        complaint = errors.strip() or output.strip()
+        if _NO_DAEMON in complaint.lower():
+            raise Unreachable(f"MPS control: no control daemon at {self._pipe_directory}: start it with `nvidia-cuda-mps-control -d`")
+        if status != 0:
+            raise Unreachable(f"MPS control: {self._binary} ended with status {status}: {complaint}")
+        return [line.strip() for line in output.splitlines() if line.strip()]
+
+    async def _ended(self, asked: IO[bytes], answered: IO[bytes], complained: IO[bytes], environment: Mapping[str, str]) -> int:
+        """The exit status of the program; whatever it has started ends with it.
+
+        Files in memory instead of pipes: a child that it leaves behind would keep a pipe open, and the
+        end of the answer would not come.
+        """
         try:
-            process = await asyncio.create_subprocess_exec(self._binary, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+            process = await asyncio.create_subprocess_exec(
+                self._binary, stdin=asked, stdout=answered, stderr=complained, env=environment, start_new_session=True
+            )
         except OSError as error:
             raise Unreachable(f"MPS control: cannot start {self._binary}: {error.strerror or error}") from error
         try:
             async with asyncio.timeout(self._timeout_s):
-                output, errors = await process.communicate("".join(f"{c}\n" for c in commands).encode())
+                return await process.wait()
         except TimeoutError as error:
             raise Unreachable(f"MPS control: no answer from {self._binary} in {self._timeout_s:g} s") from error
         finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
-        complaint = errors.decode(errors="replace").strip() or output.decode(errors="replace").strip()
-        if _NO_DAEMON in complaint.lower():
-            raise Unreachable(f"MPS control: no control daemon at {self._pipe_directory}: start it with `nvidia-cuda-mps-control -d`")
-        if process.returncode != 0:
-            raise Unreachable(f"MPS control: {self._binary} ended with status {process.returncode}: {complaint}")
-        return [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if process.returncode is None:  # killed it ends at once, unless the kernel holds it in a driver
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_KILLED_S):
+                        await process.wait()
+
+
+def _memory_file() -> IO[bytes]:
+    return os.fdopen(os.memfd_create("mps-control", os.MFD_CLOEXEC), "w+b", buffering=0)
+
+
+def _start_of(file: IO[bytes]) -> str:
+    """As much as an answer may be."""
+    file.seek(0)
+    return file.read(_MOST_BYTES).decode(errors="replace")

@@ -1,7 +1,8 @@
 """Hints for the cluster over MQTT 5, each a CloudEvents 1.0 event as JSON under ``igniterd/v1/<cluster>/<host>/``.
 
 The broker is never in the way: :meth:`MqttPublisher.publish` only puts a message down, a task of its own carries it, and while the broker
-is gone a newer message replaces the older one of its kind. Whether the host lives is on ``…/status``, retained: online, degraded, or
+is gone a newer message replaces the older one of its kind. A message that the broker does not take (no right to write, too large) is
+said once and let go: it holds up no other. Whether the host lives is on ``…/status``, retained: online, degraded, or
 offline, which the broker says by itself (Last Will) when the daemon dies.
 """
 
@@ -23,20 +24,24 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiomqtt
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
 from igniterd.clients.jsontext import dumps
+from igniterd.clients.mqtt_client import BrokerClient, Message, NotTaken, size_of, until_lost, will_properties
 from igniterd.clients.once import Once
+from igniterd.clients.tls import client_context
 from igniterd.errors import CannotRun
 
-CONTENT_TYPE = "application/cloudevents+json"
 _MOST_WAITING = 256
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _LASTING_S = 20.0
 _SEEN_S = 0.2
 _STATUS = "status"
+_MOST_REASON = 1000  # letters of a status' reason
+_MOST_PASSWORD = 65_535  # bytes: MQTT's own limit
+_BLAMED_AFTER = 2  # connections in a row that end while a message of one topic is sent
+_FIRST_REST_S, _LONGEST_REST_S = 60.0, 3600.0  # before such a topic is tried again
+_CANCELS = 3
 
 
 @dataclass(slots=True)
@@ -47,16 +52,16 @@ class MqttStatistics:
     published: int = 0
     replaced: int = 0
     dropped: int = 0
+    refused: int = 0
     failures: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Message:
-    topic: str
-    payload: bytes
-    qos: int
-    retain: bool
-    expiry_s: int | None
+@dataclass(slots=True)
+class _Blame:
+    """A topic whose messages end connections, as some brokers answer what they do not take."""
+
+    times: int = 0
+    rests_until_s: float = float("-inf")
 
 
 class MqttPublisher:
@@ -83,7 +88,8 @@ class MqttPublisher:
         secure = parts.scheme == "mqtts"
         self.statistics = MqttStatistics()
         self._host, self._port = parts.hostname or "", parts.port or (8883 if secure else 1883)
-        self._context = _tls_context(ca_file, cert_file, key_file) if secure else None
+        self._tls = (ca_file, cert_file, key_file) if secure else None
+        self._tls_context()  # as with the password
         self._username, self._password_file = username, password_file
         self._password()  # a file that is not there is said at the start, not at the first reconnect
         self._timeout_s, self._keepalive_s, self._first_pause_s = timeout_s, keepalive_s, first_pause_s
@@ -91,11 +97,12 @@ class MqttPublisher:
         self._prefix = f"igniterd/v1/{cluster}/{host}/"
         self._identifier = f"igniterd-{cluster}-{host}"
         self._event_ids = (f"{uuid.uuid4().hex[:12]}-{number}" for number in itertools.count(1))
-        self._waiting: OrderedDict[tuple[str, ...], _Message] = OrderedDict()
-        self._retained: dict[str, _Message] = {}
+        self._waiting: OrderedDict[tuple[str, ...], Message] = OrderedDict()
+        self._retained: dict[str, Message] = {}
         self._wake = asyncio.Event()
         self._closing = asyncio.Event()
         self._once = Once("mqtt")
+        self._blame: dict[str, _Blame] = {}  # by topic
         self._status = ("online", "")
         self._task: asyncio.Task[None] | None = None
 
@@ -116,7 +123,9 @@ class MqttPublisher:
         self._wake.set()
         if self.statistics.connected:
             await asyncio.wait({self._task}, timeout=2 * self._timeout_s)
-        while not self._task.done():
+        for _ in range(_CANCELS):
+            if self._task.done():
+                break
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=self._timeout_s)
         self._task = None
@@ -135,7 +144,7 @@ class MqttPublisher:
 
         It replaces one of the same topic, kind and model (``data["model"]``) that has not been sent yet.
         """
-        message = _Message(self._prefix + suffix, self._event(kind, data), qos, retain, expiry_s)
+        message = Message(self._prefix + suffix, self._event(kind, data), qos, retain, expiry_s)
         if retain:
             self._retained[message.topic] = message
             self._put((message.topic,), message)
@@ -144,6 +153,7 @@ class MqttPublisher:
 
     def set_status(self, status: str, reason: str = "") -> None:
         """``online`` or ``degraded`` with the reason; said now if it changed, and again after every reconnect."""
+        reason = reason[:_MOST_REASON]
         if (status, reason) != self._status:
             self._status = (status, reason)
             self._put((self._prefix + _STATUS,), self._status_message(status, reason))
@@ -158,7 +168,7 @@ class MqttPublisher:
             try:
                 async with self._client() as client:
                     await self._serve(client)
-            except (aiomqtt.MqttError, OSError, CannotRun) as error:
+            except Exception as error:  # whatever it is, this task must not end: nobody waits for it
                 self._failed(error)
             if time.monotonic() - began_s > _LASTING_S:  # a shorter one is no success: two hosts of one name cut each other off for ever
                 pause_s = self._first_pause_s
@@ -167,17 +177,17 @@ class MqttPublisher:
                     await self._closing.wait()
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
-    async def _serve(self, client: aiomqtt.Client) -> None:
+    async def _serve(self, client: BrokerClient) -> None:
         """Carry messages over one connection, until it is lost or it is time to close: then the last word is ``offline``."""
         self._once.worked("connection", broker=f"{self._host}:{self._port}")
         self.statistics.connected = True
-        lost: asyncio.Future[Any] = asyncio.ensure_future(_until_lost(client))
+        lost: asyncio.Future[Any] = asyncio.ensure_future(until_lost(client))
         try:
-            await self._send(client, self._status_message(*self._status))
+            await self._offer(client, self._status_message(*self._status), lost)
             for message in self._retained.values():  # a broker that lost its memory is told again
                 self._waiting.setdefault((message.topic,), message)
             await self._carry(client, lost)
-            await self._send(client, self._status_message("offline", "the daemon was stopped"))
+            await self._offer(client, self._status_message("offline", "the daemon was stopped"), lost)
         except aiomqtt.MqttError:
             # Let the watch see what ended the connection too: asyncio reports an error that nobody has looked at.
             await asyncio.wait({lost}, timeout=_SEEN_S)
@@ -187,14 +197,14 @@ class MqttPublisher:
             lost.cancel()
             await asyncio.gather(lost, return_exceptions=True)
 
-    async def _carry(self, client: aiomqtt.Client, lost: asyncio.Future[Any]) -> None:
+    async def _carry(self, client: BrokerClient, lost: asyncio.Future[Any]) -> None:
         """Send what waits, oldest first. Returns when it is time to close, and raises when the connection is `lost`."""
         while not self._closing.is_set():
             self._wake.clear()
             while self._waiting and not self._closing.is_set():
                 key, message = self._waiting.popitem(last=False)
                 try:
-                    await self._send(client, message)
+                    await self._offer(client, message, lost)
                 except BaseException:
                     self._waiting.setdefault(key, message)  # unless a newer one came in the meantime
                     self._waiting.move_to_end(key, last=False)
@@ -207,16 +217,55 @@ class MqttPublisher:
             if lost.done():
                 lost.result()
 
-    async def _send(self, client: aiomqtt.Client, message: _Message) -> None:
-        properties = _publish_properties(message.expiry_s)
-        await client.publish(message.topic, message.payload, message.qos, message.retain, properties, timeout=self._timeout_s)
-        self.statistics.published += 1
+    async def _offer(self, client: BrokerClient, message: Message, lost: asyncio.Future[Any]) -> None:
+        """Send it, unless the broker does not take it. Raises what ended the connection."""
+        suffix = message.topic.removeprefix(self._prefix)
+        blame = self._blame.setdefault(message.topic, _Blame())
+        if time.monotonic() < blame.rests_until_s:
+            self.statistics.refused += 1
+            return
+        if lost.done():
+            lost.result()
+        try:
+            await client.send(self._fitting(client, message), lost, self._timeout_s)
+        except NotTaken as error:
+            self.statistics.refused += 1
+            self._once.failed(suffix, str(error), says="the broker does not take it")
+        except aiomqtt.MqttError as error:
+            if lost.done():
+                self._blamed(suffix, blame, error)
+            raise
+        else:
+            blame.times = 0
+            self.statistics.published += 1
+            self._once.worked(suffix, says="the broker takes it again")
+
+    def _blamed(self, suffix: str, blame: _Blame, error: Exception) -> None:
+        """A connection ended while this topic's message was on its way; again and again is its fault."""
+        blame.times += 1
+        over = blame.times - _BLAMED_AFTER
+        if over >= 0:
+            rest_s = min(_FIRST_REST_S * 2**over, _LONGEST_REST_S)
+            blame.rests_until_s = time.monotonic() + rest_s
+            reason = f"it ends the connection ({error}); not sent again for {rest_s:g} s"
+            self._once.failed(suffix, reason, says="the broker does not take it")
+
+    def _fitting(self, client: BrokerClient, message: Message) -> Message:
+        """The message, or a status without its reason where that is too large for the broker."""
+        size, most = size_of(message), client.largest
+        if most is None or size <= most:
+            return message
+        if message.topic == self._prefix + _STATUS and self._status[1]:
+            short = self._status_message(self._status[0], "")
+            if size_of(short) <= most:
+                return short
+        raise NotTaken(f"{size} bytes, and the broker takes packets of at most {most}: raise its limit (mosquitto: max_packet_size)")
 
     def _failed(self, error: Exception) -> None:
         self.statistics.failures += 1
         self._once.failed("connection", str(error) or type(error).__name__, broker=f"{self._host}:{self._port}")
 
-    def _put(self, key: tuple[str, ...], message: _Message) -> None:
+    def _put(self, key: tuple[str, ...], message: Message) -> None:
         if self._waiting.pop(key, None) is not None:
             self.statistics.replaced += 1
         elif len(self._waiting) >= _MOST_WAITING:
@@ -225,9 +274,9 @@ class MqttPublisher:
         self._waiting[key] = message
         self._wake.set()
 
-    def _client(self) -> aiomqtt.Client:
+    def _client(self) -> BrokerClient:
         offline = self._status_message("offline", "the connection was lost")
-        return aiomqtt.Client(
+        return BrokerClient(
             self._host,
             self._port,
             username=self._username,
@@ -238,24 +287,34 @@ class MqttPublisher:
             clean_start=True,
             keepalive=self._keepalive_s,
             timeout=self._timeout_s,
-            tls_context=self._context,
-            will=aiomqtt.Will(offline.topic, offline.payload, offline.qos, offline.retain, _will_properties()),
+            tls_context=self._tls_context(),
+            will=aiomqtt.Will(offline.topic, offline.payload, offline.qos, offline.retain, will_properties()),
         )
+
+    def _tls_context(self) -> ssl.SSLContext | None:
+        """Made at every connection, so that a new certificate needs no restart."""
+        return None if self._tls is None else client_context("the MQTT broker", *self._tls)
 
     def _password(self) -> str | None:
         """Read at every connection, so that a changed password needs no restart."""
-        if self._password_file is None:
+        file = self._password_file
+        if file is None:
             return None
         try:
-            return self._password_file.read_text(encoding="utf-8").strip()
+            if file.exists() and not file.is_file():  # a pipe would be waited for
+                raise CannotRun(f"mqtt.password_file: {file} should be a file")
+            password = file.read_text(encoding="utf-8").strip()
         except OSError as error:
             raise CannotRun(f"mqtt.password_file: {error}") from error
         except UnicodeDecodeError:  # whose text has the password in it
-            raise CannotRun(f"mqtt.password_file: {self._password_file} is not text in UTF-8") from None
+            raise CannotRun(f"mqtt.password_file: {file} is not text in UTF-8") from None
+        if (size := len(password.encode())) > _MOST_PASSWORD:
+            raise CannotRun(f"mqtt.password_file: {file} has {size} bytes; a password has at most {_MOST_PASSWORD}")
+        return password
 
-    def _status_message(self, status: str, reason: str) -> _Message:
+    def _status_message(self, status: str, reason: str) -> Message:
         data = {"status": status} | ({"reason": reason} if reason else {})
-        return _Message(self._prefix + _STATUS, self._event("igniterd.status", data), 1, True, None)
+        return Message(self._prefix + _STATUS, self._event("igniterd.status", data), 1, True, None)
 
     def _event(self, kind: str, data: Mapping[str, Any]) -> bytes:
         event = {
@@ -268,34 +327,3 @@ class MqttPublisher:
             "data": data,
         }
         return dumps(event).encode()
-
-
-def _tls_context(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
-        if cert_file is not None:
-            context.load_cert_chain(cert_file, key_file)
-    except (OSError, ssl.SSLError) as error:
-        files = ", ".join(str(file) for file in (ca_file, cert_file, key_file) if file is not None)
-        raise CannotRun(f"TLS for the MQTT broker ({files}): {error}") from error
-    return context
-
-
-async def _until_lost(client: aiomqtt.Client) -> None:
-    """Nothing is subscribed to, so this ends only by the error that ended the connection."""
-    async for _ in client.messages:
-        continue
-
-
-def _publish_properties(expiry_s: int | None) -> Properties:
-    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    properties.ContentType = CONTENT_TYPE
-    if expiry_s is not None:
-        properties.MessageExpiryInterval = expiry_s
-    return properties
-
-
-def _will_properties() -> Properties:
-    properties = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]
-    properties.ContentType = CONTENT_TYPE
-    return properties

@@ -196,7 +196,7 @@ class Page:
             "igniterd show --config .demo/igniterd.toml          # what the daemon sees, predicts and last decided\n"
             "curl http://ADDRESS/state                           # the same as JSON; ADDRESS is [metrics] listen in .demo/igniterd.toml\n"
             "curl http://ADDRESS/metrics | grep igniterd_        # for Prometheus\n"
-            "curl http://ADDRESS/healthz\n"
+            "curl http://ADDRESS/readyz\n"
             "sqlite3 .demo/state/history.db 'select datetime(time_s, \"unixepoch\"), outcome, why from tick'\n"
             "igniterd demo --frozen                              # also plays the shift with the plan standing still"
         )

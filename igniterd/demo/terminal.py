@@ -69,14 +69,15 @@ def reason(move: Move) -> str:
 
 def progress(phase: str, left_s: float, line: Mapping[str, Any] | None, slos_ms: Mapping[str, float]) -> str:
     """The generator's last second against the SLOs."""
+    left = "until you stop it (Ctrl-C)" if math.isinf(left_s) else f"{left_s:.0f} s to go"
     if line is None:
-        return f"{phase}, {left_s:.0f} s to go"
+        return f"{phase}, {left}"
     parts = []
     for model, slo in slos_ms.items():
         seen = line["models"].get(model)
         value = "-" if not seen or seen["p99_ms"] is None else f"{seen['p99_ms']:.0f}"
         parts.append(f"{model} {value}/{slo:.0f} ms")
-    return f"{phase}, {left_s:.0f} s to go: P99 of the last second {', '.join(parts)}; {line['failed']} failed"
+    return f"{phase}, {left}: P99 of the last second {', '.join(parts)}; {line['failed']} failed"
 
 
 def ms(value: float) -> str:

@@ -326,11 +326,11 @@ class BrokerHost:
 
 
 @asynccontextmanager
-async def broker_host(folder: Path, *, port: int | None = None) -> AsyncIterator[BrokerHost]:
-    """A real mosquitto that accepts anyone on loopback."""
+async def broker_host(folder: Path, *, port: int | None = None, more: str = "") -> AsyncIterator[BrokerHost]:
+    """A real mosquitto that accepts anyone on loopback; ``more`` is added to its configuration."""
     broker = programs.required(programs.mosquitto(), "mosquitto")
     chosen = port or free_ports(1)[0]
-    command = [str(broker.path), "-c", str(_broker_config(folder, chosen))]
+    command = [str(broker.path), "-c", str(_broker_config(folder, chosen, more))]
     async with running("mosquitto", command, log=folder / "mosquitto.log", env=os.environ | broker.environment()) as program:
 
         async def answers() -> bool:
@@ -340,12 +340,12 @@ async def broker_host(folder: Path, *, port: int | None = None) -> AsyncIterator
         yield BrokerHost(chosen, program)
 
 
-def _broker_config(folder: Path, port: int) -> Path:
+def _broker_config(folder: Path, port: int, more: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "mosquitto.conf"
     # Started by root it would change to a user that this machine may not have.
     as_root = "user root\n" if os.geteuid() == 0 else ""
-    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nlog_dest stdout\n{as_root}")
+    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nlog_dest stdout\n{as_root}{more}")
     return config
 
 

@@ -53,7 +53,8 @@ def plot_sweep(what: str, points: Sequence[tuple[float, ProvisionPlan]], path: P
     figure = Figure(figsize=(8.0, 6.0 if len(priced) == len(costs) else 4.2), layout="constrained")
     rows = figure.subplots(2 if len(priced) == len(costs) else 1, 1, sharex=True, squeeze=False)[:, 0]
     factors = [factor for factor, _ in points]
-    rows[0].step(factors, [len(plan.gpus) for _, plan in points], where="mid", marker="o", label="GPUs")
+    # all lines go straight from point to point: beside steps, a bound's line would cross above the plan's
+    rows[0].plot(factors, [len(plan.gpus) for _, plan in points], marker="o", label="GPUs")
     rows[0].plot(factors, [plan.lower_bound_gpus or math.nan for _, plan in points], linestyle=":", marker=".", label="lower bound")
     failed = [(factor, len(plan.gpus)) for factor, plan in points if not plan.feasible]
     if failed:
@@ -62,7 +63,7 @@ def plot_sweep(what: str, points: Sequence[tuple[float, ProvisionPlan]], path: P
     rows[0].yaxis.set_major_locator(MaxNLocator(integer=True))
     rows[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     if len(rows) > 1:
-        rows[1].step(factors, priced, where="mid", marker="o", color="tab:green")
+        rows[1].plot(factors, priced, marker="o", color="tab:green")
         rows[1].set(ylabel="cost an hour", ylim=(0, None))
     rows[-1].set_xlabel("factor on every rate" if what == "rate" else "factor on every SLO")
     for axes in rows:

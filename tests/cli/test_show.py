@@ -80,6 +80,7 @@ def server() -> Iterator[Answering]:
         ((200, b"[1, 2]"), "its answer is no state"),
         ((200, b'{"status": "success"}'), "its answer is no state"),
         ((503, b"{}"), "has not finished its first tick"),
+        ((421, b"'gpu-a' is no name of this host: ask for its address"), "is no name of this host: ask for its address"),
     ],
 )
 def test_what_is_no_daemon_is_said(server: Answering, answer: tuple[int, bytes], said: str) -> None:

@@ -1,5 +1,7 @@
 """The program is played by a small script: the answers are those of the control daemon of driver 535."""
 
+import asyncio
+import contextlib
 import os
 from pathlib import Path
 
@@ -101,6 +103,44 @@ async def test_a_program_that_hangs_is_ended(tmp_path: Path) -> None:
         await control.read()
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def started_for(folder: Path) -> list[str]:
+    """Processes that were asked about this pipe directory, theirs and their children's, and still run."""
+    out = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"CUDA_MPS_PIPE_DIRECTORY={folder}".encode() in environ.read_bytes().split(b"\0"):
+                out.append(environ.parent.name)
+    return out
+
+
+CHILDREN = {
+    "in the background": "cat >/dev/null; echo 100.0; sleep 60 &",
+    "and waits for it": "cat >/dev/null; echo 100.0; sleep 60",
+    "that speaks on": "cat >/dev/null; echo 100.0; (while :; do echo 1 >&2; sleep 0.01; done) &",
+    "before it answers": "sleep 60 & cat >/dev/null; echo 100.0",
+}
+
+
+@pytest.mark.parametrize("kind", CHILDREN)
+async def test_a_program_that_leaves_a_child_costs_no_file_and_no_process(tmp_path: Path, kind: str) -> None:
+    control = MpsControl(a_control(tmp_path, CHILDREN[kind]), tmp_path, timeout_s=0.3 if "waits" in kind else 10.0)
+    files = open_files()
+    for _ in range(5):
+        if "waits" in kind:
+            with pytest.raises(Unreachable):
+                await control.read()
+        else:
+            assert (await control.read()).default_share == 1.0
+    async with asyncio.timeout(20):
+        while started_for(tmp_path):  # noqa: ASYNC110  the kernel's to end
+            await asyncio.sleep(0.05)
+    assert open_files() <= files + 2  # what asyncio keeps once it has started a process
 
 
 @pytest.mark.parametrize("answer", ["Unknown command", "-1", ""])

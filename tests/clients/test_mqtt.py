@@ -1,9 +1,13 @@
 """What needs no broker; the rest is in tests/integration."""
 
+import asyncio
+import os
+from collections.abc import Callable
 from pathlib import Path
 from traceback import format_exception
 
 import pytest
+from structlog.testing import capture_logs
 
 from igniterd.clients.mqtt import MqttPublisher
 from igniterd.errors import CannotRun
@@ -25,6 +29,66 @@ def test_publishing_before_the_start_waits_for_it() -> None:
 
 async def test_closing_what_was_never_started_is_nothing() -> None:
     await MqttPublisher("mqtt://broker", cluster="lab", host="a").close()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("p\u00e4ss".encode("latin-1"), "is not text in UTF-8"),
+        (b"a" * 70_000, "has 70000 bytes; a password has at most 65535"),
+    ],
+)
+def test_a_password_that_cannot_be_sent_is_said_at_the_start(tmp_path: Path, content: bytes, why: str) -> None:
+    (tmp_path / "password").write_bytes(content)
+    with pytest.raises(CannotRun, match=rf"mqtt\.password_file: {tmp_path}/password {why}"):
+        MqttPublisher("mqtt://broker", cluster="lab", host="a", password_file=tmp_path / "password")
+
+
+def test_a_pipe_as_password_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CannotRun, match=r"pipe should be a file"):
+        MqttPublisher("mqtt://broker", cluster="lab", host="a", password_file=tmp_path / "pipe")
+
+
+def spoilt_password(file: Path) -> None:
+    file.write_bytes("p\u00e4ss".encode("latin-1"))
+
+
+def gone_password(file: Path) -> None:
+    file.unlink()
+
+
+@pytest.mark.parametrize("spoilt", [spoilt_password, gone_password, lambda file: file.write_text("a" * 70_000)])
+async def test_a_password_file_that_becomes_unreadable_is_said_once_and_tried_again(
+    tmp_path: Path, spoilt: Callable[[Path], object]
+) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("right")
+    publisher = MqttPublisher(
+        "mqtt://127.0.0.1:1", cluster="c", host="h", username="u", password_file=secret, timeout_s=0.5, first_pause_s=0.01
+    )
+    spoilt(secret)
+    with capture_logs() as said:
+        await publisher.start()
+        await until(lambda: publisher.statistics.failures > 3)
+        await publisher.close()
+    assert [(line["event"], "password_file" in line["reason"]) for line in said] == [("failing", True)]
+
+
+@pytest.mark.parametrize("name", ["a" * 70 + ".example", "a..b", "xn--\u00e9", "\u00e9" * 100])
+async def test_a_name_that_no_resolver_takes_is_said_once_and_tried_again(name: str) -> None:
+    publisher = MqttPublisher(f"mqtt://{name}:1883", cluster="c", host="h", timeout_s=0.5, first_pause_s=0.01)
+    with capture_logs() as said:
+        await publisher.start()
+        await until(lambda: publisher.statistics.failures > 3)
+        await publisher.close()
+    assert [line["event"] for line in said] == ["failing"]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.02)
 
 
 def test_a_password_in_another_encoding_is_said_and_not_shown(tmp_path: Path) -> None:

@@ -61,6 +61,76 @@ def test_a_manager_that_is_gone_or_full_holds_up_nothing(tmp_path: Path) -> None
         notifier.close()
 
 
+def filled(path: str) -> None:
+    """Others have systemd's queue full."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            for _ in range(100_000):
+                other.sendto(b"STATUS=somebody else", path)
+
+
+def drained(manager: socket.socket) -> list[str]:
+    """What waits in the queue of igniterd's."""
+    manager.setblocking(False)
+    out = []
+    while True:
+        try:
+            out.append(manager.recv(65_536).decode())
+        except BlockingIOError:
+            return [message for message in out if "somebody else" not in message]
+
+
+@pytest.mark.parametrize("first", ["alive", "status"])
+def test_ready_is_said_again_until_the_full_queue_takes_it_and_then_no_more(tmp_path: Path, first: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        filled(str(tmp_path / "notify"))
+        notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        notifier.ready("hold")
+        notifier.alive()
+        assert drained(manager) == []
+        getattr(notifier, first)("hold")
+        notifier.alive()
+        assert [message.partition("\n")[0] for message in drained(manager)][::2][:1] == ["READY=1"]
+        notifier.alive()
+        assert drained(manager) == ["WATCHDOG=1"]
+        notifier.close()
+
+
+def test_a_reload_in_a_full_queue_is_told_in_its_order(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        filled(str(tmp_path / "notify"))
+        for _ in range(3):  # however often: what waits to be said does not grow
+            notifier.reloading()
+            notifier.ready("hold")
+        drained(manager)
+        notifier.alive()
+        assert [message.partition("\n")[0] for message in drained(manager)] == ["RELOADING=1", "READY=1", "WATCHDOG=1"]
+        notifier.close()
+
+
+def test_a_manager_that_comes_back_is_told(tmp_path: Path) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+    notifier.ready("hold")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        notifier.alive()
+        assert drained(manager)[0].startswith("READY=1")
+    notifier.close()
+
+
+def test_a_status_of_any_length_is_taken(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        notifier.ready("infeasible: " + "a model and its reason, " * 50_000)
+        assert drained(manager)[0].startswith("READY=1\nSTATUS=infeasible: a model")
+        notifier.close()
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [

@@ -8,8 +8,8 @@ import pytest
 
 from igniterd.cli.run import LEAVE_S
 from igniterd.config import Config, load_config
-from igniterd.daemon import CLOSE_S
 from igniterd.loop import STEP_ENDS_S
+from igniterd.setup import CLOSE_S
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
 UNIT = (SYSTEMD / "igniterd.service").read_text()

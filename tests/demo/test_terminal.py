@@ -69,6 +69,9 @@ def test_the_last_second_in_words() -> None:
         == "measuring, 12 s to go: P99 of the last second alexnet 31/60 ms, vgg19 -/240 ms; 2 failed"
     )
     assert progress("settling", 3.0, None, SLOS) == "settling, 3 s to go"
+    for line_now in (None, line):
+        assert "inf" not in progress("running on", math.inf, line_now, SLOS)
+        assert "until you stop it" in progress("running on", math.inf, line_now, SLOS)
 
 
 def test_milliseconds() -> None:

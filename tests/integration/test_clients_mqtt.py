@@ -1,6 +1,7 @@
 """The publisher against a real mosquitto."""
 
 import asyncio
+import contextlib
 import gc
 import json
 import sys
@@ -14,6 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from igniterd.clients.mqtt import MqttPublisher
+from igniterd.clients.mqtt_client import BrokerClient, Message, size_of, until_lost
 from igniterd.emulator.host import BrokerHost, broker_host
 from igniterd.emulator.process import free_ports, running
 
@@ -164,3 +166,117 @@ async def test_without_any_broker_nothing_waits_and_memory_is_bounded() -> None:
         assert publisher.statistics.dropped == 1000 - 256
         await until(lambda: publisher.statistics.failures >= 2)
         assert publisher.statistics.published == 0
+
+
+async def kept_saying(publisher: MqttPublisher, state: dict[str, Any], until_said: Any) -> None:
+    """A state and a hint now and then, as from the daemon, until it has come to what the test waits for."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not until_said():
+            publisher.publish("state", "igniterd.state", state, retain=True, expiry_s=30)
+            publisher.publish("hint", "igniterd.hint.shed", {"model": "vgg19"})
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("topics", ["hint", "status", "state"])
+async def test_what_the_broker_denies_is_no_success_and_is_said_once(tmp_path: Path, topics: str) -> None:
+    granted = [topic for topic in ("hint", "status", "state") if topic != topics]
+    (tmp_path / "acl").write_text("topic read #\n" + "".join(f"topic write {PREFIX}{topic}\n" for topic in granted))
+    (tmp_path / "acl").chmod(0o600)
+    with capture_logs() as logs:
+        async with broker_host(tmp_path, more=f"acl_file {tmp_path}/acl\n") as broker, publishing(broker.url) as publisher:
+            counts = publisher.statistics
+            await until(lambda: counts.connected)
+            if topics == "status":
+                publisher.set_status("degraded", "why")
+            await kept_saying(publisher, {"tick": 1}, lambda: counts.refused >= (2 if topics == "status" else 4) and counts.published >= 4)
+            assert counts.failures == 0, "the connection stays"
+    denied = [line for line in logs if line["event"] == "the broker does not take it"]
+    assert [(line["what"], "Not authorized" in line["reason"]) for line in denied] == [(topics, True)]
+
+
+async def test_a_state_above_the_brokers_limit_holds_up_no_hint_and_no_status(tmp_path: Path) -> None:
+    large = {"models": [{"name": f"model-{n}", "share": 0.1} for n in range(200)]}
+    with capture_logs() as logs:
+        async with (
+            broker_host(tmp_path, more="max_packet_size 2048\n") as broker,
+            listening(broker) as listener,
+            publishing(broker.url) as publisher,
+        ):
+            await listener.next("status", status="online")
+            counts = publisher.statistics
+            await kept_saying(publisher, large, lambda: counts.refused >= 3 and counts.published >= 5)
+            await listener.next("hint", model="vgg19")
+            publisher.set_status("degraded", "x" * 5000)
+            await listener.next("status", status="degraded")
+            publisher.publish("state", "igniterd.state", {"models": []}, retain=True)
+            await listener.next("state", models=[])
+            assert counts.failures == 0
+    said = [(line["event"], line["what"]) for line in logs if line["event"].startswith("the broker")]
+    assert said == [("the broker does not take it", "state"), ("the broker takes it again", "state")]
+
+
+@pytest.mark.parametrize("over", [0, 8])
+async def test_the_size_of_a_packet_is_the_brokers(tmp_path: Path, over: int) -> None:
+    message = Message(PREFIX + "state", b"x" * 3000, 1, True, 30)
+    limit = size_of(message) - over
+    async with (
+        broker_host(tmp_path, more=f"max_packet_size {limit}\n") as broker,
+        BrokerClient("127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V5) as client,
+    ):
+        assert client.largest == limit
+        lost: asyncio.Future[Any] = asyncio.ensure_future(until_lost(client))
+        try:
+            if over:
+                with pytest.raises(aiomqtt.MqttError):
+                    await client.send(message, lost, 5.0)
+            else:
+                await client.send(message, lost, 5.0)
+        finally:
+            lost.cancel()
+            await asyncio.gather(lost, return_exceptions=True)
+
+
+class Touchy:
+    """A broker that answers what it does not take by ending the connection, as some clouds' do, and says nothing before."""
+
+    def __init__(self, topic: bytes) -> None:
+        self.topic, self.got, self.cuts = topic, list[bytes](), 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                kind = (await reader.readexactly(1))[0]
+                length, shift = 0, 0
+                while True:
+                    (byte,) = await reader.readexactly(1)
+                    length |= (byte & 127) << shift
+                    shift += 7
+                    if byte < 128:
+                        break
+                body = await reader.readexactly(length)
+                if kind >> 4 == 1:
+                    writer.write(b"\x20\x03\x00\x00\x00")
+                elif kind >> 4 == 3:
+                    size = int.from_bytes(body[:2])
+                    topic = body[2 : 2 + size].rpartition(b"/")[2]
+                    if topic == self.topic:
+                        self.cuts += 1
+                        break
+                    self.got.append(topic)
+                    writer.write(b"\x40\x02" + body[2 + size : 4 + size])
+        writer.close()
+
+
+@pytest.mark.parametrize("topic", ["state", "hint", "status"])
+async def test_a_broker_that_ends_the_connection_over_one_topic_gets_the_others(topic: str) -> None:
+    broker = Touchy(topic.encode())
+    server = await asyncio.start_server(broker.serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    others = {"state", "hint", "status"} - {topic} - {"status"}
+    try:
+        async with publishing(f"mqtt://127.0.0.1:{port}") as publisher:
+            await kept_saying(publisher, {"tick": 1}, lambda: all(broker.got.count(other.encode()) > 5 for other in others))
+            assert broker.cuts == 2
+            assert publisher.statistics.refused > 0
+    finally:
+        server.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -165,7 +166,8 @@ async def test_takes_over_a_host_and_asserts_it_again(tmp_path: Path) -> None:
         assert status == 200
         for name in ("slo_latency_seconds", "mps_active_thread_ratio", "actuations_total", "gpu_headroom_ratio", "source_up"):
             assert f"igniterd_{name}" in page
-        assert (await igniterd.text("/healthz"))[0] == 200
+        for probe in ("/livez", "/readyz", "/healthz"):
+            assert (await igniterd.text(probe))[0] == 200
         assert host.broker
         topics = dict(await messages(host.broker.url, "igniterd/v1/lab/gpu-a/#", 2))
         assert topics["igniterd/v1/lab/gpu-a/status"]["data"]["status"] in ("online", "degraded")
@@ -232,7 +234,7 @@ async def test_waits_for_a_triton_that_is_not_there_and_says_so_once(tmp_path: P
             assert b"does not answer" in first
             state = await igniterd.until(lambda s: s["tick"] >= 4, 30.0)
             assert state["decision"]["outcome"] == "wait"
-            assert (await igniterd.text("/healthz"))[0] == 503
+            assert [(await igniterd.text(probe))[0] for probe in ("/livez", "/healthz", "/readyz")] == [200, 200, 503]
             assert b"WATCHDOG=1" in await asyncio.to_thread(systemd.recv, 4096)
     silent = [line for line in igniterd.said() if line["event"] == "source silent"]
     assert [line["source"] for line in silent] == ["triton:main"]
@@ -257,3 +259,45 @@ async def test_a_hangup_reads_the_configuration_again_and_a_wrong_one_is_refused
         os.kill(igniterd.program.pid, signal.SIGHUP)
         await igniterd.until(lambda s: s["models"][0]["slo_p99_ms"] == 30, 60.0)
         assert igniterd.program.alive
+        for slo_ms in (40, 50, 60):  # as fast as they come: the last one counts, and none ends it
+            config.write_text(text + f"slo_p99_ms = {slo_ms}\n")
+            os.kill(igniterd.program.pid, signal.SIGHUP)
+        await igniterd.until(lambda s: s["models"][0]["slo_p99_ms"] == 60, 60.0)
+        assert igniterd.program.alive
+
+
+async def test_a_thousand_idle_connections_do_not_stop_the_steering(tmp_path: Path) -> None:
+    port, nowhere = free_ports(2)
+    config = tmp_path / "igniterd.toml"
+    config.write_text(
+        f'[[triton]]\nurl = "127.0.0.1:{nowhere}"\n[gpu]\nsource = "none"\n[metrics]\nlisten = "127.0.0.1:{port}"\n'
+        f'[mps]\ncontrol = "{tmp_path}/control"\ninterval_s = 1\n'
+        f'[state]\ndirectory = "{tmp_path}/state"\n[[model]]\nname = "alexnet"\nslo_p99_ms = 15\n'
+    )
+    (tmp_path / "control").write_text("#!/bin/sh\ncat >/dev/null\necho 100.0\n")  # a process each second: it needs files
+    (tmp_path / "control").chmod(0o755)
+    limited = ["prlimit", "--nofile=256"]
+    command = [*limited, sys.executable, "-m", "igniterd", "run", "--config", str(config)]
+    held: list[socket.socket] = []
+    async with running("igniterd", command, log=tmp_path / "igniterd.log", env=dict(os.environ)) as program:
+        made = Daemon(program, f"127.0.0.1:{port}")
+        try:
+            before = await made.until(lambda s: s["tick"] >= 1, 60.0)
+            for _ in range(1000):
+                idle = socket.socket()
+                idle.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    idle.connect(("127.0.0.1", port))
+                held.append(idle)
+                await asyncio.sleep(0)
+            state = {"tick": 0}
+            while state["tick"] < before["tick"] + 12:
+                await asyncio.sleep(0.3)
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                    state = (await made.state()) or state
+        finally:
+            for idle in held:
+                idle.close()
+            await made.http.close()
+        assert program.alive
+    assert [line for line in made.said() if line.get("source") == "mps" or "Too many open files" in str(line)] == []

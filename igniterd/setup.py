@@ -1,0 +1,179 @@
+"""What one configuration makes: the clients and the stages, wired. The daemon outlives it.
+
+Building one finds everything that can be wrong with a configuration, and touches nothing that a
+running one has: a daemon that reads its configuration again builds the new one beside the old one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import time
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from igniterd.act import Adopter
+from igniterd.clients.metrics import Metrics
+from igniterd.clients.mps import MpsControl
+from igniterd.clients.mqtt import MqttPublisher
+from igniterd.clients.nvml import NvmlClient
+from igniterd.clients.processes import ProcessTable
+from igniterd.clients.shares import reach_of
+from igniterd.clients.tls import client_context
+from igniterd.clients.triton import TritonClient
+from igniterd.clients.triton_channel import TlsFiles
+from igniterd.config import Config, Triton
+from igniterd.errors import CannotRun
+from igniterd.estimate import ModelBelief
+from igniterd.history import History
+from igniterd.loop import Knowledge, Loop
+from igniterd.memory import Memory
+from igniterd.observe import Sources
+from igniterd.report import Reporter
+
+CLOSE_S = 5.0  # longest wait for anything to be closed; systemd's TimeoutStopSec is 20
+
+
+def triton_client(server: Triton, config: Config, timeout_s: float | None = None) -> TritonClient:
+    """The client of one configured Triton. Answers may take ``timeout_s``, by default what a tick allows."""
+    tls = TlsFiles(server.ca_file, server.key_file, server.cert_file) if server.ca_file else None
+    return TritonClient(
+        server.name,
+        server.url,
+        server.metrics_url,
+        http_url=server.http_url,
+        timeout_s=timeout_s or config.loop.io_timeout_s,
+        reload_timeout_s=server.reload_timeout_s,
+        headers=server.header,
+        tls=tls,
+        gpus={model.name: model.gpu for model in config.model if model.gpu is not None},
+        shares_dir=str(config.shares),
+        reach=reach_of(server),
+    )
+
+
+def nvml_client(config: Config) -> NvmlClient | None:
+    """The client of this host's boards; None where they cannot be read."""
+    source = config.gpu.source
+    if source == "none":
+        return None
+    if source.startswith("emulated:"):
+        # imported by name: the emulator is a way to run without a GPU, not a part of the daemon
+        file = Path(source.removeprefix("emulated:"))
+        emulator: Any = importlib.import_module("igniterd.emulator.board")
+        try:
+            library: Any = emulator.EmulatedNvml(file)
+        except (OSError, ValueError) as error:
+            raise CannotRun(f"gpu.source = {source!r}: {error}") from error
+    else:
+        library = importlib.import_module("pynvml")
+    return NvmlClient(library, timeout_s=config.loop.io_timeout_s)
+
+
+def mps_client(config: Config) -> MpsControl | None:
+    """The client of this host's MPS control daemon; None where MPS is not used."""
+    if not config.mps.enabled:
+        return None
+    return MpsControl(config.mps.control, config.mps.pipe_directory, timeout_s=2 * config.loop.io_timeout_s)
+
+
+def mqtt_publisher(config: Config) -> MqttPublisher | None:
+    """Who speaks to the broker; None without one. Raises :class:`igniterd.errors.CannotRun` for a file
+    that cannot be read."""
+    mqtt = config.mqtt
+    if mqtt is None:
+        return None
+    return MqttPublisher(
+        mqtt.url,
+        cluster=config.host.cluster,
+        host=config.host.name,
+        username=mqtt.username,
+        password_file=mqtt.password_file,
+        ca_file=mqtt.ca_file,
+        cert_file=mqtt.cert_file,
+        key_file=mqtt.key_file,
+    )
+
+
+class Setup:
+    """Clients and stages of one configuration; nothing of it runs before :meth:`start`."""
+
+    def __init__(self, config: Config, knowledge: Knowledge, adopter: Adopter, before: Setup | None = None) -> None:
+        """``before`` is the one it follows: what has not changed is taken over from it, so that a broker
+        is not told that the daemon went, and a file has one writer.
+
+        Raises :class:`CannotRun` or ``OSError`` for a file that is missing or wrong.
+        """
+        self.config, self.knowledge = config, knowledge
+        for server in config.triton:
+            if server.ca_file is not None:
+                client_context(f"Triton {server.name!r}", server.ca_file, server.cert_file, server.key_file)
+        self.tritons = {server.name: triton_client(server, config) for server in config.triton}
+        self.nvml = nvml_client(config)
+        self.sources = Sources(
+            tritons=self.tritons,
+            models={name: tuple(m.name for m in config.model if m.triton == name) for name in self.tritons},
+            boards=self.nvml,
+            mps=mps_client(config),
+            processes=ProcessTable(),
+            gpus={m.name: m.gpu for m in config.model if m.gpu is not None},
+            mps_interval_s=config.mps.interval_s,
+            timeout_s=config.loop.io_timeout_s,
+        )
+        self.publisher = mqtt_publisher(config)
+        if before is not None and (before.config.mqtt, before.config.host) == (config.mqtt, config.host):
+            self.publisher = before.publisher  # its files are read again at every connection
+        self.metrics = Metrics(config, mqtt=self.publisher.statistics if self.publisher else None)
+        directory = config.state.directory
+        same_place = before is not None and before.config.state.directory == directory
+        self.history: History = before.history if before and same_place else History(directory / "history.db")
+        self.reporter = Reporter(config, metrics=self.metrics.update, publisher=self.publisher, history=self.history.record)
+        self.loop = Loop(config, self.sources, self.tritons, knowledge, self.reporter, adopter=adopter)
+        self.identities = {m.name: knowledge.identities.get(m.name, "") for m in config.model}
+        self.memory: Memory = before.memory if before and same_place else Memory(directory / "learnt.json", self.identities)
+
+    def recalled(self, now_s: float) -> dict[str, ModelBelief]:
+        """What was learnt of its models before, by whichever daemon."""
+        return Memory(self.memory.path, self.identities).recall(now_s, time.time())
+
+    def begin(self) -> None:
+        """From now on it is this one."""
+        self.history.limit_bytes = self.config.state.history_mb * 1_000_000
+        self.memory.identities = self.identities
+
+    async def start(self, before: Setup | None = None) -> None:
+        """Begin to speak to the broker, after ``before`` is closed: of two of one name, the broker ends one."""
+        if before is not None:
+            await before.close(self)
+        if self.publisher is not None:
+            await self.publisher.start()
+
+    async def close(self, keep: Setup | None = None) -> None:
+        """All but what ``keep`` has too. Everything within its deadline, and whatever one of them does,
+        the others too."""
+        closing: dict[str, Awaitable[Any]] = {f"triton:{name}": client.close() for name, client in self.tritons.items()}
+        if self.publisher is not None and (keep is None or keep.publisher is not self.publisher):
+            closing["mqtt"] = self.publisher.close()
+        if self.nvml is not None:
+            closing["nvml"] = self.nvml.close()
+        if keep is None or keep.history is not self.history:
+            closing["history"] = asyncio.to_thread(self.history.close)
+        await closed(closing)
+
+
+async def closed(closing: dict[str, Awaitable[Any]]) -> None:
+    """Wait for all of them, within their deadline; what is left behind is said by its name."""
+    if not closing:
+        return
+    log = structlog.get_logger("igniterd")
+    tasks = {asyncio.ensure_future(each): name for name, each in closing.items()}
+    await asyncio.wait(tasks, timeout=CLOSE_S)
+    for task, name in tasks.items():
+        if not task.done():
+            task.cancel()
+            log.warning("left behind at the end", what=name, reason=f"not closed within {CLOSE_S:g} s")
+        elif not task.cancelled() and task.exception() is not None:
+            log.warning("left behind at the end", what=name, reason=repr(task.exception()))
