@@ -270,7 +270,14 @@ async def _restored(partial: Partial, path: Path, access: Access, headers: Mappi
         return
     client = client_of(settings, headers)
     try:
-        failed = await restore(client, partial.originals, patience_s=30.0, say=lambda text: print(text, file=sys.stderr))
+        failed = await restore(
+            client,
+            partial.originals,
+            run=partial.run,
+            shares=settings.shares,
+            patience_s=30.0,
+            say=lambda text: print(text, file=sys.stderr),
+        )
     finally:
         await client.close()
     print("\n".join(f"{name}: as it was" for name in partial.originals if name not in failed))
