@@ -132,7 +132,8 @@ class Loop:
         profiled = knowledge.steerable(view)
         load, belief = estimate(view, window, carry.belief, config=self.config, profiled=profiled, oracle=expects, wall_s=wall_s)
         watch.lap("estimate")
-        held = after(carry.held, outcome, load.loads, self.config.decide, now_s)
+        anew = {name for name, triton in self.triton_of.items() if triton in known.anew}
+        held = after(carry.held.with_none_pending(anew), outcome, load.loads, self.config.decide, now_s)
         states = self._standings(view, known, held, load)
         plan, held = self._decide(load, view, held, proofs.dead, states, now_s)
         watch.lap("decide")

@@ -19,7 +19,6 @@ from igniterd.config import Config
 from igniterd.decide.hold import Held, alike
 from igniterd.evidence import stubs_of
 from igniterd.records import (
-    Actuation,
     Allocation,
     Load,
     ModelReading,
@@ -50,13 +49,16 @@ class Known:
     """What one tick hands to the next about the models.
 
     ``last``: the last reading of each that is not gone, its ``at_s`` set. ``expected``: what the next
-    reading should show; a model without an entry may show anything. ``began_s``: the first tick.
+    reading should show; a model without an entry may show anything. ``brings``: what a step of ours has
+    brought since. ``anew``: Tritons that this tick found started anew. ``began_s``: the first tick.
     """
 
     began_s: float | None = None
     last: Mapping[str, ModelReading] = field(default_factory=dict)
     read_at_s: Mapping[str, float] = field(default_factory=dict)
     expected: Mapping[str, Allocation] = field(default_factory=dict)
+    brings: Mapping[str, Allocation] = field(default_factory=dict)
+    anew: frozenset[str] = frozenset()
     hands: Mapping[str, Hand] = field(default_factory=dict)
     servers: Mapping[str, int] = field(default_factory=dict)  # pid of each Triton, where it can be seen
     silent: frozenset[str] = frozenset()  # Tritons that did not answer at the last tick
@@ -82,15 +84,17 @@ def followed(
     busy, configured = set(acting), config.by_name().keys()
     servers = _servers(known, seen, ports or {})
     anew = {name for name in {r.triton for r in seen.models.values()} if _started_anew(name, known, seen, servers)}
-    expected = _after_steps(known.expected, outcome)
+    expected, brings = dict(known.expected), dict(known.brings)
+    _after_steps(expected, brings, outcome)
     hands = {m: h for m, h in known.hands.items() if m in configured and m not in seen.absent}
     for name, reading in seen.models.items():
         if name in busy:
             expected.pop(name, None)
             continue
-        here, asked = reading.allocation, (came or {}).get(name)
-        wanted = expected.get(name)
-        ours = wanted is None or as_asked(here, wanted) or (asked is not None and as_asked(here, asked))
+        here, wanted = reading.allocation, expected.get(name)
+        asked = [each for each in (brings.pop(name, None), (came or {}).get(name)) if each is not None]
+        ours = wanted is None if not asked else any(as_asked(here, each) for each in asked)
+        ours = ours or (wanted is not None and alike(here, wanted))
         before = known.last.get(name)
         deployed = before is not None and before.version != reading.version
         if not ours and not deployed and reading.triton not in anew:
@@ -104,6 +108,8 @@ def followed(
         last=_last(known, seen, configured),
         read_at_s={**_only(known.read_at_s, configured), **dict.fromkeys(seen.models, seen.at_s)},
         expected={m: a for m, a in expected.items() if m in configured and m not in seen.absent},
+        brings={m: a for m, a in brings.items() if m in configured and m not in seen.absent},
+        anew=frozenset(anew),
         hands=hands,
         servers=servers,
         silent=frozenset(g.source.removeprefix("triton:") for g in seen.gaps if g.source.startswith("triton:")),
@@ -122,20 +128,15 @@ def _only(known: Mapping[str, object], there: Iterable[str]) -> dict:  # type: i
     return {name: known[name] for name in there if name in known}
 
 
-def _after_steps(expected: Mapping[str, Allocation], outcome: Outcome) -> dict[str, Allocation]:
-    out = dict(expected)
+def _after_steps(expected: dict[str, Allocation], brings: dict[str, Allocation], outcome: Outcome) -> None:
+    """Take up what our steps have surely brought, and what they may have."""
     for done in outcome.actuations:
-        wanted = _brings(done)
-        if wanted is not None:
-            out[done.step.model] = wanted
-        elif done.cause not in (Cause.HELD, Cause.BY_HAND):
-            out.pop(done.step.model, None)
-    return out
-
-
-def _brings(done: Actuation) -> Allocation | None:
-    """What a step of ours has surely brought."""
-    return done.step.after if done.ok and done.step.kind not in (StepKind.REVIVE, StepKind.ADOPT) else None
+        model = done.step.model
+        if done.cause in (Cause.HELD, Cause.BY_HAND):
+            continue
+        expected.pop(model, None)
+        if done.ok and done.step.kind not in (StepKind.REVIVE, StepKind.ADOPT):
+            brings[model] = done.step.after
 
 
 def as_asked(here: Allocation, asked: Allocation) -> bool:

@@ -163,7 +163,7 @@ class Host:
             self.oracles,
             self.now_s,
             pinned={name: self.known[name].why for name in here if name in pinned},
-            reserved=self._reserved(gpu, here),
+            reserved=self._reserved(gpu, here) + _pending(here, held),
             waits=self._waits(gpu),
             no_shares=_no_shares(self.observation, self.config),
             loads=self.estimate.loads,
@@ -189,6 +189,12 @@ class Host:
             if standing.state is State.WARMING and self.now_s - standing.since_s < settling:
                 return standing.why
         return ""
+
+
+def _pending(here: Mapping[str, Allocation], held: Held) -> float:
+    """What loads that were not answered would add to the shares when they end after all."""
+    more = ((held.asked[name].granted or 0.0) - (a.granted or 0.0) for name, a in here.items() if name in held.asked)
+    return sum(max(0.0, each) for each in more)
 
 
 def _no_shares(observation: Observation, config: Config) -> str:

@@ -111,7 +111,7 @@ class Held:
     refused_until_s: Mapping[str, float] = field(default_factory=dict)
     refusals_in_a_row: Mapping[str, int] = field(default_factory=dict)
     refused_why: Mapping[str, str] = field(default_factory=dict)
-    asked: Mapping[str, Allocation] = field(default_factory=dict)  # by the changes that failed
+    asked: Mapping[str, Allocation] = field(default_factory=dict)  # by loads that were not answered, and may end yet
     unhosted: Mapping[str, Pause] = field(default_factory=dict)  # could not be given a process of their own
     revived: Mapping[str, Pause] = field(default_factory=dict)  # were brought back, and may die again
     left_out: Mapping[str, tuple[str, float]] = field(default_factory=dict)  # a prediction of it failed: why, until when
@@ -129,6 +129,11 @@ class Held:
 
     def without_plan(self, gpu: int) -> Held:
         return self if gpu not in self.plans else replace(self, plans={g: p for g, p in self.plans.items() if g != gpu})
+
+    def with_none_pending(self, models: Collection[str]) -> Held:
+        """``models`` are on a server that started anew: no load of before can end any more."""
+        gone = self.asked.keys() & set(models)
+        return replace(self, asked={m: a for m, a in self.asked.items() if m not in gone}) if gone else self
 
     def pruned(self, gpus: Mapping[str, int]) -> Held:
         """Less what is about models and GPUs that are not there any more."""
@@ -305,8 +310,9 @@ def _failed(held: Held, done: Actuation, now_s: float) -> Held:
         times = held.unhosted[model].times + 1 if model in held.unhosted else 1
         return replace(held, unhosted={**held.unhosted, model: Pause(times, now_s + _pause_s(times))})
     times = held.refusals_in_a_row.get(model, 0) + 1
-    # Where before and after are the same, nothing that comes later shows that it did not fail.
-    asked = {**held.asked, model: step.after} if step.before != step.after else held.asked
+    # It may come yet. Where before and after are the same, nothing that comes shows that it did not fail.
+    may_come = done.cause in (Cause.UNANSWERED, Cause.LOST) and step.before != step.after
+    asked = {**held.asked, model: step.after} if may_come else held.asked
     return replace(
         held.without_plan(held.gpus.get(model, 0)),
         refusals_in_a_row={**held.refusals_in_a_row, model: times},

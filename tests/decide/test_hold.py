@@ -107,7 +107,7 @@ def test_a_change_that_came_after_its_deadline_did_not_fail() -> None:
     step = Step("m", StepKind.GROW, SMALL, Allocation(0.35000000000000003, 8))
     held = Held()
     for turn in range(3):  # a model that always takes longer than is waited
-        held = after(held, done(step, ok=False), {}, RULES, turn * 1000.0)
+        held = after(held, done(step, ok=False, cause=Cause.UNANSWERED), {}, RULES, turn * 1000.0)
     assert came_after_all(held, {"m": SMALL}) is held
     assert why_not_now(held, (GROW,), RULES, 2000.0)
     came = came_after_all(held, {"m": Allocation(0.35, 8)})
