@@ -15,6 +15,7 @@ from igniterd.cli.app import app
 from igniterd.clients.owned import touched
 from igniterd.clients.triton_config import allocation_of
 from igniterd.giveback import release
+from igniterd.model import builtin_profile
 from igniterd.records import Allocation
 from igniterd.released import FILE, Released
 from tests.integration.conftest import Host
@@ -100,3 +101,17 @@ async def test_one_that_cannot_be_given_back_is_said_and_the_others_go_on(host: 
     assert "counted: released" in done.stdout
     assert "IGNITERD_HANDS_OFF" in done.stderr
     assert await host.client.config("counted") == owner
+
+
+@pytest.mark.parametrize(("batch", "status"), [(33, 1), (32, 0)])
+async def test_check_live_says_a_client_batch_that_triton_refuses(host: Host, tmp_path: Path, batch: int, status: int) -> None:
+    file = tmp_path / "igniterd.toml"
+    builtin_profile("v100").save(tmp_path / "v100.json")
+    file.write_text(
+        f'[state]\ndirectory = "{tmp_path}"\n[loop]\nmode = "advise"\n[mps]\nenabled = false\n[[triton]]\nurl = "{host.triton.url}"\n'
+        f'metrics_url = "{host.triton.metrics_url}"\n[gpu]\nsource = "emulated:{host.triton.board_path}"\n'
+        f'[[model]]\nname = "resnet50"\nslo_p99_ms = 90\nprofile = "v100.json"\nclient_batch = {batch}\n'
+    )
+    done = await invoke("check", "--live", "--config", str(file))
+    assert (done.exit_code == 1) == (status == 1), done.output
+    assert ("client_batch = 33 is above" in done.output) == (status == 1), done.output
