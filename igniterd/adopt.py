@@ -1,4 +1,4 @@
-"""Give a model of an in-process backend a process of its own, or put the owner's back.
+"""Give a model of an in-process backend a process of its own; :mod:`igniterd.giveback` undoes it.
 
 Before anything is touched the hosted model is loaded under another name and compared with the one
 that serves: same answers, time, memory. Only one that is the same and no slower than agreed takes
@@ -34,7 +34,6 @@ from igniterd.engines.hosting import (
     hosted,
     hosted_by_server,
     hosting_of,
-    owner_of,
     placeholder_of,
     shadow_of,
     unhosted_settings,
@@ -142,22 +141,6 @@ async def adopt(client: Server, model: str, terms: Terms) -> Adoption:
     if terms.dry_run:
         return replace(tried, outcome="would adopt")
     return await _swapped(client, before, override, tried, terms)
-
-
-async def release(client: Server, model: str) -> Adoption:
-    """Put the owner's model back. Raises :class:`IgniterdError` where Triton does not."""
-    before = await client.config(model)
-    hosting = hosting_of(before)
-    if hosting is None:
-        return Adoption(model, "own already", engine=engine_of(before))
-    await client.load(model, None)
-    now = await _read_back(client, model)
-    if hosting_of(now) is not None:  # without files of ours the folder was its own all along: no change for Triton
-        await client.load(model, owner_of(now), {}, exact=True)
-        now = await _read_back(client, model)
-    if hosting_of(now) is not None:
-        raise Refused(f"{model}: Triton took the load of its own folder and serves the hosted one")
-    return Adoption(model, "released", engine=hosting.engine)
 
 
 def _ways(before: ModelConfig, versions: Sequence[str], folder: str, environment: str) -> list[tuple[str, ModelConfig]]:
@@ -368,7 +351,7 @@ async def _swapped(client: Server, before: ModelConfig, override: ModelConfig, t
         return replace(tried, why=f"the copy was loaded, the model itself not: {error}")
     wanted = hosting_of(override)
     try:
-        if hosting_of(await _read_back(client, model)) != wanted:
+        if hosting_of(await read_back(client, model)) != wanted:
             raise Refused("Triton serves another configuration than the one loaded")
         found = compared(expected, await _asked(client, model, feed, 1, terms))
         if different := [o for o in found if not o.same]:
@@ -382,7 +365,7 @@ async def _swapped(client: Server, before: ModelConfig, override: ModelConfig, t
     return replace(tried, outcome="adopted")
 
 
-async def _read_back(client: Server, model: str) -> ModelConfig:
+async def read_back(client: Server, model: str) -> ModelConfig:
     """The configuration after a load; a busy server may miss a deadline."""
     for _ in range(_READ_BACKS - 1):
         with contextlib.suppress(Unreachable):

@@ -24,6 +24,7 @@ from igniterd.estimate import Belief, estimate
 from igniterd.observe import Sources
 from igniterd.prove import Proofs, planned_view, prove
 from igniterd.records import Estimate, Gap, Load, Mode, Observation, Outcome, Plan, Step, Tick
+from igniterd.released import FILE, Released
 from igniterd.standing import Facts, Known, followed, scene, standings
 from igniterd.states import Cause, Standing, State
 from igniterd.window import between
@@ -105,6 +106,7 @@ class Loop:
         self.report = report
         self.wall_clock = wall_clock
         self._adopter = adopter
+        self._released = Released(config.state.directory / FILE)
         self.carry = Carry()
         self.shares: Path = config.shares
         self.triton_of = {model.name: model.triton for model in config.model}
@@ -177,6 +179,7 @@ class Loop:
             loads=load.loads,
             profiled=self.knowledge.profiled,
             left_out=left_out,
+            released=self._released.why(),
             ports=self._ports,
         )
         return standings(view, facts)

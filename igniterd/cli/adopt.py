@@ -1,5 +1,4 @@
-"""``igniterd adopt`` and ``igniterd release``: models of in-process backends in processes of their
-own, and back."""
+"""``igniterd adopt``: models of in-process backends in processes of their own."""
 
 from __future__ import annotations
 
@@ -36,9 +35,8 @@ Format = Annotated[str, typer.Option("--format", metavar="FORMAT", help="table o
 
 
 def register(app: typer.Typer) -> None:
-    """Add both verbs to ``app``."""
+    """Add the verb to ``app``."""
     app.command(name="adopt", short_help="Give models of in-process backends processes of their own.")(adopt)
-    app.command(name="release", short_help="Put the owner's models back in place of adopted ones.")(release)
 
 
 def adopt(
@@ -95,31 +93,7 @@ def adopt(
             )
             return await adopted(client, model, terms)
 
-        _end(*asyncio.run(_each(_named(models), settings, url, work)), form)
-
-
-def release(
-    models: Models = None,
-    every: Annotated[bool, typer.Option("--all", help="Every model that is adopted, and what a killed adopt left behind.")] = False,
-    config: ConfigFile = None,
-    url: Url = None,
-    form: Format = "table",
-) -> None:
-    """Put the owner's model back in place of each adopted MODEL: the load of its own folder. Exit status 1 when one was not."""
-    from igniterd.adopt import release as released
-
-    one_of("--format", form, "table", "json")
-    if every == bool(models):
-        raise typer.BadParameter("name models to release, or give --all", param_hint="MODEL")
-
-    names(models or [])
-
-    async def work(client: TritonClient, server: Triton | None, model: str) -> Adoption:
-        return await released(client, model)
-
-    with cannot():
-        settings = None if config is None else configured(config)
-        _end(*asyncio.run(_each(models, settings, url, work)), form)
+        end(*asyncio.run(each(_named(models), settings, url, work)), form)
 
 
 def _plain(environment: str) -> None:
@@ -136,6 +110,7 @@ def _plain(environment: str) -> None:
 
 
 Work = Callable[["TritonClient", "Triton | None", str], Coroutine[Any, Any, "Adoption"]]
+Found = Callable[["TritonClient", "Triton | None"], Coroutine[Any, Any, tuple[list[str], dict[str, str]]]]
 
 
 def _named(models: list[str] | None) -> list[str]:
@@ -144,8 +119,10 @@ def _named(models: list[str] | None) -> list[str]:
     return names(models)
 
 
-async def _each(models: list[str] | None, settings: Config | None, url: str | None, work: Work) -> tuple[list[Adoption], list[str]]:
-    """``work`` for each model, one after the other; ``None``: for every adopted one. Also says which servers could not be asked."""
+async def each(
+    models: list[str] | None, settings: Config | None, url: str | None, work: Work, found_on: Found | None = None
+) -> tuple[list[Adoption], list[str]]:
+    """``work`` for each model, one after the other; ``None``: for those that ``found_on`` finds. Also says what could not be asked."""
     found: list[Adoption] = []
     silent: list[str] = []
     at = ""
@@ -156,7 +133,10 @@ async def _each(models: list[str] | None, settings: Config | None, url: str | No
         for server, client in _clients(settings, url):
             async with _closing(client):
                 try:
-                    mine = await _adopted(client) if models is None else [m for m in models if _is_of(m, server, settings)]
+                    mine = [m for m in models or () if _is_of(m, server, settings)]
+                    if found_on is not None:
+                        mine, unread = await found_on(client, server)
+                        silent += [f"{name}: {why}" for name, why in unread.items()]
                 except IgniterdError as error:
                     silent.append(str(error))
                     continue
@@ -210,15 +190,6 @@ def _is_of(model: str, server: Triton | None, settings: Config | None) -> bool:
     return server.name == (settings.triton[0].name if told is None else told.triton)
 
 
-async def _adopted(client: TritonClient) -> list[str]:
-    """The models that are adopted, and copies that a trial left behind which was killed."""
-    from igniterd.engines.hosting import SHADOW, hosting_of
-
-    ready = sorted({entry.name for entry in await client.index() if entry.state == "READY"})
-    copies = {each.name for each in (await client.statistics("")).model_stats if each.name.startswith(SHADOW)}
-    return [name for name in ready if hosting_of(await client.config(name)) is not None] + sorted(copies)
-
-
 async def _board(settings: Config | None, client: TritonClient, model: str) -> Callable[[], Coroutine[Any, Any, int | None]] | None:
     """How the memory in use of the model's board is read; ``None`` where it cannot be."""
     from igniterd.clients.triton_config import gpu_index_of
@@ -234,7 +205,7 @@ async def _board(settings: Config | None, client: TritonClient, model: str) -> C
     return None
 
 
-def _end(found: list[Adoption], silent: list[str], form: str) -> None:
+def end(found: list[Adoption], silent: list[str], form: str) -> None:
     """Say what came of it; exit status 1 when one was refused, or a server could not be asked."""
     import json
     from dataclasses import asdict

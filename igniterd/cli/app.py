@@ -22,6 +22,7 @@ VERBS: tuple[str, ...] = (
     "profile",
     "shares",
     "adopt",
+    "release",
     "demo",
 )
 """Modules of this package that have ``register(app)``, in the order of ``--help``."""

@@ -70,6 +70,7 @@ def profile(
     min_share: Annotated[float, typer.Option(min=0.01, max=1.0, help="Smallest share to measure.")] = 0.1,
     sm_count: Annotated[int | None, typer.Option(min=1, help="SMs of the GPU, where they cannot be read.")] = None,
     board_name: Annotated[str | None, typer.Option(help="Name of the GPU in the profile; by default NVML's.")] = None,
+    beside: Annotated[bool, typer.Option("--beside", help="Also while a daemon of this host acts on that Triton.")] = False,
     resume: Annotated[Path | None, typer.Option(metavar="FILE", help="Go on from the .partial file of an interrupted profile.")] = None,
     restore: Annotated[Path | None, typer.Option(metavar="FILE", help="Put the server back as the .partial file says.")] = None,
     show: Annotated[Path | None, typer.Option(metavar="FILE", help="Print a profile and how well the model fits it.")] = None,
@@ -83,7 +84,7 @@ def profile(
     possible, OUTPUT.partial keeps what it was and --restore puts it back later. The latency of a profile is Triton's compute_input +
     compute_infer + compute_output of one execution of exactly that batch: what the daemon compares its predictions with.
     """
-    from igniterd.cli.profile_access import Access, headers_of, host_of
+    from igniterd.cli.profile_access import Access, headers_of, host_of, to_itself
     from igniterd.files import make_folder
     from igniterd.profiler.partial import Partial, partial_path
 
@@ -124,7 +125,8 @@ def profile(
             if path.exists() and Partial.read(path).originals:
                 raise CannotRun(f"{path} says that the server was not put back after an earlier profile: use --resume or --restore {path}")
         make_folder(path.parent)
-        _run(_profiled(partial, path, output, budget, headers))
+        with to_itself(partial.settings, beside=beside):
+            _run(_profiled(partial, path, output, budget, headers))
         if plot is not None:
             _show(output, plot)
 
@@ -271,7 +273,14 @@ async def _restored(partial: Partial, path: Path, access: Access, headers: Mappi
         return
     client = client_of(settings, headers)
     try:
-        failed = await restore(client, partial.originals, patience_s=30.0, say=lambda text: print(text, file=sys.stderr))
+        failed = await restore(
+            client,
+            partial.originals,
+            run=partial.run,
+            shares=settings.shares,
+            patience_s=30.0,
+            say=lambda text: print(text, file=sys.stderr),
+        )
     finally:
         await client.close()
     print("\n".join(f"{name}: as it was" for name in partial.originals if name not in failed))

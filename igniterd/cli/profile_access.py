@@ -7,9 +7,11 @@ or is given them again.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -107,6 +109,37 @@ def host_of(config: Path | None) -> dict[str, Any]:
         return {"gpu": "nvml", "shares": Path(DEFAULT_SHARES), "mps": True}
     told = _loaded(config)
     return {"gpu": told.gpu.source, "shares": told.shares, "mps": told.mps.enabled}
+
+
+@contextmanager
+def to_itself(settings: Settings, *, beside: bool) -> Iterator[None]:
+    """Hold the Triton as the daemon does, so that none acts on it meanwhile.
+
+    Raises :class:`CannotRun` where one does already, unless ``beside`` it or it was told to leave
+    these models alone.
+    """
+    from igniterd.clients.lock import HostLock
+    from igniterd.released import FILE, Released
+
+    directory = None if settings.config is None else _loaded(settings.config).state.directory
+    released = frozenset() if directory is None else Released(directory / FILE).now()
+    if beside or released.issuperset(settings.models):
+        yield
+        return
+    with TemporaryDirectory(prefix="igniterd-profile-") as own:  # only the Triton is held, no state
+        lock = HostLock(Path(own), [settings.triton])
+        try:
+            lock.take()
+        except CannotRun as error:
+            names = " ".join(settings.models)
+            raise CannotRun(
+                f"Triton {settings.triton} is acted on by a daemon, which would undo what is measured ({error}): stop it, or give it "
+                f"these models back with igniterd release {names} --config FILE and profile with --config FILE; --beside profiles anyway"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 async def mps_warning(settings: Settings) -> str:

@@ -8,9 +8,15 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from igniterd.clients.environments import ModelConfig
+from igniterd.clients.triton_json import config_to_dict
 from igniterd.errors import CannotRun
 
 _PROC = Path("/proc")
+_CONFIG = "config.pbtxt"
 _OPTIONS = ("--model-repository", "--model-store")
 _GRPC_PORT = "8001"  # Triton's own default
 
@@ -42,6 +48,35 @@ def model_folder(model: str, url: str, given: Sequence[str] = (), proc: Path = _
         f"model {model}: where Triton at {url} has its files is not known, for its process cannot "
         'be seen from here: give [[triton]] repository = ["/models"], the folder as it sees it'
     )
+
+
+def own_config(model: str, url: str, given: Sequence[str] = (), proc: Path = _PROC) -> ModelConfig | None:
+    """What its owner's ``config.pbtxt`` says, with the model's name; ``None`` where it cannot be read and kept whole."""
+    try:
+        folder = model_folder(model, url, given, proc)
+    except (CannotRun, OSError):
+        return None
+    pid, _ = _of_server(url, proc)
+    inside = [] if pid is None else [proc / str(pid) / "root" / folder.lstrip("/")]
+    if pid is not None and _chosen_by_name(pid, proc):
+        return None
+    for place in (*inside, Path(folder)):
+        try:
+            message = text_format.Parse((place / _CONFIG).read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+        except (OSError, UnicodeDecodeError, text_format.ParseError):  # a field this tritonclient does not know, too
+            continue
+        message.name = message.name or model
+        return config_to_dict(message)
+    return None
+
+
+def _chosen_by_name(pid: int, proc: Path) -> bool:
+    """Whether the server takes its models' configurations from other files (``--model-config-name``)."""
+    try:
+        words = (proc / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return True
+    return bool(_values(words, "--model-config-name"))
 
 
 def _seen(folder: PurePosixPath, pid: int | None, proc: Path) -> bool:

@@ -7,6 +7,7 @@ the server may not be as it was found; they leave the file once everything is ba
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -68,6 +69,8 @@ class Partial(_Part):
     format: Literal["igniterd-profile-partial"] = "igniterd-profile-partial"
     version: Literal[1] = 1
     settings: Settings
+    run: str = Field(default_factory=lambda: secrets.token_hex(8))
+    """On every model it changes, so that its own changes are told from somebody else's."""
     originals: dict[str, dict[str, Any]] = Field(default_factory=dict)
     board: Board | None = None
     notes: list[str] = Field(default_factory=list)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Protocol
 
 from igniterd.clients.environments import PLAIN, ModelConfig, Reach, percent_name, runs_in_stubs, share_of
+from igniterd.clients.owned import measured_mark, measured_of
 from igniterd.clients.shares import prepared
-from igniterd.clients.triton_config import instance_names_of, warmup_batch
+from igniterd.clients.triton_config import allocation_of, instance_names_of, warmup_batch
 from igniterd.errors import CannotRun, IgniterdError, Refused, Unreachable
 from igniterd.evidence import newest_of, of_processes, serving
 from igniterd.profiler.board import Probe, fallen, now_s
@@ -50,19 +51,39 @@ def profilable(config: ModelConfig) -> str:
     return ""
 
 
-def for_measuring(original: ModelConfig, share: float | None, largest: int, shares: Path, reach: Reach = PLAIN) -> ModelConfig:
+def for_measuring(
+    original: ModelConfig, share: float | None, largest: int, shares: Path, reach: Reach = PLAIN, *, run: str = ""
+) -> ModelConfig:
     """``original`` with ``share`` (``None``: without one), batches of up to ``largest``, one instance, requests executed as they come.
 
-    The folder of the share is made.
+    The folder of the share is made. A parameter says that ``run`` did it and what was there, so that
+    it is known whose it is, and can be undone after a profiler that was killed.
     """
     config = copy.deepcopy(original)
-    if int(config.get("max_batch_size", 0)) > 0:
+    batched = int(config.get("max_batch_size", 0)) > 0
+    if batched:
         config.pop("dynamic_batching", None)
         config["max_batch_size"] = 1
-        changed = prepared(config, Allocation(share, 1, 0, 1), shares, reach)
+    changed = prepared(config, Allocation(share, 1, 0, 1), shares, reach)
+    if batched:
         changed["max_batch_size"] = max(largest, warmup_batch(original))
-        return changed
-    return prepared(config, Allocation(share, 1, 0, 1), shares, reach)
+    mark = measured_mark(original, run, _with(changed, shares))
+    changed["parameters"] = changed.get("parameters", {}) | mark
+    return changed
+
+
+def _with(config: ModelConfig, shares: Path) -> str:
+    """What a model is measured with, in words that can be compared."""
+    share, batching = share_of(config, str(shares)), "batched" if "dynamic_batching" in config else "single"
+    held = "none" if share is None else percent_name(share)
+    here = allocation_of(config, str(shares))
+    return f"share {held}, batch {config.get('max_batch_size', 0)}, {batching}, instances {here.instances}"
+
+
+def is_ours(config: ModelConfig, run: str, shares: Path) -> bool:
+    """Whether ``config`` is what this ``run`` loaded to measure, and nobody has changed it since."""
+    told = measured_of(config)
+    return bool(told) and told.get("run") == run and told.get("with") == _with(config, shares)
 
 
 class Server:
@@ -78,11 +99,13 @@ class Server:
         mps: bool = True,
         processes: ProcessSource | None = None,
         reach: Reach = PLAIN,
+        run: str = "",
     ) -> None:
         """``shares`` is the folder of share environments, under the path at which Triton sees it; without ``mps`` none has an effect.
 
-        ``reach``: how else shares reach the models.
+        ``reach``: how else shares reach the models. ``run``: by which its own loads are known.
         """
+        self._run = run
         self.reload_s = 1.5
         """What a reload takes; a guess until the first one."""
         self.copy_bytes: dict[str, int] = {}
@@ -110,7 +133,7 @@ class Server:
             return
         await self._check_ours(model)
         original = self._originals[model]
-        spent_s = await self._loaded(model, for_measuring(original, share, largest, self._shares, self._reach))
+        spent_s = await self._loaded(model, for_measuring(original, share, largest, self._shares, self._reach, run=self._run))
         self.reload_s = 0.5 * (self.reload_s + spent_s) if self._applied else spent_s
         self._applied[model] = (share, largest)
         found = share_of(await self._client.config(model), str(self._shares))
@@ -129,15 +152,14 @@ class Server:
             raise Refused(f"model {model}: its share {share:.1%} has no effect: {found.said}")
 
     async def _check_ours(self, model: str) -> None:
-        if model not in self._applied:
+        """Before every load: a newer configuration of somebody else's is not overwritten."""
+        found = await self._client.config(model)
+        if found == self._originals[model] or is_ours(found, self._run, self._shares):
             return
-        share, _ = self._applied[model]
-        found = share_of(await self._client.config(model), str(self._shares))
-        if share is not None and (found is None or percent_name(found) != percent_name(share)):
-            raise Refused(
-                f"model {model}: its share is {found} where igniterd profile had set {share}: somebody else changes it, or Triton was "
-                "restarted; stop a daemon that acts on this server before profiling"
-            )
+        raise Refused(
+            f"model {model}: it is served with {_with(found, self._shares)}, which is neither what was found nor what igniterd profile "
+            "set: somebody else changes it; stop a daemon that acts on this server before profiling"
+        )
 
     async def _loaded(self, model: str, config: ModelConfig) -> float:
         """Load; returns the seconds it took.
@@ -191,19 +213,30 @@ async def originals_of(client: Configurable, models: Iterable[str]) -> dict[str,
 
 
 async def restore(
-    client: Configurable, originals: Mapping[str, ModelConfig], *, patience_s: float, say: Callable[[str], None]
+    client: Configurable,
+    originals: Mapping[str, ModelConfig],
+    *,
+    run: str,
+    shares: Path,
+    patience_s: float,
+    say: Callable[[str], None],
 ) -> dict[str, str]:
-    """Put every model back to exactly its configuration in ``originals``; one that has it already is left alone.
+    """Put every model back to exactly its configuration in ``originals`` that still is as ``run`` left it.
 
-    A server that does not answer is waited for, ``patience_s`` for all models together. Returns why, for each that could not be
-    restored.
+    One that has it already is left alone, and so is one that somebody else changed since, which is
+    said: theirs is the newer one. A server that does not answer is waited for, ``patience_s`` for all
+    models together. Returns why, for each that could not be restored.
     """
     deadline_s, failed = now_s() + patience_s, dict[str, str]()
     for model, config in originals.items():
         while True:
             try:
-                if await client.config(model) != config:
+                now = await client.config(model)
+                if now != config and is_ours(now, run, shares):
                     await client.load(model, config, exact=True)
+                elif now != config:
+                    mend = f"igniterd release {model} gives it back to its owner"
+                    say(f"{model}: somebody else changed it meanwhile ({_with(now, shares)}): it is left as it is; {mend}")
                 failed.pop(model, None)
                 break
             except Unreachable as error:

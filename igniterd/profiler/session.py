@@ -109,7 +109,14 @@ class Session:
         originals = self.partial.originals
         self._all_meant()
         server = Server(
-            self._client, originals, settings.shares, self._probe, mps=settings.mps, reach=self._reach, processes=self._processes
+            self._client,
+            originals,
+            settings.shares,
+            self._probe,
+            mps=settings.mps,
+            reach=self._reach,
+            processes=self._processes,
+            run=self.partial.run,
         )
         meter = Meter(self._client, self._probe, sorted(loaded - set(settings.models)))
         await self._survey()
@@ -355,7 +362,14 @@ class Session:
     async def _restore(self) -> None:
         """Everything back as it was; what could not be stays in the partial file."""
         self._listener.progress(self._did, max(1, self._expected), 0.0, "putting the server back as it was")
-        failed = await restore(self._client, self.partial.originals, patience_s=RESTORE_S, say=self._listener.say)
+        failed = await restore(
+            self._client,
+            self.partial.originals,
+            run=self.partial.run,
+            shares=self.partial.settings.shares,
+            patience_s=RESTORE_S,
+            say=self._listener.say,
+        )
         self.partial.originals = {name: config for name, config in self.partial.originals.items() if name in failed}
         self._write()
         for name, why in failed.items():

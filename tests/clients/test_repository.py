@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from igniterd.clients.repository import model_folder, stub_memory_bytes
+from igniterd.clients.repository import model_folder, own_config, stub_memory_bytes
 from igniterd.errors import CannotRun
 
 
@@ -53,3 +53,20 @@ def test_memory_of_a_model_s_processes(tmp_path: Path) -> None:
     a_process(tmp_path, 9, stub, *rest, "network_0", "DEFAULT")
     assert stub_memory_bytes("net", tmp_path) == 2 * 100 * 4096
     assert stub_memory_bytes("nets", tmp_path) is None
+
+
+def test_the_owner_s_own_file_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder, nowhere = tmp_path / "net", tmp_path / "proc"
+    folder.mkdir()
+    nowhere.mkdir()
+
+    def read() -> object:
+        return own_config("net", "127.0.0.1:8001", (str(tmp_path),), nowhere)
+
+    assert read() is None
+    (folder / "config.pbtxt").write_text('backend: "python"\nmax_batch_size: 8\ninstance_group [{ count: 3 }]\n')
+    assert read() == {"name": "net", "backend": "python", "max_batch_size": 8, "instance_group": [{"count": 3}]}
+    for odd in (b"a field of tomorrow: 3\n", b"\xff\xfe", b"{"):
+        (folder / "config.pbtxt").write_bytes(odd)
+        assert read() is None
+    assert own_config("net", "127.0.0.1:8001", ("s3://bucket/models",), nowhere) is None

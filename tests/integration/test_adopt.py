@@ -21,12 +21,13 @@ from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 from typer.testing import CliRunner
 
-from igniterd.adopt import Terms, adopt, release
+from igniterd.adopt import Terms, adopt
 from igniterd.cli.app import app
 from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton_config import allocation_of, base_env_of, with_allocation
 from igniterd.emulator import programs
 from igniterd.engines.hosting import hosting_of
+from igniterd.giveback import release
 from igniterd.records import Allocation
 from tests.integration.engine_host import Engines
 

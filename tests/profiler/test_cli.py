@@ -11,11 +11,13 @@ from typer.testing import CliRunner
 from igniterd.cli.app import app
 from igniterd.cli.profile import _left_behind
 from igniterd.cli.profile_access import Access, host_of, mps_warning
+from igniterd.clients.lock import HostLock
 from igniterd.emulator.process import free_ports
 from igniterd.model.own import OwnModel
 from igniterd.model.profile import builtin_profile
 from igniterd.profiler.partial import Partial, Settings
 from igniterd.profiler.show import residuals
+from igniterd.released import given_back
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -56,6 +58,33 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     code, text = run("m", "-o", str(tmp_path / "file" / "p.json"), "--triton", f"127.0.0.1:{port}", "--gpu", "none")
     assert code == 1
     assert "File exists" in text or "Not a directory" in text
+
+
+def test_a_daemon_that_acts_on_the_server_is_not_disturbed(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    file = tmp_path / "igniterd.toml"
+    file.write_text(
+        f'[state]\ndirectory = "{tmp_path}/state"\n[[triton]]\nurl = "localhost:{port}"\n[gpu]\nsource = "none"\n'
+        '[[model]]\nname = "m"\nslo_p99_ms = 5\n[[model]]\nname = "n"\nslo_p99_ms = 5\n'
+    )
+    (tmp_path / "state").mkdir()
+    words = ("m", "-o", str(tmp_path / "p.json"), "--config", str(file))
+    daemon = HostLock(tmp_path / "state", [f"127.0.0.1:{port}"])
+    daemon.take()
+    try:
+        code, text = run(*words)
+        assert code == 1
+        assert "igniterd release m --config FILE" in text
+        for other in (run(*words, "--beside"), (given_back(tmp_path / "state", ["m"]), run(*words))[1]):
+            assert other[0] == 1
+            assert "--beside" not in other[1]
+            assert f"at localhost:{port}" in other[1]  # it got as far as Triton, which is not there
+        code, text = run("n", *words)
+        assert "--beside" in text
+    finally:
+        daemon.release()
+    code, text = run("n", *words)
+    assert "--beside" not in text
 
 
 def test_nobody_is_told_to_put_back_what_was_not_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,16 +6,19 @@ import asyncio
 import copy
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from igniterd.clients.owned import as_owned
+from igniterd.clients.triton_config import marked, with_allocation
 from igniterd.errors import CannotRun, NotNow, Refused, Unreachable
 from igniterd.profiler.board import Probe
 from igniterd.profiler.partial import Partial, Settings
 from igniterd.profiler.server import Server, for_measuring, restore
 from igniterd.profiler.session import Session
-from igniterd.records import Stub
+from igniterd.records import Allocation, Stub
 from tests.profiler.fake import FakeBoard, FakeTriton, Heard, config_of, plain_ms
 
 pytestmark = pytest.mark.looptime
@@ -111,6 +114,57 @@ async def test_the_file_says_how_the_server_was_before_anything_is_changed(tmp_p
     assert all(s == {"big": original} for s in seen)
 
 
+async def put_back(triton: FakeTriton, left: Partial, heard: Heard) -> dict[str, str]:
+    return await restore(triton, left.originals, run=left.run, shares=left.settings.shares, patience_s=5.0, say=heard.say)
+
+
+def by_another_daemon(config: dict[str, Any]) -> dict[str, Any]:
+    return with_allocation(config, Allocation(0.35, 1, 0, 1), "/elsewhere/shares")
+
+
+def by_an_operator(config: dict[str, Any]) -> dict[str, Any]:
+    return {**config, "max_batch_size": 17}
+
+
+def from_a_file(config: dict[str, Any]) -> dict[str, Any]:
+    return config_of("big", max_batch=3)
+
+
+def by_another_profiler(config: dict[str, Any]) -> dict[str, Any]:
+    return marked(for_measuring(config_of("big"), None, 32, Path("/none"), run="another"), "ff")
+
+
+@pytest.mark.parametrize("changed", [by_another_daemon, by_an_operator, from_a_file, by_another_profiler])
+async def test_somebody_elses_newer_configuration_is_not_overwritten(tmp_path: Path, changed: Any) -> None:
+    triton, partial, heard = FakeTriton([config_of("big")]), asked(tmp_path, "big"), Heard()
+
+    def change(count: int) -> None:
+        if count == 300:
+            triton.models["big"].config = changed(triton.models["big"].config)
+            triton.loads.clear()
+
+    triton.after_infer = change
+    with pytest.raises((CannotRun, Refused)):
+        await session(triton, partial, tmp_path, heard).run()
+    theirs = copy.deepcopy(triton.models["big"].config)
+    assert triton.loads == []
+    assert any("somebody else changed it meanwhile" in line for line in heard.said)
+    assert Partial.read(tmp_path / "p.partial").originals == {}
+    assert triton.models["big"].config == theirs
+
+
+async def test_a_killed_profiler_s_model_is_put_back_from_its_file_or_without_it(tmp_path: Path) -> None:
+    original = config_of("big")
+    triton, partial = FakeTriton([original]), asked(tmp_path, "big")
+    server = Server(triton, {"big": original}, partial.settings.shares, run=partial.run)
+    partial.originals = {"big": original}
+    await server.apply("big", 0.5, 4)
+    left = copy.deepcopy(triton.models["big"].config)
+    assert as_owned(left, str(partial.settings.shares)) == original
+    assert await put_back(triton, partial, Heard()) == {}
+    assert triton.models["big"].config == original
+
+
 async def test_a_server_that_goes_away_is_put_back_later(tmp_path: Path) -> None:
     original = config_of("big")
     triton, partial = FakeTriton([original]), asked(tmp_path, "big")
@@ -127,7 +181,7 @@ async def test_a_server_that_goes_away_is_put_back_later(tmp_path: Path) -> None
     assert any("could not be put back" in line for line in heard.said)
     triton.down, triton.after_infer = False, lambda count: None
     assert triton.models["big"].config != original
-    assert await restore(triton, left.originals, patience_s=5.0, say=heard.say) == {}
+    assert await put_back(triton, left, heard) == {}
     assert triton.models["big"].config == original
 
 
@@ -276,7 +330,7 @@ async def test_a_shape_or_array_for_no_input_is_not_left_out_in_silence(
 
 async def test_a_daemon_that_acts_on_the_same_server_is_noticed(tmp_path: Path) -> None:
     triton, partial = FakeTriton([config_of("big")]), asked(tmp_path, "big")
-    original = copy.deepcopy(triton.models["big"].config)
+    heard = Heard()
 
     def meddle(count: int) -> None:
         if count == 400:
@@ -284,8 +338,9 @@ async def test_a_daemon_that_acts_on_the_same_server_is_noticed(tmp_path: Path) 
 
     triton.after_infer = meddle
     with pytest.raises(NotNow, match="somebody else changes it"):
-        await session(triton, partial, tmp_path).run()
-    assert triton.models["big"].config == original
+        await session(triton, partial, tmp_path, heard).run()
+    assert "EXECUTION_ENV_PATH" not in triton.models["big"].config["parameters"]
+    assert any("igniterd release big gives it back to its owner" in line for line in heard.said)
 
 
 def test_a_model_is_not_measured_with_less_than_it_is_warmed_up_with(tmp_path: Path) -> None:
