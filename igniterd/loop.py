@@ -166,7 +166,16 @@ class Loop:
         """What is known of the models after this observation, and whose hand changed them."""
         acting = [under.step.model for under in self._acting.values()]
         carry = self.carry
-        return followed(carry.known, seen, outcome, config=self.config, acting=acting, came=carry.held.asked, ports=self._ports)
+        return followed(
+            carry.known,
+            seen,
+            outcome,
+            config=self.config,
+            acting=acting,
+            came=carry.held.asked,
+            ports=self._ports,
+            released=self._released.now(),
+        )
 
     def _standings(self, view: Observation, known: Known, held: Held, load: Estimate) -> dict[str, Standing]:
         """The one state of every model."""
@@ -234,6 +243,8 @@ class Loop:
 
         What can be told from what is known already was told by ``decide.hold.why_not_now``.
         """
+        if step.model in self._released.now():
+            return f"{step.model}: it was given back to its owner", Cause.HELD
         refused = self._copies.refused(step.model, view)
         if refused:
             return refused, Cause.REFUSED

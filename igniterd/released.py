@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import getpass
 import os
-import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from igniterd.errors import CannotRun
+from igniterd.files import replace_file
 
 FILE = "released.json"
 MOST = 4096
@@ -76,6 +77,9 @@ class Released:
         return self._models
 
 
+TRIES, TRY_EVERY_S = 50, 0.1
+
+
 def given_back(directory: Path, models: Iterable[str]) -> None:
     """Add ``models`` to the list of the state ``directory``. Raises :class:`CannotRun` saying what to do."""
     now = Given(at=datetime.now(UTC).replace(microsecond=0), by=_user())
@@ -103,16 +107,26 @@ def _changing(directory: Path) -> Iterator[dict[str, Given]]:
     except OSError as error:
         raise CannotRun(f"{directory}: {error.strerror}: {_remedy(directory)}") from error
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # held for a moment only, by another of these commands
+        _alone(folder, path)
         before = {} if _stamp(path) is None else dict(_parsed(path).models)
         after = dict(before)
         yield after
         if after != before:
-            _write(path, _List(models=after))
+            replace_file(path, _List(models=after).model_dump_json(indent=2) + "\n", mode=0o644, sync=True)
     except OSError as error:
         raise CannotRun(f"{path}: cannot be written: {error.strerror}: {_remedy(directory)}") from error
     finally:
         os.close(folder)
+
+
+def _alone(folder: int, path: Path) -> None:
+    """Lock the list: it is held for a moment only, by another of these commands."""
+    for _ in range(TRIES):
+        try:
+            return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(TRY_EVERY_S)
+    raise CannotRun(f"{path}: another process has kept its folder locked for {TRIES * TRY_EVERY_S:g} s; try again")
 
 
 def _remedy(directory: Path) -> str:
@@ -120,21 +134,6 @@ def _remedy(directory: Path) -> str:
         f"run this on the daemon's host as the user that owns {directory} (state.directory) or as root, or put the "
         "parameter IGNITERD_HANDS_OFF into the model's own config.pbtxt"
     )
-
-
-def _write(path: Path, listed: _List) -> None:
-    """A name that nobody can foresee, and modes set on what was opened: the folder may be another user's."""
-    file, name = tempfile.mkstemp(prefix=f".{FILE}.", dir=path.parent)
-    try:
-        with os.fdopen(file, "w", encoding="utf-8") as out:
-            os.fchmod(out.fileno(), 0o644)  # the daemon's user reads what root wrote
-            out.write(listed.model_dump_json(indent=2) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:

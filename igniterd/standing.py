@@ -75,11 +75,13 @@ def followed(
     acting: Iterable[str] = (),
     came: Mapping[str, Allocation] | None = None,
     ports: Ports | None = None,
+    released: Collection[str] = (),
 ) -> Known:
     """``known`` after this tick's observation.
 
     ``outcome``: of our steps since; ``acting``: models that a step of ours is changing now; ``came``:
-    what loads that were not answered may bring yet; ``ports``: the gRPC port of each Triton.
+    what loads that were not answered may bring yet; ``ports``: the gRPC port of each Triton;
+    ``released``: models given back to their owner, who may do with them what he likes.
     """
     busy, configured = set(acting), config.by_name().keys()
     servers = _servers(known, seen, ports or {})
@@ -90,8 +92,9 @@ def followed(
     _after_steps(expected, brings, outcome)
     hands = {m: h for m, h in known.hands.items() if m in configured and m not in seen.absent}
     for name, reading in seen.models.items():
-        if name in busy:
+        if name in busy or name in released:
             expected.pop(name, None)
+            hands.pop(name, None)
             continue
         here, wanted, brought = reading.allocation, expected.get(name), brings.pop(name, None)
         asked = [each for each in (brought, (came or {}).get(name)) if each is not None]
