@@ -207,6 +207,7 @@ class ModelWindow:
     queue_ms: float | None = None  # mean wait in the queue of the requests completed
     items: int = 0  # samples that the completed requests brought; above ``completed`` when clients bring batches
     pending: int | None = None  # requests waiting or executing at its end
+    rejected: int = 0  # requests refused at Triton's door
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,13 +292,15 @@ class Load:
     error_ratio: float | None = None  # this window: measured / predicted mean service time - 1
     items_per_request: float = 1.0  # samples a request brings, lately
     stuck_s: float = 0.0  # how long requests have waited with nothing executed
+    watched_s: float = 0.0  # how much of its traffic was observed in all
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
     at_s: float
     loads: Mapping[str, Load] = field(default_factory=dict)
-    warm: bool = False  # every source has answered and every model has enough samples
+    warm: bool = False  # every model read now has been watched for long enough
+    left_out: Mapping[str, str] = field(default_factory=dict)  # models whose prediction raised, and what
 
 
 class StepKind(StrEnum):
@@ -356,6 +359,7 @@ class Plan:
     headroom: float | None = None  # every rate may grow by this factor and all SLOs hold (>= 1 when feasible)
     allocated_share: float = 0.0
     least_share: float | None = None  # what the SLOs need at the present rates, by the last search; the rest could be given away
+    least_by_gpu: Mapping[int, float] = field(default_factory=dict)  # the same of each GPU
 
 
 @dataclass(frozen=True, slots=True)

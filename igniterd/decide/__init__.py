@@ -219,7 +219,7 @@ def _qualified(plan: Plan, observation: Observation) -> Plan:
     if not without:
         return plan
     why = f"{plan.why}; but the share of {', '.join(without)} is not shown to have an effect: planned as uncapped neighbours"
-    return replace(plan, why=why, headroom=None, least_share=None)
+    return replace(plan, why=why, headroom=None, least_share=None, least_by_gpu={})
 
 
 def _on(demands: Callable[[float], Mapping[int, Sequence[Demand]]], gpu: int, caution: float) -> Sequence[Demand]:
@@ -249,6 +249,7 @@ def _merged(parts: Sequence[Part], applied: Mapping[str, Allocation], held: Held
         headroom=min(rooms) if rooms else None,
         allocated_share=_total(applied),
         least_share=sum(held.least_share.values()) if held.least_share else None,
+        least_by_gpu=held.least_share,
     )
 
 

@@ -197,6 +197,7 @@ class SimHost:
             queue_ns=model.queue_ns,
             batches=batches,
             instance_names=frozenset({f"{model.name}_0_0"}),
+            at_s=self._now_s,
         )
 
     # ------------------------------------------------------------ the simulation
