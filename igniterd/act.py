@@ -25,11 +25,18 @@ from igniterd.clients.triton_config import (
     same_allocation,
     same_but_instances,
 )
-from igniterd.errors import IgniterdError, Refused, Unreachable
+from igniterd.errors import IgniterdError, Refused, Unanswered, Unreachable
 from igniterd.records import Actuation, Allocation, Observation, Outcome, Plan, Step, StepKind, Stub
+from igniterd.states import Cause
 
 READ_BACKS = 5  # each with the deadline of a call
 PROCESSES_S = 2.0  # longest look at the host's processes
+OLD_GONE_S = 5.0  # longest wait for an old copy's processes to end, before anything else is changed
+LOOK_EVERY_S = 0.2
+
+
+class ByHand(Refused):
+    """Somebody else has changed the model since it was planned with."""
 
 
 class Reloader(Protocol):
@@ -84,7 +91,7 @@ async def _apply(step: Step, triton: Reloader, around: Surroundings) -> None:
         return
     expected = (step.before, _expected(step, around.claimed), wanted)
     if not any(same_allocation(present, each) for each in expected):
-        raise Refused(f"{step.model}: somebody else changed it to {present}; planning anew")
+        raise ByHand(f"{step.model}: somebody else changed it to {present}; planning anew")
     if base_env_of(before, there) is None:
         changed = prepared(before, wanted, around.shares, around.reach)
     else:  # it is looked at: a mount that hangs holds up this step, not the daemon
@@ -92,7 +99,10 @@ async def _apply(step: Step, triton: Reloader, around: Surroundings) -> None:
     running = await _pids(before, around.processes)
     # Instances alone are started and ended beside those that serve on; anything else is a new copy, and must be one.
     in_place = same_but_instances(before, changed) and not again
-    await triton.load(step.model, changed, exact=in_place)
+    if in_place:
+        await triton.load(step.model, changed, exact=True)
+    else:
+        await triton.load(step.model, changed)
     after = await _read_back(step.model, triton)
     applied = allocation_of(after, there)
     if not same_allocation(applied, wanted):
@@ -100,6 +110,8 @@ async def _apply(step: Step, triton: Reloader, around: Surroundings) -> None:
     serving = await _pids(after, around.processes) if running and not in_place else None
     if serving is not None and running is not None and serving <= running:
         raise Refused(f"{step.model}: Triton said that it was reloaded, but its processes are the same as before")
+    if serving is not None and running:
+        await _until_gone(running, after, around.processes)
 
 
 def _expected(step: Step, claimed: float | None) -> Allocation:
@@ -123,6 +135,35 @@ async def _pids(config: dict[str, Any], processes: ProcessSource | None) -> froz
         return None
     names = instance_names_of(config)
     return frozenset(stub.pid for stub in stubs if stub.instance in names)
+
+
+async def _until_gone(old: frozenset[int], config: dict[str, Any], processes: ProcessSource | None) -> None:
+    """Wait for the processes of the old copy to end: until then they use the GPU beside the new one.
+
+    One that does not end in time is no failure of the change: the next tick says what is left.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(OLD_GONE_S):
+            while old & (await _pids(config, processes) or frozenset()):  # noqa: ASYNC110  other processes end
+                await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def touched(expected: Mapping[str, Allocation], triton: Reloader, shares: Path) -> str:
+    """Which of the models of ``expected`` somebody else has changed meanwhile, or an empty string.
+
+    What cannot be read now is passed over: the next tick tells.
+    """
+    names = list(expected)
+    answers = await asyncio.gather(*(triton.config(name) for name in names), return_exceptions=True)
+    for name, answer in zip(names, answers, strict=True):
+        if isinstance(answer, IgniterdError):
+            continue
+        if isinstance(answer, BaseException):
+            raise answer
+        here = allocation_of(answer, str(shares))
+        if here.share != expected[name].share or replace(here, instances=expected[name].instances) != expected[name]:
+            return f"{name}: somebody else changed it to {here}; planning anew"
+    return ""
 
 
 async def _read_back(model: str, triton: Reloader) -> dict[str, Any]:
@@ -184,11 +225,12 @@ async def act(
     claimed: float | None = None,
     processes: ProcessSource | None = None,
     adopter: Adopter | None = None,
+    cause: Cause = Cause.REFUSED,
 ) -> Outcome:
     """Carry out the first step of ``plan``; the ticks after it, reading the world anew, carry out the rest.
 
     ``triton_of`` maps models to the names of their servers; ``shares`` is the folder of share environments, under the path at which
-    Triton sees it. ``refused``: why the step must not be tried, if it must not. ``reach``: how shares
+    Triton sees it. ``refused``: why the step must not be tried, if it must not, for ``cause``. ``reach``: how shares
     reach the models of each server. For the others see :class:`Surroundings`.
     """
     if not plan.steps:
@@ -196,12 +238,21 @@ async def act(
     step, began_s = plan.steps[0], time.monotonic()
     try:
         if refused:
-            raise Refused(refused)
+            return Outcome((Actuation(step, False, 0.0, refused, cause),))
         server = triton_of[step.model]
         around = Surroundings(shares, (reach or {}).get(server, PLAIN), claimed, processes, adopter)
         await _apply(step, tritons[server], around)
     except IgniterdError as error:
-        return Outcome((Actuation(step, False, time.monotonic() - began_s, str(error)),))
+        return Outcome((Actuation(step, False, time.monotonic() - began_s, str(error), _cause(error)),))
     except Exception as error:  # a configuration nobody thought of: this change is not made, and the daemon goes on
-        return Outcome((Actuation(step, False, time.monotonic() - began_s, f"unforeseen: {error!r}"),))
+        said = f"unforeseen: {error!r}"
+        return Outcome((Actuation(step, False, time.monotonic() - began_s, said, Cause.REFUSED),))
     return Outcome((Actuation(step, True, time.monotonic() - began_s),))
+
+
+def _cause(error: IgniterdError) -> Cause:
+    if isinstance(error, ByHand):
+        return Cause.BY_HAND
+    if isinstance(error, Unanswered):
+        return Cause.UNANSWERED
+    return Cause.LOST if isinstance(error, Unreachable) else Cause.REFUSED

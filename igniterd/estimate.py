@@ -142,6 +142,7 @@ def _load(name: str, belief: ModelBelief, scene: Scene, ratio: float | None, wal
         busy=belief.busy,
         mean_batch=belief.mean_batch,
         burstiness=rate.burstiness,
+        watched_s=belief.seen_s,
         remembered_per_s=max(rate.peak_per_s, daily.usual_per_s(wall_s), daily.usual_per_s(wall_s + HORIZON_S)),
         bias=bias.mean,
         bias_upper=bias.upper(config.decide.level),
@@ -158,7 +159,6 @@ def _load(name: str, belief: ModelBelief, scene: Scene, ratio: float | None, wal
         error_ratio=None if ratio is None else ratio - 1,
         items_per_request=brought(belief, reading).mean,
         stuck_s=stuck_s(belief, reading, scene.longest_ms(name, belief)) if waits else 0.0,
-        watched_s=belief.seen_s,
     )
 
 

@@ -1,10 +1,10 @@
-"""One tick, in order: observe, prove, window, estimate, decide, act, report.
+"""One tick, in order: observe, follow, prove, window, estimate, decide, act, report.
 
 Two ways back, both visible here: the small :class:`Carry`, replaced whole at the end of a tick, and the world itself, read again at
 the next. A stage that fails ends the tick: what is applied goes on serving, and the next tick starts from the same carry.
 
-A reload takes seconds, and for a large model minutes; it runs beside the ticks, one at a time. Ticks go on reading and reporting
-meanwhile and decide nothing; the first one after its end takes up what came of it.
+A reload takes seconds, and for a large model minutes; it runs beside the ticks, one at a time on each GPU. Ticks go on reading and
+reporting meanwhile and decide nothing for that GPU; the first one after its end takes up what came of it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from igniterd.act import Adopter, Reloader, SecondCopies, act
+from igniterd.act import Adopter, Reloader, SecondCopies, act, touched
+from igniterd.clients.once import Once
 from igniterd.clients.shares import reach_of
 from igniterd.config import Config
 from igniterd.decide import Held, Oracles, after, decide
 from igniterd.estimate import Belief, estimate
 from igniterd.observe import Sources
 from igniterd.prove import Proofs, planned_view, prove
-from igniterd.records import Estimate, Gap, Load, Mode, Observation, Outcome, Outcomes, Plan, Step, Tick
+from igniterd.records import Estimate, Gap, Load, Mode, Observation, Outcome, Plan, Step, Tick
+from igniterd.standing import Facts, Known, followed, scene, standings
+from igniterd.states import Cause, Standing, State
 from igniterd.window import between
 
+TOLD = frozenset(State) - {State.STEERED, State.WATCHED, State.WARMING, State.UNREAD, State.UNSEEN, State.ABSENT}
+"""States that are said here; the others are told of as what they come from: gaps, or kinds of models."""
 STEP_ENDS_S = 3.0  # how long the end waits for a step under way
 
 
@@ -38,6 +43,7 @@ class Carry:
     number: int = 0
     proofs: Proofs = field(default_factory=Proofs)
     loads: Mapping[str, Load] = field(default_factory=dict)
+    known: Known = field(default_factory=Known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,14 @@ class Knowledge:
     def steerable(self, seen: Observation) -> Mapping[str, str]:
         """``profiled``, less the models that are of a kind that can only be watched."""
         return {name: of for name, of in self.profiled.items() if name not in seen.models or not seen.models[name].left_alone}
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """A step being carried out."""
+
+    step: Step
+    task: asyncio.Task[Outcome]
 
 
 class Stopwatch:
@@ -95,10 +109,11 @@ class Loop:
         self.shares: Path = config.shares
         self.triton_of = {model.name: model.triton for model in config.model}
         self.mode = Mode(config.loop.mode)
-        self._acting: asyncio.Task[Outcome] | None = None
-        self._step: Step | None = None  # of the task
+        self._acting: dict[int, UnderWay] = {}  # by GPU
         self._copies = SecondCopies(knowledge.copy_bytes)
-        self._come = Outcome()  # what came of a step, until a tick has been finished with it
+        self._come = Outcome()  # what came of steps, until a tick has been finished with it
+        self._ports = {server.name: server.port for server in config.triton}
+        self._said, self._told = Once("models"), dict[str, State]()
 
     async def tick(self, now_s: float) -> Tick:
         """One turn at ``now_s`` (a monotonic clock)."""
@@ -106,7 +121,9 @@ class Loop:
         outcome = self._arrived()
         seen = await self.sources.observe(now_s)
         watch.lap("observe")
-        proofs, view = self._proven(seen, outcome)
+        known = self._followed(seen, outcome)
+        whole = scene(seen, known)
+        proofs, view = self._proven(seen, whole, outcome)
         watch.lap("prove")
         window = between(carry.seen, seen)
         watch.lap("window")
@@ -115,27 +132,62 @@ class Loop:
         profiled = knowledge.steerable(view)
         load, belief = estimate(view, window, carry.belief, config=self.config, profiled=profiled, oracle=expects, wall_s=wall_s)
         watch.lap("estimate")
-        held = after(carry.held, outcome, load.loads, self.config.decide, now_s)
-        plan, held = self._decide(load, view, held, proofs.dead, now_s)
+        anew = {name for name, triton in self.triton_of.items() if triton in known.anew}
+        held = after(carry.held.with_none_pending(anew), outcome, load.loads, self.config.decide, now_s)
+        states = self._standings(view, known, held, load)
+        plan, held = self._decide(load, view, held, proofs.dead, states, now_s)
         watch.lap("decide")
         if plan.steps and self.mode is Mode.ACT:
-            self._step = plan.steps[0]
-            self._acting = asyncio.create_task(self._act(plan, self._step, view), name="act")
+            self._begin(plan, view, known)
         watch.lap("act")
         shown, shares = replace(seen, gaps=view.gaps), {n: state for n, state in proofs.states.items() if n in seen.models}
-        tick = Tick(carry.number, now_s, wall_s, shown, window, load, plan, outcome, dict(watch.stages), shares)
-        self.carry = Carry(_merged(carry.seen, seen), belief, held, carry.number + 1, proofs, load.loads)
+        tick = Tick(carry.number, now_s, wall_s, shown, window, load, plan, outcome, dict(watch.stages), shares, states)
+        known = replace(known, standings=states)
+        self.carry = Carry(whole, belief, held, carry.number + 1, proofs, load.loads, known)
         self._come = Outcome()
+        self._say(states)
         self.report(tick)
         return tick
 
-    def _proven(self, seen: Observation, outcome: Outcome) -> tuple[Proofs, Observation]:
+    def _say(self, states: Mapping[str, Standing]) -> None:
+        """A model that igniterd leaves as it is, and why, is said once, and once when that is over."""
+        for name, standing in states.items():
+            before = self._told.get(name)
+            if before is not None and before is not standing.state:
+                self._said.worked(f"{name}: {before}")
+                del self._told[name]
+            if standing.state in TOLD:
+                self._said.failed(f"{name}: {standing.state}", standing.why)
+                self._told[name] = standing.state
+
+    def _followed(self, seen: Observation, outcome: Outcome) -> Known:
+        """What is known of the models after this observation, and whose hand changed them."""
+        acting = [under.step.model for under in self._acting.values()]
+        carry = self.carry
+        return followed(carry.known, seen, outcome, config=self.config, acting=acting, came=carry.held.asked, ports=self._ports)
+
+    def _standings(self, view: Observation, known: Known, held: Held, load: Estimate) -> dict[str, Standing]:
+        """The one state of every model."""
+        left_out = {**load.left_out, **{name: why for name, (why, _) in held.left_out.items()}}
+        facts = Facts(
+            now_s=view.at_s,
+            config=self.config,
+            known=known,
+            held=held,
+            loads=load.loads,
+            profiled=self.knowledge.profiled,
+            left_out=left_out,
+            ports=self._ports,
+        )
+        return standings(view, facts)
+
+    def _proven(self, seen: Observation, whole: Observation, outcome: Outcome) -> tuple[Proofs, Observation]:
         """What is known of every share, and the host as it may be planned with.
 
         Where nobody looks at the processes (a simulation), configurations are believed.
         """
         if self.sources.processes is None:
-            return Proofs(), seen
+            return Proofs(), whole
         proofs = prove(
             seen,
             self.carry.loads,
@@ -143,19 +195,22 @@ class Loop:
             outcome,
             rules=self.config.mps,
             emulated=self.config.gpu.source.startswith("emulated:"),
-            ports={server.name: server.port for server in self.config.triton},
+            ports=self._ports,
         )
-        return proofs, planned_view(seen, proofs)
+        return proofs, planned_view(whole, proofs)
 
-    async def _act(self, plan: Plan, step: Step, view: Observation) -> Outcome:
-        """Carry out ``step``, the first of ``plan``, unless MPS control would give its process no share by now."""
-        refused = self._copies.refused(step.model, view)
-        if not refused and step.after.share is not None and view.mps is not None:
-            mps = await self.sources.mps_now(view.at_s)
-            if isinstance(mps, Gap):
-                refused = f"MPS control does not answer, and nothing is reloaded without it: {mps.reason}"
-            elif mps is not None and "FAULT" in mps.states.values():
-                refused = "an MPS server is in FAULT: what is started now finds no MPS and runs without a share"
+    def _begin(self, plan: Plan, view: Observation, known: Known) -> None:
+        """Set going the first step of a GPU on which none is under way."""
+        for step in plan.steps:
+            gpu = view.models[step.model].gpu_index
+            if gpu not in self._acting:
+                task = asyncio.create_task(self._act(replace(plan, steps=(step,)), step, view, known), name="act")
+                self._acting[gpu] = UnderWay(step, task)
+                return
+
+    async def _act(self, plan: Plan, step: Step, view: Observation, known: Known) -> Outcome:
+        """Carry out ``step``, the first of ``plan``, if the host lets it through at this moment."""
+        refused, cause = await self._gate(step, view, known)
         claimed = view.models[step.model].claimed_share
         reach = {server.name: reach_of(server) for server in self.config.triton}
         return await act(
@@ -168,67 +223,98 @@ class Loop:
             claimed=claimed,
             processes=self.sources.processes,
             adopter=self._adopter,
+            cause=cause,
         )
+
+    async def _gate(self, step: Step, view: Observation, known: Known) -> tuple[str, Cause]:
+        """What must be asked of the host just before any change: why it must not be made, or an empty string.
+
+        What can be told from what is known already was told by ``decide.hold.why_not_now``.
+        """
+        refused = self._copies.refused(step.model, view)
+        if refused:
+            return refused, Cause.REFUSED
+        if step.after.share is not None and view.mps is not None:
+            mps = await self.sources.mps_now(view.at_s)
+            if isinstance(mps, Gap):
+                return f"MPS control does not answer, and nothing is reloaded without it: {mps.reason}", Cause.HELD
+            if mps is not None and "FAULT" in mps.states.values():
+                return "an MPS server is in FAULT: what is started now finds no MPS and runs without a share", Cause.HELD
+        server, gpu = self.triton_of[step.model], view.models[step.model].gpu_index
+        there = {n: r.allocation for n, r in known.last.items() if r.triton == server and r.gpu_index == gpu and not r.left_alone}
+        changed = await touched(there, self.reloaders[server], self.shares)
+        if changed:
+            self.sources.tritons[server].read_configs_again()
+        return changed, Cause.BY_HAND
 
     @property
     def acting(self) -> asyncio.Task[Outcome] | None:
-        """The step under way: its end is worth a tick at once."""
-        return self._acting
+        """A step under way, one that has ended first: its end is worth a tick at once."""
+        tasks = [under.task for under in self._acting.values()]
+        return next((task for task in tasks if task.done()), tasks[0] if tasks else None)
 
     def _arrived(self) -> Outcome:
-        """What came of the step set going by an earlier tick; nothing while it is still under way."""
-        if self._acting is not None and self._acting.done():
-            task, self._acting = self._acting, None
-            self._come = task.result()
+        """What came of the steps set going by earlier ticks; nothing of those still under way."""
+        for gpu, under in list(self._acting.items()):
+            if under.task.done():
+                del self._acting[gpu]
+                self._come = Outcome(self._come.actuations + under.task.result().actuations)
         return self._come
 
-    def _decide(self, load: Estimate, seen: Observation, held: Held, dead: frozenset[str], now_s: float) -> tuple[Plan, Held]:
-        if self._acting is not None:  # one reload at a time, and no opinion about a world that is just changing
-            return Plan(now_s, Outcomes.WAIT, "a model is being reloaded", feasible=not held.gone), held
-        stranger = self._stranger(seen)
-        if stranger:
-            return Plan(now_s, Outcomes.WAIT, stranger), held
-        oracles = None if self.mode is Mode.OBSERVE else self.knowledge.oracles
-        profiled = self.knowledge.steerable(seen)
-        return decide(load, seen, held, config=self.config, profiled=profiled, oracles=oracles, now_s=now_s, dead=dead)
+    def _decide(
+        self, load: Estimate, seen: Observation, held: Held, dead: frozenset[str], states: Mapping[str, Standing], now_s: float
+    ) -> tuple[Plan, Held]:
+        busy = {gpu: f"{under.step.model} is being reloaded" for gpu, under in self._acting.items()}
+        return decide(
+            load,
+            seen,
+            held,
+            config=self.config,
+            profiled=self.knowledge.steerable(seen),
+            oracles=None if self.mode is Mode.OBSERVE else self.knowledge.oracles,
+            now_s=now_s,
+            dead=dead,
+            standings=states,
+            began_s=self.carry.known.began_s if self.carry.known.began_s is not None else now_s,
+            busy=self._strange(seen) | busy,
+        )
 
-    def _stranger(self, seen: Observation) -> str:
-        """A board the profiles are not of: what was measured on another one must not be planned with."""
-        known = self.knowledge.sm_count
+    def _strange(self, seen: Observation) -> dict[int, str]:
+        """Boards the profiles are not of: what was measured on another one must not be planned with."""
+        known, out = self.knowledge.sm_count, dict[int, str]()
         for board in seen.boards:
             if known is not None and board.sm_count is not None and board.sm_count != known:
-                return (
+                out[board.index] = (
                     f"the profiles are of {self.knowledge.board} with {known} SMs, GPU {board.index} is {board.name} "
                     f"with {board.sm_count}: profile the models on this board"
                 )
-        return ""
+        return out
 
     async def close(self) -> str:
-        """Let go of a step under way, if it does not end soon: Triton finishes it by itself, or keeps the old copy.
+        """Let go of the steps under way, if they do not end soon: Triton finishes them by itself, or keeps the old copies.
 
         Returns in words what is left undone, or an empty string.
         """
         left = []
-        if self._acting is not None and self._step is not None:
-            await asyncio.wait([self._acting], timeout=STEP_ENDS_S)
-            step, done = self._step, self._acting.done()
-            if not done:
-                self._acting.cancel()
-                await asyncio.wait([self._acting], timeout=1.0)
-                left.append(f"{step.model} is being reloaded to {step.after}: Triton finishes that by itself, or keeps the old copy")
-            elif not self._acting.cancelled():
-                left += [
-                    f"{a.step.model} {'reloaded to' if a.ok else 'kept, not'} {a.step.after}" for a in self._acting.result().actuations
-                ]
-            self._acting = None
-        seen, target = self.carry.seen, self.carry.held.target
-        readings = {} if seen is None else seen.models
-        undone = [m for m, a in target.items() if m in readings and readings[m].allocation != a]
-        if undone:
-            left.append(f"a plan was under way; last seen otherwise than planned: {', '.join(undone)}")
-        return "; ".join(left)
+        tasks = [under.task for under in self._acting.values()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=STEP_ENDS_S)
+            undone = [task for task in tasks if not task.done() and task.cancel()]
+            if undone:
+                await asyncio.wait(undone, timeout=1.0)
+            left = [_left(under) for under in self._acting.values()]
+            self._acting = {}
+        readings, target = self.carry.known.last, self.carry.held.target
+        otherwise = [m for m, a in target.items() if m in readings and readings[m].allocation != a]
+        if otherwise:
+            left.append(f"a plan was under way; last seen otherwise than planned: {', '.join(otherwise)}")
+        return "; ".join(filter(None, left))
 
 
-def _merged(before: Observation | None, seen: Observation) -> Observation | None:
-    """What the next window starts from: an observation without models (Triton was silent) would lose the counts before it."""
-    return before if before is not None and before.models and not seen.models else seen
+def _left(under: UnderWay) -> str:
+    """What is left of a step when the daemon ends."""
+    if not under.task.done() or under.task.cancelled():
+        step = under.step
+        return f"{step.model} is being reloaded to {step.after}: Triton finishes that by itself, or keeps the old copy"
+    done = under.task.result().actuations
+    return "; ".join(f"{a.step.model} {'reloaded to' if a.ok else 'kept, not'} {a.step.after}" for a in done)

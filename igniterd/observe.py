@@ -30,6 +30,11 @@ class TritonSource(Protocol):
         """Models that it serves though the configuration does not name them."""
         ...
 
+    @property
+    def foreign_shares(self) -> Mapping[int, float]:
+        """What those hold of each GPU by their shares, whoever gave them."""
+        ...
+
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]: ...
 
     def read_configs_again(self) -> None:
@@ -135,16 +140,17 @@ class Sources:
     async def observe(self, now_s: float) -> Observation:
         """One look at the whole host."""
         names = list(self.tritons)
-        servers = [self._asked(f"triton:{n}", self.tritons[n].read_models(self.models[n]), now_s) for n in names]
+        servers = [self._asked(f"triton:{n}", self._read_models(n, now_s), now_s) for n in names]
         boards = self._asked("nvml", self.boards.read(), now_s) if self.boards is not None else _nothing()
         host = asyncio.gather(boards, self._read_mps(now_s), self._read_processes(now_s))
         (seen_boards, seen_mps, seen_stubs), seen = await asyncio.gather(host, asyncio.gather(*servers))
         gaps = [answer for answer in (seen_boards, seen_mps, seen_stubs) if isinstance(answer, Gap)]
         models: dict[str, ModelReading] = {}
-        absent = set[str]()
+        absent, unread = set[str](), dict[str, str]()
         for name, answer in zip(names, seen, strict=True):
             if isinstance(answer, Gap):
                 gaps.append(answer)
+                unread |= dict.fromkeys(self.models[name], f"Triton {name} does not answer: {answer.reason}")
                 self._refusals.pop(name, None)  # whoever answers next may have been started differently
                 continue
             control = await self._control(name, now_s)
@@ -159,7 +165,10 @@ class Sources:
                     self._say_fixed(models[model])
                 else:
                     gaps.append(Gap(f"model:{model}", str(reading), now_s))
-                    absent |= {model} if isinstance(reading, NotServed) else set()
+                    if isinstance(reading, NotServed):
+                        absent.add(model)
+                    else:
+                        unread[model] = str(reading)
             self._say_strangers(name)
         self._executing(models, now_s)
         return Observation(
@@ -168,9 +177,27 @@ class Sources:
             models=models,
             absent=frozenset(absent),
             mps=seen_mps if isinstance(seen_mps, MpsReading) else None,
+            unread=unread,
+            foreign=self._foreign(),
             stubs=seen_stubs if isinstance(seen_stubs, tuple) else None,
             gaps=tuple(gaps),
         )
+
+    async def _read_models(self, triton: str, now_s: float) -> dict[str, ModelReading | NotNow]:
+        """Each reading with the time at which it was answered: rates are of counts between two answers."""
+        clock = asyncio.get_running_loop().time
+        began_s = clock()
+        found = await self.tritons[triton].read_models(self.models[triton])
+        at_s = now_s + clock() - began_s
+        return {m: replace(r, at_s=at_s) if isinstance(r, ModelReading) and r.at_s is None else r for m, r in found.items()}
+
+    def _foreign(self) -> dict[int, float]:
+        """What models that nobody configured hold of each GPU."""
+        out = dict[int, float]()
+        for triton in self.tritons.values():
+            for gpu, share in triton.foreign_shares.items():
+                out[gpu] = out.get(gpu, 0.0) + share
+        return out
 
     def _executing(self, models: Mapping[str, ModelReading], now_s: float) -> None:
         """A process may have no CUDA context before it first executes: MPS control is asked anew after that."""

@@ -111,13 +111,6 @@ class ModelReading:
     at_s: float | None = None  # when its counts were answered, on the observation's clock; None: with the observation
 
     @property
-    def items_per_request(self) -> float:
-        """Mean batch a client brings in one request; 1 before anything was served."""
-        if self.inference_count is None or self.success_count == 0:
-            return 1.0
-        return max(1.0, self.inference_count / self.success_count)
-
-    @property
     def bare(self) -> bool:
         """Whether it still runs without the share it could be given."""
         return self.allocation.share is None and self.owns_process and not self.share_fixed
@@ -291,8 +284,8 @@ class Load:
     predicted_p99_ms: float | None = None  # at ``rate_per_s``, present allocation and neighbours
     error_ratio: float | None = None  # this window: measured / predicted mean service time - 1
     items_per_request: float = 1.0  # samples a request brings, lately
+    watched_s: float = 0.0  # traffic observed so far
     stuck_s: float = 0.0  # how long requests have waited with nothing executed
-    watched_s: float = 0.0  # how much of its traffic was observed in all
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import structlog
 from igniterd import __version__
 from igniterd.clients.once import Once
 from igniterd.config import Config, Model
-from igniterd.hints import hints_of, number, qualified, stuck
+from igniterd.hints import hints_of, number, qualified
 from igniterd.records import Allocation, LiveService, Load, Outcomes, StepKind, Tick
 
 STATE_SCHEMA = 1
@@ -187,7 +187,6 @@ class Reporter:
         self._said_at_s: dict[str, float] = {}
         self._gaps: frozenset[str] = frozenset()
         self._once = Once("mps")
-        self._mute: frozenset[str] | set[str] = frozenset()
         self._state_sent_s = self._hint_sent_s = float("-inf")
         self._hinted: str = ""
 
@@ -228,7 +227,6 @@ class Reporter:
             if load.changed and load.changed.at_s == tick.observation.at_s and self._not_said_lately(f"changed {load.model}", tick.at_s):
                 self._log.warning("model changed", model=load.model, why=load.changed.why)
         self._say_cap(tick)
-        self._say_stuck(tick)
         silent = frozenset(gap.source for gap in tick.observation.gaps)
         for gap in tick.observation.gaps:
             if gap.source in self._gaps:
@@ -256,17 +254,6 @@ class Reporter:
             self._once.failed("cap", reason)
         else:
             self._once.worked("cap")
-
-    def _say_stuck(self, tick: Tick) -> None:
-        """A model that does not answer, and one that answers again; unread is neither."""
-        mute = {model.name: stuck(tick, model.name) for model in self.config.model}
-        for name, reason in mute.items():
-            if reason and name not in self._mute:
-                self._log.warning("model does not answer", model=name, reason=reason)
-        again = {name for name in self._mute if not mute.get(name) and name not in tick.observation.unread}
-        for name in sorted(again):
-            self._log.info("model answers again", model=name)
-        self._mute = (self._mute - again) | {name for name, reason in mute.items() if reason}
 
     def _not_said_lately(self, what: str, at_s: float) -> bool:
         before, self._said_at_s[what] = self._said_at_s.get(what, float("-inf")), at_s

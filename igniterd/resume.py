@@ -1,7 +1,7 @@
 """What a daemon that begins anew with a changed configuration takes over from the one before it. Pure.
 
 Traffic does not change with the configuration: arrival rates, and what was learnt of service times under the same profile, stay. So do
-the memory of what was done (reloads of the last hour, refusals, changes that do not last). Everything that was decided for the old SLOs,
+the memory of what was done (reloads of the last hour, refusals, somebody else's changes). Everything that was decided for the old SLOs,
 priorities and limits goes: the plan in flight, who is let go, what was judged to be roomy.
 """
 
@@ -17,6 +17,7 @@ from igniterd.estimate import ModelBelief
 from igniterd.loop import Carry, Knowledge
 from igniterd.model.calibrate import Bias
 from igniterd.records import Observation
+from igniterd.standing import Known
 
 V = TypeVar("V")
 
@@ -35,7 +36,8 @@ def resumed(carry: Carry, old: Config, then: Knowledge, new: Config, now: Knowle
     same_profile = {name for name in stay if now.identities.get(name) == then.identities.get(name)}
     belief = {name: _of_service(known, name in same_profile) for name, known in carry.belief.items() if name in stay}
     held = _held(carry.held, stay)
-    return Carry(_seen(carry.seen, stay), belief, held, carry.number, carry.proofs, _only(carry.loads, stay))
+    known = _known(carry.known, stay)
+    return Carry(_seen(carry.seen, stay), belief, held, carry.number, carry.proofs, _only(carry.loads, stay), known)
 
 
 def _of_service(known: ModelBelief, same_profile: bool) -> ModelBelief:
@@ -50,15 +52,27 @@ def _seen(seen: Observation | None, stay: set[str]) -> Observation | None:
 
 def _held(held: Held, stay: set[str]) -> Held:
     return Held(
-        seen=held.seen & stay,
-        floors=_only(held.floors, stay),
+        gpus=_only(held.gpus, stay),
         moved_at_s=held.moved_at_s,
         reloads=held.reloads,
+        took_over_s={key: at_s for key, at_s in held.took_over_s.items() if key[0] in stay},
         watches=_only(held.watches, stay),
-        done=_only(held.done, stay),
         refused_until_s=_only(held.refused_until_s, stay),
         refusals_in_a_row=_only(held.refusals_in_a_row, stay),
+        refused_why=_only(held.refused_why, stay),
         asked=_only(held.asked, stay),
+    )
+
+
+def _known(known: Known, stay: set[str]) -> Known:
+    return replace(
+        known,
+        last=_only(known.last, stay),
+        read_at_s=_only(known.read_at_s, stay),
+        expected=_only(known.expected, stay),
+        hands=_only(known.hands, stay),
+        loaded_s=_only(known.loaded_s, stay),
+        standings=_only(known.standings, stay),
     )
 
 

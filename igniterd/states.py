@@ -20,6 +20,9 @@ class State(StrEnum):
     REFUSED = "refused"  # its last change failed: left as it is for a time
     NOT_ANSWERING = "not_answering"  # requests wait, and nothing is executed
     UNPREDICTABLE = "unpredictable"  # a prediction of it failed: left out, and counted
+    UNSTEERABLE = "unsteerable"  # its Triton takes no configurations
+    OLD_COPY = "old_copy"  # an old copy of it does not go
+    WARMING = "warming"  # not watched for long enough yet
     LOADING = "loading"  # a load may still be going on, or it is not ready
     UNREAD = "unread"  # served a moment ago, and not read in this tick
     UNSEEN = "unseen"  # configured, and not read since the daemon started

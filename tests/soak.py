@@ -22,6 +22,7 @@ from igniterd.model import builtin_profile, load_model
 from igniterd.model.oracle import Demand, Oracle
 from igniterd.observe import Sources
 from igniterd.records import ModelReading, MpsReading, Outcomes, Tick
+from igniterd.states import State
 
 SLOW = 10.0  # everything slower, with fewer requests: an hour in seconds
 SLOS = {"alexnet": 15.0 * SLOW, "resnet50": 40.0 * SLOW, "vgg19": 60.0 * SLOW}
@@ -87,10 +88,12 @@ class FaultyHost(SimHost):
 
     def _swap(self, model: str, config: dict[str, Any]) -> None:
         before, old = self._granted(), self.models[model].config
+        shared = max(1.0, sum(m.applied.granted or 0.0 for m in self.models.values()))
         self.models[model].reset(config)
         self.processes.died.discard(model)
         self.loads.append((self.clock(), model, config))
-        self.grants.append((model, before, self._granted()))
+        if sum(m.applied.granted or 0.0 for m in self.models.values()) > shared + 1e-6:
+            self.grants.append((model, before, self._granted()))
         kept = {k: v for k, v in config.items() if k not in ("max_batch_size", "dynamic_batching", "parameters")}
         if kept != {k: v for k, v in old.items() if k in kept} or not 1 <= config["max_batch_size"] <= 32:
             self.unexpected.append(f"{old} -> {config}")
@@ -299,7 +302,8 @@ class Soak:
     def _check(self, now_s: float) -> None:
         self._check_loads(now_s)
         calm_since_s = max(self.restless_s, self.faulty_s) + CALM_S
-        calm = now_s >= calm_since_s
+        steered = not self.ticks or all(s.state in (State.STEERED, State.WARMING) for s in self.ticks[-1].standings.values())
+        calm = now_s >= calm_since_s and steered  # what is left as somebody else wants it is not ours to judge
         plan = self.ticks[-1].plan if self.ticks else None
         if calm and plan is not None:
             self.seen.calm_s += 1.0

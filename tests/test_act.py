@@ -10,7 +10,7 @@ from igniterd.emulator.sim import config_of
 from igniterd.errors import Refused, Unreachable
 from igniterd.records import Allocation, BoardReading, ModelReading, Observation, Outcomes, Plan, Step, StepKind, Stub
 
-BEFORE, THEN = Allocation(None, 8), Allocation(0.25, 4, 1500)
+BEFORE, THEN = Allocation(None, 8), Allocation(0.25, 4)
 
 
 class Triton:
@@ -48,8 +48,8 @@ async def test_one_step_with_share_and_batching_together(tmp_path: Path) -> None
     triton, shares = Triton(), tmp_path / "shares"
     assert await carried(triton, shares) == (True, "")
     assert triton.loads == 1
-    assert triton.now["max_batch_size"] == 4
-    assert triton.now["dynamic_batching"]["max_queue_delay_microseconds"] == 1500
+    assert triton.now["max_batch_size"] == 8, "what clients may bring is their owner's to say"
+    assert triton.now["dynamic_batching"]["preferred_batch_size"] == [4]
     environment = Path(triton.now["parameters"]["EXECUTION_ENV_PATH"]["string_value"])
     assert environment == shares / "igniterd-v2" / "25"
     assert "export CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=25" in (environment / "bin" / "activate").read_text()
@@ -201,6 +201,6 @@ async def test_a_change_of_batching_leaves_a_share_that_is_not_proven_where_it_i
     triton, shares = Triton(), tmp_path / "shares"
     await carried(triton, shares)
     there = triton.now["parameters"]["EXECUTION_ENV_PATH"]
-    batching = Step("m", StepKind.BATCHING, Allocation(None, 4, 1500), Allocation(None, 8))
+    batching = Step("m", StepKind.BATCHING, Allocation(None, 4), Allocation(None, 8))
     assert await with_processes(triton, Processes(triton), shares, batching, claimed=0.25) == ""
     assert (triton.now["max_batch_size"], triton.now["parameters"]["EXECUTION_ENV_PATH"]) == (8, there)

@@ -12,6 +12,7 @@ import pytest
 from igniterd.hints import hints_of
 from igniterd.records import ModelReading, Outcomes
 from igniterd.report import state_of
+from igniterd.states import State
 from tests.hosts import Bench, config
 
 pytestmark = pytest.mark.looptime
@@ -67,6 +68,7 @@ async def test_a_model_that_hangs_is_told_and_one_that_only_answers_late_is_not(
     hints = {hint["kind"]: hint.get("model") for hint in hints_of(last, settings)}
     assert hints.get("not_answering") == "vgg19"
     assert "offer" not in hints
+    assert last.standings["vgg19"].state is State.NOT_ANSWERING
     bench.host.read_models = read  # type: ignore[method-assign]
     await bench.run(2)
     assert bench.ticks[-1].estimate.loads["vgg19"].stuck_s == 0
@@ -80,6 +82,9 @@ async def test_batches_that_clients_begin_to_bring_are_believed_within_a_minute(
         extra = 7 * max(0, now.success_count - state["from"]) if "from" in state else 0
         if "on" in state and "from" not in state:
             state["from"] = now.success_count
+        if now.success_count < state.get("last", 0) and "from" in state:
+            state["from"] = 0  # another copy counts
+        state["last"] = now.success_count
         return replace(now, success_count=now.success_count + 26_000_000, inference_count=now.success_count + 26_000_000 + extra)
 
     answering(bench, "alexnet", brings)
@@ -88,3 +93,14 @@ async def test_batches_that_clients_begin_to_bring_are_believed_within_a_minute(
     state["on"] = 1
     await bench.run(60)
     assert bench.ticks[-1].estimate.loads["alexnet"].items_per_request > 7
+
+
+async def test_one_odd_reading_is_a_state_of_that_model_and_the_others_are_planned_for(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, CALM)
+    answering(bench, "vgg19", lambda now: replace(now, allocation=replace(now.allocation, share=-0.5)))
+    await bench.run(60)
+    last = bench.ticks[-1]
+    states = {name: standing.state for name, standing in last.standings.items()}
+    assert {name for name, state in states.items() if state is State.UNPREDICTABLE} == {"vgg19"}
+    assert last.estimate.loads.keys() >= {"alexnet", "resnet50"}
+    assert "every SLO holds" not in state_of(last, bench.loop.config)["decision"]["why"]

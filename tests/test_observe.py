@@ -22,6 +22,7 @@ class Triton:
     def __init__(self, **answers: ModelReading | NotNow) -> None:
         self.answers = answers
         self.strangers: frozenset[str] = frozenset()
+        self.foreign_shares: dict[int, float] = {}
 
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
         return {name: self.answers[name] for name in names}

@@ -231,13 +231,3 @@ def test_the_state_of_each_model_is_shown_where_it_is_known(tmp_path: Path) -> N
     now = replace(tick(5, HOLD), standings={"vgg19": Standing(State.BY_HAND, "somebody loaded it", 2.0)})
     shown = {m["name"]: (m["state"], m["why"], m.get("state_since_s")) for m in state_of(now, config(tmp_path))["models"]}
     assert shown == {"alexnet": (None, "", None), "resnet50": (None, "", None), "vgg19": ("by_hand", "somebody loaded it", 1002.0)}
-
-
-def test_a_model_that_does_not_answer_is_logged_once_and_so_is_its_answer(tmp_path: Path) -> None:
-    reporter = Reporter(config(tmp_path))
-    unread = replace(tick(7, HOLD), observation=Observation(7.0, unread={"vgg19": "no answer"}))
-    with capture_logs() as logs:
-        for now in (tick(0, HOLD), stuck(tick(1, HOLD)), stuck(tick(2, HOLD)), unread, stuck(tick(3, HOLD)), tick(4, HOLD), tick(5, HOLD)):
-            reporter(now)
-    said = [(log["event"], log["model"]) for log in logs if log.get("model") == "vgg19"]
-    assert said == [("model does not answer", "vgg19"), ("model answers again", "vgg19")]

@@ -2,6 +2,7 @@
 
 from igniterd.config import Config, parse_config
 from igniterd.decide import Held
+from igniterd.decide.hold import Underway
 from igniterd.estimate import Expected, ModelBelief
 from igniterd.loop import Carry, Knowledge
 from igniterd.model.arrivals import Rate, updated
@@ -27,11 +28,10 @@ def a_carry() -> Carry:
     known = ModelBelief(rate=rate, bias=bias, told=bias.learnt, seen_s=20.0, expected=Expected(here, 100.0, 1.2, 19.0))
     readings = {name: ModelReading(name, "1", "main", True, "python", here) for name in ("a", "b")}
     held = Held(
-        seen=frozenset("ab"),
-        moved_at_s=15.0,
+        gpus={"a": 0, "b": 0},
+        moved_at_s={0: 15.0},
         reloads=(3.0, 15.0),
-        target={"a": here},
-        made_for={"a": 100.0},
+        plans={0: Underway({"a": here}, made_for={"a": 100.0})},
         gone={"b": "no room"},
         refused_until_s={"a": 75.0, "b": 80.0},
         refusals_in_a_row={"a": 1, "b": 2},
@@ -60,7 +60,8 @@ def test_of_a_model_that_stays_traffic_and_service_times_stay_known() -> None:
 
 def test_what_was_done_stays_known_and_what_was_decided_does_not() -> None:
     held = resumed(a_carry(), OLD, KNOWN, settings(model("a")), KNOWN).held
-    assert held == Held(seen=frozenset("a"), moved_at_s=15.0, reloads=(3.0, 15.0), refused_until_s={"a": 75.0}, refusals_in_a_row={"a": 1})
+    kept = {"moved_at_s": {0: 15.0}, "refused_until_s": {"a": 75.0}, "refusals_in_a_row": {"a": 1}}
+    assert held == Held(gpus={"a": 0}, reloads=(3.0, 15.0), **kept)  # type: ignore[arg-type]
 
 
 def test_another_profile_forgets_the_bias_and_keeps_the_traffic() -> None:

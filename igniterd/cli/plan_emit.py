@@ -105,9 +105,9 @@ def _config(host: str, gpu: PlannedGpu, names: Sequence[str], profile: str) -> s
 
 def _override(seat: Seat, name: str) -> dict[str, object]:
     """The fields of Triton's configuration that the plan sets, for a Python-backend model."""
-    # A base that differs from the plan in everything, so that everything is set.
+    # A base that differs from the plan in its batching and its share, so that both are set.
     batching = {"max_queue_delay_microseconds": seat.max_queue_delay_us + 1}
-    base = {"name": name, "backend": "python", "max_batch_size": seat.max_batch_size + 1, "instance_group": [{"count": 1}]}
+    base = {"name": name, "backend": "python", "max_batch_size": seat.max_batch_size, "instance_group": [{"count": 1}]}
     base["dynamic_batching"] = batching
     target = Allocation(seat.share, seat.max_batch_size, seat.max_queue_delay_us)
     made = with_allocation(base, target, DEFAULT_SHARES)

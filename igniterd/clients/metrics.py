@@ -146,7 +146,9 @@ class Metrics(Collector):
             self.counters.arrivals[name] += max(0, window.arrivals)
             self.counters.failed[name] += max(0, window.failed)
             self.counters.rejected[name] += max(0, window.rejected)
-        self.counters.left_out[name] += name in tick.estimate.left_out
+        standing = tick.standings.get(name)
+        odd = standing is not None and standing.state is State.UNPREDICTABLE
+        self.counters.left_out[name] += odd or name in tick.estimate.left_out
         if load is None:
             return
         if load.error_ratio is not None:

@@ -208,6 +208,11 @@ class TritonClient:
         return self._others.names
 
     @property
+    def foreign_shares(self) -> Mapping[int, float]:
+        """What they hold of each GPU."""
+        return {}
+
+    @property
     def copies(self) -> frozenset[str]:
         """Copies of models that were being compared with them then (:mod:`igniterd.adopt`), or were left behind."""
         return self._others.copies

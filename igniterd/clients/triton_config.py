@@ -3,8 +3,15 @@
 A configuration is what is set of Triton's ``ModelConfig`` as JSON (see :mod:`igniterd.clients.triton_json`): a field that is not there has
 its default.
 
-Its MPS share is an environment of its processes: see :mod:`igniterd.clients.environments`. The parameter
-``IGNITERD_PREFERRED_BATCH_SIZE`` remembers preferred batch sizes that had to give way to another largest batch.
+Its MPS share is an environment of its processes: see :mod:`igniterd.clients.environments`.
+
+The largest batch that Triton forms is its largest preferred batch size. ``max_batch_size`` is the
+largest one that a client may bring: it is its owner's, and is never lowered, so that nobody is refused
+who was served before. With a delay, sizes are no limit, and Triton forms what ``max_batch_size`` admits.
+(Measured on 23.12 and 24.10: ``tests/integration/test_triton_facts.py``.)
+
+Parameters remember on the model itself what was its owner's: ``IGNITERD_PREFERRED_BATCH_SIZE``,
+``IGNITERD_QUEUE_DELAY_US`` and, where the limit was raised, ``IGNITERD_OWNER_BATCH``.
 ``IGNITERD_LOAD`` differs from load to load (see :func:`marked`).
 """
 
@@ -60,6 +67,8 @@ __all__ = [
 ]
 
 OWN_SIZES = "IGNITERD_PREFERRED_BATCH_SIZE"
+OWN_DELAY = "IGNITERD_QUEUE_DELAY_US"
+OWN_LIMIT = "IGNITERD_OWNER_BATCH"
 LOAD_MARK = "IGNITERD_LOAD"
 _PLAIN_NAME = re.compile(r"[\w.+@%=:,-]+")
 
@@ -90,16 +99,20 @@ def _instances(groups: Iterable[Mapping[str, Any]]) -> int:
 def allocation_of(config: ModelConfig, shares_dir: str = DEFAULT_SHARES) -> Allocation:
     """What is applied, read from the configuration.
 
-    ``max_batch_size`` is the largest batch the server forms: 1 when the model has no dynamic batching (requests are executed as they
-    come), whatever batch a single request may have. A model without a batch dimension forms none, whatever its batching says.
+    ``max_batch_size`` is the largest batch the server forms of requests: 1 when the model has no dynamic
+    batching (requests are executed as they come), whatever batch a single request may have. A model
+    without a batch dimension forms none, whatever its batching says.
     """
     largest = int(config.get("max_batch_size", 0))
     batching = config.get("dynamic_batching")
     batched = batching is not None or "sequence_batching" in config
+    delay_us = int((batching or {}).get("max_queue_delay_microseconds", 0)) if largest else 0
+    sizes = _sizes(config)
+    formed = max(sizes) if sizes and delay_us == 0 and max(sizes) < largest else largest
     return Allocation(
         share=share_of(config, shares_dir),
-        max_batch_size=max(1, largest) if batched else 1,
-        max_queue_delay_us=int((batching or {}).get("max_queue_delay_microseconds", 0)) if largest else 0,
+        max_batch_size=max(1, formed) if batched else 1,
+        max_queue_delay_us=delay_us,
         instances=max(1, _instances(config.get("instance_group", ()))),
     )
 
@@ -145,16 +158,42 @@ def same_allocation(one: Allocation, other: Allocation) -> bool:
     return replace(one, share=None) == replace(other, share=None) and _percent(one.share) == _percent(other.share)
 
 
+def _sizes(config: ModelConfig) -> tuple[int, ...]:
+    return tuple(int(size) for size in (config.get("dynamic_batching") or {}).get("preferred_batch_size", ()))
+
+
 def preferred_sizes_of(config: ModelConfig) -> tuple[int, ...]:
-    """Batch sizes that its owner prefers and Triton did not fill in."""
-    sizes = tuple(int(size) for size in (config.get("dynamic_batching") or {}).get("preferred_batch_size", ()))
+    """Batch sizes that its owner prefers, of which Triton did not fill in and igniterd did not set any."""
+    remembered = parameter(config, OWN_SIZES)
+    if remembered is not None:
+        return _numbers(remembered)
+    sizes = _sizes(config)
     return () if sizes == (int(config.get("max_batch_size", 0)),) else sizes
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The sizes that a parameter names; none where somebody wrote something else into it."""
+    return tuple(int(each) for each in text.split(",") if each.strip().isdecimal())
+
+
+def own_limit_of(config: ModelConfig) -> int:
+    """The largest batch that its owner's configuration admits in one request."""
+    here = int(config.get("max_batch_size", 0))
+    own = _numbers(parameter(config, OWN_LIMIT) or "")
+    return min(own[0], here) if own else here
+
+
+def own_delay_of(config: ModelConfig) -> int:
+    """The queue delay (us) of its owner's configuration."""
+    own = _numbers(parameter(config, OWN_DELAY) or "")
+    return own[0] if own else int((config.get("dynamic_batching") or {}).get("max_queue_delay_microseconds", 0))
 
 
 def warmup_batch(config: ModelConfig) -> int:
     """The largest batch of its warm-up samples, at least 1.
 
-    Below it no largest batch may go: Triton 24.10 refuses such a configuration, and 23.12 ends with a segmentation fault.
+    Below it no ``max_batch_size`` may go: Triton 24.10 refuses such a configuration, and 23.12 ends with
+    a segmentation fault.
     """
     return max((int(sample.get("batch_size", 0)) for sample in config.get("model_warmup", ())), default=1) or 1
 
@@ -240,16 +279,50 @@ def _set_batching(config: ModelConfig, target: Allocation) -> None:
     obstacle = batching_obstacle(config)
     if obstacle:
         raise Refused(f"{name}: {obstacle}")
-    if target.max_batch_size < warmup_batch(config):
-        raise Refused(f"{name}: a sample of its model_warmup has batch {warmup_batch(config)}, and no largest batch may be below it")
-    before, config["max_batch_size"] = int(config["max_batch_size"]), target.max_batch_size
+    limit = max(own_limit_of(config), target.max_batch_size)
+    if target.max_queue_delay_us and target.max_batch_size < limit:
+        raise Refused(
+            f"{name}: batch {target.max_batch_size} with a delay of {target.max_queue_delay_us} us: with a delay Triton forms batches "
+            f"up to max_batch_size, which is {limit}, and a lower one would refuse what clients may bring: no delay, or batch {limit}"
+        )
+    own = {OWN_SIZES: preferred_sizes_of(config), OWN_DELAY: (own_delay_of(config),), OWN_LIMIT: (own_limit_of(config),)}
     batching = config.get("dynamic_batching") or {}
-    # Triton fills in [max_batch_size]; sizes left from another setting would be refused or make odd batches.
-    own = [int(size) for size in batching.pop("preferred_batch_size", ())]
-    if own and own != [before]:
-        config.setdefault("parameters", {})[OWN_SIZES] = {"string_value": ", ".join(map(str, own))}
+    batching.pop("preferred_batch_size", None)
     batching["max_queue_delay_microseconds"] = target.max_queue_delay_us
-    config["dynamic_batching"] = batching
+    if target.max_batch_size < limit:
+        batching["preferred_batch_size"] = [target.max_batch_size]  # without any Triton fills in [max_batch_size]
+    config["dynamic_batching"], config["max_batch_size"] = batching, limit
+    _remember(config, own)
+
+
+def _remember(config: ModelConfig, own: Mapping[str, tuple[int, ...]]) -> None:
+    """Write down what is its owner's and not as it was; where all is, nothing is left of it."""
+    parameters = {key: value for key, value in config.get("parameters", {}).items() if key not in own}
+    owned = copy.deepcopy(config) | {"max_batch_size": own[OWN_LIMIT][0]}
+    if "parameters" in config:
+        owned["parameters"] = parameters
+    if own[OWN_SIZES]:
+        owned["dynamic_batching"]["preferred_batch_size"] = list(own[OWN_SIZES])
+    else:
+        owned["dynamic_batching"].pop("preferred_batch_size", None)
+    owned["dynamic_batching"]["max_queue_delay_microseconds"] = own[OWN_DELAY][0]
+    if replace(allocation_of(owned), share=None) == replace(allocation_of(config), share=None):
+        config.update(owned)
+        return
+    different = {
+        OWN_SIZES: own[OWN_SIZES] != () or _sizes(config) != (),
+        OWN_DELAY: own[OWN_DELAY] != _delay(config),
+        OWN_LIMIT: own[OWN_LIMIT] != (config["max_batch_size"],),
+    }
+    for key, numbers in own.items():
+        if different[key]:
+            parameters[key] = {"string_value": ", ".join(map(str, numbers)) or "none"}
+    if parameters or "parameters" in config:
+        config["parameters"] = parameters
+
+
+def _delay(config: ModelConfig) -> tuple[int, ...]:
+    return (int(config["dynamic_batching"].get("max_queue_delay_microseconds", 0)),)
 
 
 def _set_instances(config: ModelConfig, instances: int) -> None:

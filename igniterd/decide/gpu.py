@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
 
 from igniterd.config import Decide
-from igniterd.decide.hold import Held, Judged, LetGo, refusals, why_not_now
+from igniterd.decide import words
+from igniterd.decide.hold import Held, Judged, LetGo, Underway, rollbacks, why_not_now
 from igniterd.decide.search import GROWTHS, Found, find
 from igniterd.decide.steps import granted, ordered
 from igniterd.model.oracle import Demand, Oracle, Service
-from igniterd.records import Allocation, Outcomes, Step
+from igniterd.records import Allocation, Load, Outcomes, Step
 
 CAUTIONS = (1.0, 0.5, 0.0)
 """How much of every margin a plan keeps. Margins are given up before a model is."""
@@ -55,7 +57,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One GPU to decide for. ``demands`` gives what to plan for at a caution."""
+    """One GPU to decide for. ``demands`` gives what to plan for at a caution.
+
+    ``pinned``: the models that may not be changed, and why; ``reserved``: the part of the GPU that is
+    held by what is not planned with; ``waits``: why nothing is decided now; ``no_shares``: why no
+    process may be started that is to have a share.
+    """
 
     gpu: int
     demands: Callable[[float], Sequence[Demand]]
@@ -64,6 +71,16 @@ class Case:
     rules: Decide
     oracles: Oracles
     now_s: float
+    pinned: Mapping[str, str] = field(default_factory=dict)
+    reserved: float = 0.0
+    waits: str = ""
+    no_shares: str = ""
+    loads: Mapping[str, Load] = field(default_factory=dict)
+
+    @property
+    def free(self) -> frozenset[str]:
+        """The models that may be changed."""
+        return frozenset(self.here) - self.pinned.keys()
 
     @property
     def caution(self) -> float:
@@ -85,16 +102,18 @@ class Case:
             return None
         return self.oracles.at(self.caution).together(demands, self.here)
 
-    @staticmethod
-    def capacity(demands: Sequence[Demand]) -> float:
+    def capacity(self, demands: Sequence[Demand]) -> float:
         """What of the GPU there is to give."""
-        return 1.0 - sum(d.reserved for d in demands)
+        return 1.0 - self.reserved - sum(d.reserved for d in demands)
 
-    def late(self, served: Mapping[str, Service] | None) -> list[str]:
-        """Kept models that would miss. Planned at (1 - margin) of the SLO, moved at (1 - margin / 2): what was just planned does not at
-        once ask for more."""
+    def late(self, served: Mapping[str, Service] | None, *, pinned: bool = False) -> list[str]:
+        """Kept models that would miss, of those that may be changed, or of those that may not.
+
+        Planned at (1 - margin) of the SLO, moved at (1 - margin / 2): what was just planned does not
+        at once ask for more.
+        """
         slack = (1 - self.rules.slo_margin / 2) / (1 - self.rules.slo_margin)
-        kept = [d for d in self.demands(self.caution) if d.model not in self.held.gone]
+        kept = [d for d in self.demands(self.caution) if d.model not in self.held.gone and (d.model in self.pinned) is pinned]
         return [d.model for d in kept if served is None or served[d.model].p99_ms > d.slo_ms * slack]
 
     def room(self, allocations: Mapping[str, Allocation]) -> float:
@@ -104,7 +123,8 @@ class Case:
 
         def holds(growth: float) -> bool:
             served = oracle.together(demands, allocations, growth=growth)
-            return all(served[d.model].p99_ms <= d.slo_ms for d in demands if d.model not in self.held.gone)
+            kept = (d for d in demands if d.model not in self.held.gone and d.model not in self.pinned)
+            return all(served[d.model].p99_ms <= d.slo_ms for d in kept)
 
         before = self.held.judged.get(self.gpu)
         likely = len(GROWTHS) if before is None else bisect_right(GROWTHS, before.room)
@@ -122,6 +142,8 @@ class Case:
         judged = self.held.judged.get(self.gpu)
         if judged is None or judged.here != self.here or self.now_s >= judged.until_s or self.gone or self.caution < 1:
             return None
+        if self.reserved > judged.reserved + 1e-9 or not self.free <= judged.free:
+            return None
         grown = judged.room / ROOM_LEFT
         demands = self.demands(1.0)
         still = all(
@@ -135,7 +157,17 @@ class Case:
     def _judged(self, served: Mapping[str, Service], room: float) -> Held:
         demands = self.demands(1.0)
         rates, biases = {d.model: d.rate_per_s for d in demands}, {d.model: d.bias for d in demands}
-        judged = Judged(self._judged_until_s(), self.here, rates, biases, {d.model: d.burstiness for d in demands}, served, room)
+        judged = Judged(
+            self._judged_until_s(),
+            self.here,
+            rates,
+            biases,
+            {d.model: d.burstiness for d in demands},
+            served,
+            room,
+            self.reserved,
+            self.free,
+        )
         return replace(self.held, judged={**self.held.judged, self.gpu: judged})
 
     def _judged_until_s(self) -> float:
@@ -148,23 +180,44 @@ class Case:
     # ------------------------------------------------------------ deciding
 
     def decide(self) -> Part:
+        if self.waits:
+            return Part(Outcomes.WAIT, self.waits, self.here, {}, None, self.held)
+        return self._taken_back() or self._decided()
+
+    def _taken_back(self) -> Part | None:
+        """A change that made things worse is undone before anything else is decided."""
+        back = rollbacks(self.held, self.loads, self.here, self.rules, self.now_s)
+        for step in back:
+            if step.model in self.free and not self._against((step,)):
+                held = self.held.without_plan(self.gpu)
+                return Part(Outcomes.MOVE, step.why, self.here, {}, None, held, (step,))
+        return None
+
+    def _decided(self) -> Part:
         known = self.known_roomy()
         if known is not None:
             return self._stay(known.served, known.room, [])
         served = self.judge()
         late = self.late(served)
-        target = {m: a for m, a in self.held.target.items() if m in self.here}
-        if target and target != self.here and (self._in_between(target) or self._still_fits()):
-            return self._carry_on(target, served)
+        plan = self.held.plans.get(self.gpu)
+        if plan is not None and self._valid(plan) and (self._in_between(plan.target) or self._still_fits(plan)):
+            return self._carry_on(plan, served)
         room = self.room(self.here) if served is not None and not late else None
         content = not late and not self.gone and self.caution == 1.0 and (room is None or room >= ROOMY)
         if content and served is not None and room is not None:
             return replace(self, held=self._judged(served, room))._stay(served, room, [])
         pause_s = self.rules.urgent_hold_s if self._urgent(served, late) else RETRY_S
         held = self.held
-        if content or held.since_search_s(self.now_s) < pause_s or held.since_move_s(self.now_s) < pause_s:
+        rests = min(held.since_search_s(self.gpu, self.now_s), held.since_move_s(self.gpu, self.now_s)) < pause_s
+        if content or rests or not self.free or self.now_s < held.held_until_s.get(self.gpu, -inf):
             return self._stay(served, room, late)
         return self._search(served, late, room)
+
+    def _valid(self, plan: Underway) -> bool:
+        """Whether it was made for these models, all that it changes may be changed, and is not done."""
+        if plan.models != self.here.keys() or plan.target == self.here:
+            return False
+        return all(m in self.free for m, a in plan.target.items() if a != self.here[m]) and self.free <= plan.free
 
     def _urgent(self, served: Mapping[str, Service] | None, late: Sequence[str]) -> bool:
         """Whether an SLO would be missed even if everything went as expected, not only within the margins."""
@@ -181,39 +234,61 @@ class Case:
             bool(shares) and any(self.here[m].share is None and target[m].share is not None for m in target)
         )
 
-    def _still_fits(self) -> bool:
-        return all(d.rate_per_s <= OUTGROWN * self.held.made_for.get(d.model, 0.0) for d in self.demands(self.caution))
+    def _still_fits(self, plan: Underway) -> bool:
+        return all(d.rate_per_s <= OUTGROWN * plan.made_for.get(d.model, 0.0) for d in self.demands(self.caution))
 
-    def _without_target(self, held: Held) -> Held:
-        return replace(held, target={m: a for m, a in held.target.items() if m not in self.here})
-
-    def _carry_on(self, target: Mapping[str, Allocation], served: dict[str, Service] | None) -> Part:
-        steps = tuple(ordered(self.here, target, self.held.whys))
-        why = why_not_now(self.held, steps[:1], self.rules, self.now_s)
+    def _carry_on(self, plan: Underway, served: dict[str, Service] | None) -> Part:
+        target, steps = plan.target, tuple(ordered(self.here, plan.target, plan.whys))
+        why = self._against(steps[:1])
         if why:
-            return Part(Outcomes.WAIT, why, self.here, served or {}, None, self._without_target(self.held))
+            return Part(Outcomes.WAIT, why, self.here, served or {}, None, self.held.without_plan(self.gpu))
         outcome = Outcomes.INFEASIBLE if self.gone else Outcomes.MOVE
-        return Part(outcome, f"carrying on: {_changes(len(steps))} to go", target, served or {}, None, self.held, steps)
+        return Part(outcome, f"carrying on: {words.changes(len(steps))} to go", target, served or {}, None, self.held, steps)
+
+    def _against(self, steps: Sequence[Step]) -> str:
+        """What stands against carrying out ``steps`` now, or an empty string."""
+        if self.no_shares and any(step.after.share is not None for step in steps):
+            return self.no_shares
+        return why_not_now(self.held, steps, self.rules, self.now_s)
 
     def _stay(self, served: Mapping[str, Service] | None, room: float | None, late: Sequence[str]) -> Part:
-        held = self._without_target(self.held)
+        held = self.held.without_plan(self.gpu)
+        kept = self.late(served, pinned=True) if served is not None else []
+        fixed = [f"{m} would miss, and is not changed: {self.pinned[m]}" for m in kept]
         if self.gone:
-            why = "; ".join(f"{m} is let go: {reason}" for m, reason in self.gone.items())
+            why = "; ".join([*(f"{m} is let go: {reason}" for m, reason in self.gone.items()), *fixed])
             return Part(Outcomes.INFEASIBLE, why, self.here, served or {}, room, held)
         if late:
-            against = refusals(self.held, self.here, self.now_s) or "waiting for the last change to settle"
-            why = f"{', '.join(late)} would miss; {against}"
+            why = "; ".join([f"{', '.join(late)} would miss; {self._pause()}", *fixed])
             return Part(Outcomes.WAIT, why, self.here, served or {}, room, held)
+        if fixed or (served is None and not self.free):
+            others = [f"{m}: {why}" for m, why in self.pinned.items()]
+            return Part(Outcomes.WAIT, "; ".join(fixed or others), self.here, served or {}, None, held)
         why = "every SLO holds" + (f", with rates free to grow by {room - 1:.0%}" if room is not None else "")
         if self.caution < 1:
             why += f", with {self.caution:.0%} of the margins: the GPU is nearly full"
         return Part(Outcomes.HOLD, why, self.here, served or {}, room, held)
 
+    def _pause(self) -> str:
+        """Why nothing is done about it in this tick."""
+        if self.no_shares:
+            return self.no_shares
+        if self.pinned:
+            return "not changed: " + "; ".join(f"{m}: {why}" for m, why in self.pinned.items())
+        return "waiting for the last change to settle"
+
+    def _sought(self, caution: float) -> Sequence[Demand]:
+        """What to plan for. The SLO of a model that misses it and cannot be changed asks for nothing."""
+        demands = self.demands(caution)
+        served = self.judge() if self.pinned else None
+        lost = set(self.pinned) if served is None else {m for m in self.pinned if m in self.late(served, pinned=True)}
+        return [replace(d, slo_ms=inf) if d.model in lost else d for d in demands]
+
     def _remembering(self, found: Found) -> tuple[float, Found, Sequence[Demand]]:
         """``found``, or a plan with room for what was and may soon be again: an idle model keeps its share while nobody needs it."""
-        demands, remembered = self.demands(1.0), self.demands(REMEMBERING)
+        demands, remembered = self._sought(1.0), self._sought(REMEMBERING)
         if found.headroom >= ROOM_TO_REMEMBER and remembered != demands:
-            wider = find(self.oracles.at(1.0), remembered)
+            wider = find(self.oracles.at(1.0), remembered, reserved=self.reserved)
             if wider.feasible and wider.headroom >= ROOM_TO_REMEMBER:
                 return 1.0, wider, remembered
         return 1.0, found, demands
@@ -223,14 +298,15 @@ class Case:
         does."""
         waiting = any(self.now_s < self.held.let_go[m].until_s for m in self.gone if m in self.held.let_go)
         for caution in CAUTIONS:
-            found = find(self.oracles.at(caution), self.demands(caution))
+            demands = self._sought(caution)
+            found = find(self.oracles.at(caution), demands, reserved=self.reserved)
             if found.feasible and (not self.gone or (caution > 0 and not waiting)):
-                return self._remembering(found) if caution == 1 else (caution, found, self.demands(caution))
+                return self._remembering(found) if caution == 1 else (caution, found, demands)
         if found.feasible:  # a model let go does not come back for a plan without margins, nor at once: it would soon go again
-            kept = [d for d in self.demands(caution) if d.model not in self.gone]
-            found = find(self.oracles.at(caution), kept, [d for d in self.demands(caution) if d.model in self.gone])
+            kept = [d for d in demands if d.model not in self.gone]
+            found = find(self.oracles.at(caution), kept, [d for d in demands if d.model in self.gone], self.reserved)
             found = replace(found, reasons={**found.reasons, **self.gone})
-        return caution, found, self.demands(caution)
+        return caution, found, demands
 
     def _search(self, served: dict[str, Service] | None, late: Sequence[str], room: float | None) -> Part:
         caution, found, demands = self._find()
@@ -239,14 +315,14 @@ class Case:
             self,
             held=replace(
                 held,
-                searched_at_s=self.now_s,
+                searched_at_s={**held.searched_at_s, self.gpu: self.now_s},
                 gone={m: r for m, r in held.gone.items() if m not in self.here} | dict(found.reasons),
                 needs={m: s for m, s in held.needs.items() if m not in self.here} | dict(found.needs),
                 let_go=self._let_go(found),
                 least_share={**held.least_share, self.gpu: found.least_share},
             ),
         )
-        target = _fewest_changes(self.oracles.at(caution), demands, self.here, found)
+        target = _fewest_changes(self.oracles.at(caution), demands, self.here, found, self.capacity(demands))
         back = set(self.gone) - set(found.reasons)
         better = bool(late) or bool(back)
         lasting = found.headroom >= LEAST_ROOM
@@ -255,12 +331,12 @@ class Case:
             if content is not None:
                 return replace(case, held=replace(case.held, caution={**held.caution, self.gpu: content}))._stay(served, room, [])
         roomier = found.headroom >= (room or 1.0) * (1 + self.rules.dead_band) or (caution > self.caution and lasting)
-        gained = roomier and not back and held.since_move_s(self.now_s) >= self.rules.hold_s
+        gained = roomier and not back and held.since_move_s(self.gpu, self.now_s) >= self.rules.hold_s
         if target == self.here:
             return replace(case, held=replace(case.held, caution={**held.caution, self.gpu: caution}))._stay(served, room, [])
         if not (better or gained):
             return case._stay(served, room, [])
-        return case._move(target, caution, found, served, self._reason(late, served, found, room))
+        return case._move(target, caution, found, served, words.reason(found, served, late, self.gone, self.here, room))
 
     def _content_with_less(self) -> float | None:
         """The most caution, below that of the plan applied, at which what is applied holds every SLO; None where none does."""
@@ -283,41 +359,24 @@ class Case:
 
     def _move(self, target: Mapping[str, Allocation], caution: float, found: Found, served: dict[str, Service] | None, why: str) -> Part:
         demands = self.demands(caution)
-        whys = {d.model: _sentence(d, self.here[d.model], target[d.model], served, found) for d in demands}
+        whys = {d.model: words.sentence(d, self.here[d.model], target[d.model], served, found) for d in demands}
         steps = tuple(ordered(self.here, target, whys))
-        against = why_not_now(self.held, steps, self.rules, self.now_s)
+        against = self._against(steps)
         outcome = Outcomes.INFEASIBLE if found.reasons else Outcomes.WAIT if against else Outcomes.MOVE
         if against:
             return Part(outcome, against, self.here, served or {}, None, self.held)
+        plan = Underway(target, self.free, {d.model: d.rate_per_s for d in demands}, whys)
         held = replace(
             self.held,
-            target={**self.held.target, **target},
-            whys={**self.held.whys, **whys},
-            made_for={**self.held.made_for, **{d.model: d.rate_per_s for d in self.demands(caution)}},
+            plans={**self.held.plans, self.gpu: plan},
             caution={**self.held.caution, self.gpu: caution},
         )
         return Part(outcome, why, target, found.served, found.headroom, held, steps)
 
-    def _reason(self, late: Iterable[str], served: Mapping[str, Service] | None, found: Found, room: float | None) -> str:
-        if found.reasons:
-            return "; ".join(f"{m} is let go: {reason}" for m, reason in found.reasons.items())
-        if served is None:
-            bare = ", ".join(m for m, a in self.here.items() if a.share is None)
-            if not bare:
-                return "more than the whole GPU is granted: back to a plan"
-            return f"taking over: {bare} without a share; {found.least_share:.1%} of the GPU is needed"
-        if late:
-            return f"{', '.join(late)} would miss; the plan holds every SLO with rates free to grow by {found.headroom - 1:.0%}"
-        if self.gone:
-            return f"{', '.join(self.gone)} fits again"
-        return f"rates may grow by {found.headroom - 1:.0%} instead of {(room or 1.0) - 1:.0%}"
 
-
-def _changes(count: int) -> str:
-    return f"{count} change" + ("" if count == 1 else "s")
-
-
-def _fewest_changes(oracle: Oracle, demands: Sequence[Demand], here: Mapping[str, Allocation], found: Found) -> dict[str, Allocation]:
+def _fewest_changes(
+    oracle: Oracle, demands: Sequence[Demand], here: Mapping[str, Allocation], found: Found, capacity: float
+) -> dict[str, Allocation]:
     """The plan without the changes that are not worth a reload: those whose absence leaves half its head-room."""
     target = dict(found.allocations)
     growth = 1 + (found.headroom - 1) / 2 if found.feasible else 1.0
@@ -325,25 +384,9 @@ def _fewest_changes(oracle: Oracle, demands: Sequence[Demand], here: Mapping[str
         if target[name] == here[name] or (here[name].share is None) != (target[name].share is None):
             continue
         candidate = {**target, name: here[name]}
-        if sum(granted(a) for a in candidate.values() if a.share is not None) > Case.capacity(demands) + 1e-9:
+        if sum(granted(a) for a in candidate.values() if a.share is not None) > capacity + 1e-9:
             continue
         served = oracle.together(demands, candidate, growth=max(1.0, growth))
         if all(served[d.model].p99_ms <= d.slo_ms for d in demands if d.model in found.kept):
             target = candidate
     return target
-
-
-def _share(allocation: Allocation) -> str:
-    return "no share" if allocation.share is None else f"{allocation.share:.1%}"
-
-
-def _p99(service: Service | None) -> str:
-    return "unknown" if service is None else "overload" if service.overloaded else f"{service.p99_ms:.0f} ms"
-
-
-def _sentence(demand: Demand, before: Allocation, then: Allocation, served: Mapping[str, Service] | None, found: Found) -> str:
-    was = served.get(demand.model) if served is not None else None
-    return (
-        f"{_share(before)}, batch {before.max_batch_size} -> {_share(then)}, batch {then.max_batch_size}: at {demand.rate_per_s:.0f}/s "
-        f"P99 {_p99(was)} -> {_p99(found.served[demand.model])} (aim {demand.slo_ms:.0f} ms)"
-    )

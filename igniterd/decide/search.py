@@ -30,6 +30,8 @@ CLOSE = 1.0
 """Units of share by which a guess may be above the whole GPU and still be looked into."""
 HOPELESS = 0.08
 """Part of a GPU by which it may not."""
+LEAST = 0.01
+"""The least share that MPS knows."""
 GIVE = 0.05
 """Steps in which those let go are given more of what is left."""
 
@@ -62,11 +64,11 @@ Fixed = Mapping[str, tuple[Allocation, Service]]
 class Search:
     """One search on one GPU; keeps its warm start, and how far its guesses are off, from one growth factor to the next."""
 
-    def __init__(self, oracle: Oracle, demands: Sequence[Demand]) -> None:
+    def __init__(self, oracle: Oracle, demands: Sequence[Demand], reserved: float = 0.0) -> None:
         self.oracle = oracle
         self.unit = oracle.model.share_unit
         self.demands = list(demands)
-        self.capacity = 1.0 - sum(d.reserved for d in demands)
+        self.capacity = 1.0 - reserved - sum(d.reserved for d in demands)
         """What of the GPU there is to give."""
         self.seats = [Seat(oracle, d) for d in demands]
 
@@ -151,9 +153,12 @@ class Search:
     def _spread(self, growth: float) -> None:
         """Give what is left of the GPU to the models in proportion to their shares, and the rest of that to whoever is nearest to its SLO
         at ``growth``: a share unused helps nobody."""
-        steered = [seat for seat in self.seats if seat.demand.steerable]
+        steered = [seat for seat in self.seats if seat.demand.steerable and seat.demand.pinned is None]
+        if not steered:
+            return
         total = sum(seat.granted for seat in steered)
-        units = math.floor(self.capacity / self.unit + EPS)
+        pinned = sum(a.granted or 0.0 for d in self.demands if (a := d.pinned) is not None)
+        units = max(total, math.floor((self.capacity - pinned) / self.unit + EPS))
         spare = units - total
         for seat in steered:
             more = min(spare * seat.position.units // total, seat.high - seat.position.units)
@@ -188,13 +193,14 @@ class Search:
         return served
 
 
-def find(oracle: Oracle, demands: Sequence[Demand], flat_out: Sequence[Demand] = ()) -> Found:
+def find(oracle: Oracle, demands: Sequence[Demand], flat_out: Sequence[Demand] = (), reserved: float = 0.0) -> Found:
     """The plan for one GPU: all models kept with the largest common head-room, or as many as fit, the most important first.
 
-    ``flat_out`` are let go from the beginning: they get what is left.
+    ``flat_out`` are let go from the beginning: they get what is left. ``reserved``: the part of the
+    GPU that others hold. A pinned model stays as it is, whatever is found.
     """
     if not flat_out:
-        found = Search(oracle, sorted(demands, key=lambda d: (d.priority, d.model))).widest()
+        found = Search(oracle, sorted(demands, key=lambda d: (d.priority, d.model)), reserved).widest()
         if found is not None:
             return found
     reasons: dict[str, str] = {}
@@ -208,7 +214,7 @@ def find(oracle: Oracle, demands: Sequence[Demand], flat_out: Sequence[Demand] =
     order = [d for d in sorted(demands, key=lambda d: (d.priority, d.model)) if d.model not in reasons]
     gone = [*flat_out, *(d for d in demands if d.model in reasons)]
     while True:
-        fit = _fit(oracle, order, gone)
+        fit = _fit(oracle, order, gone, reserved)
         if fit is not None:
             return replace(fit, reasons=reasons, needs={m: s for m, s in needs.items() if m in reasons})
         out = _leaver(order, needs)
@@ -236,15 +242,15 @@ def _hopeless(oracle: Oracle, demand: Demand) -> str:
     return f"{demand.rate_per_s:.4g} requests/s are more than {demand.max_share:.0%} of this GPU serves within {demand.slo_ms:.3g} ms"
 
 
-def _fit(oracle: Oracle, kept: Sequence[Demand], gone: Sequence[Demand]) -> Found | None:
+def _fit(oracle: Oracle, kept: Sequence[Demand], gone: Sequence[Demand], reserved: float) -> Found | None:
     """A plan that holds ``kept`` while ``gone`` run flat out on what is left; None if ``kept`` do not fit."""
     if not gone:
-        return Search(oracle, kept).widest()
+        return Search(oracle, kept, reserved).widest()
     if not kept:
-        return _all_gone(oracle, gone)
+        return _all_gone(oracle, gone, reserved)
     unit = oracle.model.share_unit
     floors = {d.model: Seat(oracle, d).low for d in gone}
-    search, step = Search(oracle, [*kept, *gone]), max(1, round(GIVE / unit))
+    search, step = Search(oracle, [*kept, *gone], reserved), max(1, round(GIVE / unit))
     spare = search.capacity - sum(floors[d.model] * d.instances for d in gone) * unit
 
     def settle(turn: int, guess: bool) -> Settled | str:
@@ -262,14 +268,24 @@ def _fit(oracle: Oracle, kept: Sequence[Demand], gone: Sequence[Demand]) -> Foun
 
 def _flat_out(demand: Demand, share: float) -> tuple[Allocation, Service]:
     """A model let go: always busy, with its largest batch, on ``share``."""
-    allocation = Allocation(share if demand.steerable else None, demand.max_batch, 0, demand.instances)
+    batch = demand.keeps_batch or demand.max_batch
+    allocation = demand.pinned or Allocation(share if demand.steerable else None, batch, 0, demand.instances)
     return allocation, Service(math.inf, math.inf, math.inf, 1.0, float(demand.max_batch))
 
 
-def _all_gone(oracle: Oracle, gone: Sequence[Demand]) -> Found:
-    """Nobody can be held: equal shares, and said."""
-    unit = oracle.model.share_unit
-    capacity = max(0.0, 1.0 - sum(d.reserved for d in gone))
-    share = round(max(1, math.floor(capacity / sum(d.instances for d in gone) / unit + EPS)) * unit, 6) if gone else 1.0
+def _all_gone(oracle: Oracle, gone: Sequence[Demand], reserved: float) -> Found:
+    """Nobody can be held: equal shares of what is left, and said."""
+    pinned = sum(d.pinned.granted or 0.0 for d in gone if d.pinned is not None)
+    capacity = max(0.0, 1.0 - reserved - pinned - sum(d.reserved for d in gone))
+    takers = sum(d.instances for d in gone if d.pinned is None and d.steerable)
+    share = _equal(capacity, takers, oracle.model.share_unit)
     allocations = {d.model: _flat_out(d, min(share, d.max_share))[0] for d in gone}
     return Found(allocations, oracle.together(gone, allocations), frozenset(), 0.0, 0.0)
+
+
+def _equal(capacity: float, takers: int, unit: float) -> float:
+    """``capacity`` in equal parts: whole units, or thousandths where there are more takers than units."""
+    if not takers:
+        return 1.0
+    units = math.floor(capacity / takers / unit + EPS)
+    return round(units * unit, 6) if units else max(LEAST, math.floor(capacity / takers * 1000) / 1000)

@@ -50,6 +50,8 @@ class Seat:
         self.high = max(self.low, math.floor(min(demand.max_share, most) / self.unit + EPS))
         if not demand.steerable:
             self.low = self.high = round(1 / self.unit)
+        elif demand.pinned is not None:
+            self.low = self.high = max(1, math.ceil((demand.pinned.share or 1.0) / self.unit - EPS))
         self.sizes = np.array([b for b in BATCHES if demand.min_batch <= b < demand.max_batch] + [demand.max_batch], dtype=np.int64)
         self.mend, self.asked = np.ones(self.sizes.size), np.zeros(self.sizes.size, dtype=np.bool_)
         self.table = queue_table(demand.burstiness)
@@ -80,8 +82,10 @@ class Seat:
         return self._allocation(self.position.units, self.position.size)
 
     def _allocation(self, units: int, size: int) -> Allocation:
+        if self.demand.pinned is not None:
+            return self.demand.pinned
         share = self.share(units) if self.demand.steerable else None
-        return Allocation(share, int(self.sizes[size]), 0, self.demand.instances)
+        return Allocation(share, self.demand.keeps_batch or int(self.sizes[size]), 0, self.demand.instances)
 
     def share(self, units: int) -> float:
         return round(min(1.0, units * self.unit), 6)

@@ -22,7 +22,7 @@ import numpy as np
 from igniterd.clients.triton_config import allocation_of
 from igniterd.emulator.batcher import Batcher
 from igniterd.emulator.truth import DISPERSION_CV, Neighbour, Truth
-from igniterd.errors import NotNow, Refused, Unreachable
+from igniterd.errors import NotNow, NotServed, Refused, Unreachable
 from igniterd.records import Allocation, BatchStat, Gap, ModelReading, Stub
 
 
@@ -34,6 +34,7 @@ class SimModel:
     like: str
     rate_per_s: Callable[[float], float]
     config: dict[str, Any]
+    gpu: int = 0
     batch: tuple[float, ...] = ()  # arrival times of the requests being executed
     left: float = 0.0  # of the batch, as a fraction
     took_s: float = 0.0
@@ -94,7 +95,8 @@ class SimProcesses:
 
 
 class SimHost:
-    """A host with one GPU and one Triton, read and changed like a real one; time is what ``clock`` says.
+    """A host with one Triton, read and changed like a real one; time is what ``clock`` says.
+    Models on one GPU slow each other; all are on GPU 0 unless ``SimModel.gpu`` says otherwise.
 
     ``refuse`` maps models to the sentence with which their next load is refused; ``silent`` makes Triton unreachable.
     """
@@ -108,10 +110,12 @@ class SimHost:
         slow: float = 1.0,
         seed: int = 1,
         reload_s: float = 0.6,
+        name: str = "main",
     ) -> None:
-        self.name = "main"
+        self.name = name
         self.metrics_gap: Gap | None = None
         self.strangers: frozenset[str] = frozenset()
+        self.asked_about: frozenset[str] | None = None  # what the last reading was asked for
         self.truth = Truth.v100()
         self.clock, self.slow, self.reload_s = clock, slow, reload_s
         self.rng = np.random.default_rng(seed)
@@ -125,14 +129,27 @@ class SimHost:
         self._rates: dict[tuple[object, ...], float] = {}
         self._ties = itertools.count()
         self._events: list[tuple[float, int, str]] = []
-        for name in self.models:
-            self._next_arrival(name, self._now_s)
+        for model in self.models:
+            self._next_arrival(model, self._now_s)
 
     # ------------------------------------------------------------ the Triton client's methods
 
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
         self._answer()
-        return {n: self._reading(self.models[n]) if n in self.models else Refused(f"model {n!r} is not in the repository") for n in names}
+        self.asked_about = frozenset(names)
+        return {
+            n: self._reading(self.models[n]) if n in self.models else NotServed(f"model {n!r} is not in the repository")
+            for n in self.asked_about
+        }
+
+    @property
+    def foreign_shares(self) -> dict[int, float]:
+        """What models that nobody asked about hold of the GPU."""
+        held = dict[int, float]()
+        for model in self.models.values():
+            if self.asked_about is not None and model.name not in self.asked_about and model.applied.granted:
+                held[model.gpu] = held.get(model.gpu, 0.0) + model.applied.granted
+        return held
 
     def read_configs_again(self) -> None:
         """Nothing is remembered of them."""
@@ -197,6 +214,7 @@ class SimHost:
             queue_ns=model.queue_ns,
             batches=batches,
             instance_names=frozenset({f"{model.name}_0_0"}),
+            gpu_index=model.gpu,
             at_s=self._now_s,
         )
 
@@ -223,7 +241,7 @@ class SimHost:
     def _speed(self, model: SimModel) -> float:
         """Batches a second at which the batch in execution progresses now."""
         share = model.applied.share
-        others = [m for m in self.models.values() if m.batch and m is not model]
+        others = [m for m in self.models.values() if m.batch and m is not model and m.gpu == model.gpu]
         sharing = [m for m in others if m.applied.share is not None]
         if share is None:  # a process without a share takes turns with every other such, and with all that share as one
             return self._rate(model, 1.0, ()) / (1 + len(others) - len(sharing) + bool(sharing))

@@ -41,7 +41,7 @@ class Demand:
 
     ``rate_per_s`` and ``slo_ms`` are what to plan for (margins included); ``bias`` multiplies predicted service times, unless ``learnt``
     says more of it; ``steerable`` says whether a share can be given to it alone (a process of its own). ``reserved``: a part of the GPU
-    that is not planned with and that it may hold all the same.
+    that is not planned with and that it may hold all the same. ``pinned``: it stays as it is here; ``keeps_batch``: its batches do.
     """
 
     model: str
@@ -59,6 +59,8 @@ class Demand:
     steerable: bool = True
     instances: int = 1
     reserved: float = 0.0
+    pinned: Allocation | None = None
+    keeps_batch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

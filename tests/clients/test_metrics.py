@@ -190,6 +190,8 @@ def test_what_is_stuck_refused_and_left_out() -> None:
     assert page.value("igniterd_requests_rejected_total", model="resnet50") == 0
     assert page.value("igniterd_readings_left_out_total", model="resnet50") == 2
     assert not page.has("igniterd_model_stuck_seconds", model="resnet50")
+    unpredictable = replace(a_tick(), standings={"vgg19": Standing(State.UNPREDICTABLE, "a plan with it failed")})
+    assert after(unpredictable).value("igniterd_readings_left_out_total", model="vgg19") == 1
 
 
 def test_shares_that_nobody_configured_count_on_their_gpu() -> None:

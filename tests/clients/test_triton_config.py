@@ -14,6 +14,7 @@ from igniterd.clients.triton_config import (
     gpu_index_of,
     left_alone,
     marked,
+    own_limit_of,
     preferred_sizes_of,
     same_allocation,
     same_but_instances,
@@ -42,12 +43,25 @@ def a_config(**more: Any) -> dict[str, Any]:
     } | more
 
 
-allocations = st.builds(
-    Allocation,
-    share=st.one_of(st.none(), st.integers(1, 40).map(lambda units: units * 0.025)),
-    max_batch_size=st.integers(1, 64),
-    max_queue_delay_us=st.integers(0, 100_000),
-    instances=st.integers(1, 4),
+DELAYED = 64  # the largest batch of ``allocations``: with a delay nothing below a limit of that can be formed
+
+
+def allocations_of(batches: st.SearchStrategy[int], delays: st.SearchStrategy[int]) -> st.SearchStrategy[Allocation]:
+    shares = st.one_of(st.none(), st.integers(1, 40).map(lambda units: units * 0.025))
+    return st.builds(Allocation, share=shares, max_batch_size=batches, max_queue_delay_us=delays, instances=st.integers(1, 4))
+
+
+allocations = allocations_of(st.integers(1, DELAYED), st.just(0)) | allocations_of(st.just(DELAYED), st.integers(0, 100_000))
+owners = st.builds(
+    lambda limit, sizes, delay: {
+        "max_batch_size": limit,
+        "dynamic_batching": {"preferred_batch_size": sorted({min(size, limit) for size in sizes})}
+        if sizes
+        else {} | ({"max_queue_delay_microseconds": delay} if delay else {}),
+    },
+    st.integers(1, 128),
+    st.lists(st.integers(1, 128), max_size=3),
+    st.sampled_from([0, 0, 300]),
 )
 
 
@@ -81,13 +95,51 @@ def test_applying_what_is_applied_changes_nothing(target: Allocation) -> None:
     assert with_allocation(a_config(), allocation_of(a_config()), SHARES) == a_config()
 
 
+@given(owners, st.lists(allocations, min_size=1, max_size=4))
+def test_what_the_owner_admits_is_admitted_whatever_is_applied(owned: dict[str, Any], targets: list[Allocation]) -> None:
+    config = a_config(**owned)
+    for target in targets:
+        if target.max_queue_delay_us and target.max_batch_size < owned["max_batch_size"]:
+            continue
+        config = with_allocation(config, target, SHARES)
+        assert config["max_batch_size"] >= owned["max_batch_size"]
+        assert same_allocation(allocation_of(config), target)
+        assert own_limit_of(config) == owned["max_batch_size"], "a restart or another daemon knows it too"
+    theirs = allocation_of(a_config(**owned))
+    back = with_allocation(config, theirs, SHARES)
+    assert back["max_batch_size"] == owned["max_batch_size"]
+    assert not [name for name in back["parameters"] if name.startswith("IGNITERD")]
+    assert preferred_sizes_of(back) == preferred_sizes_of(a_config(**owned))
+
+
+def test_a_smaller_batch_is_a_preferred_size_and_refuses_nobody() -> None:
+    config = a_config(max_batch_size=32, model_warmup=[{"batch_size": 16}])
+    changed = with_allocation(config, Allocation(0.5, 5), SHARES)
+    assert changed["max_batch_size"] == 32
+    assert changed["dynamic_batching"]["preferred_batch_size"] == [5]
+    assert allocation_of(changed).max_batch_size == 5
+    larger = with_allocation(changed, Allocation(0.5, 48), SHARES)
+    assert (larger["max_batch_size"], own_limit_of(larger)) == (48, 32)
+    assert larger["parameters"]["IGNITERD_OWNER_BATCH"] == {"string_value": "32"}
+    assert with_allocation(larger, Allocation(0.5, 8), SHARES)["max_batch_size"] == 32
+
+
+def test_with_a_delay_preferred_sizes_are_no_limit() -> None:
+    delayed = {"preferred_batch_size": [2, 4], "max_queue_delay_microseconds": 200}
+    assert allocation_of(a_config(dynamic_batching=delayed)) == Allocation(None, 8, 200)
+    assert allocation_of(a_config(dynamic_batching={"preferred_batch_size": [2, 4]})) == Allocation(None, 4, 0)
+    with pytest.raises(Refused, match="with a delay Triton forms batches up to max_batch_size, which is 8"):
+        with_allocation(a_config(), Allocation(None, 4, 200), SHARES)
+
+
 def test_an_in_process_backend_gets_no_share_but_its_batching() -> None:
     config = a_config(backend="onnxruntime")
     with pytest.raises(Refused, match="'onnxruntime' runs inside tritonserver"):
         with_allocation(config, Allocation(share=0.3, max_batch_size=8), SHARES)
-    changed = with_allocation(config, Allocation(share=None, max_batch_size=4, max_queue_delay_us=700), SHARES)
-    assert changed["max_batch_size"] == 4
+    changed = with_allocation(config, Allocation(share=None, max_batch_size=8, max_queue_delay_us=700), SHARES)
     assert changed["dynamic_batching"] == {"max_queue_delay_microseconds": 700, "preserve_ordering": True}
+    changed = with_allocation(config, Allocation(share=None, max_batch_size=4), SHARES)
+    assert changed["dynamic_batching"]["preferred_batch_size"] == [4]
 
 
 def test_a_model_without_dynamic_batching_forms_batches_of_one() -> None:
@@ -107,17 +159,21 @@ def test_a_delay_without_a_batch_dimension_is_none() -> None:
     assert allocation_of(config) == Allocation(None, 1, 0)
 
 
-def test_preferred_sizes_that_give_way_are_remembered() -> None:
+def test_preferred_sizes_that_give_way_are_remembered_and_come_back() -> None:
     config = a_config(max_batch_size=16)
     assert preferred_sizes_of(config) == (8,)
     assert preferred_sizes_of(a_config()) == (), "Triton fills in the largest"
-    shared = with_allocation(config, Allocation(0.5, 16), SHARES)
+    shared = with_allocation(config, Allocation(0.5, 8), SHARES)
     assert shared["dynamic_batching"]["preferred_batch_size"] == [8], "a share leaves them alone"
     smaller = with_allocation(shared, Allocation(0.5, 4), SHARES)
-    assert preferred_sizes_of(smaller) == ()
-    again = with_allocation(smaller, Allocation(0.5, 16), SHARES)
-    assert again["parameters"]["IGNITERD_PREFERRED_BATCH_SIZE"] == {"string_value": "8"}
-    assert "IGNITERD_PREFERRED_BATCH_SIZE" not in with_allocation(a_config(), Allocation(0.5, 4), SHARES)["parameters"]
+    assert smaller["parameters"]["IGNITERD_PREFERRED_BATCH_SIZE"] == {"string_value": "8"}
+    assert preferred_sizes_of(smaller) == (8,)
+    again = with_allocation(smaller, Allocation(0.5, 8), SHARES)
+    assert again["dynamic_batching"]["preferred_batch_size"] == [8]
+    assert "IGNITERD_PREFERRED_BATCH_SIZE" not in again["parameters"]
+    none = with_allocation(a_config(), Allocation(0.5, 4), SHARES)
+    assert none["parameters"]["IGNITERD_PREFERRED_BATCH_SIZE"] == {"string_value": "none"}
+    assert preferred_sizes_of(none) == ()
 
 
 def filled(message: Any, choice: int = 0, depth: int = 0) -> Any:
@@ -169,10 +225,12 @@ def test_no_field_of_a_configuration_is_lost_in_an_override(choice: int) -> None
         sample.batch_size = 4
     message.parameters.clear()
     message.parameters["limit"].string_value = "10"
-    written = with_allocation(config_to_dict(message), Allocation(0.5, 4, 300, allocation_of(config_to_dict(message)).instances), SHARES)
+    written = with_allocation(config_to_dict(message), Allocation(0.5, 4, 0, allocation_of(config_to_dict(message)).instances), SHARES)
     read = json_format.ParseDict(written, model_config_pb2.ModelConfig())
-    message.max_batch_size, message.dynamic_batching.max_queue_delay_microseconds = 4, 300
-    message.dynamic_batching.ClearField("preferred_batch_size")
+    message.dynamic_batching.max_queue_delay_microseconds = 0
+    del message.dynamic_batching.preferred_batch_size[:]
+    message.dynamic_batching.preferred_batch_size.append(4)
+    message.parameters["IGNITERD_QUEUE_DELAY_US"].string_value = "12"
     message.parameters["EXECUTION_ENV_PATH"].string_value = share_path(SHARES, 0.5)
     message.parameters["IGNITERD_PREFERRED_BATCH_SIZE"].string_value = "12"
     assert read == message
@@ -189,7 +247,6 @@ def test_no_field_of_a_configuration_is_lost_in_an_override(choice: int) -> None
         (a_config(sequence_batching={}), Allocation(None, 4), "it has sequence_batching"),
         (a_config(), Allocation(1.5, 8), r"share 1.5 is not in \(0, 1\]"),
         (a_config(), Allocation(None, 0), "a batch is at least 1"),
-        (a_config(model_warmup=[{"batch_size": 6}]), Allocation(None, 4), "a sample of its model_warmup has batch 6"),
         (a_config(instance_group=[{"count": 1}, {"count": 1}]), Allocation(None, 8, instances=3), "2 instance groups"),
     ],
 )
@@ -250,11 +307,11 @@ def test_what_cannot_be_steered_is_known_before_it_is_tried(change: dict[str, An
         assert wanted in said
 
 
-def test_no_largest_batch_is_below_a_warm_up_sample() -> None:
+def test_no_limit_is_below_a_warm_up_sample() -> None:
     assert (warmup_batch({}), warmup_batch({"model_warmup": [{"name": "no batch"}]})) == (1, 1)
     config = a_config(model_warmup=[{"batch_size": 2}, {"batch_size": 6}, {}])
     assert warmup_batch(config) == 6
-    assert with_allocation(config, Allocation(None, 6), SHARES)["max_batch_size"] == 6
+    assert with_allocation(config, Allocation(None, 2), SHARES)["max_batch_size"] == 8
     assert with_allocation(config, Allocation(0.5, 8), SHARES)["model_warmup"] == config["model_warmup"]
 
 

@@ -160,9 +160,11 @@ def test_an_override_has_only_fields_that_the_server_knows(release: str, model: 
     said = json_format.ParseDict(model, there())
     read = model_config_pb2.ModelConfig.FromString(said.SerializeToString())
     present = config_to_dict(read)
-    override = marked(with_allocation(present, replace(allocation_of(present), share=0.3, max_batch_size=4), SHARES), "1234")
+    override = marked(
+        with_allocation(present, replace(allocation_of(present), share=0.3, max_batch_size=4, max_queue_delay_us=0), SHARES), "1234"
+    )
     taken = json_format.Parse(json.dumps(override), there())
-    assert taken.max_batch_size == 4
+    assert (taken.max_batch_size, list(taken.dynamic_batching.preferred_batch_size)) == (read.max_batch_size, [4])
     assert taken.parameters["EXECUTION_ENV_PATH"].string_value == share_path(SHARES, 0.3)
     back = config_to_dict(model_config_pb2.ModelConfig.FromString(taken.SerializeToString()))
     turned = {"max_batch_size", "dynamic_batching", "parameters"}

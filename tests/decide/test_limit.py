@@ -35,14 +35,14 @@ def decided(monkeypatch: pytest.MonkeyPatch, headroom: float, rate: float, *, ca
     def demands(at: float) -> Sequence[Demand]:
         return [Demand("m", "resnet50", rate * (1 + 0.1 * at), SLO_MS)]
 
-    def found(oracle: Oracle, asked: Sequence[Demand], gone: Sequence[Demand] = ()) -> Found:
+    def found(oracle: Oracle, asked: Sequence[Demand], gone: Sequence[Demand] = (), reserved: float = 0.0) -> Found:
         target = {"m": replace(HERE, share=0.6)}
         feasible = asked[0].rate_per_s <= rate * 1.051  # with half of the margins, not with all
         reasons = {} if feasible else {"m": "does not fit"}
         return Found(target, oracle.together(asked, target), frozenset(["m"] if feasible else []), headroom, 0.6, reasons)
 
     monkeypatch.setattr(gpu, "find", found)
-    held = Held(seen=frozenset(["m"]), caution={0: caution}, moved_at_s=now_s - 600.0)
+    held = Held(gpus={"m": 0}, caution={0: caution}, moved_at_s={0: now_s - 600.0})
     return Case(0, demands, {"m": HERE}, held, Decide(), ORACLES, now_s).decide()
 
 

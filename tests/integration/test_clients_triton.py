@@ -121,7 +121,7 @@ def stub_shares(host: TritonHost, model: str) -> set[str | None]:
 async def test_a_share_reaches_the_new_process_and_no_request_is_lost(host: TritonHost, client: TritonClient, tmp_path: Path) -> None:
     assert stub_shares(host, "alexnet") == {None}
     config = await client.config("alexnet")
-    target = Allocation(share=0.125, max_batch_size=4, max_queue_delay_us=1500)
+    target = Allocation(share=0.125, max_batch_size=4)
     shares = tmp_path / "shares"
     prepare_share(shares, 0.125, base_env_of(config))
     load = asyncio.create_task(infer(host.url, "alexnet", 150))

@@ -76,13 +76,17 @@ async def test_an_override_loses_nothing_of_a_rich_configuration(host: Host) -> 
     before = await host.client.config(ODD)
     for section in ("model_warmup", "response_cache", "optimization", "version_policy"):
         assert before[section], "as its file says"
-    await host.client.load(ODD, prepared(before, Allocation(0.25, 4, 300), host.shares))
-    ours = {"EXECUTION_ENV_PATH": share_path(str(host.shares), 0.25), "IGNITERD_PREFERRED_BATCH_SIZE": "2, 4"}
+    await host.client.load(ODD, prepared(before, Allocation(0.25, 3), host.shares))
+    ours = {
+        "EXECUTION_ENV_PATH": share_path(str(host.shares), 0.25),
+        "IGNITERD_PREFERRED_BATCH_SIZE": "2, 4",
+        "IGNITERD_QUEUE_DELAY_US": "200",
+    }
     after = await host.client.config(ODD)
     assert after["parameters"].pop("IGNITERD_LOAD")
     assert after == before | {
-        "max_batch_size": 4,
-        "dynamic_batching": before["dynamic_batching"] | {"preferred_batch_size": [4], "max_queue_delay_microseconds": 300},
+        "dynamic_batching": {k: v for k, v in before["dynamic_batching"].items() if k != "max_queue_delay_microseconds"}
+        | {"preferred_batch_size": [3]},
         "parameters": before["parameters"] | {name: {"string_value": value} for name, value in ours.items()},
     }
 
@@ -99,13 +103,15 @@ async def test_answers_from_the_response_cache_are_not_counted(host: Host) -> No
     assert now.inference_count == before.inference_count + 2
 
 
-async def test_an_ensemble_is_out_of_service_when_a_member_s_batch_is_below_its_own(host: Host) -> None:
+async def test_an_ensemble_is_served_though_a_member_forms_smaller_batches(host: Host) -> None:
+    """A ``max_batch_size`` below the ensemble's would take it out of service: it is never lowered."""
     config = await host.client.config("member")
-    assert (await reading(host, "member")).least_batch == 4
     await host.client.load("member", with_allocation(config, Allocation(None, 2), str(host.shares)))
-    assert await state_of(host, "pipe") == "UNAVAILABLE"
-    await host.client.load("member", config)
+    assert (await reading(host, "member")).allocation.max_batch_size == 2
     assert await state_of(host, "pipe") == "READY"
+    async with InferenceServerClient(host.triton.url) as client:
+        await client.infer("pipe", an_input(1.0))
+    await host.client.load("member", config)
 
 
 def a_loop(host: Host, folder: Path, models: dict[str, float], ticks: list[Tick]) -> Loop:

@@ -1,0 +1,85 @@
+"""What to plan for: each model's rate, SLO and limits, at a caution. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from igniterd.config import Config, Model
+from igniterd.decide.gpu import Oracles
+from igniterd.model.oracle import Demand
+from igniterd.records import Estimate, Load, ModelReading, Observation
+
+MUCH_MORE = 1.2  # less than this is no memory but the rate as it is
+
+
+def demands_of(
+    estimate: Estimate,
+    observation: Observation,
+    config: Config,
+    profiled: Mapping[str, str],
+    oracles: Oracles,
+    caution: float = 1.0,
+    pinned: frozenset[str] = frozenset(),
+) -> dict[int, list[Demand]]:
+    """What to plan for on every GPU of the host, by its index.
+
+    ``caution`` 1: rates at their upper quantile and SLOs less their margin; 0: both as they are;
+    ``REMEMBERING``: as 1, but rates no lower than they were of late or usually are at this time,
+    where that is much more. ``pinned``: models that stay as they are.
+    """
+    out: dict[int, list[Demand]] = {}
+    for name, model in config.by_name().items():
+        if name not in profiled or name not in observation.models or name not in estimate.loads:
+            continue
+        reading, load = observation.models[name], estimate.loads[name]
+        largest = oracles.promises.model.max_batch(profiled[name])
+        least, largest = batches(model, reading, load, largest)
+        here = reading.allocation
+        out.setdefault(reading.gpu_index, []).append(
+            Demand(
+                model=name,
+                profiled_as=profiled[name],
+                rate_per_s=load.items_per_request * _rate(load, caution),
+                slo_ms=model.slo_p99_ms * (1 - min(1.0, caution) * config.decide.slo_margin),
+                priority=model.priority,
+                min_share=model.min_share,
+                max_share=model.max_share,
+                max_batch=largest,
+                min_batch=least,
+                bias=load.bias,
+                learnt=load.learnt,
+                burstiness=load.burstiness,
+                steerable=steerable(reading, config) and not (name in pinned and here.share is None),
+                instances=max(1, here.instances),
+                reserved=reading.reserved_share,
+                pinned=here if name in pinned else None,
+                keeps_batch=here.max_batch_size if reading.batching_fixed else None,
+            )
+        )
+    return out
+
+
+def steerable(reading: ModelReading, config: Config) -> bool:
+    """Whether a share can be given to it alone."""
+    return reading.owns_process and not reading.share_fixed and config.mps.enabled
+
+
+def batches(model: Model, reading: ModelReading, load: Load, profiled: int) -> tuple[int, int]:
+    """The least and the largest batch that may be planned; ``profiled``: the largest one profiled.
+
+    Nobody is refused whatever is planned: the limit of a request is its owner's. A batch that
+    clients bring is executed whole, so that a plan below it would be for other batches than come.
+    """
+    if reading.batching_fixed:  # a plan with another batch would be refused, and with it the share
+        fixed = min(profiled, reading.allocation.max_batch_size)
+        return fixed, fixed
+    brought = max(math.ceil(load.items_per_request - 1e-6), model.client_batch or 1)
+    largest = min(profiled, model.max_batch_size or profiled)
+    return min(brought, profiled), max(largest, min(brought, profiled))
+
+
+def _rate(load: Load, caution: float) -> float:
+    if caution <= 1:
+        return load.rate_per_s + caution * (load.rate_upper_per_s - load.rate_per_s)
+    return load.remembered_per_s if load.remembered_per_s > MUCH_MORE * load.rate_upper_per_s else load.rate_upper_per_s

@@ -1,0 +1,53 @@
+"""The sentences of a plan: why it is made, and what each change does. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from igniterd.decide.search import Found
+from igniterd.model.oracle import Demand, Service
+from igniterd.records import Allocation
+
+
+def reason(
+    found: Found,
+    served: Mapping[str, Service] | None,
+    late: Iterable[str],
+    gone: Iterable[str],
+    here: Mapping[str, Allocation],
+    room: float | None,
+) -> str:
+    """Why the plan ``found`` takes the place of what is applied."""
+    if found.reasons:
+        return "; ".join(f"{m} is let go: {reason}" for m, reason in found.reasons.items())
+    if served is None:
+        bare = ", ".join(m for m, a in here.items() if a.share is None)
+        if not bare:
+            return "more than the whole GPU is granted: back to a plan"
+        return f"taking over: {bare} without a share; {found.least_share:.1%} of the GPU is needed"
+    if late:
+        room_then = f"rates free to grow by {found.headroom - 1:.0%}"
+        return f"{', '.join(late)} would miss; the plan holds every SLO with {room_then}"
+    if gone:
+        return f"{', '.join(gone)} fits again"
+    return f"rates may grow by {found.headroom - 1:.0%} instead of {(room or 1.0) - 1:.0%}"
+
+
+def changes(count: int) -> str:
+    return f"{count} change" + ("" if count == 1 else "s")
+
+
+def _share(allocation: Allocation) -> str:
+    return "no share" if allocation.share is None else f"{allocation.share:.1%}"
+
+
+def _p99(service: Service | None) -> str:
+    return "unknown" if service is None else "overload" if service.overloaded else f"{service.p99_ms:.0f} ms"
+
+
+def sentence(demand: Demand, before: Allocation, then: Allocation, served: Mapping[str, Service] | None, found: Found) -> str:
+    was = served.get(demand.model) if served is not None else None
+    return (
+        f"{_share(before)}, batch {before.max_batch_size} -> {_share(then)}, batch {then.max_batch_size}: at {demand.rate_per_s:.0f}/s "
+        f"P99 {_p99(was)} -> {_p99(found.served[demand.model])} (aim {demand.slo_ms:.0f} ms)"
+    )

@@ -1,0 +1,315 @@
+"""What the loop does about what it does not know, and about others who change the host. Virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from igniterd.emulator.sim import SimModel, config_of
+from igniterd.errors import Refused, Unanswered, Unreachable
+from igniterd.loop import Loop
+from igniterd.records import ModelReading, MpsReading, Tick
+from igniterd.states import Cause, State
+from tests.hosts import SLOS, Bench, config
+from tests.test_loop import STEADY, answering, applied, constant, moves
+
+pytestmark = pytest.mark.looptime
+
+SHARES = "/var/lib/igniterd/shares/igniterd-v2"
+
+
+def granted(bench: Bench) -> float:
+    return sum(model.applied.granted or 0.0 for model in bench.host.models.values())
+
+
+def with_shares(tick: Tick) -> set[str]:
+    return {name for name, a in applied(tick).items() if a.share is not None and a.share < 1}
+
+
+def refusing(bench: Bench, name: str) -> None:
+    load = bench.host.load
+
+    async def refused(model: str, config: dict[str, Any], *, exact: bool = False) -> None:
+        if model == name:
+            raise Refused(f"{name}: failed to load: out of memory")
+        await load(model, config, exact=exact)
+
+    bench.host.load = refused  # type: ignore[method-assign]
+
+
+# ---------------------------------------------------------------- not read
+
+
+async def test_a_reading_that_is_missed_now_and_then_gives_nothing_away(tmp_path: Path) -> None:
+    rates: dict[str, Callable[[float], float]] = {
+        "alexnet": lambda _: 300.0,
+        "resnet50": lambda t: 250.0 if int(t // 120) % 2 else 400.0,
+        "vgg19": lambda _: 150.0,
+    }
+    reloads = {}
+    for missed in (False, True):
+        bench = Bench(config(tmp_path, vgg19=2), rates, seed=2)
+        await bench.run(60)
+        count = [0]
+
+        def change(reading: ModelReading, missed: bool = missed, count: list[int] = count) -> Any:
+            count[0] += 1
+            return Unanswered("no answer in 0.4 s") if missed and count[0] % 7 == 0 else reading
+
+        answering(bench, "vgg19", change)
+        for _ in range(600):
+            await bench.run(1)
+            assert granted(bench) <= 1 + 1e-9
+        reloads[missed] = len(bench.host.loads)
+    assert reloads[True] <= reloads[False] + 4
+
+
+async def test_a_model_not_read_for_long_stays_as_it_is_and_the_others_are_steered(tmp_path: Path) -> None:
+    rates: dict[str, Callable[[float], float]] = {
+        "alexnet": lambda _: 200.0,
+        "resnet50": lambda t: 150.0 if t < 90 else 330.0,
+        "vgg19": lambda _: 75.0,
+    }
+    bench = Bench(config(tmp_path), rates, seed=3)
+    await bench.run(60)
+    before = applied(bench.ticks[-1])
+    answering(bench, "vgg19", lambda _: Unanswered("no answer in 0.4 s"))
+    for _ in range(120):
+        await bench.run(1)
+        assert granted(bench) <= 1 + 1e-9
+    last = bench.ticks[-1]
+    assert last.standings["vgg19"].state is State.UNREAD
+    assert "every SLO holds" not in last.plan.why
+    assert bench.host.models["vgg19"].applied == before["vgg19"]
+    assert "vgg19" not in {d.step.model for d in moves(bench) if d.step.before == before["vgg19"]}
+    assert bench.p99_ms("resnet50", 120, 180) < SLOS["resnet50"]
+
+
+async def test_a_silent_triton_keeps_its_shares_and_is_steered_again_when_it_answers(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    await bench.run(60)
+    before, loads = applied(bench.ticks[-1]), len(bench.host.loads)
+    bench.host.silent = True
+    await bench.run(120)
+    assert {s.state for s in bench.ticks[-1].standings.values()} == {State.UNREAD}
+    bench.host.silent = False
+    await bench.run(30)
+    assert applied(bench.ticks[-1]) == before
+    assert len(bench.host.loads) == loads, "nothing had changed"
+
+
+# ---------------------------------------------------------------- plans
+
+
+async def test_a_model_that_leaves_in_the_middle_of_a_plan_and_comes_back_freezes_nothing(tmp_path: Path) -> None:
+    rates: dict[str, Callable[[float], float]] = {n: (lambda t, r=r: r if t < 60 else 0.75 * r) for n, r in STEADY.items()}
+    bench = Bench(config(tmp_path), rates)
+    while not any(d.ok for d in moves(bench)):
+        await bench.run(1)
+    away = bench.host.remove("vgg19")
+    await bench.run(60)
+    bench.host.add(away)
+    await bench.run(90)
+    assert with_shares(bench.ticks[-1]) == set(SLOS)
+    assert not any("0 changes to go" in tick.plan.why for tick in bench.ticks)
+
+
+async def test_one_model_that_can_never_be_reloaded_keeps_nobody_from_a_share(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    refusing(bench, "alexnet")
+    await bench.run(600)
+    assert with_shares(bench.ticks[-1]) == {"resnet50", "vgg19"}
+    tried = [d for d in moves(bench) if d.step.model == "alexnet"]
+    assert 2 <= len(tried) <= 5, "again and again, ever less often"
+
+
+async def test_a_refusal_on_one_gpu_holds_up_no_other(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    answering(bench, "vgg19", lambda r: replace(r, gpu_index=1))
+    refusing(bench, "vgg19")
+    await bench.run(40)
+    assert {d.step.model for d in moves(bench) if d.ok} == {"alexnet", "resnet50"}
+    held = bench.loop.carry.held
+    assert set(held.gpus.values()) == {0, 1}
+    assert 1 not in held.moved_at_s
+
+
+async def test_two_gpus_are_changed_side_by_side(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    answering(bench, "vgg19", lambda r: replace(r, gpu_index=1))
+    bench.host.reload_s = 20.0
+    while len(bench.loop._acting) < 2:
+        await bench.run(1)
+        assert bench.now_s < 30
+    assert "every SLO holds" not in bench.ticks[-1].plan.why
+    assert await bench.loop.close()
+
+
+# ---------------------------------------------------------------- somebody else's hand
+
+
+async def test_a_change_by_hand_is_said_and_respected_for_ten_minutes(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant({"alexnet": 200.0, "resnet50": 150.0, "vgg19": 75.0}))
+    await bench.run(60)
+    by_hand = config_of("alexnet", 4, f"{SHARES}/15")
+    bench.host.models["alexnet"].reset(by_hand)
+    loads = len(bench.host.loads)
+    with capture_logs() as logs:
+        await bench.run(590)
+    assert "alexnet" not in {model for _, model, _ in bench.host.loads[loads:]}
+    assert bench.ticks[-1].standings["alexnet"].state is State.BY_HAND
+    assert "alexnet: somebody else changed it to share 15.0%, batch 4" in bench.ticks[-1].plan.why
+    said = [line for line in logs if "somebody else changed it" in line.get("reason", "")]
+    assert len(said) == 1
+    await bench.run(60)
+    assert bench.ticks[-1].standings["alexnet"].state is State.STEERED
+
+
+async def test_a_change_by_hand_is_seen_before_the_next_step(tmp_path: Path) -> None:
+    """The reading is a moment old when a step is taken: what is applied is read once more."""
+    bench = Bench(config(tmp_path), constant(STEADY))
+    await bench.run(60)
+    bench.host.models["vgg19"].reset(config_of("vgg19", 4, f"{SHARES}/10"))  # not seen by a tick yet
+    old, here = bench.ticks[-1].observation.models["vgg19"], bench.loop.carry.known
+    assert here.last["vgg19"].allocation == old.allocation
+    step = next(d.step for d in moves(bench) if d.step.model == "alexnet")
+    refused, cause = await bench.loop._gate(step, bench.ticks[-1].observation, here)
+    assert cause is Cause.BY_HAND
+    assert "vgg19: somebody else changed it" in refused
+
+
+@pytest.mark.parametrize("after_s", [1.0, 5.0])
+async def test_whoever_undoes_every_change_is_left_to_it(tmp_path: Path, after_s: float) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    load, undoing = bench.host.load, []
+
+    async def undone(model: str, config: dict[str, Any], *, exact: bool = False) -> None:
+        await load(model, config, exact=exact)
+
+        async def undo() -> None:
+            await asyncio.sleep(after_s)
+            bench.host.advance(bench.clock())
+            bench.host.models[model].reset(config_of(model))
+
+        undoing.append(asyncio.create_task(undo()))
+
+    bench.host.load = undone  # type: ignore[method-assign]
+    await bench.run(3600)
+    assert 3 <= len(bench.host.loads) <= 24
+    times = {hand.times for hand in bench.loop.carry.known.hands.values()}
+    assert max(times) > 1, "the pauses grow"
+
+
+async def test_a_server_that_started_anew_and_a_new_version_are_no_hand(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    await bench.run(60)
+    bench.host.restart()
+    await bench.run(30)
+    assert with_shares(bench.ticks[-1]) == set(SLOS)
+    answering(bench, "vgg19", lambda r: replace(r, version="2"))
+    bench.host.models["vgg19"].reset(config_of("vgg19"))
+    await bench.run(30)
+    assert with_shares(bench.ticks[-1]) == set(SLOS)
+    assert not any(s.state is State.BY_HAND for tick in bench.ticks for s in tick.standings.values())
+
+
+async def test_a_model_marked_hands_off_is_never_touched_and_its_share_is_nobody_elses(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    bench.host.models["vgg19"].reset(config_of("vgg19", 8, f"{SHARES}/45"))
+    answering(bench, "vgg19", lambda r: replace(r, hands_off="its owner says so (IGNITERD_HANDS_OFF)"))
+    await bench.run(120)
+    assert "vgg19" not in {d.step.model for d in moves(bench)}
+    assert bench.ticks[-1].standings["vgg19"].state is State.HANDS_OFF
+    assert with_shares(bench.ticks[-1]) == set(SLOS)
+    assert granted(bench) <= 1 + 1e-9
+
+
+# ---------------------------------------------------------------- shares that are not planned with
+
+
+async def test_a_share_counts_whoever_holds_it(tmp_path: Path) -> None:
+    rates = {name: STEADY[name] for name in ("alexnet", "resnet50")}
+    bench = Bench(config(tmp_path, {name: SLOS[name] for name in rates}), constant(rates))
+    bench.host.add(SimModel("vgg19", "vgg19", lambda _: 150.0, config_of("vgg19", 8, f"{SHARES}/45")))
+    await bench.run(60)
+    assert with_shares(bench.ticks[-1]) == set(rates)
+    assert granted(bench) <= 1 + 1e-9, "vgg19 is not in the configuration, and keeps its 45 %"
+    bench = Bench(config(tmp_path), constant(STEADY))
+    known = replace(bench.loop.knowledge, profiled={name: name for name in rates})
+    bench.loop = Loop(bench.loop.config, bench.loop.sources, {"main": bench.host}, known, bench.ticks.append, wall_clock=bench.clock)
+    bench.host.models["vgg19"].reset(config_of("vgg19", 8, f"{SHARES}/40"))
+    await bench.run(60)
+    assert with_shares(bench.ticks[-1]) == set(SLOS)
+    assert granted(bench) <= 1 + 1e-9, "it has no profile, and keeps its 40 %"
+
+
+# ---------------------------------------------------------------- readings nobody thought of
+
+
+async def test_a_model_that_cannot_be_predicted_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    oracles = bench.loop.knowledge.oracles
+    assert oracles is not None
+    for oracle in (oracles.promises, oracles.expects):
+        served = oracle.served
+
+        def odd(demand: Any, *args: Any, served: Any = served, **kw: Any) -> Any:
+            if demand.model == "vgg19" and bench.now_s > 5:
+                raise FloatingPointError("nobody thought of that")
+            return served(demand, *args, **kw)
+
+        oracle.served = odd  # type: ignore[method-assign]
+    with capture_logs() as logs:
+        await bench.run(60)
+    last = bench.ticks[-1]
+    assert last.standings["vgg19"].state is State.UNPREDICTABLE
+    assert with_shares(last) >= {"alexnet", "resnet50"}
+    assert "every SLO holds" not in last.plan.why
+    assert sum("nobody thought of that" in line.get("reason", "") for line in logs) == 1
+
+
+# ---------------------------------------------------------------- MPS, and servers that go away
+
+
+class Mps:
+    gone = False
+
+    async def read(self) -> MpsReading:
+        if self.gone:
+            raise Unreachable("MPS control: no control daemon")
+        return MpsReading((), 1.0)
+
+
+async def test_nothing_is_reloaded_from_the_moment_mps_control_is_gone(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    mps = bench.loop.sources.mps = Mps()
+    await bench.run(3)
+    mps.gone = True  # its last answer stands for half a minute
+    await bench.run(40)
+    assert not bench.host.loads
+    assert not bench.loop.carry.held.refused_until_s, "that is no refusal of the model's"
+    mps.gone = False
+    await bench.run(40)
+    assert with_shares(bench.ticks[-1]) == set(SLOS)
+
+
+async def test_a_triton_that_dies_in_the_middle_of_a_reload_is_taken_over_at_once_when_it_is_back(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    await bench.run(60)
+    bench.host.restart()
+    bench.host.reload_s = 5.0
+    while bench.loop.acting is None:
+        await bench.run(1)
+    bench.host.silent = True
+    await bench.run(10)
+    bench.host.silent, bench.host.reload_s = False, 0.6
+    bench.host.restart()
+    await bench.run(30)
+    assert with_shares(bench.ticks[-1]) == set(SLOS)
+    assert any(d.cause is Cause.LOST for d in moves(bench))
