@@ -35,6 +35,11 @@ def _restarted(before: ModelReading, after: ModelReading) -> bool:
     return any(counts.get(batch.batch_size, 0) < batch.count for batch in before.batches)
 
 
+def _counts(reading: ModelReading) -> tuple[object, ...]:
+    waits = reading.pending_count, reading.rejected_count
+    return reading.success_count, reading.failure_count, reading.inference_count, reading.batches, *waits
+
+
 def _sound(reading: ModelReading) -> bool:
     """Whether its counts can be counts."""
     counts = (reading.success_count, reading.failure_count, _items(reading), *(batch.count for batch in reading.batches))
@@ -118,6 +123,8 @@ def _model(name: str, before: Observation, after: Observation) -> ModelWindow | 
     if name in after.unread or (name in before.unread and was.at_s is None):
         return None  # what stands for it was answered earlier, or nobody knows when
     span_s = answered_s(after, now) - answered_s(before, was)
+    if span_s == 0 and _counts(was) != _counts(now):
+        span_s = after.at_s - before.at_s  # another answer, whatever its stamp says
     if not LEAST_SPAN * (after.at_s - before.at_s) <= span_s < math.inf or not (_sound(was) and _sound(now)):
         return None
     window = between_readings(was, now, span_s)

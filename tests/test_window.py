@@ -98,6 +98,11 @@ def test_a_reading_that_is_not_new_is_no_window(first_s: float | None, then_s: f
     assert between(seen(1.0, first_s, reading(100)), seen(2.0, then_s, reading(100), **more)).models == {}
 
 
+def test_an_answer_that_is_new_counts_though_its_stamp_is_not() -> None:
+    window = between(seen(1.0, 1.2, reading(100, pending=3)), seen(2.0, 1.2, reading(100, pending=90)))
+    assert (window.models["m"].span_s, window.models["m"].arrivals) == (1.0, 87)
+
+
 def test_a_model_that_was_unread_is_counted_from_its_last_answer() -> None:
     stands_in = seen(5.0, 1.0, reading(100), unread={"m": "no answer"})
     assert between(stands_in, seen(6.0, 6.0, reading(600))).models["m"].span_s == 5.0
