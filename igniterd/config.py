@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from igniterd.addresses import check_url, is_header, is_secret
 from igniterd.errors import ConfigError
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -28,21 +29,6 @@ class Section(BaseModel):
     """A table of the file: frozen, no unknown keys, no figure that is none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def is_header(name: str, text: str) -> bool:
-    """Whether gRPC sends it: anything else makes every call fail with its own words."""
-    return bool(re.fullmatch(r"[A-Za-z0-9._-]+", name)) and not name.endswith("-bin") and bool(re.fullmatch(r"[ -~]*", text))
-
-
-def _checked_url(value: str, *schemes: str) -> None:
-    try:
-        parts = urlsplit(value)
-        right = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none, half an IPv6 address
-        right = False
-    if not right:
-        raise ValueError(f"should be {' or '.join(f'{scheme}://host[:port]' for scheme in schemes)}")
 
 
 class Host(Section):
@@ -92,7 +78,7 @@ class Triton(Section):
     def _page(cls, value: str | None) -> str | None:
         if not value:
             return None
-        _checked_url(value, "http", "https")
+        check_url(value, "http", "https")
         return value
 
     @field_validator("header")
@@ -100,7 +86,9 @@ class Triton(Section):
     def _sendable(cls, value: dict[str, str]) -> dict[str, str]:
         if wrong := [name for name, text in value.items() if not is_header(name, text)]:
             raise ValueError(
-                f"{', '.join(map(repr, wrong))}: a name has letters, digits and - _ . only, its text no line break and plain letters"
+                # a whole line as name may have the secret in it
+                f"{', '.join(repr(re.split('[^A-Za-z0-9._-]', name)[0]) for name in wrong)}: "
+                "a name has letters, digits and - _ . only, its text no line break and plain letters"
             )
         return value
 
@@ -108,7 +96,7 @@ class Triton(Section):
     @classmethod
     def _host_port(cls, value: str) -> str:
         host, _, port = value.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        if not host or "@" in host or not port.isdigit() or not 0 < int(port) < 65536:
             raise ValueError("should be host:port of Triton's gRPC endpoint, such as 127.0.0.1:8001")
         return value
 
@@ -222,10 +210,17 @@ class Mqtt(Section):
     @field_validator("url")
     @classmethod
     def _scheme(cls, value: str) -> str:
-        _checked_url(value, "mqtt", "mqtts")
-        if urlsplit(value).username is not None:
+        check_url(value, "mqtt", "mqtts")
+        parts = urlsplit(value)
+        if parts.username is not None or parts.query or parts.fragment:
             raise ValueError("should have no user and password in it: username and password_file have keys of their own")
         return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Mqtt:
+        if (self.username is None) != (self.password_file is None):
+            raise ValueError("username and password_file go together: give both, or neither for a broker that asks for none")
+        return self
 
 
 class State(Section):
@@ -349,8 +344,8 @@ def _said(problem: Any) -> str:
         return f"{path}: missing"
     if problem["type"] == "extra_forbidden":
         return f"{path}: unknown key"
-    secret = path.endswith("url") and "@" in str(value)
-    return f"{path}: {message}" + ("" if secret or isinstance(value, dict | list | BaseModel) else f" (found {value!r})")
+    hidden = is_secret(problem["loc"], value) or isinstance(value, dict | list | BaseModel)
+    return f"{path}: {message}" + ("" if hidden else f" (found {value!r})")
 
 
 def _anchored(config: Config, folder: Path) -> Config:

@@ -19,9 +19,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from igniterd.plain import plain
+
 
 class IgniterdError(Exception):
-    """Base of every error igniterd raises on purpose."""
+    """Base of every error igniterd raises on purpose.
+
+    Its words may be those of a server or a model, and end up on terminals and in logs: what is not
+    plain text is escaped here, where all of them pass.
+    """
+
+    def __init__(self, said: str = "") -> None:
+        super().__init__(plain(said))
 
 
 class NotNow(IgniterdError):
@@ -60,9 +69,9 @@ class ConfigError(CannotRun):
     """The configuration is wrong; ``problems`` holds one line for each thing to mend."""
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:
-        self.source = source
-        self.problems = tuple(problems)
-        super().__init__(f"{source}: " + "; ".join(self.problems))
+        self.source = plain(source)
+        self.problems = tuple(plain(problem) for problem in problems)
+        super().__init__(f"{source}: " + "; ".join(problems))
 
 
 class ProfileError(CannotRun):

@@ -16,6 +16,8 @@ from typing import Any
 
 import structlog
 
+from igniterd.errors import Refused
+from igniterd.files import make_folder
 from igniterd.records import Tick
 
 SAMPLE_EVERY_S = 60.0
@@ -80,13 +82,13 @@ class History:
         while (row := self._queue.get()) is not None:
             try:
                 if connection is None:
-                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    make_folder(self.path.parent)
                     connection = sqlite3.connect(self.path, timeout=1.0)
                     connection.executescript(SCHEMA)
                 with connection:
                     connection.execute("INSERT INTO tick VALUES (?, ?, ?, ?, ?)", row)
                     connection.execute(FORGET, (RECENT, KEEP_S))
-            except (sqlite3.Error, OSError) as error:
+            except (sqlite3.Error, OSError, Refused) as error:
                 self._say_once(str(error))
                 if connection is not None:
                     connection.close()

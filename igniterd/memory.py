@@ -16,7 +16,9 @@ from typing import Any
 import structlog
 
 from igniterd import __version__
+from igniterd.errors import Refused
 from igniterd.estimate import Belief, ModelBelief
+from igniterd.files import make_folder, replace_file
 from igniterd.model import Profile, calibrate, daily, livecurve
 
 FORMAT, VERSION = "igniterd-learnt", 1
@@ -150,12 +152,10 @@ class Memory:
         return self._writing
 
     def _write(self, data: dict[str, Any]) -> None:
-        part = self.path.with_name(self.path.name + ".part")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
-            part.replace(self.path)
-        except OSError as error:
+            make_folder(self.path.parent)
+            replace_file(self.path, json.dumps(data, separators=(",", ":")))
+        except (OSError, Refused) as error:
             if not self._failed:
                 self._failed = True
                 self._log.warning("what is learnt is not kept", path=str(self.path), reason=str(error))

@@ -54,7 +54,7 @@ def test_what_reaches_the_models_of_a_triton(tmp_path: Path) -> None:
 def test_files_of_tls_are_in_the_files_folder_and_come_together(tmp_path: Path) -> None:
     file = tmp_path / "igniterd.toml"
     tls = 'ca_file = "ca.pem"\ncert_file = "/etc/c.pem"\nkey_file = "c.key"\n'
-    file.write_text(f'[[triton]]\n{tls}[mqtt]\nurl = "mqtts://broker"\npassword_file = "secret"\n{GOOD}')
+    file.write_text(f'[[triton]]\n{tls}[mqtt]\nurl = "mqtts://broker"\nusername = "gpu-a"\npassword_file = "secret"\n{GOOD}')
     config = load_config(file)
     server = config.triton[0]
     assert (server.ca_file, server.cert_file, server.key_file) == (tmp_path / "ca.pem", Path("/etc/c.pem"), tmp_path / "c.key")
@@ -167,3 +167,31 @@ def test_processes_of_their_own_and_what_they_need() -> None:
     assert "model[0].process: Input should be 'server' or 'own' (found 'mine')" in said
     assert "engines.environment: should be a path from the root with only letters, digits" in said
     assert "triton[0].repository: 'models': should be paths from the root, as the server sees them" in said
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "[[triton]]\nheader = { key = 53219 }",
+        "[[triton]]\nheader = { key = true, other = 53219.5 }",
+        "[[triton]]\nheader = 'Bearer 53219'",
+        "[[triton]]\nheader = { 'key: 53219' = '' }",
+        "[[triton]]\nmetrics_url = 'ftp://me:53219@host/metrics'",
+        "[[triton]]\nmetrics_url = 'host/metrics?token=53219'",
+        "[[triton]]\nhttp_url = 'http://me:53219@'",
+        "[[triton]]\nurl = 'me:53219@host:8001'",
+        "[mqtt]\nurl = 'mqtt://me:53219@broker'",
+        "[mqtt]\nurl = 'mqtt://broker?password=53219'",
+        "[mqtt]\nurl = 'mqtt://broker'\npassword = 53219",
+        "[mqtt]\nurl = 'mqtt://broker'\nusername = 'a'\npassword_file = 53219",
+    ],
+)
+def test_no_secret_is_repeated_in_what_is_said_of_it(more: str) -> None:
+    said = problems(f'{more}\n[[model]]\nname = "a"\nslo_p99_ms = 10\n')
+    assert said and "53219" not in said
+
+
+@pytest.mark.parametrize("half", ["username = 'a'", "password_file = 'p'"])
+def test_a_username_and_a_password_go_together(half: str) -> None:
+    said = problems(f"[mqtt]\nurl = 'mqtt://broker'\n{half}\n{GOOD}")
+    assert said.startswith("mqtt: username and password_file go together")

@@ -38,6 +38,7 @@ def register(app: typer.Typer) -> None:
 
         from igniterd.cli.common import cannot, configured, log_to_stderr
         from igniterd.cli.wording import one_of
+        from igniterd.exposed import exposed
         from igniterd.knowledge import load_knowledge
 
         one_of("--format", form, "table", "json")
@@ -46,6 +47,7 @@ def register(app: typer.Typer) -> None:
         with cannot():
             knowledge = load_knowledge(settings)
             findings = list(_static(settings, knowledge, _learnt(settings, live)))
+            findings += [Finding("warn", "secrets", said) for said in exposed(settings, config)]
             findings += asyncio.run(_collected(settings, knowledge)) if live else []
         if form == "json":
             print(json.dumps([{"level": f.level, "what": f.what, "said": f.said} for f in findings], indent=2))
@@ -128,6 +130,7 @@ def _without(learnt: str | None) -> str:
 
 
 async def _live(settings: Config, knowledge: Knowledge) -> AsyncIterator[Finding]:
+    from igniterd.cli.check_folders import folders
     from igniterd.cli.check_shares import shares
     from igniterd.daemon import triton_client
     from igniterd.records import MpsReading
@@ -153,7 +156,7 @@ async def _live(settings: Config, knowledge: Knowledge) -> AsyncIterator[Finding
         yield finding
     for finding in _copies(readings, boards, knowledge):
         yield finding
-    for finding in _folders(settings):
+    for finding in folders(settings):
         yield finding
 
 
@@ -363,21 +366,3 @@ async def _boards(settings: Config, read: list[BoardReading]) -> AsyncIterator[F
     read.extend(boards)
     for board in boards:
         yield Finding("ok", f"GPU {board.index}", f"{board.name}, {board.uuid}")
-
-
-def _folders(settings: Config) -> Iterator[Finding]:
-    """Whether this user can write the state, and make or use the environments of shares."""
-    import os
-
-    from igniterd.clients.shares import making_obstacle
-
-    folder = settings.state.directory
-    parent = next((p for p in (folder, *folder.parents) if p.exists()), folder)
-    if not os.access(parent, os.W_OK):
-        yield Finding("bad", "state.directory", f"{folder} cannot be written by this user: the history lives there")
-    else:
-        yield Finding("ok", "state.directory", str(folder))
-    if obstacle := making_obstacle(settings.shares):
-        yield Finding("bad", "shares", obstacle)
-    else:
-        yield Finding("ok", "shares", f"{settings.shares}; Triton must see it under the same path")

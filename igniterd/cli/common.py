@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import ConsoleOptions
     from rich.table import Table
     from rich.text import Text
 
@@ -43,11 +44,22 @@ def shown(*parts: Table | Text | str) -> None:
 
     Names are printed as they are; nothing in them is read as markup or an emoji.
     """
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.measure import Measurement
+    from rich.segment import Segment
     from rich.table import Table
 
-    console = Console(markup=False, emoji=False, highlight=False)
+    class Plain(Console):
+        """Words of servers and models colour nothing, and move no cursor."""
+
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for text, style, control in super().render(renderable, options):
+                yield Segment(_plain_lines(text), style, control)
+
+        def render_str(self, text: str, **how: Any) -> Text:
+            return super().render_str(_plain_lines(text), **how)  # columns are measured by it
+
+    console = Plain(markup=False, emoji=False, highlight=False)
     wide = console.options.update(width=_UNBOUNDED)
     console.width = max([console.width, *(Measurement.get(console, wide, part).maximum for part in parts if isinstance(part, Table))])
     for part in parts:
@@ -60,6 +72,29 @@ def configured(path: Path) -> Config:
 
     with cannot():
         return load_config(path)
+
+
+def _plain_values(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Nothing that a server or a model says begins another line, or is obeyed by a terminal."""
+    return {key: _plain_lines(value) if key == "exception" else _plain_value(value) for key, value in event.items()}
+
+
+def _plain_lines(text: str) -> str:
+    from igniterd.plain import plain
+
+    return "\n".join(map(plain, text.split("\n")))
+
+
+def _plain_value(value: Any) -> Any:
+    from igniterd.plain import plain
+
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, Mapping):
+        return {_plain_value(key): _plain_value(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain_value(each) for each in value]
+    return value
 
 
 def log_to_stderr(form: str) -> None:
@@ -76,6 +111,7 @@ def log_to_stderr(form: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            _plain_values,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

@@ -20,7 +20,8 @@ from igniterd.clients.environments import DEFAULT_SHARES
 from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton_config import with_allocation
 from igniterd.config import parse_config
-from igniterd.errors import ConfigError
+from igniterd.errors import ConfigError, Refused
+from igniterd.files import make_folder, replace_file
 from igniterd.model import Profile
 from igniterd.planner.records import PlannedGpu, ProvisionPlan, Seat
 from igniterd.records import Allocation
@@ -42,10 +43,10 @@ _NAME = re.compile(r"[^A-Za-z0-9._-]+")
 def new_folder(folder: Path) -> None:
     """Make the folder. Raises :class:`ConfigError` where it is not empty or cannot be made."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         empty = not any(folder.iterdir())
-    except OSError as error:
-        raise ConfigError(f"--emit {folder}", [f"cannot be made: {error.strerror or error}"]) from error
+    except (OSError, Refused) as error:
+        raise ConfigError(f"--emit {folder}", [f"cannot be made: {getattr(error, 'strerror', None) or error}"]) from error
     if not empty:
         raise ConfigError(f"--emit {folder}", ["is there already and not empty; give a new folder"])
 
@@ -56,18 +57,18 @@ def emit(plan: ProvisionPlan, profiles: Mapping[str, Profile], folder: Path) -> 
     made = []
     for number, gpu in enumerate(plan.gpus):
         host = folder / f"gpu-{number:03d}-{_safe(gpu.gpu)}"
-        (host / "overrides").mkdir(parents=True)
+        make_folder(host / "overrides")
         profile = f"{_safe(gpu.gpu)}.profile.json"
         profiles[gpu.gpu].subset(sorted({seat.model for seat in gpu.tenants})).save(host / profile)
         names = _names(gpu.tenants)
         text = _config(host.name, gpu, names, profile)
         parse_config(text, source=f"{host.name}/igniterd.toml")  # what is written is what the daemon will accept
-        (host / "igniterd.toml").write_text(text, encoding="utf-8")
+        replace_file(host / "igniterd.toml", text)
         for seat, name in zip(gpu.tenants, names, strict=True):
-            (host / "overrides" / f"{name}.json").write_text(json.dumps(_override(seat, name), indent=1) + "\n", encoding="utf-8")
+            replace_file(host / "overrides" / f"{name}.json", json.dumps(_override(seat, name), indent=1) + "\n")
             prepare_share(host / "state" / "shares", seat.share, install=True)
         made.append(host)
-    (folder / "README.txt").write_text(_HOW, encoding="utf-8")
+    replace_file(folder / "README.txt", _HOW)
     return made
 
 

@@ -84,6 +84,7 @@ def profile(
     compute_infer + compute_output of one execution of exactly that batch: what the daemon compares its predictions with.
     """
     from igniterd.cli.profile_access import Access, headers_of, host_of
+    from igniterd.files import make_folder
     from igniterd.profiler.partial import Partial, partial_path
 
     with cannot():
@@ -122,7 +123,7 @@ def profile(
             partial, path = Partial(settings=settings), partial_path(output)
             if path.exists() and Partial.read(path).originals:
                 raise CannotRun(f"{path} says that the server was not put back after an earlier profile: use --resume or --restore {path}")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         _run(_profiled(partial, path, output, budget, headers))
         if plot is not None:
             _show(output, plot)

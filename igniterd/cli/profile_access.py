@@ -59,16 +59,16 @@ class Access:
 
 def headers_of(given: Sequence[str]) -> dict[str, str]:
     """``NAME=VALUE`` of each ``--header``. Raises :class:`typer.BadParameter`; the value is not repeated."""
-    from igniterd.config import is_header
+    from igniterd.addresses import is_header
 
     found = {}
     for text in given:
         name, separator, value = text.partition("=")
         if not separator or not name.strip() or not value:
-            raise typer.BadParameter(f"{name!r} should be followed by = and a value", param_hint="--header")
+            raise typer.BadParameter("should be NAME=VALUE, with a = between the two", param_hint="--header")
         if not is_header(name.strip(), value):
             raise typer.BadParameter(
-                f"{name!r}: a name has letters, digits and - _ . only, its value no line break and plain letters", param_hint="--header"
+                "a name has letters, digits and - _ . only, its value no line break and plain letters", param_hint="--header"
             )
         found[name.strip().lower()] = value
     return found

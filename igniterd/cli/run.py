@@ -40,6 +40,7 @@ def register(app: typer.Typer) -> None:
             raise typer.BadParameter(f"{mode!r} should be observe, advise or act", param_hint="--mode")
         settings = _in_mode(configured(config), mode)
         log_to_stderr(log_format)
+        _say_exposed(settings, config)
         with cannot():
             from igniterd.daemon import Daemon
 
@@ -57,6 +58,15 @@ def register(app: typer.Typer) -> None:
             while (fresh := asyncio.run(_served(daemon))) is not None:
                 _deaf_to_hangups(reread is not None)  # the loop that ended has put the default back, which is to die
                 daemon = Daemon(fresh.config, knowledge=fresh.knowledge, carry=fresh.carry, reread=reread)
+
+
+def _say_exposed(settings: Config, path: Path) -> None:
+    import structlog
+
+    from igniterd.exposed import exposed
+
+    for said in exposed(settings, path):
+        structlog.get_logger("igniterd").warning("a secret can be read by others", reason=said)
 
 
 def _deaf_to_hangups(yes: bool) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import secrets
 import shutil
 import stat
@@ -19,9 +18,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 from igniterd.errors import Refused
+from igniterd.files import FILE_MODE, FOLDER_MODE, given_to_owner_of, make_folder, opened_folder, others_hand, user_name, writable_by_others
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FOLDER, _FILE, _PROGRAM = 0o755, 0o644, 0o755
+_FOLDER, _FILE, _PROGRAM = FOLDER_MODE, FILE_MODE, 0o755
 _LEFT_BEHIND_S = 3600.0
 
 
@@ -53,81 +53,86 @@ def is_whole(root: Path, below: Sequence[str], tree: Tree) -> bool:
 
     Raises :class:`Refused` where a folder is somebody else's, ``OSError`` where one cannot be read.
     """
+    if not root.exists():
+        return False
+    owners = owners_of(root)
+    check_above(root, trusted=owners)
     with contextlib.ExitStack() as stack:
-        at = None
-        for part in (str(root), *below):
+        at = stack.enter_context(opened_folder(root.parent))
+        for part in (root.name, *below):
             try:
-                at = stack.enter_context(_opened(part, at))
+                at = stack.enter_context(_opened(part, at, owners))
             except FileNotFoundError:
                 return False
             if os.fstat(at).st_mode & 0o777 != _FOLDER:
                 return False
-        return at is not None and _holds(at, tree)
+        return _holds(at, tree, owners)
 
 
-def make_whole(root: Path, below: Sequence[str], tree: Tree, *, ours: bool = True) -> None:
+def make_whole(root: Path, below: Sequence[str], tree: Tree, *, ours: bool = True, give: bool = True) -> None:
     """Make ``root/below…`` exactly ``tree``: nothing is touched where it is, nothing is left behind where that fails.
 
-    ``root`` is made, and its mode set, only where it is ``ours``. Raises :class:`Refused` where a folder on the way is
+    ``root`` is made, and its mode set, only where it is ``ours``. ``give``: what root makes in a folder of the daemon's user
+    is that user's, who goes on there; else it stays root's. Raises :class:`Refused` where a folder on the way is
     somebody else's, ``OSError`` where it cannot be written.
     """
     if ours:
-        _make_parents(root.parent)
+        make_folder(root.parent)
+    check_above(root, trusted=owners_of(root))
+    owners = owners_of(root) if give else frozenset({0, os.geteuid()})
     with contextlib.ExitStack() as stack:
-        at = stack.enter_context((_made if ours else _opened)(str(root), None))
+        above = stack.enter_context(opened_folder(root.parent))
+        at = stack.enter_context((_made if ours else _opened)(root.name, above, owners))
         for part in below[:-1]:
-            at = stack.enter_context(_made(part, at))
-        _put(at, below[-1], tree)
+            at = stack.enter_context(_made(part, at, owners))
+        _put(at, below[-1], tree, owners)
 
 
-def _make_parents(folder: Path) -> None:
-    """Folders above are their owner's business; those that are missing get a mode that others can enter."""
-    missing = []
-    while not folder.is_dir():
-        missing.append(folder)
-        folder = folder.parent
-    for each in reversed(missing):
-        with contextlib.suppress(FileExistsError):
-            each.mkdir(_FOLDER)
-            with _opened(str(each), None) as at:
-                os.fchmod(at, _FOLDER)
+def owners_of(root: Path) -> frozenset[int]:
+    """Users whose folders are used: root, this one, and for root whom it gave the folder above to.
+
+    Root then works for the daemon's user. A folder is given by root only where nobody else can make
+    one: not in ``/tmp``, where it may be anybody's.
+    """
+    me = os.geteuid()
+    with contextlib.suppress(OSError):
+        if me == 0 and not others_hand(root.parent.parent):
+            return frozenset({0, root.parent.stat().st_uid})
+    return frozenset({0, me})
+
+
+def check_above(root: Path, *, trusted: frozenset[int] = frozenset()) -> None:
+    """Who owns a folder above puts another one in the place of ``root``: raises :class:`Refused`."""
+    if hand := others_hand(root, itself=False, trusted=trusted):
+        raise Refused(f"{root}: {hand}")
 
 
 @contextlib.contextmanager
-def _opened(name: str, parent: int | None) -> Iterator[int]:
+def _opened(name: str, parent: int, owners: frozenset[int]) -> Iterator[int]:
     """A descriptor of the folder ``name``, which nobody but this user and root can write to."""
     try:
         at = os.open(name, _OPEN, dir_fd=parent)
     except NotADirectoryError as error:
         if stat.S_ISLNK(os.lstat(name, dir_fd=parent).st_mode):
-            whole = name if parent is None else f"{_path(parent, '..')}/{name}"
-            raise Refused(f"{whole} is a link: name the folder it leads to, or remove it") from error
+            raise Refused(f"{_path(parent, '..')}/{name} is a link: name the folder it leads to, or remove it") from error
         raise
     try:
-        _check_owner(at, name)
+        _check_owner(at, name, owners)
         yield at
     finally:
         os.close(at)
 
 
-def _check_owner(at: int, name: str) -> None:
+def _check_owner(at: int, name: str, owners: frozenset[int]) -> None:
     found, me = os.fstat(at), os.geteuid()
-    if found.st_uid not in (0, me):
-        whose, mine = owner_of(found.st_uid), owner_of(me)
+    if found.st_uid not in owners:
+        whose, mine = user_name(found.st_uid), user_name(me)
         raise Refused(
             f"{_path(at, name)} belongs to user {whose}, and this runs as {mine}: run it as {whose}, "
             f"or name another folder, or remove this one"
         )
-    if found.st_uid != me and found.st_mode & 0o022:
-        raise Refused(f"{_path(at, name)} can be written by others than {owner_of(found.st_uid)}: chmod go-w it")
-
-
-def owner_of(uid: int) -> str:
-    """A user's name, or the number of one without a name."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+    if found.st_uid != me and writable_by_others(found):
+        raise Refused(f"{_path(at, name)} can be written by others than {user_name(found.st_uid)}: chmod go-w it")
 
 
 def _path(at: int, name: str) -> str:
@@ -138,29 +143,39 @@ def _path(at: int, name: str) -> str:
 
 
 @contextlib.contextmanager
-def _made(name: str, parent: int | None) -> Iterator[int]:
+def _made(name: str, parent: int, owners: frozenset[int]) -> Iterator[int]:
     """:func:`_opened`, and made where it is missing; its mode is set right where it is this user's."""
+    new = False
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, 0o700, dir_fd=parent)
-    with _opened(name, parent) as at:
+        new = True
+    with _opened(name, parent, owners) as at:
         found = os.fstat(at)
-        if found.st_uid == os.geteuid() and found.st_mode & 0o777 != _FOLDER:
+        if os.geteuid() in (0, found.st_uid) and found.st_mode & 0o777 != _FOLDER:
             os.fchmod(at, _FOLDER)
+        if new:
+            _give(parent, at, owners)
         yield at
 
 
-def _put(parent: int, name: str, tree: Tree) -> None:
+def _give(parent: int, made: int, owners: frozenset[int]) -> None:
+    if os.fstat(parent).st_uid in owners:
+        given_to_owner_of(parent, made)
+
+
+def _put(parent: int, name: str, tree: Tree, owners: frozenset[int]) -> None:
     """``tree`` as ``name`` in the open folder ``parent``: built beside it, then renamed."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError, Refused), _opened(name, parent) as at:
-        if os.fstat(at).st_mode & 0o777 == _FOLDER and _holds(at, tree):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, Refused), _opened(name, parent, owners) as at:
+        if os.fstat(at).st_mode & 0o777 == _FOLDER and _holds(at, tree, owners):
             return
     _sweep(parent, name)
     new, old = (f".{name}.{kind}-{secrets.token_hex(6)}" for kind in ("new", "old"))
     try:
         os.mkdir(new, 0o700, dir_fd=parent)
-        with _opened(new, parent) as at:
-            _fill(at, tree)
+        with _opened(new, parent, owners) as at:
+            _fill(at, tree, parent, owners)
             os.fchmod(at, _FOLDER)
+            _give(parent, at, owners)
         with contextlib.suppress(FileNotFoundError):
             os.rename(name, old, src_dir_fd=parent, dst_dir_fd=parent)
         # A load that falls here is refused, and the old copy of its model goes on serving.
@@ -184,7 +199,8 @@ def _sweep(parent: int, name: str) -> None:
                     _remove(parent, each)
 
 
-def _fill(at: int, tree: Tree) -> None:
+def _fill(at: int, tree: Tree, home: int, owners: frozenset[int]) -> None:
+    """Nobody else can enter ``at`` yet; what is in it is given to the owner of ``home``."""
     for name, entry in tree.items():
         if isinstance(entry, Link):
             os.symlink(entry.target, name, dir_fd=at)
@@ -193,25 +209,27 @@ def _fill(at: int, tree: Tree) -> None:
             with os.fdopen(os.open(name, flags, 0o600, dir_fd=at), "w", encoding="utf-8") as file:
                 file.write(entry.text)
                 file.flush()
+                _give(home, file.fileno(), owners)
                 os.fchmod(file.fileno(), entry.mode)
         else:
             os.mkdir(name, 0o700, dir_fd=at)
-            with _opened(name, at) as inner:
-                _fill(inner, entry)
+            with _opened(name, at, owners) as inner:
+                _fill(inner, entry, home, owners)
                 os.fchmod(inner, _FOLDER)
+                _give(home, inner, owners)
 
 
-def _holds(at: int, tree: Tree) -> bool:
-    """Whether the open folder has just these entries, with their modes, of this user or root."""
+def _holds(at: int, tree: Tree, owners: frozenset[int]) -> bool:
+    """Whether the open folder has just these entries, with their modes, of these ``owners``."""
     if set(os.listdir(at)) != set(tree):
         return False
-    return all(_is(at, name, entry) for name, entry in tree.items())
+    return all(_is(at, name, entry, owners) for name, entry in tree.items())
 
 
-def _is(at: int, name: str, entry: File | Link | Tree) -> bool:
+def _is(at: int, name: str, entry: File | Link | Tree, owners: frozenset[int]) -> bool:
     found = os.lstat(name, dir_fd=at)
     mode = stat.S_IMODE(found.st_mode)
-    if found.st_uid not in (0, os.geteuid()):
+    if found.st_uid not in owners:
         return False
     if isinstance(entry, Link):
         return stat.S_ISLNK(found.st_mode) and os.readlink(name, dir_fd=at) == entry.target
@@ -222,8 +240,8 @@ def _is(at: int, name: str, entry: File | Link | Tree) -> bool:
             return file.read() == entry.text.encode()
     if not stat.S_ISDIR(found.st_mode) or mode & 0o777 != _FOLDER:
         return False
-    with _opened(name, at) as inner:
-        return _holds(inner, entry)
+    with _opened(name, at, owners) as inner:
+        return _holds(inner, entry, owners)
 
 
 def _remove(parent: int, name: str) -> None:

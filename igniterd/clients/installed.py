@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
-from igniterd.clients.folders import File, make_whole, owner_of
+from igniterd.clients.folders import File, make_whole
 from igniterd.clients.shares import prepare_share
 from igniterd.errors import Refused
+from igniterd.files import others_hand, user_name
 
 BACKEND = "igniterd_python"
 """Name of the shim backend: ``[[triton]] shim_backend``."""
@@ -50,5 +51,5 @@ def in_others_hands(folder: Path) -> str:
     for each in folder.resolve().parents:
         found = each.stat()
         if found.st_uid not in (0, os.geteuid()):
-            return f"{each} belongs to user {owner_of(found.st_uid)}, who can put another folder in the place of {folder}"
-    return ""
+            return f"{each} belongs to user {user_name(found.st_uid)}, who can put another folder in the place of {folder}"
+    return others_hand(folder)

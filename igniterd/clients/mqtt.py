@@ -250,6 +250,8 @@ class MqttPublisher:
             return self._password_file.read_text(encoding="utf-8").strip()
         except OSError as error:
             raise CannotRun(f"mqtt.password_file: {error}") from error
+        except UnicodeDecodeError:  # whose text has the password in it
+            raise CannotRun(f"mqtt.password_file: {self._password_file} is not text in UTF-8") from None
 
     def _status_message(self, status: str, reason: str) -> _Message:
         data = {"status": status} | ({"reason": reason} if reason else {})

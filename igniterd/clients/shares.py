@@ -33,7 +33,7 @@ from igniterd.clients.environments import (
     percent_name,
     share_path,
 )
-from igniterd.clients.folders import File, Link, Tree, is_whole, make_whole, owner_of
+from igniterd.clients.folders import File, Link, Tree, check_above, is_whole, make_whole, owners_of
 from igniterd.clients.receipt import receipt_of
 from igniterd.clients.triton_config import with_allocation
 from igniterd.config import Triton
@@ -99,11 +99,13 @@ def prepare_share(
 ) -> Path:
     """Make the folder for `share` (a fraction in (0, 1]) and return it.
 
-    It is put in front of the environment at `base_env` when there is one; `python` is the server's own ``python3`` where it is not at
-    the place it was built for; `variables` are set beside the share. Left alone when it is already right. One that this user may not
-    write is used when it is whole and as this version makes it. Root makes a first one in another user's folder only to `install`
-    it: that user could not write there any more. Raises :class:`~igniterd.errors.Refused` where it is not, or where the
-    own environment cannot be one that others are put in front of.
+    It is put in front of the environment at `base_env` when there is one; `python` is the server's
+    own ``python3`` where it is not at the place it was built for; `variables` are set beside the
+    share. Left alone when it is already right. One that this user may not write is used when it is
+    whole and as this version makes it. What root makes in the folder of the daemon's user is that
+    user's, who goes on there; what it makes to `install` stays root's. Raises
+    :class:`~igniterd.errors.Refused` where it cannot be made or used, or where the own environment
+    cannot be one that others are put in front of.
     """
     if obstacle := environment_obstacle(base_env, look_at(base_env)):
         raise Refused(f"share {percent_name(share)}: {obstacle}")
@@ -112,25 +114,12 @@ def prepare_share(
     try:
         tree = _tree(share, base_env, python, variables or {})
         if not _is_there(shares_dir, below, tree):
-            if not install and (obstacle := _anothers_place(shares_dir)):
-                raise Refused(obstacle)
-            make_whole(shares_dir, below, tree)
+            make_whole(shares_dir, below, tree, give=not install)
     except (OSError, UnicodeError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or error
         mend = "" if install else f"; {_MEND} {shares_dir}"
         raise Refused(f"{folder}: cannot write the environment of a share: {why}{mend}") from error
     return folder
-
-
-def _anothers_place(shares_dir: Path) -> str:
-    """Why root should not make ``shares_dir``, or an empty string."""
-    if os.geteuid() != 0 or shares_dir.exists():
-        return ""
-    above = next(each for each in shares_dir.parents if each.exists())
-    if (whose := above.stat().st_uid) == 0:
-        return ""
-    user = owner_of(whose)
-    return f"{above} belongs to user {user}, who could not make shares beside those of root: run it as {user}, or {_MEND} {shares_dir}"
 
 
 def making_obstacle(shares_dir: Path) -> str:
@@ -139,12 +128,14 @@ def making_obstacle(shares_dir: Path) -> str:
     try:
         if _is_there(shares_dir, folder.relative_to(shares_dir).parts, _tree(1.0, None, None, {})):
             return ""
+        check_above(shares_dir, trusted=owners_of(shares_dir))
+        above = next(p for p in (folder.parent, *folder.parent.parents) if p.exists())
+        writable = os.access(above, os.W_OK | os.X_OK, effective_ids=True)
     except Refused as error:
         return str(error)
-    if obstacle := _anothers_place(shares_dir):
-        return obstacle
-    above = next(each for each in (folder.parent, *folder.parent.parents) if each.exists())
-    return "" if os.access(above, os.W_OK) else f"{above} cannot be written by this user: {_MEND} {shares_dir}"
+    except OSError as error:
+        return f"{shares_dir} cannot be reached by this user: {error.strerror or error}"
+    return "" if writable else f"{above} cannot be written by this user: {_MEND} {shares_dir}"
 
 
 def prepared(config: ModelConfig, target: Allocation, shares_dir: Path, reach: Reach = PLAIN) -> ModelConfig:

@@ -11,10 +11,11 @@ import ssl
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import aiohttp
 
+from igniterd.addresses import Address
 from igniterd.clients.triton_channel import TlsFiles
 from igniterd.errors import CannotRun, Refused, Unreachable
 
@@ -23,21 +24,23 @@ class TritonHttp:
     """Reads configurations from the server at ``url``, with the headers and certificates of its gRPC endpoint."""
 
     def __init__(self, url: str, timeout_s: float, headers: Mapping[str, str], tls: TlsFiles | None) -> None:
-        self._url, self._timeout_s, self._headers, self._tls = url.rstrip("/"), timeout_s, dict(headers), tls
+        self._server = Address.of(url)
+        self._timeout_s, self._headers, self._tls = timeout_s, dict(headers), tls
         self._session: aiohttp.ClientSession | None = None
 
     async def config(self, model: str) -> dict[str, Any]:
         """The configuration that serves now, defaults of the server and all. Raises :class:`Unreachable` or :class:`Refused`."""
-        page = f"{self._url}/v2/models/{quote(model, safe='')}/config"
+        path = f"/v2/models/{quote(model, safe='')}/config"
+        page = _below(self._server.shown, path)
         try:
-            async with self._connected().get(page, allow_redirects=False) as answer:
+            async with self._connected().get(_below(self._server.url, path), allow_redirects=False) as answer:
                 said = await answer.read()
                 if answer.status != HTTPStatus.OK:
                     raise Refused(f"{page}: HTTP status {answer.status}")
         except TimeoutError as error:
             raise Unreachable(f"{page}: no answer in {self._timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise Unreachable(f"{page}: {error}") from error
+            raise Unreachable(f"{page}: {self._server.said(error)}") from error
         try:
             config = json.loads(said)
         except ValueError as error:
@@ -55,8 +58,14 @@ class TritonHttp:
         if self._session is None:
             connector = aiohttp.TCPConnector(ssl=True if self._tls is None else _context(self._tls))
             timeout = aiohttp.ClientTimeout(total=self._timeout_s)
-            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._server.headers | self._headers)
         return self._session
+
+
+def _below(url: str, path: str) -> str:
+    """``path`` under that of ``url``, whose parameters stay behind it."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/") + path))
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:

@@ -12,6 +12,7 @@ from http import HTTPStatus
 
 import aiohttp
 
+from igniterd.addresses import Address
 from igniterd.errors import Refused, Unreachable
 
 ModelVersion = tuple[str, str]
@@ -79,7 +80,7 @@ class MetricsPage:
     """Reads the page at `url`, a deadline on every read, one connection kept."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
-        self._url = url
+        self._page = Address.of(url)
         self._timeout_s = timeout_s
         self._parser = MetricsParser()
         self._session: aiohttp.ClientSession | None = None
@@ -87,20 +88,20 @@ class MetricsPage:
     async def read(self) -> dict[ModelVersion, ModelMetrics]:
         """Raises :class:`~igniterd.errors.Unreachable` or, on a status other than 200, :class:`~igniterd.errors.Refused`."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._timeout_s))
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._timeout_s), headers=self._page.headers)
         try:
-            async with self._session.get(self._url) as answer:
+            async with self._session.get(self._page.url) as answer:
                 if answer.status != HTTPStatus.OK:
-                    raise Refused(f"{self._url}: HTTP status {answer.status}")
+                    raise Refused(f"{self._page.shown}: HTTP status {answer.status}")
                 page = await answer.read()
         except TimeoutError as error:
-            raise Unreachable(f"{self._url}: no answer in {self._timeout_s:g} s") from error
+            raise Unreachable(f"{self._page.shown}: no answer in {self._timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise Unreachable(f"{self._url}: {error}") from error
+            raise Unreachable(f"{self._page.shown}: {self._page.said(error)}") from error
         try:
             return self._parser.parse(page)
         except ValueError as error:  # cut off in the middle, or somebody else's page
-            raise Refused(f"{self._url}: not a metrics page of Triton: {error}") from error
+            raise Refused(f"{self._page.shown}: not a metrics page of Triton: {self._page.said(error)}") from error
 
     async def close(self) -> None:
         if self._session is not None:

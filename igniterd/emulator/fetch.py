@@ -2,7 +2,8 @@
 
 tritonserver comes out of NVIDIA's ``nvidia-pytriton`` wheel (through this Python's pip), and the oldest one that igniterd steers out of
 an older wheel; the MQTT broker, the MPS control daemon and promtool are Debian packages, unpacked into the cache and not installed; the
-environment that hosted models run in comes from pip. No root is needed, nothing outside the cache is written, and what is there already
+environment that hosted models run in comes from pip. Wheels are checked against hashes kept here, Debian's packages by apt against the
+signatures of the machine's own sources. No root is needed, nothing outside the cache is written, and what is there already
 (in the cache or on PATH) is not fetched again. Exit status 1 only when the newer tritonserver is missing in the end: everything but the
 tests of the oldest one and of hosted models runs on it.
 """
@@ -10,8 +11,8 @@ tests of the oldest one and of hosted models runs on it.
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -22,9 +23,12 @@ from pathlib import Path
 from igniterd.emulator import programs
 from igniterd.emulator.debian import Apt, extract
 from igniterd.emulator.fetch_engines import fetch_engines
-from igniterd.errors import CannotRun
+from igniterd.emulator.wheels import download
+from igniterd.errors import CannotRun, Refused
+from igniterd.files import make_folder, others_hand
 
 Say = Callable[[str], None]
+_PIP_S = 900.0
 
 # program -> (packages, whether their dependencies are needed too, what to do by hand)
 _DEBIAN = {
@@ -49,7 +53,10 @@ def fetch(say: Say, *, demo: bool = False) -> list[str]:
     Returns the names of programs that could not be had, each already explained through ``say``.
     """
     root = programs.cache_root()
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
+    if hand := others_hand(root):
+        raise CannotRun(f"what is fetched is run, and others could put theirs in its place: {hand}")
+    os.umask(os.umask(0o022) | 0o022)
     with _alone(root):
         if demo:
             return [*_tritonserver(programs.SERVER, say), *_debian(say)]
@@ -96,25 +103,7 @@ def _unpack_wheel(server: str, say: Say) -> None:
     say(f"fetching {package} (about {size_mb} MB)")
     with tempfile.TemporaryDirectory(dir=programs.cache_root()) as name:
         work = Path(name)
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--disable-pip-version-check",
-            "--dest",
-            str(work),
-            package,
-        ]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-        except subprocess.TimeoutExpired:
-            raise CannotRun("pip download did not end within 900 s") from None
-        wheel = next(work.glob("*.whl"), None)
-        if done.returncode != 0 or wheel is None:
-            raise CannotRun(f"pip download {package} failed: {done.stderr.strip() or 'it left no wheel'}")
+        wheel = download(package, work, _PIP_S)
         say("unpacking it")
         unpacked = work / "unpacked"
         with zipfile.ZipFile(wheel) as archive:
@@ -174,7 +163,7 @@ def main() -> int:
 
     try:
         return 1 if f"tritonserver {programs.SERVER}" in fetch(say, demo=sys.argv[1:] == ["demo"]) else 0
-    except (CannotRun, OSError) as problem:  # a cache that cannot be written, a user without a home
+    except (CannotRun, Refused, OSError) as problem:  # a cache that cannot be written, a user without a home
         sys.stderr.write(f"nothing can be fetched: {problem}\n")
         return 1
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from igniterd.emulator import programs
 from igniterd.emulator.debian import Apt, extract
+from igniterd.emulator.wheels import install
 from igniterd.errors import CannotRun
 
 Say = Callable[[str], None]
@@ -58,9 +59,7 @@ def _environment(say: Say) -> None:
     say(f"making an environment with {', '.join(wanted)} (about 35 MB to fetch)")
     shutil.rmtree(root, ignore_errors=True)  # one that was not finished
     _run([sys.executable, "-m", "venv", "--without-pip", str(root)], "python -m venv")
-    quiet = ("--quiet", "--disable-pip-version-check", "--only-binary", ":all:")
-    place = ("--python", str(root / "bin" / "python"))
-    _run([sys.executable, "-m", "pip", *place, "install", *quiet, *wanted], "pip install")
+    install(wanted, root / "bin" / "python", _PIP_S)
     _link_torch(root)
     (root / "ready").write_text("\n".join(wanted) + "\n")
 

@@ -21,7 +21,7 @@ SERVER = "24.10"
 PYTRITON = SERVERS[SERVER][0]
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"  # models run in this Python: what it has installed must be importable there
 ENGINES = {"numpy": "1.26.4", "onnxruntime": "1.20.1", "onnx": "1.17.0", "protobuf": "5.29.5"}
-"""What the environment of hosted models is made of; numpy 1, as Triton up to 24.10 wants it."""
+"""What the environment of hosted models is made of; numpy 1, as Triton up to 24.10 wants it. ``wheels.txt`` has the hash of each."""
 FETCH = "python -m igniterd.emulator.fetch"
 
 _SYSTEM_LIBRARIES = ("/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/lib")

@@ -19,7 +19,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from igniterd.errors import ProfileError
+from igniterd.errors import ProfileError, Refused
+from igniterd.files import replace_file
 
 FORMAT = "igniterd-profile"
 VERSION = 1
@@ -167,11 +168,9 @@ class Profile(_Part):
         """Write the profile as JSON, whole or not at all. Raises :class:`ProfileError` when it is implausible or cannot be written."""
         path = Path(path)
         self.check(str(path))
-        part = path.with_name(path.name + ".part")
         try:
-            part.write_text(self.dump(), encoding="utf-8")
-            part.replace(path)
-        except OSError as exc:
+            replace_file(path, self.dump())
+        except (OSError, Refused) as exc:
             raise ProfileError(f"{path}: cannot be written: {exc}") from exc
 
     def dump(self) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from igniterd import pictures
 from igniterd.planner.records import ProvisionPlan, Seat
 
 _MOST_BARS = 60
@@ -39,7 +40,7 @@ def plot_plan(plan: ProvisionPlan, path: Path) -> None:
     ticks = range(0, len(shown), every)
     left.set_xticks(ticks, [f"{g}\n{_short(shown[g].gpu)}" if named else str(g) for g in ticks], fontsize=7)
     _p99_panel(right, [seat for gpu in plan.gpus for seat in gpu.tenants], colours)
-    figure.savefig(path, dpi=150)
+    pictures.save(figure, path, 150)
 
 
 def plot_sweep(what: str, points: Sequence[tuple[float, ProvisionPlan]], path: Path) -> None:
@@ -66,7 +67,7 @@ def plot_sweep(what: str, points: Sequence[tuple[float, ProvisionPlan]], path: P
     rows[-1].set_xlabel("factor on every rate" if what == "rate" else "factor on every SLO")
     for axes in rows:
         axes.grid(alpha=0.25)
-    figure.savefig(path, dpi=150)
+    pictures.save(figure, path, 150)
 
 
 def _p99_panel(axes, seats: Sequence[Seat], colours: dict[str, str]) -> None:  # type: ignore[no-untyped-def]  # matplotlib's Axes

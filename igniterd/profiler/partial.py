@@ -7,13 +7,13 @@ the server may not be as it was found; they leave the file once everything is ba
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from igniterd.errors import CannotRun, ProfileError
+from igniterd.errors import CannotRun, ProfileError, Refused
+from igniterd.files import replace_file
 from igniterd.model.profile import Board, CoRun, ModelProfile, Profile, SoloPoint
 
 FORMAT = "igniterd-profile-partial"
@@ -96,14 +96,9 @@ class Partial(_Part):
 
     def write(self, path: Path) -> None:
         """Raises :class:`CannotRun` when it cannot be written."""
-        part = path.with_name(path.name + ".part")
         try:
-            with part.open("w", encoding="utf-8") as file:
-                file.write(self.model_dump_json(exclude_none=True) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except OSError as error:
+            replace_file(path, self.model_dump_json(exclude_none=True) + "\n", sync=True)
+        except (OSError, Refused) as error:
             raise CannotRun(f"{path}: cannot be written: {error}") from error
 
     def profile(self, *, origin: str) -> Profile:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from igniterd import pictures
 from igniterd.model.api import F64, Tenant
 from igniterd.model.own import OwnModel
 from igniterd.model.profile import ModelProfile, Profile, SoloPoint
@@ -134,7 +135,7 @@ def drawn(profile: Profile, path: Path) -> None:
     if profile.co_runs:
         _draw_pairs(grid[-1], fitted, profile)
     figure.suptitle(fill(board_line(profile).split("\n", maxsplit=1)[0], _TITLE_WIDTH), fontsize=11)
-    figure.savefig(path, dpi=110)
+    pictures.save(figure, path, 110)
     plt.close(figure)
 
 

@@ -1,6 +1,9 @@
 """``igniterd check`` and what is refused before anything runs: each mistake has its own sentence."""
 
 import json
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -167,3 +170,38 @@ async def test_live_says_once_why_a_model_cannot_be_loaded_again() -> None:
     settings = parse_config(ALEXNET, source="test")
     warned = [f.said async for f in _triton(_Old("2.51.0"), settings, {}) if f.level == "warn"]
     assert warned == ["it is left as it is: it is in no model repository"]
+
+
+EXPOSED = (
+    '[[triton]]\nurl = "127.0.0.1:1"\nmetrics_url = "http://me:s3cret@192.0.2.7:8002/metrics"\n'
+    'header = { key = "k3y" }\n[loop]\nmode = "observe"\n[metrics]\nlisten = "127.0.0.1:0"\n'
+)
+
+
+def test_secrets_that_others_can_read_are_said_without_them(tmp_path: Path) -> None:
+    command = write(tmp_path, ALEXNET, EXPOSED)
+    Path(command[-1]).chmod(0o644)
+    for live in ([], ["--live"]):
+        output = runner.invoke(app, [*command, *live]).output
+        assert "what metrics_url sends to 192.0.2.7 has a secret in it" in output
+        assert "can be read by every user: chmod o-r it" in output
+        assert "s3cret" not in output and "k3y" not in output
+
+
+def test_the_daemon_says_each_once_at_its_start(tmp_path: Path) -> None:
+    path = Path(write(tmp_path, ALEXNET, EXPOSED)[-1])
+    path.chmod(0o600)
+    command = [sys.executable, "-m", "igniterd", "run", "--config", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as daemon:
+        assert daemon.stderr is not None
+        deadline = threading.Timer(60.0, daemon.kill)
+        deadline.start()
+        log = []
+        for line in daemon.stderr:
+            log.append(line)
+            if '"decision"' in line:
+                daemon.terminate()
+        assert daemon.wait(30) == 0
+        deadline.cancel()
+    assert sum("a secret can be read by others" in line for line in log) == 1
+    assert not any(secret in line for line in log for secret in ("s3cret", "k3y"))

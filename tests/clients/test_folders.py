@@ -174,3 +174,27 @@ def test_a_folder_others_may_write_to_is_made_right_where_it_is_ones_own(tmp_pat
     make_whole(tmp_path / "shares", BELOW, TREE)
     assert stat.S_IMODE((tmp_path / "shares").stat().st_mode) == 0o755
     assert folders.is_whole(tmp_path / "shares", BELOW, TREE)
+
+
+def test_a_folder_above_that_everybody_may_write_is_refused(tmp_path: Path) -> None:
+    above = tmp_path / "above"
+    make_whole(above / "shares", BELOW, TREE)
+    above.chmod(0o777)
+    for use in (make_whole, is_whole):
+        with pytest.raises(Refused, match=f"{above} can be written by others than .*: chmod go-w"):
+            use(above / "shares", BELOW, TREE)
+    above.chmod(0o1777)
+    assert is_whole(above / "shares", BELOW, TREE)
+
+
+@as_root
+def test_a_link_of_another_user_above_is_not_followed(shared: Path) -> None:
+    theirs, precious = shared / "theirs", shared / "precious"
+    theirs.mkdir()
+    precious.mkdir()
+    (theirs / "state").symlink_to(precious)
+    os.chown(theirs, NOBODY, NOBODY)
+    os.lchown(theirs / "state", NOBODY, NOBODY)
+    with pytest.raises(Refused, match="is a link of user nobody"):
+        make_whole(theirs / "state" / "shares", BELOW, TREE)
+    assert list(precious.iterdir()) == []

@@ -1,6 +1,7 @@
 """What needs no broker; the rest is in tests/integration."""
 
 from pathlib import Path
+from traceback import format_exception
 
 import pytest
 
@@ -24,3 +25,10 @@ def test_publishing_before_the_start_waits_for_it() -> None:
 
 async def test_closing_what_was_never_started_is_nothing() -> None:
     await MqttPublisher("mqtt://broker", cluster="lab", host="a").close()
+
+
+def test_a_password_in_another_encoding_is_said_and_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "password").write_bytes("s3crét".encode("latin-1"))
+    with pytest.raises(CannotRun, match="is not text in UTF-8") as caught:
+        MqttPublisher("mqtt://broker", cluster="lab", host="a", username="a", password_file=tmp_path / "password")
+    assert "s3cr" not in "".join(format_exception(caught.value))

@@ -13,6 +13,7 @@ from igniterd.clients.environments import ENV_PATH, VARIABLE, Own, Reach, share_
 from igniterd.clients.shares import look_at, prepare_share, prepared
 from igniterd.errors import Refused
 from igniterd.records import Allocation
+from tests.users import NOBODY, another_user, as_root
 
 PYTHON = f"{sys.base_prefix}/bin/python3"
 ODD = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
@@ -182,16 +183,41 @@ def test_what_root_installed_is_used_by_a_user_who_may_not_write(tmp_path: Path)
     assert "Permission denied; let root make the shares once with igniterd shares --install" in missing
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be in the way")
-def test_root_does_not_shut_the_daemon_out_of_its_own_folder(tmp_path: Path) -> None:
-    state = tmp_path / "state"
+@as_root
+def test_root_does_not_shut_the_daemon_out_of_its_own_folder(shared: Path) -> None:
+    """``sudo igniterd profile`` makes shares where the daemon, a user of its own, then makes others."""
+    state = shared / "state"
     state.mkdir()
-    os.chown(state, 65534, 65534)
-    with pytest.raises(Refused, match=r"state belongs to user nobody, .*: run it as nobody, or let root make the shares once with"):
+    os.chown(state, NOBODY, NOBODY)
+    first = prepare_share(state / "shares", 0.3)
+    folders = [first, *first.parents[:2], first / "bin", first / "lib"]
+    assert {each.stat().st_uid for each in folders} == {NOBODY}
+
+    def daemon() -> Path:
+        before = first.stat().st_ino
+        assert prepare_share(state / "shares", 0.3).stat().st_ino == before
+        (first / "pyvenv.cfg").write_text("spoilt")
         prepare_share(state / "shares", 0.3)
-    assert list(state.iterdir()) == []
-    prepare_share(state / "shares", 0.3, install=True)
-    prepare_share(state / "shares", 0.4)
+        return prepare_share(state / "shares", 0.35)
+
+    with another_user(daemon):
+        pass
+    prepare_share(state / "shares", 0.4)  # root again, in the daemon's folders
+    prepare_share(state / "shares", 0.35)
+    with another_user(lambda: prepare_share(state / "shares", 0.45)):
+        pass
+
+
+@as_root
+def test_root_does_not_use_what_anybody_may_have_put_there(shared: Path) -> None:
+    """A state in a folder where everybody makes folders is not the daemon's for being somebody's."""
+    shared.chmod(0o1777)
+
+    def plant() -> Path:
+        return prepare_share(shared / "state" / "shares", 0.3)
+
+    with another_user(plant), pytest.raises(Refused, match="belongs to user nobody"):
+        prepare_share(shared / "state" / "shares", 0.3)
 
 
 def test_a_look_tells_what_an_environment_is(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
+import asyncio
+
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from igniterd.clients.triton_metrics import MetricsPage, MetricsParser
-from igniterd.errors import Refused
+from igniterd.errors import NotNow, Refused
 
 PAGE = b"""# HELP nv_inference_request_success Number of successful inference requests, all batch sizes
 # TYPE nv_inference_request_success counter
@@ -84,3 +86,39 @@ async def test_a_page_that_is_cut_or_somebody_elses_is_refused(page: bytes) -> N
         with pytest.raises(Refused, match="not a metrics page of Triton"):
             await metrics.read()
         await metrics.close()
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/refused", "/slow", "/cut", "/elsewhere", "/around"])
+async def test_a_login_is_sent_and_never_said(path: str) -> None:
+    async def page(request: web.Request) -> web.Response:
+        if request.headers.get("Authorization") != "Basic bWU6czNjcmV0":
+            raise web.HTTPUnauthorized
+        if request.query.get("token") != "t0ken":
+            raise web.HTTPForbidden
+        if path == "/slow":
+            await asyncio.sleep(5)
+        if path == "/cut" and request.transport is not None:
+            request.transport.abort()
+        if path == "/elsewhere":
+            raise web.HTTPFound("http://me:s3cret@127.0.0.1:1/?token=t0ken")
+        if path == "/around":
+            raise web.HTTPFound("/around?token=t0ken")
+        return web.Response(body=PAGE) if path == "/metrics" else web.Response(status=500)
+
+    application = web.Application()
+    application.router.add_get(path, page)
+    async with TestServer(application) as server:
+        port = server.port
+        url = f"http://me:s3cret@127.0.0.1:{port}{path}?token=t0ken"
+        metrics = MetricsPage(url, 0.3)
+        try:
+            if path == "/metrics":
+                assert await metrics.read()
+                return
+            with pytest.raises(NotNow) as caught:
+                await metrics.read()
+        finally:
+            await metrics.close()
+    said = f"{caught.value} {caught.value!r}"
+    assert f"http://127.0.0.1:{port}{path}?token=…" in said
+    assert "s3cret" not in said and "t0ken" not in said

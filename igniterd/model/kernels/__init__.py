@@ -1,7 +1,9 @@
 """Compiled arithmetic: bare arrays in documented units, NaN where there is no answer, no errors raised. numba lives only here.
 
 numba keeps what it compiles in ``NUMBA_CACHE_DIR``, beside the package or in the home, and refuses to load where none of them can be
-written: a package installed by root and a user without a home are enough. Then a folder for this process and its children is made.
+written: a package installed by root and a user without a home are enough. What it finds there it unpickles, which is to run it: a
+place that others can write to is passed over too. Instead a folder of this user's own is used, or, without a home, one for this
+process and its children.
 """
 
 from __future__ import annotations
@@ -10,44 +12,89 @@ import atexit
 import contextlib
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from igniterd.errors import CannotRun
+from igniterd.errors import CannotRun, Refused
+from igniterd.files import make_folder, others_hand, user_name, writable_by_others
+
+_WANTED = "set NUMBA_CACHE_DIR to a folder that this user can write"
+
+
+def _beside() -> Path:
+    return Path(__file__).parent / "__pycache__"
+
+
+def _home() -> Path | None:
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    return None
 
 
 def _places() -> Iterator[Path]:
     """Where numba would keep its cache, in its own order."""
     if named := os.environ.get("NUMBA_CACHE_DIR"):
         yield Path(named)
-    yield Path(__file__).parent / "__pycache__"
-    with contextlib.suppress(RuntimeError):  # a user without a home
-        yield Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "numba"
+    yield _beside()
+    if home := _home():
+        yield home / "numba"
 
 
 def _writable(folder: Path) -> bool:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, mode=0o700)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
+    except (OSError, Refused):
         return False
     return True
 
 
+def _in_others_hands(place: Path) -> str:
+    """Who else could have put something there, or an empty string."""
+    trusted = frozenset[int]()
+    if place == _beside():  # whoever owns the package has other ways to run code in this process
+        with contextlib.suppress(OSError):
+            trusted |= {Path(__file__).stat().st_uid}
+    if hand := others_hand(place, trusted=trusted):
+        return hand
+    mine = {0, os.geteuid(), *trusted}
+    folders = [place] if place == _beside() else [place, *place.glob("kernels_*")]
+    for each in [*folders[1:], *(file for folder in folders for file in folder.glob("*.nb[ic]"))]:
+        found = each.lstat()
+        if found.st_uid not in mine:
+            return f"{each} belongs to user {user_name(found.st_uid)}: remove it"
+        if stat.S_ISLNK(found.st_mode) or writable_by_others(found):
+            return f"{each} can be changed by others than {user_name(found.st_uid)}: remove it"
+    return ""
+
+
 def _ensure_cache() -> None:
     """Raises :class:`CannotRun` where nothing at all can be written."""
-    if any(_writable(place) for place in _places()):
+    place = next((each for each in _places() if _writable(each)), None)
+    hand = "" if place is None else _in_others_hands(place)
+    if place is not None and not hand:
         return
-    wanted = "compiled kernels cannot be kept: set NUMBA_CACHE_DIR to a folder that this user can write"
+    why = f"what others wrote there would be run: {hand}" if hand else _WANTED
+    home = _home() if hand else None
+    own = None if home is None else home / "igniterd" / "kernels"
+    if own is not None and _writable(own) and not _in_others_hands(own):
+        folder, until = str(own), f"they are kept in {own}"
+    else:
+        folder, until = _passing(), "until then every start compiles them again, for up to a minute"
+    os.environ["NUMBA_CACHE_DIR"] = folder  # numba has not been imported yet; children find it too
+    sys.stderr.write(f"igniterd: compiled kernels cannot be kept: {why}; {until}\n")
+
+
+def _passing() -> str:
     try:
         folder = tempfile.mkdtemp(prefix="igniterd-kernels-")
     except OSError as error:
-        raise CannotRun(f"{wanted} ({error.strerror or error})") from error
+        raise CannotRun(f"compiled kernels cannot be kept: {_WANTED} ({error.strerror or error})") from error
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ["NUMBA_CACHE_DIR"] = folder  # numba has not been imported yet; children find it too
-    sys.stderr.write(f"igniterd: {wanted}; until then every start compiles them again, for up to a minute\n")
+    return folder
 
 
 _ensure_cache()
