@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
+import structlog
 from tritonclient.grpc import service_pb2
 
 from igniterd.clients.environments import DEFAULT_SHARES, PLAIN, Reach
@@ -78,6 +79,7 @@ class TritonClient:
         self.reach = reach
         """How shares reach its models, beside the folder of shares."""
         self._clock = clock
+        self._noted = ""  # what the last metrics page was said to lack
         self._metrics = MetricsPage(metrics_url, timeout_s) if metrics_url else None
         self._list = RepositoryList(name, self._index, clock)
         self._configs = Configurations(
@@ -286,6 +288,16 @@ class TritonClient:
         if Trace(self._executed, marks).of_another(now):
             self._unsettled.forget_all()
 
+    async def old_copy(self, model: str) -> str:
+        """Why a copy of the model that should be gone seems still there, or an empty string.
+
+        Triton tells of one only after an unload, or where another version takes its place. After a reload of the
+        same version neither index nor statistics know the old copy, though its ``finalize`` may hang for ever
+        (23.12 and 24.10): then its processes are the only sign.
+        """
+        going = [entry.version for entry in await self.index() if (entry.name, entry.state) == (model, "UNLOADING")]
+        return f"Triton is still unloading version {', '.join(going)} of {model}" if going else ""
+
     async def applied_now(self, names: Iterable[str]) -> dict[str, Allocation]:
         """What is applied at this moment, read anew: for whoever is about to change something. Without what cannot be read."""
         return await self._configs.now(names, self._timeout_s)
@@ -327,10 +339,15 @@ class TritonClient:
         if self._metrics is None:
             return {}
         try:
-            return await self._metrics.read()
+            found = await self._metrics.read()
         except NotNow as error:
             self.metrics_gap = Gap(f"metrics:{self.name}", str(error), self._clock())
             return {}
+        if self._metrics.note != self._noted:
+            self._noted = self._metrics.note
+            if self._noted:
+                structlog.get_logger("igniterd").info("metrics page", triton=self.name, note=self._noted)
+        return found
 
     async def _look_at_others(self, due: list[str], served: Mapping[str, Served], limit_s: float) -> None:
         """Read the configurations of models that nobody asked about. One that cannot be read is no fault."""

@@ -158,6 +158,7 @@ def reading(
     name = latest.name
     measured = [found for version in served.versions if (found := metrics.get((name, version))) is not None]
     pending = [each.pending for each in measured if each.pending is not None]
+    rejected = [each.rejected for each in measured if each.rejected is not None]
     known.success, known.versions = served.executed, served.versions
     if many == 1:
         known.batches, restarted = _batch_stats(latest.batch_stats, known.batches)
@@ -183,6 +184,7 @@ def reading(
         success_count=served.executed,
         failure_count=failed,
         inference_count=inferences,
+        rejected_count=sum(rejected) if rejected else None,
         pending_count=sum(pending) if pending else None,
         queue_ns=queue_ns,
         batches=() if known.left_alone else tuple(known.batches.values()),

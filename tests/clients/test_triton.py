@@ -48,6 +48,7 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         self.slow: set[str] = set()  # models whose configuration does not come in time
         self.more: dict[str, Any] = {}  # what else the configuration of each model says
         self.cut = ""  # why the next statistics end with UNAVAILABLE
+        self.unloading: set[str] = set()
         self.spoils = ""  # a model for which no statistics can be had, nor of all at once
         self.odd: dict[str, dict[str, int]] = {}  # counts that cannot be
 
@@ -109,6 +110,8 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         answer.models.add(name="coming", state="LOADING")
         for name in self.models.keys() - self.homeless:
             answer.models.add(name=name, state="READY")
+        for name in self.unloading:
+            answer.models.add(name=name, version="1", state="UNLOADING")
         return answer
 
     async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -723,6 +726,14 @@ async def test_a_warm_up_sample_is_the_least_batch(world: World) -> None:
     server, client, _ = world
     server.newer = a_message(model_warmup=[{"name": "w", "batch_size": 6}, {"name": "v", "batch_size": 2}])
     assert (await read(client)).least_batch == 6
+
+
+async def test_what_triton_tells_of_an_old_copy(world: World) -> None:
+    server, client, _ = world
+    assert await client.old_copy("m") == ""
+    server.unloading = {"m"}
+    assert await client.old_copy("m") == "Triton is still unloading version 1 of m"
+    assert await client.old_copy("coming") == ""
 
 
 def test_pings_are_rarer_than_a_server_takes_them() -> None:
