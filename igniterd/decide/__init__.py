@@ -166,6 +166,9 @@ class Host:
             reserved=self._reserved(gpu, here) + _pending(here, held),
             waits=self._waits(gpu),
             no_shares=_no_shares(self.observation, self.config),
+            unknown=any(
+                self.known[m].state in UNKNOWN for m, r in self.observation.models.items() if r.gpu_index == gpu and m in self.known
+            ),
             loads=self.estimate.loads,
         )
 

@@ -75,6 +75,7 @@ class Case:
     reserved: float = 0.0
     waits: str = ""
     no_shares: str = ""
+    unknown: bool = False  # of a model on this GPU nothing is known: what others may grow by is not promised
     loads: Mapping[str, Load] = field(default_factory=dict)
 
     @property
@@ -264,6 +265,7 @@ class Case:
         if fixed or (served is None and not self.free):
             others = [f"{m}: {why}" for m, why in self.pinned.items()]
             return Part(Outcomes.WAIT, "; ".join(fixed or others), self.here, served or {}, None, held)
+        room = None if self.unknown else room
         why = "every SLO holds" + (f", with rates free to grow by {room - 1:.0%}" if room is not None else "")
         if self.caution < 1:
             why += f", with {self.caution:.0%} of the margins: the GPU is nearly full"
