@@ -1,178 +1,27 @@
 """What is believed of every model now: its arrival rate, how busy it is, and how far off the predictions are. Pure.
 
-Everything that outlives a tick is in :class:`Belief`, replaced whole. A window in which a model was reloaded, or whose source was
-silent, changes no belief; nor do the first executions of a new copy, which are slow, change what is believed of its service times.
+Everything that outlives a tick is in :class:`Belief`, replaced whole (:mod:`igniterd.belief`). One
+model whose reading makes a prediction raise is left out and named; the others go on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
+from igniterd.belief import STUCK_S, Belief, Expected, ModelBelief, brought, followed, same_copy, same_model, stuck_s
 from igniterd.config import Config
-from igniterd.model.api import Tenant
-from igniterd.model.arrivals import Aim, Rate, updated
-from igniterd.model.calibrate import Bias, Measured, Point, learnt, pressure_of
-from igniterd.model.daily import Daily, lived
-from igniterd.model.effect import ShareTrial
-from igniterd.model.livecurve import LiveCurve, followed, points, said
-from igniterd.model.oracle import Beside, Demand, Oracle, felt
-from igniterd.model.tail import response_time
-from igniterd.model.trial import measured, tried
-from igniterd.records import Allocation, Changed, Estimate, Learnt, LiveService, Load, ModelReading, ModelWindow, Observation, Window
+from igniterd.expect import Known, Scene
+from igniterd.model.arrivals import Aim
+from igniterd.model.oracle import Oracle
+from igniterd.records import Estimate, Load, Observation, Window
+from igniterd.window import answered_s
 
-SMOOTH_S = 4.0  # time constant of the smoothed measurements
 ENOUGH = 20  # requests seen before a rate is trusted
 HORIZON_S = 8.0  # how far ahead plans are made: a change takes that long from being seen to being served
-TOLD_LEVEL, TOLD_TILT, TOLD_SD = 0.01, 0.01, 0.75  # smallest change of what was learnt that plans are told of
-SETTLE_S = 3.0  # of a new copy, before its service times count
-EXPECT_AGAIN = 0.03  # change of the predicted wait, roughly, that asks for a new prediction ...
-EXPECT_PAUSE_S, EXPECT_EVERY_S = 3.0, 60.0  # ... but not sooner, and not later
-LIVE_EVERY_S = 15.0  # the same for models without a profile: their curves change without a word
-SERVICE_CV = 0.1  # of one execution, where nothing is profiled
 
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What the model said of one model, and for what: asked again when that has changed."""
-
-    allocation: Allocation
-    rate_per_s: float
-    bias: float
-    at_s: float
-    mean_ms: float | None = None  # None in overload
-    p50_ms: float | None = None
-    p99_ms: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelBelief:
-    """What one tick hands to the next about one model."""
-
-    rate: Rate = field(default_factory=Rate)
-    daily: Daily = field(default_factory=Daily)
-    bias: Bias = field(default_factory=Bias)
-    told: Learnt | None = None  # of the bias, to plans: held still until it matters, so that noise moves no plan
-    busy: float = 0.0
-    mean_batch: float = 1.0
-    mean_ms: float | None = None
-    seen_s: float = 0.0  # traffic observed in all, seconds
-    copy: tuple[str, str] | None = None  # version and backend that all this is of
-    curve: LiveCurve = field(default_factory=LiveCurve)
-    live: LiveService | None = None
-    settled_at_s: float = 0.0  # when the present copy's first executions are over
-    changed: Changed | None = None
-    expected: Expected | None = None
-    trial: ShareTrial | None = None  # of the share that its configuration names
-    success: int = 0  # its count at the last reading: below it, another copy serves
-
-
-Belief = Mapping[str, ModelBelief]
-
-
-def _mixed(old: float | None, new: float, span_s: float) -> float:
-    """Exponential smoothing over ``SMOOTH_S``."""
-    weight = 1 - math.exp(-span_s / SMOOTH_S)
-    return new if old is None else old + weight * (new - old)
-
-
-def _service_s(window: ModelWindow) -> float:
-    return sum(n * window.service_ms[batch] for batch, n in window.executions.items()) / 1000
-
-
-def _same_model(belief: ModelBelief, reading: ModelReading, at_s: float) -> ModelBelief:
-    """``belief``, less what was learnt of another version or another backend."""
-    copy = (reading.version, reading.backend)
-    if belief.copy == copy:
-        return belief
-    if belief.copy is None:
-        return replace(belief, copy=copy)
-    what = [f"{name} {was} -> {now}" for name, was, now in zip(("version", "backend"), belief.copy, copy, strict=True) if was != now]
-    changed = Changed(at_s, f"{' and '.join(what)}: what was learnt of its service times is forgotten")
-    return replace(
-        belief,
-        copy=copy,
-        bias=Bias(),
-        told=None,
-        curve=LiveCurve(),
-        live=None,
-        changed=changed,
-        expected=None,
-        trial=_afresh(belief.trial, at_s),
-    )
-
-
-def _afresh(trial: ShareTrial | None, now_s: float) -> ShareTrial | None:
-    """The trial of the same share with a model that may take another time for the same."""
-    return None if trial is None else ShareTrial(trial.share, now_s, weak=True)
-
-
-def _same_copy(belief: ModelBelief, reading: ModelReading, at_s: float, restarted: bool) -> ModelBelief:
-    """``belief``, of another copy where the counts say so: they may be seen below the last only after some ticks without a window."""
-    if not restarted and reading.success_count >= belief.success:
-        return belief if reading.success_count == belief.success else replace(belief, success=reading.success_count)
-    trial = None if belief.trial is None else belief.trial.again(belief.trial.share, at_s)
-    return replace(belief, success=reading.success_count, settled_at_s=at_s + SETTLE_S, trial=trial)
-
-
-def _followed(belief: ModelBelief, window: ModelWindow, end_s: float, wall_s: float, instances: int, aim: Aim) -> ModelBelief:
-    """``belief`` after ``window``, without what it says of service times."""
-    if window.restarted or window.span_s <= 0:
-        return belief
-    runs = sum(window.executions.values())
-    served = sum(batch * n for batch, n in window.executions.items())
-    busy_s = _service_s(window)
-    mean_ms = belief.mean_ms
-    if runs and window.queue_ms is not None:
-        # a request is served as long as its batch: weighted by requests, not by executions
-        own_ms = sum(batch * n * window.service_ms[batch] for batch, n in window.executions.items()) / served
-        mean_ms = _mixed(mean_ms, window.queue_ms + own_ms, window.span_s)
-    rate = updated(belief.rate, end_s, window.span_s, window.arrivals, aim)
-    return replace(
-        belief,
-        rate=rate,
-        daily=lived(belief.daily, wall_s, window.span_s, rate.per_s),
-        busy=_mixed(belief.busy if belief.seen_s else None, min(1.0, busy_s / window.span_s / instances), window.span_s),
-        mean_batch=_mixed(belief.mean_batch if belief.seen_s else None, served / runs, window.span_s) if runs else belief.mean_batch,
-        mean_ms=mean_ms,
-        seen_s=belief.seen_s + window.span_s,
-    )
-
-
-def _tenants(names: Sequence[str], beliefs: Belief, observation: Observation, profiled: Mapping[str, str]) -> dict[str, list[Tenant]]:
-    """The neighbours others feel, as measured, of ``names``, one an instance; those not profiled are left out."""
-    out = {}
-    for name in names:
-        if name in profiled:
-            applied, belief = observation.models[name].allocation, beliefs[name]
-            share = applied.share if applied.share is not None else 1.0
-            out[name] = [Tenant(profiled[name], belief.mean_batch, share, belief.busy)] * applied.instances
-    return out
-
-
-def _overall(measured: Sequence[Measured], window: ModelWindow) -> float | None:
-    """Measured over predicted time spent executing in all."""
-    predicted_ms = sum(m.executions * window.service_ms[m.batch] / m.ratio for m in measured if m.ratio > 0)
-    return 1000 * _service_s(window) / predicted_ms if predicted_ms > 0 else None
-
-
-def _calibrated(belief: ModelBelief, measured: Sequence[Measured], at_s: float, point: Point) -> ModelBelief:
-    if at_s < belief.settled_at_s or not measured:
-        return belief
-    bias, factor = learnt(belief.bias, at_s, measured, point)
-    changed = belief.changed
-    if factor is not None:
-        changed = Changed(at_s, f"its service times became {factor:.2f} times what they were: what was learnt of them is forgotten")
-    return replace(belief, bias=bias, told=_told(belief.told, bias.learnt), changed=changed)
-
-
-def _told(told: Learnt | None, now: Learnt | None) -> Learnt | None:
-    """What plans are told: what they were told before, unless it has become something else."""
-    if told is None or now is None or told.share != now.share or told.pressure != now.pressure:
-        return now
-    level, tilt, sd = abs(now.level - told.level), abs(now.tilt - told.tilt), now.sd / told.sd
-    return told if level < TOLD_LEVEL and tilt < TOLD_TILT and TOLD_SD < sd < 1 / TOLD_SD else now
+__all__ = ["Belief", "Expected", "ModelBelief", "estimate"]
 
 
 def estimate(
@@ -189,96 +38,102 @@ def estimate(
 
     ``profiled`` maps the configured names of the models that have a profile to their names in it; ``oracle`` predicts with mean
     service times (None: nothing is profiled, and predictions rest on live traffic alone). ``wall_s``: the time of day, seconds UTC.
+
+    A model that was not read this time keeps its belief, and its load is what it was. One whose
+    prediction raises keeps its belief too, has no load, and is named in ``left_out``.
     """
-    aim = Aim(config.decide.rate_level, HORIZON_S)
+    scene = Scene(observation, window, config, profiled, oracle)
+    left_out: dict[str, str] = {}
+    known, errors = _learnt(scene, belief, wall_s, left_out)
+    loads: dict[str, Load] = {}
+    for name in known:
+        try:
+            loads[name] = _load(name, known[name], scene, errors.get(name), wall_s)
+        except Exception as error:  # whatever an odd reading makes of a prediction
+            left_out[name] = _said(error)
     beliefs = dict(belief)  # of a model not seen now, too: it is not forgotten
-    for name, reading in observation.models.items():
-        seen = window.models.get(name)
-        before = _same_model(belief.get(name) or ModelBelief(), reading, observation.at_s)
-        before = _same_copy(before, reading, observation.at_s, seen is not None and seen.restarted)
-        beliefs[name] = before if seen is None else _followed(before, seen, window.at_s, wall_s, reading.allocation.instances, aim)
-    errors: dict[str, float | None] = {}
-    for there in _by_gpu(observation).values():
-        modelled = _modelled(there, observation, profiled) if oracle is not None else []
-        if oracle is not None:
-            _calibrate(there, beliefs, errors, observation, window, profiled, oracle)
-            _expect(modelled, beliefs, observation, config, profiled, oracle)
-        for name in there:
-            if name not in modelled:
-                beliefs[name] = _lived(beliefs[name], observation.models[name], window.models.get(name), observation.at_s)
-    loads = {name: _load(name, beliefs[name], observation.models[name], errors.get(name), config, wall_s) for name in observation.models}
-    warm = bool(loads) and all(beliefs[name].seen_s >= config.decide.warmup_s for name in loads)
-    return Estimate(at_s=observation.at_s, loads=loads, warm=warm), beliefs
+    beliefs |= {name: replace(known[name], load=load) for name, load in loads.items()}
+    counted = [name for name in loads if name not in observation.unread]
+    warm = bool(counted) and all(beliefs[name].seen_s >= config.decide.warmup_s for name in counted)
+    for name in observation.unread:
+        last = belief[name].load if name in belief else None
+        if last is not None and name not in observation.models:
+            loads[name] = replace(last, error_ratio=None)  # that was of a window
+    return Estimate(at_s=observation.at_s, loads=loads, warm=warm, left_out=left_out), beliefs
 
 
-def _calibrate(
-    there: Sequence[str],
-    beliefs: dict[str, ModelBelief],
-    errors: dict[str, float | None],
-    observation: Observation,
-    window: Window,
-    profiled: Mapping[str, str],
-    oracle: Oracle,
-) -> None:
-    """Learn the biases of the models of one GPU."""
-    # what is only watched, and runs without a share, shares the GPU like any neighbour that no profile tells of: the biases take it in
-    steered = [name for name in there if name in profiled]
-    tenants = _tenants(steered, beliefs, observation, profiled) if _as_modelled(steered, observation) else {}
-    besides, arounds = _others(tenants), _others({name: felt(group) for name, group in tenants.items()})
-    for name in tenants.keys() & window.models.keys():
-        seen, reading = window.models[name], observation.models[name]
-        if not seen.executions:
+def _said(error: Exception) -> str:
+    return f"a prediction for it failed: {error!r}"
+
+
+def _learnt(scene: Scene, belief: Belief, wall_s: float, left_out: dict[str, str]) -> Known:
+    """Beliefs after the window, of every model but those added to ``left_out``."""
+    beliefs: dict[str, ModelBelief] = {}
+    for name in scene.observation.models:
+        try:
+            beliefs[name] = _followed(belief.get(name) or ModelBelief(), name, scene, wall_s)
+        except Exception as error:  # as above
+            left_out[name] = _said(error)
+    known, errors = dict[str, ModelBelief](), dict[str, float | None]()
+    for there in _by_gpu(scene.observation, beliefs).values():
+        (of_gpu, of_errors), odd = _without_odd_ones(there, lambda names: scene.expected_of(names, beliefs))
+        known |= of_gpu
+        errors |= of_errors
+        left_out |= odd
+    return known, errors
+
+
+def _followed(before: ModelBelief, name: str, scene: Scene, wall_s: float) -> ModelBelief:
+    observation, seen = scene.observation, scene.window.models.get(name)
+    reading = observation.models[name]
+    before = same_model(before, reading, observation.at_s)
+    before = same_copy(before, reading, observation.at_s, seen is not None and seen.restarted)
+    if seen is None:
+        return before
+    aim = Aim(scene.config.decide.rate_level, HORIZON_S)
+    return followed(before, seen, reading, answered_s(observation, reading), wall_s, aim)
+
+
+def _without_odd_ones(names: Sequence[str], ask: Callable[[Sequence[str]], Known]) -> tuple[Known, dict[str, str]]:
+    """What ``ask`` gives for ``names``, less those it cannot be asked for, and why.
+
+    Whoever makes it raise is found by asking without it: first those that raise alone, then the one
+    without whom the others do not. Where that is nobody, the GPU is left out whole.
+    """
+    try:
+        return ask(names), {}
+    except Exception as error:
+        reason = _said(error)
+    odd: dict[str, str] = {}
+    for name in names:
+        try:
+            ask([name])
+        except Exception as error:
+            odd[name] = _said(error)
+    rest = [name for name in names if name not in odd]
+    for without in ["", *rest] if odd else rest:
+        try:
+            known = ask([name for name in rest if name != without])
+        except Exception:  # noqa: S112 - it was somebody else, then
             continue
-        if window.at_s >= beliefs[name].settled_at_s:
-            trial = tried(beliefs[name].trial, seen, reading, arounds[name], oracle, profiled[name], window.at_s)
-            beliefs[name] = replace(beliefs[name], trial=trial)
-        found = measured(seen, reading, arounds[name], oracle, profiled[name])
-        errors[name] = _overall(found, seen)
-        point = Point(reading.allocation.share or 1.0, pressure_of(besides[name]))
-        beliefs[name] = _calibrated(beliefs[name], found, window.at_s, point)
+        return known, odd | ({without: reason} if without else {})
+    return ({}, {}), odd | dict.fromkeys(rest, reason)
 
 
-def _others(groups: Mapping[str, Sequence[Tenant]]) -> dict[str, Beside]:
-    """Whom each model feels, of ``groups`` of tenants: the others, and all but one of its own, as an instance feels the others too."""
-    everybody = tuple(tenant for group in groups.values() for tenant in group)
-    out, first = dict[str, Beside](), 0
-    for name, group in groups.items():
-        out[name] = everybody[:first] + everybody[first + min(1, len(group)) :]
-        first += len(group)
-    return out
-
-
-def _modelled(there: Sequence[str], observation: Observation, profiled: Mapping[str, str]) -> list[str]:
-    """The models of one GPU that the performance model can speak of as they run now.
-
-    Processes without shares take turns on the GPU, which is not what it is about: with one of them, it can speak of none. One that can be
-    given none, and runs beside the others for good, is a neighbour with the whole GPU.
-    """
-    names = [name for name in there if name in profiled]
-    return [] if any(observation.models[name].bare for name in names) else names
-
-
-def _as_modelled(names: Sequence[str], observation: Observation) -> bool:
-    """Whether a GPU is shared the way the model is about: every process with a share, no more than all of it granted.
-
-    While a host is taken over some processes take turns, and some may use all of it: what is measured then teaches nothing.
-    """
-    readings = [observation.models[name] for name in names]
-    return not any(r.bare for r in readings) and sum(r.allocation.granted or 0.0 for r in readings if r.owns_process) <= 1 + 1e-6
-
-
-def _by_gpu(observation: Observation) -> dict[int, list[str]]:
+def _by_gpu(observation: Observation, names: Iterable[str]) -> dict[int, list[str]]:
     out: dict[int, list[str]] = {}
-    for name, reading in observation.models.items():
-        out.setdefault(reading.gpu_index, []).append(name)
+    for name in names:
+        out.setdefault(observation.models[name].gpu_index, []).append(name)
     return out
 
 
-def _load(name: str, belief: ModelBelief, reading: ModelReading, ratio: float | None, config: Config, wall_s: float) -> Load:
+def _load(name: str, belief: ModelBelief, scene: Scene, ratio: float | None, wall_s: float) -> Load:
+    reading, config = scene.observation.models[name], scene.config
     quantiles = reading.latency_quantiles_s or {}
     expected, rate, bias, daily = belief.expected, belief.rate, belief.bias, belief.daily
     per_s = rate.per_s
     upper = daily.foreseen_per_s(rate.upper_per_s, wall_s, HORIZON_S)
+    waits = belief.waited_s >= STUCK_S
     return Load(
         model=name,
         rate_per_s=per_s,
@@ -296,84 +151,18 @@ def _load(name: str, belief: ModelBelief, reading: ModelReading, ratio: float | 
         share_test=belief.trial.result() if belief.trial else None,
         changed=belief.changed,
         measured_mean_ms=belief.mean_ms,
-        measured_p50_ms=quantiles[0.5] * 1000 if 0.5 in quantiles else None,
-        measured_p99_ms=quantiles[0.99] * 1000 if 0.99 in quantiles else None,
+        measured_p50_ms=_quantile_ms(quantiles, 0.5),
+        measured_p99_ms=_quantile_ms(quantiles, 0.99),
         predicted_mean_ms=expected.mean_ms if expected else None,
         predicted_p50_ms=expected.p50_ms if expected else None,
         predicted_p99_ms=expected.p99_ms if expected else None,
         error_ratio=None if ratio is None else ratio - 1,
+        items_per_request=brought(belief, reading).mean,
+        stuck_s=stuck_s(belief, reading, scene.longest_ms(name, belief)) if waits else 0.0,
     )
 
 
-# ---------------------------------------------------------------- what the model expects now
-
-
-def _expect(
-    names: Sequence[str],
-    beliefs: dict[str, ModelBelief],
-    observation: Observation,
-    config: Config,
-    profiled: Mapping[str, str],
-    oracle: Oracle,
-) -> None:
-    """Bring the predictions for one GPU up to date, at present rates and allocations; all together, as its models slow each other."""
-    allocations = {name: observation.models[name].allocation for name in names}
-    if not any(_outdated(beliefs[n], allocations[n], observation.at_s) for n in names):
-        return
-    configured = config.by_name()
-    demands = [
-        Demand(
-            n,
-            profiled[n],
-            beliefs[n].rate.per_s * observation.models[n].items_per_request,
-            configured[n].slo_p99_ms,
-            max_batch=min(oracle.model.max_batch(profiled[n]), max(1, allocations[n].max_batch_size)),
-            learnt=beliefs[n].told,
-            burstiness=beliefs[n].rate.burstiness,
-            instances=allocations[n].instances,
-        )
-        for n in names
-    ]
-    for n, service in oracle.together(demands, allocations).items():
-        at = Expected(allocations[n], beliefs[n].rate.per_s, beliefs[n].bias.mean, observation.at_s)
-        if not service.overloaded:
-            at = replace(at, mean_ms=service.mean_ms, p50_ms=service.p50_ms, p99_ms=service.p99_ms)
-        beliefs[n] = replace(beliefs[n], expected=at, live=None)
-
-
-def _lived(belief: ModelBelief, reading: ModelReading, window: ModelWindow | None, at_s: float) -> ModelBelief:
-    """``belief`` of a model that the performance model cannot speak of: its own traffic says how long it takes as it runs now."""
-    allocation = reading.allocation
-    if window is not None and not window.restarted and at_s >= belief.settled_at_s:
-        curve = followed(belief.curve, at_s, window.executions, window.service_ms, share=allocation.share, instances=allocation.instances)
-        belief = replace(belief, curve=curve)
-    if not _outdated(belief, allocation, at_s, LIVE_EVERY_S):
-        return belief
-    known = points(belief.curve, max(1, allocation.max_batch_size), at_s)
-    if known is None or belief.rate.per_s <= 0:
-        return replace(belief, expected=None)
-    live = LiveService(allocation.share, tuple(map(float, known.mean_ms)), tuple(map(float, known.error)), said(known))
-    at = Expected(allocation, belief.rate.per_s, belief.bias.mean, at_s)
-    result = response_time(
-        belief.rate.per_s * reading.items_per_request,
-        known.mean_ms,
-        service_cv=SERVICE_CV,
-        max_queue_delay_ms=allocation.max_queue_delay_us / 1000,
-        instances=allocation.instances,
-        burstiness=belief.rate.burstiness,
-    )
-    if result.success:
-        at = replace(at, mean_ms=result.mean_ms, p50_ms=result.p50_ms, p99_ms=result.p99_ms)
-    return replace(belief, live=live, expected=at)
-
-
-def _outdated(belief: ModelBelief, allocation: Allocation, at_s: float, every_s: float = EXPECT_EVERY_S) -> bool:
-    """Whether the prediction was for something else than what is now."""
-    expected = belief.expected
-    if expected is None or expected.allocation != allocation or at_s - expected.at_s >= every_s:
-        return True
-    if at_s - expected.at_s < EXPECT_PAUSE_S:
-        return False
-    rate = belief.rate.per_s
-    moved = abs(rate - expected.rate_per_s) / max(rate, expected.rate_per_s, 1e-9) + abs(belief.bias.mean / expected.bias - 1)
-    return moved * belief.busy / max(0.05, 1 - belief.busy) > EXPECT_AGAIN  # a wait goes with busy / idle time
+def _quantile_ms(quantiles: Mapping[float, float], level: float) -> float | None:
+    """A latency that Triton has measured; None for what is no latency."""
+    seconds = quantiles.get(level)
+    return seconds * 1000 if seconds is not None and 0 <= seconds < math.inf else None

@@ -179,7 +179,7 @@ class Loop:
 
     def _standings(self, view: Observation, known: Known, held: Held, load: Estimate) -> dict[str, Standing]:
         """The one state of every model."""
-        left_out = {name: why for name, (why, _) in held.left_out.items()}
+        left_out = {**load.left_out, **{name: why for name, (why, _) in held.left_out.items()}}
         facts = Facts(
             now_s=view.at_s,
             config=self.config,

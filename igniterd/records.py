@@ -111,13 +111,6 @@ class ModelReading:
     at_s: float | None = None  # when its counts were answered, on the observation's clock; None: with the observation
 
     @property
-    def items_per_request(self) -> float:
-        """Mean batch a client brings in one request; 1 before anything was served."""
-        if self.inference_count is None or self.success_count == 0:
-            return 1.0
-        return max(1.0, self.inference_count / self.success_count)
-
-    @property
     def bare(self) -> bool:
         """Whether it still runs without the share it could be given."""
         return self.allocation.share is None and self.owns_process and not self.share_fixed
@@ -207,6 +200,7 @@ class ModelWindow:
     queue_ms: float | None = None  # mean wait in the queue of the requests completed
     items: int = 0  # samples that the completed requests brought; above ``completed`` when clients bring batches
     pending: int | None = None  # requests waiting or executing at its end
+    rejected: int = 0  # requests refused at Triton's door
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +292,8 @@ class Load:
 class Estimate:
     at_s: float
     loads: Mapping[str, Load] = field(default_factory=dict)
-    warm: bool = False  # every source has answered and every model has enough samples
+    warm: bool = False  # every model read now has been watched for long enough
+    left_out: Mapping[str, str] = field(default_factory=dict)  # models whose prediction raised, and what
 
 
 class StepKind(StrEnum):
@@ -357,6 +352,7 @@ class Plan:
     headroom: float | None = None  # every rate may grow by this factor and all SLOs hold (>= 1 when feasible)
     allocated_share: float = 0.0
     least_share: float | None = None  # what the SLOs need at the present rates, by the last search; the rest could be given away
+    least_by_gpu: Mapping[int, float] = field(default_factory=dict)  # the same of each GPU
 
 
 @dataclass(frozen=True, slots=True)

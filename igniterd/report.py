@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
@@ -14,21 +13,17 @@ import structlog
 from igniterd import __version__
 from igniterd.clients.once import Lately, Once
 from igniterd.config import Config, Model
+from igniterd.hints import hints_of, number, qualified
 from igniterd.records import Allocation, LiveService, Load, Outcomes, StepKind, Tick
 
 STATE_SCHEMA = 1
 STATE_EVERY_S = 5.0  # how often the snapshot goes to MQTT when nothing changes
 HINT_EVERY_S = 10.0
-OFFER_LEAST = 0.05  # a smaller share is not worth a hint
 SAY_AGAIN_S = 600.0
 STATE_EXPIRY_S = 30
 _FIGURES = re.compile(r"[\w.]*\d[\w.]*")  # words with a digit too: an address, the id of a request
 _SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # batches whose service times are shown
 HINT_EXPIRY_S = 60
-
-
-def _number(value: float | None, digits: int = 3) -> float | None:
-    return None if value is None or not math.isfinite(value) else round(value, digits)
 
 
 def _allocation(allocation: Allocation) -> dict[str, Any]:
@@ -44,7 +39,7 @@ def _learnt(load: Load) -> dict[str, Any] | None:
     """What live traffic says of the bias, and where: None before anything is learnt."""
     if load.learnt is None:
         return None
-    return {name: _number(value, 4) for name, value in dataclasses.asdict(load.learnt).items()} | {"upper": _number(load.bias_upper, 4)}
+    return {name: number(value, 4) for name, value in dataclasses.asdict(load.learnt).items()} | {"upper": number(load.bias_upper, 4)}
 
 
 def _live(live: LiveService | None) -> dict[str, Any] | None:
@@ -52,7 +47,7 @@ def _live(live: LiveService | None) -> dict[str, Any] | None:
     if live is None:
         return None
     shown = [b for b in _SHOWN if b < len(live.mean_ms)] + [len(live.mean_ms)]
-    points = [{"batch": b, "mean_ms": _number(live.mean_ms[b - 1]), "error": _number(live.error[b - 1], 4)} for b in shown]
+    points = [{"batch": b, "mean_ms": number(live.mean_ms[b - 1]), "error": number(live.error[b - 1], 4)} for b in shown]
     return {"share": live.share, "said": live.said, "points": points}
 
 
@@ -68,7 +63,7 @@ def _share(tick: Tick, name: str) -> dict[str, Any] | None:
         "state": share.effect.value,
         "by": share.by,
         "reason": share.reason,
-        "since_s": _number(tick.wall_time_s + share.since_s - tick.at_s),
+        "since_s": number(tick.wall_time_s + share.since_s - tick.at_s),
     }
 
 
@@ -76,6 +71,7 @@ def _model_state(tick: Tick, model: Model) -> dict[str, Any]:
     name, reading = model.name, tick.observation.models.get(model.name)
     load, verdict = tick.estimate.loads.get(name), tick.plan.verdicts.get(name)
     state: dict[str, Any] = {"name": name, "slo_p99_ms": model.slo_p99_ms, "priority": model.priority, "seen": reading is not None}
+    state |= _standing(tick, name)
     if reading is not None:
         state |= {"version": reading.version, "triton": reading.triton, "backend": reading.backend, "ready": reading.ready}
         state |= {"fixed": list(dict.fromkeys(reason for reason in (reading.share_fixed, reading.batching_fixed) if reason))}
@@ -83,27 +79,39 @@ def _model_state(tick: Tick, model: Model) -> dict[str, Any]:
         state |= {"share": _share(tick, name)}
     if load is not None:
         state |= {
-            "rate_per_s": _number(load.rate_per_s),
-            "rate_upper_per_s": _number(load.rate_upper_per_s),
-            "busy": _number(load.busy),
-            "mean_batch": _number(load.mean_batch),
-            "burstiness": _number(load.burstiness),
-            "remembered_per_s": _number(load.remembered_per_s),
-            "bias": _number(load.bias, 4),
+            "rate_per_s": number(load.rate_per_s),
+            "rate_upper_per_s": number(load.rate_upper_per_s),
+            "busy": number(load.busy),
+            "mean_batch": number(load.mean_batch),
+            "burstiness": number(load.burstiness),
+            "remembered_per_s": number(load.remembered_per_s),
+            "items_per_request": number(load.items_per_request),
+            "stuck_s": number(load.stuck_s, 1),
+            "bias": number(load.bias, 4),
             "learnt": _learnt(load),
             "live": _live(load.live),
-            "changed": load.changed and {"time_s": _number(tick.wall_time_s + load.changed.at_s - tick.at_s), "why": load.changed.why},
-            "measured": {k: _number(getattr(load, f"measured_{k}_ms")) for k in ("mean", "p50", "p99")},
-            "predicted": {k: _number(getattr(load, f"predicted_{k}_ms")) for k in ("mean", "p50", "p99")},
+            "changed": load.changed and {"time_s": number(tick.wall_time_s + load.changed.at_s - tick.at_s), "why": load.changed.why},
+            "measured": {k: number(getattr(load, f"measured_{k}_ms")) for k in ("mean", "p50", "p99")},
+            "predicted": {k: number(getattr(load, f"predicted_{k}_ms")) for k in ("mean", "p50", "p99")},
         }
     if verdict is not None:
         state |= {"feasible": verdict.feasible, "reason": verdict.reason, "needs_share": verdict.needs_share}
-        state |= {"planned": _allocation(verdict.allocation), "planned_p99_ms": _number(verdict.predicted_p99_ms)}
+        state |= {"planned": _allocation(verdict.allocation), "planned_p99_ms": number(verdict.predicted_p99_ms)}
     return state
+
+
+def _standing(tick: Tick, name: str) -> dict[str, Any]:
+    """Its state and why it is in it; ``state`` is null where nobody has judged it yet."""
+    standing = tick.standings.get(name)
+    if standing is None:
+        return {"state": None, "why": ""}
+    since_s = tick.wall_time_s + standing.since_s - tick.at_s
+    return {"state": standing.state.value, "why": standing.why, "state_since_s": number(since_s)}
 
 
 def state_of(tick: Tick, config: Config, last_moves: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
     """The tick as one JSON object: what ``/state``, MQTT ``state`` and ``igniterd show`` give."""
+    tick = qualified(tick, config)
     plan = tick.plan
     return {
         "schema": STATE_SCHEMA,
@@ -117,9 +125,10 @@ def state_of(tick: Tick, config: Config, last_moves: tuple[dict[str, Any], ...] 
             "outcome": plan.outcome.value,
             "why": plan.why,
             "feasible": plan.feasible,
-            "headroom": _number(plan.headroom),
-            "allocated_share": _number(plan.allocated_share, 4),
-            "least_share": _number(plan.least_share, 4),
+            "headroom": number(plan.headroom),
+            "allocated_share": number(plan.allocated_share, 4),
+            "least_share": number(plan.least_share, 4),
+            "least_by_gpu": {str(gpu): number(least, 4) for gpu, least in plan.least_by_gpu.items()},
             "steps": [{"model": s.model, "kind": s.kind.value, "why": s.why} for s in plan.steps],
         },
         "models": [_model_state(tick, model) for model in config.model],
@@ -144,38 +153,6 @@ def moves_of(tick: Tick) -> Iterator[dict[str, Any]]:
             "why": done.step.why,
             "error": done.error,
         }
-
-
-def hints_of(tick: Tick, config: Config) -> Iterator[dict[str, Any]]:
-    """What the cluster should know: models that do not fit here, shares without effect, and room to give away."""
-    for verdict in tick.plan.verdicts.values():
-        if verdict.feasible:
-            continue
-        load = tick.estimate.loads.get(verdict.model)
-        yield {
-            "kind": "shed",
-            "model": verdict.model,
-            "slo_p99_ms": verdict.slo_p99_ms,
-            "rate_per_s": _number(load.rate_upper_per_s if load else None),
-            "needs_share": verdict.needs_share,
-            "reason": verdict.reason,
-        }
-    for name, share in tick.shares.items():
-        if share.effective is None:
-            yield {
-                "kind": "share",
-                "model": name,
-                "share": share.applied,
-                "state": share.effect.value,
-                "reason": share.reason,
-            }
-    least = tick.plan.least_share
-    if tick.plan.feasible and least is not None and tick.plan.outcome is Outcomes.HOLD and 1 - least >= OFFER_LEAST:
-        board = tick.observation.boards[0] if tick.observation.boards else None
-        free = None
-        if board and board.memory_total_bytes is not None and board.memory_used_bytes is not None:
-            free = board.memory_total_bytes - board.memory_used_bytes
-        yield {"kind": "offer", "gpu": board.name if board else None, "share": round(1 - least, 4), "memory_free_bytes": free}
 
 
 def _refusal_of(move: Mapping[str, Any]) -> str:
@@ -222,7 +199,7 @@ class Reporter:
         self._hinted: str = ""
 
     def __call__(self, tick: Tick) -> None:
-        moves = tuple(moves_of(tick))
+        tick, moves = qualified(tick, self.config), tuple(moves_of(tick))
         self._moves = (*self._moves, *moves)[-20:]
         self._tick = tick
         if self._metrics is not None:
@@ -303,7 +280,7 @@ class Reporter:
             self._state_sent_s = tick.at_s
             self._publisher.publish("state", "igniterd.state", self.state, qos=1, retain=True, expiry_s=STATE_EXPIRY_S)
         hints = list(hints_of(tick, self.config))
-        kinds = json.dumps([(h["kind"], h.get("model")) for h in hints])
+        kinds = json.dumps([(h["kind"], h.get("model", h.get("gpu_index"))) for h in hints])
         if hints and (kinds != self._hinted or tick.at_s - self._hint_sent_s >= HINT_EVERY_S):
             self._hint_sent_s, self._hinted = tick.at_s, kinds
             for hint in hints:

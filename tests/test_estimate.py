@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from igniterd.estimate import HORIZON_S, SETTLE_S, ModelBelief, _as_modelled, _others, estimate
+from igniterd.belief import SETTLE_S, ModelBelief
+from igniterd.estimate import HORIZON_S, estimate
+from igniterd.expect import as_modelled, others
 from igniterd.model.api import Tenant
 from igniterd.model.calibrate import Bias, Measured, Point, learnt
 from igniterd.records import Allocation, BatchStat, Load, ModelReading, Observation
@@ -214,13 +216,13 @@ def test_nothing_is_learnt_while_a_host_is_taken_over() -> None:
         return Observation(at_s=1.0, models=models)
 
     names = ["m0", "m1"]
-    assert _as_modelled(names, seen(0.4, 0.6))
-    assert not _as_modelled(names, seen(0.4, None))
-    assert not _as_modelled(names, seen(1.0, 0.6))
+    assert as_modelled(names, seen(0.4, 0.6))
+    assert not as_modelled(names, seen(0.4, None))
+    assert not as_modelled(names, seen(1.0, 0.6))
 
 
 def test_each_model_feels_all_but_one_of_its_own_instances() -> None:
     groups = {name: [Tenant(name, 1.0, 0.1)] * count for name, count in (("one", 1), ("idle", 0), ("three", 3))}
-    felt = {name: "".join(t.model[0] for t in others) for name, others in _others(groups).items()}
+    felt = {name: "".join(t.model[0] for t in others) for name, others in others(groups).items()}
     assert felt == {"one": "ttt", "idle": "ottt", "three": "ott"}
-    assert _others({}) == {}
+    assert others({}) == {}

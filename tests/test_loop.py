@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from igniterd.decide import Oracles, decide, demands_of
+from igniterd.decide import Oracles, decide
 from igniterd.errors import NotNow, NotServed, Unreachable
 from igniterd.loop import Carry, Loop
 from igniterd.model.oracle import Oracle
@@ -175,23 +175,6 @@ async def test_a_model_of_a_kind_that_can_only_be_watched_is_not_touched(tmp_pat
     assert last.plan.outcome is Outcomes.HOLD
     assert last.estimate.loads["vgg19"].rate_per_s == pytest.approx(STEADY["vgg19"], rel=0.3)
     assert last.estimate.loads["vgg19"].predicted_p99_ms is None
-
-
-async def test_the_batch_that_an_ensemble_lets_through_is_kept_as_long_as_there_is_one(tmp_path: Path) -> None:
-    bench, least = Bench(config(tmp_path), constant(STEADY)), [7]
-    answering(bench, "vgg19", lambda r: replace(r, least_batch=least[0]))
-
-    async def batches() -> dict[str, int]:
-        await bench.run(12)
-        last, known = bench.ticks[-1], bench.loop.knowledge
-        assert known.oracles is not None
-        (there,) = demands_of(last.estimate, last.observation, bench.loop.config, known.profiled, known.oracles).values()
-        return {demand.model: demand.min_batch for demand in there}
-
-    assert await batches() == {"alexnet": 1, "resnet50": 1, "vgg19": 7}
-    assert applied(bench.ticks[-1])["vgg19"].max_batch_size >= 7
-    least[0] = 1
-    assert (await batches())["vgg19"] == 1
 
 
 async def test_a_load_that_was_not_answered_and_may_still_end_holds_up_that_model_only(tmp_path: Path) -> None:

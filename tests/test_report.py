@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from igniterd.hints import hints_of
 from igniterd.records import (
     Actuation,
     Allocation,
@@ -15,6 +16,7 @@ from igniterd.records import (
     Learnt,
     LiveService,
     Load,
+    ModelReading,
     MpsReading,
     Observation,
     Outcome,
@@ -26,8 +28,9 @@ from igniterd.records import (
     Verdict,
     Window,
 )
-from igniterd.report import Reporter, hints_of, state_of
-from tests.hosts import config
+from igniterd.report import Reporter, state_of
+from igniterd.states import Standing, State
+from tests.hosts import SLOS, config
 
 
 class Published:
@@ -38,13 +41,30 @@ class Published:
         self.sent.append((suffix, kind, data))
 
 
+def reading(name: str, gpu: int = 0) -> ModelReading:
+    return ModelReading(name, "1", "main", True, "python", Allocation(0.25, 8), gpu_index=gpu)
+
+
 def tick(number: int, plan: Plan, gaps: tuple[Gap, ...] = (), outcome: Outcome = Outcome()) -> Tick:  # noqa: B008
-    seen = Observation(float(number), boards=(BoardReading(0, "GPU-1", "V100", memory_used_bytes=4, memory_total_bytes=16),), gaps=gaps)
+    boards = tuple(BoardReading(i, f"GPU-{i}", f"V100 {i}", memory_used_bytes=4 + i, memory_total_bytes=16) for i in (0, 1))
+    seen = Observation(float(number), boards=boards, models={name: reading(name) for name in SLOS}, gaps=gaps)
     loads = {"vgg19": Load("vgg19", 200.0, 210.0, confident=True)}
     return Tick(number, float(number), 1000.0 + number, seen, Window(0.0, 1.0), Estimate(0.0, loads), plan, outcome)
 
 
-HOLD = Plan(0.0, Outcomes.HOLD, "every SLO holds, with rates free to grow by 12%", headroom=1.12, least_share=0.8)
+def stuck(now: Tick, name: str = "vgg19") -> Tick:
+    return replace(now, estimate=Estimate(0.0, {name: Load(name, 80.0, 90.0, confident=True, stuck_s=31.0)}))
+
+
+HOLD = Plan(
+    0.0,
+    Outcomes.HOLD,
+    "every SLO holds, with rates free to grow by 12%",
+    {name: Verdict(name, Allocation(0.25, 8), True, None, slo) for name, slo in SLOS.items()},
+    headroom=1.12,
+    least_share=0.8,
+    least_by_gpu={0: 0.8},
+)
 LET_GO = Plan(
     0.0,
     Outcomes.INFEASIBLE,
@@ -56,7 +76,8 @@ LET_GO = Plan(
 
 def test_hints_by_hand(tmp_path: Path) -> None:
     settings = config(tmp_path)
-    assert list(hints_of(tick(1, HOLD), settings)) == [{"kind": "offer", "gpu": "V100", "share": 0.2, "memory_free_bytes": 12}]
+    offer = {"kind": "offer", "gpu_index": 0, "gpu": "V100 0", "share": 0.2, "memory_free_bytes": 12}
+    assert list(hints_of(tick(1, HOLD), settings)) == [offer]
     (shed,) = hints_of(tick(1, LET_GO), settings)
     assert shed == {
         "kind": "shed",
@@ -69,7 +90,8 @@ def test_hints_by_hand(tmp_path: Path) -> None:
 
 
 def test_state_has_every_configured_model_seen_or_not(tmp_path: Path) -> None:
-    state = state_of(tick(3, LET_GO), config(tmp_path))
+    now = tick(3, LET_GO)
+    state = state_of(replace(now, observation=replace(now.observation, models={})), config(tmp_path))
     assert [(m["name"], m["seen"]) for m in state["models"]] == [("alexnet", False), ("resnet50", False), ("vgg19", False)]
     assert state["models"][2]["feasible"] is False
     assert state["decision"]["outcome"] == "infeasible"
@@ -149,3 +171,63 @@ def test_a_process_of_its_own_that_is_refused_again_and_again_is_said_once(tmp_p
     said = capsys.readouterr().out
     assert said.count("move refused") == 1
     assert said.count("its owner wants it") == 2  # as the plan, and with the refusal
+
+
+def test_room_is_offered_gpu_by_gpu(tmp_path: Path) -> None:
+    settings, now = config(tmp_path), tick(1, replace(HOLD, least_share=1.25, least_by_gpu={0: 0.55, 1: 0.7, 2: 0.1}))
+    there = {"alexnet": reading("alexnet"), "resnet50": reading("resnet50", 1), "vgg19": reading("vgg19", 1)}
+    now = replace(now, observation=replace(now.observation, models=there, foreign={1: 0.1}))
+    offers = [(hint["gpu_index"], hint["gpu"], hint["share"], hint["memory_free_bytes"]) for hint in hints_of(now, settings)]
+    assert offers == [(0, "V100 0", 0.45, 12), (1, "V100 1", 0.2, 11)], "nobody is on GPU 2 any more"
+    assert [(h["kind"], h.get("gpu_index")) for h in hints_of(stuck(now), settings)] == [("not_answering", None), ("offer", 0)]
+    unread = replace(now, observation=replace(now.observation, models={}, unread={"vgg19": "no answer"}))
+    assert list(hints_of(unread, settings)) == []
+
+
+def test_each_offer_is_published_though_the_other_has_not_gone_yet(tmp_path: Path) -> None:
+    broker = Published()
+    now = tick(1, replace(HOLD, least_by_gpu={0: 0.5, 1: 0.5}))
+    there = {name: reading(name, gpu) for gpu, name in enumerate(("alexnet", "resnet50"))} | {"vgg19": reading("vgg19")}
+    Reporter(config(tmp_path), publisher=broker)(replace(now, observation=replace(now.observation, models=there)))
+    assert [data["gpu_index"] for suffix, _, data in broker.sent if suffix == "hint"] == [0, 1]
+
+
+def test_a_model_that_does_not_answer_is_never_one_whose_slo_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broker, settings = Published(), config(tmp_path)
+    reporter = Reporter(settings, publisher=broker)
+    reporter(stuck(tick(0, HOLD)))
+    words = (
+        "every SLO that was judged holds, with rates free to grow by 12%; not judged: vgg19: requests wait for 31 s and nothing is executed"
+    )
+    assert reporter.state["decision"]["why"] == words
+    assert broker.sent[0][2]["decision"]["why"] == words
+    assert "every SLO holds" not in capsys.readouterr().out
+    (vgg19,) = [model for model in reporter.state["models"] if model["name"] == "vgg19"]
+    assert vgg19["stuck_s"] == 31.0
+    (hint,) = [data for _, _, data in broker.sent if data.get("kind") == "not_answering"]
+    assert (hint["model"], hint["stuck_s"]) == ("vgg19", 31.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"observation": {"models": {"alexnet": reading("alexnet"), "resnet50": reading("resnet50")}}}, "vgg19: not seen"),
+        ({"observation": {"unread": {"vgg19": "no answer in 0.4 s"}}}, "vgg19: not read: no answer in 0.4 s"),
+        ({"estimate": {"left_out": {"vgg19": "a prediction for it failed"}}}, "vgg19: a prediction for it failed"),
+        ({"standings": {"vgg19": Standing(State.NOT_ANSWERING, "it hangs")}}, "vgg19: it hangs"),
+        ({"standings": {"vgg19": Standing(State.WATCHED, "it is decoupled")}}, "vgg19: it is decoupled"),
+        ({"plan": {"verdicts": {n: HOLD.verdicts[n] for n in ("alexnet", "resnet50")}}}, "vgg19: no plan speaks of it"),
+    ],
+)
+def test_every_slo_holds_only_where_every_model_was_judged(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+    now = tick(1, HOLD)
+    for part, values in changes.items():
+        now = replace(now, **{part: values if part == "standings" else replace(getattr(now, part), **values)})
+    assert state_of(now, config(tmp_path))["decision"]["why"].endswith(f"; not judged: {why}")
+    assert state_of(tick(1, HOLD), config(tmp_path))["decision"]["why"] == HOLD.why
+
+
+def test_the_state_of_each_model_is_shown_where_it_is_known(tmp_path: Path) -> None:
+    now = replace(tick(5, HOLD), standings={"vgg19": Standing(State.BY_HAND, "somebody loaded it", 2.0)})
+    shown = {m["name"]: (m["state"], m["why"], m.get("state_since_s")) for m in state_of(now, config(tmp_path))["models"]}
+    assert shown == {"alexnet": (None, "", None), "resnet50": (None, "", None), "vgg19": ("by_hand", "somebody loaded it", 1002.0)}

@@ -1,5 +1,7 @@
+import math
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,3 +71,91 @@ def test_counters_that_restart_never_give_a_negative_rate(before: ModelReading, 
     assert all(n > 0 for n in window.executions.values())
     assert all(ms >= 0 for ms in window.service_ms.values())
     assert window.queue_ms is None or window.queue_ms >= 0
+
+
+def seen(at_s: float, answered_s: float | None, of: ModelReading, **more: object) -> Observation:
+    return Observation(at_s, models={"m": replace(of, at_s=answered_s)}, **more)  # type: ignore[arg-type]
+
+
+def test_a_span_is_from_answer_to_answer() -> None:
+    window = between(seen(1.0, 1.3, reading(100)), seen(2.0, 2.0, reading(170)))
+    assert window.span_s == 1.0
+    assert window.models["m"].span_s == pytest.approx(0.7)
+    assert between(seen(1.0, None, reading(100)), seen(2.0, 2.2, reading(220))).models["m"].span_s == pytest.approx(1.2)
+    assert between(seen(1.0, math.nan, reading(100)), seen(2.0, None, reading(200))).models["m"].span_s == 1.0
+
+
+@pytest.mark.parametrize(
+    ("first_s", "then_s", "more"),
+    [
+        (1.2, 1.2, {}),  # the same answer, seen twice
+        (1.2, 0.9, {}),  # a clock that went back
+        (1.5, 1.55, {}),  # hardly a moment
+        (None, None, {"unread": {"m": "no answer in 0.4 s"}}),  # what stands for it was answered before
+    ],
+)
+def test_a_reading_that_is_not_new_is_no_window(first_s: float | None, then_s: float | None, more: dict[str, object]) -> None:
+    assert between(seen(1.0, first_s, reading(100)), seen(2.0, then_s, reading(100), **more)).models == {}
+
+
+def test_an_answer_that_is_new_counts_though_its_stamp_is_not() -> None:
+    window = between(seen(1.0, 1.2, reading(100, pending=3)), seen(2.0, 1.2, reading(100, pending=90)))
+    assert (window.models["m"].span_s, window.models["m"].arrivals) == (1.0, 87)
+
+
+def test_a_model_that_was_unread_is_counted_from_its_last_answer() -> None:
+    stands_in = seen(5.0, 1.0, reading(100), unread={"m": "no answer"})
+    assert between(stands_in, seen(6.0, 6.0, reading(600))).models["m"].span_s == 5.0
+    unstamped = seen(5.0, None, reading(100), unread={"m": "no answer"})
+    assert between(unstamped, seen(6.0, 6.0, reading(600))).models == {}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (reading(100), reading(100 + 10**12)),
+        (reading(26_000_000), reading(10_000_000)),  # another server behind the address: no new copy counts so much in a second
+        (reading(2**64 - 1), reading(2**63)),
+        (reading(-5), reading(100)),
+        (reading(100), reading(-100)),
+        (reading(100), reading(120, failure=10**15)),
+    ],
+)
+def test_what_no_server_could_have_counted_is_no_window(before: ModelReading, after: ModelReading) -> None:
+    assert between(seen(1.0, None, before), seen(2.0, None, after)).models == {}
+
+
+@pytest.mark.parametrize("pending", [10**12 * 2, -5])
+def test_a_pending_count_that_is_none_is_not_believed(pending: int) -> None:
+    window = between_readings(reading(100, pending=3), reading(130, pending=pending), 1.0)
+    assert (window.arrivals, window.pending) == (30, None)
+    assert between_readings(reading(130, pending=pending), reading(160, pending=2), 1.0).arrivals == 30
+
+
+def test_times_that_cannot_have_passed_are_not_believed() -> None:
+    assert between_readings(reading(0), reading(40, b4=(10, 1_000_000)), 1.0).service_ms == {}
+    slow = between_readings(reading(0), reading(4, b4=(1, 90_000)), 1.0)  # one that began long before
+    assert slow.service_ms == {4: 90_002.0}
+
+
+def test_items_of_requests() -> None:
+    def counted(requests: int, items: int) -> ModelReading:
+        return replace(reading(requests), inference_count=items)
+
+    assert between_readings(counted(1000, 1000), counted(1030, 1240), 1.0).items == 240
+    assert between_readings(counted(1000, 1000), counted(1030, 1000), 1.0).items == 30, "never below one a request"
+    assert between_readings(counted(1000, 1000), counted(1030, 10**14), 1.0).items == 30
+    assert between_readings(counted(1000, 9000), counted(1030, 400), 1.0).restarted
+
+
+def test_a_model_on_another_gpu_is_another_copy() -> None:
+    moved = between_readings(reading(100), replace(reading(130), gpu_index=1), 1.0)
+    assert (moved.restarted, moved.arrivals) == (True, 30)
+
+
+def test_requests_refused_at_the_door() -> None:
+    def refused(count: int | None) -> ModelReading:
+        return replace(reading(1), rejected_count=count)
+
+    counts = [between_readings(refused(a), refused(b), 1.0).rejected for a, b in ((3, 8), (None, 8), (8, None), (8, 3), (0, 10**12))]
+    assert counts == [5, 0, 0, 0, 0]

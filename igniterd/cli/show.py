@@ -96,7 +96,12 @@ def _learnt(model: dict[str, Any], now_s: float) -> Iterator[Text]:
 
     from igniterd.model.livecurve import where
 
-    share = model.get("share")
+    share, known, stuck_s = model.get("share"), model.get("state"), model.get("stuck_s") or 0.0
+    if known not in (None, "steered"):
+        style = "red" if known == "not_answering" else "yellow"
+        yield Text.assemble(f"{model['name']}: ", (known.replace("_", " "), style), f": {model['why']}")
+    elif stuck_s > 0:
+        yield Text.assemble(f"{model['name']}: ", ("not answering", "red"), f" for {stuck_s:.0f} s")
     if share is not None and share["state"] != "proven":
         said = f"{model['name']}: share {share['applied']:.1%} is "
         yield Text.assemble(said, (share["state"], "red"), f": {share['reason']}")

@@ -21,6 +21,7 @@ from igniterd import __version__
 from igniterd.clients.mqtt import MqttStatistics
 from igniterd.config import Config
 from igniterd.records import Effect, Mode, ModelReading, Outcomes, StepKind, Tick
+from igniterd.states import State
 
 _RATIO_BUCKETS = (0.5, 0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)
 _STAGE_BUCKETS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -60,6 +61,8 @@ class Counters:
     ticks: int = 0
     arrivals: dict[str, int] = field(default_factory=dict)
     failed: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
     observed_s: dict[str, float] = field(default_factory=dict)
     violated_s: dict[str, float] = field(default_factory=dict)
     decisions: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Outcomes, 0))
@@ -87,6 +90,8 @@ class Metrics(Collector):
         self.counters = Counters(
             arrivals=dict.fromkeys(names, 0),
             failed=dict.fromkeys(names, 0),
+            rejected=dict.fromkeys(names, 0),
+            left_out=dict.fromkeys(names, 0),
             observed_s=dict.fromkeys(names, 0.0),
             violated_s=dict.fromkeys(names, 0.0),
         )
@@ -125,6 +130,7 @@ class Metrics(Collector):
         tick = self._tick
         if tick is not None:
             yield from self._sources_seen()
+            yield from _states(tick)
             yield from self._models_applied(tick)
             yield from self._models_believed(tick)
             yield from _host_planned(tick)
@@ -139,6 +145,10 @@ class Metrics(Collector):
         if window is not None:
             self.counters.arrivals[name] += max(0, window.arrivals)
             self.counters.failed[name] += max(0, window.failed)
+            self.counters.rejected[name] += max(0, window.rejected)
+        standing = tick.standings.get(name)
+        odd = standing is not None and standing.state is State.UNPREDICTABLE
+        self.counters.left_out[name] += odd or name in tick.estimate.left_out
         if load is None:
             return
         if load.error_ratio is not None:
@@ -173,6 +183,8 @@ class Metrics(Collector):
                 metric.add_metric(self._labels(name), value)
             yield metric
         for family, help_text, label, by_kind in (
+            ("requests_rejected", "Requests that Triton refused at its door.", "model", counters.rejected),
+            ("readings_left_out", "Ticks that left the model out: its reading made a prediction fail.", "model", counters.left_out),
             ("decisions", "Decisions by outcome: hold, wait, move, infeasible.", "outcome", counters.decisions),
             ("actuations", "Changes of a model tried, by kind.", "kind", counters.actuations),
             ("actuation_failures", "Changes of a model that were refused or not answered, by kind.", "kind", counters.refused),
@@ -317,6 +329,20 @@ def _by_model(name: str, help_text: str, rows: Iterable[tuple[tuple[str, str], f
     return metric
 
 
+def _states(tick: Tick) -> Iterator[Metric]:
+    """Each model's state, one series a state as Prometheus wants an enum; what is not known of a model is absent."""
+    state = GaugeMetricFamily("igniterd_model_state", "Whether the model is in the state: 1 or 0.", labels=("model", "state"))
+    for name, standing in tick.standings.items():
+        for each in State:
+            state.add_metric((name, each.value), float(standing.state is each))
+    stuck = GaugeMetricFamily(
+        "igniterd_model_stuck_seconds", "For how long requests have waited with nothing executed; 0 where not.", labels=("model",)
+    )
+    for name, load in tick.estimate.loads.items():
+        stuck.add_metric((name,), load.stuck_s)
+    yield from (state, stuck)
+
+
 def _ready(tick: Tick, name: str) -> bool:
     reading = tick.observation.models.get(name)
     return reading is not None and reading.ready
@@ -328,13 +354,15 @@ def _uuid(tick: Tick, reading: ModelReading) -> str:
 
 def _host_planned(tick: Tick) -> Iterator[Metric]:
     yield GaugeMetricFamily("igniterd_feasible", "Whether every SLO can be kept on this host.", value=float(tick.plan.feasible))
-    allocated = GaugeMetricFamily("igniterd_gpu_allocated_ratio", "Sum of the MPS shares applied on the GPU.", labels=("gpu_uuid",))
+    allocated = GaugeMetricFamily(
+        "igniterd_gpu_allocated_ratio", "Sum of the MPS shares on the GPU, whoever gave them.", labels=("gpu_uuid",)
+    )
     headroom = GaugeMetricFamily(
         "igniterd_gpu_headroom_ratio", "Factor by which every arrival rate may grow with all SLOs kept; 1 is none.", labels=("gpu_uuid",)
     )
     for board in tick.observation.boards:
         shares = [reading.allocation.granted or 0.0 for reading in tick.observation.models.values() if reading.gpu_index == board.index]
-        allocated.add_metric((board.uuid,), sum(shares))
+        allocated.add_metric((board.uuid,), sum(shares) + tick.observation.foreign.get(board.index, 0.0))
         if tick.plan.headroom is not None:
             headroom.add_metric((board.uuid,), tick.plan.headroom)
     yield from (allocated, headroom)

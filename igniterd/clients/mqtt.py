@@ -142,14 +142,14 @@ class MqttPublisher:
     ) -> None:
         """Put down an event of type `kind` for topic ``…/<suffix>``; never waits, never fails.
 
-        It replaces one of the same topic, kind and model (``data["model"]``) that has not been sent yet.
+        It replaces one of the same topic, kind and model (``data["model"]``, or ``data["gpu_index"]``) that has not been sent yet.
         """
         message = Message(self._prefix + suffix, self._event(kind, data), qos, retain, expiry_s)
         if retain:
             self._retained[message.topic] = message
             self._put((message.topic,), message)
         else:
-            self._put((message.topic, kind, str(data.get("model", ""))), message)
+            self._put((message.topic, kind, str(data.get("model", data.get("gpu_index", "")))), message)
 
     def set_status(self, status: str, reason: str = "") -> None:
         """``online`` or ``degraded`` with the reason; said now if it changed, and again after every reconnect."""

@@ -282,7 +282,7 @@ def _qualified(plan: Plan, observation: Observation, known: Mapping[str, Standin
     if plan.outcome is Outcomes.HOLD and (bare or unknown):
         plan = replace(plan, outcome=Outcomes.WAIT)
     if claimed or bare:
-        return replace(plan, why=why, headroom=None, least_share=None)
+        return replace(plan, why=why, headroom=None, least_share=None, least_by_gpu={})
     return plan if why == plan.why else replace(plan, why=why)
 
 
@@ -308,6 +308,7 @@ def _merged(parts: Sequence[Part], applied: Mapping[str, Allocation], held: Held
         headroom=min(rooms) if rooms else None,
         allocated_share=_total(applied),
         least_share=sum(held.least_share.values()) if held.least_share else None,
+        least_by_gpu=held.least_share,
     )
 
 

@@ -234,6 +234,7 @@ class SimHost:
             batches=batches,
             instance_names=frozenset({f"{model.name}_0_0"}),
             gpu_index=model.gpu,
+            at_s=self._now_s,
         )
 
     # ------------------------------------------------------------ the simulation

@@ -121,3 +121,18 @@ def test_a_model_without_traffic_yet_has_a_row(server: Answering) -> None:
     assert done.exit_code == 0, done.stderr
     assert "no traffic seen" in done.stdout
     assert "not seen" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"state": "by_hand", "why": "somebody loaded it [q]"}, "bert: by hand: somebody loaded it [q]"),
+        ({"state": "not_answering", "why": "it hangs", "stuck_s": 31.0}, "bert: not answering: it hangs"),
+        ({"state": None, "why": "", "stuck_s": 31.0}, "bert: not answering for 31 s"),
+    ],
+)
+def test_the_state_of_a_model_is_shown_unless_it_is_steered(server: Answering, model: dict[str, Any], said: str) -> None:
+    server.answer = (200, json.dumps(STATE | {"models": [MODEL | FIGURES | model]}).encode())
+    assert said in CliRunner().invoke(app, server.admin).stdout
+    server.answer = (200, json.dumps(STATE | {"models": [MODEL | FIGURES | {"state": "steered", "why": ""}]}).encode())
+    assert "steered" not in CliRunner().invoke(app, server.admin).stdout

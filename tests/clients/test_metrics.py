@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from igniterd.clients.metrics import Histogram, Metrics, sources_of
 from igniterd.clients.mqtt import MqttStatistics
 from igniterd.config import parse_config
-from igniterd.records import Outcomes
+from igniterd.records import Estimate, Load, ModelWindow, Outcomes, Tick, Window
+from igniterd.states import Standing, State
 from tests.clients.ticks import CONFIG, a_config, a_tick
 
 RESNET = {"model": "resnet50", "version": "1"}
@@ -32,6 +35,10 @@ CONTRACT = {
     "source_up",
     "last_success_timestamp_seconds",
     "build_info",
+    "model_state",
+    "model_stuck_seconds",
+    "requests_rejected",
+    "readings_left_out",
 }
 
 
@@ -158,3 +165,36 @@ def test_a_scraper_that_wants_openmetrics_gets_it() -> None:
     assert content_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
     assert Metrics(a_config()).render()[1].startswith("text/plain")
+
+
+def test_the_state_of_a_model_is_an_enum_and_goes_with_the_model() -> None:
+    hangs = {"vgg19": Standing(State.NOT_ANSWERING, "it hangs"), "resnet50": Standing(State.STEERED)}
+    page = after(replace(a_tick(), standings=hangs))
+    for state in State:
+        assert page.value("igniterd_model_state", model="vgg19", state=state.value) == (state is State.NOT_ANSWERING)
+    assert page.value("igniterd_model_state", model="resnet50", state="steered") == 1
+    gone = after(replace(a_tick(), standings=hangs), replace(a_tick(1), standings={"resnet50": hangs["resnet50"]}))
+    assert not gone.has("igniterd_model_state", model="vgg19")
+
+
+def odd(number: int, stuck_s: float, rejected: int, **left_out: str) -> Tick:
+    windows = {"vgg19": ModelWindow("vgg19", 1.0, 0, 0, 0, rejected=rejected)}
+    loads = {"vgg19": Load("vgg19", 1.0, 1.0, True, stuck_s=stuck_s)}
+    return replace(a_tick(number), window=Window(0.0, 1.0, windows), estimate=Estimate(0.0, loads, left_out=left_out))
+
+
+def test_what_is_stuck_refused_and_left_out() -> None:
+    page = after(odd(0, 0.0, 3), odd(1, 12.0, 4, resnet50="it failed"), odd(2, 13.0, 0, resnet50="it failed"))
+    assert page.value("igniterd_model_stuck_seconds", model="vgg19") == 13
+    assert page.value("igniterd_requests_rejected_total", model="vgg19") == 7
+    assert page.value("igniterd_requests_rejected_total", model="resnet50") == 0
+    assert page.value("igniterd_readings_left_out_total", model="resnet50") == 2
+    assert not page.has("igniterd_model_stuck_seconds", model="resnet50")
+    unpredictable = replace(a_tick(), standings={"vgg19": Standing(State.UNPREDICTABLE, "a plan with it failed")})
+    assert after(unpredictable).value("igniterd_readings_left_out_total", model="vgg19") == 1
+
+
+def test_shares_that_nobody_configured_count_on_their_gpu() -> None:
+    now = a_tick()
+    page = after(replace(now, observation=replace(now.observation, foreign={0: 0.45, 1: 0.2})))
+    assert page.value("igniterd_gpu_allocated_ratio", gpu_uuid="GPU-a") == pytest.approx(0.75)

@@ -20,6 +20,7 @@ from igniterd.records import (
     Verdict,
     Window,
 )
+from igniterd.states import Standing, State
 
 CONFIG = """
 [host]
@@ -112,4 +113,5 @@ def a_tick(number: int = 0, *, outcome: Outcomes = Outcomes.MOVE, p99_ms: float 
         ),
         outcome=Outcome((Actuation(step, True, 1.5), Actuation(refused, False, 0.2, "no"))),
         stage_s={"observe": 0.004, "decide": 0.02},
+        standings={"resnet50": Standing(State.STEERED), "vgg19": Standing(State.WATCHED, "it has no profile", 90.0)},
     )

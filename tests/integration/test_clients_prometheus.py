@@ -108,6 +108,8 @@ def test_panels_do_not_overlap() -> None:
 
 
 MODEL = '{instance="gpu-a", model="vgg19", version="1"}'
+PLAIN = '{instance="gpu-a", model="vgg19"}'
+MUTE = '{instance="gpu-a", model="vgg19", state="not_answering"}'
 
 
 def fires(tmp_path: Path, series: dict[str, str], *, at: str, alert: str, **labels: str) -> subprocess.CompletedProcess[bytes]:
@@ -155,6 +157,24 @@ OBSERVED, VIOLATED = f"igniterd_observed_seconds_total{MODEL}", f"igniterd_slo_v
             {"model": "vgg19", "severity": "critical"},
         ),
         ("IgniterdShareWithoutEffect", {f"igniterd_share_effective{MODEL}": "1x4 0x2 1x40"}, "3m", {}),  # while one is proven anew
+        ("IgniterdModelNotAnswering", {f"igniterd_model_stuck_seconds{PLAIN}": "0x4 15+15x40"}, "3m", {"model": "vgg19"}),
+        ("IgniterdModelNotAnswering", {f"igniterd_model_state{MUTE}": "0x4 1x40"}, "3m", {"model": "vgg19", "severity": "critical"}),
+        (
+            "IgniterdModelNotAnswering",  # told in both ways: one alert
+            {f"igniterd_model_stuck_seconds{PLAIN}": "0x4 15+15x40", f"igniterd_model_state{MUTE}": "0x6 1x40"},
+            "3m",
+            {"model": "vgg19"},
+        ),
+        (
+            "IgniterdModelNotAnswering",
+            {f"igniterd_model_stuck_seconds{PLAIN}": "0x40", f"igniterd_model_state{MUTE}": "0x40"},
+            "3m",
+            {},
+        ),
+        ("IgniterdRequestsRejected", {f"igniterd_requests_rejected_total{PLAIN}": "0+5x60"}, "8m", {"model": "vgg19"}),
+        ("IgniterdRequestsRejected", {f"igniterd_requests_rejected_total{PLAIN}": "7x60"}, "8m", {}),
+        ("IgniterdModelUnpredictable", {f"igniterd_readings_left_out_total{PLAIN}": "0+15x60"}, "8m", {"model": "vgg19"}),
+        ("IgniterdModelUnpredictable", {f"igniterd_readings_left_out_total{PLAIN}": "7x60"}, "8m", {}),
         ("IgniterdDown", {'up{job="igniterd", instance="gpu-a"}': "0x40"}, "5m", {"instance": "gpu-a"}),
         ("IgniterdStalled", {'igniterd_ticks_total{instance="gpu-a"}': "7x60"}, "8m", {"instance": "gpu-a"}),
         ("IgniterdStalled", {'igniterd_ticks_total{instance="gpu-a"}': "0+15x60"}, "8m", {}),

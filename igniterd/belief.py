@@ -1,0 +1,215 @@
+"""What one tick hands to the next about each model, and what a window changes of it. Pure.
+
+A window in which a model was reloaded changes no rate; nor do the first executions of a new copy,
+which are slow, change what is believed of its service times. A reading seen twice is no window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from igniterd.model.arrivals import Aim, Rate, updated
+from igniterd.model.calibrate import Bias
+from igniterd.model.daily import Daily, lived
+from igniterd.model.effect import ShareTrial
+from igniterd.model.livecurve import LiveCurve
+from igniterd.records import Allocation, Changed, Learnt, LiveService, Load, ModelReading, ModelWindow
+
+SMOOTH_S = 4.0  # time constant of the smoothed measurements
+SETTLE_S = 3.0  # of a new copy, before its service times count
+LONGEST_S = 120.0  # a mean over more than that is not the rate now: the process was stopped, or the model unread
+QUICK_S, SLOW_S = 10.0, 120.0  # time constants of the items in a request: up by the quicker, down by the slower
+FEW_REQUESTS = 3.0  # of the slower mean that the quicker one starts from, so that one odd request is no trend
+FORMER_REQUESTS = 10.0  # that the server's count from before is worth
+MOST_ITEMS = 4096  # in a request, as ``client_batch``
+STUCK_S = 5.0  # without an execution while requests wait, at least, before a model is called stuck ...
+STUCK_TIMES = 10.0  # ... and so many times what its longest execution takes
+STUCK_UNKNOWN_S = 60.0  # the same for a copy whose executions nobody has seen yet ...
+STUCK_STREAM_S = 300.0  # ... and for one whose responses may be streams
+SLOWEST_HALF_S = 1800.0  # half-life of the longest execution seen
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the model said of one model, and for what: asked again when that has changed."""
+
+    allocation: Allocation
+    rate_per_s: float
+    bias: float
+    at_s: float
+    mean_ms: float | None = None  # None in overload
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    beside: frozenset[str] = frozenset()  # the models of its GPU it was said for, itself among them
+    items: float = 1.0  # in a request
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """How many items a request brings: sums of items and requests over two memories."""
+
+    mean: float = 1.0
+    quick: tuple[float, float] = (0.0, 0.0)
+    slow: tuple[float, float] = (0.0, 0.0)
+
+    def after(self, items: int, requests: int, span_s: float) -> Items:
+        """With one more window. A mean that rises is believed sooner than one that falls."""
+        quick, slow = (_faded(old, items, requests, span_s / tau) for old, tau in ((self.quick, QUICK_S), (self.slow, SLOW_S)))
+        if requests <= 0:  # nothing came: nothing is known better
+            return Items(self.mean, quick, slow)
+        longer = slow[0] / slow[1]
+        lately = (quick[0] + FEW_REQUESTS * longer) / (quick[1] + FEW_REQUESTS)
+        return Items(max(1.0, longer, lately), quick, slow)
+
+
+def _faded(old: tuple[float, float], items: int, requests: int, ages: float) -> tuple[float, float]:
+    keep = math.exp(-ages)
+    return keep * old[0] + items, keep * old[1] + requests
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBelief:
+    """What one tick hands to the next about one model."""
+
+    rate: Rate = field(default_factory=Rate)
+    daily: Daily = field(default_factory=Daily)
+    bias: Bias = field(default_factory=Bias)
+    told: Learnt | None = None  # of the bias, to plans: held still until it matters, so that noise moves no plan
+    busy: float = 0.0
+    mean_batch: float = 1.0
+    mean_ms: float | None = None
+    seen_s: float = 0.0  # traffic observed in all, seconds
+    copy: tuple[str, str] | None = None  # version and backend that all this is of
+    curve: LiveCurve = field(default_factory=LiveCurve)
+    live: LiveService | None = None
+    settled_at_s: float = 0.0  # when the present copy's first executions are over
+    changed: Changed | None = None
+    expected: Expected | None = None
+    trial: ShareTrial | None = None  # of the share that its configuration names
+    success: int = 0  # its count at the last reading: below it, another copy serves
+    items: Items | None = None  # None before its first request is seen
+    slowest_ms: float = 0.0  # longest mean service time of a window, slowly forgotten
+    waited_s: float = 0.0  # how long requests have waited with nothing executed, up to now
+    load: Load | None = None  # as last told
+
+
+Belief = Mapping[str, ModelBelief]
+
+
+def mixed(old: float | None, new: float, span_s: float) -> float:
+    """Exponential smoothing over ``SMOOTH_S``."""
+    weight = 1 - math.exp(-span_s / SMOOTH_S)
+    return new if old is None else old + weight * (new - old)
+
+
+def service_s(window: ModelWindow) -> float:
+    """Seconds spent executing, of all instances together."""
+    return sum(n * window.service_ms[batch] for batch, n in window.executions.items()) / 1000
+
+
+def same_model(belief: ModelBelief, reading: ModelReading, at_s: float) -> ModelBelief:
+    """``belief``, less what was learnt of another version or another backend."""
+    copy = (reading.version, reading.backend)
+    if belief.copy == copy:
+        return belief
+    if belief.copy is None:
+        return replace(belief, copy=copy)
+    what = [f"{name} {was} -> {now}" for name, was, now in zip(("version", "backend"), belief.copy, copy, strict=True) if was != now]
+    changed = Changed(at_s, f"{' and '.join(what)}: what was learnt of its service times is forgotten")
+    return replace(
+        belief,
+        copy=copy,
+        bias=Bias(),
+        told=None,
+        curve=LiveCurve(),
+        live=None,
+        changed=changed,
+        expected=None,
+        trial=_afresh(belief.trial, at_s),
+        slowest_ms=0.0,
+    )
+
+
+def _afresh(trial: ShareTrial | None, now_s: float) -> ShareTrial | None:
+    """The trial of the same share with a model that may take another time for the same."""
+    return None if trial is None else ShareTrial(trial.share, now_s, weak=True)
+
+
+def same_copy(belief: ModelBelief, reading: ModelReading, at_s: float, restarted: bool) -> ModelBelief:
+    """``belief``, of another copy where the counts say so: they may be seen below the last only after some ticks without a window."""
+    if not restarted and reading.success_count >= belief.success:
+        return belief if reading.success_count == belief.success else replace(belief, success=reading.success_count)
+    trial = None if belief.trial is None else belief.trial.again(belief.trial.share, at_s)
+    return replace(belief, success=reading.success_count, settled_at_s=at_s + SETTLE_S, trial=trial, waited_s=0.0)
+
+
+def followed(belief: ModelBelief, window: ModelWindow, reading: ModelReading, end_s: float, wall_s: float, aim: Aim) -> ModelBelief:
+    """``belief`` after ``window``, which ended at ``end_s``, without what it says of service times."""
+    if window.restarted or not 0 < window.span_s <= LONGEST_S:
+        return replace(belief, waited_s=0.0) if belief.waited_s else belief
+    runs = sum(window.executions.values())
+    served = sum(batch * n for batch, n in window.executions.items())
+    mean_ms = belief.mean_ms
+    if runs and window.queue_ms is not None:
+        # a request is served as long as its batch: weighted by requests, not by executions
+        own_ms = sum(batch * n * window.service_ms[batch] for batch, n in window.executions.items()) / served
+        mean_ms = mixed(mean_ms, window.queue_ms + own_ms, window.span_s)
+    rate = updated(belief.rate, end_s, window.span_s, window.arrivals, aim)
+    busy = min(1.0, service_s(window) / window.span_s / max(1, reading.allocation.instances))
+    return replace(
+        belief,
+        rate=rate,
+        daily=lived(belief.daily, wall_s, window.span_s, rate.per_s),
+        busy=mixed(belief.busy if belief.seen_s else None, busy, window.span_s),
+        mean_batch=mixed(belief.mean_batch if belief.seen_s else None, served / runs, window.span_s) if runs else belief.mean_batch,
+        mean_ms=mean_ms,
+        seen_s=belief.seen_s + window.span_s,
+        items=brought(belief, reading).after(window.items, window.completed - window.failed, window.span_s),
+        slowest_ms=_slowest(belief, window, end_s),
+        waited_s=_waited(belief, window, reading),
+    )
+
+
+def brought(belief: ModelBelief, reading: ModelReading) -> Items:
+    """The items of a request; before any was seen, what its server has counted so far."""
+    if belief.items is not None:
+        return belief.items
+    requests, items = reading.success_count, reading.inference_count or 0
+    if not 0 < requests <= items <= MOST_ITEMS * requests:
+        return Items()
+    mean = items / requests
+    return Items(mean, slow=(FORMER_REQUESTS * mean, FORMER_REQUESTS))
+
+
+def _slowest(belief: ModelBelief, window: ModelWindow, end_s: float) -> float:
+    now = max(window.service_ms.values(), default=0.0) if end_s >= belief.settled_at_s else 0.0
+    return max(now, belief.slowest_ms * math.exp2(-window.span_s / SLOWEST_HALF_S))
+
+
+def _waited(belief: ModelBelief, window: ModelWindow, reading: ModelReading) -> float:
+    """How long requests have waited with nothing executed. Requests refused at the door waited in a full queue.
+
+    While a load may be going on nothing is said: its copy may not serve yet.
+    """
+    executed = bool(window.executions) or window.completed > window.failed
+    waits = bool(window.pending) or window.rejected > 0
+    if executed or not waits or reading.loading or not reading.ready:
+        return 0.0
+    return belief.waited_s + window.span_s
+
+
+def stuck_s(belief: ModelBelief, reading: ModelReading, longest_ms: float) -> float:
+    """How long requests have waited, once that is far longer than any execution of its takes; else 0.
+
+    ``longest_ms``: the longest it is expected to take, 0 where that is not known. Responses of what
+    is only watched may be streams: they are counted when they end.
+    """
+    longest_ms = max(longest_ms, belief.slowest_ms)
+    limit_s = max(STUCK_S, STUCK_TIMES * longest_ms / 1000) + reading.allocation.max_queue_delay_us / 1e6
+    if longest_ms <= 0 or reading.success_count == 0:  # a copy's first execution may compile for long
+        limit_s = max(limit_s, STUCK_UNKNOWN_S)
+    if reading.left_alone:
+        limit_s = max(limit_s, STUCK_STREAM_S)
+    return belief.waited_s if belief.waited_s >= limit_s else 0.0
