@@ -17,30 +17,33 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any
-from zlib import crc32
 
+import structlog
 from tritonclient.grpc import service_pb2
 
-from igniterd.clients.environments import DEFAULT_SHARES, PLAIN, Own, Reach
+from igniterd.clients.environments import DEFAULT_SHARES, PLAIN, Reach
 from igniterd.clients.looks import Looks
 from igniterd.clients.triton_channel import NOT_EXPLICIT, RESTRICTED, TlsFiles, TritonChannel
 from igniterd.clients.triton_config import ModelConfig, allocation_of, marked
+from igniterd.clients.triton_configs import Configurations
 from igniterd.clients.triton_ensembles import Strangers
 from igniterd.clients.triton_http import TritonHttp
+from igniterd.clients.triton_index import RepositoryList
 from igniterd.clients.triton_info import Control, IndexEntry, ServerInfo
 from igniterd.clients.triton_json import config_to_dict, unknown_fields
 from igniterd.clients.triton_metrics import MetricsPage, ModelMetrics, ModelVersion
-from igniterd.clients.triton_reading import Known, Served, by_model, known_of, reading
+from igniterd.clients.triton_reading import Known, Served, by_model, reading
 from igniterd.clients.triton_release import too_old
-from igniterd.clients.triton_unsettled import Unsettled
+from igniterd.clients.triton_unsettled import Trace, Unsettled
 from igniterd.engines.hosting import files_of
-from igniterd.errors import NotNow, NotServed, Refused, Unanswered, Unreachable
+from igniterd.errors import NotNow, Refused, Unanswered, Unreachable
 from igniterd.records import Allocation, Gap, ModelReading
 
 _CONTROL_PROBE = "igniterd-asks-for-the-model-control-mode"
 _HOMELESS = "it is in no model repository: it was loaded with files that only whoever loaded it has, and any other load of it fails"
-_COMING = ("LOADING", "READY")  # index and statistics are two calls: what is ready now may have been loading a moment ago
+ROUNDS = 1.8  # deadlines that a look at all models may take: a tick gives up after two
 
 
 class TritonClient:
@@ -72,22 +75,28 @@ class TritonClient:
         """Why the last :meth:`read_models` had no pending counts or quantiles, though a metrics page is configured."""
         self._timeout_s = timeout_s
         self._reload_timeout_s = reload_timeout_s
-        self._config_max_age_s = config_max_age_s
-        self._gpus = gpus or {}
         self._shares_dir = shares_dir
         self.reach = reach
         """How shares reach its models, beside the folder of shares."""
-        self._looks = Looks(shares_dir, timeout_s)
         self._clock = clock
+        self._noted = ""  # what the last metrics page was said to lack
         self._metrics = MetricsPage(metrics_url, timeout_s) if metrics_url else None
-        self._known: dict[str, Known] = {}
-        self._others = Strangers(config_max_age_s, self._age_s)
+        self._list = RepositoryList(name, self._index, clock)
+        self._configs = Configurations(
+            self._config_message,
+            Looks(shares_dir, timeout_s),
+            self._list.forget,
+            max_age_s=config_max_age_s,
+            gpus=gpus or {},
+            shares_dir=shares_dir,
+            reach=reach,
+            clock=clock,
+        )
+        self._others = Strangers(config_max_age_s, self._configs.age_s, shares_dir)
         self._unsettled = Unsettled()
-        self._reloads: dict[str, int] = {}
-        self._homes: dict[str, bool] = {}  # whether each model was found in a repository
-        self._asked: dict[str, tuple[str, Allocation | None]] = {}  # what the last load of each model was to bring, and its mark
-        # A server that is gone finishes nothing.
-        self._channel = TritonChannel(name, url, headers or {}, tls, self._unsettled.forget_all)
+        self._losses = self._losses_seen = 0  # of the connection
+        self._executed: dict[str, int] = {}  # by model, at the last look
+        self._channel = TritonChannel(name, url, headers or {}, tls, self._lost)
         self._http = TritonHttp(http_url, timeout_s, headers or {}, tls) if http_url else None
 
     async def server(self) -> ServerInfo:
@@ -130,7 +139,10 @@ class TritonClient:
 
     async def index(self) -> tuple[IndexEntry, ...]:
         """Every model of the repository, loaded or not."""
-        answer = await self._call("RepositoryIndex", service_pb2.RepositoryIndexRequest())
+        return await self._index(self._timeout_s)
+
+    async def _index(self, timeout_s: float) -> tuple[IndexEntry, ...]:
+        answer = await self._call("RepositoryIndex", service_pb2.RepositoryIndexRequest(), timeout_s=timeout_s)
         return tuple(IndexEntry(entry.name, entry.version, entry.state, entry.reason) for entry in answer.models)
 
     async def config(self, model: str) -> ModelConfig:
@@ -166,18 +178,23 @@ class TritonClient:
             sent = config if exact else marked(config, mark)
             request.parameters["config"].string_param = json.dumps(sent)
             wanted = self._wanted(config)
-            self._asked[model] = (mark, wanted)
+            self._configs.asked_for(model, mark, wanted)
             files = files_of(config) if files is None else files
         elif files:
             raise ValueError("Triton takes files only with a configuration")
         for name, content in (files or {}).items():
             request.parameters[f"file:{name}"].bytes_param = content
         self._unsettled.forget(model)
+        connected = self._channel.connected
         try:
             await self._call("RepositoryModelLoad", request, timeout_s=self._reload_timeout_s)
         except Unanswered as error:
             self._unsettled.unanswered(model, wanted, self._clock(), self._reload_timeout_s)
             raise Unanswered(f"{error} ([[triton]] reload_timeout_s): it may finish loading {model} yet") from error
+        except Unreachable:
+            if connected:  # it was asked, and is heard of no more: if it has not ended, it goes on
+                self._unsettled.unanswered(model, wanted, self._clock(), self._reload_timeout_s)
+            raise
         finally:
             self._changed(model)
 
@@ -196,11 +213,14 @@ class TritonClient:
         finally:
             self._changed(model)
 
+    def _lost(self) -> None:
+        self._losses += 1
+
     def _changed(self, model: str) -> None:
         """A tick may have read the old configuration while the new copy was loading, or be reading it now."""
-        self._known.pop(model, None)
-        self._homes.pop(model, None)
-        self._reloads[model] = self._reloads.get(model, 0) + 1
+        self._configs.changed(model)
+        self._list.forget(model)
+        self._executed.pop(model, None)
 
     @property
     def strangers(self) -> frozenset[str]:
@@ -209,8 +229,8 @@ class TritonClient:
 
     @property
     def foreign_shares(self) -> Mapping[int, float]:
-        """What they hold of each GPU."""
-        return {}
+        """What they hold of each GPU by their shares, whoever gave them."""
+        return self._others.shares
 
     @property
     def copies(self) -> frozenset[str]:
@@ -220,36 +240,71 @@ class TritonClient:
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
         """A reading for each of `names`, or why there is none. Raises :class:`Unreachable` when Triton does not answer at all.
 
-        A metrics page that does not answer costs only its own readings: see :attr:`metrics_gap`.
+        A metrics page that does not answer costs only its own readings: see :attr:`metrics_gap`. What cannot be said of one model in
+        time costs the others nothing: it takes less than twice the deadline of a call.
         """
-        wanted = tuple(names)
-        statistics, metrics = await asyncio.gather(
-            self._call("ModelStatistics", service_pb2.ModelStatisticsRequest()), self._read_metrics()
+        wanted, losses, time_s = tuple(names), self._losses, asyncio.get_running_loop().time
+        until_s = time_s() + ROUNDS * self._timeout_s
+        (served, at_s), metrics = await asyncio.gather(self._statistics(wanted), self._read_metrics())
+        if losses != self._losses_seen:
+            self._configs.disbelieve()
+        marks = self._configs.marks()
+
+        def left_s() -> float:
+            return max(0.0, min(self._timeout_s, until_s - time_s()))
+
+        due = self._configs.due(served, wanted, self._unsettled.__contains__)
+        failed, missing, _, _ = await asyncio.gather(
+            self._configs.refresh(due, served, left_s()),
+            self._list.why_missing([name for name in wanted if name not in served], left_s()),
+            self._look_at_others(self._others.due(served, wanted, at_s), served, left_s()),
+            self._list.look_for(due, left_s()),
         )
-        served = by_model(statistics.model_stats)
-        failed, missing = dict[str, NotNow](), dict[str, NotNow]()
-        now_s, absent = self._clock(), [name for name in wanted if name not in served]
-        due = [name for name in wanted if name in served and self._stale(name, served[name], now_s)]
-        others = self._others.due(served, wanted, now_s)
-        if due or absent or others:
-            failed, missing, _, _ = await asyncio.gather(
-                self._refresh_configs(due),
-                self._why_missing(absent),
-                self._look_at_others(others, served),
-                self._look_for_homes([name for name in due if name not in self._homes]),
-            )
-        lost = [name for name in wanted if name in served and name not in failed and name not in self._known]
+        failed |= missing
+        lost = [name for name in wanted if name not in failed and self._configs.of(name) is None]
         if lost:  # a load of theirs ended meanwhile
-            failed |= await self._refresh_configs(lost)
-        least = self._others.least_batches(self._known[name] for name in wanted if name in self._known)
-        return {
-            name: failed.get(name) or missing.get(name) or self._reading(name, served[name], metrics, least.get(name, 1)) for name in wanted
-        }
+            failed |= await self._configs.refresh(lost, served, left_s())
+        if losses != self._losses_seen:
+            self._is_it_another(served, marks)
+            self._losses_seen = losses
+        self._executed = {name: each.executed for name, each in served.items()}
+        least = self._others.least_batches(self._configs.among(wanted))
+        return {name: failed.get(name) or self._reading(name, served[name], metrics, least.get(name, 1), at_s) for name in wanted}
+
+    async def _statistics(self, wanted: Iterable[str]) -> tuple[dict[str, Served], float]:
+        """Everything that is served, and when that was answered. Where one model spoils the answer for all, each of ``wanted``."""
+        try:
+            answers = [await self._call("ModelStatistics", service_pb2.ModelStatisticsRequest())]
+        except Refused as error:
+            each = await asyncio.gather(*(self.statistics(name) for name in wanted), return_exceptions=True)
+            answers = [answer for answer in each if not isinstance(answer, BaseException)]
+            if not answers:
+                raise error from None
+        return by_model(chain.from_iterable(answer.model_stats for answer in answers)), self._clock()
+
+    def _is_it_another(self, served: Mapping[str, Served], marks: Mapping[str, str]) -> None:
+        """After the connection was lost: a new server finishes no load that the old one was asked for."""
+        now = Trace({name: each.executed for name, each in served.items()}, self._configs.marks())
+        if Trace(self._executed, marks).of_another(now):
+            self._unsettled.forget_all()
+
+    async def old_copy(self, model: str) -> str:
+        """Why a copy of the model that should be gone seems still there, or an empty string.
+
+        Triton tells of one only after an unload, or where another version takes its place. After a reload of the
+        same version neither index nor statistics know the old copy, though its ``finalize`` may hang for ever
+        (23.12 and 24.10): then its processes are the only sign.
+        """
+        going = [entry.version for entry in await self.index() if (entry.name, entry.state) == (model, "UNLOADING")]
+        return f"Triton is still unloading version {', '.join(going)} of {model}" if going else ""
+
+    async def applied_now(self, names: Iterable[str]) -> dict[str, Allocation]:
+        """What is applied at this moment, read anew: for whoever is about to change something. Without what cannot be read."""
+        return await self._configs.now(names, self._timeout_s)
 
     def read_configs_again(self) -> None:
         """The next :meth:`read_models` reads every configuration anew."""
-        for known in self._known.values():
-            known.read_at_s = float("-inf")
+        self._configs.again()
 
     async def statistics(self, model: str) -> Any:
         """Triton's ``ModelStatistics`` of one model, every version."""
@@ -267,6 +322,7 @@ class TritonClient:
         await self._call("SystemSharedMemoryUnregister", service_pb2.SystemSharedMemoryUnregisterRequest(name=name))
 
     async def close(self) -> None:
+        await self._list.close()
         await self._channel.close()
         if self._http is not None:
             await self._http.close()
@@ -275,108 +331,50 @@ class TritonClient:
 
     # ------------------------------------------------------------ inside
 
-    async def _config_message(self, model: str) -> Any:
-        return (await self._call("ModelConfig", service_pb2.ModelConfigRequest(name=model))).config
+    async def _config_message(self, model: str, timeout_s: float | None = None) -> Any:
+        return (await self._call("ModelConfig", service_pb2.ModelConfigRequest(name=model), timeout_s=timeout_s)).config
 
     async def _read_metrics(self) -> dict[ModelVersion, ModelMetrics]:
         self.metrics_gap = None
         if self._metrics is None:
             return {}
         try:
-            return await self._metrics.read()
+            found = await self._metrics.read()
         except NotNow as error:
             self.metrics_gap = Gap(f"metrics:{self.name}", str(error), self._clock())
             return {}
+        if self._metrics.note != self._noted:
+            self._noted = self._metrics.note
+            if self._noted:
+                structlog.get_logger("igniterd").info("metrics page", triton=self.name, note=self._noted)
+        return found
 
-    async def _refresh_configs(self, due: list[str]) -> dict[str, NotNow]:
-        """Read the configurations of ``due``. Returns what could not be read, and why."""
+    async def _look_at_others(self, due: list[str], served: Mapping[str, Served], limit_s: float) -> None:
+        """Read the configurations of models that nobody asked about. One that cannot be read is no fault."""
         now_s = self._clock()
-        reloads, raced = dict(self._reloads), list[str]()
-        answers = await asyncio.gather(*(self._config_and_own(name) for name in due), return_exceptions=True)
-        failed: dict[str, NotNow] = {}
+        answers = await asyncio.gather(*(self._config_message(name, limit_s) for name in due), return_exceptions=True)
         for name, answer in zip(due, answers, strict=True):
-            if isinstance(answer, NotNow):
-                self._known.pop(name, None)  # what is applied is not known, so nothing is said of the model
-                failed[name] = answer
-            elif isinstance(answer, BaseException):
-                raise answer
-            elif self._reloads.get(name) == reloads.get(name):
-                self._know(name, *answer, now_s)
-            else:  # reloaded while its configuration was read: the answer may be the old copy's
-                raced.append(name)
-        return failed | await self._refresh_configs(raced) if raced else failed
-
-    async def _config_and_own(self, model: str) -> tuple[Any, Own]:
-        """A model's configuration, and what is seen of the environment it came with."""
-        message = await self._config_message(model)
-        return message, await self._looks.at(message)
-
-    async def _look_for_homes(self, names: list[str]) -> None:
-        """Which of `names` are in a repository. Listing one may be slow: it is asked once, and what is not answered is no obstacle."""
-        if not names:
-            return
-        self._homes |= dict.fromkeys(names, True)  # at once: the caller may give up waiting
-        with contextlib.suppress(NotNow):
-            listed = {entry.name for entry in await self.index()}
-            self._homes |= {name: name in listed for name in names}
+            if not isinstance(answer, BaseException):
+                self._others.learn(name, answer, served[name], now_s)
 
     def _unloadable(self, name: str, known: Known) -> str:
         """Why no load of it may be tried, or an empty string."""
         if known.unknown and self._http is None:
             return _cannot_be_kept(known.unknown)
-        return "" if self._homes.get(name, True) else _HOMELESS
+        return _HOMELESS if self._list.homeless(name) else ""
 
-    def _know(self, name: str, message: Any, own: Own, now_s: float) -> None:
-        before = self._known.get(name)
-        if before is not None and before.message == message:
-            before.read_at_s = now_s
-            return
-        if before is not None:
-            self._homes.pop(name, None)  # whoever changed it may have put it elsewhere
-        # Models first read together must not all be read together ever after: the first reading is given an age of its own.
-        age_s = 0.0 if before is not None else self._age_s(name)
-        known = self._known[name] = known_of(
-            message, now_s - age_s, self._gpus.get(name), shares_dir=self._shares_dir, reach=self.reach, own=own
-        )
-        mark, wanted = self._asked.get(name, ("", None))
-        known.insists(mark, wanted)
-
-    def _age_s(self, name: str) -> float:
-        return self._config_max_age_s * (crc32(name.encode()) % 97) / 97.0
-
-    def _stale(self, name: str, served: Served, now_s: float) -> bool:
-        before = self._known.get(name)
-        return (
-            before is None
-            or name in self._unsettled
-            or served.executed < before.success
-            or served.versions != before.versions
-            or now_s - before.read_at_s >= self._config_max_age_s
-        )
-
-    async def _look_at_others(self, due: list[str], served: Mapping[str, Served]) -> None:
-        """Read the configurations of models that nobody asked about. One that cannot be read is no fault."""
-        now_s = self._clock()
-        answers = await asyncio.gather(*(self._config_message(name) for name in due), return_exceptions=True)
-        for name, answer in zip(due, answers, strict=True):
-            if isinstance(answer, NotNow):
-                continue
-            if isinstance(answer, BaseException):
-                raise answer
-            self._others.learn(name, answer, served[name], now_s)
-
-    async def _why_missing(self, names: list[str]) -> dict[str, NotNow]:
-        """Why there are no statistics of `names`, asked of the repository only when there is one to ask for."""
-        if not names:
-            return {}
-        entries = {entry.name: entry for entry in await self.index()}
-        return {name: _not_served(name, entries.get(name), self.name) for name in names}
-
-    def _reading(self, name: str, served: Served, metrics: Mapping[ModelVersion, ModelMetrics], least_batch: int) -> ModelReading:
-        known = self._known[name]
+    def _reading(
+        self, name: str, served: Served, metrics: Mapping[ModelVersion, ModelMetrics], least_batch: int, at_s: float
+    ) -> ModelReading | NotNow:
+        known = self._configs.of(name)
+        if known is None:
+            return Unanswered(f"model {name!r}: it is being loaded, and its configuration is not known yet")
         loading = self._unsettled.loading(name, known.allocation, len(served.all), self._clock())
         unloadable = self._unloadable(name, known)
-        return reading(self.name, served, known, metrics, least_batch=least_batch, loading=loading, unloadable=unloadable)
+        try:
+            return reading(self.name, served, known, metrics, least_batch=least_batch, loading=loading, unloadable=unloadable, at_s=at_s)
+        except Refused as error:
+            return error
 
     async def _call(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:
         return await self._channel.call(method, request, self._timeout_s if timeout_s is None else timeout_s)
@@ -385,13 +383,3 @@ class TritonClient:
 def _cannot_be_kept(unknown: tuple[str, ...]) -> str:
     fields = f"its configuration has fields that the installed tritonclient does not know ({', '.join(unknown)})"
     return f"{fields}, and a reload would drop them: install the tritonclient of Triton's version, or give [[triton]] http_url"
-
-
-def _not_served(name: str, entry: IndexEntry | None, triton: str) -> NotNow:
-    if entry is None:
-        return Refused(
-            f"model {name!r} is not in the repository of Triton {triton!r}: check [[model]] name and triton in the configuration"
-        )
-    state = entry.state or "not loaded"
-    said = f"model {name!r} is {state} on Triton {triton!r}" + (f": {entry.reason.splitlines()[0]}" if entry.reason else "")
-    return Refused(said) if state in _COMING else NotServed(said)

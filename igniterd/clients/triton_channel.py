@@ -82,6 +82,11 @@ class TritonChannel:
                 self._lost()
             raise meaning from error
 
+    @property
+    def connected(self) -> bool:
+        """Whether a call made now goes out."""
+        return self._channel is not None and self._channel.get_state() is grpc.ChannelConnectivity.READY
+
     async def close(self) -> None:
         """The next call would open it again."""
         if self._channel is not None:

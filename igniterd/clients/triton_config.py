@@ -69,6 +69,8 @@ __all__ = [
 OWN_SIZES = "IGNITERD_PREFERRED_BATCH_SIZE"
 OWN_DELAY = "IGNITERD_QUEUE_DELAY_US"
 OWN_LIMIT = "IGNITERD_OWNER_BATCH"
+HANDS_OFF = "IGNITERD_HANDS_OFF"
+"""A parameter that the owner of a model sets: igniterd then leaves the model as it is."""
 LOAD_MARK = "IGNITERD_LOAD"
 _PLAIN_NAME = re.compile(r"[\w.+@%=:,-]+")
 
@@ -84,6 +86,18 @@ def gpu_index_of(config: ModelConfig) -> int:
         if group.get("gpus"):
             return int(group["gpus"][0])
     return 0
+
+
+def held_by_gpu(config: ModelConfig, shares_dir: str = DEFAULT_SHARES) -> dict[int, float]:
+    """What all its instances may use of each GPU by the share that its configuration names; empty without one."""
+    share = share_of(config, shares_dir)
+    held: dict[int, float] = {}
+    for group in config.get("instance_group", ({},)) if share is not None else ():
+        if group.get("kind") == "KIND_CPU" or group.get("passive"):
+            continue
+        for gpu in group.get("gpus") or (0,):
+            held[int(gpu)] = held.get(int(gpu), 0.0) + (share or 0.0) * int(group.get("count", 1))
+    return held
 
 
 def ensemble_members_of(message: Any) -> dict[str, int]:
@@ -245,6 +259,14 @@ def batching_obstacle(config: ModelConfig) -> str:
         # code that was only ever given one request at a time may answer only one
         return "it has no dynamic_batching, so it gets one request at a time; add dynamic_batching { } to it if it takes more"
     return ""
+
+
+def hands_off(config: ModelConfig) -> str:
+    """Why igniterd must not change the model: its owner says so on the model itself. Empty where nobody does."""
+    said = (parameter(config, HANDS_OFF) or "").strip()
+    if said.lower() in {"", "0", "false", "no"}:
+        return ""
+    return f"its owner says {HANDS_OFF} = {said!r} in its configuration"
 
 
 def left_alone(config: ModelConfig) -> str:

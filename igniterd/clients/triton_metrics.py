@@ -1,79 +1,157 @@
-"""The few lines of Triton's metrics page that igniterd reads: pending requests and, where Triton computes them, latency quantiles.
+"""The few lines of Triton's metrics page that igniterd reads: pending and rejected requests, and latency quantiles.
 
-The page of a server with 64 models is some 400 kB; the two families wanted are found by their names and nothing else is parsed.
+The page of a server with 64 models is some 400 kB. The lines of the families wanted are cut out first, and only
+they go through prometheus_client's parser.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from igniterd.addresses import Address
 from igniterd.errors import Refused, Unreachable
 
 ModelVersion = tuple[str, str]
 
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _SUMMARY = "nv_inference_request_summary_us"
 _PENDING = "nv_inference_pending_request_count"
-_REMEMBERED = 20_000  # label sets; models that come and go must not fill the memory
+_FAILURE = "nv_inference_request_failure"
+_MOST_REQUESTS = 1e9  # more is no count of requests
+_LONGEST_S = 1e6  # nor is more a latency
+_NO_SUMMARIES = "P99 is not measured: start tritonserver with --metrics-config summary_latencies=true"
+_NO_P99 = "P99 is not measured: there is no 0.99 in the tritonserver's --metrics-config summary_quantiles"
 
 
 @dataclass(slots=True)
 class ModelMetrics:
-    """One version of one model. ``quantiles_s`` is ``None`` when Triton computes no summaries, and lacks those that had no requests."""
+    """One version of one model; ``None`` for what the page does not tell, or tells nonsense of.
+
+    ``rejected`` counts requests that were refused before they were queued, where Triton gives reasons (24.05 on).
+    ``quantiles_s`` lacks those that had no requests.
+    """
 
     pending: int | None = None
+    rejected: int | None = None
     quantiles_s: dict[float, float] | None = None
 
 
 @dataclass(slots=True)
 class MetricsParser:
-    """Parses one page after another; labels seen before are not taken apart again."""
+    """Parses one page after another; a line that was on the last one too is not parsed again."""
 
-    _labels: dict[str, tuple[ModelVersion, float]] = field(default_factory=dict)
+    note: str = ""
+    """Why the last page says nothing of the P99, though it is one of Triton's."""
+    _spoilt: set[tuple[str, ModelVersion]] = field(default_factory=set)
+    _before: dict[str, dict[bytes, Sample]] = field(default_factory=dict)
 
     def parse(self, page: bytes) -> dict[ModelVersion, ModelMetrics]:
-        """``{(model, version): metrics}``. Where a model has a line for each GPU, the slowest quantile and the sum of the pending count."""
+        """``{(model, version): metrics}``. Where a model has a line for each GPU, the slowest quantile and the sum of the counts.
+
+        Raises :class:`ValueError` for a page of something else. A line that makes no sense costs its own model that value.
+        """
+        if b"nv_" not in page:
+            raise ValueError("nothing in it begins with nv_")
         found: dict[ModelVersion, ModelMetrics] = {}
-        for (key, _), value in self._family(page, _PENDING):
-            of = found.get(key) or found.setdefault(key, ModelMetrics())
-            of.pending = (of.pending or 0) + int(value)
-        for (key, quantile), value in self._family(page, _SUMMARY):
-            of = found.get(key) or found.setdefault(key, ModelMetrics())
-            if of.quantiles_s is None:
-                of.quantiles_s = {}
-            if value == value:  # noqa: PLR0124 - Triton writes Nan while a quantile has no samples
-                of.quantiles_s[quantile] = max(of.quantiles_s.get(quantile, 0.0), value / 1e6)
+        self._spoilt.clear()
+        for sample in self._samples(page, _PENDING):
+            of, count = _of(found, sample), _count(sample)
+            of.pending = self._sum(of.pending, count, sample)
+        for sample in self._samples(page, _FAILURE, b'reason="REJECTED"'):
+            of, count = _of(found, sample), _count(sample)
+            of.rejected = self._sum(of.rejected, count, sample)
+        quantiles = set[str]()
+        for sample in self._samples(page, _SUMMARY):
+            quantiles.add(sample.labels.get("quantile", ""))
+            _take_quantile(_of(found, sample), sample)
+        self.note = _NO_SUMMARIES if found and not quantiles else ""
+        if quantiles and 0.99 not in map(_as_number, quantiles):
+            self.note = _NO_P99
         return found
 
-    def _family(self, page: bytes, name: str) -> Iterator[tuple[tuple[ModelVersion, float], float]]:
-        """Labels and value of each line ``name{labels} value``. The lines of a family follow one another."""
-        start = page.find(f"\n{name}{{".encode())
-        if start < 0:
+    def _samples(self, page: bytes, name: str, having: bytes = b"") -> Iterable[Sample]:
+        """The family's samples. Raises :class:`ValueError` where there are lines and none can be read."""
+        lines = [line for line in _lines(page, name.encode() + b"{") if having in line]
+        before = self._before.get(name, {})
+        now = self._before[name] = {line: before[line] for line in lines if line in before}
+        now |= _parsed([line for line in lines if line not in now])
+        if lines and not now:
+            raise ValueError(f"none of its lines of {name} can be read, as {lines[0][:80]!r}")
+        return now.values()
+
+    def _sum(self, so_far: int | None, count: int | None, sample: Sample) -> int | None:
+        key = sample.name, _key(sample)
+        if count is None:
+            self._spoilt.add(key)
+        return None if key in self._spoilt or count is None else (so_far or 0) + count
+
+
+def _lines(page: bytes, prefix: bytes) -> Iterator[bytes]:
+    """Each line that begins with ``prefix``."""
+    start = 0 if page.startswith(prefix) else page.find(b"\n" + prefix) + 1
+    while start or page.startswith(prefix):
+        end = page.find(b"\n", start)
+        yield page[start : end if end >= 0 else len(page)]
+        if end < 0:
             return
-        end = page.find(b"\n#", start)
-        prefix, known = f"{name}{{", self._labels
-        for line in page[start + 1 : end if end >= 0 else len(page)].decode().split("\n"):
-            if line.startswith(prefix):
-                labels, _, value = line.rpartition(" ")
-                yield known.get(labels) or self._remember(labels), float(value)
-
-    def _remember(self, text: str) -> tuple[ModelVersion, float]:
-        if len(self._labels) > _REMEMBERED:
-            self._labels.clear()
-        labels = {key: _unescape(raw) for key, raw in _LABEL.findall(text)}
-        understood = (labels.get("model", ""), labels.get("version", "")), float(labels.get("quantile", "nan"))
-        self._labels[text] = understood
-        return understood
+        start = end + 1 if page.startswith(prefix, end + 1) else page.find(b"\n" + prefix, end) + 1
+        if not start:
+            return
 
 
-def _unescape(raw: str) -> str:
-    return re.sub(r"\\(.)", lambda escape: {"n": "\n"}.get(escape[1], escape[1]), raw)
+def _parsed(lines: list[bytes]) -> dict[bytes, Sample]:
+    """What each line says; without those that cannot be read."""
+    try:
+        samples = _together(b"\n".join(lines))
+        if len(samples) == len(lines):
+            return dict(zip(lines, samples, strict=True))
+    except ValueError:  # one line spoils them all
+        pass
+    found: dict[bytes, Sample] = {}
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            (found[line],) = _together(line)
+    return found
+
+
+def _together(text: bytes) -> list[Sample]:
+    return [s for family in text_string_to_metric_families(text.decode()) for s in family.samples]
+
+
+def _key(sample: Sample) -> ModelVersion:
+    return sample.labels.get("model", ""), sample.labels.get("version", "")
+
+
+def _of(found: dict[ModelVersion, ModelMetrics], sample: Sample) -> ModelMetrics:
+    key = _key(sample)
+    return found.get(key) or found.setdefault(key, ModelMetrics())
+
+
+def _count(sample: Sample) -> int | None:
+    """A number of requests, or ``None`` for what can be none."""
+    value = float(sample.value)
+    return int(value) if 0 <= value < _MOST_REQUESTS and value == int(value) else None
+
+
+def _take_quantile(of: ModelMetrics, sample: Sample) -> None:
+    if of.quantiles_s is None:
+        of.quantiles_s = {}
+    quantile, seconds = _as_number(sample.labels.get("quantile", "")), float(sample.value) / 1e6
+    if 0 <= quantile <= 1 and 0 <= seconds < _LONGEST_S:  # Triton writes Nan while a quantile has no samples
+        of.quantiles_s[quantile] = max(of.quantiles_s.get(quantile, 0.0), seconds)
+
+
+def _as_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
 
 
 class MetricsPage:
@@ -85,8 +163,13 @@ class MetricsPage:
         self._parser = MetricsParser()
         self._session: aiohttp.ClientSession | None = None
 
+    @property
+    def note(self) -> str:
+        """Why the last page that was read says nothing of the P99, or an empty string."""
+        return self._parser.note
+
     async def read(self) -> dict[ModelVersion, ModelMetrics]:
-        """Raises :class:`~igniterd.errors.Unreachable` or, on a status other than 200, :class:`~igniterd.errors.Refused`."""
+        """Raises :class:`~igniterd.errors.Unreachable` or, on what is no page of Triton, :class:`~igniterd.errors.Refused`."""
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._timeout_s), headers=self._page.headers)
         try:

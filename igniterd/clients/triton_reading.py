@@ -14,6 +14,7 @@ from igniterd.clients.triton_config import (
     batching_obstacle,
     ensemble_members_of,
     gpu_index_of,
+    hands_off,
     instance_names_of,
     left_alone,
     mark_of,
@@ -23,7 +24,11 @@ from igniterd.clients.triton_config import (
 )
 from igniterd.clients.triton_json import config_to_dict, unknown_fields
 from igniterd.clients.triton_metrics import ModelMetrics, ModelVersion
+from igniterd.errors import Refused
 from igniterd.records import Allocation, BatchStat, ModelReading
+
+MOST_COUNTED = 2**53
+LONGEST_NS = 2**60  # 36 years
 
 
 @dataclass(slots=True)
@@ -73,6 +78,13 @@ class Known:
     success: int = 0
     versions: tuple[str, ...] = ()
     batches: dict[int, BatchStat] = field(default_factory=dict)
+    hands_off: str = ""
+    seen_at_s: float = float("-inf")  # when Triton last said so; ``read_at_s`` may be put earlier
+    restarted: bool = False  # counters of its batches restarted since
+
+    def restarted_in(self, served: Served) -> bool:
+        """Whether what is served now is not the copy that this was read of."""
+        return self.restarted or served.executed < self.success or served.versions != self.versions
 
 
 def known_of(
@@ -104,6 +116,7 @@ def known_of(
         warmup_batch=warmup_batch(config),
         unknown=unknown_fields(message),
         mark=mark_of(config),
+        hands_off=hands_off(config),
         read_at_s=read_at_s,
     )
 
@@ -113,7 +126,7 @@ def by_model(statistics: Iterable[Any]) -> dict[str, Served]:
     found: dict[str, Served] = {}
     for each in statistics:
         name, counts = each.name, each.inference_stats
-        executed = counts.success.count - counts.cache_hit.count
+        executed = max(0, counts.success.count - counts.cache_hit.count)
         other = found.get(name)
         found[name] = Served((each,), (each.version,), executed) if other is None else _together(other, each, executed)
     return found
@@ -133,6 +146,7 @@ def reading(
     least_batch: int = 1,
     loading: bool = False,
     unloadable: str = "",
+    at_s: float | None = None,
 ) -> ModelReading:
     """The model as it is now, and ``known`` brought up to date with it.
 
@@ -140,16 +154,18 @@ def reading(
     it may be tried.
     """
     latest, many = served.all[-1], len(served.all)
+    _check(served)
     name = latest.name
     measured = [found for version in served.versions if (found := metrics.get((name, version))) is not None]
     pending = [each.pending for each in measured if each.pending is not None]
+    rejected = [each.rejected for each in measured if each.rejected is not None]
     known.success, known.versions = served.executed, served.versions
     if many == 1:
         known.batches, restarted = _batch_stats(latest.batch_stats, known.batches)
     else:
         known.batches, restarted = _batch_stats_together(served.all, known.batches)
     if restarted:  # seen at once where its counters are below the last; a warm-up may have made up for the requests before it
-        known.read_at_s = float("-inf")
+        known.read_at_s, known.restarted = float("-inf"), True
     alone, allocation = known.left_alone, known.allocation
     if many > 1:
         alone = alone or f"it serves versions {', '.join(known.versions)} at once, whose service times are not told apart"
@@ -168,6 +184,7 @@ def reading(
         success_count=served.executed,
         failure_count=failed,
         inference_count=inferences,
+        rejected_count=sum(rejected) if rejected else None,
         pending_count=sum(pending) if pending else None,
         queue_ns=queue_ns,
         batches=() if known.left_alone else tuple(known.batches.values()),
@@ -181,7 +198,18 @@ def reading(
         instance_names=known.instance_names,
         least_batch=max(least_batch, known.warmup_batch),
         loading=loading,
+        hands_off=known.hands_off,
+        at_s=at_s,
     )
+
+
+def _check(served: Served) -> None:
+    """Raises :class:`Refused` for numbers that no server can have counted."""
+    for each in served.all:
+        counts = each.inference_stats
+        largest = max(counts.success.count, counts.fail.count, each.inference_count)
+        if largest > MOST_COUNTED or counts.queue.ns > LONGEST_NS:
+            raise Refused(f"model {each.name!r}: Triton counts {largest} requests and {counts.queue.ns} ns of waiting, which cannot be")
 
 
 def _slowest(all_quantiles: Sequence[Mapping[float, float]]) -> Mapping[float, float] | None:
@@ -203,6 +231,8 @@ def _batch_stats(batches: Iterable[Any], before: Mapping[int, BatchStat]) -> tup
         same = before.get(size)
         if same is None or same.count != count or same.compute_infer_ns != infer_ns:
             kept += same is not None and count >= same.count
+            if not (size > 0 and count <= MOST_COUNTED and infer_ns <= LONGEST_NS):
+                continue  # no batch that was executed
             same = BatchStat(size, count, batch.compute_input.ns, infer_ns, batch.compute_output.ns)
         else:
             kept += 1

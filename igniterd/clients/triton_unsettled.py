@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from igniterd.clients.triton_config import same_allocation
@@ -22,6 +23,24 @@ class _Pending:
     asked_until_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What a server that has ended takes with it: requests executed, and the marks of loads, by model."""
+
+    executed: Mapping[str, int]
+    marks: Mapping[str, str]
+
+    def of_another(self, later: Trace) -> bool:
+        """Whether ``later`` shows another server: something of this is lost, and nothing is left.
+
+        In doubt it is the same one, which was only out of reach for a moment.
+        """
+        counted = {name: count for name, count in self.executed.items() if count > 0}
+        left = any(later.executed.get(name, -1) >= count for name, count in counted.items())
+        left = left or any(later.marks.get(name) == mark for name, mark in self.marks.items())
+        return not left and bool(counted or self.marks)
+
+
 class Unsettled:
     """Remembers what was asked for, by model."""
 
@@ -38,7 +57,7 @@ class Unsettled:
         self._pending.pop(model, None)
 
     def forget_all(self) -> None:
-        """A server that is gone finishes nothing."""
+        """A new server has taken the place of the one that was asked: it finishes nothing of that."""
         self._pending.clear()
 
     def __contains__(self, model: object) -> bool:

@@ -13,8 +13,11 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+from igniterd.clients import triton_configs
+from igniterd.clients.environments import DEFAULT_SHARES
 from igniterd.clients.triton import TritonClient
 from igniterd.clients.triton_channel import channel_options
+from igniterd.emulator.process import free_ports
 from igniterd.errors import NotNow, NotServed, Refused, Unanswered, Unreachable
 from igniterd.records import Allocation, BatchStat, ModelReading
 
@@ -42,6 +45,12 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         self.marks: dict[str, str] = {}
         self.loads: list[Any] = []
         self.newer = b""  # fields of a Triton newer than the client
+        self.slow: set[str] = set()  # models whose configuration does not come in time
+        self.more: dict[str, Any] = {}  # what else the configuration of each model says
+        self.cut = ""  # why the next statistics end with UNAVAILABLE
+        self.unloading: set[str] = set()
+        self.spoils = ""  # a model for which no statistics can be had, nor of all at once
+        self.odd: dict[str, dict[str, int]] = {}  # counts that cannot be
 
     async def _called(self, name: str, context: Any) -> None:
         self.calls.append(name)
@@ -50,12 +59,23 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
 
     async def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
         await self._called("statistics", context)
+        if self.cut:
+            said, self.cut = self.cut, ""
+            await context.abort(grpc.StatusCode.UNAVAILABLE, said)
+        if self.spoils and request.name in {"", self.spoils}:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{self.spoils}' has no available versions")
         answer = service_pb2.ModelStatisticsResponse()
         for name, versions in self.models.items():
+            if request.name not in {"", name}:
+                continue
             for version, successes in versions.items():
                 one = answer.model_stats.add(name=name, version=version, inference_count=successes)
                 one.inference_stats.success.count = successes
                 one.inference_stats.cache_hit.count = self.hits
+                odd = self.odd.get(name, {})
+                one.inference_stats.success.count = odd.get("success", successes)
+                one.inference_stats.fail.count, one.inference_stats.queue.ns = odd.get("fail", 0), odd.get("queue", 0)
+                one.inference_count = odd.get("inferences", successes)
                 for size, count, nanoseconds in self.batches:
                     batch = one.batch_stats.add(batch_size=size)
                     batch.compute_infer.count, batch.compute_infer.ns = count, nanoseconds
@@ -63,6 +83,8 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
 
     async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._called("config", context)
+        if request.name in self.slow:
+            await asyncio.sleep(30.0)
         if request.name not in self.largest:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found")
         answer = service_pb2.ModelConfigResponse()
@@ -76,6 +98,7 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         if mark := self.marks.get(request.name):
             answer.config.parameters["IGNITERD_LOAD"].string_value = mark
         answer.config.MergeFromString(self.newer)
+        answer.config.MergeFrom(model_config_pb2.ModelConfig(**self.more.get(request.name, {})))
         return answer
 
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -87,11 +110,15 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         answer.models.add(name="coming", state="LOADING")
         for name in self.models.keys() - self.homeless:
             answer.models.add(name=name, state="READY")
+        for name in self.unloading:
+            answer.models.add(name=name, version="1", state="UNLOADING")
         return answer
 
     async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:  # noqa: N802
         if not self.largest:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no model control")
+        if self.cut:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, self.cut)
         await self.loading.wait()
         self.loads.append(request)
         if "config" in request.parameters:
@@ -159,11 +186,11 @@ async def test_a_tick_is_one_call_and_configurations_are_read_when_they_may_have
     assert (await read(client)).allocation.max_batch_size == 1, "a new version is a new configuration"
 
 
-async def test_each_configuration_is_read_again_within_its_age_and_not_all_at_once(world: World) -> None:
+async def test_a_few_configurations_are_read_at_every_tick_so_that_idle_models_are_seen_to_change(world: World) -> None:
     server, client, clock = world
     names = [f"m{number}" for number in range(30)]
-    server.models = {name: {"1": 0} for name in names}
-    server.largest = dict.fromkeys(names, 8)
+    server.models = {name: {"1": 0} for name in [*names, *(f"stranger{n}" for n in range(10))]}
+    server.largest = dict.fromkeys(server.models, 8)
     await client.read_models(names)
     worst = 0
     for _ in range(200):  # minutes of ticks
@@ -171,14 +198,22 @@ async def test_each_configuration_is_read_again_within_its_age_and_not_all_at_on
         server.calls.clear()
         await client.read_models(names)
         worst = max(worst, server.calls.count("config"))
-    assert worst <= 5
-    server.largest = dict.fromkeys(names, 4)
+    assert worst <= 10
+    server.largest = dict.fromkeys(server.models, 4)
     seen: set[str] = set()
-    for _ in range(60):
+    for _ in range(8):
         clock.now_s += 1
         found = await client.read_models(names)
         seen |= {name for name, each in found.items() if isinstance(each, ModelReading) and each.allocation.max_batch_size == 4}
     assert seen == set(names)
+
+
+async def test_a_change_by_hand_of_an_idle_model_is_seen_within_a_second(world: World) -> None:
+    server, client, clock = world
+    assert (await read(client)).allocation.max_batch_size == 8
+    server.largest["m"] = 2
+    clock.now_s += 1
+    assert (await read(client)).allocation.max_batch_size == 2
 
 
 async def test_versions_served_at_once_are_counted_together_and_only_watched(world: World) -> None:
@@ -301,6 +336,240 @@ async def test_what_is_missing_says_why(world: World) -> None:
     absent = {name for name, each in found.items() if isinstance(each, NotServed)}
     assert absent == {"broken", "resting"}, "what is loading is waited for, and so is what may be a mistake in the configuration"
     assert said["no-config"] == "Request for unknown model: 'no-config' is not found"
+
+
+async def in_ticks(client: TritonClient, names: list[str], ticks: int = 3) -> dict[str, ModelReading | NotNow]:
+    """What is read in the last of some ticks, none of which waits for what does not come."""
+    for _ in range(ticks):
+        async with asyncio.timeout(10.0):
+            found = await client.read_models(names)
+    return found
+
+
+@pytest.mark.parametrize("name", ["broken", "stranger", "coming", "resting"])
+async def test_a_repository_that_is_slow_to_list_costs_only_the_model_that_is_missing(world: World, name: str) -> None:
+    server, client, _ = world
+    client._timeout_s = 0.3
+    server.listed.clear()
+    found = await in_ticks(client, ["m", name])
+    assert isinstance(found["m"], ModelReading)
+    assert isinstance(found[name], Unanswered)
+    assert f"model '{name}': it is not served, and why is not known" in str(found[name])
+    assert server.calls.count("index") == 1, "it is not asked for again while it is being listed"
+    server.listed.set()
+    async with asyncio.timeout(5.0):
+        while isinstance((await client.read_models(["m", name]))[name], Unanswered):  # noqa: ASYNC110  it is listed meanwhile
+            await asyncio.sleep(0.02)
+    server.listed.clear()
+    found = await in_ticks(client, ["m", name], 1)
+    assert isinstance(found[name], Refused), "the last answer stands in for the next"
+
+
+async def test_a_configuration_that_does_not_come_costs_only_its_model(world: World) -> None:
+    server, client, _ = world
+    client._timeout_s = 0.3
+    server.models |= {"slow": {"1": 3}, "gone": {"1": 3}}
+    server.largest["slow"] = 8
+    server.slow = {"slow"}
+    found = await in_ticks(client, ["m", "slow", "gone"])
+    assert isinstance(found["m"], ModelReading)
+    assert isinstance(found["slow"], Unanswered)
+    assert isinstance(found["gone"], Refused)
+
+
+async def test_a_known_model_is_still_read_while_its_configuration_comes_too_late(world: World) -> None:
+    server, client, clock = world
+    client._timeout_s = 0.3
+    await read(client)
+    server.slow = {"m"}
+    for _ in range(2):
+        clock.now_s += 60
+        server.models["m"]["1"] += 5
+        seen = await read(client)
+        assert (seen.success_count, seen.allocation) == (server.models["m"]["1"], Allocation(None, 8, 100))
+    clock.now_s += 61
+    assert isinstance((await client.read_models(["m"]))["m"], Unanswered), "not for ever"
+
+
+async def test_a_model_that_was_reloaded_is_not_read_with_its_old_configuration(world: World) -> None:
+    server, client, _ = world
+    client._timeout_s = 0.3
+    await read(client)
+    server.slow, server.models["m"]["1"] = {"m"}, 0
+    assert isinstance((await client.read_models(["m"]))["m"], Unanswered)
+
+
+async def test_a_model_that_spoils_the_statistics_of_all_costs_only_itself(world: World) -> None:
+    server, client, _ = world
+    server.models["leaving"] = {"1": 3}
+    server.spoils = "leaving"
+    found = await client.read_models(["m", "leaving"])
+    assert isinstance(found["m"], ModelReading)
+    assert isinstance(found["leaving"], NotNow)
+    with pytest.raises(Refused, match="leaving"):
+        await client.read_models(["leaving"])
+
+
+@pytest.mark.parametrize("odd", [{"success": 2**63}, {"fail": 2**60}, {"inferences": 2**63 - 1}, {"queue": 2**63}])
+async def test_counts_that_cannot_be_cost_only_their_model(world: World, odd: dict[str, int]) -> None:
+    server, client, _ = world
+    server.models["odd"], server.largest["odd"] = {"1": 3}, 8
+    server.odd["odd"] = odd
+    found = await client.read_models(["m", "odd"])
+    assert isinstance(found["m"], ModelReading)
+    assert isinstance(found["odd"], Refused)
+    assert "which cannot be" in str(found["odd"])
+
+
+async def test_batches_that_cannot_have_been_executed_are_not_counted(world: World) -> None:
+    server, client, _ = world
+    server.batches = [(0, 5, 500), (1, 5, 500), (2, 2**60, 7), (3, 7, 2**62)]
+    assert (await read(client)).batches == (BatchStat(1, 5, 0, 500, 0),)
+    server.hits = 100  # more than were answered
+    assert (await read(client)).success_count == 0
+
+
+async def test_a_configuration_that_nobody_thought_of_costs_only_its_model(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, client, _ = world
+    server.models["odd"], server.largest["odd"] = {"1": 3}, 8
+    known_of = triton_configs.known_of
+
+    def choking(message: Any, *rest: Any, **more: Any) -> Any:
+        if message.name == "odd":
+            raise KeyError("nobody thought of this")
+        return known_of(message, *rest, **more)
+
+    monkeypatch.setattr(triton_configs, "known_of", choking)
+    found = await client.read_models(["m", "odd"])
+    assert isinstance(found["m"], ModelReading)
+    assert str(found["odd"]) == "model 'odd': its configuration is not understood: KeyError('nobody thought of this')"
+
+
+async def a_load_that_goes_on(world: World) -> None:
+    server, client, _ = world
+    server.models["busy"], server.largest["busy"] = {"1": 1000}, 8
+    await client.read_models(["m", "busy"])
+    server.loading.clear()
+    client._reload_timeout_s = 0.2
+    with pytest.raises(Unanswered):
+        await client.load("m", await client.config("m") | {"max_batch_size": 4})
+    assert (await read(client)).loading
+    server.cut = "connection reset by the proxy"
+    with pytest.raises(Unreachable, match="connection reset"):
+        await client.read_models(["m", "busy"])
+
+
+async def test_a_connection_that_is_cut_for_a_moment_ends_no_load(world: World) -> None:
+    server, client, _ = world
+    await a_load_that_goes_on(world)
+    server.models["busy"]["1"] += 10
+    for _ in range(2):
+        assert (await read(client)).loading
+    server.loading.set()
+
+
+async def test_a_load_whose_connection_is_cut_may_be_finished_yet(world: World) -> None:
+    server, client, _ = world
+    before = await client.config("m")
+    server.cut = "connection reset by the proxy"
+    with pytest.raises(Unreachable, match="connection reset"):
+        await client.load("m", before | {"max_batch_size": 4})
+    server.cut = ""
+    assert (await read(client)).loading
+    server.largest["m"] = 4
+    assert not (await read(client)).loading
+
+
+async def test_a_load_that_no_server_was_asked_for_is_not_waited_for(world: World) -> None:
+    _, client, _ = world
+    nowhere = TritonClient("gone", f"127.0.0.1:{free_ports(1)[0]}", timeout_s=0.3)
+    with pytest.raises(Unreachable):
+        await nowhere.load("m", await client.config("m"))
+    assert "m" not in nowhere._unsettled
+    await nowhere.close()
+
+
+async def test_a_new_server_finishes_nothing_of_the_old_ones_loads(world: World) -> None:
+    server, client, _ = world
+    await a_load_that_goes_on(world)
+    server.models = {"m": {"1": 0}, "busy": {"1": 2}}
+    assert not (await read(client)).loading
+    server.loading.set()
+
+
+async def test_a_new_server_shows_by_the_marks_that_are_gone(world: World) -> None:
+    server, client, _ = world
+    server.models = {"m": {"1": 0}, "marked": {"1": 0}}
+    server.largest["marked"] = 8
+    await client.load("marked", await client.config("marked"))
+    await client.read_models(["m", "marked"])
+    server.loading.clear()
+    client._reload_timeout_s = 0.2
+    with pytest.raises(Unanswered):
+        await client.load("m", await client.config("m") | {"max_batch_size": 4})
+    for marks, loading in ((dict(server.marks), True), ({}, False)):
+        server.cut, server.marks = "cut", marks
+        with pytest.raises(Unreachable, match="cut"):
+            await client.read_models(["m"])
+        found = (await client.read_models(["m", "marked"]))["m"]
+        assert isinstance(found, ModelReading)
+        assert found.loading is loading
+    server.loading.set()
+
+
+@pytest.mark.parametrize(("said", "off"), [("1", True), ("true", True), ("until Monday", True), ("0", False), ("No", False), ("", False)])
+async def test_an_owner_may_keep_our_hands_off_a_model(world: World, said: str, off: bool) -> None:
+    server, client, _ = world
+    server.newer = a_message(parameters={"IGNITERD_HANDS_OFF": {"string_value": said}})
+    assert bool((await read(client)).hands_off) is off
+
+
+async def test_a_reading_is_of_the_moment_at_which_its_counts_were_answered(world: World) -> None:
+    _, client, clock = world
+    assert (await read(client)).at_s == 1000.0
+    clock.now_s += 7.5
+    assert (await read(client)).at_s == 1007.5
+
+
+def shared(percent: str, *groups: dict[str, Any]) -> dict[str, Any]:
+    path = {"EXECUTION_ENV_PATH": {"string_value": f"{DEFAULT_SHARES}/{percent}"}}
+    return {"parameters": path, "instance_group": list(groups)}
+
+
+async def test_what_strangers_hold_of_each_gpu_is_told(world: World) -> None:
+    server, client, clock = world
+    assert client.foreign_shares == {}
+    strangers = {
+        "two": shared("25", {"count": 2, "gpus": [0]}),
+        "wide": shared("10", {"count": 1, "gpus": [0, 1]}),
+        "cpu": shared("50", {"count": 1, "kind": model_config_pb2.ModelInstanceGroup.KIND_CPU}),
+        "none": {},
+    }
+    server.more |= strangers | {"m": shared("40")}
+    server.models |= {name: {"1": 0} for name in strangers}
+    server.largest |= dict.fromkeys(strangers, 8)
+    await read(client)
+    assert client.foreign_shares == pytest.approx({0: 0.6, 1: 0.1})
+    server.more["none"] = shared("5", {"count": 1, "gpus": [1]})
+    for _ in range(3):
+        clock.now_s += 1
+        await read(client)
+    assert client.foreign_shares == pytest.approx({0: 0.6, 1: 0.15}), "an idle one that was given a share"
+    server.models = {"m": {"1": 0}}
+    await read(client)
+    assert client.foreign_shares == {}
+
+
+async def test_what_is_applied_is_read_anew_for_whoever_is_about_to_change_it(world: World) -> None:
+    server, client, _ = world
+    client._timeout_s = 0.3
+    server.models |= {"slow": {"1": 3}, "gone": {"1": 3}}
+    server.largest |= {"slow": 8, "gone": 8}
+    await client.read_models(["m", "slow", "gone"])
+    server.largest["m"] = 3
+    del server.largest["gone"]
+    server.slow = {"slow"}
+    assert await client.applied_now(["m", "slow", "gone"]) == {"m": Allocation(None, 3, 100)}
 
 
 async def test_a_server_that_does_not_answer_costs_one_deadline(world: World) -> None:
@@ -457,6 +726,14 @@ async def test_a_warm_up_sample_is_the_least_batch(world: World) -> None:
     server, client, _ = world
     server.newer = a_message(model_warmup=[{"name": "w", "batch_size": 6}, {"name": "v", "batch_size": 2}])
     assert (await read(client)).least_batch == 6
+
+
+async def test_what_triton_tells_of_an_old_copy(world: World) -> None:
+    server, client, _ = world
+    assert await client.old_copy("m") == ""
+    server.unloading = {"m"}
+    assert await client.old_copy("m") == "Triton is still unloading version 1 of m"
+    assert await client.old_copy("coming") == ""
 
 
 def test_pings_are_rarer_than_a_server_takes_them() -> None:
