@@ -1,8 +1,8 @@
-"""More of what may happen to the worlds of ``tests/hunt.py``, and more of what must be true in them.
+"""More that may happen to the worlds of ``tests/hunt.py``, and more that must be true of them.
 
-Processes that die or cannot be seen, boards that cannot be read, models inside tritonserver, clients
-that bring batches, predictions that fail. And what users would notice: a request that is refused
-though its owner admits it, an SLO that is missed while it is said to hold, or while nothing is done.
+Processes that die or cannot be seen, boards that cannot be read, models inside tritonserver,
+clients that bring batches, predictions that fail. And what users would notice: a request refused
+though its owner admits it, an SLO missed while it is said to hold, or while nothing is done.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Around(Hunt):
                 self.slos[name] * 0.9,
                 max_batch=32,
                 min_batch=self.brings.get(name, 1),
-                burstiness=float(self.brings.get(name, 1)),
+                brings=self.brings.get(name, 1),
                 steerable=models[name].backend != INSIDE,
             )
             for name in names
