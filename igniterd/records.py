@@ -101,7 +101,6 @@ class ModelReading:
     left_alone: str = ""  # why it is only watched: neither steered nor predicted, whatever its profile says
     several_gpus: str = ""  # the same, unless the configuration says which GPU it is on
     owns_process: bool = True  # whether it runs in processes of its own, so that an MPS share can be given to it alone
-    least_batch: int = 1  # an ensemble lets batches up to this through to it, or it is warmed up with them
     instance_names: frozenset[str] = frozenset()  # that Triton may give the processes of its instances
     claimed_share: float | None = None  # what its configuration names where that is not planned with: it is not proven
     reserved_share: float = 0.0  # what it may hold of the GPU all the same, by all its instances

@@ -28,7 +28,6 @@ from igniterd.clients.looks import Looks
 from igniterd.clients.triton_channel import NOT_EXPLICIT, RESTRICTED, TlsFiles, TritonChannel
 from igniterd.clients.triton_config import ModelConfig, allocation_of, marked
 from igniterd.clients.triton_configs import Configurations
-from igniterd.clients.triton_ensembles import Strangers
 from igniterd.clients.triton_http import TritonHttp
 from igniterd.clients.triton_index import RepositoryList
 from igniterd.clients.triton_info import Control, IndexEntry, ServerInfo
@@ -36,6 +35,7 @@ from igniterd.clients.triton_json import config_to_dict, unknown_fields
 from igniterd.clients.triton_metrics import MetricsPage, ModelMetrics, ModelVersion
 from igniterd.clients.triton_reading import Known, Served, by_model, reading
 from igniterd.clients.triton_release import too_old
+from igniterd.clients.triton_strangers import Strangers
 from igniterd.clients.triton_unsettled import Trace, Unsettled
 from igniterd.engines.hosting import files_of
 from igniterd.errors import NotNow, Refused, Unanswered, Unreachable
@@ -268,8 +268,7 @@ class TritonClient:
             self._is_it_another(served, marks)
             self._losses_seen = losses
         self._executed = {name: each.executed for name, each in served.items()}
-        least = self._others.least_batches(self._configs.among(wanted))
-        return {name: failed.get(name) or self._reading(name, served[name], metrics, least.get(name, 1), at_s) for name in wanted}
+        return {name: failed.get(name) or self._reading(name, served[name], metrics, at_s) for name in wanted}
 
     async def _statistics(self, wanted: Iterable[str]) -> tuple[dict[str, Served], float]:
         """Everything that is served, and when that was answered. Where one model spoils the answer for all, each of ``wanted``."""
@@ -363,16 +362,14 @@ class TritonClient:
             return _cannot_be_kept(known.unknown)
         return _HOMELESS if self._list.homeless(name) else ""
 
-    def _reading(
-        self, name: str, served: Served, metrics: Mapping[ModelVersion, ModelMetrics], least_batch: int, at_s: float
-    ) -> ModelReading | NotNow:
+    def _reading(self, name: str, served: Served, metrics: Mapping[ModelVersion, ModelMetrics], at_s: float) -> ModelReading | NotNow:
         known = self._configs.of(name)
         if known is None:
             return Unanswered(f"model {name!r}: it is being loaded, and its configuration is not known yet")
         loading = self._unsettled.loading(name, known.allocation, len(served.all), self._clock())
         unloadable = self._unloadable(name, known)
         try:
-            return reading(self.name, served, known, metrics, least_batch=least_batch, loading=loading, unloadable=unloadable, at_s=at_s)
+            return reading(self.name, served, known, metrics, loading=loading, unloadable=unloadable, at_s=at_s)
         except Refused as error:
             return error
 

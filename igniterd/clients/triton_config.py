@@ -8,7 +8,7 @@ Its MPS share is an environment of its processes: see :mod:`igniterd.clients.env
 The largest batch that Triton forms is its largest preferred batch size. ``max_batch_size`` is the
 largest one that a client may bring: it is its owner's, and is never lowered, so that nobody is refused
 who was served before. With a delay, sizes are no limit, and Triton forms what ``max_batch_size`` admits.
-(Measured on 23.12 and 24.10: ``tests/integration/test_triton_facts.py``.)
+(Measured on 23.12 and 24.10: ``tests/integration/test_batches.py``.)
 
 Parameters remember on the model itself what was its owner's: ``IGNITERD_PREFERRED_BATCH_SIZE``,
 ``IGNITERD_QUEUE_DELAY_US`` and, where the limit was raised, ``IGNITERD_OWNER_BATCH``.
@@ -51,7 +51,6 @@ __all__ = [
     "backend_of",
     "base_env_of",
     "batching_obstacle",
-    "ensemble_members_of",
     "gpu_index_of",
     "gpus_of",
     "left_alone",
@@ -98,11 +97,6 @@ def held_by_gpu(config: ModelConfig, shares_dir: str = DEFAULT_SHARES) -> dict[i
         for gpu in group.get("gpus") or (0,):
             held[int(gpu)] = held.get(int(gpu), 0.0) + (share or 0.0) * int(group.get("count", 1))
     return held
-
-
-def ensemble_members_of(message: Any) -> dict[str, int]:
-    """``{model: largest batch that the ensemble lets through to it}`` of a ``ModelConfig`` message; empty when it is no ensemble's."""
-    return {step.model_name: int(message.max_batch_size) for step in message.ensemble_scheduling.step}
 
 
 def _instances(groups: Iterable[Mapping[str, Any]]) -> int:
@@ -191,25 +185,21 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def own_limit_of(config: ModelConfig) -> int:
-    """The largest batch that its owner's configuration admits in one request."""
+    """The largest batch that its owner's configuration admits in one request.
+
+    An igniterd of before lowered the limit, and left the sizes that its owner preferred: it was no less.
+    """
     here = int(config.get("max_batch_size", 0))
     own = _numbers(parameter(config, OWN_LIMIT) or "")
-    return min(own[0], here) if own else here
+    sizes = _numbers(parameter(config, OWN_SIZES) or "")
+    raised = own[0] if own and 0 < own[0] <= here else here
+    return max((raised, *sizes)) if here else 0
 
 
 def own_delay_of(config: ModelConfig) -> int:
     """The queue delay (us) of its owner's configuration."""
     own = _numbers(parameter(config, OWN_DELAY) or "")
     return own[0] if own else int((config.get("dynamic_batching") or {}).get("max_queue_delay_microseconds", 0))
-
-
-def warmup_batch(config: ModelConfig) -> int:
-    """The largest batch of its warm-up samples, at least 1.
-
-    Below it no ``max_batch_size`` may go: Triton 24.10 refuses such a configuration, and 23.12 ends with
-    a segmentation fault.
-    """
-    return max((int(sample.get("batch_size", 0)) for sample in config.get("model_warmup", ())), default=1) or 1
 
 
 def marked(config: ModelConfig, mark: str) -> ModelConfig:

@@ -12,7 +12,6 @@ from igniterd.clients.triton_config import (
     allocation_of,
     backend_of,
     batching_obstacle,
-    ensemble_members_of,
     gpu_index_of,
     hands_off,
     instance_names_of,
@@ -20,7 +19,6 @@ from igniterd.clients.triton_config import (
     mark_of,
     several_gpus,
     share_obstacle,
-    warmup_batch,
 )
 from igniterd.clients.triton_json import config_to_dict, unknown_fields
 from igniterd.clients.triton_metrics import ModelMetrics, ModelVersion
@@ -57,9 +55,7 @@ class Known:
     batching_fixed: str
     left_alone: str
     several_gpus: str
-    members: dict[str, int]
     instance_names: frozenset[str]
-    warmup_batch: int
     unknown: tuple[str, ...]
     mark: str
     read_at_s: float
@@ -111,9 +107,7 @@ def known_of(
         batching_fixed=batching_obstacle(config),
         left_alone=left_alone(config),
         several_gpus=several_gpus(config),
-        members=ensemble_members_of(message),
         instance_names=instance_names_of(config),
-        warmup_batch=warmup_batch(config),
         unknown=unknown_fields(message),
         mark=mark_of(config),
         hands_off=hands_off(config),
@@ -143,7 +137,6 @@ def reading(
     known: Known,
     metrics: Mapping[ModelVersion, ModelMetrics],
     *,
-    least_batch: int = 1,
     loading: bool = False,
     unloadable: str = "",
     at_s: float | None = None,
@@ -196,7 +189,6 @@ def reading(
         several_gpus=known.several_gpus,
         owns_process=known.owns_process,
         instance_names=known.instance_names,
-        least_batch=max(least_batch, known.warmup_batch),
         loading=loading,
         hands_off=known.hands_off,
         at_s=at_s,

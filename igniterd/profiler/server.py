@@ -15,7 +15,7 @@ from typing import Protocol
 from igniterd.clients.environments import PLAIN, ModelConfig, Reach, percent_name, runs_in_stubs, share_of
 from igniterd.clients.owned import measured_mark, measured_of
 from igniterd.clients.shares import prepared
-from igniterd.clients.triton_config import allocation_of, instance_names_of, warmup_batch
+from igniterd.clients.triton_config import allocation_of, instance_names_of, own_limit_of
 from igniterd.errors import CannotRun, IgniterdError, Refused, Unreachable
 from igniterd.evidence import newest_of, of_processes, serving
 from igniterd.profiler.board import Probe, fallen, now_s
@@ -66,7 +66,7 @@ def for_measuring(
         config["max_batch_size"] = 1
     changed = prepared(config, Allocation(share, 1, 0, 1), shares, reach)
     if batched:
-        changed["max_batch_size"] = max(largest, warmup_batch(original))
+        changed["max_batch_size"] = max(largest, own_limit_of(original))  # nobody is refused meanwhile
     mark = measured_mark(original, run, _with(changed, shares))
     changed["parameters"] = changed.get("parameters", {}) | mark
     return changed

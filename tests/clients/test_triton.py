@@ -288,27 +288,19 @@ async def test_a_load_that_is_never_finished_stands_in_the_way_no_longer_than_it
     assert server.calls == ["statistics"], "not for ever"
 
 
-async def test_what_an_ensemble_lets_through_to_a_model_is_its_least_batch(world: World) -> None:
-    server, client, clock = world
-    assert ((await read(client)).least_batch, client.strangers) == (1, frozenset())
-    server.models |= {"pipe": {"1": 0}, "wide": {"1": 0}, "other": {"1": 0}}
-    server.largest |= {"pipe": 0, "wide": 0, "other": 8}
-    server.ensembles = {"pipe": (4, ("m", "x")), "wide": (6, ("m",))}
-    assert (await read(client)).least_batch == 6
-    assert client.strangers == {"pipe", "wide", "other"}
+async def test_an_ensemble_is_only_watched_and_models_nobody_asked_about_are_looked_at_now_and_then(world: World) -> None:
+    server, client, _ = world
+    server.models |= {"pipe": {"1": 0}, "other": {"1": 0}}
+    server.largest |= {"pipe": 0, "other": 8}
+    server.ensembles = {"pipe": (4, ("m", "x"))}
+    await read(client)
+    assert client.strangers == {"pipe", "other"}
     server.calls.clear()
-    assert (await read(client)).least_batch == 6
+    await read(client)
     assert server.calls == ["statistics"]
-    del server.models["wide"]
-    assert (await read(client)).least_batch == 4
-    found = await client.read_models(["m", "pipe"])
-    assert [each.least_batch for each in found.values() if isinstance(each, ModelReading)] == [4, 1]
-    pipe = found["pipe"]
+    pipe = (await client.read_models(["m", "pipe"]))["pipe"]
     assert isinstance(pipe, ModelReading)
     assert (pipe.left_alone, pipe.batches) == ("it is an ensemble, which executes nothing itself: name the models it is made of", ())
-    server.ensembles["pipe"] = (0, ("m",))
-    clock.now_s += 60
-    assert (await read(client)).least_batch == 1
 
 
 async def test_batches_are_what_the_server_says_now(world: World) -> None:
@@ -720,12 +712,6 @@ async def test_a_triton_that_is_too_old_is_not_steered(world: World, version: st
 
 def a_message(**more: Any) -> bytes:
     return bytes(model_config_pb2.ModelConfig(**more).SerializeToString())
-
-
-async def test_a_warm_up_sample_is_the_least_batch(world: World) -> None:
-    server, client, _ = world
-    server.newer = a_message(model_warmup=[{"name": "w", "batch_size": 6}, {"name": "v", "batch_size": 2}])
-    assert (await read(client)).least_batch == 6
 
 
 async def test_what_triton_tells_of_an_old_copy(world: World) -> None:

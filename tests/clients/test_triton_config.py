@@ -21,7 +21,6 @@ from igniterd.clients.triton_config import (
     several_gpus,
     share_obstacle,
     share_path,
-    warmup_batch,
     with_allocation,
 )
 from igniterd.clients.triton_json import config_to_dict
@@ -308,9 +307,7 @@ def test_what_cannot_be_steered_is_known_before_it_is_tried(change: dict[str, An
 
 
 def test_no_limit_is_below_a_warm_up_sample() -> None:
-    assert (warmup_batch({}), warmup_batch({"model_warmup": [{"name": "no batch"}]})) == (1, 1)
     config = a_config(model_warmup=[{"batch_size": 2}, {"batch_size": 6}, {}])
-    assert warmup_batch(config) == 6
     assert with_allocation(config, Allocation(None, 2), SHARES)["max_batch_size"] == 8
     assert with_allocation(config, Allocation(0.5, 8), SHARES)["model_warmup"] == config["model_warmup"]
 

@@ -178,3 +178,13 @@ async def test_triton_tells_nothing_of_an_old_copy_that_hangs(client: TritonClie
     assert await client.old_copy("hanging") == ""
     await client.unload("hanging")
     assert await client.old_copy("hanging") == "Triton is still unloading version 1 of hanging"
+
+
+async def test_with_a_delay_preferred_sizes_are_no_limit(client: TritonClient, asking: InferenceServerClient) -> None:
+    model = BATCHED[0].name
+    before = await client.config(model)
+    delayed = before | {"dynamic_batching": {"preferred_batch_size": [5], "max_queue_delay_microseconds": 1000}}
+    await client.load(model, delayed)
+    assert (await reading(client, model)).allocation.max_batch_size == LARGEST
+    assert max(await formed(client, asking, model, 60)) > 5
+    await client.load(model, before)

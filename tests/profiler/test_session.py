@@ -343,10 +343,10 @@ async def test_a_daemon_that_acts_on_the_same_server_is_noticed(tmp_path: Path) 
     assert any("igniterd release big gives it back to its owner" in line for line in heard.said)
 
 
-def test_a_model_is_not_measured_with_less_than_it_is_warmed_up_with(tmp_path: Path) -> None:
+def test_nobody_is_refused_while_a_model_is_measured(tmp_path: Path) -> None:
     config = config_of("big", max_batch=8, model_warmup=[{"name": "w", "batch_size": 6}])
-    assert for_measuring(config, 0.5, 4, tmp_path / "shares")["max_batch_size"] == 6
-    assert for_measuring(config, 0.5, 8, tmp_path / "shares")["max_batch_size"] == 8
+    assert for_measuring(config, 0.5, 4, tmp_path / "shares")["max_batch_size"] == 8
+    assert for_measuring(config, 0.5, 16, tmp_path / "shares")["max_batch_size"] == 16
 
 
 class NoShares:

@@ -1,8 +1,6 @@
-"""Models of a Triton that nobody asked about, looked at for two things: which are ensembles of models that are steered, and what share
-of a GPU they hold.
+"""Models of a Triton that nobody asked about: what share of a GPU they hold.
 
-An ensemble refuses a member whose largest batch is below its own: Triton then takes the ensemble out of service. So the batches that
-ensembles let through are limits that must not be gone below.
+Whoever gave them one, the GPU has so much less to give.
 """
 
 from __future__ import annotations
@@ -10,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from heapq import nsmallest
-from itertools import chain
 from typing import Any
 
-from igniterd.clients.triton_config import ensemble_members_of, held_by_gpu
+from igniterd.clients.triton_config import held_by_gpu
 from igniterd.clients.triton_json import config_to_dict
-from igniterd.clients.triton_reading import Known, Served
+from igniterd.clients.triton_reading import Served
 from igniterd.engines.hosting import SHADOW
 
 EVERY_TICK = 2
@@ -25,9 +22,8 @@ AT_LEAST_S = 1.0
 
 @dataclass(slots=True)
 class _Stranger:
-    """What it is made of when it is an ensemble, and when and of what that was read."""
+    """What it holds of each GPU, and when and of what that was read."""
 
-    members: dict[str, int]
     success: int
     versions: tuple[str, ...]
     read_at_s: float
@@ -68,9 +64,7 @@ class Strangers:
     def learn(self, name: str, message: Any, now: Served, now_s: float) -> None:
         """``message`` is the ``ModelConfig`` of one that was due."""
         age_s = 0.0 if name in self._seen else self._age_s(name)
-        self._seen[name] = _Stranger(
-            ensemble_members_of(message), now.executed, now.versions, now_s - age_s, now_s, self._shares_of(message, now)
-        )
+        self._seen[name] = _Stranger(now.executed, now.versions, now_s - age_s, now_s, self._shares_of(message, now))
 
     def _shares_of(self, message: Any, now: Served) -> dict[int, float]:
         try:
@@ -87,11 +81,3 @@ class Strangers:
             for gpu, share in stranger.shares.items():
                 held[gpu] = held.get(gpu, 0.0) + share
         return held
-
-    def least_batches(self, asked_about: Iterable[Known]) -> dict[str, int]:
-        """The largest batch that any ensemble lets through, by member; ``asked_about`` are the other models."""
-        least: dict[str, int] = {}
-        for members in chain((one.members for one in self._seen.values()), (one.members for one in asked_about)):
-            for name, largest in members.items():
-                least[name] = max(least.get(name, 1), largest)
-        return least
