@@ -1,11 +1,12 @@
-"""An hour of each kind of fault on the simulated host, in virtual time: what it costs, fault by fault.
+"""An hour of each kind of fault on the simulated host, in virtual time: what each of them costs.
 
     python bench/faults.py [--hours 1] [--only refuser silence]
 
-One V100, three models that fit with room (resnet50's traffic steps every five minutes, so that there
-is something to do), ten times slower than they are. Counted against the world itself:
+One V100, three models that fit with room (resnet50's traffic steps every five minutes, so that
+there is something to do), ten times slower than they are. Counted against the world itself:
 
-    over      seconds in which the models' shares come to more than the GPU
+    over      seconds in which the models' shares come to more than the GPU (a model that is taken
+              over has a share of 100 % for a moment, as free as before: that is counted, too)
     refused   model-seconds in which a batch that the model's owner admits would be refused
     reloads   loads that igniterd asked for, an hour
     missed    minutes of a model in which its P99 was above its SLO, or nothing was answered

@@ -213,9 +213,9 @@ def of_requests(service_ms: F64, brings: int) -> F64:
 
     A request is executed whole: beyond the largest batch that is known, in proportion.
     """
-    if brings <= service_ms.shape[0]:
-        return service_ms[brings - 1 :: brings]
-    return service_ms[-1:] * (brings / service_ms.shape[0])
+    known = service_ms.shape[0]
+    whole: F64 = service_ms[brings - 1 :: brings] if brings <= known else service_ms[-1:] * (brings / known)
+    return whole
 
 
 def planned_rate(demand: Demand, growth: float) -> float:
