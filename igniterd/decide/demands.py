@@ -10,6 +10,7 @@ from igniterd.decide.gpu import Oracles
 from igniterd.model.oracle import Demand
 from igniterd.records import Estimate, Load, ModelReading, Observation
 
+FEW = 0.05
 MUCH_MORE = 1.2  # less than this is no memory but the rate as it is
 
 
@@ -81,8 +82,8 @@ def batches(model: Model, reading: ModelReading, load: Load, profiled: int) -> t
 
 
 def items_brought(model: Model, load: Load) -> int:
-    """How many items to plan for in a request."""
-    return max(math.ceil(load.items_per_request - 1e-6), model.client_batch or 1)
+    """How many items to plan for in a request; a mean hardly above one is of few batches among many singles."""
+    return max(1, math.ceil(load.items_per_request - FEW), model.client_batch or 1)
 
 
 def _rate(load: Load, caution: float) -> float:
