@@ -10,8 +10,8 @@ from math import inf
 from igniterd.config import Decide
 from igniterd.decide import words
 from igniterd.decide.hold import Held, Judged, LetGo, Underway, rollbacks, why_not_now
-from igniterd.decide.search import GROWTHS, Found, find
-from igniterd.decide.steps import granted, ordered
+from igniterd.decide.search import GROWTHS, Found, fewest_changes, find
+from igniterd.decide.steps import ordered
 from igniterd.model.oracle import Demand, Oracle, Service
 from igniterd.records import Allocation, Load, Outcomes, Step
 
@@ -84,6 +84,11 @@ class Case:
         return frozenset(self.here) - self.pinned.keys()
 
     @property
+    def knobs(self) -> frozenset[tuple[str, bool]]:
+        """What may be turned: of each such model, whether its share too."""
+        return frozenset((d.model, d.steerable) for d in self.demands(CAUTIONS[0]) if d.model not in self.pinned)
+
+    @property
     def caution(self) -> float:
         """The caution of the plan that is applied."""
         return self.held.caution.get(self.gpu, 1.0)
@@ -147,7 +152,7 @@ class Case:
         judged = self.held.judged.get(self.gpu)
         if judged is None or judged.here != self.here or self.now_s >= judged.until_s or self.gone or self.caution < 1:
             return None
-        if self.reserved > judged.reserved + 1e-9 or not self.free <= judged.free:
+        if self.reserved > judged.reserved + 1e-9 or not self.knobs <= judged.knobs:
             return None
         grown = judged.room / ROOM_LEFT
         demands = self.demands(1.0)
@@ -171,7 +176,7 @@ class Case:
             served,
             room,
             self.reserved,
-            self.free,
+            self.knobs,
         )
         return replace(self.held, judged={**self.held.judged, self.gpu: judged})
 
@@ -328,7 +333,7 @@ class Case:
                 least_share={**held.least_share, self.gpu: found.least_share},
             ),
         )
-        target = _fewest_changes(self.oracles.at(caution), demands, self.here, found, self.capacity(demands))
+        target = fewest_changes(self.oracles.at(caution), demands, self.here, found, self.capacity(demands))
         back = set(self.gone) - set(found.reasons)
         better = bool(late) or bool(back)
         lasting = found.headroom >= LEAST_ROOM
@@ -378,21 +383,3 @@ class Case:
             caution={**self.held.caution, self.gpu: caution},
         )
         return Part(outcome, why, target, found.served, found.headroom, held, steps)
-
-
-def _fewest_changes(
-    oracle: Oracle, demands: Sequence[Demand], here: Mapping[str, Allocation], found: Found, capacity: float
-) -> dict[str, Allocation]:
-    """The plan without the changes that are not worth a reload: those whose absence leaves half its head-room."""
-    target = dict(found.allocations)
-    growth = 1 + (found.headroom - 1) / 2 if found.feasible else 1.0
-    for name in sorted(target, key=lambda m: abs(granted(target[m]) - granted(here[m]))):
-        if target[name] == here[name] or (here[name].share is None) != (target[name].share is None):
-            continue
-        candidate = {**target, name: here[name]}
-        if sum(granted(a) for a in candidate.values() if a.share is not None) > capacity + 1e-9:
-            continue
-        served = oracle.together(demands, candidate, growth=max(1.0, growth))
-        if all(served[d.model].p99_ms <= d.slo_ms for d in demands if d.model in found.kept):
-            target = candidate
-    return target

@@ -83,7 +83,7 @@ class Judged:
     served: Mapping[str, Service]
     room: float
     reserved: float = 0.0
-    free: frozenset[str] = frozenset()
+    knobs: frozenset[tuple[str, bool]] = frozenset()  # models that may be changed, and whether in their share
 
 
 @dataclass(frozen=True, slots=True)

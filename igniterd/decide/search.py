@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from igniterd.decide.seat import EPS, Position, Seat
+from igniterd.decide.steps import granted
 from igniterd.model.oracle import Beside, Demand, Oracle, Service
 from igniterd.records import Allocation
 
@@ -289,3 +290,21 @@ def _equal(capacity: float, takers: int, unit: float) -> float:
         return 1.0
     units = math.floor(capacity / takers / unit + EPS)
     return round(units * unit, 6) if units else max(LEAST, math.floor(capacity / takers * 1000) / 1000)
+
+
+def fewest_changes(
+    oracle: Oracle, demands: Sequence[Demand], here: Mapping[str, Allocation], found: Found, capacity: float
+) -> dict[str, Allocation]:
+    """The plan without the changes that are not worth a reload: those whose absence leaves half its head-room."""
+    target = dict(found.allocations)
+    growth = 1 + (found.headroom - 1) / 2 if found.feasible else 1.0
+    for name in sorted(target, key=lambda m: abs(granted(target[m]) - granted(here[m]))):
+        if target[name] == here[name] or (here[name].share is None) != (target[name].share is None):
+            continue
+        candidate = {**target, name: here[name]}
+        if sum(granted(a) for a in candidate.values() if a.share is not None) > capacity + 1e-9:
+            continue
+        served = oracle.together(demands, candidate, growth=max(1.0, growth))
+        if all(served[d.model].p99_ms <= d.slo_ms for d in demands if d.model in found.kept):
+            target = candidate
+    return target
