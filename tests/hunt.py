@@ -218,11 +218,11 @@ class Hunted(SimHost):
         return [m for m in self.models.values() if m.gpu == self.models[model].gpu]
 
     def _granted(self, model: str) -> float:
-        """A model without a share may use the whole GPU."""
-        return sum(granted(m.applied) for m in self._on(model))
+        """A model without a share may use the whole GPU; so may one whose share has no effect."""
+        return sum(1.0 if m.name in self.processes.ignores else granted(m.applied) for m in self._on(model))
 
     def _shared(self, model: str) -> float:
-        return sum(m.applied.granted or 0.0 for m in self._on(model))
+        return sum(m.applied.granted or 0.0 for m in self._on(model) if m.name not in self.processes.ignores)
 
 
 class Mps:
@@ -265,7 +265,7 @@ class Hunt:
         self.config = self._configured(folder)
         self.undo: list[tuple[float, Callable[[], None]]] = []
         self.ticks: deque[Tick] = deque(maxlen=3)
-        self.late_since: dict[str, float] = {}
+        self.unknown_since: dict[str, float] = {}
         self.loop = self._loop()
 
     # ------------------------------------------------------------ the world
@@ -523,20 +523,23 @@ class Hunt:
         for host in self.hosts.values():
             stuck = {name for name, (until_s, _) in host.stuck.items() if now_s < until_s}
             unread = {name for name in host.models if name in host.unread or now_s < host.silent_until}
-            for name in stuck | unread:
-                self._check_unknown(name, tick, now_s, 45.0 if name in stuck else 2.0)
-            for name in list(self.late_since):
-                if name in host.models and name not in stuck | unread:
-                    self.late_since.pop(name)
+            for name in stuck - unread:
+                self._check_unknown(name, tick, now_s, f"stuck {name}", 45.0)
+            for name in unread:
+                self._check_unknown(name, tick, now_s, f"unread {name}", 2.0)
+            there = {f"stuck {name}" for name in stuck - unread} | {f"unread {name}" for name in unread}
+            for key in [each for each in self.unknown_since if each.split(" ")[1] in host.models]:
+                if key not in there:
+                    self.unknown_since.pop(key)
             for step in tick.plan.steps[:1]:
                 if step.model in unread:
                     self._broken(f"{step.model} was not read, and is to be changed: {why}")
                 if step.model in tick.standings and not tick.standings[step.model].free and step.kind not in OURS:
                     self._broken(f"{step.model} is {tick.standings[step.model]}, and is to be changed: {why}")
 
-    def _check_unknown(self, name: str, tick: Tick, now_s: float, after_s: float) -> None:
+    def _check_unknown(self, name: str, tick: Tick, now_s: float, key: str, after_s: float) -> None:
         """Nobody may say that every SLO holds while nothing is known of one of them."""
-        since_s = self.late_since.setdefault(name, now_s)
+        since_s = self.unknown_since.setdefault(key, now_s)
         if now_s - since_s > after_s and tick.plan.why.startswith("every SLO holds") and self.rates[name] > 0:
             self._broken(f"nothing is known of {name} for {now_s - since_s:.0f} s: {tick.plan.why}")
 
