@@ -39,8 +39,9 @@ test: assets  ## all tests; real programs on loopback, nothing skipped but what 
 unit: $(STAMP)  ## the tests that start no other program
 	$(BIN)/python -m pytest -n 2 -m 'not gpu and not integration'
 
-fuzz: $(STAMP)  ## the Hypothesis properties on new examples: SEEDS=10 times as many as the tests' own
+fuzz: $(STAMP)  ## the Hypothesis properties on new examples, SEEDS=10 times as many as the tests' own, and hunts on SEEDS new hosts
 	@for i in $$(seq $(SEEDS)); do HYPOTHESIS_PROFILE=new $(BIN)/python -m pytest -q -m 'hypothesis and not integration' || exit 1; done
+	HUNTS=$(SEEDS) $(BIN)/python -m pytest -q tests/test_hunt.py
 
 demo: $(STAMP)  ## igniterd moving a real Triton on an emulated GPU, about three minutes
 	@$(BIN)/python -m igniterd.emulator.fetch demo

@@ -6,6 +6,7 @@ prediction raises can be left out, and the others asked again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -126,12 +127,15 @@ class Scene:
 
     def _demand(self, name: str, belief: ModelBelief, reading: ModelReading, oracle: Oracle) -> Demand:
         allocation, of = reading.allocation, self.profiled[name]
+        items = brought(belief, reading).mean
+        brings = math.ceil(items - 1e-6)
         return Demand(
             name,
             of,
-            belief.rate.per_s * brought(belief, reading).mean,
+            belief.rate.per_s * items,
             self.config.by_name()[name].slo_p99_ms,
-            max_batch=min(oracle.model.max_batch(of), max(1, allocation.max_batch_size)),
+            brings=brings,
+            max_batch=min(oracle.model.max_batch(of), max(1, brings, allocation.max_batch_size)),
             learnt=belief.told,
             burstiness=belief.rate.burstiness,
             instances=allocation.instances,

@@ -14,7 +14,7 @@ from igniterd import __version__
 from igniterd.clients.once import Lately, Once
 from igniterd.config import Config, Model
 from igniterd.hints import hints_of, number, qualified
-from igniterd.records import Allocation, LiveService, Load, Outcomes, StepKind, Tick
+from igniterd.records import Allocation, Gap, LiveService, Load, Outcomes, StepKind, Tick
 
 STATE_SCHEMA = 1
 STATE_EVERY_S = 5.0  # how often the snapshot goes to MQTT when nothing changes
@@ -241,21 +241,26 @@ class Reporter:
     def _say_gaps(self, tick: Tick) -> None:
         """A source is told of when it falls silent, and when it is back; one that flaps is summed up."""
         self._now_s = tick.at_s
-        gaps = {gap.source: gap.reason for gap in tick.observation.gaps}
-        for source, reason in gaps.items():
-            kind, _, model = source.partition(":")
+        gaps = {self._key_of(gap): gap for gap in tick.observation.gaps}
+        for key, gap in gaps.items():
+            kind, _, model = gap.source.partition(":")
             if kind == "share":
-                self._silent.failed(source, reason, says="share without effect", more={"model": model})
+                self._silent.failed(key, gap.reason, says="share without effect", more={"model": model})
             else:
-                self._silent.failed(source, reason, says="source silent", more={"source": source})
-        for source in self._silent.known():
+                self._silent.failed(key, gap.reason, says="source silent", more={"source": gap.source})
+        for key in self._silent.known():
+            source = key.partition(" ")[0]
             kind, _, model = source.partition(":")
-            if source in gaps:
+            if key in gaps:
                 continue
             if kind == "share":
-                self._silent.worked(source, says="share no longer in doubt", more={"model": model})
+                self._silent.worked(key, says="share no longer in doubt", more={"model": model})
             else:
-                self._silent.worked(source, says="source answers again", more={"source": source})
+                self._silent.worked(key, says="source answers again", more={"source": source})
+
+    def _key_of(self, gap: Gap) -> str:
+        """A share that is in doubt for another reason than before is news; a source that is silent is not."""
+        return f"{gap.source} {_kind_of(gap.reason, self._names)}" if gap.source.startswith("share:") else gap.source
 
     def _say_cap(self, tick: Tick) -> None:
         """A cap on every client makes a larger share than it worth nothing, and nothing else would tell."""

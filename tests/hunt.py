@@ -518,7 +518,7 @@ class Hunt:
 
     def _check_said(self, now_s: float, tick: Tick) -> None:
         why = tick.plan.why
-        if "0 changes to go" in why:
+        if "carrying on: 0 changes" in why:
             self._broken(why)
         for host in self.hosts.values():
             stuck = {name for name, (until_s, _) in host.stuck.items() if now_s < until_s}

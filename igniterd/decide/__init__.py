@@ -84,7 +84,8 @@ def decide(
     for gpu in sorted({observation.models[name].gpu_index for name in applied.keys() & profiled.keys()}):
         parts.append(host.part(gpu, held))
         held = parts[-1].held
-    return _qualified(_merged(parts, applied, held, config, now_s), observation, known), held
+    plan = _qualified(_merged(parts, applied, held, config, now_s), observation, known)
+    return _measured(plan, estimate, config), held
 
 
 class Host:
@@ -166,6 +167,9 @@ class Host:
             reserved=self._reserved(gpu, here) + _pending(here, held),
             waits=self._waits(gpu),
             no_shares=_no_shares(self.observation, self.config),
+            unknown=any(
+                self.known[m].state in UNKNOWN for m, r in self.observation.models.items() if r.gpu_index == gpu and m in self.known
+            ),
             loads=self.estimate.loads,
         )
 
@@ -284,6 +288,19 @@ def _qualified(plan: Plan, observation: Observation, known: Mapping[str, Standin
     if claimed or bare:
         return replace(plan, why=why, headroom=None, least_share=None, least_by_gpu={})
     return plan if why == plan.why else replace(plan, why=why)
+
+
+def _measured(plan: Plan, estimate: Estimate, config: Config) -> Plan:
+    """``plan`` without the claim that every SLO holds, where one is seen not to: by its mean alone."""
+    said = []
+    for name, load in estimate.loads.items():
+        slo_ms = config.by_name()[name].slo_p99_ms
+        if load.measured_mean_ms is not None and load.measured_mean_ms > slo_ms and load.rate_per_s > 0:
+            said.append(f"{name}: measured {load.measured_mean_ms:.0f} ms on average, above its SLO of {slo_ms:g} ms")
+    if not said or "every SLO holds" not in plan.why:
+        return plan
+    why = plan.why.replace("every SLO holds", "every SLO should hold")
+    return replace(plan, why="; ".join([why, *said]), headroom=None)
 
 
 def _total(applied: Mapping[str, Allocation]) -> float:

@@ -10,6 +10,7 @@ from igniterd.decide.gpu import Oracles
 from igniterd.model.oracle import Demand
 from igniterd.records import Estimate, Load, ModelReading, Observation
 
+FEW = 0.05
 MUCH_MORE = 1.2  # less than this is no memory but the rate as it is
 
 
@@ -45,6 +46,7 @@ def demands_of(
                 priority=model.priority,
                 min_share=model.min_share,
                 max_share=model.max_share,
+                brings=items_brought(model, load),
                 max_batch=largest,
                 min_batch=least,
                 bias=load.bias,
@@ -74,9 +76,14 @@ def batches(model: Model, reading: ModelReading, load: Load, profiled: int) -> t
     if reading.batching_fixed:  # a plan with another batch would be refused, and with it the share
         fixed = min(profiled, reading.allocation.max_batch_size)
         return fixed, fixed
-    brought = max(math.ceil(load.items_per_request - 1e-6), model.client_batch or 1)
+    brought = items_brought(model, load)
     largest = min(profiled, model.max_batch_size or profiled)
     return min(brought, profiled), max(largest, min(brought, profiled))
+
+
+def items_brought(model: Model, load: Load) -> int:
+    """How many items to plan for in a request; a mean hardly above one is of few batches among many singles."""
+    return max(1, math.ceil(load.items_per_request - FEW), model.client_batch or 1)
 
 
 def _rate(load: Load, caution: float) -> float:

@@ -75,6 +75,7 @@ class Case:
     reserved: float = 0.0
     waits: str = ""
     no_shares: str = ""
+    unknown: bool = False  # of a model on this GPU nothing is known: what others may grow by is not promised
     loads: Mapping[str, Load] = field(default_factory=dict)
 
     @property
@@ -110,11 +111,15 @@ class Case:
         """Kept models that would miss, of those that may be changed, or of those that may not.
 
         Planned at (1 - margin) of the SLO, moved at (1 - margin / 2): what was just planned does not
-        at once ask for more.
+        at once ask for more. Of few requests nothing is said for sure, until they are late in fact.
         """
         slack = (1 - self.rules.slo_margin / 2) / (1 - self.rules.slo_margin)
         kept = [d for d in self.demands(self.caution) if d.model not in self.held.gone and (d.model in self.pinned) is pinned]
-        return [d.model for d in kept if served is None or served[d.model].p99_ms > d.slo_ms * slack]
+        return [d.model for d in kept if served is None or (served[d.model].p99_ms > d.slo_ms * slack and self._sure(d))]
+
+    def _sure(self, demand: Demand) -> bool:
+        load = self.loads.get(demand.model)
+        return load is None or load.confident or (load.measured_mean_ms or 0.0) > demand.slo_ms
 
     def room(self, allocations: Mapping[str, Allocation]) -> float:
         """The largest growth of all rates under which the kept models hold, from the ladder the search climbs; found by bisection, as
@@ -264,6 +269,7 @@ class Case:
         if fixed or (served is None and not self.free):
             others = [f"{m}: {why}" for m, why in self.pinned.items()]
             return Part(Outcomes.WAIT, "; ".join(fixed or others), self.here, served or {}, None, held)
+        room = None if self.unknown else room
         why = "every SLO holds" + (f", with rates free to grow by {room - 1:.0%}" if room is not None else "")
         if self.caution < 1:
             why += f", with {self.caution:.0%} of the margins: the GPU is nearly full"

@@ -28,17 +28,24 @@ from igniterd.records import Allocation, BatchStat, Gap, ModelReading, Stub
 
 @dataclass(slots=True)
 class SimModel:
-    """One model: ``rate_per_s(t)`` is its Poisson rate at virtual time t."""
+    """One model: ``rate_per_s(t)`` is its Poisson rate at virtual time t, of requests of ``brings`` items each.
+
+    A request with more items than the configuration's max_batch_size is ``refused``, as Triton does it: in no other count.
+    """
 
     name: str
     like: str
     rate_per_s: Callable[[float], float]
     config: dict[str, Any]
     gpu: int = 0
+    backend: str = "python"  # any other runs inside tritonserver
+    brings: int = 1
+    refused: int = 0
     batch: tuple[float, ...] = ()  # arrival times of the requests being executed
     left: float = 0.0  # of the batch, as a fraction
     took_s: float = 0.0
-    success: int = 0
+    success: int = 0  # items
+    requests: float = 0.0  # that brought them
     queue_ns: int = 0
     stats: dict[int, tuple[int, int]] = field(default_factory=dict)  # batch size -> executions, ns
     latencies: list[tuple[float, float]] = field(default_factory=list)  # (scheduled_s, latency_ms)
@@ -53,9 +60,19 @@ class SimModel:
     def reset(self, config: dict[str, Any]) -> None:
         """A new copy serves: its statistics start at zero. What waits is queued; nothing has been made of it yet."""
         self.config, self.applied = copy.deepcopy(config), allocation_of(config)
-        self.batcher = Batcher(self.applied.max_batch_size, self.applied.max_queue_delay_us / 1e6, self.batcher.waiting)
-        self.success, self.queue_ns, self.stats = 0, 0, {}
+        self.batcher = Batcher(self.formed, self.applied.max_queue_delay_us / 1e6, self.batcher.waiting)
+        self.success, self.requests, self.queue_ns, self.stats = 0, 0.0, 0, {}
         self.copies += 1
+
+    @property
+    def formed(self) -> int:
+        """The largest batch that is formed: no request is cut in two."""
+        return max(1, self.applied.max_batch_size // self.brings) * self.brings
+
+    def bring(self, items: int) -> None:
+        """From now on, clients bring so many items in a request."""
+        self.brings = items
+        self.batcher.largest = self.formed
 
 
 def config_of(name: str, max_batch: int = 8, share_path: str | None = None) -> dict[str, Any]:
@@ -85,7 +102,7 @@ class SimProcesses:
 
     def _stub(self, name: str) -> Stub | None:
         model = self._host.models[name]
-        if name in self.died:
+        if name in self.died or model.backend != "python":
             return None
         pid = self.server_pid + 100 * (1 + list(self._host.models).index(name)) + model.copies
         path = f"/models/{name}/1/model.py"
@@ -207,10 +224,12 @@ class SimHost:
             version="1",
             triton=self.name,
             ready=True,
-            backend="python",
+            backend=model.backend,
+            owns_process=model.backend == "python",
             allocation=model.applied,
-            success_count=model.success,
-            pending_count=len(model.batcher.waiting) + len(model.batch),
+            success_count=round(model.requests),
+            inference_count=model.success,
+            pending_count=-(-(len(model.batcher.waiting) + len(model.batch)) // model.brings),
             queue_ns=model.queue_ns,
             batches=batches,
             instance_names=frozenset({f"{model.name}_0_0"}),
@@ -272,7 +291,11 @@ class SimHost:
             return
         self._next_arrival(model.name, at_s)
         if not name.startswith("?"):
-            model.batcher.arrive(at_s)
+            if model.brings > max(1, model.config["max_batch_size"]):
+                model.refused += 1
+                return
+            for _ in range(model.brings):
+                model.batcher.arrive(at_s)
             self._start(model)
 
     def _wake(self, model: SimModel) -> None:
@@ -288,7 +311,8 @@ class SimHost:
 
     def _execute(self, model: SimModel) -> None:
         model.batch = model.batcher.take(self._now_s)
-        model.queue_ns += int(sum(self._now_s - at_s for at_s in model.batch) * 1e9)
+        waited_s = sum(self._now_s - at_s for at_s in model.batch) / model.brings
+        model.queue_ns += int(waited_s * 1e9)
         shape = 1 / DISPERSION_CV**2
         model.left, model.took_s = float(self.rng.gamma(shape, 1 / shape)), 0.0
 
@@ -297,6 +321,7 @@ class SimHost:
         n, ns = model.stats.get(size, (0, 0))
         model.stats[size] = (n + 1, ns + int(model.took_s * 1e9))
         model.success += size
+        model.requests += size / model.brings
         model.latencies.extend((at_s, (self._now_s - at_s) * 1000) for at_s in model.batch)
         model.batch = ()
         self._start(model)

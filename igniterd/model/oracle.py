@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
@@ -52,6 +52,7 @@ class Demand:
     min_share: float = 0.05
     max_share: float = 1.0
     max_batch: int = 32
+    brings: int = 1  # items a request brings: they are executed together, whatever batches are formed of requests
     min_batch: int = 1  # requests that bring a batch of their own must not find the limit below it
     bias: float = 1.0
     learnt: Learnt | None = None
@@ -145,14 +146,16 @@ class Oracle:
         """How ``demand``, its rate times ``growth``, fares under ``allocation`` beside what :func:`felt` makes of its neighbours."""
         share = allocation.share if allocation.share is not None else 1.0
         curve = self._curve(demand.profiled_as, demand.max_batch, share, beside)
-        largest = min(allocation.max_batch_size, demand.max_batch) or 1
+        brings = max(1, demand.brings)
+        largest = min(max(allocation.max_batch_size, brings), demand.max_batch) or 1
         rate = planned_rate(demand, growth)
         live = self._live(demand, curve)
-        key = (curve.number, largest, allocation.max_queue_delay_us, allocation.instances, rate, live, demand.burstiness)
+        key = (curve.number, largest, allocation.max_queue_delay_us, allocation.instances, rate, live, demand.burstiness, brings)
         known = self._served.get(key)
         if known is None:
-            service_ms = _corrected(curve, self.upper, largest, live)
-            known = self._served.keep(key, self._queue(service_ms, allocation, rate, demand.burstiness))
+            service_ms = of_requests(_corrected(curve, self.upper, largest, live), brings)
+            served = self._queue(service_ms, allocation, rate / brings, demand.burstiness)
+            known = self._served.keep(key, replace(served, mean_batch=served.mean_batch * brings))
         return known
 
     def _live(self, demand: Demand, curve: Curve) -> tuple[float, float, float]:
@@ -203,6 +206,16 @@ class Oracle:
             if all(abs(now[0].duty - then[0].duty) < DUTY_STEP / 2 for now, then in zip(tenants, before, strict=True)):
                 break
         return served
+
+
+def of_requests(service_ms: F64, brings: int) -> F64:
+    """Service times (ms) of 1, 2, … requests that bring so many items each, from those of 1, 2, … items.
+
+    A request is executed whole: beyond the largest batch that is known, in proportion.
+    """
+    known = service_ms.shape[0]
+    whole: F64 = service_ms[brings - 1 :: brings] if brings <= known else service_ms[-1:] * (brings / known)
+    return whole
 
 
 def planned_rate(demand: Demand, growth: float) -> float:
