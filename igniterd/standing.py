@@ -292,6 +292,9 @@ def _lingering(name: str, reading: ModelReading, view: Observation, facts: Facts
     if view.stubs is None or loaded_s is None or facts.now_s < loaded_s + LINGER_S or name in facts.acting:
         return ""
     mine = stubs_of(reading, view.stubs, facts.ports.get(reading.triton))
+    if mine:  # one of another Triton, which cannot always be told, is no copy of this one
+        newest = max(mine, key=lambda stub: (stub.started, stub.pid))
+        mine = [stub for stub in mine if stub.server_pid == newest.server_pid]
     over = len(mine) - reading.allocation.instances
     if over <= 0:
         return ""

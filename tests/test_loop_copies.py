@@ -24,6 +24,7 @@ class Copies:
     def __init__(self, bench: Bench) -> None:
         self.loading = set[str]()
         self.stays = set[str]()
+        self.elsewhere = set[str]()  # another Triton of the host has a model of this name
         host = bench.host
         read, load = host.processes.read, host.load
 
@@ -35,7 +36,12 @@ class Copies:
                 for s in stubs
                 if any(s.instance == f"{name}_0_0" for name in twice)
             ]
-            return (*stubs, *old)
+            other = [
+                replace(s, pid=s.pid + 70, pids=(s.pid + 70,), server_pid=7, started=s.started - 1)
+                for s in stubs
+                if any(s.instance == f"{name}_0_0" for name in self.elsewhere)
+            ]
+            return (*stubs, *old, *other)
 
         async def slowly(model: str, wanted: dict[str, Any], *, exact: bool = False) -> None:
             self.loading.add(model)
@@ -76,3 +82,11 @@ async def test_a_copy_that_stays_is_told_and_its_model_not_reloaded(tmp_path: Pa
     assert standing.state is State.OLD_COPY
     assert "old copy" in standing.why
     assert sum(model == "vgg19" for _, model, _ in made.host.loads) <= before + 1
+
+
+async def test_a_model_of_the_same_name_in_another_triton_is_no_old_copy(tmp_path: Path) -> None:
+    made, copies = bench(tmp_path)
+    copies.elsewhere.add("vgg19")
+    await made.run(60)
+    assert any(model == "vgg19" for _, model, _ in made.host.loads)
+    assert State.OLD_COPY not in states(made, "vgg19")
