@@ -29,7 +29,7 @@ check: $(STAMP)  ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: assets  ## all tests; real programs on loopback, nothing skipped but what needs a GPU
+test: assets  ## all tests; real programs on loopback, nothing skipped but what needs a GPU, or another user where this one is not root
 	@said=$$(mktemp); trap 'kill $$beside 2>/dev/null; rm -f '$$said EXIT; \
 	{ nice -n 19 $(BIN)/python -m pytest -m 'not gpu and not integration'; pure=$$?; \
 	  nice -n 10 $(BIN)/python -m pytest tests/bench -m 'integration and not gpu'; exit $$((pure | $$?)); } >$$said 2>&1 & beside=$$!; \

@@ -108,10 +108,13 @@ async def _apply(step: Step, triton: Reloader, around: Surroundings) -> None:
     if not same_allocation(applied, wanted):
         raise Refused(f"{step.model}: Triton loaded {applied} where {wanted} was asked")
     serving = await _pids(after, around.processes) if running and not in_place else None
-    if serving is not None and running is not None and serving <= running:
+    if serving is not None and running is not None and serving.keys() <= running.keys():
         raise Refused(f"{step.model}: Triton said that it was reloaded, but its processes are the same as before")
     if serving is not None and running:
-        await _until_gone(running, after, around.processes)
+        # another Triton of this host may have a model of this name: its processes go on
+        servers = {serving[pid] for pid in serving.keys() - running.keys()}
+        old = frozenset(pid for pid, server in running.items() if server in servers)
+        await _until_gone(old, after, around.processes)
 
 
 def _expected(step: Step, claimed: float | None) -> Allocation:
@@ -124,8 +127,8 @@ def _wanted(step: Step, claimed: float | None) -> Allocation:
     return replace(step.after, share=claimed) if step.after.share is None and claimed is not None else step.after
 
 
-async def _pids(config: dict[str, Any], processes: ProcessSource | None) -> frozenset[int] | None:
-    """The processes of the model of ``config``; ``None`` where they cannot be seen now."""
+async def _pids(config: dict[str, Any], processes: ProcessSource | None) -> dict[int, int] | None:
+    """The processes of models of that name, and the server of each; ``None`` where they cannot be seen now."""
     if processes is None:
         return None
     try:
@@ -134,7 +137,7 @@ async def _pids(config: dict[str, Any], processes: ProcessSource | None) -> froz
     except (TimeoutError, IgniterdError):
         return None
     names = instance_names_of(config)
-    return frozenset(stub.pid for stub in stubs if stub.instance in names)
+    return {stub.pid: stub.server_pid for stub in stubs if stub.instance in names}
 
 
 async def _until_gone(old: frozenset[int], config: dict[str, Any], processes: ProcessSource | None) -> None:
@@ -144,7 +147,7 @@ async def _until_gone(old: frozenset[int], config: dict[str, Any], processes: Pr
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(OLD_GONE_S):
-            while old & (await _pids(config, processes) or frozenset()):  # noqa: ASYNC110  other processes end
+            while old & (await _pids(config, processes) or {}).keys():  # noqa: ASYNC110  other processes end
                 await asyncio.sleep(LOOK_EVERY_S)
 
 

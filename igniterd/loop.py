@@ -190,6 +190,7 @@ class Loop:
             left_out=left_out,
             released=self._released.why(),
             ports=self._ports,
+            acting=frozenset(under.step.model for under in self._acting.values()),
         )
         return standings(view, facts)
 

@@ -210,6 +210,7 @@ class Facts:
     left_out: Mapping[str, str] = field(default_factory=dict)  # a prediction of it failed, and how
     released: Mapping[str, str] = field(default_factory=dict)  # given back to its owner, and when
     ports: Ports = field(default_factory=dict)
+    acting: frozenset[str] = frozenset()  # a reload of ours is under way, and has both copies
 
 
 def standings(view: Observation, facts: Facts) -> dict[str, Standing]:
@@ -288,9 +289,12 @@ def _gap(view: Observation, name: str, triton: str = "") -> str:
 def _lingering(name: str, reading: ModelReading, view: Observation, facts: Facts) -> str:
     """An old copy that does not go: the next reload would leave one more."""
     loaded_s = facts.known.loaded_s.get(name)
-    if view.stubs is None or loaded_s is None or facts.now_s < loaded_s + LINGER_S:
+    if view.stubs is None or loaded_s is None or facts.now_s < loaded_s + LINGER_S or name in facts.acting:
         return ""
     mine = stubs_of(reading, view.stubs, facts.ports.get(reading.triton))
+    if mine:  # one of another Triton, which cannot always be told, is no copy of this one
+        newest = max(mine, key=lambda stub: (stub.started, stub.pid))
+        mine = [stub for stub in mine if stub.server_pid == newest.server_pid]
     over = len(mine) - reading.allocation.instances
     if over <= 0:
         return ""

@@ -184,6 +184,24 @@ async def test_a_load_is_a_reload_only_if_the_processes_are_new(tmp_path: Path) 
     assert "the same as before" in await with_processes(triton, Processes(triton, vain=True), tmp_path / "shares")
 
 
+class Beside(Processes):
+    """Another Triton of this host has a model of the same name, and goes on."""
+
+    async def read(self) -> tuple[Stub, ...]:
+        there = Stub(900, (900,), 6, None, "/models/m/1/model.py", "m_0_0")
+        return (*await super().read(), there)
+
+
+async def test_the_processes_of_another_triton_are_not_waited_for(tmp_path: Path) -> None:
+    triton = Triton()
+    processes = Beside(triton)
+    assert await with_processes(triton, processes, tmp_path / "shares") == ""
+    assert processes.reads <= 3, "before, after, and once for the old copy"
+    vain = Beside(triton, vain=True)
+    other = replace(STEP, before=THEN, after=Allocation(0.5, 4))
+    assert "the same as before" in await with_processes(triton, vain, tmp_path / "shares", other)
+
+
 async def test_a_look_at_the_processes_that_fails_refuses_nothing(tmp_path: Path) -> None:
     for reads in (0, 1):
         triton = Triton()

@@ -9,18 +9,23 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import ValidationError
+
+from igniterd.config import State
 from igniterd.demo.recording import Applied
 from igniterd.demo.scenario import Scenario
 from igniterd.emulator import programs
 from igniterd.emulator.host import EmulatedHost, broker_host, mps_host, triton_host
 from igniterd.emulator.process import Running, free_ports, running
 from igniterd.errors import CannotRun
+from igniterd.files import others_hand
 from igniterd.model import builtin_profile
 from igniterd.records import Mode
 
@@ -60,10 +65,41 @@ class Stage:
     host: EmulatedHost
     admin: str  # host:port of the daemon's admin address
     notes: tuple[str, ...]
+    state: Path  # where the daemon keeps its history and the environments of shares
 
     @property
     def config(self) -> Path:
         return self.folder / CONFIG
+
+
+@contextmanager
+def state_of_its_own(folder: Path) -> Iterator[Path]:
+    """Where the daemon of a run in ``folder`` keeps its state: in it, or in a private folder.
+
+    Triton runs what is in there, so the daemon refuses a place that another user could change. A
+    checkout may be such a place: mounted into a container, where root works in a user's folder.
+    The state is then moved to ``folder`` when all is over, for those who look at the history.
+    """
+    wanted = folder / "state"
+    if not others_hand(folder) and _is_plain(wanted):
+        yield wanted
+        return
+    with tempfile.TemporaryDirectory(prefix="igniterd-demo-") as name:
+        place = Path(name) / "state"
+        try:
+            yield place
+        finally:
+            if place.exists():
+                shutil.copytree(place, wanted, symlinks=True)
+
+
+def _is_plain(place: Path) -> bool:
+    """Whether the configuration takes it: Triton gives the path to a shell."""
+    try:
+        State(directory=place)
+    except ValidationError:
+        return False
+    return True
 
 
 @asynccontextmanager
@@ -71,12 +107,13 @@ async def stage(scenario: Scenario, folder: Path) -> AsyncIterator[Stage]:
     """Start the host in ``folder`` and write the daemon's configuration. MPS control and the broker are left out where they cannot run."""
     notes: list[str] = []
     async with AsyncExitStack() as stack:
+        state = stack.enter_context(state_of_its_own(folder))
         host = EmulatedHost(
             mps=await _if_possible(stack, mps_host(folder / "host" / "mps"), notes, _WITHOUT_MPS),
             broker=await _if_possible(stack, broker_host(folder / "host" / "broker"), notes, _WITHOUT_BROKER),
             triton=await stack.enter_async_context(triton_host(scenario.host(), folder / "host" / "triton")),
         )
-        made = Stage(folder, host, f"127.0.0.1:{free_ports(1)[0]}", tuple(notes))
+        made = Stage(folder, host, f"127.0.0.1:{free_ports(1)[0]}", tuple(notes), state)
         configure(made, scenario)
         yield made
 
@@ -100,7 +137,7 @@ def configure(stage: Stage, scenario: Scenario) -> None:
         f'[[triton]]\nname = "main"\nurl = "{host.triton.url}"\nmetrics_url = "{host.triton.metrics_url}"\n',
         f'[gpu]\nsource = "emulated:{host.triton.board_path}"\n',
         f'[metrics]\nlisten = "{stage.admin}"\n',
-        f'[state]\ndirectory = "{stage.folder / "state"}"\n',
+        f'[state]\ndirectory = "{stage.state}"\n',
     ]
     if host.mps is not None:
         control = _mps_program(stage.folder, host.mps.control)

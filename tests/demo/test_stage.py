@@ -2,22 +2,25 @@
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from igniterd.clients.shares import prepare_share
 from igniterd.config import load_config
 from igniterd.demo.scenario import AFTER, BEFORE, paper
-from igniterd.demo.stage import Stage, configure, workplace
+from igniterd.demo.stage import Stage, configure, state_of_its_own, workplace
 from igniterd.emulator.host import BrokerHost, EmulatedHost, MpsHost, TritonHost
 from igniterd.emulator.process import Running
 from igniterd.emulator.programs import Program
 from igniterd.errors import CannotRun
 from igniterd.model import Profile
 from igniterd.records import Mode
+from tests.users import NOBODY, as_root
 
 
-def made(folder: Path, *, mps: Program | None = None, broker: bool = False) -> Stage:
+def made(folder: Path, *, mps: Program | None = None, broker: bool = False, state: Path | None = None) -> Stage:
     """A stage on which nothing runs."""
     never = Running("never started", None, folder / "log")  # type: ignore[arg-type]
     host = EmulatedHost(
@@ -25,7 +28,7 @@ def made(folder: Path, *, mps: Program | None = None, broker: bool = False) -> S
         mps=MpsHost(mps, folder / "pipes", never) if mps else None,
         broker=BrokerHost(1883, never) if broker else None,
     )
-    return Stage(folder, host, "127.0.0.1:9409", ())
+    return Stage(folder, host, "127.0.0.1:9409", (), state or folder / "state")
 
 
 def test_the_configuration_is_one_the_daemon_takes(tmp_path: Path) -> None:
@@ -59,6 +62,35 @@ def test_a_control_program_that_is_not_installed_finds_its_libraries(tmp_path: P
     control = load_config(stage.config).mps.control
     said = subprocess.run([control, "-f"], capture_output=True, text=True, timeout=10, check=True, env=clean).stdout
     assert said.strip() == "/some/lib dir -f"
+
+
+def of_another_user(checkout: Path) -> None:
+    os.chown(checkout, NOBODY, NOBODY)
+
+
+def open_to_all(checkout: Path) -> None:
+    checkout.chmod(0o777)
+
+
+def the_users_own(checkout: Path) -> None:
+    checkout.chmod(0o755)
+
+
+@pytest.mark.parametrize("name", ["src", "my sources"])
+@pytest.mark.parametrize("whose", [the_users_own, open_to_all, pytest.param(of_another_user, marks=as_root)])
+def test_a_share_can_be_given_whoever_owns_the_checkout(tmp_path: Path, whose: Callable[[Path], None], name: str) -> None:
+    checkout = tmp_path / name
+    checkout.mkdir()
+    whose(checkout)
+    with workplace(checkout / ".demo") as folder:
+        with state_of_its_own(folder) as state:
+            stage = made(folder, state=state)
+            configure(stage, paper())
+            settings = load_config(stage.config)
+            assert Path(prepare_share(settings.shares, 0.3)).is_dir()
+            (settings.state.directory / "history.db").write_text("what was done")
+        assert (folder / "state" / "history.db").read_text() == "what was done"
+        assert state == folder / "state" or not state.parent.exists()
 
 
 def test_a_folder_is_emptied_only_if_it_was_ours(tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def test_panels_do_not_overlap() -> None:
 MODEL = '{instance="gpu-a", model="vgg19", version="1"}'
 PLAIN = '{instance="gpu-a", model="vgg19"}'
 MUTE = '{instance="gpu-a", model="vgg19", state="not_answering"}'
+OLD = '{instance="gpu-a", model="vgg19", state="old_copy"}'
 
 
 def fires(tmp_path: Path, series: dict[str, str], *, at: str, alert: str, **labels: str) -> subprocess.CompletedProcess[bytes]:
@@ -175,6 +176,9 @@ OBSERVED, VIOLATED = f"igniterd_observed_seconds_total{MODEL}", f"igniterd_slo_v
         ("IgniterdRequestsRejected", {f"igniterd_requests_rejected_total{PLAIN}": "7x60"}, "8m", {}),
         ("IgniterdModelUnpredictable", {f"igniterd_readings_left_out_total{PLAIN}": "0+15x60"}, "8m", {"model": "vgg19"}),
         ("IgniterdModelUnpredictable", {f"igniterd_readings_left_out_total{PLAIN}": "7x60"}, "8m", {}),
+        ("IgniterdModelCannotBeChanged", {f"igniterd_model_state{OLD}": "1x40"}, "8m", {"model": "vgg19", "state": "old_copy"}),
+        ("IgniterdModelCannotBeChanged", {f"igniterd_model_state{OLD}": "0x40"}, "8m", {}),
+        ("IgniterdModelCannotBeChanged", {f"igniterd_model_state{MUTE}": "1x40"}, "8m", {}),
         ("IgniterdDown", {'up{job="igniterd", instance="gpu-a"}': "0x40"}, "5m", {"instance": "gpu-a"}),
         ("IgniterdStalled", {'igniterd_ticks_total{instance="gpu-a"}': "7x60"}, "8m", {"instance": "gpu-a"}),
         ("IgniterdStalled", {'igniterd_ticks_total{instance="gpu-a"}': "0+15x60"}, "8m", {}),
