@@ -62,6 +62,8 @@ def _held(held: Held, stay: set[str]) -> Held:
         refused_why=_only(held.refused_why, stay),
         asked=_only(held.asked, stay),
         pending=_only(held.pending, stay),
+        unhosted=_only(held.unhosted, stay),
+        revived=_only(held.revived, stay),
     )
 
 
