@@ -151,12 +151,12 @@ async def _until_gone(old: frozenset[int], config: dict[str, Any], processes: Pr
                 await asyncio.sleep(LOOK_EVERY_S)
 
 
-async def touched(expected: Mapping[str, Allocation], triton: Reloader, shares: Path) -> str:
-    """Which of the models of ``expected`` somebody else has changed meanwhile, or an empty string.
+async def touched(expected: Mapping[str, Allocation], triton: Reloader, shares: Path) -> dict[str, Allocation]:
+    """The models of ``expected`` that somebody else has changed meanwhile, and what is applied now.
 
     What cannot be read now is passed over: the next tick tells.
     """
-    names = list(expected)
+    names, found = list(expected), dict[str, Allocation]()
     answers = await asyncio.gather(*(triton.config(name) for name in names), return_exceptions=True)
     for name, answer in zip(names, answers, strict=True):
         if isinstance(answer, IgniterdError):
@@ -165,8 +165,8 @@ async def touched(expected: Mapping[str, Allocation], triton: Reloader, shares: 
             raise answer
         here = allocation_of(answer, str(shares))
         if here.share != expected[name].share or replace(here, instances=expected[name].instances) != expected[name]:
-            return f"{name}: somebody else changed it to {here}; planning anew"
-    return ""
+            found[name] = replace(here, instances=expected[name].instances)
+    return found
 
 
 async def _read_back(model: str, triton: Reloader) -> dict[str, Any]:

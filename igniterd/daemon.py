@@ -246,7 +246,7 @@ class Daemon:
             self._beside(self._dropped(prepared), "refused configuration")
             self._refuse(error)
             return False
-        carry = resumed(self.loop.carry, old.config, old.knowledge, new.config, new.knowledge)
+        carry = resumed(self.loop.handed_on(), old.config, old.knowledge, new.config, new.knowledge)
         new.loop.carry = replace(carry, belief={**prepared.recalled, **carry.belief})
         if new.memory is not old.memory:
             last = asyncio.to_thread(old.memory.close, self.loop.carry.belief, now_s, time.time())

@@ -23,9 +23,9 @@ from igniterd.decide import Held, Oracles, after, decide
 from igniterd.estimate import Belief, estimate
 from igniterd.observe import Sources
 from igniterd.prove import Proofs, planned_view, prove
-from igniterd.records import Estimate, Gap, Load, Mode, Observation, Outcome, Plan, Step, Tick
+from igniterd.records import Actuation, Allocation, Estimate, Gap, Load, Mode, Observation, Outcome, Plan, Step, Tick
 from igniterd.released import FILE, Released
-from igniterd.standing import Facts, Known, followed, scene, standings
+from igniterd.standing import Facts, Known, followed, scene, standings, stepped, unread_as_found
 from igniterd.states import Cause, Standing, State
 from igniterd.window import between
 
@@ -112,7 +112,9 @@ class Loop:
         self.triton_of = {model.name: model.triton for model in config.model}
         self.mode = Mode(config.loop.mode)
         self._acting: dict[int, UnderWay] = {}  # by GPU
+        self._odd = dict[int, str]()  # by GPU: why the profiles are not of its board, or an empty string
         self._copies = SecondCopies(knowledge.copy_bytes)
+        self._found: dict[str, Allocation] = {}  # applied, by a look just before a step, otherwise than was known
         self._come = Outcome()  # what came of steps, until a tick has been finished with it
         self._ports = {server.name: server.port for server in config.triton}
         self._said, self._told = Once("models"), dict[str, State]()
@@ -165,9 +167,10 @@ class Loop:
     def _followed(self, seen: Observation, outcome: Outcome) -> Known:
         """What is known of the models after this observation, and whose hand changed them."""
         acting = [under.step.model for under in self._acting.values()]
-        carry = self.carry
+        carry, found = self.carry, self._found
+        self._found = {}
         return followed(
-            carry.known,
+            unread_as_found(carry.known, found, seen),
             seen,
             outcome,
             config=self.config,
@@ -260,7 +263,9 @@ class Loop:
         changed = await touched(there, self.reloaders[server], self.shares)
         if changed:
             self.sources.tritons[server].read_configs_again()
-        return changed, Cause.BY_HAND
+            self._found |= changed  # also of models that no tick reads now
+        said = (f"{name}: somebody else changed it to {here}; planning anew" for name, here in changed.items())
+        return "; ".join(said), Cause.BY_HAND
 
     @property
     def acting(self) -> asyncio.Task[Outcome] | None:
@@ -283,7 +288,7 @@ class Loop:
         return decide(
             load,
             seen,
-            held,
+            replace(held, under_way=len(self._acting)),
             config=self.config,
             profiled=self.knowledge.steerable(seen),
             oracles=None if self.mode is Mode.OBSERVE else self.knowledge.oracles,
@@ -296,14 +301,29 @@ class Loop:
 
     def _strange(self, seen: Observation) -> dict[int, str]:
         """Boards the profiles are not of: what was measured on another one must not be planned with."""
-        known, out = self.knowledge.sm_count, dict[int, str]()
-        for board in seen.boards:
-            if known is not None and board.sm_count is not None and board.sm_count != known:
-                out[board.index] = (
+        known = self.knowledge.sm_count
+        for board in seen.boards:  # one that is not read now is as it was
+            if known is None or board.sm_count is None:
+                continue
+            self._odd[board.index] = (
+                ""
+                if board.sm_count == known
+                else (
                     f"the profiles are of {self.knowledge.board} with {known} SMs, GPU {board.index} is {board.name} "
                     f"with {board.sm_count}: profile the models on this board"
                 )
-        return out
+            )
+        return {gpu: why for gpu, why in self._odd.items() if why}
+
+    def handed_on(self) -> Carry:
+        """The carry for the loop that takes this one's place: nobody waits for the steps under way any more,
+        and Triton may finish them yet."""
+        carry, now_s = self.carry, self.carry.seen.at_s if self.carry.seen is not None else 0.0
+        why = "it was under way when the configuration was read again"
+        left = (Actuation(under.step, False, 0.0, why, Cause.UNANSWERED) for under in self._acting.values() if not under.task.done())
+        outcome = Outcome((*left, *self._arrived().actuations))
+        held = after(carry.held, outcome, carry.loads, self.config.decide, now_s)
+        return replace(carry, held=held, known=stepped(carry.known, outcome))
 
     async def close(self) -> str:
         """Let go of the steps under way, if they do not end soon: Triton finishes them by itself, or keeps the old copies.

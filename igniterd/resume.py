@@ -37,6 +37,8 @@ def resumed(carry: Carry, old: Config, then: Knowledge, new: Config, now: Knowle
     belief = {name: _of_service(known, name in same_profile) for name, known in carry.belief.items() if name in stay}
     held = _held(carry.held, stay)
     known = _known(carry.known, stay)
+    if after.keys() - stay:  # those that are new are waited for, as at the first start
+        known = replace(known, began_s=None)
     return Carry(_seen(carry.seen, stay), belief, held, carry.number, carry.proofs, _only(carry.loads, stay), known)
 
 
@@ -62,6 +64,8 @@ def _held(held: Held, stay: set[str]) -> Held:
         refused_why=_only(held.refused_why, stay),
         asked=_only(held.asked, stay),
         pending=_only(held.pending, stay),
+        unhosted=_only(held.unhosted, stay),
+        revived=_only(held.revived, stay),
     )
 
 

@@ -29,6 +29,7 @@ from igniterd.records import (
 from igniterd.states import Cause, Standing, State
 
 LINGER_S = 10.0  # an old copy may answer its last requests for so long
+LEFT_OVER_S = 30.0  # after the first tick: a load of the daemon before may end
 AGAIN = 6  # the pause for a hand that undoes what we do doubles as often at most
 
 Ports = Mapping[str, int | None]
@@ -92,13 +93,16 @@ def followed(
     _after_steps(expected, brings, outcome)
     hands = {m: h for m, h in known.hands.items() if m in configured and m not in seen.absent}
     for name, reading in seen.models.items():
-        if name in busy or name in released:
+        if name in busy:
+            continue  # what was expected before the step is, if it comes to nothing
+        if name in released:
             expected.pop(name, None)
             hands.pop(name, None)
             continue
         here, wanted, brought = reading.allocation, expected.get(name), brings.pop(name, None)
         asked = [each for each in (brought, (came or {}).get(name)) if each is not None]
-        unforeseen = wanted is None and brought is None  # a step of ours ended, and nobody knows how
+        # a step of ours ended, and nobody knows how; or it began before this daemon did
+        unforeseen = (wanted is None and brought is None) or _left_over(name, here, wanted, known, seen.at_s)
         as_it_was = wanted is not None and alike(here, wanted)
         ours = unforeseen or as_it_was or any(as_asked(here, each) for each in asked)
         before = known.last.get(name)
@@ -145,6 +149,19 @@ def _after_steps(expected: dict[str, Allocation], brings: dict[str, Allocation],
             brings[model] = done.step.after
 
 
+def _left_over(name: str, here: Allocation, wanted: Allocation | None, known: Known, now_s: float) -> bool:
+    """Whether a load that the daemon before this one left behind may have brought this share."""
+    lately = known.began_s is not None and now_s < known.began_s + LEFT_OVER_S
+    return lately and name not in known.loaded_s and here.share is not None and wanted is not None and here.share != wanted.share
+
+
+def stepped(known: Known, outcome: Outcome) -> Known:
+    """``known`` after steps of ours, before anything is read anew."""
+    expected, brings = dict(known.expected), dict(known.brings)
+    _after_steps(expected, brings, outcome)
+    return replace(known, expected=expected, brings=brings)
+
+
 def as_asked(here: Allocation, asked: Allocation) -> bool:
     """Whether ``here`` is what was asked; where no share was, one without effect may stand there."""
     return alike(here, asked if asked.share is not None else replace(asked, share=here.share))
@@ -181,11 +198,24 @@ def _started_anew(triton: str, known: Known, seen: Observation, servers: Mapping
     if before is not None and now is not None and now != before:
         return True
     pairs = [(known.last[m], r) for m, r in seen.models.items() if r.triton == triton and m in known.last and m not in ours]
-    if any(now.allocation.share is not None and now.allocation.share == was.allocation.share for was, now in pairs):
+    if any(_kept(was, now) for was, now in pairs):
         return False
     counted = [(was, now) for was, now in pairs if was.success_count + was.failure_count > 0]
     back = all(now.success_count + now.failure_count < was.success_count + was.failure_count for was, now in counted)
     return bool(pairs) and back and (triton in known.silent or len(counted) > 1)
+
+
+def _kept(was: ModelReading, now: ModelReading) -> bool:
+    """Whether it still has the share it had, which its file may have only where we never change it."""
+    share, ours = now.allocation.share, not (now.hands_off or now.left_alone)
+    counts_on = now.success_count + now.failure_count >= was.success_count + was.failure_count
+    return ours and counts_on and share is not None and share == was.allocation.share
+
+
+def unread_as_found(known: Known, found: Mapping[str, Allocation], seen: Observation) -> Known:
+    """``known``, and models that are not read as a look just before a step ``found`` them."""
+    last = {m: replace(known.last[m], allocation=a) for m, a in found.items() if m in known.last and m not in seen.models}
+    return replace(known, last={**known.last, **last}) if last else known
 
 
 def scene(seen: Observation, known: Known) -> Observation:
@@ -292,11 +322,10 @@ def _lingering(name: str, reading: ModelReading, view: Observation, facts: Facts
     if view.stubs is None or loaded_s is None or facts.now_s < loaded_s + LINGER_S or name in facts.acting:
         return ""
     mine = stubs_of(reading, view.stubs, facts.ports.get(reading.triton))
-    if mine:  # one of another Triton, which cannot always be told, is no copy of this one
-        newest = max(mine, key=lambda stub: (stub.started, stub.pid))
-        mine = [stub for stub in mine if stub.server_pid == newest.server_pid]
-    over = len(mine) - reading.allocation.instances
-    if over <= 0:
+    servers = {stub.server_pid for stub in mine}  # another server may have a model of this name
+    each = ([stub for stub in mine if stub.server_pid == pid] for pid in sorted(servers))
+    over = next((copies for copies in each if len(copies) > reading.allocation.instances), [])
+    if not over:
         return ""
-    oldest = min(mine, key=lambda stub: (stub.started, stub.pid))
+    oldest = min(over, key=lambda stub: (stub.started, stub.pid))
     return f"an old copy of it is still there (pid {oldest.pid}): it is not reloaded until that has ended"

@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 from igniterd.emulator.sim import SimModel, config_of
 from igniterd.errors import Refused, Unanswered, Unreachable
 from igniterd.loop import Loop
-from igniterd.records import ModelReading, MpsReading, Tick
+from igniterd.records import BoardReading, ModelReading, MpsReading, Tick
+from igniterd.resume import resumed
 from igniterd.states import Cause, State
 from tests.hosts import SLOS, Bench, config
 from tests.test_loop import STEADY, answering, applied, constant, moves
@@ -63,7 +64,7 @@ async def test_a_reading_that_is_missed_now_and_then_gives_nothing_away(tmp_path
             return Unanswered("no answer in 0.4 s") if missed and count[0] % 7 == 0 else reading
 
         answering(bench, "vgg19", change)
-        for _ in range(600):
+        for _ in range(300):
             await bench.run(1)
             assert granted(bench) <= 1 + 1e-9
         reloads[missed] = len(bench.host.loads)
@@ -123,10 +124,10 @@ async def test_a_model_that_leaves_in_the_middle_of_a_plan_and_comes_back_freeze
 async def test_one_model_that_can_never_be_reloaded_keeps_nobody_from_a_share(tmp_path: Path) -> None:
     bench = Bench(config(tmp_path), constant(STEADY))
     refusing(bench, "alexnet")
-    await bench.run(600)
+    await bench.run(300)
     assert with_shares(bench.ticks[-1]) == {"resnet50", "vgg19"}
     tried = [d for d in moves(bench) if d.step.model == "alexnet"]
-    assert 2 <= len(tried) <= 5, "again and again, ever less often"
+    assert 2 <= len(tried) <= 4, "again and again, ever less often"
 
 
 async def test_a_refusal_on_one_gpu_holds_up_no_other(tmp_path: Path) -> None:
@@ -200,8 +201,8 @@ async def test_whoever_undoes_every_change_is_left_to_it(tmp_path: Path, after_s
         undoing.append(asyncio.create_task(undo()))
 
     bench.host.load = undone  # type: ignore[method-assign]
-    await bench.run(3600)
-    assert 3 <= len(bench.host.loads) <= 24
+    await bench.run(1500)
+    assert 3 <= len(bench.host.loads) <= 12
     times = {hand.times for hand in bench.loop.carry.known.hands.values()}
     assert max(times) > 1, "the pauses grow"
 
@@ -313,3 +314,136 @@ async def test_a_triton_that_dies_in_the_middle_of_a_reload_is_taken_over_at_onc
     await bench.run(30)
     assert with_shares(bench.ticks[-1]) == set(SLOS)
     assert any(d.cause is Cause.LOST for d in moves(bench))
+
+
+# ---------------------------------------------------------------- what was known, and is not told now
+
+
+async def test_a_triton_started_anew_is_told_from_a_hand_beside_a_share_from_a_file(tmp_path: Path) -> None:
+    """A model that igniterd never changes has its share after a restart as before: that shows nothing."""
+    bench = Bench(config(tmp_path), constant({"alexnet": 200.0, "resnet50": 150.0, "vgg19": 75.0}))
+    file = config_of("vgg19", 8, f"{SHARES}/45")
+    bench.host.models["vgg19"].reset(file)
+    answering(bench, "vgg19", lambda r: replace(r, hands_off="its owner says so (IGNITERD_HANDS_OFF)"))
+    await bench.run(60)
+    bench.host.silent = True
+    await bench.run(5)
+    bench.host.silent = False
+    bench.host.restart()
+    bench.host.models["vgg19"].reset(file)
+    await bench.run(40)
+    assert with_shares(bench.ticks[-1]) == set(SLOS)
+
+
+async def test_a_board_that_is_not_read_for_a_moment_is_still_the_odd_one(tmp_path: Path) -> None:
+    class Boards:
+        gone = False
+
+        async def read(self) -> tuple[BoardReading, ...]:
+            if self.gone:
+                raise Unreachable("NVML: no answer")
+            return (BoardReading(0, "GPU-0", "T4", sm_count=40),)
+
+    bench = Bench(config(tmp_path), constant(STEADY))
+    bench.loop.knowledge = replace(bench.loop.knowledge, sm_count=80, board="V100")
+    boards = bench.loop.sources.boards = Boards()
+    await bench.run(20)
+    boards.gone = True
+    await bench.run(20)
+    assert not bench.host.loads
+    assert "GPU 0 is T4" in bench.ticks[-1].plan.why
+
+
+async def test_a_step_under_way_when_the_configuration_is_read_again_is_no_hand(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    bench.host.reload_s = 20.0
+    while bench.loop.acting is None:
+        await bench.run(1)
+    step, old = bench.loop._acting[0].step, bench.loop
+    carry = resumed(old.handed_on(), old.config, old.knowledge, old.config, old.knowledge)
+    await old.close()
+    bench.host.reload_s = 0.6
+    bench.loop = Loop(old.config, old.sources, {"main": bench.host}, old.knowledge, bench.ticks.append, wall_clock=bench.clock)
+    bench.loop.carry = carry
+    await bench.run(10)
+    assert bench.ticks[-1].standings[step.model].state is State.REFUSED, "it may come yet"
+    assert step.after.share == 1.0
+    bench.host.models[step.model].reset(config_of(step.model, step.after.max_batch_size, f"{SHARES}/100"))
+    await bench.run(40)
+    assert with_shares(bench.ticks[-1]) == set(SLOS)
+    assert not any(s.state is State.BY_HAND for tick in bench.ticks for s in tick.standings.values())
+
+
+async def test_pauses_grow_for_a_hand_that_undoes_reloads_that_take_long(tmp_path: Path) -> None:
+    """Ticks go on while a model is being reloaded: what is known of the hand stays."""
+    bench = Bench(config(tmp_path), constant(STEADY))
+    bench.host.reload_s = 2.5
+    load, undoing = bench.host.load, []
+
+    async def undone(model: str, config: dict[str, Any], *, exact: bool = False) -> None:
+        await load(model, config, exact=exact)
+
+        async def undo() -> None:
+            await asyncio.sleep(1.0)
+            bench.host.advance(bench.clock())
+            bench.host.models[model].reset(config_of(model))
+
+        undoing.append(asyncio.create_task(undo()))
+
+    bench.host.load = undone  # type: ignore[method-assign]
+    await bench.run(2000)
+    assert max(hand.times for hand in bench.loop.carry.known.hands.values()) > 1
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_nobody_is_confined_to_nothing_beside_one_that_holds_the_gpu_whole(tmp_path: Path, late: bool) -> None:
+    """A load that was not answered may bring all of it yet; or somebody else gave it that."""
+    bench = Bench(config(tmp_path), constant({"alexnet": 200.0, "resnet50": 150.0, "vgg19": 75.0}))
+    if late:
+        load = bench.host.load
+
+        async def lost(model: str, config: dict[str, Any], *, exact: bool = False) -> None:
+            if model == "alexnet" and bench.now_s < 60:
+                raise Unanswered("alexnet: no answer in 30 s")
+            await load(model, config, exact=exact)
+
+        bench.host.load = lost  # type: ignore[method-assign]
+    else:
+        await bench.run(60)
+        bench.host.models["alexnet"].reset(config_of("alexnet", 8, f"{SHARES}/100"))
+    before = {name: model.applied for name, model in bench.host.models.items()}
+    for _ in range(50):
+        await bench.run(1)
+        assert {name: model.applied for name, model in bench.host.models.items()} == before
+    assert "every SLO holds" not in bench.ticks[-1].plan.why
+    if late:
+        await bench.run(150)
+        assert with_shares(bench.ticks[-1]) == set(SLOS)
+
+
+async def test_a_load_of_the_daemon_before_this_one_is_no_hand(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    await bench.run(3)  # restarted in the middle of a take-over: nothing of it is known
+    bench.host.advance(bench.clock())
+    bench.host.models["alexnet"].reset(config_of("alexnet", 8, f"{SHARES}/100"))
+    await bench.run(40)
+    assert with_shares(bench.ticks[-1]) == set(SLOS)
+    assert not any(s.state is State.BY_HAND for tick in bench.ticks for s in tick.standings.values())
+
+
+async def test_a_model_changed_by_hand_while_it_is_not_read_holds_up_no_other(tmp_path: Path) -> None:
+    rates: dict[str, Callable[[float], float]] = {
+        "alexnet": lambda _: 200.0,
+        "resnet50": lambda t: 150.0 if t < 90 else 330.0,
+        "vgg19": lambda _: 75.0,
+    }
+    bench = Bench(config(tmp_path), rates, seed=3)
+    await bench.run(60)
+    answering(bench, "vgg19", lambda _: Unanswered("no answer in 0.4 s"))
+    await bench.run(2)
+    bench.host.models["vgg19"].reset(config_of("vgg19", 8, f"{SHARES}/30"))
+    for _ in range(120):
+        await bench.run(1)
+        assert granted(bench) <= 1 + 1e-9 or bench.now_s < 80
+    assert bench.host.models["vgg19"].applied.share == 0.3
+    assert bench.p99_ms("resnet50", 120, 180) < SLOS["resnet50"]

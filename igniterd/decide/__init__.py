@@ -11,7 +11,7 @@ it stops no decision but its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -68,7 +68,6 @@ def decide(
     applied = {name: reading.allocation for name, reading in observation.models.items()}
     held = came_after_all(held.pruned({name: r.gpu_index for name, r in observation.models.items()}), applied)
     known = standings if standings is not None else {name: Standing(State.STEERED) for name in applied}
-    held = replace(held, under_way=len(busy or {}))
     upkeep = _upkeep(dead, observation, held, config, known, busy or {}, now_s)
     if upkeep is not None:
         verdicts = _verdicts(config, applied, {}, held)
@@ -164,7 +163,7 @@ class Host:
             self.oracles,
             self.now_s,
             pinned={name: self.known[name].why for name in here if name in pinned},
-            reserved=self._reserved(gpu, here) + _pending(here, held),
+            reserved=self._reserved(gpu, here) + _pending(here, held, pinned),
             waits=self._waits(gpu),
             no_shares=_no_shares(self.observation, self.config),
             unknown=any(
@@ -195,9 +194,13 @@ class Host:
         return ""
 
 
-def _pending(here: Mapping[str, Allocation], held: Held) -> float:
-    """What loads that were not answered would add to the shares when they end after all."""
-    more = (held.pending[name] - (a.granted or 0.0) for name, a in here.items() if name in held.pending)
+def _pending(here: Mapping[str, Allocation], held: Held, pinned: Collection[str]) -> float:
+    """What loads that were not answered would add to the shares when they end after all.
+
+    The whole GPU, through which a take-over passes, can be kept free for none that may be changed now.
+    """
+    counts = {m: share for m, share in held.pending.items() if m in here and (share < 1 or m in pinned)}
+    more = (share - (here[m].granted or 0.0) for m, share in counts.items())
     return sum(max(0.0, each) for each in more)
 
 

@@ -10,7 +10,7 @@ from math import inf
 from igniterd.config import Decide
 from igniterd.decide import words
 from igniterd.decide.hold import Held, Judged, LetGo, Underway, rollbacks, why_not_now
-from igniterd.decide.search import GROWTHS, Found, fewest_changes, find
+from igniterd.decide.search import GROWTHS, LEAST, Found, fewest_changes, find
 from igniterd.decide.steps import ordered
 from igniterd.model.oracle import Demand, Oracle, Service
 from igniterd.records import Allocation, Load, Outcomes, Step
@@ -127,8 +127,7 @@ class Case:
         return load is None or load.confident or (load.measured_mean_ms or 0.0) > demand.slo_ms
 
     def room(self, allocations: Mapping[str, Allocation]) -> float:
-        """The largest growth of all rates under which the kept models hold, from the ladder the search climbs; found by bisection, as
-        P99 only rises with the rates, from where it was found before: mostly it is there again."""
+        """The largest growth of all rates, on the ladder, under which the kept models hold: by bisection from where it was before."""
         demands, oracle = self.demands(self.caution), self.oracles.at(self.caution)
 
         def holds(growth: float) -> bool:
@@ -212,7 +211,7 @@ class Case:
         plan = self.held.plans.get(self.gpu)
         if plan is not None and self._valid(plan) and (self._in_between(plan.target) or self._still_fits(plan)):
             return self._carry_on(plan, served)
-        room = self.room(self.here) if served is not None and not late else None
+        room = self.room(self.here) if served is not None and self.free and not late else None
         content = not late and not self.gone and self.caution == 1.0 and (room is None or room >= ROOMY)
         if content and served is not None and room is not None:
             return replace(self, held=self._judged(served, room))._stay(served, room, [])
@@ -305,8 +304,7 @@ class Case:
         return 1.0, found, demands
 
     def _find(self) -> tuple[float, Found, Sequence[Demand]]:
-        """The plan with the most caution that keeps every model, and what it is made for; the plan that expects the least where none
-        does."""
+        """The plan with the most caution that keeps every model, else that which expects the least; and what it is made for."""
         waiting = any(self.now_s < self.held.let_go[m].until_s for m in self.gone if m in self.held.let_go)
         for caution in CAUTIONS:
             demands = self._sought(caution)
@@ -322,6 +320,9 @@ class Case:
     def _search(self, served: dict[str, Service] | None, late: Sequence[str], room: float | None) -> Part:
         caution, found, demands = self._find()
         held = self.held
+        if not found.feasible and self._nothing_left(demands):
+            held = replace(held, searched_at_s={**held.searched_at_s, self.gpu: self.now_s})
+            return replace(self, held=held)._stay(served, room, late)
         case = replace(
             self,
             held=replace(
@@ -348,6 +349,12 @@ class Case:
         if not (better or gained):
             return case._stay(served, room, [])
         return case._move(target, caution, found, served, words.reason(found, served, late, self.gone, self.here, room))
+
+    def _nothing_left(self, demands: Sequence[Demand]) -> bool:
+        """Whether what is not changed holds the GPU whole, or may soon: whoever took what is left would starve."""
+        fixed = sum(self.here[m].granted or 0.0 for m in self.pinned)
+        takers = sum(d.instances for d in demands if d.model in self.free and d.steerable)
+        return any(m in self.held.pending for m in self.pinned) or self.capacity(demands) - fixed < LEAST * takers - 1e-9
 
     def _content_with_less(self) -> float | None:
         """The most caution, below that of the plan applied, at which what is applied holds every SLO; None where none does."""

@@ -1,0 +1,177 @@
+"""Whose hand changed a model, and the one state of each: worked examples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from igniterd.decide.hold import Held
+from igniterd.records import Actuation, Allocation, Load, ModelReading, Observation, Outcome, Step, StepKind, Stub
+from igniterd.standing import Facts, Known, followed, scene, standings, stepped
+from igniterd.states import Cause, State
+from tests.hosts import config
+
+A, B = Allocation(0.4, 8), Allocation(0.2, 8)
+
+
+def reading(name: str = "alexnet", here: Allocation = A, **more: Any) -> ModelReading:
+    more = {"success_count": 100, "instance_names": frozenset({f"{name}_0_0"}), **more}
+    return ModelReading(name, more.pop("version", "1"), "main", more.pop("ready", True), "python", here, **more)
+
+
+def at(now_s: float, *readings: ModelReading, **more: Any) -> Observation:
+    return Observation(now_s, models={r.model: r for r in readings}, **more)
+
+
+def done(after: Allocation, *, ok: bool = True, cause: Cause = Cause.NONE) -> Outcome:
+    return Outcome((Actuation(Step("alexnet", StepKind.SHRINK, A, after), ok, 1.0, "" if ok else "no", cause),))
+
+
+class World:
+    """Follows one observation after another."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config, self.known = config(folder), Known()
+
+    def sees(self, seen: Observation, outcome: Outcome | None = None, **more: Any) -> Known:
+        self.known = followed(self.known, seen, outcome or Outcome(), config=self.config, **more)
+        return self.known
+
+    def state(self, seen: Observation, name: str = "alexnet", **facts: Any) -> State:
+        loads = {n: Load(n, 1.0, 1.0, True, watched_s=100.0) for n in ("alexnet", "resnet50", "vgg19")}
+        all_of_it = {"loads": loads, "profiled": {n: n for n in loads}, "held": Held(), **facts}
+        return standings(scene(seen, self.known), Facts(seen.at_s, self.config, self.known, **all_of_it))[name].state
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    world = World(tmp_path)
+    world.sees(at(0.0, reading()))
+    world.sees(at(100.0, reading()))
+    return world
+
+
+def test_a_change_that_nobody_here_asked_for_is_a_hand_and_is_over_after_a_time(world: World) -> None:
+    seen = at(101.0, reading(here=B, success_count=0))
+    hand = world.sees(seen).hands["alexnet"]
+    assert (hand.allocation, hand.times, hand.until_s) == (B, 1, 101.0 + world.config.decide.respect_s)
+    assert world.state(seen) is State.BY_HAND
+    later = at(hand.until_s, reading(here=B))
+    world.sees(later)
+    assert world.state(later) is State.STEERED
+
+
+@pytest.mark.parametrize("change", [{"max_queue_delay_us": 500}, {"instances": 2}, {"max_batch_size": 4}, {"share": None}])
+def test_a_hand_may_change_anything(world: World, change: dict[str, Any]) -> None:
+    assert "alexnet" in world.sees(at(101.0, reading(here=replace(A, **change), success_count=0))).hands
+
+
+def test_two_hands_in_a_row_are_one_quarrel(world: World) -> None:
+    world.sees(at(101.0, reading(here=B)))
+    hand = world.sees(at(110.0, reading(here=A))).hands["alexnet"]
+    assert (hand.times, hand.at_s) == (1, 110.0)
+
+
+def test_what_our_own_step_brought_is_no_hand_and_what_undoes_it_is(world: World) -> None:
+    assert not world.sees(at(101.0, reading(here=B, success_count=0)), done(B)).hands
+    assert world.sees(at(102.0, reading(here=A, success_count=0))).hands
+
+
+def test_a_step_that_brought_something_else_met_a_hand(world: World) -> None:
+    assert world.sees(at(101.0, reading(here=replace(B, max_batch_size=2))), done(B)).hands
+
+
+def test_a_hand_that_the_gate_found_while_a_tick_passed_is_still_known(world: World) -> None:
+    world.sees(at(101.0, reading(here=B)), acting=["alexnet"])
+    assert world.sees(at(102.0, reading(here=B)), done(A, ok=False, cause=Cause.BY_HAND)).hands
+
+
+def test_a_load_that_was_not_answered_may_come_later(world: World) -> None:
+    world.sees(at(101.0, reading()), done(B, ok=False, cause=Cause.UNANSWERED))
+    assert not world.sees(at(150.0, reading(here=B)), came={"alexnet": B}).hands
+
+
+def test_a_step_left_to_another_loop_may_come_later(world: World) -> None:
+    world.known = stepped(world.known, done(B, ok=False, cause=Cause.UNANSWERED))
+    assert not world.sees(at(101.0, reading(here=B)), came={"alexnet": B}).hands
+
+
+def test_another_version_is_a_deployment_and_ends_what_a_hand_did(world: World) -> None:
+    world.sees(at(101.0, reading(here=B)))
+    assert not world.sees(at(102.0, reading(here=A, version="2"))).hands
+
+
+def test_a_model_given_back_is_its_owners(world: World) -> None:
+    assert not world.sees(at(101.0, reading(here=B)), released=["alexnet"]).hands
+    assert world.state(at(101.0, reading(here=B)), released={"alexnet": "it was given back"}) is State.HANDS_OFF
+
+
+def three(share: float | None, count: int) -> list[ModelReading]:
+    return [reading(n, replace(A, share=share), success_count=count) for n in ("alexnet", "resnet50", "vgg19")]
+
+
+def test_a_server_whose_models_all_count_from_the_start_is_a_new_one(world: World) -> None:
+    world.sees(at(101.0, *three(0.3, 100)))
+    known = world.sees(at(102.0, *three(None, 3)))
+    assert known.anew == {"main"}
+    assert not known.hands
+
+
+def test_one_of_our_shares_that_stands_shows_that_the_server_is_the_same(world: World) -> None:
+    world.sees(at(101.0, *three(0.3, 100)))
+    world.known = replace(world.known, hands={})
+    known = world.sees(at(102.0, *three(None, 3)[:2], three(0.3, 110)[2]))
+    assert not known.anew
+    assert known.hands.keys() == {"alexnet", "resnet50"}
+
+
+def stub(pid: int, server: int = 1, started: int = 0) -> Stub:
+    return Stub(pid, (pid,), server, None, "/models/alexnet/1/model.py", "alexnet_0_0", started=started)
+
+
+def test_another_pid_is_a_new_server_whatever_the_counts_say(world: World) -> None:
+    world.sees(at(101.0, reading(), stubs=(stub(10),)))
+    assert world.sees(at(102.0, reading(here=B), stubs=(stub(20, server=2),))).anew == {"main"}
+
+
+def test_an_old_copy_that_lingers_is_not_reloaded_and_one_of_another_server_is_none(world: World) -> None:
+    world.sees(at(101.0, reading(here=B), stubs=(stub(10), stub(11, started=5))), done(B))
+    soon = at(105.0, reading(here=B), stubs=(stub(10), stub(11, started=5)))
+    world.sees(soon)
+    assert world.state(soon) is State.STEERED, "it may answer its last requests"
+    late = replace(soon, at_s=112.0)
+    world.sees(late)
+    assert world.state(late) is State.OLD_COPY
+    other = replace(late, at_s=113.0, stubs=(stub(10, server=2), stub(11, started=5)))
+    world.sees(other)
+    assert world.state(other) is State.STEERED
+
+
+def test_what_is_not_read_is_as_it_was_and_what_is_not_served_is_gone(world: World) -> None:
+    unread = at(101.0, unread={"alexnet": "no answer in 0.4 s"})
+    world.sees(unread)
+    assert scene(unread, world.known).models["alexnet"].allocation == A
+    assert world.state(unread) is State.UNREAD
+    assert world.state(unread, "vgg19") is State.UNSEEN
+    gone = at(102.0, absent=frozenset({"alexnet"}))
+    world.sees(gone)
+    assert not scene(gone, world.known).models
+    assert world.state(gone) is State.ABSENT
+
+
+@pytest.mark.parametrize(
+    ("more", "state"),
+    [
+        ({"loading": True, "hands_off": "its owner"}, State.LOADING),
+        ({"ready": False}, State.LOADING),
+        ({"hands_off": "its owner", "left_alone": "an ensemble"}, State.HANDS_OFF),
+        ({"left_alone": "an ensemble"}, State.WATCHED),
+    ],
+)
+def test_what_is_more_final_is_said_first(world: World, more: dict[str, Any], state: State) -> None:
+    seen = at(101.0, reading(here=B, **more))
+    world.sees(seen)
+    assert world.state(seen) is state
