@@ -1,11 +1,11 @@
 """Is a request ever refused for what igniterd does? Every request counted, on a real Triton.
 
-    python -m bench.refused [--day 40] [--kills 3] [--hang 120]
+    python -m bench.refused [--day 30] [--kills 3] [--hang 200]
 
 The board and the work of the models are emulated; Triton, its Python backend's processes, MPS
 control and the daemon are real. One host is driven through a day of single requests, the nightly
 batches, ``kill -9`` of the daemon and of Triton in the middle of reloads; all the while clients
-also bring the owner's largest batch. Another has a model whose old copies do not go. What is
+also bring the owner's largest batch. Another, at the same time, has a model whose old copies do not go. What is
 refused is told apart from what failed otherwise by the status of gRPC.
 """
 
@@ -53,7 +53,7 @@ NIGHT = {f"alexnet{BIG}": 3.0, f"resnet50{BIG}": 1.5, f"vgg19{BIG}": 0.7, f"pipe
 GONE = ("failed to connect", "Socket closed")
 """Of an error: the server was not there to refuse anything."""
 REFUSALS = ("UNAVAILABLE", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION")
-RELOAD_S, HOLD_S, NIGHT_S, SHIFT_S = 40.0, 60.0, 20.0, 20.0
+RELOAD_S, HOLD_S, NIGHT_S, SHIFT_S = 40.0, 60.0, 15.0, 20.0
 COMPILED_S = 180.0
 """Longest wait for a first tick: where nothing is cached yet, the kernels are compiled."""
 HANGS = """
@@ -219,18 +219,23 @@ def told_of_hanging(seen: Hung, length_s: float) -> None:
     print(f"      its states (looks): {dict(seen.states)}; {seen.why}")
 
 
+async def both(day_s: float, number: int, hang_s: float) -> Hung:
+    """Both hosts at the same time."""
+    _, seen = await asyncio.gather(plain_host(day_s, number), hanging_host(hang_s))
+    return seen
+
+
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--day", type=float, default=40.0, help="seconds of single requests")
+    parser.add_argument("--day", type=float, default=30.0, help="seconds of single requests")
     parser.add_argument("--kills", type=int, default=3, help="of the daemon")
-    parser.add_argument("--hang", type=float, default=120.0, help="seconds beside old copies")
+    parser.add_argument("--hang", type=float, default=200.0, help="seconds beside old copies")
     args = parser.parse_args()
     began_s = time.monotonic()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     print(f"{machine}, Python {platform.python_version()}, tritonserver {programs.SERVER}")
-    asyncio.run(plain_host(args.day, args.kills))
-    told_of_hanging(asyncio.run(hanging_host(args.hang)), args.hang)
+    told_of_hanging(asyncio.run(both(args.day, args.kills, args.hang)), args.hang)
     print(f"took {time.monotonic() - began_s:.0f} s")
 
 

@@ -94,8 +94,9 @@ class VariedHost(TritonHost):
             file.write(getattr(model, "code", ""))
 
     def loads(self) -> Counter[str]:
-        """Loads begun so far, by model."""
-        return Counter(_LOADING.findall(self.log.read_text(errors="replace")))
+        """Loads begun so far, by model; Triton makes an ensemble anew at any load, which is none."""
+        begun = _LOADING.findall(self.log.read_text(errors="replace"))
+        return Counter(name for name in begun if name in SLOS_MS)
 
 
 class Daemon:
