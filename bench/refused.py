@@ -167,7 +167,11 @@ async def plain_host(day_s: float, number: int) -> None:
     down = ~up & (last.scheduled_s < first_s)
     told(f"5 before Triton was killed (in a reload: {crashed})", last.where(up))
     told(f"5 while it was down, {first_s - fell_s:.1f} s", last.where(down))
-    told("5 after the first answer", last.where(~up & ~down))
+    again = last.where(~up & ~down)
+    told("5 after the first answer", again)
+    if again.failed:
+        late = again.scheduled_s[~again.ok] - back_s
+        print(f"      of {late.min():.1f} to {late.max():.1f} s after it was ready")
     took_s = shares_s - back_s
     print(f"      ready after {back_s - fell_s:.1f} s; shares for all {took_s:.1f} s later")
 
