@@ -13,12 +13,17 @@ from typer.testing import CliRunner
 
 from igniterd.cli.app import app
 from igniterd.clients.owned import touched
+from igniterd.clients.triton import TritonClient
 from igniterd.clients.triton_config import allocation_of
+from igniterd.emulator.host import EmulatedModel, HostSpec, emulated_host
+from igniterd.emulator.load import RequestLog
+from igniterd.emulator.process import free_ports
 from igniterd.giveback import release
 from igniterd.model import builtin_profile
 from igniterd.records import Allocation
 from igniterd.released import FILE, Released
 from tests.integration.conftest import Host
+from tests.integration.test_daemon import SLOS, SLOW, daemon, holds, load, write_config
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
@@ -47,6 +52,10 @@ async def reloads(host: Host, model: str) -> int:
     """Loads since the server started, as its log has them."""
     text = await asyncio.to_thread(host.triton.log.read_text, errors="replace")
     return text.count(f"loading: {model}:")
+
+
+def standing(state: dict[str, Any], model: str) -> str:
+    return next(str(each["state"]) for each in state["models"] if each["name"] == model)
 
 
 async def invoke(*words: str) -> Any:
@@ -101,6 +110,32 @@ async def test_one_that_cannot_be_given_back_is_said_and_the_others_go_on(host: 
     assert "counted: released" in done.stdout
     assert "IGNITERD_HANDS_OFF" in done.stderr
     assert await host.client.config("counted") == owner
+
+
+async def test_a_running_daemon_leaves_a_released_model_until_it_is_taken(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    models = tuple(EmulatedModel(name, max_batch_size=32) for name in SLOS)
+    async with emulated_host(HostSpec(models, slow_factor=SLOW, seed=2), tmp_path) as host:
+        client = TritonClient("main", host.triton.url, timeout_s=5.0)
+        owner = await client.config("vgg19")
+        file = write_config(tmp_path, host, port)
+        async with (
+            load(tmp_path, host.triton.url, {"alexnet": 100, "resnet50": 80, "vgg19": 40}) as log,
+            daemon(tmp_path, file, port) as igniterd,
+        ):
+            await igniterd.until(holds, 90.0)
+            done = await invoke("release", "vgg19", "--config", str(file))
+            assert done.exit_code == 0, done.output
+            seen = await igniterd.until(lambda s: standing(s, "vgg19") == "hands_off", 30.0)
+            await igniterd.until(lambda s: s["tick"] >= seen["tick"] + 12, 60.0)
+            assert await client.config("vgg19") == owner
+            done = await invoke("take", "vgg19", "--config", str(file))
+            assert done.exit_code == 0, done.output
+            await igniterd.until(holds, 90.0)
+            assert touched(await client.config("vgg19"), str(tmp_path / "state" / "shares"))
+        sent = RequestLog.read(log)
+        assert sent.ok.all(), set(sent.error[~sent.ok])
+        await client.close()
 
 
 @pytest.mark.parametrize(("batch", "status"), [(33, 1), (32, 0)])
