@@ -1,6 +1,6 @@
 """Is a request ever refused for what igniterd does? Every request counted, on a real Triton.
 
-    python -m bench.refused [--day 30] [--kills 3] [--hang 200]
+    python bench/refused.py [--day 30] [--kills 3] [--hang 200]
 
 The board and the work of the models are emulated; Triton, its Python backend's processes, MPS
 control and the daemon are real. One host is driven through a day of single requests, the nightly
@@ -16,14 +16,17 @@ import asyncio
 import os
 import platform
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.refused_host import (
     BIG,
     LARGEST,
