@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 SEEDS  ?= 10
+# Real programs whose tests measure no time: they run after the unit tests, beside those that do.
+BESIDE := tests/bench $(addprefix tests/integration/test_,batches.py oldest_triton.py release.py share_environment.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup assets check test unit fuzz demo bench bench-gpu clean
@@ -32,8 +34,8 @@ check: $(STAMP)  ## ruff, mypy --strict, import-linter
 test: assets  ## all tests; real programs on loopback, nothing skipped but what needs a GPU, or another user where this one is not root
 	@said=$$(mktemp); trap 'kill $$beside 2>/dev/null; rm -f '$$said EXIT; \
 	{ nice -n 19 $(BIN)/python -m pytest -m 'not gpu and not integration'; pure=$$?; \
-	  nice -n 10 $(BIN)/python -m pytest tests/bench -m 'integration and not gpu'; exit $$((pure | $$?)); } >$$said 2>&1 & beside=$$!; \
-	$(BIN)/python -m pytest --ignore=tests/bench -m 'integration and not gpu'; real=$$?; \
+	  nice -n 10 $(BIN)/python -m pytest $(BESIDE) -m 'integration and not gpu'; exit $$((pure | $$?)); } >$$said 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(BESIDE)) -m 'integration and not gpu'; real=$$?; \
 	wait $$beside; other=$$?; cat $$said; exit $$((real | other))
 
 unit: $(STAMP)  ## the tests that start no other program

@@ -73,10 +73,10 @@ def batches(model: Model, reading: ModelReading, load: Load, profiled: int) -> t
     Nobody is refused whatever is planned: the limit of a request is its owner's. A batch that
     clients bring is executed whole, so that a plan below it would be for other batches than come.
     """
-    if reading.batching_fixed:  # a plan with another batch would be refused, and with it the share
-        fixed = min(profiled, reading.allocation.max_batch_size)
-        return fixed, fixed
     brought = items_brought(model, load)
+    if reading.batching_fixed:  # a plan with another batch would be refused, and with it the share
+        fixed = min(profiled, max(reading.allocation.max_batch_size, brought))
+        return fixed, fixed
     largest = min(profiled, model.max_batch_size or profiled)
     return min(brought, profiled), max(largest, min(brought, profiled))
 
