@@ -193,7 +193,11 @@ async def test_a_command_that_is_ended_leaves_nothing_and_what_a_killed_one_leav
     np.savez(tmp_path / "items.npz", x=np.zeros((8, 4), np.float32))
     words = ["adopt", "net", "--url", engines.triton.url, "--dry-run", "--input", str(tmp_path / "items.npz")]
     for number, status in ((signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGKILL, -9)):
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "igniterd", *words, stderr=asyncio.subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "igniterd", *words),
+            stderr=asyncio.subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+        )
         async with asyncio.timeout(20.0):
             while not copies():  # noqa: ASYNC110  another process starts
                 await asyncio.sleep(0.01)
