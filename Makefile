@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 SEEDS  ?= 10
-# Real programs whose tests measure no time: they run after the unit tests, beside those that do.
+# Real programs whose tests measure no time: they run beside those that do.
 BESIDE := tests/bench $(addprefix tests/integration/test_,batches.py oldest_triton.py release.py share_environment.py)
 
 .DEFAULT_GOAL := help
@@ -32,11 +32,11 @@ check: $(STAMP)  ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 test: assets  ## all tests; real programs on loopback, nothing skipped but what needs a GPU, or another user where this one is not root
-	@said=$$(mktemp); trap 'kill $$beside 2>/dev/null; rm -f '$$said EXIT; \
-	{ nice -n 19 $(BIN)/python -m pytest -m 'not gpu and not integration'; pure=$$?; \
-	  nice -n 10 $(BIN)/python -m pytest $(BESIDE) -m 'integration and not gpu'; exit $$((pure | $$?)); } >$$said 2>&1 & beside=$$!; \
+	@said=$$(mktemp -d); trap 'kill $$pure $$beside 2>/dev/null; rm -rf '$$said EXIT; \
+	nice -n 19 $(BIN)/python -m pytest -m 'not gpu and not integration' >$$said/pure 2>&1 & pure=$$!; \
+	nice -n 10 $(BIN)/python -m pytest $(BESIDE) -m 'integration and not gpu' >$$said/beside 2>&1 & beside=$$!; \
 	$(BIN)/python -m pytest $(addprefix --ignore=,$(BESIDE)) -m 'integration and not gpu'; real=$$?; \
-	wait $$beside; other=$$?; cat $$said; exit $$((real | other))
+	wait $$pure; other=$$?; wait $$beside; other=$$((other | $$?)); cat $$said/pure $$said/beside; exit $$((real | other))
 
 unit: $(STAMP)  ## the tests that start no other program
 	$(BIN)/python -m pytest -n 2 -m 'not gpu and not integration'
