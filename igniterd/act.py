@@ -151,24 +151,6 @@ async def _until_gone(old: frozenset[int], config: dict[str, Any], processes: Pr
                 await asyncio.sleep(LOOK_EVERY_S)
 
 
-async def touched(expected: Mapping[str, Allocation], triton: Reloader, shares: Path) -> dict[str, Allocation]:
-    """The models of ``expected`` that somebody else has changed meanwhile, and what is applied now.
-
-    What cannot be read now is passed over: the next tick tells.
-    """
-    names, found = list(expected), dict[str, Allocation]()
-    answers = await asyncio.gather(*(triton.config(name) for name in names), return_exceptions=True)
-    for name, answer in zip(names, answers, strict=True):
-        if isinstance(answer, IgniterdError):
-            continue
-        if isinstance(answer, BaseException):
-            raise answer
-        here = allocation_of(answer, str(shares))
-        if here.share != expected[name].share or replace(here, instances=expected[name].instances) != expected[name]:
-            found[name] = replace(here, instances=expected[name].instances)
-    return found
-
-
 async def _read_back(model: str, triton: Reloader) -> dict[str, Any]:
     """The configuration after a load; a busy server may miss a deadline without anything being wrong."""
     for _ in range(READ_BACKS - 1):

@@ -189,7 +189,7 @@ def _slowest(belief: ModelBelief, window: ModelWindow, end_s: float) -> float:
 
 
 def _waited(belief: ModelBelief, window: ModelWindow, reading: ModelReading) -> float:
-    """How long requests have waited with nothing executed. Requests refused at the door waited in a full queue.
+    """How long requests have waited with nothing executed. Those whose time in the queue ran out waited, too.
 
     While a load may be going on nothing is said: its copy may not serve yet.
     """

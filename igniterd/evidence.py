@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from igniterd.records import Effect, ModelReading, Stub
 
 SAME = 5e-5  # a share is written down with three decimals of a percent
-SENT = "/folder"  # so Triton begins the names of folders of files that came with a load: /tmp/folderXXXXXX
+SENT = "/folder"  # so Triton begins the names of folders of files that came with a load, in its folder for temporary files
 NO_PROCESS = "no process of it is seen on this host"
 
 

@@ -10,16 +10,19 @@ reporting meanwhile and decide nothing for that GPU; the first one after its end
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from igniterd.act import Adopter, Reloader, SecondCopies, act, touched
+from igniterd.act import Adopter, Reloader, SecondCopies, act
 from igniterd.clients.once import Once
 from igniterd.clients.shares import reach_of
 from igniterd.config import Config
 from igniterd.decide import Held, Oracles, after, decide
+from igniterd.decide.hold import alike
+from igniterd.errors import NotNow
 from igniterd.estimate import Belief, estimate
 from igniterd.observe import Sources
 from igniterd.prove import Proofs, planned_view, prove
@@ -226,7 +229,10 @@ class Loop:
 
     async def _act(self, plan: Plan, step: Step, view: Observation, known: Known) -> Outcome:
         """Carry out ``step``, the first of ``plan``, if the host lets it through at this moment."""
-        refused, cause = await self._gate(step, view, known)
+        try:
+            refused, cause = await self._gate(step, view, known)
+        except Exception as error:  # an answer nobody thought of: this change is not made, and the daemon goes on
+            refused, cause = f"{step.model}: what must be known before a change is not: {error!r}", Cause.HELD
         claimed = view.models[step.model].claimed_share
         reach = {server.name: reach_of(server) for server in self.config.triton}
         return await act(
@@ -258,14 +264,24 @@ class Loop:
                 return f"MPS control does not answer, and nothing is reloaded without it: {mps.reason}", Cause.HELD
             if mps is not None and "FAULT" in mps.states.values():
                 return "an MPS server is in FAULT: what is started now finds no MPS and runs without a share", Cause.HELD
+        with contextlib.suppress(NotNow):  # a list that does not come is in nobody's way
+            going = await self.sources.tritons[self.triton_of[step.model]].old_copy(step.model)
+            if going:
+                return going, Cause.HELD
+        return await self._touched(step, view, known), Cause.BY_HAND
+
+    async def _touched(self, step: Step, view: Observation, known: Known) -> str:
+        """Which models of the step's GPU somebody else has changed since they were read, or an empty string."""
         server, gpu = self.triton_of[step.model], view.models[step.model].gpu_index
         there = {n: r.allocation for n, r in known.last.items() if r.triton == server and r.gpu_index == gpu and not r.left_alone}
-        changed = await touched(there, self.reloaders[server], self.shares)
+        triton = self.sources.tritons[server]
+        now = await triton.applied_now(there)
+        as_read = {name: replace(here, instances=there[name].instances) for name, here in now.items()}  # versions are counted in
+        changed = {name: here for name, here in as_read.items() if not alike(here, there[name])}
         if changed:
-            self.sources.tritons[server].read_configs_again()
+            triton.read_configs_again()
             self._found |= changed  # also of models that no tick reads now
-        said = (f"{name}: somebody else changed it to {here}; planning anew" for name, here in changed.items())
-        return "; ".join(said), Cause.BY_HAND
+        return "; ".join(f"{name}: somebody else changed it to {here}; planning anew" for name, here in changed.items())
 
     @property
     def acting(self) -> asyncio.Task[Outcome] | None:

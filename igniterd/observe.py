@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from igniterd.errors import IgniterdError, NotNow, NotServed
-from igniterd.records import BoardReading, Gap, ModelReading, MpsReading, Observation, Stub
+from igniterd.records import Allocation, BoardReading, Gap, ModelReading, MpsReading, Observation, Stub
 
 T = TypeVar("T")
 
@@ -39,6 +39,14 @@ class TritonSource(Protocol):
 
     def read_configs_again(self) -> None:
         """The configurations may not be what they were."""
+        ...
+
+    async def applied_now(self, names: Iterable[str]) -> dict[str, Allocation]:
+        """What is applied at this moment, of the models that can be read."""
+        ...
+
+    async def old_copy(self, model: str) -> str:
+        """Why a copy of the model that should be gone is there yet, as far as Triton tells; or an empty string."""
         ...
 
     async def refuses_loads(self) -> str:

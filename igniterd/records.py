@@ -106,7 +106,7 @@ class ModelReading:
     reserved_share: float = 0.0  # what it may hold of the GPU all the same, by all its instances
     loading: bool = False  # a load that was not answered in time may still be going on
     hands_off: str = ""  # why igniterd must not change it: its owner says so on the model (IGNITERD_HANDS_OFF)
-    rejected_count: int | None = None  # requests refused at Triton's door, in no other count; None where nothing tells
+    rejected_count: int | None = None  # requests whose time in the queue ran out, among the failed; None where nothing tells
     at_s: float | None = None  # when its counts were answered, on the observation's clock; None: with the observation
 
     @property
@@ -199,7 +199,7 @@ class ModelWindow:
     queue_ms: float | None = None  # mean wait in the queue of the requests completed
     items: int = 0  # samples that the completed requests brought; above ``completed`` when clients bring batches
     pending: int | None = None  # requests waiting or executing at its end
-    rejected: int = 0  # requests refused at Triton's door
+    rejected: int = 0  # requests whose time in the queue ran out
 
 
 @dataclass(frozen=True, slots=True)

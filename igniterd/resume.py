@@ -7,19 +7,16 @@ priorities and limits goes: the plan in flight, who is let go, what was judged t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeVar
 
 from igniterd.config import Config
 from igniterd.decide import Held
+from igniterd.decide.hold import only
 from igniterd.estimate import ModelBelief
 from igniterd.loop import Carry, Knowledge
 from igniterd.model.calibrate import Bias
 from igniterd.records import Observation
 from igniterd.standing import Known
-
-V = TypeVar("V")
 
 
 def resumed(carry: Carry, old: Config, then: Knowledge, new: Config, now: Knowledge) -> Carry:
@@ -39,7 +36,7 @@ def resumed(carry: Carry, old: Config, then: Knowledge, new: Config, now: Knowle
     known = _known(carry.known, stay)
     if after.keys() - stay:  # those that are new are waited for, as at the first start
         known = replace(known, began_s=None)
-    return Carry(_seen(carry.seen, stay), belief, held, carry.number, carry.proofs, _only(carry.loads, stay), known)
+    return Carry(_seen(carry.seen, stay), belief, held, carry.number, carry.proofs, only(carry.loads, stay), known)
 
 
 def _of_service(known: ModelBelief, same_profile: bool) -> ModelBelief:
@@ -49,37 +46,33 @@ def _of_service(known: ModelBelief, same_profile: bool) -> ModelBelief:
 
 
 def _seen(seen: Observation | None, stay: set[str]) -> Observation | None:
-    return None if seen is None else replace(seen, models=_only(seen.models, stay))
+    return None if seen is None else replace(seen, models=only(seen.models, stay))
 
 
 def _held(held: Held, stay: set[str]) -> Held:
     return Held(
-        gpus=_only(held.gpus, stay),
+        gpus=only(held.gpus, stay),
         moved_at_s=held.moved_at_s,
         reloads=held.reloads,
         took_over_s={key: at_s for key, at_s in held.took_over_s.items() if key[0] in stay},
-        watches=_only(held.watches, stay),
-        refused_until_s=_only(held.refused_until_s, stay),
-        refusals_in_a_row=_only(held.refusals_in_a_row, stay),
-        refused_why=_only(held.refused_why, stay),
-        asked=_only(held.asked, stay),
-        pending=_only(held.pending, stay),
-        unhosted=_only(held.unhosted, stay),
-        revived=_only(held.revived, stay),
+        watches=only(held.watches, stay),
+        refused_until_s=only(held.refused_until_s, stay),
+        refusals_in_a_row=only(held.refusals_in_a_row, stay),
+        refused_why=only(held.refused_why, stay),
+        asked=only(held.asked, stay),
+        pending=only(held.pending, stay),
+        unhosted=only(held.unhosted, stay),
+        revived=only(held.revived, stay),
     )
 
 
 def _known(known: Known, stay: set[str]) -> Known:
     return replace(
         known,
-        last=_only(known.last, stay),
-        read_at_s=_only(known.read_at_s, stay),
-        expected=_only(known.expected, stay),
-        hands=_only(known.hands, stay),
-        loaded_s=_only(known.loaded_s, stay),
-        standings=_only(known.standings, stay),
+        last=only(known.last, stay),
+        read_at_s=only(known.read_at_s, stay),
+        expected=only(known.expected, stay),
+        hands=only(known.hands, stay),
+        loaded_s=only(known.loaded_s, stay),
+        standings=only(known.standings, stay),
     )
-
-
-def _only(known: Mapping[str, V], stay: set[str]) -> dict[str, V]:
-    return {name: value for name, value in known.items() if name in stay}

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from igniterd.config import Config
-from igniterd.decide.hold import Held, alike
+from igniterd.decide.hold import Held, alike, only
 from igniterd.evidence import stubs_of
 from igniterd.records import (
     Allocation,
@@ -116,7 +116,7 @@ def followed(
         known,
         began_s=seen.at_s if known.began_s is None else known.began_s,
         last=_last(known, seen, configured),
-        read_at_s={**_only(known.read_at_s, configured), **dict.fromkeys(seen.models, seen.at_s)},
+        read_at_s={**only(known.read_at_s, configured), **dict.fromkeys(seen.models, seen.at_s)},
         expected={m: a for m, a in expected.items() if m in configured and m not in seen.absent},
         brings={m: a for m, a in brings.items() if m in configured and m not in seen.absent},
         anew=frozenset(anew),
@@ -127,15 +127,11 @@ def followed(
     )
 
 
-def _last(known: Known, seen: Observation, configured: Iterable[str]) -> dict[str, ModelReading]:
-    last = {m: r for m, r in _only(known.last, configured).items() if m not in seen.absent}
+def _last(known: Known, seen: Observation, configured: Collection[str]) -> dict[str, ModelReading]:
+    last = {m: r for m, r in only(known.last, configured).items() if m not in seen.absent}
     for name, reading in seen.models.items():
         last[name] = reading if reading.at_s is not None else replace(reading, at_s=seen.at_s)
     return last
-
-
-def _only(known: Mapping[str, object], there: Iterable[str]) -> dict:  # type: ignore[type-arg]
-    return {name: known[name] for name in there if name in known}
 
 
 def _after_steps(expected: dict[str, Allocation], brings: dict[str, Allocation], outcome: Outcome) -> None:

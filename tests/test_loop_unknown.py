@@ -14,15 +14,21 @@ from structlog.testing import capture_logs
 from igniterd.emulator.sim import SimModel, config_of
 from igniterd.errors import Refused, Unanswered, Unreachable
 from igniterd.loop import Loop
-from igniterd.records import BoardReading, ModelReading, MpsReading, Tick
+from igniterd.records import Allocation, BoardReading, ModelReading, Tick
 from igniterd.resume import resumed
 from igniterd.states import Cause, State
 from tests.hosts import SLOS, Bench, config
-from tests.test_loop import STEADY, answering, applied, constant, moves
+from tests.test_loop import STEADY, Mps, answering, applied, constant, moves
 
 pytestmark = pytest.mark.looptime
 
 SHARES = "/var/lib/igniterd/shares/igniterd-v2"
+RISING: dict[str, Callable[[float], float]] = {
+    "alexnet": lambda _: 200.0,
+    "resnet50": lambda t: 150.0 if t < 90 else 330.0,
+    "vgg19": lambda _: 75.0,
+}
+"""At 90 s resnet50 needs what the others can spare."""
 
 
 def granted(bench: Bench) -> float:
@@ -72,12 +78,7 @@ async def test_a_reading_that_is_missed_now_and_then_gives_nothing_away(tmp_path
 
 
 async def test_a_model_not_read_for_long_stays_as_it_is_and_the_others_are_steered(tmp_path: Path) -> None:
-    rates: dict[str, Callable[[float], float]] = {
-        "alexnet": lambda _: 200.0,
-        "resnet50": lambda t: 150.0 if t < 90 else 330.0,
-        "vgg19": lambda _: 75.0,
-    }
-    bench = Bench(config(tmp_path), rates, seed=3)
+    bench = Bench(config(tmp_path), RISING, seed=3)
     await bench.run(60)
     before = applied(bench.ticks[-1])
     answering(bench, "vgg19", lambda _: Unanswered("no answer in 0.4 s"))
@@ -278,18 +279,10 @@ async def test_a_model_that_cannot_be_predicted_is_left_out_and_the_others_go_on
 # ---------------------------------------------------------------- MPS, and servers that go away
 
 
-class Mps:
-    gone = False
-
-    async def read(self) -> MpsReading:
-        if self.gone:
-            raise Unreachable("MPS control: no control daemon")
-        return MpsReading((), 1.0)
-
-
 async def test_nothing_is_reloaded_from_the_moment_mps_control_is_gone(tmp_path: Path) -> None:
     bench = Bench(config(tmp_path), constant(STEADY))
     mps = bench.loop.sources.mps = Mps()
+    mps.gone = False
     await bench.run(3)
     mps.gone = True  # its last answer stands for half a minute
     await bench.run(40)
@@ -432,12 +425,7 @@ async def test_a_load_of_the_daemon_before_this_one_is_no_hand(tmp_path: Path) -
 
 
 async def test_a_model_changed_by_hand_while_it_is_not_read_holds_up_no_other(tmp_path: Path) -> None:
-    rates: dict[str, Callable[[float], float]] = {
-        "alexnet": lambda _: 200.0,
-        "resnet50": lambda t: 150.0 if t < 90 else 330.0,
-        "vgg19": lambda _: 75.0,
-    }
-    bench = Bench(config(tmp_path), rates, seed=3)
+    bench = Bench(config(tmp_path), RISING, seed=3)
     await bench.run(60)
     answering(bench, "vgg19", lambda _: Unanswered("no answer in 0.4 s"))
     await bench.run(2)
@@ -447,3 +435,26 @@ async def test_a_model_changed_by_hand_while_it_is_not_read_holds_up_no_other(tm
         assert granted(bench) <= 1 + 1e-9 or bench.now_s < 80
     assert bench.host.models["vgg19"].applied.share == 0.3
     assert bench.p99_ms("resnet50", 120, 180) < SLOS["resnet50"]
+
+
+@pytest.mark.parametrize("odd", ["raises", "keeps the old copy"])
+async def test_what_the_gate_is_told_or_not_told_fails_no_tick_and_changes_nothing(tmp_path: Path, odd: str) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+
+    async def raises(names: Any) -> dict[str, Allocation]:
+        raise TypeError("a configuration nobody thought of")
+
+    async def stays(model: str) -> str:
+        return f"Triton is still unloading version 1 of {model}"
+
+    answers = {"raises": ("applied_now", raises), "keeps the old copy": ("old_copy", stays)}
+    setattr(bench.host, *answers[odd])
+    await bench.run(40)
+    assert not bench.host.loads
+    said = {done.error.partition(": ")[2] if odd == "raises" else done.error for done in moves(bench)}
+    assert all("nobody thought of" in each or "still unloading" in each for each in said)
+    assert {done.cause for done in moves(bench)} == {Cause.HELD}
+    for name, _ in answers.values():
+        bench.host.__dict__.pop(name, None)
+    await bench.run(40)
+    assert with_shares(bench.ticks[-1]) == set(SLOS)

@@ -183,7 +183,7 @@ class Metrics(Collector):
                 metric.add_metric(self._labels(name), value)
             yield metric
         for family, help_text, label, by_kind in (
-            ("requests_rejected", "Requests that Triton refused at its door.", "model", counters.rejected),
+            ("requests_rejected", "Requests whose time in the queue ran out, as far as Triton tells.", "model", counters.rejected),
             ("readings_left_out", "Ticks that left the model out: its reading made a prediction fail.", "model", counters.left_out),
             ("decisions", "Decisions by outcome: hold, wait, move, infeasible.", "outcome", counters.decisions),
             ("actuations", "Changes of a model tried, by kind.", "kind", counters.actuations),

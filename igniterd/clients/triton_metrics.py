@@ -33,7 +33,7 @@ _NO_P99 = "P99 is not measured: there is no 0.99 in the tritonserver's --metrics
 class ModelMetrics:
     """One version of one model; ``None`` for what the page does not tell, or tells nonsense of.
 
-    ``rejected`` counts requests that were refused before they were queued, where Triton gives reasons (24.05 on).
+    ``rejected`` counts requests whose time in the queue ran out, where Triton gives reasons (24.10 does).
     ``quantiles_s`` lacks those that had no requests.
     """
 

@@ -136,8 +136,7 @@ class Held:
         gone = self.asked.keys() & set(models)
         if not gone:
             return self
-        asked = {m: a for m, a in self.asked.items() if m not in gone}
-        return replace(self, asked=asked, pending={m: s for m, s in self.pending.items() if m not in gone})
+        return replace(self, asked=only(self.asked, self.asked.keys() - gone), pending=only(self.pending, self.pending.keys() - gone))
 
     def pruned(self, gpus: Mapping[str, int]) -> Held:
         """Less what is about models and GPUs that are not there any more."""
@@ -148,18 +147,19 @@ class Held:
         return replace(
             self,
             gpus=dict(gpus),
-            gone=_of(self.gone, there),
-            let_go=_of(self.let_go, there),
-            needs=_of(self.needs, there),
-            watches=_of(self.watches, there),
-            plans=_of(self.plans, boards),
-            judged=_of(self.judged, boards),
-            least_share=_of(self.least_share, boards),
-            caution=_of(self.caution, boards),
+            gone=only(self.gone, there),
+            let_go=only(self.let_go, there),
+            needs=only(self.needs, there),
+            watches=only(self.watches, there),
+            plans=only(self.plans, boards),
+            judged=only(self.judged, boards),
+            least_share=only(self.least_share, boards),
+            caution=only(self.caution, boards),
         )
 
 
-def _of(known: Mapping[K, V], there: Collection[K]) -> dict[K, V]:
+def only(known: Mapping[K, V], there: Collection[K]) -> dict[K, V]:
+    """What is known of those that are ``there``."""
     return {key: value for key, value in known.items() if key in there}
 
 

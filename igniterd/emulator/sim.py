@@ -171,6 +171,13 @@ class SimHost:
     def read_configs_again(self) -> None:
         """Nothing is remembered of them."""
 
+    async def applied_now(self, names: Iterable[str]) -> dict[str, Allocation]:
+        self._answer()
+        return {name: self.models[name].applied for name in names if name in self.models}
+
+    async def old_copy(self, model: str) -> str:
+        return ""
+
     async def refuses_loads(self) -> str:
         self._answer()
         return self.control

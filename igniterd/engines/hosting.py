@@ -310,17 +310,6 @@ def files_of(config: Mapping[str, Any]) -> dict[str, bytes]:
     return files
 
 
-def refreshed(config: Mapping[str, Any]) -> ModelConfig:
-    """``config`` with the digest of the files that would go with it now, after an update of ours."""
-    made = copy.deepcopy(dict(config))
-    hosting = hosting_of(config)
-    if hosting is not None and hosting.digest:
-        entry = made["parameters"][PARAMETER]
-        told = json.loads(entry["string_value"]) | {"digest": digest_of(hosting.engine)}
-        entry["string_value"] = json.dumps(told, sort_keys=True)
-    return made
-
-
 def owner_of(config: Mapping[str, Any]) -> ModelConfig:
     """The owner's configuration, as far as it can be rebuilt: batching and instances as they are
     now. A plain load brings back the owner's own."""

@@ -18,7 +18,6 @@ from igniterd.engines.hosting import (
     hosted_by_server,
     hosting_of,
     owner_of,
-    refreshed,
     unhosted_settings,
 )
 from igniterd.errors import Refused
@@ -104,15 +103,6 @@ def test_a_share_by_the_shim_backend_keeps_the_files_too() -> None:
 def test_the_mark_of_a_load_does_not_stay_with_the_owner() -> None:
     override, _ = hosted(OWNER, ["1"], "/models/net")
     assert owner_of(marked(override, "1234")) == OWNER
-
-
-def test_other_files_are_another_configuration() -> None:
-    override, _ = hosted(OWNER, ["1"], "/models/net")
-    old = copy.deepcopy(override)
-    told = json.loads(old["parameters"][PARAMETER]["string_value"])
-    old["parameters"][PARAMETER]["string_value"] = json.dumps(told | {"digest": "of another release"}, sort_keys=True)
-    assert old != override
-    assert refreshed(old) == override
 
 
 def test_a_plain_model_has_no_files_and_is_its_owner_s() -> None:

@@ -46,6 +46,12 @@ HANGS = """
         import time
         time.sleep(600)
 """
+SLOWER = """
+    def execute(self, requests):
+        import time
+        time.sleep(0.3)
+        return [echo(request) for request in requests]
+"""
 TWO = [{"kind": "KIND_CPU", "count": 2}]
 WARM = {
     "name": "largest",
@@ -60,7 +66,12 @@ BATCHED = (
     OddModel("auto", {}, SETS_ITS_OWN, LARGEST),
     OddModel("preferring", {"dynamic_batching": {"preferred_batch_size": [8, 16]}}, SLOW, LARGEST),
 )
-MODELS = (*BATCHED, OddModel("pipe", ensemble("plain", "two"), max_batch_size=LARGEST), OddModel("hanging", {}, HANGS))
+IMPATIENT = {"default_timeout_microseconds": 100_000, "timeout_action": "REJECT"}
+QUEUES = (
+    OddModel("full", {"dynamic_batching": {"preferred_batch_size": [1], "default_queue_policy": {"max_queue_size": 2}}}, SLOWER),
+    OddModel("impatient", {"dynamic_batching": {"preferred_batch_size": [1], "default_queue_policy": IMPATIENT}}, SLOWER),
+)
+MODELS = (*BATCHED, *QUEUES, OddModel("pipe", ensemble("plain", "two"), max_batch_size=LARGEST), OddModel("hanging", {}, HANGS))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["24.10", "23.12"])
@@ -154,6 +165,21 @@ async def test_a_request_above_the_largest_batch_is_in_no_count(client: TritonCl
             await asyncio.sleep(0.02)
     assert now.failure_count == before.failure_count
     assert now.rejected_count in (None, 0)
+
+
+@pytest.mark.parametrize(("model", "counted"), [("full", False), ("impatient", True)])
+async def test_of_requests_that_a_queue_refuses_only_those_that_ran_out_of_time_are_counted_and_not_by_all(
+    host: OddHost, client: TritonClient, asking: InferenceServerClient, model: str, counted: bool
+) -> None:
+    answers = await asyncio.gather(*(ask(asking, model) for _ in range(12)), return_exceptions=True)
+    refused = sum(isinstance(each, InferenceServerException) for each in answers)
+    assert refused >= 8
+    async with asyncio.timeout(10.0):
+        while (now := await reading(client, model)).success_count < 12 - refused:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    newer = host.spec.server == "24.10"
+    assert now.failure_count == (refused if counted and newer else 0)
+    assert now.rejected_count == (now.failure_count if newer else None)
 
 
 async def test_triton_tells_nothing_of_an_old_copy_that_hangs(client: TritonClient, host: OddHost) -> None:
