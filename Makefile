@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 setup: $(STAMP)  ## make the virtual environment
 
 assets: $(STAMP)  ## fetch the real programs that tests run (two tritonservers, MPS control, mosquitto, ONNX Runtime, torch)
-	@$(BIN)/python -m igniterd.emulator.fetch
+	@$(BIN)/python -m igniterd.lab.programs.fetch
 
 check: $(STAMP)  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check igniterd tests bench
@@ -46,7 +46,7 @@ fuzz: $(STAMP)  ## the Hypothesis properties on new examples, SEEDS=10 times as 
 	HUNTS=$(SEEDS) $(BIN)/python -m pytest -q tests/test_hunt.py
 
 demo: $(STAMP)  ## igniterd moving a real Triton on an emulated GPU, about three minutes
-	@$(BIN)/python -m igniterd.emulator.fetch demo
+	@$(BIN)/python -m igniterd.lab.programs.fetch demo
 	@$(BIN)/igniterd demo
 
 bench: $(STAMP)  ## every benchmark whose figures README prints

@@ -14,19 +14,22 @@ Prints tables and writes nothing. Every figure is of latencies that the method w
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+sys.path.append(str(Path(__file__).parents[1]))  # at the end: PYTHONPATH may name another revision
+from bench.design import solo_design
 from igniterd.data.v100 import build
-from igniterd.model import interference, load_model
-from igniterd.model.api import PerformanceModel, Tenant
-from igniterd.model.design import solo_design
-from igniterd.model.interference import FEATURES, Observation, Prior
-from igniterd.model.own import OwnModel, observations
-from igniterd.model.profile import CoRun, Profile
+from igniterd.perf import interference, load_model
+from igniterd.perf.api import PerformanceModel, Tenant
+from igniterd.perf.interference import FEATURES, Observation, Prior
+from igniterd.perf.profile import CoRun, Profile
+from igniterd.perf.surface_model import OwnModel, observations
 
 LEVEL = 0.95
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)

@@ -25,8 +25,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from igniterd.model.arrivals import Aim, Rate, updated
-from igniterd.model.daily import Daily, lived
+from igniterd.estimators.arrivals import Aim, Rate, updated
+from igniterd.estimators.daily import Daily, lived
 
 F64 = NDArray[np.float64]
 LEVEL = 0.9

@@ -26,10 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
-from igniterd.emulator.truth import Neighbour, Truth
-from igniterd.model import builtin_profile, load_model
-from igniterd.model.api import PerformanceModel, Tenant
-from igniterd.model.calibrate import CENTRE, Bias, Measured, Point, bound, elsewhere, learnt
+from igniterd.estimators.bias import CENTRE, Bias, Measured, Point, bound, elsewhere, learnt
+from igniterd.lab.gpu.truth import Neighbour, Truth
+from igniterd.perf import builtin_profile, load_model
+from igniterd.perf.api import PerformanceModel, Tenant
 
 LEVEL = 0.95
 SIZES = (1, 2, 3, 4, 6, 8)

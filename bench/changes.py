@@ -20,11 +20,11 @@ from pathlib import Path
 
 from igniterd.act import act
 from igniterd.clients.processes import ProcessTable
-from igniterd.clients.triton import TritonClient
-from igniterd.emulator.host import EmulatedModel, HostSpec, TritonHost, triton_host
-from igniterd.emulator.load import LoadSpec, Phase, RequestLog
-from igniterd.emulator.process import running
+from igniterd.clients.triton.client import TritonClient
 from igniterd.evidence import stubs_of
+from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
+from igniterd.lab.load.load import LoadSpec, Phase, RequestLog
+from igniterd.lab.programs.process import running
 from igniterd.records import Allocation, ModelReading, Outcomes, Plan, Step, StepKind
 
 MODEL = "resnet50"
@@ -97,7 +97,7 @@ async def measure(launcher: str, changes: int) -> None:
                 await change(client, shares, Allocation(share, 8))
             before = left(host, shares)
             (folder / "load.json").write_text(LoadSpec(host.url, (Phase("steady", 3600.0, {MODEL: RATE_PER_S}),)).to_json())
-            command = [sys.executable, "-m", "igniterd.emulator.loadgen", str(folder / "load.json"), "-o", str(folder / "log.csv")]
+            command = [sys.executable, "-m", "igniterd.lab.load.generator", str(folder / "load.json"), "-o", str(folder / "log.csv")]
             made_ok, refused, wrong = 0, 0, list[str]()
             async with running("loadgen", command, log=folder / "load.log", env=dict(os.environ)):
                 present = Allocation(SHARES[-1], 8)

@@ -26,15 +26,15 @@ from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
 from igniterd.clients.mps import MpsControl
-from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_metrics import MetricsParser
-from igniterd.emulator.host import EmulatedModel, HostSpec, TritonHost, mps_host, triton_host
-from igniterd.emulator.load import INPUT_FLOATS
+from igniterd.clients.triton.client import TritonClient
+from igniterd.clients.triton.metrics import MetricsParser
+from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, mps_host, triton_host
+from igniterd.lab.load.load import INPUT_FLOATS
 
 READS = 40
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16)
 MODULES = (
-    "igniterd.clients.triton",
+    "igniterd.clients.triton.client",
     "igniterd.clients.mqtt",
     "igniterd.clients.admin",
     "igniterd.clients.metrics",

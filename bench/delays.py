@@ -25,11 +25,11 @@ from itertools import permutations, product
 
 import numpy as np
 
-from igniterd.emulator.replay import replay
-from igniterd.emulator.replay_boards import MeasuredBoard, Replica
-from igniterd.model import builtin_profile, load_model
-from igniterd.model.kernels.tail import quantile
-from igniterd.model.kernels.tail_drawn import draw_factors, draw_times, requests_for, tail_drawn
+from igniterd.lab.replay.boards import MeasuredBoard, Replica
+from igniterd.lab.replay.replay import replay
+from igniterd.perf import builtin_profile, load_model
+from igniterd.queueing.kernels.monte_carlo import draw_factors, draw_times, requests_for, tail_drawn
+from igniterd.queueing.kernels.stationary import quantile
 
 SHARES = (0.2, 0.4, 0.8)
 LOADS = (0.1, 0.3, 0.5, 0.7, 0.85)

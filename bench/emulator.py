@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_config import with_allocation
-from igniterd.emulator.gpu import Dispersion, Rates, Running
-from igniterd.emulator.host import EmulatedModel, HostSpec, TritonHost, triton_host
-from igniterd.emulator.load import LoadSpec, Phase, RequestLog, load
-from igniterd.emulator.truth import Truth, share_units
+from igniterd.clients.triton.client import TritonClient
+from igniterd.clients.triton.config import with_allocation
+from igniterd.lab.gpu.executor import Dispersion, Rates, Running
+from igniterd.lab.gpu.truth import Truth, share_units
+from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
+from igniterd.lab.load.load import LoadSpec, Phase, RequestLog, load
 from igniterd.records import Allocation
 
 # the demo's models: rate (requests/s before slowing), share

@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from igniterd.clients.triton import TritonClient
-from igniterd.emulator import programs
-from igniterd.emulator.hosting import HostingTriton
-from igniterd.emulator.process import free_ports
+from igniterd.clients.triton.client import TritonClient
 from igniterd.engines.hosting import hosted
+from igniterd.lab.hosting import HostingTriton
+from igniterd.lab.programs import programs
+from igniterd.lab.programs.process import free_ports
 
 ROUNDS, EACH = 9, 8
 MOST_BYTES = 6 << 20

@@ -34,15 +34,15 @@ import numpy as np
 import structlog
 
 sys.path.append(str(Path(__file__).parents[1]))  # at the end: PYTHONPATH may name another revision
-from igniterd.decide import Oracles
-from igniterd.emulator.sim import SimHost, config_of
+from igniterd.decide.decide import Oracles
 from igniterd.errors import Refused, Unanswered, Unreachable
 from igniterd.loop import Knowledge, Loop
-from igniterd.model import builtin_profile, load_model
-from igniterd.model.oracle import Oracle
 from igniterd.observe import Sources
+from igniterd.perf import builtin_profile, load_model
+from igniterd.predict import Oracle
 from igniterd.records import ModelReading, MpsReading, Tick
 from tests.hosts import config
+from tests.sim.host import SimHost, config_of
 
 SLOW = 10.0  # an hour in seconds
 SLOS = {"alexnet": 150.0, "resnet50": 400.0, "vgg19": 600.0}  # ms

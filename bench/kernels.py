@@ -15,9 +15,9 @@ from collections.abc import Callable
 import kernels_mean
 
 from igniterd.decide.search import find
-from igniterd.model import builtin_profile, load_model
-from igniterd.model.oracle import Demand, Oracle
-from igniterd.model.tail import response_time
+from igniterd.perf import builtin_profile, load_model
+from igniterd.predict import Demand, Oracle
+from igniterd.queueing.tail import response_time
 
 RATES = {"alexnet": 60.0, "resnet50": 25.0, "vgg19": 12.0, "ssd": 5.0}
 SLOS = {"alexnet": 40.0, "resnet50": 80.0, "vgg19": 150.0, "ssd": 200.0}

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
-from igniterd.model import builtin_profile
-from igniterd.model.api import Tenant
-from igniterd.model.kernels import mean as kernel
-from igniterd.model.own import OwnModel
+from igniterd.perf import builtin_profile
+from igniterd.perf.api import Tenant
+from igniterd.perf.kernels import mean as kernel
+from igniterd.perf.surface_model import OwnModel
 
 TENANTS = 12
 REPEAT = 60

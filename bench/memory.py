@@ -14,10 +14,10 @@ STAGES = (
     ("Python", ""),
     ("+ numpy", "import numpy"),
     ("+ numba and LLVM", "import numba; numba.njit"),
-    ("+ gRPC and Triton's client", "import igniterd.clients.triton"),
+    ("+ gRPC and Triton's client", "import igniterd.clients.triton.client"),
     ("+ the rest of the daemon, before it starts", "import igniterd.daemon"),
-    ("+ the kernels of the tails, from numba's cache", "from igniterd.knowledge import _compile; _compile(None, 0.95, '')"),
-    ("- what is given back after the first tick", "from igniterd.clients.resident import give_back; give_back()"),
+    ("+ the kernels of the tails, from numba's cache", "from igniterd.predictors import _compile; _compile(None, 0.95, '')"),
+    ("- what is given back after the first tick", "from igniterd.resident import give_back; give_back()"),
 )
 SHOW = """
 lines = dict(line.split(":") for line in open("/proc/self/status"))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Mapping
 from itertools import pairwise
@@ -24,15 +25,16 @@ from typing import TypeVar
 import looptime
 import numpy as np
 
+sys.path.append(str(Path(__file__).parents[1]))  # at the end: PYTHONPATH may name another revision
 from igniterd.config import Config, parse_config
-from igniterd.decide import Oracles
+from igniterd.decide.decide import Oracles
 from igniterd.decide.search import find
-from igniterd.emulator.sim import SimHost
 from igniterd.loop import Knowledge, Loop
-from igniterd.model import builtin_profile, load_model
-from igniterd.model.oracle import Demand, Oracle
 from igniterd.observe import Sources
+from igniterd.perf import builtin_profile, load_model
+from igniterd.predict import Demand, Oracle
 from igniterd.records import Outcomes, Tick
+from tests.sim.host import SimHost
 
 T = TypeVar("T")
 SLOW = 4.0  # as the demo: every time is so much longer, every rate so much smaller

@@ -27,12 +27,12 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from igniterd.clients.triton import TritonClient
-from igniterd.emulator import programs
-from igniterd.emulator.hosting import HostingTriton
-from igniterd.emulator.process import free_ports
+from igniterd.clients.triton.client import TritonClient
 from igniterd.engines.hosting import hosted
 from igniterd.errors import IgniterdError
+from igniterd.lab.hosting import HostingTriton
+from igniterd.lab.programs import programs
+from igniterd.lab.programs.process import free_ports
 
 TOGETHER = 3  # loads at once: most of a load is waiting for a process to start
 

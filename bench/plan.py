@@ -31,12 +31,12 @@ from statistics import median
 
 import numpy as np
 
-from igniterd.emulator.replay import Arrivals, Kind, Replayed, replay
-from igniterd.emulator.replay_boards import MeasuredBoard, Replica
+from igniterd.lab.replay.boards import MeasuredBoard, Replica
+from igniterd.lab.replay.replay import Arrivals, Kind, Replayed, replay
 from igniterd.planner.bound import prove
-from igniterd.planner.gpus import GpuType, parse_gpu
+from igniterd.planner.gpu_types import GpuType, parse_gpu
+from igniterd.planner.plan import ProvisionPlan
 from igniterd.planner.problem import pose
-from igniterd.planner.records import ProvisionPlan
 from igniterd.planner.strategies import STRATEGIES, Request, Strategy, plan, prepare
 from igniterd.planner.workloads import ARRIVALS, Workload, read_workloads
 

@@ -26,12 +26,12 @@ from pathlib import Path
 
 import accuracy
 
-from igniterd.clients.triton import TritonClient
-from igniterd.emulator.host import EmulatedModel, HostSpec, triton_host
-from igniterd.emulator.truth import Truth
-from igniterd.model.api import Tenant
-from igniterd.model.own import OwnModel
-from igniterd.model.profile import Profile
+from igniterd.clients.triton.client import TritonClient
+from igniterd.lab.gpu.truth import Truth
+from igniterd.lab.host import EmulatedModel, HostSpec, triton_host
+from igniterd.perf.api import Tenant
+from igniterd.perf.profile import Profile
+from igniterd.perf.surface_model import OwnModel
 from igniterd.profiler.drive import source
 from igniterd.profiler.inputs import feed_of
 from igniterd.profiler.measure import Effort, Meter

@@ -21,7 +21,7 @@ import numpy as np
 from arrivals import ESTIMATORS, F64, Trace, ahead, traced
 from numpy.typing import NDArray
 
-from igniterd.model.daily import BIN_S, DAY_S, Daily, lived
+from igniterd.estimators.daily import BIN_S, DAY_S, Daily, lived
 
 RATES = (10.0, 30.0, 75.0, 200.0, 1000.0)
 SLOPES = (0.002, 0.005, 0.01, 0.02)

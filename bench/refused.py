@@ -42,8 +42,8 @@ from bench.refused_host import (
     warmed,
 )
 from igniterd.clients.processes import ProcessTable
-from igniterd.emulator import programs
-from igniterd.emulator.load import Phase, RequestLog
+from igniterd.lab.load.load import Phase, RequestLog
+from igniterd.lab.programs import programs
 from igniterd.records import Stub
 
 DAY = {"alexnet": 50.0, "resnet50": 37.0, "vgg19": 18.0, "pipe": 4.0}

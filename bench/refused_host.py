@@ -21,11 +21,11 @@ import aiohttp
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from igniterd.emulator import programs
-from igniterd.emulator.host import EmulatedModel, HostSpec, MpsHost, Servable, TritonHost, mps_host
-from igniterd.emulator.load import INPUT_FLOATS, LoadProcess, LoadSpec, Phase, load
-from igniterd.emulator.process import Running, free_ports, running
-from igniterd.model import builtin_profile
+from igniterd.lab.host import EmulatedModel, HostSpec, MpsHost, Servable, TritonHost, mps_host
+from igniterd.lab.load.load import INPUT_FLOATS, LoadProcess, LoadSpec, Phase, load
+from igniterd.lab.programs import programs
+from igniterd.lab.programs.process import Running, free_ports, running
+from igniterd.perf import builtin_profile
 
 SLOW = 4.0
 LARGEST = 32

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from igniterd.decide.search import Found, find
-from igniterd.model import PerformanceModel, builtin_profile, load_model
-from igniterd.model.oracle import Demand, Oracle
+from igniterd.perf import PerformanceModel, builtin_profile, load_model
+from igniterd.predict import Demand, Oracle
 from igniterd.records import Allocation
 
 FILE = Path(__file__).parent / "results" / "searches.json"

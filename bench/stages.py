@@ -16,6 +16,7 @@ import logging
 import os
 import platform
 import pstats
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -25,17 +26,18 @@ from pathlib import Path
 import numpy as np
 import structlog
 
+sys.path.append(str(Path(__file__).parents[1]))  # at the end: PYTHONPATH may name another revision
 from igniterd.clients.metrics import Metrics
 from igniterd.config import Config, parse_config
-from igniterd.decide import Held, Oracles, after, decide
+from igniterd.decide.decide import Held, Oracles, after, decide
 from igniterd.decide.search import find
-from igniterd.emulator.sim import SimHost
 from igniterd.estimate import Belief, estimate
-from igniterd.model import builtin_profile, load_model
-from igniterd.model.oracle import Demand, Oracle
+from igniterd.perf import builtin_profile, load_model
+from igniterd.predict import Demand, Oracle
 from igniterd.records import Observation, Outcome, Tick
 from igniterd.report import Reporter
 from igniterd.window import between
+from tests.sim.host import SimHost
 
 LIKE = ("alexnet", "resnet50", "vgg19", "ssd")
 RATES = {"alexnet": 60.0, "resnet50": 25.0, "vgg19": 12.0, "ssd": 5.0}

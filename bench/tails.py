@@ -37,13 +37,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from igniterd.clients.triton import TritonClient
-from igniterd.emulator.host import EmulatedModel, HostSpec, TritonHost
-from igniterd.emulator.load import Arrivals, LoadSpec, Phase, RequestLog, load
-from igniterd.emulator.process import free_ports
-from igniterd.emulator.replay import gaps_s
-from igniterd.model.kernels.tail_drawn import respond
-from igniterd.model.tail import TailResult, response_time
+from igniterd.clients.triton.client import TritonClient
+from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost
+from igniterd.lab.load.load import Arrivals, LoadSpec, Phase, RequestLog, load
+from igniterd.lab.programs.process import free_ports
+from igniterd.lab.replay.replay import gaps_s
+from igniterd.queueing.kernels.monte_carlo import respond
+from igniterd.queueing.tail import TailResult, response_time
 
 CV = 0.1
 T = TypeVar("T")

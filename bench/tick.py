@@ -27,10 +27,10 @@ import pynvml
 
 from igniterd.clients.nvml import NvmlClient
 from igniterd.clients.shares import prepare_share
-from igniterd.emulator.host import EmulatedModel, HostSpec, TritonHost, triton_host
-from igniterd.emulator.load import LoadSpec, Phase
-from igniterd.emulator.process import free_ports, running
-from igniterd.model import builtin_profile
+from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
+from igniterd.lab.load.load import LoadSpec, Phase
+from igniterd.lab.programs.process import free_ports, running
+from igniterd.perf import builtin_profile
 
 LIKE = ("alexnet", "resnet50", "vgg19")
 SHARE = 0.1
@@ -76,7 +76,7 @@ async def measure(count: int, seconds: float) -> dict[str, float]:
             config = write_config(folder, triton, models, port)
             rate = min(2.0, 60.0 / count)
             (folder / "load.json").write_text(LoadSpec(triton.url, (Phase("light", 600.0, dict.fromkeys(models, rate)),)).to_json())
-            load = [sys.executable, "-m", "igniterd.emulator.loadgen", str(folder / "load.json"), "-o", str(folder / "log.csv")]
+            load = [sys.executable, "-m", "igniterd.lab.load.generator", str(folder / "load.json"), "-o", str(folder / "log.csv")]
             async with running("loadgen", load, log=folder / "load.log", env=dict(os.environ)):
                 await ready_s(folder, config)  # once before, so that numba's caches are warm
                 return await steady(folder, config, seconds)

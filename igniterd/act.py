@@ -19,7 +19,7 @@ import structlog
 
 from igniterd.clients.environments import PLAIN, Reach, base_env_of, is_stale
 from igniterd.clients.shares import prepared
-from igniterd.clients.triton_config import (
+from igniterd.clients.triton.config import (
     allocation_of,
     instance_names_of,
     same_allocation,

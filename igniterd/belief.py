@@ -10,11 +10,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from igniterd.model.arrivals import Aim, Rate, updated
-from igniterd.model.calibrate import Bias
-from igniterd.model.daily import Daily, lived
-from igniterd.model.effect import ShareTrial
-from igniterd.model.livecurve import LiveCurve
+from igniterd.estimators.arrivals import Aim, Rate, updated
+from igniterd.estimators.bias import Bias
+from igniterd.estimators.daily import Daily, lived
+from igniterd.estimators.effect import ShareTrial
+from igniterd.estimators.live_curve import LiveCurve
 from igniterd.records import Allocation, Changed, Learnt, LiveService, Load, ModelReading, ModelWindow
 
 SMOOTH_S = 4.0  # time constant of the smoothed measurements

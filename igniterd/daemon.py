@@ -14,20 +14,20 @@ import structlog
 
 from igniterd.adopt import Terms, adopt
 from igniterd.clients.admin import AdminServer
-from igniterd.clients.lock import HostLock
-from igniterd.clients.once import Once
-from igniterd.clients.resident import give_back
 from igniterd.clients.systemd import Notifier
 from igniterd.config import Config
+from igniterd.edgelog import Once
 from igniterd.errors import CannotRun, ConfigError
 from igniterd.estimate import ModelBelief
 from igniterd.health import Health
-from igniterd.history import History
-from igniterd.knowledge import load_knowledge
 from igniterd.loop import Carry, Knowledge, Loop
+from igniterd.predictors import load_knowledge
 from igniterd.records import Tick
-from igniterd.resume import resumed
+from igniterd.resident import give_back
 from igniterd.setup import Setup, closed, triton_client
+from igniterd.state.carry_over import resumed
+from igniterd.state.history import History
+from igniterd.state.lock import HostLock
 
 OVERRUN_SAID_EVERY_S = 60.0
 ADOPT_CALL_S = 5.0  # longest wait for one answer while a model is given a process of its own

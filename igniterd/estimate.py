@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from igniterd.belief import STUCK_S, Belief, Expected, ModelBelief, brought, followed, same_copy, same_model, stuck_s
 from igniterd.config import Config
+from igniterd.estimators.arrivals import Aim
 from igniterd.expect import Known, Scene
-from igniterd.model.arrivals import Aim
-from igniterd.model.oracle import Oracle
+from igniterd.predict import Oracle
 from igniterd.records import Estimate, Load, Observation, Window
 from igniterd.window import answered_s
 

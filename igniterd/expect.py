@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 
 from igniterd.belief import Belief, Expected, ModelBelief, brought, service_s
 from igniterd.config import Config
-from igniterd.model.api import Tenant
-from igniterd.model.calibrate import Measured, Point, learnt, pressure_of
-from igniterd.model.livecurve import followed, points, said
-from igniterd.model.oracle import Beside, Demand, Oracle, felt
-from igniterd.model.tail import response_time
-from igniterd.model.trial import measured, tried
+from igniterd.estimators.bias import Measured, Point, learnt, pressure_of
+from igniterd.estimators.live_curve import followed, points, said
+from igniterd.perf.api import Tenant
+from igniterd.predict import Beside, Demand, Oracle, felt
+from igniterd.queueing.tail import response_time
 from igniterd.records import Changed, Learnt, LiveService, ModelReading, ModelWindow, Observation, Window
+from igniterd.trial import measured, tried
 
 TOLD_LEVEL, TOLD_TILT, TOLD_SD = 0.01, 0.01, 0.75  # smallest change of what was learnt that plans are told of
 EXPECT_AGAIN = 0.03  # change of the predicted wait, roughly, that asks for a new prediction ...

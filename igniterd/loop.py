@@ -17,18 +17,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from igniterd.act import Adopter, Reloader, SecondCopies, act
-from igniterd.clients.once import Once
 from igniterd.clients.shares import reach_of
 from igniterd.config import Config
-from igniterd.decide import Held, Oracles, after, decide
-from igniterd.decide.hold import alike
+from igniterd.decide.cooldown import alike
+from igniterd.decide.decide import Held, Oracles, after, decide
+from igniterd.edgelog import Once
 from igniterd.errors import NotNow
 from igniterd.estimate import Belief, estimate
 from igniterd.observe import Sources
 from igniterd.prove import Proofs, planned_view, prove
 from igniterd.records import Actuation, Allocation, Estimate, Gap, Load, Mode, Observation, Outcome, Plan, Step, Tick
-from igniterd.released import FILE, Released
 from igniterd.standing import Facts, Known, followed, scene, standings, stepped, unread_as_found
+from igniterd.state.released import FILE, Released
 from igniterd.states import Cause, Standing, State
 from igniterd.window import between
 

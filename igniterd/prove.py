@@ -8,7 +8,7 @@ Evidence, the strongest first:
    shows it in its environment. Another share, or none in an environment that can be read, refutes.
 2. *MPS control*: its server is not in FAULT, caps nobody below the share, and has the processes
    among its clients. An environment that no MPS server reads is no share.
-3. *Service times*: see :mod:`igniterd.model.effect`. They can refute whatever the others say; they
+3. *Service times*: see :mod:`igniterd.estimators.effect`. They can refute whatever the others say; they
    prove only where processes cannot be seen.
 
 What is refuted, or not proven for ``[mps] prove_within_s``, is planned as an uncapped neighbour:

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import structlog
 
 from igniterd import __version__
-from igniterd.clients.once import Lately, Once
 from igniterd.config import Config, Model
+from igniterd.edgelog import Lately, Once
 from igniterd.hints import hints_of, number, qualified
 from igniterd.records import Allocation, Gap, LiveService, Load, Outcomes, StepKind, Tick
 

@@ -23,16 +23,16 @@ from igniterd.clients.nvml import NvmlClient
 from igniterd.clients.processes import ProcessTable
 from igniterd.clients.shares import reach_of
 from igniterd.clients.tls import client_context
-from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_channel import TlsFiles
+from igniterd.clients.triton.channel import TlsFiles
+from igniterd.clients.triton.client import TritonClient
 from igniterd.config import Config, Triton
 from igniterd.errors import CannotRun
 from igniterd.estimate import ModelBelief
-from igniterd.history import History
 from igniterd.loop import Knowledge, Loop
-from igniterd.memory import Memory
 from igniterd.observe import Sources
 from igniterd.report import Reporter
+from igniterd.state.checkpoint import Memory
+from igniterd.state.history import History
 
 CLOSE_S = 5.0  # longest wait for anything to be closed; systemd's TimeoutStopSec is 20
 
@@ -63,7 +63,7 @@ def nvml_client(config: Config) -> NvmlClient | None:
     if source.startswith("emulated:"):
         # imported by name: the emulator is a way to run without a GPU, not a part of the daemon
         file = Path(source.removeprefix("emulated:"))
-        emulator: Any = importlib.import_module("igniterd.emulator.board")
+        emulator: Any = importlib.import_module("igniterd.lab.gpu.nvml")
         try:
             library: Any = emulator.EmulatedNvml(file)
         except (OSError, ValueError) as error:

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from igniterd.config import Config
-from igniterd.decide.hold import Held, alike, only
+from igniterd.decide.cooldown import Held, alike, only
 from igniterd.evidence import stubs_of
 from igniterd.records import (
     Allocation,

@@ -6,10 +6,14 @@ A change must pass or fail by what it is, not by luck: Hypothesis draws the same
 import os
 import tempfile
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from igniterd.planner.gpu_types import GpuType, parse_gpu
+from igniterd.planner.workloads import Workload, read_workloads
 
 settings.register_profile("same", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("new", deadline=None, print_blob=True)
@@ -22,3 +26,19 @@ def shared() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def workloads_csv() -> Path:
+    return Path(str(resources.files("igniterd").joinpath("data", "v100", "workloads.csv")))
+
+
+@pytest.fixture(scope="session")
+def v100_workloads(workloads_csv: Path) -> tuple[Workload, ...]:
+    """The paper's workloads, read once."""
+    return read_workloads(workloads_csv)[0]
+
+
+@pytest.fixture(scope="session")
+def v100() -> GpuType:
+    return parse_gpu("v100")

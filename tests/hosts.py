@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from igniterd.config import Config, parse_config
-from igniterd.decide import Oracles
-from igniterd.emulator.sim import SimHost
+from igniterd.decide.decide import Oracles
 from igniterd.loop import Knowledge, Loop
-from igniterd.model import builtin_profile, load_model
-from igniterd.model.oracle import Oracle
 from igniterd.observe import Sources
+from igniterd.perf import builtin_profile, load_model
+from igniterd.predict import Oracle
 from igniterd.records import Tick
+from tests.sim.host import SimHost
 
 SLOS = {"alexnet": 15.0, "resnet50": 40.0, "vgg19": 60.0}
 

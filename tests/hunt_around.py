@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from igniterd.clients.triton_config import allocation_of
-from igniterd.decide import Oracles
+from igniterd.clients.triton.config import allocation_of
+from igniterd.decide.decide import Oracles
 from igniterd.decide.search import find
 from igniterd.errors import DeviceLost, Unreachable
-from igniterd.model.oracle import Demand, Oracle
+from igniterd.predict import Demand, Oracle
 from igniterd.records import BoardReading, Outcomes, Stub, Tick
 from igniterd.states import State
 from tests.hunt import COMFORT, FROZEN_S, ORACLES, Hunt, Hunted, Seen

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 
 from igniterd.config import Config, parse_config
-from igniterd.decide import Oracles
+from igniterd.decide.decide import Oracles
 from igniterd.decide.search import find
 from igniterd.decide.steps import granted
-from igniterd.emulator.batcher import Batcher
-from igniterd.emulator.sim import SimHost, config_of
 from igniterd.errors import Refused, Unreachable
 from igniterd.loop import Knowledge, Loop
-from igniterd.model import builtin_profile, load_model
-from igniterd.model.oracle import Demand, Oracle
 from igniterd.observe import Sources
+from igniterd.perf import builtin_profile, load_model
+from igniterd.predict import Demand, Oracle
 from igniterd.records import ModelReading, MpsReading, Outcomes, Tick
 from igniterd.states import State
+from tests.sim.batcher import Batcher
+from tests.sim.host import SimHost, config_of
 
 SLOW = 10.0  # everything slower, with fewer requests: an hour in seconds
 SLOS = {"alexnet": 15.0 * SLOW, "resnet50": 40.0 * SLOW, "vgg19": 60.0 * SLOW}

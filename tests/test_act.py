@@ -6,9 +6,9 @@ from typing import Any
 from structlog.testing import capture_logs
 
 from igniterd.act import SecondCopies, act
-from igniterd.emulator.sim import config_of
 from igniterd.errors import Refused, Unreachable
 from igniterd.records import Allocation, BoardReading, ModelReading, Observation, Outcomes, Plan, Step, StepKind, Stub
+from tests.sim.host import config_of
 
 BEFORE, THEN = Allocation(None, 8), Allocation(0.25, 4)
 

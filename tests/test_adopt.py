@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from igniterd.adopt import Terms, adopt, shadow_of
 from igniterd.cli.app import app
-from igniterd.clients.triton_info import IndexEntry
+from igniterd.clients.triton.info import IndexEntry
 from igniterd.engines.hosting import files_of, hosted, hosted_by_server, hosting_of
 from igniterd.errors import CannotRun, NotServed, Refused, Unanswered
 from igniterd.giveback import release

@@ -19,15 +19,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from igniterd import setup as wiring
-from igniterd.clients.lock import HostLock
 from igniterd.clients.systemd import Notifier
 from igniterd.config import Config, parse_config
 from igniterd.daemon import Daemon
 from igniterd.errors import CannotRun, ConfigError
 from igniterd.estimate import ModelBelief
-from igniterd.knowledge import fitted
 from igniterd.loop import Loop
-from igniterd.model import builtin_profile
+from igniterd.perf import builtin_profile
+from igniterd.predictors import fitted
+from igniterd.state.lock import HostLock
 
 
 @pytest.fixture

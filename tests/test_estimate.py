@@ -8,9 +8,9 @@ import pytest
 
 from igniterd.belief import SETTLE_S, ModelBelief
 from igniterd.estimate import HORIZON_S, estimate
+from igniterd.estimators.bias import Bias, Measured, Point, learnt
 from igniterd.expect import as_modelled, others
-from igniterd.model.api import Tenant
-from igniterd.model.calibrate import Bias, Measured, Point, learnt
+from igniterd.perf.api import Tenant
 from igniterd.records import Allocation, BatchStat, Load, ModelReading, Observation
 from igniterd.window import between
 from tests.hosts import config, knowledge

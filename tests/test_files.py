@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from igniterd import pictures
 from igniterd.errors import ProfileError, Refused
 from igniterd.files import make_folder, opened_folder, others_hand, replace_file
-from igniterd.model import Profile
+from igniterd.perf import Profile
 from tests.users import NOBODY, another_user, as_root
 
 V100 = Path("igniterd/data/v100/v100.profile.json")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from igniterd.loop import Carry
-from igniterd.memory import plain, recalled
+from igniterd.state.checkpoint import plain, recalled
 from tests.hosts import SLOS, Bench, config
 
 pytestmark = pytest.mark.looptime

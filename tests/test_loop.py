@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from igniterd.decide import Oracles, decide
+from igniterd.decide.decide import Oracles, decide
 from igniterd.errors import NotNow, NotServed, Unreachable
 from igniterd.loop import Carry, Loop
-from igniterd.model.oracle import Oracle
+from igniterd.predict import Oracle
 from igniterd.records import Allocation, BoardReading, ModelReading, MpsReading, Outcomes, Tick
 from igniterd.states import State
 from tests.hosts import SLOS, Bench, config

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from igniterd.emulator.sim import SimModel, config_of
 from igniterd.records import Effect, Outcomes, StepKind, Tick
 from tests.hosts import Bench, config
+from tests.sim.host import SimModel, config_of
 
 pytestmark = pytest.mark.looptime
 

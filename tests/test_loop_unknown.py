@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from igniterd.emulator.sim import SimModel, config_of
 from igniterd.errors import Refused, Unanswered, Unreachable
 from igniterd.loop import Loop
 from igniterd.records import Allocation, BoardReading, ModelReading, Tick
-from igniterd.resume import resumed
+from igniterd.state.carry_over import resumed
 from igniterd.states import Cause, State
 from tests.hosts import SLOS, Bench, config
+from tests.sim.host import SimModel, config_of
 from tests.test_loop import STEADY, Mps, answering, applied, constant, moves
 
 pytestmark = pytest.mark.looptime

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from igniterd.decide.hold import Held
+from igniterd.decide.cooldown import Held
 from igniterd.records import Actuation, Allocation, Load, ModelReading, Observation, Outcome, Step, StepKind, Stub
 from igniterd.standing import Facts, Known, followed, scene, standings, stepped
 from igniterd.states import Cause, State

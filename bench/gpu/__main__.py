@@ -20,11 +20,11 @@ from typing import Any
 from bench.gpu import closedloop, loop, machine, openloop, report
 from bench.gpu.budget import Budget
 from bench.gpu.stage import ROOT, SLOW_FACTOR, Kind, Stage, needed, staged
-from igniterd.clients.triton_config import ModelConfig
-from igniterd.emulator.board import NAME as EMULATED_NAME
+from igniterd.clients.triton.config import ModelConfig
 from igniterd.errors import CannotRun, IgniterdError
-from igniterd.model import builtin_profile
-from igniterd.model.profile import Profile
+from igniterd.lab.gpu.nvml import NAME as EMULATED_NAME
+from igniterd.perf import builtin_profile
+from igniterd.perf.profile import Profile
 
 PHASES = {"start": 40.0, "profile": 190.0, "together": 80.0, "tails": 55.0, "loop": 115.0}
 """How the budget is divided."""

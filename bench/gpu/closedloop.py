@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu.stage import ROOT, Stage
-from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_config import ModelConfig
-from igniterd.emulator.process import Running, running
+from igniterd.clients.triton.client import TritonClient
+from igniterd.clients.triton.config import ModelConfig
 from igniterd.errors import CannotRun
-from igniterd.model.api import Tenant
-from igniterd.model.own import OwnModel
-from igniterd.model.profile import Profile
+from igniterd.lab.programs.process import Running, running
+from igniterd.perf.api import Tenant
+from igniterd.perf.profile import Profile
+from igniterd.perf.surface_model import OwnModel
 from igniterd.profiler.drive import Source, source
 from igniterd.profiler.inputs import feed_of
 from igniterd.profiler.measure import Effort, Meter

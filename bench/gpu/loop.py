@@ -17,15 +17,15 @@ import numpy as np
 from bench.gpu.closedloop import LEVEL, Say, client_of, environment
 from bench.gpu.openloop import LAST_S, MOST_PER_S, finite, own_requests
 from bench.gpu.stage import Kind, Stage
-from igniterd.clients.triton_config import ModelConfig
+from igniterd.clients.triton.config import ModelConfig
 from igniterd.decide.search import find
 from igniterd.demo.watch import Watch, watching
-from igniterd.emulator.load import LoadProcess, LoadSpec, Phase, RequestLog, load
-from igniterd.emulator.process import Running, free_ports, running
 from igniterd.errors import CannotRun
-from igniterd.model.oracle import Demand, Oracle
-from igniterd.model.own import OwnModel
-from igniterd.model.profile import Profile
+from igniterd.lab.load.load import LoadProcess, LoadSpec, Phase, RequestLog, load
+from igniterd.lab.programs.process import Running, free_ports, running
+from igniterd.perf.profile import Profile
+from igniterd.perf.surface_model import OwnModel
+from igniterd.predict import Demand, Oracle
 
 LEAST_S = 30.0
 SLO_FACTOR = 3.0

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from igniterd import __version__
-from igniterd.emulator import programs
 from igniterd.errors import CannotRun
+from igniterd.lab.programs import programs
 
 _TORCH = """
 import json, torch

@@ -15,14 +15,14 @@ import numpy as np
 from bench.gpu.closedloop import LEVEL, SHARES, Say, client_of
 from bench.gpu.stage import Stage
 from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_config import ModelConfig, base_env_of, with_allocation
-from igniterd.emulator.load import LoadSpec, Phase, RequestLog, load
+from igniterd.clients.triton.client import TritonClient
+from igniterd.clients.triton.config import ModelConfig, base_env_of, with_allocation
 from igniterd.errors import CannotRun, NotNow
-from igniterd.model.api import Tenant
-from igniterd.model.oracle import Demand, Oracle, felt
-from igniterd.model.own import OwnModel
-from igniterd.model.profile import Profile
+from igniterd.lab.load.load import LoadSpec, Phase, RequestLog, load
+from igniterd.perf.api import Tenant
+from igniterd.perf.profile import Profile
+from igniterd.perf.surface_model import OwnModel
+from igniterd.predict import Demand, Oracle, felt
 from igniterd.profiler.drive import source
 from igniterd.profiler.inputs import feed_of
 from igniterd.records import Allocation

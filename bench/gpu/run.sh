@@ -45,9 +45,9 @@ if [ -n "${missing//[[:space:]]/}" ]; then
 fi
 
 # tritonserver is fetched once; nothing is fetched when it is there.
-"$python" - <<'PY' || "$python" -m igniterd.emulator.fetch
+"$python" - <<'PY' || "$python" -m igniterd.lab.programs.fetch
 import sys
-from igniterd.emulator import programs
+from igniterd.lab import programs
 sys.exit(0 if (programs.triton_root() / "pytriton").is_dir() else 1)
 PY
 

@@ -18,10 +18,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from bench.gpu import machine
-from igniterd.emulator import programs
-from igniterd.emulator.host import EmulatedModel, HostSpec, MpsHost, TritonHost, mps_host
-from igniterd.emulator.process import free_ports
 from igniterd.errors import CannotRun
+from igniterd.lab.host import EmulatedModel, HostSpec, MpsHost, TritonHost, mps_host
+from igniterd.lab.programs import programs
+from igniterd.lab.programs.process import free_ports
 
 ROOT = Path(__file__).parents[2]
 SLOW_FACTOR = 4.0

@@ -19,7 +19,7 @@ from igniterd.errors import IgniterdError
 
 if TYPE_CHECKING:
     from igniterd.adopt import Adoption
-    from igniterd.clients.triton import TritonClient
+    from igniterd.clients.triton.client import TritonClient
     from igniterd.config import Config, Triton
 
 _TIMEOUT_S, _RELOAD_S = 10.0, 180.0
@@ -170,7 +170,7 @@ async def _closing(client: TritonClient) -> AsyncIterator[None]:
 
 
 def _clients(settings: Config | None, url: str | None) -> list[tuple[Triton | None, TritonClient]]:
-    from igniterd.clients.triton import TritonClient
+    from igniterd.clients.triton.client import TritonClient
     from igniterd.setup import triton_client
 
     if settings is None:
@@ -192,7 +192,7 @@ def _is_of(model: str, server: Triton | None, settings: Config | None) -> bool:
 
 async def _board(settings: Config | None, client: TritonClient, model: str) -> Callable[[], Coroutine[Any, Any, int | None]] | None:
     """How the memory in use of the model's board is read; ``None`` where it cannot be."""
-    from igniterd.clients.triton_config import gpu_index_of
+    from igniterd.clients.triton.config import gpu_index_of
     from igniterd.profiler.board import Probe
     from igniterd.setup import nvml_client
 

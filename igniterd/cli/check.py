@@ -14,7 +14,7 @@ from igniterd.cli.check_models import of_model
 from igniterd.cli.findings import Finding
 
 if TYPE_CHECKING:
-    from igniterd.clients.triton import TritonClient
+    from igniterd.clients.triton.client import TritonClient
     from igniterd.config import Config
     from igniterd.errors import IgniterdError
     from igniterd.loop import Knowledge
@@ -40,7 +40,7 @@ def register(app: typer.Typer) -> None:
         from igniterd.cli.common import cannot, configured, log_to_stderr
         from igniterd.cli.wording import one_of
         from igniterd.exposed import exposed
-        from igniterd.knowledge import load_knowledge
+        from igniterd.predictors import load_knowledge
 
         one_of("--format", form, "table", "json")
         log_to_stderr("auto")  # standard output is for the findings
@@ -77,8 +77,8 @@ def _learnt(settings: Config, live: bool) -> dict[str, str]:
 
     from igniterd.cli.show import fetched
     from igniterd.errors import Unreachable
-    from igniterd.memory import service_times
-    from igniterd.model.livecurve import where
+    from igniterd.estimators.live_curve import where
+    from igniterd.state.checkpoint import service_times
 
     names = [model.name for model in settings.model if model.profile is None]
     known = service_times(settings.state.directory / "learnt.json", names, time.time()) if names else {}
@@ -163,8 +163,8 @@ async def _live(settings: Config, knowledge: Knowledge) -> AsyncIterator[Finding
 
 async def _triton(client: TritonClient, settings: Config, readings: dict[str, ModelReading]) -> AsyncIterator[Finding]:
     """``readings`` takes what its models answer."""
-    from igniterd.clients.triton_info import Control
-    from igniterd.clients.triton_release import named
+    from igniterd.clients.triton.info import Control
+    from igniterd.clients.triton.version import named
     from igniterd.errors import NotNow
     from igniterd.records import ModelReading
 

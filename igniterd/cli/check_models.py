@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from igniterd.cli.findings import Finding
 
 if TYPE_CHECKING:
-    from igniterd.clients.triton import TritonClient
+    from igniterd.clients.triton.client import TritonClient
     from igniterd.config import Model
     from igniterd.records import ModelReading
 
@@ -53,7 +53,7 @@ def _left_as_it_is(reading: ModelReading, *, gpu_given: bool, own: bool) -> Iter
 
 async def _too_large(client: TritonClient, name: str, client_batch: int | None) -> str:
     """What is wrong with ``client_batch``, or an empty string; a configuration that cannot be read is said elsewhere."""
-    from igniterd.clients.triton_config import own_limit_of
+    from igniterd.clients.triton.config import own_limit_of
     from igniterd.errors import NotNow
 
     if client_batch is None:
@@ -68,7 +68,7 @@ async def _too_large(client: TritonClient, name: str, client_batch: int | None) 
 
 async def _predicted_without(client: TritonClient, name: str) -> list[str]:
     """Parts of a model's configuration that igniterd keeps but does not reckon with."""
-    from igniterd.clients.triton_config import preferred_sizes_of
+    from igniterd.clients.triton.config import preferred_sizes_of
     from igniterd.errors import NotNow
 
     try:

@@ -69,7 +69,7 @@ def _states(
 
 
 def _way(settings: Config, server: Triton, version: str) -> str:
-    from igniterd.clients.triton_release import named, version_of
+    from igniterd.clients.triton.version import named, version_of
 
     number = version_of(version)
     if number is None:

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from igniterd.demo.recording import Recording
     from igniterd.demo.terminal import Teller
-    from igniterd.emulator.load import RequestLog
+    from igniterd.lab.load.load import RequestLog
 
 
 def register(app: typer.Typer) -> None:
@@ -45,9 +45,9 @@ def _played(teller: Teller, folder: Path, *, seed: int, frozen: bool, keep: bool
     """Play and show; what is not as it should be."""
     import asyncio
 
+    from igniterd.demo.environment import workplace
+    from igniterd.demo.runner import play
     from igniterd.demo.scenario import paper
-    from igniterd.demo.stage import workplace
-    from igniterd.demo.story import play
 
     wrong: list[str] = []
     shown = False
@@ -70,7 +70,7 @@ def _played(teller: Teller, folder: Path, *, seed: int, frozen: bool, keep: bool
 
 def _last(folder: Path) -> tuple[Recording, RequestLog]:
     from igniterd.demo.recording import REQUESTS, Recording
-    from igniterd.emulator.load import RequestLog
+    from igniterd.lab.load.load import RequestLog
 
     return Recording.load(folder), RequestLog.read(folder / REQUESTS)
 

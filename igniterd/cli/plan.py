@@ -15,9 +15,9 @@ from igniterd.cli.common import cannot, shown
 from igniterd.cli.wording import finite, given, picture_path
 
 if TYPE_CHECKING:
-    from igniterd.planner.records import ProvisionPlan
+    from igniterd.cli.plan_sweep import Sweep
+    from igniterd.planner.plan import ProvisionPlan
     from igniterd.planner.strategies import Request
-    from igniterd.planner.sweep import Sweep
     from igniterd.planner.workloads import Infeasible
 
 StrategyName = Literal["igniterd", "igniter", "ffd+", "ffd++", "gslice+", "gpu-lets+"]
@@ -107,10 +107,10 @@ def _task(
     sweep: str | None,
     how: tuple[float, int],
 ) -> _Task:
-    from igniterd.planner.gpus import parse_gpu
-    from igniterd.planner.records import read_plan
+    from igniterd.cli.plan_sweep import parse_sweep
+    from igniterd.planner.gpu_types import parse_gpu
+    from igniterd.planner.plan import read_plan
     from igniterd.planner.strategies import Request
-    from igniterd.planner.sweep import parse_sweep
     from igniterd.planner.workloads import read_workloads
 
     found, rejected = read_workloads(given(path))
@@ -123,7 +123,7 @@ def _task(
 def _timed(task: _Task) -> ProvisionPlan:
     """The plan, with the time planning took: reading, fitting the models and loading compiled code are not counted."""
     from igniterd.planner import strategies
-    from igniterd.planner.exact import assess
+    from igniterd.planner.evaluate import assess
 
     strategies.prepare(task.request, task.strategy)
     start = time.perf_counter()
@@ -135,7 +135,7 @@ def _timed(task: _Task) -> ProvisionPlan:
 
 
 def _planned(task: _Task, output: str, plot: Path | None, emit: Path | None) -> bool:
-    from igniterd.planner.render import plan_table
+    from igniterd.cli.plan_table import plan_table
 
     answer = _timed(task)
     if output == "json":
@@ -143,7 +143,7 @@ def _planned(task: _Task, output: str, plot: Path | None, emit: Path | None) -> 
     else:
         shown(*plan_table(answer))
     if plot is not None:
-        from igniterd.planner.plot import plot_plan
+        from igniterd.cli.plan_plot import plot_plan
 
         plot_plan(answer, plot)
     if emit is not None:
@@ -167,7 +167,7 @@ def _reliefs(task: _Task, answer: ProvisionPlan) -> list[str]:
 
 
 def _swept(task: _Task, output: str, plot: Path | None) -> bool:
-    from igniterd.planner.sweep import scaled
+    from igniterd.cli.plan_sweep import scaled
 
     if task.sweep is None:
         raise ValueError("no sweep was asked for")
@@ -183,11 +183,11 @@ def _swept(task: _Task, output: str, plot: Path | None) -> bool:
     if output == "json":
         print(json.dumps([{task.sweep.what: factor, **answer.as_json()} for factor, answer in points], indent=1, allow_nan=False))
     else:
-        from igniterd.planner.render import sweep_table
+        from igniterd.cli.plan_table import sweep_table
 
         shown(sweep_table(task.sweep.what, points))
     if plot is not None:
-        from igniterd.planner.plot import plot_sweep
+        from igniterd.cli.plan_plot import plot_sweep
 
         plot_sweep(task.sweep.what, points, plot)
     for name in sorted(

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from igniterd.clients.environments import DEFAULT_SHARES
 from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton_config import with_allocation
+from igniterd.clients.triton.config import with_allocation
 from igniterd.config import parse_config
 from igniterd.errors import ConfigError, Refused
 from igniterd.files import make_folder, replace_file
-from igniterd.model import Profile
-from igniterd.planner.records import PlannedGpu, ProvisionPlan, Seat
+from igniterd.perf import Profile
+from igniterd.planner.plan import PlannedGpu, ProvisionPlan, Seat
 from igniterd.records import Allocation
 
 _STATE = "/var/lib/igniterd"

@@ -13,8 +13,8 @@ from igniterd.cli.common import cannot, shown
 from igniterd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from igniterd.model import PerformanceModel
-    from igniterd.model.api import Prediction, Tenant
+    from igniterd.perf import PerformanceModel
+    from igniterd.perf.api import Prediction, Tenant
 
 Case = list["Tenant"]
 
@@ -44,7 +44,7 @@ def predict(
 
 
 def _answers(path: Path, gpu: str, kind: Literal["igniterd", "igniter"], level: float) -> list[dict[str, Any]]:
-    from igniterd.model import load_model, resolve_profile
+    from igniterd.perf import load_model, resolve_profile
 
     source = "standard input" if str(path) == "-" else str(path)
     given = _read(path, source)
@@ -99,7 +99,7 @@ def _case(item: Any, where: str, fitted: PerformanceModel, problems: list[str]) 
 
 
 def _tenant(item: Any, where: str, fitted: PerformanceModel, problems: list[str]) -> Tenant | None:
-    from igniterd.model.api import Tenant
+    from igniterd.perf.api import Tenant
 
     if not isinstance(item, dict) or not item.keys() >= {"model", "batch", "share"} or item.keys() - {"model", "batch", "share", "duty"}:
         problems.append(f"{where}: must have model, batch and share (duty is optional), nothing else")

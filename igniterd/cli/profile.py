@@ -20,7 +20,7 @@ from igniterd.errors import CannotRun
 
 if TYPE_CHECKING:
     from igniterd.cli.profile_access import Access
-    from igniterd.clients.triton import TritonClient
+    from igniterd.clients.triton.client import TritonClient
     from igniterd.profiler.board import Probe
     from igniterd.profiler.partial import Partial, Settings
 
@@ -190,7 +190,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 async def _probe(settings: Settings, client: TritonClient) -> tuple[Probe | None, int]:
     """The board the models run on, or ``None`` where it is not to be read, and its index."""
     from igniterd.clients.nvml import NvmlClient
-    from igniterd.clients.triton_config import gpu_index_of
+    from igniterd.clients.triton.config import gpu_index_of
     from igniterd.profiler.board import Probe
     from igniterd.profiler.counters import Counters
 
@@ -202,7 +202,7 @@ async def _probe(settings: Settings, client: TritonClient) -> tuple[Probe | None
         return None, index
     if settings.gpu.startswith("emulated:"):
         path = Path(settings.gpu.removeprefix("emulated:"))
-        library: Any = importlib.import_module("igniterd.emulator.board").EmulatedNvml(path)
+        library: Any = importlib.import_module("igniterd.lab.gpu.nvml").EmulatedNvml(path)
     else:
         library = importlib.import_module("pynvml")
     return Probe(NvmlClient(library, timeout_s=2.0), index, Counters(library, index)), index
@@ -317,7 +317,7 @@ def _watching() -> Iterator[Any]:
 
 
 def _show(path: Path, plot: Path | None) -> None:
-    from igniterd.model.profile import Profile
+    from igniterd.perf.profile import Profile
     from igniterd.profiler.show import drawn, told
 
     found = Profile.load(path)

@@ -19,7 +19,7 @@ import typer
 from igniterd.errors import CannotRun, IgniterdError
 
 if TYPE_CHECKING:
-    from igniterd.clients.triton import TritonClient
+    from igniterd.clients.triton.client import TritonClient
     from igniterd.config import Config, Triton
     from igniterd.profiler.partial import Settings
 
@@ -80,8 +80,8 @@ def client_of(settings: Settings, headers: Mapping[str, str]) -> TritonClient:
     """The client for a profile. Raises :class:`igniterd.errors.IgniterdError` with the file that cannot be read."""
     from igniterd.clients.environments import PLAIN
     from igniterd.clients.shares import reach_of
-    from igniterd.clients.triton import TritonClient
-    from igniterd.clients.triton_channel import TlsFiles
+    from igniterd.clients.triton.channel import TlsFiles
+    from igniterd.clients.triton.client import TritonClient
 
     told = None if settings.config is None else _server(_loaded(settings.config), settings.server, settings.config)
     ca, cert, key = (getattr(settings, name) or (None if told is None else getattr(told, name)) for name in _TLS)
@@ -118,8 +118,8 @@ def to_itself(settings: Settings, *, beside: bool) -> Iterator[None]:
     Raises :class:`CannotRun` where one does already, unless ``beside`` it or it was told to leave
     these models alone.
     """
-    from igniterd.clients.lock import HostLock
-    from igniterd.released import FILE, Released
+    from igniterd.state.lock import HostLock
+    from igniterd.state.released import FILE, Released
 
     directory = None if settings.config is None else _loaded(settings.config).state.directory
     released = frozenset() if directory is None else Released(directory / FILE).now()

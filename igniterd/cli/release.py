@@ -16,7 +16,7 @@ from igniterd.errors import CannotRun
 
 if TYPE_CHECKING:
     from igniterd.adopt import Adoption
-    from igniterd.clients.triton import TritonClient
+    from igniterd.clients.triton.client import TritonClient
     from igniterd.config import Config, Triton
 
 _MOST_WAIT_S = 10.0
@@ -60,7 +60,7 @@ def take(
     config: Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="The daemon's configuration.")] = None,
 ) -> None:
     """Let igniterd steer each released MODEL again. Exit status 1 when one was not released."""
-    from igniterd.released import taken_again
+    from igniterd.state.released import taken_again
 
     if every == bool(models):
         raise typer.BadParameter("name models to take, or give --all", param_hint="MODEL")
@@ -104,7 +104,7 @@ async def _released(models: list[str] | None, settings: Config | None, url: str 
 async def _told(settings: Config | None, models: list[str]) -> None:
     """Let the daemon know first, and give it time to end the change it may be making."""
     from igniterd.engines.hosting import SHADOW
-    from igniterd.released import given_back
+    from igniterd.state.released import given_back
 
     kept = [name for name in models if not name.startswith(SHADOW)]
     if not kept:

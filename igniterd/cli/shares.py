@@ -90,7 +90,7 @@ def _folder(path: Path) -> Path:
 
 def _units(told: Config, folder: Path) -> list[float]:
     """The granularities of the profiles; a folder that the configuration does not name is filled all the same, with a word."""
-    from igniterd.model import Profile
+    from igniterd.perf import Profile
 
     if told.shares.absolute() != folder:
         print(f'igniterd: the configuration\'s shares are in {told.shares}: set [state] shares = "{folder}"', file=sys.stderr)

@@ -94,7 +94,7 @@ def _learnt(model: dict[str, Any], now_s: float) -> Iterator[Text]:
     """What is not steered of a model, and what else has been learnt of it, in sentences."""
     from rich.text import Text
 
-    from igniterd.model.livecurve import where
+    from igniterd.estimators.live_curve import where
 
     share, known, stuck_s = model.get("share"), model.get("state"), model.get("stuck_s") or 0.0
     if known not in (None, "steered"):

@@ -14,9 +14,9 @@ from igniterd.cli.common import cannot, shown
 from igniterd.cli.wording import given
 
 if TYPE_CHECKING:
-    from igniterd.emulator.replay import Arrivals, Replayed, Served
-    from igniterd.emulator.replay_boards import Board
-    from igniterd.planner.records import ProvisionPlan
+    from igniterd.lab.replay.boards import Board
+    from igniterd.lab.replay.replay import Arrivals, Replayed, Served
+    from igniterd.planner.plan import ProvisionPlan
 
 _MOST_REQUESTS = 100_000_000
 
@@ -47,8 +47,8 @@ def simulate(
 ) -> None:
     """Replay a plan in virtual time: P50, P99, attainment and utilisation of every workload and replica."""
     with cannot():
-        from igniterd.emulator.replay import replay
-        from igniterd.planner.records import read_plan
+        from igniterd.lab.replay.replay import replay
+        from igniterd.planner.plan import read_plan
 
         read = read_plan(given(plan))
         process = _arrivals(arrivals, burstiness)
@@ -66,8 +66,8 @@ def simulate(
 
 
 def _arrivals(text: str, burstiness: float) -> Arrivals:
-    from igniterd.emulator.replay import Arrivals, Kind, read_trace
     from igniterd.errors import ConfigError
+    from igniterd.lab.replay.replay import Arrivals, Kind, read_trace
 
     if text in (Kind.POISSON, Kind.CONSTANT, Kind.BURSTY):
         return Arrivals(Kind(text), burstiness)
@@ -89,10 +89,10 @@ def _bearable(plan: ProvisionPlan, process: Arrivals, duration_s: float) -> None
 
 def _boards(plan: ProvisionPlan, against: str, profiles: list[str]) -> list[Board]:
     """A board for each GPU of the plan; kinds and models without measured tables take the performance model."""
-    from igniterd.emulator.replay_boards import MeasuredBoard, ModelBoard
-    from igniterd.emulator.truth import MAX_BATCH, Truth
     from igniterd.errors import CannotRun
-    from igniterd.model import load_model, resolve_profile
+    from igniterd.lab.gpu.truth import MAX_BATCH, Truth
+    from igniterd.lab.replay.boards import MeasuredBoard, ModelBoard
+    from igniterd.perf import load_model, resolve_profile
 
     given = {p.board.name: p for p in map(resolve_profile, profiles)}
     measured = MeasuredBoard()
@@ -113,7 +113,7 @@ def _boards(plan: ProvisionPlan, against: str, profiles: list[str]) -> list[Boar
 
 
 def _seats(plan: ProvisionPlan) -> list[list[Any]]:
-    from igniterd.emulator.replay_boards import Replica
+    from igniterd.lab.replay.boards import Replica
 
     return [
         [Replica(t.workload, t.model, t.rate_per_s, t.share, t.max_batch_size, t.max_queue_delay_us, t.slo_p99_ms) for t in gpu.tenants]

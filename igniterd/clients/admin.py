@@ -24,9 +24,9 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from igniterd.clients.jsontext import dumps
-from igniterd.clients.once import Once
+from igniterd.edgelog import Once
 from igniterd.errors import CannotRun
+from igniterd.jsontext import dumps
 
 CONNECTION_S = 10.0
 """A connection is cut so long after it was made, whatever its peer has sent or read by then."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from igniterd.clients.environments import ENV_PATH, Own, base_env_of
 from igniterd.clients.shares import look_at
-from igniterd.clients.triton_json import config_to_dict
+from igniterd.clients.triton.json_config import config_to_dict
 
 
 class Looks:

@@ -25,11 +25,11 @@ from urllib.parse import urlsplit
 
 import aiomqtt
 
-from igniterd.clients.jsontext import dumps
 from igniterd.clients.mqtt_client import BrokerClient, Message, NotTaken, size_of, until_lost, will_properties
-from igniterd.clients.once import Once
 from igniterd.clients.tls import client_context
+from igniterd.edgelog import Once
 from igniterd.errors import CannotRun
+from igniterd.jsontext import dumps
 
 _MOST_WAITING = 256
 _FIRST_PAUSE_S = 0.5

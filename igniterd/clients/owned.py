@@ -20,7 +20,7 @@ from igniterd.clients.environments import (
     set_share,
     share_of,
 )
-from igniterd.clients.triton_config import (
+from igniterd.clients.triton.config import (
     LOAD_MARK,
     OWN_DELAY,
     OWN_LIMIT,

@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from igniterd.clients.environments import ModelConfig
-from igniterd.clients.triton_json import config_to_dict
+from igniterd.clients.triton.json_config import config_to_dict
 from igniterd.errors import CannotRun
 
 _PROC = Path("/proc")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from igniterd.config import Config, Model
 from igniterd.decide.gpu import Oracles
-from igniterd.model.oracle import Demand
+from igniterd.predict import Demand
 from igniterd.records import Estimate, Load, ModelReading, Observation
 
 FEW = 0.05

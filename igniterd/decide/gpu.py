@@ -9,10 +9,10 @@ from math import inf
 
 from igniterd.config import Decide
 from igniterd.decide import words
-from igniterd.decide.hold import Held, Judged, LetGo, Underway, rollbacks, why_not_now
+from igniterd.decide.cooldown import Held, Judged, LetGo, Underway, rollbacks, why_not_now
 from igniterd.decide.search import GROWTHS, LEAST, Found, fewest_changes, find
 from igniterd.decide.steps import ordered
-from igniterd.model.oracle import Demand, Oracle, Service
+from igniterd.predict import Demand, Oracle, Service
 from igniterd.records import Allocation, Load, Outcomes, Step
 
 CAUTIONS = (1.0, 0.5, 0.0)

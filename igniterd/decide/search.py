@@ -5,7 +5,7 @@
 2. If the shares fit on the GPU at g = 1, raise g as far as they still fit: the plan that leaves every model the same head-room.
 3. If they do not, let models go, the least important first, until the rest fit; those let go get what is left.
 
-Each step is found by guesses (see :mod:`igniterd.decide.seat`) and then settled with the queue itself, which is some hundred times slower.
+Each step is found by guesses (see :mod:`igniterd.decide.tenant`) and then settled with the queue itself, which is some hundred times slower.
 Every answer is rounded to the board's unit of share.
 
 A queue delay is never planned: it lowers no P99 (``bench/delays.py``), and as relief for the neighbours, by fewer and fuller batches, it
@@ -18,9 +18,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from igniterd.decide.seat import EPS, Position, Seat
 from igniterd.decide.steps import granted
-from igniterd.model.oracle import Beside, Demand, Oracle, Service
+from igniterd.decide.tenant import EPS, Position, Seat
+from igniterd.predict import Beside, Demand, Oracle, Service
 from igniterd.records import Allocation
 
 SETTLE_ROUNDS = 12

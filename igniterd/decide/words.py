@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from igniterd.decide.search import Found
-from igniterd.model.oracle import Demand, Service
+from igniterd.predict import Demand, Service
 from igniterd.records import Allocation
 
 

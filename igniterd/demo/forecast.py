@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from igniterd.decide.search import find
-from igniterd.model import Profile, load_model
-from igniterd.model.oracle import Demand, Oracle
+from igniterd.perf import Profile, load_model
+from igniterd.predict import Demand, Oracle
 from igniterd.records import Allocation
 
 LEVEL = 0.95

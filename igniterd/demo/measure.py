@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igniterd.demo.recording import Played, Recording
-from igniterd.emulator.load import RequestLog
+from igniterd.lab.load.load import RequestLog
 
 F64 = NDArray[np.float64]
 LATE_MS = 10.0

@@ -12,7 +12,7 @@ from igniterd.demo.measure import Figures
 from igniterd.demo.recording import Move, Played, Recording
 from igniterd.demo.terminal import ms, reason
 from igniterd.demo.timeline import Timeline
-from igniterd.emulator.load import RequestLog
+from igniterd.lab.load.load import RequestLog
 
 _STYLE = resources.files("igniterd").joinpath("data", "demo.css").read_text(encoding="utf-8")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from igniterd.emulator.host import EmulatedModel, HostSpec
+from igniterd.lab.host import EmulatedModel, HostSpec
 from igniterd.records import Mode
 
 SLOW_FACTOR = 4.0

@@ -16,7 +16,7 @@ from igniterd.demo.markup import Markup, Scale, el, nice_ticks, points
 from igniterd.demo.measure import Figures, Trace, trace
 from igniterd.demo.recording import Applied, Move, Recording
 from igniterd.demo.terminal import moved
-from igniterd.emulator.load import RequestLog
+from igniterd.lab.load.load import RequestLog
 
 WIDTH, LEFT, RIGHT = 1120.0, 96.0, 24.0
 _HEAD, _FLAGS, _GAP, _AXIS = 58.0, 40.0, 30.0, 30.0

@@ -36,11 +36,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from igniterd.model.kernels import pricing
-from igniterd.model.kernels.lookup import Tables
-from igniterd.model.kernels.packing import Items
 from igniterd.planner.crowd import MOST, Crowd, Tenants
+from igniterd.planner.kernels import pricing
+from igniterd.planner.kernels.shares import Items
 from igniterd.planner.splits import Curves, curves, part_worth
+from igniterd.queueing.kernels.lookup import Tables
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]

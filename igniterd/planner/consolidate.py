@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from igniterd.planner.exact import evaluate
-from igniterd.planner.mend import Placed, misses, place
-from igniterd.planner.search import relocate
-from igniterd.planner.settle import Pack, Settler
+from igniterd.planner.evaluate import evaluate
+from igniterd.planner.fill import relocate
+from igniterd.planner.least_shares import Pack, Settler
+from igniterd.planner.repair import Placed, misses, place
 
 TRIES = 40
 """GPUs that could not be emptied before no more are tried."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from igniterd.model.kernels import pricing
+from igniterd.planner.kernels import pricing
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from igniterd.model.kernels import lookup, packing
-from igniterd.model.kernels.lookup import Tables
-from igniterd.model.kernels.packing import Items
-from igniterd.planner.exact import LEVEL
-from igniterd.planner.gpus import GpuType
+from igniterd.planner.evaluate import LEVEL
+from igniterd.planner.gpu_types import GpuType
+from igniterd.planner.kernels import shares as packing
+from igniterd.planner.kernels.shares import Items
 from igniterd.planner.tables import build_tables
 from igniterd.planner.workloads import Infeasible, Workload
+from igniterd.queueing.kernels import lookup
+from igniterd.queueing.kernels.lookup import Tables
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -175,7 +176,7 @@ def pose(
 
 
 def _bound(tables: Tables, items: Items, kind: int, alone: I64, out: F64) -> None:
-    """:func:`igniterd.model.kernels.packing.bound_units` on all processors."""
+    """:func:`igniterd.planner.kernels.shares.bound_units` on all processors."""
 
     def part(which: I64) -> None:
         found = np.empty(which.size)

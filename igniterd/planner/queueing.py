@@ -9,7 +9,7 @@ from dataclasses import fields
 import numpy as np
 from numpy.typing import NDArray
 
-from igniterd.model.tail import TailRows, response_times
+from igniterd.queueing.tail import TailRows, response_times
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -19,7 +19,7 @@ _WORTH_IT = 32
 
 
 def respond(rates_per_s: F64, curves_ms: F64, caps: I64, delays_ms: F64, *, service_cv: float, burstiness: float) -> TailRows:
-    """:func:`igniterd.model.tail.response_times` for (R,) rates, (R, B) curves, (R,) largest batches and delays."""
+    """:func:`igniterd.queueing.tail.response_times` for (R,) rates, (R, B) curves, (R,) largest batches and delays."""
 
     def part(rows: slice) -> TailRows:
         return response_times(

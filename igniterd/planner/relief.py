@@ -7,9 +7,9 @@ import math
 from dataclasses import replace
 
 from igniterd.planner import strategies
-from igniterd.planner.exact import Placement, evaluate
-from igniterd.planner.gpus import GpuType
-from igniterd.planner.records import ProvisionPlan
+from igniterd.planner.evaluate import Placement, evaluate
+from igniterd.planner.gpu_types import GpuType
+from igniterd.planner.plan import ProvisionPlan
 from igniterd.planner.strategies import Request
 from igniterd.planner.tables import CAPS
 from igniterd.planner.workloads import Workload

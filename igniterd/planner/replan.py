@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from igniterd.errors import ConfigError
-from igniterd.planner.exact import LEVEL
-from igniterd.planner.gpus import GpuType
-from igniterd.planner.mend import Moves, calibrate, check, mend, resettle
-from igniterd.planner.own import to_plan, within_stock
+from igniterd.planner.evaluate import LEVEL
+from igniterd.planner.fill import empty_worst
+from igniterd.planner.gpu_types import GpuType
+from igniterd.planner.least_shares import Group, Pack, Settler
+from igniterd.planner.plan import PlannedGpu, ProvisionPlan
 from igniterd.planner.problem import Problem, pose
-from igniterd.planner.records import PlannedGpu, ProvisionPlan
-from igniterd.planner.search import empty_worst
-from igniterd.planner.settle import Group, Pack, Settler
+from igniterd.planner.repair import Moves, calibrate, check, mend, resettle
+from igniterd.planner.single_type import to_plan, within_stock
 from igniterd.planner.workloads import Workload
 
 MOVES_PER_GPU = 6

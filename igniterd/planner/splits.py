@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from igniterd.model.kernels import pricing
-from igniterd.model.kernels.lookup import Tables
-from igniterd.model.kernels.packing import Items
+from igniterd.planner.kernels import pricing
+from igniterd.planner.kernels.shares import Items
+from igniterd.queueing.kernels.lookup import Tables
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from igniterd.errors import ConfigError
-from igniterd.planner import published
-from igniterd.planner.baselines import gpu_lets, gslice
-from igniterd.planner.exact import LEVEL
-from igniterd.planner.gpus import GpuType, check_gpus
-from igniterd.planner.kinds import plan_kinds
-from igniterd.planner.records import PlannedGpu, ProvisionPlan
+from igniterd.planner.baselines import igniter as published
+from igniterd.planner.baselines.feedback import gpu_lets, gslice
+from igniterd.planner.evaluate import LEVEL
+from igniterd.planner.gpu_types import GpuType, check_gpus
+from igniterd.planner.plan import PlannedGpu, ProvisionPlan
 from igniterd.planner.replan import replan
+from igniterd.planner.several_types import plan_kinds
 from igniterd.planner.workloads import Infeasible, Workload
 
 Strategy = Literal["igniterd", "igniter", "ffd+", "ffd++", "gslice+", "gpu-lets+"]

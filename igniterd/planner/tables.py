@@ -1,4 +1,4 @@
-"""The tables the planner's search reads, taken from the models and from the queue; see :mod:`igniterd.model.kernels.lookup`."""
+"""The tables the planner's search reads, taken from the models and from the queue; see :mod:`igniterd.queueing.kernels.lookup`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
-from igniterd.model import PerformanceModel
-from igniterd.model.api import Tenant
-from igniterd.model.kernels import lookup
-from igniterd.model.kernels.lookup import Tables
-from igniterd.planner.gpus import GpuType
+from igniterd.perf import PerformanceModel
+from igniterd.perf.api import Tenant
+from igniterd.planner.gpu_types import GpuType
 from igniterd.planner.queueing import respond
+from igniterd.queueing.kernels import lookup
+from igniterd.queueing.kernels.lookup import Tables
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from igniterd.errors import CannotRun, ProfileError, Refused
 from igniterd.files import replace_file
-from igniterd.model.profile import Board, CoRun, ModelProfile, Profile, SoloPoint
+from igniterd.perf.profile import Board, CoRun, ModelProfile, Profile, SoloPoint
 
 FORMAT = "igniterd-profile-partial"
 

@@ -1,6 +1,6 @@
 """Which solo point to measure next: the one that takes most off what is still unknown, for the time it costs. Pure.
 
-The solo surface (:mod:`igniterd.model.surface`) knows how certain it is everywhere. What is left unknown is its variance averaged over
+The solo surface (:mod:`igniterd.perf.surface`) knows how certain it is everywhere. What is left unknown is its variance averaged over
 the region of use: every batch to the largest, each weighed by 1 / batch because small ones are run more, at ten shares. A candidate at
 the share that is applied already costs its measurement alone; any other costs a reload as well. Where reloads are slow, that is what makes
 several batches be measured at one share before the next is tried.
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from igniterd.model.api import F64
-from igniterd.model.surface import NOISE_SD, Surface
+from igniterd.perf.api import F64
+from igniterd.perf.surface import NOISE_SD, Surface
 
 Point = tuple[int, float]
 """(batch, share)."""

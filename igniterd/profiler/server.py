@@ -15,7 +15,7 @@ from typing import Protocol
 from igniterd.clients.environments import PLAIN, ModelConfig, Reach, percent_name, runs_in_stubs, share_of
 from igniterd.clients.owned import measured_mark, measured_of
 from igniterd.clients.shares import prepared
-from igniterd.clients.triton_config import allocation_of, instance_names_of, own_limit_of
+from igniterd.clients.triton.config import allocation_of, instance_names_of, own_limit_of
 from igniterd.errors import CannotRun, IgniterdError, Refused, Unreachable
 from igniterd.evidence import newest_of, of_processes, serving
 from igniterd.profiler.board import Probe, fallen, now_s

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Protocol
 
 from igniterd.clients.environments import PLAIN, Reach
-from igniterd.clients.triton_config import ModelConfig
-from igniterd.clients.triton_info import IndexEntry
+from igniterd.clients.triton.config import ModelConfig
+from igniterd.clients.triton.info import IndexEntry
 from igniterd.errors import CannotRun, Refused
-from igniterd.model.profile import CoRun, CoTenant, SoloPoint
+from igniterd.perf.profile import CoRun, CoTenant, SoloPoint
 from igniterd.profiler import survey
 from igniterd.profiler.board import Probe, now_s
 from igniterd.profiler.drive import Source, source

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from igniterd import pictures
-from igniterd.model.api import F64, Tenant
-from igniterd.model.own import OwnModel
-from igniterd.model.profile import ModelProfile, Profile, SoloPoint
-from igniterd.model.surface import Surface
+from igniterd.perf.api import F64, Tenant
+from igniterd.perf.profile import ModelProfile, Profile, SoloPoint
+from igniterd.perf.surface import Surface
+from igniterd.perf.surface_model import OwnModel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Protocol
 
 from igniterd.errors import CannotRun, IgniterdError, NotNow
-from igniterd.model.profile import Board
+from igniterd.perf.profile import Board
 from igniterd.profiler import bandwidth
 from igniterd.profiler.board import Probe, now_s
 from igniterd.records import BoardReading, ModelReading

@@ -18,11 +18,11 @@ import pytest
 from bench.gpu import closedloop, loop, openloop, report
 from bench.gpu.budget import Budget
 from bench.gpu.stage import ROOT, Kind, networks
-from igniterd.emulator.process import Running, running
 from igniterd.errors import CannotRun
-from igniterd.model import builtin_profile
-from igniterd.model.oracle import Oracle
-from igniterd.model.own import OwnModel
+from igniterd.lab.programs.process import Running, running
+from igniterd.perf import builtin_profile
+from igniterd.perf.surface_model import OwnModel
+from igniterd.predict import Oracle
 from igniterd.profiler.partial import Done, Partial, Settings
 from igniterd.records import Allocation
 
@@ -115,7 +115,7 @@ def test_the_offered_load_is_what_it_says_and_what_one_generator_can_send() -> N
 
 def test_the_loop_s_traffic_fits_before_and_after_the_shift() -> None:
     from igniterd.decide.search import find
-    from igniterd.model.oracle import Demand
+    from igniterd.predict import Demand
 
     found = loop.traffic(PROFILE.time_scaled(4.0), MODELS[:3])
     oracle = Oracle(OwnModel(PROFILE.time_scaled(4.0)), level=0.95)

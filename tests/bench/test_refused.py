@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench import refused
-from igniterd.emulator.load import RequestLog
+from igniterd.lab.load.load import RequestLog
 
 ROWS = (
     ("alexnet", 1, ""),

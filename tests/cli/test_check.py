@@ -16,17 +16,17 @@ from typer.testing import CliRunner
 
 from igniterd.cli.app import app
 from igniterd.cli.check import _copies, _triton
-from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_info import Control, ServerInfo
-from igniterd.clients.triton_release import named, too_old
+from igniterd.clients.triton.client import TritonClient
+from igniterd.clients.triton.info import Control, ServerInfo
+from igniterd.clients.triton.version import named, too_old
 from igniterd.config import parse_config
 from igniterd.errors import NotNow, Refused
 from igniterd.estimate import ModelBelief
+from igniterd.estimators.live_curve import LiveCurve, followed
 from igniterd.loop import Knowledge
-from igniterd.memory import Memory
-from igniterd.model import builtin_profile
-from igniterd.model.livecurve import LiveCurve, followed
+from igniterd.perf import builtin_profile
 from igniterd.records import Allocation, BoardReading, ModelReading
+from igniterd.state.checkpoint import Memory
 
 runner = CliRunner()
 
@@ -111,7 +111,7 @@ def test_what_traffic_has_taught_is_told_of_a_model_without_a_profile(tmp_path: 
 
 
 def test_what_is_logged_meanwhile_is_not_in_the_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("igniterd.knowledge.SLOW_COMPILE_S", -1.0)  # as on a machine that has compiled nothing yet
+    monkeypatch.setattr("igniterd.predictors.SLOW_COMPILE_S", -1.0)  # as on a machine that has compiled nothing yet
     result = runner.invoke(app, [*write(tmp_path, ALEXNET), "--format", "json"])
     assert "compiled the model's kernels" in result.stderr
     assert {finding["level"] for finding in json.loads(result.stdout)} == {"ok"}

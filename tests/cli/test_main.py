@@ -13,10 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 from igniterd import __version__
+from igniterd import kernel_cache as kernels
 from igniterd.cli.app import VERBS, app
 from igniterd.cli.common import shown
 from igniterd.errors import CannotRun
-from igniterd.model import kernels
 
 CASE = '[{"tenants": [{"model": "alexnet", "batch": 3, "share": 0.2}]}]'
 
@@ -61,11 +61,11 @@ def test_where_no_compiled_kernel_can_be_kept_it_works_and_says_so(
     """As for a user without a home, with a package that root installed."""
     at_the_end: list[Any] = []
     monkeypatch.setenv("NUMBA_CACHE_DIR", "/proc/nowhere")
-    monkeypatch.setattr(kernels, "__file__", "/proc/package/__init__.py")
+    monkeypatch.setattr(kernels, "_beside", lambda: [Path("/proc/package/__pycache__")])
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/home")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("atexit.register", lambda *what, **how: at_the_end.append((what, how)))
-    kernels._ensure_cache()
+    kernels.ensure_cache()
     made = Path(os.environ["NUMBA_CACHE_DIR"])
     assert made.parent == tmp_path and made.is_dir()
     assert "set NUMBA_CACHE_DIR" in capsys.readouterr().err
@@ -78,7 +78,7 @@ def test_where_nothing_at_all_can_be_written_it_says_what_would_help(monkeypatch
     monkeypatch.setattr(kernels, "_writable", lambda folder: False)
     monkeypatch.setattr("tempfile.tempdir", "/proc/nowhere")
     with pytest.raises(CannotRun, match="set NUMBA_CACHE_DIR to a folder that this user can write"):
-        kernels._ensure_cache()
+        kernels.ensure_cache()
 
 
 def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

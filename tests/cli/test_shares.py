@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from igniterd.cli.app import app
 from igniterd.clients.environments import share_path
 from igniterd.clients.shares import making_obstacle
-from igniterd.model import builtin_profile
+from igniterd.perf import builtin_profile
 
 
 def run(*arguments: object) -> tuple[int, str, str]:

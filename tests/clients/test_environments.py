@@ -17,7 +17,7 @@ from igniterd.clients.environments import (
     share_of,
     share_path,
 )
-from igniterd.clients.triton_config import allocation_of, share_obstacle, with_allocation
+from igniterd.clients.triton.config import allocation_of, share_obstacle, with_allocation
 from igniterd.errors import Refused
 from igniterd.records import Allocation
 

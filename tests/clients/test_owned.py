@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from igniterd.clients.environments import Reach
 from igniterd.clients.owned import as_owned, touched
-from igniterd.clients.triton_config import marked, with_allocation
+from igniterd.clients.triton.config import marked, with_allocation
 from igniterd.engines.hosting import hosted
 from igniterd.errors import Refused
 from igniterd.profiler.server import for_measuring
 from igniterd.records import Allocation
-from tests.clients.test_triton_config import SHARES, a_config, allocations, owners
+from tests.clients.triton.test_config import SHARES, a_config, allocations, owners
 
 Config = dict[str, Any]
 

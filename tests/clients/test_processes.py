@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from igniterd.clients.processes import ProcessTable, grpc_port_of
 from igniterd.clients.receipt import LONGEST, receipt_of, share_of_receipt
-from igniterd.clients.triton_config import instance_names_of
+from igniterd.clients.triton.config import instance_names_of
 from igniterd.errors import Unreachable
 
 STUB = "/opt/tritonserver/backends/python/triton_python_backend_stub"

@@ -3,8 +3,8 @@ import pytest
 from igniterd.config import Model
 from igniterd.decide.demands import batches
 from igniterd.decide.search import find
-from igniterd.model import builtin_profile, load_model
-from igniterd.model.oracle import Demand, Oracle
+from igniterd.perf import builtin_profile, load_model
+from igniterd.predict import Demand, Oracle
 from igniterd.records import Allocation, Load, ModelReading
 
 

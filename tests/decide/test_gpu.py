@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igniterd.config import Decide
+from igniterd.decide.cooldown import Held, Judged
 from igniterd.decide.gpu import JUDGE_APART_S, JUDGE_EVERY_S, Case, Oracles
-from igniterd.decide.hold import Held, Judged
 from igniterd.decide.search import GROWTHS
-from igniterd.model import builtin_profile, load_model
-from igniterd.model.oracle import Demand, Oracle, Service
+from igniterd.perf import builtin_profile, load_model
+from igniterd.predict import Demand, Oracle, Service
 from igniterd.records import Allocation, Outcomes
 
 MODEL = load_model(builtin_profile("v100"))

@@ -7,11 +7,11 @@ import pytest
 
 from igniterd.config import Decide
 from igniterd.decide import gpu
+from igniterd.decide.cooldown import Held
 from igniterd.decide.gpu import LEAST_ROOM, Case, Oracles, Part
-from igniterd.decide.hold import Held
 from igniterd.decide.search import Found
-from igniterd.model import builtin_profile, load_model
-from igniterd.model.oracle import Demand, Oracle
+from igniterd.perf import builtin_profile, load_model
+from igniterd.predict import Demand, Oracle
 from igniterd.records import Allocation, Outcomes
 
 _MODEL = load_model(builtin_profile("v100"))

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igniterd.decide.search import find
-from igniterd.model import builtin_profile, load_model
-from igniterd.model.oracle import Demand, Oracle
+from igniterd.perf import builtin_profile, load_model
+from igniterd.predict import Demand, Oracle
 
 MODEL = load_model(builtin_profile("v100"))
 ORACLE = Oracle(MODEL, level=0.95)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from igniterd.demo.recording import Applied, Message, Move, Played, Recording, Sample
-from igniterd.emulator.load import RequestLog
+from igniterd.lab.load.load import RequestLog
 
 BARE, GIVEN = Applied(share=None, max_batch_size=8), Applied(share=0.25, max_batch_size=4, max_queue_delay_us=1500)
 SLOS = {"alexnet": 60.0, "vgg19": 240.0}

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from igniterd.cli.app import app
 from igniterd.demo.recording import REQUESTS
-from igniterd.emulator.load import LOG_FIELDS, RequestLog
+from igniterd.lab.load.load import LOG_FIELDS, RequestLog
 from tests.demo.runs import log, recording
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igniterd.demo.measure import figures, problems, short_of_cpu, trace
-from igniterd.emulator.load import RequestLog
+from igniterd.lab.load.load import RequestLog
 from tests.demo.runs import log, phase, recording
 
 

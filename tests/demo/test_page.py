@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from igniterd.demo.measure import figures, problems
 from igniterd.demo.page import Page
 from igniterd.demo.recording import Recording
-from igniterd.emulator.load import RequestLog
+from igniterd.lab.load.load import RequestLog
 from tests.demo.runs import log, recording
 
 VOID = {"meta"}

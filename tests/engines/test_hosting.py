@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from igniterd.clients.environments import Reach
-from igniterd.clients.triton_config import allocation_of, base_env_of, marked, share_obstacle, with_allocation
+from igniterd.clients.triton.config import allocation_of, base_env_of, marked, share_obstacle, with_allocation
 from igniterd.engines.hosting import (
     PARAMETER,
     can_host,

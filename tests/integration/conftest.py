@@ -16,14 +16,14 @@ from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
 from igniterd.clients.shares import prepared
-from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_config import allocation_of, same_but_instances
-from igniterd.emulator.board import EmulatedNvml
-from igniterd.emulator.boardfile import BoardFile, Copy
-from igniterd.emulator.host import EmulatedModel, HostSpec, MpsHost, TritonHost, mps_host
-from igniterd.emulator.load import INPUT_FLOATS
-from igniterd.emulator.process import free_ports
-from igniterd.emulator.truth import Truth
+from igniterd.clients.triton.client import TritonClient
+from igniterd.clients.triton.config import allocation_of, same_but_instances
+from igniterd.lab.gpu.boardfile import BoardFile, Copy
+from igniterd.lab.gpu.nvml import EmulatedNvml
+from igniterd.lab.gpu.truth import Truth
+from igniterd.lab.host import EmulatedModel, HostSpec, MpsHost, TritonHost, mps_host
+from igniterd.lab.load.load import INPUT_FLOATS
+from igniterd.lab.programs.process import free_ports
 from igniterd.records import Allocation
 from tests.integration import odd
 from tests.integration.engine_host import engines  # noqa: F401  a fixture

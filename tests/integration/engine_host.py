@@ -20,11 +20,11 @@ import pytest_asyncio
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
-from igniterd.clients.triton import TritonClient
-from igniterd.emulator import programs
-from igniterd.emulator.host import HostSpec
-from igniterd.emulator.hosting import HostingTriton
-from igniterd.emulator.process import free_ports
+from igniterd.clients.triton.client import TritonClient
+from igniterd.lab.host import HostSpec
+from igniterd.lab.hosting import HostingTriton
+from igniterd.lab.programs import programs
+from igniterd.lab.programs.process import free_ports
 
 ONNX_BACKEND = """
 import json, os

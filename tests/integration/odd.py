@@ -10,8 +10,8 @@ from typing import Any
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
-from igniterd.emulator import programs
-from igniterd.emulator.host import Servable, TritonHost
+from igniterd.lab.host import Servable, TritonHost
+from igniterd.lab.programs import programs
 
 ECHO = """
 import os, sys

@@ -24,10 +24,10 @@ from typer.testing import CliRunner
 from igniterd.adopt import Terms, adopt
 from igniterd.cli.app import app
 from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton_config import allocation_of, base_env_of, with_allocation
-from igniterd.emulator import programs
+from igniterd.clients.triton.config import allocation_of, base_env_of, with_allocation
 from igniterd.engines.hosting import hosting_of
 from igniterd.giveback import release
+from igniterd.lab.programs import programs
 from igniterd.records import Allocation
 from tests.integration.engine_host import Engines
 

@@ -16,10 +16,10 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from igniterd.act import act
-from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_config import allocation_of
-from igniterd.emulator.host import HostSpec
-from igniterd.emulator.process import free_ports
+from igniterd.clients.triton.client import TritonClient
+from igniterd.clients.triton.config import allocation_of
+from igniterd.lab.host import HostSpec
+from igniterd.lab.programs.process import free_ports
 from igniterd.records import ModelReading, Outcomes, Plan, Step, StepKind
 from tests.integration.odd import FLOATS, OddHost, OddModel, ensemble
 

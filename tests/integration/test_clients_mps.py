@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from igniterd.clients.mps import MpsControl
-from igniterd.emulator.host import mps_host
 from igniterd.errors import Unreachable
+from igniterd.lab.host import mps_host
 from igniterd.records import MpsReading
 
 pytestmark = pytest.mark.integration

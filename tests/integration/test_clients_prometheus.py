@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from igniterd.clients.metrics import Metrics
 from igniterd.clients.mqtt import MqttStatistics
-from igniterd.emulator import programs
+from igniterd.lab.programs import programs
 from tests.clients.ticks import a_config, a_tick
 
 pytestmark = pytest.mark.integration

@@ -13,13 +13,13 @@ import trustme
 from structlog.testing import capture_logs
 
 from igniterd.clients.mqtt import MqttPublisher
-from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_channel import TlsFiles
-from igniterd.clients.triton_info import Control
-from igniterd.emulator import programs
-from igniterd.emulator.host import EmulatedModel, HostSpec, TritonHost
-from igniterd.emulator.process import free_ports, listens, running
+from igniterd.clients.triton.channel import TlsFiles
+from igniterd.clients.triton.client import TritonClient
+from igniterd.clients.triton.info import Control
 from igniterd.errors import Unreachable
+from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost
+from igniterd.lab.programs import programs
+from igniterd.lab.programs.process import free_ports, listens, running
 
 pytestmark = pytest.mark.integration
 

@@ -14,14 +14,14 @@ from tritonclient.grpc import InferInput, model_config_pb2
 from tritonclient.grpc.aio import InferenceServerClient
 
 from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_config import allocation_of, base_env_of, share_of, with_allocation
-from igniterd.clients.triton_http import TritonHttp
-from igniterd.clients.triton_info import Control
-from igniterd.emulator.host import EmulatedModel, HostSpec, TritonHost, triton_host
-from igniterd.emulator.load import INPUT_FLOATS
-from igniterd.emulator.process import free_ports
+from igniterd.clients.triton.client import TritonClient
+from igniterd.clients.triton.config import allocation_of, base_env_of, share_of, with_allocation
+from igniterd.clients.triton.http import TritonHttp
+from igniterd.clients.triton.info import Control
 from igniterd.errors import NotNow, Refused, Unreachable
+from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
+from igniterd.lab.load.load import INPUT_FLOATS
+from igniterd.lab.programs.process import free_ports
 from igniterd.records import Allocation, ModelReading
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]

@@ -14,10 +14,10 @@ import pytest
 
 from igniterd.clients.processes import ProcessTable
 from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton import TritonClient
-from igniterd.emulator.host import EmulatedModel, HostSpec, TritonHost
-from igniterd.emulator.process import free_ports
+from igniterd.clients.triton.client import TritonClient
 from igniterd.evidence import by_process, stubs_of
+from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost
+from igniterd.lab.programs.process import free_ports
 from igniterd.records import Effect, ModelReading
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]

@@ -20,11 +20,11 @@ import aiomqtt
 import numpy as np
 import pytest
 
-from igniterd.emulator import programs
-from igniterd.emulator.host import EmulatedHost, EmulatedModel, HostSpec, emulated_host
-from igniterd.emulator.load import LoadSpec, Phase, RequestLog
-from igniterd.emulator.process import Running, free_ports, running
-from igniterd.model import builtin_profile
+from igniterd.lab.host import EmulatedHost, EmulatedModel, HostSpec, emulated_host
+from igniterd.lab.load.load import LoadSpec, Phase, RequestLog
+from igniterd.lab.programs import programs
+from igniterd.lab.programs.process import Running, free_ports, running
+from igniterd.perf import builtin_profile
 from tests.integration.conftest import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
@@ -104,7 +104,7 @@ async def load(folder: Path, url: str, rates: Mapping[str, float]) -> AsyncItera
     """Open-loop Poisson load until the end of the context; yields the log of every request."""
     spec, log = folder / "load.json", folder / "requests.csv"
     spec.write_text(LoadSpec(url, (Phase("steady", 600.0, {m: r / SLOW for m, r in rates.items()}),), seed=5).to_json())
-    command = [sys.executable, "-m", "igniterd.emulator.loadgen", str(spec), "-o", str(log)]
+    command = [sys.executable, "-m", "igniterd.lab.load.generator", str(spec), "-o", str(log)]
     async with running("loadgen", command, log=folder / "load.log", env=dict(os.environ)):
         yield log
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from igniterd.clients.triton import TritonClient
-from igniterd.emulator.load import LoadSpec, Phase, RequestLog
-from igniterd.emulator.process import free_ports, running
+from igniterd.clients.triton.client import TritonClient
 from igniterd.engines.hosting import hosting_of
-from igniterd.model import builtin_profile
+from igniterd.lab.load.load import LoadSpec, Phase, RequestLog
+from igniterd.lab.programs.process import free_ports, running
+from igniterd.perf import builtin_profile
 from igniterd.profiler.inputs import feed_of
 from tests.integration.conftest import until
 from tests.integration.engine_host import XYZ, EngineHost, FileModel, floats, onnx_files
@@ -71,7 +71,7 @@ async def load(folder: Path, triton: EngineHost) -> AsyncIterator[Path]:
     request = base64.b64encode(feed_of(net.config(), 1).request(1)).decode()
     spec = LoadSpec(triton.url, (Phase("steady", 600.0, {"net": RATE_PER_S}),), requests={"net": request})
     described.write_text(spec.to_json())
-    command = [sys.executable, "-m", "igniterd.emulator.loadgen", str(described), "-o", str(log)]
+    command = [sys.executable, "-m", "igniterd.lab.load.generator", str(described), "-o", str(log)]
     async with running("loadgen", command, log=folder / "load.log", env=dict(os.environ)):
         yield log
 

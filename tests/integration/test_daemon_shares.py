@@ -16,13 +16,13 @@ from typing import Any, Final
 import pytest
 
 from igniterd.clients.processes import ProcessTable
-from igniterd.clients.triton import TritonClient
-from igniterd.emulator.boardfile import BoardFile
-from igniterd.emulator.host import EmulatedModel, HostSpec, TritonHost, triton_host
-from igniterd.emulator.load import RequestLog
-from igniterd.emulator.process import free_ports
-from igniterd.emulator.truth import UNITS
-from igniterd.model import builtin_profile
+from igniterd.clients.triton.client import TritonClient
+from igniterd.lab.gpu.boardfile import BoardFile
+from igniterd.lab.gpu.truth import UNITS
+from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
+from igniterd.lab.load.load import RequestLog
+from igniterd.lab.programs.process import free_ports
+from igniterd.perf import builtin_profile
 from tests.integration.test_daemon import SLOS, SLOW, Daemon, daemon, load
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]

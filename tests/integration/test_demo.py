@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from igniterd.demo.environment import workplace
 from igniterd.demo.measure import figures, problems
 from igniterd.demo.page import Page
 from igniterd.demo.recording import Recording
+from igniterd.demo.runner import play
 from igniterd.demo.scenario import paper
-from igniterd.demo.stage import workplace
-from igniterd.demo.story import play
 from igniterd.demo.terminal import Teller
-from igniterd.emulator.load import RequestLog
-from igniterd.emulator.process import listens
+from igniterd.lab.load.load import RequestLog
+from igniterd.lab.programs.process import listens
 
 pytestmark = pytest.mark.integration
 

@@ -18,11 +18,11 @@ from tritonclient.utils import InferenceServerException
 
 from igniterd.clients.repository import stub_memory_bytes
 from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton_config import ModelConfig, allocation_of, base_env_of, with_allocation
-from igniterd.emulator import programs
+from igniterd.clients.triton.config import ModelConfig, allocation_of, base_env_of, with_allocation
 from igniterd.engines.compare import values_of
 from igniterd.engines.hosting import hosted, hosting_of
 from igniterd.errors import Refused
+from igniterd.lab.programs import programs
 from igniterd.records import Allocation
 from tests.integration.conftest import Host
 from tests.integration.engine_host import TYPES, XYZ, Engines, FileModel, floats

@@ -12,12 +12,12 @@ import pytest_asyncio
 from tritonclient.grpc import service_pb2
 
 from igniterd.adopt import adopt
-from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_config import ModelConfig
-from igniterd.emulator import programs
+from igniterd.clients.triton.client import TritonClient
+from igniterd.clients.triton.config import ModelConfig
 from igniterd.engines.compare import values_of
 from igniterd.engines.hosting import hosting_of
 from igniterd.giveback import release
+from igniterd.lab.programs import programs
 from tests.integration.engine_host import Engines, FileModel, floats
 from tests.integration.test_adopt import GENEROUS
 from tests.integration.test_engines import an_input, ask, host_it, ramp

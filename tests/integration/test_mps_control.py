@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from igniterd.clients.mps import MpsControl
-from igniterd.emulator.host import MpsHost
 from igniterd.errors import Unreachable
+from igniterd.lab.host import MpsHost
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 

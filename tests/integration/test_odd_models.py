@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from igniterd.cli.app import app
 from igniterd.clients.shares import prepared
-from igniterd.clients.triton_config import ModelConfig, allocation_of, share_path, with_allocation
+from igniterd.clients.triton.config import ModelConfig, allocation_of, share_path, with_allocation
 from igniterd.config import parse_config
 from igniterd.errors import NotServed, Refused
 from igniterd.loop import Knowledge, Loop

@@ -17,14 +17,14 @@ from tritonclient.grpc.aio import InferenceServerClient
 from igniterd.act import act
 from igniterd.clients.owned import as_owned
 from igniterd.clients.shares import VARIABLE
-from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_config import LOAD_MARK, marked, same_allocation
-from igniterd.clients.triton_info import Control
-from igniterd.clients.triton_release import named
-from igniterd.emulator.boardfile import BoardFile
-from igniterd.emulator.host import EmulatedModel, HostSpec, TritonHost, triton_host
-from igniterd.emulator.load import INPUT_FLOATS
+from igniterd.clients.triton.client import TritonClient
+from igniterd.clients.triton.config import LOAD_MARK, marked, same_allocation
+from igniterd.clients.triton.info import Control
+from igniterd.clients.triton.version import named
 from igniterd.errors import Refused
+from igniterd.lab.gpu.boardfile import BoardFile
+from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
+from igniterd.lab.load.load import INPUT_FLOATS
 from igniterd.records import Allocation, ModelReading, Outcomes, Plan, Step, StepKind
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.onnx_nodes import prepared, run
-from igniterd.emulator import programs
+from igniterd.lab.programs import programs
 
 pytestmark = pytest.mark.integration
 

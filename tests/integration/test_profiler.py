@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_config import ModelConfig
-from igniterd.emulator.host import EmulatedModel, HostSpec, TritonHost, triton_host
-from igniterd.emulator.process import Running, running
-from igniterd.emulator.truth import Neighbour, Truth, memory_bytes
-from igniterd.model.profile import Profile
+from igniterd.clients.triton.client import TritonClient
+from igniterd.clients.triton.config import ModelConfig
+from igniterd.lab.gpu.truth import Neighbour, Truth, memory_bytes
+from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
+from igniterd.lab.programs.process import Running, running
+from igniterd.perf.profile import Profile
 from igniterd.profiler.partial import Partial
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_channel import TlsFiles
-from igniterd.clients.triton_config import ModelConfig
-from igniterd.emulator.host import TritonHost
-from igniterd.emulator.process import Running, running
-from igniterd.model.profile import Profile
+from igniterd.clients.triton.channel import TlsFiles
+from igniterd.clients.triton.client import TritonClient
+from igniterd.clients.triton.config import ModelConfig
+from igniterd.lab.host import TritonHost
+from igniterd.lab.programs.process import Running, running
+from igniterd.perf.profile import Profile
 from igniterd.profiler.partial import Partial
 from tests.integration.test_clients_secured import Papers, strict_triton
 

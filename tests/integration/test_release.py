@@ -13,15 +13,15 @@ from typer.testing import CliRunner
 
 from igniterd.cli.app import app
 from igniterd.clients.owned import touched
-from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_config import allocation_of
-from igniterd.emulator.host import EmulatedModel, HostSpec, emulated_host
-from igniterd.emulator.load import RequestLog
-from igniterd.emulator.process import free_ports
+from igniterd.clients.triton.client import TritonClient
+from igniterd.clients.triton.config import allocation_of
 from igniterd.giveback import release
-from igniterd.model import builtin_profile
+from igniterd.lab.host import EmulatedModel, HostSpec, emulated_host
+from igniterd.lab.load.load import RequestLog
+from igniterd.lab.programs.process import free_ports
+from igniterd.perf import builtin_profile
 from igniterd.records import Allocation
-from igniterd.released import FILE, Released
+from igniterd.state.released import FILE, Released
 from tests.integration.conftest import Host
 from tests.integration.test_daemon import SLOS, SLOW, daemon, holds, load, write_config
 

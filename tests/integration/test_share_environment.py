@@ -23,13 +23,13 @@ from igniterd.clients.environments import VARIABLE, Reach, base_env_of, share_of
 from igniterd.clients.installed import BACKEND, install_backend
 from igniterd.clients.receipt import share_of_receipt
 from igniterd.clients.shares import prepare_share, prepared
-from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_config import with_allocation
-from igniterd.emulator import programs
-from igniterd.emulator.host import HostSpec, Servable
-from igniterd.emulator.launcher import Launcher
-from igniterd.emulator.process import free_ports
+from igniterd.clients.triton.client import TritonClient
+from igniterd.clients.triton.config import with_allocation
 from igniterd.errors import Refused
+from igniterd.lab.host import HostSpec, Servable
+from igniterd.lab.programs import programs
+from igniterd.lab.programs.launcher import Launcher
+from igniterd.lab.programs.process import free_ports
 from igniterd.records import Allocation, ModelReading
 from tests.integration.odd import ECHO, FLOATS, OddHost, OddModel
 

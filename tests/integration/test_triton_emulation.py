@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from igniterd.emulator.truth import Neighbour, Truth
+from igniterd.lab.gpu.truth import Neighbour, Truth
 from igniterd.records import ModelReading
 from tests.integration.conftest import SLOW, Host, until
 

@@ -10,12 +10,12 @@ import pytest
 
 from igniterd.clients.environments import VARIABLE
 from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton import TritonClient
-from igniterd.clients.triton_config import allocation_of, with_allocation
-from igniterd.clients.triton_info import Control
-from igniterd.emulator.host import EmulatedModel, HostSpec, triton_host
-from igniterd.emulator.load import Arrivals, LoadSpec, Phase, load
+from igniterd.clients.triton.client import TritonClient
+from igniterd.clients.triton.config import allocation_of, with_allocation
+from igniterd.clients.triton.info import Control
 from igniterd.errors import Refused, Unanswered
+from igniterd.lab.host import EmulatedModel, HostSpec, triton_host
+from igniterd.lab.load.load import Arrivals, LoadSpec, Phase, load
 from igniterd.records import Allocation, ModelReading
 from tests.integration.conftest import Host, until
 

@@ -12,14 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igniterd.model.kernels import lookup, packing, pricing
-from igniterd.model.kernels.packing import SEATS, Items
 from igniterd.planner.bound import EFFORT, Proof, prove
-from igniterd.planner.gpus import GpuType
-from igniterd.planner.own import lower_bounds
+from igniterd.planner.gpu_types import GpuType
+from igniterd.planner.kernels import pricing
+from igniterd.planner.kernels import shares as packing
+from igniterd.planner.kernels.shares import SEATS, Items
 from igniterd.planner.problem import Problem, needs, pick, pose
+from igniterd.planner.single_type import lower_bounds
 from igniterd.planner.splits import curves, part_worth
 from igniterd.planner.workloads import Workload
+from igniterd.queueing.kernels import lookup
 
 QUICK = replace(EFFORT, crowds=(((0.8, 1.0), 2), ((1.0,), 4)), step=0.01, compositions=500, rounds=6)
 EXACTLY = 1.0 + 1e-6

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from igniterd.planner.consolidate import consolidate
-from igniterd.planner.mend import Placed, calibrate, check, mend
+from igniterd.planner.least_shares import Settler
 from igniterd.planner.problem import pose
-from igniterd.planner.settle import Settler
+from igniterd.planner.repair import Placed, calibrate, check, mend
 
 
 @pytest.fixture

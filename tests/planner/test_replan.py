@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from igniterd.errors import ConfigError
-from igniterd.planner.records import ProvisionPlan, plan_from_json
+from igniterd.planner.plan import ProvisionPlan, plan_from_json
 from igniterd.planner.strategies import Request, plan
 from igniterd.planner.workloads import Workload
 

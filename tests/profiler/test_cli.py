@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 from igniterd.cli.app import app
 from igniterd.cli.profile import _left_behind
 from igniterd.cli.profile_access import Access, host_of, mps_warning
-from igniterd.clients.lock import HostLock
-from igniterd.emulator.process import free_ports
-from igniterd.model.own import OwnModel
-from igniterd.model.profile import builtin_profile
+from igniterd.lab.programs.process import free_ports
+from igniterd.perf.profile import builtin_profile
+from igniterd.perf.surface_model import OwnModel
 from igniterd.profiler.partial import Partial, Settings
 from igniterd.profiler.show import residuals
-from igniterd.released import given_back
+from igniterd.state.lock import HostLock
+from igniterd.state.released import given_back
 
 
 def run(*arguments: str) -> tuple[int, str]:

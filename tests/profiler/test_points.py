@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igniterd.emulator.truth import Truth
+from igniterd.lab.gpu.truth import Truth
 from igniterd.profiler.pairs import co_runs, operating_points
 from igniterd.profiler.points import Point, Span, Unknown, most_out_of_order
 

@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from igniterd.model.interference import FEATURES, Prior, estimate_prior
-from igniterd.model.own import OwnModel, observations
-from igniterd.model.profile import Board, Copies, CoRun, CoTenant, GpuPoint, IgniterInputs, ModelProfile, Profile, SoloPoint, json_schema
+from igniterd.perf.interference import FEATURES, Prior, estimate_prior
+from igniterd.perf.profile import Board, Copies, CoRun, CoTenant, GpuPoint, IgniterInputs, ModelProfile, Profile, SoloPoint, json_schema
+from igniterd.perf.surface_model import OwnModel, observations
 
 FOLDER = Path(__file__).parent
 TOTAL_SMS = 80
 MEMORY_BYTES = 16 * 1024**3
 
 SOLO_POINTS = ((1, 100), (1, 80), (1, 60), (1, 50), (1, 40), (2, 60), (4, 80), (1, 10), (8, 80), (16, 80), (32, 20))
-"""(batch, share in percent) of the solo points of every model: what :func:`igniterd.model.design.solo_design` chooses from the points
+"""(batch, share in percent) of the solo points of every model: what :func:`bench.design.solo_design` chooses from the points
 of ``solo.csv`` before any latency is seen."""
 
 CO_RUNS = ((2, 16, 60), (16, 2, 40))

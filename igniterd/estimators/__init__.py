@@ -1,0 +1,1 @@
+"""Estimators: arrival rate, bias of the model, daily pattern, live curve. Pure."""

@@ -1,0 +1,106 @@
+"""Where compiled kernels are kept. Every folder of kernels imports this before it imports numba.
+
+numba keeps what it compiles in ``NUMBA_CACHE_DIR``, beside the package or in the home, and refuses to load where none of them can be
+written: a package installed by root and a user without a home are enough. What it finds there it unpickles, which is to run it: a
+place that others can write to is passed over too. Instead a folder of this user's own is used, or, without a home, one for this
+process and its children.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from igniterd.errors import CannotRun, Refused
+from igniterd.files import make_folder, others_hand, user_name, writable_by_others
+
+_WANTED = "set NUMBA_CACHE_DIR to a folder that this user can write"
+_PACKAGE = Path(__file__).parent
+
+
+def _beside() -> list[Path]:
+    """The compiled code beside each folder of kernels."""
+    return [folder / "__pycache__" for folder in sorted(_PACKAGE.glob("**/kernels"))]
+
+
+def _home() -> Path | None:
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    return None
+
+
+def _places() -> Iterator[list[Path]]:
+    """Where numba would keep its cache, in its own order: folders that are used together."""
+    if named := os.environ.get("NUMBA_CACHE_DIR"):
+        yield [Path(named)]
+    yield _beside()
+    if home := _home():
+        yield [home / "numba"]
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        make_folder(folder, mode=0o700)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, Refused):
+        return False
+    return True
+
+
+def _in_others_hands(place: Path) -> str:
+    """Who else could have put something there, or an empty string."""
+    beside = place.is_relative_to(_PACKAGE)
+    trusted = frozenset[int]()
+    if beside:  # whoever owns the package has other ways to run code in this process
+        with contextlib.suppress(OSError):
+            trusted |= {Path(__file__).stat().st_uid}
+    if hand := others_hand(place, trusted=trusted):
+        return hand
+    mine = {0, os.geteuid(), *trusted}
+    folders = [place] if beside else [place, *place.glob("kernels_*")]
+    for each in [*folders[1:], *(file for folder in folders for file in folder.glob("*.nb[ic]"))]:
+        found = each.lstat()
+        if found.st_uid not in mine:
+            return f"{each} belongs to user {user_name(found.st_uid)}: remove it"
+        if stat.S_ISLNK(found.st_mode) or writable_by_others(found):
+            return f"{each} can be changed by others than {user_name(found.st_uid)}: remove it"
+    return ""
+
+
+def ensure_cache() -> None:
+    """Have a folder for compiled kernels that only this user, root and the package's owner write to.
+
+    Raises :class:`CannotRun` where nothing at all can be written.
+    """
+    found = next((each for each in _places() if each and all(_writable(folder) for folder in each)), None)
+    hand = next(filter(None, map(_in_others_hands, found or [])), "")
+    if found is not None and not hand:
+        return
+    why = f"what others wrote there would be run: {hand}" if hand else _WANTED
+    home = _home() if hand else None
+    own = None if home is None else home / "igniterd" / "kernels"
+    if own is not None and _writable(own) and not _in_others_hands(own):
+        folder, until = str(own), f"they are kept in {own}"
+    else:
+        folder, until = _passing(), "until then every start compiles them again, for up to a minute"
+    os.environ["NUMBA_CACHE_DIR"] = folder  # numba has not been imported yet; children find it too
+    sys.stderr.write(f"igniterd: compiled kernels cannot be kept: {why}; {until}\n")
+
+
+def _passing() -> str:
+    try:
+        folder = tempfile.mkdtemp(prefix="igniterd-kernels-")
+    except OSError as error:
+        raise CannotRun(f"compiled kernels cannot be kept: {_WANTED} ({error.strerror or error})") from error
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+ensure_cache()

@@ -1,0 +1,1 @@
+"""An emulated GPU: measured truth, its board, its executor."""

@@ -1,0 +1,104 @@
+"""The emulated model: what Triton's Python backend runs. ``host.py`` copies this file into the model repository as ``model.py``.
+
+It runs in Triton's stub process. Its MPS share is ``CUDA_MPS_ACTIVE_THREAD_PERCENTAGE`` in its own environment, read when it is
+loaded, as a CUDA context would. Other settings come from the server's environment (see ``host.py``) and from the model's parameter
+``emulated_model``, the name of the measured model it behaves like.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# The stub's interpreter is isolated: it reads no PYTHONPATH, and the Python it embeds may have no numpy of its own.
+sys.path[:0] = os.environ["IGNITERD_EMULATOR_PATH"].split(":")
+
+import numpy as np  # noqa: E402
+import triton_python_backend_utils as pb_utils  # noqa: E402
+
+from igniterd.lab.gpu.boardfile import BoardFile, OutOfMemory, Slot  # noqa: E402
+from igniterd.lab.gpu.executor import HANDOVER_S, SLICE_S, Dispersion, Executor, Rates  # noqa: E402
+from igniterd.lab.gpu.truth import DISPERSION_CV, MAX_BATCH, TruthTables, memory_bytes, share_units  # noqa: E402
+
+_PR_SET_TIMERSLACK = 29
+_INSTANCE_SHARE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
+
+
+class TritonPythonModel:
+    """Triton's Python backend calls these three methods."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the tables and take a place on the board; what is wrong is said in the load's error."""
+        config = json.loads(args["model_config"])
+        name = config["parameters"].get("emulated_model", {}).get("string_value") or args["model_name"]
+        folder = Path(os.environ["IGNITERD_EMULATOR"])
+        tables = TruthTables.load(folder / "truth.npz")
+        if name not in tables.models:
+            raise pb_utils.TritonModelException(f"emulated_model {name!r} was not measured: use one of {', '.join(tables.models)}")
+        if config["max_batch_size"] > MAX_BATCH:
+            raise pb_utils.TritonModelException(f"max_batch_size {config['max_batch_size']}: measured up to {MAX_BATCH}")
+        board = BoardFile(folder / "board")
+        units = _units(os.environ.get(_INSTANCE_SHARE))
+        self._slot = self._claim(board, tables.models.index(name), units, memory_bytes(name, config["max_batch_size"]))
+        self._checked_s = 0.0
+        self._board = board
+        self._ready = False
+        setting = os.environ.get
+        self._executor = Executor(
+            Rates(tables, tables.models.index(name), units),
+            self._slot,
+            Dispersion(
+                f"{setting('IGNITERD_EMULATOR_SEED', '0')} {args['model_name']} {board.claims}",
+                cv=float(setting("IGNITERD_EMULATOR_CV", DISPERSION_CV)),
+            ),
+            slow_factor=board.slow_factor,
+            idle_power_w=tables.idle_power_w,
+            slice_s=float(setting("IGNITERD_EMULATOR_SLICE_S", SLICE_S)),
+            handover_s=float(setting("IGNITERD_EMULATOR_HANDOVER_S", HANDOVER_S)),
+        )
+
+    @staticmethod
+    def _claim(board: BoardFile, model: int, units: int, memory: int) -> Slot:
+        try:
+            return board.claim(model=model, units=units, memory_bytes=memory)
+        except OutOfMemory as problem:
+            raise pb_utils.TritonModelException(f"CUDA {problem}") from None
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One batch: answer every request after the time that the batch takes."""
+        now = time.monotonic()
+        if not self._ready:
+            # Sleeps of this thread end on time, not up to 50 us later. The backend may call initialize from another thread.
+            ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)
+            self._ready = True
+        sizes = [pb_utils.get_input_tensor_by_name(r, "INPUT").shape()[0] for r in requests]
+        responses = [pb_utils.InferenceResponse([_output(n)]) for n in sizes]
+        if now - self._checked_s > 1.0:
+            self._board.reap()
+            self._checked_s = now
+        self._executor.execute(sum(sizes), now)
+        return responses
+
+    def finalize(self) -> None:
+        """Leave the board."""
+        self._slot.release()
+
+
+def _output(items: int) -> Any:
+    # Not Tensor(name, array): the backend's C++ part reads numpy's arrays in the layout of numpy 1 and would send no bytes.
+    return pb_utils.Tensor.from_dlpack("OUTPUT", np.zeros((items, 1), np.float32))
+
+
+def _units(share_pct: str | None) -> int:
+    """Units of the board for the MPS percentage; 0 without one."""
+    if share_pct is None:
+        return 0
+    try:
+        return share_units(float(share_pct) / 100.0)
+    except ValueError:
+        raise pb_utils.TritonModelException(f"{_INSTANCE_SHARE}={share_pct!r} is not a percentage above 0 and at most 100") from None

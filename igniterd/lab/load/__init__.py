@@ -1,0 +1,1 @@
+"""Open-loop load, phase by phase."""

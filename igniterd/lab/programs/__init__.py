@@ -1,0 +1,1 @@
+"""Real programs that tests and the demo run: fetched, started, stopped."""

@@ -1,0 +1,1 @@
+"""A plan replayed in virtual time."""

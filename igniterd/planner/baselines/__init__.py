@@ -1,0 +1,1 @@
+"""Published strategies that igniterd is compared with."""

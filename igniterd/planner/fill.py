@@ -1,0 +1,172 @@
+"""igniterd's search: which workloads share which GPU, in how few GPUs (or for how little money).
+
+1. Every item takes the kind of GPU on which what it needs there, among others, costs least.
+2. For each kind, :func:`igniterd.planner.kernels.fill.fill` packs the items, up to 200 of them several times; between the times an
+   item's price rises where its GPU was packed badly and falls where it was packed well, so that awkward items are placed early. The best
+   packing stays.
+3. Moves: the worst-filled GPUs are emptied into the rest, tenant by tenant, as long as that works; with few workloads, a search over
+   moves and swaps also tries to do with one GPU less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igniterd.planner.kernels import fill as filling
+from igniterd.planner.kernels import shares as packing
+from igniterd.planner.least_shares import Pack, Settler
+from igniterd.planner.local_search import SMALL, squeeze
+from igniterd.planner.problem import Problem, pick
+
+I64 = NDArray[np.int64]
+
+_ASKED = 16
+_RATE = 0.4
+"""How strongly prices follow how well a GPU was packed."""
+
+
+def pack(problem: Problem, settler: Settler, seed: int = 0, *, splits: bool = True) -> list[Pack]:
+    """Which items share which GPU; ``splits`` as for :func:`igniterd.planner.local_search.squeeze`."""
+    groups: list[Pack] = []
+    kinds = choose_kinds(problem)
+    for kind in range(len(problem.gpus)):
+        which = np.flatnonzero(kinds == kind)
+        if which.size:
+            groups += [(kind, members) for members in fill_kind(problem, kind, which)]
+    groups = empty_worst(problem, settler, apart(problem, settler, groups))
+    if 2 <= problem.parent.size <= SMALL:
+        groups = squeeze(problem, settler, groups, seed, splits=splits)
+    return groups
+
+
+def apart(problem: Problem, settler: Settler, groups: list[Pack]) -> list[Pack]:
+    """No two replicas of a workload on one GPU: they become one, or where that needs more than the GPU has, one of them moves."""
+    groups = [(kind, list(members)) for kind, members in groups]
+    for g in range(len(groups)):
+        kind, members = groups[g]
+        for item in [i for n, i in enumerate(members) if problem.parent[i] in problem.parent[members[:n]]]:
+            first = next(i for i in members if problem.parent[i] == problem.parent[item])
+            rates = float(problem.items.rate[first]), float(problem.items.rate[item])
+            members.remove(item)
+            problem.set_item(first, rate=rates[0] + rates[1])
+            if settler.fits(kind, members):
+                problem.set_item(item, rate=0.0)
+                continue
+            problem.set_item(first, rate=rates[0])
+            host = best_host(problem, settler, groups, item, [h for h in range(len(groups)) if h != g], {})
+            if host is None:
+                groups.append((kind, [item]))
+            else:
+                groups[host][1].append(item)
+    return problem.without_idle(groups)
+
+
+def choose_kinds(problem: Problem) -> I64:
+    """The kind of GPU for each item: least money for what it needs among average neighbours; without prices, least share."""
+    t, n = problem.tables, problem.items.model.size
+    cost = np.full((len(problem.gpus), n), np.inf)
+    for kind, gpu in enumerate(problem.gpus):
+        crowded = np.zeros(n, dtype=np.int64)
+        packing.crowded_needs(t, problem.items, kind, problem.alone[kind], crowded)
+        each = np.minimum(crowded, t.units[kind]) / t.units[kind] * (gpu.price_per_hour or 1.0)
+        cost[kind] = np.where(problem.alone[kind] <= t.units[kind], each, np.inf)
+    return np.asarray(np.argmin(cost, axis=0), dtype=np.int64)
+
+
+def fill_kind(problem: Problem, kind: int, which: I64) -> list[list[int]]:
+    """The best of several fillings of one kind of GPU; see :mod:`igniterd.planner.kernels.fill`."""
+    t, items = problem.tables, pick(problem.items, which)
+    if (problem.alone[kind, which] > t.units[kind]).any():
+        raise ValueError("an item that fits no GPU alone has to be split before it is packed")
+    n, top = which.size, int(t.units[kind])
+    shape = (n, t.curve_ms.shape[1], t.gain_units.size)
+    sketch = filling.Sketch(np.zeros(n, np.int64), np.zeros((n, filling.STEPS)), np.zeros(n, np.int64), np.zeros(shape))
+    filling.sketch(t, items, kind, sketch)
+    memory, room = problem.memory(kind)[which], problem.room(kind)
+    price = sketch.alone.astype(np.float64)
+    gpu_of, best, fewest = np.zeros(n, np.int64), np.zeros(n, np.int64), n + 1
+    for _ in range(rounds(n)):
+        order = np.argsort(-price, kind="stable").astype(np.int64)
+        gpus = int(filling.fill(t, items, kind, sketch, price, order, memory, room, gpu_of))
+        if gpus < fewest:
+            fewest, best = gpus, gpu_of.copy()
+        if fewest * top <= sketch.alone.sum() + top - 1:
+            break
+        packed = np.bincount(gpu_of, weights=price, minlength=gpus)
+        price = price * (packed.mean() / packed[gpu_of]) ** _RATE
+    members: list[list[int]] = [[] for _ in range(fewest)]
+    for item, gpu in zip(which.tolist(), best.tolist(), strict=True):
+        members[gpu].append(item)
+    return members
+
+
+def rounds(items: int) -> int:
+    """Fillings tried: many where each is quick, few where there are many items and the law of large numbers packs well."""
+    return 8 if items <= 200 else 1
+
+
+def empty_worst(
+    problem: Problem, settler: Settler, groups: list[Pack], tries: int = 12, most_tenants: int = 64, once: bool = False
+) -> list[Pack]:
+    """Empty the GPUs with least on them into the others, while that succeeds; give up after ``tries`` that cannot be emptied.
+
+    Only GPUs with at most ``most_tenants`` are emptied; ``once``: no more than one of them.
+    """
+    t = problem.tables
+
+    def weight(group: Pack) -> float:
+        kind, members = group
+        price = problem.gpus[kind].price_per_hour or 1.0
+        return float(problem.alone[kind, members].sum()) / int(t.units[kind]) / price
+
+    small = [g for g in range(len(groups)) if len(groups[g][1]) <= most_tenants]
+    queue = sorted(small, key=lambda g: weight(groups[g]))[: tries if len(groups) <= 100 else 3]
+    gone: set[int] = set()
+    for g in queue:
+        hosts = [h for h in range(len(groups)) if h != g and h not in gone]
+        new = relocate(problem, settler, groups, groups[g][1], hosts)
+        if new is not None:
+            gone.add(g)
+            for host, members in new.items():
+                groups[host] = (groups[host][0], members)
+            if once:
+                break
+    return [group for g, group in enumerate(groups) if g not in gone]
+
+
+def relocate(problem: Problem, settler: Settler, groups: list[Pack], items: list[int], hosts: list[int]) -> dict[int, list[int]] | None:
+    """New members of the hosts that take all of ``items``, or ``None``."""
+    new: dict[int, list[int]] = {}
+    for item in sorted(items, key=lambda i: -int(problem.alone[:, i].min())):
+        found = best_host(problem, settler, groups, item, hosts, new)
+        if found is None:
+            return None
+        new[found] = [*new.get(found, groups[found][1]), item]
+    return new
+
+
+def best_host(
+    problem: Problem, settler: Settler, groups: list[Pack], item: int, hosts: Sequence[int], new: Mapping[int, list[int]]
+) -> int | None:
+    """The host where the sum of shares grows least with ``item``, of the ``_ASKED`` with most room by what their tenants need alone.
+
+    ``new``: members of hosts that have changed since ``groups``.
+    """
+    roomy = []
+    for h in hosts:
+        kind, members = groups[h][0], new.get(h, groups[h][1])
+        left = int(problem.tables.units[kind]) - sum(settler.alone(kind, i) for i in members) - settler.alone(kind, item)
+        if left >= 0:
+            roomy.append((-left, h))
+    best, growth = None, np.inf
+    for _, h in sorted(roomy)[:_ASKED]:
+        kind, members = groups[h][0], new.get(h, groups[h][1])
+        if settler.fits(kind, [*members, item]):
+            before = settler.total(kind, members) if members else 0
+            more = (settler.total(kind, [*members, item]) - before) / int(problem.tables.units[kind])
+            if more < growth:
+                best, growth = h, more
+    return best

@@ -1,0 +1,252 @@
+"""Compiled search that fills GPUs one after the other, for as many workloads as there are.
+
+Each GPU starts with the largest item left and is completed by the set of others that packs most into it (a bin completion with a
+bounded search tree; see Fleszar and Hindi, Computers & OR 29(7), 2002, for the idea without interference). What is packed is
+counted in units an item needs alone, so that sets which disturb each other little win. Candidates come from one list for each
+(units alone, model), so the work for a GPU does not depend on how many items there are: cost grows linearly with their number.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from igniterd.planner.kernels.shares import SEATS, Items, settle
+from igniterd.queueing.kernels.lookup import Tables, calm_option, holds, least_units, pair_gain
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+STEPS = 12
+"""Units an item may need above what it needs alone before it counts as not fitting beside others."""
+_NODES = 1500
+_SHORTLIST = 6
+_MOST_STRETCH = 1.6
+
+
+class Sketch(NamedTuple):
+    """Items as the search sees them, on one kind of GPU; n items, M models, V sizes of ``Tables.gain_units``."""
+
+    alone: I64  # (n,) units alone; above the GPU's where there is none
+    steps: F64  # (n, STEPS) largest slowdown at which alone + k units hold
+    size: I64  # (n,) which of the V sizes
+    push: F64  # (n, M, V) slowdown it adds to a tenant of that model and size
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def sketch(t: Tables, items: Items, kind: int, out: Sketch) -> None:
+    """Fill ``out`` for all items; ``out.alone`` is computed too."""
+    n, models = items.model.shape[0], t.curve_ms.shape[1]
+    top = t.units[kind]
+    for i in range(n):
+        queue, m, goal, rate = items.queue[i], items.model[i], items.goal_ms[i], items.rate[i]
+        alone = least_units(t, kind, queue, m, goal, rate, 1.0, 1)
+        out.alone[i] = alone
+        if alone > top:
+            continue
+        low, hint = 1.0, 0
+        for k in range(STEPS):
+            if alone + k > top or low >= _MOST_STRETCH:
+                out.steps[i, k] = low if alone + k > top else _MOST_STRETCH
+                continue
+            high, step = _MOST_STRETCH, 1.04
+            while low * step < high:
+                found = holds(t, kind, queue, m, alone + k, goal, rate, low * step, hint)
+                if found < 0:
+                    high = low * step
+                    break
+                low, hint = low * step, found
+            while high - low > 0.003:
+                middle = 0.5 * (low + high)
+                found = holds(t, kind, queue, m, alone + k, goal, rate, middle, hint)
+                if found >= 0:
+                    low, hint = middle, found
+                else:
+                    high = middle
+            out.steps[i, k] = low
+        _, busy, batch = calm_option(t, kind, queue, m, alone, goal, rate, 1.0)
+        best = 0
+        for v in range(t.gain_units.shape[0]):
+            if abs(t.gain_units[v] - alone) < abs(t.gain_units[best] - alone):
+                best = v
+            for other in range(models):
+                out.push[i, other, v] = busy * pair_gain(t, kind, other, t.gain_units[v], m, alone, batch)
+        out.size[i] = best
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _need(s: Sketch, item: int, stretch: float, top: int) -> int:
+    for k in range(STEPS):
+        if stretch <= s.steps[item, k]:
+            return s.alone[item] + k
+    return 2 * top
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _together(s: Sketch, model: I64, overlap: float, chosen: I64, count: int, top: int) -> int:
+    """Units the first ``count`` of ``chosen`` need together, by the sketch."""
+    total = 0
+    for a in range(count):
+        i = chosen[a]
+        worst, others = 0.0, 0.0
+        for b in range(count):
+            if b != a:
+                push = s.push[chosen[b], model[i], s.size[i]]
+                others += push
+                worst = max(worst, push)
+        total += _need(s, i, 1.0 + worst + overlap * (others - worst), top)
+        if total > top:
+            return total
+    return total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _next(after: I64, item: int, chosen: I64, depth: int) -> int:
+    """The first item from ``item`` on along its list that is not among the ``chosen``; -1 when there is none."""
+    while item != -1:
+        taken = False
+        for a in range(depth):
+            taken = taken or chosen[a] == item
+        if not taken:
+            return item
+        item = after[item]
+    return -1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _search(
+    s: Sketch,
+    model: I64,
+    overlap: float,
+    memory: I64,
+    room: int,
+    top: int,
+    price: F64,
+    density: float,
+    first: I64,
+    after: I64,
+    seed: int,
+    shortlist: I64,
+    sizes: I64,
+    values: F64,
+) -> int:
+    """Depth-first completion of a GPU that starts with ``seed``; the best sets found, best first, into ``shortlist``; their number.
+
+    ``first[units, model]`` is the first item of each list and ``after[item]`` the next one, -1 at the end. Lists are gone through from
+    the largest units down, two items of each. ``density`` is the most price for a unit: what is still free can add no more.
+    """
+    models = first.shape[1]
+    chosen = np.empty(SEATS, np.int64)
+    slot, within, tried, used, taken = 0, 1, 2, 3, 4  # columns: list being tried, item of it (-1: none yet), items tried, units, bytes
+    at = np.empty((SEATS, 5), np.int64)
+    worth = np.empty(SEATS)
+    chosen[0] = shortlist[0, 0] = seed
+    sizes[0] = 1
+    worth[1] = values[0] = price[seed]
+    at[1] = ((top - s.alone[seed] + 1) * models - 1, -1, 0, s.alone[seed], memory[seed])
+    found, depth, nodes = 1, 1, 0
+    while depth >= 1 and nodes < _NODES:
+        now = at[depth]
+        hopeless = found == _SHORTLIST and worth[depth] + density * (top - now[used]) <= values[found - 1]
+        if now[slot] < models or hopeless:
+            depth -= 1
+            continue
+        head = first[now[slot] // models, now[slot] % models] if now[within] == -1 else after[now[within]]
+        item = _next(after, head, chosen, depth)
+        if item == -1 or now[tried] >= 2:
+            now[slot] -= 1
+            now[within] = -1
+            now[tried] = 0
+            continue
+        now[within] = item
+        now[tried] += 1
+        nodes += 1
+        chosen[depth] = item
+        total = _together(s, model, overlap, chosen, depth + 1, top)
+        if total > top or now[taken] + memory[item] > room:
+            continue
+        found = _remember(shortlist, sizes, values, found, chosen, depth + 1, worth[depth] + price[item])
+        if depth + 2 < SEATS and total < top:
+            depth += 1
+            worth[depth] = worth[depth - 1] + price[item]
+            at[depth] = (min(now[slot], (top - total + 1) * models - 1), -1, 0, total, now[taken] + memory[item])
+    return found
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _remember(shortlist: I64, sizes: I64, values: F64, found: int, chosen: I64, count: int, worth: float) -> int:
+    """Insert a set into the list of the best: most worth first, of equal worth the one with fewer tenants."""
+    place = found
+    while place > 0 and (worth > values[place - 1] or (worth == values[place - 1] and count < sizes[place - 1])):
+        place -= 1
+    if place >= _SHORTLIST:
+        return found
+    last = min(found, _SHORTLIST - 1)
+    for p in range(last, place, -1):
+        shortlist[p] = shortlist[p - 1]
+        sizes[p] = sizes[p - 1]
+        values[p] = values[p - 1]
+    shortlist[place, :count] = chosen[:count]
+    sizes[place] = count
+    values[place] = worth
+    return last + 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def fill(t: Tables, items: Items, kind: int, s: Sketch, price: F64, order: I64, memory: I64, room: int, gpu_of: I64) -> int:
+    """Pack the items of ``order`` (most units alone first) on GPUs of ``kind``; writes their GPU numbers; the number of GPUs.
+
+    ``memory`` (n,) and ``room`` in bytes. Every item must fit a GPU alone.
+    """
+    n_models, top = t.curve_ms.shape[1], t.units[kind]
+    n = items.model.shape[0]
+    first = np.full((top + 1, n_models), -1, np.int64)
+    after = np.full(n, -1, np.int64)
+    before = np.full(n, -1, np.int64)
+    for p in range(order.shape[0] - 1, -1, -1):
+        i = order[p]
+        head = first[s.alone[i], items.model[i]]
+        after[i] = head
+        if head != -1:
+            before[head] = i
+        first[s.alone[i], items.model[i]] = i
+        gpu_of[i] = -1
+    shortlist = np.empty((_SHORTLIST, SEATS), np.int64)
+    sizes = np.empty(_SHORTLIST, np.int64)
+    values = np.empty(_SHORTLIST)
+    units = np.empty(SEATS, np.int64)
+    option = np.empty(SEATS, np.int64)
+    busy = np.empty(SEATS)
+    batch = np.empty(SEATS)
+    stretch = np.empty(SEATS)
+    density = 0.0
+    for p in range(order.shape[0]):
+        density = max(density, price[order[p]] / s.alone[order[p]])
+    gpus = 0
+    for p in range(order.shape[0]):
+        seed = order[p]
+        if gpu_of[seed] != -1:
+            continue
+        found = _search(s, items.model, t.overlap[kind], memory, room, top, price, density, first, after, seed, shortlist, sizes, values)
+        pick = found - 1
+        for f in range(found):
+            if sizes[f] == 1 or settle(t, items, kind, shortlist[f], sizes[f], top, units, option, busy, batch, stretch) <= top:
+                pick = f
+                break
+        count = sizes[pick]
+        while count > 1 and settle(t, items, kind, shortlist[pick], count, top, units, option, busy, batch, stretch) > top:
+            count -= 1
+        for a in range(count):
+            i = shortlist[pick, a]
+            gpu_of[i] = gpus
+            if before[i] == -1:
+                first[s.alone[i], items.model[i]] = after[i]
+            else:
+                after[before[i]] = after[i]
+            if after[i] != -1:
+                before[after[i]] = before[i]
+        gpus += 1
+    return gpus

@@ -1,0 +1,74 @@
+"""What items need together on one GPU, asked of the kernel and remembered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from igniterd.planner.kernels import shares as packing
+from igniterd.planner.kernels.shares import SEATS
+from igniterd.planner.problem import Problem
+
+Pack = tuple[int, list[int]]
+"""A GPU in the search: the number of its kind, the items on it."""
+
+
+@dataclass(slots=True)
+class Group:
+    """One GPU: its kind and the items on it, with what they need there."""
+
+    kind: int
+    items: list[int]
+    units: list[int] = field(default_factory=list)
+    option: list[int] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
+    batch: list[float] = field(default_factory=list)
+    stretch: list[float] = field(default_factory=list)
+    total: int = 0
+
+
+class Settler:
+    """Asks the kernel what items need together, and remembers the answers."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self._ints = np.empty((2, SEATS), np.int64)
+        self._floats = np.empty((3, SEATS))
+        self._totals: dict[tuple[int, frozenset[tuple[int, int]]], int] = {}
+
+    def total(self, kind: int, items: list[int]) -> int:
+        """Units the items need together on a GPU of this kind; above its units when they do not fit (by how much is a guide)."""
+        stamp = self.problem.stamp
+        key = (kind, frozenset((item, stamp[item]) for item in items))
+        if key not in self._totals:
+            self._totals[key] = self._ask(kind, items, 3)
+        return self._totals[key]
+
+    def group(self, kind: int, items: list[int]) -> Group:
+        """The GPU with what everybody needs there."""
+        items = sorted(items)
+        total = self._ask(kind, items, 1) if items else 0
+        n = len(items)
+        units, option = self._ints[:, :n].tolist()
+        busy, batch, stretch = self._floats[:, :n].tolist()
+        return Group(kind, items, units, option, busy, batch, stretch, total)
+
+    def fits(self, kind: int, items: list[int]) -> bool:
+        """Whether the items hold together on one GPU, by shares and by memory; two replicas of one workload never do."""
+        parents = self.problem.parent[items]
+        if len(items) > SEATS or np.unique(parents).size < len(items) or not self.problem.fits_memory(kind, items):
+            return False
+        return self.total(kind, items) <= int(self.problem.tables.units[kind])
+
+    def alone(self, kind: int, item: int) -> int:
+        """Units the item needs alone."""
+        return int(self.problem.alone[kind, item])
+
+    def _ask(self, kind: int, items: list[int], slack: int) -> int:
+        who = np.array(sorted(items), dtype=np.int64)  # where the kernel ends may depend on the order by a unit
+        t = self.problem.tables
+        if len(items) > SEATS:
+            return len(items) * int(t.units[kind])
+        ceiling = slack * int(t.units[kind])
+        return int(packing.settle(t, self.problem.items, kind, who, who.size, ceiling, *self._ints, *self._floats))

@@ -1,0 +1,1 @@
+"""Queueing: the P99 of a batcher under load. Theory in :mod:`igniterd.queueing.tail`."""

@@ -1,0 +1,78 @@
+"""What a daemon that begins anew with a changed configuration takes over from the one before it. Pure.
+
+Traffic does not change with the configuration: arrival rates, and what was learnt of service times under the same profile, stay. So do
+the memory of what was done (reloads of the last hour, refusals, somebody else's changes). Everything that was decided for the old SLOs,
+priorities and limits goes: the plan in flight, who is let go, what was judged to be roomy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from igniterd.config import Config
+from igniterd.decide.cooldown import only
+from igniterd.decide.decide import Held
+from igniterd.estimate import ModelBelief
+from igniterd.estimators.bias import Bias
+from igniterd.loop import Carry, Knowledge
+from igniterd.records import Observation
+from igniterd.standing import Known
+
+
+def resumed(carry: Carry, old: Config, then: Knowledge, new: Config, now: Knowledge) -> Carry:
+    """The part of ``carry`` that is still true under ``new``; a model stays when it is the same model of the same Triton and GPU."""
+    before, after = old.by_name(), new.by_name()
+    address = {server.name: server.url for server in old.triton}
+    stay = {
+        name
+        for name, model in after.items()
+        if (was := before.get(name)) is not None
+        and model.gpu == was.gpu
+        and address.get(was.triton) == next(server.url for server in new.triton if server.name == model.triton)
+    }
+    same_profile = {name for name in stay if now.identities.get(name) == then.identities.get(name)}
+    belief = {name: _of_service(known, name in same_profile) for name, known in carry.belief.items() if name in stay}
+    held = _held(carry.held, stay)
+    known = _known(carry.known, stay)
+    if after.keys() - stay:  # those that are new are waited for, as at the first start
+        known = replace(known, began_s=None)
+    return Carry(_seen(carry.seen, stay), belief, held, carry.number, carry.proofs, only(carry.loads, stay), known)
+
+
+def _of_service(known: ModelBelief, same_profile: bool) -> ModelBelief:
+    """Predictions are made anew; a bias is measured over predicted, and says nothing of another profile."""
+    known = replace(known, expected=None)
+    return known if same_profile else replace(known, bias=Bias(), told=None, live=None, trial=None)
+
+
+def _seen(seen: Observation | None, stay: set[str]) -> Observation | None:
+    return None if seen is None else replace(seen, models=only(seen.models, stay))
+
+
+def _held(held: Held, stay: set[str]) -> Held:
+    return Held(
+        gpus=only(held.gpus, stay),
+        moved_at_s=held.moved_at_s,
+        reloads=held.reloads,
+        took_over_s={key: at_s for key, at_s in held.took_over_s.items() if key[0] in stay},
+        watches=only(held.watches, stay),
+        refused_until_s=only(held.refused_until_s, stay),
+        refusals_in_a_row=only(held.refusals_in_a_row, stay),
+        refused_why=only(held.refused_why, stay),
+        asked=only(held.asked, stay),
+        pending=only(held.pending, stay),
+        unhosted=only(held.unhosted, stay),
+        revived=only(held.revived, stay),
+    )
+
+
+def _known(known: Known, stay: set[str]) -> Known:
+    return replace(
+        known,
+        last=only(known.last, stay),
+        read_at_s=only(known.read_at_s, stay),
+        expected=only(known.expected, stay),
+        hands=only(known.hands, stay),
+        loaded_s=only(known.loaded_s, stay),
+        standings=only(known.standings, stay),
+    )

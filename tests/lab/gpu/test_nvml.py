@@ -1,0 +1,76 @@
+"""The emulated board answers as NVML does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pynvml
+import pytest
+
+from igniterd.lab.gpu.boardfile import BoardFile
+from igniterd.lab.gpu.nvml import EmulatedNvml
+from igniterd.lab.gpu.truth import Truth
+
+
+class Clock:
+    now = 10.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> BoardFile:
+    return BoardFile.create(tmp_path / "board", slow_factor=1.0, memory_bytes=16 * 2**30)
+
+
+def test_an_idle_board(board: BoardFile) -> None:
+    nvml = EmulatedNvml(board.path)
+    nvml.nvmlInit()
+    assert nvml.nvmlDeviceGetCount() == 1
+    gpu = nvml.nvmlDeviceGetHandleByIndex(0)
+    assert nvml.nvmlDeviceGetHandleByUUID(nvml.nvmlDeviceGetUUID(gpu)) == gpu
+    assert "V100" in nvml.nvmlDeviceGetName(gpu)
+    assert nvml.nvmlDeviceGetPowerUsage(gpu) == 53_500
+    assert nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) == 300_000
+    assert nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM) == nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM) == 1530
+    assert nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu) == pynvml.nvmlClocksEventReasonGpuIdle
+    memory = nvml.nvmlDeviceGetMemoryInfo(gpu)
+    assert memory.used + memory.free == memory.total == 16 * 2**30
+    assert nvml.nvmlDeviceGetNumGpuCores(gpu) == 5120
+
+
+def test_power_is_the_mean_since_the_last_look(board: BoardFile) -> None:
+    clock = Clock()
+    nvml = EmulatedNvml(board.path, clock=clock)
+    slot = board.claim(model=0, units=20, memory_bytes=500 * 2**20)
+    slot.begin(16, Truth.v100().added_power_w("alexnet", 16, 0.5), now_s=10.0)  # 184.57 W of the board
+    clock.now = 10.5
+    slot.end(10.5)
+    clock.now = 11.0  # busy half of the second
+    assert nvml.nvmlDeviceGetPowerUsage(0) == pytest.approx((53.5 + (184.5714 - 53.5) / 2) * 1000, abs=1)
+    clock.now = 11.1  # too short a span for a mean: the last one stands
+    assert nvml.nvmlDeviceGetPowerUsage(0) == pytest.approx(119_036, abs=1)
+    slot.release()
+    clock.now = 12.0  # what the copy drew is not given back
+    assert nvml.nvmlDeviceGetPowerUsage(0) == 53_500
+
+
+def test_a_board_at_its_limit_says_so(board: BoardFile) -> None:
+    board.claim(model=2, units=40, memory_bytes=2**30).begin(32, 245.5, now_s=0.0)
+    nvml = EmulatedNvml(board.path)
+    assert nvml.nvmlDeviceGetClockInfo(0, nvml.NVML_CLOCK_SM) == 1429
+    assert nvml.nvmlDeviceGetCurrentClocksEventReasons(0) == pynvml.nvmlClocksEventReasonSwPowerCap
+    assert nvml.nvmlDeviceGetPowerUsage(0) == 299_000
+    assert nvml.nvmlDeviceGetMemoryInfo(0).used > 2**30
+
+
+def test_errors_are_nvml_s_own(board: BoardFile) -> None:
+    nvml = EmulatedNvml(board.path)
+    with pytest.raises(pynvml.NVMLError) as refused:
+        nvml.nvmlGpmQueryDeviceSupport(0)
+    assert refused.value.value == pynvml.NVML_ERROR_NOT_SUPPORTED
+    with pytest.raises(pynvml.NVMLError) as wrong:
+        nvml.nvmlDeviceGetHandleByIndex(1)
+    assert wrong.value.value == pynvml.NVML_ERROR_INVALID_ARGUMENT
+    assert nvml.NVMLError is pynvml.NVMLError

@@ -1,0 +1,115 @@
+"""Interference: weights come back from co-runs made with them, the prior fills what was not seen, neighbours never help."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from igniterd.data.v100 import build
+from igniterd.perf.interference import FEATURES, Neighbour, Observation, Prior, estimate_prior, learn, shipped_prior
+from igniterd.perf.kernels import mean as kernel
+
+TRUE = np.array([0.1, 0.05, -0.04, 0.12])
+OPEN = Prior(np.zeros(FEATURES), np.eye(FEATURES))
+
+
+def together(parts: np.ndarray) -> float:
+    return float(parts.max() + (parts.sum() - parts.max()) / 3)
+
+
+def observation(victim: int, *others: Neighbour, alone_ms: float = 10.0, weights: np.ndarray = TRUE) -> Observation:
+    """A co-run without noise: parts by the features, the worst in full and a third of the others."""
+    blank = Observation(victim, 1.0, alone_ms, 1e-8, 2.0, others)
+    parts = np.array([blank.features(o) @ weights for o in others])
+    return Observation(victim, alone_ms * (1 + together(parts)), alone_ms, 1e-8, 2.0, others)
+
+
+def grid(victim: int, model: int, weights: np.ndarray = TRUE) -> list[Observation]:
+    return [
+        observation(victim, Neighbour(model, b, s), alone_ms=t, weights=weights)
+        for b in (1, 4, 32)
+        for s in (0.2, 0.5, 0.8)
+        for t in (3.0, 40.0)
+    ]
+
+
+def test_the_weights_of_a_pair_are_found() -> None:
+    weights, spreads = learn(2, grid(0, 1), OPEN)
+    features = np.array([o.features(o.neighbours[0]) for o in grid(0, 1)])
+    assert features @ weights[0, 1] == pytest.approx(features @ TRUE, abs=2e-3)
+    assert np.trace(spreads[0, 1]) < 0.1 * FEATURES
+
+
+def test_what_was_not_seen_keeps_the_prior() -> None:
+    prior = Prior(TRUE, 0.01 * np.eye(FEATURES))
+    weights, spreads = learn(3, grid(0, 1, 2 * TRUE), prior)
+    assert weights[1, 0] == pytest.approx(TRUE) and weights[0, 2] == pytest.approx(TRUE)
+    assert spreads[0, 2] == pytest.approx(prior.covariance)
+    assert weights[0, 1][0] > TRUE[0]
+
+
+def test_three_at_once_teach_about_both_neighbours() -> None:
+    prior = Prior(TRUE, 0.01 * np.eye(FEATURES))
+    seen = [observation(0, Neighbour(1, b, 0.3), Neighbour(2, b, 0.4), weights=1.5 * TRUE) for b in (1, 4, 16)]
+    weights, spreads = learn(3, seen, prior)
+
+    def predicted(o: Observation) -> float:
+        return together(np.array([o.features(n) @ weights[0, n.model] for n in o.neighbours]))
+
+    assert [predicted(o) for o in seen] == pytest.approx([o.slowdown for o in seen], abs=0.01)
+    assert all(np.trace(spreads[0, j]) < np.trace(prior.covariance) for j in (1, 2))
+
+
+def test_a_prior_is_mean_and_spread_over_pairs() -> None:
+    seen = grid(0, 1, TRUE) + grid(1, 0, 3 * TRUE)
+    prior = estimate_prior(seen)
+    assert prior.mean == pytest.approx(2 * TRUE) and (np.linalg.eigvalsh(prior.covariance) > 0).all()
+    with pytest.raises(ValueError, match="two ordered pairs with 4 co-runs each; there are 1"):
+        estimate_prior(grid(0, 1))
+
+
+def test_the_shipped_prior_is_what_the_tool_writes() -> None:
+    made, shipped = build.prior(), shipped_prior()
+    assert made.mean == pytest.approx(shipped.mean, rel=1e-4) and made.covariance == pytest.approx(shipped.covariance, rel=1e-3)
+
+
+def test_a_cost_per_batch_below_nothing_is_not_believed() -> None:
+    odd = TRUE * np.array([1, -1, 1, 1])
+    weights, _ = learn(2, grid(0, 1, odd), OPEN)
+    assert weights[0, 1, 1] == pytest.approx(0, abs=1e-12)
+
+
+parts = st.lists(st.tuples(st.floats(0, 0.5), st.floats(0, 1)), min_size=1, max_size=6)
+
+
+def combined(neighbours: list[tuple[float, float]]) -> float:
+    e, d = (np.array(column) for column in zip(*neighbours, strict=True))
+    order = np.empty(len(e), np.int64)
+    kernel.rank(e, order)
+    assert sorted(order) == list(range(len(e))) and (np.diff(e[order]) <= 0).all()
+    return float(kernel.combined(e, d, order))
+
+
+@settings(deadline=None)
+@given(parts, st.tuples(st.floats(0, 0.5), st.floats(0, 1)), st.floats(0, 1))
+def test_more_and_busier_neighbours_never_cost_less(
+    neighbours: list[tuple[float, float]], more: tuple[float, float], busier: float
+) -> None:
+    slow = combined(neighbours)
+    each = [d * e for e, d in neighbours]
+    assert max(each) - 1e-9 <= slow <= sum(each) + 1e-9
+    assert combined([*neighbours, more]) >= slow - 1e-9
+    (e, d), *rest = neighbours
+    assert combined([(e, max(d, busier)), *rest]) >= slow - 1e-9
+
+
+@settings(deadline=None)
+@given(parts)
+def test_it_is_the_expectation_over_who_executes(neighbours: list[tuple[float, float]]) -> None:
+    expected = 0.0
+    for executing in itertools.product((False, True), repeat=len(neighbours)):
+        chance = np.prod([d if on else 1 - d for (_, d), on in zip(neighbours, executing, strict=True)])
+        expected += float(chance) * together(np.array([e if on else 0.0 for (e, _), on in zip(neighbours, executing, strict=True)]))
+    assert combined(neighbours) == pytest.approx(expected, abs=1e-9)

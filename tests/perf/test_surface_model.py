@@ -1,0 +1,182 @@
+"""igniterd's own model: its guarantees, its agreement with itself, and its accuracy on what it was not fitted to."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from igniterd.data.v100 import build
+from igniterd.perf import load_model
+from igniterd.perf.api import Tenant
+from igniterd.perf.interference import estimate_prior
+from igniterd.perf.kernels import mean as kernel
+from igniterd.perf.profile import builtin_profile
+from igniterd.perf.surface_model import OwnModel, observations
+
+MODELS = ("alexnet", "resnet50", "vgg19", "ssd")
+MODEL = OwnModel(builtin_profile("v100"))
+
+tenants = st.builds(Tenant, st.sampled_from(MODELS), st.floats(1, 80), st.floats(0.02, 1), st.floats(0, 1))
+neighbourhoods = st.lists(tenants, max_size=5)
+
+
+def latency(*case: Tenant) -> float:
+    return MODEL.predict(case)[0].latency_ms
+
+
+@settings(deadline=None)
+@given(tenants, neighbourhoods, st.floats(1, 2), st.floats(0.3, 1))
+def test_latency_never_falls_when_there_is_more_work_or_less_gpu(me: Tenant, beside: list[Tenant], more: float, less: float) -> None:
+    now = latency(me, *beside) * (1 - 1e-9)
+    assert latency(Tenant(me.model, me.batch * more, me.share), *beside) >= now
+    assert latency(Tenant(me.model, me.batch, me.share * less), *beside) >= now
+
+
+@settings(deadline=None)
+@given(tenants, neighbourhoods, tenants)
+def test_latency_never_falls_when_a_neighbour_appears_or_works_more(me: Tenant, beside: list[Tenant], new: Tenant) -> None:
+    now = latency(me, *beside) * (1 - 1e-9)
+    then = latency(me, new, *beside)
+    assert then >= now
+    assert latency(me, Tenant(new.model, new.batch, new.share, 1.0), *beside) >= then * (1 - 1e-9)
+
+
+@settings(deadline=None)
+@given(tenants, neighbourhoods, st.floats(0.5, 0.999))
+def test_the_bound_is_above_the_mean_and_rises_with_the_level(me: Tenant, beside: list[Tenant], level: float) -> None:
+    at, higher = (MODEL.predict([me, *beside], level=x)[0] for x in (level, (1 + level) / 2))
+    assert at.latency_ms <= at.upper_ms <= higher.upper_ms < 100 * at.latency_ms
+    assert at.throughput_per_s >= 1000 * me.batch / at.latency_ms
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(tenants, min_size=1, max_size=5), st.integers(1, 40))
+def test_curves_predictions_and_the_kernel_say_the_same(case: list[Tenant], largest: int) -> None:
+    me, *beside = case
+    shares = np.array([0.1, me.share])
+    mean, upper = MODEL.share_curves_ms(me.model, shares, beside, largest, level=0.9)
+    single, bound = MODEL.service_curve_ms(me.model, me.share, beside, largest, level=0.9)
+    assert mean.shape == upper.shape == (2, largest) and mean[1] == pytest.approx(single) and upper[1] == pytest.approx(bound)
+    last = MODEL.predict([Tenant(me.model, largest, me.share), *beside], level=0.9)[0]
+    assert (last.latency_ms, last.upper_ms) == pytest.approx((mean[1, -1], upper[1, -1]))
+    out = np.empty((len(case), 2))
+    who = np.array([MODELS.index(t.model) for t in case])
+    MODEL.latencies_ms(who, *(np.array([getattr(t, f) for t in case]) for f in ("batch", "share", "duty")), out)
+    assert out[:, 0] == pytest.approx([p.latency_ms for p in MODEL.predict(case)])
+
+
+def test_compiled_and_plain_kernels_agree() -> None:
+    table, spread, knots = MODEL.times[3], MODEL.variances[3], MODEL.knots
+    for batch, share in ((1.0, 1.0), (2.5, 0.33), (200.0, 0.01), (0.5, 0.025)):
+        assert kernel.alone_ms(table, knots, 0.025, batch, share) == pytest.approx(
+            kernel.alone_ms.py_func(table, knots, 0.025, batch, share)
+        )
+    terms = np.array([[1.0, 0.1, 0.02, 1e-3, 1e-4, 1e-4], [0.5, 0.2, 0.0, 2e-3, 0.0, 1e-4]])
+    shapes = (np.array([1.0, 7.0]), np.array([0.2, 0.9]), 1.645)
+    found = []
+    for curves in (kernel.curves, kernel.curves.py_func):
+        mean, upper = np.empty((2, 2)), np.empty((2, 2))
+        curves(table, spread, knots, 0.025, np.array([0.1, 0.2]), 4.0, terms, np.array([1e-5, 1e-4]), *shapes[:2], shapes[2], mean, upper)
+        found.append((mean, upper))
+    assert found[0][0] == pytest.approx(found[1][0]) and found[0][1] == pytest.approx(found[1][1])
+
+
+def test_a_table_is_read_by_hand() -> None:
+    table = np.array([[10.0, 6.0], [18.0, 10.0], [40.0, 30.0]])
+    knots = np.array([1.0, 2.0, 4.0])
+
+    def read(batch: float, share: float) -> float:
+        return float(kernel.alone_ms(table, knots, 0.5, batch, share))
+
+    assert [read(1, 0.5), read(2, 1.0), read(4, 0.5)] == [10, 10, 40]  # nodes
+    assert [read(1.5, 0.5), read(3, 1.0), read(1, 0.75)] == [14, 20, 8]  # between
+    assert [read(6, 1.0), read(1, 0.25), read(0.3, 1.0)] == [50, 20, 6]  # beyond
+
+
+def test_two_neighbours_by_hand() -> None:
+    terms = np.array([[1.0, 0.08, 0.0, 1e-4, 0.0, 0.0], [1.0, 0.06, 0.0, 4e-4, 0.0, 0.0]])
+    work = np.empty(2), np.empty(2, np.int64)
+    slow, variance = kernel.slowdown(terms, 0.5, *work)
+    assert slow == pytest.approx(0.1)
+    assert variance == pytest.approx(1e-4 + 4e-4 / 9 + 0.02**2)
+    one, known = kernel.slowdown(np.array([[0.5, 0.08, 0.04, 1e-4, 1e-4, 4e-4]]), 0.5, *(w[:1] for w in work))
+    assert (one, known) == pytest.approx((0.05, 0.25 * 2.5e-4))
+
+
+def test_an_unprofiled_model_and_nonsense_are_refused() -> None:
+    with pytest.raises(KeyError, match="bert"):
+        MODEL.service_curve_ms("bert", 0.5, [], 4)
+    with pytest.raises(ValueError, match="above 0"):
+        MODEL.predict([Tenant("ssd", 1, 0.0)])
+    with pytest.raises(ValueError, match="above 0"):
+        MODEL.service_curve_ms("ssd", 0.5, [Tenant("ssd", 0, 0.5)], 4)
+    assert MODEL.predict([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("case", "inside"),
+    [
+        ([("ssd", 32, 1.0)], True),
+        ([("ssd", 33, 1.0)], False),
+        ([("ssd", 4, 0.05)], False),
+        ([("ssd", 4, 0.6), ("alexnet", 4, 0.4)], True),
+        ([("ssd", 4, 0.6), ("alexnet", 4, 0.5)], False),
+        ([("ssd", 4, 0.6), ("alexnet", 40, 0.4)], False),
+    ],
+)
+def test_whether_it_was_profiled_is_said(case: list[tuple[str, float, float]], inside: bool) -> None:
+    assert all(p.inside is inside for p in MODEL.predict([Tenant(*t) for t in case]))
+
+
+def test_a_slowed_board_is_slowed_and_nothing_else() -> None:
+    slowed = load_model(builtin_profile("v100").time_scaled(20))
+    case = [Tenant("ssd", 4, 0.3, 0.7), Tenant("vgg19", 8, 0.5)]
+    for p, q in zip(MODEL.predict(case), slowed.predict(case), strict=True):
+        assert (q.latency_ms, q.upper_ms, 20 * q.throughput_per_s) == pytest.approx(
+            (20 * p.latency_ms, 20 * p.upper_ms, p.throughput_per_s)
+        )
+
+
+def test_the_fewest_measurements_make_a_model_with_wider_bounds() -> None:
+    """Three solo points, no co-runs, nothing but latencies."""
+    whole = builtin_profile("v100")
+    few = {name: m.model_copy(update={"solo": tuple(m.solo[i] for i in (0, 4, -1)), "igniter": None}) for name, m in whole.models.items()}
+    model = OwnModel(whole.model_copy(update={"models": few, "co_runs": ()}))
+    case = [Tenant("resnet50", 4, 0.4), Tenant("vgg19", 4, 0.6)]
+    thin, full = model.predict(case)[0], MODEL.predict(case)[0]
+    assert thin.latency_ms == pytest.approx(full.latency_ms, rel=0.25)
+    assert thin.upper_ms / thin.latency_ms > 1.5 * (full.upper_ms / full.latency_ms - 1) + 1
+
+
+# ---------------------------------------------------------------- accuracy
+
+
+def test_the_targets_of_accuracy_are_met_on_co_runs_it_was_not_fitted_to() -> None:
+    """Of each pair the model knows only the shipped co-runs; its prior is of the other pairs."""
+    whole, shipped = build.profile(None, None), build.profile()
+    seen = observations(whole, OwnModel(whole.model_copy(update={"co_runs": ()})))
+    errors, held, width = [], [], []
+    for pair in itertools.combinations(range(len(MODELS)), 2):
+        model = OwnModel(shipped, estimate_prior([o for o in seen if {o.victim, o.neighbours[0].model} != set(pair)]))
+        for run in whole.co_runs:
+            if {MODELS.index(t.model) for t in run.tenants} != set(pair) or run in shipped.co_runs:
+                continue
+            found = model.predict([Tenant(t.model, t.batch, t.share) for t in run.tenants])
+            errors += [p.latency_ms / t.latency_ms - 1 for p, t in zip(found, run.tenants, strict=True)]
+            held += [t.latency_ms <= p.upper_ms for p, t in zip(found, run.tenants, strict=True)]
+            width += [p.upper_ms / p.latency_ms - 1 for p in found]
+    size = np.abs(errors)
+    assert len(size) == 1476
+    assert size.mean() <= 0.023 and np.quantile(size, 0.95) <= 0.06 and np.mean(np.array(errors) < -0.05) <= 0.03
+    assert 0.93 <= np.mean(held) <= 0.97 and np.mean(width) <= 0.06
+
+
+@pytest.mark.parametrize(("model", "growth"), [("alexnet", 1.049), ("resnet50", 1.051), ("vgg19", 1.126), ("ssd", 1.093)])
+def test_copies_of_a_model_slow_each_other_as_published(model: str, growth: float) -> None:
+    """``activetime_2`` over ``activetime_1``; the bound takes it in."""
+    copy = Tenant(model, 16, 0.5)
+    together, alone = MODEL.predict([copy, copy])[0], MODEL.predict([copy])[0]
+    assert together.latency_ms / alone.latency_ms == pytest.approx(growth, abs=0.03)
+    assert together.upper_ms > growth * alone.latency_ms * 0.98

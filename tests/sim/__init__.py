@@ -1,0 +1,1 @@
+"""A simulated host in virtual time, with the clients' methods."""

@@ -1,0 +1,334 @@
+"""A simulated host in virtual time: the methods of the Triton client over an event-by-event simulation of the measured tables.
+
+For tests of the control loop, where a minute must cost milliseconds. Each model is Triton's dynamic batcher with one instance
+(:mod:`tests.sim.batcher`). A batch progresses at a speed that changes whenever a neighbour starts or stops executing. A reload
+serves with the old copy until the new one is ready, which takes over what waits and restarts the statistics. Processes without a share take
+turns on the whole GPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import heapq
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from igniterd.clients.triton.config import allocation_of
+from igniterd.errors import NotNow, NotServed, Refused, Unreachable
+from igniterd.lab.gpu.truth import DISPERSION_CV, Neighbour, Truth
+from igniterd.records import Allocation, BatchStat, Gap, ModelReading, Stub
+from tests.sim.batcher import Batcher
+
+
+@dataclass(slots=True)
+class SimModel:
+    """One model: ``rate_per_s(t)`` is its Poisson rate at virtual time t, of requests of ``brings`` items each.
+
+    A request with more items than the configuration's max_batch_size is ``refused``, as Triton does it: in no other count.
+    """
+
+    name: str
+    like: str
+    rate_per_s: Callable[[float], float]
+    config: dict[str, Any]
+    gpu: int = 0
+    backend: str = "python"  # any other runs inside tritonserver
+    brings: int = 1
+    refused: int = 0
+    batch: tuple[float, ...] = ()  # arrival times of the requests being executed
+    left: float = 0.0  # of the batch, as a fraction
+    took_s: float = 0.0
+    success: int = 0  # items
+    requests: float = 0.0  # that brought them
+    queue_ns: int = 0
+    stats: dict[int, tuple[int, int]] = field(default_factory=dict)  # batch size -> executions, ns
+    latencies: list[tuple[float, float]] = field(default_factory=list)  # (scheduled_s, latency_ms)
+    applied: Allocation = field(init=False)
+    batcher: Batcher = field(init=False)
+    copies: int = 0  # loaded so far: each is another process
+
+    def __post_init__(self) -> None:
+        self.batcher = Batcher(1, 0.0)
+        self.reset(self.config)
+
+    def reset(self, config: dict[str, Any]) -> None:
+        """A new copy serves: its statistics start at zero. What waits is queued; nothing has been made of it yet."""
+        self.config, self.applied = copy.deepcopy(config), allocation_of(config)
+        self.batcher = Batcher(self.formed, self.applied.max_queue_delay_us / 1e6, self.batcher.waiting)
+        self.success, self.requests, self.queue_ns, self.stats = 0, 0.0, 0, {}
+        self.copies += 1
+
+    @property
+    def formed(self) -> int:
+        """The largest batch that is formed: no request is cut in two."""
+        return max(1, self.applied.max_batch_size // self.brings) * self.brings
+
+    def bring(self, items: int) -> None:
+        """From now on, clients bring so many items in a request."""
+        self.brings = items
+        self.batcher.largest = self.formed
+
+
+def config_of(name: str, max_batch: int = 8, share_path: str | None = None) -> dict[str, Any]:
+    """A ModelConfig as Triton gives it, as far as igniterd reads it."""
+    config: dict[str, Any] = {"name": name, "backend": "python", "max_batch_size": max_batch, "instance_group": [{"count": 1}]}
+    config["dynamic_batching"] = {"max_queue_delay_microseconds": 0}
+    config["parameters"] = {"EXECUTION_ENV_PATH": {"string_value": share_path}} if share_path else {}
+    return config
+
+
+class SimProcesses:
+    """The host's process table. ``ignores`` names models whose processes have no share whatever is asked,
+    ``hides`` those whose processes do not tell, ``died`` those that have none any more; ``gone``: the table cannot be read."""
+
+    def __init__(self, host: SimHost) -> None:
+        self._host = host
+        self.ignores = set[str]()
+        self.hides = set[str]()
+        self.died = set[str]()
+        self.gone = False
+        self.server_pid = 1000
+
+    async def read(self) -> tuple[Stub, ...]:
+        if self.gone:
+            raise Unreachable("the host's process table: hidden")
+        return tuple(stub for name in self._host.models if (stub := self._stub(name)) is not None)
+
+    def _stub(self, name: str) -> Stub | None:
+        model = self._host.models[name]
+        if name in self.died or model.backend != "python":
+            return None
+        pid = self.server_pid + 100 * (1 + list(self._host.models).index(name)) + model.copies
+        path = f"/models/{name}/1/model.py"
+        share = None if name in self.ignores | self.hides else model.applied.share
+        by = "" if share is None else "receipt"
+        return Stub(pid, (pid,), self.server_pid, None, path, f"{name}_0_0", share, by, environment_read=name not in self.hides)
+
+
+class SimHost:
+    """A host with one Triton, read and changed like a real one; time is what ``clock`` says.
+    Models on one GPU slow each other; all are on GPU 0 unless ``SimModel.gpu`` says otherwise.
+
+    ``refuse`` maps models to the sentence with which their next load is refused; ``silent`` makes Triton unreachable.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, tuple[str, Callable[[float], float]]],
+        clock: Callable[[], float],
+        *,
+        max_batch: int = 8,
+        slow: float = 1.0,
+        seed: int = 1,
+        reload_s: float = 0.6,
+        name: str = "main",
+    ) -> None:
+        self.name = name
+        self.metrics_gap: Gap | None = None
+        self.strangers: frozenset[str] = frozenset()
+        self.asked_about: frozenset[str] | None = None  # what the last reading was asked for
+        self.truth = Truth.v100()
+        self.clock, self.slow, self.reload_s = clock, slow, reload_s
+        self.rng = np.random.default_rng(seed)
+        self.models = {n: SimModel(n, like, rate, config_of(n, max_batch)) for n, (like, rate) in models.items()}
+        self.loads: list[tuple[float, str, dict[str, Any]]] = []
+        self.refuse: dict[str, str] = {}
+        self.silent = False
+        self.control = ""
+        self.processes = SimProcesses(self)
+        self._now_s = clock()
+        self._rates: dict[tuple[object, ...], float] = {}
+        self._ties = itertools.count()
+        self._events: list[tuple[float, int, str]] = []
+        for model in self.models:
+            self._next_arrival(model, self._now_s)
+
+    # ------------------------------------------------------------ the Triton client's methods
+
+    async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
+        self._answer()
+        self.asked_about = frozenset(names)
+        return {
+            n: self._reading(self.models[n]) if n in self.models else NotServed(f"model {n!r} is not in the repository")
+            for n in self.asked_about
+        }
+
+    @property
+    def foreign_shares(self) -> dict[int, float]:
+        """What models that nobody asked about hold of the GPU."""
+        held = dict[int, float]()
+        for model in self.models.values():
+            if self.asked_about is not None and model.name not in self.asked_about and model.applied.granted:
+                held[model.gpu] = held.get(model.gpu, 0.0) + model.applied.granted
+        return held
+
+    def read_configs_again(self) -> None:
+        """Nothing is remembered of them."""
+
+    async def applied_now(self, names: Iterable[str]) -> dict[str, Allocation]:
+        self._answer()
+        return {name: self.models[name].applied for name in names if name in self.models}
+
+    async def old_copy(self, model: str) -> str:
+        return ""
+
+    async def refuses_loads(self) -> str:
+        self._answer()
+        return self.control
+
+    async def config(self, model: str) -> dict[str, Any]:
+        self._answer()
+        return copy.deepcopy(self.models[model].config)
+
+    async def load(self, model: str, config: dict[str, Any], *, exact: bool = False) -> None:
+        self._answer()
+        await asyncio.sleep(self.reload_s)
+        self._answer()
+        if model in self.refuse:
+            raise Refused(self.refuse.pop(model))
+        self.processes.died.discard(model)
+        self.models[model].reset(config)
+        self._wake(self.models[model])
+        self.loads.append((self._now_s, model, config))
+
+    def restart(self) -> None:
+        """Triton restarts: what was loaded over its files is gone."""
+        for model in self.models.values():
+            model.reset(config_of(model.name))
+            self._wake(model)
+
+    def remove(self, model: str) -> SimModel:
+        """Somebody unloads it: nobody asks for it any more."""
+        self._events = [event for event in self._events if event[2].lstrip("?!") != model]
+        heapq.heapify(self._events)
+        return self.models.pop(model)
+
+    def add(self, model: SimModel) -> None:
+        """Somebody loads it (again)."""
+        self.models[model.name] = model
+        self._next_arrival(model.name, self._now_s)
+
+    def p99_ms(self, model: str, since_s: float, until_s: float = math.inf) -> float:
+        """Measured P99 of the requests scheduled in [since_s, until_s)."""
+        there = [ms for at_s, ms in self.models[model].latencies if since_s <= at_s < until_s]
+        return float(np.quantile(there, 0.99)) if there else math.nan
+
+    def _answer(self) -> None:
+        if self.silent:
+            raise Unreachable("Triton 'main': no answer in 0.4 s")
+        self.advance(self.clock())
+
+    def _reading(self, model: SimModel) -> ModelReading:
+        batches = tuple(BatchStat(size, n, 0, ns, 0) for size, (n, ns) in sorted(model.stats.items()))
+        return ModelReading(
+            model=model.name,
+            version="1",
+            triton=self.name,
+            ready=True,
+            backend=model.backend,
+            owns_process=model.backend == "python",
+            allocation=model.applied,
+            success_count=round(model.requests),
+            inference_count=model.success,
+            pending_count=-(-(len(model.batcher.waiting) + len(model.batch)) // model.brings),
+            queue_ns=model.queue_ns,
+            batches=batches,
+            instance_names=frozenset({f"{model.name}_0_0"}),
+            gpu_index=model.gpu,
+            at_s=self._now_s,
+        )
+
+    # ------------------------------------------------------------ the simulation
+
+    def advance(self, until_s: float) -> None:
+        """Let everything happen up to ``until_s``."""
+        while True:
+            speeds = {n: self._speed(m) for n, m in self.models.items() if m.batch}
+            done = min(((self._now_s + self.models[n].left / v, n) for n, v in speeds.items()), default=(math.inf, ""))
+            event = self._events[0][0] if self._events else math.inf
+            next_s = min(done[0], event, until_s)
+            for name, speed in speeds.items():
+                self.models[name].left -= (next_s - self._now_s) * speed
+                self.models[name].took_s += next_s - self._now_s
+            self._now_s = next_s
+            if next_s >= until_s:
+                return
+            if done[0] <= event:
+                self._finish(self.models[done[1]])
+            else:
+                self._arrive()
+
+    def _speed(self, model: SimModel) -> float:
+        """Batches a second at which the batch in execution progresses now."""
+        share = model.applied.share
+        others = [m for m in self.models.values() if m.batch and m is not model and m.gpu == model.gpu]
+        sharing = [m for m in others if m.applied.share is not None]
+        if share is None:  # a process without a share takes turns with every other such, and with all that share as one
+            return self._rate(model, 1.0, ()) / (1 + len(others) - len(sharing) + bool(sharing))
+        beside = tuple((m.like, len(m.batch), m.applied.share) for m in sharing)
+        granted = share + sum(s or 0.0 for _, _, s in beside)
+        return self._rate(model, share, beside) / ((1 + len(others) - len(sharing)) * max(1.0, granted))
+
+    def _rate(self, model: SimModel, share: float, beside: tuple[tuple[str, int, float | None], ...]) -> float:
+        key = (model.like, len(model.batch), share, beside)
+        if key not in self._rates:
+            neighbours = [Neighbour(like, batch, theirs or 1.0) for like, batch, theirs in beside]
+            self._rates[key] = 1000 / (self.truth.latency_ms(model.like, len(model.batch), share, neighbours) * self.slow)
+        return self._rates[key]
+
+    def _next_arrival(self, name: str, now_s: float) -> None:
+        rate = self.models[name].rate_per_s(now_s)
+        if rate > 0:
+            heapq.heappush(self._events, (now_s + self.rng.exponential(1 / rate), next(self._ties), name))
+        else:
+            heapq.heappush(self._events, (now_s + 1.0, next(self._ties), "?" + name))
+
+    def _arrive(self) -> None:
+        at_s, _, name = heapq.heappop(self._events)
+        model = self.models[name.lstrip("?!")]
+        if name.startswith("!"):
+            if model.batcher.alarm_s <= at_s:  # else it was woken before, or is another copy's
+                self._wake(model)
+            return
+        self._next_arrival(model.name, at_s)
+        if not name.startswith("?"):
+            if model.brings > max(1, model.config["max_batch_size"]):
+                model.refused += 1
+                return
+            for _ in range(model.brings):
+                model.batcher.arrive(at_s)
+            self._start(model)
+
+    def _wake(self, model: SimModel) -> None:
+        model.batcher.wake(self._now_s)
+        self._start(model)
+
+    def _start(self, model: SimModel) -> None:
+        """Begin a batch where one is ready and the instance is free; see to it that the batcher is woken."""
+        if model.batcher.ready and not model.batch:
+            self._execute(model)
+        if model.batcher.alarm_s < math.inf:
+            heapq.heappush(self._events, (model.batcher.alarm_s, next(self._ties), "!" + model.name))
+
+    def _execute(self, model: SimModel) -> None:
+        model.batch = model.batcher.take(self._now_s)
+        waited_s = sum(self._now_s - at_s for at_s in model.batch) / model.brings
+        model.queue_ns += int(waited_s * 1e9)
+        shape = 1 / DISPERSION_CV**2
+        model.left, model.took_s = float(self.rng.gamma(shape, 1 / shape)), 0.0
+
+    def _finish(self, model: SimModel) -> None:
+        size = len(model.batch)
+        n, ns = model.stats.get(size, (0, 0))
+        model.stats[size] = (n + 1, ns + int(model.took_s * 1e9))
+        model.success += size
+        model.requests += size / model.brings
+        model.latencies.extend((at_s, (self._now_s - at_s) * 1000) for at_s in model.batch)
+        model.batch = ()
+        self._start(model)

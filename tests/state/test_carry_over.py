@@ -1,0 +1,77 @@
+"""What a changed configuration leaves of what was known."""
+
+from igniterd.config import Config, parse_config
+from igniterd.decide.cooldown import Underway
+from igniterd.decide.decide import Held
+from igniterd.estimate import Expected, ModelBelief
+from igniterd.estimators.arrivals import Rate, updated
+from igniterd.estimators.bias import Bias, Measured, Point, learnt
+from igniterd.loop import Carry, Knowledge
+from igniterd.records import Allocation, ModelReading, Observation
+from igniterd.state.carry_over import resumed
+
+
+def settings(models: str, url: str = "127.0.0.1:8001") -> Config:
+    return parse_config(f'[[triton]]\nurl = "{url}"\n{models}', source="test")
+
+
+def model(name: str, slo_ms: float = 20.0, more: str = "") -> str:
+    return f'[[model]]\nname = "{name}"\nslo_p99_ms = {slo_ms}\n{more}\n'
+
+
+def a_carry() -> Carry:
+    rate, bias = Rate(), Bias()
+    for second in range(20):
+        rate = updated(rate, second + 1.0, 1.0, 100)
+        bias, _ = learnt(bias, second + 1.0, [Measured(4, 50, 1.2)], Point(0.4, 0.3))
+    here = Allocation(0.4, 8)
+    known = ModelBelief(rate=rate, bias=bias, told=bias.learnt, seen_s=20.0, expected=Expected(here, 100.0, 1.2, 19.0))
+    readings = {name: ModelReading(name, "1", "main", True, "python", here) for name in ("a", "b")}
+    held = Held(
+        gpus={"a": 0, "b": 0},
+        moved_at_s={0: 15.0},
+        reloads=(3.0, 15.0),
+        plans={0: Underway({"a": here}, made_for={"a": 100.0})},
+        gone={"b": "no room"},
+        refused_until_s={"a": 75.0, "b": 80.0},
+        refusals_in_a_row={"a": 1, "b": 2},
+        caution={0: 0.5},
+    )
+    return Carry(Observation(20.0, models=readings), {"a": known, "b": known}, held, 20)
+
+
+OLD, KNOWN = settings(model("a") + model("b")), Knowledge(identities={"a": "1", "b": "1"})
+
+
+def test_of_a_model_that_stays_traffic_and_service_times_stay_known() -> None:
+    before = a_carry()
+    after = resumed(before, OLD, KNOWN, settings(model("a", slo_ms=50) + model("c")), Knowledge(identities={"a": "1", "c": "1"}))
+    assert after.belief.keys() == {"a"}
+    assert (after.belief["a"].rate, after.belief["a"].bias, after.belief["a"].seen_s) == (
+        before.belief["a"].rate,
+        before.belief["a"].bias,
+        20.0,
+    )
+    assert after.belief["a"].expected is None, "predictions are made anew"
+    assert after.number == 20
+    assert after.seen is not None
+    assert after.seen.models.keys() == {"a"}, "the next window goes on from the last look"
+
+
+def test_what_was_done_stays_known_and_what_was_decided_does_not() -> None:
+    held = resumed(a_carry(), OLD, KNOWN, settings(model("a")), KNOWN).held
+    kept = {"moved_at_s": {0: 15.0}, "refused_until_s": {"a": 75.0}, "refusals_in_a_row": {"a": 1}}
+    assert held == Held(gpus={"a": 0}, reloads=(3.0, 15.0), **kept)  # type: ignore[arg-type]
+
+
+def test_another_profile_forgets_the_bias_and_keeps_the_traffic() -> None:
+    before = a_carry()
+    after = resumed(before, OLD, KNOWN, OLD, Knowledge(identities={"a": "2", "b": "1"}))
+    assert after.belief["a"].rate == before.belief["a"].rate
+    assert (after.belief["a"].bias, after.belief["a"].told) == (Bias(), None)
+    assert after.belief["b"].bias == before.belief["b"].bias
+
+
+def test_a_model_elsewhere_is_another_model() -> None:
+    assert resumed(a_carry(), OLD, KNOWN, settings(model("a"), url="127.0.0.1:9001"), KNOWN).belief == {}
+    assert resumed(a_carry(), OLD, KNOWN, settings(model("a", more="gpu = 1")), KNOWN).belief == {}
