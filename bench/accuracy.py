@@ -1,12 +1,15 @@
-"""How accurate the mean service times are: igniterd's model, the published one and the gpu-lets+ regression on the V100's measurements.
+"""How accurate the mean service times are: igniterd's model, the published one and the gpu-lets+
+regression on the V100's measurements.
 
     python bench/accuracy.py
 
 Prints tables and writes nothing. Every figure is of latencies that the method was not fitted to:
 
-- *points*: every pair of models has its co-runs in the profile; tested on all its other co-runs. The prior of interference is of the
-  other pairs only. The regression, which has no profile, is fitted to four fifths of each pair's co-runs and tested on the last.
-- *batch*: no measurement at one batch size, alone or together, is used; tested on the co-runs where either tenant has that batch.
+- *points*: every pair of models has its co-runs in the profile; tested on all its other co-runs.
+  The prior of interference is of the other pairs only. The regression, which has no profile, is
+  fitted to four fifths of each pair's co-runs and tested on the last.
+- *batch*: no measurement at one batch size, alone or together, is used; tested on the co-runs where
+  either tenant has that batch.
 - *pair*: no co-run of the pair is used; tested on all of them.
 - *both*: no co-run of the pair and nothing at that batch size.
 """
@@ -41,7 +44,8 @@ EVERYTHING = build.profile(None, None)
 RUNS = tuple(run for run in EVERYTHING.co_runs if len({t.model for t in run.tenants}) == 2)
 MODELS = tuple(EVERYTHING.models)
 PAIRS = tuple(itertools.combinations(MODELS, 2))
-BLANK = Prior(np.zeros(FEATURES), np.eye(FEATURES))  # where only the solo surfaces of a model are used
+# where only the solo surfaces of a model are used
+BLANK = Prior(np.zeros(FEATURES), np.eye(FEATURES))
 CANDIDATES = sorted({(p.batch, p.share) for m in EVERYTHING.models.values() for p in m.solo})
 
 
@@ -55,7 +59,8 @@ def has_batch(run: CoRun, batch: int | None) -> bool:
 
 
 def config(run: CoRun) -> Config:
-    """(batch of the first, of the second, share of the first in percent) of a run, as ``build.CO_RUNS`` has them."""
+    """(batch of the first, of the second, share of the first in percent) of a run, as
+    ``build.CO_RUNS`` has them."""
     first, second = run.tenants
     return first.batch, second.batch, round(first.share * 100)
 
@@ -80,19 +85,30 @@ class Errors:
     def row(self, *, bound: bool) -> str:
         e = np.array(self.error)
         size = np.abs(e)
-        figures = f"{100 * size.mean():7.2f} {100 * np.quantile(size, 0.95):7.2f} {100 * size.max():7.2f}"
+        figures = (
+            f"{100 * size.mean():7.2f} {100 * np.quantile(size, 0.95):7.2f} {100 * size.max():7.2f}"
+        )
         text = f"{len(e):6d} {figures} {100 * np.mean(e < -0.05):8.1f}"
-        return text + (f" {100 * np.mean(self.held):9.1f} {100 * np.mean(self.width):7.1f}" if bound else "         -       -")
+        return text + (
+            f" {100 * np.mean(self.held):9.1f} {100 * np.mean(self.width):7.1f}"
+            if bound
+            else "         -       -"
+        )
 
 
-HEAD = f"{'':42s} {'points':>6s} {'mean %':>7s} {'p95 %':>7s} {'max %':>7s} {'under %':>8s} {'covered %':>9s} {'bound %':>7s}"
+HEAD = (
+    f"{'':42s} {'points':>6s} {'mean %':>7s} {'p95 %':>7s} {'max %':>7s} {'under %':>8s} "
+    f"{'covered %':>9s} {'bound %':>7s}"
+)
 
 
 def show(name: str, errors: Errors, *, bound: bool) -> None:
     print(f"{name:42s} {errors.row(bound=bound)}", flush=True)
 
 
-def judge(model: PerformanceModel, runs: Sequence[CoRun], errors: Errors, level: float = LEVEL) -> None:
+def judge(
+    model: PerformanceModel, runs: Sequence[CoRun], errors: Errors, level: float = LEVEL
+) -> None:
     for run in runs:
         tenants = [Tenant(t.model, t.batch, t.share) for t in run.tenants]
         for t, p in zip(run.tenants, model.predict(tenants, level=level), strict=True):
@@ -104,8 +120,16 @@ def judge(model: PerformanceModel, runs: Sequence[CoRun], errors: Errors, level:
 
 def without_batch(profile: Profile, batch: int | None) -> Profile:
     """``profile`` with nothing measured at ``batch``, alone or together."""
-    models = {name: m.model_copy(update={"solo": tuple(p for p in m.solo if p.batch != batch)}) for name, m in profile.models.items()}
-    return profile.model_copy(update={"models": models, "co_runs": tuple(r for r in profile.co_runs if not has_batch(r, batch))})
+    models = {
+        name: m.model_copy(update={"solo": tuple(p for p in m.solo if p.batch != batch)})
+        for name, m in profile.models.items()
+    }
+    return profile.model_copy(
+        update={
+            "models": models,
+            "co_runs": tuple(r for r in profile.co_runs if not has_batch(r, batch)),
+        }
+    )
 
 
 def seen_without(batch: int | None) -> list[Observation]:
@@ -120,11 +144,14 @@ SEEN = {batch: seen_without(batch) for batch in (None, *BATCHES)}
 def prior_without(pair: Sequence[str], batch: int | None = None) -> Prior:
     """The prior of interference from the co-runs of all other pairs, none of them at ``batch``."""
     left_out = {MODELS.index(m) for m in pair}
-    return interference.estimate_prior([o for o in SEEN[batch] if {o.victim, o.neighbours[0].model} != left_out])
+    return interference.estimate_prior(
+        [o for o in SEEN[batch] if {o.victim, o.neighbours[0].model} != left_out]
+    )
 
 
 def solo_points(batch: int | None = None) -> tuple[tuple[int, float], ...]:
-    """The shipped solo points, or those the same design chooses among powers of two when one batch may not be used."""
+    """The shipped solo points, or those the same design chooses among powers of two when one batch
+    may not be used."""
     if batch is None:
         return build.SOLO_POINTS
     allowed = [c for c in CANDIDATES if c[0] in {1, *BATCHES} - {batch}]
@@ -140,7 +167,8 @@ Fit = Callable[[tuple[str, ...], int | None], PerformanceModel]
 
 
 def cheap(runs: Sequence[Config] | None = None, *, unseen: bool = False) -> Fit:
-    """igniterd's model from a cheap profile, for each test pair with a prior of the others; ``unseen``: no co-run at all."""
+    """igniterd's model from a cheap profile, for each test pair with a prior of the others;
+    ``unseen``: no co-run at all."""
 
     def fit(pair: tuple[str, ...], batch: int | None) -> PerformanceModel:
         chosen = () if unseen else (co_run_points(batch) if runs is None else runs)
@@ -149,11 +177,19 @@ def cheap(runs: Sequence[Config] | None = None, *, unseen: bool = False) -> Fit:
     return fit
 
 
-def tested(fit: Fit, *, used: Sequence[Config] = (), by_batch: bool = False, level: float = LEVEL) -> Errors:
+def tested(
+    fit: Fit, *, used: Sequence[Config] = (), by_batch: bool = False, level: float = LEVEL
+) -> Errors:
     """Errors over every pair of models, and every batch held out in turn when ``by_batch``."""
     errors = Errors.none()
     for pair, batch in itertools.product(PAIRS, BATCHES if by_batch else (None,)):
-        runs = [r for r in RUNS if pair_of(r) == pair and config(r) not in used and (batch is None or has_batch(r, batch))]
+        runs = [
+            r
+            for r in RUNS
+            if pair_of(r) == pair
+            and config(r) not in used
+            and (batch is None or has_batch(r, batch))
+        ]
         judge(fit(pair, batch), runs, errors, level)
     return errors
 
@@ -166,21 +202,33 @@ def fifths() -> Iterator[tuple[tuple[CoRun, ...], tuple[CoRun, ...]]]:
     """(fitted, tested) co-runs, five times, drawn once with a fixed seed."""
     part = np.random.default_rng(1).permutation(np.arange(len(RUNS)) % 5)
     for k in range(5):
-        yield tuple(r for r, p in zip(RUNS, part, strict=True) if p != k), tuple(r for r, p in zip(RUNS, part, strict=True) if p == k)
+        yield (
+            tuple(r for r, p in zip(RUNS, part, strict=True) if p != k),
+            tuple(r for r, p in zip(RUNS, part, strict=True) if p == k),
+        )
 
 
 def whole_table_most_runs() -> Errors:
     errors = Errors.none()
     for fitted, left in fifths():
         profile = EVERYTHING.model_copy(update={"co_runs": fitted})
-        prior = interference.estimate_prior(observations(profile, OwnModel(EVERYTHING.model_copy(update={"co_runs": ()}), BLANK)))
+        prior = interference.estimate_prior(
+            observations(profile, OwnModel(EVERYTHING.model_copy(update={"co_runs": ()}), BLANK))
+        )
         judge(OwnModel(profile, prior), left, errors)
     return errors
 
 
 def nested() -> Errors:
-    """The co-runs to measure chosen, for every pair, by what would have been best for the other pairs."""
-    mirrored = [((a, b, s), (b, a, 100 - s)) for a in BATCHES for b in BATCHES if a < b for s in (20, 40, 50, 60, 80)]
+    """The co-runs to measure chosen, for every pair, by what would have been best for the other
+    pairs."""
+    mirrored = [
+        ((a, b, s), (b, a, 100 - s))
+        for a in BATCHES
+        for b in BATCHES
+        if a < b
+        for s in (20, 40, 50, 60, 80)
+    ]
     found: dict[tuple[object, ...], Errors] = {}
     for chosen, pair in itertools.product(mirrored, PAIRS):
         found[chosen, pair] = Errors.none()
@@ -205,23 +253,39 @@ def stripped(profile: Profile) -> Profile:
     bare = {"l2_pct": None, "dram_pct": None, "power_w": None, "clock_mhz": None}
     models = {
         name: m.model_copy(
-            update={"solo": tuple(p.model_copy(update=bare) for p in m.solo), "igniter": None, "gap_ms": None, "kernels": None}
+            update={
+                "solo": tuple(p.model_copy(update=bare) for p in m.solo),
+                "igniter": None,
+                "gap_ms": None,
+                "kernels": None,
+            }
         )
         for name, m in profile.models.items()
     }
-    plain = profile.board.model_copy(update={"copies": (), "max_clock_mhz": None, "power_limit_w": None, "idle_power_w": None})
+    plain = profile.board.model_copy(
+        update={"copies": (), "max_clock_mhz": None, "power_limit_w": None, "idle_power_w": None}
+    )
     return profile.model_copy(update={"models": models, "board": plain})
 
 
 def nvml_only(pair: tuple[str, ...], batch: int | None) -> PerformanceModel:
-    return OwnModel(stripped(build.profile(solo_points(batch), co_run_points(batch))), prior_without(pair, batch))
+    return OwnModel(
+        stripped(build.profile(solo_points(batch), co_run_points(batch))),
+        prior_without(pair, batch),
+    )
 
 
 def other_models_only(pair: tuple[str, ...], batch: int | None) -> PerformanceModel:
-    """No co-run, and a prior mean from the one pair that has neither model; the spread is that of the pairs left by ``prior_without``."""
+    """No co-run, and a prior mean from the one pair that has neither model; the spread is that of
+    the pairs left by ``prior_without``."""
     rest = {MODELS.index(m) for m in MODELS if m not in pair}
-    few = interference.estimate_prior([o for o in SEEN[batch] if {o.victim, o.neighbours[0].model} == rest])
-    return OwnModel(build.profile(solo_points(batch), ()), Prior(few.mean, prior_without(pair, batch).covariance))
+    few = interference.estimate_prior(
+        [o for o in SEEN[batch] if {o.victim, o.neighbours[0].model} == rest]
+    )
+    return OwnModel(
+        build.profile(solo_points(batch), ()),
+        Prior(few.mean, prior_without(pair, batch).covariance),
+    )
 
 
 def solo_accuracy() -> Errors:
@@ -239,13 +303,16 @@ def solo_accuracy() -> Errors:
 
 
 def regression_rows(runs: Sequence[CoRun]) -> tuple[F64, F64, F64]:
-    """Features (n, 5): one, own and neighbour's L2 and DRAM use; solo latency (n,) as measured; latency beside the neighbour (n,)."""
+    """Features (n, 5): one, own and neighbour's L2 and DRAM use; solo latency (n,) as measured;
+    latency beside the neighbour (n,)."""
     solo = {(name, p.batch, p.share): p for name, m in EVERYTHING.models.items() for p in m.solo}
     features, alone, measured = [], [], []
     for run in runs:
         for me, other in itertools.permutations(run.tenants, 2):
             a, b = solo[me.model, me.batch, me.share], solo[other.model, other.batch, other.share]
-            features.append([1.0, *(float(x or 0) for x in (a.l2_pct, b.l2_pct, a.dram_pct, b.dram_pct))])
+            features.append(
+                [1.0, *(float(x or 0) for x in (a.l2_pct, b.l2_pct, a.dram_pct, b.dram_pct))]
+            )
             alone.append(a.latency_ms)
             measured.append(me.latency_ms)
     return np.array(features), np.array(alone), np.array(measured)
@@ -266,9 +333,20 @@ def regression_split(*, by_pair: bool, by_batch: bool) -> Errors:
         for fitted, left in fifths():
             regression(fitted, left, errors)
         return errors
-    for pair, batch in itertools.product(PAIRS if by_pair else (None,), BATCHES if by_batch else (None,)):
-        left = [r for r in RUNS if (pair is None or pair_of(r) == pair) and (batch is None or has_batch(r, batch))]
-        fitted = [r for r in RUNS if not (pair is not None and pair_of(r) == pair) and not (batch is not None and has_batch(r, batch))]
+    for pair, batch in itertools.product(
+        PAIRS if by_pair else (None,), BATCHES if by_batch else (None,)
+    ):
+        left = [
+            r
+            for r in RUNS
+            if (pair is None or pair_of(r) == pair) and (batch is None or has_batch(r, batch))
+        ]
+        fitted = [
+            r
+            for r in RUNS
+            if not (pair is not None and pair_of(r) == pair)
+            and not (batch is not None and has_batch(r, batch))
+        ]
         regression(fitted, left, errors)
     return errors
 
@@ -277,24 +355,41 @@ def regression_split(*, by_pair: bool, by_batch: bool) -> Errors:
 
 
 def igniter(used: Sequence[Config], *, by_batch: bool) -> Errors:
-    """The published model is fitted from batches 1, 16 and 32 alone and a copy of itself; the splits only choose what it is tested on."""
+    """The published model is fitted from batches 1, 16 and 32 alone and a copy of itself; the
+    splits only choose what it is tested on."""
     fitted = load_model(build.profile(), "igniter")
     return tested(lambda _pair, _batch: fitted, used=used, by_batch=by_batch)
 
 
 def main() -> None:
-    print(f"V100, co-runs of four CNNs in pairs; bounds at {100 * LEVEL:g} %. under: predicted more than 5 % too low.\n")
+    print(
+        f"V100, co-runs of four CNNs in pairs; bounds at {100 * LEVEL:g} %. under: predicted "
+        "more than 5 % too low.\n"
+    )
     used = tuple((int(a), int(b), float(s)) for a, b, s in build.CO_RUNS)
-    splits = {"points": (False, False), "batch": (False, True), "pair": (True, False), "both": (True, True)}
+    splits = {
+        "points": (False, False),
+        "batch": (False, True),
+        "pair": (True, False),
+        "both": (True, True),
+    }
     for split, (by_pair, by_batch) in splits.items():
         print(f"{split:42s}" + HEAD[42:])
         skip = used if split == "points" else ()
         show("  igniterd", tested(cheap(unseen=by_pair), used=skip, by_batch=by_batch), bound=True)
         show("  published (iGniter)", igniter(skip, by_batch=by_batch), bound=False)
-        show("  gpu-lets+ regression, whole solo table", regression_split(by_pair=by_pair, by_batch=by_batch), bound=False)
+        show(
+            "  gpu-lets+ regression, whole solo table",
+            regression_split(by_pair=by_pair, by_batch=by_batch),
+            bound=False,
+        )
     print(f"\n{'igniterd, variants (points)':42s}" + HEAD[42:])
     show("  no L2, DRAM, power or clock figures", tested(nvml_only, used=used), bound=True)
-    show("  one co-run a pair, not an ordered pair", tested(cheap([(4, 8, 50)]), used=[(4, 8, 50.0)]), bound=True)
+    show(
+        "  one co-run a pair, not an ordered pair",
+        tested(cheap([(4, 8, 50)]), used=[(4, 8, 50.0)]),
+        bound=True,
+    )
     show("  co-runs chosen on the other pairs", nested(), bound=True)
     show("  no co-runs; prior: pairs of the others", tested(cheap(unseen=True)), bound=True)
     show("  no co-runs; prior: models not in the pair", tested(other_models_only), bound=True)
@@ -304,9 +399,17 @@ def main() -> None:
     print("\ncovered %, at a nominal" + "".join(f"{100 * level:10g}" for level in LEVELS))
     for name, (unseen, by_batch) in splits.items():
         found = [
-            tested(cheap(unseen=unseen), used=used if name == "points" else (), by_batch=by_batch, level=level).held for level in LEVELS
+            tested(
+                cheap(unseen=unseen),
+                used=used if name == "points" else (),
+                by_batch=by_batch,
+                level=level,
+            ).held
+            for level in LEVELS
         ]
-        print(f"  {name:21s}" + "".join(f"{100 * np.mean(held):10.1f}" for held in found), flush=True)
+        print(
+            f"  {name:21s}" + "".join(f"{100 * np.mean(held):10.1f}" for held in found), flush=True
+        )
 
 
 if __name__ == "__main__":

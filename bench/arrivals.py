@@ -1,11 +1,14 @@
-"""How quickly and how quietly the arrival rate is followed: igniterd's estimator against plain moving averages.
+"""How quickly and how quietly the arrival rate is followed: igniterd's estimator against plain
+moving averages.
 
     python bench/arrivals.py [--seeds 40] [--plot arrivals.png]
 
-Counts of one second are drawn from known rates. ``delay``: seconds from a step until the estimate stays within 10 % of the new rate
-for 5 s (a window's own second included). ``overshoot``: the largest excess over the new rate after that, in the 40 s that follow.
-``error``: root mean square of estimate / true rate - 1. ``covered``: how often the upper quantile (0.9) was not below the mean of the
-true rate over the coming 8 s; ``margin``: its mean excess over that. Medians over the seeds unless said otherwise.
+Counts of one second are drawn from known rates. ``delay``: seconds from a step until the estimate
+stays within 10 % of the new rate for 5 s (a window's own second included). ``overshoot``: the
+largest excess over the new rate after that, in the 40 s that follow. ``error``: root mean square of
+estimate / true rate - 1. ``covered``: how often the upper quantile (0.9) was not below the mean of
+the true rate over the coming 8 s; ``margin``: its mean excess over that. Medians over the seeds
+unless said otherwise.
 """
 
 from __future__ import annotations
@@ -79,7 +82,13 @@ class Trace:
     upper: F64
 
 
-def traced(make: Callable[[], Estimator], true: F64, seeds: int, dispersion: float = 1.0, first_seed: int = FIRST_SEED) -> Trace:
+def traced(
+    make: Callable[[], Estimator],
+    true: F64,
+    seeds: int,
+    dispersion: float = 1.0,
+    first_seed: int = FIRST_SEED,
+) -> Trace:
     now, upper = np.empty((seeds, true.size)), np.empty((seeds, true.size))
     for seed in range(seeds):
         rng = np.random.default_rng(first_seed + seed)
@@ -116,7 +125,8 @@ def covered(trace: Trace, since: int, until: int | None = None) -> tuple[float, 
 
 
 def delays(trace: Trace, step_at: int) -> F64:
-    """Seconds after the step until the estimate is, and for 5 s stays, within 10 % of the new rate; each seed."""
+    """Seconds after the step until the estimate is, and for 5 s stays, within 10 % of the new rate;
+    each seed."""
     new = trace.true[step_at]
     near = np.abs(trace.now[:, step_at:] / new - 1) <= WITHIN
     out = np.full(near.shape[0], np.nan)
@@ -140,7 +150,8 @@ def overshoots(trace: Trace, step_at: int, up: bool) -> F64:
 def steady(seeds: int) -> None:
     print("\nSteady traffic, 600 s: quiet?")
     print(
-        f"  {'rate/s':>12} {'':<14}{'error':>8}{'covered':>9}{'margin':>8}{'largest':>9}   (largest: |estimate / rate - 1|, median of runs)"
+        f"  {'rate/s':>12} {'':<14}{'error':>8}{'covered':>9}{'margin':>8}{'largest':>9}   "
+        "(largest: |estimate / rate - 1|, median of runs)"
     )
     for rate, dispersion in ((20.0, 1.0), (75.0, 1.0), (300.0, 1.0), (1000.0, 1.0), (300.0, 4.0)):
         true = np.full(600, rate)
@@ -149,32 +160,53 @@ def steady(seeds: int) -> None:
             cover, margin = covered(t, 60)
             worst = float(np.median(np.abs(t.now[:, 60:] / rate - 1).max(axis=1)))
             label = f"{rate:g}" + (f" (x{dispersion:g})" if dispersion != 1 else "")
-            print(f"  {label:>12} {name:<14}{error(t, 60):>8.1%}{cover:>9.1%}{margin:>8.1%}{worst:>9.1%}")
+            print(
+                f"  {label:>12} "
+                f"{name:<14}{error(t, 60):>8.1%}{cover:>9.1%}{margin:>8.1%}{worst:>9.1%}"
+            )
     print("  (xN): counts with N times the variance of a Poisson process")
 
 
 def steps(seeds: int) -> None:
     print("\nSteps at 120 s: quick?")
-    print(f"  {'step':>14} {'':<14}{'delay':>8}{'p90':>7}{'overshoot':>11}{'p90':>8}{'upper':>9}{'p90':>8}")
-    for before, after in ((300, 450), (300, 360), (300, 900), (75, 150), (150, 75), (20, 60), (0, 100)):
+    print(
+        f"  {'step':>14} "
+        f"{'':<14}{'delay':>8}{'p90':>7}{'overshoot':>11}{'p90':>8}{'upper':>9}{'p90':>8}"
+    )
+    for before, after in (
+        (300, 450),
+        (300, 360),
+        (300, 900),
+        (75, 150),
+        (150, 75),
+        (20, 60),
+        (0, 100),
+    ):
         true = np.concatenate([np.full(120, float(before)), np.full(60, float(after))])
         for name, make in ESTIMATORS.items():
             t = traced(make, true, seeds)
             wait, over = delays(t, 120), overshoots(t, 120, after > before)
             highest = (t.upper[:, 121:160] / after - 1).max(axis=1)
             print(
-                f"  {before:>6} -> {after:<4} {name:<14}{np.median(wait):>6.0f} s{np.quantile(wait, 0.9):>5.0f} s"
-                f"{np.median(over):>11.1%}{np.quantile(over, 0.9):>8.1%}{np.median(highest):>9.0%}{np.quantile(highest, 0.9):>8.0%}"
+                f"  {before:>6} -> {after:<4} {name:<14}{np.median(wait):>6.0f} "
+                f"s{np.quantile(wait, 0.9):>5.0f} s"
+                f"{np.median(over):>11.1%}{np.quantile(over, 0.9):>8.1%}{np.median(highest):>9.0%}{np.quantile(highest, 0.9):>8.0%}"  # noqa: E501
             )
-    print("  (upper: the highest excess of the upper quantile over the new rate, from the second second on)")
+    print(
+        "  (upper: the highest excess of the upper quantile over the new rate, from the second "
+        "second on)"
+    )
 
 
 def settling(seeds: int) -> None:
     print(
-        "\nThe upper quantile over the new rate in the 30 s after a step (plans are made for it; what grows late asks for a second reload)"
+        "\nThe upper quantile over the new rate in the 30 s after a step (plans are made for it; "
+        "what grows late asks for a second reload)"
     )
     print(
-        f"  {'step':>14}" + "".join(f"{f'{s} s':>8}" for s in (1, 2, 3, 5, 10, 30)) + f"{'short at 3 s':>14}{'late growth':>13}{'p90':>6}"
+        f"  {'step':>14}"
+        + "".join(f"{f'{s} s':>8}" for s in (1, 2, 3, 5, 10, 30))
+        + f"{'short at 3 s':>14}{'late growth':>13}{'p90':>6}"
     )
     for before in (25.0, 50.0, 100.0, 200.0, 400.0):
         for factor in (1.5, 2.0, 0.5):
@@ -182,14 +214,25 @@ def settling(seeds: int) -> None:
             t = traced(Ours, np.concatenate([np.full(120, before), np.full(60, after)]), seeds)
             upper = t.upper[:, 120:150] / after
             late = upper[:, 3:].max(axis=1) / upper[:, 3] - 1
-            medians = "".join(f"{np.median(upper[:, s - 1]) - 1:>+8.0%}" for s in (1, 2, 3, 5, 10, 30))
+            medians = "".join(
+                f"{np.median(upper[:, s - 1]) - 1:>+8.0%}" for s in (1, 2, 3, 5, 10, 30)
+            )
             short = float((upper[:, 2] < 1).mean())
-            print(f"  {before:>6g} -> {after:<5g}{medians}{short:>14.0%}{np.median(late):>13.0%}{np.quantile(late, 0.9):>6.0%}")
-    print("  (medians; short at 3 s: runs whose upper quantile is below the new rate then; late growth: after the 4th second)")
+            print(
+                f"  {before:>6g} -> "
+                f"{after:<5g}{medians}{short:>14.0%}{np.median(late):>13.0%}{np.quantile(late, 0.9):>6.0%}"  # noqa: E501
+            )
+    print(
+        "  (medians; short at 3 s: runs whose upper quantile is below the new rate then; late "
+        "growth: after the 4th second)"
+    )
 
 
 def ramps(seeds: int) -> None:
-    print("\nRamps for 60 s from 120 s on, then level: lag while it lasts, and overshoot after its end")
+    print(
+        "\nRamps for 60 s from 120 s on, then level: lag while it lasts, and overshoot after its "
+        "end"
+    )
     print(f"  {'ramp':>20} {'':<14}{'lag':>8}{'covered':>9}{'overshoot':>11}{'p90':>8}")
     for rate, slope in ((300.0, 0.002), (300.0, 0.01), (300.0, 0.03), (75.0, 0.01), (300.0, -0.01)):
         t_s = np.arange(240) + 0.5
@@ -207,7 +250,10 @@ def ramps(seeds: int) -> None:
 
 
 def spikes(seeds: int) -> None:
-    print("\nSpikes of 3 s to three times 300/s at 120 s: highest estimate, and seconds after its end until it is back within 10 %")
+    print(
+        "\nSpikes of 3 s to three times 300/s at 120 s: highest estimate, and seconds after its "
+        "end until it is back within 10 %"
+    )
     print(f"  {'':<14}{'highest':>9}{'back':>8}{'p90':>7}")
     true = np.full(240, 300.0)
     true[120:123] = 900.0
@@ -215,12 +261,13 @@ def spikes(seeds: int) -> None:
         t = traced(make, true, seeds)
         wait = delays(t, 123)
         print(
-            f"  {name:<14}{np.median(t.now[:, 120:130].max(axis=1)) / 300:>8.2f}x{np.median(wait):>6.0f} s{np.quantile(wait, 0.9):>5.0f} s"
+            f"  {name:<14}{np.median(t.now[:, 120:130].max(axis=1)) / 300:>8.2f}x{np.median(wait):>6.0f} s{np.quantile(wait, 0.9):>5.0f} s"  # noqa: E501
         )
 
 
 def a_day(job: bool = True) -> F64:
-    """A day of second-by-second rates: a night, a day, an evening peak, a job at nine o'clock sharp."""
+    """A day of second-by-second rates: a night, a day, an evening peak, a job at nine o'clock
+    sharp."""
     t = np.arange(86_400) + 0.5
     h = t / 3600
     base = 60 + 180 * np.exp(-((h - 13) ** 2) / 12) + 160 * np.exp(-((h - 20.5) ** 2) / 2.5)
@@ -228,7 +275,10 @@ def a_day(job: bool = True) -> F64:
 
 
 def day() -> None:
-    print("\nA day's cycle (night 60/s, peak about 250/s, a job of 200/s from 9:00 to 9:15), three seeds, nothing known of other days")
+    print(
+        "\nA day's cycle (night 60/s, peak about 250/s, a job of 200/s from 9:00 to 9:15), three "
+        "seeds, nothing known of other days"
+    )
     print(f"  {'':<14}{'error':>8}{'covered':>9}{'margin':>8}")
     true = a_day()
     for name, make in ESTIMATORS.items():
@@ -244,14 +294,24 @@ DAY_SPREAD = 0.05  # of the days' rates
 
 def days(seeds: int = 2) -> None:
     """What is known from other days, as the daemon uses it: see ``igniterd.estimate``."""
-    print(f"\n{LEARNT_DAYS} such days (rates of a day vary by {DAY_SPREAD:.0%}), then one more and one without the job, {seeds} seeds")
+    print(
+        f"\n{LEARNT_DAYS} such days (rates of a day vary by {DAY_SPREAD:.0%}), then one more and "
+        f"one without the job, {seeds} seeds"
+    )
     rows: dict[str, list[list[float]]] = {}
     for seed in range(seeds):
         rng = np.random.default_rng(FIRST_SEED + seed)
-        true = np.concatenate([a_day(job) * rng.lognormal(0, DAY_SPREAD) for job in [True] * (LEARNT_DAYS + 1) + [False]])
+        true = np.concatenate(
+            [
+                a_day(job) * rng.lognormal(0, DAY_SPREAD)
+                for job in [True] * (LEARNT_DAYS + 1) + [False]
+            ]
+        )
         counts = rng.poisson(true)
         ours, average, rate, daily = Ours(), MovingAverage(15), Rate(), Daily()
-        found = np.empty((5, true.size))  # upper with and without other days, the average's; what is remembered for idle models, both ways
+        # upper with and without other days, the average's; what is remembered for idle models, both
+        # ways
+        found = np.empty((5, true.size))
         for i, n in enumerate(counts):
             now, plain = ours.seen(i + 1.0, int(n))
             wall = i + 1.0
@@ -264,21 +324,37 @@ def days(seeds: int = 2) -> None:
                 max(rate.peak_per_s, usual),
                 rate.peak_per_s,
             )
-        for name, upper in zip(("igniterd, with other days", "igniterd, this day alone", "average 15 s"), found[:3], strict=True):
+        for name, upper in zip(
+            ("igniterd, with other days", "igniterd, this day alone", "average 15 s"),
+            found[:3],
+            strict=True,
+        ):
             rows.setdefault(name, []).append(_around_the_job(upper, true))
         for name, kept in zip(("of other days too", "of this day alone"), found[3:], strict=True):
             rows.setdefault(name, []).append(_remembered(kept, true))
-    print(f"  {'':<28}{'enough from':>12}{'too little':>12}{'too much before':>17}{'when no job comes':>19}{'covered':>9}{'margin':>8}")
+    print(
+        f"  {'':<28}{'enough from':>12}{'too little':>12}{'too much before':>17}{'when no job comes':>19}{'covered':>9}{'margin':>8}"  # noqa: E501
+    )
     for name in list(rows)[:3]:
         at, less, before, wrong, cover, margin = np.mean(rows[name], axis=0)
-        print(f"  {name:<28}{at:>+10.0f} s{less:>10.1f} s{before:>15.1f} s{wrong:>17.1f} s{cover:>9.1%}{margin:>8.1%}")
-    print("  (enough from: when the upper quantile first reaches the job's rate less 5 %, seconds from nine; too little, too much: its")
+        print(
+            f"  {name:<28}{at:>+10.0f} s{less:>10.1f} s{before:>15.1f} s{wrong:>17.1f} "
+            f"s{cover:>9.1%}{margin:>8.1%}"
+        )
     print(
-        "   distance from the true rate, in seconds of the job's rate, the minute before and after nine; covered, margin: of the whole day)"
+        "  (enough from: when the upper quantile first reaches the job's rate less 5 %, seconds "
+        "from nine; too little, too much: its"
+    )
+    print(
+        "   distance from the true rate, in seconds of the job's rate, the minute before and "
+        "after nine; covered, margin: of the whole day)"
     )
     for name in list(rows)[3:]:
         cover, margin = np.mean(rows[name], axis=0)
-        print(f"  what an idle model keeps ready for, {name}: enough for the next quarter of an hour {cover:.1%}, mean excess {margin:.0%}")
+        print(
+            f"  what an idle model keeps ready for, {name}: enough for the next quarter of an "
+            f"hour {cover:.1%}, mean excess {margin:.0%}"
+        )
 
 
 def _around_the_job(upper: F64, true: F64) -> list[float]:
@@ -291,11 +367,19 @@ def _around_the_job(upper: F64, true: F64) -> list[float]:
     without = slice(at + 86_400 - 60, at + 86_400 + 60)
     wrong = float(np.clip(upper[without] - true[without], 0, None).sum() / job)
     wanted = ahead(true[day])
-    return [float(first), less, before, wrong, float((upper[day] >= wanted).mean()), float((upper[day] / wanted - 1).mean())]
+    return [
+        float(first),
+        less,
+        before,
+        wrong,
+        float((upper[day] >= wanted).mean()),
+        float((upper[day] / wanted - 1).mean()),
+    ]
 
 
 def _remembered(kept: F64, true: F64) -> list[float]:
-    """Of every quarter of an hour of the day after the learnt ones: whether its highest rate was kept ready for as it began."""
+    """Of every quarter of an hour of the day after the learnt ones: whether its highest rate was
+    kept ready for as it began."""
     begins = LEARNT_DAYS * 86_400 + np.arange(96) * 900
     highest = np.array([true[b : b + 900].max() for b in begins])
     ready = kept[begins - 1]
@@ -331,7 +415,14 @@ def plot(path: Path) -> None:
             t = traced(ESTIMATORS[name], true, 1)
             axis.plot(t_s + 0.5, t.now[0], color=colour, lw=1.2, label=name)
             if name == "igniterd":
-                axis.fill_between(t_s + 0.5, t.now[0], t.upper[0], color=colour, alpha=0.2, label=f"up to its upper quantile ({LEVEL:g})")
+                axis.fill_between(
+                    t_s + 0.5,
+                    t.now[0],
+                    t.upper[0],
+                    color=colour,
+                    alpha=0.2,
+                    label=f"up to its upper quantile ({LEVEL:g})",
+                )
         axis.set(title=title, xlabel="s", ylabel="requests/s", xlim=(60, 200), ylim=(0, None))
     axes[0, 0].legend(loc="lower right")
     figure.savefig(path, dpi=110)
@@ -339,11 +430,16 @@ def plot(path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument("--plot", type=Path, help="also draw examples into this PNG")
     asked = parser.parse_args()
-    print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {asked.seeds} seeds")
+    print(
+        f"machine: {platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}; {asked.seeds} seeds"
+    )
     steady(asked.seeds)
     steps(asked.seeds)
     settling(asked.seeds)

@@ -1,16 +1,19 @@
-"""How well the bias of service times is learnt from live windows: error of the mean, and coverage of the upper bound.
+"""How well the bias of service times is learnt from live windows: error of the mean, and coverage
+of the upper bound.
 
     python bench/calibrate.py [--seeds 60] [--plot calibrate.png]
 
-Part one: made-up models whose true bias is known, a window a second, gamma executions (coefficient of variation 0.1) and a window
-scatter that the estimator is not told. ``error``: root mean square of learnt / true - 1 at the batches executed; ``covered`` and
-``margin``: how often the bound (0.95) is above the mean service time of the next window, and its mean excess; ``by batch``: the same of
+Part one: made-up models whose true bias is known, a window a second, gamma executions (coefficient
+of variation 0.1) and a window scatter that the estimator is not told. ``error``: root mean square
+of learnt / true - 1 at the batches executed; ``covered`` and ``margin``: how often the bound (0.95)
+is above the mean service time of the next window, and its mean excess; ``by batch``: the same of
 every batch size by itself, with the bound that plans are made with.
 
-Part two: the measured V100 tables against igniterd's model (its own profile points): a model runs at one operating point, then
-plans are made for another. How often is the true mean service time below the bound, and how wide is the bound, without live data
-and with it? Constants were set with all four
-models' residuals in view, so this part shows how it works on known data; it is no held-out test.
+Part two: the measured V100 tables against igniterd's model (its own profile points): a model runs
+at one operating point, then plans are made for another. How often is the true mean service time
+below the bound, and how wide is the bound, without live data and with it? Constants were set with
+all four models' residuals in view, so this part shows how it works on known data; it is no held-out
+test.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ CV = 0.1
 
 @dataclass(frozen=True)
 class Scenario:
-    """``bias(t)`` multiplies true service times at time t; ``odd(t)`` only what window t measures; ``executions(t)`` a window."""
+    """``bias(t)`` multiplies true service times at time t; ``odd(t)`` only what window t measures;
+    ``executions(t)`` a window."""
 
     name: str
     bias: Callable[[float], float]
@@ -54,10 +58,15 @@ class Scenario:
     def of_batches(self, rng: np.random.Generator) -> list[float]:
         """What multiplies the bias at each of ``SIZES``."""
         off = rng.normal(0, self.spread, len(SIZES)) if self.spread else np.zeros(len(SIZES))
-        return [(b / 4) ** (self.tilt / math.log(2)) * math.exp(x) for b, x in zip(SIZES, off - off.mean(), strict=True)]
+        return [
+            (b / 4) ** (self.tilt / math.log(2)) * math.exp(x)
+            for b, x in zip(SIZES, off - off.mean(), strict=True)
+        ]
 
 
-def windows(scenario: Scenario, rng: np.random.Generator, shape: list[float]) -> Iterator[tuple[float, float, list[Measured]]]:
+def windows(
+    scenario: Scenario, rng: np.random.Generator, shape: list[float]
+) -> Iterator[tuple[float, float, list[Measured]]]:
     for t in range(scenario.seconds):
         total = scenario.executions(t)
         counts = rng.multinomial(total, np.full(len(SIZES), 1 / len(SIZES)))
@@ -65,7 +74,11 @@ def windows(scenario: Scenario, rng: np.random.Generator, shape: list[float]) ->
         yield (
             float(t),
             common,
-            [Measured(b, int(n), common * k * rng.gamma(n / CV**2, CV**2 / n)) for b, n, k in zip(SIZES, counts, shape, strict=True) if n],
+            [
+                Measured(b, int(n), common * k * rng.gamma(n / CV**2, CV**2 / n))
+                for b, n, k in zip(SIZES, counts, shape, strict=True)
+                if n
+            ],
         )
 
 
@@ -76,9 +89,15 @@ SCENARIOS = (
     Scenario("single batch sizes off by 3 %", lambda _: 1.0, spread=0.03),
     Scenario("drifts +10 % in 3 minutes", lambda t: 1 + 0.1 * t / 180),
     Scenario("wanders by 5 % (60 s)", lambda t: 1 + 0.05 * math.sin(t / 60 * 2 * math.pi)),
-    Scenario("one window in 20 is 3 x as slow", lambda _: 1.0, odd=lambda t: 3.0 if t % 20 == 7 else 1.0),
+    Scenario(
+        "one window in 20 is 3 x as slow", lambda _: 1.0, odd=lambda t: 3.0 if t % 20 == 7 else 1.0
+    ),
     Scenario("6 executions a window", lambda _: 0.93, executions=lambda _: 6, since=60),
-    Scenario("reload every 30 s, 2 x for a second", lambda _: 1.05, odd=lambda t: 2.0 if t % 30 == 1 else 1.0),
+    Scenario(
+        "reload every 30 s, 2 x for a second",
+        lambda _: 1.05,
+        odd=lambda t: 2.0 if t % 30 == 1 else 1.0,
+    ),
     Scenario("twice as fast from 120 s on", lambda t: 1.0 if t < 120 else 0.5, since=130),
     Scenario("30 % slower from 120 s on", lambda t: 1.0 if t < 120 else 1.3, since=130),
 )
@@ -86,7 +105,8 @@ SCENARIOS = (
 
 @dataclass(frozen=True)
 class Found:
-    """Of one scenario: errors of what is learnt and of windows' own ratios, how often bounds held, by how much, changes noticed (s)."""
+    """Of one scenario: errors of what is learnt and of windows' own ratios, how often bounds held,
+    by how much, changes noticed (s)."""
 
     error: float
     raw: float
@@ -109,7 +129,9 @@ def run(scenario: Scenario, seeds: int) -> Found:
                 covered.append(common <= bias.upper(LEVEL))
                 margins.append(bias.upper(LEVEL) / common - 1)
                 width = bound(bias.learnt.sd, LEVEL)
-                by_batch += [common * k <= bias.at(b) * width for b, k in zip(SIZES, shape, strict=True)]
+                by_batch += [
+                    common * k <= bias.at(b) * width for b, k in zip(SIZES, shape, strict=True)
+                ]
             bias, changed = learnt(bias, t, measured, Point(0.5))
             noticed += [int(t)] if changed else []
             if t >= scenario.since:
@@ -118,16 +140,27 @@ def run(scenario: Scenario, seeds: int) -> Found:
                 raw += [m.ratio / true[m.batch] - 1 for m in measured]
                 sds.append(bias.sd)
     rms = [float(np.sqrt(np.mean(np.square(x)))) for x in (errors, raw)]
-    return Found(*rms, float(np.mean(covered)), float(np.mean(margins)), float(np.mean(by_batch)), float(np.mean(sds)), noticed)
+    return Found(
+        *rms,
+        float(np.mean(covered)),
+        float(np.mean(margins)),
+        float(np.mean(by_batch)),
+        float(np.mean(sds)),
+        noticed,
+    )
 
 
 def made_up(seeds: int) -> None:
     print(f"\nMade-up models, {seeds} seeds (scatter of a window {SCATTER:.1%}, {LEVEL:.0%} bound)")
-    print(f"  {'':<38}{'error':>7}{'window':>8}{'covered':>9}{'margin':>8}{'by batch':>10}{'sd':>7}  changes noticed")
+    print(
+        f"  {'':<38}{'error':>7}{'window':>8}{'covered':>9}{'margin':>8}{'by batch':>10}{'sd':>7}  changes noticed"  # noqa: E501
+    )
     for scenario in SCENARIOS:
         found = run(scenario, seeds)
-        said = f"{len(found.noticed) / seeds:.2f} a run" + (f", the first at {np.median(found.noticed):.0f} s" if found.noticed else "")
-        figures = f"{found.error:>7.1%}{found.raw:>8.1%}{found.covered:>9.1%}{found.margin:>8.1%}{found.by_batch:>10.1%}{found.sd:>7.3f}"
+        said = f"{len(found.noticed) / seeds:.2f} a run" + (
+            f", the first at {np.median(found.noticed):.0f} s" if found.noticed else ""
+        )
+        figures = f"{found.error:>7.1%}{found.raw:>8.1%}{found.covered:>9.1%}{found.margin:>8.1%}{found.by_batch:>10.1%}{found.sd:>7.3f}"  # noqa: E501
         print(f"  {scenario.name:<38}{figures}  {said}")
     print("  (window: the error of taking each window's ratio as it is)")
 
@@ -135,7 +168,15 @@ def made_up(seeds: int) -> None:
 # ---------------------------------------------------------------- the measured tables
 
 Near = tuple[tuple[str, int, float], ...]  # model, batch, share of each neighbour
-PLACES = [(0.2, ()), (0.3, ("a",)), (0.4, ()), (0.5, ("b",)), (0.6, ("a",)), (0.3, ("a", "b")), (0.8, ())]
+PLACES = [
+    (0.2, ()),
+    (0.3, ("a",)),
+    (0.4, ()),
+    (0.5, ("b",)),
+    (0.6, ("a",)),
+    (0.3, ("a", "b")),
+    (0.8, ()),
+]
 
 
 def tables(models: tuple[str, ...], label: str) -> None:
@@ -143,11 +184,20 @@ def tables(models: tuple[str, ...], label: str) -> None:
     rows: dict[str, list[tuple[float, ...]]] = {}
     for me in models:
         others = [m for m in model.models if m != me]
-        places = [(s, tuple((others[ord(x) - ord("a")], 4, round((1 - s) / len(near), 4)) for x in near)) for s, near in PLACES]
+        places = [
+            (s, tuple((others[ord(x) - ord("a")], 4, round((1 - s) / len(near), 4)) for x in near))
+            for s, near in PLACES
+        ]
         for i, (share, near) in enumerate(places):
             bias = _lived(truth, model, me, share, near)
             for j, (then, beside) in enumerate(places):
-                kind = "same place" if i == j else "same neighbours, other share" if near == beside else "other neighbours"
+                kind = (
+                    "same place"
+                    if i == j
+                    else "same neighbours, other share"
+                    if near == beside
+                    else "other neighbours"
+                )
                 rows.setdefault(kind, []).extend(_bounds(truth, model, me, bias, then, beside))
     print(f"\n{label}: true mean service time of batches 1 to 8 against the bound ({LEVEL:.0%})")
     print(f"  {'planned for':<32}{'model alone':>24}{'with live data':>26}{'error':>9}{'live':>7}")
@@ -173,12 +223,17 @@ def _lived(truth: Truth, model: PerformanceModel, me: str, share: float, near: N
     bias, point = Bias(), Point(share, sum(t.share for t in tenants))
     for t in range(60):
         scatter = math.exp(rng.normal(0, SCATTER))
-        seen = [Measured(b, 8, scatter * true[b - 1] / mean[b - 1] * rng.gamma(8 / CV**2, CV**2 / 8)) for b in (1, 2, 3, 4, 6)]
+        seen = [
+            Measured(b, 8, scatter * true[b - 1] / mean[b - 1] * rng.gamma(8 / CV**2, CV**2 / 8))
+            for b in (1, 2, 3, 4, 6)
+        ]
         bias, _ = learnt(bias, float(t), seen, point)
     return bias
 
 
-def _bounds(truth: Truth, model: PerformanceModel, me: str, bias: Bias, share: float, near: Near) -> Iterator[tuple[float, ...]]:
+def _bounds(
+    truth: Truth, model: PerformanceModel, me: str, bias: Bias, share: float, near: Near
+) -> Iterator[tuple[float, ...]]:
     theirs, tenants = _neighbours(near)
     mean, upper = model.service_curve_ms(me, share, tenants, 8, level=LEVEL)
     assert bias.learnt is not None
@@ -188,16 +243,29 @@ def _bounds(truth: Truth, model: PerformanceModel, me: str, bias: Bias, share: f
         expected = float(mean[b - 1]) * math.exp(level + tilt * (math.log2(b) - CENTRE))
         own = float(upper[b - 1] / mean[b - 1])
         width = min(own, bound(sd, LEVEL))
-        yield float(upper[b - 1]) / true, expected * width / true, own, width, float(mean[b - 1]) / true - 1, expected / true - 1
+        yield (
+            float(upper[b - 1]) / true,
+            expected * width / true,
+            own,
+            width,
+            float(mean[b - 1]) / true - 1,
+            expected / true - 1,
+        )
 
 
 def cost() -> None:
     rng = np.random.default_rng(1)
-    bias, given = Bias(), list(windows(Scenario("", lambda _: 1.1, seconds=3000), rng, [1.0] * len(SIZES)))
+    bias, given = (
+        Bias(),
+        list(windows(Scenario("", lambda _: 1.1, seconds=3000), rng, [1.0] * len(SIZES))),
+    )
     began = time.process_time()
     for t, _, measured in given:
         bias, _ = learnt(bias, t, measured, Point(0.5))
-    print(f"\nCost: {(time.process_time() - began) / len(given) * 1e6:.1f} us a model and window of {len(SIZES)} batch sizes")
+    print(
+        f"\nCost: {(time.process_time() - began) / len(given) * 1e6:.1f} us a model and window "
+        f"of {len(SIZES)} batch sizes"
+    )
 
 
 def plot(path: Path) -> None:
@@ -210,7 +278,12 @@ def plot(path: Path) -> None:
         s
         for s in SCENARIOS
         if s.name.split(",")[0]
-        in ("drifts +10 % in 3 minutes", "one window in 20 is 3 x as slow", "30 % slower from 120 s on", "6 executions a window")
+        in (
+            "drifts +10 % in 3 minutes",
+            "one window in 20 is 3 x as slow",
+            "30 % slower from 120 s on",
+            "6 executions a window",
+        )
     ]
     figure, axes = plt.subplots(2, 2, figsize=(12, 7), constrained_layout=True)
     for axis, scenario in zip(axes.flat, chosen, strict=True):
@@ -218,7 +291,15 @@ def plot(path: Path) -> None:
         for t, _, measured in windows(scenario, np.random.default_rng(100), [1.0] * len(SIZES)):
             bias, _ = learnt(bias, t, measured, Point(0.5))
             total = sum(m.executions for m in measured)
-            rows.append((t, sum(m.executions * m.ratio for m in measured) / total, bias.mean, bias.upper(LEVEL), scenario.bias(t)))
+            rows.append(
+                (
+                    t,
+                    sum(m.executions * m.ratio for m in measured) / total,
+                    bias.mean,
+                    bias.upper(LEVEL),
+                    scenario.bias(t),
+                )
+            )
         t_s, seen, mean, upper, true = np.array(rows).T
         axis.plot(t_s, seen, ".", color="0.7", ms=3, label="measured / predicted, each window")
         axis.plot(t_s, true, color="black", lw=1, label="true")
@@ -231,13 +312,19 @@ def plot(path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=60)
     parser.add_argument("--plot", type=Path, help="also draw examples into this PNG")
     asked = parser.parse_args()
-    print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(
+        f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    )
     made_up(asked.seeds)
-    tables(("alexnet", "resnet50"), "V100 tables, alexnet and resnet50 (seen when constants were set)")
+    tables(
+        ("alexnet", "resnet50"), "V100 tables, alexnet and resnet50 (seen when constants were set)"
+    )
     tables(("vgg19", "ssd"), "V100 tables, vgg19 and ssd (seen when constants were set)")
     cost()
     if asked.plot:

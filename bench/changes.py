@@ -1,9 +1,11 @@
-"""What changes leave behind, and whether any request fails: a hundred changes of one model on a real Triton under open-loop load.
+"""What changes leave behind, and whether any request fails: a hundred changes of one model on a
+real Triton under open-loop load.
 
     python bench/changes.py [--changes 100] [--launcher 24.10 25.08]
 
-Shares and batches change in turn; every tenth change is one that Triton refuses. Counted before and after: processes of the model,
-zombies, threads and files of tritonserver, /dev/shm, Triton's own temporary folders, and everything in igniterd's folder of shares.
+Shares and batches change in turn; every tenth change is one that Triton refuses. Counted before and
+after: processes of the model, zombies, threads and files of tritonserver, /dev/shm, Triton's own
+temporary folders, and everything in igniterd's folder of shares.
 """
 
 from __future__ import annotations
@@ -49,7 +51,11 @@ class Left:
 
 def left(host: TritonHost, shares: Path) -> Left:
     server = Path(f"/proc/{host.pid}")
-    states = [p.read_text().rpartition(")")[2].split() for p in Path("/proc").glob("[0-9]*/stat") if p.exists()]
+    states = [
+        p.read_text().rpartition(")")[2].split()
+        for p in Path("/proc").glob("[0-9]*/stat")
+        if p.exists()
+    ]
     ours = [path for path in shares.rglob("*") if not path.is_dir()]
     return Left(
         stubs=len([s for s in ProcessTable().scan() if s.server_pid == host.pid]),
@@ -59,7 +65,9 @@ def left(host: TritonHost, shares: Path) -> Left:
         shared_memory=len(list(Path("/dev/shm").iterdir())),  # noqa: S108
         triton_folders=len(list(Path(tempfile.gettempdir()).glob("folder??????"))),
         share_files=len(ours),
-        odd_share_files=sum(1 for path in ours if path.name.startswith((".", "tmp")) or path.suffix == ".part"),
+        odd_share_files=sum(
+            1 for path in ours if path.name.startswith((".", "tmp")) or path.suffix == ".part"
+        ),
     )
 
 
@@ -75,7 +83,9 @@ async def change(client: TritonClient, shares: Path, wanted: Allocation) -> tupl
     step = Step(MODEL, StepKind.GROW, reading.allocation, wanted)
     plan = Plan(0.0, Outcomes.MOVE, "", steps=(step,))
     table = ProcessTable()
-    done = (await act(plan, {"main": client}, {MODEL: "main"}, shares, processes=table)).actuations[0]
+    done = (await act(plan, {"main": client}, {MODEL: "main"}, shares, processes=table)).actuations[
+        0
+    ]
     if not done.ok:
         return False, done.error
     now = (await client.read_models([MODEL]))[MODEL]
@@ -90,14 +100,27 @@ async def measure(launcher: str, changes: int) -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         shares = folder / "shares"
-        spec = HostSpec((EmulatedModel(MODEL, max_batch_size=8),), slow_factor=2.0, launcher=launcher)  # type: ignore[arg-type]
+        spec = HostSpec(
+            (EmulatedModel(MODEL, max_batch_size=8),), slow_factor=2.0, launcher=launcher
+        )  # type: ignore[arg-type]
         async with triton_host(spec, folder / "triton") as host:
-            client = TritonClient("main", host.url, host.metrics_url, timeout_s=5.0, shares_dir=str(shares))
+            client = TritonClient(
+                "main", host.url, host.metrics_url, timeout_s=5.0, shares_dir=str(shares)
+            )
             for share in SHARES:  # every folder of a share is there, and the server is warm
                 await change(client, shares, Allocation(share, 8))
             before = left(host, shares)
-            (folder / "load.json").write_text(LoadSpec(host.url, (Phase("steady", 3600.0, {MODEL: RATE_PER_S}),)).to_json())
-            command = [sys.executable, "-m", "igniterd.lab.load.generator", str(folder / "load.json"), "-o", str(folder / "log.csv")]
+            (folder / "load.json").write_text(
+                LoadSpec(host.url, (Phase("steady", 3600.0, {MODEL: RATE_PER_S}),)).to_json()
+            )
+            command = [
+                sys.executable,
+                "-m",
+                "igniterd.lab.load.generator",
+                str(folder / "load.json"),
+                "-o",
+                str(folder / "log.csv"),
+            ]
             made_ok, refused, wrong = 0, 0, list[str]()
             async with running("loadgen", command, log=folder / "load.log", env=dict(os.environ)):
                 present = Allocation(SHARES[-1], 8)
@@ -111,22 +134,33 @@ async def measure(launcher: str, changes: int) -> None:
             await client.close()
             log = RequestLog.read(folder / "log.csv")
             show(launcher, before, left(host, shares), {"made": made_ok, "refused": refused})
-            print(f"  requests sent {len(log)}, failed {int((~log.ok).sum())}; longest answer {log.latency_ms.max():.0f} ms")
+            print(
+                f"  requests sent {len(log)}, failed {int((~log.ok).sum())}; longest answer "
+                f"{log.latency_ms.max():.0f} ms"
+            )
             print(f"  changes that came out otherwise than they should: {len(wrong)} {wrong[:3]}")
 
 
 def show(launcher: str, before: Left, after: Left, counts: Mapping[str, int]) -> None:
-    print(f"launcher {launcher}: {counts['made']} changes made and proven, {counts['refused']} refused")
+    print(
+        f"launcher {launcher}: {counts['made']} changes made and proven, {counts['refused']} "
+        "refused"
+    )
     for name in Left.__dataclass_fields__:
         print(f"  {name:<18} {getattr(before, name):>6} -> {getattr(after, name)}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--changes", type=int, default=100)
     parser.add_argument("--launcher", nargs="+", default=["24.10", "25.08"])
     args = parser.parse_args()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, tritonserver 2.51")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        "tritonserver 2.51"
+    )
     for launcher in args.launcher:
         asyncio.run(measure(launcher, args.changes))
 

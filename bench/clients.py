@@ -2,9 +2,10 @@
 
     python bench/clients.py [MODELS ...]        default: 3 64
 
-Against a real tritonserver with emulated models, each of which executes batches of eight sizes once before the measurement and one
-request between two reads, so that every model has news. CPU time, not wall time: the server's own work is not in it. Reads are 0.1 s
-apart, as cold as a tick finds the caches.
+Against a real tritonserver with emulated models, each of which executes batches of eight sizes once
+before the measurement and one request between two reads, so that every model has news. CPU time,
+not wall time: the server's own work is not in it. Reads are 0.1 s apart, as cold as a tick finds
+the caches.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def say(what: str, milliseconds: float, note: str = "") -> None:
     print(f"  {what:<58}{milliseconds:9.3f} ms  {note}")
 
 
-async def cpu_ms(call: Callable[[], Awaitable[object]], between: Callable[[], Awaitable[object]] | None = None) -> float:
+async def cpu_ms(
+    call: Callable[[], Awaitable[object]], between: Callable[[], Awaitable[object]] | None = None
+) -> float:
     """Median CPU time of one call."""
     spent = []
     for _ in range(READS):
@@ -84,11 +87,18 @@ async def triton(count: int) -> None:
         paged = TritonClient("main", host.url, host.metrics_url, timeout_s=5, config_max_age_s=1e9)
         for client in (bare, paged):
             await client.read_models(names)
-        say("read of all models: one statistics call", await cpu_ms(lambda: bare.read_models(names), news))
+        say(
+            "read of all models: one statistics call",
+            await cpu_ms(lambda: bare.read_models(names), news),
+        )
         whole = await cpu_ms(lambda: paged.read_models(names), news)
         say("the same with the metrics page", whole)
         again = await cpu_ms(lambda: paged._config_message(names[0]))
-        say("one configuration read again, unchanged", again, f"{count}/60 of them a tick: {again * count / 60:.2f} ms")
+        say(
+            "one configuration read again, unchanged",
+            again,
+            f"{count}/60 of them a tick: {again * count / 60:.2f} ms",
+        )
         print(f"  => {(whole + again * count / 60) / 10:.2f} % of one core at one tick a second")
         for client in (bare, paged):
             await client.close()
@@ -102,7 +112,11 @@ async def _parsing(host: TritonHost) -> None:
     began = time.process_time()
     for _ in range(READS):
         parser.parse(page)
-    say("parsing the metrics page", (time.process_time() - began) / READS * 1e3, f"{len(page) / 1e3:.0f} kB")
+    say(
+        "parsing the metrics page",
+        (time.process_time() - began) / READS * 1e3,
+        f"{len(page) / 1e3:.0f} kB",
+    )
 
 
 def children_s() -> float:

@@ -1,15 +1,18 @@
-"""When a queue delay helps, under the rule that Triton follows: the P99 of the model itself, how busy it is, and its neighbour's P99.
+"""When a queue delay helps, under the rule that Triton follows: the P99 of the model itself, how
+busy it is, and its neighbour's P99.
 
     python bench/delays.py
 
-Models of the built-in V100 profile, one instance, Poisson arrivals, dispersion 0.1. A situation is a model, a share and a rate (as part of
-what full batches of 8 can serve). In it, every largest batch is simulated with and without a delay, with the same arrivals and services, so
-that differences are the rule's. Delays are multiples of the service time of one request.
+Models of the built-in V100 profile, one instance, Poisson arrivals, dispersion 0.1. A situation is
+a model, a share and a rate (as part of what full batches of 8 can serve). In it, every largest
+batch is simulated with and without a delay, with the same arrivals and services, so that
+differences are the rule's. Delays are multiples of the service time of one request.
 
-(a) P99 with a delay against the one without, at the same largest batch; and the lowest of all largest batches with a delay against the
-    lowest without.
-(b) For SLOs that are multiples of the service time of one request: the least busy choice whose P99 is within, with delays allowed and not.
-(c) Two models in halves of the GPU, replayed on the measured tables: the P99 of either when one of them has a delay, against the same
+(a) P99 with a delay against the one without, at the same largest batch; and the lowest of all
+    largest batches with a delay against the lowest without.
+(b) For SLOs that are multiples of the service time of one request: the least busy choice whose P99
+is within, with delays allowed and not. (c) Two models in halves of the GPU, replayed on the
+measured tables: the P99 of either when one of them has a delay, against the same
     arrivals without.
 """
 
@@ -56,7 +59,9 @@ def evaluated(curve: np.ndarray, rate: float, largest: int, delay: float) -> Cho
     """``rate`` per ms, ``delay`` in services of one."""
     service = np.ascontiguousarray(curve[:largest])
     n = requests_for(rate * service[-1] / largest)
-    cdf, step, _, busy, _ = tail_drawn(rate, service, delay * curve[0], 1, _times(n, 1.0), _factors(n, CV))
+    cdf, step, _, busy, _ = tail_drawn(
+        rate, service, delay * curve[0], 1, _times(n, 1.0), _factors(n, CV)
+    )
     return Choice(largest, delay, quantile(cdf, step, np.inf, 0.99) / curve[0], busy)
 
 
@@ -73,35 +78,67 @@ def own_tail(situations: list[list[Choice]]) -> None:
     for choices in situations:
         without = {c.largest: c for c in choices if c.delay == 0.0}
         for c in (c for c in choices if c.delay > 0.0):
-            changes[c.delay].append((c.p99 / without[c.largest].p99 - 1, c.busy / without[c.largest].busy - 1))
-        best.append(min(c.p99 for c in choices if c.delay > 0.0) / min(c.p99 for c in without.values()) - 1)
-    print(f"(a) at the same largest batch: change of P99, of busy\n{'delay':>7} {'points':>7} {'P99 median':>11} {'least':>7} ", end="")
+            changes[c.delay].append(
+                (c.p99 / without[c.largest].p99 - 1, c.busy / without[c.largest].busy - 1)
+            )
+        best.append(
+            min(c.p99 for c in choices if c.delay > 0.0) / min(c.p99 for c in without.values()) - 1
+        )
+    print(
+        f"(a) at the same largest batch: change of P99, of busy\n{'delay':>7} {'points':>7} "
+        f"{'P99 median':>11} {'least':>7} ",
+        end="",
+    )
     print(f"{'lower':>12} {'busy median':>12} {'least':>7}")
     for d, found in changes.items():
         tail, busy = np.array(found).T
         print(f"{d:7g} {tail.size:7} {np.median(tail):+11.1%} {tail.min():+7.1%} ", end="")
-        print(f"{np.count_nonzero(tail < -CLEAR):5} of {tail.size:3} {np.median(busy):+12.1%} {busy.min():+7.1%}")
+        print(
+            f"{np.count_nonzero(tail < -CLEAR):5} of {tail.size:3} {np.median(busy):+12.1%} "
+            f"{busy.min():+7.1%}"
+        )
     low = np.array(best)
-    print(f"    any largest batch: lowest P99 with a delay against without: median {np.median(low):+.1%}, least {low.min():+.1%}; ", end="")
-    print(f"lower by more than {CLEAR:.0%} in {np.count_nonzero(low < -CLEAR)} of {low.size} situations")
+    print(
+        "    any largest batch: lowest P99 with a delay against without: median "
+        f"{np.median(low):+.1%}, least {low.min():+.1%}; ",
+        end="",
+    )
+    print(
+        f"lower by more than {CLEAR:.0%} in {np.count_nonzero(low < -CLEAR)} of {low.size} "
+        "situations"
+    )
 
 
-def least_busy(choices: list[Choice], slo: float, allowed: Callable[[Choice], bool]) -> Choice | None:
-    return min((c for c in choices if c.p99 <= slo and allowed(c)), key=lambda c: c.busy, default=None)
+def least_busy(
+    choices: list[Choice], slo: float, allowed: Callable[[Choice], bool]
+) -> Choice | None:
+    return min(
+        (c for c in choices if c.p99 <= slo and allowed(c)), key=lambda c: c.busy, default=None
+    )
 
 
 def own_busy(situations: list[list[Choice]]) -> None:
     """Part (b)."""
     print(
-        f"(b) least busy within the SLO, delays allowed against not\n{'SLO':>7} {'feasible':>9} {'only with':>10} {'less busy':>10} ",
+        f"(b) least busy within the SLO, delays allowed against not\n{'SLO':>7} {'feasible':>9} "
+        f"{'only with':>10} {'less busy':>10} ",
         end="",
     )
     print(f"{'by, median':>11} {'most':>7} {'delay then, median':>19}")
     for slo in SLOS:
-        pairs = [(least_busy(s, slo, lambda c: c.delay == 0.0), least_busy(s, slo, lambda c: True)) for s in situations]
-        feasible = [(plain, any_) for plain, any_ in pairs if plain is not None and any_ is not None]
+        pairs = [
+            (least_busy(s, slo, lambda c: c.delay == 0.0), least_busy(s, slo, lambda c: True))
+            for s in situations
+        ]
+        feasible = [
+            (plain, any_) for plain, any_ in pairs if plain is not None and any_ is not None
+        ]
         only = sum(plain is None and any_ is not None for plain, any_ in pairs)
-        gains = [(1 - any_.busy / plain.busy, any_.delay) for plain, any_ in feasible if any_.busy < plain.busy * (1 - CLEAR)]
+        gains = [
+            (1 - any_.busy / plain.busy, any_.delay)
+            for plain, any_ in feasible
+            if any_.busy < plain.busy * (1 - CLEAR)
+        ]
         print(f"{slo:7g} {len(feasible):9} {only:10} {len(gains):10} ", end="")
         by, delay = np.array(gains).T if gains else (np.zeros(1), np.zeros(1))
         print(f"{np.median(by):11.1%} {by.max():7.1%} {np.median(delay):19g}")
@@ -109,19 +146,29 @@ def own_busy(situations: list[list[Choice]]) -> None:
 
 def neighbours(curves: dict[str, np.ndarray]) -> None:
     """Part (c)."""
-    print("(c) in halves, both at a load: changes of P99 when the first has a delay, median (least, most) over the ordered pairs")
+    print(
+        "(c) in halves, both at a load: changes of P99 when the first has a delay, median "
+        "(least, most) over the ordered pairs"
+    )
     for load, delay in product((0.3, 0.6), (0.5, 1.0, 2.0)):
         own, beside = [], []
         for a, b in permutations(curves, 2):
             rates = {m: 1e3 * load * 8 / curves[m][7] for m in (a, b)}
             found = []
             for d in (0.0, delay):
-                seats = [Replica(m, m, rates[m], 0.5, 16, round(1e3 * d * curves[m][0]) if m == a else 0) for m in (a, b)]
-                found.append(replay([seats], [MeasuredBoard()], duration_s=300.0, workers=1).workloads)
+                seats = [
+                    Replica(m, m, rates[m], 0.5, 16, round(1e3 * d * curves[m][0]) if m == a else 0)
+                    for m in (a, b)
+                ]
+                found.append(
+                    replay([seats], [MeasuredBoard()], duration_s=300.0, workers=1).workloads
+                )
             own.append(found[1][0].p99_ms / found[0][0].p99_ms - 1)
             beside.append(found[1][1].p99_ms / found[0][1].p99_ms - 1)
         texts = [f"{np.median(x):+6.1%} ({min(x):+6.1%}, {max(x):+6.1%})" for x in (own, beside)]
-        print(f"    load {load:.0%}, delay {delay:3g}   its own {texts[0]}   the other's {texts[1]}")
+        print(
+            f"    load {load:.0%}, delay {delay:3g}   its own {texts[0]}   the other's {texts[1]}"
+        )
 
 
 def main() -> None:
@@ -134,7 +181,9 @@ def main() -> None:
     ]
     own_tail(situations)
     own_busy(situations)
-    neighbours({name: model.service_curve_ms(name, 0.5, (), 16)[0] for name in sorted(model.models)})
+    neighbours(
+        {name: model.service_curve_ms(name, 0.5, (), 16)[0] for name in sorted(model.models)}
+    )
     print(f"{time.perf_counter() - began:.0f} s")
 
 

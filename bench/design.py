@@ -1,8 +1,9 @@
 """Which solo points to measure: those after which least is left unknown.
 
-The solo surface's prior says how the times of a model hang together before any is measured (:mod:`igniterd.perf.surface`). The points
-are exchanged one by one until the variance left over the region of use, averaged, falls no further. No latency is looked at, so a
-profile chosen this way can be judged on everything it did not measure.
+The solo surface's prior says how the times of a model hang together before any is measured
+(:mod:`igniterd.perf.surface`). The points are exchanged one by one until the variance left over the
+region of use, averaged, falls no further. No latency is looked at, so a profile chosen this way can
+be judged on everything it did not measure.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ _ROUNDS = 50
 
 
 def solo_design(candidates: Sequence[Point], count: int = 11) -> tuple[Point, ...]:
-    """``count`` of the ``candidates``, each (batch, share), to measure alone; the corners of the range are always among them.
+    """``count`` of the ``candidates``, each (batch, share), to measure alone; the corners of the
+    range are always among them.
 
-    The region of use is every batch to the largest, each weighed by 1 / batch because small ones are run more, at ten shares from the
-    least to the greatest. Deterministic. Raises ``ValueError`` when there are fewer candidates than points to choose.
+    The region of use is every batch to the largest, each weighed by 1 / batch because small ones
+    are run more, at ten shares from the least to the greatest. Deterministic. Raises ``ValueError``
+    when there are fewer candidates than points to choose.
     """
     points = sorted(set(candidates))
     corners = _corners(points)
     if not len(corners) <= count <= len(points):
-        raise ValueError(f"cannot choose {count} points of {len(points)} candidates, {len(corners)} of which are corners")
+        raise ValueError(
+            f"cannot choose {count} points of {len(points)} candidates, {len(corners)} of which "
+            "are corners"
+        )
     left = _Variance(points)
     chosen = [points.index(c) for c in corners]
     while len(chosen) < count:
@@ -63,8 +69,13 @@ class _Variance:
     def __init__(self, points: Sequence[Point]) -> None:
         batch = np.array([p[0] for p in points], dtype=np.float64)
         share = np.array([p[1] for p in points])
-        self._among = prior_covariance(batch, share, batch, share) + NOISE_SD**2 * np.eye(len(points))
-        use_b, use_s = np.arange(batch.min(), batch.max() + 1), np.linspace(share.min(), share.max(), 10)
+        self._among = prior_covariance(batch, share, batch, share) + NOISE_SD**2 * np.eye(
+            len(points)
+        )
+        use_b, use_s = (
+            np.arange(batch.min(), batch.max() + 1),
+            np.linspace(share.min(), share.max(), 10),
+        )
         region_b, region_s = np.repeat(use_b, use_s.shape[0]), np.tile(use_s, use_b.shape[0])
         weight = np.sqrt((1 / region_b) / (1 / region_b).sum())
         self._across = prior_covariance(region_b, region_s, batch, share) * weight[:, None]

@@ -1,9 +1,11 @@
-"""How faithful the emulated GPU is on this machine, and what it costs: the demo's load on a real Triton against an ideal simulation.
+"""How faithful the emulated GPU is on this machine, and what it costs: the demo's load on a real
+Triton against an ideal simulation.
 
     python bench/emulator.py [--slow 4] [--seconds 30]
 
-The ideal is the same physics (tables, neighbours, dispersion) and Triton's batcher in virtual time: no process, no network, no
-lateness. It is given the very arrivals of the run. What is left is the error of doing it for real, and the CPU each process took.
+The ideal is the same physics (tables, neighbours, dispersion) and Triton's batcher in virtual time:
+no process, no network, no lateness. It is given the very arrivals of the run. What is left is the
+error of doing it for real, and the CPU each process took.
 """
 
 from __future__ import annotations
@@ -48,17 +50,25 @@ class Tenant:
     latency_ms: list[float] = field(default_factory=list)
 
 
-def ideal(slow: float, arrivals: list[tuple[float, str]], shares: Shares, seed: int) -> dict[str, list[float]]:
-    """Latencies (ms) of every request in virtual time: a model that is free takes what is queued, up to the largest batch."""
+def ideal(
+    slow: float, arrivals: list[tuple[float, str]], shares: Shares, seed: int
+) -> dict[str, list[float]]:
+    """Latencies (ms) of every request in virtual time: a model that is free takes what is queued,
+    up to the largest batch."""
     tables = Truth.v100().tables()
     tenants = {}
     for name, share in shares.items():
         model, units = tables.models.index(name), share_units(share) if share else 0
-        tenants[name] = Tenant(Rates(tables, model, units), model, units, Dispersion(f"ideal {seed} {name}"))
+        tenants[name] = Tenant(
+            Rates(tables, model, units), model, units, Dispersion(f"ideal {seed} {name}")
+        )
     coming, now = sorted(arrivals, reverse=True), 0.0
     while coming or any(t.batch for t in tenants.values()):
         speed = {n: _speed(t, tenants) for n, t in tenants.items() if t.batch}
-        until = min([now + tenants[n].work / v for n, v in speed.items()] + ([coming[-1][0]] if coming else []))
+        until = min(
+            [now + tenants[n].work / v for n, v in speed.items()]
+            + ([coming[-1][0]] if coming else [])
+        )
         for name, v in speed.items():
             tenants[name].work -= (until - now) * v
         now = until
@@ -76,7 +86,11 @@ def ideal(slow: float, arrivals: list[tuple[float, str]], shares: Shares, seed: 
 
 
 def _speed(tenant: Tenant, tenants: dict[str, Tenant]) -> float:
-    others = [Running(o.model, o.units, len(o.batch)) for o in tenants.values() if o is not tenant and o.batch]
+    others = [
+        Running(o.model, o.units, len(o.batch))
+        for o in tenants.values()
+        if o is not tenant and o.batch
+    ]
     return tenant.rates.rate(len(tenant.batch), others)
 
 
@@ -87,7 +101,11 @@ def cpu_s(pid: int) -> float:
 
 
 def children(pid: int) -> list[int]:
-    return [int(p) for task in Path(f"/proc/{pid}/task").iterdir() for p in (task / "children").read_text().split()]
+    return [
+        int(p)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for p in (task / "children").read_text().split()
+    ]
 
 
 def processes(triton: TritonHost) -> dict[str, int]:
@@ -102,25 +120,38 @@ def processes(triton: TritonHost) -> dict[str, int]:
     return found
 
 
-async def real(slow: float, seconds: float, shares: Shares, slice_s: float) -> tuple[RequestLog, dict[str, float]]:
+async def real(
+    slow: float, seconds: float, shares: Shares, slice_s: float
+) -> tuple[RequestLog, dict[str, float]]:
     """The log of a run on a real Triton, and the CPU of each process (fraction of a core)."""
     models = tuple(EmulatedModel(name, max_batch_size=MAX_BATCH) for name in DEMO)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        async with triton_host(HostSpec(models, slow_factor=slow, slice_s=slice_s), folder / "triton") as triton:
+        async with triton_host(
+            HostSpec(models, slow_factor=slow, slice_s=slice_s), folder / "triton"
+        ) as triton:
             client = TritonClient("bench", triton.url, timeout_s=5.0)
             for name, share in shares.items():
                 if share:
                     prepare_share(folder / "shares", share)
-                    target = with_allocation(await client.config(name), Allocation(share, MAX_BATCH), str(folder / "shares"))
+                    target = with_allocation(
+                        await client.config(name),
+                        Allocation(share, MAX_BATCH),
+                        str(folder / "shares"),
+                    )
                     await client.load(name, target)
             await client.close()
             await asyncio.sleep(2.0)  # the old copies leave
             rates = {name: rate / slow for name, (rate, _) in DEMO.items()}
-            async with load(LoadSpec(triton.url, (Phase("bench", seconds, rates),)), folder / "log.csv") as running:
+            async with load(
+                LoadSpec(triton.url, (Phase("bench", seconds, rates),)), folder / "log.csv"
+            ) as running:
                 await running.until_sent(20, timeout_s=30)
                 watched = processes(triton)
-                before, since = {n: cpu_s(p) for n, p in watched.items()}, asyncio.get_running_loop().time()
+                before, since = (
+                    {n: cpu_s(p) for n, p in watched.items()},
+                    asyncio.get_running_loop().time(),
+                )
                 await asyncio.sleep(seconds - 2.0)
                 span = asyncio.get_running_loop().time() - since
                 used = {n: (cpu_s(p) - before[n]) / span for n, p in watched.items()}
@@ -130,27 +161,39 @@ async def real(slow: float, seconds: float, shares: Shares, slice_s: float) -> t
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--slow", type=float, default=4.0, help="every time is multiplied and every rate divided by this")
+    parser.add_argument(
+        "--slow",
+        type=float,
+        default=4.0,
+        help="every time is multiplied and every rate divided by this",
+    )
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--slice-ms", type=float, default=4.0)
     asked = parser.parse_args()
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; slow factor {asked.slow:g}, {asked.seconds:g} s each"
+        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; slow "
+        f"factor {asked.slow:g}, {asked.seconds:g} s each"
     )
     with_shares: Shares = {n: s for n, (_, s) in DEMO.items()}
     for title, shares in (("with shares", with_shares), ("without MPS", dict.fromkeys(DEMO))):
         log, used = asyncio.run(real(asked.slow, asked.seconds, shares, asked.slice_ms / 1e3))
         late_ms = float(np.quantile(log.sent_s - log.scheduled_s, 0.99)) * 1e3
         start = log.scheduled_s.min()
-        arrivals = [(float(t - start), str(m)) for t, m in zip(log.scheduled_s, log.model, strict=True)]
+        arrivals = [
+            (float(t - start), str(m)) for t, m in zip(log.scheduled_s, log.model, strict=True)
+        ]
         wanted = [ideal(asked.slow, arrivals, shares, seed) for seed in range(10)]
-        print(f"\n{title}: {len(log)} requests, {log.failed} failed, generator late by {late_ms:.2f} ms (P99)")
+        print(
+            f"\n{title}: {len(log)} requests, {log.failed} failed, generator late by "
+            f"{late_ms:.2f} ms (P99)"
+        )
         for name in DEMO:
             mine, figures = log.of(name), []
             for q in (0.5, 0.9, 0.99):
                 best = float(np.mean([np.quantile(w[name], q) for w in wanted]))
                 figures.append(
-                    f"P{100 * q:g} {mine.quantile_ms(q):6.1f} ms (ideal {best:6.1f}, {100 * (mine.quantile_ms(q) / best - 1):+5.1f} %)"
+                    f"P{100 * q:g} {mine.quantile_ms(q):6.1f} ms (ideal {best:6.1f}, "
+                    f"{100 * (mine.quantile_ms(q) / best - 1):+5.1f} %)"
                 )
             print(f"  {name:9s} {'  '.join(figures)}")
         print(

@@ -70,12 +70,13 @@ for line in sys.stdin:
         sessions[name].run(None, {"x": x})
         spent.append((time.perf_counter() - began) * 1e3)
     print(json.dumps(spent), flush=True)
-"""
+"""  # noqa: E501
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Milliseconds, medians over rounds. ``compute``: what the model's process took, with the way there and back."""
+    """Milliseconds, medians over rounds. ``compute``: what the model's process took, with the way
+    there and back."""
 
     network: str
     batch: int
@@ -91,7 +92,12 @@ class Direct:
 
     def __init__(self, folder: Path) -> None:
         python = str(programs.engines_root() / "bin" / "python")
-        self._process = subprocess.Popen([python, "-c", DIRECT, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            [python, "-c", DIRECT, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert self._read() == "ready"
 
     def _read(self) -> str:
@@ -108,7 +114,9 @@ class Direct:
         self._process.communicate(timeout=10)
 
 
-async def loaded(client: TritonClient, name: str, network: str, folder: Path, batch: int, together: bool) -> None:
+async def loaded(
+    client: TritonClient, name: str, network: str, folder: Path, batch: int, together: bool
+) -> None:
     """The network hosted under ``name``; ``together``: batches wait for ``batch`` requests."""
     config: dict[str, Any] = {
         "name": network,
@@ -145,7 +153,9 @@ async def spent(client: TritonClient, name: str, batch: int) -> tuple[int, float
     return count, compute, copies
 
 
-async def measured(client: TritonClient, direct: Direct, network: str, folder: Path, batch: int, requests: int) -> Row:
+async def measured(
+    client: TritonClient, direct: Direct, network: str, folder: Path, batch: int, requests: int
+) -> Row:
     name = f"{network}-{batch}-{requests}"
     await loaded(client, name, network, folder, batch, requests > 1)
     sent = request(name, network, batch // requests)
@@ -160,10 +170,24 @@ async def measured(client: TritonClient, direct: Direct, network: str, folder: P
         await asyncio.sleep(0.02)  # Triton counts a moment after it has answered
         after = await spent(client, name, batch)
         if after[0] > before[0]:
-            rows.append((alone, *((b - a) / (after[0] - before[0]) for a, b in zip(before[1:], after[1:], strict=True))))
+            rows.append(
+                (
+                    alone,
+                    *(
+                        (b - a) / (after[0] - before[0])
+                        for a, b in zip(before[1:], after[1:], strict=True)
+                    ),
+                )
+            )
     await client.unload(name)
     item = 4 * int(np.prod(NETWORKS[network]))
-    return Row(network, batch, requests, item, *(statistics.median(column) for column in zip(*rows, strict=True)))
+    return Row(
+        network,
+        batch,
+        requests,
+        item,
+        *(statistics.median(column) for column in zip(*rows, strict=True)),
+    )
 
 
 async def run(folder: Path) -> list[Row]:
@@ -191,23 +215,29 @@ async def run(folder: Path) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> str:
     lines = [
-        "ms a batch: hosted in a process of its own against ONNX Runtime called directly (bench/engines.py)",
-        f"machine: {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}; Triton 24.10; one thread each",
-        "hosted is compute (the model's process, there and back); Triton's own copies of inputs and outputs are apart",
+        "ms a batch: hosted in a process of its own against ONNX Runtime called directly "
+        "(bench/engines.py)",
+        f"machine: {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}; "
+        "Triton 24.10; one thread each",
+        "hosted is compute (the model's process, there and back); Triton's own copies of inputs "
+        "and outputs are apart",
         "",
         "network  batch  requests  input MB   direct   hosted  difference  ratio   copies",
     ]
     for r in rows:
         size = r.batch * r.item_bytes / 2**20
         lines.append(
-            f"{r.network:7}  {r.batch:5d}  {r.requests:8d}  {size:8.3f}  {r.direct:7.3f}  {r.compute:7.3f}  {r.compute - r.direct:10.3f}"
+            f"{r.network:7}  {r.batch:5d}  {r.requests:8d}  {size:8.3f}  {r.direct:7.3f}  "
+            f"{r.compute:7.3f}  {r.compute - r.direct:10.3f}"
             f"  {r.compute / r.direct:5.2f}  {r.copies:7.3f}"
         )
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-o", "--output", type=Path, help="also write the table there")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="igniterd-engines-") as name:

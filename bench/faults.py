@@ -50,7 +50,9 @@ OWNERS_BATCH = 8
 SETTLES_S = 90  # the take-over of all models is no fault's cost
 MOST_WAITING = 200  # clients give up
 _MODEL = load_model(builtin_profile("v100").time_scaled(SLOW))
-ORACLES = Oracles(promises=Oracle(_MODEL, level=0.95), expects=Oracle(_MODEL, level=0.95, upper=False))
+ORACLES = Oracles(
+    promises=Oracle(_MODEL, level=0.95), expects=Oracle(_MODEL, level=0.95, upper=False)
+)
 
 
 def steps(at_s: float) -> float:
@@ -251,7 +253,9 @@ def undone(world: World) -> None:
 def one_undone(world: World) -> None:
     """The same with alexnet only."""
     host = world.host
-    host.after_load = lambda model: host.later(5.0, lambda: host.put(model)) if model == "alexnet" else None
+    host.after_load = lambda model: (
+        host.later(5.0, lambda: host.put(model)) if model == "alexnet" else None
+    )
 
 
 def refuser(world: World) -> None:

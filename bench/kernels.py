@@ -1,8 +1,10 @@
-"""Speed of the compiled model: tail evaluations, mean latencies, and the joint search of one GPU with 12 tenants.
+"""Speed of the compiled model: tail evaluations, mean latencies, and the joint search of one GPU
+with 12 tenants.
 
     python bench/kernels.py
 
-CPU time of this process, best of several short repetitions: wall time on a shared machine says more about its neighbours.
+CPU time of this process, best of several short repetitions: wall time on a shared machine says more
+about its neighbours.
 """
 
 from __future__ import annotations
@@ -38,13 +40,22 @@ def best_s(call: Callable[[], object], times: int, repetitions: int = 5) -> floa
 def demands(count: int) -> list[Demand]:
     names = list(RATES)
     return [
-        Demand(f"{names[i % 4]}-{i}", names[i % 4], RATES[names[i % 4]] * (1 + 0.1 * (i // 4)), SLOS[names[i % 4]]) for i in range(count)
+        Demand(
+            f"{names[i % 4]}-{i}",
+            names[i % 4],
+            RATES[names[i % 4]] * (1 + 0.1 * (i // 4)),
+            SLOS[names[i % 4]],
+        )
+        for i in range(count)
     ]
 
 
 def main() -> None:
     model = load_model(builtin_profile("v100"))
-    print(f"machine: {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; CPU time, best of 5")
+    print(
+        f"machine: {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
+        "CPU time, best of 5"
+    )
     for label, figure in kernels_mean.figures().items():
         print(f"{label:<58} {figure:8.1f} us")
     curve = model.service_curve_ms("resnet50", 0.4, (), 32)[1]
@@ -57,7 +68,10 @@ def main() -> None:
     print(f"{'tail with a queue delay, drawn, B =  8, load 40%':<58} {took * 1e6:8.0f} us")
     for count in (3, 12):
         took = best_s(lambda n=count: find(Oracle(model, level=0.95), demands(n)), 1, 3)
-        print(f"{f'joint search of a GPU, {count:>2} tenants, nothing remembered':<58} {took * 1e3:8.1f} ms")
+        print(
+            f"{f'joint search of a GPU, {count:>2} tenants, nothing remembered':<58} "
+            f"{took * 1e3:8.1f} ms"
+        )
 
 
 if __name__ == "__main__":

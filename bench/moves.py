@@ -1,13 +1,17 @@
-"""How often igniterd moves, in virtual time on the simulated host (real tables of a V100, emulated batcher):
+"""How often igniterd moves, in virtual time on the simulated host (real tables of a V100, emulated
+batcher):
 
-* a GPU at its limit: changes an hour, models let go, and requests in time, at 95 to 105 % of what the GPU can hold;
-* a shift of traffic: rounds of reloads it is answered in, seconds to the last of them, and requests late meanwhile.
+* a GPU at its limit: changes an hour, models let go, and requests in time, at 95 to 105 % of what
+  the GPU can hold;
+* a shift of traffic: rounds of reloads it is answered in, seconds to the last of them, and requests
+  late meanwhile.
 
     python bench/moves.py [limit|shift] [--seeds 20] [--minutes 15] [--first-seed 1]
 
-The GPU's limit is the largest multiple of 400/300/150 requests/s (alexnet, resnet50, vgg19) that the planner's own model holds with no
-margins; the shift is 400/300/150 -> 400/450/75 after a minute. As in the demo, all is four times slower: a quarter of the requests, and
-so a rate that is known half as well.
+The GPU's limit is the largest multiple of 400/300/150 requests/s (alexnet, resnet50, vgg19) that
+the planner's own model holds with no margins; the shift is 400/300/150 -> 400/450/75 after a
+minute. As in the demo, all is four times slower: a quarter of the requests, and so a rate that is
+known half as well.
 """
 
 from __future__ import annotations
@@ -51,17 +55,30 @@ PROMISES = Oracle(MODEL, level=0.95)
 class Run:
     """A loop on a simulated host, one tick a virtual second."""
 
-    def __init__(self, folder: Path, rates: Mapping[str, Callable[[float], float]], seed: int) -> None:
+    def __init__(
+        self, folder: Path, rates: Mapping[str, Callable[[float], float]], seed: int
+    ) -> None:
         self.clock = asyncio.get_running_loop().time
         self.began_s = self.clock()
         settings = configured(folder)
-        shifted = {m: (lambda at_s, rate=rate: rate(at_s - self.began_s)) for m, rate in rates.items()}
+        shifted = {
+            m: (lambda at_s, rate=rate: rate(at_s - self.began_s)) for m, rate in rates.items()
+        }
         models = {m: (m, rate) for m, rate in shifted.items()}
-        self.host = SimHost(models, self.clock, seed=seed, max_batch=32, slow=SLOW, reload_s=RELOAD_S)
+        self.host = SimHost(
+            models, self.clock, seed=seed, max_batch=32, slow=SLOW, reload_s=RELOAD_S
+        )
         self.ticks: list[Tick] = []
         sources = Sources(tritons={"main": self.host}, models={"main": tuple(rates)})
         knowledge = Knowledge({m: m for m in rates}, Oracles(promises=PROMISES, expects=EXPECTS))
-        self.loop = Loop(settings, sources, {"main": self.host}, knowledge, self.ticks.append, wall_clock=self.clock)
+        self.loop = Loop(
+            settings,
+            sources,
+            {"main": self.host},
+            knowledge,
+            self.ticks.append,
+            wall_clock=self.clock,
+        )
 
     async def run(self, seconds: float) -> None:
         for _ in range(round(seconds)):
@@ -70,7 +87,8 @@ class Run:
             await asyncio.sleep(max(0.0, began_s + 1.0 - self.clock()))
 
     def late(self, since_s: float, until_s: float) -> dict[str, float]:
-        """Fraction of the requests scheduled in [since_s, until_s) that took longer than their SLO."""
+        """Fraction of the requests scheduled in [since_s, until_s) that took longer than their
+        SLO."""
         out = {}
         for name, model in self.host.models.items():
             taken = [ms for at_s, ms in model.latencies if since_s <= at_s - self.began_s < until_s]
@@ -80,9 +98,15 @@ class Run:
 
 def configured(folder: Path) -> Config:
     models = "".join(
-        f'[[model]]\nname = "{m}"\nslo_p99_ms = {slo}\npriority = {1 + (m == "vgg19")}\nprofile = "v100.json"\n' for m, slo in SLOS.items()
+        f'[[model]]\nname = "{m}"\nslo_p99_ms = {slo}\npriority = {1 + (m == "vgg19")}\nprofile '
+        '= "v100.json"\n'
+        for m, slo in SLOS.items()
     )
-    return parse_config(f'[host]\nname = "bench"\n[state]\ndirectory = "{folder}"\n{models}', source="bench", folder=folder)
+    return parse_config(
+        f'[host]\nname = "bench"\n[state]\ndirectory = "{folder}"\n{models}',
+        source="bench",
+        folder=folder,
+    )
 
 
 def virtually(coroutine: Callable[[Path], Coroutine[None, None, T]]) -> T:
@@ -99,7 +123,9 @@ def limit() -> float:
     """The largest multiple of STEADY that fits without any margin."""
 
     def fits(scale: float) -> bool:
-        return find(EXPECTS, [Demand(m, m, scale * rate, SLOS[m]) for m, rate in STEADY.items()]).feasible
+        return find(
+            EXPECTS, [Demand(m, m, scale * rate, SLOS[m]) for m, rate in STEADY.items()]
+        ).feasible
 
     low, high = 0.5, 2.0
     while high - low > 0.005:
@@ -108,8 +134,11 @@ def limit() -> float:
     return low
 
 
-async def at_limit(folder: Path, scale: float, seed: int, minutes: float) -> tuple[float, float, float, float, dict[str, float]]:
-    """Changes and plans an hour, times a model was let go an hour, fraction of the time that one was; lateness of each model."""
+async def at_limit(
+    folder: Path, scale: float, seed: int, minutes: float
+) -> tuple[float, float, float, float, dict[str, float]]:
+    """Changes and plans an hour, times a model was let go an hour, fraction of the time that one
+    was; lateness of each model."""
     run = Run(folder, {m: (lambda _, r=rate * scale: r) for m, rate in STEADY.items()}, seed)
     await run.run(SETTLE_S + 60 * minutes)
     await run.loop.close()
@@ -119,11 +148,18 @@ async def at_limit(folder: Path, scale: float, seed: int, minutes: float) -> tup
     gone = [t.plan.outcome is Outcomes.INFEASIBLE for t in counted]
     begun = sum(now and not before for before, now in pairwise(gone))
     hours = minutes / 60
-    return changes / hours, plans / hours, begun / hours, mean(gone), run.late(SETTLE_S, SETTLE_S + 60 * minutes)
+    return (
+        changes / hours,
+        plans / hours,
+        begun / hours,
+        mean(gone),
+        run.late(SETTLE_S, SETTLE_S + 60 * minutes),
+    )
 
 
 async def shift(folder: Path, seed: int) -> tuple[int, int, float, dict[str, float]]:
-    """Rounds, changes, seconds from the shift to the end of the last change, lateness of each model meanwhile."""
+    """Rounds, changes, seconds from the shift to the end of the last change, lateness of each model
+    meanwhile."""
     rates = {m: (lambda t, a=STEADY[m], b=SHIFTED[m]: a if t < SHIFT_AT_S else b) for m in STEADY}
     run = Run(folder, rates, seed)
     await run.run(SHIFT_AT_S + SEEN_S)
@@ -139,7 +175,9 @@ def _percent(late: Mapping[str, float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", nargs="?", choices=("limit", "shift"))
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=15.0)
@@ -148,12 +186,23 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.what in (None, "limit"):
         whole = limit()
-        print(f"\nA GPU at its limit ({whole:.3f} times 400/300/150 requests/s), {asked.minutes:g} virtual minutes")
-        print(f"{'load':>6} {'seed':>5} {'changes/h':>10} {'plans/h':>8} {'let go/h':>9} {'gone %':>7} {'late %':>8} {NAMES}")
+        print(
+            f"\nA GPU at its limit ({whole:.3f} times 400/300/150 requests/s), {asked.minutes:g} "
+            "virtual minutes"
+        )
+        print(
+            f"{'load':>6} {'seed':>5} {'changes/h':>10} {'plans/h':>8} {'let go/h':>9} "
+            f"{'gone %':>7} {'late %':>8} {NAMES}"
+        )
         for scale in asked.scales:
             for seed in range(asked.first_seed, asked.first_seed + max(1, asked.seeds // 10)):
-                changes, plans, begun, gone, late = virtually(lambda f, s=seed, x=scale: at_limit(f, x * whole, s, asked.minutes))
-                figures = f"{scale:>6.2f} {seed:>5} {changes:>10.0f} {plans:>8.0f} {begun:>9.0f} {100 * gone:>7.1f}"
+                changes, plans, begun, gone, late = virtually(
+                    lambda f, s=seed, x=scale: at_limit(f, x * whole, s, asked.minutes)
+                )
+                figures = (
+                    f"{scale:>6.2f} {seed:>5} {changes:>10.0f} {plans:>8.0f} {begun:>9.0f} "
+                    f"{100 * gone:>7.1f}"
+                )
                 print(figures, _percent(late), flush=True)
     if asked.what in (None, "shift"):
         print(f"\nA shift of traffic 400/300/150 -> 400/450/75: the {SEEN_S} s after it")

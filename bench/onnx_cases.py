@@ -1,4 +1,5 @@
-"""The ``onnx`` package's own backend node tests as files: ``<engines>/bin/python onnx_cases.py FOLDER``.
+"""The ``onnx`` package's own backend node tests as files: ``<engines>/bin/python onnx_cases.py
+FOLDER``.
 
 Run in the engines' environment. For each test that ONNX Runtime's CPU provider runs on its own:
 ``FOLDER/<test>/1/model.onnx`` and ``FOLDER/<test>/case.json`` with Triton's types, dimensions, and
@@ -89,13 +90,18 @@ def bits(value: Any) -> Any:
     return np.frombuffer(raw, np.uint16).reshape(shape)
 
 
-def directly(session: Any, inputs: dict[str, Any], kinds: dict[str, str], names: list[str]) -> list[Any]:
+def directly(
+    session: Any, inputs: dict[str, Any], kinds: dict[str, str], names: list[str]
+) -> list[Any]:
     """What ONNX Runtime answers when it is called directly."""
     if "BF16" not in kinds.values():
         return list(session.run(names, inputs))
     make = onnxruntime.OrtValue
     feed = {
-        n: make.ortvalue_from_numpy_with_onnx_type(v, 16) if kinds[n] == "BF16" else make.ortvalue_from_numpy(v) for n, v in inputs.items()
+        n: make.ortvalue_from_numpy_with_onnx_type(v, 16)
+        if kinds[n] == "BF16"
+        else make.ortvalue_from_numpy(v)
+        for n, v in inputs.items()
     }
     found = session.run_with_ort_values(names, feed)
     return [bits(v) if kinds[n] == "BF16" else v.numpy() for n, v in zip(names, found, strict=True)]
@@ -109,7 +115,9 @@ def tensor(name: str, kind: str, dims: list[int], values: Any) -> dict[str, Any]
 def case(folder: Path) -> dict[str, Any]:
     """The test in ``folder``. Raises :class:`LeftOut`."""
     model = onnx.load(folder / "model.onnx")
-    given = sorted((folder / "test_data_set_0").glob("input_*.pb"), key=lambda p: int(p.stem.split("_")[1]))
+    given = sorted(
+        (folder / "test_data_set_0").glob("input_*.pb"), key=lambda p: int(p.stem.split("_")[1])
+    )
     graph, there = model.graph, {i.name for i in model.graph.initializer}
     wanted = [i for i in graph.input if i.name not in there]
     if not wanted:
@@ -117,22 +125,36 @@ def case(folder: Path) -> dict[str, Any]:
     if len(given) != len(wanted):
         raise LeftOut("it has not one file for each input")
     kinds = {v.name: kind_of(v) for v in (*wanted, *graph.output)}
-    inputs = {v.name: plain(kinds[v.name], onnx.load_tensor(str(p))) for v, p in zip(wanted, given, strict=True)}
+    inputs = {
+        v.name: plain(kinds[v.name], onnx.load_tensor(str(p)))
+        for v, p in zip(wanted, given, strict=True)
+    }
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
     try:
-        session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
         names = [o.name for o in graph.output]
         found, again = (directly(session, inputs, kinds, names) for _ in range(2))
     except Exception as problem:
         raise LeftOut(f"ONNX Runtime alone does not run it ({type(problem).__name__})") from None
     if any(v is None for v in found):
         raise LeftOut("an optional output is not there")
-    if any(raw_of(kinds[n], a) != raw_of(kinds[n], b) for n, a, b in zip(names, found, again, strict=True)):
+    if any(
+        raw_of(kinds[n], a) != raw_of(kinds[n], b)
+        for n, a, b in zip(names, found, again, strict=True)
+    ):
         raise LeftOut("ONNX Runtime alone answers something else each time")
     return {
-        "inputs": [tensor(v.name, kinds[v.name], dims_of(v, inputs[v.name].shape), inputs[v.name]) for v in wanted],
-        "outputs": [tensor(v.name, kinds[v.name], dims_of(v, a.shape), a) for v, a in zip(graph.output, found, strict=True)],
+        "inputs": [
+            tensor(v.name, kinds[v.name], dims_of(v, inputs[v.name].shape), inputs[v.name])
+            for v in wanted
+        ],
+        "outputs": [
+            tensor(v.name, kinds[v.name], dims_of(v, a.shape), a)
+            for v, a in zip(graph.output, found, strict=True)
+        ],
         "as_expected": as_expected(folder, kinds, names, found),
     }
 
@@ -140,7 +162,9 @@ def case(folder: Path) -> dict[str, Any]:
 def as_expected(folder: Path, kinds: dict[str, str], names: list[str], found: list[Any]) -> bool:
     """Whether ONNX Runtime answers what the test expects, within the test's own tolerance."""
     for number, (name, value) in enumerate(zip(names, found, strict=True)):
-        expected = plain(kinds[name], onnx.load_tensor(str(folder / "test_data_set_0" / f"output_{number}.pb")))
+        expected = plain(
+            kinds[name], onnx.load_tensor(str(folder / "test_data_set_0" / f"output_{number}.pb"))
+        )
         if expected.shape != value.shape:
             return False
         if kinds[name] in ("FP16", "FP32", "FP64"):

@@ -50,8 +50,13 @@ def prepared(folder: Path, only: Sequence[str] = ()) -> tuple[dict[str, Any], di
     """The tests by name, and why others are left out."""
     code = Path(__file__).with_name("onnx_cases.py")
     python = programs.engines_root() / "bin" / "python"
-    subprocess.run([str(python), str(code), str(folder), *only], check=True, timeout=300, capture_output=True)
-    cases = {file.parent.name: json.loads(file.read_text()) for file in sorted(folder.glob("*/case.json"))}
+    subprocess.run(
+        [str(python), str(code), str(folder), *only], check=True, timeout=300, capture_output=True
+    )
+    cases = {
+        file.parent.name: json.loads(file.read_text())
+        for file in sorted(folder.glob("*/case.json"))
+    }
     return cases, json.loads((folder / "left_out.json").read_text())
 
 
@@ -92,11 +97,17 @@ async def answer_of(client: TritonClient, name: str, case: dict[str, Any], folde
     except IgniterdError as error:
         return " ".join(str(error).split())
     found = service_pb2.ModelInferResponse.FromString(raw)
-    came = {o.name: (o.datatype, list(o.shape), c) for o, c in zip(found.outputs, found.raw_output_contents, strict=True)}
+    came = {
+        o.name: (o.datatype, list(o.shape), c)
+        for o, c in zip(found.outputs, found.raw_output_contents, strict=True)
+    }
     for each in case["outputs"]:
         wanted = (each["datatype"], each["shape"] or [1], base64.b64decode(each["raw"]))
         if came.get(each["name"]) != wanted:
-            return f"output {each['name']} is {str(came.get(each['name']))[:60]} and not {str(wanted)[:60]}"
+            return (
+                f"output {each['name']} is {str(came.get(each['name']))[:60]} and not "
+                f"{str(wanted)[:60]}"
+            )
     return ""
 
 
@@ -113,7 +124,9 @@ async def run(cases: dict[str, Any], folder: Path) -> list[Result]:
         async def some() -> None:
             while left:
                 name, case = left.pop()
-                results.append(Result(name, await answer_of(client, name, case, folder), case["as_expected"]))
+                results.append(
+                    Result(name, await answer_of(client, name, case, folder), case["as_expected"])
+                )
 
         await asyncio.gather(*(some() for _ in range(TOGETHER)))
         await client.close()
@@ -128,7 +141,8 @@ def table(results: Sequence[Result], left_out: dict[str, str], spent_s: float) -
     versions = ", ".join(f"{name} {version}" for name, version in programs.ENGINES.items())
     lines = [
         "onnx's backend node tests through hosted models (bench/onnx_nodes.py)",
-        f"machine: {platform.machine()}, {os.cpu_count()} cores; Triton 24.10 (pytriton {programs.PYTRITON}); {versions}",
+        f"machine: {platform.machine()}, {os.cpu_count()} cores; Triton 24.10 (pytriton "
+        f"{programs.PYTRITON}); {versions}",
         "",
         f"tests of the package                              {len(results) + len(left_out):5d}",
         f"run hosted                                        {len(results):5d}",
@@ -148,7 +162,9 @@ def table(results: Sequence[Result], left_out: dict[str, str], spent_s: float) -
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tests", nargs="*", help="only these")
     parser.add_argument("-o", "--output", type=Path, help="also write the table there")
     asked = parser.parse_args()

@@ -1,15 +1,18 @@
-"""What `igniterd profile` costs and how good its profile is, on the emulated V100 behind a real Triton.
+"""What `igniterd profile` costs and how good its profile is, on the emulated V100 behind a real
+Triton.
 
     python bench/profiling.py [--slow 1] [--keep FOLDER]
 
-Starts a tritonserver with the four measured models, profiles them with the command a user runs, and compares what the model fitted from
-that profile predicts with the measured tables the emulation is made of: alone, and beside one neighbour. Points that were profiled are
-left out. The prior of interference comes from the pairs that are not tested (as in bench/accuracy.py).
+Starts a tritonserver with the four measured models, profiles them with the command a user runs, and
+compares what the model fitted from that profile predicts with the measured tables the emulation is
+made of: alone, and beside one neighbour. Points that were profiled are left out. The prior of
+interference comes from the pairs that are not tested (as in bench/accuracy.py).
 
-The tables hold the whole time of a batch, so the emulated GPU takes off what Triton needs to hand a batch to the model's process and
-back. How much that is depends on the host: it is measured first. The emulated GPU sleeps for as long as a batch takes, so on a host with
-other work its times are late by what the kernel's scheduler takes; where it may, the bench runs it at real-time priority, and says so.
-Exit status 1 when a target is missed.
+The tables hold the whole time of a batch, so the emulated GPU takes off what Triton needs to hand a
+batch to the model's process and back. How much that is depends on the host: it is measured first.
+The emulated GPU sleeps for as long as a batch takes, so on a host with other work its times are
+late by what the kernel's scheduler takes; where it may, the bench runs it at real-time priority,
+and says so. Exit status 1 when a target is missed.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ from igniterd.profiler.server import Server
 MODELS = accuracy.MODELS
 TRUTH = Truth.v100()
 SECONDS_A_MODEL = 60.0
-MEAN, P95, UNDER = 2.3, 6.0, 3.0  # percent: what a profile of at most eleven points a model has to reach on pairs
+# percent: what a profile of at most eleven points a model has to reach on pairs
+MEAN, P95, UNDER = 2.3, 6.0, 3.0
 
 
 def promptly() -> str:
@@ -53,8 +57,11 @@ def promptly() -> str:
 
 
 async def handover_s() -> float:
-    """What Triton's own figure of a batch is above the time the model's process took, mean of three models that take 2 to 15 ms."""
-    spec = HostSpec(tuple(EmulatedModel(name, max_batch_size=32) for name in MODELS), handover_s=0.0, seed=5)
+    """What Triton's own figure of a batch is above the time the model's process took, mean of three
+    models that take 2 to 15 ms."""
+    spec = HostSpec(
+        tuple(EmulatedModel(name, max_batch_size=32) for name in MODELS), handover_s=0.0, seed=5
+    )
     late = []
     async with triton_host(spec) as host:
         client = TritonClient("main", host.url, timeout_s=5.0)
@@ -69,8 +76,14 @@ async def handover_s() -> float:
 
 
 async def profiled(folder: Path, slow: float, handover: float) -> tuple[Profile, float]:
-    """The profile of all models and the seconds the command took, start of the program and restoring included."""
-    spec = HostSpec(tuple(EmulatedModel(name, max_batch_size=32) for name in MODELS), slow_factor=slow, handover_s=handover, seed=11)
+    """The profile of all models and the seconds the command took, start of the program and
+    restoring included."""
+    spec = HostSpec(
+        tuple(EmulatedModel(name, max_batch_size=32) for name in MODELS),
+        slow_factor=slow,
+        handover_s=handover,
+        seed=11,
+    )
     output = folder / "profile.json"
     async with triton_host(spec, folder / "triton") as host:
         command = [*("-m", "igniterd", "profile", *MODELS, "-o", str(output), "--triton", host.url)]
@@ -97,19 +110,32 @@ def alone(profile: Profile) -> accuracy.Errors:
 def beside(profile: Profile) -> accuracy.Errors:
     """Co-runs of the tables that were not profiled, each pair with a prior of the other pairs."""
     errors = accuracy.Errors.none()
-    have = {frozenset((t.model, t.batch, round(t.share, 6)) for t in run.tenants) for run in profile.co_runs}
+    have = {
+        frozenset((t.model, t.batch, round(t.share, 6)) for t in run.tenants)
+        for run in profile.co_runs
+    }
     for pair in itertools.combinations(MODELS, 2):
         fitted = OwnModel(profile, accuracy.prior_without(pair))
         runs = [r for r in accuracy.RUNS if accuracy.pair_of(r) == pair]
-        fresh = [r for r in runs if frozenset((t.model, t.batch, round(t.share, 6)) for t in r.tenants) not in have]
+        fresh = [
+            r
+            for r in runs
+            if frozenset((t.model, t.batch, round(t.share, 6)) for t in r.tenants) not in have
+        ]
         accuracy.judge(fitted, fresh, errors)
     return errors
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="cost and quality of igniterd profile on the emulated V100")
-    parser.add_argument("--slow", type=float, default=1.0, help="factor on every time of the emulated GPU")
-    parser.add_argument("--keep", type=Path, help="folder to keep the profile and the server's log in")
+    parser = argparse.ArgumentParser(
+        description="cost and quality of igniterd profile on the emulated V100"
+    )
+    parser.add_argument(
+        "--slow", type=float, default=1.0, help="factor on every time of the emulated GPU"
+    )
+    parser.add_argument(
+        "--keep", type=Path, help="folder to keep the profile and the server's log in"
+    )
     asked = parser.parse_args()
     priority = promptly()
     handover = asyncio.run(handover_s())
@@ -121,8 +147,14 @@ def main() -> int:
         profile, spent_s = asyncio.run(profiled(folder, asked.slow, handover))
     profile = profile.time_scaled(1.0 / asked.slow)
     each_s, points = spent_s / len(MODELS), [len(m.solo) for m in profile.models.values()]
-    print(f"\n{os.cpu_count()} CPUs, {priority}, load {os.getloadavg()[0]:.1f}, times x {asked.slow:g}, handover {1e3 * handover:.2f} ms")
-    print(f"{spent_s:.0f} s for {len(MODELS)} models ({each_s:.0f} s a model), points {points}, {len(profile.co_runs)} co-runs")
+    print(
+        f"\n{os.cpu_count()} CPUs, {priority}, load {os.getloadavg()[0]:.1f}, times x "
+        f"{asked.slow:g}, handover {1e3 * handover:.2f} ms"
+    )
+    print(
+        f"{spent_s:.0f} s for {len(MODELS)} models ({each_s:.0f} s a model), points {points}, "
+        f"{len(profile.co_runs)} co-runs"
+    )
     print(accuracy.HEAD)
     solo, pairs = alone(profile), beside(profile)
     accuracy.show("alone, points not profiled", solo, bound=True)

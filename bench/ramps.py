@@ -1,13 +1,16 @@
-"""Traffic that is hard to foresee: ramps of every slope, sources that go on and off, few requests, silence, the first seconds, a week.
+"""Traffic that is hard to foresee: ramps of every slope, sources that go on and off, few requests,
+silence, the first seconds, a week.
 
     python bench/ramps.py [--seeds 20] [PART…]
 
-As in ``bench/arrivals.py``: counts of one second drawn from known rates, the upper quantile (0.9, 8 s ahead) that plans are made for
-against the mean of the true rate over the coming 8 s. ``covered``: how often it was not below that; ``excess``: by how much it was
-above, mean over all seconds (0 where it was below); ``short``: the same for how much it was below. Means over seeds and seconds.
+As in ``bench/arrivals.py``: counts of one second drawn from known rates, the upper quantile (0.9, 8
+s ahead) that plans are made for against the mean of the true rate over the coming 8 s. ``covered``:
+how often it was not below that; ``excess``: by how much it was above, mean over all seconds (0
+where it was below); ``short``: the same for how much it was below. Means over seeds and seconds.
 
-The estimator's constants were chosen on other seeds, and on ramps of other rates (15, 40, 120, 400/s), slopes (0.3, 0.7, 1.5 % a
-second) and lengths (45, 100 s); those for few requests on steps from 0.05, 0.2, 0.5, 1 and 2/s.
+The estimator's constants were chosen on other seeds, and on ramps of other rates (15, 40, 120,
+400/s), slopes (0.3, 0.7, 1.5 % a second) and lengths (45, 100 s); those for few requests on steps
+from 0.05, 0.2, 0.5, 1 and 2/s.
 """
 
 from __future__ import annotations
@@ -42,13 +45,23 @@ def met(trace: Trace, since: int, until: int) -> tuple[float, float, float]:
     """Covered, excess and short from ``since`` to ``until``."""
     wanted = ahead(trace.true)[since:until]
     over = trace.upper[:, since:until] / wanted - 1
-    return float((over >= -1e-9).mean()), float(np.clip(over, 0, None).mean()), float(np.clip(-over, 0, None).mean())
+    return (
+        float((over >= -1e-9).mean()),
+        float(np.clip(over, 0, None).mean()),
+        float(np.clip(-over, 0, None).mean()),
+    )
 
 
 def ramps(seeds: int) -> None:
-    print(f"\nRamps of {RAMP_S} s, then level. lag: of the estimate in the ramp's second half; after: excess in the 40 s after the ramp")
+    print(
+        f"\nRamps of {RAMP_S} s, then level. lag: of the estimate in the ramp's second half; "
+        "after: excess in the 40 s after the ramp"
+    )
     print(f"  {'ramp':>17}  " + "".join(f"{name:^40}" for name in AGAINST))
-    print(f"  {'':>17}  " + f"{'covered':>8}{'excess':>8}{'short':>8}{'lag':>7}{'after':>8} " * len(AGAINST))
+    print(
+        f"  {'':>17}  "
+        + f"{'covered':>8}{'excess':>8}{'short':>8}{'lag':>7}{'after':>8} " * len(AGAINST)
+    )
     rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in AGAINST}
     for slope in (*SLOPES, -0.01):
         for rate in RATES:
@@ -65,13 +78,19 @@ def ramps(seeds: int) -> None:
                 if slope > 0:
                     rows[name].append(row)
             print(f"  {rate:>6g}/s {slope:>+6.1%}/s  {cells}")
-    means = "".join("{:>8.1%}{:>8.1%}{:>8.1%}{:>7.1%}{:>8.1%} ".format(*np.mean(rows[name], axis=0)) for name in AGAINST)
+    means = "".join(
+        "{:>8.1%}{:>8.1%}{:>8.1%}{:>7.1%}{:>8.1%} ".format(*np.mean(rows[name], axis=0))
+        for name in AGAINST
+    )
     print(f"  {'mean, rising':>17}  {means}")
     print("  (from 10 s into the ramp on)")
 
 
 def on_and_off(seeds: int) -> None:
-    print("\nOn and off, 10 minutes. rises: seconds of those that are on in which the upper quantile is below the rate that is on")
+    print(
+        "\nOn and off, 10 minutes. rises: seconds of those that are on in which the upper "
+        "quantile is below the rate that is on"
+    )
     print(f"  {'':>24}" + "".join(f"{name:^28}" for name in AGAINST))
     print(f"  {'':>24}" + f"{'covered':>10}{'excess':>9}{'rises':>9}" * len(AGAINST))
     for on_s, off_s in BURSTS:
@@ -85,7 +104,7 @@ def on_and_off(seeds: int) -> None:
                 wanted = np.maximum(ahead(true), 1.0)[60:]
                 over = t.upper[:, 60:] / wanted - 1
                 below = t.upper[:, 60:][:, on[60:]] < 0.95 * high
-                cells += f"{(over >= 0).mean():>10.1%}{np.clip(over, 0, None).mean():>9.0%}{below.mean():>9.1%}"
+                cells += f"{(over >= 0).mean():>10.1%}{np.clip(over, 0, None).mean():>9.0%}{below.mean():>9.1%}"  # noqa: E501
             print(f"  {high:>5g}/s {on_s:>3g} s, {low:>3g}/s {off_s:>3g} s{cells}")
 
 
@@ -98,9 +117,12 @@ def few(seeds: int) -> None:
         for name in AGAINST:
             t = drawn(name, np.full(600, rate), seeds)
             covered, excess, _ = met(t, 60, 600)
-            cells += f"{np.sqrt(((t.now[:, 60:] / rate - 1) ** 2).mean()):>9.0%}{covered:>9.1%}{excess:>8.0%}"
+            cells += f"{np.sqrt(((t.now[:, 60:] / rate - 1) ** 2).mean()):>9.0%}{covered:>9.1%}{excess:>8.0%}"  # noqa: E501
         print(f"  {rate:>8g}/s{cells}")
-    print("\nSteps of few requests: seconds until the upper quantile is above the new rate and stays so for 5 s (up), or the estimate is")
+    print(
+        "\nSteps of few requests: seconds until the upper quantile is above the new rate and "
+        "stays so for 5 s (up), or the estimate is"
+    )
     print("below half the old one (down); median and p90")
     for before, after in FEW_STEPS:
         true = np.concatenate([np.full(120, before), np.full(60, after)])
@@ -119,30 +141,43 @@ def _lasting(done: NDArray[np.bool_]) -> float:
 
 
 def returns(seeds: int) -> None:
-    print("\nSilence of 60 s, then back: the upper quantile over the rate that returns, after 1, 2, 3, 5 and 10 s (median)")
+    print(
+        "\nSilence of 60 s, then back: the upper quantile over the rate that returns, after 1, "
+        "2, 3, 5 and 10 s (median)"
+    )
     for rate in (3.0, 15.0, 60.0, 400.0):
         true = np.concatenate([np.full(120, rate), np.zeros(60), np.full(30, rate)])
         for name in AGAINST:
             t = drawn(name, true, 2 * seeds)
             after = np.median(t.upper[:, 180:] / rate - 1, axis=0)
-            print(f"  {rate:>5g}/s {name:<14}" + "".join(f"{after[s - 1]:>+8.0%}" for s in (1, 2, 3, 5, 10)))
+            print(
+                f"  {rate:>5g}/s {name:<14}"
+                + "".join(f"{after[s - 1]:>+8.0%}" for s in (1, 2, 3, 5, 10))
+            )
 
 
 def first_seconds(seeds: int) -> None:
-    print("\nFrom nothing known: covered, and excess of the upper quantile, after so many seconds (no decision before the 8th)")
+    print(
+        "\nFrom nothing known: covered, and excess of the upper quantile, after so many seconds "
+        "(no decision before the 8th)"
+    )
     print(f"  {'':>8} {'':<14}" + "".join(f"{f'{s} s':>14}" for s in (1, 3, 8, 15, 30, 60)))
     for rate in (0.4, 3.0, 15.0, 60.0, 400.0):
         for name in AGAINST:
             t = drawn(name, np.full(64, rate), 20 * seeds)
             cells = (
-                f"{(t.upper[:, s - 1] >= rate).mean():>7.0%}{(t.upper[:, s - 1] / rate - 1).mean():>+7.0%}" for s in (1, 3, 8, 15, 30, 60)
+                f"{(t.upper[:, s - 1] >= rate).mean():>7.0%}{(t.upper[:, s - 1] / rate - 1).mean():>+7.0%}"  # noqa: E501
+                for s in (1, 3, 8, 15, 30, 60)
             )
             print(f"  {rate:>6g}/s {name:<14}" + "".join(cells))
 
 
 def week(_: int) -> None:
     """The daily memory alone, on exact rates every 15 s; days vary."""
-    print(f"\nA job of 200/s on 100/s at nine on workdays, half the traffic on weekends: {LEARNT_WEEKS} weeks, then {SHOWN_WEEKS} more")
+    print(
+        "\nA job of 200/s on 100/s at nine on workdays, half the traffic on weekends: "
+        f"{LEARNT_WEEKS} weeks, then {SHOWN_WEEKS} more"
+    )
     rng, daily, step_s = np.random.default_rng(FIRST_SEED), Daily(), 15.0
     told: list[tuple[bool, float]] = []
     for day in range(7 * (LEARNT_WEEKS + SHOWN_WEEKS)):
@@ -150,13 +185,20 @@ def week(_: int) -> None:
         for i in range(int(DAY_S / step_s)):
             at_s = (i + 1) * step_s
             job = 200.0 if works and JOB_AT_S <= at_s - step_s / 2 < JOB_AT_S + BIN_S else 0.0
-            daily = lived(daily, day * DAY_S + at_s, step_s, level * ((100.0 if works else 50.0) + job))
+            daily = lived(
+                daily, day * DAY_S + at_s, step_s, level * ((100.0 if works else 50.0) + job)
+            )
             if at_s == JOB_AT_S - step_s and day >= 7 * LEARNT_WEEKS:
                 now = level * (100.0 if works else 50.0)
-                told.append((works, daily.foreseen_per_s(now, day * DAY_S + JOB_AT_S - 5, 8.0) / now))
+                told.append(
+                    (works, daily.foreseen_per_s(now, day * DAY_S + JOB_AT_S - 5, 8.0) / now)
+                )
     jobs, none = [f for works, f in told if works], [f for works, f in told if not works]
     came, wrong = sum(f > 2.7 for f in jobs), sum(f > 1 for f in none)
-    print(f"  foreseen 5 s before, and high enough: on {came} of {len(jobs)} workdays; foreseen on {wrong} of {len(none)} other days")
+    print(
+        f"  foreseen 5 s before, and high enough: on {came} of {len(jobs)} workdays; foreseen on "
+        f"{wrong} of {len(none)} other days"
+    )
 
 
 PARTS: dict[str, Callable[[int], None]] = {
@@ -170,14 +212,19 @@ PARTS: dict[str, Callable[[int], None]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)} (all)")
     parser.add_argument("--seeds", type=int, default=20)
     asked = parser.parse_args()
     unknown = set(asked.parts) - PARTS.keys()
     if unknown:
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {asked.seeds} seeds")
+    print(
+        f"machine: {platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}; {asked.seeds} seeds"
+    )
     for name in asked.parts or PARTS:
         PARTS[name](asked.seeds)
 

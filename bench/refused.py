@@ -5,8 +5,8 @@
 The board and the work of the models are emulated; Triton, its Python backend's processes, MPS
 control and the daemon are real. One host is driven through a day of single requests, the nightly
 batches, ``kill -9`` of the daemon and of Triton in the middle of reloads; all the while clients
-also bring the owner's largest batch. Another, at the same time, has a model whose old copies do not go. What is
-refused is told apart from what failed otherwise by the status of gRPC.
+also bring the owner's largest batch. Another, at the same time, has a model whose old copies do not
+go. What is refused is told apart from what failed otherwise by the status of gRPC.
 """
 
 from __future__ import annotations

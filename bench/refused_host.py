@@ -94,7 +94,8 @@ class VariedHost(TritonHost):
             file.write(getattr(model, "code", ""))
 
     def loads(self) -> Counter[str]:
-        """Loads begun so far, by model; Triton makes an ensemble anew at any load, which is none."""
+        """Loads begun so far, by model; Triton makes an ensemble anew at any load, which is
+        none."""
         begun = _LOADING.findall(self.log.read_text(errors="replace"))
         return Counter(name for name in begun if name in SLOS_MS)
 

@@ -1,10 +1,12 @@
-"""The joint search against an earlier, slower one that asked the exact queue at every step: the same GPUs, verdicts and head-room.
+"""The joint search against an earlier, slower one that asked the exact queue at every step: the
+same GPUs, verdicts and head-room.
 
     python bench/search.py [--show]
 
-``results/searches.json`` has 60 random GPUs of 2 to 12 tenants (drawn once, by ``--draw``, from a fixed seed) and what the earlier search
-answered. Both plans are judged by the exact model: ``room`` is the growth of all rates up to which every SLO holds, by bisection.
-Time is CPU time with nothing remembered.
+``results/searches.json`` has 60 random GPUs of 2 to 12 tenants (drawn once, by ``--draw``, from a
+fixed seed) and what the earlier search answered. Both plans are judged by the exact model: ``room``
+is the growth of all rates up to which every SLO holds, by bisection. Time is CPU time with nothing
+remembered.
 """
 
 from __future__ import annotations
@@ -58,8 +60,14 @@ def demands_of(case: Mapping[str, Any]) -> list[Demand]:
     return [Demand(**tenant) for tenant in case["tenants"]]
 
 
-def room(oracle: Oracle, demands: list[Demand], allocations: Mapping[str, Allocation], kept: frozenset[str]) -> float:
-    """Growth of all rates up to which the kept models' SLOs hold, to 0.5 % (those let go run as they do); 0 where they do not now."""
+def room(
+    oracle: Oracle,
+    demands: list[Demand],
+    allocations: Mapping[str, Allocation],
+    kept: frozenset[str],
+) -> float:
+    """Growth of all rates up to which the kept models' SLOs hold, to 0.5 % (those let go run as
+    they do); 0 where they do not now."""
 
     def holds(growth: float) -> bool:
         served = oracle.together(demands, allocations, growth=growth)
@@ -103,27 +111,59 @@ def report(cases: list[dict[str, Any]], now: list[dict[str, Any]]) -> None:
     tenants = [len(case["tenants"]) for case in cases]
     kept = [np.array([len(a["kept"]) for a in answers]) for answers in (before, now)]
     print(
-        f"{len(cases)} GPUs, {sum(tenants)} tenants; all tenants kept on: before {sum(kept[0] == tenants)}, now {sum(kept[1] == tenants)}"
+        f"{len(cases)} GPUs, {sum(tenants)} tenants; all tenants kept on: before "
+        f"{sum(kept[0] == tenants)}, now {sum(kept[1] == tenants)}"
     )
-    print(f"tenants kept: before {kept[0].sum()}, now {kept[1].sum()}; fewer than before on {sum(kept[1] < kept[0])} GPUs")
-    whole = [(b, n) for b, n, count in zip(before, now, tenants, strict=True) if len(b["kept"]) == len(n["kept"]) == count]
-    for label, key in (("head-room it says", "headroom"), ("head-room as judged", "room"), ("share needed", "least_share")):
+    print(
+        f"tenants kept: before {kept[0].sum()}, now {kept[1].sum()}; fewer than before on "
+        f"{sum(kept[1] < kept[0])} GPUs"
+    )
+    whole = [
+        (b, n)
+        for b, n, count in zip(before, now, tenants, strict=True)
+        if len(b["kept"]) == len(n["kept"]) == count
+    ]
+    for label, key in (
+        ("head-room it says", "headroom"),
+        ("head-room as judged", "room"),
+        ("share needed", "least_share"),
+    ):
         ratio = np.array([n[key] / b[key] for b, n in whole])
-        print(f"{label}, now / before, all kept: mean {ratio.mean():.3f}, least {ratio.min():.3f}, most {ratio.max():.3f}")
-    missing = [sum(a["room"] == 0 and bool(a["kept"]) for a in answers) for answers in (before, now)]
+        print(
+            f"{label}, now / before, all kept: mean {ratio.mean():.3f}, least {ratio.min():.3f}, "
+            f"most {ratio.max():.3f}"
+        )
+    missing = [
+        sum(a["room"] == 0 and bool(a["kept"]) for a in answers) for answers in (before, now)
+    ]
     delayed = sum(a["delays"] > 0 for a in before)
-    print(f"plans that miss as judged: before {missing[0]}, now {missing[1]}; plans with a queue delay before: {delayed}")
+    print(
+        f"plans that miss as judged: before {missing[0]}, now {missing[1]}; plans with a queue "
+        f"delay before: {delayed}"
+    )
     ms = np.array([[a["ms"] for a in answers] for answers in (before, now)])
-    print(f"CPU ms a search: before mean {ms[0].mean():.0f}, most {ms[0].max():.0f}; now mean {ms[1].mean():.0f}, most {ms[1].max():.0f}")
+    print(
+        f"CPU ms a search: before mean {ms[0].mean():.0f}, most {ms[0].max():.0f}; now mean "
+        f"{ms[1].mean():.0f}, most {ms[1].max():.0f}"
+    )
 
 
 def line(answer: Mapping[str, Any]) -> str:
-    return f"{len(answer['kept']):>5} {answer['headroom']:>9} {answer['least_share']:>6} {answer['room']:>6} {answer['ms']:>6}"
+    return (
+        f"{len(answer['kept']):>5} {answer['headroom']:>9} {answer['least_share']:>6} "
+        f"{answer['room']:>6} {answer['ms']:>6}"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draw", action="store_true", help="draw the GPUs anew and take the present search for the earlier one")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--draw",
+        action="store_true",
+        help="draw the GPUs anew and take the present search for the earlier one",
+    )
     parser.add_argument("--show", action="store_true", help="one line a GPU")
     arguments = parser.parse_args()
     if arguments.draw:

@@ -1,10 +1,12 @@
-"""CPU time of one tick by its stages, on many models: what the daemon's loop costs without reading Triton and NVML.
+"""CPU time of one tick by its stages, on many models: what the daemon's loop costs without reading
+Triton and NVML.
 
     python bench/stages.py [--gpus 8] [--models 64] [--seconds 90] [--profile]
 
-Every GPU is simulated event by event in virtual time (Poisson arrivals, the measured V100 tables), planned for once, and then read once a
-second; the same observations are then given to the loop's pure stages. A steady tick is what counts: the median (the least, where the
-machine is busy with other work), and the mean with the searches and new predictions that come now and then.
+Every GPU is simulated event by event in virtual time (Poisson arrivals, the measured V100 tables),
+planned for once, and then read once a second; the same observations are then given to the loop's
+pure stages. A steady tick is what counts: the median (the least, where the machine is busy with
+other work), and the mean with the searches and new predictions that come now and then.
 """
 
 from __future__ import annotations
@@ -47,11 +49,14 @@ WARM_S = 30
 
 def settings(names: list[list[str]], folder: Path) -> Config:
     models = "".join(
-        f'[[model]]\nname = "{n}"\nslo_p99_ms = {SLOS[n.split("-")[0]]}\nprofile = "v100.json"\ngpu = {gpu}\n'
+        f'[[model]]\nname = "{n}"\nslo_p99_ms = {SLOS[n.split("-")[0]]}\nprofile = "v100.json"\n'
+        f"gpu = {gpu}\n"
         for gpu, there in enumerate(names)
         for n in there
     )
-    return parse_config(f'[host]\nname = "bench"\n[loop]\nmode = "advise"\n{models}', source="bench", folder=folder)
+    return parse_config(
+        f'[host]\nname = "bench"\n[loop]\nmode = "advise"\n{models}', source="bench", folder=folder
+    )
 
 
 def constant(rate: float, _: float) -> float:
@@ -64,7 +69,9 @@ def observed(names: list[list[str]], oracle: Oracle, seconds: int) -> list[Obser
     hosts = []
     for gpu, there in enumerate(names):
         like = {n: n.split("-")[0] for n in there}
-        plan = find(oracle, [Demand(n, like[n], RATES[like[n]], SLOS[like[n]]) for n in there]).allocations
+        plan = find(
+            oracle, [Demand(n, like[n], RATES[like[n]], SLOS[like[n]]) for n in there]
+        ).allocations
         rates = {n: (like[n], partial(constant, RATES[like[n]])) for n in there}
         host = SimHost(rates, lambda: now[0], seed=gpu)
         for model in host.models.values():
@@ -76,14 +83,20 @@ def observed(names: list[list[str]], oracle: Oracle, seconds: int) -> list[Obser
         readings = {}
         for gpu, host in enumerate(hosts):
             host.advance(now[0])
-            readings.update({m.name: replace(host._reading(m), gpu_index=gpu) for m in host.models.values()})
+            readings.update(
+                {m.name: replace(host._reading(m), gpu_index=gpu) for m in host.models.values()}
+            )
         out.append(Observation(now[0], models=readings))
     return out
 
 
-def run(seen: list[Observation], config: Config, oracles: Oracles, profiled: dict[str, str]) -> dict[str, list[float]]:
+def run(
+    seen: list[Observation], config: Config, oracles: Oracles, profiled: dict[str, str]
+) -> dict[str, list[float]]:
     """CPU ms of every stage at every tick."""
-    spent: dict[str, list[float]] = {stage: [] for stage in ("window", "estimate", "decide", "report")}
+    spent: dict[str, list[float]] = {
+        stage: [] for stage in ("window", "estimate", "decide", "report")
+    }
     report = Reporter(config, metrics=Metrics(config).update)
     belief: Belief = {}
     held, before = Held(), None
@@ -91,10 +104,20 @@ def run(seen: list[Observation], config: Config, oracles: Oracles, profiled: dic
         marks = [time.process_time()]
         window = between(before, now)
         marks.append(time.process_time())
-        load, belief = estimate(now, window, belief, config=config, profiled=profiled, oracle=oracles.expects, wall_s=now.at_s)
+        load, belief = estimate(
+            now,
+            window,
+            belief,
+            config=config,
+            profiled=profiled,
+            oracle=oracles.expects,
+            wall_s=now.at_s,
+        )
         marks.append(time.process_time())
         held = after(held, Outcome(), load.loads, config.decide, now.at_s)
-        plan, held = decide(load, now, held, config=config, profiled=profiled, oracles=oracles, now_s=now.at_s)
+        plan, held = decide(
+            load, now, held, config=config, profiled=profiled, oracles=oracles, now_s=now.at_s
+        )
         marks.append(time.process_time())
         report(Tick(number, now.at_s, now.at_s, now, window, load, plan, Outcome(), {}))
         marks.append(time.process_time())
@@ -105,20 +128,28 @@ def run(seen: list[Observation], config: Config, oracles: Oracles, profiled: dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--models", type=int, default=64)
     parser.add_argument("--seconds", type=int, default=90)
     parser.add_argument("--profile", action="store_true", help="say where the time goes")
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    names = [[f"{LIKE[i % 4]}-{i}" for i in range(arguments.models) if i % arguments.gpus == g] for g in range(arguments.gpus)]
+    names = [
+        [f"{LIKE[i % 4]}-{i}" for i in range(arguments.models) if i % arguments.gpus == g]
+        for g in range(arguments.gpus)
+    ]
     profiled = {n: n.split("-")[0] for there in names for n in there}
     model = load_model(builtin_profile("v100"))
     with tempfile.TemporaryDirectory() as folder:
         config = settings(names, Path(folder))
     seen = observed(names, Oracle(model, level=config.decide.level), arguments.seconds)
-    oracles = Oracles(Oracle(model, level=config.decide.level), Oracle(model, level=config.decide.level, upper=False))
+    oracles = Oracles(
+        Oracle(model, level=config.decide.level),
+        Oracle(model, level=config.decide.level, upper=False),
+    )
     watch = cProfile.Profile()
     gc.collect()
     gc.freeze()  # as the daemon does when it has started
@@ -128,11 +159,15 @@ def main() -> None:
     else:
         spent = run(seen, config, oracles, profiled)
     print(f"machine: {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    print(f"{arguments.models} models on {arguments.gpus} GPUs, {arguments.seconds} s of their time")
+    print(
+        f"{arguments.models} models on {arguments.gpus} GPUs, {arguments.seconds} s of their time"
+    )
     print(f"CPU ms a tick, after {WARM_S} s{'least':>12}{'median':>8}{'mean':>8}{'most':>8}")
     late = {stage: np.array(times[WARM_S:]) for stage, times in spent.items()}
     for stage, times in {**late, "together": sum(late.values())}.items():
-        print(f"{stage:<27}{times.min():>12.2f}{np.median(times):>8.2f}{times.mean():>8.2f}{times.max():>8.2f}")
+        print(
+            f"{stage:<27}{times.min():>12.2f}{np.median(times):>8.2f}{times.mean():>8.2f}{times.max():>8.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -61,7 +61,12 @@ class Server(Protocol):
     async def refuses_loads(self) -> str: ...
 
     async def load(
-        self, model: str, config: ModelConfig | None, files: Mapping[str, bytes] | None = None, *, exact: bool = False
+        self,
+        model: str,
+        config: ModelConfig | None,
+        files: Mapping[str, bytes] | None = None,
+        *,
+        exact: bool = False,
     ) -> None: ...
 
     async def unload(self, model: str) -> None: ...
@@ -95,7 +100,8 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """What came of it. ``outcome``: adopted, would adopt, already, refused (nothing is changed), released, own already, failed.
+    """What came of it. ``outcome``: adopted, would adopt, already, refused (nothing is changed),
+    released, own already, failed.
 
     ``how``: by which code it is hosted. ``notes``: settings that mean nothing any more. Memory is
     that of the hosted copy: its processes', and the board's where that can be read.
@@ -130,7 +136,9 @@ async def adopt(client: Server, model: str, terms: Terms) -> Adoption:
     if why := await client.refuses_loads():
         raise CannotRun(f"Triton at {client.url}: {why}")
     folder = model_folder(model, client.url, tuple(terms.repositories))
-    versions = tuple(e.version for e in await client.index() if e.name == model and e.state == "READY")
+    versions = tuple(
+        e.version for e in await client.index() if e.name == model and e.state == "READY"
+    )
     tried = Adoption(model, "refused", engine=engine_of(before), notes=unhosted_settings(before))
     for how, override in _ways(before, versions, folder, terms.environment):
         tried = await _tried(client, before, override, replace(tried, how=how, why=""), terms)
@@ -143,7 +151,9 @@ async def adopt(client: Server, model: str, terms: Terms) -> Adoption:
     return await _swapped(client, before, override, tried, terms)
 
 
-def _ways(before: ModelConfig, versions: Sequence[str], folder: str, environment: str) -> list[tuple[str, ModelConfig]]:
+def _ways(
+    before: ModelConfig, versions: Sequence[str], folder: str, environment: str
+) -> list[tuple[str, ModelConfig]]:
     """How it can be hosted, what is to be tried first first."""
     ways = []
     with contextlib.suppress(Refused):
@@ -156,7 +166,9 @@ def _ways(before: ModelConfig, versions: Sequence[str], folder: str, environment
 # ---------------------------------------------------------------- the copy under another name
 
 
-async def _tried(client: Server, before: ModelConfig, override: ModelConfig, tried: Adoption, terms: Terms) -> Adoption:
+async def _tried(
+    client: Server, before: ModelConfig, override: ModelConfig, tried: Adoption, terms: Terms
+) -> Adoption:
     """``tried`` with what the copy showed; ``why`` is empty where it may take the model's place."""
     board = await _board(terms)
     try:
@@ -174,9 +186,16 @@ def _said(words: str, environment: str) -> str:
     said = " ".join(words.split())
     found = re.search(r"No module named '(\w+)'", said)
     if environment and "canonical path" in said:
-        return f"the environment {environment} is not there as Triton sees the disk: [engines] environment"
+        return (
+            f"the environment {environment} is not there as Triton sees the disk: [engines] "
+            "environment"
+        )
     if found is None:
-        ours = said.rpartition("state: Internal: ")[2].removesuffix(";").removeprefix("TritonModelException: ")
+        ours = (
+            said.rpartition("state: Internal: ")[2]
+            .removesuffix(";")
+            .removeprefix("TritonModelException: ")
+        )
         return re.sub(r" At: /\S+\(\d+\): \w+", "", ours).strip()
     place = f"the environment {environment}" if environment else "the Python that Triton runs"
     remedy = "install it there, or name an environment that has it: [engines] environment"
@@ -205,8 +224,10 @@ async def _shadow(client: Server, override: ModelConfig) -> AsyncIterator[str]:
 
 
 async def _place_kept(client: Server, override: ModelConfig, name: str) -> None:
-    """Have something ready under the name: a first load that is refused leaves the whole server "not ready" until it starts anew."""
-    for own in (False, True):  # the server's own Python may be one that runs no model, and so may the environment
+    """Have something ready under the name: a first load that is refused leaves the whole server
+    "not ready" until it starts anew."""
+    # the server's own Python may be one that runs no model, and so may the environment
+    for own in (False, True):
         with contextlib.suppress(Refused):
             await client.load(name, *placeholder_of(override, name, in_environment=own))
             return
@@ -222,7 +243,9 @@ async def unload_copy(client: Server, name: str) -> None:
                 await asyncio.sleep(0.05)
 
 
-async def _measured(client: Server, before: ModelConfig, name: str, tried: Adoption, terms: Terms) -> Adoption:
+async def _measured(
+    client: Server, before: ModelConfig, name: str, tried: Adoption, terms: Terms
+) -> Adoption:
     largest = max(1, int(before.get("max_batch_size", 0)))
     sizes = sorted({1, largest})
     feed = _feed(before, largest, terms, terms.seed)
@@ -234,7 +257,8 @@ async def _measured(client: Server, before: ModelConfig, name: str, tried: Adopt
             return replace(tried, why=f"its answers at batch {batch} are not the owner's: {said}")
     timings = tuple([await _timed(client, before, name, batch, terms) for batch in sizes])
     slow = [
-        f"a batch of {t.batch} takes {t.hosted_ms:.3g} ms where the owner's takes {t.owner_ms:.3g} ms and {t.allowed_ms:.3g} ms is allowed"
+        f"a batch of {t.batch} takes {t.hosted_ms:.3g} ms where the owner's takes "
+        f"{t.owner_ms:.3g} ms and {t.allowed_ms:.3g} ms is allowed"
         for t in timings
         if not t.fast_enough
     ]
@@ -260,7 +284,9 @@ async def _asked(client: Server, model: str, feed: Feed, batch: int, terms: Term
     return {o.name: (o.datatype, values_of(o.datatype, o.shape, b)) for o, b in contents}
 
 
-async def _same(client: Server, model: str, name: str, feed: Feed, batch: int, terms: Terms) -> tuple[OutputCompared, ...]:
+async def _same(
+    client: Server, model: str, name: str, feed: Feed, batch: int, terms: Terms
+) -> tuple[OutputCompared, ...]:
     """The owner's answer against the copy's. One that differs from itself cannot be compared."""
     try:
         owner = await _asked(client, model, feed, batch, terms)
@@ -271,14 +297,18 @@ async def _same(client: Server, model: str, name: str, feed: Feed, batch: int, t
             "it takes with --input, or dimensions with --shape"
         ) from error
     if unsteady := [o for o in compared(owner, again) if not o.same]:
-        return tuple(replace(o, why=f"{o.why} between two answers of the owner's own") for o in unsteady)
+        return tuple(
+            replace(o, why=f"{o.why} between two answers of the owner's own") for o in unsteady
+        )
     return compared(owner, await _asked(client, name, feed, batch, terms))
 
 
 # ---------------------------------------------------------------- time
 
 
-async def _timed(client: Server, before: ModelConfig, name: str, batch: int, terms: Terms) -> Timing:
+async def _timed(
+    client: Server, before: ModelConfig, name: str, batch: int, terms: Terms
+) -> Timing:
     """Both in turn, so that a busy machine is as busy for one as for the other."""
     model, cached = str(before["name"]), bool(before.get("response_cache", {}).get("enable"))
     clock = asyncio.get_running_loop().time
@@ -300,7 +330,9 @@ async def _timed(client: Server, before: ModelConfig, name: str, batch: int, ter
     return Timing(batch, owner, other, allowed_ms(owner, terms.max_slowdown, terms.allowance_ms))
 
 
-async def _round_ms(client: Server, model: str, feeds: Sequence[Feed], batch: int, terms: Terms) -> float:
+async def _round_ms(
+    client: Server, model: str, feeds: Sequence[Feed], batch: int, terms: Terms
+) -> float:
     """Milliseconds of one execution of this batch by Triton's own statistics.
 
     Where others' traffic mixed with ours so that none was executed alone: of all such executions
@@ -338,7 +370,9 @@ async def _executed(client: Server, model: str, batch: int) -> tuple[int, int]:
 # ---------------------------------------------------------------- the model itself
 
 
-async def _swapped(client: Server, before: ModelConfig, override: ModelConfig, tried: Adoption, terms: Terms) -> Adoption:
+async def _swapped(
+    client: Server, before: ModelConfig, override: ModelConfig, tried: Adoption, terms: Terms
+) -> Adoption:
     """Load it under the model's own name, and look at what serves then."""
     model = tried.model
     if await client.config(model) != before:
@@ -360,7 +394,10 @@ async def _swapped(client: Server, before: ModelConfig, override: ModelConfig, t
         try:
             await client.load(model, before, {}, exact=True)
         except IgniterdError as again:
-            raise Refused(f"after the swap: {error}; the owner's model is not back: {again}; igniterd release {model}") from error
+            raise Refused(
+                f"after the swap: {error}; the owner's model is not back: {again}; igniterd "
+                f"release {model}"
+            ) from error
         return replace(tried, why=f"after the swap: {error}; the owner's model is back")
     return replace(tried, outcome="adopted")
 

@@ -15,16 +15,28 @@ from igniterd.estimators.bias import Bias
 from igniterd.estimators.daily import Daily, lived
 from igniterd.estimators.effect import ShareTrial
 from igniterd.estimators.live_curve import LiveCurve
-from igniterd.records import Allocation, Changed, Learnt, LiveService, Load, ModelReading, ModelWindow
+from igniterd.records import (
+    Allocation,
+    Changed,
+    Learnt,
+    LiveService,
+    Load,
+    ModelReading,
+    ModelWindow,
+)
 
 SMOOTH_S = 4.0  # time constant of the smoothed measurements
 SETTLE_S = 3.0  # of a new copy, before its service times count
-LONGEST_S = 120.0  # a mean over more than that is not the rate now: the process was stopped, or the model unread
-QUICK_S, SLOW_S = 10.0, 120.0  # time constants of the items in a request: up by the quicker, down by the slower
-FEW_REQUESTS = 3.0  # of the slower mean that the quicker one starts from, so that one odd request is no trend
+# a mean over more than that is not the rate now: the process was stopped, or the model unread
+LONGEST_S = 120.0
+# time constants of the items in a request: up by the quicker, down by the slower
+QUICK_S, SLOW_S = 10.0, 120.0
+# of the slower mean that the quicker one starts from, so that one odd request is no trend
+FEW_REQUESTS = 3.0
 FORMER_REQUESTS = 10.0  # that the server's count from before is worth
 MOST_ITEMS = 4096  # in a request, as ``client_batch``
-STUCK_S = 5.0  # without an execution while requests wait, at least, before a model is called stuck ...
+# without an execution while requests wait, at least, before a model is called stuck ...
+STUCK_S = 5.0
 STUCK_TIMES = 10.0  # ... and so many times what its longest execution takes
 STUCK_UNKNOWN_S = 60.0  # the same for a copy whose executions nobody has seen yet ...
 STUCK_STREAM_S = 300.0  # ... and for one whose responses may be streams
@@ -56,7 +68,10 @@ class Items:
 
     def after(self, items: int, requests: int, span_s: float) -> Items:
         """With one more window. A mean that rises is believed sooner than one that falls."""
-        quick, slow = (_faded(old, items, requests, span_s / tau) for old, tau in ((self.quick, QUICK_S), (self.slow, SLOW_S)))
+        quick, slow = (
+            _faded(old, items, requests, span_s / tau)
+            for old, tau in ((self.quick, QUICK_S), (self.slow, SLOW_S))
+        )
         if requests <= 0:  # nothing came: nothing is known better
             return Items(self.mean, quick, slow)
         longer = slow[0] / slow[1]
@@ -76,7 +91,8 @@ class ModelBelief:
     rate: Rate = field(default_factory=Rate)
     daily: Daily = field(default_factory=Daily)
     bias: Bias = field(default_factory=Bias)
-    told: Learnt | None = None  # of the bias, to plans: held still until it matters, so that noise moves no plan
+    # of the bias, to plans: held still until it matters, so that noise moves no plan
+    told: Learnt | None = None
     busy: float = 0.0
     mean_batch: float = 1.0
     mean_ms: float | None = None
@@ -116,8 +132,14 @@ def same_model(belief: ModelBelief, reading: ModelReading, at_s: float) -> Model
         return belief
     if belief.copy is None:
         return replace(belief, copy=copy)
-    what = [f"{name} {was} -> {now}" for name, was, now in zip(("version", "backend"), belief.copy, copy, strict=True) if was != now]
-    changed = Changed(at_s, f"{' and '.join(what)}: what was learnt of its service times is forgotten")
+    what = [
+        f"{name} {was} -> {now}"
+        for name, was, now in zip(("version", "backend"), belief.copy, copy, strict=True)
+        if was != now
+    ]
+    changed = Changed(
+        at_s, f"{' and '.join(what)}: what was learnt of its service times is forgotten"
+    )
     return replace(
         belief,
         copy=copy,
@@ -137,16 +159,37 @@ def _afresh(trial: ShareTrial | None, now_s: float) -> ShareTrial | None:
     return None if trial is None else ShareTrial(trial.share, now_s, weak=True)
 
 
-def same_copy(belief: ModelBelief, reading: ModelReading, at_s: float, restarted: bool) -> ModelBelief:
-    """``belief``, of another copy where the counts say so: they may be seen below the last only after some ticks without a window."""
+def same_copy(
+    belief: ModelBelief, reading: ModelReading, at_s: float, restarted: bool
+) -> ModelBelief:
+    """``belief``, of another copy where the counts say so: they may be seen below the last only
+    after some ticks without a window."""
     if not restarted and reading.success_count >= belief.success:
-        return belief if reading.success_count == belief.success else replace(belief, success=reading.success_count)
+        return (
+            belief
+            if reading.success_count == belief.success
+            else replace(belief, success=reading.success_count)
+        )
     trial = None if belief.trial is None else belief.trial.again(belief.trial.share, at_s)
-    return replace(belief, success=reading.success_count, settled_at_s=at_s + SETTLE_S, trial=trial, waited_s=0.0)
+    return replace(
+        belief,
+        success=reading.success_count,
+        settled_at_s=at_s + SETTLE_S,
+        trial=trial,
+        waited_s=0.0,
+    )
 
 
-def followed(belief: ModelBelief, window: ModelWindow, reading: ModelReading, end_s: float, wall_s: float, aim: Aim) -> ModelBelief:
-    """``belief`` after ``window``, which ended at ``end_s``, without what it says of service times."""
+def followed(
+    belief: ModelBelief,
+    window: ModelWindow,
+    reading: ModelReading,
+    end_s: float,
+    wall_s: float,
+    aim: Aim,
+) -> ModelBelief:
+    """``belief`` after ``window``, which ended at ``end_s``, without what it says of service
+    times."""
     if window.restarted or not 0 < window.span_s <= LONGEST_S:
         return replace(belief, waited_s=0.0) if belief.waited_s else belief
     runs = sum(window.executions.values())
@@ -154,7 +197,10 @@ def followed(belief: ModelBelief, window: ModelWindow, reading: ModelReading, en
     mean_ms = belief.mean_ms
     if runs and window.queue_ms is not None:
         # a request is served as long as its batch: weighted by requests, not by executions
-        own_ms = sum(batch * n * window.service_ms[batch] for batch, n in window.executions.items()) / served
+        own_ms = (
+            sum(batch * n * window.service_ms[batch] for batch, n in window.executions.items())
+            / served
+        )
         mean_ms = mixed(mean_ms, window.queue_ms + own_ms, window.span_s)
     rate = updated(belief.rate, end_s, window.span_s, window.arrivals, aim)
     busy = min(1.0, service_s(window) / window.span_s / max(1, reading.allocation.instances))
@@ -163,10 +209,14 @@ def followed(belief: ModelBelief, window: ModelWindow, reading: ModelReading, en
         rate=rate,
         daily=lived(belief.daily, wall_s, window.span_s, rate.per_s),
         busy=mixed(belief.busy if belief.seen_s else None, busy, window.span_s),
-        mean_batch=mixed(belief.mean_batch if belief.seen_s else None, served / runs, window.span_s) if runs else belief.mean_batch,
+        mean_batch=mixed(belief.mean_batch if belief.seen_s else None, served / runs, window.span_s)
+        if runs
+        else belief.mean_batch,
         mean_ms=mean_ms,
         seen_s=belief.seen_s + window.span_s,
-        items=brought(belief, reading).after(window.items, window.completed - window.failed, window.span_s),
+        items=brought(belief, reading).after(
+            window.items, window.completed - window.failed, window.span_s
+        ),
         slowest_ms=_slowest(belief, window, end_s),
         waited_s=_waited(belief, window, reading),
     )
@@ -189,7 +239,8 @@ def _slowest(belief: ModelBelief, window: ModelWindow, end_s: float) -> float:
 
 
 def _waited(belief: ModelBelief, window: ModelWindow, reading: ModelReading) -> float:
-    """How long requests have waited with nothing executed. Those whose time in the queue ran out waited, too.
+    """How long requests have waited with nothing executed. Those whose time in the queue ran out
+    waited, too.
 
     While a load may be going on nothing is said: its copy may not serve yet.
     """
@@ -201,14 +252,18 @@ def _waited(belief: ModelBelief, window: ModelWindow, reading: ModelReading) -> 
 
 
 def stuck_s(belief: ModelBelief, reading: ModelReading, longest_ms: float) -> float:
-    """How long requests have waited, once that is far longer than any execution of its takes; else 0.
+    """How long requests have waited, once that is far longer than any execution of its takes; else
+    0.
 
     ``longest_ms``: the longest it is expected to take, 0 where that is not known. Responses of what
     is only watched may be streams: they are counted when they end.
     """
     longest_ms = max(longest_ms, belief.slowest_ms)
-    limit_s = max(STUCK_S, STUCK_TIMES * longest_ms / 1000) + reading.allocation.max_queue_delay_us / 1e6
-    if longest_ms <= 0 or reading.success_count == 0:  # a copy's first execution may compile for long
+    limit_s = (
+        max(STUCK_S, STUCK_TIMES * longest_ms / 1000) + reading.allocation.max_queue_delay_us / 1e6
+    )
+    # a copy's first execution may compile for long
+    if longest_ms <= 0 or reading.success_count == 0:
         limit_s = max(limit_s, STUCK_UNKNOWN_S)
     if reading.left_alone:
         limit_s = max(limit_s, STUCK_STREAM_S)

@@ -1,7 +1,8 @@
 """The daemon's configuration: ``/etc/igniterd/igniterd.toml``.
 
-The schema is the types. Unknown keys and inconsistent values are refused, all problems at once, each with its path, the value found
-and what would be right. Relative paths are taken from the folder of the configuration file.
+The schema is the types. Unknown keys and inconsistent values are refused, all problems at once,
+each with its path, the value found and what would be right. Relative paths are taken from the
+folder of the configuration file.
 """
 
 from __future__ import annotations
@@ -42,9 +43,11 @@ class Triton(Section):
     url: str = "127.0.0.1:8001"
     """gRPC address, host:port."""
     metrics_url: str | None = "http://127.0.0.1:8002/metrics"
-    """Prometheus endpoint: measured percentiles (``--metrics-config summary_latencies=true``) and pending requests. Empty: do without."""
+    """Prometheus endpoint: measured percentiles (``--metrics-config summary_latencies=true``) and
+    pending requests. Empty: do without."""
     http_url: str | None = None
-    """HTTP endpoint, such as http://127.0.0.1:8000. Only asked for a configuration with fields newer than the installed tritonclient."""
+    """HTTP endpoint, such as http://127.0.0.1:8000. Only asked for a configuration with fields
+    newer than the installed tritonclient."""
     header: dict[str, str] = Field(default_factory=dict)
     """Sent with every call, for servers started with ``--grpc-restricted-protocol``."""
     ca_file: Path | None = None
@@ -53,24 +56,35 @@ class Triton(Section):
     reload_timeout_s: Seconds = 60.0
     """Longest wait for one model to reload."""
     python: Path | None = None
-    """The server's ``python3`` as Triton sees it, where it is not at the place it was built for (a copied tree, uv)."""
+    """The server's ``python3`` as Triton sees it, where it is not at the place it was built for (a
+    copied tree, uv)."""
     shim_backend: BackendName | None = None
-    """Name of igniterd's shim backend (``igniterd shares --install-backend``), for models with an archive or ``$$`` path as environment."""
+    """Name of igniterd's shim backend (``igniterd shares --install-backend``), for models with an
+    archive or ``$$`` path as environment."""
     repository: list[str] = Field(default_factory=list)
-    """Folders of models as this server sees them, for models in a process of their own; empty: read from its command line."""
+    """Folders of models as this server sees them, for models in a process of their own; empty: read
+    from its command line."""
 
     @field_validator("repository")
     @classmethod
     def _folders(cls, value: list[str]) -> list[str]:
-        if wrong := [folder for folder in value if not folder.startswith("/") or not folder.isprintable()]:
-            raise ValueError(f"{', '.join(map(repr, wrong))}: should be paths from the root, as the server sees them, such as /models")
+        if wrong := [
+            folder for folder in value if not folder.startswith("/") or not folder.isprintable()
+        ]:
+            raise ValueError(
+                f"{', '.join(map(repr, wrong))}: should be paths from the root, as the server "
+                "sees them, such as /models"
+            )
         return value
 
     @field_validator("python")
     @classmethod
     def _whole_path(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_absolute():
-            raise ValueError("should be the whole path of a python3 as Triton sees it, such as /opt/python/bin/python3")
+            raise ValueError(
+                "should be the whole path of a python3 as Triton sees it, such as "
+                "/opt/python/bin/python3"
+            )
         return value
 
     @field_validator("metrics_url", "http_url")
@@ -88,7 +102,8 @@ class Triton(Section):
             raise ValueError(
                 # a whole line as name may have the secret in it
                 f"{', '.join(repr(re.split('[^A-Za-z0-9._-]', name)[0]) for name in wrong)}: "
-                "a name has letters, digits and - _ . only, its text no line break and plain letters"
+                "a name has letters, digits and - _ . only, its text no line break and plain "
+                "letters"
             )
         return value
 
@@ -97,7 +112,9 @@ class Triton(Section):
     def _host_port(cls, value: str) -> str:
         host, _, port = value.rpartition(":")
         if not host or "@" in host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise ValueError("should be host:port of Triton's gRPC endpoint, such as 127.0.0.1:8001")
+            raise ValueError(
+                "should be host:port of Triton's gRPC endpoint, such as 127.0.0.1:8001"
+            )
         return value
 
     @property
@@ -107,14 +124,20 @@ class Triton(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> Triton:
-        if (self.cert_file or self.key_file) and not (self.ca_file and self.cert_file and self.key_file):
-            raise ValueError("cert_file and key_file go together, and want a ca_file: without it the connection would not be encrypted")
+        if (self.cert_file or self.key_file) and not (
+            self.ca_file and self.cert_file and self.key_file
+        ):
+            raise ValueError(
+                "cert_file and key_file go together, and want a ca_file: without it the "
+                "connection would not be encrypted"
+            )
         return self
 
 
 class Gpu(Section):
     source: str = "nvml"
-    """``nvml``; ``none`` for a host whose counters cannot be read; ``emulated:FILE`` for an emulated board."""
+    """``nvml``; ``none`` for a host whose counters cannot be read; ``emulated:FILE`` for an
+    emulated board."""
 
     @field_validator("source")
     @classmethod
@@ -126,7 +149,8 @@ class Gpu(Section):
 
 class Mps(Section):
     enabled: bool = True
-    """Whether this host shares its GPUs through MPS. Without it shares have no effect, and igniterd steers batching only."""
+    """Whether this host shares its GPUs through MPS. Without it shares have no effect, and igniterd
+    steers batching only."""
     control: str = "nvidia-cuda-mps-control"
     pipe_directory: Path = Path("/tmp/nvidia-mps")  # noqa: S108 - NVIDIA's default
     """``CUDA_MPS_PIPE_DIRECTORY`` of the control daemon."""
@@ -146,7 +170,10 @@ class Loop(Section):
     @model_validator(mode="after")
     def _fits(self) -> Loop:
         if 2 * self.io_timeout_s >= self.interval_s:
-            raise ValueError(f"2 * io_timeout_s ({2 * self.io_timeout_s:g}) must be below interval_s ({self.interval_s:g})")
+            raise ValueError(
+                f"2 * io_timeout_s ({2 * self.io_timeout_s:g}) must be below interval_s "
+                f"({self.interval_s:g})"
+            )
         return self
 
 
@@ -158,7 +185,8 @@ class Decide(Section):
     rate_level: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
     """Quantile of the near-future arrival rate that plans are made for."""
     slo_margin: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
-    """Plans aim at (1 - slo_margin) times the SLO: the tail estimate's own error (10 %) and the host's noise."""
+    """Plans aim at (1 - slo_margin) times the SLO: the tail estimate's own error (10 %) and the
+    host's noise."""
     dead_band: Annotated[float, Field(ge=0, le=1)] = 0.15
     """A move that mends no violation must raise the rate headroom by this fraction."""
     warmup_s: Seconds = 8.0
@@ -172,12 +200,15 @@ class Decide(Section):
     respect_s: Seconds = 600.0
     """What somebody else has changed is left as it is for so long."""
     max_reloads_per_hour: Annotated[int, Field(ge=1, le=3600)] = 120
-    """A plan that would need more is not begun. What gives a host its first shares is not counted: that is two reloads a model, once."""
+    """A plan that would need more is not begun. What gives a host its first shares is not counted:
+    that is two reloads a model, once."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Decide:
         if self.urgent_hold_s > self.hold_s:
-            raise ValueError(f"urgent_hold_s ({self.urgent_hold_s:g}) must not be above hold_s ({self.hold_s:g})")
+            raise ValueError(
+                f"urgent_hold_s ({self.urgent_hold_s:g}) must not be above hold_s ({self.hold_s:g})"
+            )
         return self
 
 
@@ -214,31 +245,42 @@ class Mqtt(Section):
         check_url(value, "mqtt", "mqtts")
         parts = urlsplit(value)
         if parts.username is not None or parts.query or parts.fragment:
-            raise ValueError("should have no user and password in it: username and password_file have keys of their own")
+            raise ValueError(
+                "should have no user and password in it: username and password_file have keys of "
+                "their own"
+            )
         return value
 
     @model_validator(mode="after")
     def _whole(self) -> Mqtt:
         if (self.username is None) != (self.password_file is None):
-            raise ValueError("username and password_file go together: give both, or neither for a broker that asks for none")
+            raise ValueError(
+                "username and password_file go together: give both, or neither for a broker that "
+                "asks for none"
+            )
         return self
 
 
 class State(Section):
     directory: Path = Path("/var/lib/igniterd")
-    """History and, where ``shares`` does not say otherwise, the environments of shares in ``<directory>/shares``."""
+    """History and, where ``shares`` does not say otherwise, the environments of shares in
+    ``<directory>/shares``."""
     shares: Path | None = None
-    """The environments of shares. Triton must see them under the same path; one that igniterd may not write is filled by
-    ``igniterd shares --install``."""
+    """The environments of shares. Triton must see them under the same path; one that igniterd may
+    not write is filled by ``igniterd shares --install``."""
 
     history_mb: Annotated[int, Field(ge=1, le=1_000_000)] = 512  # the oldest rows go first
 
     @field_validator("directory", "shares")
     @classmethod
     def _plain(cls, value: Path | None) -> Path | None:
-        # Triton sources <shares>/.../bin/activate in a shell, unquoted: a space there would hang the load for ever
+        # Triton sources <shares>/.../bin/activate in a shell, unquoted: a space there would hang
+        # the load for ever
         if value is not None and not re.fullmatch(r"[A-Za-z0-9._/+-]+", str(value)):
-            raise ValueError("should have only letters, digits and . _ / + - in its path: Triton gives it to a shell unquoted")
+            raise ValueError(
+                "should have only letters, digits and . _ / + - in its path: Triton gives it to "
+                "a shell unquoted"
+            )
         return value
 
 
@@ -246,14 +288,17 @@ class Engines(Section):
     """Models in a process of their own that their backend does not give them."""
 
     environment: str = ""
-    """Python environment that has onnxruntime, torch or tensorrt, as Triton sees it; empty: the server's own Python."""
+    """Python environment that has onnxruntime, torch or tensorrt, as Triton sees it; empty: the
+    server's own Python."""
 
     @field_validator("environment")
     @classmethod
     def _plain(cls, value: str) -> str:
         # up to 25.07 Triton sources <environment>/bin/activate in a shell, unquoted
         if value and not re.fullmatch(r"/[A-Za-z0-9._/+-]*", value):
-            raise ValueError("should be a path from the root with only letters, digits and . _ / + - in it")
+            raise ValueError(
+                "should be a path from the root with only letters, digits and . _ / + - in it"
+            )
         return value
 
 
@@ -263,33 +308,47 @@ class Model(Section):
     triton: Name = "main"
     slo_p99_ms: Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
     priority: Annotated[int, Field(ge=1, le=1000)] = 1
-    """1 is the most important: where not every SLO can be kept, the largest number is let go first."""
+    """1 is the most important: where not every SLO can be kept, the largest number is let go
+    first."""
     profile: Path | None = None
     """Profile of this model on this GPU; without one the model is observed, not steered."""
     profile_model: str | None = None
     """Name of the model inside the profile, when it is not ``name``."""
     gpu: Annotated[int, Field(ge=0, le=63)] | None = None
-    """Index of the GPU it runs on, for a model that chooses its GPU itself; None: as Triton's instance_group says."""
+    """Index of the GPU it runs on, for a model that chooses its GPU itself; None: as Triton's
+    instance_group says."""
     min_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     max_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Largest batch igniterd may set; None: the largest one profiled."""
     client_batch: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Largest batch that clients bring in one request; None: whatever the model's own configuration admits."""
+    """Largest batch that clients bring in one request; None: whatever the model's own configuration
+    admits."""
     process: Literal["server", "own"] = "server"
-    """``own``: a model of ONNX Runtime, PyTorch or TensorRT runs in a process of its own, so that it can have a share."""
+    """``own``: a model of ONNX Runtime, PyTorch or TensorRT runs in a process of its own, so that
+    it can have a share."""
 
     @field_validator("name")
     @classmethod
     def _a_folder(cls, value: str) -> str:
-        if "/" in value or value in (".", "..") or not value.isprintable() or value != value.strip():
-            raise ValueError("should be the name of the model's folder in Triton's repository: no slash, no control characters")
+        if (
+            "/" in value
+            or value in (".", "..")
+            or not value.isprintable()
+            or value != value.strip()
+        ):
+            raise ValueError(
+                "should be the name of the model's folder in Triton's repository: no slash, no "
+                "control characters"
+            )
         return value
 
     @model_validator(mode="after")
     def _ordered(self) -> Model:
         if self.min_share > self.max_share:
-            raise ValueError(f"min_share ({self.min_share:g}) must not be above max_share ({self.max_share:g})")
+            raise ValueError(
+                f"min_share ({self.min_share:g}) must not be above max_share ({self.max_share:g})"
+            )
         return self
 
 
@@ -309,17 +368,26 @@ class Config(Section):
     @model_validator(mode="after")
     def _refers(self) -> Config:
         servers = [server.name for server in self.triton]
-        problems = [f"triton.name {name!r} is given twice" for name in sorted({n for n in servers if servers.count(n) > 1})]
+        problems = [
+            f"triton.name {name!r} is given twice"
+            for name in sorted({n for n in servers if servers.count(n) > 1})
+        ]
         names = [model.name for model in self.model]
-        problems += [f"model.name {name!r} is given twice" for name in sorted({n for n in names if names.count(n) > 1})]
+        problems += [
+            f"model.name {name!r} is given twice"
+            for name in sorted({n for n in names if names.count(n) > 1})
+        ]
         problems += [
             f"model {model.name!r}: triton {model.triton!r} is not one of {', '.join(servers)}"
             for model in self.model
             if model.triton not in servers
         ]
         floor = sum(model.min_share for model in self.model if model.profile is not None)
-        if floor > 8:  # eight boards a host is the most there are; per board the search itself says infeasible
-            problems.append(f"the min_share of all models add up to {floor:.2f}, more than any host has")
+        # eight boards a host is the most there are; per board the search itself says infeasible
+        if floor > 8:
+            problems.append(
+                f"the min_share of all models add up to {floor:.2f}, more than any host has"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -342,7 +410,11 @@ def _path_of(location: tuple[int | str, ...]) -> str:
 
 
 def _said(problem: Any) -> str:
-    path, message, value = _path_of(problem["loc"]), problem["msg"].removeprefix("Value error, "), problem.get("input")
+    path, message, value = (
+        _path_of(problem["loc"]),
+        problem["msg"].removeprefix("Value error, "),
+        problem.get("input"),
+    )
     if problem["type"] == "missing":
         return f"{path}: missing"
     if problem["type"] == "extra_forbidden":
@@ -355,21 +427,33 @@ def _anchored(config: Config, folder: Path) -> Config:
     """Relative paths are meant from the configuration file's folder."""
 
     def there(section: Triton | Mqtt, *names: str) -> Any:
-        return section.model_copy(update={name: folder / path for name in names if (path := getattr(section, name)) is not None})
+        return section.model_copy(
+            update={
+                name: folder / path
+                for name in names
+                if (path := getattr(section, name)) is not None
+            }
+        )
 
     tls = ("ca_file", "cert_file", "key_file")
     servers = [there(server, *tls) for server in config.triton]
     mqtt = None if config.mqtt is None else there(config.mqtt, *tls, "password_file")
     models = [
-        model.model_copy(update={"profile": folder / model.profile}) if model.profile is not None else model for model in config.model
+        model.model_copy(update={"profile": folder / model.profile})
+        if model.profile is not None
+        else model
+        for model in config.model
     ]
     shares = None if config.state.shares is None else folder / config.state.shares
     state = State.model_validate({"directory": folder / config.state.directory, "shares": shares})
-    return config.model_copy(update={"model": models, "state": state, "triton": servers, "mqtt": mqtt})
+    return config.model_copy(
+        update={"model": models, "state": state, "triton": servers, "mqtt": mqtt}
+    )
 
 
 def parse_config(text: str, *, source: str, folder: Path | None = None) -> Config:
-    """Check ``text`` (TOML) and return it as a :class:`Config`; raise :class:`ConfigError` with every problem found."""
+    """Check ``text`` (TOML) and return it as a :class:`Config`; raise :class:`ConfigError` with
+    every problem found."""
     try:
         data = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # figures of any length, tables of any depth
@@ -382,7 +466,9 @@ def parse_config(text: str, *, source: str, folder: Path | None = None) -> Confi
     try:
         return _anchored(config, folder) if folder is not None else config
     except ValidationError as error:
-        raise ConfigError(source, [f"state.{_said(problem)}" for problem in error.errors()]) from error
+        raise ConfigError(
+            source, [f"state.{_said(problem)}" for problem in error.errors()]
+        ) from error
 
 
 def load_config(path: Path) -> Config:

@@ -1,4 +1,5 @@
-"""The composition root: paces the ticks, takes up a changed configuration, and tells systemd how it goes."""
+"""The composition root: paces the ticks, takes up a changed configuration, and tells systemd how it
+goes."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ class Prepared:
 
 
 class Daemon:
-    """One host's igniterd. ``run`` returns when it is told to stop; nothing that is applied is taken back."""
+    """One host's igniterd. ``run`` returns when it is told to stop; nothing that is applied is
+    taken back."""
 
     def __init__(
         self,
@@ -101,7 +103,9 @@ class Daemon:
 
     async def _adopt(self, model: str) -> str:
         """Give a model a process of its own; returns why not, or an empty string."""
-        server = next(s for s in self.config.triton if s.name == self.config.by_name()[model].triton)
+        server = next(
+            s for s in self.config.triton if s.name == self.config.by_name()[model].triton
+        )
         terms = Terms(tuple(server.repository), self.config.engines.environment)
         client = triton_client(server, self.config, ADOPT_CALL_S)  # no tick waits for it
         try:
@@ -112,13 +116,19 @@ class Daemon:
         return "" if found.ok else found.why
 
     async def run(self) -> None:
-        """Tick until told to stop (SIGTERM, SIGINT, or ``stopping`` set). SIGHUP, or ``rereading`` set,
-        takes up the configuration as it is then.
+        """Tick until told to stop (SIGTERM, SIGINT, or ``stopping`` set). SIGHUP, or ``rereading``
+        set, takes up the configuration as it is then.
 
-        Raises :class:`CannotRun` when another igniterd has this host, or the admin address cannot be had.
+        Raises :class:`CannotRun` when another igniterd has this host, or the admin address cannot
+        be had.
         """
         self._listen_to_signals()
-        self.log.info("starting", host=self.config.host.name, mode=self.config.loop.mode, models=len(self.config.model))
+        self.log.info(
+            "starting",
+            host=self.config.host.name,
+            mode=self.config.loop.mode,
+            models=len(self.config.model),
+        )
         try:
             self.lock.take()
             self._locked = True
@@ -136,7 +146,8 @@ class Daemon:
             signals[signal.SIGHUP] = self.rereading
         running = asyncio.get_running_loop()
         for number, event in signals.items():
-            with contextlib.suppress(RuntimeError):  # not in the main thread: the caller sets the event
+            # not in the main thread: the caller sets the event
+            with contextlib.suppress(RuntimeError):
                 running.add_signal_handler(number, event.set)
         running.set_exception_handler(self._unforeseen)
 
@@ -162,15 +173,18 @@ class Daemon:
                 next_s = self.clock()
 
     async def _turn(self) -> Tick | None:
-        """One tick, told to everybody. One that fails is said once and costs itself only: the next starts from the same carry.
+        """One tick, told to everybody. One that fails is said once and costs itself only: the next
+        starts from the same carry.
 
-        The watchdog is fed by finished ticks alone, so that systemd restarts a daemon whose ticks go on failing.
+        The watchdog is fed by finished ticks alone, so that systemd restarts a daemon whose ticks
+        go on failing.
         """
         try:
             tick = await self.loop.tick(self.clock())
             self._told(tick)
             self.setup.memory.keep(self.loop.carry.belief, tick.at_s, tick.wall_time_s)
-        except Exception as error:  # whatever it is, a host that is watched badly is better than one that is not watched
+        # whatever it is, a host that is watched badly is better than one that is not watched
+        except Exception as error:
             self._once.failed("tick", repr(error), exc_info=True)
             self.health.failed()
             return None
@@ -180,8 +194,9 @@ class Daemon:
     # ------------------------------------------------------------ a changed configuration
 
     def _took_up(self) -> bool:
-        """Whether a changed configuration was taken up just now: one that is prepared beside the ticks,
-        once no model is being reloaded. Whoever asks meanwhile is heard: the last one counts."""
+        """Whether a changed configuration was taken up just now: one that is prepared beside the
+        ticks, once no model is being reloaded. Whoever asks meanwhile is heard: the last one
+        counts."""
         task, reread = self._preparing, self._reread
         if self.rereading.is_set() and reread is not None and (task is None or task.done()):
             self.rereading.clear()
@@ -197,7 +212,9 @@ class Daemon:
             return False
         return True
 
-    async def _prepare(self, reread: Callable[[], Config], stale: Prepared | None) -> Prepared | None:
+    async def _prepare(
+        self, reread: Callable[[], Config], stale: Prepared | None
+    ) -> Prepared | None:
         """Everything that can be wrong with a configuration is found while the old one still runs.
         ``stale`` is what was prepared before and is not taken up; it may have the same address."""
         setup: Setup | None = None
@@ -232,13 +249,18 @@ class Daemon:
         return admin
 
     def _refuse(self, error: Exception) -> None:
-        problems = list(error.problems) if isinstance(error, ConfigError) else [str(error) or repr(error)]
+        problems = (
+            list(error.problems) if isinstance(error, ConfigError) else [str(error) or repr(error)]
+        )
         if isinstance(error, TimeoutError):
             problems = [f"not read, fitted and checked within {PREPARE_S:g} s"]
-        self.log.error("the changed configuration is not taken up; the old one stays", problems=problems)
+        self.log.error(
+            "the changed configuration is not taken up; the old one stays", problems=problems
+        )
 
     def _exchange(self, prepared: Prepared) -> bool:
-        """From here to the end nothing waits, so that no tick is missed; what goes is closed beside them."""
+        """From here to the end nothing waits, so that no tick is missed; what goes is closed beside
+        them."""
         old, new, now_s = self.setup, prepared.setup, self.clock()
         try:
             self._lock_anew(new.config)
@@ -260,11 +282,14 @@ class Daemon:
             self.admin = prepared.admin
         self.admin.admit(new.config.metrics.hosts)
         models, mode = len(new.config.model), new.config.loop.mode
-        self.log.info("the configuration was read again: going on with it", models=models, mode=mode)
+        self.log.info(
+            "the configuration was read again: going on with it", models=models, mode=mode
+        )
         return True
 
     def _lock_anew(self, config: Config) -> None:
-        """The locks that ``config`` wants. They may be partly the same, which cannot be had twice."""
+        """The locks that ``config`` wants. They may be partly the same, which cannot be had
+        twice."""
         if _locked_by(config) == _locked_by(self.config):
             return
         lock = _lock(config)
@@ -297,10 +322,15 @@ class Daemon:
     # ------------------------------------------------------------ pacing, and what is told
 
     async def _pause(self, seconds: float) -> bool:
-        """Wait for the next tick, for the end of a step under way (True: the schedule starts anew), or to be told to stop."""
+        """Wait for the next tick, for the end of a step under way (True: the schedule starts anew),
+        or to be told to stop."""
         stop = asyncio.ensure_future(self.stopping.wait())
         acting = self.loop.acting
-        await asyncio.wait({stop} | ({acting} if acting else set()), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            {stop} | ({acting} if acting else set()),
+            timeout=seconds,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
         stop.cancel()
         return acting is not None and acting.done()
 
@@ -324,11 +354,15 @@ class Daemon:
         if tick is not None and self.clock() - self._overrun_said_s >= OVERRUN_SAID_EVERY_S:
             self._overrun_said_s = self.clock()
             slowest = max(tick.stage_s, key=lambda stage: tick.stage_s[stage])
-            self.log.warning("a tick took longer than loop.interval_s", late_s=round(late_s, 3), slowest_stage=slowest)
+            self.log.warning(
+                "a tick took longer than loop.interval_s",
+                late_s=round(late_s, 3),
+                slowest_stage=slowest,
+            )
 
     async def _close(self) -> None:
-        """Everything within its deadline, and whatever one of them does, the others too. What another
-        igniterd has, because this one was refused, is not written."""
+        """Everything within its deadline, and whatever one of them does, the others too. What
+        another igniterd has, because this one was refused, is not written."""
         left = await self.loop.close()
         if self._preparing is not None:
             self._preparing.cancel()
@@ -338,11 +372,15 @@ class Daemon:
             self.setup.memory.close(self.loop.carry.belief, self.clock(), time.time())
         self.notifier.close()
         self.lock.release()
-        self.log.info("stopped; what is applied goes on serving", **({"left": left} if left else {}))
+        self.log.info(
+            "stopped; what is applied goes on serving", **({"left": left} if left else {})
+        )
 
 
 def _locked_by(config: Config) -> tuple[object, ...]:
-    acts_on = tuple(sorted(server.url for server in config.triton)) if config.loop.mode == "act" else ()
+    acts_on = (
+        tuple(sorted(server.url for server in config.triton)) if config.loop.mode == "act" else ()
+    )
     return config.state.directory, acts_on
 
 

@@ -1,7 +1,7 @@
 """Say a failure once when it begins and once when it is over, however many ticks it lasts.
 
-One that comes and goes is no news each time: after the first failure and its recovery, further short
-ones are counted, and told in one line every ten minutes. One that lasts is told all the same.
+One that comes and goes is no news each time: after the first failure and its recovery, further
+short ones are counted, and told in one line every ten minutes. One that lasts is told all the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import structlog
 QUIET_S = 600.0
 """Least time between two lines about a key that flaps."""
 LASTING_S = 30.0
-"""A failure that lasts so long is told, even if others were told lately; the next has to last longer."""
+"""A failure that lasts so long is told, even if others were told lately; the next has to last
+longer."""
 MOST_KEYS = 1000
 
 
@@ -45,9 +46,17 @@ class Once:
         self._clock = clock
         self._states: OrderedDict[str, _State] = OrderedDict()
 
-    def failed(self, key: str, reason: str, *, says: str = "failing", more: dict[str, Any] | None = None, **extra: Any) -> None:
-        """Warn with the words `says` if `key` worked until now; otherwise only count. `more` replaces
-        what a line carries beside the reason, which is the key as ``what``."""
+    def failed(
+        self,
+        key: str,
+        reason: str,
+        *,
+        says: str = "failing",
+        more: dict[str, Any] | None = None,
+        **extra: Any,
+    ) -> None:
+        """Warn with the words `says` if `key` worked until now; otherwise only count. `more`
+        replaces what a line carries beside the reason, which is the key as ``what``."""
         state, now_s = self._state(key), self._clock()
         if state.since_s is None:
             state.since_s, state.failures, state.told = now_s, 0, False
@@ -63,7 +72,9 @@ class Once:
         state.patience_s = min(2 * state.patience_s, QUIET_S) if lasting else state.patience_s
         state.times = 0
 
-    def worked(self, key: str, *, says: str = "recovered", more: dict[str, Any] | None = None, **extra: Any) -> None:
+    def worked(
+        self, key: str, *, says: str = "recovered", more: dict[str, Any] | None = None, **extra: Any
+    ) -> None:
         """Tell of the recovery if `key` failed until now; otherwise nothing."""
         state, now_s = self._states.get(key), self._clock()
         if state is None:

@@ -13,7 +13,7 @@
         └── ProfileError    a profile is unreadable, out of date, implausible or for another GPU
 
 Whether to try again is a matter of type, never of message text.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class Refused(NotNow):
 
 
 class NotServed(Refused):
-    """The model is in the repository but not served, nor being loaded: the others need not wait for it."""
+    """The model is in the repository but not served, nor being loaded: the others need not wait for
+    it."""
 
 
 class DeviceLost(NotNow):

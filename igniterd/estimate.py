@@ -1,4 +1,5 @@
-"""What is believed of every model now: its arrival rate, how busy it is, and how far off the predictions are. Pure.
+"""What is believed of every model now: its arrival rate, how busy it is, and how far off the
+predictions are. Pure.
 
 Everything that outlives a tick is in :class:`Belief`, replaced whole (:mod:`igniterd.belief`). One
 model whose reading makes a prediction raise is left out and named; the others go on.
@@ -10,7 +11,17 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from igniterd.belief import STUCK_S, Belief, Expected, ModelBelief, brought, followed, same_copy, same_model, stuck_s
+from igniterd.belief import (
+    STUCK_S,
+    Belief,
+    Expected,
+    ModelBelief,
+    brought,
+    followed,
+    same_copy,
+    same_model,
+    stuck_s,
+)
 from igniterd.config import Config
 from igniterd.estimators.arrivals import Aim
 from igniterd.expect import Known, Scene
@@ -19,7 +30,8 @@ from igniterd.records import Estimate, Load, Observation, Window
 from igniterd.window import answered_s
 
 ENOUGH = 20  # requests seen before a rate is trusted
-HORIZON_S = 8.0  # how far ahead plans are made: a change takes that long from being seen to being served
+# how far ahead plans are made: a change takes that long from being seen to being served
+HORIZON_S = 8.0
 
 __all__ = ["Belief", "Expected", "ModelBelief", "estimate"]
 
@@ -36,8 +48,9 @@ def estimate(
 ) -> tuple[Estimate, dict[str, ModelBelief]]:
     """Update ``belief`` with ``window`` and say what holds now.
 
-    ``profiled`` maps the configured names of the models that have a profile to their names in it; ``oracle`` predicts with mean
-    service times (None: nothing is profiled, and predictions rest on live traffic alone). ``wall_s``: the time of day, seconds UTC.
+    ``profiled`` maps the configured names of the models that have a profile to their names in it;
+    ``oracle`` predicts with mean service times (None: nothing is profiled, and predictions rest on
+    live traffic alone). ``wall_s``: the time of day, seconds UTC.
 
     A model that was not read this time keeps its belief, and its load is what it was. One whose
     prediction raises keeps its belief too, has no load, and is named in ``left_out``.
@@ -76,7 +89,9 @@ def _learnt(scene: Scene, belief: Belief, wall_s: float, left_out: dict[str, str
             left_out[name] = _said(error)
     known, errors = dict[str, ModelBelief](), dict[str, float | None]()
     for there in _by_gpu(scene.observation, beliefs).values():
-        (of_gpu, of_errors), odd = _without_odd_ones(there, lambda names: scene.expected_of(names, beliefs))
+        (of_gpu, of_errors), odd = _without_odd_ones(
+            there, lambda names: scene.expected_of(names, beliefs)
+        )
         known |= of_gpu
         errors |= of_errors
         left_out |= odd
@@ -94,7 +109,9 @@ def _followed(before: ModelBelief, name: str, scene: Scene, wall_s: float) -> Mo
     return followed(before, seen, reading, answered_s(observation, reading), wall_s, aim)
 
 
-def _without_odd_ones(names: Sequence[str], ask: Callable[[Sequence[str]], Known]) -> tuple[Known, dict[str, str]]:
+def _without_odd_ones(
+    names: Sequence[str], ask: Callable[[Sequence[str]], Known]
+) -> tuple[Known, dict[str, str]]:
     """What ``ask`` gives for ``names``, less those it cannot be asked for, and why.
 
     Whoever makes it raise is found by asking without it: first those that raise alone, then the one
@@ -143,7 +160,9 @@ def _load(name: str, belief: ModelBelief, scene: Scene, ratio: float | None, wal
         mean_batch=belief.mean_batch,
         burstiness=rate.burstiness,
         watched_s=belief.seen_s,
-        remembered_per_s=max(rate.peak_per_s, daily.usual_per_s(wall_s), daily.usual_per_s(wall_s + HORIZON_S)),
+        remembered_per_s=max(
+            rate.peak_per_s, daily.usual_per_s(wall_s), daily.usual_per_s(wall_s + HORIZON_S)
+        ),
         bias=bias.mean,
         bias_upper=bias.upper(config.decide.level),
         learnt=belief.told,

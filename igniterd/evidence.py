@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from igniterd.records import Effect, ModelReading, Stub
 
 SAME = 5e-5  # a share is written down with three decimals of a percent
-SENT = "/folder"  # so Triton begins the names of folders of files that came with a load, in its folder for temporary files
+# so Triton begins the names of folders of files that came with a load, in its folder for temporary
+# files
+SENT = "/folder"
 NO_PROCESS = "no process of it is seen on this host"
 
 
@@ -16,7 +18,8 @@ NO_PROCESS = "no process of it is seen on this host"
 class Finding:
     """One piece of evidence: for or against a share, or nothing.
 
-    ``mendable``: a reload may mend it; ``absent``: the process surely is confined to nothing at all.
+    ``mendable``: a reload may mend it; ``absent``: the process surely is confined to nothing at
+    all.
     """
 
     effect: Effect | None
@@ -26,18 +29,23 @@ class Finding:
 
 
 def stubs_of(reading: ModelReading, stubs: Sequence[Stub], port: int | None) -> list[Stub]:
-    """The processes of a model, the newest first. Where several servers of the host run a model of this
-    name, those of the one that listens at ``port``, though it may have none any more; all of them where
-    no server with a process does."""
+    """The processes of a model, the newest first. Where several servers of the host run a model of
+    this name, those of the one that listens at ``port``, though it may have none any more; all of
+    them where no server with a process does."""
     here = [stub for stub in stubs if stub.grpc_port == port]
     return newest_of(reading.instance_names, reading.model, here or stubs)
 
 
 def newest_of(names: Collection[str], model: str, stubs: Iterable[Stub]) -> list[Stub]:
-    """The processes of instances with these names, the newest first; where models share the names of
-    their groups, those that run the code in the model's folder, or one that was sent with its load."""
+    """The processes of instances with these names, the newest first; where models share the names
+    of their groups, those that run the code in the model's folder, or one that was sent with its
+    load."""
     named = [stub for stub in stubs if stub.instance in names]
-    found = [stub for stub in named if f"/{model}/" in stub.path] or [stub for stub in named if SENT in stub.path] or named
+    found = (
+        [stub for stub in named if f"/{model}/" in stub.path]
+        or [stub for stub in named if SENT in stub.path]
+        or named
+    )
     return sorted(found, key=lambda stub: stub.started, reverse=True)
 
 
@@ -48,16 +56,27 @@ def serving(mine: Sequence[Stub], share: float, instances: int) -> Sequence[Stub
     return (right if len(right) >= instances else mine)[:instances]
 
 
-def by_process(reading: ModelReading, share: float, mine: Sequence[Stub] | None, new: bool) -> Finding:
-    """``new``: the processes came since the last tick, and the configuration may be that of the copy before."""
+def by_process(
+    reading: ModelReading, share: float, mine: Sequence[Stub] | None, new: bool
+) -> Finding:
+    """``new``: the processes came since the last tick, and the configuration may be that of the
+    copy before."""
     if not mine:
-        return Finding(None, "the processes of this host cannot be seen" if mine is None else NO_PROCESS)
+        return Finding(
+            None, "the processes of this host cannot be seen" if mine is None else NO_PROCESS
+        )
     servers = sorted({stub.server_pid for stub in mine})
-    found = [_of_server(reading, share, [stub for stub in mine if stub.server_pid == pid], new) for pid in servers]
+    found = [
+        _of_server(reading, share, [stub for stub in mine if stub.server_pid == pid], new)
+        for pid in servers
+    ]
     if len({finding.effect for finding in found}) == 1:
         return found[0]
     pids = " and ".join(map(str, servers))
-    said = f"servers {pids} have a model of this name, and their arguments do not tell by a --grpc-port which is the one that is asked"
+    said = (
+        f"servers {pids} have a model of this name, and their arguments do not tell by a "
+        "--grpc-port which is the one that is asked"
+    )
     return Finding(Effect.UNPROVEN, said)
 
 

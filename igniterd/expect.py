@@ -1,4 +1,5 @@
-"""What is learnt of service times and expected of each model, GPU by GPU: its models slow each other. Pure.
+"""What is learnt of service times and expected of each model, GPU by GPU: its models slow each
+other. Pure.
 
 Nothing here changes what it is given: what a group of models gives is returned, so that one whose
 prediction raises can be left out, and the others asked again.
@@ -17,10 +18,19 @@ from igniterd.estimators.live_curve import followed, points, said
 from igniterd.perf.api import Tenant
 from igniterd.predict import Beside, Demand, Oracle, felt
 from igniterd.queueing.tail import response_time
-from igniterd.records import Changed, Learnt, LiveService, ModelReading, ModelWindow, Observation, Window
+from igniterd.records import (
+    Changed,
+    Learnt,
+    LiveService,
+    ModelReading,
+    ModelWindow,
+    Observation,
+    Window,
+)
 from igniterd.trial import measured, tried
 
-TOLD_LEVEL, TOLD_TILT, TOLD_SD = 0.01, 0.01, 0.75  # smallest change of what was learnt that plans are told of
+# smallest change of what was learnt that plans are told of
+TOLD_LEVEL, TOLD_TILT, TOLD_SD = 0.01, 0.01, 0.75
 EXPECT_AGAIN = 0.03  # change of the predicted wait, roughly, that asks for a new prediction ...
 EXPECT_PAUSE_S, EXPECT_EVERY_S = 3.0, 60.0  # ... but not sooner, and not later
 LIVE_EVERY_S = 15.0  # the same for models without a profile: their curves change without a word
@@ -45,7 +55,8 @@ class Scene:
     oracle: Oracle | None
 
     def expected_of(self, there: Sequence[str], beliefs: Belief) -> Known:
-        """The models ``there`` on one GPU: what was learnt in the window, and what is expected now."""
+        """The models ``there`` on one GPU: what was learnt in the window, and what is expected
+        now."""
         known, errors = {name: beliefs[name] for name in there}, dict[str, float | None]()
         modelled: list[str] = []
         if self.oracle is not None:
@@ -56,7 +67,9 @@ class Scene:
         for name in there:
             if name not in modelled:
                 reading, at_s = self.observation.models[name], self.observation.at_s
-                known[name] = _lived(known[name], reading, self.window.models.get(name), at_s, there)
+                known[name] = _lived(
+                    known[name], reading, self.window.models.get(name), at_s, there
+                )
         return known, errors
 
     def longest_ms(self, name: str, belief: ModelBelief) -> float:
@@ -65,7 +78,9 @@ class Scene:
         largest = max(1, reading.allocation.max_batch_size)
         if self.oracle is not None and name in self.profiled:
             largest = min(largest, self.oracle.model.max_batch(self.profiled[name]))
-            curve = self.oracle.curve_ms(self.profiled[name], largest, reading.allocation.share or 1.0, ())
+            curve = self.oracle.curve_ms(
+                self.profiled[name], largest, reading.allocation.share or 1.0, ()
+            )
             return float(curve[-1]) * max(1.0, belief.bias.mean)
         known = points(belief.curve, largest, self.observation.at_s)
         return 0.0 if known is None else float(known.mean_ms[-1])
@@ -73,10 +88,14 @@ class Scene:
     def _calibrated(self, there: Sequence[str], beliefs: Belief, oracle: Oracle) -> Known:
         """Beliefs with the biases that the window taught."""
         out, errors = dict[str, ModelBelief](), dict[str, float | None]()
-        # what is only watched, and runs without a share, shares the GPU like any neighbour that no profile tells of: the biases take it in
+        # what is only watched, and runs without a share, shares the GPU like any neighbour that no
+        # profile tells of: the biases take it in
         steered = [name for name in there if name in self.profiled]
         tenants = self._tenants(steered, beliefs) if as_modelled(steered, self.observation) else {}
-        besides, arounds = others(tenants), others({name: felt(group) for name, group in tenants.items()})
+        besides, arounds = (
+            others(tenants),
+            others({name: felt(group) for name, group in tenants.items()}),
+        )
         end_s = self.window.at_s
         for name in tenants.keys() & self.window.models.keys():
             seen, reading = self.window.models[name], self.observation.models[name]
@@ -84,7 +103,10 @@ class Scene:
                 continue
             belief, of = beliefs[name], self.profiled[name]
             if end_s >= belief.settled_at_s:
-                belief = replace(belief, trial=tried(belief.trial, seen, reading, arounds[name], oracle, of, end_s))
+                belief = replace(
+                    belief,
+                    trial=tried(belief.trial, seen, reading, arounds[name], oracle, of, end_s),
+                )
             found = measured(seen, reading, arounds[name], oracle, of)
             errors[name] = _overall(found, seen)
             point = Point(reading.allocation.share or 1.0, pressure_of(besides[name]))
@@ -97,7 +119,9 @@ class Scene:
         for name in names:
             applied, belief = self.observation.models[name].allocation, beliefs[name]
             share = applied.share if applied.share is not None else 1.0
-            out[name] = [Tenant(self.profiled[name], belief.mean_batch, share, belief.busy)] * applied.instances
+            out[name] = [
+                Tenant(self.profiled[name], belief.mean_batch, share, belief.busy)
+            ] * applied.instances
         return out
 
     def _modelled(self, there: Sequence[str]) -> list[str]:
@@ -110,9 +134,15 @@ class Scene:
         names = [name for name in there if name in self.profiled]
         return [] if any(self.observation.models[name].bare for name in names) else names
 
-    def _expected(self, names: Sequence[str], beliefs: Belief, oracle: Oracle) -> dict[str, ModelBelief]:
-        """Predictions brought up to date, at present rates and allocations; all together, as models slow each other."""
-        readings, at_s = {name: self.observation.models[name] for name in names}, self.observation.at_s
+    def _expected(
+        self, names: Sequence[str], beliefs: Belief, oracle: Oracle
+    ) -> dict[str, ModelBelief]:
+        """Predictions brought up to date, at present rates and allocations; all together, as models
+        slow each other."""
+        readings, at_s = (
+            {name: self.observation.models[name] for name in names},
+            self.observation.at_s,
+        )
         if not any(_outdated(beliefs[n], readings[n], at_s, names) for n in names):
             return {}
         allocations = {name: reading.allocation for name, reading in readings.items()}
@@ -121,11 +151,15 @@ class Scene:
         for n, service in oracle.together(demands, allocations).items():
             at = _now(beliefs[n], readings[n], at_s, names)
             if not service.overloaded:
-                at = replace(at, mean_ms=service.mean_ms, p50_ms=service.p50_ms, p99_ms=service.p99_ms)
+                at = replace(
+                    at, mean_ms=service.mean_ms, p50_ms=service.p50_ms, p99_ms=service.p99_ms
+                )
             out[n] = replace(beliefs[n], expected=at, live=None)
         return out
 
-    def _demand(self, name: str, belief: ModelBelief, reading: ModelReading, oracle: Oracle) -> Demand:
+    def _demand(
+        self, name: str, belief: ModelBelief, reading: ModelReading, oracle: Oracle
+    ) -> Demand:
         allocation, of = reading.allocation, self.profiled[name]
         items = brought(belief, reading).mean
         brings = math.ceil(items - 1e-6)
@@ -144,17 +178,25 @@ class Scene:
 
 def _overall(measured: Sequence[Measured], window: ModelWindow) -> float | None:
     """Measured over predicted time spent executing in all."""
-    predicted_ms = sum(m.executions * window.service_ms[m.batch] / m.ratio for m in measured if m.ratio > 0)
+    predicted_ms = sum(
+        m.executions * window.service_ms[m.batch] / m.ratio for m in measured if m.ratio > 0
+    )
     return 1000 * service_s(window) / predicted_ms if predicted_ms > 0 else None
 
 
-def _calibrated(belief: ModelBelief, measured: Sequence[Measured], at_s: float, point: Point) -> ModelBelief:
+def _calibrated(
+    belief: ModelBelief, measured: Sequence[Measured], at_s: float, point: Point
+) -> ModelBelief:
     if at_s < belief.settled_at_s or not measured:
         return belief
     bias, factor = learnt(belief.bias, at_s, measured, point)
     changed = belief.changed
     if factor is not None:
-        changed = Changed(at_s, f"its service times became {factor:.2f} times what they were: what was learnt of them is forgotten")
+        changed = Changed(
+            at_s,
+            f"its service times became {factor:.2f} times what they were: what was learnt of "
+            "them is forgotten",
+        )
     return replace(belief, bias=bias, told=_told(belief.told, bias.learnt), changed=changed)
 
 
@@ -167,7 +209,8 @@ def _told(told: Learnt | None, now: Learnt | None) -> Learnt | None:
 
 
 def others(groups: Mapping[str, Sequence[Tenant]]) -> dict[str, Beside]:
-    """Whom each model feels, of ``groups`` of tenants: the others, and all but one of its own, as an instance feels the others too."""
+    """Whom each model feels, of ``groups`` of tenants: the others, and all but one of its own, as
+    an instance feels the others too."""
     everybody = tuple(tenant for group in groups.values() for tenant in group)
     out, first = dict[str, Beside](), 0
     for name, group in groups.items():
@@ -177,26 +220,50 @@ def others(groups: Mapping[str, Sequence[Tenant]]) -> dict[str, Beside]:
 
 
 def as_modelled(names: Sequence[str], observation: Observation) -> bool:
-    """Whether a GPU is shared the way the model is about: every process with a share, no more than all of it granted.
+    """Whether a GPU is shared the way the model is about: every process with a share, no more than
+    all of it granted.
 
-    While a host is taken over some processes take turns, and some may use all of it: what is measured then teaches nothing.
+    While a host is taken over some processes take turns, and some may use all of it: what is
+    measured then teaches nothing.
     """
     readings = [observation.models[name] for name in names]
-    return not any(r.bare for r in readings) and sum(r.allocation.granted or 0.0 for r in readings if r.owns_process) <= 1 + 1e-6
+    return (
+        not any(r.bare for r in readings)
+        and sum(r.allocation.granted or 0.0 for r in readings if r.owns_process) <= 1 + 1e-6
+    )
 
 
-def _lived(belief: ModelBelief, reading: ModelReading, window: ModelWindow | None, at_s: float, there: Sequence[str]) -> ModelBelief:
-    """``belief`` of a model that the performance model cannot speak of: its own traffic says how long it takes as it runs now."""
+def _lived(
+    belief: ModelBelief,
+    reading: ModelReading,
+    window: ModelWindow | None,
+    at_s: float,
+    there: Sequence[str],
+) -> ModelBelief:
+    """``belief`` of a model that the performance model cannot speak of: its own traffic says how
+    long it takes as it runs now."""
     allocation = reading.allocation
     if window is not None and not window.restarted and at_s >= belief.settled_at_s:
-        curve = followed(belief.curve, at_s, window.executions, window.service_ms, share=allocation.share, instances=allocation.instances)
+        curve = followed(
+            belief.curve,
+            at_s,
+            window.executions,
+            window.service_ms,
+            share=allocation.share,
+            instances=allocation.instances,
+        )
         belief = replace(belief, curve=curve)
     if not _outdated(belief, reading, at_s, there, LIVE_EVERY_S):
         return belief
     known = points(belief.curve, max(1, allocation.max_batch_size), at_s)
     if known is None or belief.rate.per_s <= 0:
         return replace(belief, expected=None)
-    live = LiveService(allocation.share, tuple(map(float, known.mean_ms)), tuple(map(float, known.error)), said(known))
+    live = LiveService(
+        allocation.share,
+        tuple(map(float, known.mean_ms)),
+        tuple(map(float, known.error)),
+        said(known),
+    )
     at = _now(belief, reading, at_s, there)
     result = response_time(
         at.rate_per_s * at.items,
@@ -214,10 +281,23 @@ def _lived(belief: ModelBelief, reading: ModelReading, window: ModelWindow | Non
 def _now(belief: ModelBelief, reading: ModelReading, at_s: float, there: Sequence[str]) -> Expected:
     """What a prediction is for, before it is made."""
     items = brought(belief, reading).mean
-    return Expected(reading.allocation, belief.rate.per_s, belief.bias.mean, at_s, beside=frozenset(there), items=items)
+    return Expected(
+        reading.allocation,
+        belief.rate.per_s,
+        belief.bias.mean,
+        at_s,
+        beside=frozenset(there),
+        items=items,
+    )
 
 
-def _outdated(belief: ModelBelief, reading: ModelReading, at_s: float, there: Sequence[str], every_s: float = EXPECT_EVERY_S) -> bool:
+def _outdated(
+    belief: ModelBelief,
+    reading: ModelReading,
+    at_s: float,
+    there: Sequence[str],
+    every_s: float = EXPECT_EVERY_S,
+) -> bool:
     """Whether the prediction was for something else than what is now."""
     expected, allocation = belief.expected, reading.allocation
     if expected is None or expected.allocation != allocation or expected.beside != frozenset(there):
@@ -227,6 +307,10 @@ def _outdated(belief: ModelBelief, reading: ModelReading, at_s: float, there: Se
         return True
     if age_s < EXPECT_PAUSE_S:
         return False
-    now, then = belief.rate.per_s * brought(belief, reading).mean, expected.rate_per_s * expected.items
+    now, then = (
+        belief.rate.per_s * brought(belief, reading).mean,
+        expected.rate_per_s * expected.items,
+    )
     moved = abs(now - then) / max(now, then, 1e-9) + abs(belief.bias.mean / expected.bias - 1)
-    return moved * belief.busy / max(0.05, 1 - belief.busy) > EXPECT_AGAIN  # a wait goes with busy / idle time
+    # a wait goes with busy / idle time
+    return moved * belief.busy / max(0.05, 1 - belief.busy) > EXPECT_AGAIN

@@ -20,7 +20,9 @@ def exposed(config: Config, path: Path | None = None) -> Iterator[str]:
         yield from _told(config.mqtt)
         yield from _open_file("mqtt.password_file", config.mqtt.password_file)
         yield from _open_file("mqtt.key_file", config.mqtt.key_file)
-    if path is not None and any(server.header or _pages_with_secrets(server) for server in config.triton):
+    if path is not None and any(
+        server.header or _pages_with_secrets(server) for server in config.triton
+    ):
         yield from _open_file("the configuration has secrets in it and", path)
 
 
@@ -41,7 +43,10 @@ def _sent(server: Triton) -> Iterator[str]:
         pages["http_url"] = server.http_url
     for field, url in pages.items():
         if urlsplit(url).scheme == "http" and not is_loopback(host_of(url)):
-            yield (f"{name}: what {field} sends to {host_of(url)} has a secret in it and is not encrypted: use https")
+            yield (
+                f"{name}: what {field} sends to {host_of(url)} has a secret in it and is not "
+                "encrypted: use https"
+            )
 
 
 def _told(mqtt: Mqtt) -> Iterator[str]:

@@ -36,7 +36,9 @@ def user_name(uid: int) -> str:
         return str(uid)
 
 
-def replace_file(path: str | Path, content: str | bytes, *, mode: int = FILE_MODE, sync: bool = False) -> None:
+def replace_file(
+    path: str | Path, content: str | bytes, *, mode: int = FILE_MODE, sync: bool = False
+) -> None:
     """Make ``path`` a file of ``content``, whole or not at all; ``sync``: a power cut keeps it too.
 
     Raises :class:`Refused` for a folder reached by a link of another user's, ``OSError`` where it
@@ -61,7 +63,8 @@ def replace_file(path: str | Path, content: str | bytes, *, mode: int = FILE_MOD
 
 
 def make_folder(path: str | Path, *, mode: int = FOLDER_MODE) -> None:
-    """Make ``path`` and the folders above where they are missing. Raises as :func:`replace_file`."""
+    """Make ``path`` and the folders above where they are missing. Raises as
+    :func:`replace_file`."""
     missing = []
     path = Path(os.path.abspath(path))  # noqa: PTH100 - without following links
     while not path.is_dir() and path != path.parent:
@@ -154,7 +157,9 @@ def _own_group(uid: int, gid: int) -> bool:
     return group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
 
 
-def others_hand(folder: str | Path, *, itself: bool = True, trusted: frozenset[int] = frozenset()) -> str:
+def others_hand(
+    folder: str | Path, *, itself: bool = True, trusted: frozenset[int] = frozenset()
+) -> str:
     """How another user could put something of theirs into ``folder`` or in its place; or nothing.
 
     Root, this user and ``trusted`` are no others; not ``itself``: only what is above. A folder that
@@ -170,7 +175,10 @@ def others_hand(folder: str | Path, *, itself: bool = True, trusted: frozenset[i
         except OSError as error:
             return f"{each} cannot be looked at: {error.strerror or error}"
         if found.st_uid not in mine:
-            return f"{each} belongs to user {user_name(found.st_uid)}: chown it, or name another folder"
+            return (
+                f"{each} belongs to user {user_name(found.st_uid)}: chown it, or name another "
+                "folder"
+            )
         sticky = depth > 0 and bool(found.st_mode & stat.S_ISVTX)
         if writable_by_others(found) and not sticky:
             return f"{each} can be written by others than {user_name(found.st_uid)}: chmod go-w it"

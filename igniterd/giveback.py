@@ -15,12 +15,14 @@ from igniterd.engines.hosting import SHADOW, engine_of, hosting_of
 from igniterd.errors import IgniterdError, Refused
 
 
-async def release(client: Server, model: str, shares_dir: str = DEFAULT_SHARES, repositories: Sequence[str] = ()) -> Adoption:
+async def release(
+    client: Server, model: str, shares_dir: str = DEFAULT_SHARES, repositories: Sequence[str] = ()
+) -> Adoption:
     """Put the owner's model back. Raises :class:`IgniterdError` where Triton does not.
 
     First Triton is asked for its own file's, which is exact. It takes that for no change where only
-    the configuration was another one (24.10): then the owner's is sent, from the file where it can be
-    read, else rebuilt from the marks on the model.
+    the configuration was another one (24.10): then the owner's is sent, from the file where it can
+    be read, else rebuilt from the marks on the model.
     """
     before = await client.config(model)
     hosting = hosting_of(before)
@@ -33,23 +35,33 @@ async def release(client: Server, model: str, shares_dir: str = DEFAULT_SHARES, 
         await client.load(model, owner, {}, exact=True)
         now = await read_back(client, model)
     if touched(now, shares_dir):
-        raise Refused(f"{model}: Triton took the load of the owner's configuration and serves igniterd's")
+        raise Refused(
+            f"{model}: Triton took the load of the owner's configuration and serves igniterd's"
+        )
     return Adoption(model, "released", engine=hosting.engine if hosting else engine_of(now))
 
 
-def _owners(client: Server, now: ModelConfig, shares_dir: str, repositories: Sequence[str]) -> ModelConfig:
-    """What its owner wrote. A file with marks of igniterd's in it was copied from a running model."""
+def _owners(
+    client: Server, now: ModelConfig, shares_dir: str, repositories: Sequence[str]
+) -> ModelConfig:
+    """What its owner wrote. A file with marks of igniterd's in it was copied from a running
+    model."""
     filed = own_config(str(now.get("name", "")), client.url, tuple(repositories))
     return as_owned(now if filed is None else filed, shares_dir)
 
 
-async def touched_models(client: Server, shares_dir: str = DEFAULT_SHARES) -> tuple[list[str], dict[str, str]]:
-    """Every model with something of igniterd's on it, in the order to give back; and why others are not known.
+async def touched_models(
+    client: Server, shares_dir: str = DEFAULT_SHARES
+) -> tuple[list[str], dict[str, str]]:
+    """Every model with something of igniterd's on it, in the order to give back; and why others are
+    not known.
 
     A model without a share is uncapped, so the largest share goes first: what is freed is the most.
     """
     ready = sorted({entry.name for entry in await client.index() if entry.state == "READY"})
-    copies = {e.name for e in (await client.statistics("")).model_stats if e.name.startswith(SHADOW)}
+    copies = {
+        e.name for e in (await client.statistics("")).model_stats if e.name.startswith(SHADOW)
+    }
     found, unread = dict[str, float](), dict[str, str]()
     for name in ready:
         try:
@@ -66,4 +78,10 @@ async def shares_left(client: Server, shares_dir: str, gone: Iterable[str]) -> l
     """Models that keep a share beside those that are uncapped now."""
     left, _ = await touched_models(client, shares_dir)
     given = set(gone)
-    return [n for n in left if n not in given and not n.startswith(SHADOW) and share_of(await client.config(n), shares_dir) is not None]
+    return [
+        n
+        for n in left
+        if n not in given
+        and not n.startswith(SHADOW)
+        and share_of(await client.config(n), shares_dir) is not None
+    ]

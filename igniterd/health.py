@@ -70,7 +70,11 @@ class Health:
         if age_s <= self._late_s:
             return True, []
         what = "no tick finished yet" if self._finished_s is None else "the last tick was finished"
-        reasons = [f"{what}, {age_s:.0f} s after the start" if self._finished_s is None else f"{what} {age_s:.0f} s ago"]
+        reasons = [
+            f"{what}, {age_s:.0f} s after the start"
+            if self._finished_s is None
+            else f"{what} {age_s:.0f} s ago"
+        ]
         return False, reasons + (["the last tick failed: see the log"] if self._failed else [])
 
     def ready(self) -> tuple[bool, list[str]]:
@@ -90,7 +94,8 @@ class Health:
         return not reasons, reasons
 
     def whole(self) -> tuple[bool, list[str]]:
-        """Whether it is ready and nothing else has been silent for long: for people, not for probes."""
+        """Whether it is ready and nothing else has been silent for long: for people, not for
+        probes."""
         _, reasons = self.ready()
         now_s = self._clock()
         for source, (since_s, why) in self._silent.items():

@@ -1,4 +1,5 @@
-"""What the cluster should know of a tick, and of which models it cannot say that their SLO holds. Pure."""
+"""What the cluster should know of a tick, and of which models it cannot say that their SLO holds.
+Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from igniterd.states import State
 
 OFFER_LEAST = 0.05  # a smaller share is not worth a hint
 _ALL_HOLD = "every SLO holds"
-_UNJUDGED = frozenset({State.WATCHED, State.UNPREDICTABLE, State.UNREAD, State.UNSEEN, State.ABSENT})
+_UNJUDGED = frozenset(
+    {State.WATCHED, State.UNPREDICTABLE, State.UNREAD, State.UNSEEN, State.ABSENT}
+)
 
 
 def number(value: float | None, digits: int = 3) -> float | None:
@@ -39,7 +42,9 @@ def _why_not_judged(tick: Tick, model: Model) -> str:
     if standing is not None and standing.state in _UNJUDGED:
         return standing.why or standing.state.value
     spoken_of = model.profile is not None and name in tick.plan.verdicts
-    return reading.left_alone or ("" if spoken_of else "no plan speaks of it" if model.profile else "it has no profile")
+    return reading.left_alone or (
+        "" if spoken_of else "no plan speaks of it" if model.profile else "it has no profile"
+    )
 
 
 def stuck(tick: Tick, name: str) -> str:
@@ -60,12 +65,15 @@ def qualified(tick: Tick, config: Config) -> Tick:
     if not out:
         return tick
     which = "; ".join(f"{name}: {why}" for name, why in out.items())
-    why = f"{plan.why.replace(_ALL_HOLD, 'every SLO that was judged holds', 1)}; not judged: {which}"
+    why = (
+        f"{plan.why.replace(_ALL_HOLD, 'every SLO that was judged holds', 1)}; not judged: {which}"
+    )
     return replace(tick, plan=replace(plan, why=why))
 
 
 def hints_of(tick: Tick, config: Config) -> Iterator[dict[str, Any]]:
-    """What the cluster should know: models that do not fit here, shares without effect, and room to give away."""
+    """What the cluster should know: models that do not fit here, shares without effect, and room to
+    give away."""
     for verdict in tick.plan.verdicts.values():
         if verdict.feasible:
             continue
@@ -91,7 +99,12 @@ def hints_of(tick: Tick, config: Config) -> Iterator[dict[str, Any]]:
         reason, load = stuck(tick, model.name), tick.estimate.loads.get(model.name)
         if reason:
             waits_s = number(load.stuck_s if load else None, 1)
-            yield {"kind": "not_answering", "model": model.name, "stuck_s": waits_s, "reason": reason}
+            yield {
+                "kind": "not_answering",
+                "model": model.name,
+                "stuck_s": waits_s,
+                "reason": reason,
+            }
     yield from _offers(tick, config)
 
 

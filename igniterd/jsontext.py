@@ -9,7 +9,8 @@ from typing import Any
 
 
 def dumps(data: Any) -> str:
-    """Compact JSON. The usual case costs one pass; only data with a NaN or an infinity is gone through again."""
+    """Compact JSON. The usual case costs one pass; only data with a NaN or an infinity is gone
+    through again."""
     try:
         return json.dumps(data, separators=(",", ":"), allow_nan=False, default=str)
     except ValueError:

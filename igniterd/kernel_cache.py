@@ -1,8 +1,9 @@
 """Where compiled kernels are kept. Every folder of kernels imports this before it imports numba.
 
-numba keeps what it compiles in ``NUMBA_CACHE_DIR``, beside the package or in the home, and refuses to load where none of them can be
-written: a package installed by root and a user without a home are enough. What it finds there it unpickles, which is to run it: a
-place that others can write to is passed over too. Instead a folder of this user's own is used, or, without a home, one for this
+numba keeps what it compiles in ``NUMBA_CACHE_DIR``, beside the package or in the home, and refuses
+to load where none of them can be written: a package installed by root and a user without a home are
+enough. What it finds there it unpickles, which is to run it: a place that others can write to is
+passed over too. Instead a folder of this user's own is used, or, without a home, one for this
 process and its children.
 """
 
@@ -75,11 +76,14 @@ def _in_others_hands(place: Path) -> str:
 
 
 def ensure_cache() -> None:
-    """Have a folder for compiled kernels that only this user, root and the package's owner write to.
+    """Have a folder for compiled kernels that only this user, root and the package's owner write
+    to.
 
     Raises :class:`CannotRun` where nothing at all can be written.
     """
-    found = next((each for each in _places() if each and all(_writable(folder) for folder in each)), None)
+    found = next(
+        (each for each in _places() if each and all(_writable(folder) for folder in each)), None
+    )
     hand = next(filter(None, map(_in_others_hands, found or [])), "")
     if found is not None and not hand:
         return
@@ -98,7 +102,9 @@ def _passing() -> str:
     try:
         folder = tempfile.mkdtemp(prefix="igniterd-kernels-")
     except OSError as error:
-        raise CannotRun(f"compiled kernels cannot be kept: {_WANTED} ({error.strerror or error})") from error
+        raise CannotRun(
+            f"compiled kernels cannot be kept: {_WANTED} ({error.strerror or error})"
+        ) from error
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 

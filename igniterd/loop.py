@@ -1,10 +1,12 @@
 """One tick, in order: observe, follow, prove, window, estimate, decide, act, report.
 
-Two ways back, both visible here: the small :class:`Carry`, replaced whole at the end of a tick, and the world itself, read again at
-the next. A stage that fails ends the tick: what is applied goes on serving, and the next tick starts from the same carry.
+Two ways back, both visible here: the small :class:`Carry`, replaced whole at the end of a tick, and
+the world itself, read again at the next. A stage that fails ends the tick: what is applied goes on
+serving, and the next tick starts from the same carry.
 
-A reload takes seconds, and for a large model minutes; it runs beside the ticks, one at a time on each GPU. Ticks go on reading and
-reporting meanwhile and decide nothing for that GPU; the first one after its end takes up what came of it.
+A reload takes seconds, and for a large model minutes; it runs beside the ticks, one at a time on
+each GPU. Ticks go on reading and reporting meanwhile and decide nothing for that GPU; the first one
+after its end takes up what came of it.
 """
 
 from __future__ import annotations
@@ -26,14 +28,34 @@ from igniterd.errors import NotNow
 from igniterd.estimate import Belief, estimate
 from igniterd.observe import Sources
 from igniterd.prove import Proofs, planned_view, prove
-from igniterd.records import Actuation, Allocation, Estimate, Gap, Load, Mode, Observation, Outcome, Plan, Step, Tick
+from igniterd.records import (
+    Actuation,
+    Allocation,
+    Estimate,
+    Gap,
+    Load,
+    Mode,
+    Observation,
+    Outcome,
+    Plan,
+    Step,
+    Tick,
+)
 from igniterd.standing import Facts, Known, followed, scene, standings, stepped, unread_as_found
 from igniterd.state.released import FILE, Released
 from igniterd.states import Cause, Standing, State
 from igniterd.window import between
 
-TOLD = frozenset(State) - {State.STEERED, State.WATCHED, State.WARMING, State.UNREAD, State.UNSEEN, State.ABSENT}
-"""States that are said here; the others are told of as what they come from: gaps, or kinds of models."""
+TOLD = frozenset(State) - {
+    State.STEERED,
+    State.WATCHED,
+    State.WARMING,
+    State.UNREAD,
+    State.UNSEEN,
+    State.ABSENT,
+}
+"""States that are said here; the others are told of as what they come from: gaps, or kinds of
+models."""
 STEP_ENDS_S = 3.0  # how long the end waits for a step under way
 
 
@@ -54,16 +76,23 @@ class Carry:
 class Knowledge:
     """What does not change while the daemon runs: profiles, as predictors."""
 
-    profiled: Mapping[str, str] = field(default_factory=dict)  # configured name -> name in the profile
+    # configured name -> name in the profile
+    profiled: Mapping[str, str] = field(default_factory=dict)
     oracles: Oracles | None = None
-    identities: Mapping[str, str] = field(default_factory=dict)  # configured name -> what its profile is, in short
+    # configured name -> what its profile is, in short
+    identities: Mapping[str, str] = field(default_factory=dict)
     board: str = ""  # the board the profiles are of
     sm_count: int | None = None
-    copy_bytes: Mapping[str, int] = field(default_factory=dict)  # configured name -> device memory of one instance, where profiled
+    # configured name -> device memory of one instance, where profiled
+    copy_bytes: Mapping[str, int] = field(default_factory=dict)
 
     def steerable(self, seen: Observation) -> Mapping[str, str]:
         """``profiled``, less the models that are of a kind that can only be watched."""
-        return {name: of for name, of in self.profiled.items() if name not in seen.models or not seen.models[name].left_alone}
+        return {
+            name: of
+            for name, of in self.profiled.items()
+            if name not in seen.models or not seen.models[name].left_alone
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +144,11 @@ class Loop:
         self.triton_of = {model.name: model.triton for model in config.model}
         self.mode = Mode(config.loop.mode)
         self._acting: dict[int, UnderWay] = {}  # by GPU
-        self._odd = dict[int, str]()  # by GPU: why the profiles are not of its board, or an empty string
+        # by GPU: why the profiles are not of its board, or an empty string
+        self._odd = dict[int, str]()
         self._copies = SecondCopies(knowledge.copy_bytes)
-        self._found: dict[str, Allocation] = {}  # applied, by a look just before a step, otherwise than was known
+        # applied, by a look just before a step, otherwise than was known
+        self._found: dict[str, Allocation] = {}
         self._come = Outcome()  # what came of steps, until a tick has been finished with it
         self._ports = {server.name: server.port for server in config.triton}
         self._said, self._told = Once("models"), dict[str, State]()
@@ -137,18 +168,43 @@ class Loop:
         expects = knowledge.oracles.expects if knowledge.oracles else None
         wall_s = self.wall_clock()
         profiled = knowledge.steerable(view)
-        load, belief = estimate(view, window, carry.belief, config=self.config, profiled=profiled, oracle=expects, wall_s=wall_s)
+        load, belief = estimate(
+            view,
+            window,
+            carry.belief,
+            config=self.config,
+            profiled=profiled,
+            oracle=expects,
+            wall_s=wall_s,
+        )
         watch.lap("estimate")
         anew = {name for name, triton in self.triton_of.items() if triton in known.anew}
-        held = after(carry.held.with_none_pending(anew), outcome, load.loads, self.config.decide, now_s)
+        held = after(
+            carry.held.with_none_pending(anew), outcome, load.loads, self.config.decide, now_s
+        )
         states = self._standings(view, known, held, load)
         plan, held = self._decide(load, view, held, proofs.dead, states, now_s)
         watch.lap("decide")
         if plan.steps and self.mode is Mode.ACT:
             self._begin(plan, view, known)
         watch.lap("act")
-        shown, shares = replace(seen, gaps=view.gaps), {n: state for n, state in proofs.states.items() if n in seen.models}
-        tick = Tick(carry.number, now_s, wall_s, shown, window, load, plan, outcome, dict(watch.stages), shares, states)
+        shown, shares = (
+            replace(seen, gaps=view.gaps),
+            {n: state for n, state in proofs.states.items() if n in seen.models},
+        )
+        tick = Tick(
+            carry.number,
+            now_s,
+            wall_s,
+            shown,
+            window,
+            load,
+            plan,
+            outcome,
+            dict(watch.stages),
+            shares,
+            states,
+        )
         known = replace(known, standings=states)
         self.carry = Carry(whole, belief, held, carry.number + 1, proofs, load.loads, known)
         self._come = Outcome()
@@ -157,7 +213,8 @@ class Loop:
         return tick
 
     def _say(self, states: Mapping[str, Standing]) -> None:
-        """A model that igniterd leaves as it is, and why, is said once, and once when that is over."""
+        """A model that igniterd leaves as it is, and why, is said once, and once when that is
+        over."""
         for name, standing in states.items():
             before = self._told.get(name)
             if before is not None and before is not standing.state:
@@ -183,7 +240,9 @@ class Loop:
             released=self._released.now(),
         )
 
-    def _standings(self, view: Observation, known: Known, held: Held, load: Estimate) -> dict[str, Standing]:
+    def _standings(
+        self, view: Observation, known: Known, held: Held, load: Estimate
+    ) -> dict[str, Standing]:
         """The one state of every model."""
         left_out = {**load.left_out, **{name: why for name, (why, _) in held.left_out.items()}}
         facts = Facts(
@@ -200,7 +259,9 @@ class Loop:
         )
         return standings(view, facts)
 
-    def _proven(self, seen: Observation, whole: Observation, outcome: Outcome) -> tuple[Proofs, Observation]:
+    def _proven(
+        self, seen: Observation, whole: Observation, outcome: Outcome
+    ) -> tuple[Proofs, Observation]:
         """What is known of every share, and the host as it may be planned with.
 
         Where nobody looks at the processes (a simulation), configurations are believed.
@@ -223,7 +284,9 @@ class Loop:
         for step in plan.steps:
             gpu = view.models[step.model].gpu_index
             if gpu not in self._acting:
-                task = asyncio.create_task(self._act(replace(plan, steps=(step,)), step, view, known), name="act")
+                task = asyncio.create_task(
+                    self._act(replace(plan, steps=(step,)), step, view, known), name="act"
+                )
                 self._acting[gpu] = UnderWay(step, task)
                 return
 
@@ -231,8 +294,12 @@ class Loop:
         """Carry out ``step``, the first of ``plan``, if the host lets it through at this moment."""
         try:
             refused, cause = await self._gate(step, view, known)
-        except Exception as error:  # an answer nobody thought of: this change is not made, and the daemon goes on
-            refused, cause = f"{step.model}: what must be known before a change is not: {error!r}", Cause.HELD
+        # an answer nobody thought of: this change is not made, and the daemon goes on
+        except Exception as error:
+            refused, cause = (
+                f"{step.model}: what must be known before a change is not: {error!r}",
+                Cause.HELD,
+            )
         claimed = view.models[step.model].claimed_share
         reach = {server.name: reach_of(server) for server in self.config.triton}
         return await act(
@@ -249,7 +316,8 @@ class Loop:
         )
 
     async def _gate(self, step: Step, view: Observation, known: Known) -> tuple[str, Cause]:
-        """What must be asked of the host just before any change: why it must not be made, or an empty string.
+        """What must be asked of the host just before any change: why it must not be made, or an
+        empty string.
 
         What can be told from what is known already was told by ``decide.hold.why_not_now``.
         """
@@ -261,9 +329,17 @@ class Loop:
         if step.after.share is not None and view.mps is not None:
             mps = await self.sources.mps_now(view.at_s)
             if isinstance(mps, Gap):
-                return f"MPS control does not answer, and nothing is reloaded without it: {mps.reason}", Cause.HELD
+                return (
+                    "MPS control does not answer, and nothing is reloaded without it: "
+                    f"{mps.reason}",
+                    Cause.HELD,
+                )
             if mps is not None and "FAULT" in mps.states.values():
-                return "an MPS server is in FAULT: what is started now finds no MPS and runs without a share", Cause.HELD
+                return (
+                    "an MPS server is in FAULT: what is started now finds no MPS and runs "
+                    "without a share",
+                    Cause.HELD,
+                )
         with contextlib.suppress(NotNow):  # a list that does not come is in nobody's way
             going = await self.sources.tritons[self.triton_of[step.model]].old_copy(step.model)
             if going:
@@ -271,17 +347,28 @@ class Loop:
         return await self._touched(step, view, known), Cause.BY_HAND
 
     async def _touched(self, step: Step, view: Observation, known: Known) -> str:
-        """Which models of the step's GPU somebody else has changed since they were read, or an empty string."""
+        """Which models of the step's GPU somebody else has changed since they were read, or an
+        empty string."""
         server, gpu = self.triton_of[step.model], view.models[step.model].gpu_index
-        there = {n: r.allocation for n, r in known.last.items() if r.triton == server and r.gpu_index == gpu and not r.left_alone}
+        there = {
+            n: r.allocation
+            for n, r in known.last.items()
+            if r.triton == server and r.gpu_index == gpu and not r.left_alone
+        }
         triton = self.sources.tritons[server]
         now = await triton.applied_now(there)
-        as_read = {name: replace(here, instances=there[name].instances) for name, here in now.items()}  # versions are counted in
+        # versions are counted in
+        as_read = {
+            name: replace(here, instances=there[name].instances) for name, here in now.items()
+        }
         changed = {name: here for name, here in as_read.items() if not alike(here, there[name])}
         if changed:
             triton.read_configs_again()
             self._found |= changed  # also of models that no tick reads now
-        return "; ".join(f"{name}: somebody else changed it to {here}; planning anew" for name, here in changed.items())
+        return "; ".join(
+            f"{name}: somebody else changed it to {here}; planning anew"
+            for name, here in changed.items()
+        )
 
     @property
     def acting(self) -> asyncio.Task[Outcome] | None:
@@ -298,7 +385,13 @@ class Loop:
         return self._come
 
     def _decide(
-        self, load: Estimate, seen: Observation, held: Held, dead: frozenset[str], states: Mapping[str, Standing], now_s: float
+        self,
+        load: Estimate,
+        seen: Observation,
+        held: Held,
+        dead: frozenset[str],
+        states: Mapping[str, Standing],
+        now_s: float,
     ) -> tuple[Plan, Held]:
         busy = {gpu: f"{under.step.model} is being reloaded" for gpu, under in self._acting.items()}
         return decide(
@@ -316,7 +409,8 @@ class Loop:
         )
 
     def _strange(self, seen: Observation) -> dict[int, str]:
-        """Boards the profiles are not of: what was measured on another one must not be planned with."""
+        """Boards the profiles are not of: what was measured on another one must not be planned
+        with."""
         known = self.knowledge.sm_count
         for board in seen.boards:  # one that is not read now is as it was
             if known is None or board.sm_count is None:
@@ -325,24 +419,30 @@ class Loop:
                 ""
                 if board.sm_count == known
                 else (
-                    f"the profiles are of {self.knowledge.board} with {known} SMs, GPU {board.index} is {board.name} "
+                    f"the profiles are of {self.knowledge.board} with {known} SMs, GPU "
+                    f"{board.index} is {board.name} "
                     f"with {board.sm_count}: profile the models on this board"
                 )
             )
         return {gpu: why for gpu, why in self._odd.items() if why}
 
     def handed_on(self) -> Carry:
-        """The carry for the loop that takes this one's place: nobody waits for the steps under way any more,
-        and Triton may finish them yet."""
+        """The carry for the loop that takes this one's place: nobody waits for the steps under way
+        any more, and Triton may finish them yet."""
         carry, now_s = self.carry, self.carry.seen.at_s if self.carry.seen is not None else 0.0
         why = "it was under way when the configuration was read again"
-        left = (Actuation(under.step, False, 0.0, why, Cause.UNANSWERED) for under in self._acting.values() if not under.task.done())
+        left = (
+            Actuation(under.step, False, 0.0, why, Cause.UNANSWERED)
+            for under in self._acting.values()
+            if not under.task.done()
+        )
         outcome = Outcome((*left, *self._arrived().actuations))
         held = after(carry.held, outcome, carry.loads, self.config.decide, now_s)
         return replace(carry, held=held, known=stepped(carry.known, outcome))
 
     async def close(self) -> str:
-        """Let go of the steps under way, if they do not end soon: Triton finishes them by itself, or keeps the old copies.
+        """Let go of the steps under way, if they do not end soon: Triton finishes them by itself,
+        or keeps the old copies.
 
         Returns in words what is left undone, or an empty string.
         """
@@ -358,7 +458,9 @@ class Loop:
         readings, target = self.carry.known.last, self.carry.held.target
         otherwise = [m for m, a in target.items() if m in readings and readings[m].allocation != a]
         if otherwise:
-            left.append(f"a plan was under way; last seen otherwise than planned: {', '.join(otherwise)}")
+            left.append(
+                f"a plan was under way; last seen otherwise than planned: {', '.join(otherwise)}"
+            )
         return "; ".join(filter(None, left))
 
 
@@ -366,6 +468,11 @@ def _left(under: UnderWay) -> str:
     """What is left of a step when the daemon ends."""
     if not under.task.done() or under.task.cancelled():
         step = under.step
-        return f"{step.model} is being reloaded to {step.after}: Triton finishes that by itself, or keeps the old copy"
+        return (
+            f"{step.model} is being reloaded to {step.after}: Triton finishes that by itself, "
+            "or keeps the old copy"
+        )
     done = under.task.result().actuations
-    return "; ".join(f"{a.step.model} {'reloaded to' if a.ok else 'kept, not'} {a.step.after}" for a in done)
+    return "; ".join(
+        f"{a.step.model} {'reloaded to' if a.ok else 'kept, not'} {a.step.after}" for a in done
+    )

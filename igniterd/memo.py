@@ -9,7 +9,8 @@ V = TypeVar("V")
 
 
 class Memo(Generic[V]):
-    """Remembers at least the last ``size`` answers that were asked for, and at most twice as many."""
+    """Remembers at least the last ``size`` answers that were asked for, and at most twice as
+    many."""
 
     def __init__(self, size: int) -> None:
         self._size = size

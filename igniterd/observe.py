@@ -1,4 +1,5 @@
-"""Ask every source at once, each with its deadline. What does not answer is a gap, never an old value."""
+"""Ask every source at once, each with its deadline. What does not answer is a gap, never an old
+value."""
 
 from __future__ import annotations
 
@@ -10,7 +11,15 @@ from typing import Protocol, TypeVar
 import structlog
 
 from igniterd.errors import IgniterdError, NotNow, NotServed
-from igniterd.records import Allocation, BoardReading, Gap, ModelReading, MpsReading, Observation, Stub
+from igniterd.records import (
+    Allocation,
+    BoardReading,
+    Gap,
+    ModelReading,
+    MpsReading,
+    Observation,
+    Stub,
+)
 
 T = TypeVar("T")
 
@@ -46,11 +55,13 @@ class TritonSource(Protocol):
         ...
 
     async def old_copy(self, model: str) -> str:
-        """Why a copy of the model that should be gone is there yet, as far as Triton tells; or an empty string."""
+        """Why a copy of the model that should be gone is there yet, as far as Triton tells; or an
+        empty string."""
         ...
 
     async def refuses_loads(self) -> str:
-        """Why configurations cannot be changed on it (its model control mode), or an empty string."""
+        """Why configurations cannot be changed on it (its model control mode), or an empty
+        string."""
         ...
 
 
@@ -72,8 +83,8 @@ class ProcessSource(Protocol):
 class Sources:
     """Everything one host is read from. ``models`` names the models of each Triton.
 
-    MPS control is read every ``mps_interval_s``: each read starts a process. Its last answer stands in between. While there is none it
-    is asked every few seconds.
+    MPS control is read every ``mps_interval_s``: each read starts a process. Its last answer stands
+    in between. While there is none it is asked every few seconds.
     """
 
     tritons: Mapping[str, TritonSource]
@@ -81,7 +92,8 @@ class Sources:
     boards: BoardSource | None = None
     mps: MpsSource | None = None
     processes: ProcessSource | None = None
-    gpus: Mapping[str, int] = field(default_factory=dict)  # of models that choose their GPU themselves
+    # of models that choose their GPU themselves
+    gpus: Mapping[str, int] = field(default_factory=dict)
     mps_interval_s: float = 30.0
     timeout_s: float = 0.4
     _refusals: dict[str, str] = field(default_factory=dict, init=False)
@@ -94,8 +106,11 @@ class Sources:
     _fixed: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
     _strangers: dict[str, frozenset[str]] = field(default_factory=dict, init=False)
 
-    async def _asked(self, source: str, answer: Awaitable[T], now_s: float, timeout_s: float | None = None) -> T | Gap:
-        """The answer, or the gap it leaves. Two rounds of calls may be needed inside one answer, so the deadline is doubled."""
+    async def _asked(
+        self, source: str, answer: Awaitable[T], now_s: float, timeout_s: float | None = None
+    ) -> T | Gap:
+        """The answer, or the gap it leaves. Two rounds of calls may be needed inside one answer, so
+        the deadline is doubled."""
         limit_s = timeout_s or 2 * self.timeout_s
         try:
             async with asyncio.timeout(limit_s):
@@ -108,15 +123,22 @@ class Sources:
     async def _read_mps(self, now_s: float) -> MpsReading | Gap | None:
         if self.mps is None:
             return None
-        every_s = min(self.mps_interval_s, MPS_AGAIN_S) if isinstance(self._mps_last, Gap) else self.mps_interval_s
+        every_s = (
+            min(self.mps_interval_s, MPS_AGAIN_S)
+            if isinstance(self._mps_last, Gap)
+            else self.mps_interval_s
+        )
         if now_s - self._mps_read_s >= every_s or now_s >= self._mps_due_s:
             self._mps_read_s, self._mps_due_s = now_s, float("inf")
             answer = await self._asked("mps", self.mps.read(), now_s)
-            self._mps_last = replace(answer, at_s=now_s) if isinstance(answer, MpsReading) else answer
+            self._mps_last = (
+                replace(answer, at_s=now_s) if isinstance(answer, MpsReading) else answer
+            )
         return self._mps_last
 
     async def _read_processes(self, now_s: float) -> tuple[Stub, ...] | Gap | None:
-        """The stubs of this host; MPS control is asked anew once those that have come had time to connect."""
+        """The stubs of this host; MPS control is asked anew once those that have come had time to
+        connect."""
         if self.processes is None:
             return None
         answer = await self._asked("processes", self.processes.read(), now_s)
@@ -126,7 +148,8 @@ class Sources:
                 self._mps_due_s = now_s + CONNECTED_S
             if pids != self._pids:
                 for triton in self.tritons.values():
-                    triton.read_configs_again()  # a new copy or a new server comes, or has taken the place of one that goes
+                    # a new copy or a new server comes, or has taken the place of one that goes
+                    triton.read_configs_again()
             self._pids = pids
         return answer
 
@@ -136,7 +159,8 @@ class Sources:
         return await self._read_mps(now_s)
 
     async def _control(self, name: str, now_s: float) -> Gap | None:
-        """A Triton that would refuse every change is said before one is tried; asked again now and then, as it may be restarted."""
+        """A Triton that would refuse every change is said before one is tried; asked again now and
+        then, as it may be restarted."""
         refusal = self._refusals.get(name)
         if refusal is None or (refusal and now_s - self._asked_s[name] >= CONTROL_EVERY_S):
             answer = await self._asked(f"control:{name}", self.tritons[name].refuses_loads(), now_s)
@@ -149,17 +173,26 @@ class Sources:
         """One look at the whole host."""
         names = list(self.tritons)
         servers = [self._asked(f"triton:{n}", self._read_models(n, now_s), now_s) for n in names]
-        boards = self._asked("nvml", self.boards.read(), now_s) if self.boards is not None else _nothing()
+        boards = (
+            self._asked("nvml", self.boards.read(), now_s)
+            if self.boards is not None
+            else _nothing()
+        )
         host = asyncio.gather(boards, self._read_mps(now_s), self._read_processes(now_s))
-        (seen_boards, seen_mps, seen_stubs), seen = await asyncio.gather(host, asyncio.gather(*servers))
+        (seen_boards, seen_mps, seen_stubs), seen = await asyncio.gather(
+            host, asyncio.gather(*servers)
+        )
         gaps = [answer for answer in (seen_boards, seen_mps, seen_stubs) if isinstance(answer, Gap)]
         models: dict[str, ModelReading] = {}
         absent, unread = set[str](), dict[str, str]()
         for name, answer in zip(names, seen, strict=True):
             if isinstance(answer, Gap):
                 gaps.append(answer)
-                unread |= dict.fromkeys(self.models[name], f"Triton {name} does not answer: {answer.reason}")
-                self._refusals.pop(name, None)  # whoever answers next may have been started differently
+                unread |= dict.fromkeys(
+                    self.models[name], f"Triton {name} does not answer: {answer.reason}"
+                )
+                # whoever answers next may have been started differently
+                self._refusals.pop(name, None)
                 continue
             control = await self._control(name, now_s)
             if control is not None:
@@ -192,12 +225,16 @@ class Sources:
         )
 
     async def _read_models(self, triton: str, now_s: float) -> dict[str, ModelReading | NotNow]:
-        """Each reading with the time at which it was answered: rates are of counts between two answers."""
+        """Each reading with the time at which it was answered: rates are of counts between two
+        answers."""
         clock = asyncio.get_running_loop().time
         began_s = clock()
         found = await self.tritons[triton].read_models(self.models[triton])
         at_s = now_s + clock() - began_s
-        return {m: replace(r, at_s=at_s) if isinstance(r, ModelReading) and r.at_s is None else r for m, r in found.items()}
+        return {
+            m: replace(r, at_s=at_s) if isinstance(r, ModelReading) and r.at_s is None else r
+            for m, r in found.items()
+        }
 
     def _foreign(self) -> dict[int, float]:
         """What models that nobody configured hold of each GPU."""
@@ -208,14 +245,16 @@ class Sources:
         return out
 
     def _executing(self, models: Mapping[str, ModelReading], now_s: float) -> None:
-        """A process may have no CUDA context before it first executes: MPS control is asked anew after that."""
+        """A process may have no CUDA context before it first executes: MPS control is asked anew
+        after that."""
         executing = frozenset(name for name, reading in models.items() if reading.success_count > 0)
         if executing - self._ran:
             self._mps_due_s = now_s + CONNECTED_S
         self._ran = executing
 
     def _placed(self, model: str, reading: ModelReading) -> ModelReading:
-        """The reading with the GPU that the configuration says; one on several GPUs is only watched when it does not say."""
+        """The reading with the GPU that the configuration says; one on several GPUs is only watched
+        when it does not say."""
         if model in self.gpus:
             gpu = self.gpus[model]
             return reading if reading.gpu_index == gpu else replace(reading, gpu_index=gpu)
@@ -232,14 +271,24 @@ class Sources:
         said = tuple(dict.fromkeys(filter(None, why)))
         if said != self._fixed.get(reading.model, ()):
             self._fixed[reading.model] = said
-            what = "watched, not steered" if reading.left_alone else "steered in part" if said else "steered now"
-            structlog.get_logger("igniterd").info(what, model=reading.model, **({"why": "; ".join(said)} if said else {}))
+            what = (
+                "watched, not steered"
+                if reading.left_alone
+                else "steered in part"
+                if said
+                else "steered now"
+            )
+            structlog.get_logger("igniterd").info(
+                what, model=reading.model, **({"why": "; ".join(said)} if said else {})
+            )
 
     def _say_strangers(self, triton: str) -> None:
         strangers = self.tritons[triton].strangers
         if strangers - self._strangers.get(triton, frozenset()):
             models = ", ".join(sorted(strangers))
-            structlog.get_logger("igniterd").info("serves models that the configuration does not name", triton=triton, models=models)
+            structlog.get_logger("igniterd").info(
+                "serves models that the configuration does not name", triton=triton, models=models
+            )
         self._strangers[triton] = strangers
 
 

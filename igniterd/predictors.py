@@ -1,4 +1,5 @@
-"""What the daemon knows before its first tick: the profiles, as predictors, with their kernels compiled."""
+"""What the daemon knows before its first tick: the profiles, as predictors, with their kernels
+compiled."""
 
 from __future__ import annotations
 
@@ -34,24 +35,30 @@ KILLED_S = 5.0
 
 
 def _answer(answer: Connection, function: Callable[..., object], *arguments: object) -> None:
-    """In the process of its own: what comes of ``function``, or the error that igniterd raises on purpose."""
+    """In the process of its own: what comes of ``function``, or the error that igniterd raises on
+    purpose."""
     try:
         answer.send(function(*arguments))
     except IgniterdError as error:
         answer.send(error)
 
 
-def _apart(name: str, what: str, timeout_s: float, function: Callable[..., T], *arguments: object) -> T:
+def _apart(
+    name: str, what: str, timeout_s: float, function: Callable[..., T], *arguments: object
+) -> T:
     """``function(*arguments)`` in a process of its own, which takes the memory it needed with it.
 
-    Raises what igniterd raises there on purpose, and :class:`CannotRun` when it takes longer than ``timeout_s`` (it is then killed) or
-    its process dies; ``what`` could not be done then.
+    Raises what igniterd raises there on purpose, and :class:`CannotRun` when it takes longer than
+    ``timeout_s`` (it is then killed) or its process dies; ``what`` could not be done then.
     """
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_answer, args=(sender, function, *arguments), name=name, daemon=True)
+    child = context.Process(
+        target=_answer, args=(sender, function, *arguments), name=name, daemon=True
+    )
     child.start()
-    sender.close()  # the child's end is then the only one: when it dies, that is the end of the pipe
+    # the child's end is then the only one: when it dies, that is the end of the pipe
+    sender.close()
     try:
         if not receiver.poll(timeout_s):
             raise CannotRun(f"{what} within {timeout_s:g} s")
@@ -68,19 +75,22 @@ def _apart(name: str, what: str, timeout_s: float, function: Callable[..., T], *
 
 
 def fitted(profile: Profile, *, timeout_s: float = FIT_TIMEOUT_S) -> PerformanceModel:
-    """igniterd's model of ``profile``, fitted in a process of its own: the solvers take 80 MB that this one would never give back.
+    """igniterd's model of ``profile``, fitted in a process of its own: the solvers take 80 MB that
+    this one would never give back.
 
-    Raises :class:`ProfileError` as the fit does, :class:`CannotRun` when it takes longer than ``timeout_s`` (it is then killed) or its
-    process dies.
+    Raises :class:`ProfileError` as the fit does, :class:`CannotRun` when it takes longer than
+    ``timeout_s`` (it is then killed) or its process dies.
     """
-    return _apart("fit", "the model could not be fitted to the profile", timeout_s, load_model, profile)
+    return _apart(
+        "fit", "the model could not be fitted to the profile", timeout_s, load_model, profile
+    )
 
 
 def load_knowledge(config: Config) -> Knowledge:
     """Read the profiles the configuration names and fit the model to them.
 
-    Raises :class:`ProfileError` naming the model and the file for one that is unreadable, lacks the model, or is for another board
-    than the others.
+    Raises :class:`ProfileError` naming the model and the file for one that is unreadable, lacks the
+    model, or is for another board than the others.
     """
     profiled: dict[str, str] = {}
     merged: Profile | None = None
@@ -90,7 +100,8 @@ def load_knowledge(config: Config) -> Knowledge:
         profile, name = Profile.load(model.profile), model.profile_model or model.name
         if name not in profile.models:
             raise ProfileError(
-                f"model {model.name}: {model.profile} profiles {', '.join(profile.models)}, not {name}; "
+                f"model {model.name}: {model.profile} profiles {', '.join(profile.models)}, not "
+                f"{name}; "
                 "set profile_model, or profile this model"
             )
         profiled[model.name] = name
@@ -103,32 +114,57 @@ def load_knowledge(config: Config) -> Knowledge:
     _check_slos(config, profiled, oracles.expects)
     _compiled(predictor, level, next(iter(profiled.values())))
     identities = {name: identity(merged, model) for name, model in profiled.items()}
-    sizes = {name: size for name, of in profiled.items() if (size := merged.models[of].memory_bytes) is not None}
+    sizes = {
+        name: size
+        for name, of in profiled.items()
+        if (size := merged.models[of].memory_bytes) is not None
+    }
     return Knowledge(profiled, oracles, identities, merged.board.name, merged.board.sm_count, sizes)
 
 
 def _oracles(predictor: PerformanceModel, level: float) -> Oracles:
-    return Oracles(promises=Oracle(predictor, level=level), expects=Oracle(predictor, level=level, upper=False))
+    return Oracles(
+        promises=Oracle(predictor, level=level), expects=Oracle(predictor, level=level, upper=False)
+    )
 
 
 def _compiled(predictor: PerformanceModel | None, level: float, model: str) -> None:
-    """Have everything compiled that a tick asks for: where numba has cached nothing yet this takes a minute, and must not happen inside
-    a tick. It takes 200 MB too, that LLVM never gives back: a process of its own fills the cache."""
+    """Have everything compiled that a tick asks for: where numba has cached nothing yet this takes
+    a minute, and must not happen inside a tick. It takes 200 MB too, that LLVM never gives back: a
+    process of its own fills the cache."""
     began_s = time.monotonic()
     if not compiled_before():
         with contextlib.suppress(CannotRun):  # then it is compiled here
-            _apart("compile", "the kernels could not be compiled", COMPILE_TIMEOUT_S, _compile, predictor, level, model)
+            _apart(
+                "compile",
+                "the kernels could not be compiled",
+                COMPILE_TIMEOUT_S,
+                _compile,
+                predictor,
+                level,
+                model,
+            )
     _compile(predictor, level, model)
     if time.monotonic() - began_s > SLOW_COMPILE_S:
         took_s = round(time.monotonic() - began_s, 1)
-        structlog.get_logger("igniterd").info("compiled the model's kernels; later starts take them from numba's cache", took_s=took_s)
+        structlog.get_logger("igniterd").info(
+            "compiled the model's kernels; later starts take them from numba's cache", took_s=took_s
+        )
 
 
 def _compile(predictor: PerformanceModel | None, level: float, model: str) -> None:
-    """Ask once for what a tick asks for. Without profiles that is only the tails of live traffic."""
+    """Ask once for what a tick asks for. Without profiles that is only the tails of live
+    traffic."""
     updated(Rate(), 1.0, 1.0, 1)
     for instances in (1, 2):  # several are evaluated by other kernels than one
-        response_time(1.0, np.full(2, 10.0), service_cv=0.1, max_queue_delay_ms=0.0, instances=instances, burstiness=1.0)
+        response_time(
+            1.0,
+            np.full(2, 10.0),
+            service_cv=0.1,
+            max_queue_delay_ms=0.0,
+            instances=instances,
+            burstiness=1.0,
+        )
     if predictor is not None:
         oracles = _oracles(predictor, level)
         demand = Demand("compile", model, 10.0, 100.0, max_batch=2)
@@ -138,16 +174,20 @@ def _compile(predictor: PerformanceModel | None, level: float, model: str) -> No
 
 
 def _check_slos(config: Config, profiled: dict[str, str], oracle: Oracle) -> None:
-    """Refuse an SLO below the fastest possible latency: no share on this board could ever hold it."""
+    """Refuse an SLO below the fastest possible latency: no share on this board could ever hold
+    it."""
     problems = []
     for model in config.model:
         if model.name not in profiled:
             continue
-        mean_ms, _ = oracle.model.service_curve_ms(profiled[model.name], model.max_share, (), 1, level=oracle.level)
+        mean_ms, _ = oracle.model.service_curve_ms(
+            profiled[model.name], model.max_share, (), 1, level=oracle.level
+        )
         fastest_ms = float(mean_ms[0])
         if fastest_ms > model.slo_p99_ms:
             problems.append(
-                f"model {model.name}: slo_p99_ms = {model.slo_p99_ms:g}, but one request alone takes {fastest_ms:.3g} ms "
+                f"model {model.name}: slo_p99_ms = {model.slo_p99_ms:g}, but one request alone "
+                f"takes {fastest_ms:.3g} ms "
                 f"with max_share = {model.max_share:g} on this board"
             )
     if problems:

@@ -8,14 +8,14 @@ Evidence, the strongest first:
    shows it in its environment. Another share, or none in an environment that can be read, refutes.
 2. *MPS control*: its server is not in FAULT, caps nobody below the share, and has the processes
    among its clients. An environment that no MPS server reads is no share.
-3. *Service times*: see :mod:`igniterd.estimators.effect`. They can refute whatever the others say; they
-   prove only where processes cannot be seen.
+3. *Service times*: see :mod:`igniterd.estimators.effect`. They can refute whatever the others say;
+   they prove only where processes cannot be seen.
 
 What is refuted, or not proven for ``[mps] prove_within_s``, is planned as an uncapped neighbour:
 :func:`planned_view` is the one place where that is decided. A model that a reload of ours may mend
 (its share came from elsewhere, or from an older igniterd) goes through the take-over once more;
-after that its share stays as it is until its server starts anew. A share once disbelieved is believed
-again when it is proven, not when the evidence against it is out of sight.
+after that its share stays as it is until its server starts anew. A share once disbelieved is
+believed again when it is proven, not when the evidence against it is out of sight.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ from igniterd.records import (
 
 CONNECT_S = 2.0  # a process is a client of MPS so long after it is there, or has first executed
 SHOWN_S = 6.0  # what tells of a new process has been asked by then
-MEND_AGAIN_S = 300.0  # a share whose mending was refused is left so long, and each time twice as long
+# a share whose mending was refused is left so long, and each time twice as long
+MEND_AGAIN_S = 300.0
 DEAD_TICKS = 3  # a process missing at so many ticks is gone, not just being replaced
 
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """The processes of one model, since when they are these, and since when they are known to execute."""
+    """The processes of one model, since when they are these, and since when they are known to
+    execute."""
 
     pids: tuple[int, ...]
     since_s: float
@@ -54,8 +56,8 @@ class Processes:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A reload of ours that was to give a share its effect, on the server with this pid: nothing else of
-    the kind is tried before ``until_s``; ``refused``: how often it was refused."""
+    """A reload of ours that was to give a share its effect, on the server with this pid: nothing
+    else of the kind is tried before ``until_s``; ``refused``: how often it was refused."""
 
     server: int
     until_s: float = float("inf")
@@ -65,8 +67,8 @@ class Tried:
 @dataclass(frozen=True, slots=True)
 class Proofs:
     """What one tick hands to the next. ``states``: also of models that were not read this time;
-    ``tried``: those that a reload of ours did not mend; ``missing``: ticks in a row without a process;
-    ``unseen``: models that we loaded and whose processes have not all been seen since."""
+    ``tried``: those that a reload of ours did not mend; ``missing``: ticks in a row without a
+    process; ``unseen``: models that we loaded and whose processes have not all been seen since."""
 
     states: Mapping[str, ShareState] = field(default_factory=dict)
     tried: Mapping[str, Tried] = field(default_factory=dict)
@@ -79,7 +81,8 @@ class Proofs:
 
     @property
     def dead(self) -> frozenset[str]:
-        """Models that Triton calls ready though a process of theirs is gone: their requests fail."""
+        """Models that Triton calls ready though a process of theirs is gone: their requests
+        fail."""
         return frozenset(name for name, ticks in self.missing.items() if ticks >= DEAD_TICKS)
 
 
@@ -88,9 +91,9 @@ class Proofs:
 
 @dataclass(frozen=True, slots=True)
 class _Context:
-    """What MPS control is asked about: one model with its processes, or ``None`` where they cannot be
-    seen. ``executed``: it has answered requests, so that its process has a CUDA context if it ever
-    has one; ``emulated``: its models are no clients of any MPS server on purpose."""
+    """What MPS control is asked about: one model with its processes, or ``None`` where they cannot
+    be seen. ``executed``: it has answered requests, so that its process has a CUDA context if it
+    ever has one; ``emulated``: its models are no clients of any MPS server on purpose."""
 
     mine: Sequence[Stub] | None
     since_s: float
@@ -137,7 +140,9 @@ def _by_clients(mps: MpsReading, of: _Context) -> Finding:
         return Finding(None)
     outside = [stub.pid for stub in mine if not clients.intersection(stub.pids)]
     if outside:
-        return Finding(Effect.REFUTED, f"process {outside[0]} is no client of MPS{_NOT_CLIENTS}", absent=True)
+        return Finding(
+            Effect.REFUTED, f"process {outside[0]} is no client of MPS{_NOT_CLIENTS}", absent=True
+        )
     return Finding(Effect.PROVEN, "a client of MPS")
 
 
@@ -184,36 +189,63 @@ def prove(
     """What is known of every share now. ``loads``: of the tick before; ``ports``: the gRPC port of
     each Triton by its name, to tell servers apart."""
     mps, seen = observation.mps, _mine(observation, ports)
-    served_by = {**before.served_by, **{name: mine[0].server_pid for name, mine in seen.items() if mine}}
+    served_by = {
+        **before.served_by,
+        **{name: mine[0].server_pid for name, mine in seen.items() if mine},
+    }
     visible = {observation.models[name].triton for name, mine in seen.items() if mine}
     loaded = {done.step.model for done in outcome.actuations if done.ok}
-    short = {name for name, mine in seen.items() if len(mine) < observation.models[name].allocation.instances}
+    short = {
+        name
+        for name, mine in seen.items()
+        if len(mine) < observation.models[name].allocation.instances
+    }
     unseen = (before.unseen | loaded) - (seen.keys() - short)
     tried = _tried(before, outcome, served_by, observation.at_s)
     processes, missing = dict(before.processes), dict[str, int]()
-    states = {name: state for name, state in before.states.items() if name not in {*observation.models, *observation.absent}}
+    states = {
+        name: state
+        for name, state in before.states.items()
+        if name not in {*observation.models, *observation.absent}
+    }
     for name, reading in observation.models.items():
         share, mine = reading.allocation.share, seen.get(name)
-        lost = name in short and _lost(reading, name in unseen, name in before.served_by, reading.triton in visible)
+        lost = name in short and _lost(
+            reading, name in unseen, name in before.served_by, reading.triton in visible
+        )
         missing[name] = before.missing.get(name, 0) + 1 if lost else 0
         now = None if mine is None else serving(mine, share or 0.0, reading.allocation.instances)
-        there = processes[name] = _since(now, processes.get(name), observation.at_s, reading.success_count > 0)
+        there = processes[name] = _since(
+            now, processes.get(name), observation.at_s, reading.success_count > 0
+        )
         if share is None:
             continue
         new = now is not None and there.since_s == observation.at_s
         asked_after_s = max(there.since_s if now else float("-inf"), there.ran_s or float("-inf"))
         context = _Context(now, asked_after_s, reading.success_count > 0, emulated, before)
         gone = mine == [] and bool(missing[name])
-        shows = Finding(Effect.UNPROVEN, f"{NO_PROCESS} any more") if gone else by_process(reading, share, mine, new)
+        shows = (
+            Finding(Effect.UNPROVEN, f"{NO_PROCESS} any more")
+            if gone
+            else by_process(reading, share, mine, new)
+        )
         by_times = _by_times(loads.get(name), share, shows.effect is Effect.PROVEN)
         found = _judged(shows, _by_mps(observation, share, context), by_times)
         if not rules.enabled:
-            found = Finding(Effect.REFUTED, "[mps] enabled is false: without MPS a share has no effect", absent=True)
+            found = Finding(
+                Effect.REFUTED,
+                "[mps] enabled is false: without MPS a share has no effect",
+                absent=True,
+            )
         if found.effect is Effect.PROVEN:
             tried.pop(name, None)
         afresh = name in loaded or served_by.get(name) != before.served_by.get(name)
-        shown_s = max(rules.prove_within_s, SHOWN_S if observation.at_s - there.since_s < SHOWN_S else 0.0)
-        states[name] = _state(share, found, None if afresh else before.states.get(name), observation.at_s, shown_s)
+        shown_s = max(
+            rules.prove_within_s, SHOWN_S if observation.at_s - there.since_s < SHOWN_S else 0.0
+        )
+        states[name] = _state(
+            share, found, None if afresh else before.states.get(name), observation.at_s, shown_s
+        )
     return Proofs(
         states,
         tried,
@@ -231,23 +263,36 @@ def _mine(observation: Observation, ports: Mapping[str, int | None]) -> dict[str
     stubs = observation.stubs
     if stubs is None:
         return {}
-    return {name: stubs_of(reading, stubs, ports.get(reading.triton)) for name, reading in observation.models.items()}
+    return {
+        name: stubs_of(reading, stubs, ports.get(reading.triton))
+        for name, reading in observation.models.items()
+    }
 
 
-def _tried(before: Proofs, outcome: Outcome, served_by: Mapping[str, int], now_s: float) -> dict[str, Tried]:
+def _tried(
+    before: Proofs, outcome: Outcome, served_by: Mapping[str, int], now_s: float
+) -> dict[str, Tried]:
     """Those that a reload of ours did not mend, on a server that is there yet."""
-    tried = {name: each for name, each in before.tried.items() if served_by.get(name, each.server) == each.server}
+    tried = {
+        name: each
+        for name, each in before.tried.items()
+        if served_by.get(name, each.server) == each.server
+    }
     for done in outcome.actuations:
         name, state = done.step.model, before.states.get(done.step.model)
         if done.ok and done.step.after.share is not None:
             tried[name] = Tried(served_by.get(name, 0))
         elif not done.ok and state is not None and state.effective is None:
             times = tried[name].refused if name in tried else 0
-            tried[name] = Tried(served_by.get(name, 0), now_s + MEND_AGAIN_S * 2 ** min(times, 6), times + 1)
+            tried[name] = Tried(
+                served_by.get(name, 0), now_s + MEND_AGAIN_S * 2 ** min(times, 6), times + 1
+            )
     return tried
 
 
-def _since(mine: Sequence[Stub] | None, before: Processes | None, now_s: float, executed: bool) -> Processes:
+def _since(
+    mine: Sequence[Stub] | None, before: Processes | None, now_s: float, executed: bool
+) -> Processes:
     pids = tuple(sorted(stub.pid for stub in mine or ()))
     if before is None or (mine is not None and pids != before.pids):
         before = Processes(pids, now_s)
@@ -257,9 +302,10 @@ def _since(mine: Sequence[Stub] | None, before: Processes | None, now_s: float, 
 def _lost(reading: ModelReading, unseen: bool, shown: bool, visible: bool) -> bool:
     """Whether a ready model that lacks processes has lost them.
 
-    A process may be there and not be seen, as one that overwrites its arguments. Where the last load of ours
-    brought none to light (``unseen``), only requests that all fail tell. Where none was ever seen (not
-    ``shown``) though others of its server are (``visible``), it may have been lost before anybody looked.
+    A process may be there and not be seen, as one that overwrites its arguments. Where the last
+    load of ours brought none to light (``unseen``), only requests that all fail tell. Where none
+    was ever seen (not ``shown``) though others of its server are (``visible``), it may have been
+    lost before anybody looked.
     """
     if not (reading.ready and not reading.loading and reading.instance_names):
         return False
@@ -269,14 +315,21 @@ def _lost(reading: ModelReading, unseen: bool, shown: bool, visible: bool) -> bo
     return shown or (visible and (fails or reading.success_count == 0))
 
 
-def _state(share: float, found: Finding, before: ShareState | None, now_s: float, within_s: float) -> ShareState:
-    """``before``: of the same processes; what was disbelieved then is not believed now without a proof."""
+def _state(
+    share: float, found: Finding, before: ShareState | None, now_s: float, within_s: float
+) -> ShareState:
+    """``before``: of the same processes; what was disbelieved then is not believed now without a
+    proof."""
     effect = found.effect or Effect.UNPROVEN
     if before is not None and abs(before.applied - share) > SAME:
         before = None
     since_s = before.since_s if before is not None and before.effect is effect else now_s
     proven = effect is Effect.PROVEN
-    pending = effect is Effect.UNPROVEN and now_s - since_s < within_s and (before is None or before.effective is not None)
+    pending = (
+        effect is Effect.UNPROVEN
+        and now_s - since_s < within_s
+        and (before is None or before.effective is not None)
+    )
     return ShareState(
         applied=share,
         effect=effect,
@@ -291,8 +344,8 @@ def _state(share: float, found: Finding, before: ShareState | None, now_s: float
 
 def planned_view(observation: Observation, proofs: Proofs) -> Observation:
     """The host as it may be planned with: a share that has no effect is no share, and none that it
-    could be given, unless a reload of ours may still mend it. One that is only in doubt may be held all
-    the same: its part of the GPU is given to nobody else."""
+    could be given, unless a reload of ours may still mend it. One that is only in doubt may be held
+    all the same: its part of the GPU is given to nobody else."""
     models = dict(observation.models)
     gaps = list(observation.gaps)
     for name, state in proofs.states.items():
@@ -311,5 +364,7 @@ def planned_view(observation: Observation, proofs: Proofs) -> Observation:
         )
         gaps.append(Gap(f"share:{name}", f"{state.effect}: {state.reason}", observation.at_s))
     gone = "Triton calls it ready, but a process of it is gone: requests fail"
-    gaps += [Gap(f"model:{name}", gone, observation.at_s) for name in sorted(proofs.dead & models.keys())]
+    gaps += [
+        Gap(f"model:{name}", gone, observation.at_s) for name in sorted(proofs.dead & models.keys())
+    ]
     return replace(observation, models=models, gaps=tuple(gaps))

@@ -1,8 +1,9 @@
 """The frozen records that travel from stage to stage of one tick.
 
-Units are in the names: ``_s`` seconds, ``_ms`` milliseconds, ``_us`` microseconds, ``_per_s`` requests a second, ``_w`` watts,
-``_mhz`` megahertz, ``_bytes`` bytes; ``share`` is a fraction of the SMs in (0, 1]. A reading a source cannot give is ``None``;
-a source that did not answer in time is a :class:`Gap`.
+Units are in the names: ``_s`` seconds, ``_ms`` milliseconds, ``_us`` microseconds, ``_per_s``
+requests a second, ``_w`` watts, ``_mhz`` megahertz, ``_bytes`` bytes; ``share`` is a fraction of
+the SMs in (0, 1]. A reading a source cannot give is ``None``; a source that did not answer in time
+is a :class:`Gap`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class BatchStat:
 class Allocation:
     """What is applied to one model: the knobs igniterd turns.
 
-    ``share`` is ``None`` when the model runs without an MPS share of its own (no override, or an in-process backend).
+    ``share`` is ``None`` when the model runs without an MPS share of its own (no override, or an
+    in-process backend).
     """
 
     share: float | None
@@ -74,13 +76,15 @@ class Allocation:
 
     @property
     def granted(self) -> float | None:
-        """The part of the GPU that all instances together may use: each is a process of its own with ``share``. ``None`` without one."""
+        """The part of the GPU that all instances together may use: each is a process of its own
+        with ``share``. ``None`` without one."""
         return None if self.share is None else self.share * self.instances
 
 
 @dataclass(frozen=True, slots=True)
 class ModelReading:
-    """One model on one Triton: configuration as applied now, cumulative statistics (restart at zero after a reload)."""
+    """One model on one Triton: configuration as applied now, cumulative statistics (restart at zero
+    after a reload)."""
 
     model: str
     version: str
@@ -88,26 +92,37 @@ class ModelReading:
     ready: bool
     backend: str
     allocation: Allocation
-    success_count: int = 0  # requests executed; those answered from the response cache are not among them
+    # requests executed; those answered from the response cache are not among them
+    success_count: int = 0
     failure_count: int = 0
-    inference_count: int = 0  # samples inferred; above success_count when clients send batches in one request
+    # samples inferred; above success_count when clients send batches in one request
+    inference_count: int = 0
     pending_count: int | None = None
     queue_ns: int = 0
     batches: tuple[BatchStat, ...] = ()
-    latency_quantiles_s: Mapping[float, float] | None = None  # measured by Triton (summary_latencies), e.g. {0.5: …, 0.99: …}
+    # measured by Triton (summary_latencies), e.g. {0.5: …, 0.99: …}
+    latency_quantiles_s: Mapping[float, float] | None = None
     gpu_index: int = 0
     share_fixed: str = ""  # why it cannot be given a share of its own; empty where it can
-    batching_fixed: str = ""  # why its batches are formed as they are, whatever is set; empty where they can be steered
-    left_alone: str = ""  # why it is only watched: neither steered nor predicted, whatever its profile says
+    # why its batches are formed as they are, whatever is set; empty where they can be steered
+    batching_fixed: str = ""
+    # why it is only watched: neither steered nor predicted, whatever its profile says
+    left_alone: str = ""
     several_gpus: str = ""  # the same, unless the configuration says which GPU it is on
-    owns_process: bool = True  # whether it runs in processes of its own, so that an MPS share can be given to it alone
-    instance_names: frozenset[str] = frozenset()  # that Triton may give the processes of its instances
-    claimed_share: float | None = None  # what its configuration names where that is not planned with: it is not proven
+    # whether it runs in processes of its own, so that an MPS share can be given to it alone
+    owns_process: bool = True
+    # that Triton may give the processes of its instances
+    instance_names: frozenset[str] = frozenset()
+    # what its configuration names where that is not planned with: it is not proven
+    claimed_share: float | None = None
     reserved_share: float = 0.0  # what it may hold of the GPU all the same, by all its instances
     loading: bool = False  # a load that was not answered in time may still be going on
-    hands_off: str = ""  # why igniterd must not change it: its owner says so on the model (IGNITERD_HANDS_OFF)
-    rejected_count: int | None = None  # requests whose time in the queue ran out, among the failed; None where nothing tells
-    at_s: float | None = None  # when its counts were answered, on the observation's clock; None: with the observation
+    # why igniterd must not change it: its owner says so on the model (IGNITERD_HANDS_OFF)
+    hands_off: str = ""
+    # requests whose time in the queue ran out, among the failed; None where nothing tells
+    rejected_count: int | None = None
+    # when its counts were answered, on the observation's clock; None: with the observation
+    at_s: float | None = None
 
     @property
     def bare(self) -> bool:
@@ -117,10 +132,12 @@ class ModelReading:
 
 @dataclass(frozen=True, slots=True)
 class Stub:
-    """A process in which Triton runs an instance of a Python model, as the host's process table shows it.
+    """A process in which Triton runs an instance of a Python model, as the host's process table
+    shows it.
 
-    ``share`` (a fraction) is what it has, ``by`` what tells so: its ``receipt`` (the name that its start-up
-    gave it) or its ``environment``. ``None`` means something only where the environment could be read.
+    ``share`` (a fraction) is what it has, ``by`` what tells so: its ``receipt`` (the name that its
+    start-up gave it) or its ``environment``. ``None`` means something only where the environment
+    could be read.
     """
 
     pid: int
@@ -138,12 +155,15 @@ class Stub:
 
 @dataclass(frozen=True, slots=True)
 class MpsReading:
-    """MPS control's answers. ``default_share`` caps every client of the server: below 1 is worth a warning."""
+    """MPS control's answers. ``default_share`` caps every client of the server: below 1 is worth a
+    warning."""
 
     server_pids: tuple[int, ...] = ()
     default_share: float | None = None
-    states: Mapping[int, str] = field(default_factory=dict)  # ACTIVE, FAULT, ... by server; older versions do not tell
-    client_pids: frozenset[int] | None = None  # of all servers; None where the version does not tell
+    # ACTIVE, FAULT, ... by server; older versions do not tell
+    states: Mapping[int, str] = field(default_factory=dict)
+    # of all servers; None where the version does not tell
+    client_pids: frozenset[int] | None = None
     at_s: float | None = None  # when it was read; None: now
 
 
@@ -154,11 +174,15 @@ class Observation:
     at_s: float
     boards: tuple[BoardReading, ...] = ()
     models: Mapping[str, ModelReading] = field(default_factory=dict)  # by configured name
-    absent: frozenset[str] = frozenset()  # configured models that Triton neither serves nor is loading
-    unread: Mapping[str, str] = field(default_factory=dict)  # configured models that were not read this time, and why
-    foreign: Mapping[int, float] = field(default_factory=dict)  # GPU -> share held by models that nobody configured
+    # configured models that Triton neither serves nor is loading
+    absent: frozenset[str] = frozenset()
+    # configured models that were not read this time, and why
+    unread: Mapping[str, str] = field(default_factory=dict)
+    # GPU -> share held by models that nobody configured
+    foreign: Mapping[int, float] = field(default_factory=dict)
     mps: MpsReading | None = None
-    stubs: tuple[Stub, ...] | None = None  # None where the host's processes are not looked at, or not to be had
+    # None where the host's processes are not looked at, or not to be had
+    stubs: tuple[Stub, ...] | None = None
     gaps: tuple[Gap, ...] = ()
 
 
@@ -179,7 +203,8 @@ class ShareState:
     by: str  # the evidence, in words
     reason: str  # why it is not proven, with the most likely cause; empty where it is
     since_s: float  # when it came to be so
-    effective: float | None = None  # what plans may rest on; None where it must be taken for uncapped
+    # what plans may rest on; None where it must be taken for uncapped
+    effective: float | None = None
     mendable: bool = False  # a reload of ours may give the process its share
     absent: bool = False  # the process surely is confined to nothing
 
@@ -194,10 +219,13 @@ class ModelWindow:
     completed: int
     failed: int
     executions: Mapping[int, int] = field(default_factory=dict)  # batch size -> executions
-    service_ms: Mapping[int, float] = field(default_factory=dict)  # batch size -> mean service time (input + infer + output)
-    restarted: bool = False  # counters restarted inside the window: rates are of what is known, never negative
+    # batch size -> mean service time (input + infer + output)
+    service_ms: Mapping[int, float] = field(default_factory=dict)
+    # counters restarted inside the window: rates are of what is known, never negative
+    restarted: bool = False
     queue_ms: float | None = None  # mean wait in the queue of the requests completed
-    items: int = 0  # samples that the completed requests brought; above ``completed`` when clients bring batches
+    # samples that the completed requests brought; above ``completed`` when clients bring batches
+    items: int = 0
     pending: int | None = None  # requests waiting or executing at its end
     rejected: int = 0  # requests whose time in the queue ran out
 
@@ -215,8 +243,9 @@ class Window:
 class Learnt:
     """What live traffic says of a model's service times where it runs now.
 
-    The logarithm of measured over predicted service time is ``level + tilt x (log2(batch) - 2)``, known to the standard error ``sd``, at
-    this share and beside neighbours that keep ``pressure`` of the GPU busy (share x duty, summed).
+    The logarithm of measured over predicted service time is ``level + tilt x (log2(batch) - 2)``,
+    known to the standard error ``sd``, at this share and beside neighbours that keep ``pressure``
+    of the GPU busy (share x duty, summed).
     """
 
     share: float
@@ -228,7 +257,8 @@ class Learnt:
 
 @dataclass(frozen=True, slots=True)
 class ShareTest:
-    """What service times say of a share: ``verdict`` is empty as long as both answers are possible."""
+    """What service times say of a share: ``verdict`` is empty as long as both answers are
+    possible."""
 
     share: float
     verdict: Effect | None
@@ -238,9 +268,11 @@ class ShareTest:
 
 @dataclass(frozen=True, slots=True)
 class LiveService:
-    """Service times of a model without a profile, learnt from its traffic under its present allocation.
+    """Service times of a model without a profile, learnt from its traffic under its present
+    allocation.
 
-    Mean service time and its relative standard error for batches 1, 2, …; ``said`` puts the error in words.
+    Mean service time and its relative standard error for batches 1, 2, …; ``said`` puts the error
+    in words.
     """
 
     share: float | None
@@ -267,8 +299,10 @@ class Load:
     confident: bool  # enough samples to decide on
     busy: float = 0.0  # measured fraction of the time spent executing
     mean_batch: float = 1.0
-    burstiness: float = 1.0  # squared coefficient of variation of the times between arrivals, in steps; never below 1
-    remembered_per_s: float = 0.0  # what the rate may be again soon: its recent peak, or what it is at this time of day
+    # squared coefficient of variation of the times between arrivals, in steps; never below 1
+    burstiness: float = 1.0
+    # what the rate may be again soon: its recent peak, or what it is at this time of day
+    remembered_per_s: float = 0.0
     bias: float = 1.0  # measured / predicted service time, learnt
     bias_upper: float = 1.0
     learnt: Learnt | None = None  # the same, in full, for plans; None before anything is learnt
@@ -292,7 +326,8 @@ class Estimate:
     at_s: float
     loads: Mapping[str, Load] = field(default_factory=dict)
     warm: bool = False  # every model read now has been watched for long enough
-    left_out: Mapping[str, str] = field(default_factory=dict)  # models whose prediction raised, and what
+    # models whose prediction raised, and what
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 class StepKind(StrEnum):
@@ -348,9 +383,11 @@ class Plan:
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
     feasible: bool = True
-    headroom: float | None = None  # every rate may grow by this factor and all SLOs hold (>= 1 when feasible)
+    # every rate may grow by this factor and all SLOs hold (>= 1 when feasible)
+    headroom: float | None = None
     allocated_share: float = 0.0
-    least_share: float | None = None  # what the SLOs need at the present rates, by the last search; the rest could be given away
+    # what the SLOs need at the present rates, by the last search; the rest could be given away
+    least_share: float | None = None
     least_by_gpu: Mapping[int, float] = field(default_factory=dict)  # the same of each GPU
 
 

@@ -1,4 +1,5 @@
-"""One tick as people and machines read it: the state (JSON), hints for the cluster, log lines, history rows."""
+"""One tick as people and machines read it: the state (JSON), hints for the cluster, log lines,
+history rows."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ HINT_EVERY_S = 10.0
 SAY_AGAIN_S = 600.0
 STATE_EXPIRY_S = 30
 _FIGURES = re.compile(r"[\w.]*\d[\w.]*")  # words with a digit too: an address, the id of a request
-_SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # batches whose service times are shown
+# batches whose service times are shown
+_SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 HINT_EXPIRY_S = 60
 
 
@@ -39,7 +41,9 @@ def _learnt(load: Load) -> dict[str, Any] | None:
     """What live traffic says of the bias, and where: None before anything is learnt."""
     if load.learnt is None:
         return None
-    return {name: number(value, 4) for name, value in dataclasses.asdict(load.learnt).items()} | {"upper": number(load.bias_upper, 4)}
+    return {name: number(value, 4) for name, value in dataclasses.asdict(load.learnt).items()} | {
+        "upper": number(load.bias_upper, 4)
+    }
 
 
 def _live(live: LiveService | None) -> dict[str, Any] | None:
@@ -47,7 +51,10 @@ def _live(live: LiveService | None) -> dict[str, Any] | None:
     if live is None:
         return None
     shown = [b for b in _SHOWN if b < len(live.mean_ms)] + [len(live.mean_ms)]
-    points = [{"batch": b, "mean_ms": number(live.mean_ms[b - 1]), "error": number(live.error[b - 1], 4)} for b in shown]
+    points = [
+        {"batch": b, "mean_ms": number(live.mean_ms[b - 1]), "error": number(live.error[b - 1], 4)}
+        for b in shown
+    ]
     return {"share": live.share, "said": live.said, "points": points}
 
 
@@ -70,11 +77,27 @@ def _share(tick: Tick, name: str) -> dict[str, Any] | None:
 def _model_state(tick: Tick, model: Model) -> dict[str, Any]:
     name, reading = model.name, tick.observation.models.get(model.name)
     load, verdict = tick.estimate.loads.get(name), tick.plan.verdicts.get(name)
-    state: dict[str, Any] = {"name": name, "slo_p99_ms": model.slo_p99_ms, "priority": model.priority, "seen": reading is not None}
+    state: dict[str, Any] = {
+        "name": name,
+        "slo_p99_ms": model.slo_p99_ms,
+        "priority": model.priority,
+        "seen": reading is not None,
+    }
     state |= _standing(tick, name)
     if reading is not None:
-        state |= {"version": reading.version, "triton": reading.triton, "backend": reading.backend, "ready": reading.ready}
-        state |= {"fixed": list(dict.fromkeys(reason for reason in (reading.share_fixed, reading.batching_fixed) if reason))}
+        state |= {
+            "version": reading.version,
+            "triton": reading.triton,
+            "backend": reading.backend,
+            "ready": reading.ready,
+        }
+        state |= {
+            "fixed": list(
+                dict.fromkeys(
+                    reason for reason in (reading.share_fixed, reading.batching_fixed) if reason
+                )
+            )
+        }
         state |= {"gpu_index": reading.gpu_index, "applied": _allocation(reading.allocation)}
         state |= {"share": _share(tick, name)}
     if load is not None:
@@ -90,13 +113,28 @@ def _model_state(tick: Tick, model: Model) -> dict[str, Any]:
             "bias": number(load.bias, 4),
             "learnt": _learnt(load),
             "live": _live(load.live),
-            "changed": load.changed and {"time_s": number(tick.wall_time_s + load.changed.at_s - tick.at_s), "why": load.changed.why},
-            "measured": {k: number(getattr(load, f"measured_{k}_ms")) for k in ("mean", "p50", "p99")},
-            "predicted": {k: number(getattr(load, f"predicted_{k}_ms")) for k in ("mean", "p50", "p99")},
+            "changed": load.changed
+            and {
+                "time_s": number(tick.wall_time_s + load.changed.at_s - tick.at_s),
+                "why": load.changed.why,
+            },
+            "measured": {
+                k: number(getattr(load, f"measured_{k}_ms")) for k in ("mean", "p50", "p99")
+            },
+            "predicted": {
+                k: number(getattr(load, f"predicted_{k}_ms")) for k in ("mean", "p50", "p99")
+            },
         }
     if verdict is not None:
-        state |= {"feasible": verdict.feasible, "reason": verdict.reason, "needs_share": verdict.needs_share}
-        state |= {"planned": _allocation(verdict.allocation), "planned_p99_ms": number(verdict.predicted_p99_ms)}
+        state |= {
+            "feasible": verdict.feasible,
+            "reason": verdict.reason,
+            "needs_share": verdict.needs_share,
+        }
+        state |= {
+            "planned": _allocation(verdict.allocation),
+            "planned_p99_ms": number(verdict.predicted_p99_ms),
+        }
     return state
 
 
@@ -109,7 +147,9 @@ def _standing(tick: Tick, name: str) -> dict[str, Any]:
     return {"state": standing.state.value, "why": standing.why, "state_since_s": number(since_s)}
 
 
-def state_of(tick: Tick, config: Config, last_moves: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
+def state_of(
+    tick: Tick, config: Config, last_moves: tuple[dict[str, Any], ...] = ()
+) -> dict[str, Any]:
     """The tick as one JSON object: what ``/state``, MQTT ``state`` and ``igniterd show`` give."""
     tick = qualified(tick, config)
     plan = tick.plan
@@ -128,7 +168,9 @@ def state_of(tick: Tick, config: Config, last_moves: tuple[dict[str, Any], ...] 
             "headroom": number(plan.headroom),
             "allocated_share": number(plan.allocated_share, 4),
             "least_share": number(plan.least_share, 4),
-            "least_by_gpu": {str(gpu): number(least, 4) for gpu, least in plan.least_by_gpu.items()},
+            "least_by_gpu": {
+                str(gpu): number(least, 4) for gpu, least in plan.least_by_gpu.items()
+            },
             "steps": [{"model": s.model, "kind": s.kind.value, "why": s.why} for s in plan.steps],
         },
         "models": [_model_state(tick, model) for model in config.model],
@@ -161,7 +203,8 @@ def _refusal_of(move: Mapping[str, Any]) -> str:
 
 
 def _kind_of(sentence: str, models: Iterable[str]) -> str:
-    """What remains of a sentence without its figures, which wobble: the models it names, and its words."""
+    """What remains of a sentence without its figures, which wobble: the models it names, and its
+    words."""
     named = [name for name in models if name in sentence]
     return f"{' '.join(named)}: {_FIGURES.sub('#', sentence)}"
 
@@ -169,7 +212,16 @@ def _kind_of(sentence: str, models: Iterable[str]) -> str:
 class Publisher(Protocol):
     """What is asked of the MQTT client; never blocks."""
 
-    def publish(self, suffix: str, kind: str, data: Mapping[str, Any], *, qos: int, retain: bool, expiry_s: int | None) -> None: ...
+    def publish(
+        self,
+        suffix: str,
+        kind: str,
+        data: Mapping[str, Any],
+        *,
+        qos: int,
+        retain: bool,
+        expiry_s: int | None,
+    ) -> None: ...
 
 
 class Reporter:
@@ -211,43 +263,68 @@ class Reporter:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The last tick for others to read; put together when somebody does, which at most ticks nobody does."""
+        """The last tick for others to read; put together when somebody does, which at most ticks
+        nobody does."""
         if self._tick is not None:
             self._state, self._tick = state_of(self._tick, self.config, self._moves), None
         return self._state
 
     def _say(self, tick: Tick, moves: tuple[dict[str, Any], ...]) -> None:
-        """A decision is logged when it changes, a silent source when it falls silent and when it is back."""
+        """A decision is logged when it changes, a silent source when it falls silent and when it is
+        back."""
         for move in moves:
-            if not move["ok"] and move["kind"] == StepKind.ADOPT.value and not self._not_said_lately(_refusal_of(move), tick.at_s):
+            if (
+                not move["ok"]
+                and move["kind"] == StepKind.ADOPT.value
+                and not self._not_said_lately(_refusal_of(move), tick.at_s)
+            ):
                 continue  # it is tried again and again
             say = self._log.info if move["ok"] else self._log.warning
-            say("moved" if move["ok"] else "move refused", **{k: v for k, v in move.items() if k not in ("time_s", "ok") and v != ""})
+            say(
+                "moved" if move["ok"] else "move refused",
+                **{k: v for k, v in move.items() if k not in ("time_s", "ok") and v != ""},
+            )
         plan = tick.plan
-        # a sentence's figures wobble, and so do two sentences of a GPU at its limit: what was said lately is not said again
-        sentence = plan.outcome.value if plan.outcome is Outcomes.HOLD else f"{plan.outcome.value}: {plan.why}"
+        # a sentence's figures wobble, and so do two sentences of a GPU at its limit: what was said
+        # lately is not said again
+        sentence = (
+            plan.outcome.value
+            if plan.outcome is Outcomes.HOLD
+            else f"{plan.outcome.value}: {plan.why}"
+        )
         spoken = _kind_of(sentence, self._names)
-        lasting = plan.outcome is not Outcomes.MOVE or any(step.kind is StepKind.ADOPT for step in plan.steps)
+        lasting = plan.outcome is not Outcomes.MOVE or any(
+            step.kind is StepKind.ADOPT for step in plan.steps
+        )
         if spoken != self._said and not (lasting and self._lately.said(spoken, tick.at_s)):
             self._log.info("decision", outcome=plan.outcome.value, why=plan.why)
             self._lately.note(spoken, tick.at_s)
         self._said = spoken
         for load in tick.estimate.loads.values():
-            if load.changed and load.changed.at_s == tick.observation.at_s and self._not_said_lately(f"changed {load.model}", tick.at_s):
+            if (
+                load.changed
+                and load.changed.at_s == tick.observation.at_s
+                and self._not_said_lately(f"changed {load.model}", tick.at_s)
+            ):
                 self._log.warning("model changed", model=load.model, why=load.changed.why)
         self._say_cap(tick)
         self._say_gaps(tick)
 
     def _say_gaps(self, tick: Tick) -> None:
-        """A source is told of when it falls silent, and when it is back; one that flaps is summed up."""
+        """A source is told of when it falls silent, and when it is back; one that flaps is summed
+        up."""
         self._now_s = tick.at_s
         gaps = {self._key_of(gap): gap for gap in tick.observation.gaps}
         for key, gap in gaps.items():
             kind, _, model = gap.source.partition(":")
             if kind == "share":
-                self._silent.failed(key, gap.reason, says="share without effect", more={"model": model})
+                self._silent.failed(
+                    key, gap.reason, says="share without effect", more={"model": model}
+                )
             else:
-                self._silent.failed(key, gap.reason, says="source silent", more={"source": gap.source})
+                self._silent.failed(
+                    key, gap.reason, says="source silent", more={"source": gap.source}
+                )
         for key in self._silent.known():
             source = key.partition(" ")[0]
             kind, _, model = source.partition(":")
@@ -259,16 +336,25 @@ class Reporter:
                 self._silent.worked(key, says="source answers again", more={"source": source})
 
     def _key_of(self, gap: Gap) -> str:
-        """A share that is in doubt for another reason than before is news; a source that is silent is not."""
-        return f"{gap.source} {_kind_of(gap.reason, self._names)}" if gap.source.startswith("share:") else gap.source
+        """A share that is in doubt for another reason than before is news; a source that is silent
+        is not."""
+        return (
+            f"{gap.source} {_kind_of(gap.reason, self._names)}"
+            if gap.source.startswith("share:")
+            else gap.source
+        )
 
     def _say_cap(self, tick: Tick) -> None:
-        """A cap on every client makes a larger share than it worth nothing, and nothing else would tell."""
+        """A cap on every client makes a larger share than it worth nothing, and nothing else would
+        tell."""
         mps = tick.observation.mps
         if mps is None or mps.default_share is None:
             return
         if mps.default_share < 1:
-            reason = f"MPS control caps every client at {mps.default_share:.0%}: set_default_active_thread_percentage 100"
+            reason = (
+                f"MPS control caps every client at {mps.default_share:.0%}: "
+                "set_default_active_thread_percentage 100"
+            )
             self._once.failed("cap", reason)
         else:
             self._once.worked("cap")
@@ -283,10 +369,19 @@ class Reporter:
             return
         if moved or tick.at_s - self._state_sent_s >= STATE_EVERY_S:
             self._state_sent_s = tick.at_s
-            self._publisher.publish("state", "igniterd.state", self.state, qos=1, retain=True, expiry_s=STATE_EXPIRY_S)
+            self._publisher.publish(
+                "state", "igniterd.state", self.state, qos=1, retain=True, expiry_s=STATE_EXPIRY_S
+            )
         hints = list(hints_of(tick, self.config))
         kinds = json.dumps([(h["kind"], h.get("model", h.get("gpu_index"))) for h in hints])
         if hints and (kinds != self._hinted or tick.at_s - self._hint_sent_s >= HINT_EVERY_S):
             self._hint_sent_s, self._hinted = tick.at_s, kinds
             for hint in hints:
-                self._publisher.publish("hint", f"igniterd.hint.{hint['kind']}", hint, qos=1, retain=False, expiry_s=HINT_EXPIRY_S)
+                self._publisher.publish(
+                    "hint",
+                    f"igniterd.hint.{hint['kind']}",
+                    hint,
+                    qos=1,
+                    retain=False,
+                    expiry_s=HINT_EXPIRY_S,
+                )

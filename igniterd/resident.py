@@ -15,11 +15,13 @@ _DONTNEED = 4  # MADV_DONTNEED of <sys/mman.h>, the same on every Linux
 
 
 def give_back() -> int:
-    """Let go of what can be had again at no loss; returns the bytes by which the resident set became smaller. Takes some milliseconds.
+    """Let go of what can be had again at no loss; returns the bytes by which the resident set
+    became smaller. Takes some milliseconds.
 
-    Pages of files that are mapped privately, not writable and were never written, such as the code of libraries: the kernel keeps them in
-    its cache as long as it has room, and maps them again where they are used again. LLVM, which is needed until numba's kernels are
-    loaded and then never more, is most of it. And free memory at the end of the C library's heap.
+    Pages of files that are mapped privately, not writable and were never written, such as the code
+    of libraries: the kernel keeps them in its cache as long as it has room, and maps them again
+    where they are used again. LLVM, which is needed until numba's kernels are loaded and then never
+    more, is most of it. And free memory at the end of the C library's heap.
 
     Where the kernel or the C library has no such thing, nothing is done.
     """
@@ -27,7 +29,8 @@ def give_back() -> int:
         before = _resident_bytes()
         libc = ctypes.CDLL(None)
         for start, end in _clean(_SMAPS.read_text(encoding="utf-8", errors="replace")):
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)  # one that is refused stays as it is
+            # one that is refused stays as it is
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
         if hasattr(libc, "malloc_trim"):
             libc.malloc_trim(ctypes.c_size_t(0))
         return before - _resident_bytes()
@@ -36,7 +39,8 @@ def give_back() -> int:
 
 
 def _clean(smaps: str) -> Iterator[tuple[int, int]]:
-    """Start and end of each private, read-only mapping of a file, no page of which is a copy of its own, in memory or in swap.
+    """Start and end of each private, read-only mapping of a file, no page of which is a copy of its
+    own, in memory or in swap.
 
     A page that was written (relocations; breakpoints in code) would come back as it is in the file.
     """
@@ -47,7 +51,12 @@ def _clean(smaps: str) -> Iterator[tuple[int, int]]:
             if mapping is not None:
                 yield mapping
             start, end, access, path = found.groups()
-            plain = access[1] == "-" and access[3] == "p" and path.startswith("/") and not path.startswith("/dev/")
+            plain = (
+                access[1] == "-"
+                and access[3] == "p"
+                and path.startswith("/")
+                and not path.startswith("/dev/")
+            )
             mapping = (int(start, 16), int(end, 16)) if plain else None
         elif line.startswith(("Anonymous:", "Swap:")) and int(line.split()[1]) != 0:
             mapping = None

@@ -38,7 +38,8 @@ CLOSE_S = 5.0  # longest wait for anything to be closed; systemd's TimeoutStopSe
 
 
 def triton_client(server: Triton, config: Config, timeout_s: float | None = None) -> TritonClient:
-    """The client of one configured Triton. Answers may take ``timeout_s``, by default what a tick allows."""
+    """The client of one configured Triton. Answers may take ``timeout_s``, by default what a tick
+    allows."""
     tls = TlsFiles(server.ca_file, server.key_file, server.cert_file) if server.ca_file else None
     return TritonClient(
         server.name,
@@ -77,12 +78,14 @@ def mps_client(config: Config) -> MpsControl | None:
     """The client of this host's MPS control daemon; None where MPS is not used."""
     if not config.mps.enabled:
         return None
-    return MpsControl(config.mps.control, config.mps.pipe_directory, timeout_s=2 * config.loop.io_timeout_s)
+    return MpsControl(
+        config.mps.control, config.mps.pipe_directory, timeout_s=2 * config.loop.io_timeout_s
+    )
 
 
 def mqtt_publisher(config: Config) -> MqttPublisher | None:
-    """Who speaks to the broker; None without one. Raises :class:`igniterd.errors.CannotRun` for a file
-    that cannot be read."""
+    """Who speaks to the broker; None without one. Raises :class:`igniterd.errors.CannotRun` for a
+    file that cannot be read."""
     mqtt = config.mqtt
     if mqtt is None:
         return None
@@ -101,21 +104,28 @@ def mqtt_publisher(config: Config) -> MqttPublisher | None:
 class Setup:
     """Clients and stages of one configuration; nothing of it runs before :meth:`start`."""
 
-    def __init__(self, config: Config, knowledge: Knowledge, adopter: Adopter, before: Setup | None = None) -> None:
-        """``before`` is the one it follows: what has not changed is taken over from it, so that a broker
-        is not told that the daemon went, and a file has one writer.
+    def __init__(
+        self, config: Config, knowledge: Knowledge, adopter: Adopter, before: Setup | None = None
+    ) -> None:
+        """``before`` is the one it follows: what has not changed is taken over from it, so that a
+        broker is not told that the daemon went, and a file has one writer.
 
         Raises :class:`CannotRun` or ``OSError`` for a file that is missing or wrong.
         """
         self.config, self.knowledge = config, knowledge
         for server in config.triton:
             if server.ca_file is not None:
-                client_context(f"Triton {server.name!r}", server.ca_file, server.cert_file, server.key_file)
+                client_context(
+                    f"Triton {server.name!r}", server.ca_file, server.cert_file, server.key_file
+                )
         self.tritons = {server.name: triton_client(server, config) for server in config.triton}
         self.nvml = nvml_client(config)
         self.sources = Sources(
             tritons=self.tritons,
-            models={name: tuple(m.name for m in config.model if m.triton == name) for name in self.tritons},
+            models={
+                name: tuple(m.name for m in config.model if m.triton == name)
+                for name in self.tritons
+            },
             boards=self.nvml,
             mps=mps_client(config),
             processes=ProcessTable(),
@@ -124,16 +134,32 @@ class Setup:
             timeout_s=config.loop.io_timeout_s,
         )
         self.publisher = mqtt_publisher(config)
-        if before is not None and (before.config.mqtt, before.config.host) == (config.mqtt, config.host):
+        if before is not None and (before.config.mqtt, before.config.host) == (
+            config.mqtt,
+            config.host,
+        ):
             self.publisher = before.publisher  # its files are read again at every connection
         self.metrics = Metrics(config, mqtt=self.publisher.statistics if self.publisher else None)
         directory = config.state.directory
         same_place = before is not None and before.config.state.directory == directory
-        self.history: History = before.history if before and same_place else History(directory / "history.db")
-        self.reporter = Reporter(config, metrics=self.metrics.update, publisher=self.publisher, history=self.history.record)
-        self.loop = Loop(config, self.sources, self.tritons, knowledge, self.reporter, adopter=adopter)
+        self.history: History = (
+            before.history if before and same_place else History(directory / "history.db")
+        )
+        self.reporter = Reporter(
+            config,
+            metrics=self.metrics.update,
+            publisher=self.publisher,
+            history=self.history.record,
+        )
+        self.loop = Loop(
+            config, self.sources, self.tritons, knowledge, self.reporter, adopter=adopter
+        )
         self.identities = {m.name: knowledge.identities.get(m.name, "") for m in config.model}
-        self.memory: Memory = before.memory if before and same_place else Memory(directory / "learnt.json", self.identities)
+        self.memory: Memory = (
+            before.memory
+            if before and same_place
+            else Memory(directory / "learnt.json", self.identities)
+        )
 
     def recalled(self, now_s: float) -> dict[str, ModelBelief]:
         """What was learnt of its models before, by whichever daemon."""
@@ -145,16 +171,19 @@ class Setup:
         self.memory.identities = self.identities
 
     async def start(self, before: Setup | None = None) -> None:
-        """Begin to speak to the broker, after ``before`` is closed: of two of one name, the broker ends one."""
+        """Begin to speak to the broker, after ``before`` is closed: of two of one name, the broker
+        ends one."""
         if before is not None:
             await before.close(self)
         if self.publisher is not None:
             await self.publisher.start()
 
     async def close(self, keep: Setup | None = None) -> None:
-        """All but what ``keep`` has too. Everything within its deadline, and whatever one of them does,
-        the others too."""
-        closing: dict[str, Awaitable[Any]] = {f"triton:{name}": client.close() for name, client in self.tritons.items()}
+        """All but what ``keep`` has too. Everything within its deadline, and whatever one of them
+        does, the others too."""
+        closing: dict[str, Awaitable[Any]] = {
+            f"triton:{name}": client.close() for name, client in self.tritons.items()
+        }
         if self.publisher is not None and (keep is None or keep.publisher is not self.publisher):
             closing["mqtt"] = self.publisher.close()
         if self.nvml is not None:
@@ -174,6 +203,8 @@ async def closed(closing: dict[str, Awaitable[Any]]) -> None:
     for task, name in tasks.items():
         if not task.done():
             task.cancel()
-            log.warning("left behind at the end", what=name, reason=f"not closed within {CLOSE_S:g} s")
+            log.warning(
+                "left behind at the end", what=name, reason=f"not closed within {CLOSE_S:g} s"
+            )
         elif not task.cancelled() and task.exception() is not None:
             log.warning("left behind at the end", what=name, reason=repr(task.exception()))

@@ -4,8 +4,8 @@ Three things happen here, and nowhere else:
 
 1. A model that was not read is planned with as it was read last (:func:`scene`): it is there, it is
    not changed, and nobody gets its share. One that Triton says it does not serve is gone.
-2. Somebody else's hand is told from our own, from a new version of the model, and from a server that
-   started anew (:func:`followed`).
+2. Somebody else's hand is told from our own, from a new version of the model, and from a server
+   that started anew (:func:`followed`).
 3. Every model gets its one :class:`~igniterd.states.State` (:func:`standings`). Only what is
    STEERED is changed; everything else is a neighbour that stays as it is.
 """
@@ -37,7 +37,8 @@ Ports = Mapping[str, int | None]
 
 @dataclass(frozen=True, slots=True)
 class Hand:
-    """Somebody else's change of a model: what is there now, how often in a row, until when it stays."""
+    """Somebody else's change of a model: what is there now, how often in a row, until when it
+    stays."""
 
     allocation: Allocation
     at_s: float
@@ -49,9 +50,10 @@ class Hand:
 class Known:
     """What one tick hands to the next about the models.
 
-    ``last``: the last reading of each that is not gone, its ``at_s`` set. ``expected``: what the next
-    reading should show; a model without an entry may show anything. ``brings``: what a step of ours has
-    brought since. ``anew``: Tritons that this tick found started anew. ``began_s``: the first tick.
+    ``last``: the last reading of each that is not gone, its ``at_s`` set. ``expected``: what the
+    next reading should show; a model without an entry may show anything. ``brings``: what a step of
+    ours has brought since. ``anew``: Tritons that this tick found started anew. ``began_s``: the
+    first tick.
     """
 
     began_s: float | None = None
@@ -61,7 +63,8 @@ class Known:
     brings: Mapping[str, Allocation] = field(default_factory=dict)
     anew: frozenset[str] = frozenset()
     hands: Mapping[str, Hand] = field(default_factory=dict)
-    servers: Mapping[str, int] = field(default_factory=dict)  # pid of each Triton, where it can be seen
+    # pid of each Triton, where it can be seen
+    servers: Mapping[str, int] = field(default_factory=dict)
     silent: frozenset[str] = frozenset()  # Tritons that did not answer at the last tick
     loaded_s: Mapping[str, float] = field(default_factory=dict)  # our last load of each model
     standings: Mapping[str, Standing] = field(default_factory=dict)
@@ -80,9 +83,9 @@ def followed(
 ) -> Known:
     """``known`` after this tick's observation.
 
-    ``outcome``: of our steps since; ``acting``: models that a step of ours is changing now; ``came``:
-    what loads that were not answered may bring yet; ``ports``: the gRPC port of each Triton;
-    ``released``: models given back to their owner, who may do with them what he likes.
+    ``outcome``: of our steps since; ``acting``: models that a step of ours is changing now;
+    ``came``: what loads that were not answered may bring yet; ``ports``: the gRPC port of each
+    Triton; ``released``: models given back to their owner, who may do with them what he likes.
     """
     busy, configured = set(acting), config.by_name().keys()
     servers = _servers(known, seen, ports or {})
@@ -102,14 +105,17 @@ def followed(
         here, wanted, brought = reading.allocation, expected.get(name), brings.pop(name, None)
         asked = [each for each in (brought, (came or {}).get(name)) if each is not None]
         # a step of ours ended, and nobody knows how; or it began before this daemon did
-        unforeseen = (wanted is None and brought is None) or _left_over(name, here, wanted, known, seen.at_s)
+        unforeseen = (wanted is None and brought is None) or _left_over(
+            name, here, wanted, known, seen.at_s
+        )
         as_it_was = wanted is not None and alike(here, wanted)
         ours = unforeseen or as_it_was or any(as_asked(here, each) for each in asked)
         before = known.last.get(name)
         deployed = before is not None and before.version != reading.version
         if not ours and not deployed and reading.triton not in anew:
             hands[name] = _hand(hands.get(name), here, seen.at_s, config.decide.respect_s)
-        elif reading.triton in anew or deployed:  # as its file has it: nobody chose that for it by hand
+        # as its file has it: nobody chose that for it by hand
+        elif reading.triton in anew or deployed:
             hands.pop(name, None)
         expected[name] = here
     return replace(
@@ -122,8 +128,13 @@ def followed(
         anew=frozenset(anew),
         hands=hands,
         servers=servers,
-        silent=frozenset(g.source.removeprefix("triton:") for g in seen.gaps if g.source.startswith("triton:")),
-        loaded_s={**known.loaded_s, **{d.step.model: seen.at_s for d in outcome.actuations if d.ok}},
+        silent=frozenset(
+            g.source.removeprefix("triton:") for g in seen.gaps if g.source.startswith("triton:")
+        ),
+        loaded_s={
+            **known.loaded_s,
+            **{d.step.model: seen.at_s for d in outcome.actuations if d.ok},
+        },
     )
 
 
@@ -134,7 +145,9 @@ def _last(known: Known, seen: Observation, configured: Collection[str]) -> dict[
     return last
 
 
-def _after_steps(expected: dict[str, Allocation], brings: dict[str, Allocation], outcome: Outcome) -> None:
+def _after_steps(
+    expected: dict[str, Allocation], brings: dict[str, Allocation], outcome: Outcome
+) -> None:
     """Take up what our steps have surely brought, and what they may have."""
     for done in outcome.actuations:
         model = done.step.model
@@ -145,10 +158,18 @@ def _after_steps(expected: dict[str, Allocation], brings: dict[str, Allocation],
             brings[model] = done.step.after
 
 
-def _left_over(name: str, here: Allocation, wanted: Allocation | None, known: Known, now_s: float) -> bool:
+def _left_over(
+    name: str, here: Allocation, wanted: Allocation | None, known: Known, now_s: float
+) -> bool:
     """Whether a load that the daemon before this one left behind may have brought this share."""
     lately = known.began_s is not None and now_s < known.began_s + LEFT_OVER_S
-    return lately and name not in known.loaded_s and here.share is not None and wanted is not None and here.share != wanted.share
+    return (
+        lately
+        and name not in known.loaded_s
+        and here.share is not None
+        and wanted is not None
+        and here.share != wanted.share
+    )
 
 
 def stepped(known: Known, outcome: Outcome) -> Known:
@@ -159,7 +180,8 @@ def stepped(known: Known, outcome: Outcome) -> Known:
 
 
 def as_asked(here: Allocation, asked: Allocation) -> bool:
-    """Whether ``here`` is what was asked; where no share was, one without effect may stand there."""
+    """Whether ``here`` is what was asked; where no share was, one without effect may stand
+    there."""
     return alike(here, asked if asked.share is not None else replace(asked, share=here.share))
 
 
@@ -169,7 +191,13 @@ def _hand(before: Hand | None, here: Allocation, now_s: float, respect_s: float)
     if before is not None:
         lasted = before.until_s - before.at_s
         under_way = now_s < before.until_s
-        times = before.times if under_way else before.times + 1 if now_s < before.until_s + lasted else 1
+        times = (
+            before.times
+            if under_way
+            else before.times + 1
+            if now_s < before.until_s + lasted
+            else 1
+        )
     return Hand(here, now_s, now_s + respect_s * 2 ** min(times - 1, AGAIN), times)
 
 
@@ -183,26 +211,37 @@ def _servers(known: Known, seen: Observation, ports: Ports) -> dict[str, int]:
     return out
 
 
-def _started_anew(triton: str, known: Known, seen: Observation, servers: Mapping[str, int], ours: Collection[str]) -> bool:
+def _started_anew(
+    triton: str, known: Known, seen: Observation, servers: Mapping[str, int], ours: Collection[str]
+) -> bool:
     """Whether this is another server than the last time: its models are as their files have them.
 
     Its pid says so where it can be seen. Else: every model that had counted counts from the start,
-    and there are several of them, or it was silent in between. Those that we changed (``ours``) count
-    from the start anyhow; one that still has the share it had shows that the server is the same.
+    and there are several of them, or it was silent in between. Those that we changed (``ours``)
+    count from the start anyhow; one that still has the share it had shows that the server is the
+    same.
     """
     before, now = known.servers.get(triton), servers.get(triton)
     if before is not None and now is not None and now != before:
         return True
-    pairs = [(known.last[m], r) for m, r in seen.models.items() if r.triton == triton and m in known.last and m not in ours]
+    pairs = [
+        (known.last[m], r)
+        for m, r in seen.models.items()
+        if r.triton == triton and m in known.last and m not in ours
+    ]
     if any(_kept(was, now) for was, now in pairs):
         return False
     counted = [(was, now) for was, now in pairs if was.success_count + was.failure_count > 0]
-    back = all(now.success_count + now.failure_count < was.success_count + was.failure_count for was, now in counted)
+    back = all(
+        now.success_count + now.failure_count < was.success_count + was.failure_count
+        for was, now in counted
+    )
     return bool(pairs) and back and (triton in known.silent or len(counted) > 1)
 
 
 def _kept(was: ModelReading, now: ModelReading) -> bool:
-    """Whether it still has the share it had, which its file may have only where we never change it."""
+    """Whether it still has the share it had, which its file may have only where we never change
+    it."""
     share, ours = now.allocation.share, not (now.hands_off or now.left_alone)
     counts_on = now.success_count + now.failure_count >= was.success_count + was.failure_count
     return ours and counts_on and share is not None and share == was.allocation.share
@@ -210,7 +249,11 @@ def _kept(was: ModelReading, now: ModelReading) -> bool:
 
 def unread_as_found(known: Known, found: Mapping[str, Allocation], seen: Observation) -> Known:
     """``known``, and models that are not read as a look just before a step ``found`` them."""
-    last = {m: replace(known.last[m], allocation=a) for m, a in found.items() if m in known.last and m not in seen.models}
+    last = {
+        m: replace(known.last[m], allocation=a)
+        for m, a in found.items()
+        if m in known.last and m not in seen.models
+    }
     return replace(known, last={**known.last, **last}) if last else known
 
 
@@ -240,13 +283,16 @@ class Facts:
 
 
 def standings(view: Observation, facts: Facts) -> dict[str, Standing]:
-    """The state of every configured model. ``view``: the :func:`scene` as it may be planned with."""
+    """The state of every configured model. ``view``: the :func:`scene` as it may be planned
+    with."""
     out = {}
     for name in facts.config.by_name():
         state, why = _state(name, view, facts)
         before = facts.known.standings.get(name)
         same = before is not None and before.state is state
-        out[name] = Standing(state, why, before.since_s if before is not None and same else facts.now_s)
+        out[name] = Standing(
+            state, why, before.since_s if before is not None and same else facts.now_s
+        )
     return out
 
 
@@ -264,13 +310,21 @@ def _state(name: str, view: Observation, facts: Facts) -> tuple[State, str]:
     return State.STEERED, ""
 
 
-def _reasons(name: str, reading: ModelReading, view: Observation, facts: Facts) -> Iterable[tuple[State, str]]:
+def _reasons(
+    name: str, reading: ModelReading, view: Observation, facts: Facts
+) -> Iterable[tuple[State, str]]:
     """Each reason not to change it, the one to be said first."""
     now_s, load = facts.now_s, facts.loads.get(name)
-    yield State.LOADING, "it is being loaded, or not ready" if reading.loading or not reading.ready else ""
+    yield (
+        State.LOADING,
+        "it is being loaded, or not ready" if reading.loading or not reading.ready else "",
+    )
     yield State.HANDS_OFF, reading.hands_off or facts.released.get(name, "")
     yield State.NOT_ANSWERING, _stuck(load, reading)
-    yield State.WATCHED, reading.left_alone or ("" if name in facts.profiled else "it has no profile")
+    yield (
+        State.WATCHED,
+        reading.left_alone or ("" if name in facts.profiled else "it has no profile"),
+    )
     yield State.UNPREDICTABLE, facts.left_out.get(name, "")
     yield State.UNSTEERABLE, _control(view, reading.triton)
     yield State.OLD_COPY, _lingering(name, reading, view, facts)
@@ -281,7 +335,10 @@ def _reasons(name: str, reading: ModelReading, view: Observation, facts: Facts) 
         why = facts.held.refused_why.get(name, "its last change failed")
         yield State.REFUSED, f"{why}; next try in {until_s - now_s:.0f} s"
     if load is None or load.watched_s < facts.config.decide.warmup_s:
-        yield State.WARMING, f"watching traffic for {facts.config.decide.warmup_s:g} s before the first decision"
+        yield (
+            State.WARMING,
+            f"watching traffic for {facts.config.decide.warmup_s:g} s before the first decision",
+        )
 
 
 def _by_hand(hand: Hand, now_s: float) -> str:
@@ -295,7 +352,11 @@ def _by_hand(hand: Hand, now_s: float) -> str:
 def _stuck(load: Load | None, reading: ModelReading) -> str:
     if load is None or load.stuck_s <= 0:
         return ""
-    waiting = "requests wait" if reading.pending_count is None else f"{reading.pending_count} requests wait"
+    waiting = (
+        "requests wait"
+        if reading.pending_count is None
+        else f"{reading.pending_count} requests wait"
+    )
     return f"{waiting} and nothing was executed for {load.stuck_s:.0f} s"
 
 
@@ -308,14 +369,23 @@ def _gap(view: Observation, name: str, triton: str = "") -> str:
     found = view.unread.get(name, "")
     for gap in view.gaps if not found else ():
         if gap.source in (f"model:{name}", f"triton:{triton}"):
-            return gap.reason if gap.source.startswith("model:") else f"Triton {triton} does not answer: {gap.reason}"
+            return (
+                gap.reason
+                if gap.source.startswith("model:")
+                else f"Triton {triton} does not answer: {gap.reason}"
+            )
     return found
 
 
 def _lingering(name: str, reading: ModelReading, view: Observation, facts: Facts) -> str:
     """An old copy that does not go: the next reload would leave one more."""
     loaded_s = facts.known.loaded_s.get(name)
-    if view.stubs is None or loaded_s is None or facts.now_s < loaded_s + LINGER_S or name in facts.acting:
+    if (
+        view.stubs is None
+        or loaded_s is None
+        or facts.now_s < loaded_s + LINGER_S
+        or name in facts.acting
+    ):
         return ""
     mine = stubs_of(reading, view.stubs, facts.ports.get(reading.triton))
     servers = {stub.server_pid for stub in mine}  # another server may have a model of this name
@@ -324,4 +394,7 @@ def _lingering(name: str, reading: ModelReading, view: Observation, facts: Facts
     if not over:
         return ""
     oldest = min(over, key=lambda stub: (stub.started, stub.pid))
-    return f"an old copy of it is still there (pid {oldest.pid}): it is not reloaded until that has ended"
+    return (
+        f"an old copy of it is still there (pid {oldest.pid}): it is not reloaded until that "
+        "has ended"
+    )

@@ -1,4 +1,5 @@
-"""What is known of a model at this moment, and so what may be done with it; why a change was not made.
+"""What is known of a model at this moment, and so what may be done with it; why a change was not
+made.
 
 "Unknown" is a value here: a model that was not read is UNREAD, not gone. One place decides what
 each state allows (:mod:`igniterd.standing`).

@@ -10,17 +10,24 @@ from igniterd.predict import Beside, Oracle
 from igniterd.records import ModelReading, ModelWindow
 
 
-def measured(window: ModelWindow, reading: ModelReading, beside: Beside, oracle: Oracle, profiled_as: str) -> list[Measured]:
-    """Measured over predicted service time of each batch size executed in this window; nothing where that says nothing of the model."""
+def measured(
+    window: ModelWindow, reading: ModelReading, beside: Beside, oracle: Oracle, profiled_as: str
+) -> list[Measured]:
+    """Measured over predicted service time of each batch size executed in this window; nothing
+    where that says nothing of the model."""
     if window.restarted or not window.executions or reading.allocation.share is None:
         return []
     most = oracle.model.max_batch(profiled_as)
     largest = max(window.executions)
     if largest > most:
         return []
-    largest = max(largest, min(most, reading.allocation.max_batch_size))  # one curve for the windows to come too
+    # one curve for the windows to come too
+    largest = max(largest, min(most, reading.allocation.max_batch_size))
     curve = oracle.curve_ms(profiled_as, largest, reading.allocation.share, beside)
-    return [Measured(batch, n, window.service_ms[batch] / float(curve[batch - 1])) for batch, n in window.executions.items()]
+    return [
+        Measured(batch, n, window.service_ms[batch] / float(curve[batch - 1]))
+        for batch, n in window.executions.items()
+    ]
 
 
 def tried(
@@ -32,14 +39,19 @@ def tried(
     profiled_as: str,
     at_s: float,
 ) -> ShareTrial | None:
-    """``trial`` with what this window says of the share that the model's configuration names, planned with or not."""
+    """``trial`` with what this window says of the share that the model's configuration names,
+    planned with or not."""
     share = reading.claimed_share or reading.allocation.share
     if share is None:
         return trial
     trial = trial or ShareTrial(share, at_s)
     if trial.share != share:
         return trial.again(share, at_s)
-    if trial.answer is not None and reading.claimed_share is not None and trial.answer.verdict is not None:
+    if (
+        trial.answer is not None
+        and reading.claimed_share is not None
+        and trial.answer.verdict is not None
+    ):
         return trial  # it has its answer, and no prediction at this share is needed any more
     claims = replace(reading, allocation=replace(reading.allocation, share=share))
     found = measured(window, claims, beside, oracle, profiled_as)

@@ -1,4 +1,5 @@
-"""What happened between two observations: rates that are never negative, whatever restarted meanwhile. Pure.
+"""What happened between two observations: rates that are never negative, whatever restarted
+meanwhile. Pure.
 
 A model's span is from answer to answer, not from tick to tick: an answer that comes late counts
 what came meanwhile. What is no count (negative, a jump that no server could serve) is no window.
@@ -26,10 +27,15 @@ def _items(reading: ModelReading) -> int:
 
 
 def _restarted(before: ModelReading, after: ModelReading) -> bool:
-    """Triton's statistics restart at zero when a model is reloaded: any count that went down says so."""
+    """Triton's statistics restart at zero when a model is reloaded: any count that went down says
+    so."""
     if before.version != after.version or before.triton != after.triton:
         return True
-    if _total(after) < _total(before) or after.failure_count < before.failure_count or _items(after) < _items(before):
+    if (
+        _total(after) < _total(before)
+        or after.failure_count < before.failure_count
+        or _items(after) < _items(before)
+    ):
         return True
     counts = {batch.batch_size: batch.count for batch in after.batches}
     return any(counts.get(batch.batch_size, 0) < batch.count for batch in before.batches)
@@ -37,12 +43,23 @@ def _restarted(before: ModelReading, after: ModelReading) -> bool:
 
 def _counts(reading: ModelReading) -> tuple[object, ...]:
     waits = reading.pending_count, reading.rejected_count
-    return reading.success_count, reading.failure_count, reading.inference_count, reading.batches, *waits
+    return (
+        reading.success_count,
+        reading.failure_count,
+        reading.inference_count,
+        reading.batches,
+        *waits,
+    )
 
 
 def _sound(reading: ModelReading) -> bool:
     """Whether its counts can be counts."""
-    counts = (reading.success_count, reading.failure_count, _items(reading), *(batch.count for batch in reading.batches))
+    counts = (
+        reading.success_count,
+        reading.failure_count,
+        _items(reading),
+        *(batch.count for batch in reading.batches),
+    )
     return all(0 <= count < math.inf for count in counts)
 
 
@@ -56,7 +73,9 @@ def _service_ns(batch: BatchStat) -> int:
     return batch.compute_input_ns + batch.compute_infer_ns + batch.compute_output_ns
 
 
-def _executions(before: tuple[BatchStat, ...], after: tuple[BatchStat, ...]) -> tuple[dict[int, int], dict[int, float]]:
+def _executions(
+    before: tuple[BatchStat, ...], after: tuple[BatchStat, ...]
+) -> tuple[dict[int, int], dict[int, float]]:
     """Executions and their mean service time (ms) by batch size."""
     earlier = {batch.batch_size: batch for batch in before}
     count: dict[int, int] = {}
@@ -71,17 +90,23 @@ def _executions(before: tuple[BatchStat, ...], after: tuple[BatchStat, ...]) -> 
     return count, mean_ms
 
 
-def _could_be(count: dict[int, int], mean_ms: dict[int, float], span_s: float, instances: int) -> bool:
-    """Whether so many instances can have executed so long: all but the first ones began in the window."""
+def _could_be(
+    count: dict[int, int], mean_ms: dict[int, float], span_s: float, instances: int
+) -> bool:
+    """Whether so many instances can have executed so long: all but the first ones began in the
+    window."""
     if not count:
         return True
     instances, longest_s = max(1, instances), max(mean_ms.values()) / 1000
-    within_s = sum(n * mean_ms[batch] for batch, n in count.items()) / 1000 - 2 * instances * longest_s
+    within_s = (
+        sum(n * mean_ms[batch] for batch, n in count.items()) / 1000 - 2 * instances * longest_s
+    )
     return within_s <= OVERLAP * instances * span_s
 
 
 def between_readings(before: ModelReading, after: ModelReading, span_s: float) -> ModelWindow:
-    """One model between two readings ``span_s`` apart. After a restart only what the new copy counted is known."""
+    """One model between two readings ``span_s`` apart. After a restart only what the new copy
+    counted is known."""
     restarted = _restarted(before, after)
     base = None if restarted else before
     failed = after.failure_count - (base.failure_count if base else 0)
@@ -95,7 +120,11 @@ def between_readings(before: ModelReading, after: ModelReading, span_s: float) -
         count, mean_ms = {}, {}
     queue_ns = after.queue_ns - (base.queue_ns if base else 0)
     items = _items(after) - (_items(base) if base else 0)
-    rejected = (after.rejected_count or 0) - (before.rejected_count or 0) if before.rejected_count is not None else 0
+    rejected = (
+        (after.rejected_count or 0) - (before.rejected_count or 0)
+        if before.rejected_count is not None
+        else 0
+    )
     return ModelWindow(
         model=after.model,
         span_s=span_s,
@@ -125,14 +154,17 @@ def _model(name: str, before: Observation, after: Observation) -> ModelWindow | 
     span_s = answered_s(after, now) - answered_s(before, was)
     if span_s == 0 and _counts(was) != _counts(now):
         span_s = after.at_s - before.at_s  # another answer, whatever its stamp says
-    if not LEAST_SPAN * (after.at_s - before.at_s) <= span_s < math.inf or not (_sound(was) and _sound(now)):
+    if not LEAST_SPAN * (after.at_s - before.at_s) <= span_s < math.inf or not (
+        _sound(was) and _sound(now)
+    ):
         return None
     window = between_readings(was, now, span_s)
     return window if window.completed <= MOST_PER_S * max(1.0, span_s) else None
 
 
 def between(before: Observation | None, after: Observation) -> Window:
-    """The window between two observations; a model that either of them lacks is left out (a gap, not a zero)."""
+    """The window between two observations; a model that either of them lacks is left out (a gap,
+    not a zero)."""
     if before is None or not 0 < after.at_s - before.at_s < math.inf:
         return Window(at_s=after.at_s, span_s=0.0)
     windows = {name: _model(name, before, after) for name in after.models if name in before.models}

@@ -1,6 +1,7 @@
 """What all tests share.
 
-A change must pass or fail by what it is, not by luck: Hypothesis draws the same examples in every run. ``make fuzz`` looks for new ones.
+A change must pass or fail by what it is, not by luck: Hypothesis draws the same examples in every
+run. ``make fuzz`` looks for new ones.
 """
 
 import os

@@ -18,13 +18,20 @@ from tests.sim.host import SimHost
 SLOS = {"alexnet": 15.0, "resnet50": 40.0, "vgg19": 60.0}
 
 
-def config(folder: Path, slos: Mapping[str, float] = SLOS, *, more: str = "", **priorities: int) -> Config:
+def config(
+    folder: Path, slos: Mapping[str, float] = SLOS, *, more: str = "", **priorities: int
+) -> Config:
     """A configuration for ``slos``; every model is profiled."""
     models = "".join(
-        f'[[model]]\nname = "{name}"\nslo_p99_ms = {slo}\npriority = {priorities.get(name, 1)}\nprofile = "v100.json"\n'
+        f'[[model]]\nname = "{name}"\nslo_p99_ms = {slo}\npriority = {priorities.get(name, 1)}\n'
+        'profile = "v100.json"\n'
         for name, slo in slos.items()
     )
-    return parse_config(f'[host]\nname = "test"\n[state]\ndirectory = "{folder}/state"\n{more}\n{models}', source="test", folder=folder)
+    return parse_config(
+        f'[host]\nname = "test"\n[state]\ndirectory = "{folder}/state"\n{more}\n{models}',
+        source="test",
+        folder=folder,
+    )
 
 
 _MODEL = load_model(builtin_profile("v100"))
@@ -32,7 +39,9 @@ _MODEL = load_model(builtin_profile("v100"))
 
 def knowledge(settings: Config) -> Knowledge:
     level = settings.decide.level
-    oracles = Oracles(promises=Oracle(_MODEL, level=level), expects=Oracle(_MODEL, level=level, upper=False))
+    oracles = Oracles(
+        promises=Oracle(_MODEL, level=level), expects=Oracle(_MODEL, level=level, upper=False)
+    )
     return Knowledge({model.name: model.name for model in settings.model}, oracles)
 
 
@@ -43,16 +52,38 @@ class Bench:
     """
 
     def __init__(
-        self, settings: Config, rates: Mapping[str, Callable[[float], float]], *, seed: int = 1, max_batch: int = 8, proves: bool = False
+        self,
+        settings: Config,
+        rates: Mapping[str, Callable[[float], float]],
+        *,
+        seed: int = 1,
+        max_batch: int = 8,
+        proves: bool = False,
     ) -> None:
         self.clock = asyncio.get_running_loop().time
         self.began_s = self.clock()
         shifted = {name: self._shifted(rate) for name, rate in rates.items()}
-        self.host = SimHost({name: (name, rate) for name, rate in shifted.items()}, self.clock, seed=seed, max_batch=max_batch)
+        self.host = SimHost(
+            {name: (name, rate) for name, rate in shifted.items()},
+            self.clock,
+            seed=seed,
+            max_batch=max_batch,
+        )
         self.ticks: list[Tick] = []
-        sources = Sources(tritons={"main": self.host}, models={"main": tuple(rates)}, timeout_s=settings.loop.io_timeout_s)
+        sources = Sources(
+            tritons={"main": self.host},
+            models={"main": tuple(rates)},
+            timeout_s=settings.loop.io_timeout_s,
+        )
         sources.processes = self.host.processes if proves else None
-        self.loop = Loop(settings, sources, {"main": self.host}, knowledge(settings), self.ticks.append, wall_clock=self.clock)
+        self.loop = Loop(
+            settings,
+            sources,
+            {"main": self.host},
+            knowledge(settings),
+            self.ticks.append,
+            wall_clock=self.clock,
+        )
 
     def _shifted(self, rate: Callable[[float], float]) -> Callable[[float], float]:
         return lambda at_s: rate(at_s - self.began_s)

@@ -1,8 +1,10 @@
-"""A random test that hunts for the next defect of the loop: random hosts to which random things happen, in virtual time.
+"""A random test that hunts for the next defect of the loop: random hosts to which random things
+happen, in virtual time.
 
-One or two GPUs, one or two Tritons, two to six models, some only watched, marked hands off, or served by
-nobody's configuration. What must be true is checked at every tick against the world itself, not against
-what the daemon believes of it. ``make fuzz`` runs it on new seeds; ``tests/test_hunt.py`` on a few.
+One or two GPUs, one or two Tritons, two to six models, some only watched, marked hands off, or
+served by nobody's configuration. What must be true is checked at every tick against the world
+itself, not against what the daemon believes of it. ``make fuzz`` runs it on new seeds;
+``tests/test_hunt.py`` on a few.
 """
 
 from __future__ import annotations
@@ -32,7 +34,11 @@ from tests.sim.batcher import Batcher
 from tests.sim.host import SimHost, SimModel, config_of
 
 SLOW = 10.0  # everything slower, with fewer requests: an hour in seconds
-LIKE = {"alexnet": (15.0 * SLOW, 400.0 / SLOW), "resnet50": (40.0 * SLOW, 300.0 / SLOW), "vgg19": (60.0 * SLOW, 150.0 / SLOW)}
+LIKE = {
+    "alexnet": (15.0 * SLOW, 400.0 / SLOW),
+    "resnet50": (40.0 * SLOW, 300.0 / SLOW),
+    "vgg19": (60.0 * SLOW, 150.0 / SLOW),
+}
 """What a model is like: its SLO in ms, and a rate at which three of them fill a GPU."""
 SHARES = "/var/lib/igniterd/shares/igniterd-v2"
 RELOAD_TIMEOUT_S = 30.0
@@ -44,7 +50,9 @@ COMFORT = 1.25
 MOST_WAITING = 50
 OURS = frozenset({StepKind.REVIVE, StepKind.ADOPT})  # upkeep: also of models that are not steered
 _MODEL = load_model(builtin_profile("v100").time_scaled(SLOW))
-ORACLES = Oracles(promises=Oracle(_MODEL, level=0.95), expects=Oracle(_MODEL, level=0.95, upper=False))
+ORACLES = Oracles(
+    promises=Oracle(_MODEL, level=0.95), expects=Oracle(_MODEL, level=0.95, upper=False)
+)
 
 
 class Hunted(SimHost):
@@ -89,7 +97,9 @@ class Hunted(SimHost):
             if name in self.unread:
                 out[name] = Unanswered(f"{name}: no answer in 0.4 s")
             else:
-                out[name] = self._odd(reading, now_s) if isinstance(reading, ModelReading) else reading
+                out[name] = (
+                    self._odd(reading, now_s) if isinstance(reading, ModelReading) else reading
+                )
         return out
 
     def _odd(self, reading: ModelReading, now_s: float) -> ModelReading:
@@ -102,7 +112,11 @@ class Hunted(SimHost):
             first = first or reading
             self.stuck[name] = (until_s, first)
             waiting = int(self.models[name].rate_per_s(now_s) * 10) + 1
-            as_now = {"allocation": reading.allocation, "hands_off": reading.hands_off, "at_s": reading.at_s}
+            as_now = {
+                "allocation": reading.allocation,
+                "hands_off": reading.hands_off,
+                "at_s": reading.at_s,
+            }
             return replace(first, pending_count=waiting, **as_now)
         if now_s < self.nonsense.get(name, 0.0):
             return self._nonsense(reading)
@@ -115,10 +129,14 @@ class Hunted(SimHost):
         if kind == 1:
             return replace(reading, pending_count=-(10**6))
         if kind == 2:
-            return replace(reading, queue_ns=-(10**15), batches=(BatchStat(3, -5, 0, -(10**12), 0),))
+            return replace(
+                reading, queue_ns=-(10**15), batches=(BatchStat(3, -5, 0, -(10**12), 0),)
+            )
         if kind == 3:
             return replace(reading, success_count=0, inference_count=0, batches=())
-        return replace(reading, batches=(BatchStat(0, 10**9, 0, 1, 0), BatchStat(10**6, 7, 0, 10**18, 0)))
+        return replace(
+            reading, batches=(BatchStat(0, 10**9, 0, 1, 0), BatchStat(10**6, 7, 0, 10**18, 0))
+        )
 
     async def config(self, model: str) -> dict[str, Any]:
         self._there(model)
@@ -129,7 +147,8 @@ class Hunted(SimHost):
         self._answer()
         began_s = self.clock()
         self._check_load(model, config, began_s)
-        waits_s = max(0.0, self.busy_until.get(model, 0.0) - began_s)  # Triton loads a model once at a time
+        # Triton loads a model once at a time
+        waits_s = max(0.0, self.busy_until.get(model, 0.0) - began_s)
         took_s = waits_s + self.hanging.pop(model, self.reload_s)
         self.busy_until[model] = began_s + took_s
         if took_s > RELOAD_TIMEOUT_S:  # igniterd's deadline passes; Triton finishes it all the same
@@ -153,11 +172,19 @@ class Hunted(SimHost):
         self.models[model].reset(config)
         self._wake(self.models[model])
         self.loads.append((self.clock(), model, config))
-        if self._granted(model) > max(1.0, before) + 1e-6 and self._shared(model) > max(1.0, shared) + 1e-6:
-            self.broken.append(f"{model}: {before:.3f} -> {self._granted(model):.3f} of GPU {self.models[model].gpu} granted")
+        if (
+            self._granted(model) > max(1.0, before) + 1e-6
+            and self._shared(model) > max(1.0, shared) + 1e-6
+        ):
+            self.broken.append(
+                f"{model}: {before:.3f} -> {self._granted(model):.3f} of GPU "
+                f"{self.models[model].gpu} granted"
+            )
         until_s, after_s = self.undone.get(model, (0.0, 0.0))
         if self.clock() < until_s:
-            self._later(after_s, lambda: self.change_by_hand(model, copy.deepcopy(self.owned[model])))
+            self._later(
+                after_s, lambda: self.change_by_hand(model, copy.deepcopy(self.owned[model]))
+            )
 
     def change_by_hand(self, model: str, config: dict[str, Any]) -> None:
         """Somebody else loads it."""
@@ -203,14 +230,19 @@ class Hunted(SimHost):
         owned = self.owned[model]
         if config["max_batch_size"] < owned["max_batch_size"]:
             self.broken.append(
-                f"{model}: batches of {owned['max_batch_size']} that its owner admits are refused above {config['max_batch_size']}"
+                f"{model}: batches of {owned['max_batch_size']} that its owner admits are "
+                f"refused above {config['max_batch_size']}"
             )
         if model in self.hands_off:
             self.broken.append(f"{model} is hands off, and loaded")
         hand_s = self.by_hand.get(model)
         if hand_s is not None and now_s < hand_s + RESPECT_S - 1.0:
             self.broken.append(f"{model}: changed by hand {now_s - hand_s:.0f} s ago, and loaded")
-        kept = {k: v for k, v in config.items() if k not in ("max_batch_size", "dynamic_batching", "parameters")}
+        kept = {
+            k: v
+            for k, v in config.items()
+            if k not in ("max_batch_size", "dynamic_batching", "parameters")
+        }
         if kept != {k: v for k, v in self.models[model].config.items() if k in kept}:
             self.broken.append(f"{model}: more than its batching and share changed: {config}")
 
@@ -219,10 +251,16 @@ class Hunted(SimHost):
 
     def _granted(self, model: str) -> float:
         """A model without a share may use the whole GPU; so may one whose share has no effect."""
-        return sum(1.0 if m.name in self.processes.ignores else granted(m.applied) for m in self._on(model))
+        return sum(
+            1.0 if m.name in self.processes.ignores else granted(m.applied) for m in self._on(model)
+        )
 
     def _shared(self, model: str) -> float:
-        return sum(m.applied.granted or 0.0 for m in self._on(model) if m.name not in self.processes.ignores)
+        return sum(
+            m.applied.granted or 0.0
+            for m in self._on(model)
+            if m.name not in self.processes.ignores
+        )
 
 
 class Mps:
@@ -246,11 +284,13 @@ class Seen:
     faults: dict[str, int] = field(default_factory=dict)
     reloads: int = 0
     broken: list[str] = field(default_factory=list)
-    story: list[str] = field(default_factory=list)  # what happened, to be read beside what is broken
+    # what happened, to be read beside what is broken
+    story: list[str] = field(default_factory=list)
 
 
 class Hunt:
-    """``run`` lives through ``seconds`` of faults in a random world, and then lets it come to rest."""
+    """``run`` lives through ``seconds`` of faults in a random world, and then lets it come to
+    rest."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -273,7 +313,10 @@ class Hunt:
     def _hosts(self, seed: int) -> dict[str, Hunted]:
         """Two Tritons have a GPU each, one has all of them."""
         servers = ("main", "other") if self.gpus == 2 and self.rng.random() < 0.5 else ("main",)
-        hosts = {name: Hunted(self.clock, self.rng, name=name, slow=SLOW, seed=seed + n, reload_s=1.8) for n, name in enumerate(servers)}
+        hosts = {
+            name: Hunted(self.clock, self.rng, name=name, slow=SLOW, seed=seed + n, reload_s=1.8)
+            for n, name in enumerate(servers)
+        }
         for number in range(int(self.rng.integers(2, 7))):
             like = str(self.rng.choice(list(LIKE)))
             name, gpu = f"{like}-{number}", int(self.rng.integers(self.gpus))
@@ -298,8 +341,12 @@ class Hunt:
                 self.rates[name] *= 0.7
 
     def _room(self, names: list[str], hosts: Mapping[str, Hunted]) -> float:
-        """Head-room of the best plan that its owners' batches leave, below 1 where there is none."""
-        demands = [Demand(n, n.split("-")[0], self.rates[n], self.slos[n] * 0.9, max_batch=32) for n in names]
+        """Head-room of the best plan that its owners' batches leave, below 1 where there is
+        none."""
+        demands = [
+            Demand(n, n.split("-")[0], self.rates[n], self.slos[n] * 0.9, max_batch=32)
+            for n in names
+        ]
         found = find(ORACLES.promises, demands)
         return found.headroom if found.feasible else 0.0
 
@@ -311,28 +358,48 @@ class Hunt:
         names = [name for host in self.hosts.values() for name in host.models]
         watched = {name for name in names if self.rng.random() < 0.1}
         for host in self.hosts.values():
-            host.hands_off |= {name for name in host.models if name not in watched and self.rng.random() < 0.1}
+            host.hands_off |= {
+                name for name in host.models if name not in watched and self.rng.random() < 0.1
+            }
         return watched
 
     def _configured(self, folder: Path) -> Config:
-        servers = "".join(f'[[triton]]\nname = "{name}"\nurl = "127.0.0.1:{8001 + 10 * n}"\n' for n, name in enumerate(self.hosts))
+        servers = "".join(
+            f'[[triton]]\nname = "{name}"\nurl = "127.0.0.1:{8001 + 10 * n}"\n'
+            for n, name in enumerate(self.hosts)
+        )
         models = "".join(
             f'[[model]]\nname = "{name}"\ntriton = "{host.name}"\nslo_p99_ms = {self.slos[name]}\n'
-            f"priority = {int(self.rng.integers(1, 4))}\n" + ("" if name in self.watched else 'profile = "v100.json"\n')
+            f"priority = {int(self.rng.integers(1, 4))}\n"
+            + ("" if name in self.watched else 'profile = "v100.json"\n')
             for host in self.hosts.values()
             for name in host.models
         )
         rules = f"[decide]\nrespect_s = {RESPECT_S}\nmax_reloads_per_hour = {CAP}\n"
         return parse_config(
-            f'[host]\nname = "hunt"\n[state]\ndirectory = "{folder}"\n{rules}{servers}{models}', source="hunt", folder=folder
+            f'[host]\nname = "hunt"\n[state]\ndirectory = "{folder}"\n{rules}{servers}{models}',
+            source="hunt",
+            folder=folder,
         )
 
     def _loop(self) -> Loop:
         names = {host.name: tuple(host.models) for host in self.hosts.values()}
         sources = Sources(tritons=self.hosts, models=names, mps=self.mps)
-        profiled = {name: name.split("-")[0] for group in names.values() for name in group if name not in self.watched}
+        profiled = {
+            name: name.split("-")[0]
+            for group in names.values()
+            for name in group
+            if name not in self.watched
+        }
         knowledge = Knowledge(profiled, ORACLES)
-        return Loop(self.config, sources, self.hosts, knowledge, self.ticks.append, wall_clock=lambda: self.clock() + self.wall_s)
+        return Loop(
+            self.config,
+            sources,
+            self.hosts,
+            knowledge,
+            self.ticks.append,
+            wall_clock=lambda: self.clock() + self.wall_s,
+        )
 
     # ------------------------------------------------------------ living
 
@@ -377,7 +444,10 @@ class Hunt:
         self._tell("nothing happens any more")
         for _ in range(4000):
             await self._turn()
-            if self.ticks and all(s.state in (State.STEERED, State.WATCHED, State.HANDS_OFF) for s in self.ticks[-1].standings.values()):
+            if self.ticks and all(
+                s.state in (State.STEERED, State.WATCHED, State.HANDS_OFF)
+                for s in self.ticks[-1].standings.values()
+            ):
                 break
         else:
             self._broken(f"it does not come to rest: {self.ticks[-1].standings}")
@@ -412,10 +482,17 @@ class Hunt:
         if not host.models:
             return
         model = str(self.rng.choice(list(host.models)))
-        until_s = self.clock() + float(self.rng.choice([2.0, 20.0, 200.0]) * self.rng.uniform(0.5, 1.5))
-        self._tell(f"{name.removeprefix('happens_')} {host.name} {model} for {until_s - self.clock():.0f} s")
+        until_s = self.clock() + float(
+            self.rng.choice([2.0, 20.0, 200.0]) * self.rng.uniform(0.5, 1.5)
+        )
+        self._tell(
+            f"{name.removeprefix('happens_')} {host.name} {model} for "
+            f"{until_s - self.clock():.0f} s"
+        )
         getattr(self, name)(host, model, until_s)
-        self.seen.faults[name.removeprefix("happens_")] = self.seen.faults.get(name.removeprefix("happens_"), 0) + 1
+        self.seen.faults[name.removeprefix("happens_")] = (
+            self.seen.faults.get(name.removeprefix("happens_"), 0) + 1
+        )
 
     def happens_silence(self, host: Hunted, _: str, until_s: float) -> None:
         host.silent_until = until_s
@@ -451,11 +528,24 @@ class Hunt:
         host.nonsense[model] = until_s
 
     def happens_hand(self, host: Hunted, model: str, _: float) -> None:
-        config = config_of(model, host.owned[model]["max_batch_size"], f"{SHARES}/{int(self.rng.integers(1, 90))}")
+        config = config_of(
+            model, host.owned[model]["max_batch_size"], f"{SHARES}/{int(self.rng.integers(1, 90))}"
+        )
         host.change_by_hand(model, config)
 
     def happens_odd_hand(self, host: Hunted, model: str, _: float) -> None:
-        path = str(self.rng.choice(["/nfs/shares/3.11", "/x/shares/0", "/x/shares/500", f"{SHARES}/0", f"{SHARES}/500", f"{SHARES}/nan"]))
+        path = str(
+            self.rng.choice(
+                [
+                    "/nfs/shares/3.11",
+                    "/x/shares/0",
+                    "/x/shares/500",
+                    f"{SHARES}/0",
+                    f"{SHARES}/500",
+                    f"{SHARES}/nan",
+                ]
+            )
+        )
         host.change_by_hand(model, config_of(model, host.owned[model]["max_batch_size"], path))
 
     def happens_undoing(self, host: Hunted, model: str, until_s: float) -> None:
@@ -492,7 +582,9 @@ class Hunt:
 
     def happens_traffic(self, host: Hunted, _: str, __: float) -> None:
         for name in host.models:
-            self.rates[name] = LIKE[name.split("-")[0]][1] * float(self.rng.choice([0.0, 0.2, 0.5, 1.0]))
+            self.rates[name] = LIKE[name.split("-")[0]][1] * float(
+                self.rng.choice([0.0, 0.2, 0.5, 1.0])
+            )
         for gpu in range(self.gpus):
             self._made_to_fit(gpu, self.hosts)
         self._drained()
@@ -522,41 +614,65 @@ class Hunt:
             self._broken(why)
         for host in self.hosts.values():
             stuck = {name for name, (until_s, _) in host.stuck.items() if now_s < until_s}
-            unread = {name for name in host.models if name in host.unread or now_s < host.silent_until}
+            unread = {
+                name for name in host.models if name in host.unread or now_s < host.silent_until
+            }
             for name in stuck - unread:
                 self._check_unknown(name, tick, now_s, f"stuck {name}", 45.0)
             for name in unread:
                 self._check_unknown(name, tick, now_s, f"unread {name}", 2.0)
-            there = {f"stuck {name}" for name in stuck - unread} | {f"unread {name}" for name in unread}
+            there = {f"stuck {name}" for name in stuck - unread} | {
+                f"unread {name}" for name in unread
+            }
             for key in [each for each in self.unknown_since if each.split(" ")[1] in host.models]:
                 if key not in there:
                     self.unknown_since.pop(key)
             for step in tick.plan.steps[:1]:
                 if step.model in unread:
                     self._broken(f"{step.model} was not read, and is to be changed: {why}")
-                if step.model in tick.standings and not tick.standings[step.model].free and step.kind not in OURS:
-                    self._broken(f"{step.model} is {tick.standings[step.model]}, and is to be changed: {why}")
+                if (
+                    step.model in tick.standings
+                    and not tick.standings[step.model].free
+                    and step.kind not in OURS
+                ):
+                    self._broken(
+                        f"{step.model} is {tick.standings[step.model]}, and is to be changed: {why}"
+                    )
 
     def _check_unknown(self, name: str, tick: Tick, now_s: float, key: str, after_s: float) -> None:
         """Nobody may say that every SLO holds while nothing is known of one of them."""
         since_s = self.unknown_since.setdefault(key, now_s)
-        if now_s - since_s > after_s and tick.plan.why.startswith("every SLO holds") and self.rates[name] > 0:
+        if (
+            now_s - since_s > after_s
+            and tick.plan.why.startswith("every SLO holds")
+            and self.rates[name] > 0
+        ):
             self._broken(f"nothing is known of {name} for {now_s - since_s:.0f} s: {tick.plan.why}")
 
     def _check_rest(self, since_s: float) -> None:
-        """Everything that can be held is: on a GPU where all models are steered, and fit with room."""
+        """Everything that can be held is: on a GPU where all models are steered, and fit with
+        room."""
         tick = self.ticks[-1]
         for gpu in range(self.gpus):
-            there = [m for host in self.hosts.values() for m in host.models.values() if m.gpu == gpu]
+            there = [
+                m for host in self.hosts.values() for m in host.models.values() if m.gpu == gpu
+            ]
             names = [m.name for m in there]
-            if not names or any(tick.standings[n].state is not State.STEERED for n in names) or self._room(names, self.hosts) < COMFORT:
+            if (
+                not names
+                or any(tick.standings[n].state is not State.STEERED for n in names)
+                or self._room(names, self.hosts) < COMFORT
+            ):
                 continue
             for model in there:
                 taken = [ms for at_s, ms in model.latencies if at_s >= since_s]
                 late = sum(ms > self.slos[model.name] for ms in taken)
                 if late > 0.01 * len(taken) + 3 * (0.01 * max(1, len(taken))) ** 0.5 + 1:
                     applied = {m.name: m.applied for m in there}
-                    self._broken(f"at rest {late} of {len(taken)} requests to {model.name} are late: {tick.plan.why}; {applied}")
+                    self._broken(
+                        f"at rest {late} of {len(taken)} requests to {model.name} are late: "
+                        f"{tick.plan.why}; {applied}"
+                    )
 
 
 async def hunted(folder: Path, seed: int, seconds: float) -> Seen:

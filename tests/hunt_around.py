@@ -154,7 +154,9 @@ class Around(Hunt):
     def happens_failing_prediction(self, _: Hunted, model: str, until_s: float) -> None:
         self.oracle.fails |= {model}
         mended = {model}
-        self.undo.append((until_s, lambda: setattr(self.oracle, "fails", self.oracle.fails - mended)))
+        self.undo.append(
+            (until_s, lambda: setattr(self.oracle, "fails", self.oracle.fails - mended))
+        )
 
     def happens_other_batches(self, host: Hunted, model: str, _: float) -> None:
         most = host.owned[model]["max_batch_size"]

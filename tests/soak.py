@@ -1,4 +1,5 @@
-"""Hours on a simulated host in virtual time: traffic that shifts, faults that come at random, and what must be true all the while."""
+"""Hours on a simulated host in virtual time: traffic that shifts, faults that come at random, and
+what must be true all the while."""
 
 from __future__ import annotations
 
@@ -34,18 +35,22 @@ CALM_S = 120.0  # after the last change of the world, when it must
 MOST_WAITING = 50
 JUDGED_S = 60.0  # of calm are judged together
 _MODEL = load_model(builtin_profile("v100").time_scaled(SLOW))
-ORACLES = Oracles(promises=Oracle(_MODEL, level=0.95), expects=Oracle(_MODEL, level=0.95, upper=False))
+ORACLES = Oracles(
+    promises=Oracle(_MODEL, level=0.95), expects=Oracle(_MODEL, level=0.95, upper=False)
+)
 
 
 class FaultyHost(SimHost):
-    """A host to which things happen. ``hangs_s``: how long the next load of a model takes; ``broken``: its statistics are nonsense."""
+    """A host to which things happen. ``hangs_s``: how long the next load of a model takes;
+    ``broken``: its statistics are nonsense."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self.hangs_s: dict[str, float] = {}
         self.broken = False
         self.versions: dict[str, str] = {}
-        self.grants: list[tuple[str, float, float]] = []  # model, granted in all before and after each of igniterd's loads
+        # model, granted in all before and after each of igniterd's loads
+        self.grants: list[tuple[str, float, float]] = []
         self.unexpected: list[str] = []
         self._late: set[asyncio.Task[None]] = set()
 
@@ -53,7 +58,10 @@ class FaultyHost(SimHost):
         if self.broken:
             raise ZeroDivisionError("statistics that nobody thought of")
         read = await super().read_models(names)
-        return {n: replace(r, version=self.versions.get(n, "1")) if isinstance(r, ModelReading) else r for n, r in read.items()}
+        return {
+            n: replace(r, version=self.versions.get(n, "1")) if isinstance(r, ModelReading) else r
+            for n, r in read.items()
+        }
 
     async def config(self, model: str) -> dict[str, Any]:
         self._there(model)
@@ -94,8 +102,15 @@ class FaultyHost(SimHost):
         self.loads.append((self.clock(), model, config))
         if sum(m.applied.granted or 0.0 for m in self.models.values()) > shared + 1e-6:
             self.grants.append((model, before, self._granted()))
-        kept = {k: v for k, v in config.items() if k not in ("max_batch_size", "dynamic_batching", "parameters")}
-        if kept != {k: v for k, v in old.items() if k in kept} or not 1 <= config["max_batch_size"] <= 32:
+        kept = {
+            k: v
+            for k, v in config.items()
+            if k not in ("max_batch_size", "dynamic_batching", "parameters")
+        }
+        if (
+            kept != {k: v for k, v in old.items() if k in kept}
+            or not 1 <= config["max_batch_size"] <= 32
+        ):
             self.unexpected.append(f"{old} -> {config}")
 
     def _granted(self) -> float:
@@ -150,10 +165,17 @@ class Soak:
         self.ticks: list[Tick] = []
         self.restless_s = self.began_s  # when the world last changed
         self.faulty_s = self.began_s  # until when something is broken
-        sources = Sources(tritons={"main": self.host}, models={"main": tuple(RATES)}, mps=self.mps, processes=self.host.processes)
+        sources = Sources(
+            tritons={"main": self.host},
+            models={"main": tuple(RATES)},
+            mps=self.mps,
+            processes=self.host.processes,
+        )
         self.config = configured(folder)
         knowledge = Knowledge({m: m for m in RATES}, ORACLES)
-        self.loop = Loop(self.config, sources, {"main": self.host}, knowledge, self._tick, wall_clock=self._wall)
+        self.loop = Loop(
+            self.config, sources, {"main": self.host}, knowledge, self._tick, wall_clock=self._wall
+        )
         self.undo: list[tuple[float, Callable[[], None]]] = []
         self.room = self._room()
         self.judged_from_s = self.began_s
@@ -202,7 +224,8 @@ class Soak:
 
     def _restless(self) -> None:
         self.restless_s = self.clock()
-        for model in self.host.models.values():  # clients give up: what was too much an hour ago waits no more
+        # clients give up: what was too much an hour ago waits no more
+        for model in self.host.models.values():
             while len(model.batcher.queue) > MOST_WAITING:
                 model.batcher.queue.popleft()
 
@@ -211,7 +234,9 @@ class Soak:
         kind = self.rng.choice(["fits", "fits", "fits", "nothing", "too much", "burst"])
         if kind == "nothing":
             quiet = self.rng.choice(list(RATES))
-            self.rates = {m: 0.0 if m == quiet else r * self.rng.uniform(0.5, 1.0) for m, r in RATES.items()}
+            self.rates = {
+                m: 0.0 if m == quiet else r * self.rng.uniform(0.5, 1.0) for m, r in RATES.items()
+            }
         else:
             scale = {"fits": (0.2, 1.0), "too much": (1.5, 2.2), "burst": (0.9, 1.2)}[kind]
             self.rates = {m: r * self.rng.uniform(*scale) for m, r in RATES.items()}
@@ -221,7 +246,11 @@ class Soak:
 
     def _room(self) -> float:
         """Head-room of the best plan, by what the planner expects; below 1 where there is none."""
-        demands = [Demand(m, m, rate, SLOS[m], max_batch=32) for m, rate in self.rates.items() if m in self.host.models]
+        demands = [
+            Demand(m, m, rate, SLOS[m], max_batch=32)
+            for m, rate in self.rates.items()
+            if m in self.host.models
+        ]
         found = find(ORACLES.promises, demands)
         return found.headroom if found.feasible else 0.0
 
@@ -278,7 +307,9 @@ class Soak:
 
     def _changed(self, model: str, _: float) -> None:
         config = config_of(model, int(self.rng.integers(1, 16)))
-        config["dynamic_batching"]["max_queue_delay_microseconds"] = int(self.rng.integers(0, 20_000))
+        config["dynamic_batching"]["max_queue_delay_microseconds"] = int(
+            self.rng.integers(0, 20_000)
+        )
         if self.rng.random() < 0.5:
             config["parameters"] = self.host.models[model].config["parameters"]
         self.host.models[model].reset(config)
@@ -302,12 +333,17 @@ class Soak:
     def _check(self, now_s: float) -> None:
         self._check_loads(now_s)
         calm_since_s = max(self.restless_s, self.faulty_s) + CALM_S
-        steered = not self.ticks or all(s.state in (State.STEERED, State.WARMING) for s in self.ticks[-1].standings.values())
-        calm = now_s >= calm_since_s and steered  # what is left as somebody else wants it is not ours to judge
+        steered = not self.ticks or all(
+            s.state in (State.STEERED, State.WARMING) for s in self.ticks[-1].standings.values()
+        )
+        # what is left as somebody else wants it is not ours to judge
+        calm = now_s >= calm_since_s and steered
         plan = self.ticks[-1].plan if self.ticks else None
         if calm and plan is not None:
             self.seen.calm_s += 1.0
-            self.seen.calm_reloads += bool(self.host.loads and self.host.loads[-1][0] >= now_s - 1.0)
+            self.seen.calm_reloads += bool(
+                self.host.loads and self.host.loads[-1][0] >= now_s - 1.0
+            )
             self.seen.infeasible_s += plan.outcome is Outcomes.INFEASIBLE
             self._check_said(now_s, plan.feasible)
         if not calm or self.room < COMFORT:
@@ -316,12 +352,16 @@ class Soak:
             self._check_latencies(now_s)
             self.judged_from_s = now_s
         for model in self.host.models.values():
-            model.latencies = [entry for entry in model.latencies if entry[0] >= self.judged_from_s - 1.0]
+            model.latencies = [
+                entry for entry in model.latencies if entry[0] >= self.judged_from_s - 1.0
+            ]
 
     def _check_loads(self, now_s: float) -> None:
         for model, before, after in self.host.grants:
             if after > max(1.0, before) + 1e-6:
-                self.seen.broken.append(f"{now_s:.0f}: {model}: {before:.3f} -> {after:.3f} of the GPU granted")
+                self.seen.broken.append(
+                    f"{now_s:.0f}: {model}: {before:.3f} -> {after:.3f} of the GPU granted"
+                )
         self.host.grants.clear()
         if sum(at_s > now_s - 3600 for at_s, _, _ in self.host.loads[-CAP - 20 :]) > CAP:
             self.seen.broken.append(f"{now_s:.0f}: more than {CAP} reloads in an hour")
@@ -329,19 +369,29 @@ class Soak:
         self.host.unexpected.clear()
 
     def _check_said(self, now_s: float, feasible: bool) -> None:
-        """What fits with room must not stay let go (for longer than a model let go again and again may), nor too much be unsaid."""
-        wrong = (not feasible and self.room >= COMFORT) or (feasible and self.room == 0.0 and self._hopeless())
+        """What fits with room must not stay let go (for longer than a model let go again and again
+        may), nor too much be unsaid."""
+        wrong = (not feasible and self.room >= COMFORT) or (
+            feasible and self.room == 0.0 and self._hopeless()
+        )
         if not wrong:
             self._said_since_s = None
         elif self._said_since_s is None:
             self._said_since_s = now_s
         elif now_s - self._said_since_s > 1100.0:
-            self.seen.broken.append(f"{now_s:.0f}: said to be {'feasible' if feasible else 'infeasible'} at room {self.room}")
+            self.seen.broken.append(
+                f"{now_s:.0f}: said to be {'feasible' if feasible else 'infeasible'} at room "
+                f"{self.room}"
+            )
             self._said_since_s = now_s
 
     def _hopeless(self) -> bool:
         """More than any plan could serve, even without margins."""
-        demands = [Demand(m, m, rate * 0.85, SLOS[m], max_batch=32) for m, rate in self.rates.items() if m in self.host.models]
+        demands = [
+            Demand(m, m, rate * 0.85, SLOS[m], max_batch=32)
+            for m, rate in self.rates.items()
+            if m in self.host.models
+        ]
         return not find(ORACLES.expects, demands).feasible
 
     def _check_latencies(self, now_s: float) -> None:
@@ -349,12 +399,15 @@ class Soak:
         for name, model in self.host.models.items():
             taken = [ms for at_s, ms in model.latencies if at_s >= self.judged_from_s]
             late = sum(ms > SLOS[name] for ms in taken)
-            # one in a hundred may be late; what chance adds to that (three standard deviations) is no miss
+            # one in a hundred may be late; what chance adds to that (three standard deviations) is
+            # no miss
             if late > 0.01 * len(taken) + 3 * (0.01 * max(1, len(taken))) ** 0.5 + 1:
                 plan = self.ticks[-1].plan
                 self.seen.late.append(
-                    f"{now_s:.0f}: {name} {late} of {len(taken)} late, room {self.room}, {plan.outcome.value}: {plan.why}; "
-                    f"{ {m: x.applied for m, x in self.host.models.items()} } { {m: round(r, 1) for m, r in self.rates.items()} }"
+                    f"{now_s:.0f}: {name} {late} of {len(taken)} late, room {self.room}, "
+                    f"{plan.outcome.value}: {plan.why}; "
+                    f"{ {m: x.applied for m, x in self.host.models.items()} } "
+                    f"{ {m: round(r, 1) for m, r in self.rates.items()} }"
                 )
 
 
@@ -377,6 +430,12 @@ FAULTS: tuple[tuple[str, Callable[[Soak, str, float], None]], ...] = (
 
 def configured(folder: Path) -> Config:
     models = "".join(
-        f'[[model]]\nname = "{m}"\nslo_p99_ms = {slo}\npriority = {1 + (m == "vgg19")}\nprofile = "v100.json"\n' for m, slo in SLOS.items()
+        f'[[model]]\nname = "{m}"\nslo_p99_ms = {slo}\npriority = {1 + (m == "vgg19")}\nprofile '
+        '= "v100.json"\n'
+        for m, slo in SLOS.items()
     )
-    return parse_config(f'[host]\nname = "soak"\n[state]\ndirectory = "{folder}"\n{models}', source="soak", folder=folder)
+    return parse_config(
+        f'[host]\nname = "soak"\n[state]\ndirectory = "{folder}"\n{models}',
+        source="soak",
+        folder=folder,
+    )

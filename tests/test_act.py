@@ -7,7 +7,17 @@ from structlog.testing import capture_logs
 
 from igniterd.act import SecondCopies, act
 from igniterd.errors import Refused, Unreachable
-from igniterd.records import Allocation, BoardReading, ModelReading, Observation, Outcomes, Plan, Step, StepKind, Stub
+from igniterd.records import (
+    Allocation,
+    BoardReading,
+    ModelReading,
+    Observation,
+    Outcomes,
+    Plan,
+    Step,
+    StepKind,
+    Stub,
+)
 from tests.sim.host import config_of
 
 BEFORE, THEN = Allocation(None, 8), Allocation(0.25, 4)
@@ -52,7 +62,10 @@ async def test_one_step_with_share_and_batching_together(tmp_path: Path) -> None
     assert triton.now["dynamic_batching"]["preferred_batch_size"] == [4]
     environment = Path(triton.now["parameters"]["EXECUTION_ENV_PATH"]["string_value"])
     assert environment == shares / "igniterd-v2" / "25"
-    assert "export CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=25" in (environment / "bin" / "activate").read_text()
+    assert (
+        "export CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=25"
+        in (environment / "bin" / "activate").read_text()
+    )
 
 
 async def test_what_is_already_there_is_not_loaded_again(tmp_path: Path) -> None:
@@ -69,7 +82,9 @@ async def test_a_share_of_an_earlier_igniterd_is_given_anew(tmp_path: Path) -> N
     triton.now["parameters"]["EXECUTION_ENV_PATH"] = {"string_value": str(shares / "25")}
     assert await carried(triton, shares, Step("m", StepKind.SHRINK, THEN, THEN)) == (True, "")
     assert triton.loads == 2
-    assert triton.now["parameters"]["EXECUTION_ENV_PATH"] == {"string_value": str(shares / "igniterd-v2" / "25")}
+    assert triton.now["parameters"]["EXECUTION_ENV_PATH"] == {
+        "string_value": str(shares / "igniterd-v2" / "25")
+    }
 
 
 async def test_refusals_silence_and_lies_are_told_apart(tmp_path: Path) -> None:
@@ -95,7 +110,8 @@ async def test_nothing_to_do(tmp_path: Path) -> None:
 
 
 class Odd(Triton):
-    """Its configuration is none that anybody thought of; or it misses a deadline or two after the load."""
+    """Its configuration is none that anybody thought of; or it misses a deadline or two after the
+    load."""
 
     def __init__(self, misses: int) -> None:
         super().__init__()
@@ -127,15 +143,22 @@ def seen(free_mib: int | None, instances: int = 1) -> Observation:
     used = None if free_mib is None else 16384 * 2**20 - free_mib * 2**20
     other = BoardReading(0, "a", "V100", memory_used_bytes=0, memory_total_bytes=2**34)
     board = BoardReading(1, "b", "V100", memory_used_bytes=used, memory_total_bytes=2**34)
-    reading = ModelReading("m", "1", "main", True, "python", Allocation(0.5, 8, instances=instances), gpu_index=1)
+    reading = ModelReading(
+        "m", "1", "main", True, "python", Allocation(0.5, 8, instances=instances), gpu_index=1
+    )
     return Observation(0.0, boards=(other, board), models={"m": reading})
 
 
 def test_a_second_copy_that_does_not_fit_is_refused_before_triton_is_asked() -> None:
     copies = SecondCopies({"m": 1000 * 2**20})
     assert copies.refused("m", seen(1000)) == ""
-    assert copies.refused("m", seen(999)) == "m: a second copy takes 1000 MiB while it is reloaded, and GPU 1 has 999 MiB free"
-    assert copies.refused("m", seen(1999, instances=2)).startswith("m: a second copy takes 2000 MiB")
+    assert (
+        copies.refused("m", seen(999))
+        == "m: a second copy takes 1000 MiB while it is reloaded, and GPU 1 has 999 MiB free"
+    )
+    assert copies.refused("m", seen(1999, instances=2)).startswith(
+        "m: a second copy takes 2000 MiB"
+    )
 
 
 def test_memory_that_is_not_known_is_said_once_and_not_in_the_way() -> None:
@@ -146,19 +169,24 @@ def test_memory_that_is_not_known_is_said_once_and_not_in_the_way() -> None:
             assert copies.refused("m", replace(seen(1), boards=())) == ""
         assert SecondCopies({}).refused("m", seen(1)) == ""
     assert [line["why"] for line in said] == [
-        "the memory of its GPU cannot be read: whether a second copy fits while it is reloaded is not known",
-        "its profile tells no memory_bytes: whether a second copy fits while it is reloaded is not known",
+        "the memory of its GPU cannot be read: whether a second copy fits while it is reloaded "
+        "is not known",
+        "its profile tells no memory_bytes: whether a second copy fits while it is reloaded is "
+        "not known",
     ]
 
 
 async def test_what_is_refused_beforehand_is_a_change_that_failed(tmp_path: Path) -> None:
     triton = Triton()
-    (done,) = (await act(plan(STEP), {"main": triton}, {"m": "main"}, tmp_path / "shares", "no room")).actuations
+    (done,) = (
+        await act(plan(STEP), {"main": triton}, {"m": "main"}, tmp_path / "shares", "no room")
+    ).actuations
     assert (done.ok, done.error, triton.loads) == (False, "no room", 0)
 
 
 class Processes:
-    """The host's process table around ``triton``: each load but one that is ``vain`` starts a new process."""
+    """The host's process table around ``triton``: each load but one that is ``vain`` starts a new
+    process."""
 
     def __init__(self, triton: Triton, *, vain: bool = False, fails_after: int = 99) -> None:
         self.triton, self.vain, self.fails_after, self.reads = triton, vain, fails_after, 0
@@ -169,11 +197,22 @@ class Processes:
             raise Unreachable("an earlier look at it has not ended yet")
         count = self.triton.now["instance_group"][0]["count"]
         first = 10 if self.vain else 10 * (1 + self.triton.loads)
-        return tuple(Stub(first + n, (first + n,), 5, None, "/models/m/1/model.py", f"m_0_{n}") for n in range(count))
+        return tuple(
+            Stub(first + n, (first + n,), 5, None, "/models/m/1/model.py", f"m_0_{n}")
+            for n in range(count)
+        )
 
 
-async def with_processes(triton: Triton, processes: Processes, shares: Path, step: Step = STEP, claimed: float | None = None) -> str:
-    outcome = await act(plan(step), {"main": triton}, {"m": "main"}, shares, claimed=claimed, processes=processes)
+async def with_processes(
+    triton: Triton,
+    processes: Processes,
+    shares: Path,
+    step: Step = STEP,
+    claimed: float | None = None,
+) -> str:
+    outcome = await act(
+        plan(step), {"main": triton}, {"m": "main"}, shares, claimed=claimed, processes=processes
+    )
     return outcome.actuations[0].error
 
 
@@ -181,7 +220,9 @@ async def test_a_load_is_a_reload_only_if_the_processes_are_new(tmp_path: Path) 
     triton = Triton()
     assert await with_processes(triton, Processes(triton), tmp_path / "shares") == ""
     triton = Triton()
-    assert "the same as before" in await with_processes(triton, Processes(triton, vain=True), tmp_path / "shares")
+    assert "the same as before" in await with_processes(
+        triton, Processes(triton, vain=True), tmp_path / "shares"
+    )
 
 
 class Beside(Processes):
@@ -205,20 +246,30 @@ async def test_the_processes_of_another_triton_are_not_waited_for(tmp_path: Path
 async def test_a_look_at_the_processes_that_fails_refuses_nothing(tmp_path: Path) -> None:
     for reads in (0, 1):
         triton = Triton()
-        assert await with_processes(triton, Processes(triton, fails_after=reads), tmp_path / "shares") == ""
+        assert (
+            await with_processes(triton, Processes(triton, fails_after=reads), tmp_path / "shares")
+            == ""
+        )
 
 
 async def test_fewer_instances_are_no_new_processes(tmp_path: Path) -> None:
     triton = Triton()
     triton.now["instance_group"][0]["count"] = 2
     fewer = Step("m", StepKind.BATCHING, replace(BEFORE, instances=2), BEFORE)
-    assert await with_processes(triton, Processes(triton, vain=True), tmp_path / "shares", fewer) == ""
+    assert (
+        await with_processes(triton, Processes(triton, vain=True), tmp_path / "shares", fewer) == ""
+    )
 
 
-async def test_a_change_of_batching_leaves_a_share_that_is_not_proven_where_it_is(tmp_path: Path) -> None:
+async def test_a_change_of_batching_leaves_a_share_that_is_not_proven_where_it_is(
+    tmp_path: Path,
+) -> None:
     triton, shares = Triton(), tmp_path / "shares"
     await carried(triton, shares)
     there = triton.now["parameters"]["EXECUTION_ENV_PATH"]
     batching = Step("m", StepKind.BATCHING, Allocation(None, 4), Allocation(None, 8))
     assert await with_processes(triton, Processes(triton), shares, batching, claimed=0.25) == ""
-    assert (triton.now["max_batch_size"], triton.now["parameters"]["EXECUTION_ENV_PATH"]) == (8, there)
+    assert (triton.now["max_batch_size"], triton.now["parameters"]["EXECUTION_ENV_PATH"]) == (
+        8,
+        there,
+    )

@@ -1,4 +1,5 @@
-"""What ``adopt`` and ``release`` do with a server that answers oddly, and wrong usage of the verbs."""
+"""What ``adopt`` and ``release`` do with a server that answers oddly, and wrong usage of the
+verbs."""
 
 from __future__ import annotations
 
@@ -64,7 +65,12 @@ class Server:
         return str(self.wrong.get("refuses", ""))
 
     async def load(
-        self, model: str, config: dict[str, Any] | None, files: Mapping[str, bytes] | None = None, *, exact: bool = False
+        self,
+        model: str,
+        config: dict[str, Any] | None,
+        files: Mapping[str, bytes] | None = None,
+        *,
+        exact: bool = False,
     ) -> None:
         if config is None:
             self.done.append(f"load_own {model}")
@@ -98,7 +104,9 @@ class Server:
         values = np.frombuffer(asked.raw_input_contents[0], np.float32) * 2
         if self.wrong.get("other_answer") and asked.model_name == "net" and self.swapped:
             values = values + 1
-        answer = service_pb2.ModelInferResponse(model_name=asked.model_name, raw_output_contents=[values.tobytes()])
+        answer = service_pb2.ModelInferResponse(
+            model_name=asked.model_name, raw_output_contents=[values.tobytes()]
+        )
         answer.outputs.add(name="y", datatype="FP32", shape=asked.inputs[0].shape)
         return bytes(answer.SerializeToString())
 
@@ -119,9 +127,14 @@ async def test_the_swap_is_one_load_with_the_files_after_the_copy_is_gone() -> N
 
 async def test_what_is_loaded_first_under_the_copy_s_name_runs_where_a_model_can() -> None:
     server = Server(no_python=True)
-    assert (await adopt(server, "net", replace(TERMS, environment="/opt/engines"))).outcome == "adopted"
+    assert (
+        await adopt(server, "net", replace(TERMS, environment="/opt/engines"))
+    ).outcome == "adopted"
     assert server.done == ["load igniterd", "load igniterd", "load igniterd", "unload", "load net"]
-    assert [each.get("parameters") for each in server.placeholders] == [None, {"EXECUTION_ENV_PATH": {"string_value": "/opt/engines"}}]
+    assert [each.get("parameters") for each in server.placeholders] == [
+        None,
+        {"EXECUTION_ENV_PATH": {"string_value": "/opt/engines"}},
+    ]
 
 
 async def test_a_name_that_a_shell_would_read_is_refused_before_anything_is_loaded() -> None:
@@ -137,13 +150,23 @@ async def test_a_name_that_a_shell_would_read_is_refused_before_anything_is_load
     ("wrong", "why", "end"),
     [
         ({"somebody_else": True}, "somebody else changed it meanwhile", "unload"),
-        ({"load": Refused("no memory")}, "the copy was loaded, the model itself not: no memory", "load net"),
+        (
+            {"load": Refused("no memory")},
+            "the copy was loaded, the model itself not: no memory",
+            "load net",
+        ),
         ({"other_config": True}, "after the swap: Triton serves another configuration", "load net"),
         ({"other_answer": True}, "after the swap: output y differs by 1", "load net"),
-        ({"silent": Unanswered("no answer in 30 s")}, "after the swap: no answer in 30 s; the owner's model is back", "load net"),
+        (
+            {"silent": Unanswered("no answer in 30 s")},
+            "after the swap: no answer in 30 s; the owner's model is back",
+            "load net",
+        ),
     ],
 )
-async def test_what_goes_wrong_at_the_swap_leaves_the_owner_s(wrong: dict[str, Any], why: str, end: str) -> None:
+async def test_what_goes_wrong_at_the_swap_leaves_the_owner_s(
+    wrong: dict[str, Any], why: str, end: str
+) -> None:
     server = Server(**wrong)
     found = await adopt(server, "net", TERMS)
     assert found.outcome == "refused"
@@ -160,13 +183,17 @@ async def test_a_load_that_is_not_answered_is_not_hidden() -> None:
 
 async def test_an_owner_s_model_that_cannot_be_put_back_is_not_hidden() -> None:
     server = Server(other_answer=True, back=Unanswered("no answer in 60 s"))
-    with pytest.raises(Refused, match=r"the owner's model is not back: no answer in 60 s; igniterd release net"):
+    with pytest.raises(
+        Refused, match=r"the owner's model is not back: no answer in 60 s; igniterd release net"
+    ):
         await adopt(server, "net", TERMS)
 
 
 async def test_a_server_that_takes_no_configuration_is_left_alone() -> None:
     server = Server(refuses="model control is not explicit")
-    with pytest.raises(CannotRun, match=r"Triton at 127\.0\.0\.1:8001: model control is not explicit"):
+    with pytest.raises(
+        CannotRun, match=r"Triton at 127\.0\.0\.1:8001: model control is not explicit"
+    ):
         await adopt(server, "net", TERMS)
     assert server.done == []
 
@@ -191,7 +218,9 @@ def test_the_copy_is_one_instance_without_queue_and_cache() -> None:
     config, sent = shadow_of(override, "copy")
     assert config["name"] == "copy"
     assert not {"dynamic_batching", "response_cache"} & config.keys()
-    assert config["instance_group"] == [{"name": "copy", "count": 1, "kind": "KIND_GPU", "gpus": [1]}]
+    assert config["instance_group"] == [
+        {"name": "copy", "count": 1, "kind": "KIND_GPU", "gpus": [1]}
+    ]
     assert sent == files
 
 
@@ -233,9 +262,17 @@ def test_a_server_that_is_not_there_is_said() -> None:
 
 
 def test_every_server_that_is_not_there_is_said(tmp_path: Path) -> None:
-    servers = "".join(f'[[triton]]\nname = "{name}"\nurl = "127.0.0.1:{port}"\n' for name, port in (("one", 9), ("two", 11)))
-    (tmp_path / "igniterd.toml").write_text(f'{servers}[gpu]\nsource = "none"\n[[model]]\nname = "net"\ntriton = "one"\nslo_p99_ms = 5\n')
-    done = CliRunner().invoke(app, ["release", "--all", "--config", str(tmp_path / "igniterd.toml"), "--format", "json"])
+    servers = "".join(
+        f'[[triton]]\nname = "{name}"\nurl = "127.0.0.1:{port}"\n'
+        for name, port in (("one", 9), ("two", 11))
+    )
+    (tmp_path / "igniterd.toml").write_text(
+        f'{servers}[gpu]\nsource = "none"\n[[model]]\nname = "net"\ntriton = "one"\nslo_p99_ms = '
+        "5\n"
+    )
+    done = CliRunner().invoke(
+        app, ["release", "--all", "--config", str(tmp_path / "igniterd.toml"), "--format", "json"]
+    )
     assert done.exit_code == 1
     assert done.stdout == "[]\n"
     assert [line.partition(":9")[0].partition(":11")[0] for line in done.stderr.splitlines()] == [

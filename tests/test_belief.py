@@ -27,10 +27,15 @@ class Host:
         self.at_s = 1000.0
         self.belief: dict[str, ModelBelief] = {}
         self.seen: Observation | None = None
-        self.readings = {n: ModelReading(n, "1", "main", True, "python", Allocation(0.3, 8), pending_count=0) for n in SLOS}
+        self.readings = {
+            n: ModelReading(n, "1", "main", True, "python", Allocation(0.3, 8), pending_count=0)
+            for n in SLOS
+        }
         self.unread: dict[str, str] = {}
 
-    def serve(self, name: str, requests: int, *, each_ms: float = 4.0, items: int = 1, pending: int = 0) -> None:
+    def serve(
+        self, name: str, requests: int, *, each_ms: float = 4.0, items: int = 1, pending: int = 0
+    ) -> None:
         """``requests`` more, one to a batch; ``items``: what each brings."""
         old = self.readings[name]
         n, ns = next(((b.count, b.compute_infer_ns) for b in old.batches), (0, 0))
@@ -47,7 +52,9 @@ class Host:
         self.at_s += span_s
         now = Observation(self.at_s, models=dict(self.readings), unread=self.unread)
         window = between(self.seen, now)
-        told, self.belief = estimate(now, window, self.belief, config=self.config, profiled=self.profiled, oracle=self.oracle)
+        told, self.belief = estimate(
+            now, window, self.belief, config=self.config, profiled=self.profiled, oracle=self.oracle
+        )
         self.seen = now
         return told
 
@@ -64,7 +71,9 @@ class Host:
 
 def test_batches_in_requests_after_ten_days_of_single_ones(tmp_path: Path) -> None:
     host = Host(tmp_path)
-    host.readings["alexnet"] = replace(host.readings["alexnet"], success_count=26_000_000, inference_count=26_000_000)
+    host.readings["alexnet"] = replace(
+        host.readings["alexnet"], success_count=26_000_000, inference_count=26_000_000
+    )
     assert host.ticks(60).loads["alexnet"].items_per_request == 1.0
     believed = []
     for _ in range(60):
@@ -77,16 +86,22 @@ def test_batches_in_requests_after_ten_days_of_single_ones(tmp_path: Path) -> No
     assert host.ticks(600).loads["alexnet"].items_per_request == pytest.approx(1.0, abs=0.05)
 
 
-def test_before_a_request_is_seen_the_servers_count_tells_and_idling_changes_nothing(tmp_path: Path) -> None:
+def test_before_a_request_is_seen_the_servers_count_tells_and_idling_changes_nothing(
+    tmp_path: Path,
+) -> None:
     host = Host(tmp_path)
-    host.readings["alexnet"] = replace(host.readings["alexnet"], success_count=1000, inference_count=4000)
+    host.readings["alexnet"] = replace(
+        host.readings["alexnet"], success_count=1000, inference_count=4000
+    )
     assert [host.tick().loads["alexnet"].items_per_request for _ in range(900)][-1] == 4.0
 
 
 # ---------------------------------------------------------------- requests that wait
 
 
-def stuck(host: Host, seconds: int, name: str = "vgg19", *, pending: int | None = 40, span_s: float = 1.0) -> float:
+def stuck(
+    host: Host, seconds: int, name: str = "vgg19", *, pending: int | None = 40, span_s: float = 1.0
+) -> float:
     """What is told after so long, in which nothing of it is executed."""
     for second in range(round(seconds / span_s)):
         for other in host.readings.keys() - {name}:
@@ -98,7 +113,9 @@ def stuck(host: Host, seconds: int, name: str = "vgg19", *, pending: int | None 
 
 
 @pytest.mark.parametrize("profiled", [True, False])
-def test_a_model_that_answers_no_more_is_stuck_until_it_answers(tmp_path: Path, profiled: bool) -> None:
+def test_a_model_that_answers_no_more_is_stuck_until_it_answers(
+    tmp_path: Path, profiled: bool
+) -> None:
     host = Host(tmp_path, profiled=profiled)
     host.ticks(20)
     assert stuck(host, 3) == 0.0
@@ -112,7 +129,11 @@ def test_failures_are_no_answer_while_others_wait(tmp_path: Path) -> None:
     host = Host(tmp_path)
     host.ticks(20)
     for _ in range(20):
-        host.readings["vgg19"] = replace(host.readings["vgg19"], failure_count=host.readings["vgg19"].failure_count + 5, pending_count=9)
+        host.readings["vgg19"] = replace(
+            host.readings["vgg19"],
+            failure_count=host.readings["vgg19"].failure_count + 5,
+            pending_count=9,
+        )
         told = host.tick()
     assert told.loads["vgg19"].stuck_s == pytest.approx(20.0)
 
@@ -121,7 +142,9 @@ def test_a_full_queue_that_refuses_is_seen_without_a_pending_count(tmp_path: Pat
     host = Host(tmp_path)
     host.ticks(20)
     for count in range(21):
-        host.readings["vgg19"] = replace(host.readings["vgg19"], pending_count=None, rejected_count=5 * count)
+        host.readings["vgg19"] = replace(
+            host.readings["vgg19"], pending_count=None, rejected_count=5 * count
+        )
         told = host.tick()
     assert told.loads["vgg19"].stuck_s == pytest.approx(20.0)
 
@@ -142,9 +165,17 @@ def test_slow_is_not_stuck(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"loading": True}, {"ready": False}, {"pending_count": None}, {"pending_count": 0}, {"allocation": Allocation(0.3, 8, 40_000_000)}],
+    [
+        {"loading": True},
+        {"ready": False},
+        {"pending_count": None},
+        {"pending_count": 0},
+        {"allocation": Allocation(0.3, 8, 40_000_000)},
+    ],
 )
-def test_what_may_wait_for_good_reason_is_not_stuck(tmp_path: Path, change: dict[str, object]) -> None:
+def test_what_may_wait_for_good_reason_is_not_stuck(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
     host = Host(tmp_path)
     host.ticks(20)
     host.readings["vgg19"] = replace(host.readings["vgg19"], **{"pending_count": 40} | change)
@@ -156,8 +187,12 @@ def test_what_may_wait_for_good_reason_is_not_stuck(tmp_path: Path, change: dict
 # ---------------------------------------------------------------- one that cannot be predicted
 
 
-@pytest.mark.parametrize("allocation", [Allocation(0.0, 8), Allocation(-0.5, 8), Allocation(math.nan, 8)])
-def test_one_odd_model_is_left_out_and_the_others_go_on(tmp_path: Path, allocation: Allocation) -> None:
+@pytest.mark.parametrize(
+    "allocation", [Allocation(0.0, 8), Allocation(-0.5, 8), Allocation(math.nan, 8)]
+)
+def test_one_odd_model_is_left_out_and_the_others_go_on(
+    tmp_path: Path, allocation: Allocation
+) -> None:
     host = Host(tmp_path)
     host.ticks(20)
     before = host.belief["alexnet"]
@@ -182,7 +217,8 @@ def test_several_odd_ones_and_one_that_is_odd_only_beside_others(tmp_path: Path)
     assert set(told.loads) == {"resnet50"}
 
 
-# ---------------------------------------------------------------- readings that are late, missing, or seen twice
+# ---------------------------------------------------------------- readings that are late, missing,
+# or seen twice
 
 
 def test_answers_that_come_late_are_no_bursts(tmp_path: Path) -> None:
@@ -229,7 +265,11 @@ def test_warm_waits_for_no_model_that_is_not_read_and_each_says_for_itself(tmp_p
     host.readings["vgg19"] = late
     told = host.ticks(2)
     assert not told.warm
-    assert {n: load.watched_s for n, load in told.loads.items()} == {"alexnet": 21.0, "resnet50": 21.0, "vgg19": 1.0}
+    assert {n: load.watched_s for n, load in told.loads.items()} == {
+        "alexnet": 21.0,
+        "resnet50": 21.0,
+        "vgg19": 1.0,
+    }
     host.unread = {"vgg19": "no answer"}
     assert host.tick().warm
 
@@ -257,7 +297,9 @@ def finite(value: object, path: str = "") -> list[str]:
     if isinstance(value, np.ndarray):
         return [] if np.isfinite(value).all() else [path]
     if is_dataclass(value):
-        return [bad for f in fields(value) for bad in finite(getattr(value, f.name), f"{path}.{f.name}")]
+        return [
+            bad for f in fields(value) for bad in finite(getattr(value, f.name), f"{path}.{f.name}")
+        ]
     if isinstance(value, dict):
         return [bad for key, each in value.items() for bad in finite(each, f"{path}.{key}")]
     if isinstance(value, tuple):
@@ -266,7 +308,9 @@ def finite(value: object, path: str = "") -> list[str]:
 
 
 counts = st.integers(0, 5000) | st.sampled_from([0, 1, -1, 10**6, 10**12, 2**63, 2**64 - 1])
-moments = st.floats(-1.0, 5.0) | st.sampled_from([0.0, 1.0, 300.0, 86_400.0, -86_400.0, math.nan, math.inf])
+moments = st.floats(-1.0, 5.0) | st.sampled_from(
+    [0.0, 1.0, 300.0, 86_400.0, -86_400.0, math.nan, math.inf]
+)
 odd_readings = st.builds(
     dict,
     success_count=counts,
@@ -276,17 +320,27 @@ odd_readings = st.builds(
     queue_ns=counts,
     version=st.sampled_from(["1", "1", "1", "2"]),
     gpu_index=st.sampled_from([0, 0, 0, 1]),
-    batches=st.lists(st.builds(BatchStat, st.sampled_from([1, 2, 8, 0, 512]), counts, st.just(0), counts, st.just(0)), max_size=3).map(
-        tuple
-    ),
-    latency_quantiles_s=st.none() | st.just({0.5: math.nan, 0.99: math.inf}) | st.just({0.99: 0.02}),
+    batches=st.lists(
+        st.builds(
+            BatchStat, st.sampled_from([1, 2, 8, 0, 512]), counts, st.just(0), counts, st.just(0)
+        ),
+        max_size=3,
+    ).map(tuple),
+    latency_quantiles_s=st.none()
+    | st.just({0.5: math.nan, 0.99: math.inf})
+    | st.just({0.99: 0.02}),
 )
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(moments, st.none() | moments, odd_readings), min_size=2, max_size=12), st.booleans())
+@given(
+    st.lists(st.tuples(moments, st.none() | moments, odd_readings), min_size=2, max_size=12),
+    st.booleans(),
+)
 def test_beliefs_stay_finite_and_rates_are_never_negative(
-    tmp_path_factory: pytest.TempPathFactory, sequence: list[tuple[float, float | None, dict[str, object]]], profiled: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    sequence: list[tuple[float, float | None, dict[str, object]]],
+    profiled: bool,
 ) -> None:
     host = Host(tmp_path_factory.getbasetemp(), profiled=profiled)
     for later_s, answered, odd in sequence:
@@ -295,10 +349,18 @@ def test_beliefs_stay_finite_and_rates_are_never_negative(
         told = host.tick(later_s if math.isfinite(later_s) else 1.0)
         assert set(told.loads) | set(told.left_out) == set(SLOS)
         for load in told.loads.values():
-            assert min(load.rate_per_s, load.rate_upper_per_s, load.busy, load.stuck_s, load.watched_s) >= 0
+            assert (
+                min(load.rate_per_s, load.rate_upper_per_s, load.busy, load.stuck_s, load.watched_s)
+                >= 0
+            )
             assert load.items_per_request >= 1
             assert load.busy <= 1
         assert finite(told.loads) == []
         for belief in host.belief.values():
-            unset = replace(belief, bias=replace(belief.bias, p_lag=0.0 if math.isinf(belief.bias.p_lag) else belief.bias.p_lag))
+            unset = replace(
+                belief,
+                bias=replace(
+                    belief.bias, p_lag=0.0 if math.isinf(belief.bias.p_lag) else belief.bias.p_lag
+                ),
+            )
             assert finite(unset) == []

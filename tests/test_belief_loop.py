@@ -1,4 +1,5 @@
-"""What a loop believes and says on a simulated host whose answers are late, or of which one model hangs."""
+"""What a loop believes and says on a simulated host whose answers are late, or of which one model
+hangs."""
 
 import asyncio
 import random
@@ -22,14 +23,19 @@ CALM = {"alexnet": 300.0, "resnet50": 200.0, "vgg19": 80.0}
 
 
 def bench_of(folder: Path, rates: dict[str, float]) -> Bench:
-    return Bench(config(folder), {name: (lambda _, rate=rate: rate) for name, rate in rates.items()})
+    return Bench(
+        config(folder), {name: (lambda _, rate=rate: rate) for name, rate in rates.items()}
+    )
 
 
 def answering(bench: Bench, name: str, change: Callable[[ModelReading], ModelReading]) -> None:
     read = bench.host.read_models
 
     async def changed(names: Iterable[str]) -> dict[str, Any]:
-        return {n: change(r) if n == name and isinstance(r, ModelReading) else r for n, r in (await read(names)).items()}
+        return {
+            n: change(r) if n == name and isinstance(r, ModelReading) else r
+            for n, r in (await read(names)).items()
+        }
 
     bench.host.read_models = changed  # type: ignore[method-assign]
 
@@ -48,7 +54,9 @@ async def test_answers_up_to_300_ms_late_are_no_bursts_and_no_overload(tmp_path:
     assert not [tick.at_s for tick in bench.ticks if tick.plan.outcome is Outcomes.INFEASIBLE]
 
 
-async def test_a_model_that_hangs_is_told_and_one_that_only_answers_late_is_not(tmp_path: Path) -> None:
+async def test_a_model_that_hangs_is_told_and_one_that_only_answers_late_is_not(
+    tmp_path: Path,
+) -> None:
     bench = bench_of(tmp_path, CALM)
     await bench.run(40)
     assert not any(load.stuck_s for tick in bench.ticks for load in tick.estimate.loads.values())
@@ -74,7 +82,9 @@ async def test_a_model_that_hangs_is_told_and_one_that_only_answers_late_is_not(
     assert bench.ticks[-1].estimate.loads["vgg19"].stuck_s == 0
 
 
-async def test_batches_that_clients_begin_to_bring_are_believed_within_a_minute(tmp_path: Path) -> None:
+async def test_batches_that_clients_begin_to_bring_are_believed_within_a_minute(
+    tmp_path: Path,
+) -> None:
     bench = bench_of(tmp_path, CALM | {"alexnet": 100.0})
     state: dict[str, int] = {}
 
@@ -85,7 +95,11 @@ async def test_batches_that_clients_begin_to_bring_are_believed_within_a_minute(
         if now.success_count < state.get("last", 0) and "from" in state:
             state["from"] = 0  # another copy counts
         state["last"] = now.success_count
-        return replace(now, success_count=now.success_count + 26_000_000, inference_count=now.success_count + 26_000_000 + extra)
+        return replace(
+            now,
+            success_count=now.success_count + 26_000_000,
+            inference_count=now.success_count + 26_000_000 + extra,
+        )
 
     answering(bench, "alexnet", brings)
     await bench.run(40)
@@ -95,9 +109,13 @@ async def test_batches_that_clients_begin_to_bring_are_believed_within_a_minute(
     assert bench.ticks[-1].estimate.loads["alexnet"].items_per_request > 7
 
 
-async def test_one_odd_reading_is_a_state_of_that_model_and_the_others_are_planned_for(tmp_path: Path) -> None:
+async def test_one_odd_reading_is_a_state_of_that_model_and_the_others_are_planned_for(
+    tmp_path: Path,
+) -> None:
     bench = bench_of(tmp_path, CALM)
-    answering(bench, "vgg19", lambda now: replace(now, allocation=replace(now.allocation, share=-0.5)))
+    answering(
+        bench, "vgg19", lambda now: replace(now, allocation=replace(now.allocation, share=-0.5))
+    )
     await bench.run(60)
     last = bench.ticks[-1]
     states = {name: standing.state for name, standing in last.standings.items()}

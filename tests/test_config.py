@@ -41,27 +41,46 @@ def test_shares_are_in_the_state_folder_unless_named(tmp_path: Path) -> None:
     assert load_config(file).shares == tmp_path / "state" / "shares"
     file.write_text(f'[state]\nshares = "given"\n{GOOD}')
     assert load_config(file).shares == tmp_path / "given"
-    assert "state.shares: should have only letters, digits and" in problems(f'[state]\nshares = "/a b"\n{GOOD}')
+    assert "state.shares: should have only letters, digits and" in problems(
+        f'[state]\nshares = "/a b"\n{GOOD}'
+    )
 
 
 def test_what_reaches_the_models_of_a_triton(tmp_path: Path) -> None:
-    config = parse_config(f'[[triton]]\npython = "/opt/bin/python3"\nshim_backend = "igniterd_python"\n{GOOD}', source="x")
-    assert (config.triton[0].python, config.triton[0].shim_backend) == (Path("/opt/bin/python3"), "igniterd_python")
-    assert "triton[0].python: should be the whole path" in problems(f'[[triton]]\npython = "python3"\n{GOOD}')
+    config = parse_config(
+        f'[[triton]]\npython = "/opt/bin/python3"\nshim_backend = "igniterd_python"\n{GOOD}',
+        source="x",
+    )
+    assert (config.triton[0].python, config.triton[0].shim_backend) == (
+        Path("/opt/bin/python3"),
+        "igniterd_python",
+    )
+    assert "triton[0].python: should be the whole path" in problems(
+        f'[[triton]]\npython = "python3"\n{GOOD}'
+    )
     assert "triton[0].shim_backend: " in problems(f'[[triton]]\nshim_backend = "../x"\n{GOOD}')
 
 
 def test_files_of_tls_are_in_the_files_folder_and_come_together(tmp_path: Path) -> None:
     file = tmp_path / "igniterd.toml"
     tls = 'ca_file = "ca.pem"\ncert_file = "/etc/c.pem"\nkey_file = "c.key"\n'
-    file.write_text(f'[[triton]]\n{tls}[mqtt]\nurl = "mqtts://broker"\nusername = "gpu-a"\npassword_file = "secret"\n{GOOD}')
+    file.write_text(
+        f'[[triton]]\n{tls}[mqtt]\nurl = "mqtts://broker"\nusername = "gpu-a"\npassword_file = '
+        f'"secret"\n{GOOD}'
+    )
     config = load_config(file)
     server = config.triton[0]
-    assert (server.ca_file, server.cert_file, server.key_file) == (tmp_path / "ca.pem", Path("/etc/c.pem"), tmp_path / "c.key")
+    assert (server.ca_file, server.cert_file, server.key_file) == (
+        tmp_path / "ca.pem",
+        Path("/etc/c.pem"),
+        tmp_path / "c.key",
+    )
     assert config.mqtt is not None
     assert (config.mqtt.password_file, config.mqtt.ca_file) == (tmp_path / "secret", None)
     for half in (tls.replace("ca_file", "# "), tls.replace("cert_file", "# ")):
-        assert "triton[0]: cert_file and key_file go together" in problems(f"[[triton]]\n{half}{GOOD}")
+        assert "triton[0]: cert_file and key_file go together" in problems(
+            f"[[triton]]\n{half}{GOOD}"
+        )
 
 
 def test_every_problem_is_named_at_once() -> None:
@@ -79,13 +98,20 @@ slo_p99_ms = -4
 """
     )
     assert "loop.sped: unknown key" in said
-    assert "triton[0].url: should be host:port of Triton's gRPC endpoint, such as 127.0.0.1:8001 (found 'localhost')" in said
+    assert (
+        "triton[0].url: should be host:port of Triton's gRPC endpoint, such as 127.0.0.1:8001 "
+        "(found 'localhost')" in said
+    )
     assert "model[0].slo_p99_ms: Input should be greater than 0 (found -4)" in said
 
 
 def test_rule_between_fields() -> None:
-    assert "loop: 2 * io_timeout_s (1.2) must be below interval_s (1)" in problems("[loop]\nio_timeout_s = 0.6\n" + GOOD)
-    assert "min_share (0.9) must not be above max_share (0.5)" in problems(GOOD + "min_share = 0.9\nmax_share = 0.5\n")
+    assert "loop: 2 * io_timeout_s (1.2) must be below interval_s (1)" in problems(
+        "[loop]\nio_timeout_s = 0.6\n" + GOOD
+    )
+    assert "min_share (0.9) must not be above max_share (0.5)" in problems(
+        GOOD + "min_share = 0.9\nmax_share = 0.5\n"
+    )
 
 
 def test_references_and_duplicates() -> None:
@@ -96,7 +122,9 @@ def test_references_and_duplicates() -> None:
 
 @pytest.mark.parametrize("name", ["modèle @2,b", "_private", "a+b (copy)"])
 def test_a_model_is_called_as_triton_calls_it(name: str) -> None:
-    assert parse_config(GOOD.replace('"resnet50"', f'"{name}"'), source="test").model[0].name == name
+    assert (
+        parse_config(GOOD.replace('"resnet50"', f'"{name}"'), source="test").model[0].name == name
+    )
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", " a", "a\\u0007", ""])
@@ -105,7 +133,9 @@ def test_a_name_that_no_folder_of_a_repository_has_is_refused(name: str) -> None
 
 
 def test_a_state_folder_that_a_shell_would_split_is_refused(tmp_path: Path) -> None:
-    assert "state.directory: should have only letters" in problems(GOOD + '[state]\ndirectory = "/var/lib/my shares"\n')
+    assert "state.directory: should have only letters" in problems(
+        GOOD + '[state]\ndirectory = "/var/lib/my shares"\n'
+    )
     folder = tmp_path / "a b"
     folder.mkdir()
     (folder / "igniterd.toml").write_text(GOOD + '[state]\ndirectory = "state"\n')
@@ -151,7 +181,10 @@ def test_a_value_of_another_kind_is_refused(more: str, field: str) -> None:
 
 def test_no_metrics_page() -> None:
     model = '[[model]]\nname = "a"\nslo_p99_ms = 10\n'
-    assert parse_config(f'[[triton]]\nmetrics_url = ""\n{model}', source="x").triton[0].metrics_url is None
+    assert (
+        parse_config(f'[[triton]]\nmetrics_url = ""\n{model}', source="x").triton[0].metrics_url
+        is None
+    )
 
 
 def test_figures_and_tables_without_end_are_no_toml() -> None:
@@ -160,13 +193,27 @@ def test_figures_and_tables_without_end_are_no_toml() -> None:
 
 
 def test_processes_of_their_own_and_what_they_need() -> None:
-    text = GOOD + 'process = "own"\n[engines]\nenvironment = "/opt/engines"\n[[triton]]\nrepository = ["/models"]\n'
+    text = (
+        GOOD + 'process = "own"\n[engines]\nenvironment = "/opt/engines"\n[[triton]]\nrepository = '
+        '["/models"]\n'
+    )
     config = parse_config(text, source="igniterd.toml")
-    assert (config.model[0].process, config.engines.environment, config.triton[0].repository) == ("own", "/opt/engines", ["/models"])
-    said = problems(GOOD + 'process = "mine"\n[engines]\nenvironment = "/opt/my engines"\n[[triton]]\nrepository = ["models"]\n')
+    assert (config.model[0].process, config.engines.environment, config.triton[0].repository) == (
+        "own",
+        "/opt/engines",
+        ["/models"],
+    )
+    said = problems(
+        GOOD
+        + 'process = "mine"\n[engines]\nenvironment = "/opt/my engines"\n[[triton]]\nrepository '
+        '= ["models"]\n'
+    )
     assert "model[0].process: Input should be 'server' or 'own' (found 'mine')" in said
     assert "engines.environment: should be a path from the root with only letters, digits" in said
-    assert "triton[0].repository: 'models': should be paths from the root, as the server sees them" in said
+    assert (
+        "triton[0].repository: 'models': should be paths from the root, as the server sees them"
+        in said
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The daemon as one process among others: its end, its lock, a changed configuration, ticks that fail. No Triton is needed."""
+"""The daemon as one process among others: its end, its lock, a changed configuration, ticks that
+fail. No Triton is needed."""
 
 import asyncio
 import contextlib
@@ -40,8 +41,10 @@ def nowhere() -> int:
 
 def settings(folder: Path, port: int, *, mode: str = "act", slo_ms: float = 15.0) -> Config:
     text = (
-        f'[[triton]]\nurl = "127.0.0.1:{port}"\nmetrics_url = "http://127.0.0.1:{port}/metrics"\n[gpu]\nsource = "none"\n'
-        f'[loop]\nmode = "{mode}"\ninterval_s = 0.05\nio_timeout_s = 0.02\n[mps]\nenabled = false\n[metrics]\nlisten = "127.0.0.1:0"\n'
+        f'[[triton]]\nurl = "127.0.0.1:{port}"\nmetrics_url = "http://127.0.0.1:{port}/metrics"\n'
+        '[gpu]\nsource = "none"\n'
+        f'[loop]\nmode = "{mode}"\ninterval_s = 0.05\nio_timeout_s = 0.02\n[mps]\nenabled = '
+        'false\n[metrics]\nlisten = "127.0.0.1:0"\n'
         f'[state]\ndirectory = "{folder}"\n[[model]]\nname = "alexnet"\nslo_p99_ms = {slo_ms}\n'
     )
     return parse_config(text, source="test")
@@ -64,7 +67,9 @@ async def running(daemon: Daemon) -> AsyncIterator["asyncio.Task[None]"]:
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_tick_that_fails_costs_itself_and_is_said_once(tmp_path: Path, nowhere: int) -> None:
+async def test_a_tick_that_fails_costs_itself_and_is_said_once(
+    tmp_path: Path, nowhere: int
+) -> None:
     made = Daemon(settings(tmp_path, nowhere))
     tick, failing = made.loop.tick, [False]
 
@@ -93,9 +98,14 @@ async def test_a_tick_that_fails_costs_itself_and_is_said_once(tmp_path: Path, n
 async def test_a_second_daemon_is_told_of_the_first(tmp_path: Path, nowhere: int) -> None:
     async with running(Daemon(settings(tmp_path / "a", nowhere))) as first:
         await until((tmp_path / "a" / "igniterd.lock").exists)
-        with pytest.raises(CannotRun, match=rf"another igniterd \(process {os.getpid()}\) has state.directory {tmp_path}/a"):
+        with pytest.raises(
+            CannotRun,
+            match=rf"another igniterd \(process {os.getpid()}\) has state.directory {tmp_path}/a",
+        ):
             await Daemon(settings(tmp_path / "a", nowhere, mode="advise")).run()
-        with pytest.raises(CannotRun, match=f"another igniterd on this host acts on Triton 127.0.0.1:{nowhere}"):
+        with pytest.raises(
+            CannotRun, match=f"another igniterd on this host acts on Triton 127.0.0.1:{nowhere}"
+        ):
             await Daemon(settings(tmp_path / "b", nowhere)).run()
         advising = Daemon(settings(tmp_path / "c", nowhere, mode="advise"))
         async with running(advising):
@@ -115,7 +125,9 @@ def test_a_state_directory_that_cannot_be_written_is_said_and_locks_nothing(tmp_
     assert [line["event"] for line in said] == ["state.directory cannot be written"]
 
 
-async def test_a_changed_configuration_is_taken_up_and_a_wrong_one_is_not(tmp_path: Path, nowhere: int) -> None:
+async def test_a_changed_configuration_is_taken_up_and_a_wrong_one_is_not(
+    tmp_path: Path, nowhere: int
+) -> None:
     answers: list[Config | Exception] = [
         ConfigError("igniterd.toml", ["model[0].slo_p99_ms: missing"]),
         ValueError("a figure nobody thought of"),
@@ -136,7 +148,8 @@ async def test_a_changed_configuration_is_taken_up_and_a_wrong_one_is_not(tmp_pa
                 made.rereading.set()
                 await until(lambda left=left: len(answers) == left and made._preparing is None)
                 number = made.loop.carry.number
-                await until(lambda number=number: made.loop.carry.number > number)  # the old one goes on
+                # the old one goes on
+                await until(lambda number=number: made.loop.carry.number > number)
             made.rereading.set()
             await until(lambda: made.config.model[0].slo_p99_ms == 30)
             number = made.loop.carry.number
@@ -146,7 +159,9 @@ async def test_a_changed_configuration_is_taken_up_and_a_wrong_one_is_not(tmp_pa
     assert refused == [["model[0].slo_p99_ms: missing"], ["a figure nobody thought of"]]
 
 
-async def test_what_hangs_or_fails_at_the_end_keeps_nobody_else(tmp_path: Path, nowhere: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_hangs_or_fails_at_the_end_keeps_nobody_else(
+    tmp_path: Path, nowhere: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(wiring, "CLOSE_S", 0.1)
     made = Daemon(settings(tmp_path, nowhere))
     closed = []
@@ -168,7 +183,10 @@ async def test_what_hangs_or_fails_at_the_end_keeps_nobody_else(tmp_path: Path, 
         async with running(made):
             await until(lambda: made.loop.carry.number > 1)
     assert closed == ["history"]
-    assert [line["what"] for line in said if line["event"] == "left behind at the end"] == ["mqtt", "nvml"]
+    assert [line["what"] for line in said if line["event"] == "left behind at the end"] == [
+        "mqtt",
+        "nvml",
+    ]
     assert said[-1]["event"] == "stopped; what is applied goes on serving"
 
 
@@ -181,7 +199,7 @@ class Daemon:
         asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)  # as a name look-up without an answer
 
 asyncio.run(run._served(Daemon(), threading.Event()))
-"""
+"""  # noqa: E501
 
 
 def test_a_thread_that_never_ends_does_not_keep_the_process() -> None:
@@ -194,10 +212,14 @@ def test_a_fit_that_takes_too_long_is_ended() -> None:
     assert not [child for child in multiprocessing.active_children() if child.name == "fit"]
 
 
-def told(folder: Path, port: int, more: str = "", *, listen: str = "127.0.0.1:0", state: str = "state") -> Config:
+def told(
+    folder: Path, port: int, more: str = "", *, listen: str = "127.0.0.1:0", state: str = "state"
+) -> Config:
     text = (
-        f'[[triton]]\nurl = "127.0.0.1:{port}"\nmetrics_url = "http://127.0.0.1:{port}/metrics"\n{more}\n[gpu]\nsource = "none"\n'
-        f'[loop]\ninterval_s = 0.05\nio_timeout_s = 0.02\n[mps]\nenabled = false\n[metrics]\nlisten = "{listen}"\n'
+        f'[[triton]]\nurl = "127.0.0.1:{port}"\nmetrics_url = "http://127.0.0.1:{port}/metrics"\n'
+        f'{more}\n[gpu]\nsource = "none"\n'
+        "[loop]\ninterval_s = 0.05\nio_timeout_s = 0.02\n[mps]\nenabled = false\n[metrics]\n"
+        f'listen = "{listen}"\n'
         f'[state]\ndirectory = "{folder}/{state}"\n[[model]]\nname = "alexnet"\nslo_p99_ms = 15\n'
     )
     return parse_config(text, source="test")
@@ -227,15 +249,19 @@ def wrong_files(folder: Path) -> dict[str, str]:
         "a folder as password file": broker + f'password_file = "{folder}"',
         "a password in another encoding": broker + f'password_file = "{folder}/latin"',
         "a password that MQTT cannot carry": broker + f'password_file = "{folder}/long"',
-        "no such authority for the broker": f'[mqtt]\nurl = "mqtts://127.0.0.1:1"\nca_file = "{folder}/none.pem"',
-        "garbage as authority for the broker": f'[mqtt]\nurl = "mqtts://127.0.0.1:1"\nca_file = "{folder}/garbage.pem"',
+        "no such authority for the broker": '[mqtt]\nurl = "mqtts://127.0.0.1:1"\nca_file = '
+        f'"{folder}/none.pem"',
+        "garbage as authority for the broker": '[mqtt]\nurl = "mqtts://127.0.0.1:1"\nca_file = '
+        f'"{folder}/garbage.pem"',
         "no such authority for Triton": f'ca_file = "{folder}/none.pem"',
         "garbage as authority for Triton": f'ca_file = "{folder}/garbage.pem"',
     }
 
 
 @pytest.mark.parametrize("number", range(8))
-async def test_what_cannot_be_started_is_said_and_the_old_one_ticks_on(tmp_path: Path, nowhere: int, number: int) -> None:
+async def test_what_cannot_be_started_is_said_and_the_old_one_ticks_on(
+    tmp_path: Path, nowhere: int, number: int
+) -> None:
     more = list(wrong_files(tmp_path).values())[number]
     made = Daemon(told(tmp_path, nowhere), reread=lambda: told(tmp_path, nowhere, more))
     with capture_logs() as said:
@@ -252,9 +278,13 @@ async def test_what_cannot_be_started_is_said_and_the_old_one_ticks_on(tmp_path:
     assert str(tmp_path) in refused[0], "the file is named"
 
 
-async def test_an_address_that_is_taken_is_said_and_one_that_is_free_is_taken_over(tmp_path: Path, nowhere: int) -> None:
+async def test_an_address_that_is_taken_is_said_and_one_that_is_free_is_taken_over(
+    tmp_path: Path, nowhere: int
+) -> None:
     listen = [f"127.0.0.1:{nowhere}", "localhost:0"]
-    made = Daemon(told(tmp_path, nowhere), reread=lambda: told(tmp_path, nowhere, listen=listen.pop(0)))
+    made = Daemon(
+        told(tmp_path, nowhere), reread=lambda: told(tmp_path, nowhere, listen=listen.pop(0))
+    )
     with capture_logs() as said:
         async with running(made):
             await until(lambda: made.loop.carry.number > 1)
@@ -268,19 +298,27 @@ async def test_an_address_that_is_taken_is_said_and_one_that_is_free_is_taken_ov
             await until(lambda: not made._aside)
             with pytest.raises(ConnectionRefusedError):
                 await got(first, "/livez")
-    assert f"metrics.listen 127.0.0.1:{nowhere}" in str(next(line for line in said if "not taken up" in line["event"]))
+    assert f"metrics.listen 127.0.0.1:{nowhere}" in str(
+        next(line for line in said if "not taken up" in line["event"])
+    )
 
 
 async def test_a_reload_leaves_no_gap_in_what_is_shown(tmp_path: Path, nowhere: int) -> None:
     slos = iter(range(20, 100))
-    made = Daemon(settings(tmp_path, nowhere), reread=lambda: settings(tmp_path, nowhere, slo_ms=next(slos)))
+    made = Daemon(
+        settings(tmp_path, nowhere), reread=lambda: settings(tmp_path, nowhere, slo_ms=next(slos))
+    )
     async with running(made):
         await until(lambda: made.loop.carry.number > 1)
         for _ in range(5):
             before = made.setup
             made.rereading.set()
             while made.setup is before or made._shown is before:
-                for path, part in (("/metrics", "igniterd_"), ("/state", '"models":[{'), ("/livez", "healthy")):
+                for path, part in (
+                    ("/metrics", "igniterd_"),
+                    ("/state", '"models":[{'),
+                    ("/livez", "healthy"),
+                ):
                     status, text = await got(made.admin.address, path)
                     assert (status, part in text) == (200, True), path
         assert made.config.model[0].slo_p99_ms >= 24
@@ -311,7 +349,9 @@ async def test_of_many_hangups_the_last_configuration_counts(tmp_path: Path, now
         await until(lambda: made.config.model[0].slo_p99_ms == 39)
 
 
-async def test_ticks_go_on_while_the_name_of_a_broker_is_looked_up(tmp_path: Path, nowhere: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ticks_go_on_while_the_name_of_a_broker_is_looked_up(
+    tmp_path: Path, nowhere: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, asked, answer = socket.getaddrinfo, threading.Event(), threading.Event()
 
     def slow(host: str, *rest: Any, **more: Any) -> Any:
@@ -325,7 +365,11 @@ async def test_ticks_go_on_while_the_name_of_a_broker_is_looked_up(tmp_path: Pat
     names = ["gpu-b", "gpu-c"]
 
     def reread() -> Config:
-        return told(tmp_path, nowhere, f'[host]\nname = "{names.pop(0)}"\n[mqtt]\nurl = "mqtt://broker.example"')
+        return told(
+            tmp_path,
+            nowhere,
+            f'[host]\nname = "{names.pop(0)}"\n[mqtt]\nurl = "mqtt://broker.example"',
+        )
 
     made = Daemon(told(tmp_path, nowhere, '[mqtt]\nurl = "mqtt://broker.example"'), reread=reread)
     async with running(made):
@@ -341,7 +385,11 @@ async def test_ticks_go_on_while_the_name_of_a_broker_is_looked_up(tmp_path: Pat
 
 def kept_in(folder: Path) -> dict[str, bytes]:
     """Files and what is in them, but for the history, which the first daemon goes on writing."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and not path.name.startswith("history")}
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.is_file() and not path.name.startswith("history")
+    }
 
 
 async def test_a_refused_daemon_writes_nothing(tmp_path: Path, nowhere: int) -> None:
@@ -349,7 +397,9 @@ async def test_a_refused_daemon_writes_nothing(tmp_path: Path, nowhere: int) -> 
         await until((tmp_path / "igniterd.lock").exists)
         (tmp_path / "learnt.json").write_text("what the first has learnt")
         second = Daemon(settings(tmp_path, nowhere))
-        second.loop.carry = replace(second.loop.carry, belief={"alexnet": ModelBelief(copy=("1", "python"))})
+        second.loop.carry = replace(
+            second.loop.carry, belief={"alexnet": ModelBelief(copy=("1", "python"))}
+        )
         before = kept_in(tmp_path)
         with pytest.raises(CannotRun):
             await second.run()
@@ -386,11 +436,18 @@ asyncio.run(run._served(Daemon(), early))
 
 
 def test_a_hangup_before_the_daemon_listens_is_heard() -> None:
-    assert subprocess.run([sys.executable, "-c", HUNG_UP_EARLY], timeout=60, check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", HUNG_UP_EARLY], timeout=60, check=False).returncode
+        == 0
+    )
 
 
-async def test_a_reload_into_another_folder_moves_everything_and_lets_the_old_one_go(tmp_path: Path, nowhere: int) -> None:
-    made = Daemon(told(tmp_path, nowhere, state="a"), reread=lambda: told(tmp_path, nowhere, state="b"))
+async def test_a_reload_into_another_folder_moves_everything_and_lets_the_old_one_go(
+    tmp_path: Path, nowhere: int
+) -> None:
+    made = Daemon(
+        told(tmp_path, nowhere, state="a"), reread=lambda: told(tmp_path, nowhere, state="b")
+    )
     loop, tick = made.loop, made.loop.tick
 
     async def learning(now_s: float) -> Any:
@@ -414,10 +471,14 @@ async def test_a_reload_into_another_folder_moves_everything_and_lets_the_old_on
         lock.release()
 
 
-async def test_a_reload_into_a_folder_of_another_daemon_is_refused_and_nothing_is_let_go(tmp_path: Path, nowhere: int) -> None:
+async def test_a_reload_into_a_folder_of_another_daemon_is_refused_and_nothing_is_let_go(
+    tmp_path: Path, nowhere: int
+) -> None:
     other = HostLock(tmp_path / "b", ())
     other.take()
-    made = Daemon(told(tmp_path, nowhere, state="a"), reread=lambda: told(tmp_path, nowhere, state="b"))
+    made = Daemon(
+        told(tmp_path, nowhere, state="a"), reread=lambda: told(tmp_path, nowhere, state="b")
+    )
     with capture_logs() as said:
         async with running(made) as task:
             await until(lambda: made.loop.carry.number > 1)
@@ -432,8 +493,13 @@ async def test_a_reload_into_a_folder_of_another_daemon_is_refused_and_nothing_i
     other.release()
 
 
-async def test_a_reload_tells_systemd_of_its_end_whichever_it_is(tmp_path: Path, nowhere: int) -> None:
-    answers: list[Config | Exception] = [ConfigError("t", ["no"]), settings(tmp_path, nowhere, slo_ms=30)]
+async def test_a_reload_tells_systemd_of_its_end_whichever_it_is(
+    tmp_path: Path, nowhere: int
+) -> None:
+    answers: list[Config | Exception] = [
+        ConfigError("t", ["no"]),
+        settings(tmp_path, nowhere, slo_ms=30),
+    ]
 
     def reread() -> Config:
         answer = answers.pop(0)
@@ -463,7 +529,9 @@ async def test_a_reload_tells_systemd_of_its_end_whichever_it_is(tmp_path: Path,
         assert kinds()[-1] == "STOPPING=1"
 
 
-async def test_an_error_in_a_task_that_nobody_waits_for_is_said_once(tmp_path: Path, nowhere: int) -> None:
+async def test_an_error_in_a_task_that_nobody_waits_for_is_said_once(
+    tmp_path: Path, nowhere: int
+) -> None:
     async def dies() -> None:
         raise ZeroDivisionError("a task of somebody's")
 
@@ -506,26 +574,43 @@ async def test_another_host_of_the_same_port_is_listened_on(tmp_path: Path) -> N
             assert (await got(("127.0.0.1", port), "/livez"))[0] == 200
 
 
-async def test_hangups_that_all_move_the_address_end_with_the_last(tmp_path: Path, nowhere: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hangups_that_all_move_the_address_end_with_the_last(
+    tmp_path: Path, nowhere: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     slo_ms = [20.0]
 
     def reread() -> Config:
-        model = told(tmp_path, nowhere, listen=f"127.0.0.1:{port}").model[0].model_copy(update={"slo_p99_ms": slo_ms[0]})
-        return told(tmp_path, nowhere, listen=f"127.0.0.1:{port}").model_copy(update={"model": [model]})
+        model = (
+            told(tmp_path, nowhere, listen=f"127.0.0.1:{port}")
+            .model[0]
+            .model_copy(update={"slo_p99_ms": slo_ms[0]})
+        )
+        return told(tmp_path, nowhere, listen=f"127.0.0.1:{port}").model_copy(
+            update={"model": [model]}
+        )
 
     made = Daemon(told(tmp_path, nowhere), reread=reread)
-    acting = asyncio.get_running_loop().create_future()  # a model is being reloaded: what is prepared waits
+    # a model is being reloaded: what is prepared waits
+    acting = asyncio.get_running_loop().create_future()
     with capture_logs() as said:
         async with running(made):
             await until(lambda: made.loop.carry.number > 1)
-            monkeypatch.setattr(Loop, "acting", property(lambda _: None if acting.done() else acting))
+            monkeypatch.setattr(
+                Loop, "acting", property(lambda _: None if acting.done() else acting)
+            )
             for number in range(4):
                 slo_ms[0] = 30.0 + number
                 made.rereading.set()
-                await until(lambda: not made.rereading.is_set() and made._preparing is not None and made._preparing.done())
+                await until(
+                    lambda: (
+                        not made.rereading.is_set()
+                        and made._preparing is not None
+                        and made._preparing.done()
+                    )
+                )
             assert made.config.model[0].slo_p99_ms == 15
             acting.set_result(None)
             await until(lambda: made.config.model[0].slo_p99_ms == 33)

@@ -21,8 +21,16 @@ def test_a_failure_is_told_once_and_its_recovery_once() -> None:
         assert once.failing("read")
         once.worked("read")
         once.worked("read")
-    assert [(entry["log_level"], entry["event"]) for entry in logs] == [("warning", "failing"), ("info", "recovered")]
-    assert (logs[0]["source"], logs[0]["what"], logs[0]["reason"], logs[1]["failures"]) == ("nvml", "read", "no answer in 0.3 s", 3)
+    assert [(entry["log_level"], entry["event"]) for entry in logs] == [
+        ("warning", "failing"),
+        ("info", "recovered"),
+    ]
+    assert (logs[0]["source"], logs[0]["what"], logs[0]["reason"], logs[1]["failures"]) == (
+        "nvml",
+        "read",
+        "no answer in 0.3 s",
+        3,
+    )
 
 
 @pytest.mark.parametrize("period_s", [2, 7, 60, 300])
@@ -50,7 +58,9 @@ def test_an_outage_after_a_hiccup_is_told_all_the_same_and_so_is_its_end() -> No
         for second in range(10, 200):
             clock.now_s = float(second)
             once.failed("read", "gone")
-        assert [(entry["event"], entry.get("reason")) for entry in logs[2:]] == [("failing", "gone")]
+        assert [(entry["event"], entry.get("reason")) for entry in logs[2:]] == [
+            ("failing", "gone")
+        ]
         once.worked("read")
     assert logs[-1]["event"] == "recovered"
 

@@ -26,7 +26,11 @@ class Host:
         known = knowledge(self.config)
         self.oracle = known.oracles.expects if known.oracles and profiled else None
         self.profiled = dict(known.profiled) if profiled else {}
-        self.curve_ms = known.oracles.expects.model.service_curve_ms("resnet50", SHARE, (), 8)[0] if known.oracles else None
+        self.curve_ms = (
+            known.oracles.expects.model.service_curve_ms("resnet50", SHARE, (), 8)[0]
+            if known.oracles
+            else None
+        )
         self.slow, self.version, self.backend = 1.0, "1", "python"
         self.allocation = Allocation(SHARE, 8)
         self.stats: dict[int, tuple[int, int]] = {}
@@ -40,11 +44,16 @@ class Host:
         for name, value in changes.items():
             setattr(self, name, value)
 
-    def tick(self, each: int = 10, batches: tuple[int, ...] = (1, 2, 4, 8), odd: float = 1.0) -> Load:
+    def tick(
+        self, each: int = 10, batches: tuple[int, ...] = (1, 2, 4, 8), odd: float = 1.0
+    ) -> Load:
         assert self.curve_ms is not None
         for b in batches:
             n, ns = self.stats.get(b, (0, 0))
-            self.stats[b] = (n + each, ns + round(each * self.curve_ms[b - 1] * self.slow * odd * 1e6))
+            self.stats[b] = (
+                n + each,
+                ns + round(each * self.curve_ms[b - 1] * self.slow * odd * 1e6),
+            )
         self.at_s += 1.0
         reading = ModelReading(
             "resnet50",
@@ -60,7 +69,9 @@ class Host:
         beside = {} if self.beside is None else {self.beside.model: self.beside}
         now = Observation(self.at_s, models={"resnet50": reading, **beside})
         window = between(self.seen, now)
-        told, self.belief = estimate(now, window, self.belief, config=self.config, profiled=self.profiled, oracle=self.oracle)
+        told, self.belief = estimate(
+            now, window, self.belief, config=self.config, profiled=self.profiled, oracle=self.oracle
+        )
         self.seen = now
         self.load = told.loads["resnet50"]
         return self.load
@@ -126,10 +137,15 @@ def test_the_first_executions_of_a_new_copy_do_not_count(tmp_path: Path) -> None
     ("change", "why"),
     [
         ({"version": "2"}, "version 1 -> 2: what was learnt of its service times is forgotten"),
-        ({"backend": "onnxruntime"}, "backend python -> onnxruntime: what was learnt of its service times is forgotten"),
+        (
+            {"backend": "onnxruntime"},
+            "backend python -> onnxruntime: what was learnt of its service times is forgotten",
+        ),
     ],
 )
-def test_another_version_or_backend_is_learnt_anew_and_said(tmp_path: Path, change: dict[str, str], why: str) -> None:
+def test_another_version_or_backend_is_learnt_anew_and_said(
+    tmp_path: Path, change: dict[str, str], why: str
+) -> None:
     host = Host(tmp_path)
     host.slow = 1.3
     host.ticks(30)
@@ -152,7 +168,9 @@ def test_another_engine_under_the_same_version_is_noticed_by_its_times(tmp_path:
     assert host.load.bias == pytest.approx(0.6, rel=0.03)
 
 
-def test_a_model_without_a_profile_is_learnt_from_its_traffic_and_its_p99_predicted(tmp_path: Path) -> None:
+def test_a_model_without_a_profile_is_learnt_from_its_traffic_and_its_p99_predicted(
+    tmp_path: Path,
+) -> None:
     host, profiled = Host(tmp_path, profiled=False), Host(tmp_path)
     load, other = host.ticks(40), profiled.ticks(40)
     assert load.rate_per_s == pytest.approx(150.0, rel=0.01)
@@ -175,11 +193,18 @@ def test_processes_that_take_turns_are_learnt_from_their_traffic_too(tmp_path: P
     assert load.predicted_p99_ms is not None
 
 
-@pytest.mark.parametrize(("fixed", "profiled"), [("it is decoupled", False), ("", False), ("its environment is an archive", True)])
-def test_a_process_that_never_gets_a_share_does_not_stop_the_learning(tmp_path: Path, fixed: str, profiled: bool) -> None:
+@pytest.mark.parametrize(
+    ("fixed", "profiled"),
+    [("it is decoupled", False), ("", False), ("its environment is an archive", True)],
+)
+def test_a_process_that_never_gets_a_share_does_not_stop_the_learning(
+    tmp_path: Path, fixed: str, profiled: bool
+) -> None:
     host = Host(tmp_path)
     host.slow = 1.2
-    host.beside = ModelReading("other", "1", "main", True, "python", Allocation(None, 8), share_fixed=fixed)
+    host.beside = ModelReading(
+        "other", "1", "main", True, "python", Allocation(None, 8), share_fixed=fixed
+    )
     if profiled:
         host.config = config(tmp_path, {"resnet50": 40.0, "other": 500.0})
         host.profiled["other"] = "alexnet"
@@ -187,7 +212,9 @@ def test_a_process_that_never_gets_a_share_does_not_stop_the_learning(tmp_path: 
     assert load.bias == pytest.approx(1.2, rel=0.02)
     assert load.predicted_p99_ms is not None
     host.beside = replace(host.beside, share_fixed="")
-    assert (host.ticks(2).error_ratio is None) == profiled, "one that is about to get a share is waited for"
+    assert (host.ticks(2).error_ratio is None) == profiled, (
+        "one that is about to get a share is waited for"
+    )
 
 
 def test_nothing_is_forgotten_of_a_model_that_is_not_seen(tmp_path: Path) -> None:
@@ -195,7 +222,14 @@ def test_nothing_is_forgotten_of_a_model_that_is_not_seen(tmp_path: Path) -> Non
     host.ticks(30)
     known = host.belief["resnet50"]
     silent = Observation(host.at_s + 1)
-    told, after = estimate(silent, between(host.seen, silent), host.belief, config=host.config, profiled=host.profiled, oracle=host.oracle)
+    told, after = estimate(
+        silent,
+        between(host.seen, silent),
+        host.belief,
+        config=host.config,
+        profiled=host.profiled,
+        oracle=host.oracle,
+    )
     assert told.loads == {}
     assert not told.warm
     assert after["resnet50"] == known
@@ -209,10 +243,14 @@ def test_a_model_that_was_away_keeps_what_was_learnt(tmp_path: Path) -> None:
 
 
 def test_nothing_is_learnt_while_a_host_is_taken_over() -> None:
-    """Some processes without a share, or more granted than there is: service times then are not what the model is about."""
+    """Some processes without a share, or more granted than there is: service times then are not
+    what the model is about."""
 
     def seen(*shares: float | None) -> Observation:
-        models = {f"m{i}": ModelReading(f"m{i}", "1", "main", True, "python", Allocation(share, 8)) for i, share in enumerate(shares)}
+        models = {
+            f"m{i}": ModelReading(f"m{i}", "1", "main", True, "python", Allocation(share, 8))
+            for i, share in enumerate(shares)
+        }
         return Observation(at_s=1.0, models=models)
 
     names = ["m0", "m1"]
@@ -222,7 +260,10 @@ def test_nothing_is_learnt_while_a_host_is_taken_over() -> None:
 
 
 def test_each_model_feels_all_but_one_of_its_own_instances() -> None:
-    groups = {name: [Tenant(name, 1.0, 0.1)] * count for name, count in (("one", 1), ("idle", 0), ("three", 3))}
+    groups = {
+        name: [Tenant(name, 1.0, 0.1)] * count
+        for name, count in (("one", 1), ("idle", 0), ("three", 3))
+    }
     felt = {name: "".join(t.model[0] for t in others) for name, others in others(groups).items()}
     assert felt == {"one": "ttt", "idle": "ottt", "three": "ott"}
     assert others({}) == {}

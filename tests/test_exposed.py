@@ -57,7 +57,10 @@ def test_files_with_secrets_that_every_user_can_read_are_said(tmp_path: Path) ->
     password, told = tmp_path / "password", tmp_path / "igniterd.toml"
     password.write_text("s3cret")
     told.write_text("")
-    text = f'[[triton]]\n{HEADER}\n[mqtt]\nurl = "mqtts://b"\nusername = "a"\npassword_file = "{password}"'
+    text = (
+        f'[[triton]]\n{HEADER}\n[mqtt]\nurl = "mqtts://b"\nusername = "a"\npassword_file = '
+        f'"{password}"'
+    )
     for mode, sentences in ((0o644, 2), (0o640, 0), (0o600, 0)):
         password.chmod(mode)
         told.chmod(mode)

@@ -108,7 +108,9 @@ def test_a_file_that_another_user_made_ready_is_not_written_to(shared: Path) -> 
     assert (shared / "a.json").stat().st_uid == 0
 
 
-@pytest.mark.parametrize(("mode", "said"), [(0o755, ""), (0o757, "chmod go-w"), (0o1777, "chmod go-w"), (0o700, "")])
+@pytest.mark.parametrize(
+    ("mode", "said"), [(0o755, ""), (0o757, "chmod go-w"), (0o1777, "chmod go-w"), (0o700, "")]
+)
 def test_whether_others_have_a_hand_in_a_folder(tmp_path: Path, mode: int, said: str) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -146,7 +148,9 @@ def test_a_picture_is_not_written_through_a_link(shared: Path) -> None:
 
 
 @as_root
-def test_who_became_root_by_sudo_works_in_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_became_root_by_sudo_works_in_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     os.chown(tmp_path, NOBODY, NOBODY)
     monkeypatch.setenv("SUDO_UID", str(NOBODY))
     assert others_hand(tmp_path / "state") == ""

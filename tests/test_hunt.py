@@ -1,6 +1,7 @@
 """A few hunts on fixed seeds, in virtual time; ``make fuzz`` hunts on new ones (HUNTS of them).
 
-Whoever gets a failure here finds what happened, second by second, in the story that is printed with it.
+Whoever gets a failure here finds what happened, second by second, in the story that is printed with
+it.
 """
 
 import os

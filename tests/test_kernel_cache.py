@@ -75,7 +75,9 @@ def test_one_of_this_users_own_is_used(cache: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("place", [".", "..", "kernels_0", "kernels_0/trends.nbi"])
-def test_whatever_others_may_write_is_passed_over(cache: Path, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_whatever_others_may_write_is_passed_over(
+    cache: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (cache / place).chmod(0o777)
     folder, said = taken(capsys)
     assert folder != str(cache) and "what others wrote there would be run" in said
@@ -83,7 +85,9 @@ def test_whatever_others_may_write_is_passed_over(cache: Path, place: str, capsy
 
 @as_root
 @pytest.mark.parametrize("place", [".", "kernels_0", "kernels_0/trends.nbi"])
-def test_whatever_another_user_owns_is_passed_over(cache: Path, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_whatever_another_user_owns_is_passed_over(
+    cache: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     os.chown(cache / place, NOBODY, NOBODY)
     folder, said = taken(capsys)
     assert folder != str(cache) and "belongs to user nobody" in said

@@ -18,7 +18,10 @@ def steady(**rates: float) -> dict:
 
 
 def shares(bench: Bench) -> dict[str, float]:
-    return {name: reading.allocation.share or 1.0 for name, reading in bench.ticks[-1].observation.models.items()}
+    return {
+        name: reading.allocation.share or 1.0
+        for name, reading in bench.ticks[-1].observation.models.items()
+    }
 
 
 def slower(bench: Bench, factor: float) -> None:
@@ -35,11 +38,18 @@ async def test_a_host_slower_than_its_profile_is_learnt_and_held(tmp_path: Path)
         assert load.bias == pytest.approx(1.2, rel=0.1), name
         assert load.learnt is not None
         assert bench.p99_ms(name, 40, 90) < SLOS[name]
-    errors = [load.error_ratio for tick in bench.ticks[40:] for load in tick.estimate.loads.values() if load.error_ratio is not None]
+    errors = [
+        load.error_ratio
+        for tick in bench.ticks[40:]
+        for load in tick.estimate.loads.values()
+        if load.error_ratio is not None
+    ]
     assert sum(errors) / len(errors) > 0.1
 
 
-async def test_models_that_become_slower_are_noticed_once_and_their_slos_kept(tmp_path: Path) -> None:
+async def test_models_that_become_slower_are_noticed_once_and_their_slos_kept(
+    tmp_path: Path,
+) -> None:
     bench = Bench(config(tmp_path), steady(), seed=6)
     await bench.run(60)
     assert all(load.changed is None for load in bench.ticks[-1].estimate.loads.values())
@@ -78,7 +88,11 @@ async def test_an_idle_model_keeps_its_share_while_nobody_else_needs_it(tmp_path
     await bench.run(90)
     idle = shares(bench)
     assert bench.ticks[-1].estimate.loads["vgg19"].rate_per_s < 1.0
-    assert any(done.step.model in {"resnet50", "vgg19"} for t in bench.ticks[70:] for done in t.outcome.actuations)
+    assert any(
+        done.step.model in {"resnet50", "vgg19"}
+        for t in bench.ticks[70:]
+        for done in t.outcome.actuations
+    )
     assert idle["vgg19"] > 0.7 * before["vgg19"]
     await bench.run(30)
     for name, slo in SLOS.items():
@@ -86,7 +100,11 @@ async def test_an_idle_model_keeps_its_share_while_nobody_else_needs_it(tmp_path
 
 
 async def test_an_idle_model_gives_way_to_one_that_needs_its_share(tmp_path: Path) -> None:
-    rates = {"alexnet": lambda _: 250.0, "resnet50": lambda t: 200.0 if t < 60 else 620.0, "vgg19": lambda t: 100.0 if t < 40 else 0.0}
+    rates = {
+        "alexnet": lambda _: 250.0,
+        "resnet50": lambda t: 200.0 if t < 60 else 620.0,
+        "vgg19": lambda t: 100.0 if t < 40 else 0.0,
+    }
     bench = Bench(config(tmp_path), rates, seed=9)
     await bench.run(40)
     before = shares(bench)

@@ -62,7 +62,11 @@ async def test_follows_traffic_that_moves(tmp_path: Path) -> None:
 
 
 async def test_too_much_traffic_is_said_and_the_least_important_is_let_go(tmp_path: Path) -> None:
-    bench = Bench(config(tmp_path, vgg19=2), constant({"alexnet": 550.0, "resnet50": 450.0, "vgg19": 225.0}), seed=2)
+    bench = Bench(
+        config(tmp_path, vgg19=2),
+        constant({"alexnet": 550.0, "resnet50": 450.0, "vgg19": 225.0}),
+        seed=2,
+    )
     await bench.run(75)
     plan = bench.ticks[-1].plan
     assert plan.outcome is Outcomes.INFEASIBLE
@@ -75,10 +79,17 @@ async def test_too_much_traffic_is_said_and_the_least_important_is_let_go(tmp_pa
 
 
 async def test_a_gpu_at_its_limit_is_either_held_or_said_to_be_too_small(tmp_path: Path) -> None:
-    """The paper's own rates, with random arrivals: all of this board and no more. No SLO is missed without being named."""
-    bench = Bench(config(tmp_path, vgg19=2), constant({"alexnet": 500.0, "resnet50": 400.0, "vgg19": 200.0}), seed=2)
+    """The paper's own rates, with random arrivals: all of this board and no more. No SLO is missed
+    without being named."""
+    bench = Bench(
+        config(tmp_path, vgg19=2),
+        constant({"alexnet": 500.0, "resnet50": 400.0, "vgg19": 200.0}),
+        seed=2,
+    )
     await bench.run(110)
-    named = {v.model for tick in bench.ticks[25:] for v in tick.plan.verdicts.values() if not v.feasible}
+    named = {
+        v.model for tick in bench.ticks[25:] for v in tick.plan.verdicts.values() if not v.feasible
+    }
     missed = {model for model, slo in SLOS.items() if bench.p99_ms(model, 25, 110) > slo}
     assert missed <= named <= {"vgg19"}
     assert len(moves(bench)) <= 12  # and it does not swing to and fro
@@ -104,7 +115,10 @@ async def test_a_refused_change_is_left_alone_for_a_while(tmp_path: Path) -> Non
     last = bench.ticks[-1]
     assert last.standings["alexnet"].state is State.REFUSED
     assert "alexnet: failed to load 'alexnet': out of memory; next try in" in last.plan.why
-    assert {name for name, a in applied(last).items() if a.share is not None} == {"resnet50", "vgg19"}, "the others go on"
+    assert {name for name, a in applied(last).items() if a.share is not None} == {
+        "resnet50",
+        "vgg19",
+    }, "the others go on"
     await bench.run(75)
     assert all(a.share is not None for a in applied(bench.ticks[-1]).values())
 
@@ -115,7 +129,8 @@ async def test_a_silent_triton_is_a_gap_and_nothing_is_changed(tmp_path: Path) -
     await bench.run(5)
     assert [gap.source for gap in bench.ticks[-1].observation.gaps] == ["triton:main"]
     assert bench.ticks[-1].plan.why == (
-        "waiting for alexnet, resnet50, vgg19: Triton main does not answer: Triton 'main': no answer in 0.4 s"
+        "waiting for alexnet, resnet50, vgg19: Triton main does not answer: Triton 'main': no "
+        "answer in 0.4 s"
     )
     bench.host.silent = False
     await bench.run(30)
@@ -126,12 +141,16 @@ async def test_a_triton_without_explicit_control_is_said_and_not_tried(tmp_path:
     bench = Bench(config(tmp_path), constant(STEADY))
     bench.host.control = "model control is not explicit"
     await bench.run(15)
-    assert "Triton main cannot be steered: model control is not explicit" in bench.ticks[-1].plan.why
+    assert (
+        "Triton main cannot be steered: model control is not explicit" in bench.ticks[-1].plan.why
+    )
     assert {s.state for s in bench.ticks[-1].standings.values()} == {State.UNSTEERABLE}
     assert not bench.host.loads
 
 
-async def test_a_model_that_triton_lacks_keeps_nobody_waiting_whenever_it_comes_or_goes(tmp_path: Path) -> None:
+async def test_a_model_that_triton_lacks_keeps_nobody_waiting_whenever_it_comes_or_goes(
+    tmp_path: Path,
+) -> None:
     bench = Bench(config(tmp_path), constant(STEADY))
     away = bench.host.remove("vgg19")
     await bench.run(25)
@@ -146,24 +165,38 @@ async def test_a_model_that_triton_lacks_keeps_nobody_waiting_whenever_it_comes_
     assert bench.ticks[-1].plan.outcome is Outcomes.HOLD
 
 
-def answering(bench: Bench, name: str, change: Callable[[ModelReading], ModelReading | NotNow]) -> None:
+def answering(
+    bench: Bench, name: str, change: Callable[[ModelReading], ModelReading | NotNow]
+) -> None:
     """From now on Triton answers for ``name`` with what ``change`` makes of the answer."""
     read = bench.host.read_models
 
     async def changed(names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
         seen = await read(names)
-        return {n: change(r) if n == name and isinstance(r, ModelReading) else r for n, r in seen.items()}
+        return {
+            n: change(r) if n == name and isinstance(r, ModelReading) else r
+            for n, r in seen.items()
+        }
 
     bench.host.read_models = changed
 
 
-async def test_a_model_that_cannot_be_loaded_does_not_keep_the_others_from_their_shares(tmp_path: Path) -> None:
+async def test_a_model_that_cannot_be_loaded_does_not_keep_the_others_from_their_shares(
+    tmp_path: Path,
+) -> None:
     bench = Bench(config(tmp_path), constant(STEADY))
-    answering(bench, "vgg19", lambda _: NotServed("model 'vgg19' is UNAVAILABLE on Triton 'main': no weights"))
+    answering(
+        bench,
+        "vgg19",
+        lambda _: NotServed("model 'vgg19' is UNAVAILABLE on Triton 'main': no weights"),
+    )
     await bench.run(25)
     last = bench.ticks[-1]
     assert [gap.source for gap in last.observation.gaps] == ["model:vgg19"]
-    assert {name for name, a in applied(last).items() if a.share is not None} == {"alexnet", "resnet50"}
+    assert {name for name, a in applied(last).items() if a.share is not None} == {
+        "alexnet",
+        "resnet50",
+    }
 
 
 async def test_a_model_of_a_kind_that_can_only_be_watched_is_not_touched(tmp_path: Path) -> None:
@@ -177,7 +210,9 @@ async def test_a_model_of_a_kind_that_can_only_be_watched_is_not_touched(tmp_pat
     assert last.estimate.loads["vgg19"].predicted_p99_ms is None
 
 
-async def test_a_load_that_was_not_answered_and_may_still_end_holds_up_that_model_only(tmp_path: Path) -> None:
+async def test_a_load_that_was_not_answered_and_may_still_end_holds_up_that_model_only(
+    tmp_path: Path,
+) -> None:
     bench, loading = Bench(config(tmp_path), constant(STEADY)), [True]
     answering(bench, "vgg19", lambda r: replace(r, loading=loading[0]))
     await bench.run(25)
@@ -201,7 +236,8 @@ async def test_profiles_of_another_board_are_not_planned_with(tmp_path: Path) ->
     bench.loop.sources.boards = OtherBoard()
     await bench.run(15)
     assert bench.ticks[-1].plan.why == (
-        "the profiles are of v100 with 80 SMs, GPU 0 is NVIDIA H100 with 132: profile the models on this board"
+        "the profiles are of v100 with 80 SMs, GPU 0 is NVIDIA H100 with 132: profile the models "
+        "on this board"
     )
     assert not bench.host.loads
 
@@ -210,17 +246,36 @@ class FullBoard:
     """1000 MiB free."""
 
     async def read(self) -> tuple[BoardReading, ...]:
-        return (BoardReading(0, "GPU-1", "V100", memory_used_bytes=15 * 2**30 + 24 * 2**20, memory_total_bytes=2**34),)
+        return (
+            BoardReading(
+                0,
+                "GPU-1",
+                "V100",
+                memory_used_bytes=15 * 2**30 + 24 * 2**20,
+                memory_total_bytes=2**34,
+            ),
+        )
 
 
 async def test_what_would_not_fit_beside_itself_is_not_reloaded(tmp_path: Path) -> None:
     bench = Bench(config(tmp_path), constant(STEADY))
-    known = replace(bench.loop.knowledge, copy_bytes={"alexnet": 1001 * 2**20, "resnet50": 1, "vgg19": 1})
-    bench.loop = Loop(bench.loop.config, bench.loop.sources, {"main": bench.host}, known, bench.ticks.append, wall_clock=bench.clock)
+    known = replace(
+        bench.loop.knowledge, copy_bytes={"alexnet": 1001 * 2**20, "resnet50": 1, "vgg19": 1}
+    )
+    bench.loop = Loop(
+        bench.loop.config,
+        bench.loop.sources,
+        {"main": bench.host},
+        known,
+        bench.ticks.append,
+        wall_clock=bench.clock,
+    )
     bench.loop.sources.boards = FullBoard()
     await bench.run(14)
     refused = [done.error for done in moves(bench) if not done.ok]
-    assert refused == ["alexnet: a second copy takes 1001 MiB while it is reloaded, and GPU 0 has 1000 MiB free"]
+    assert refused == [
+        "alexnet: a second copy takes 1001 MiB while it is reloaded, and GPU 0 has 1000 MiB free"
+    ]
     assert "alexnet" not in {model for _, model, _ in bench.host.loads}
 
 
@@ -241,7 +296,10 @@ async def test_a_decision_replays_from_its_inputs(tmp_path: Path) -> None:
         carries.append(bench.loop.carry)
         await bench.run(1)
     known = bench.loop.knowledge
-    fresh = Oracles(Oracle(known.oracles.promises.model, level=0.95), Oracle(known.oracles.expects.model, level=0.95, upper=False))
+    fresh = Oracles(
+        Oracle(known.oracles.promises.model, level=0.95),
+        Oracle(known.oracles.expects.model, level=0.95, upper=False),
+    )
     replayed = 0
     for tick, after in zip(bench.ticks, [*carries[1:], bench.loop.carry], strict=True):
         if "is being reloaded" in tick.plan.why or tick.outcome.actuations:
@@ -259,13 +317,16 @@ async def test_a_decision_replays_from_its_inputs(tmp_path: Path) -> None:
             began_s=bench.ticks[0].at_s,
         )
         assert again == tick.plan
-        assert replace(held, watches={}, refused_until_s={}) == replace(after.held, watches={}, refused_until_s={})
+        assert replace(held, watches={}, refused_until_s={}) == replace(
+            after.held, watches={}, refused_until_s={}
+        )
         replayed += 1
     assert replayed > 15
 
 
 async def test_a_take_over_is_finished_though_traffic_grows_meanwhile(tmp_path: Path) -> None:
-    """Half taken over is worse than any plan: it is not left so for a new one, and what is measured there is not learnt."""
+    """Half taken over is worse than any plan: it is not left so for a new one, and what is measured
+    there is not learnt."""
     rates = {
         "alexnet": lambda t: 400.0 if t < 9.5 else 440.0,
         "resnet50": lambda t: 300.0 if t < 9.5 else 330.0,
@@ -275,21 +336,32 @@ async def test_a_take_over_is_finished_though_traffic_grows_meanwhile(tmp_path: 
     await bench.run(40)
     done = moves(bench)
     taking_over = [move for move in done if move.step.before.share in (None, 1.0)]
-    assert [move.step.model for move in done[: len(taking_over)]] == [move.step.model for move in taking_over]
-    shared = [tick for tick in bench.ticks if all(a.share is not None for a in applied(tick).values())]
-    confined = next(tick for tick in shared if sum(a.share or 0 for a in applied(tick).values()) <= 1 + 1e-9)
+    assert [move.step.model for move in done[: len(taking_over)]] == [
+        move.step.model for move in taking_over
+    ]
+    shared = [
+        tick for tick in bench.ticks if all(a.share is not None for a in applied(tick).values())
+    ]
+    confined = next(
+        tick for tick in shared if sum(a.share or 0 for a in applied(tick).values()) <= 1 + 1e-9
+    )
     assert confined.at_s - bench.ticks[0].at_s < 22  # five reloads of 1.6 s after 8 s of watching
     assert all(tick.plan.outcome is not Outcomes.INFEASIBLE for tick in bench.ticks)
     assert all(load.bias < 1.3 for tick in bench.ticks for load in tick.estimate.loads.values())
 
 
-async def test_profiled_models_that_all_leave_are_waited_for_while_another_stays(tmp_path: Path) -> None:
+async def test_profiled_models_that_all_leave_are_waited_for_while_another_stays(
+    tmp_path: Path,
+) -> None:
     bench = Bench(config(tmp_path), constant(STEADY))
     bench.loop.knowledge = replace(bench.loop.knowledge, profiled={"vgg19": "vgg19"})
     await bench.run(15)
     bench.host.remove("vgg19")
     await bench.run(3)
-    assert (bench.ticks[-1].plan.outcome, bench.ticks[-1].plan.why) == (Outcomes.WAIT, "no model with a profile is served now")
+    assert (bench.ticks[-1].plan.outcome, bench.ticks[-1].plan.why) == (
+        Outcomes.WAIT,
+        "no model with a profile is served now",
+    )
 
 
 class Mps:
@@ -310,17 +382,23 @@ async def test_nothing_is_reloaded_while_mps_control_is_gone(tmp_path: Path) -> 
     bench = Bench(config(tmp_path), constant(STEADY))
     mps = bench.loop.sources.mps = Mps()
     await bench.run(20)
-    said = "MPS control does not answer, and nothing with a share is reloaded without it: MPS control: no control"
+    said = (
+        "MPS control does not answer, and nothing with a share is reloaded without it: MPS "
+        "control: no control"
+    )
     assert said in bench.ticks[-1].plan.why
     assert not bench.host.loads
     assert 3 <= mps.asked <= 5
     mps.gone = False
     await bench.run(20)
     assert all(a.share is not None for a in applied(bench.ticks[-1]).values())
-    assert mps.asked <= 7 + len(bench.host.loads)  # while it answers, twice a minute, and before each change
+    # while it answers, twice a minute, and before each change
+    assert mps.asked <= 7 + len(bench.host.loads)
 
 
-async def test_what_came_of_a_step_is_not_lost_with_the_tick_that_should_have_told(tmp_path: Path) -> None:
+async def test_what_came_of_a_step_is_not_lost_with_the_tick_that_should_have_told(
+    tmp_path: Path,
+) -> None:
     bench = Bench(config(tmp_path), constant(STEADY))
     while not (bench.loop.acting and bench.loop.acting.done()):
         await bench.run(1)
@@ -349,12 +427,19 @@ async def test_the_end_in_the_middle_of_a_reload_says_what_is_left(tmp_path: Pat
 
 
 async def test_a_model_whose_batching_is_its_own_still_gets_its_share(tmp_path: Path) -> None:
-    """One with max_batch_size 0: a plan with another batch would be refused for ever, and nobody's share set."""
-    bench = Bench(config(tmp_path), constant({"alexnet": 100.0, "resnet50": 100.0, "vgg19": 40.0}), max_batch=1)
+    """One with max_batch_size 0: a plan with another batch would be refused for ever, and nobody's
+    share set."""
+    bench = Bench(
+        config(tmp_path),
+        constant({"alexnet": 100.0, "resnet50": 100.0, "vgg19": 40.0}),
+        max_batch=1,
+    )
     answering(bench, "vgg19", lambda r: replace(r, batching_fixed="max_batch_size is 0"))
     await bench.run(40)
     last = applied(bench.ticks[-1])
     assert all(a.share is not None for a in last.values())
     assert last["vgg19"].max_batch_size == 1
     assert max(a.max_batch_size for a in last.values()) > 1
-    assert all(done.step.after.max_batch_size == 1 for done in moves(bench) if done.step.model == "vgg19")
+    assert all(
+        done.step.after.max_batch_size == 1 for done in moves(bench) if done.step.model == "vgg19"
+    )

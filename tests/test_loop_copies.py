@@ -19,7 +19,8 @@ LATER = {"alexnet": 400.0, "resnet50": 450.0, "vgg19": 75.0}
 
 
 class Copies:
-    """The host's processes with the old copy of a model beside the new one: while it is loaded, or for good."""
+    """The host's processes with the old copy of a model beside the new one: while it is loaded, or
+    for good."""
 
     def __init__(self, bench: Bench) -> None:
         self.loading = set[str]()

@@ -32,12 +32,16 @@ async def test_shares_that_processes_show_are_proven_and_planned_with(tmp_path: 
     made = bench(tmp_path)
     await made.run(60)
     last = made.ticks[-1]
-    assert {name: state.effect for name, state in last.shares.items()} == dict.fromkeys(RATES, Effect.PROVEN)
+    assert {name: state.effect for name, state in last.shares.items()} == dict.fromkeys(
+        RATES, Effect.PROVEN
+    )
     assert last.plan.outcome is Outcomes.HOLD
     assert not gaps(last)
 
 
-async def test_a_share_without_effect_is_said_once_tried_once_more_and_planned_without(tmp_path: Path) -> None:
+async def test_a_share_without_effect_is_said_once_tried_once_more_and_planned_without(
+    tmp_path: Path,
+) -> None:
     made = bench(tmp_path)
     made.host.processes.ignores = {"vgg19"}
     await made.run(240)
@@ -48,7 +52,8 @@ async def test_a_share_without_effect_is_said_once_tried_once_more_and_planned_w
     assert last.shares["alexnet"].effect is Effect.PROVEN
     assert "the share of vgg19 is not shown to have an effect" in last.plan.why
     assert (last.plan.headroom, last.plan.least_share) == (None, None)
-    # the two others are planned beside a neighbour that may use the whole GPU: no part is kept for it
+    # the two others are planned beside a neighbour that may use the whole GPU: no part is kept for
+    # it
     assert last.plan.verdicts["vgg19"].allocation.share is None
     assert 1 <= reloads(made, "vgg19") <= 3
     made.host.processes.ignores = set()
@@ -59,7 +64,9 @@ async def test_a_share_without_effect_is_said_once_tried_once_more_and_planned_w
     assert reloads(made, "vgg19") <= before + 3  # and then room is made for it
 
 
-async def test_nothing_visible_is_unproven_and_nothing_is_planned_with_it_after_a_while(tmp_path: Path) -> None:
+async def test_nothing_visible_is_unproven_and_nothing_is_planned_with_it_after_a_while(
+    tmp_path: Path,
+) -> None:
     made = bench(tmp_path)
     made.host.processes.gone = True
     await made.run(240)
@@ -81,7 +88,9 @@ async def test_a_process_that_died_is_brought_back(tmp_path: Path) -> None:
     made.host.processes.died = {"resnet50"}
     await made.run(10)
     assert reloads(made, "resnet50") == before + 1
-    revived = [a for tick in made.ticks for a in tick.outcome.actuations if a.step.kind is StepKind.REVIVE]
+    revived = [
+        a for tick in made.ticks for a in tick.outcome.actuations if a.step.kind is StepKind.REVIVE
+    ]
     assert [(a.step.model, a.ok) for a in revived] == [("resnet50", True)]
     assert made.ticks[-1].shares["resnet50"].effect is Effect.PROVEN
 
@@ -100,13 +109,17 @@ def faster(made: Bench, name: str, factor: float) -> None:
     """From now on the model executes so many times as fast, whatever its share."""
     rate = made.host._rate
 
-    def faster(model: SimModel, share: float, beside: tuple[tuple[str, int, float | None], ...]) -> float:
+    def faster(
+        model: SimModel, share: float, beside: tuple[tuple[str, int, float | None], ...]
+    ) -> float:
         return rate(model, share, beside) * (factor if model.name == name else 1.0)
 
     made.host._rate = faster  # type: ignore[method-assign]
 
 
-async def test_a_model_that_its_owner_made_twice_as_fast_still_has_its_share(tmp_path: Path) -> None:
+async def test_a_model_that_its_owner_made_twice_as_fast_still_has_its_share(
+    tmp_path: Path,
+) -> None:
     made = bench(tmp_path)
     await made.run(60)
     faster(made, "vgg19", 2.2)
@@ -120,7 +133,11 @@ async def test_a_model_that_its_owner_made_twice_as_fast_still_has_its_share(tmp
 
 async def test_one_that_cannot_be_mended_keeps_nobody_from_being_steered(tmp_path: Path) -> None:
     rates = {name: (lambda _, r=rate: r) for name, rate in RATES.items()}
-    made = Bench(config(tmp_path), rates | {"alexnet": lambda at_s: 400.0 if at_s < 65 else 700.0}, proves=True)
+    made = Bench(
+        config(tmp_path),
+        rates | {"alexnet": lambda at_s: 400.0 if at_s < 65 else 700.0},
+        proves=True,
+    )
     await made.run(60)
     made.host.processes.ignores, made.host.refuse = {"vgg19"}, {"vgg19": "no memory for two copies"}
     before = len(made.host.loads)
@@ -139,7 +156,9 @@ async def test_a_table_that_is_read_now_and_then_changes_nothing(tmp_path: Path)
         made.host.processes.gone = tick % 4 == 0
         await made.run(1)
     assert len(made.host.loads) == before
-    assert all(state.effective is not None for tick in made.ticks[-40:] for state in tick.shares.values())
+    assert all(
+        state.effective is not None for tick in made.ticks[-40:] for state in tick.shares.values()
+    )
 
 
 async def test_who_only_advises_says_what_is_wrong_and_changes_nothing(tmp_path: Path) -> None:
@@ -157,7 +176,11 @@ async def test_who_only_advises_says_what_is_wrong_and_changes_nothing(tmp_path:
 
 async def test_a_share_that_is_only_in_doubt_is_not_given_away(tmp_path: Path) -> None:
     """Its process may well have it: others grow into what is surely free."""
-    rates = {"alexnet": lambda at_s: 400.0 if at_s < 100 else 700.0, "resnet50": lambda _: 300.0, "vgg19": lambda _: 150.0}
+    rates = {
+        "alexnet": lambda at_s: 400.0 if at_s < 100 else 700.0,
+        "resnet50": lambda _: 300.0,
+        "vgg19": lambda _: 150.0,
+    }
     made = Bench(config(tmp_path), rates, proves=True)
     await made.run(60)
     made.host.processes.hides = {"resnet50"}

@@ -1,4 +1,5 @@
-"""What the loop does about what it does not know, and about others who change the host. Virtual time."""
+"""What the loop does about what it does not know, and about others who change the host. Virtual
+time."""
 
 from __future__ import annotations
 
@@ -77,7 +78,9 @@ async def test_a_reading_that_is_missed_now_and_then_gives_nothing_away(tmp_path
     assert reloads[True] <= reloads[False] + 4
 
 
-async def test_a_model_not_read_for_long_stays_as_it_is_and_the_others_are_steered(tmp_path: Path) -> None:
+async def test_a_model_not_read_for_long_stays_as_it_is_and_the_others_are_steered(
+    tmp_path: Path,
+) -> None:
     bench = Bench(config(tmp_path), RISING, seed=3)
     await bench.run(60)
     before = applied(bench.ticks[-1])
@@ -93,7 +96,9 @@ async def test_a_model_not_read_for_long_stays_as_it_is_and_the_others_are_steer
     assert bench.p99_ms("resnet50", 120, 180) < SLOS["resnet50"]
 
 
-async def test_a_silent_triton_keeps_its_shares_and_is_steered_again_when_it_answers(tmp_path: Path) -> None:
+async def test_a_silent_triton_keeps_its_shares_and_is_steered_again_when_it_answers(
+    tmp_path: Path,
+) -> None:
     bench = Bench(config(tmp_path), constant(STEADY))
     await bench.run(60)
     before, loads = applied(bench.ticks[-1]), len(bench.host.loads)
@@ -109,8 +114,12 @@ async def test_a_silent_triton_keeps_its_shares_and_is_steered_again_when_it_ans
 # ---------------------------------------------------------------- plans
 
 
-async def test_a_model_that_leaves_in_the_middle_of_a_plan_and_comes_back_freezes_nothing(tmp_path: Path) -> None:
-    rates: dict[str, Callable[[float], float]] = {n: (lambda t, r=r: r if t < 60 else 0.75 * r) for n, r in STEADY.items()}
+async def test_a_model_that_leaves_in_the_middle_of_a_plan_and_comes_back_freezes_nothing(
+    tmp_path: Path,
+) -> None:
+    rates: dict[str, Callable[[float], float]] = {
+        n: (lambda t, r=r: r if t < 60 else 0.75 * r) for n, r in STEADY.items()
+    }
     bench = Bench(config(tmp_path), rates)
     while not any(d.ok for d in moves(bench)):
         await bench.run(1)
@@ -122,7 +131,9 @@ async def test_a_model_that_leaves_in_the_middle_of_a_plan_and_comes_back_freeze
     assert not any("carrying on: 0 changes" in tick.plan.why for tick in bench.ticks)
 
 
-async def test_one_model_that_can_never_be_reloaded_keeps_nobody_from_a_share(tmp_path: Path) -> None:
+async def test_one_model_that_can_never_be_reloaded_keeps_nobody_from_a_share(
+    tmp_path: Path,
+) -> None:
     bench = Bench(config(tmp_path), constant(STEADY))
     refusing(bench, "alexnet")
     await bench.run(300)
@@ -177,7 +188,8 @@ async def test_a_change_by_hand_is_seen_before_the_next_step(tmp_path: Path) -> 
     """The reading is a moment old when a step is taken: what is applied is read once more."""
     bench = Bench(config(tmp_path), constant(STEADY))
     await bench.run(60)
-    bench.host.models["vgg19"].reset(config_of("vgg19", 4, f"{SHARES}/10"))  # not seen by a tick yet
+    # not seen by a tick yet
+    bench.host.models["vgg19"].reset(config_of("vgg19", 4, f"{SHARES}/10"))
     old, here = bench.ticks[-1].observation.models["vgg19"], bench.loop.carry.known
     assert here.last["vgg19"].allocation == old.allocation
     step = next(d.step for d in moves(bench) if d.step.model == "alexnet")
@@ -218,13 +230,19 @@ async def test_a_server_that_started_anew_and_a_new_version_are_no_hand(tmp_path
     bench.host.models["vgg19"].reset(config_of("vgg19"))
     await bench.run(30)
     assert with_shares(bench.ticks[-1]) == set(SLOS)
-    assert not any(s.state is State.BY_HAND for tick in bench.ticks for s in tick.standings.values())
+    assert not any(
+        s.state is State.BY_HAND for tick in bench.ticks for s in tick.standings.values()
+    )
 
 
-async def test_a_model_marked_hands_off_is_never_touched_and_its_share_is_nobody_elses(tmp_path: Path) -> None:
+async def test_a_model_marked_hands_off_is_never_touched_and_its_share_is_nobody_elses(
+    tmp_path: Path,
+) -> None:
     bench = Bench(config(tmp_path), constant(STEADY))
     bench.host.models["vgg19"].reset(config_of("vgg19", 8, f"{SHARES}/45"))
-    answering(bench, "vgg19", lambda r: replace(r, hands_off="its owner says so (IGNITERD_HANDS_OFF)"))
+    answering(
+        bench, "vgg19", lambda r: replace(r, hands_off="its owner says so (IGNITERD_HANDS_OFF)")
+    )
     await bench.run(120)
     assert "vgg19" not in {d.step.model for d in moves(bench)}
     assert bench.ticks[-1].standings["vgg19"].state is State.HANDS_OFF
@@ -238,13 +256,22 @@ async def test_a_model_marked_hands_off_is_never_touched_and_its_share_is_nobody
 async def test_a_share_counts_whoever_holds_it(tmp_path: Path) -> None:
     rates = {name: STEADY[name] for name in ("alexnet", "resnet50")}
     bench = Bench(config(tmp_path, {name: SLOS[name] for name in rates}), constant(rates))
-    bench.host.add(SimModel("vgg19", "vgg19", lambda _: 150.0, config_of("vgg19", 8, f"{SHARES}/45")))
+    bench.host.add(
+        SimModel("vgg19", "vgg19", lambda _: 150.0, config_of("vgg19", 8, f"{SHARES}/45"))
+    )
     await bench.run(60)
     assert with_shares(bench.ticks[-1]) == set(rates)
     assert granted(bench) <= 1 + 1e-9, "vgg19 is not in the configuration, and keeps its 45 %"
     bench = Bench(config(tmp_path), constant(STEADY))
     known = replace(bench.loop.knowledge, profiled={name: name for name in rates})
-    bench.loop = Loop(bench.loop.config, bench.loop.sources, {"main": bench.host}, known, bench.ticks.append, wall_clock=bench.clock)
+    bench.loop = Loop(
+        bench.loop.config,
+        bench.loop.sources,
+        {"main": bench.host},
+        known,
+        bench.ticks.append,
+        wall_clock=bench.clock,
+    )
     bench.host.models["vgg19"].reset(config_of("vgg19", 8, f"{SHARES}/40"))
     await bench.run(60)
     assert with_shares(bench.ticks[-1]) == set(SLOS)
@@ -254,7 +281,9 @@ async def test_a_share_counts_whoever_holds_it(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- readings nobody thought of
 
 
-async def test_a_model_that_cannot_be_predicted_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
+async def test_a_model_that_cannot_be_predicted_is_left_out_and_the_others_go_on(
+    tmp_path: Path,
+) -> None:
     bench = Bench(config(tmp_path), constant(STEADY))
     oracles = bench.loop.knowledge.oracles
     assert oracles is not None
@@ -293,7 +322,9 @@ async def test_nothing_is_reloaded_from_the_moment_mps_control_is_gone(tmp_path:
     assert with_shares(bench.ticks[-1]) == set(SLOS)
 
 
-async def test_a_triton_that_dies_in_the_middle_of_a_reload_is_taken_over_at_once_when_it_is_back(tmp_path: Path) -> None:
+async def test_a_triton_that_dies_in_the_middle_of_a_reload_is_taken_over_at_once_when_it_is_back(
+    tmp_path: Path,
+) -> None:
     bench = Bench(config(tmp_path), constant(STEADY))
     await bench.run(60)
     bench.host.restart()
@@ -309,15 +340,21 @@ async def test_a_triton_that_dies_in_the_middle_of_a_reload_is_taken_over_at_onc
     assert any(d.cause is Cause.LOST for d in moves(bench))
 
 
-# ---------------------------------------------------------------- what was known, and is not told now
+# ---------------------------------------------------------------- what was known, and is not told
+# now
 
 
-async def test_a_triton_started_anew_is_told_from_a_hand_beside_a_share_from_a_file(tmp_path: Path) -> None:
-    """A model that igniterd never changes has its share after a restart as before: that shows nothing."""
+async def test_a_triton_started_anew_is_told_from_a_hand_beside_a_share_from_a_file(
+    tmp_path: Path,
+) -> None:
+    """A model that igniterd never changes has its share after a restart as before: that shows
+    nothing."""
     bench = Bench(config(tmp_path), constant({"alexnet": 200.0, "resnet50": 150.0, "vgg19": 75.0}))
     file = config_of("vgg19", 8, f"{SHARES}/45")
     bench.host.models["vgg19"].reset(file)
-    answering(bench, "vgg19", lambda r: replace(r, hands_off="its owner says so (IGNITERD_HANDS_OFF)"))
+    answering(
+        bench, "vgg19", lambda r: replace(r, hands_off="its owner says so (IGNITERD_HANDS_OFF)")
+    )
     await bench.run(60)
     bench.host.silent = True
     await bench.run(5)
@@ -347,7 +384,9 @@ async def test_a_board_that_is_not_read_for_a_moment_is_still_the_odd_one(tmp_pa
     assert "GPU 0 is T4" in bench.ticks[-1].plan.why
 
 
-async def test_a_step_under_way_when_the_configuration_is_read_again_is_no_hand(tmp_path: Path) -> None:
+async def test_a_step_under_way_when_the_configuration_is_read_again_is_no_hand(
+    tmp_path: Path,
+) -> None:
     bench = Bench(config(tmp_path), constant(STEADY))
     bench.host.reload_s = 20.0
     while bench.loop.acting is None:
@@ -356,15 +395,26 @@ async def test_a_step_under_way_when_the_configuration_is_read_again_is_no_hand(
     carry = resumed(old.handed_on(), old.config, old.knowledge, old.config, old.knowledge)
     await old.close()
     bench.host.reload_s = 0.6
-    bench.loop = Loop(old.config, old.sources, {"main": bench.host}, old.knowledge, bench.ticks.append, wall_clock=bench.clock)
+    bench.loop = Loop(
+        old.config,
+        old.sources,
+        {"main": bench.host},
+        old.knowledge,
+        bench.ticks.append,
+        wall_clock=bench.clock,
+    )
     bench.loop.carry = carry
     await bench.run(10)
     assert bench.ticks[-1].standings[step.model].state is State.REFUSED, "it may come yet"
     assert step.after.share == 1.0
-    bench.host.models[step.model].reset(config_of(step.model, step.after.max_batch_size, f"{SHARES}/100"))
+    bench.host.models[step.model].reset(
+        config_of(step.model, step.after.max_batch_size, f"{SHARES}/100")
+    )
     await bench.run(40)
     assert with_shares(bench.ticks[-1]) == set(SLOS)
-    assert not any(s.state is State.BY_HAND for tick in bench.ticks for s in tick.standings.values())
+    assert not any(
+        s.state is State.BY_HAND for tick in bench.ticks for s in tick.standings.values()
+    )
 
 
 async def test_pauses_grow_for_a_hand_that_undoes_reloads_that_take_long(tmp_path: Path) -> None:
@@ -389,7 +439,9 @@ async def test_pauses_grow_for_a_hand_that_undoes_reloads_that_take_long(tmp_pat
 
 
 @pytest.mark.parametrize("late", [False, True])
-async def test_nobody_is_confined_to_nothing_beside_one_that_holds_the_gpu_whole(tmp_path: Path, late: bool) -> None:
+async def test_nobody_is_confined_to_nothing_beside_one_that_holds_the_gpu_whole(
+    tmp_path: Path, late: bool
+) -> None:
     """A load that was not answered may bring all of it yet; or somebody else gave it that."""
     bench = Bench(config(tmp_path), constant({"alexnet": 200.0, "resnet50": 150.0, "vgg19": 75.0}))
     if late:
@@ -421,10 +473,14 @@ async def test_a_load_of_the_daemon_before_this_one_is_no_hand(tmp_path: Path) -
     bench.host.models["alexnet"].reset(config_of("alexnet", 8, f"{SHARES}/100"))
     await bench.run(40)
     assert with_shares(bench.ticks[-1]) == set(SLOS)
-    assert not any(s.state is State.BY_HAND for tick in bench.ticks for s in tick.standings.values())
+    assert not any(
+        s.state is State.BY_HAND for tick in bench.ticks for s in tick.standings.values()
+    )
 
 
-async def test_a_model_changed_by_hand_while_it_is_not_read_holds_up_no_other(tmp_path: Path) -> None:
+async def test_a_model_changed_by_hand_while_it_is_not_read_holds_up_no_other(
+    tmp_path: Path,
+) -> None:
     bench = Bench(config(tmp_path), RISING, seed=3)
     await bench.run(60)
     answering(bench, "vgg19", lambda _: Unanswered("no answer in 0.4 s"))
@@ -438,7 +494,9 @@ async def test_a_model_changed_by_hand_while_it_is_not_read_holds_up_no_other(tm
 
 
 @pytest.mark.parametrize("odd", ["raises", "keeps the old copy"])
-async def test_what_the_gate_is_told_or_not_told_fails_no_tick_and_changes_nothing(tmp_path: Path, odd: str) -> None:
+async def test_what_the_gate_is_told_or_not_told_fails_no_tick_and_changes_nothing(
+    tmp_path: Path, odd: str
+) -> None:
     bench = Bench(config(tmp_path), constant(STEADY))
 
     async def raises(names: Any) -> dict[str, Allocation]:
@@ -451,7 +509,9 @@ async def test_what_the_gate_is_told_or_not_told_fails_no_tick_and_changes_nothi
     setattr(bench.host, *answers[odd])
     await bench.run(40)
     assert not bench.host.loads
-    said = {done.error.partition(": ")[2] if odd == "raises" else done.error for done in moves(bench)}
+    said = {
+        done.error.partition(": ")[2] if odd == "raises" else done.error for done in moves(bench)
+    }
     assert all("nobody thought of" in each or "still unloading" in each for each in said)
     assert {done.cause for done in moves(bench)} == {Cause.HELD}
     for name, _ in answers.values():

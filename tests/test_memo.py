@@ -5,7 +5,9 @@ from igniterd.memo import Memo
 
 
 @given(size=st.integers(1, 5), asked=st.lists(st.integers(0, 12), max_size=60))
-def test_the_last_answers_asked_for_are_remembered_and_not_many_more(size: int, asked: list[int]) -> None:
+def test_the_last_answers_asked_for_are_remembered_and_not_many_more(
+    size: int, asked: list[int]
+) -> None:
     memo: Memo[str] = Memo(size)
     latest: list[int] = []
     for key in asked:

@@ -37,10 +37,17 @@ def sources(triton: Triton, **gpus: int) -> Sources:
     return Sources(tritons={"main": triton}, models={"main": tuple(triton.answers)}, gpus=gpus)
 
 
-async def test_a_model_on_several_gpus_is_only_watched_unless_the_configuration_says_which() -> None:
+async def test_a_model_on_several_gpus_is_only_watched_unless_the_configuration_says_which() -> (
+    None
+):
     triton = Triton(m=replace(PLAIN, gpu_index=0, several_gpus=SEVERAL))
     seen = (await sources(triton).observe(0.0)).models["m"]
-    assert (seen.left_alone, seen.share_fixed, seen.batching_fixed, seen.gpu_index) == (SEVERAL, SEVERAL, SEVERAL, 0)
+    assert (seen.left_alone, seen.share_fixed, seen.batching_fixed, seen.gpu_index) == (
+        SEVERAL,
+        SEVERAL,
+        SEVERAL,
+        0,
+    )
     told = (await sources(triton, m=1).observe(0.0)).models["m"]
     assert (told.left_alone, told.share_fixed, told.gpu_index) == ("", "", 1)
 
@@ -49,16 +56,24 @@ async def test_a_model_that_is_not_served_is_told_from_one_that_is_on_its_way() 
     triton = Triton(m=PLAIN, broken=NotServed("it is UNAVAILABLE"), coming=Refused("it is LOADING"))
     seen = await sources(triton).observe(0.0)
     assert seen.absent == {"broken"}
-    assert [(gap.source, gap.reason) for gap in seen.gaps] == [("model:broken", "it is UNAVAILABLE"), ("model:coming", "it is LOADING")]
+    assert [(gap.source, gap.reason) for gap in seen.gaps] == [
+        ("model:broken", "it is UNAVAILABLE"),
+        ("model:coming", "it is LOADING"),
+    ]
 
 
 async def test_what_is_left_as_it_is_is_said_once_and_when_it_changes() -> None:
-    triton = Triton(m=replace(PLAIN, share_fixed="no process", batching_fixed="no batches"), n=replace(PLAIN, model="n"))
+    triton = Triton(
+        m=replace(PLAIN, share_fixed="no process", batching_fixed="no batches"),
+        n=replace(PLAIN, model="n"),
+    )
     there = sources(triton)
     with capture_logs() as said:
         for at_s in range(3):
             await there.observe(float(at_s))
-        triton.answers["m"] = replace(PLAIN, left_alone="an ensemble", share_fixed="an ensemble", batching_fixed="an ensemble")
+        triton.answers["m"] = replace(
+            PLAIN, left_alone="an ensemble", share_fixed="an ensemble", batching_fixed="an ensemble"
+        )
         for at_s in range(3, 6):
             await there.observe(float(at_s))
         triton.answers["m"] = PLAIN
@@ -113,7 +128,15 @@ async def test_configurations_are_read_again_when_processes_come_and_when_they_g
     there = sources(triton)
     there.processes = processes
     counts = []
-    for at_s, stubs in enumerate([(STUB,), (STUB,), (STUB, replace(STUB, pid=11)), (replace(STUB, pid=11),), (replace(STUB, pid=11),)]):
+    for at_s, stubs in enumerate(
+        [
+            (STUB,),
+            (STUB,),
+            (STUB, replace(STUB, pid=11)),
+            (replace(STUB, pid=11),),
+            (replace(STUB, pid=11),),
+        ]
+    ):
         processes.stubs = stubs
         await there.observe(float(at_s))
         counts.append(triton.again)

@@ -43,7 +43,9 @@ def test_what_is_printed_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_what_is_logged_is_plain_and_one_line(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_logged_is_plain_and_one_line(
+    form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     log_to_stderr(form)
     logger = structlog.get_logger("a")
     try:

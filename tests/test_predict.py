@@ -7,7 +7,11 @@ from igniterd.predict import Demand, Oracle, as_tenants, felt
 from igniterd.records import Allocation
 
 MODEL = load_model(builtin_profile("v100"))
-DEMANDS = [Demand("a", "alexnet", 300.0, 20.0), Demand("r", "resnet50", 150.0, 60.0), Demand("v", "vgg19", 60.0, 90.0)]
+DEMANDS = [
+    Demand("a", "alexnet", 300.0, 20.0),
+    Demand("r", "resnet50", 150.0, 60.0),
+    Demand("v", "vgg19", 60.0, 90.0),
+]
 ALLOCATIONS = {"a": Allocation(0.3, 8), "r": Allocation(0.35, 8), "v": Allocation(0.35, 8)}
 
 
@@ -28,7 +32,10 @@ def test_the_same_is_found_from_anywhere_near() -> None:
 
 def test_neighbours_and_traffic_only_ever_slow() -> None:
     oracle = Oracle(MODEL, level=0.95)
-    together, more = oracle.together(DEMANDS, ALLOCATIONS), oracle.together(DEMANDS, ALLOCATIONS, growth=1.3)
+    together, more = (
+        oracle.together(DEMANDS, ALLOCATIONS),
+        oracle.together(DEMANDS, ALLOCATIONS, growth=1.3),
+    )
     for demand in DEMANDS:
         alone = oracle.together([demand], ALLOCATIONS)[demand.model]
         assert alone.p99_ms <= together[demand.model].p99_ms <= more[demand.model].p99_ms
@@ -39,7 +46,9 @@ def test_curves_alone_are_those_of_every_share() -> None:
     demand = Demand("r", "resnet50", 1.0, 100.0, max_batch=8)
     alone = oracle.alone_ms(demand)
     assert alone.shape == (40, 8)
-    np.testing.assert_allclose(alone[11], oracle.curve_ms(demand.profiled_as, demand.max_batch, 0.3, ()), rtol=1e-9)
+    np.testing.assert_allclose(
+        alone[11], oracle.curve_ms(demand.profiled_as, demand.max_batch, 0.3, ()), rtol=1e-9
+    )
     np.testing.assert_allclose(oracle.corrected_ms(demand, 0.3, ()), alone[11])
     assert (Oracle(MODEL, level=0.95, upper=False).alone_ms(demand) < alone).all()
 

@@ -31,7 +31,14 @@ from igniterd.records import (
 
 SHARE = 0.3
 READING = ModelReading(
-    "m", "1", "main", True, "python", Allocation(SHARE, 8), success_count=5, instance_names=frozenset({"m_0_0", "m_0_1"})
+    "m",
+    "1",
+    "main",
+    True,
+    "python",
+    Allocation(SHARE, 8),
+    success_count=5,
+    instance_names=frozenset({"m_0_0", "m_0_1"}),
 )
 STUB = Stub(10, (10,), 5, 8001, "/models/m/1/model.py", "m_0_0", SHARE, "receipt")
 TWO = Allocation(SHARE, 8, instances=2)
@@ -39,7 +46,9 @@ BARE = replace(STUB, share=None, by="")
 MPS = MpsReading((7,), 1.0, {7: "ACTIVE"}, frozenset({10}), at_s=100.0)
 
 
-def seen(*stubs: Stub, at_s: float = 100.0, mps: MpsReading | None = MPS, **more: Any) -> Observation:
+def seen(
+    *stubs: Stub, at_s: float = 100.0, mps: MpsReading | None = MPS, **more: Any
+) -> Observation:
     reading = replace(READING, **more)
     return Observation(at_s, models={"m": reading}, stubs=stubs, mps=mps)
 
@@ -65,7 +74,15 @@ def proven(
 
 def old() -> Proofs:
     """A process that is there for long."""
-    return prove(seen(STUB, at_s=0.0, mps=None), {}, Proofs(), Outcome(), rules=Mps(), emulated=True, ports={})
+    return prove(
+        seen(STUB, at_s=0.0, mps=None),
+        {},
+        Proofs(),
+        Outcome(),
+        rules=Mps(),
+        emulated=True,
+        ports={},
+    )
 
 
 def test_a_receipt_of_a_client_of_mps_proves() -> None:
@@ -77,21 +94,41 @@ def test_a_receipt_of_a_client_of_mps_proves() -> None:
 @pytest.mark.parametrize(
     ("observation", "effect", "said"),
     [
-        (seen(replace(STUB, share=0.5)), Effect.REFUTED, "process 10 has 0.5 by its receipt, not 0.3"),
+        (
+            seen(replace(STUB, share=0.5)),
+            Effect.REFUTED,
+            "process 10 has 0.5 by its receipt, not 0.3",
+        ),
         (
             seen(replace(BARE, environment_read=True, virtual_env="/shares/30")),
             Effect.REFUTED,
             "Triton 25.08 or later) does not run bin/activate",
         ),
-        (seen(replace(BARE, environment_read=True)), Effect.REFUTED, "without the share's environment"),
+        (
+            seen(replace(BARE, environment_read=True)),
+            Effect.REFUTED,
+            "without the share's environment",
+        ),
         (seen(BARE), Effect.UNPROVEN, "left no receipt, and its environment is another user's"),
         (seen(), Effect.UNPROVEN, "no process of it is seen on this host"),
         (seen(STUB, allocation=TWO), Effect.UNPROVEN, "1 of 2 processes are alive"),
-        (seen(STUB, mps=replace(MPS, client_pids=frozenset({4}))), Effect.REFUTED, "is no client of MPS"),
+        (
+            seen(STUB, mps=replace(MPS, client_pids=frozenset({4}))),
+            Effect.REFUTED,
+            "is no client of MPS",
+        ),
         (seen(STUB, mps=replace(MPS, client_pids=frozenset())), Effect.REFUTED, "no --ipc=host"),
-        (seen(STUB, mps=MpsReading((), 1.0, {}, frozenset())), Effect.REFUTED, "MPS control has no server"),
+        (
+            seen(STUB, mps=MpsReading((), 1.0, {}, frozenset())),
+            Effect.REFUTED,
+            "MPS control has no server",
+        ),
         (seen(STUB, mps=replace(MPS, states={7: "FAULT"})), Effect.UNPROVEN, "in FAULT"),
-        (seen(STUB, mps=replace(MPS, default_share=0.2)), Effect.REFUTED, "caps every client at 20%"),
+        (
+            seen(STUB, mps=replace(MPS, default_share=0.2)),
+            Effect.REFUTED,
+            "caps every client at 20%",
+        ),
         (
             replace(seen(STUB, mps=None), gaps=(Gap("mps", "no answer", 100.0),)),
             Effect.UNPROVEN,
@@ -99,7 +136,9 @@ def test_a_receipt_of_a_client_of_mps_proves() -> None:
         ),
     ],
 )
-def test_whatever_is_against_it_counts_and_is_said(observation: Observation, effect: Effect, said: str) -> None:
+def test_whatever_is_against_it_counts_and_is_said(
+    observation: Observation, effect: Effect, said: str
+) -> None:
     state = proven(observation).states["m"]
     assert (state.effect, state.by) == (effect, "")
     assert said in state.reason
@@ -206,10 +245,16 @@ def test_servers_that_run_models_of_one_name_are_told_apart() -> None:
     assert stubs_of(reading, (STUB, there), 7000) == [STUB, there]  # not told: all of them count
     named = replace(STUB, instance="group_0", path="/models/other/1/model.py")
     mine = replace(named, path="/models/m/1/model.py")
-    assert stubs_of(replace(reading, instance_names=frozenset({"group_0"})), (named, mine), None) == [mine]
+    assert stubs_of(
+        replace(reading, instance_names=frozenset({"group_0"})), (named, mine), None
+    ) == [mine]
     sent = replace(named, path="/tmp/folderAbc/1/model.py")
-    assert stubs_of(replace(reading, instance_names=frozenset({"group_0"})), (named, sent), None) == [sent]
-    assert stubs_of(replace(reading, instance_names=frozenset({"group_0"})), (sent,), None) == [sent]
+    assert stubs_of(
+        replace(reading, instance_names=frozenset({"group_0"})), (named, sent), None
+    ) == [sent]
+    assert stubs_of(replace(reading, instance_names=frozenset({"group_0"})), (sent,), None) == [
+        sent
+    ]
 
 
 def test_another_server_s_model_of_the_same_name_is_not_taken_for_a_hosted_one() -> None:
@@ -246,7 +291,9 @@ STUBS = st.lists(
 
 
 @given(STUBS, st.sampled_from([None, MPS, replace(MPS, client_pids=None)]), st.booleans())
-def test_only_processes_that_all_have_the_share_prove_it(stubs: list[Stub], mps: MpsReading | None, emulated: bool) -> None:
+def test_only_processes_that_all_have_the_share_prove_it(
+    stubs: list[Stub], mps: MpsReading | None, emulated: bool
+) -> None:
     observation = seen(*stubs, mps=mps, allocation=TWO)
     state = proven(observation, emulated=emulated).states["m"]
     if state.effect is Effect.PROVEN:
@@ -264,11 +311,16 @@ def test_what_was_disbelieved_is_not_believed_because_nothing_can_be_seen() -> N
     refuted = proven(seen(NO_SHARE, at_s=101.0), proven(seen(NO_SHARE)))
     hidden = replace(seen(at_s=102.0), stubs=None)
     out_of_sight = proven(hidden, refuted)
-    assert (out_of_sight.states["m"].effect, out_of_sight.states["m"].effective) == (Effect.UNPROVEN, None)
-    assert proven(replace(hidden, models={}), refuted).states["m"].effective is None  # nor because it was not read
+    assert (out_of_sight.states["m"].effect, out_of_sight.states["m"].effective) == (
+        Effect.UNPROVEN,
+        None,
+    )
+    # nor because it was not read
+    assert proven(replace(hidden, models={}), refuted).states["m"].effective is None
     assert proven(seen(STUB, at_s=103.0), out_of_sight).states["m"].effective == SHARE
     outcome = Outcome((Actuation(MEND, True, 1.0),))
-    assert proven(hidden, refuted, outcome=outcome).states["m"].effective == SHARE  # a new copy has its time
+    # a new copy has its time
+    assert proven(hidden, refuted, outcome=outcome).states["m"].effective == SHARE
 
 
 MEND = Step("m", StepKind.SHRINK, Allocation(None, 8), Allocation(SHARE, 8))
@@ -288,7 +340,9 @@ def test_a_share_whose_mending_is_refused_is_left_for_a_while_and_then_longer() 
 
 
 def test_a_model_that_has_just_executed_for_the_first_time_may_not_be_a_client_yet() -> None:
-    idle = seen(STUB, at_s=50.0, success_count=0, mps=replace(MPS, at_s=40.0, client_pids=frozenset({4})))
+    idle = seen(
+        STUB, at_s=50.0, success_count=0, mps=replace(MPS, at_s=40.0, client_pids=frozenset({4}))
+    )
     first = proven(idle, Proofs())
     assert first.states["m"].effect is Effect.PROVEN  # nothing is expected of it
     executes = proven(seen(STUB, at_s=51.0, mps=idle.mps), first)
@@ -316,17 +370,25 @@ def test_a_process_that_was_gone_before_anybody_looked_is_missed_beside_others_a
     for _ in range(DEAD_TICKS):
         proofs = proven(observation, proofs)
     assert proofs.dead == {"m"}
-    assert "a process of it is gone" in next(gap.reason for gap in planned_view(observation, proofs).gaps if gap.source == "model:m")
+    assert "a process of it is gone" in next(
+        gap.reason for gap in planned_view(observation, proofs).gaps if gap.source == "model:m"
+    )
     lasting = ShareTest(SHARE, Effect.PROVEN, "as slow as predicted")
     loads = {"m": Load("m", 1.0, 1.0, True, share_test=lasting)}
-    assert proven(observation, proofs, loads=loads).states["m"].effect is Effect.UNPROVEN  # nobody is left who has it
+    # nobody is left who has it
+    assert proven(observation, proofs, loads=loads).states["m"].effect is Effect.UNPROVEN
 
 
 def test_two_servers_that_nothing_tells_apart_must_agree() -> None:
     here, there = STUB, replace(STUB, pid=20, pids=(20,), server_pid=6)
     mps = replace(MPS, client_pids=frozenset({10, 20}))
     before = proven(seen(here, there, mps=mps))
-    assert proven(seen(here, there, at_s=103.0, mps=replace(mps, at_s=103.0)), before).states["m"].effect is Effect.PROVEN
+    assert (
+        proven(seen(here, there, at_s=103.0, mps=replace(mps, at_s=103.0)), before)
+        .states["m"]
+        .effect
+        is Effect.PROVEN
+    )
     theirs = replace(there, share=None, by="", environment_read=True)
     state = proven(seen(here, theirs, at_s=103.0, mps=replace(mps, at_s=103.0)), before).states["m"]
     assert (state.effect, "servers 5 and 6" in state.reason) == (Effect.UNPROVEN, True)
@@ -334,7 +396,9 @@ def test_two_servers_that_nothing_tells_apart_must_agree() -> None:
 
 def test_a_host_without_mps_has_no_shares() -> None:
     rules = Mps(enabled=False)
-    proofs = prove(seen(STUB, mps=None), {}, old(), Outcome(), rules=rules, emulated=False, ports={})
+    proofs = prove(
+        seen(STUB, mps=None), {}, old(), Outcome(), rules=rules, emulated=False, ports={}
+    )
     assert (proofs.states["m"].effect, proofs.states["m"].mendable) == (Effect.REFUTED, False)
 
 
@@ -343,12 +407,16 @@ def test_however_soon_a_share_is_to_be_proven_mps_control_is_asked_first() -> No
     proofs, effective = old(), []
     for tick in range(8):
         observation = seen(fresh, at_s=100.0 + tick)  # MPS control was asked at 100
-        proofs = prove(observation, {}, proofs, Outcome(), rules=rules, emulated=False, ports={"main": 8001})
+        proofs = prove(
+            observation, {}, proofs, Outcome(), rules=rules, emulated=False, ports={"main": 8001}
+        )
         effective.append(proofs.states["m"].effective)
     assert effective == [SHARE] * 6 + [None] * 2
 
 
-def test_a_model_that_may_have_become_faster_by_itself_refutes_no_share_that_its_processes_show() -> None:
+def test_a_model_that_may_have_become_faster_by_itself_refutes_no_share_that_its_processes_show() -> (  # noqa: E501
+    None
+):
     test = ShareTest(SHARE, Effect.REFUTED, "its executions take 0.5 times", weak=True)
     loads = {"m": Load("m", 1.0, 1.0, True, share_test=test)}
     assert proven(seen(STUB), loads=loads).states["m"].effect is Effect.PROVEN

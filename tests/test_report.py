@@ -46,14 +46,30 @@ def reading(name: str, gpu: int = 0) -> ModelReading:
 
 
 def tick(number: int, plan: Plan, gaps: tuple[Gap, ...] = (), outcome: Outcome = Outcome()) -> Tick:  # noqa: B008
-    boards = tuple(BoardReading(i, f"GPU-{i}", f"V100 {i}", memory_used_bytes=4 + i, memory_total_bytes=16) for i in (0, 1))
-    seen = Observation(float(number), boards=boards, models={name: reading(name) for name in SLOS}, gaps=gaps)
+    boards = tuple(
+        BoardReading(i, f"GPU-{i}", f"V100 {i}", memory_used_bytes=4 + i, memory_total_bytes=16)
+        for i in (0, 1)
+    )
+    seen = Observation(
+        float(number), boards=boards, models={name: reading(name) for name in SLOS}, gaps=gaps
+    )
     loads = {"vgg19": Load("vgg19", 200.0, 210.0, confident=True)}
-    return Tick(number, float(number), 1000.0 + number, seen, Window(0.0, 1.0), Estimate(0.0, loads), plan, outcome)
+    return Tick(
+        number,
+        float(number),
+        1000.0 + number,
+        seen,
+        Window(0.0, 1.0),
+        Estimate(0.0, loads),
+        plan,
+        outcome,
+    )
 
 
 def stuck(now: Tick, name: str = "vgg19") -> Tick:
-    return replace(now, estimate=Estimate(0.0, {name: Load(name, 80.0, 90.0, confident=True, stuck_s=31.0)}))
+    return replace(
+        now, estimate=Estimate(0.0, {name: Load(name, 80.0, 90.0, confident=True, stuck_s=31.0)})
+    )
 
 
 HOLD = Plan(
@@ -69,14 +85,24 @@ LET_GO = Plan(
     0.0,
     Outcomes.INFEASIBLE,
     "vgg19 is let go: does not fit",
-    {"vgg19": Verdict("vgg19", Allocation(0.3, 32), False, None, 60.0, reason="does not fit", needs_share=0.45)},
+    {
+        "vgg19": Verdict(
+            "vgg19", Allocation(0.3, 32), False, None, 60.0, reason="does not fit", needs_share=0.45
+        )
+    },
     feasible=False,
 )
 
 
 def test_hints_by_hand(tmp_path: Path) -> None:
     settings = config(tmp_path)
-    offer = {"kind": "offer", "gpu_index": 0, "gpu": "V100 0", "share": 0.2, "memory_free_bytes": 12}
+    offer = {
+        "kind": "offer",
+        "gpu_index": 0,
+        "gpu": "V100 0",
+        "share": 0.2,
+        "memory_free_bytes": 12,
+    }
     assert list(hints_of(tick(1, HOLD), settings)) == [offer]
     (shed,) = hints_of(tick(1, LET_GO), settings)
     assert shed == {
@@ -91,13 +117,21 @@ def test_hints_by_hand(tmp_path: Path) -> None:
 
 def test_state_has_every_configured_model_seen_or_not(tmp_path: Path) -> None:
     now = tick(3, LET_GO)
-    state = state_of(replace(now, observation=replace(now.observation, models={})), config(tmp_path))
-    assert [(m["name"], m["seen"]) for m in state["models"]] == [("alexnet", False), ("resnet50", False), ("vgg19", False)]
+    state = state_of(
+        replace(now, observation=replace(now.observation, models={})), config(tmp_path)
+    )
+    assert [(m["name"], m["seen"]) for m in state["models"]] == [
+        ("alexnet", False),
+        ("resnet50", False),
+        ("vgg19", False),
+    ]
     assert state["models"][2]["feasible"] is False
     assert state["decision"]["outcome"] == "infeasible"
 
 
-def test_says_a_silence_once_and_its_end_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_says_a_silence_once_and_its_end_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     reporter = Reporter(config(tmp_path))
     gap = Gap("triton:main", "no answer", 0.0)
     for number in range(10):
@@ -111,7 +145,17 @@ def test_says_a_silence_once_and_its_end_once(tmp_path: Path, capsys: pytest.Cap
 def test_publishes_state_when_it_moves_and_hints_when_they_change(tmp_path: Path) -> None:
     broker = Published()
     reporter = Reporter(config(tmp_path), publisher=broker)
-    moved = Outcome((Actuation(Step("vgg19", StepKind.GROW, Allocation(0.2, 8), Allocation(0.3, 8), "more traffic"), True, 1.5),))
+    moved = Outcome(
+        (
+            Actuation(
+                Step(
+                    "vgg19", StepKind.GROW, Allocation(0.2, 8), Allocation(0.3, 8), "more traffic"
+                ),
+                True,
+                1.5,
+            ),
+        )
+    )
     reporter(tick(0, HOLD))
     reporter(tick(1, HOLD))
     reporter(tick(2, LET_GO, outcome=moved))
@@ -134,17 +178,32 @@ def test_what_was_learnt_is_in_the_state_and_a_changed_model_is_logged_once(tmp_
         bias=1.1,
         bias_upper=1.13,
         learnt=Learnt(0.4, 0.3, 0.0953, 0.0, 0.012),
-        live=LiveService(None, (5.0, 7.0, 9.0, 11.0, 13.0), (0.01,) * 5, "batches 1 to 5 within 2 %"),
+        live=LiveService(
+            None, (5.0, 7.0, 9.0, 11.0, 13.0), (0.01,) * 5, "batches 1 to 5 within 2 %"
+        ),
         changed=Changed(7.0, "version 1 -> 2"),
     )
     report = Reporter(settings)
     with capture_logs() as logs:
         for number in (7, 8):
             now = tick(number, HOLD)
-            report(replace(now, observation=replace(now.observation, at_s=float(number)), estimate=Estimate(0.0, {"vgg19": load})))
+            report(
+                replace(
+                    now,
+                    observation=replace(now.observation, at_s=float(number)),
+                    estimate=Estimate(0.0, {"vgg19": load}),
+                )
+            )
     assert [log["why"] for log in logs if log["event"] == "model changed"] == ["version 1 -> 2"]
     (vgg19,) = [model for model in report.state["models"] if model["name"] == "vgg19"]
-    assert vgg19["learnt"] == {"share": 0.4, "pressure": 0.3, "level": 0.0953, "tilt": 0.0, "sd": 0.012, "upper": 1.13}
+    assert vgg19["learnt"] == {
+        "share": 0.4,
+        "pressure": 0.3,
+        "level": 0.0953,
+        "tilt": 0.0,
+        "sd": 0.012,
+        "upper": 1.13,
+    }
     assert vgg19["live"]["said"] == "batches 1 to 5 within 2 %"
     assert [point["batch"] for point in vgg19["live"]["points"]] == [1, 2, 3, 4, 5]
     assert vgg19["changed"] == {"time_s": 1007.0, "why": "version 1 -> 2"}
@@ -155,17 +214,31 @@ def test_a_cap_on_every_client_is_said_when_it_begins_and_when_it_is_over(tmp_pa
     with capture_logs() as said:
         for number, share in enumerate((1.0, 0.5, 0.5, None, 1.0, 1.0)):
             seen = tick(number, HOLD)
-            reporter(replace(seen, observation=replace(seen.observation, mps=MpsReading((), share))))
+            reporter(
+                replace(seen, observation=replace(seen.observation, mps=MpsReading((), share)))
+            )
     caps = [(line["event"], line.get("reason", "")) for line in said if line.get("what") == "cap"]
-    assert caps == [("failing", "MPS control caps every client at 50%: set_default_active_thread_percentage 100"), ("recovered", "")]
+    assert caps == [
+        (
+            "failing",
+            "MPS control caps every client at 50%: set_default_active_thread_percentage 100",
+        ),
+        ("recovered", ""),
+    ]
 
 
-def test_a_process_of_its_own_that_is_refused_again_and_again_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_process_of_its_own_that_is_refused_again_and_again_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     reporter = Reporter(config(tmp_path))
     there = Allocation(None, 8)
-    step = Step("alexnet", StepKind.ADOPT, there, there, "its owner wants it in a process of its own")
+    step = Step(
+        "alexnet", StepKind.ADOPT, there, there, "its owner wants it in a process of its own"
+    )
     for number in range(3):
-        refused = Outcome((Actuation(step, False, 1.0, f"takes {number}.5 ms where 0.2 ms is allowed"),))
+        refused = Outcome(
+            (Actuation(step, False, 1.0, f"takes {number}.5 ms where 0.2 ms is allowed"),)
+        )
         reporter(tick(2 * number, Plan(float(number), Outcomes.MOVE, step.why, steps=(step,))))
         reporter(tick(2 * number + 1, HOLD, outcome=refused))
     said = capsys.readouterr().out
@@ -174,30 +247,54 @@ def test_a_process_of_its_own_that_is_refused_again_and_again_is_said_once(tmp_p
 
 
 def test_room_is_offered_gpu_by_gpu(tmp_path: Path) -> None:
-    settings, now = config(tmp_path), tick(1, replace(HOLD, least_share=1.25, least_by_gpu={0: 0.55, 1: 0.7, 2: 0.1}))
-    there = {"alexnet": reading("alexnet"), "resnet50": reading("resnet50", 1), "vgg19": reading("vgg19", 1)}
+    settings, now = (
+        config(tmp_path),
+        tick(1, replace(HOLD, least_share=1.25, least_by_gpu={0: 0.55, 1: 0.7, 2: 0.1})),
+    )
+    there = {
+        "alexnet": reading("alexnet"),
+        "resnet50": reading("resnet50", 1),
+        "vgg19": reading("vgg19", 1),
+    }
     now = replace(now, observation=replace(now.observation, models=there, foreign={1: 0.1}))
-    offers = [(hint["gpu_index"], hint["gpu"], hint["share"], hint["memory_free_bytes"]) for hint in hints_of(now, settings)]
-    assert offers == [(0, "V100 0", 0.45, 12), (1, "V100 1", 0.2, 11)], "nobody is on GPU 2 any more"
-    assert [(h["kind"], h.get("gpu_index")) for h in hints_of(stuck(now), settings)] == [("not_answering", None), ("offer", 0)]
-    unread = replace(now, observation=replace(now.observation, models={}, unread={"vgg19": "no answer"}))
+    offers = [
+        (hint["gpu_index"], hint["gpu"], hint["share"], hint["memory_free_bytes"])
+        for hint in hints_of(now, settings)
+    ]
+    assert offers == [(0, "V100 0", 0.45, 12), (1, "V100 1", 0.2, 11)], (
+        "nobody is on GPU 2 any more"
+    )
+    assert [(h["kind"], h.get("gpu_index")) for h in hints_of(stuck(now), settings)] == [
+        ("not_answering", None),
+        ("offer", 0),
+    ]
+    unread = replace(
+        now, observation=replace(now.observation, models={}, unread={"vgg19": "no answer"})
+    )
     assert list(hints_of(unread, settings)) == []
 
 
 def test_each_offer_is_published_though_the_other_has_not_gone_yet(tmp_path: Path) -> None:
     broker = Published()
     now = tick(1, replace(HOLD, least_by_gpu={0: 0.5, 1: 0.5}))
-    there = {name: reading(name, gpu) for gpu, name in enumerate(("alexnet", "resnet50"))} | {"vgg19": reading("vgg19")}
-    Reporter(config(tmp_path), publisher=broker)(replace(now, observation=replace(now.observation, models=there)))
+    there = {name: reading(name, gpu) for gpu, name in enumerate(("alexnet", "resnet50"))} | {
+        "vgg19": reading("vgg19")
+    }
+    Reporter(config(tmp_path), publisher=broker)(
+        replace(now, observation=replace(now.observation, models=there))
+    )
     assert [data["gpu_index"] for suffix, _, data in broker.sent if suffix == "hint"] == [0, 1]
 
 
-def test_a_model_that_does_not_answer_is_never_one_whose_slo_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_does_not_answer_is_never_one_whose_slo_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     broker, settings = Published(), config(tmp_path)
     reporter = Reporter(settings, publisher=broker)
     reporter(stuck(tick(0, HOLD)))
     words = (
-        "every SLO that was judged holds, with rates free to grow by 12%; not judged: vgg19: requests wait for 31 s and nothing is executed"
+        "every SLO that was judged holds, with rates free to grow by 12%; not judged: vgg19: "
+        "requests wait for 31 s and nothing is executed"
     )
     assert reporter.state["decision"]["why"] == words
     assert broker.sent[0][2]["decision"]["why"] == words
@@ -211,23 +308,55 @@ def test_a_model_that_does_not_answer_is_never_one_whose_slo_holds(tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"observation": {"models": {"alexnet": reading("alexnet"), "resnet50": reading("resnet50")}}}, "vgg19: not seen"),
-        ({"observation": {"unread": {"vgg19": "no answer in 0.4 s"}}}, "vgg19: not read: no answer in 0.4 s"),
-        ({"estimate": {"left_out": {"vgg19": "a prediction for it failed"}}}, "vgg19: a prediction for it failed"),
+        (
+            {
+                "observation": {
+                    "models": {"alexnet": reading("alexnet"), "resnet50": reading("resnet50")}
+                }
+            },
+            "vgg19: not seen",
+        ),
+        (
+            {"observation": {"unread": {"vgg19": "no answer in 0.4 s"}}},
+            "vgg19: not read: no answer in 0.4 s",
+        ),
+        (
+            {"estimate": {"left_out": {"vgg19": "a prediction for it failed"}}},
+            "vgg19: a prediction for it failed",
+        ),
         ({"standings": {"vgg19": Standing(State.NOT_ANSWERING, "it hangs")}}, "vgg19: it hangs"),
-        ({"standings": {"vgg19": Standing(State.WATCHED, "it is decoupled")}}, "vgg19: it is decoupled"),
-        ({"plan": {"verdicts": {n: HOLD.verdicts[n] for n in ("alexnet", "resnet50")}}}, "vgg19: no plan speaks of it"),
+        (
+            {"standings": {"vgg19": Standing(State.WATCHED, "it is decoupled")}},
+            "vgg19: it is decoupled",
+        ),
+        (
+            {"plan": {"verdicts": {n: HOLD.verdicts[n] for n in ("alexnet", "resnet50")}}},
+            "vgg19: no plan speaks of it",
+        ),
     ],
 )
-def test_every_slo_holds_only_where_every_model_was_judged(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+def test_every_slo_holds_only_where_every_model_was_judged(
+    tmp_path: Path, changes: dict[str, Any], why: str
+) -> None:
     now = tick(1, HOLD)
     for part, values in changes.items():
-        now = replace(now, **{part: values if part == "standings" else replace(getattr(now, part), **values)})
+        now = replace(
+            now, **{part: values if part == "standings" else replace(getattr(now, part), **values)}
+        )
     assert state_of(now, config(tmp_path))["decision"]["why"].endswith(f"; not judged: {why}")
     assert state_of(tick(1, HOLD), config(tmp_path))["decision"]["why"] == HOLD.why
 
 
 def test_the_state_of_each_model_is_shown_where_it_is_known(tmp_path: Path) -> None:
-    now = replace(tick(5, HOLD), standings={"vgg19": Standing(State.BY_HAND, "somebody loaded it", 2.0)})
-    shown = {m["name"]: (m["state"], m["why"], m.get("state_since_s")) for m in state_of(now, config(tmp_path))["models"]}
-    assert shown == {"alexnet": (None, "", None), "resnet50": (None, "", None), "vgg19": ("by_hand", "somebody loaded it", 1002.0)}
+    now = replace(
+        tick(5, HOLD), standings={"vgg19": Standing(State.BY_HAND, "somebody loaded it", 2.0)}
+    )
+    shown = {
+        m["name"]: (m["state"], m["why"], m.get("state_since_s"))
+        for m in state_of(now, config(tmp_path))["models"]
+    }
+    assert shown == {
+        "alexnet": (None, "", None),
+        "resnet50": (None, "", None),
+        "vgg19": ("by_hand", "somebody loaded it", 1002.0),
+    }

@@ -10,12 +10,17 @@ from igniterd.records import Estimate, Gap, Observation, Outcome, Outcomes, Plan
 from igniterd.report import Reporter
 
 HOUR = 3600
-CONFIG = '[host]\nname = "h"\n[[model]]\nname = "vgg19"\nslo_p99_ms = 1\n[[model]]\nname = "resnet50"\nslo_p99_ms = 1\n'
+CONFIG = (
+    '[host]\nname = "h"\n[[model]]\nname = "vgg19"\nslo_p99_ms = 1\n[[model]]\nname = '
+    '"resnet50"\nslo_p99_ms = 1\n'
+)
 
 
 def a_tick(n: int, plan: Plan, *gaps: Gap) -> Tick:
     seen = Observation(float(n), gaps=gaps)
-    return Tick(n, float(n), 1.7e9 + n, seen, Window(float(n), 1.0), Estimate(float(n)), plan, Outcome())
+    return Tick(
+        n, float(n), 1.7e9 + n, seen, Window(float(n), 1.0), Estimate(float(n)), plan, Outcome()
+    )
 
 
 def an_hour(tick: Callable[[int], Tick]) -> list[dict[str, object]]:
@@ -26,7 +31,9 @@ def an_hour(tick: Callable[[int], Tick]) -> list[dict[str, object]]:
     return list(said)
 
 
-@pytest.mark.parametrize("source", ["nvml", "triton:main", "metrics:main", "share:vgg19", "model:vgg19", "processes"])
+@pytest.mark.parametrize(
+    "source", ["nvml", "triton:main", "metrics:main", "share:vgg19", "model:vgg19", "processes"]
+)
 @pytest.mark.parametrize("period", [2, 3, 60])
 def test_a_source_that_flaps_is_summed_up(source: str, period: int) -> None:
     def tick(n: int) -> Tick:
@@ -59,14 +66,20 @@ SENTENCES: dict[str, Callable[[int], str]] = {
 
 @pytest.mark.parametrize("outcome", [Outcomes.WAIT, Outcomes.INFEASIBLE])
 @pytest.mark.parametrize("kind", SENTENCES)
-def test_a_sentence_with_another_figure_each_time_is_one_sentence(outcome: Outcomes, kind: str) -> None:
+def test_a_sentence_with_another_figure_each_time_is_one_sentence(
+    outcome: Outcomes, kind: str
+) -> None:
     said = an_hour(lambda n: a_tick(n, Plan(float(n), outcome, SENTENCES[kind](n))))
     assert 1 <= len(said) <= HOUR / 600 + 1
 
 
 def test_models_with_figures_in_their_names_are_told_apart() -> None:
     names = ("vgg19", "resnet50")
-    said = an_hour(lambda n: a_tick(n, Plan(float(n), Outcomes.WAIT, f"{names[n // 1800]}: its last change failed")))
+    said = an_hour(
+        lambda n: a_tick(
+            n, Plan(float(n), Outcomes.WAIT, f"{names[n // 1800]}: its last change failed")
+        )
+    )
     assert [str(line["why"]).partition(":")[0] for line in said] == ["vgg19", "resnet50"]
 
 

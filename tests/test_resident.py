@@ -6,10 +6,15 @@ from igniterd.resident import _clean, give_back
 SIZE = 32 * 2**20
 
 
-def test_pages_of_a_file_that_were_only_read_are_given_back_and_can_be_read_again(tmp_path: Path) -> None:
+def test_pages_of_a_file_that_were_only_read_are_given_back_and_can_be_read_again(
+    tmp_path: Path,
+) -> None:
     content = bytes(range(256)) * (SIZE // 256)
     (tmp_path / "file").write_bytes(content)
-    with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as mapped:
+    with (
+        (tmp_path / "file").open("rb") as file,
+        mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as mapped,
+    ):
         assert mapped[:] == content
         assert give_back() > SIZE // 2
         assert mapped[:] == content
@@ -18,7 +23,9 @@ def test_pages_of_a_file_that_were_only_read_are_given_back_and_can_be_read_agai
 def test_what_was_written_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"file" * 1024)
     with (tmp_path / "file").open("rb") as file:
-        private = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        private = mmap.mmap(
+            file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
+        )
     private[:4] = b"ours"
     give_back()
     assert private[:8] == b"oursfile"
@@ -53,4 +60,7 @@ Anonymous:             0 kB
 
 
 def test_only_what_is_the_same_in_its_file_is_given_back() -> None:
-    assert list(_clean(SMAPS)) == [(0x7F0000000000, 0x7F0000004000), (0x7F0000020000, 0x7F0000024000)]
+    assert list(_clean(SMAPS)) == [
+        (0x7F0000000000, 0x7F0000004000),
+        (0x7F0000020000, 0x7F0000024000),
+    ]

@@ -1,4 +1,5 @@
-"""Half an hour and more of everything that can go wrong, in virtual time. ``bench/soak.py`` lives through days of it."""
+"""Half an hour and more of everything that can go wrong, in virtual time. ``bench/soak.py`` lives
+through days of it."""
 
 from pathlib import Path
 
@@ -16,4 +17,5 @@ async def test_nothing_that_happens_breaks_a_promise(tmp_path: Path) -> None:
     assert seen.judged >= 5  # there was calm enough to judge by
     assert len(seen.faults) >= 6
     assert seen.reloads >= 5
-    assert seen.calm_reloads <= 12 * max(1.0, seen.calm_s / 3600)  # where nothing happens, next to nothing is moved
+    # where nothing happens, next to nothing is moved
+    assert seen.calm_reloads <= 12 * max(1.0, seen.calm_s / 3600)

@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 
 from igniterd.decide.cooldown import Held
-from igniterd.records import Actuation, Allocation, Load, ModelReading, Observation, Outcome, Step, StepKind, Stub
+from igniterd.records import (
+    Actuation,
+    Allocation,
+    Load,
+    ModelReading,
+    Observation,
+    Outcome,
+    Step,
+    StepKind,
+    Stub,
+)
 from igniterd.standing import Facts, Known, followed, scene, standings, stepped
 from igniterd.states import Cause, State
 from tests.hosts import config
@@ -19,7 +29,9 @@ A, B = Allocation(0.4, 8), Allocation(0.2, 8)
 
 def reading(name: str = "alexnet", here: Allocation = A, **more: Any) -> ModelReading:
     more = {"success_count": 100, "instance_names": frozenset({f"{name}_0_0"}), **more}
-    return ModelReading(name, more.pop("version", "1"), "main", more.pop("ready", True), "python", here, **more)
+    return ModelReading(
+        name, more.pop("version", "1"), "main", more.pop("ready", True), "python", here, **more
+    )
 
 
 def at(now_s: float, *readings: ModelReading, **more: Any) -> Observation:
@@ -27,7 +39,9 @@ def at(now_s: float, *readings: ModelReading, **more: Any) -> Observation:
 
 
 def done(after: Allocation, *, ok: bool = True, cause: Cause = Cause.NONE) -> Outcome:
-    return Outcome((Actuation(Step("alexnet", StepKind.SHRINK, A, after), ok, 1.0, "" if ok else "no", cause),))
+    return Outcome(
+        (Actuation(Step("alexnet", StepKind.SHRINK, A, after), ok, 1.0, "" if ok else "no", cause),)
+    )
 
 
 class World:
@@ -41,9 +55,13 @@ class World:
         return self.known
 
     def state(self, seen: Observation, name: str = "alexnet", **facts: Any) -> State:
-        loads = {n: Load(n, 1.0, 1.0, True, watched_s=100.0) for n in ("alexnet", "resnet50", "vgg19")}
+        loads = {
+            n: Load(n, 1.0, 1.0, True, watched_s=100.0) for n in ("alexnet", "resnet50", "vgg19")
+        }
         all_of_it = {"loads": loads, "profiled": {n: n for n in loads}, "held": Held(), **facts}
-        return standings(scene(seen, self.known), Facts(seen.at_s, self.config, self.known, **all_of_it))[name].state
+        return standings(
+            scene(seen, self.known), Facts(seen.at_s, self.config, self.known, **all_of_it)
+        )[name].state
 
 
 @pytest.fixture
@@ -54,19 +72,31 @@ def world(tmp_path: Path) -> World:
     return world
 
 
-def test_a_change_that_nobody_here_asked_for_is_a_hand_and_is_over_after_a_time(world: World) -> None:
+def test_a_change_that_nobody_here_asked_for_is_a_hand_and_is_over_after_a_time(
+    world: World,
+) -> None:
     seen = at(101.0, reading(here=B, success_count=0))
     hand = world.sees(seen).hands["alexnet"]
-    assert (hand.allocation, hand.times, hand.until_s) == (B, 1, 101.0 + world.config.decide.respect_s)
+    assert (hand.allocation, hand.times, hand.until_s) == (
+        B,
+        1,
+        101.0 + world.config.decide.respect_s,
+    )
     assert world.state(seen) is State.BY_HAND
     later = at(hand.until_s, reading(here=B))
     world.sees(later)
     assert world.state(later) is State.STEERED
 
 
-@pytest.mark.parametrize("change", [{"max_queue_delay_us": 500}, {"instances": 2}, {"max_batch_size": 4}, {"share": None}])
+@pytest.mark.parametrize(
+    "change",
+    [{"max_queue_delay_us": 500}, {"instances": 2}, {"max_batch_size": 4}, {"share": None}],
+)
 def test_a_hand_may_change_anything(world: World, change: dict[str, Any]) -> None:
-    assert "alexnet" in world.sees(at(101.0, reading(here=replace(A, **change), success_count=0))).hands
+    assert (
+        "alexnet"
+        in world.sees(at(101.0, reading(here=replace(A, **change), success_count=0))).hands
+    )
 
 
 def test_two_hands_in_a_row_are_one_quarrel(world: World) -> None:
@@ -106,11 +136,17 @@ def test_another_version_is_a_deployment_and_ends_what_a_hand_did(world: World) 
 
 def test_a_model_given_back_is_its_owners(world: World) -> None:
     assert not world.sees(at(101.0, reading(here=B)), released=["alexnet"]).hands
-    assert world.state(at(101.0, reading(here=B)), released={"alexnet": "it was given back"}) is State.HANDS_OFF
+    assert (
+        world.state(at(101.0, reading(here=B)), released={"alexnet": "it was given back"})
+        is State.HANDS_OFF
+    )
 
 
 def three(share: float | None, count: int) -> list[ModelReading]:
-    return [reading(n, replace(A, share=share), success_count=count) for n in ("alexnet", "resnet50", "vgg19")]
+    return [
+        reading(n, replace(A, share=share), success_count=count)
+        for n in ("alexnet", "resnet50", "vgg19")
+    ]
 
 
 def test_a_server_whose_models_all_count_from_the_start_is_a_new_one(world: World) -> None:
@@ -129,7 +165,9 @@ def test_one_of_our_shares_that_stands_shows_that_the_server_is_the_same(world: 
 
 
 def stub(pid: int, server: int = 1, started: int = 0) -> Stub:
-    return Stub(pid, (pid,), server, None, "/models/alexnet/1/model.py", "alexnet_0_0", started=started)
+    return Stub(
+        pid, (pid,), server, None, "/models/alexnet/1/model.py", "alexnet_0_0", started=started
+    )
 
 
 def test_another_pid_is_a_new_server_whatever_the_counts_say(world: World) -> None:
@@ -137,7 +175,9 @@ def test_another_pid_is_a_new_server_whatever_the_counts_say(world: World) -> No
     assert world.sees(at(102.0, reading(here=B), stubs=(stub(20, server=2),))).anew == {"main"}
 
 
-def test_an_old_copy_that_lingers_is_not_reloaded_and_one_of_another_server_is_none(world: World) -> None:
+def test_an_old_copy_that_lingers_is_not_reloaded_and_one_of_another_server_is_none(
+    world: World,
+) -> None:
     world.sees(at(101.0, reading(here=B), stubs=(stub(10), stub(11, started=5))), done(B))
     soon = at(105.0, reading(here=B), stubs=(stub(10), stub(11, started=5)))
     world.sees(soon)

@@ -11,7 +11,13 @@ from igniterd.window import between, between_readings
 MS = 1_000_000
 
 
-def reading(success: int = 0, failure: int = 0, pending: int | None = None, queue_ms: int = 0, **batches: tuple[int, int]) -> ModelReading:
+def reading(
+    success: int = 0,
+    failure: int = 0,
+    pending: int | None = None,
+    queue_ms: int = 0,
+    **batches: tuple[int, int],
+) -> ModelReading:
     return ModelReading(
         model="m",
         version="1",
@@ -23,7 +29,9 @@ def reading(success: int = 0, failure: int = 0, pending: int | None = None, queu
         failure_count=failure,
         pending_count=pending,
         queue_ns=queue_ms * MS,
-        batches=tuple(BatchStat(int(k[1:]), n, n * MS, ms * MS, n * MS) for k, (n, ms) in batches.items()),
+        batches=tuple(
+            BatchStat(int(k[1:]), n, n * MS, ms * MS, n * MS) for k, (n, ms) in batches.items()
+        ),
     )
 
 
@@ -33,7 +41,8 @@ def test_rates_by_hand() -> None:
     window = between_readings(before, after, 2.0)
     assert (window.arrivals, window.completed, window.failed) == (53, 51, 1)
     assert window.executions == {1: 10, 2: 20, 4: 1}
-    assert window.service_ms == {1: 8.0, 2: 8.0, 4: 12.0}  # 60/10 + input 1 + output 1; 120/20 + 2; 10 + 2
+    # 60/10 + input 1 + output 1; 120/20 + 2; 10 + 2
+    assert window.service_ms == {1: 8.0, 2: 8.0, 4: 12.0}
     assert window.queue_ms == 2.0
     assert not window.restarted
 
@@ -58,12 +67,23 @@ def test_first_observation_and_models_that_come_and_go() -> None:
 
 
 counts = st.integers(0, 10**9)
-batches = st.dictionaries(st.sampled_from(["b1", "b2", "b8"]), st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)))
-readings = st.builds(lambda s, f, p, q, b: reading(s, f, p, q, **b), counts, counts, st.none() | st.integers(0, 10**4), counts, batches)
+batches = st.dictionaries(
+    st.sampled_from(["b1", "b2", "b8"]), st.tuples(st.integers(0, 10**6), st.integers(0, 10**6))
+)
+readings = st.builds(
+    lambda s, f, p, q, b: reading(s, f, p, q, **b),
+    counts,
+    counts,
+    st.none() | st.integers(0, 10**4),
+    counts,
+    batches,
+)
 
 
 @given(readings, readings, st.floats(0.01, 100))
-def test_counters_that_restart_never_give_a_negative_rate(before: ModelReading, after: ModelReading, span_s: float) -> None:
+def test_counters_that_restart_never_give_a_negative_rate(
+    before: ModelReading, after: ModelReading, span_s: float
+) -> None:
     window = between_readings(before, after, span_s)
     assert window.arrivals >= 0
     assert window.completed >= 0
@@ -81,8 +101,13 @@ def test_a_span_is_from_answer_to_answer() -> None:
     window = between(seen(1.0, 1.3, reading(100)), seen(2.0, 2.0, reading(170)))
     assert window.span_s == 1.0
     assert window.models["m"].span_s == pytest.approx(0.7)
-    assert between(seen(1.0, None, reading(100)), seen(2.0, 2.2, reading(220))).models["m"].span_s == pytest.approx(1.2)
-    assert between(seen(1.0, math.nan, reading(100)), seen(2.0, None, reading(200))).models["m"].span_s == 1.0
+    assert between(seen(1.0, None, reading(100)), seen(2.0, 2.2, reading(220))).models[
+        "m"
+    ].span_s == pytest.approx(1.2)
+    assert (
+        between(seen(1.0, math.nan, reading(100)), seen(2.0, None, reading(200))).models["m"].span_s
+        == 1.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,15 +116,23 @@ def test_a_span_is_from_answer_to_answer() -> None:
         (1.2, 1.2, {}),  # the same answer, seen twice
         (1.2, 0.9, {}),  # a clock that went back
         (1.5, 1.55, {}),  # hardly a moment
-        (None, None, {"unread": {"m": "no answer in 0.4 s"}}),  # what stands for it was answered before
+        # what stands for it was answered before
+        (None, None, {"unread": {"m": "no answer in 0.4 s"}}),
     ],
 )
-def test_a_reading_that_is_not_new_is_no_window(first_s: float | None, then_s: float | None, more: dict[str, object]) -> None:
-    assert between(seen(1.0, first_s, reading(100)), seen(2.0, then_s, reading(100), **more)).models == {}
+def test_a_reading_that_is_not_new_is_no_window(
+    first_s: float | None, then_s: float | None, more: dict[str, object]
+) -> None:
+    assert (
+        between(seen(1.0, first_s, reading(100)), seen(2.0, then_s, reading(100), **more)).models
+        == {}
+    )
 
 
 def test_an_answer_that_is_new_counts_though_its_stamp_is_not() -> None:
-    window = between(seen(1.0, 1.2, reading(100, pending=3)), seen(2.0, 1.2, reading(100, pending=90)))
+    window = between(
+        seen(1.0, 1.2, reading(100, pending=3)), seen(2.0, 1.2, reading(100, pending=90))
+    )
     assert (window.models["m"].span_s, window.models["m"].arrivals) == (1.0, 87)
 
 
@@ -114,14 +147,17 @@ def test_a_model_that_was_unread_is_counted_from_its_last_answer() -> None:
     ("before", "after"),
     [
         (reading(100), reading(100 + 10**12)),
-        (reading(26_000_000), reading(10_000_000)),  # another server behind the address: no new copy counts so much in a second
+        # another server behind the address: no new copy counts so much in a second
+        (reading(26_000_000), reading(10_000_000)),
         (reading(2**64 - 1), reading(2**63)),
         (reading(-5), reading(100)),
         (reading(100), reading(-100)),
         (reading(100), reading(120, failure=10**15)),
     ],
 )
-def test_what_no_server_could_have_counted_is_no_window(before: ModelReading, after: ModelReading) -> None:
+def test_what_no_server_could_have_counted_is_no_window(
+    before: ModelReading, after: ModelReading
+) -> None:
     assert between(seen(1.0, None, before), seen(2.0, None, after)).models == {}
 
 
@@ -129,12 +165,15 @@ def test_what_no_server_could_have_counted_is_no_window(before: ModelReading, af
 def test_a_pending_count_that_is_none_is_not_believed(pending: int) -> None:
     window = between_readings(reading(100, pending=3), reading(130, pending=pending), 1.0)
     assert (window.arrivals, window.pending) == (30, None)
-    assert between_readings(reading(130, pending=pending), reading(160, pending=2), 1.0).arrivals == 30
+    assert (
+        between_readings(reading(130, pending=pending), reading(160, pending=2), 1.0).arrivals == 30
+    )
 
 
 def test_times_that_cannot_have_passed_are_not_believed() -> None:
     assert between_readings(reading(0), reading(40, b4=(10, 1_000_000)), 1.0).service_ms == {}
-    slow = between_readings(reading(0), reading(4, b4=(1, 90_000)), 1.0)  # one that began long before
+    # one that began long before
+    slow = between_readings(reading(0), reading(4, b4=(1, 90_000)), 1.0)
     assert slow.service_ms == {4: 90_002.0}
 
 
@@ -143,7 +182,9 @@ def test_items_of_requests() -> None:
         return replace(reading(requests), inference_count=items)
 
     assert between_readings(counted(1000, 1000), counted(1030, 1240), 1.0).items == 240
-    assert between_readings(counted(1000, 1000), counted(1030, 1000), 1.0).items == 30, "never below one a request"
+    assert between_readings(counted(1000, 1000), counted(1030, 1000), 1.0).items == 30, (
+        "never below one a request"
+    )
     assert between_readings(counted(1000, 1000), counted(1030, 10**14), 1.0).items == 30
     assert between_readings(counted(1000, 9000), counted(1030, 400), 1.0).restarted
 
@@ -157,5 +198,8 @@ def test_requests_refused_at_the_door() -> None:
     def refused(count: int | None) -> ModelReading:
         return replace(reading(1), rejected_count=count)
 
-    counts = [between_readings(refused(a), refused(b), 1.0).rejected for a, b in ((3, 8), (None, 8), (8, None), (8, 3), (0, 10**12))]
+    counts = [
+        between_readings(refused(a), refused(b), 1.0).rejected
+        for a, b in ((3, 8), (None, 8), (8, None), (8, 3), (0, 10**12))
+    ]
     assert counts == [5, 0, 0, 0, 0]

@@ -1,4 +1,5 @@
-"""``python -m bench.gpu [--emulated]``: everything that needs a GPU, measured in one go. See ``run.sh``."""
+"""``python -m bench.gpu [--emulated]``: everything that needs a GPU, measured in one go. See
+``run.sh``."""
 
 from __future__ import annotations
 
@@ -33,8 +34,10 @@ STOP_S = 15.0
 COMPILE_S = 150.0
 REMARKS = {
     Kind.GPU: "PyTorch networks with random weights on a real GPU behind Triton",
-    Kind.EMULATED: f"Emulated GPU: times of measured V100 tables, {SLOW_FACTOR:g} times slower. These are not figures of a GPU.",
-    Kind.CPU: "PyTorch networks on the CPU, shares without effect: shows that the harness runs. These are not figures of a GPU.",
+    Kind.EMULATED: f"Emulated GPU: times of measured V100 tables, {SLOW_FACTOR:g} times slower. "
+    "These are not figures of a GPU.",
+    Kind.CPU: "PyTorch networks on the CPU, shares without effect: shows that the harness runs. "
+    "These are not figures of a GPU.",
 }
 
 
@@ -46,7 +49,9 @@ def say(line: str) -> None:
 class Harness:
     """One run; ``results`` is on disk after every phase."""
 
-    def __init__(self, kind: Kind, folder: Path, output: Path, budget: Budget, given: Profile | None = None) -> None:
+    def __init__(
+        self, kind: Kind, folder: Path, output: Path, budget: Budget, given: Profile | None = None
+    ) -> None:
         """``given`` is used in place of a profile of its own."""
         self.folder, self.output, self.budget, self._given = folder, output, budget, given
         self.results: dict[str, Any] = {
@@ -66,13 +71,16 @@ class Harness:
         self._profile: Profile | None = None
 
     async def run(self) -> None:
-        """All phases; what fails is in ``incomplete``. Everything started is stopped on the way out."""
+        """All phases; what fails is in ``incomplete``. Everything started is stopped on the way
+        out."""
         async with AsyncExitStack() as stack:
             compiling = asyncio.create_task(_compiled(self.folder), name="compile")
             stack.push_async_callback(_cancelled, compiling)
             await self._phase("start", lambda _: self._start(stack, compiling), most_s=COMPILE_S)
             if self._stage is None:
-                self.budget.lacks(f"{', '.join(p for p in PHASES if p != 'start')}: nothing could be started")
+                self.budget.lacks(
+                    f"{', '.join(p for p in PHASES if p != 'start')}: nothing could be started"
+                )
                 return
             for name, work in (
                 ("profile", self._profiled),
@@ -90,7 +98,9 @@ class Harness:
         with contextlib.suppress(OSError):
             report.draw(self.results, self.output.with_suffix(".png"))
 
-    async def _phase(self, name: str, work: Callable[[float], Awaitable[None]], most_s: float | None = None) -> None:
+    async def _phase(
+        self, name: str, work: Callable[[float], Awaitable[None]], most_s: float | None = None
+    ) -> None:
         say(f"[{time.monotonic() - self._began_s:4.0f} s] {name}")
         ended = await self.budget.phase(name, work, most_s=most_s)
         if not ended:
@@ -114,7 +124,10 @@ class Harness:
             self._originals = {name: await client.config(name) for name in self._stage.models}
         finally:
             await client.close()
-        say(f"  Triton {self.results['triton']} serves {', '.join(self._stage.models)}; waiting for igniterd's model to be compiled")
+        say(
+            f"  Triton {self.results['triton']} serves {', '.join(self._stage.models)}; waiting "
+            "for igniterd's model to be compiled"
+        )
         await compiling
 
     def _described(self) -> dict[str, Any]:
@@ -150,34 +163,50 @@ class Harness:
     def _take(self, stage: Stage, found: Profile) -> None:
         """Go on with this profile, and with the models that are in it."""
         self._profile = found
-        models = {n: {"points": len(m.solo), "memory_bytes": m.memory_bytes} for n, m in found.models.items()}
+        models = {
+            n: {"points": len(m.solo), "memory_bytes": m.memory_bytes}
+            for n, m in found.models.items()
+        }
         told = {"models": models, "co_runs": len(found.co_runs), "origin": found.origin}
-        self.results["profile"] = told | ({"measured": json.loads(found.dump())} if self._given is None else {})
+        self.results["profile"] = told | (
+            {"measured": json.loads(found.dump())} if self._given is None else {}
+        )
         if absent := [name for name in stage.models if name not in found.models]:
-            self.budget.lacks(f"profile: {', '.join(absent)}, for want of time; left out from here on")
+            self.budget.lacks(
+                f"profile: {', '.join(absent)}, for want of time; left out from here on"
+            )
             self._stage = replace(stage, models=tuple(m for m in stage.models if m in found.models))
         expected = len(found.models) * (len(found.models) - 1)
         if len(found.co_runs) < expected:
-            self.budget.lacks(f"profile: {expected - len(found.co_runs)} of {expected} co-runs, for want of time")
+            self.budget.lacks(
+                f"profile: {expected - len(found.co_runs)} of {expected} co-runs, for want of time"
+            )
 
     async def _together(self, allowed_s: float) -> None:
         records: list[dict[str, Any]] = []
         try:
-            missing = await closedloop.together(self._running, self.folder, self._originals, self._known, allowed_s, say, records)
+            missing = await closedloop.together(
+                self._running, self.folder, self._originals, self._known, allowed_s, say, records
+            )
             self.budget.incomplete.extend(missing)
         finally:  # what was measured before it was stopped counts too
             self.results["together"] = records
             self.results["service_time"] = report.summed(records)
 
     async def _tails(self, allowed_s: float) -> None:
-        self.results["tails"] = await openloop.tails(self._running, self.folder, self._originals, self._known, allowed_s, say)
+        self.results["tails"] = await openloop.tails(
+            self._running, self.folder, self._originals, self._known, allowed_s, say
+        )
 
     async def _loop(self, allowed_s: float) -> None:
-        self.results["loop"] = await loop.steered(self._running, self.folder, self._originals, self._known, allowed_s, say)
+        self.results["loop"] = await loop.steered(
+            self._running, self.folder, self._originals, self._known, allowed_s, say
+        )
 
 
 async def _compiled(folder: Path) -> None:
-    """Have igniterd's model compiled before anything is measured beside it; on later runs it comes from numba's cache."""
+    """Have igniterd's model compiled before anything is measured beside it; on later runs it comes
+    from numba's cache."""
     path = folder / "warm.profile.json"
     builtin_profile("v100").save(path)
     names = ("alexnet", "resnet50", "vgg19")
@@ -224,14 +253,44 @@ async def measured(asked: argparse.Namespace, folder: Path) -> Harness:
 
 
 def main() -> int:
-    """Exit status 0 when everything was measured, 1 when something is missing (the JSON says what)."""
-    parser = argparse.ArgumentParser(prog="bench/gpu/run.sh", description="profile, predict and steer real networks on a GPU")
-    parser.add_argument("--emulated", dest="kind", action="store_const", const=Kind.EMULATED, default=Kind.GPU, help="without a GPU")
-    parser.add_argument("--cpu", dest="kind", action="store_const", const=Kind.CPU, help="the networks on the CPU, to try the harness out")
-    parser.add_argument("--budget", type=float, default=480.0, metavar="SECONDS", help="longest time in all (480)")
-    parser.add_argument("-o", "--output", type=Path, help="the JSON; the picture lies beside it (out/gpu-MODE.json)")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep configurations and logs in this new folder")
-    parser.add_argument("--profile", type=Path, metavar="FILE", help="use this profile of the same models and board, measure none")
+    """Exit status 0 when everything was measured, 1 when something is missing (the JSON says
+    what)."""
+    parser = argparse.ArgumentParser(
+        prog="bench/gpu/run.sh", description="profile, predict and steer real networks on a GPU"
+    )
+    parser.add_argument(
+        "--emulated",
+        dest="kind",
+        action="store_const",
+        const=Kind.EMULATED,
+        default=Kind.GPU,
+        help="without a GPU",
+    )
+    parser.add_argument(
+        "--cpu",
+        dest="kind",
+        action="store_const",
+        const=Kind.CPU,
+        help="the networks on the CPU, to try the harness out",
+    )
+    parser.add_argument(
+        "--budget", type=float, default=480.0, metavar="SECONDS", help="longest time in all (480)"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, help="the JSON; the picture lies beside it (out/gpu-MODE.json)"
+    )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FOLDER",
+        help="keep configurations and logs in this new folder",
+    )
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="use this profile of the same models and board, measure none",
+    )
     asked = parser.parse_args()
     asked.output = (asked.output or ROOT / "out" / f"gpu-{asked.kind}.json").absolute()
     asked.output.parent.mkdir(parents=True, exist_ok=True)

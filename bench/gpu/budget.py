@@ -1,4 +1,5 @@
-"""Time, divided over phases: what one phase leaves goes to the next ones, and what fails or runs out of time is written down."""
+"""Time, divided over phases: what one phase leaves goes to the next ones, and what fails or runs
+out of time is written down."""
 
 from __future__ import annotations
 
@@ -11,9 +12,15 @@ from igniterd.errors import IgniterdError
 
 
 class Budget:
-    """``total_s`` seconds from now for ``phases``, a weight for each, in the order they will be run in."""
+    """``total_s`` seconds from now for ``phases``, a weight for each, in the order they will be run
+    in."""
 
-    def __init__(self, total_s: float, phases: Mapping[str, float], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        total_s: float,
+        phases: Mapping[str, float],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         if not total_s > 0.0:
             raise ValueError(f"budget is {total_s}: give seconds above 0")
         self.incomplete: list[str] = []
@@ -27,7 +34,8 @@ class Budget:
         return max(0.0, self._end_s - self._clock())
 
     def allowed_s(self, phase: str) -> float:
-        """Seconds for ``phase`` if it began now: its part of what is left, among the phases that have not been run."""
+        """Seconds for ``phase`` if it began now: its part of what is left, among the phases that
+        have not been run."""
         waiting = {p: w for p, w in self._weights.items() if p not in self.spent_s}
         if phase not in waiting:
             raise KeyError(f"{phase!r} is not one of the phases to come: {', '.join(waiting)}")
@@ -37,10 +45,14 @@ class Budget:
         """Something was left out."""
         self.incomplete.append(what)
 
-    async def phase(self, name: str, work: Callable[[float], Awaitable[None]], *, most_s: float | None = None) -> bool:
-        """Run ``work(seconds it has)``, stopped when they are over (``most_s`` in place of the phase's part); whether it ended by itself.
+    async def phase(
+        self, name: str, work: Callable[[float], Awaitable[None]], *, most_s: float | None = None
+    ) -> bool:
+        """Run ``work(seconds it has)``, stopped when they are over (``most_s`` in place of the
+        phase's part); whether it ended by itself.
 
-        Errors are written down, faults of the harness itself with their traceback; the other phases may still be of use.
+        Errors are written down, faults of the harness itself with their traceback; the other phases
+        may still be of use.
         """
         allowed_s, began_s = self.allowed_s(name), self._clock()
         if most_s is not None:

@@ -1,4 +1,5 @@
-"""Service times: the profile as a user takes it, then co-locations that were not profiled against what the model makes of that profile."""
+"""Service times: the profile as a user takes it, then co-locations that were not profiled against
+what the model makes of that profile."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ from igniterd.profiler.server import Server
 
 Say = Callable[[str], None]
 START_S, RESTORE_S = 15.0, 40.0
-"""What `igniterd profile` takes beyond its budget to start and look at the board; the longest it may take to put the server back."""
+"""What `igniterd profile` takes beyond its budget to start and look at the board; the longest it
+may take to put the server back."""
 LEAST_POINTS = 3
 """A model with fewer cannot be fitted."""
 LEVEL = 0.95
@@ -42,27 +44,44 @@ BATCHES = ((0.375, 0.75, 1.0), (1.0, 0.375, 0.75))
 
 
 def client_of(stage: Stage) -> TritonClient:
-    return TritonClient("bench", stage.triton.url, timeout_s=10.0, reload_timeout_s=120.0, config_max_age_s=3600.0)
+    return TritonClient(
+        "bench", stage.triton.url, timeout_s=10.0, reload_timeout_s=120.0, config_max_age_s=3600.0
+    )
 
 
 def environment() -> dict[str, str]:
     """For igniterd in a process of its own."""
     before = os.environ.get("PYTHONPATH", "")
-    return os.environ | {"PYTHONPATH": f"{ROOT}:{before}" if before else str(ROOT), "PYTHONUNBUFFERED": "1"}
+    return os.environ | {
+        "PYTHONPATH": f"{ROOT}:{before}" if before else str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 # ---------------------------------------------------------------- the profile
 
 
 async def profile(stage: Stage, folder: Path, allowed_s: float, say: Say) -> None:
-    """``igniterd profile`` on all models; what it measured is found by :func:`profiled`, also when this is stopped on the way."""
-    command = [*(sys.executable, "-m", "igniterd", "profile", *stage.models, "-o", str(_output(folder)))]
-    command += ["--triton", stage.triton.url, "--gpu", stage.board, "--state", str(folder / "state")]
+    """``igniterd profile`` on all models; what it measured is found by :func:`profiled`, also when
+    this is stopped on the way."""
+    command = [
+        *(sys.executable, "-m", "igniterd", "profile", *stage.models, "-o", str(_output(folder)))
+    ]
+    command += [
+        "--triton",
+        stage.triton.url,
+        "--gpu",
+        stage.board,
+        "--state",
+        str(folder / "state"),
+    ]
     command += ["--max-batch", str(stage.max_batch), "--min-share", str(stage.min_share)]
     command += ["--budget", f"{max(1.0, allowed_s - START_S):.0f}"]
     if stage.sm_count is not None:
         command += ["--sm-count", str(stage.sm_count), "--board-name", stage.kind]
-    async with running("igniterd profile", command, log=folder / "profile.log", env=environment(), stop_s=RESTORE_S) as program:
+    async with running(
+        "igniterd profile", command, log=folder / "profile.log", env=environment(), stop_s=RESTORE_S
+    ) as program:
         seen = 0
         while program.alive:
             seen = _told(program, seen, say)
@@ -73,15 +92,20 @@ async def profile(stage: Stage, folder: Path, allowed_s: float, say: Say) -> Non
 
 
 def profiled(folder: Path) -> Profile | None:
-    """What was measured: the profile, or what an interrupted one left of the models it got to, or ``None``."""
+    """What was measured: the profile, or what an interrupted one left of the models it got to, or
+    ``None``."""
     output = _output(folder)
     if output.exists():
         return Profile.load(output)
     with contextlib.suppress(CannotRun):
         partial = Partial.read(partial_path(output))
-        partial.models = {name: done for name, done in partial.models.items() if len(done.solo) >= LEAST_POINTS}
+        partial.models = {
+            name: done for name, done in partial.models.items() if len(done.solo) >= LEAST_POINTS
+        }
         partial.settings = partial.settings.model_copy(update={"models": list(partial.models)})
-        partial.co_runs = [run for run in partial.co_runs if all(t.model in partial.models for t in run.tenants)]
+        partial.co_runs = [
+            run for run in partial.co_runs if all(t.model in partial.models for t in run.tenants)
+        ]
         if partial.models:
             found = partial.profile(origin="igniterd profile, interrupted")
             found.save(output)
@@ -114,7 +138,8 @@ class Case:
 
 
 def arrangements(models: Sequence[str]) -> list[dict[str, float]]:
-    """Shares of three models at a time: the first three, and where there is a fourth, that one with the second and third."""
+    """Shares of three models at a time: the first three, and where there is a fourth, that one with
+    the second and third."""
     first = dict(zip(models[:3], SHARES, strict=False))
     if len(models) < 4:
         return [first]
@@ -122,10 +147,14 @@ def arrangements(models: Sequence[str]) -> list[dict[str, float]]:
 
 
 def cases(models: Sequence[str], largest: int) -> Iterator[Case]:
-    """What is measured, the most telling first within an arrangement; a few reloads lie between arrangements."""
+    """What is measured, the most telling first within an arrangement; a few reloads lie between
+    arrangements."""
     for number, shares in enumerate(arrangements(models)):
         names = list(shares)
-        settings = [dict(zip(names, (max(1, round(f * largest)) for f in part), strict=False)) for part in BATCHES]
+        settings = [
+            dict(zip(names, (max(1, round(f * largest)) for f in part), strict=False))
+            for part in BATCHES
+        ]
         for batches in settings if len(names) == len(SHARES) else ():
             yield Case(number, "triple", tuple((m, batches[m]) for m in names))
         for batches in settings if number == 0 else settings[:1]:
@@ -146,8 +175,8 @@ async def together(
 ) -> list[str]:
     """Measure and predict every case there is time for into ``records``; returns what was left out.
 
-    A record has the tenants with their measured and predicted mean service times, the 95 % bound of the prediction, and for pairs what
-    is predicted from a profile without the co-runs of that pair.
+    A record has the tenants with their measured and predicted mean service times, the 95 % bound of
+    the prediction, and for pairs what is predicted from a profile without the co-runs of that pair.
     """
     until_s = time.monotonic() + allowed_s - 3.0
     model = OwnModel(found)
@@ -157,19 +186,30 @@ async def together(
     try:
         server, meter = Server(client, originals, folder / "state" / "shares"), Meter(client, None)
         async with AsyncExitStack() as stack:
-            sources = {n: await stack.enter_async_context(source(client, feed_of(c, stage.max_batch))) for n, c in originals.items()}
+            sources = {
+                n: await stack.enter_async_context(source(client, feed_of(c, stage.max_batch)))
+                for n, c in originals.items()
+            }
             while todo and time.monotonic() + longest_s < until_s:
                 case, began_s = todo.pop(0), time.monotonic()
                 if case.arrangement != arranged:
                     arranged = case.arrangement
                     await _arrange(server, arrangements(stage.models)[arranged], stage.max_batch)
                     began_s = time.monotonic()
-                records.append(await _measured(case, arrangements(stage.models)[arranged], sources, meter, model, found))
+                records.append(
+                    await _measured(
+                        case, arrangements(stage.models)[arranged], sources, meter, model, found
+                    )
+                )
                 longest_s = max(longest_s if records[1:] else 0.0, time.monotonic() - began_s)
                 say(f"  {_worded(records[-1])}")
     finally:
         await client.close()
-    return [f"together: {len(todo)} of {len(todo) + len(records)} co-locations, for want of time"] if todo else []
+    return (
+        [f"together: {len(todo)} of {len(todo) + len(records)} co-locations, for want of time"]
+        if todo
+        else []
+    )
 
 
 async def _arrange(server: Server, shares: Mapping[str, float], largest: int) -> None:
@@ -178,12 +218,21 @@ async def _arrange(server: Server, shares: Mapping[str, float], largest: int) ->
 
 
 async def _measured(
-    case: Case, shares: Mapping[str, float], sources: Mapping[str, Source], meter: Meter, model: OwnModel, found: Profile
+    case: Case,
+    shares: Mapping[str, float],
+    sources: Mapping[str, Source],
+    meter: Meter,
+    model: OwnModel,
+    found: Profile,
 ) -> dict[str, Any]:
     tenants = [Tenant(name, batch, shares[name]) for name, batch in case.loads]
     seen = await meter.measure([(sources[name], batch) for name, batch in case.loads], EFFORT)
     told = await asyncio.to_thread(model.predict, tenants, level=LEVEL)
-    withheld = await asyncio.to_thread(_without(found, case).predict, tenants) if case.kind == "pair" else None
+    withheld = (
+        await asyncio.to_thread(_without(found, case).predict, tenants)
+        if case.kind == "pair"
+        else None
+    )
     return {
         "kind": case.kind,
         "tenants": [
@@ -212,7 +261,8 @@ def _without(found: Profile, case: Case) -> OwnModel:
 
 def _worded(record: Mapping[str, Any]) -> str:
     parts = (
-        f"{t['model']} b{t['batch']} {t['share']:.0%}: {t['measured_ms']:.2f} ms ({t['predicted_ms'] / t['measured_ms'] - 1:+.1%})"
+        f"{t['model']} b{t['batch']} {t['share']:.0%}: {t['measured_ms']:.2f} ms "
+        f"({t['predicted_ms'] / t['measured_ms'] - 1:+.1%})"
         for t in record["tenants"]
     )
     return f"{record['kind']:6s} " + " | ".join(parts)

@@ -1,4 +1,5 @@
-"""The closed loop: Triton as it comes, then the daemon, then a shift of the traffic; every request counts."""
+"""The closed loop: Triton as it comes, then the daemon, then a shift of the traffic; every request
+counts."""
 
 from __future__ import annotations
 
@@ -50,15 +51,28 @@ class Traffic:
 
 
 def traffic(found: Profile, names: Sequence[str]) -> Traffic:
-    """Traffic that fits by the model with room to spare, whatever GPU this is. Raises :class:`CannotRun` where nothing fits."""
+    """Traffic that fits by the model with room to spare, whatever GPU this is. Raises
+    :class:`CannotRun` where nothing fits."""
     oracle = Oracle(OwnModel(found), level=LEVEL)
     demands, slos = [], {}
     for name in names:
         largest = oracle.model.max_batch(name)
-        curve = oracle.corrected_ms(Demand(name, name, 1.0, 1e9, max_batch=largest), 1.0 / len(names), ())
+        curve = oracle.corrected_ms(
+            Demand(name, name, 1.0, 1e9, max_batch=largest), 1.0 / len(names), ()
+        )
         slos[name] = float(f"{SLO_FACTOR * curve[max(1, largest // 2) - 1]:.2g}")
-        demands.append(Demand(name, name, 0.2 * 1e3 * largest / float(curve[-1]), MARGIN * slos[name], max_batch=largest))
-    shifted = [replace(d, rate_per_s=d.rate_per_s * by) for d, by in zip(demands, SHIFT, strict=False)]
+        demands.append(
+            Demand(
+                name,
+                name,
+                0.2 * 1e3 * largest / float(curve[-1]),
+                MARGIN * slos[name],
+                max_batch=largest,
+            )
+        )
+    shifted = [
+        replace(d, rate_per_s=d.rate_per_s * by) for d, by in zip(demands, SHIFT, strict=False)
+    ]
     return Traffic(slos, _fitting(oracle, demands), _fitting(oracle, shifted))
 
 
@@ -78,9 +92,15 @@ def _fitting(oracle: Oracle, demands: Sequence[Demand]) -> dict[str, float]:
 
 
 async def steered(
-    stage: Stage, folder: Path, originals: Mapping[str, ModelConfig], found: Profile, allowed_s: float, say: Say
+    stage: Stage,
+    folder: Path,
+    originals: Mapping[str, ModelConfig],
+    found: Profile,
+    allowed_s: float,
+    say: Say,
 ) -> dict[str, Any]:
-    """Play it; the record. Raises :class:`CannotRun` without enough time, or when a part ends early."""
+    """Play it; the record. Raises :class:`CannotRun` without enough time, or when a part ends
+    early."""
     if allowed_s < LEAST_S:
         raise CannotRun(f"{allowed_s:.0f} s were left, {LEAST_S:.0f} are needed")
     until_s = time.monotonic() + allowed_s - min(LAST_S, 0.1 * allowed_s)
@@ -88,13 +108,22 @@ async def steered(
     planned = await asyncio.to_thread(traffic, found, names)
     client = client_of(stage)
     try:
-        await asyncio.gather(*(client.load(n, config, exact=True) for n, config in originals.items()))
+        await asyncio.gather(
+            *(client.load(n, config, exact=True) for n, config in originals.items())
+        )
         admin = f"127.0.0.1:{free_ports(1)[0]}"
         config = _configured(stage, folder, planned, admin)
-        async with own_requests(client, {n: originals[n] for n in names}) as requests, watching(admin, None) as watch:
-            spec = LoadSpec(stage.triton.url, (Phase("bare", None, planned.before),), seed=9, requests=requests)
+        async with (
+            own_requests(client, {n: originals[n] for n in names}) as requests,
+            watching(admin, None) as watch,
+        ):
+            spec = LoadSpec(
+                stage.triton.url, (Phase("bare", None, planned.before),), seed=9, requests=requests
+            )
             async with load(spec, folder / "loop.csv") as sender:
-                played = await _played(stage, config, planned, sender, watch, until_s - time.monotonic(), say)
+                played = await _played(
+                    stage, config, planned, sender, watch, until_s - time.monotonic(), say
+                )
                 log = await sender.stop(timeout_s=20.0)
     finally:
         await client.close()
@@ -102,26 +131,47 @@ async def steered(
 
 
 async def _played(
-    stage: Stage, config: Path, planned: Traffic, sender: LoadProcess, watch: Watch, seconds: float, say: Say
+    stage: Stage,
+    config: Path,
+    planned: Traffic,
+    sender: LoadProcess,
+    watch: Watch,
+    seconds: float,
+    say: Say,
 ) -> list[dict[str, Any]]:
     played: list[dict[str, Any]] = []
 
     async def play(key: str, rates: Mapping[str, float], program: Running | None) -> None:
         settle, measured = (part * seconds for part in PARTS[key])
-        say(f"  {TITLES[key]}: " + ", ".join(f"{m} {r:g}/s" for m, r in rates.items()) + f"; {settle:.0f} + {measured:.0f} s")
+        say(
+            f"  {TITLES[key]}: "
+            + ", ".join(f"{m} {r:g}/s" for m, r in rates.items())
+            + f"; {settle:.0f} + {measured:.0f} s"
+        )
         begin_s = time.time()
         await sender.change(Phase(key, None, rates))
         await _while_alive(program, settle)
         from_s = time.time()
         await _while_alive(program, measured)
-        played.append({"key": key, "rates_per_s": dict(rates), "begin_s": begin_s, "measured_s": from_s, "end_s": time.time()})
+        played.append(
+            {
+                "key": key,
+                "rates_per_s": dict(rates),
+                "begin_s": begin_s,
+                "measured_s": from_s,
+                "end_s": time.time(),
+            }
+        )
 
     await play("bare", planned.before, None)
     async with _daemon(stage, config) as program:
         await play("steered", planned.before, program)
         await play("shifted", planned.after, program)
     for move in watch.moves:
-        say(f"  moved {move.model}: {move.before} -> {move.after}{'' if move.ok else f', refused: {move.error}'}")
+        say(
+            f"  moved {move.model}: {move.before} -> "
+            f"{move.after}{'' if move.ok else f', refused: {move.error}'}"
+        )
     return played
 
 
@@ -135,9 +185,22 @@ async def _while_alive(program: Running | None, seconds: float) -> None:
 
 @asynccontextmanager
 async def _daemon(stage: Stage, config: Path) -> AsyncIterator[Running]:
-    command = [sys.executable, "-m", "igniterd", "run", "--config", str(config), "--mode", "act", "--log-format", "json"]
+    command = [
+        sys.executable,
+        "-m",
+        "igniterd",
+        "run",
+        "--config",
+        str(config),
+        "--mode",
+        "act",
+        "--log-format",
+        "json",
+    ]
     libraries = stage.mps.control.environment() if stage.mps else {}
-    async with running("igniterd", command, log=config.parent / "daemon.log", env=environment() | libraries) as program:
+    async with running(
+        "igniterd", command, log=config.parent / "daemon.log", env=environment() | libraries
+    ) as program:
         yield program
 
 
@@ -145,22 +208,31 @@ def _configured(stage: Stage, folder: Path, planned: Traffic, admin: str) -> Pat
     """The daemon's configuration, as an administrator would write it."""
     lines = [
         '[host]\nname = "bench"\n',
-        f'[[triton]]\nname = "main"\nurl = "{stage.triton.url}"\nmetrics_url = "{stage.triton.metrics_url}"\nreload_timeout_s = 120\n',
+        f'[[triton]]\nname = "main"\nurl = "{stage.triton.url}"\nmetrics_url = '
+        f'"{stage.triton.metrics_url}"\nreload_timeout_s = 120\n',
         f'[gpu]\nsource = "{stage.board}"\n',
         f'[metrics]\nlisten = "{admin}"\n',
         f'[state]\ndirectory = "{folder / "state"}"\n',
     ]
     if stage.mps is not None:
-        lines.append(f'[mps]\ncontrol = "{stage.mps.control.path}"\npipe_directory = "{stage.mps.pipe_directory}"\n')
+        lines.append(
+            f'[mps]\ncontrol = "{stage.mps.control.path}"\npipe_directory = '
+            f'"{stage.mps.pipe_directory}"\n'
+        )
     elif stage.kind is not Kind.EMULATED:
         lines.append("[mps]\nenabled = false\n")
-    lines += [f'[[model]]\nname = "{name}"\nslo_p99_ms = {slo:g}\nprofile = "profile.json"\n' for name, slo in planned.slos_ms.items()]
+    lines += [
+        f'[[model]]\nname = "{name}"\nslo_p99_ms = {slo:g}\nprofile = "profile.json"\n'
+        for name, slo in planned.slos_ms.items()
+    ]
     path = folder / "igniterd.toml"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
 
-def _recorded(planned: Traffic, played: list[dict[str, Any]], log: RequestLog, watch: Watch) -> dict[str, Any]:
+def _recorded(
+    planned: Traffic, played: list[dict[str, Any]], log: RequestLog, watch: Watch
+) -> dict[str, Any]:
     zero_s = played[0]["begin_s"]
     figures = []
     for phase in played:
@@ -184,13 +256,28 @@ def _recorded(planned: Traffic, played: list[dict[str, Any]], log: RequestLog, w
     times = ("begin_s", "measured_s", "end_s")
     return {
         "slos_ms": planned.slos_ms,
-        "phases": [{**p, "title": TITLES[p["key"]], **{t: round(p[t] - zero_s, 2) for t in times}} for p in played],
+        "phases": [
+            {**p, "title": TITLES[p["key"]], **{t: round(p[t] - zero_s, 2) for t in times}}
+            for p in played
+        ],
         "figures": figures,
         "requests": len(log),
         "failed": log.failed,
-        "moves": [{**m.model_dump(), "at_s": round(m.at_s - zero_s, 2), "duration_s": round(m.duration_s, 2)} for m in watch.moves],
+        "moves": [
+            {
+                **m.model_dump(),
+                "at_s": round(m.at_s - zero_s, 2),
+                "duration_s": round(m.duration_s, 2),
+            }
+            for m in watch.moves
+        ],
         "shares": [
-            {"at_s": round(s.at_s - zero_s, 2), "outcome": s.outcome, **{m: a.share for m, a in s.applied.items()}} for s in watch.samples
+            {
+                "at_s": round(s.at_s - zero_s, 2),
+                "outcome": s.outcome,
+                **{m: a.share for m, a in s.applied.items()},
+            }
+            for s in watch.samples
         ],
         "p99_by_second": {n: _by_second(log.of(n), zero_s) for n in planned.slos_ms},
         "load_average": [round(x, 2) for x in os.getloadavg()],

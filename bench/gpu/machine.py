@@ -22,7 +22,7 @@ if found["available"]:
     board = torch.cuda.get_device_properties(0)
     found |= {"name": board.name, "sm_count": board.multi_processor_count, "memory_bytes": board.total_memory}
 print(json.dumps(found))
-"""
+"""  # noqa: E501
 
 
 def described() -> dict[str, Any]:
@@ -40,19 +40,32 @@ def described() -> dict[str, Any]:
 
 
 def torch_here(timeout_s: float = 120.0) -> dict[str, Any]:
-    """What PyTorch says of itself and of the first GPU, asked in a process of its own. Raises :class:`CannotRun` where there is none."""
+    """What PyTorch says of itself and of the first GPU, asked in a process of its own. Raises
+    :class:`CannotRun` where there is none."""
     try:
-        done = subprocess.run([sys.executable, "-c", _TORCH], capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", _TORCH],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
-        raise CannotRun(f"PyTorch did not say within {timeout_s:.0f} s whether there is a GPU") from None
+        raise CannotRun(
+            f"PyTorch did not say within {timeout_s:.0f} s whether there is a GPU"
+        ) from None
     if done.returncode != 0:
         why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise CannotRun(f"PyTorch cannot be used from {sys.executable} ({why}): name a Python that has it with PYTHON=, or use --emulated")
+        raise CannotRun(
+            f"PyTorch cannot be used from {sys.executable} ({why}): name a Python that has it "
+            "with PYTHON=, or use --emulated"
+        )
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def board() -> dict[str, Any]:
-    """The first GPU by NVML, with the modes that decide who may use it; ``{"error": ...}`` where NVML is not there."""
+    """The first GPU by NVML, with the modes that decide who may use it; ``{"error": ...}`` where
+    NVML is not there."""
     import pynvml
 
     try:
@@ -61,14 +74,22 @@ def board() -> dict[str, Any]:
         return {"error": f"NVML: {error}"}
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        found: dict[str, Any] = {"driver": pynvml.nvmlSystemGetDriverVersion(), "name": pynvml.nvmlDeviceGetName(handle)}
+        found: dict[str, Any] = {
+            "driver": pynvml.nvmlSystemGetDriverVersion(),
+            "name": pynvml.nvmlDeviceGetName(handle),
+        }
         asked = {
             "memory_bytes": lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
             "power_limit_w": lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
-            "max_sm_clock_mhz": lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM),
-            "compute_mode": lambda: ("default", "exclusive thread", "prohibited", "exclusive process")[
-                pynvml.nvmlDeviceGetComputeMode(handle)
-            ],
+            "max_sm_clock_mhz": lambda: pynvml.nvmlDeviceGetMaxClockInfo(
+                handle, pynvml.NVML_CLOCK_SM
+            ),
+            "compute_mode": lambda: (
+                "default",
+                "exclusive thread",
+                "prohibited",
+                "exclusive process",
+            )[pynvml.nvmlDeviceGetComputeMode(handle)],
             "mig": lambda: bool(pynvml.nvmlDeviceGetMigMode(handle)[0]),
             "other_processes": lambda: len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle)),
         }
@@ -89,11 +110,16 @@ def other_mps() -> list[str]:
         if not folder.name.isdecimal():
             continue
         with contextlib.suppress(OSError):
-            if (folder / "comm").read_text().startswith("nvidia-cuda-mps"):  # the kernel keeps 15 letters of the name
+            # the kernel keeps 15 letters of the name
+            if (folder / "comm").read_text().startswith("nvidia-cuda-mps"):
                 pipes = "its pipe directory cannot be read"
                 with contextlib.suppress(OSError):
-                    variables = dict(v.partition("=")[::2] for v in (folder / "environ").read_text().split("\0"))
-                    pipes = f"pipe directory {variables.get('CUDA_MPS_PIPE_DIRECTORY', '/tmp/nvidia-mps')}"  # noqa: S108  NVIDIA's default
+                    variables = dict(
+                        v.partition("=")[::2] for v in (folder / "environ").read_text().split("\0")
+                    )
+                    place = "/tmp/nvidia-mps"  # noqa: S108  NVIDIA's default
+                    place = variables.get("CUDA_MPS_PIPE_DIRECTORY", place)
+                    pipes = f"pipe directory {place}"
                 found.append(f"process {folder.name}, {pipes}")
     return found
 

@@ -1,7 +1,9 @@
-"""The networks that the harness serves on a real GPU, in plain ``torch.nn``. Weights are random: time does not depend on them.
+"""The networks that the harness serves on a real GPU, in plain ``torch.nn``. Weights are random:
+time does not depend on them.
 
-Shapes are those of He et al. 2016 (ResNet-50), Simonyan and Zisserman 2015 (VGG-16) and Devlin et al. 2019 (BERT-base); the first two
-take pictures of bytes, 3 x 224 x 224, the third 128 token ids. The small MLP takes 1,024 floats.
+Shapes are those of He et al. 2016 (ResNet-50), Simonyan and Zisserman 2015 (VGG-16) and Devlin et
+al. 2019 (BERT-base); the first two take pictures of bytes, 3 x 224 x 224, the third 128 token ids.
+The small MLP takes 1,024 floats.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class Bottleneck(nn.Module):
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels != out:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.body(x) + self.shortcut(x))
@@ -68,19 +72,28 @@ def vgg16() -> nn.Module:
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
             channels = width
         layers.append(nn.MaxPool2d(2))
-    head = [nn.Flatten(), nn.Linear(512 * 7 * 7, 4096), nn.ReLU(inplace=True), nn.Linear(4096, 4096), nn.ReLU(inplace=True)]
+    head = [
+        nn.Flatten(),
+        nn.Linear(512 * 7 * 7, 4096),
+        nn.ReLU(inplace=True),
+        nn.Linear(4096, 4096),
+        nn.ReLU(inplace=True),
+    ]
     return nn.Sequential(*layers, *head, nn.Linear(4096, 1000))
 
 
 class Bert(nn.Module):
-    """Encoder of 12 layers, 768 wide, 12 heads; (n, 128) token ids to the first position's (n, 768)."""
+    """Encoder of 12 layers, 768 wide, 12 heads; (n, 128) token ids to the first position's (n,
+    768)."""
 
     def __init__(self, tokens: int = 30_522, positions: int = 512, width: int = 768) -> None:
         super().__init__()
         self.token = nn.Embedding(tokens, width)
         self.position = nn.Embedding(positions, width)
         self.norm = nn.LayerNorm(width)
-        layer = nn.TransformerEncoderLayer(width, 12, 4 * width, dropout=0.0, activation="gelu", batch_first=True)
+        layer = nn.TransformerEncoderLayer(
+            width, 12, 4 * width, dropout=0.0, activation="gelu", batch_first=True
+        )
         self.layers = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
         self.pooler = nn.Linear(width, width)
 
@@ -104,7 +117,8 @@ NETWORKS = {"resnet50": resnet50, "vgg16": vgg16, "bert": Bert, "mlp": mlp}
 
 
 def network(name: str, device: torch.device) -> nn.Module:
-    """The network of this name on ``device``, ready to serve. Raises ``KeyError`` naming those there are."""
+    """The network of this name on ``device``, ready to serve. Raises ``KeyError`` naming those
+    there are."""
     if name not in NETWORKS:
         raise KeyError(f"there is no network {name!r}: {', '.join(NETWORKS)}")
     with device:  # weights are made where they are used: there is nothing to copy

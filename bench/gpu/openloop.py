@@ -1,4 +1,5 @@
-"""P99 under Poisson arrivals, three models together at fixed shares, against what the model predicts of it."""
+"""P99 under Poisson arrivals, three models together at fixed shares, against what the model
+predicts of it."""
 
 from __future__ import annotations
 
@@ -40,8 +41,11 @@ _LEAST_S = 2.0
 
 
 @asynccontextmanager
-async def own_requests(client: TritonClient, originals: Mapping[str, ModelConfig]) -> AsyncIterator[dict[str, str]]:
-    """A request of one item for each model, for the load generator; large inputs lie in shared memory while the context lasts."""
+async def own_requests(
+    client: TritonClient, originals: Mapping[str, ModelConfig]
+) -> AsyncIterator[dict[str, str]]:
+    """A request of one item for each model, for the load generator; large inputs lie in shared
+    memory while the context lasts."""
     async with AsyncExitStack() as stack:
         made = {}
         for name, config in originals.items():
@@ -51,21 +55,40 @@ async def own_requests(client: TritonClient, originals: Mapping[str, ModelConfig
 
 
 async def tails(
-    stage: Stage, folder: Path, originals: Mapping[str, ModelConfig], found: Profile, allowed_s: float, say: Say
+    stage: Stage,
+    folder: Path,
+    originals: Mapping[str, ModelConfig],
+    found: Profile,
+    allowed_s: float,
+    say: Say,
 ) -> list[dict[str, Any]]:
-    """A record for each model at each load: offered, measured and predicted. Raises :class:`CannotRun` without enough time."""
-    began_s, lone_s, last_s = time.monotonic(), min(LONE_S, 0.25 * allowed_s), min(LAST_S, 0.2 * allowed_s)
+    """A record for each model at each load: offered, measured and predicted. Raises
+    :class:`CannotRun` without enough time."""
+    began_s, lone_s, last_s = (
+        time.monotonic(),
+        min(LONE_S, 0.25 * allowed_s),
+        min(LAST_S, 0.2 * allowed_s),
+    )
     names, largest = stage.models[:3], max(1, stage.max_batch // 2)
-    allocations = {name: Allocation(share, largest) for name, share in zip(names, SHARES, strict=False)}
+    allocations = {
+        name: Allocation(share, largest) for name, share in zip(names, SHARES, strict=False)
+    }
     oracle = Oracle(OwnModel(found), level=LEVEL, upper=False)
     client = client_of(stage)
     try:
         await _allocate(client, originals, allocations, folder / "state" / "shares")
         each_s = (allowed_s - (time.monotonic() - began_s) - lone_s - last_s) / len(LOADS)
         if each_s < _LEAST_S:
-            raise CannotRun(f"{max(0.0, each_s):.0f} s were left for each load, {_LEAST_S:.0f} are needed")
+            raise CannotRun(
+                f"{max(0.0, each_s):.0f} s were left for each load, {_LEAST_S:.0f} are needed"
+            )
         async with own_requests(client, {n: originals[n] for n in names}) as requests:
-            spec = LoadSpec(stage.triton.url, (Phase("lone", None, dict.fromkeys(names, LONE_PER_S)),), seed=5, requests=requests)
+            spec = LoadSpec(
+                stage.triton.url,
+                (Phase("lone", None, dict.fromkeys(names, LONE_PER_S)),),
+                seed=5,
+                requests=requests,
+            )
             async with load(spec, folder / "tails.csv") as sender:
                 before = await _served(client, names)
                 await asyncio.sleep(lone_s)
@@ -73,7 +96,11 @@ async def tails(
                 offered = {}
                 for level in LOADS:
                     offered[level] = await asyncio.to_thread(rates, oracle, allocations, level)
-                    say(f"  {level:.0%}: " + ", ".join(f"{m} {r:.0f}/s" for m, r in offered[level].items()) + f", {each_s:.0f} s")
+                    say(
+                        f"  {level:.0%}: "
+                        + ", ".join(f"{m} {r:.0f}/s" for m, r in offered[level].items())
+                        + f", {each_s:.0f} s"
+                    )
                     await sender.change(Phase(f"{level}", None, offered[level]))
                     await asyncio.sleep(each_s)
                 log = await sender.stop(timeout_s=20.0)
@@ -81,14 +108,23 @@ async def tails(
         await client.close()
     lone = log.where(log.phase == "lone")
     way_ms = {n: max(0.0, float(np.median(lone.of(n).latency_ms)) - alone_ms[n]) for n in names}
-    return [r for level in LOADS for r in _compared(oracle, allocations, offered[level], level, log, way_ms, each_s)]
+    return [
+        r
+        for level in LOADS
+        for r in _compared(oracle, allocations, offered[level], level, log, way_ms, each_s)
+    ]
 
 
 def rates(oracle: Oracle, allocations: Mapping[str, Allocation], level: float) -> dict[str, float]:
-    """Requests a second of each model at ``level`` of what full batches serve beside the others, all less where the sum is too much."""
+    """Requests a second of each model at ``level`` of what full batches serve beside the others,
+    all less where the sum is too much."""
     found = {}
     for name, own in allocations.items():
-        beside = [Tenant(o, a.max_batch_size / 2, a.share or 1.0, level) for o, a in allocations.items() if o != name]
+        beside = [
+            Tenant(o, a.max_batch_size / 2, a.share or 1.0, level)
+            for o, a in allocations.items()
+            if o != name
+        ]
         curve = oracle.corrected_ms(_demand(oracle, name, 1.0), own.share or 1.0, felt(beside))
         found[name] = level * 1e3 * own.max_batch_size / float(curve[own.max_batch_size - 1])
     too_much = max(1.0, sum(found.values()) / MOST_PER_S)
@@ -139,7 +175,8 @@ def _compared(
 
 
 def _bounds(seen: RequestLog) -> tuple[float, float]:
-    """90 % interval of the P99 from order statistics, as if requests were independent; those of one queue are not, it is too narrow."""
+    """90 % interval of the P99 from order statistics, as if requests were independent; those of one
+    queue are not, it is too narrow."""
     count = len(seen)
     off = 1.645 * (count * 0.99 * 0.01) ** 0.5 / max(1, count)
     return seen.quantile_ms(max(0.0, 0.99 - off)), seen.quantile_ms(min(1.0, 0.99 + off))
@@ -151,7 +188,10 @@ def finite(value: float) -> float | None:
 
 
 async def _allocate(
-    client: TritonClient, originals: Mapping[str, ModelConfig], allocations: Mapping[str, Allocation], shares: Path
+    client: TritonClient,
+    originals: Mapping[str, ModelConfig],
+    allocations: Mapping[str, Allocation],
+    shares: Path,
 ) -> None:
     async def one(name: str, target: Allocation) -> None:
         if target.share is not None:
@@ -167,10 +207,16 @@ async def _served(client: TritonClient, names: tuple[str, ...]) -> dict[str, tup
     for name, reading in (await client.read_models(names)).items():
         if isinstance(reading, NotNow):
             raise reading
-        spent = [(b.count, b.compute_input_ns + b.compute_infer_ns + b.compute_output_ns) for b in reading.batches if b.batch_size == 1]
+        spent = [
+            (b.count, b.compute_input_ns + b.compute_infer_ns + b.compute_output_ns)
+            for b in reading.batches
+            if b.batch_size == 1
+        ]
         found[name] = (spent[0][0], spent[0][1] / 1e6) if spent else (0, 0.0)
     return found
 
 
-def _mean_ms(before: Mapping[str, tuple[int, float]], after: Mapping[str, tuple[int, float]]) -> dict[str, float]:
+def _mean_ms(
+    before: Mapping[str, tuple[int, float]], after: Mapping[str, tuple[int, float]]
+) -> dict[str, float]:
     return {n: (after[n][1] - before[n][1]) / max(1, after[n][0] - before[n][0]) for n in after}

@@ -21,9 +21,17 @@ def save(results: Mapping[str, Any], path: Path) -> None:
     part.replace(path)
 
 
-def errors(records: Sequence[Mapping[str, Any]], kind: str, key: str = "predicted_ms") -> list[float]:
+def errors(
+    records: Sequence[Mapping[str, Any]], kind: str, key: str = "predicted_ms"
+) -> list[float]:
     """Predicted over measured less 1, for every tenant of the co-locations of one kind."""
-    return [t[key] / t["measured_ms"] - 1 for r in records if r["kind"] == kind for t in r["tenants"] if key in t]
+    return [
+        t[key] / t["measured_ms"] - 1
+        for r in records
+        if r["kind"] == kind
+        for t in r["tenants"]
+        if key in t
+    ]
 
 
 def summed(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -37,11 +45,27 @@ def summed(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ):
         found = np.array(errors(records, kind, key))
         if found.size:
-            upper = [t["upper_ms"] >= t["measured_ms"] for r in records if r["kind"] == kind for t in r["tenants"]]
+            upper = [
+                t["upper_ms"] >= t["measured_ms"]
+                for r in records
+                if r["kind"] == kind
+                for t in r["tenants"]
+            ]
             size = np.abs(found)
-            row = {"what": title, "points": int(found.size), "mean_error": size.mean(), "p95_error": np.quantile(size, 0.95)}
-            row |= {"largest_error": size.max(), "bias": found.mean(), "under_by_5pct": (found < -0.05).mean()}
-            rows.append({k: round(float(v), 4) if isinstance(v, np.floating) else v for k, v in row.items()})
+            row = {
+                "what": title,
+                "points": int(found.size),
+                "mean_error": size.mean(),
+                "p95_error": np.quantile(size, 0.95),
+            }
+            row |= {
+                "largest_error": size.max(),
+                "bias": found.mean(),
+                "under_by_5pct": (found < -0.05).mean(),
+            }
+            rows.append(
+                {k: round(float(v), 4) if isinstance(v, np.floating) else v for k, v in row.items()}
+            )
             if key == "predicted_ms":
                 rows[-1]["bound_covers"] = round(float(np.mean(upper)), 4)
     return rows
@@ -55,33 +79,58 @@ def text(results: Mapping[str, Any]) -> str:
 def _lines(results: Mapping[str, Any]) -> Iterator[str]:
     machine, kind = results["machine"], results["mode"]
     gpu = results.get("gpu", {})
-    yield f"{kind}: {gpu.get('name', 'no GPU')}, {machine['processor']}, {machine['cores']} cores, {results['took_s']:.0f} s"
+    yield (
+        f"{kind}: {gpu.get('name', 'no GPU')}, {machine['processor']}, {machine['cores']} "
+        f"cores, {results['took_s']:.0f} s"
+    )
     yield results["remark"]
     if found := results.get("profile"):
         models = ", ".join(f"{n} {m['points']} points" for n, m in found["models"].items())
-        yield f"\nprofile: {models}, {found['co_runs']} co-runs in {results['spent_s'].get('profile', 0.0):.0f} s"
+        yield (
+            f"\nprofile: {models}, {found['co_runs']} co-runs in "
+            f"{results['spent_s'].get('profile', 0.0):.0f} s"
+        )
     if rows := results.get("service_time"):
-        yield "\nmean service time       points   mean error    p95   bias  under by >5 %   95 % bound covers"
+        yield (
+            "\nmean service time       points   mean error    p95   bias  under by >5 %   95 % "
+            "bound covers"
+        )
         for r in rows:
             cover = f"{r['bound_covers']:.0%}" if "bound_covers" in r else "-"
             yield (
-                f"  {r['what']:21s} {r['points']:6d} {r['mean_error']:11.1%} {r['p95_error']:7.1%} {r['bias']:+6.1%} "
+                f"  {r['what']:21s} {r['points']:6d} {r['mean_error']:11.1%} "
+                f"{r['p95_error']:7.1%} {r['bias']:+6.1%} "
                 f"{r['under_by_5pct']:13.0%} {cover:>15s}"
             )
     if tails := results.get("tails"):
-        yield "\nPoisson arrivals        rate/s  requests   P50 measured / predicted   P99 measured (90 % interval) / predicted, ms"
+        yield (
+            "\nPoisson arrivals        rate/s  requests   P50 measured / predicted   P99 "
+            "measured (90 % interval) / predicted, ms"
+        )
         for r in tails:
-            p99 = f"{_ms(r['p99_ms'])} ({_ms(r['p99_low_ms'])} to {_ms(r['p99_high_ms'])}) / {_ms(r['predicted_p99_ms'])}"
+            p99 = (
+                f"{_ms(r['p99_ms'])} ({_ms(r['p99_low_ms'])} to {_ms(r['p99_high_ms'])}) / "
+                f"{_ms(r['predicted_p99_ms'])}"
+            )
             p50 = f"{_ms(r['p50_ms'])} / {_ms(r['predicted_p50_ms'])}"
-            yield f"  {r['model']:12s} {r['load']:4.0%} {r['rate_per_s']:9.1f} {r['requests']:9d} {p50}      {p99}"
+            yield (
+                f"  {r['model']:12s} {r['load']:4.0%} {r['rate_per_s']:9.1f} "
+                f"{r['requests']:9d} {p50}      {p99}"
+            )
     if loop := results.get("loop"):
         yield "\nclosed loop             rate/s  requests  failed      P99      SLO   attained"
         for f in loop["figures"]:
             attained = "-" if f["attainment"] is None else f"{f['attainment']:.1%}"
             counts = f"{f['rate_per_s']:8.1f} {f['requests']:8d} {f['failed']:7d}"
             missed = "" if f["held"] else "   missed"
-            yield f"  {f['phase']:8s} {f['model']:10s} {counts} {_ms(f['p99_ms'])} {f['slo_ms']:8g} {attained:>8s}{missed}"
-        yield f"  {len(loop['moves'])} changes, {loop['failed']} of {loop['requests']} requests failed"
+            yield (
+                f"  {f['phase']:8s} {f['model']:10s} {counts} {_ms(f['p99_ms'])} "
+                f"{f['slo_ms']:8g} {attained:>8s}{missed}"
+            )
+        yield (
+            f"  {len(loop['moves'])} changes, {loop['failed']} of {loop['requests']} requests "
+            "failed"
+        )
     for note in results["notes"]:
         yield f"note: {note}"
     for gap in results["incomplete"]:
@@ -102,10 +151,21 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED})
-    figure, ((service, tail), (times, shares)) = plt.subplots(2, 2, figsize=(12, 8), constrained_layout=True)
+    plt.rcParams.update(
+        {
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": MUTED,
+        }
+    )
+    figure, ((service, tail), (times, shares)) = plt.subplots(
+        2, 2, figsize=(12, 8), constrained_layout=True
+    )
     gpu = results.get("gpu", {}).get("name", results["mode"])
-    figure.suptitle(f"igniterd on {gpu}, {results['date']}\n{results['remark']}", fontsize=10, color=INK)
+    figure.suptitle(
+        f"igniterd on {gpu}, {results['date']}\n{results['remark']}", fontsize=10, color=INK
+    )
     _service(service, results.get("together", []))
     _tails(tail, results.get("tails", []))
     _loop(times, shares, results.get("loop"))
@@ -131,11 +191,32 @@ def _service(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
     axes.fill_between(line, 0.95 * line, 1.05 * line, color="#e8e8e8", label="within 5 %")
     axes.plot(line, line, color=MUTED, lw=0.8)
     for (kind, marker), colour in zip(MARKERS.items(), COLOURS, strict=False):
-        points = [(t["measured_ms"], t["predicted_ms"]) for r in records if r["kind"] == kind for t in r["tenants"]]
+        points = [
+            (t["measured_ms"], t["predicted_ms"])
+            for r in records
+            if r["kind"] == kind
+            for t in r["tenants"]
+        ]
         if points:
             x, y = np.array(points).T
-            axes.plot(x, y, marker, color=colour, ms=5, alpha=0.8, ls="none", label=f"{kind}, mean error {np.mean(abs(y / x - 1)):.1%}")
-    axes.set(xscale="log", yscale="log", xlim=line, ylim=line, xlabel="measured, ms", ylabel="predicted, ms")
+            axes.plot(
+                x,
+                y,
+                marker,
+                color=colour,
+                ms=5,
+                alpha=0.8,
+                ls="none",
+                label=f"{kind}, mean error {np.mean(abs(y / x - 1)):.1%}",
+            )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlim=line,
+        ylim=line,
+        xlabel="measured, ms",
+        ylabel="predicted, ms",
+    )
     axes.legend(frameon=False, fontsize=8)
 
 
@@ -147,11 +228,23 @@ def _tails(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
         return
     axes.set_title(title, loc="left")
     at = np.arange(len(usable))
-    p99, low, high = (np.array([r[k] for r in usable]) for k in ("p99_ms", "p99_low_ms", "p99_high_ms"))
-    axes.bar(at, p99, color=COLOURS[0], alpha=0.75, width=0.6, label="measured, with sampling error")
-    axes.errorbar(at, p99, yerr=[p99 - low, high - p99], fmt="none", ecolor=INK, elinewidth=0.8, capsize=2)
-    told = [(i, r["predicted_p99_ms"]) for i, r in enumerate(usable) if r["predicted_p99_ms"] is not None]
-    axes.plot(*zip(*told, strict=True), "_", color=COLOURS[1], ms=26, mew=2.5, label="predicted") if told else None
+    p99, low, high = (
+        np.array([r[k] for r in usable]) for k in ("p99_ms", "p99_low_ms", "p99_high_ms")
+    )
+    axes.bar(
+        at, p99, color=COLOURS[0], alpha=0.75, width=0.6, label="measured, with sampling error"
+    )
+    axes.errorbar(
+        at, p99, yerr=[p99 - low, high - p99], fmt="none", ecolor=INK, elinewidth=0.8, capsize=2
+    )
+    told = [
+        (i, r["predicted_p99_ms"])
+        for i, r in enumerate(usable)
+        if r["predicted_p99_ms"] is not None
+    ]
+    axes.plot(
+        *zip(*told, strict=True), "_", color=COLOURS[1], ms=26, mew=2.5, label="predicted"
+    ) if told else None
     axes.set_xticks(at, [f"{r['model']}\n{r['load']:.0%} load" for r in usable], fontsize=8)
     axes.set(ylabel="ms", ylim=(0, 1.25 * float(high.max())))
     axes.legend(frameon=False, fontsize=8, loc="upper left")
@@ -169,12 +262,24 @@ def _loop(times: Any, shares: Any, loop: Mapping[str, Any] | None) -> None:
         for phase in loop["phases"]:
             axes.axvline(phase["begin_s"], color=MUTED, lw=0.8, ls=":")
             axes.axvspan(phase["measured_s"], phase["end_s"], color="#f2f2f2", lw=0)
-            axes.text(phase["begin_s"] + 0.5, 1.01, phase["title"], transform=axes.get_xaxis_transform(), fontsize=8, color=MUTED)
+            axes.text(
+                phase["begin_s"] + 0.5,
+                1.01,
+                phase["title"],
+                transform=axes.get_xaxis_transform(),
+                fontsize=8,
+                color=MUTED,
+            )
         axes.set(xlim=(0, end_s), xlabel="s (grey: counted)")
     for (name, seconds), colour in zip(loop["p99_by_second"].items(), COLOURS, strict=False):
         known = [(s + 0.5, v / loop["slos_ms"][name]) for s, v in seconds if v is not None]
         if known:
-            times.plot(*zip(*known, strict=True), color=colour, lw=1.2, label=f"{name}, SLO {loop['slos_ms'][name]:g} ms")
+            times.plot(
+                *zip(*known, strict=True),
+                color=colour,
+                lw=1.2,
+                label=f"{name}, SLO {loop['slos_ms'][name]:g} ms",
+            )
         held = [(s["at_s"], s[name]) for s in loop["shares"] if s.get(name) is not None]
         if held:
             held.append((end_s, held[-1][1]))

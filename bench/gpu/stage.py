@@ -1,7 +1,9 @@
-"""Where the models and the board come from: PyTorch networks on a GPU, or emulated models on an emulated V100. All else is the same.
+"""Where the models and the board come from: PyTorch networks on a GPU, or emulated models on an
+emulated V100. All else is the same.
 
-Triton and MPS control are the real programs either way. Compute mode, clocks and MIG are left as they are. MPS control gets a pipe
-directory of its own, so that a daemon that runs already is not touched.
+Triton and MPS control are the real programs either way. Compute mode, clocks and MIG are left as
+they are. MPS control gets a pipe directory of its own, so that a daemon that runs already is not
+touched.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from igniterd.lab.programs.process import free_ports
 
 ROOT = Path(__file__).parents[2]
 SLOW_FACTOR = 4.0
-"""The emulated V100 is this many times slower than a real one, so that Triton and the load fit on two cores."""
+"""The emulated V100 is this many times slower than a real one, so that Triton and the load fit on
+two cores."""
 IMAGE, TOKENS, VECTOR = ("TYPE_UINT8", [3, 224, 224]), ("TYPE_INT64", [128]), ("TYPE_FP32", [1024])
 
 
@@ -34,7 +37,8 @@ class Kind(StrEnum):
 
     GPU = "gpu"
     EMULATED = "emulated"
-    CPU = "cpu"  # the networks on the CPU: tries out everything but shares; its figures mean nothing
+    # the networks on the CPU: tries out everything but shares; its figures mean nothing
+    CPU = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,8 @@ class TorchModel:
     max_batch_size: int
 
     def config(self) -> dict[str, object]:
-        """Its ModelConfig. KIND_CPU: Triton makes no context for it; the network finds its device itself."""
+        """Its ModelConfig. KIND_CPU: Triton makes no context for it; the network finds its device
+        itself."""
         return {
             "name": self.name,
             "backend": "python",
@@ -75,9 +80,11 @@ class TorchHost(TritonHost):
     def _command(self) -> list[str]:
         return [
             *super()._command(),
-            "--pinned-memory-pool-byte-size=0",  # without pools of its own the server needs no memory on the board
+            # without pools of its own the server needs no memory on the board
+            "--pinned-memory-pool-byte-size=0",
             "--cuda-memory-pool-byte-size=0:0",
-            "--disable-auto-complete-config",  # it would start each model's process twice, and importing torch takes seconds
+            # it would start each model's process twice, and importing torch takes seconds
+            "--disable-auto-complete-config",
             "--backend-config=python,stub-timeout-seconds=120",
         ]
 
@@ -87,7 +94,7 @@ class TorchHost(TritonHost):
             "IGNITERD_BENCH_PATH": os.pathsep.join(dict.fromkeys(path)),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             # A Python that was moved since it was built finds its library from the python3 on PATH.
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # noqa: E501
         }
         return super()._environment() | ours | self.extra
 
@@ -111,13 +118,16 @@ class Stage:
 
 @asynccontextmanager
 async def staged(kind: Kind, folder: Path) -> AsyncIterator[Stage]:
-    """MPS control and Triton with all models loaded; both gone on the way out. Raises :class:`CannotRun` where it cannot be."""
+    """MPS control and Triton with all models loaded; both gone on the way out. Raises
+    :class:`CannotRun` where it cannot be."""
     notes: list[str] = []
     async with AsyncExitStack() as stack:
         mps = await _mps(stack, folder / "mps", kind, notes)
         if kind is Kind.EMULATED:
             models = tuple(EmulatedModel(name) for name in ("alexnet", "resnet50", "vgg19", "ssd"))
-            host = TritonHost(HostSpec(models, slow_factor=SLOW_FACTOR, seed=23), folder / "triton", free_ports(3))
+            host = TritonHost(
+                HostSpec(models, slow_factor=SLOW_FACTOR, seed=23), folder / "triton", free_ports(3)
+            )
             board, sm_count = f"emulated:{host.board_path}", None
         else:
             host = TorchHost(HostSpec(networks(kind)), folder / "triton", free_ports(3))
@@ -128,7 +138,17 @@ async def staged(kind: Kind, folder: Path) -> AsyncIterator[Stage]:
         stack.push_async_callback(lambda: asyncio.shield(host.stop()))
         await host.start()
         named = tuple(m.name for m in host.spec.models)
-        yield Stage(kind, named, host.spec.models[0].max_batch_size, 0.1, host, board, sm_count, mps, tuple(notes))
+        yield Stage(
+            kind,
+            named,
+            host.spec.models[0].max_batch_size,
+            0.1,
+            host,
+            board,
+            sm_count,
+            mps,
+            tuple(notes),
+        )
 
 
 def networks(kind: Kind) -> tuple[TorchModel, ...]:
@@ -149,7 +169,10 @@ async def _board(kind: Kind, notes: list[str]) -> tuple[str, int | None]:
     if kind is Kind.CPU:
         return "none", 80
     if not told["available"]:
-        raise CannotRun(f"PyTorch {told['torch']} (CUDA {told['cuda']}) sees no GPU: use --emulated on a machine without one")
+        raise CannotRun(
+            f"PyTorch {told['torch']} (CUDA {told['cuda']}) sees no GPU: use --emulated on a "
+            "machine without one"
+        )
     asked = await asyncio.to_thread(machine.board)
     if "error" in asked:
         notes.append(f"{asked['error']}: profiled without power, clocks and memory")
@@ -159,7 +182,9 @@ async def _board(kind: Kind, notes: list[str]) -> tuple[str, int | None]:
     if asked.get("compute_mode", "default") != "default":
         notes.append(f"compute mode is {asked['compute_mode']} and left so")
     if asked.get("other_processes"):
-        notes.append(f"{asked['other_processes']} other processes use the GPU: figures depend on them")
+        notes.append(
+            f"{asked['other_processes']} other processes use the GPU: figures depend on them"
+        )
     return "nvml", None
 
 
@@ -167,11 +192,17 @@ async def _mps(stack: AsyncExitStack, folder: Path, kind: Kind, notes: list[str]
     """MPS control with a pipe directory of its own, or ``None`` with a note."""
     others = await asyncio.to_thread(machine.other_mps)
     if others:
-        notes.append(f"MPS runs already ({'; '.join(others)}): left alone, the harness has its own beside it")
+        notes.append(
+            f"MPS runs already ({'; '.join(others)}): left alone, the harness has its own beside it"
+        )
     try:
         mps = await stack.enter_async_context(mps_host(folder))
     except CannotRun as problem:
-        without = "the emulated board gives shares without it" if kind is Kind.EMULATED else "shares had no effect: models took turns"
+        without = (
+            "the emulated board gives shares without it"
+            if kind is Kind.EMULATED
+            else "shares had no effect: models took turns"
+        )
         notes.append(f"MPS control could not be started ({problem}); {without}")
         return None
     stack.push_async_callback(_quit, mps)
@@ -189,11 +220,20 @@ def needed() -> None:
     if shutil.which("bash") is None:
         raise CannotRun("bash is missing: Triton starts models with it")
     if not (programs.triton_root() / "pytriton").is_dir():
-        raise CannotRun(f"no tritonserver in {programs.cache_root()}: run `{programs.FETCH}` where its wheel can be had (see run.sh)")
+        raise CannotRun(
+            f"no tritonserver in {programs.cache_root()}: run `{programs.FETCH}` where its wheel "
+            "can be had (see run.sh)"
+        )
     if not programs.python_stub().exists():
-        raise CannotRun(f"Triton's Python backend has no stub for Python {programs.PYTHON}: use another Python with PYTHON=")
+        raise CannotRun(
+            f"Triton's Python backend has no stub for Python {programs.PYTHON}: use another "
+            "Python with PYTHON="
+        )
     if programs.libpython() is None:
         package = f"libpython{programs.PYTHON}"
-        raise CannotRun(f"{package}.so.1.0 is missing, which Triton's Python backend links against (Debian, Ubuntu: {package})")
+        raise CannotRun(
+            f"{package}.so.1.0 is missing, which Triton's Python backend links against (Debian, "
+            f"Ubuntu: {package})"
+        )
     if missing := programs.required(programs.tritonserver(), "tritonserver").missing_libraries():
         raise CannotRun(f"tritonserver needs {', '.join(missing)}")

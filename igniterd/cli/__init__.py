@@ -8,10 +8,12 @@ import sys
 
 
 def main() -> None:
-    """Entry point of ``igniterd``. Whatever becomes of standard output, there is a sentence or silence, never a traceback."""
+    """Entry point of ``igniterd``. Whatever becomes of standard output, there is a sentence or
+    silence, never a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no reason to fail
+            # a name that the terminal's encoding lacks is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             from igniterd.cli.app import app
@@ -19,7 +21,8 @@ def main() -> None:
             app()
         finally:
             if sys.stdout is not None:
-                sys.stdout.flush()  # here, where a reader that has gone and a full disk can still be told apart
+                # here, where a reader that has gone and a full disk can still be told apart
+                sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough, as head(1) does
         _let_go_of_output()
         raise SystemExit(1) from None
@@ -32,5 +35,6 @@ def main() -> None:
 
 
 def _let_go_of_output() -> None:
-    """What is still in the buffer goes nowhere: Python would try it once more at its end, and complain."""
+    """What is still in the buffer goes nowhere: Python would try it once more at its end, and
+    complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -25,18 +25,32 @@ if TYPE_CHECKING:
 _TIMEOUT_S, _RELOAD_S = 10.0, 180.0
 _MIB = 2.0**20
 
-Models = Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help="Models that Triton has loaded.")]
+Models = Annotated[
+    list[str] | None, typer.Argument(metavar="MODEL...", help="Models that Triton has loaded.")
+]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", "-c", metavar="FILE", help="The daemon's configuration: [[triton]], [engines] and [gpu] of it are used."),
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="The daemon's configuration: [[triton]], [engines] and [gpu] of it are used.",
+    ),
 ]
-Url = Annotated[str | None, typer.Option("--url", help="Triton's gRPC endpoint, host:port (127.0.0.1:8001), without a configuration.")]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url", help="Triton's gRPC endpoint, host:port (127.0.0.1:8001), without a configuration."
+    ),
+]
 Format = Annotated[str, typer.Option("--format", metavar="FORMAT", help="table or json.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb to ``app``."""
-    app.command(name="adopt", short_help="Give models of in-process backends processes of their own.")(adopt)
+    app.command(
+        name="adopt", short_help="Give models of in-process backends processes of their own."
+    )(adopt)
 
 
 def adopt(
@@ -44,30 +58,59 @@ def adopt(
     config: ConfigFile = None,
     url: Url = None,
     max_slowdown: Annotated[
-        float, typer.Option(min=1.0, callback=finite, help="A batch may take this many times the owner's time, and the allowance.")
+        float,
+        typer.Option(
+            min=1.0,
+            callback=finite,
+            help="A batch may take this many times the owner's time, and the allowance.",
+        ),
     ] = 1.5,
     allowance: Annotated[
-        float, typer.Option(min=0.0, callback=finite, metavar="MS", help="Milliseconds that a batch may take beyond the slowdown.")
+        float,
+        typer.Option(
+            min=0.0,
+            callback=finite,
+            metavar="MS",
+            help="Milliseconds that a batch may take beyond the slowdown.",
+        ),
     ] = 0.5,
     environment: Annotated[
-        str, typer.Option(metavar="PATH", help="Python environment with the engine, as Triton sees it; else [engines] environment.")
+        str,
+        typer.Option(
+            metavar="PATH",
+            help="Python environment with the engine, as Triton sees it; else [engines] "
+            "environment.",
+        ),
     ] = "",
     repository: Annotated[
-        list[str] | None, typer.Option(metavar="FOLDER", help="Folder of models as Triton sees it; else [[triton]] repository.")
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER", help="Folder of models as Triton sees it; else [[triton]] repository."
+        ),
     ] = None,
     shape: Annotated[
-        list[str] | None, typer.Option(metavar="INPUT=d1,d2", help="Dimensions of one item, for inputs with variable ones.")
+        list[str] | None,
+        typer.Option(
+            metavar="INPUT=d1,d2", help="Dimensions of one item, for inputs with variable ones."
+        ),
     ] = None,
-    inputs: Annotated[Path | None, typer.Option("--input", help="An .npz file with items to send, an array an input.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare only: the model that serves is left as it is.")] = False,
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--input", help="An .npz file with items to send, an array an input."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Compare only: the model that serves is left as it is."),
+    ] = False,
     form: Format = "table",
 ) -> None:
     """Give each MODEL a process of its own, so that it can have an MPS share of its own.
 
-    A hosted copy is loaded under another name first and asked the same as the model that serves. Only one that answers the same and is
-    not slower than agreed takes its place, by one load: no request fails and nothing is written into the repository. Triton restarted
-    serves the owner's own. While the copy comes and goes, about a second each, Triton as a whole says that it is not ready
-    (/v2/health/ready). Exit status 1 when a model could not be adopted.
+    A hosted copy is loaded under another name first and asked the same as the model that serves.
+    Only one that answers the same and is not slower than agreed takes its place, by one load: no
+    request fails and nothing is written into the repository. Triton restarted serves the owner's
+    own. While the copy comes and goes, about a second each, Triton as a whole says that it is not
+    ready (/v2/health/ready). Exit status 1 when a model could not be adopted.
     """
     from igniterd.adopt import Terms
     from igniterd.adopt import adopt as adopted
@@ -110,7 +153,9 @@ def _plain(environment: str) -> None:
 
 
 Work = Callable[["TritonClient", "Triton | None", str], Coroutine[Any, Any, "Adoption"]]
-Found = Callable[["TritonClient", "Triton | None"], Coroutine[Any, Any, tuple[list[str], dict[str, str]]]]
+Found = Callable[
+    ["TritonClient", "Triton | None"], Coroutine[Any, Any, tuple[list[str], dict[str, str]]]
+]
 
 
 def _named(models: list[str] | None) -> list[str]:
@@ -120,9 +165,14 @@ def _named(models: list[str] | None) -> list[str]:
 
 
 async def each(
-    models: list[str] | None, settings: Config | None, url: str | None, work: Work, found_on: Found | None = None
+    models: list[str] | None,
+    settings: Config | None,
+    url: str | None,
+    work: Work,
+    found_on: Found | None = None,
 ) -> tuple[list[Adoption], list[str]]:
-    """``work`` for each model, one after the other; ``None``: for those that ``found_on`` finds. Also says what could not be asked."""
+    """``work`` for each model, one after the other; ``None``: for those that ``found_on`` finds.
+    Also says what could not be asked."""
     found: list[Adoption] = []
     silent: list[str] = []
     at = ""
@@ -175,22 +225,32 @@ def _clients(settings: Config | None, url: str | None) -> list[tuple[Triton | No
 
     if settings is None:
         place = address("--url", url or "127.0.0.1:8001")
-        return [(None, TritonClient("main", place, timeout_s=_TIMEOUT_S, reload_timeout_s=_RELOAD_S))]
+        return [
+            (None, TritonClient("main", place, timeout_s=_TIMEOUT_S, reload_timeout_s=_RELOAD_S))
+        ]
     if url is not None:
-        raise typer.BadParameter("the configuration says where Triton is: give one of --url and --config", param_hint="--url")
-    patient = settings.model_copy(update={"loop": settings.loop.model_copy(update={"io_timeout_s": _TIMEOUT_S})})
+        raise typer.BadParameter(
+            "the configuration says where Triton is: give one of --url and --config",
+            param_hint="--url",
+        )
+    patient = settings.model_copy(
+        update={"loop": settings.loop.model_copy(update={"io_timeout_s": _TIMEOUT_S})}
+    )
     return [(server, triton_client(server, patient)) for server in settings.triton]
 
 
 def _is_of(model: str, server: Triton | None, settings: Config | None) -> bool:
-    """Whether a model is this server's. One that the configuration does not name is the first one's."""
+    """Whether a model is this server's. One that the configuration does not name is the first
+    one's."""
     if settings is None or server is None:
         return True
     told = settings.by_name().get(model)
     return server.name == (settings.triton[0].name if told is None else told.triton)
 
 
-async def _board(settings: Config | None, client: TritonClient, model: str) -> Callable[[], Coroutine[Any, Any, int | None]] | None:
+async def _board(
+    settings: Config | None, client: TritonClient, model: str
+) -> Callable[[], Coroutine[Any, Any, int | None]] | None:
     """How the memory in use of the model's board is read; ``None`` where it cannot be."""
     from igniterd.clients.triton.config import gpu_index_of
     from igniterd.profiler.board import Probe
@@ -230,12 +290,24 @@ def _table(each: Adoption) -> None:
     if each.outputs:
         table = Table("output", "type", "largest difference", "allowed", "same")
         for o in each.outputs:
-            table.add_row(o.name, o.datatype, f"{o.largest:.3g}", f"{o.allowed:.3g}", "yes" if o.same else "no")
+            table.add_row(
+                o.name,
+                o.datatype,
+                f"{o.largest:.3g}",
+                f"{o.allowed:.3g}",
+                "yes" if o.same else "no",
+            )
         shown(table)
     if each.timings:
         table = Table("batch", "owner's ms", "hosted ms", "allowed ms", "fast enough")
         for t in each.timings:
-            table.add_row(str(t.batch), f"{t.owner_ms:.3f}", f"{t.hosted_ms:.3f}", f"{t.allowed_ms:.3f}", "yes" if t.fast_enough else "no")
+            table.add_row(
+                str(t.batch),
+                f"{t.owner_ms:.3f}",
+                f"{t.hosted_ms:.3f}",
+                f"{t.allowed_ms:.3f}",
+                "yes" if t.fast_enough else "no",
+            )
         shown(table)
     if each.process_bytes is not None:
         shown(f"memory of one hosted copy: {each.process_bytes / _MIB:.0f} MiB of the host")

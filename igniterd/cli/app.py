@@ -1,7 +1,7 @@
 """The ``igniterd`` command: each verb lives in a module of its own, which registers itself here.
 
-Exit status: 0 done, 1 cannot (the reason on standard error), 2 wrong usage. Verb modules import what is heavy inside their
-functions, so that ``igniterd --help`` answers at once.
+Exit status: 0 done, 1 cannot (the reason on standard error), 2 wrong usage. Verb modules import
+what is heavy inside their functions, so that ``igniterd --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -45,7 +45,13 @@ def _said_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", is_eager=True, callback=_said_version, help="Print the version and exit."),
+    version: bool = typer.Option(
+        False,
+        "--version",
+        is_eager=True,
+        callback=_said_version,
+        help="Print the version and exit.",
+    ),
 ) -> None:
     """Keeps latency SLOs on shared GPUs beside NVIDIA Triton."""
 

@@ -34,7 +34,8 @@ def register(app: typer.Typer) -> None:
         live: bool = typer.Option(False, "--live", help="Also ask Triton, MPS control and NVML."),
         form: str = typer.Option("table", "--format", metavar="FORMAT", help="table or json."),
     ) -> None:
-        """Check the configuration and the profiles; with --live also the host. Exit status 1 when something is wrong."""
+        """Check the configuration and the profiles; with --live also the host. Exit status 1 when
+        something is wrong."""
         import json
 
         from igniterd.cli.common import cannot, configured, log_to_stderr
@@ -51,7 +52,11 @@ def register(app: typer.Typer) -> None:
             findings += [Finding("warn", "secrets", said) for said in exposed(settings, config)]
             findings += asyncio.run(_collected(settings, knowledge)) if live else []
         if form == "json":
-            print(json.dumps([{"level": f.level, "what": f.what, "said": f.said} for f in findings], indent=2))
+            print(
+                json.dumps(
+                    [{"level": f.level, "what": f.what, "said": f.said} for f in findings], indent=2
+                )
+            )
         else:
             _print(findings)
         if any(f.level == "bad" for f in findings):
@@ -64,7 +69,12 @@ def _print(findings: list[Finding]) -> None:
     from igniterd.cli.common import shown
 
     colour = {"ok": "green", "warn": "yellow", "bad": "red"}
-    shown(*(Text.assemble((f"{f.level:>4}", colour[f.level]), f"  {f.what}: {f.said}") for f in findings))
+    shown(
+        *(
+            Text.assemble((f"{f.level:>4}", colour[f.level]), f"  {f.what}: {f.said}")
+            for f in findings
+        )
+    )
 
 
 async def _collected(settings: Config, knowledge: Knowledge) -> list[Finding]:
@@ -72,7 +82,8 @@ async def _collected(settings: Config, knowledge: Knowledge) -> list[Finding]:
 
 
 def _learnt(settings: Config, live: bool) -> dict[str, str]:
-    """What live traffic has taught of the models without a profile: from the running daemon if it is to be asked, else from its file."""
+    """What live traffic has taught of the models without a profile: from the running daemon if it
+    is to be asked, else from its file."""
     import time
 
     from igniterd.cli.show import fetched
@@ -81,30 +92,44 @@ def _learnt(settings: Config, live: bool) -> dict[str, str]:
     from igniterd.state.checkpoint import service_times
 
     names = [model.name for model in settings.model if model.profile is None]
-    known = service_times(settings.state.directory / "learnt.json", names, time.time()) if names else {}
+    known = (
+        service_times(settings.state.directory / "learnt.json", names, time.time()) if names else {}
+    )
     if live and names:
         with contextlib.suppress(Unreachable):
             states = fetched(f"http://{settings.metrics.listen}/state")["models"]
             known |= {
-                m["name"]: f"{where(m['live']['share'])}: {m['live']['said']}" for m in states if m["name"] in names and m.get("live")
+                m["name"]: f"{where(m['live']['share'])}: {m['live']['said']}"
+                for m in states
+                if m["name"] in names and m.get("live")
             }
     return known
 
 
 def _static(settings: Config, knowledge: Knowledge, learnt: dict[str, str]) -> Iterator[Finding]:
     """What the files alone tell. ``learnt``: what is known without a profile, by model."""
-    yield Finding("ok", "configuration", f"{len(settings.model)} models on {len(settings.triton)} Triton, mode {settings.loop.mode}")
+    yield Finding(
+        "ok",
+        "configuration",
+        f"{len(settings.model)} models on {len(settings.triton)} Triton, mode {settings.loop.mode}",
+    )
     if settings.mqtt is not None:
         yield _broker(settings)
     for model in settings.model:
         if model.name in knowledge.profiled:
-            yield Finding("ok", f"profile of {model.name}", f"{model.profile} ({knowledge.profiled[model.name]})")
+            yield Finding(
+                "ok",
+                f"profile of {model.name}",
+                f"{model.profile} ({knowledge.profiled[model.name]})",
+            )
         else:
             yield Finding(
                 "warn",
                 f"profile of {model.name}",
-                f"none: its traffic is watched, its share and batching are left alone. {_without(learnt.get(model.name))} "
-                "A profile adds other shares, larger batches and the effect of neighbours, so that all of them are planned for its P99 of "
+                "none: its traffic is watched, its share and batching are left alone. "
+                f"{_without(learnt.get(model.name))} "
+                "A profile adds other shares, larger batches and the effect of neighbours, so "
+                "that all of them are planned for its P99 of "
                 f"{model.slo_p99_ms:g} ms: igniterd profile {model.name}",
             )
 
@@ -119,15 +144,24 @@ def _broker(settings: Config) -> Finding:
     except CannotRun as error:
         return Finding("bad", "MQTT", str(error))
     return Finding(
-        "ok", "MQTT", f"hints go to {settings.mqtt.url if settings.mqtt else 'nobody'}; whether the broker answers shows at run time"
+        "ok",
+        "MQTT",
+        f"hints go to {settings.mqtt.url if settings.mqtt else 'nobody'}; whether the broker "
+        "answers shows at run time",
     )
 
 
 def _without(learnt: str | None) -> str:
     """What can be told of a model without its profile."""
     if learnt is None:
-        return "Nothing is learnt of its service times yet: igniterd run in mode observe learns them from traffic."
-    return f"Its traffic tells its service times {learnt}; that predicts its P99 as long as nothing is changed."
+        return (
+            "Nothing is learnt of its service times yet: igniterd run in mode observe learns "
+            "them from traffic."
+        )
+    return (
+        f"Its traffic tells its service times {learnt}; that predicts its P99 as long as "
+        "nothing is changed."
+    )
 
 
 async def _live(settings: Config, knowledge: Knowledge) -> AsyncIterator[Finding]:
@@ -146,7 +180,14 @@ async def _live(settings: Config, knowledge: Knowledge) -> AsyncIterator[Finding
                 yield finding
             if there and settings.mps.enabled:
                 version = (await client.server()).version
-                for finding in shares(settings, server, version, there, await _stubs(), mps if isinstance(mps, MpsReading) else None):
+                for finding in shares(
+                    settings,
+                    server,
+                    version,
+                    there,
+                    await _stubs(),
+                    mps if isinstance(mps, MpsReading) else None,
+                ):
                     yield finding
         finally:
             await client.close()
@@ -161,7 +202,9 @@ async def _live(settings: Config, knowledge: Knowledge) -> AsyncIterator[Finding
         yield finding
 
 
-async def _triton(client: TritonClient, settings: Config, readings: dict[str, ModelReading]) -> AsyncIterator[Finding]:
+async def _triton(
+    client: TritonClient, settings: Config, readings: dict[str, ModelReading]
+) -> AsyncIterator[Finding]:
     """``readings`` takes what its models answer."""
     from igniterd.clients.triton.info import Control
     from igniterd.clients.triton.version import named
@@ -175,17 +218,22 @@ async def _triton(client: TritonClient, settings: Config, readings: dict[str, Mo
         yield Finding("bad", what, str(error))
         return
     yield Finding(
-        "ok" if info.ready else "warn", what, f"version {named(info.version)} at {client.url}, {'ready' if info.ready else 'not ready'}"
+        "ok" if info.ready else "warn",
+        what,
+        f"version {named(info.version)} at {client.url}, {'ready' if info.ready else 'not ready'}",
     )
     if info.too_old:
         yield Finding("bad" if settings.loop.mode == "act" else "warn", what, info.too_old)
     if info.control is Control.EXPLICIT:
-        yield Finding("ok", f"{what} model control", "explicit: configurations can be changed while it serves")
+        yield Finding(
+            "ok", f"{what} model control", "explicit: configurations can be changed while it serves"
+        )
     else:
         yield Finding(
             "bad" if settings.loop.mode == "act" else "warn",
             f"{what} model control",
-            f"{info.control.value}: start tritonserver with --model-control-mode=explicit and --load-model for each model. "
+            f"{info.control.value}: start tritonserver with --model-control-mode=explicit and "
+            "--load-model for each model. "
             f"{info.control_reason}",
         )
     names = [m.name for m in settings.model if m.triton == client.name]
@@ -194,25 +242,46 @@ async def _triton(client: TritonClient, settings: Config, readings: dict[str, Mo
             yield Finding("bad", f"model {name}", str(reading))
             continue
         readings[name] = reading
-        share = "no share of its own" if reading.allocation.share is None else f"share {reading.allocation.share:.1%}"
-        batching = f"largest batch {reading.allocation.max_batch_size}, {reading.allocation.instances} instances"
-        yield Finding("ok", f"model {name}", f"version {reading.version}, backend {reading.backend}, {share}, {batching}")
+        share = (
+            "no share of its own"
+            if reading.allocation.share is None
+            else f"share {reading.allocation.share:.1%}"
+        )
+        batching = (
+            f"largest batch {reading.allocation.max_batch_size}, "
+            f"{reading.allocation.instances} instances"
+        )
+        yield Finding(
+            "ok",
+            f"model {name}",
+            f"version {reading.version}, backend {reading.backend}, {share}, {batching}",
+        )
         async for finding in of_model(client, reading, settings.by_name()[name]):
             yield finding
     if client.strangers:
         models = ", ".join(sorted(client.strangers))
         yield Finding(
-            "warn", what, f"it also serves {models}, which the configuration does not name: what they take of the GPU is not seen"
+            "warn",
+            what,
+            f"it also serves {models}, which the configuration does not name: what they take of "
+            "the GPU is not seen",
         )
     if client.copies:
-        said = "copies that igniterd adopt compares with models; where it does not run they were left behind: igniterd release --all"
+        said = (
+            "copies that igniterd adopt compares with models; where it does not run they were "
+            "left behind: igniterd release --all"
+        )
         yield Finding("warn", what, f"it serves {', '.join(sorted(client.copies))}: {said}")
     gap = client.metrics_gap
     if gap is not None:
-        yield Finding("warn", f"{what} metrics", f"{gap.reason}: no measured percentiles, no pending counts")
+        yield Finding(
+            "warn", f"{what} metrics", f"{gap.reason}: no measured percentiles, no pending counts"
+        )
 
 
-def _copies(readings: Mapping[str, ModelReading], boards: Sequence[BoardReading], knowledge: Knowledge) -> Iterator[Finding]:
+def _copies(
+    readings: Mapping[str, ModelReading], boards: Sequence[BoardReading], knowledge: Knowledge
+) -> Iterator[Finding]:
     """Whether every model that is steered fits beside itself for the time of a reload."""
     from igniterd.act import second_copy
     from igniterd.records import Observation
@@ -221,11 +290,18 @@ def _copies(readings: Mapping[str, ModelReading], boards: Sequence[BoardReading]
     for name in readings.keys() & knowledge.steerable(seen).keys():
         fits = second_copy(name, seen, knowledge.copy_bytes)
         if fits.refused:
-            yield Finding("warn", f"model {name}", f"it cannot be changed: {fits.refused.removeprefix(f'{name}: ')}")
+            yield Finding(
+                "warn",
+                f"model {name}",
+                f"it cannot be changed: {fits.refused.removeprefix(f'{name}: ')}",
+            )
         elif fits.unknown:
             unknown.append(name)
     if unknown:
-        why = "whether there is room for a second copy while one is reloaded is not known: it takes memory_bytes of a profile, and NVML"
+        why = (
+            "whether there is room for a second copy while one is reloaded is not known: it "
+            "takes memory_bytes of a profile, and NVML"
+        )
         yield Finding("warn", "GPU memory", f"{', '.join(sorted(unknown))}: {why}")
 
 
@@ -259,14 +335,21 @@ def _mps(settings: Config, reading: MpsReading | IgniterdError | None) -> Findin
     from igniterd.errors import IgniterdError
 
     if reading is None:
-        return Finding("warn", "MPS", "mps.enabled is false: shares have no effect; only batching is steered")
+        return Finding(
+            "warn", "MPS", "mps.enabled is false: shares have no effect; only batching is steered"
+        )
     if isinstance(reading, IgniterdError):
-        return Finding("bad" if settings.loop.mode == "act" else "warn", "MPS control", f"{reading}; start nvidia-cuda-mps-control -d")
+        return Finding(
+            "bad" if settings.loop.mode == "act" else "warn",
+            "MPS control",
+            f"{reading}; start nvidia-cuda-mps-control -d",
+        )
     if reading.default_share is not None and reading.default_share < 1:
         return Finding(
             "warn",
             "MPS control",
-            f"the default active thread percentage is {reading.default_share:.0%} and caps every client: "
+            f"the default active thread percentage is {reading.default_share:.0%} and caps every "
+            "client: "
             "set_default_active_thread_percentage 100",
         )
     return _mps_servers(settings, reading)
@@ -275,18 +358,26 @@ def _mps(settings: Config, reading: MpsReading | IgniterdError | None) -> Findin
 def _mps_servers(settings: Config, reading: MpsReading) -> Finding:
     faulty = [str(pid) for pid, state in reading.states.items() if state == "FAULT"]
     if faulty:
-        what = f"server {', '.join(faulty)} is in FAULT: it takes no client until all it has are gone"
+        what = (
+            f"server {', '.join(faulty)} is in FAULT: it takes no client until all it has are gone"
+        )
         return Finding("bad" if settings.loop.mode == "act" else "warn", "MPS control", what)
     if reading.server_pids:
         clients = "" if reading.client_pids is None else f", {len(reading.client_pids)} clients"
-        return Finding("ok", "MPS control", f"answers; {len(reading.server_pids)} servers running{clients}")
+        return Finding(
+            "ok", "MPS control", f"answers; {len(reading.server_pids)} servers running{clients}"
+        )
     if settings.gpu.source.startswith("emulated:"):
-        return Finding("ok", "MPS control", "answers; no server, as models of an emulated board are no clients")
+        return Finding(
+            "ok", "MPS control", "answers; no server, as models of an emulated board are no clients"
+        )
     return Finding(
         "warn",
         "MPS control",
-        f"answers, but no process has connected to {settings.mps.pipe_directory}: with models that use the GPU that means that "
-        "Triton does not reach it (its CUDA_MPS_PIPE_DIRECTORY, a mount, --ipc=host, or another user), and shares have no effect",
+        f"answers, but no process has connected to {settings.mps.pipe_directory}: with models "
+        "that use the GPU that means that "
+        "Triton does not reach it (its CUDA_MPS_PIPE_DIRECTORY, a mount, --ipc=host, or another "
+        "user), and shares have no effect",
     )
 
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from igniterd.records import ModelReading
 
 
-async def of_model(client: TritonClient, reading: ModelReading, told: Model) -> AsyncIterator[Finding]:
+async def of_model(
+    client: TritonClient, reading: ModelReading, told: Model
+) -> AsyncIterator[Finding]:
     """Findings of a model that was read. ``told``: what the configuration says of it."""
     what = f"model {reading.model}"
     if too_large := await _too_large(client, reading.model, told.client_batch):
@@ -46,13 +48,15 @@ def _left_as_it_is(reading: ModelReading, *, gpu_given: bool, own: bool) -> Iter
         yield f"backend {reading.backend} runs inside tritonserver; {way}"
     elif not reading.owns_process:
         yield (
-            f"backend {reading.backend} runs inside tritonserver: its MPS share is the server's; igniterd steers its batching only, "
+            f"backend {reading.backend} runs inside tritonserver: its MPS share is the server's; "
+            "igniterd steers its batching only, "
             'unless it gets a process of its own (igniterd adopt, or [[model]] process = "own")'
         )
 
 
 async def _too_large(client: TritonClient, name: str, client_batch: int | None) -> str:
-    """What is wrong with ``client_batch``, or an empty string; a configuration that cannot be read is said elsewhere."""
+    """What is wrong with ``client_batch``, or an empty string; a configuration that cannot be read
+    is said elsewhere."""
     from igniterd.clients.triton.config import own_limit_of
     from igniterd.errors import NotNow
 
@@ -62,8 +66,15 @@ async def _too_large(client: TritonClient, name: str, client_batch: int | None) 
         limit = max(1, own_limit_of(await client.config(name)))
     except NotNow:
         return ""
-    said = f"client_batch = {client_batch} is above the largest batch of a request that its own configuration admits"
-    return f"{said}, which is {limit}: Triton refuses such requests; give 1 to {limit}" if client_batch > limit else ""
+    said = (
+        f"client_batch = {client_batch} is above the largest batch of a request that its own "
+        "configuration admits"
+    )
+    return (
+        f"{said}, which is {limit}: Triton refuses such requests; give 1 to {limit}"
+        if client_batch > limit
+        else ""
+    )
 
 
 async def _predicted_without(client: TritonClient, name: str) -> list[str]:
@@ -79,17 +90,32 @@ async def _predicted_without(client: TritonClient, name: str) -> list[str]:
     sizes = preferred_sizes_of(config)
     if sizes:
         names = ", ".join(map(str, sizes))
-        said.append(f"preferred_batch_size {names} gives way when igniterd sets another largest batch or delay; predicted without it")
+        said.append(
+            f"preferred_batch_size {names} gives way when igniterd sets another largest batch or "
+            "delay; predicted without it"
+        )
     levels = int(config["dynamic_batching"].get("priority_levels", 0))
     if levels > 1:
-        said.append(f"its {levels} priority levels are kept; its P99 is predicted as if all requests were of one")
+        said.append(
+            f"its {levels} priority levels are kept; its P99 is predicted as if all requests "
+            "were of one"
+        )
     batching = config["dynamic_batching"]
-    if batching.get("priority_queue_policy") or any(map(int, _limits(batching.get("default_queue_policy", {})))):
-        said.append("its queue policies are kept; predicted as if no request were turned away or put off")
-    if any(group.get("rate_limiter", {}).get("resources") for group in config.get("instance_group", ())):
+    if batching.get("priority_queue_policy") or any(
+        map(int, _limits(batching.get("default_queue_policy", {})))
+    ):
+        said.append(
+            "its queue policies are kept; predicted as if no request were turned away or put off"
+        )
+    if any(
+        group.get("rate_limiter", {}).get("resources") for group in config.get("instance_group", ())
+    ):
         said.append("its rate_limiter is kept; predicted as if it never waited for others")
     if config.get("response_cache", {}).get("enable"):
-        said.append("its response_cache is kept; requests answered from it are no load, and its P99 is predicted for the others")
+        said.append(
+            "its response_cache is kept; requests answered from it are no load, and its P99 is "
+            "predicted for the others"
+        )
     return said
 
 

@@ -23,7 +23,8 @@ _UNBOUNDED = 100_000
 
 @contextlib.contextmanager
 def cannot() -> Iterator[None]:
-    """Errors igniterd raises on purpose become their sentence on standard error and exit status 1."""
+    """Errors igniterd raises on purpose become their sentence on standard error and exit status
+    1."""
     from igniterd.errors import ConfigError, IgniterdError
 
     try:
@@ -40,7 +41,8 @@ def cannot() -> Iterator[None]:
 
 
 def shown(*parts: Table | Text | str) -> None:
-    """Print tables and lines whole, whatever the width of the terminal: half a name or a figure is worse than a long line.
+    """Print tables and lines whole, whatever the width of the terminal: half a name or a figure is
+    worse than a long line.
 
     Names are printed as they are; nothing in them is read as markup or an emoji.
     """
@@ -52,7 +54,9 @@ def shown(*parts: Table | Text | str) -> None:
     class Plain(Console):
         """Words of servers and models colour nothing, and move no cursor."""
 
-        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterator[Segment]:
             for text, style, control in super().render(renderable, options):
                 yield Segment(_plain_lines(text), style, control)
 
@@ -61,7 +65,16 @@ def shown(*parts: Table | Text | str) -> None:
 
     console = Plain(markup=False, emoji=False, highlight=False)
     wide = console.options.update(width=_UNBOUNDED)
-    console.width = max([console.width, *(Measurement.get(console, wide, part).maximum for part in parts if isinstance(part, Table))])
+    console.width = max(
+        [
+            console.width,
+            *(
+                Measurement.get(console, wide, part).maximum
+                for part in parts
+                if isinstance(part, Table)
+            ),
+        ]
+    )
     for part in parts:
         console.print(part, soft_wrap=not isinstance(part, Table))
 
@@ -74,9 +87,14 @@ def configured(path: Path) -> Config:
         return load_config(path)
 
 
-def _plain_values(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _plain_values(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
     """Nothing that a server or a model says begins another line, or is obeyed by a terminal."""
-    return {key: _plain_lines(value) if key == "exception" else _plain_value(value) for key, value in event.items()}
+    return {
+        key: _plain_lines(value) if key == "exception" else _plain_value(value)
+        for key, value in event.items()
+    }
 
 
 def _plain_lines(text: str) -> str:
@@ -98,13 +116,20 @@ def _plain_value(value: Any) -> Any:
 
 
 def log_to_stderr(form: str) -> None:
-    """Log lines to standard error: coloured text on a terminal, JSON for a collector (``form``: text, json or auto)."""
+    """Log lines to standard error: coloured text on a terminal, JSON for a collector (``form``:
+    text, json or auto)."""
     import structlog
 
     if form not in ("auto", "text", "json"):
-        raise typer.BadParameter(f"{form!r} should be auto, text or json", param_hint="--log-format")
+        raise typer.BadParameter(
+            f"{form!r} should be auto, text or json", param_hint="--log-format"
+        )
     text = form == "text" or (form == "auto" and sys.stderr.isatty())
-    renderer: Any = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if text else structlog.processors.JSONRenderer()
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        if text
+        else structlog.processors.JSONRenderer()
+    )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

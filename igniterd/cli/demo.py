@@ -18,14 +18,29 @@ def register(app: typer.Typer) -> None:
 
     @app.command(short_help="All of it at work on this machine, no GPU needed.")
     def demo(
-        folder: Path = typer.Option(Path(".demo"), "--folder", metavar="FOLDER", help="Where everything of the run is kept."),
-        seed: int = typer.Option(1, min=0, help="Another one gives other arrivals and service times."),
-        frozen: bool = typer.Option(False, "--frozen", help="Also play the shifted traffic with the plan standing still (a minute more)."),
-        keep: bool = typer.Option(False, "--keep", help="Go on running after the last phase, until Ctrl-C."),
-        picture: Path | None = typer.Option(None, "--picture", metavar="FILE.svg", help="Also write the timeline as a picture."),
-        redraw: bool = typer.Option(False, "--redraw", help="Play nothing: draw the last run in the folder again."),
+        folder: Path = typer.Option(
+            Path(".demo"), "--folder", metavar="FOLDER", help="Where everything of the run is kept."
+        ),
+        seed: int = typer.Option(
+            1, min=0, help="Another one gives other arrivals and service times."
+        ),
+        frozen: bool = typer.Option(
+            False,
+            "--frozen",
+            help="Also play the shifted traffic with the plan standing still (a minute more).",
+        ),
+        keep: bool = typer.Option(
+            False, "--keep", help="Go on running after the last phase, until Ctrl-C."
+        ),
+        picture: Path | None = typer.Option(
+            None, "--picture", metavar="FILE.svg", help="Also write the timeline as a picture."
+        ),
+        redraw: bool = typer.Option(
+            False, "--redraw", help="Play nothing: draw the last run in the folder again."
+        ),
     ) -> None:
-        """Show igniterd at work on this machine, no GPU needed (about three minutes): real tritonserver, emulated V100."""
+        """Show igniterd at work on this machine, no GPU needed (about three minutes): real
+        tritonserver, emulated V100."""
         from igniterd.cli.common import cannot
         from igniterd.cli.wording import picture_path
         from igniterd.demo.terminal import Teller
@@ -37,11 +52,15 @@ def register(app: typer.Typer) -> None:
                 recording, log = _last(folder.resolve())
                 wrong = _shown(teller, recording, log, folder.resolve(), picture)
             else:
-                wrong = _played(teller, folder, seed=seed, frozen=frozen, keep=keep, picture=picture)
+                wrong = _played(
+                    teller, folder, seed=seed, frozen=frozen, keep=keep, picture=picture
+                )
         raise typer.Exit(1 if wrong else 0)
 
 
-def _played(teller: Teller, folder: Path, *, seed: int, frozen: bool, keep: bool, picture: Path | None) -> list[str]:
+def _played(
+    teller: Teller, folder: Path, *, seed: int, frozen: bool, keep: bool, picture: Path | None
+) -> list[str]:
     """Play and show; what is not as it should be."""
     import asyncio
 
@@ -75,7 +94,9 @@ def _last(folder: Path) -> tuple[Recording, RequestLog]:
     return Recording.load(folder), RequestLog.read(folder / REQUESTS)
 
 
-def _shown(teller: Teller, recording: Recording, log: RequestLog, folder: Path, picture: Path | None) -> list[str]:
+def _shown(
+    teller: Teller, recording: Recording, log: RequestLog, folder: Path, picture: Path | None
+) -> list[str]:
     """Tables, page and picture; what is not as it should be."""
     from igniterd.demo.measure import figures, problems
     from igniterd.demo.page import Page

@@ -26,7 +26,9 @@ Points = list[tuple[float, "ProvisionPlan"]]
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command."""
-    app.command(name="plan", short_help="The fewest GPUs that hold every P99, and their cost.")(plan)
+    app.command(name="plan", short_help="The fewest GPUs that hold every P99, and their cost.")(
+        plan
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,41 +45,77 @@ def plan(
     workloads: Annotated[
         Path,
         typer.Argument(
-            metavar="WORKLOADS", help="CSV or .toml: workload, model, slo_p99_ms, rate_per_s[, burstiness]; - is standard input."
+            metavar="WORKLOADS",
+            help="CSV or .toml: workload, model, slo_p99_ms, rate_per_s[, burstiness]; - is "
+            "standard input.",
         ),
     ],
     gpu: Annotated[
         list[str] | None,
         typer.Option(
             metavar="GPU",
-            help="A kind of GPU, NAME_OR_PROFILE[@PRICE_PER_HOUR[xMOST]]: v100, v100@2.48, t4.json@0.5x8; repeatable.",
+            help="A kind of GPU, NAME_OR_PROFILE[@PRICE_PER_HOUR[xMOST]]: v100, v100@2.48, "
+            "t4.json@0.5x8; repeatable.",
             show_default="v100",
         ),
     ] = None,
     strategy: Annotated[StrategyName, typer.Option(help="How to plan.")] = "igniterd",
-    arrivals: Annotated[Literal["poisson", "constant"], typer.Option(help="Arrivals of workloads that name none.")] = "poisson",
+    arrivals: Annotated[
+        Literal["poisson", "constant"], typer.Option(help="Arrivals of workloads that name none.")
+    ] = "poisson",
     burstiness: Annotated[
         float | None,
         typer.Option(
-            min=0.0, callback=finite, help="Instead of --arrivals: squared coefficient of variation of the gaps between requests."
+            min=0.0,
+            callback=finite,
+            help="Instead of --arrivals: squared coefficient of variation of the gaps between "
+            "requests.",
         ),
     ] = None,
-    start: Annotated[Path | None, typer.Option("--from", metavar="PLAN.json", help="Start from this running plan and move little.")] = None,
-    max_moves: Annotated[int | None, typer.Option(min=0, help="With --from: move at most so many tenants.")] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="PLAN.json", help="Start from this running plan and move little."
+        ),
+    ] = None,
+    max_moves: Annotated[
+        int | None, typer.Option(min=0, help="With --from: move at most so many tenants.")
+    ] = None,
     sweep: Annotated[
-        str | None, typer.Option(metavar="WHAT=LOW..HIGH[:N]", help="What if: rate=0.5..3 or slo=0.8..2, factors; N points.")
+        str | None,
+        typer.Option(
+            metavar="WHAT=LOW..HIGH[:N]",
+            help="What if: rate=0.5..3 or slo=0.8..2, factors; N points.",
+        ),
     ] = None,
-    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Level of the upper bound of service times.")] = 0.95,
-    seed: Annotated[int, typer.Option(help="Of the search's random choices; the same seed gives the same plan.")] = 0,
+    level: Annotated[
+        float, typer.Option(min=0.5, max=0.999, help="Level of the upper bound of service times.")
+    ] = 0.95,
+    seed: Annotated[
+        int, typer.Option(help="Of the search's random choices; the same seed gives the same plan.")
+    ] = 0,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also draw the plan, or the sweep, into this file (png, svg, pdf).")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also draw the plan, or the sweep, into this file (png, svg, pdf)."
+        ),
     ] = None,
-    emit: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write what every GPU host needs into this new folder.")] = None,
-    output: Annotated[Literal["table", "json"], typer.Option("--format", help="How to print.")] = "table",
+    emit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Also write what every GPU host needs into this new folder."
+        ),
+    ] = None,
+    output: Annotated[
+        Literal["table", "json"], typer.Option("--format", help="How to print.")
+    ] = "table",
 ) -> None:
-    """Plan the fewest GPUs that hold every P99: exit 1 when a workload cannot be planned, each named with its reason."""
+    """Plan the fewest GPUs that hold every P99: exit 1 when a workload cannot be planned, each
+    named with its reason."""
     if max_moves is not None and start is None:
-        raise typer.BadParameter("needs --from PLAN.json, the plan the moves are counted from", param_hint="--max-moves")
+        raise typer.BadParameter(
+            "needs --from PLAN.json, the plan the moves are counted from", param_hint="--max-moves"
+        )
     if sweep is not None and (start is not None or emit is not None):
         raise typer.BadParameter("cannot go with --from or --emit", param_hint="--sweep")
     with cannot():
@@ -86,7 +124,15 @@ def plan(
             from igniterd.cli.plan_emit import new_folder
 
             new_folder(emit)
-        task = _task(workloads, gpu or ["v100"], strategy, _process(arrivals, burstiness), (start, max_moves), sweep, (level, seed))
+        task = _task(
+            workloads,
+            gpu or ["v100"],
+            strategy,
+            _process(arrivals, burstiness),
+            (start, max_moves),
+            sweep,
+            (level, seed),
+        )
         feasible = _swept(task, output, plot) if task.sweep else _planned(task, output, plot, emit)
     if not feasible:
         raise typer.Exit(1)
@@ -116,12 +162,15 @@ def _task(
     found, rejected = read_workloads(given(path))
     start = read_plan(running[0]) if running[0] is not None else None
     kinds = tuple(parse_gpu(text) for text in gpus)
-    request = Request(found, kinds, burstiness, level=how[0], seed=how[1], start=start, max_moves=running[1])
+    request = Request(
+        found, kinds, burstiness, level=how[0], seed=how[1], start=start, max_moves=running[1]
+    )
     return _Task(request, strategy, rejected, parse_sweep(sweep) if sweep is not None else None)
 
 
 def _timed(task: _Task) -> ProvisionPlan:
-    """The plan, with the time planning took: reading, fitting the models and loading compiled code are not counted."""
+    """The plan, with the time planning took: reading, fitting the models and loading compiled code
+    are not counted."""
     from igniterd.planner import strategies
     from igniterd.planner.evaluate import assess
 
@@ -131,7 +180,9 @@ def _timed(task: _Task) -> ProvisionPlan:
     answer = answer.timed(time.perf_counter() - start)
     if task.strategy == "igniterd":
         return answer
-    return assess(answer, task.request.gpus, task.request.burstiness_by_name(), level=task.request.level)
+    return assess(
+        answer, task.request.gpus, task.request.burstiness_by_name(), level=task.request.level
+    )
 
 
 def _planned(task: _Task, output: str, plot: Path | None, emit: Path | None) -> bool:
@@ -150,7 +201,10 @@ def _planned(task: _Task, output: str, plot: Path | None, emit: Path | None) -> 
         from igniterd.cli.plan_emit import emit as write
 
         made = write(answer, {gpu.name: gpu.profile for gpu in task.request.gpus}, emit)
-        print(f"igniterd plan: {len(made)} host{'' if len(made) == 1 else 's'} written to {emit}", file=sys.stderr)
+        print(
+            f"igniterd plan: {len(made)} host{'' if len(made) == 1 else 's'} written to {emit}",
+            file=sys.stderr,
+        )
     for entry in answer.infeasible:
         print(f"igniterd plan: {entry.workload}: {entry.reason}", file=sys.stderr)
     for sentence in _reliefs(task, answer):
@@ -173,7 +227,9 @@ def _swept(task: _Task, output: str, plot: Path | None) -> bool:
         raise ValueError("no sweep was asked for")
     points: Points = []
     for factor in task.sweep.factors:
-        points.append((factor, _timed(replace(task, request=scaled(task.request, task.sweep.what, factor)))))
+        points.append(
+            (factor, _timed(replace(task, request=scaled(task.request, task.sweep.what, factor))))
+        )
         if sys.stderr.isatty():
             print(
                 f"\r{len(points)} of {len(task.sweep.factors)} plans",
@@ -181,7 +237,13 @@ def _swept(task: _Task, output: str, plot: Path | None) -> bool:
                 file=sys.stderr,
             )
     if output == "json":
-        print(json.dumps([{task.sweep.what: factor, **answer.as_json()} for factor, answer in points], indent=1, allow_nan=False))
+        print(
+            json.dumps(
+                [{task.sweep.what: factor, **answer.as_json()} for factor, answer in points],
+                indent=1,
+                allow_nan=False,
+            )
+        )
     else:
         from igniterd.cli.plan_table import sweep_table
 
@@ -191,7 +253,11 @@ def _swept(task: _Task, output: str, plot: Path | None) -> bool:
 
         plot_sweep(task.sweep.what, points, plot)
     for name in sorted(
-        {(entry.workload, f"at {factor:g} times: {entry.reason}") for factor, answer in points for entry in answer.infeasible}
+        {
+            (entry.workload, f"at {factor:g} times: {entry.reason}")
+            for factor, answer in points
+            for entry in answer.infeasible
+        }
     ):
         print(f"igniterd plan: {name[0]}: {name[1]}", file=sys.stderr)
     return all(answer.feasible for _, answer in points)

@@ -7,7 +7,7 @@
     DIR/gpu-000-v100/state/shares/…/20/     the environment that gives a Python-backend model its MPS share
 
 A model on Triton is named after its workload, since two workloads may use the same profiled model.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _HOW = f"""A folder for each GPU of the plan, written by `igniterd plan --emit`.
    /v2/repository/models/NAME/load, parameter config): fields replace fields, except that parameters are added to those there are.
    Where the model has an environment of its own already, keep that EXECUTION_ENV_PATH: igniterd puts the share in front of it.
 3. Put igniterd.toml and the profile beside it into /etc/igniterd, then: igniterd check --live
-"""
+"""  # noqa: E501
 _LONGEST = 100
 _NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -46,13 +46,16 @@ def new_folder(folder: Path) -> None:
         make_folder(folder)
         empty = not any(folder.iterdir())
     except (OSError, Refused) as error:
-        raise ConfigError(f"--emit {folder}", [f"cannot be made: {getattr(error, 'strerror', None) or error}"]) from error
+        raise ConfigError(
+            f"--emit {folder}", [f"cannot be made: {getattr(error, 'strerror', None) or error}"]
+        ) from error
     if not empty:
         raise ConfigError(f"--emit {folder}", ["is there already and not empty; give a new folder"])
 
 
 def emit(plan: ProvisionPlan, profiles: Mapping[str, Profile], folder: Path) -> list[Path]:
-    """Write the folders and return them; ``profiles`` by kind of GPU. Raises :class:`ConfigError` as :func:`new_folder` does."""
+    """Write the folders and return them; ``profiles`` by kind of GPU. Raises :class:`ConfigError`
+    as :func:`new_folder` does."""
     new_folder(folder)
     made = []
     for number, gpu in enumerate(plan.gpus):
@@ -62,10 +65,14 @@ def emit(plan: ProvisionPlan, profiles: Mapping[str, Profile], folder: Path) -> 
         profiles[gpu.gpu].subset(sorted({seat.model for seat in gpu.tenants})).save(host / profile)
         names = _names(gpu.tenants)
         text = _config(host.name, gpu, names, profile)
-        parse_config(text, source=f"{host.name}/igniterd.toml")  # what is written is what the daemon will accept
+        # what is written is what the daemon will accept
+        parse_config(text, source=f"{host.name}/igniterd.toml")
         replace_file(host / "igniterd.toml", text)
         for seat, name in zip(gpu.tenants, names, strict=True):
-            replace_file(host / "overrides" / f"{name}.json", json.dumps(_override(seat, name), indent=1) + "\n")
+            replace_file(
+                host / "overrides" / f"{name}.json",
+                json.dumps(_override(seat, name), indent=1) + "\n",
+            )
             prepare_share(host / "state" / "shares", seat.share, install=True)
         made.append(host)
     replace_file(folder / "README.txt", _HOW)
@@ -73,7 +80,8 @@ def emit(plan: ProvisionPlan, profiles: Mapping[str, Profile], folder: Path) -> 
 
 
 def _safe(name: str) -> str:
-    """A name that folders, Triton and the configuration accept: letters, digits and . _ -, the first a letter or digit."""
+    """A name that folders, Triton and the configuration accept: letters, digits and . _ -, the
+    first a letter or digit."""
     return _NAME.sub("-", name)[:_LONGEST].strip("-._") or "model"
 
 
@@ -89,7 +97,12 @@ def _names(seats: Sequence[Seat]) -> list[str]:
 
 
 def _config(host: str, gpu: PlannedGpu, names: Sequence[str], profile: str) -> str:
-    lines = ["# Written by `igniterd plan --emit`; `igniterd check --config` reads it.", "[host]", f"name = {json.dumps(host)}", ""]
+    lines = [
+        "# Written by `igniterd plan --emit`; `igniterd check --config` reads it.",
+        "[host]",
+        f"name = {json.dumps(host)}",
+        "",
+    ]
     lines += ["[loop]", 'mode = "act"', "", "[state]", f"directory = {json.dumps(_STATE)}", ""]
     for seat, name in zip(gpu.tenants, names, strict=True):
         lines += [
@@ -108,7 +121,12 @@ def _override(seat: Seat, name: str) -> dict[str, object]:
     """The fields of Triton's configuration that the plan sets, for a Python-backend model."""
     # A base that differs from the plan in its batching and its share, so that both are set.
     batching = {"max_queue_delay_microseconds": seat.max_queue_delay_us + 1}
-    base = {"name": name, "backend": "python", "max_batch_size": seat.max_batch_size, "instance_group": [{"count": 1}]}
+    base = {
+        "name": name,
+        "backend": "python",
+        "max_batch_size": seat.max_batch_size,
+        "instance_group": [{"count": 1}],
+    }
     base["dynamic_batching"] = batching
     target = Allocation(seat.share, seat.max_batch_size, seat.max_queue_delay_us)
     made = with_allocation(base, target, DEFAULT_SHARES)

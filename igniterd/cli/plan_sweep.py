@@ -11,7 +11,9 @@ from igniterd.planner.strategies import Request
 
 DEFAULT_POINTS = 6
 MAX_POINTS = 200
-_FORM = re.compile(r"^(?P<what>rate|slo)=(?P<low>[0-9.eE+-]+)\.\.(?P<high>[0-9.eE+-]+)(?::(?P<points>\d+))?$")
+_FORM = re.compile(
+    r"^(?P<what>rate|slo)=(?P<low>[0-9.eE+-]+)\.\.(?P<high>[0-9.eE+-]+)(?::(?P<points>\d+))?$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +25,29 @@ class Sweep:
 
 
 def parse_sweep(text: str) -> Sweep:
-    """``rate=0.5..3`` or ``slo=0.8..2:11`` (number of points after the colon). Raises :class:`ConfigError` saying what is wrong."""
+    """``rate=0.5..3`` or ``slo=0.8..2:11`` (number of points after the colon). Raises
+    :class:`ConfigError` saying what is wrong."""
     found = _FORM.match(text.strip())
     if not found:
         raise ConfigError(
-            f"--sweep {text}", ["should be rate=LOW..HIGH or slo=LOW..HIGH, factors of what the file has, as in rate=0.5..3:11"]
+            f"--sweep {text}",
+            [
+                "should be rate=LOW..HIGH or slo=LOW..HIGH, factors of what the file has, as in "
+                "rate=0.5..3:11"
+            ],
         )
     try:
         low, high = float(found["low"]), float(found["high"])
     except ValueError as exc:
-        raise ConfigError(f"--sweep {text}", ["LOW and HIGH should be numbers, as in rate=0.5..3"]) from exc
+        raise ConfigError(
+            f"--sweep {text}", ["LOW and HIGH should be numbers, as in rate=0.5..3"]
+        ) from exc
     points = int(found["points"] or DEFAULT_POINTS)
-    problems = [] if 0 < low <= high < math.inf else [f"LOW ({low:g}) should be above 0 and not above HIGH ({high:g})"]
+    problems = (
+        []
+        if 0 < low <= high < math.inf
+        else [f"LOW ({low:g}) should be above 0 and not above HIGH ({high:g})"]
+    )
     if not 2 <= points <= MAX_POINTS:
         problems.append(f"{points} points; 2 to {MAX_POINTS} are possible")
     if problems:
@@ -45,4 +58,7 @@ def parse_sweep(text: str) -> Sweep:
 def scaled(request: Request, what: str, factor: float) -> Request:
     """The request with every rate, or every SLO, multiplied."""
     field = "rate_per_s" if what == "rate" else "slo_p99_ms"
-    return replace(request, workloads=[replace(w, **{field: getattr(w, field) * factor}) for w in request.workloads])
+    return replace(
+        request,
+        workloads=[replace(w, **{field: getattr(w, field) * factor}) for w in request.workloads],
+    )

@@ -12,12 +12,26 @@ from igniterd.planner.plan import PlannedGpu, ProvisionPlan, Seat
 
 _BAR = 20
 _NAMED = 8
-_COLUMNS = ("GPU", "share", "", "workload", "model", "rate/s", "batch", "delay", "busy", "mean ms", "P99 ms", "SLO ms")
+_COLUMNS = (
+    "GPU",
+    "share",
+    "",
+    "workload",
+    "model",
+    "rate/s",
+    "batch",
+    "delay",
+    "busy",
+    "mean ms",
+    "P99 ms",
+    "SLO ms",
+)
 _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "red", "bright_cyan", "bright_green")
 
 
 def plan_table(plan: ProvisionPlan, *, most_gpus: int = 40) -> list[Table | Text]:
-    """The plan as rich renderables: a row a tenant, GPUs apart, then totals and what could not be planned."""
+    """The plan as rich renderables: a row a tenant, GPUs apart, then totals and what could not be
+    planned."""
     table = Table(*_COLUMNS, box=None, pad_edge=False)
     for column in (1, *range(5, 12)):
         table.columns[column].justify = "right"
@@ -27,7 +41,9 @@ def plan_table(plan: ProvisionPlan, *, most_gpus: int = 40) -> list[Table | Text
         _gpu_rows(table, index, gpu)
     parts: list[Table | Text] = [table]
     if len(plan.gpus) > most_gpus:
-        parts.append(Text(f"… and {len(plan.gpus) - most_gpus} more GPUs (--format json has them all)"))
+        parts.append(
+            Text(f"… and {len(plan.gpus) - most_gpus} more GPUs (--format json has them all)")
+        )
     parts += [Text(line) for line in ("", *summary(plan))]
     return parts
 
@@ -35,7 +51,10 @@ def plan_table(plan: ProvisionPlan, *, most_gpus: int = 40) -> list[Table | Text
 def summary(plan: ProvisionPlan) -> list[str]:
     """What the plan comes to, in lines."""
     kinds = sorted({gpu.gpu for gpu in plan.gpus})
-    counted = ", ".join(f"{sum(gpu.gpu == kind for gpu in plan.gpus)} {kind}" for kind in kinds) or "no GPU"
+    counted = (
+        ", ".join(f"{sum(gpu.gpu == kind for gpu in plan.gpus)} {kind}" for kind in kinds)
+        or "no GPU"
+    )
     cost = "" if plan.cost_per_hour is None else f", {plan.cost_per_hour:.2f} an hour"
     lines = [f"{plan.strategy}: {counted}{cost}, planned in {plan.planning_s * 1e3:.1f} ms"]
     lines += _bound(plan)
@@ -43,7 +62,10 @@ def summary(plan: ProvisionPlan) -> list[str]:
         lines.append(f"shares needed beside these neighbours: {plan.needed_gpus:.2f} GPUs")
     lines += [*plan.notes]
     if plan.moves:
-        lines += [f"{len(plan.moves)} moves against the plan it started from:", *(f"  {move}" for move in plan.moves)]
+        lines += [
+            f"{len(plan.moves)} moves against the plan it started from:",
+            *(f"  {move}" for move in plan.moves),
+        ]
     if plan.infeasible:
         lines.append(f"{len(plan.infeasible)} not planned: {_named(plan)}")
     return lines
@@ -85,7 +107,17 @@ def _bar(start: float, length: float) -> str:
 
 def sweep_table(what: str, points: Sequence[tuple[float, ProvisionPlan]]) -> Table:
     """A row a factor: GPUs by kind, bound, cost, what could not be planned."""
-    table = Table(f"{what} x", "GPUs", "", "lower bound", "cost/h", "planned in", "not planned", box=None, pad_edge=False)
+    table = Table(
+        f"{what} x",
+        "GPUs",
+        "",
+        "lower bound",
+        "cost/h",
+        "planned in",
+        "not planned",
+        box=None,
+        pad_edge=False,
+    )
     for column in (0, 1, 3, 4, 5):
         table.columns[column].justify = "right"
     most = max((len(plan.gpus) for _, plan in points), default=1) or 1

@@ -1,4 +1,5 @@
-"""``igniterd profile``: measure models on a live Triton, show what was measured, put a server back."""
+"""``igniterd profile``: measure models on a live Triton, show what was measured, put a server
+back."""
 
 from __future__ import annotations
 
@@ -27,62 +28,143 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the verb to ``app``."""
-    app.command(name="profile", short_help="Measure models on a live Triton into a profile.")(profile)
+    app.command(name="profile", short_help="Measure models on a live Triton into a profile.")(
+        profile
+    )
 
 
 def profile(
-    models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help="Models that Triton has loaded.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The profile to write.")] = Path("profile.json"),
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL...", help="Models that Triton has loaded.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The profile to write.")] = Path(
+        "profile.json"
+    ),
     triton: Annotated[
-        str | None, typer.Option(help="Triton's gRPC endpoint, host:port (127.0.0.1:8001); with --config the name of a [[triton]].")
+        str | None,
+        typer.Option(
+            help="Triton's gRPC endpoint, host:port (127.0.0.1:8001); with --config the name of "
+            "a [[triton]]."
+        ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="The daemon's configuration: its [[triton]] with TLS and headers, [gpu], [mps] and [state]."),
+        typer.Option(
+            "--config",
+            "-c",
+            help="The daemon's configuration: its [[triton]] with TLS and headers, [gpu], [mps] "
+            "and [state].",
+        ),
     ] = None,
-    ca_file: Annotated[Path | None, typer.Option(help="PEM file of who signed Triton's certificate: TLS.")] = None,
-    cert_file: Annotated[Path | None, typer.Option(help="PEM file of igniterd's own certificate: mutual TLS.")] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(help="PEM file of who signed Triton's certificate: TLS.")
+    ] = None,
+    cert_file: Annotated[
+        Path | None, typer.Option(help="PEM file of igniterd's own certificate: mutual TLS.")
+    ] = None,
     key_file: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
     header: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Sent with every call; others see it in ps, --config they do not.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Sent with every call; others see it in ps, --config they do not.",
+        ),
     ] = None,
     gpu: Annotated[
-        str | None, typer.Option(help="Where the board is read: nvml (unless the configuration says otherwise), emulated:PATH or none.")
+        str | None,
+        typer.Option(
+            help="Where the board is read: nvml (unless the configuration says otherwise), "
+            "emulated:PATH or none."
+        ),
     ] = None,
     mps: Annotated[
-        bool | None, typer.Option("--mps/--no-mps", help="Whether processes share the GPU by MPS; without it no share is measured.")
+        bool | None,
+        typer.Option(
+            "--mps/--no-mps",
+            help="Whether processes share the GPU by MPS; without it no share is measured.",
+        ),
     ] = None,
     state: Annotated[
         Path | None,
-        typer.Option(help="Folder for the environments of shares (/var/lib/igniterd); Triton must see it under the same path."),
+        typer.Option(
+            help="Folder for the environments of shares (/var/lib/igniterd); Triton must see it "
+            "under the same path."
+        ),
     ] = None,
-    inputs: Annotated[Path | None, typer.Option("--input", help="An .npz file with items to send, an array an input.")] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--input", help="An .npz file with items to send, an array an input."),
+    ] = None,
     shape: Annotated[
-        list[str] | None, typer.Option(metavar="[MODEL:]INPUT=d1,d2", help="Dimensions of one item, for inputs with variable ones.")
+        list[str] | None,
+        typer.Option(
+            metavar="[MODEL:]INPUT=d1,d2",
+            help="Dimensions of one item, for inputs with variable ones.",
+        ),
     ] = None,
-    accuracy: Annotated[float, typer.Option(min=0.001, max=0.5, help="Stop when the fit is this certain (relative deviation).")] = 0.03,
-    points: Annotated[int, typer.Option(min=3, help="Most points to measure of a model alone.")] = 11,
+    accuracy: Annotated[
+        float,
+        typer.Option(
+            min=0.001, max=0.5, help="Stop when the fit is this certain (relative deviation)."
+        ),
+    ] = 0.03,
+    points: Annotated[
+        int, typer.Option(min=3, help="Most points to measure of a model alone.")
+    ] = 11,
     budget: Annotated[
-        float | None, typer.Option(min=1.0, callback=finite, metavar="SECONDS", help="Longest time to measure in all.")
+        float | None,
+        typer.Option(
+            min=1.0, callback=finite, metavar="SECONDS", help="Longest time to measure in all."
+        ),
     ] = None,
-    pairs: Annotated[bool, typer.Option("--pairs/--no-pairs", help="Also measure every two models beside each other.")] = True,
-    max_batch: Annotated[int | None, typer.Option(min=1, max=4096, help="Largest batch; by default the model's max_batch_size.")] = None,
-    min_share: Annotated[float, typer.Option(min=0.01, max=1.0, help="Smallest share to measure.")] = 0.1,
-    sm_count: Annotated[int | None, typer.Option(min=1, help="SMs of the GPU, where they cannot be read.")] = None,
-    board_name: Annotated[str | None, typer.Option(help="Name of the GPU in the profile; by default NVML's.")] = None,
-    beside: Annotated[bool, typer.Option("--beside", help="Also while a daemon of this host acts on that Triton.")] = False,
-    resume: Annotated[Path | None, typer.Option(metavar="FILE", help="Go on from the .partial file of an interrupted profile.")] = None,
-    restore: Annotated[Path | None, typer.Option(metavar="FILE", help="Put the server back as the .partial file says.")] = None,
-    show: Annotated[Path | None, typer.Option(metavar="FILE", help="Print a profile and how well the model fits it.")] = None,
+    pairs: Annotated[
+        bool,
+        typer.Option("--pairs/--no-pairs", help="Also measure every two models beside each other."),
+    ] = True,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(min=1, max=4096, help="Largest batch; by default the model's max_batch_size."),
+    ] = None,
+    min_share: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Smallest share to measure.")
+    ] = 0.1,
+    sm_count: Annotated[
+        int | None, typer.Option(min=1, help="SMs of the GPU, where they cannot be read.")
+    ] = None,
+    board_name: Annotated[
+        str | None, typer.Option(help="Name of the GPU in the profile; by default NVML's.")
+    ] = None,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="Also while a daemon of this host acts on that Triton.")
+    ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Go on from the .partial file of an interrupted profile."
+        ),
+    ] = None,
+    restore: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Put the server back as the .partial file says."),
+    ] = None,
+    show: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Print a profile and how well the model fits it."),
+    ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="PICTURE", help="Draw the fit of the profile shown or measured: png, svg, pdf.")
+        Path | None,
+        typer.Option(
+            metavar="PICTURE", help="Draw the fit of the profile shown or measured: png, svg, pdf."
+        ),
     ] = None,
 ) -> None:
-    """Measure models on a live Triton into a profile: alone at chosen batches and shares, then in pairs.
+    """Measure models on a live Triton into a profile: alone at chosen batches and shares, then in
+    pairs.
 
-    The server should have no other traffic. Everything changed on it is put back at the end, also on Ctrl-C; should that not be
-    possible, OUTPUT.partial keeps what it was and --restore puts it back later. The latency of a profile is Triton's compute_input +
-    compute_infer + compute_output of one execution of exactly that batch: what the daemon compares its predictions with.
+    The server should have no other traffic. Everything changed on it is put back at the end, also
+    on Ctrl-C; should that not be possible, OUTPUT.partial keeps what it was and --restore puts it
+    back later. The latency of a profile is Triton's compute_input + compute_infer + compute_output
+    of one execution of exactly that batch: what the daemon compares its predictions with.
     """
     from igniterd.cli.profile_access import Access, headers_of, host_of, to_itself
     from igniterd.files import make_folder
@@ -90,12 +172,17 @@ def profile(
 
     with cannot():
         if sum(x is not None for x in (resume, restore, show)) + bool(models) != 1:
-            raise typer.BadParameter("name models to profile, or give one of --resume, --restore and --show")
+            raise typer.BadParameter(
+                "name models to profile, or give one of --resume, --restore and --show"
+            )
         picture_path("--plot", plot, ".png", ".svg", ".pdf")
         if show is not None:
             _show(show, plot)
             return
-        access, headers = Access(triton, config, ca_file, cert_file, key_file), headers_of(header or [])
+        access, headers = (
+            Access(triton, config, ca_file, cert_file, key_file),
+            headers_of(header or []),
+        )
         if restore is not None:
             _run(_restored(Partial.read(restore), restore, access, headers))
             return
@@ -123,7 +210,10 @@ def profile(
             )
             partial, path = Partial(settings=settings), partial_path(output)
             if path.exists() and Partial.read(path).originals:
-                raise CannotRun(f"{path} says that the server was not put back after an earlier profile: use --resume or --restore {path}")
+                raise CannotRun(
+                    f"{path} says that the server was not put back after an earlier profile: use "
+                    f"--resume or --restore {path}"
+                )
         make_folder(path.parent)
         with to_itself(partial.settings, beside=beside):
             _run(_profiled(partial, path, output, budget, headers))
@@ -136,13 +226,16 @@ def _settings(**given: Any) -> Settings:
 
     gpu = given["gpu"]
     if gpu not in ("nvml", "none") and not gpu.startswith("emulated:"):
-        raise typer.BadParameter(f"{gpu!r} should be nvml, none or emulated:PATH", param_hint="--gpu")
+        raise typer.BadParameter(
+            f"{gpu!r} should be nvml, none or emulated:PATH", param_hint="--gpu"
+        )
     names(given["models"])
     return Settings(**given)
 
 
 def _folder(path: Path) -> Path:
-    """The state folder, checked as the configuration's is: Triton would hang for ever on a space in it."""
+    """The state folder, checked as the configuration's is: Triton would hang for ever on a space in
+    it."""
     from pydantic import ValidationError
 
     from igniterd.config import State
@@ -150,7 +243,10 @@ def _folder(path: Path) -> Path:
     try:
         return State(directory=path).directory
     except ValidationError as error:
-        raise typer.BadParameter(f"{str(path)!r} {error.errors()[0]['msg'].removeprefix('Value error, ')}", param_hint="--state") from error
+        raise typer.BadParameter(
+            f"{str(path)!r} {error.errors()[0]['msg'].removeprefix('Value error, ')}",
+            param_hint="--state",
+        ) from error
 
 
 def shapes_of(given: list[str]) -> dict[str, list[int]]:
@@ -162,12 +258,15 @@ def shapes_of(given: list[str]) -> dict[str, list[int]]:
         except ValueError:
             found[name] = []
         if not name or not found[name] or min(found[name]) < 1:
-            raise typer.BadParameter(f"{text!r} should be INPUT=d1,d2,… with dimensions above 0", param_hint="--shape")
+            raise typer.BadParameter(
+                f"{text!r} should be INPUT=d1,d2,… with dimensions above 0", param_hint="--shape"
+            )
     return found
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run to the end; the first SIGINT or SIGTERM stops it in order (the server is put back), a second one at once."""
+    """Run to the end; the first SIGINT or SIGTERM stops it in order (the server is put back), a
+    second one at once."""
 
     async def main() -> None:
         loop, task = asyncio.get_running_loop(), asyncio.create_task(work)
@@ -176,7 +275,8 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
             task.cancel()
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(RuntimeError):  # not in the main thread: nobody sends it a signal
+            # not in the main thread: nobody sends it a signal
+            with contextlib.suppress(RuntimeError):
                 loop.add_signal_handler(number, stop)
         await task
 
@@ -196,7 +296,10 @@ async def _probe(settings: Settings, client: TritonClient) -> tuple[Probe | None
 
     indices = {gpu_index_of(await client.config(model)) for model in settings.models}
     if len(indices) > 1:
-        raise CannotRun(f"the models run on GPUs {', '.join(map(str, sorted(indices)))}: profile those of one GPU at a time")
+        raise CannotRun(
+            f"the models run on GPUs {', '.join(map(str, sorted(indices)))}: profile those of "
+            "one GPU at a time"
+        )
     (index,) = indices
     if settings.gpu == "none":
         return None, index
@@ -208,7 +311,9 @@ async def _probe(settings: Settings, client: TritonClient) -> tuple[Probe | None
     return Probe(NvmlClient(library, timeout_s=2.0), index, Counters(library, index)), index
 
 
-async def _profiled(partial: Partial, path: Path, output: Path, budget_s: float | None, headers: Mapping[str, str]) -> None:
+async def _profiled(
+    partial: Partial, path: Path, output: Path, budget_s: float | None, headers: Mapping[str, str]
+) -> None:
     from igniterd import __version__
     from igniterd.cli.profile_access import client_of, mps_warning
     from igniterd.clients.processes import ProcessTable
@@ -244,8 +349,12 @@ async def _profiled(partial: Partial, path: Path, output: Path, budget_s: float 
                 _left_behind(path)
     finally:
         await client.close()
-    origin = f"igniterd {__version__} profile, Triton {server.version}, {datetime.now(UTC):%Y-%m-%d}"
-    found = partial.profile(origin="; ".join([origin, *partial.notes, *([warning] if warning else [])]))
+    origin = (
+        f"igniterd {__version__} profile, Triton {server.version}, {datetime.now(UTC):%Y-%m-%d}"
+    )
+    found = partial.profile(
+        origin="; ".join([origin, *partial.notes, *([warning] if warning else [])])
+    )
     found.save(output)
     path.unlink()  # noqa: ASYNC240  nothing else runs any more
     for name, done in partial.models.items():
@@ -256,14 +365,21 @@ async def _profiled(partial: Partial, path: Path, output: Path, budget_s: float 
 
 
 def _left_behind(path: Path) -> None:
-    """Say what is not as it was. The file tells: it is written before the server is changed for the first time."""
+    """Say what is not as it was. The file tells: it is written before the server is changed for the
+    first time."""
     from igniterd.profiler.partial import Partial
 
     if path.exists() and (left := Partial.read(path).originals):
-        print(f"igniterd: {', '.join(left)} not as it was found: igniterd profile --restore {path} puts it back", file=sys.stderr)
+        print(
+            f"igniterd: {', '.join(left)} not as it was found: igniterd profile --restore {path} "
+            "puts it back",
+            file=sys.stderr,
+        )
 
 
-async def _restored(partial: Partial, path: Path, access: Access, headers: Mapping[str, str]) -> None:
+async def _restored(
+    partial: Partial, path: Path, access: Access, headers: Mapping[str, str]
+) -> None:
     from igniterd.cli.profile_access import client_of
     from igniterd.profiler.server import restore
 
@@ -284,7 +400,9 @@ async def _restored(partial: Partial, path: Path, access: Access, headers: Mappi
     finally:
         await client.close()
     print("\n".join(f"{name}: as it was" for name in partial.originals if name not in failed))
-    partial.originals = {name: config for name, config in partial.originals.items() if name in failed}
+    partial.originals = {
+        name: config for name, config in partial.originals.items() if name in failed
+    }
     partial.write(path)
     if failed:
         raise CannotRun("; ".join(f"{name}: {why}" for name, why in failed.items()))
@@ -297,21 +415,33 @@ def _watching() -> Iterator[Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     class Lines:
-        def __init__(self, show: Callable[[int, int, float, str], None], tell: Callable[[str], None]) -> None:
+        def __init__(
+            self, show: Callable[[int, int, float, str], None], tell: Callable[[str], None]
+        ) -> None:
             self.progress, self.say = show, tell
 
     if not sys.stderr.isatty():
         yield Lines(
-            lambda done, total, left_s, now: print(f"[{done}/{total}, {left_s:.0f} s left] {now}", file=sys.stderr, flush=True),
+            lambda done, total, left_s, now: print(
+                f"[{done}/{total}, {left_s:.0f} s left] {now}", file=sys.stderr, flush=True
+            ),
             lambda text: print(text, file=sys.stderr, flush=True),
         )
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("starting", total=None, left="")
 
         def show(done: int, total: int, left_s: float, now: str) -> None:
-            bar.update(task, description=now, completed=done, total=total, left=f"{left_s:.0f} s left")
+            bar.update(
+                task, description=now, completed=done, total=total, left=f"{left_s:.0f} s left"
+            )
 
         yield Lines(show, bar.console.print)
 

@@ -22,19 +22,31 @@ if TYPE_CHECKING:
 _MOST_WAIT_S = 10.0
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", "-c", metavar="FILE", help="The daemon's configuration: where Triton is, and [state] directory."),
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="The daemon's configuration: where Triton is, and [state] directory.",
+    ),
 ]
 
 
 def register(app: typer.Typer) -> None:
     """Add both verbs to ``app``."""
-    app.command(name="release", short_help="Give models back as their owner's files have them.")(release)
+    app.command(name="release", short_help="Give models back as their owner's files have them.")(
+        release
+    )
     app.command(name="take", short_help="Let igniterd steer released models again.")(take)
 
 
 def release(
     models: Models = None,
-    every: Annotated[bool, typer.Option("--all", help="Every model with something of igniterd's on it, configured or not.")] = False,
+    every: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="Every model with something of igniterd's on it, configured or not."
+        ),
+    ] = False,
     config: ConfigFile = None,
     url: Url = None,
     form: Format = "table",
@@ -42,8 +54,9 @@ def release(
     """Give each MODEL back as its owner's files have it, by one reload: no request fails.
 
     Its share, batching and process of its own go, whichever igniterd gave them. A running daemon
-    leaves it alone from then on, until igniterd take MODEL; it must be told with --config. For good:
-    the parameter IGNITERD_HANDS_OFF in the model's own config.pbtxt. Exit status 1 when one was not.
+    leaves it alone from then on, until igniterd take MODEL; it must be told with --config. For
+    good: the parameter IGNITERD_HANDS_OFF in the model's own config.pbtxt. Exit status 1 when one
+    was not.
     """
     one_of("--format", form, "table", "json")
     if every == bool(models):
@@ -57,7 +70,10 @@ def release(
 def take(
     models: Models = None,
     every: Annotated[bool, typer.Option("--all", help="Every model that was released.")] = False,
-    config: Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="The daemon's configuration.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="FILE", help="The daemon's configuration."),
+    ] = None,
 ) -> None:
     """Let igniterd steer each released MODEL again. Exit status 1 when one was not released."""
     from igniterd.state.released import taken_again
@@ -65,16 +81,26 @@ def take(
     if every == bool(models):
         raise typer.BadParameter("name models to take, or give --all", param_hint="MODEL")
     if config is None:
-        raise typer.BadParameter("give the daemon's configuration: it says where the list of released models is", param_hint="--config")
+        raise typer.BadParameter(
+            "give the daemon's configuration: it says where the list of released models is",
+            param_hint="--config",
+        )
     wanted = names(models or [])
     with cannot():
         gone = taken_again(configured(config).state.directory, None if every else wanted)
-        print("\n".join(f"{name}: igniterd steers it again" for name in gone) or "no model was released")
+        print(
+            "\n".join(f"{name}: igniterd steers it again" for name in gone)
+            or "no model was released"
+        )
         if strange := [name for name in wanted if name not in gone]:
-            raise CannotRun(f"{', '.join(strange)}: not released, so there is nothing to take again")
+            raise CannotRun(
+                f"{', '.join(strange)}: not released, so there is nothing to take again"
+            )
 
 
-async def _released(models: list[str] | None, settings: Config | None, url: str | None) -> tuple[list[Adoption], list[str]]:
+async def _released(
+    models: list[str] | None, settings: Config | None, url: str | None
+) -> tuple[list[Adoption], list[str]]:
     from igniterd.clients.environments import DEFAULT_SHARES
     from igniterd.giveback import release as given_back
     from igniterd.giveback import shares_left, touched_models
@@ -88,7 +114,9 @@ async def _released(models: list[str] | None, settings: Config | None, url: str 
             beside[:] = await shares_left(client, shares, models)
         return found
 
-    async def found_on(client: TritonClient, server: Triton | None) -> tuple[list[str], dict[str, str]]:
+    async def found_on(
+        client: TritonClient, server: Triton | None
+    ) -> tuple[list[str], dict[str, str]]:
         there, unread = await touched_models(client, shares)
         await _told(settings, [*there, *unread])
         return there, unread
@@ -97,7 +125,10 @@ async def _released(models: list[str] | None, settings: Config | None, url: str 
         await _told(settings, models)
     found, silent = await each(models, settings, url, work, found_on if models is None else None)
     if beside:
-        _note(f"released models have no share, so what was promised of {', '.join(beside)} beside them no longer holds")
+        _note(
+            f"released models have no share, so what was promised of {', '.join(beside)} beside "
+            "them no longer holds"
+        )
     return found, silent
 
 
@@ -110,11 +141,17 @@ async def _told(settings: Config | None, models: list[str]) -> None:
     if not kept:
         return
     if settings is None:
-        _note("a daemon that steers them takes them again: give its --config, or IGNITERD_HANDS_OFF in their config.pbtxt")
+        _note(
+            "a daemon that steers them takes them again: give its --config, or "
+            "IGNITERD_HANDS_OFF in their config.pbtxt"
+        )
         return
     directory = settings.state.directory
     if not directory.exists():
-        _note(f"{directory} (state.directory) is not on this host: if the daemon runs on another one, run this there")
+        _note(
+            f"{directory} (state.directory) is not on this host: if the daemon runs on another "
+            "one, run this there"
+        )
         return
     given_back(directory, kept)
     await asyncio.sleep(min(_MOST_WAIT_S, 2 * settings.loop.interval_s))

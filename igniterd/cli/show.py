@@ -24,7 +24,9 @@ def register(app: typer.Typer) -> None:
     @app.command(short_help="What the running daemon sees, predicts and last decided.")
     def show(
         config: Path = CONFIG,
-        admin: str = typer.Option("", metavar="HOST:PORT", help="Admin address; from the configuration unless given."),
+        admin: str = typer.Option(
+            "", metavar="HOST:PORT", help="Admin address; from the configuration unless given."
+        ),
         form: str = typer.Option("table", "--format", metavar="FORMAT", help="table or json."),
     ) -> None:
         """Print what the running daemon sees, predicts and last decided."""
@@ -52,7 +54,8 @@ def fetched(url: str) -> dict[str, Any]:
 
     from igniterd.errors import Unreachable
 
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the daemon is on this host, a proxy is not
+    # the daemon is on this host, a proxy is not
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=TIMEOUT_S) as answer:
             state = json.load(answer)
@@ -60,13 +63,19 @@ def fetched(url: str) -> dict[str, Any]:
         if error.code == HTTPStatus.SERVICE_UNAVAILABLE:
             raise Unreachable(f"the daemon at {url} has not finished its first tick") from error
         if error.code == HTTPStatus.MISDIRECTED_REQUEST:
-            raise Unreachable(f"{url}: {error.read(1000).decode(errors='replace').strip()}") from error
+            raise Unreachable(
+                f"{url}: {error.read(1000).decode(errors='replace').strip()}"
+            ) from error
         raise Unreachable(f"what answers at {url} is no igniterd: {error}") from error
     except (urllib.error.URLError, OSError) as error:
-        raise Unreachable(f"no running daemon answers at {url}: {getattr(error, 'reason', error)}") from error
+        raise Unreachable(
+            f"no running daemon answers at {url}: {getattr(error, 'reason', error)}"
+        ) from error
     except (HTTPException, ValueError) as error:
         what = "JSON" if isinstance(error, ValueError) else "HTTP"
-        raise Unreachable(f"what answers at {url} is no igniterd: its answer is not {what}") from error
+        raise Unreachable(
+            f"what answers at {url} is no igniterd: its answer is not {what}"
+        ) from error
     if not isinstance(state, dict) or not state.keys() >= {"host", "models", "decision"}:
         raise Unreachable(f"what answers at {url} is no igniterd: its answer is no state")
     return state
@@ -80,7 +89,9 @@ def _allocation(applied: dict[str, Any] | None) -> str:
     if applied is None:
         return "-"
     share = "whole" if applied["share"] is None else f"{applied['share']:.1%}"
-    delay = f", {applied['max_queue_delay_us'] / 1000:g} ms" if applied["max_queue_delay_us"] else ""
+    delay = (
+        f", {applied['max_queue_delay_us'] / 1000:g} ms" if applied["max_queue_delay_us"] else ""
+    )
     return f"{share}, batch {applied['max_batch_size']}{delay}"
 
 
@@ -99,7 +110,9 @@ def _learnt(model: dict[str, Any], now_s: float) -> Iterator[Text]:
     share, known, stuck_s = model.get("share"), model.get("state"), model.get("stuck_s") or 0.0
     if known not in (None, "steered"):
         style = "red" if known == "not_answering" else "yellow"
-        yield Text.assemble(f"{model['name']}: ", (known.replace("_", " "), style), f": {model['why']}")
+        yield Text.assemble(
+            f"{model['name']}: ", (known.replace("_", " "), style), f": {model['why']}"
+        )
     elif stuck_s > 0:
         yield Text.assemble(f"{model['name']}: ", ("not answering", "red"), f" for {stuck_s:.0f} s")
     if share is not None and share["state"] != "proven":
@@ -109,7 +122,10 @@ def _learnt(model: dict[str, Any], now_s: float) -> Iterator[Text]:
         yield Text(f"{model['name']}: left as it is: {why}")
     live, changed = model.get("live"), model.get("changed")
     if live is not None:
-        yield Text(f"{model['name']}: service times learnt from its traffic {where(live['share'])}: {live['said']}")
+        yield Text(
+            f"{model['name']}: service times learnt from its traffic {where(live['share'])}: "
+            f"{live['said']}"
+        )
     if changed is not None and now_s - changed["time_s"] < CHANGED_SHOWN_S:
         ago = f" {now_s - changed['time_s']:.0f} s ago: {changed['why']}"
         yield Text.assemble(f"{model['name']}: ", ("changed", "yellow"), ago)
@@ -122,7 +138,10 @@ def _print(state: dict[str, Any]) -> None:
 
     decision = state["decision"]
     shown(
-        Text.assemble((state["host"], "bold"), f" ({state['cluster']}), mode {state['mode']}, tick {state['tick']}"),
+        Text.assemble(
+            (state["host"], "bold"),
+            f" ({state['cluster']}), mode {state['mode']}, tick {state['tick']}",
+        ),
         Text.assemble((decision["outcome"], "bold"), f": {decision['why']}"),
         _models(state),
         *(sentence for model in state["models"] for sentence in _learnt(model, state["time_s"])),
@@ -134,14 +153,35 @@ def _models(state: dict[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("model", "rate/s", "busy", "applied", "P99 ms measured", "predicted", "SLO", "bias", box=None)
+    table = Table(
+        "model",
+        "rate/s",
+        "busy",
+        "applied",
+        "P99 ms measured",
+        "predicted",
+        "SLO",
+        "bias",
+        box=None,
+    )
     for model in state["models"]:
         if not model["seen"]:
             table.add_row(model["name"], "not seen", *[""] * 6)
             continue
-        name = Text.assemble(model["name"], ("" if model.get("feasible", True) else " (let go)", "red"))
+        name = Text.assemble(
+            model["name"], ("" if model.get("feasible", True) else " (let go)", "red")
+        )
         if "rate_per_s" not in model:
-            table.add_row(name, "no traffic seen", "", _allocation(model["applied"]), "", "", f"{model['slo_p99_ms']:g}", "")
+            table.add_row(
+                name,
+                "no traffic seen",
+                "",
+                _allocation(model["applied"]),
+                "",
+                "",
+                f"{model['slo_p99_ms']:g}",
+                "",
+            )
             continue
         table.add_row(
             name,
@@ -169,4 +209,7 @@ def _host(state: dict[str, Any]) -> Iterator[Text]:
             continue  # said with its model
         yield Text.assemble((f"no answer from {gap['source']}", "yellow"), f": {gap['reason']}")
     for move in state["last_moves"][-5:]:
-        yield Text(f"{'moved' if move['ok'] else 'refused'} {move['model']}: {move['why']} {move['error']}".rstrip())
+        yield Text(
+            f"{'moved' if move['ok'] else 'refused'} {move['model']}: {move['why']} "
+            f"{move['error']}".rstrip()
+        )

@@ -19,13 +19,19 @@ def one_of(option: str, value: str, *allowed: str) -> str:
 def address(option: str, value: str) -> str:
     """``host:port``; wrong usage otherwise."""
     host, _, port = value.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536 or any(c.isspace() or c in "/?#@" for c in host):
+    if (
+        not host
+        or not port.isdigit()
+        or not 0 < int(port) < 65536
+        or any(c.isspace() or c in "/?#@" for c in host)
+    ):
         raise typer.BadParameter(f"{value!r} should be host:port", param_hint=option)
     return value
 
 
 def finite(value: float | None) -> float | None:
-    """Callback of an option: ``nan`` and ``inf`` are numbers for Python, and pass every range that is compared with them."""
+    """Callback of an option: ``nan`` and ``inf`` are numbers for Python, and pass every range that
+    is compared with them."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} should be a finite number")
     return value
@@ -37,13 +43,16 @@ def given(path: Path) -> Path:
 
 
 def picture_path(option: str, path: Path | None, *endings: str) -> None:
-    """Whether a picture can be written there, asked before anything is computed or measured. Raises :class:`ConfigError`."""
+    """Whether a picture can be written there, asked before anything is computed or measured. Raises
+    :class:`ConfigError`."""
     from igniterd.errors import ConfigError
 
     if path is None:
         return
     folder = path.absolute().parent
-    problems = [] if path.suffix.lower() in endings else [f"the name should end in {', '.join(endings)}"]
+    problems = (
+        [] if path.suffix.lower() in endings else [f"the name should end in {', '.join(endings)}"]
+    )
     if not folder.is_dir():
         problems.append(f"there is no folder {folder}")
     elif path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
@@ -53,9 +62,11 @@ def picture_path(option: str, path: Path | None, *endings: str) -> None:
 
 
 def names(models: list[str]) -> list[str]:
-    """``models`` if each is a name that Triton can be asked for, given once; wrong usage otherwise."""
+    """``models`` if each is a name that Triton can be asked for, given once; wrong usage
+    otherwise."""
     for model in models:
-        if not model or not model.isprintable():  # what is no UTF-8 on the command line is not printable
+        # what is no UTF-8 on the command line is not printable
+        if not model or not model.isprintable():
             raise typer.BadParameter(f"{model!r} should be the name of a model", param_hint="MODEL")
     if len(set(models)) < len(models):
         raise typer.BadParameter("a model is named twice", param_hint="MODEL")

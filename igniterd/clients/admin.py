@@ -1,12 +1,13 @@
-"""The admin address: ``/metrics`` for Prometheus, ``/state`` for programs, ``/livez`` and ``/readyz``
-for probes, ``/`` for a person at 3 a.m.
+"""The admin address: ``/metrics`` for Prometheus, ``/state`` for programs, ``/livez`` and
+``/readyz`` for probes, ``/`` for a person at 3 a.m.
 
-Every answer is rendered when it is asked for from what the loop last left behind; nothing here waits
-for a tick and no tick waits for it. Read only: there is no request that changes anything.
+Every answer is rendered when it is asked for from what the loop last left behind; nothing here
+waits for a tick and no tick waits for it. Read only: there is no request that changes anything.
 
 Whoever reaches the address may be slow, many, or a web page in somebody's browser. A connection
-carries one request and lives a few seconds; there are only so many at a time, since each takes a file
-descriptor that the steering needs too; and the Host header must name this host (DNS rebinding).
+carries one request and lives a few seconds; there are only so many at a time, since each takes a
+file descriptor that the steering needs too; and the Host header must name this host (DNS
+rebinding).
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ _PAGE = files("igniterd.data") / "status.html"
 _HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": ("default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"),
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src "
+        "'self'"
+    ),
 }
 _READS = ("GET", "HEAD")
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -51,8 +55,8 @@ Health = Callable[[], tuple[bool, Sequence[str]]]
 
 
 class _Connection(web.RequestHandler):
-    """One connection, with an end that no peer can put off: a reader that does not read keeps even a
-    closed one open until its buffer is empty, so it is aborted."""
+    """One connection, with an end that no peer can put off: a reader that does not read keeps even
+    a closed one open until its buffer is empty, so it is aborted."""
 
     _end: asyncio.TimerHandle | None = None
 
@@ -77,7 +81,8 @@ class _Refused(asyncio.Protocol):
 
 
 class AdminServer:
-    """Serves what its functions return; all are called in the loop's thread and must return at once."""
+    """Serves what its functions return; all are called in the loop's thread and must return at
+    once."""
 
     def __init__(
         self,
@@ -92,11 +97,16 @@ class AdminServer:
     ) -> None:
         """`metrics(accept)` gives page and content type, `state()` a JSON object (empty before the
         first tick). `health()` says whether the daemon is alive, for ``/livez`` and ``/healthz``;
-        `ready()` whether it does its work; both with what is wrong. `hosts` are names that this host
-        is reached by beside its own."""
+        `ready()` whether it does its work; both with what is wrong. `hosts` are names that this
+        host is reached by beside its own."""
         self.address = (host, port)
         """Where it listens; once started with port 0, the port chosen."""
-        self._metrics, self._state, self._health, self._ready = metrics, state, health, ready or health
+        self._metrics, self._state, self._health, self._ready = (
+            metrics,
+            state,
+            health,
+            ready or health,
+        )
         self._own_names = frozenset(map(_plain, (*_LOCAL, host, *_names_of_this_host())))
         self._names = self._own_names
         self.admit(hosts)
@@ -160,7 +170,9 @@ class AdminServer:
             await runner.cleanup()
 
     async def _get_page(self, _: web.Request) -> web.Response:
-        return web.Response(text=_PAGE.read_text(encoding="utf-8"), content_type="text/html", headers=_HEADERS)
+        return web.Response(
+            text=_PAGE.read_text(encoding="utf-8"), content_type="text/html", headers=_HEADERS
+        )
 
     async def _get_metrics(self, request: web.Request) -> web.Response:
         body, content_type = self._metrics(request.headers.get("Accept", ""))
@@ -178,13 +190,15 @@ class AdminServer:
 
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Only reads, only under a name of this host; what fails inside is said once, not per request."""
+        """Only reads, only under a name of this host; what fails inside is said once, not per
+        request."""
         if request.method not in _READS:
             raise web.HTTPMethodNotAllowed(request.method, _READS)
         for host in request.headers.getall("Host", ()):  # none at all: no browser sends that
             if not self._is_here(host):
                 raise web.HTTPMisdirectedRequest(
-                    text=f"{host[:200]!r} is no name of this host: ask for its address, or add the name to "
+                    text=f"{host[:200]!r} is no name of this host: ask for its address, or add "
+                    "the name to "
                     "[metrics] hosts of igniterd's configuration\n"
                 )
         try:
@@ -198,7 +212,8 @@ class AdminServer:
         return answer
 
     def _is_here(self, header: str) -> bool:
-        """An address, or a name of this host: a page of another name, resolved to us, is neither."""
+        """An address, or a name of this host: a page of another name, resolved to us, is
+        neither."""
         try:
             name = urlsplit(f"//{header}").hostname or ""
         except ValueError:

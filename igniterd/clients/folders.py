@@ -1,7 +1,9 @@
-"""A folder that other users' programs execute from: made whole or not at all, and only where nobody else can have a hand in it.
+"""A folder that other users' programs execute from: made whole or not at all, and only where nobody
+else can have a hand in it.
 
-Everything goes by descriptors of folders that were opened without following links and belong to this user or to root, so a link or a
-folder that somebody else put in the way is refused and never written through. Modes are given, whatever the umask.
+Everything goes by descriptors of folders that were opened without following links and belong to
+this user or to root, so a link or a folder that somebody else put in the way is refused and never
+written through. Modes are given, whatever the umask.
 """
 
 from __future__ import annotations
@@ -18,7 +20,16 @@ from pathlib import Path
 from typing import TypeAlias
 
 from igniterd.errors import Refused
-from igniterd.files import FILE_MODE, FOLDER_MODE, given_to_owner_of, make_folder, opened_folder, others_hand, user_name, writable_by_others
+from igniterd.files import (
+    FILE_MODE,
+    FOLDER_MODE,
+    given_to_owner_of,
+    make_folder,
+    opened_folder,
+    others_hand,
+    user_name,
+    writable_by_others,
+)
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER, _FILE, _PROGRAM = FOLDER_MODE, FILE_MODE, 0o755
@@ -69,12 +80,16 @@ def is_whole(root: Path, below: Sequence[str], tree: Tree) -> bool:
         return _holds(at, tree, owners)
 
 
-def make_whole(root: Path, below: Sequence[str], tree: Tree, *, ours: bool = True, give: bool = True) -> None:
-    """Make ``root/below…`` exactly ``tree``: nothing is touched where it is, nothing is left behind where that fails.
+def make_whole(
+    root: Path, below: Sequence[str], tree: Tree, *, ours: bool = True, give: bool = True
+) -> None:
+    """Make ``root/below…`` exactly ``tree``: nothing is touched where it is, nothing is left behind
+    where that fails.
 
-    ``root`` is made, and its mode set, only where it is ``ours``. ``give``: what root makes in a folder of the daemon's user
-    is that user's, who goes on there; else it stays root's. Raises :class:`Refused` where a folder on the way is
-    somebody else's, ``OSError`` where it cannot be written.
+    ``root`` is made, and its mode set, only where it is ``ours``. ``give``: what root makes in a
+    folder of the daemon's user is that user's, who goes on there; else it stays root's. Raises
+    :class:`Refused` where a folder on the way is somebody else's, ``OSError`` where it cannot be
+    written.
     """
     if ours:
         make_folder(root.parent)
@@ -102,7 +117,8 @@ def owners_of(root: Path) -> frozenset[int]:
 
 
 def check_above(root: Path, *, trusted: frozenset[int] = frozenset()) -> None:
-    """Who owns a folder above puts another one in the place of ``root``: raises :class:`Refused`."""
+    """Who owns a folder above puts another one in the place of ``root``: raises
+    :class:`Refused`."""
     if hand := others_hand(root, itself=False, trusted=trusted):
         raise Refused(f"{root}: {hand}")
 
@@ -114,7 +130,9 @@ def _opened(name: str, parent: int, owners: frozenset[int]) -> Iterator[int]:
         at = os.open(name, _OPEN, dir_fd=parent)
     except NotADirectoryError as error:
         if stat.S_ISLNK(os.lstat(name, dir_fd=parent).st_mode):
-            raise Refused(f"{_path(parent, '..')}/{name} is a link: name the folder it leads to, or remove it") from error
+            raise Refused(
+                f"{_path(parent, '..')}/{name} is a link: name the folder it leads to, or remove it"
+            ) from error
         raise
     try:
         _check_owner(at, name, owners)
@@ -128,11 +146,15 @@ def _check_owner(at: int, name: str, owners: frozenset[int]) -> None:
     if found.st_uid not in owners:
         whose, mine = user_name(found.st_uid), user_name(me)
         raise Refused(
-            f"{_path(at, name)} belongs to user {whose}, and this runs as {mine}: run it as {whose}, "
+            f"{_path(at, name)} belongs to user {whose}, and this runs as {mine}: run it as "
+            f"{whose}, "
             f"or name another folder, or remove this one"
         )
     if found.st_uid != me and writable_by_others(found):
-        raise Refused(f"{_path(at, name)} can be written by others than {user_name(found.st_uid)}: chmod go-w it")
+        raise Refused(
+            f"{_path(at, name)} can be written by others than {user_name(found.st_uid)}: chmod "
+            "go-w it"
+        )
 
 
 def _path(at: int, name: str) -> str:
@@ -144,7 +166,8 @@ def _path(at: int, name: str) -> str:
 
 @contextlib.contextmanager
 def _made(name: str, parent: int, owners: frozenset[int]) -> Iterator[int]:
-    """:func:`_opened`, and made where it is missing; its mode is set right where it is this user's."""
+    """:func:`_opened`, and made where it is missing; its mode is set right where it is this
+    user's."""
     new = False
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, 0o700, dir_fd=parent)
@@ -165,7 +188,10 @@ def _give(parent: int, made: int, owners: frozenset[int]) -> None:
 
 def _put(parent: int, name: str, tree: Tree, owners: frozenset[int]) -> None:
     """``tree`` as ``name`` in the open folder ``parent``: built beside it, then renamed."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError, Refused), _opened(name, parent, owners) as at:
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError, Refused),
+        _opened(name, parent, owners) as at,
+    ):
         if os.fstat(at).st_mode & 0o777 == _FOLDER and _holds(at, tree, owners):
             return
     _sweep(parent, name)
@@ -236,7 +262,9 @@ def _is(at: int, name: str, entry: File | Link | Tree, owners: frozenset[int]) -
     if isinstance(entry, File):
         if not stat.S_ISREG(found.st_mode) or mode != entry.mode:
             return False
-        with os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at), "rb") as file:
+        with os.fdopen(
+            os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at), "rb"
+        ) as file:
             return file.read() == entry.text.encode()
     if not stat.S_ISDIR(found.st_mode) or mode & 0o777 != _FOLDER:
         return False

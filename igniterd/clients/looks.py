@@ -11,7 +11,8 @@ from igniterd.clients.triton.json_config import config_to_dict
 
 
 class Looks:
-    """For the models of one Triton, whose folder of shares is ``shares_dir``; a look may take ``timeout_s``."""
+    """For the models of one Triton, whose folder of shares is ``shares_dir``; a look may take
+    ``timeout_s``."""
 
     def __init__(self, shares_dir: str, timeout_s: float) -> None:
         self._shares_dir, self._timeout_s = shares_dir, timeout_s

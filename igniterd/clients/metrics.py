@@ -1,7 +1,9 @@
-"""What Prometheus scrapes: the latest tick, rendered when asked for, and counters that a tick adds to.
+"""What Prometheus scrapes: the latest tick, rendered when asked for, and counters that a tick adds
+to.
 
-Names, units and labels are a contract (dashboard, alerts, other people's queries): all of them are in :meth:`Metrics.collect`'s
-parts. Nothing is kept in metric objects, so no gauge can go stale: what the latest tick does not say is not exposed.
+Names, units and labels are a contract (dashboard, alerts, other people's queries): all of them are
+in :meth:`Metrics.collect`'s parts. Nothing is kept in metric objects, so no gauge can go stale:
+what the latest tick does not say is not exposed.
 """
 
 from __future__ import annotations
@@ -13,7 +15,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
@@ -68,17 +76,25 @@ class Counters:
     decisions: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Outcomes, 0))
     actuations: dict[str, int] = field(default_factory=lambda: dict.fromkeys(StepKind, 0))
     refused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(StepKind, 0))
-    error_ratio: defaultdict[str, Histogram] = field(default_factory=lambda: _histograms(_RATIO_BUCKETS))
-    stage_s: defaultdict[str, Histogram] = field(default_factory=lambda: _histograms(_STAGE_BUCKETS))
-    actuation_s: defaultdict[str, Histogram] = field(default_factory=lambda: _histograms(_ACTUATION_BUCKETS))
+    error_ratio: defaultdict[str, Histogram] = field(
+        default_factory=lambda: _histograms(_RATIO_BUCKETS)
+    )
+    stage_s: defaultdict[str, Histogram] = field(
+        default_factory=lambda: _histograms(_STAGE_BUCKETS)
+    )
+    actuation_s: defaultdict[str, Histogram] = field(
+        default_factory=lambda: _histograms(_ACTUATION_BUCKETS)
+    )
     success_at_s: dict[str, float] = field(default_factory=dict)
 
 
 class Metrics(Collector):
-    """:meth:`update` takes each tick, :meth:`render` gives the page. Both run in the loop's thread."""
+    """:meth:`update` takes each tick, :meth:`render` gives the page. Both run in the loop's
+    thread."""
 
     def __init__(self, config: Config, *, mqtt: MqttStatistics | None = None) -> None:
-        """`mqtt` is the publisher's own, living statistics; ``None`` without a broker. It may be set later."""
+        """`mqtt` is the publisher's own, living statistics; ``None`` without a broker. It may be
+        set later."""
         self.mqtt = mqtt
         self._config = config
         self._slo_ms = {model.name: model.slo_p99_ms for model in config.model}
@@ -122,7 +138,9 @@ class Metrics(Collector):
         return encode(self.registry), content_type
 
     def collect(self) -> Iterator[Metric]:
-        yield InfoMetricFamily("igniterd_build", "Version and mode of the running daemon.", self._build())
+        yield InfoMetricFamily(
+            "igniterd_build", "Version and mode of the running daemon.", self._build()
+        )
         yield from self._counted()
         yield from self._timed()
         if self.mqtt is not None:
@@ -139,7 +157,11 @@ class Metrics(Collector):
     # ------------------------------------------------------------ counting
 
     def _count_model(self, name: str, tick: Tick) -> None:
-        reading, window, load = tick.observation.models.get(name), tick.window.models.get(name), tick.estimate.loads.get(name)
+        reading, window, load = (
+            tick.observation.models.get(name),
+            tick.window.models.get(name),
+            tick.estimate.loads.get(name),
+        )
         if reading is not None:
             self._versions[name] = reading.version
         if window is not None:
@@ -155,7 +177,9 @@ class Metrics(Collector):
             self.counters.error_ratio[name].observe(1.0 + load.error_ratio)
         if window is not None and load.measured_p99_ms is not None:
             self.counters.observed_s[name] += window.span_s
-            self.counters.violated_s[name] += window.span_s * (load.measured_p99_ms > self._slo_ms[name])
+            self.counters.violated_s[name] += window.span_s * (
+                load.measured_p99_ms > self._slo_ms[name]
+            )
 
     def _build(self) -> dict[str, str]:
         return {"version": __version__, "mode": Mode(self._config.loop.mode).value}
@@ -167,11 +191,21 @@ class Metrics(Collector):
 
     def _counted(self) -> Iterator[Metric]:
         counters = self.counters
-        yield CounterMetricFamily("igniterd_ticks", "Turns of the control loop finished.", value=counters.ticks)
+        yield CounterMetricFamily(
+            "igniterd_ticks", "Turns of the control loop finished.", value=counters.ticks
+        )
         for family, help_text, by_model in (
-            ("arrival_requests", "Requests that arrived, from Triton's statistics.", counters.arrivals),
+            (
+                "arrival_requests",
+                "Requests that arrived, from Triton's statistics.",
+                counters.arrivals,
+            ),
             ("failed_requests", "Requests that Triton answered with an error.", counters.failed),
-            ("observed_seconds", "Seconds in which the P99 latency was known.", counters.observed_s),
+            (
+                "observed_seconds",
+                "Seconds in which the P99 latency was known.",
+                counters.observed_s,
+            ),
             (
                 "slo_violation_seconds",
                 "Seconds of igniterd_observed_seconds in which the P99 latency was above the SLO.",
@@ -183,11 +217,31 @@ class Metrics(Collector):
                 metric.add_metric(self._labels(name), value)
             yield metric
         for family, help_text, label, by_kind in (
-            ("requests_rejected", "Requests whose time in the queue ran out, as far as Triton tells.", "model", counters.rejected),
-            ("readings_left_out", "Ticks that left the model out: its reading made a prediction fail.", "model", counters.left_out),
-            ("decisions", "Decisions by outcome: hold, wait, move, infeasible.", "outcome", counters.decisions),
+            (
+                "requests_rejected",
+                "Requests whose time in the queue ran out, as far as Triton tells.",
+                "model",
+                counters.rejected,
+            ),
+            (
+                "readings_left_out",
+                "Ticks that left the model out: its reading made a prediction fail.",
+                "model",
+                counters.left_out,
+            ),
+            (
+                "decisions",
+                "Decisions by outcome: hold, wait, move, infeasible.",
+                "outcome",
+                counters.decisions,
+            ),
             ("actuations", "Changes of a model tried, by kind.", "kind", counters.actuations),
-            ("actuation_failures", "Changes of a model that were refused or not answered, by kind.", "kind", counters.refused),
+            (
+                "actuation_failures",
+                "Changes of a model that were refused or not answered, by kind.",
+                "kind",
+                counters.refused,
+            ),
         ):
             metric = CounterMetricFamily(f"igniterd_{family}", help_text, labels=(label,))
             for kind, value in by_kind.items():
@@ -197,13 +251,20 @@ class Metrics(Collector):
     def _timed(self) -> Iterator[Metric]:
         counters = self.counters
         errors = HistogramMetricFamily(
-            "igniterd_prediction_error_ratio", "Measured mean service time divided by the predicted one; 1 is right.", labels=_MODEL
+            "igniterd_prediction_error_ratio",
+            "Measured mean service time divided by the predicted one; 1 is right.",
+            labels=_MODEL,
         )
         for name, histogram in counters.error_ratio.items():
             errors.add_metric(self._labels(name), histogram.cumulative(), histogram.total)
         yield errors
         for family, help_text, label, by_kind in (
-            ("control_loop_duration_seconds", "Time a stage of one tick took.", "stage", counters.stage_s),
+            (
+                "control_loop_duration_seconds",
+                "Time a stage of one tick took.",
+                "stage",
+                counters.stage_s,
+            ),
             (
                 "actuation_duration_seconds",
                 "Time one change took, from the request until the new copy served.",
@@ -217,8 +278,16 @@ class Metrics(Collector):
             yield metric
 
     def _sources_seen(self) -> Iterator[Metric]:
-        up = GaugeMetricFamily("igniterd_source_up", "Whether the source answered at the latest tick.", labels=("source",))
-        last = GaugeMetricFamily("igniterd_last_success_timestamp_seconds", "When the source last answered.", labels=("source",))
+        up = GaugeMetricFamily(
+            "igniterd_source_up",
+            "Whether the source answered at the latest tick.",
+            labels=("source",),
+        )
+        last = GaugeMetricFamily(
+            "igniterd_last_success_timestamp_seconds",
+            "When the source last answered.",
+            labels=("source",),
+        )
         for source, answers in self._up.items():
             up.add_metric((source,), float(answers))
         for source, at_s in self.counters.success_at_s.items():
@@ -226,19 +295,39 @@ class Metrics(Collector):
         yield from (up, last)
 
     def _models_applied(self, tick: Tick) -> Iterator[Metric]:
-        readings = [(self._labels(name), reading) for name, reading in tick.observation.models.items()]
+        readings = [
+            (self._labels(name), reading) for name, reading in tick.observation.models.items()
+        ]
         shares = [(labels, reading.allocation.share) for labels, reading in readings]
         yield _by_model(
-            "model_ready", "Whether Triton serves the model.", [(self._labels(n), float(_ready(tick, n))) for n in self._slo_ms]
+            "model_ready",
+            "Whether Triton serves the model.",
+            [(self._labels(n), float(_ready(tick, n))) for n in self._slo_ms],
         )
-        yield _by_model("mps_active_thread_ratio", "The model's own MPS share as applied; absent without one.", shares)
+        yield _by_model(
+            "mps_active_thread_ratio",
+            "The model's own MPS share as applied; absent without one.",
+            shares,
+        )
         yield from self._shares_shown(tick)
-        yield _by_model("max_batch_size", "Largest batch formed, as applied.", [(key, r.allocation.max_batch_size) for key, r in readings])
+        yield _by_model(
+            "max_batch_size",
+            "Largest batch formed, as applied.",
+            [(key, r.allocation.max_batch_size) for key, r in readings],
+        )
         delays = [(key, r.allocation.max_queue_delay_us / 1e6) for key, r in readings]
-        yield _by_model("max_queue_delay_seconds", "Longest wait for a fuller batch, as applied.", delays)
-        yield _by_model("instances", "Instances of the model, as applied.", [(key, r.allocation.instances) for key, r in readings])
+        yield _by_model(
+            "max_queue_delay_seconds", "Longest wait for a fuller batch, as applied.", delays
+        )
+        yield _by_model(
+            "instances",
+            "Instances of the model, as applied.",
+            [(key, r.allocation.instances) for key, r in readings],
+        )
         info = GaugeMetricFamily(
-            "igniterd_model_info", "Where the model runs; always 1.", labels=(*_MODEL, "triton", "backend", "gpu_uuid")
+            "igniterd_model_info",
+            "Where the model runs; always 1.",
+            labels=(*_MODEL, "triton", "backend", "gpu_uuid"),
         )
         for labels, reading in readings:
             info.add_metric((*labels, reading.triton, reading.backend, _uuid(tick, reading)), 1.0)
@@ -246,9 +335,20 @@ class Metrics(Collector):
 
     def _shares_shown(self, tick: Tick) -> Iterator[Metric]:
         """A share that nothing shows to have an effect is 0, whatever the configuration says."""
-        shown = [(self._labels(n), float(share.effect is Effect.PROVEN)) for n, share in tick.shares.items()]
-        yield _by_model("share_effective", "Whether the share is shown to have an effect; absent without one.", shown)
-        info = GaugeMetricFamily("igniterd_share_state", "State of the model's share; always 1.", labels=(*_MODEL, "state"))
+        shown = [
+            (self._labels(n), float(share.effect is Effect.PROVEN))
+            for n, share in tick.shares.items()
+        ]
+        yield _by_model(
+            "share_effective",
+            "Whether the share is shown to have an effect; absent without one.",
+            shown,
+        )
+        info = GaugeMetricFamily(
+            "igniterd_share_state",
+            "State of the model's share; always 1.",
+            labels=(*_MODEL, "state"),
+        )
         for name, share in tick.shares.items():
             info.add_metric((*self._labels(name), share.effect.value), 1.0)
         yield info
@@ -259,40 +359,87 @@ class Metrics(Collector):
         yield self._latencies(tick)
         yield self._predictions(tick)
         loads = [(self._labels(name), load) for name, load in tick.estimate.loads.items()]
-        yield _by_model("arrival_rate", "Requests a second, best estimate for now.", [(key, load.rate_per_s) for key, load in loads])
         yield _by_model(
-            "planned_arrival_rate", "Requests a second that plans are made for.", [(key, load.rate_upper_per_s) for key, load in loads]
+            "arrival_rate",
+            "Requests a second, best estimate for now.",
+            [(key, load.rate_per_s) for key, load in loads],
         )
-        yield _by_model("busy_ratio", "Fraction of the time spent executing.", [(key, load.busy) for key, load in loads])
-        yield _by_model("bias_ratio", "Learnt ratio of measured to predicted service time.", [(key, load.bias) for key, load in loads])
+        yield _by_model(
+            "planned_arrival_rate",
+            "Requests a second that plans are made for.",
+            [(key, load.rate_upper_per_s) for key, load in loads],
+        )
+        yield _by_model(
+            "busy_ratio",
+            "Fraction of the time spent executing.",
+            [(key, load.busy) for key, load in loads],
+        )
+        yield _by_model(
+            "bias_ratio",
+            "Learnt ratio of measured to predicted service time.",
+            [(key, load.bias) for key, load in loads],
+        )
         uppers = [(key, load.bias_upper if load.learnt else None) for key, load in loads]
-        yield _by_model("bias_upper_ratio", "Upper bound of the learnt ratio; absent before anything is learnt.", uppers)
+        yield _by_model(
+            "bias_upper_ratio",
+            "Upper bound of the learnt ratio; absent before anything is learnt.",
+            uppers,
+        )
         yield _by_model(
             "arrival_burstiness_ratio",
             "Squared coefficient of variation of the times between arrivals.",
             [(key, load.burstiness) for key, load in loads],
         )
-        changed = [(key, tick.wall_time_s + load.changed.at_s - tick.at_s if load.changed else None) for key, load in loads]
-        yield _by_model("model_changed_timestamp_seconds", "When the model was last found to have become another.", changed)
-        verdicts = [(self._labels(name), float(verdict.feasible)) for name, verdict in tick.plan.verdicts.items()]
+        changed = [
+            (key, tick.wall_time_s + load.changed.at_s - tick.at_s if load.changed else None)
+            for key, load in loads
+        ]
+        yield _by_model(
+            "model_changed_timestamp_seconds",
+            "When the model was last found to have become another.",
+            changed,
+        )
+        verdicts = [
+            (self._labels(name), float(verdict.feasible))
+            for name, verdict in tick.plan.verdicts.items()
+        ]
         yield _by_model("model_feasible", "Whether the plan keeps the model's SLO.", verdicts)
 
     def _latencies(self, tick: Tick) -> Metric:
-        """Measured by Triton (``source="triton"``) and as the loop takes it for its decisions (``source="estimate"``)."""
+        """Measured by Triton (``source="triton"``) and as the loop takes it for its decisions
+        (``source="estimate"``)."""
         metric = Metric("igniterd_latency_seconds", "Latency of requests.", "summary")
         for name, reading in tick.observation.models.items():
             for quantile, seconds in (reading.latency_quantiles_s or {}).items():
-                metric.add_sample(metric.name, self._quantile(name, f"{quantile:g}") | {"source": "triton"}, seconds)
+                metric.add_sample(
+                    metric.name,
+                    self._quantile(name, f"{quantile:g}") | {"source": "triton"},
+                    seconds,
+                )
         for name, load in tick.estimate.loads.items():
-            for label, latency_ms in (("0.5", load.measured_p50_ms), ("0.99", load.measured_p99_ms)):
+            for label, latency_ms in (
+                ("0.5", load.measured_p50_ms),
+                ("0.99", load.measured_p99_ms),
+            ):
                 if latency_ms is not None:
-                    metric.add_sample(metric.name, self._quantile(name, label) | {"source": "estimate"}, latency_ms / 1e3)
+                    metric.add_sample(
+                        metric.name,
+                        self._quantile(name, label) | {"source": "estimate"},
+                        latency_ms / 1e3,
+                    )
         return metric
 
     def _predictions(self, tick: Tick) -> Metric:
-        metric = Metric("igniterd_predicted_latency_seconds", "Latency that the performance model predicts for now.", "summary")
+        metric = Metric(
+            "igniterd_predicted_latency_seconds",
+            "Latency that the performance model predicts for now.",
+            "summary",
+        )
         for name, load in tick.estimate.loads.items():
-            for label, latency_ms in (("0.5", load.predicted_p50_ms), ("0.99", load.predicted_p99_ms)):
+            for label, latency_ms in (
+                ("0.5", load.predicted_p50_ms),
+                ("0.99", load.predicted_p99_ms),
+            ):
                 if latency_ms is not None:
                     metric.add_sample(metric.name, self._quantile(name, label), latency_ms / 1e3)
         return metric
@@ -316,12 +463,18 @@ def sources_of(config: Config) -> Iterator[str]:
 
 
 def _answering(sources: Iterable[str], tick: Tick) -> dict[str, bool]:
-    """A Triton that is silent is not asked for its metrics page's sake: that source is down with it."""
+    """A Triton that is silent is not asked for its metrics page's sake: that source is down with
+    it."""
     silent = {gap.source for gap in tick.observation.gaps}
-    return {source: source not in silent and source.replace("metrics:", "triton:") not in silent for source in sources}
+    return {
+        source: source not in silent and source.replace("metrics:", "triton:") not in silent
+        for source in sources
+    }
 
 
-def _by_model(name: str, help_text: str, rows: Iterable[tuple[tuple[str, str], float | None]]) -> Metric:
+def _by_model(
+    name: str, help_text: str, rows: Iterable[tuple[tuple[str, str], float | None]]
+) -> Metric:
     metric = GaugeMetricFamily(f"igniterd_{name}", help_text, labels=_MODEL)
     for labels, value in rows:
         if value is not None:
@@ -330,13 +483,20 @@ def _by_model(name: str, help_text: str, rows: Iterable[tuple[tuple[str, str], f
 
 
 def _states(tick: Tick) -> Iterator[Metric]:
-    """Each model's state, one series a state as Prometheus wants an enum; what is not known of a model is absent."""
-    state = GaugeMetricFamily("igniterd_model_state", "Whether the model is in the state: 1 or 0.", labels=("model", "state"))
+    """Each model's state, one series a state as Prometheus wants an enum; what is not known of a
+    model is absent."""
+    state = GaugeMetricFamily(
+        "igniterd_model_state",
+        "Whether the model is in the state: 1 or 0.",
+        labels=("model", "state"),
+    )
     for name, standing in tick.standings.items():
         for each in State:
             state.add_metric((name, each.value), float(standing.state is each))
     stuck = GaugeMetricFamily(
-        "igniterd_model_stuck_seconds", "For how long requests have waited with nothing executed; 0 where not.", labels=("model",)
+        "igniterd_model_stuck_seconds",
+        "For how long requests have waited with nothing executed; 0 where not.",
+        labels=("model",),
     )
     for name, load in tick.estimate.loads.items():
         stuck.add_metric((name,), load.stuck_s)
@@ -349,20 +509,36 @@ def _ready(tick: Tick, name: str) -> bool:
 
 
 def _uuid(tick: Tick, reading: ModelReading) -> str:
-    return next((board.uuid for board in tick.observation.boards if board.index == reading.gpu_index), "")
+    return next(
+        (board.uuid for board in tick.observation.boards if board.index == reading.gpu_index), ""
+    )
 
 
 def _host_planned(tick: Tick) -> Iterator[Metric]:
-    yield GaugeMetricFamily("igniterd_feasible", "Whether every SLO can be kept on this host.", value=float(tick.plan.feasible))
+    yield GaugeMetricFamily(
+        "igniterd_feasible",
+        "Whether every SLO can be kept on this host.",
+        value=float(tick.plan.feasible),
+    )
     allocated = GaugeMetricFamily(
-        "igniterd_gpu_allocated_ratio", "Sum of the MPS shares on the GPU, whoever gave them.", labels=("gpu_uuid",)
+        "igniterd_gpu_allocated_ratio",
+        "Sum of the MPS shares on the GPU, whoever gave them.",
+        labels=("gpu_uuid",),
     )
     headroom = GaugeMetricFamily(
-        "igniterd_gpu_headroom_ratio", "Factor by which every arrival rate may grow with all SLOs kept; 1 is none.", labels=("gpu_uuid",)
+        "igniterd_gpu_headroom_ratio",
+        "Factor by which every arrival rate may grow with all SLOs kept; 1 is none.",
+        labels=("gpu_uuid",),
     )
     for board in tick.observation.boards:
-        shares = [reading.allocation.granted or 0.0 for reading in tick.observation.models.values() if reading.gpu_index == board.index]
-        allocated.add_metric((board.uuid,), sum(shares) + tick.observation.foreign.get(board.index, 0.0))
+        shares = [
+            reading.allocation.granted or 0.0
+            for reading in tick.observation.models.values()
+            if reading.gpu_index == board.index
+        ]
+        allocated.add_metric(
+            (board.uuid,), sum(shares) + tick.observation.foreign.get(board.index, 0.0)
+        )
         if tick.plan.headroom is not None:
             headroom.add_metric((board.uuid,), tick.plan.headroom)
     yield from (allocated, headroom)
@@ -386,9 +562,27 @@ def _boards(tick: Tick) -> Iterator[Metric]:
 
 
 def _mqtt_families(statistics: MqttStatistics) -> Iterator[Metric]:
-    yield GaugeMetricFamily("igniterd_mqtt_connected", "Whether the broker is connected.", value=float(statistics.connected))
-    yield CounterMetricFamily("igniterd_mqtt_published", "Messages the broker took.", value=statistics.published)
-    yield CounterMetricFamily("igniterd_mqtt_replaced", "Messages a newer one replaced before they were sent.", value=statistics.replaced)
-    yield CounterMetricFamily("igniterd_mqtt_dropped", "Messages dropped because too many waited.", value=statistics.dropped)
-    yield CounterMetricFamily("igniterd_mqtt_refused", "Messages the broker did not take.", value=statistics.refused)
-    yield CounterMetricFamily("igniterd_mqtt_failures", "Connections that failed or were lost.", value=statistics.failures)
+    yield GaugeMetricFamily(
+        "igniterd_mqtt_connected",
+        "Whether the broker is connected.",
+        value=float(statistics.connected),
+    )
+    yield CounterMetricFamily(
+        "igniterd_mqtt_published", "Messages the broker took.", value=statistics.published
+    )
+    yield CounterMetricFamily(
+        "igniterd_mqtt_replaced",
+        "Messages a newer one replaced before they were sent.",
+        value=statistics.replaced,
+    )
+    yield CounterMetricFamily(
+        "igniterd_mqtt_dropped",
+        "Messages dropped because too many waited.",
+        value=statistics.dropped,
+    )
+    yield CounterMetricFamily(
+        "igniterd_mqtt_refused", "Messages the broker did not take.", value=statistics.refused
+    )
+    yield CounterMetricFamily(
+        "igniterd_mqtt_failures", "Connections that failed or were lost.", value=statistics.failures
+    )

@@ -1,8 +1,9 @@
 """MPS control, through its own program: commands on standard input, answers on standard output.
 
-The socket under the pipe directory speaks an unpublished protocol that changes with the driver; the program comes with the driver. A read
-starts a few processes of a few milliseconds, and what it tells changes when an administrator changes it, so read it every 30 s or so.
-igniterd never starts, stops or sets anything here.
+The socket under the pipe directory speaks an unpublished protocol that changes with the driver; the
+program comes with the driver. A read starts a few processes of a few milliseconds, and what it
+tells changes when an administrator changes it, so read it every 30 s or so. igniterd never starts,
+stops or sets anything here.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ class MpsControl:
     """The text protocol of ``nvidia-cuda-mps-control``; no other module spells its commands."""
 
     def __init__(
-        self, binary: str = "nvidia-cuda-mps-control", pipe_directory: Path = DEFAULT_PIPE_DIRECTORY, timeout_s: float = 2.0
+        self,
+        binary: str = "nvidia-cuda-mps-control",
+        pipe_directory: Path = DEFAULT_PIPE_DIRECTORY,
+        timeout_s: float = 2.0,
     ) -> None:
         """`pipe_directory` is the control daemon's ``CUDA_MPS_PIPE_DIRECTORY``."""
         self._binary = binary
@@ -43,9 +47,11 @@ class MpsControl:
         self._timeout_s = timeout_s
 
     async def read(self) -> MpsReading:
-        """The servers running, their states and clients, and the least cap that any of them puts on its clients.
+        """The servers running, their states and clients, and the least cap that any of them puts on
+        its clients.
 
-        Raises :class:`Unreachable` without a control daemon or an answer in time and :class:`Refused` on an answer that is not understood.
+        Raises :class:`Unreachable` without a control daemon or an answer in time and
+        :class:`Refused` on an answer that is not understood.
         """
         first = await self._ask([_DEFAULT, _SERVERS])
         if not first:
@@ -68,8 +74,9 @@ class MpsControl:
         return {pid: state.upper() for pid, state in told if _STATE.fullmatch(state)}
 
     async def _clients(self, pids: Sequence[int]) -> frozenset[int] | None:
-        """The clients of all servers, each server asked alone: a list has no end mark. Where a server has ended
-        since they were listed, none is no answer: another may have taken its clients."""
+        """The clients of all servers, each server asked alone: a list has no end mark. Where a
+        server has ended since they were listed, none is no answer: another may have taken its
+        clients."""
         found, ended = set[int](), False
         for pid in pids:
             answers = await self._ask([f"get_client_list {pid}"])
@@ -84,7 +91,11 @@ class MpsControl:
     async def _server_caps(self, pids: Sequence[int]) -> list[float]:
         """Each server's own cap; a server that ended in between is left out."""
         answers = await self._ask([f"get_active_thread_percentage {pid}" for pid in pids])
-        return [self._fraction(line, "get_active_thread_percentage") for line in answers if "not found" not in line.lower()]
+        return [
+            self._fraction(line, "get_active_thread_percentage")
+            for line in answers
+            if "not found" not in line.lower()
+        ]
 
     def _fraction(self, line: str, command: str) -> float:
         if not _PERCENT.match(line):
@@ -107,32 +118,53 @@ class MpsControl:
             output, errors = _start_of(answered), _start_of(complained)
         complaint = errors.strip() or output.strip()
         if _NO_DAEMON in complaint.lower():
-            raise Unreachable(f"MPS control: no control daemon at {self._pipe_directory}: start it with `nvidia-cuda-mps-control -d`")
+            raise Unreachable(
+                f"MPS control: no control daemon at {self._pipe_directory}: start it with "
+                "`nvidia-cuda-mps-control -d`"
+            )
         if status != 0:
-            raise Unreachable(f"MPS control: {self._binary} ended with status {status}: {complaint}")
+            raise Unreachable(
+                f"MPS control: {self._binary} ended with status {status}: {complaint}"
+            )
         return [line.strip() for line in output.splitlines() if line.strip()]
 
-    async def _ended(self, asked: IO[bytes], answered: IO[bytes], complained: IO[bytes], environment: Mapping[str, str]) -> int:
+    async def _ended(
+        self,
+        asked: IO[bytes],
+        answered: IO[bytes],
+        complained: IO[bytes],
+        environment: Mapping[str, str],
+    ) -> int:
         """The exit status of the program; whatever it has started ends with it.
 
-        Files in memory instead of pipes: a child that it leaves behind would keep a pipe open, and the
-        end of the answer would not come.
+        Files in memory instead of pipes: a child that it leaves behind would keep a pipe open, and
+        the end of the answer would not come.
         """
         try:
             process = await asyncio.create_subprocess_exec(
-                self._binary, stdin=asked, stdout=answered, stderr=complained, env=environment, start_new_session=True
+                self._binary,
+                stdin=asked,
+                stdout=answered,
+                stderr=complained,
+                env=environment,
+                start_new_session=True,
             )
         except OSError as error:
-            raise Unreachable(f"MPS control: cannot start {self._binary}: {error.strerror or error}") from error
+            raise Unreachable(
+                f"MPS control: cannot start {self._binary}: {error.strerror or error}"
+            ) from error
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await process.wait()
         except TimeoutError as error:
-            raise Unreachable(f"MPS control: no answer from {self._binary} in {self._timeout_s:g} s") from error
+            raise Unreachable(
+                f"MPS control: no answer from {self._binary} in {self._timeout_s:g} s"
+            ) from error
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
-            if process.returncode is None:  # killed it ends at once, unless the kernel holds it in a driver
+            # killed it ends at once, unless the kernel holds it in a driver
+            if process.returncode is None:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_KILLED_S):
                         await process.wait()

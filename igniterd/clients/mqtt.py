@@ -1,8 +1,10 @@
-"""Hints for the cluster over MQTT 5, each a CloudEvents 1.0 event as JSON under ``igniterd/v1/<cluster>/<host>/``.
+"""Hints for the cluster over MQTT 5, each a CloudEvents 1.0 event as JSON under
+``igniterd/v1/<cluster>/<host>/``.
 
-The broker is never in the way: :meth:`MqttPublisher.publish` only puts a message down, a task of its own carries it, and while the broker
-is gone a newer message replaces the older one of its kind. A message that the broker does not take (no right to write, too large) is
-said once and let go: it holds up no other. Whether the host lives is on ``…/status``, retained: online, degraded, or
+The broker is never in the way: :meth:`MqttPublisher.publish` only puts a message down, a task of
+its own carries it, and while the broker is gone a newer message replaces the older one of its kind.
+A message that the broker does not take (no right to write, too large) is said once and let go: it
+holds up no other. Whether the host lives is on ``…/status``, retained: online, degraded, or
 offline, which the broker says by itself (Last Will) when the daemon dies.
 """
 
@@ -25,7 +27,14 @@ from urllib.parse import urlsplit
 
 import aiomqtt
 
-from igniterd.clients.mqtt_client import BrokerClient, Message, NotTaken, size_of, until_lost, will_properties
+from igniterd.clients.mqtt_client import (
+    BrokerClient,
+    Message,
+    NotTaken,
+    size_of,
+    until_lost,
+    will_properties,
+)
 from igniterd.clients.tls import client_context
 from igniterd.edgelog import Once
 from igniterd.errors import CannotRun
@@ -65,7 +74,8 @@ class _Blame:
 
 
 class MqttPublisher:
-    """One host's voice. A task of its own carries messages; :meth:`publish` and :meth:`set_status` return at once."""
+    """One host's voice. A task of its own carries messages; :meth:`publish` and :meth:`set_status`
+    return at once."""
 
     def __init__(
         self,
@@ -82,8 +92,9 @@ class MqttPublisher:
         keepalive_s: int = 15,
         first_pause_s: float = _FIRST_PAUSE_S,
     ) -> None:
-        """`url` is ``mqtt://host[:port]`` or ``mqtts://host[:port]``; the PEM files count for ``mqtts`` (without `ca_file` the system's
-        authorities are trusted). Raises :class:`CannotRun` for files that cannot be read."""
+        """`url` is ``mqtt://host[:port]`` or ``mqtts://host[:port]``; the PEM files count for
+        ``mqtts`` (without `ca_file` the system's authorities are trusted). Raises
+        :class:`CannotRun` for files that cannot be read."""
         parts = urlsplit(url)
         secure = parts.scheme == "mqtts"
         self.statistics = MqttStatistics()
@@ -91,8 +102,13 @@ class MqttPublisher:
         self._tls = (ca_file, cert_file, key_file) if secure else None
         self._tls_context()  # as with the password
         self._username, self._password_file = username, password_file
-        self._password()  # a file that is not there is said at the start, not at the first reconnect
-        self._timeout_s, self._keepalive_s, self._first_pause_s = timeout_s, keepalive_s, first_pause_s
+        # a file that is not there is said at the start, not at the first reconnect
+        self._password()
+        self._timeout_s, self._keepalive_s, self._first_pause_s = (
+            timeout_s,
+            keepalive_s,
+            first_pause_s,
+        )
         self._source = f"igniterd/{cluster}/{host}"
         self._prefix = f"igniterd/v1/{cluster}/{host}/"
         self._identifier = f"igniterd-{cluster}-{host}"
@@ -112,10 +128,12 @@ class MqttPublisher:
             self._task = asyncio.create_task(self._run(), name="mqtt")
 
     async def close(self) -> None:
-        """Say ``offline``, as far as the broker still listens, and disconnect. Takes three deadlines at most.
+        """Say ``offline``, as far as the broker still listens, and disconnect. Takes three
+        deadlines at most.
 
-        The task is asked, not cancelled, while it is connected: up to Python 3.11 ``asyncio.wait_for``, and with it aiomqtt, swallows a
-        cancellation that comes together with the broker's answer.
+        The task is asked, not cancelled, while it is connected: up to Python 3.11
+        ``asyncio.wait_for``, and with it aiomqtt, swallows a cancellation that comes together with
+        the broker's answer.
         """
         if self._task is None:
             return
@@ -142,17 +160,21 @@ class MqttPublisher:
     ) -> None:
         """Put down an event of type `kind` for topic ``…/<suffix>``; never waits, never fails.
 
-        It replaces one of the same topic, kind and model (``data["model"]``, or ``data["gpu_index"]``) that has not been sent yet.
+        It replaces one of the same topic, kind and model (``data["model"]``, or
+        ``data["gpu_index"]``) that has not been sent yet.
         """
         message = Message(self._prefix + suffix, self._event(kind, data), qos, retain, expiry_s)
         if retain:
             self._retained[message.topic] = message
             self._put((message.topic,), message)
         else:
-            self._put((message.topic, kind, str(data.get("model", data.get("gpu_index", "")))), message)
+            self._put(
+                (message.topic, kind, str(data.get("model", data.get("gpu_index", "")))), message
+            )
 
     def set_status(self, status: str, reason: str = "") -> None:
-        """``online`` or ``degraded`` with the reason; said now if it changed, and again after every reconnect."""
+        """``online`` or ``degraded`` with the reason; said now if it changed, and again after every
+        reconnect."""
         reason = reason[:_MOST_REASON]
         if (status, reason) != self._status:
             self._status = (status, reason)
@@ -168,17 +190,21 @@ class MqttPublisher:
             try:
                 async with self._client() as client:
                     await self._serve(client)
-            except Exception as error:  # whatever it is, this task must not end: nobody waits for it
+            # whatever it is, this task must not end: nobody waits for it
+            except Exception as error:
                 self._failed(error)
-            if time.monotonic() - began_s > _LASTING_S:  # a shorter one is no success: two hosts of one name cut each other off for ever
+            # a shorter one is no success: two hosts of one name cut each other off for ever
+            if time.monotonic() - began_s > _LASTING_S:
                 pause_s = self._first_pause_s
-            with contextlib.suppress(TimeoutError):  # jitter: a broker that returns is not met by all hosts at once
+            # jitter: a broker that returns is not met by all hosts at once
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s * random.uniform(0.5, 1.0)):
                     await self._closing.wait()
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     async def _serve(self, client: BrokerClient) -> None:
-        """Carry messages over one connection, until it is lost or it is time to close: then the last word is ``offline``."""
+        """Carry messages over one connection, until it is lost or it is time to close: then the
+        last word is ``offline``."""
         self._once.worked("connection", broker=f"{self._host}:{self._port}")
         self.statistics.connected = True
         lost: asyncio.Future[Any] = asyncio.ensure_future(until_lost(client))
@@ -187,9 +213,12 @@ class MqttPublisher:
             for message in self._retained.values():  # a broker that lost its memory is told again
                 self._waiting.setdefault((message.topic,), message)
             await self._carry(client, lost)
-            await self._offer(client, self._status_message("offline", "the daemon was stopped"), lost)
+            await self._offer(
+                client, self._status_message("offline", "the daemon was stopped"), lost
+            )
         except aiomqtt.MqttError:
-            # Let the watch see what ended the connection too: asyncio reports an error that nobody has looked at.
+            # Let the watch see what ended the connection too: asyncio reports an error that nobody
+            # has looked at.
             await asyncio.wait({lost}, timeout=_SEEN_S)
             raise
         finally:
@@ -198,7 +227,8 @@ class MqttPublisher:
             await asyncio.gather(lost, return_exceptions=True)
 
     async def _carry(self, client: BrokerClient, lost: asyncio.Future[Any]) -> None:
-        """Send what waits, oldest first. Returns when it is time to close, and raises when the connection is `lost`."""
+        """Send what waits, oldest first. Returns when it is time to close, and raises when the
+        connection is `lost`."""
         while not self._closing.is_set():
             self._wake.clear()
             while self._waiting and not self._closing.is_set():
@@ -206,7 +236,8 @@ class MqttPublisher:
                 try:
                     await self._offer(client, message, lost)
                 except BaseException:
-                    self._waiting.setdefault(key, message)  # unless a newer one came in the meantime
+                    # unless a newer one came in the meantime
+                    self._waiting.setdefault(key, message)
                     self._waiting.move_to_end(key, last=False)
                     raise
             woken: asyncio.Future[Any] = asyncio.ensure_future(self._wake.wait())
@@ -217,7 +248,9 @@ class MqttPublisher:
             if lost.done():
                 lost.result()
 
-    async def _offer(self, client: BrokerClient, message: Message, lost: asyncio.Future[Any]) -> None:
+    async def _offer(
+        self, client: BrokerClient, message: Message, lost: asyncio.Future[Any]
+    ) -> None:
         """Send it, unless the broker does not take it. Raises what ended the connection."""
         suffix = message.topic.removeprefix(self._prefix)
         blame = self._blame.setdefault(message.topic, _Blame())
@@ -241,7 +274,8 @@ class MqttPublisher:
             self._once.worked(suffix, says="the broker takes it again")
 
     def _blamed(self, suffix: str, blame: _Blame, error: Exception) -> None:
-        """A connection ended while this topic's message was on its way; again and again is its fault."""
+        """A connection ended while this topic's message was on its way; again and again is its
+        fault."""
         blame.times += 1
         over = blame.times - _BLAMED_AFTER
         if over >= 0:
@@ -259,11 +293,16 @@ class MqttPublisher:
             short = self._status_message(self._status[0], "")
             if size_of(short) <= most:
                 return short
-        raise NotTaken(f"{size} bytes, and the broker takes packets of at most {most}: raise its limit (mosquitto: max_packet_size)")
+        raise NotTaken(
+            f"{size} bytes, and the broker takes packets of at most {most}: raise its limit "
+            "(mosquitto: max_packet_size)"
+        )
 
     def _failed(self, error: Exception) -> None:
         self.statistics.failures += 1
-        self._once.failed("connection", str(error) or type(error).__name__, broker=f"{self._host}:{self._port}")
+        self._once.failed(
+            "connection", str(error) or type(error).__name__, broker=f"{self._host}:{self._port}"
+        )
 
     def _put(self, key: tuple[str, ...], message: Message) -> None:
         if self._waiting.pop(key, None) is not None:
@@ -281,14 +320,17 @@ class MqttPublisher:
             self._port,
             username=self._username,
             password=self._password(),
-            # The same name every time: after a cut the broker ends the old session at once, and its will cannot follow our "online".
+            # The same name every time: after a cut the broker ends the old session at once, and its
+            # will cannot follow our "online".
             identifier=self._identifier,
             protocol=aiomqtt.ProtocolVersion.V5,
             clean_start=True,
             keepalive=self._keepalive_s,
             timeout=self._timeout_s,
             tls_context=self._tls_context(),
-            will=aiomqtt.Will(offline.topic, offline.payload, offline.qos, offline.retain, will_properties()),
+            will=aiomqtt.Will(
+                offline.topic, offline.payload, offline.qos, offline.retain, will_properties()
+            ),
         )
 
     def _tls_context(self) -> ssl.SSLContext | None:
@@ -309,7 +351,10 @@ class MqttPublisher:
         except UnicodeDecodeError:  # whose text has the password in it
             raise CannotRun(f"mqtt.password_file: {file} is not text in UTF-8") from None
         if (size := len(password.encode())) > _MOST_PASSWORD:
-            raise CannotRun(f"mqtt.password_file: {file} has {size} bytes; a password has at most {_MOST_PASSWORD}")
+            raise CannotRun(
+                f"mqtt.password_file: {file} has {size} bytes; a password has at most "
+                f"{_MOST_PASSWORD}"
+            )
         return password
 
     def _status_message(self, status: str, reason: str) -> Message:

@@ -1,4 +1,5 @@
-"""One connection to an MQTT 5 broker, and one message to it: what aiomqtt knows of them, and what it drops."""
+"""One connection to an MQTT 5 broker, and one message to it: what aiomqtt knows of them, and what
+it drops."""
 
 from __future__ import annotations
 
@@ -28,29 +29,40 @@ class NotTaken(Exception):
 
 
 class BrokerClient(aiomqtt.Client):
-    """aiomqtt's, which also keeps what it drops: the broker's limit, and its no to a message. One message is
-    on its way at a time, so the last answer is that of the last message."""
+    """aiomqtt's, which also keeps what it drops: the broker's limit, and its no to a message. One
+    message is on its way at a time, so the last answer is that of the last message."""
 
     largest: int | None = None
     """Bytes of the largest packet that the broker takes."""
     refusal: ReasonCode | None = None
     """Its answer to the last message, where that was a no."""
 
-    def _on_connect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:
+    def _on_connect(
+        self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
+    ) -> None:
         self.largest = getattr(properties, "MaximumPacketSize", None)
         super()._on_connect(client, userdata, flags, reason_code, properties)
 
-    def _on_publish(self, client: Any, userdata: Any, mid: int, reason_code: Any, properties: Any) -> None:
+    def _on_publish(
+        self, client: Any, userdata: Any, mid: int, reason_code: Any, properties: Any
+    ) -> None:
         self.refusal = reason_code if getattr(reason_code, "is_failure", False) else None
         super()._on_publish(client, userdata, mid, reason_code, properties)
 
     async def send(self, message: Message, lost: asyncio.Future[Any], timeout_s: float) -> None:
-        """Publish it and wait for the broker's answer, but not beyond the end of the connection, which is
-        `lost`. Raises :class:`NotTaken` on a no, aiomqtt's errors otherwise."""
+        """Publish it and wait for the broker's answer, but not beyond the end of the connection,
+        which is `lost`. Raises :class:`NotTaken` on a no, aiomqtt's errors otherwise."""
         self.refusal = None
         properties = publish_properties(message.expiry_s)
         sending = asyncio.ensure_future(
-            self.publish(message.topic, message.payload, message.qos, message.retain, properties, timeout=timeout_s)
+            self.publish(
+                message.topic,
+                message.payload,
+                message.qos,
+                message.retain,
+                properties,
+                timeout=timeout_s,
+            )
         )
         try:
             await asyncio.wait({sending, lost}, return_when=asyncio.FIRST_COMPLETED)
@@ -75,7 +87,13 @@ async def until_lost(client: aiomqtt.Client) -> None:
 def size_of(message: Message) -> int:
     """Bytes of its PUBLISH packet."""
     properties = publish_properties(message.expiry_s).pack()  # type: ignore[no-untyped-call]
-    rest = 2 + len(message.topic.encode()) + (2 if message.qos else 0) + len(properties) + len(message.payload)
+    rest = (
+        2
+        + len(message.topic.encode())
+        + (2 if message.qos else 0)
+        + len(properties)
+        + len(message.payload)
+    )
     return 1 + max(1, -(-rest.bit_length() // 7)) + rest  # seven bits of the length in a byte
 
 

@@ -1,8 +1,10 @@
-"""The boards, through NVML: device level only, because under MPS NVML books all activity on the MPS server.
+"""The boards, through NVML: device level only, because under MPS NVML books all activity on the MPS
+server.
 
-NVML calls block, and with a driver in trouble they may block for ever. They run in one worker thread, each read with a deadline; a
-thread that misses it is left behind (a thread cannot be killed), and a new one is tried after a pause and only a few times, so that a
-hung driver costs a few sleeping threads and never the daemon.
+NVML calls block, and with a driver in trouble they may block for ever. They run in one worker
+thread, each read with a deadline; a thread that misses it is left behind (a thread cannot be
+killed), and a new one is tried after a pause and only a few times, so that a hung driver costs a
+few sleeping threads and never the daemon.
 """
 
 from __future__ import annotations
@@ -15,13 +17,24 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from igniterd.errors import CannotRun, DeviceLost, IgniterdError, NotNow, ReadingUnsupported, Unreachable
+from igniterd.errors import (
+    CannotRun,
+    DeviceLost,
+    IgniterdError,
+    NotNow,
+    ReadingUnsupported,
+    Unreachable,
+)
 from igniterd.records import BoardReading
 
 _SMS_CORES = {(6, 0): 64, (7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64}
-"""FP32 cores of one SM by compute capability; 128 on every other board since 6.1 (CUDA C++ programming guide, arithmetic throughput)."""
+"""FP32 cores of one SM by compute capability; 128 on every other board since 6.1 (CUDA C++
+programming guide, arithmetic throughput)."""
 
-_MISSING = 'NVML is not there: {}. Install NVIDIA\'s driver (libnvidia-ml.so.1), or set [gpu] source = "none" to run without board readings'
+_MISSING = (
+    "NVML is not there: {}. Install NVIDIA's driver (libnvidia-ml.so.1), or set [gpu] "
+    'source = "none" to run without board readings'
+)
 
 
 class NvmlClient:
@@ -49,19 +62,24 @@ class NvmlClient:
     async def read(self) -> tuple[BoardReading, ...]:
         """Every board now; what a board cannot give is ``None``.
 
-        Raises :class:`Unreachable` without an answer in time, :class:`DeviceLost` when a board fell off, :class:`CannotRun` without
-        NVML on this host.
+        Raises :class:`Unreachable` without an answer in time, :class:`DeviceLost` when a board fell
+        off, :class:`CannotRun` without NVML on this host.
         """
         worker = self._ready_worker()
-        answer: asyncio.Future[tuple[BoardReading, ...]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[tuple[BoardReading, ...]] = (
+            asyncio.get_running_loop().create_future()
+        )
         worker.ask(answer)
         try:
-            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the answer.
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the
+            # answer.
             async with asyncio.timeout(self._timeout_s):
                 return await answer
         except TimeoutError:
             self._abandon(worker)
-            raise Unreachable(f"NVML: no answer in {self._timeout_s:g} s; next try in {self._retry_after_s:g} s") from None
+            raise Unreachable(
+                f"NVML: no answer in {self._timeout_s:g} s; next try in {self._retry_after_s:g} s"
+            ) from None
 
     async def close(self) -> None:
         if self._worker is not None:
@@ -75,9 +93,15 @@ class NvmlClient:
         if self._abandoned:
             waited_s = self._clock() - self._given_up_at_s
             if waited_s < self._retry_after_s:
-                raise Unreachable(f"NVML: the driver does not answer; next try in {self._retry_after_s - waited_s:.0f} s")
+                raise Unreachable(
+                    "NVML: the driver does not answer; next try in "
+                    f"{self._retry_after_s - waited_s:.0f} s"
+                )
             if len(self._abandoned) >= self._most_abandoned:
-                raise Unreachable(f"NVML: {len(self._abandoned)} calls hang in the driver; no more are tried until one of them returns")
+                raise Unreachable(
+                    f"NVML: {len(self._abandoned)} calls hang in the driver; no more are tried "
+                    "until one of them returns"
+                )
         self._worker = _Worker(self._library)
         return self._worker
 
@@ -89,11 +113,14 @@ class NvmlClient:
 
 
 class _Worker:
-    """One thread that owns the library: initialises it, reads, and shuts it down when it is told to stop."""
+    """One thread that owns the library: initialises it, reads, and shuts it down when it is told to
+    stop."""
 
     def __init__(self, library: Any) -> None:
         self._boards = _Boards(library)
-        self._asked: queue.SimpleQueue[asyncio.Future[tuple[BoardReading, ...]] | None] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[asyncio.Future[tuple[BoardReading, ...]] | None] = (
+            queue.SimpleQueue()
+        )
         self._thread = threading.Thread(target=self._run, name="nvml", daemon=True)
         self._thread.start()
 
@@ -110,12 +137,14 @@ class _Worker:
     def _run(self) -> None:
         while (answer := self._asked.get()) is not None:
             loop = answer.get_loop()
-            with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits for this answer any more
+            # the loop is gone: nobody waits for this answer any more
+            with contextlib.suppress(RuntimeError):
                 try:
                     loop.call_soon_threadsafe(_give, answer, self._boards.read(), None)
                 except IgniterdError as error:
                     loop.call_soon_threadsafe(_give, answer, None, error)
-                except Exception as error:  # whatever a binding raises must not end the thread unheard
+                # whatever a binding raises must not end the thread unheard
+                except Exception as error:
                     loop.call_soon_threadsafe(_give, answer, None, Unreachable(f"NVML: {error!r}"))
         self._boards.close()
 
@@ -140,7 +169,10 @@ class _Boards:
         if self._handles is None:
             self._handles = self._open()
         try:
-            return tuple(self._board(index, handle, fixed) for index, (handle, fixed) in enumerate(self._handles))
+            return tuple(
+                self._board(index, handle, fixed)
+                for index, (handle, fixed) in enumerate(self._handles)
+            )
         except NotNow:
             self.close()  # handles of a lost board are worth nothing: begin anew at the next read
             raise
@@ -159,7 +191,10 @@ class _Boards:
                 raise CannotRun(_MISSING.format(error)) from error
             self._library = pynvml
         self._call("nvmlInit")
-        handles = [self._call("nvmlDeviceGetHandleByIndex", index) for index in range(self._call("nvmlDeviceGetCount"))]
+        handles = [
+            self._call("nvmlDeviceGetHandleByIndex", index)
+            for index in range(self._call("nvmlDeviceGetCount"))
+        ]
         return [(handle, self._fixed(handle)) for handle in handles]
 
     def _fixed(self, handle: Any) -> dict[str, Any]:
@@ -167,7 +202,9 @@ class _Boards:
         return {
             "uuid": _text(self._call("nvmlDeviceGetUUID", handle)),
             "name": _text(self._call("nvmlDeviceGetName", handle)),
-            "max_sm_clock_mhz": self._maybe("nvmlDeviceGetMaxClockInfo", handle, library.NVML_CLOCK_SM, scale=1.0),
+            "max_sm_clock_mhz": self._maybe(
+                "nvmlDeviceGetMaxClockInfo", handle, library.NVML_CLOCK_SM, scale=1.0
+            ),
             "sm_count": self._sm_count(handle),
         }
 
@@ -179,11 +216,17 @@ class _Boards:
             index=index,
             power_w=self._maybe("nvmlDeviceGetPowerUsage", handle, scale=1e-3),
             power_limit_w=self._maybe("nvmlDeviceGetEnforcedPowerLimit", handle, scale=1e-3),
-            sm_clock_mhz=self._maybe("nvmlDeviceGetClockInfo", handle, library.NVML_CLOCK_SM, scale=1.0),
+            sm_clock_mhz=self._maybe(
+                "nvmlDeviceGetClockInfo", handle, library.NVML_CLOCK_SM, scale=1.0
+            ),
             memory_used_bytes=None if memory is None else int(memory.used),
             memory_total_bytes=None if memory is None else int(memory.total),
-            clock_event_reasons=reasons if reasons is not None else self._maybe("nvmlDeviceGetCurrentClocksThrottleReasons", handle),
-            temperature_c=self._maybe("nvmlDeviceGetTemperature", handle, library.NVML_TEMPERATURE_GPU, scale=1.0),
+            clock_event_reasons=reasons
+            if reasons is not None
+            else self._maybe("nvmlDeviceGetCurrentClocksThrottleReasons", handle),
+            temperature_c=self._maybe(
+                "nvmlDeviceGetTemperature", handle, library.NVML_TEMPERATURE_GPU, scale=1.0
+            ),
             **fixed,
         )
 
@@ -210,20 +253,29 @@ class _Boards:
         try:
             return function(*arguments)
         except self._library.NVMLError as error:
-            raise self._meaning(error)(_MISSING.format(error) if self._is_missing(error) else f"{name}: {error}") from error
+            raise self._meaning(error)(
+                _MISSING.format(error) if self._is_missing(error) else f"{name}: {error}"
+            ) from error
 
     def _meaning(self, error: Any) -> type[IgniterdError]:
         library, code = self._library, error.value
         if self._is_missing(error):
             return CannotRun
-        if code in (library.NVML_ERROR_NOT_SUPPORTED, library.NVML_ERROR_FUNCTION_NOT_FOUND, library.NVML_ERROR_NO_PERMISSION):
+        if code in (
+            library.NVML_ERROR_NOT_SUPPORTED,
+            library.NVML_ERROR_FUNCTION_NOT_FOUND,
+            library.NVML_ERROR_NO_PERMISSION,
+        ):
             return ReadingUnsupported
         if code in (library.NVML_ERROR_GPU_IS_LOST, library.NVML_ERROR_RESET_REQUIRED):
             return DeviceLost
         return Unreachable
 
     def _is_missing(self, error: Any) -> bool:
-        return error.value in (self._library.NVML_ERROR_LIBRARY_NOT_FOUND, self._library.NVML_ERROR_DRIVER_NOT_LOADED)
+        return error.value in (
+            self._library.NVML_ERROR_LIBRARY_NOT_FOUND,
+            self._library.NVML_ERROR_DRIVER_NOT_LOADED,
+        )
 
 
 def _text(value: str | bytes) -> str:

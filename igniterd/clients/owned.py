@@ -40,14 +40,16 @@ _MARKS = (*_BATCHING, LOAD_MARK, BASE_ENV, OWN_BACKEND, HOSTED, MEASURED)
 
 
 def touched(config: ModelConfig, shares_dir: str = DEFAULT_SHARES) -> bool:
-    """Whether igniterd changed it, by any version and from any directory: by its marks, or a share."""
+    """Whether igniterd changed it, by any version and from any directory: by its marks, or a
+    share."""
     names = config.get("parameters") or {}
     marked = any(name in _MARKS or name.startswith(SHIM_VARIABLE) for name in names)
     return marked or share_of(config, shares_dir) is not None
 
 
 def as_owned(config: ModelConfig, shares_dir: str = DEFAULT_SHARES) -> ModelConfig:
-    """``config`` less everything that igniterd put there. One that it never touched is returned as it is.
+    """``config`` less everything that igniterd put there. One that it never touched is returned as
+    it is.
 
     The number of instances stays: no mark tells what it was. The owner's own file does.
     """
@@ -71,14 +73,16 @@ def as_owned(config: ModelConfig, shares_dir: str = DEFAULT_SHARES) -> ModelConf
 
 
 def measured_mark(config: ModelConfig, run: str, state: str) -> ModelConfig:
-    """The parameter for a model that is about to be measured by ``run`` with ``state``; ``config`` is as it was found."""
+    """The parameter for a model that is about to be measured by ``run`` with ``state``; ``config``
+    is as it was found."""
     before = {key: config[key] for key in CHANGED_TO_MEASURE if key in config}
     told = {"run": run, "with": state, "before": before}
     return {MEASURED: {"string_value": json.dumps(told, sort_keys=True)}}
 
 
 def measured_of(config: ModelConfig) -> dict[str, Any]:
-    """What :func:`measured_mark` wrote; empty without it, or where somebody else wrote something there."""
+    """What :func:`measured_mark` wrote; empty without it, or where somebody else wrote something
+    there."""
     try:
         told = json.loads(parameter(config, MEASURED) or "{}")
     except (ValueError, RecursionError):
@@ -104,7 +108,10 @@ def _unbatch(config: ModelConfig) -> None:
     batching = config.get("dynamic_batching")
     if batching is None:
         return
-    for key, value in (("preferred_batch_size", list(sizes)), ("max_queue_delay_microseconds", delay_us)):
+    for key, value in (
+        ("preferred_batch_size", list(sizes)),
+        ("max_queue_delay_microseconds", delay_us),
+    ):
         batching.pop(key, None)  # a field that is not there has its default
         if value:
             batching[key] = value

@@ -4,8 +4,9 @@ Triton says OK to a share that nothing reads. Only the process itself tells: its
 receipt in its own name (``/proc/PID/comm``, which every user may read, in every pid namespace), and
 launchers up to 25.07 give it an environment that shows the variable (the same user or root only).
 
-A model's code may do as it likes in there: name its process anew, or fork workers that look like it.
-Those are no instances. One that died stays in the table as a zombie, which Triton reaps at its next load.
+A model's code may do as it likes in there: name its process anew, or fork workers that look like
+it. Those are no instances. One that died stays in the table as a zombie, which Triton reaps at its
+next load.
 
 A scan costs little: what a process is does not change once it is a few seconds old, so only young
 ones and stubs are looked at each time.
@@ -50,7 +51,8 @@ class _Known:
 
 
 class ProcessTable:
-    """Reads one host's ``/proc``, from a thread: a process that hangs in the kernel holds up its readers."""
+    """Reads one host's ``/proc``, from a thread: a process that hangs in the kernel holds up its
+    readers."""
 
     def __init__(self, proc: Path = PROC) -> None:
         self._proc = proc
@@ -63,13 +65,16 @@ class ProcessTable:
     async def read(self) -> tuple[Stub, ...]:
         """All stub processes of this host, by pid.
 
-        Raises :class:`Unreachable` where ``/proc`` cannot be read, and while an earlier read hangs. One that
-        is under way is waited for: its answer may be older than what the caller wants to see.
+        Raises :class:`Unreachable` where ``/proc`` cannot be read, and while an earlier read hangs.
+        One that is under way is waited for: its answer may be older than what the caller wants to
+        see.
         """
         while self._reading is not None and not self._reading.done():
             done, _ = await asyncio.wait([self._reading], timeout=_JOIN_S)
             if not done:
-                raise Unreachable("the host's process table: an earlier look at it has not ended yet")
+                raise Unreachable(
+                    "the host's process table: an earlier look at it has not ended yet"
+                )
         self._reading = asyncio.ensure_future(asyncio.to_thread(self.scan))
         return await asyncio.shield(self._reading)
 
@@ -93,7 +98,11 @@ class ProcessTable:
         known.scans += 1
         if known.stub is not None:
             return self._again(pid, known)
-        if (known.scans <= _YOUNG_SCANS or full) and not self._same_worker(pid, known) and self._is_stub(pid):
+        if (
+            (known.scans <= _YOUNG_SCANS or full)
+            and not self._same_worker(pid, known)
+            and self._is_stub(pid)
+        ):
             state, started = self._stat(pid)
             known.stub = self._stub(pid, int(started or 0)) if state not in _ENDED else None
             known.started, known.worker = started, known.stub is None and self._is_worker(pid)
@@ -103,7 +112,8 @@ class ProcessTable:
         return known.worker and self._stat(pid)[1] == known.started
 
     def _again(self, pid: int, known: _Known) -> _Known:
-        """A stub seen before: the same process as long as its start time is; its receipt comes once."""
+        """A stub seen before: the same process as long as its start time is; its receipt comes
+        once."""
         state, started = self._stat(pid)
         if started != known.started:
             self._known[pid] = _Known(0)
@@ -116,10 +126,15 @@ class ProcessTable:
 
     def _is_stub(self, pid: int) -> bool:
         name = self._text(pid, "comm").strip()
-        return name == _COMM or share_of_receipt(name) is not None or self._is_servers(self._parent(pid))
+        return (
+            name == _COMM
+            or share_of_receipt(name) is not None
+            or self._is_servers(self._parent(pid))
+        )
 
     def _is_servers(self, parent: int) -> bool:
-        """Whether ``parent`` is a tritonserver: it has no children but stubs, whatever they call themselves."""
+        """Whether ``parent`` is a tritonserver: it has no children but stubs, whatever they call
+        themselves."""
         if parent not in self._parents:
             known = parent in self._ports or self._text(parent, "comm").strip() == _SERVER
             self._parents[parent] = known
@@ -132,7 +147,9 @@ class ProcessTable:
         """Whether its parent is a stub: it was forked by the model's code, and serves nothing."""
         parent = self._parent(pid)
         known = self._known.get(parent)
-        return (known is not None and known.stub is not None) or _is_stubs(self._text(parent, "cmdline").split("\0"))
+        return (known is not None and known.stub is not None) or _is_stubs(
+            self._text(parent, "cmdline").split("\0")
+        )
 
     def _stub(self, pid: int, started: int) -> Stub | None:
         words = self._text(pid, "cmdline").split("\0")
@@ -141,7 +158,9 @@ class ProcessTable:
         facts = dict(_pairs(self._text(pid, "status")))
         pids = tuple(int(p) for p in facts.get("NSpid", str(pid)).split())
         server = int(facts.get("PPid", "0"))
-        found = Stub(pid, (pid, *pids[1:]), server, self._port(server), words[_PATH], words[_INSTANCE])
+        found = Stub(
+            pid, (pid, *pids[1:]), server, self._port(server), words[_PATH], words[_INSTANCE]
+        )
         return self._with_share(replace(found, started=started))
 
     def _with_share(self, stub: Stub) -> Stub:
@@ -163,14 +182,16 @@ class ProcessTable:
         return {name: value for name, _, value in lines}
 
     def _port(self, server: int) -> int | None:
-        """The port its server was told to answer gRPC at; ``None`` where its arguments are hidden."""
+        """The port its server was told to answer gRPC at; ``None`` where its arguments are
+        hidden."""
         if server not in self._ports:
             words = self._text(server, "cmdline").split("\0")
             self._ports[server] = grpc_port_of(words) if words[0] else None
         return self._ports[server]
 
     def _stat(self, pid: int) -> tuple[str, str]:
-        """The state and the start time in the kernel's ticks; the name before them may have spaces and brackets."""
+        """The state and the start time in the kernel's ticks; the name before them may have spaces
+        and brackets."""
         words = self._text(pid, "stat").rpartition(")")[2].split() + [""] * 20
         return words[0], words[19]
 
@@ -188,7 +209,8 @@ def _is_stubs(words: Sequence[str]) -> bool:
 
 
 def grpc_port_of(words: Iterable[str]) -> int | None:
-    """The gRPC port in tritonserver's arguments: ``--grpc-port=N``, ``--grpc-port N``, or its default."""
+    """The gRPC port in tritonserver's arguments: ``--grpc-port=N``, ``--grpc-port N``, or its
+    default."""
     words = list(words)
     for number, word in enumerate(words):
         name, _, value = word.partition("=")

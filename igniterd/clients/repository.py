@@ -50,8 +50,11 @@ def model_folder(model: str, url: str, given: Sequence[str] = (), proc: Path = _
     )
 
 
-def own_config(model: str, url: str, given: Sequence[str] = (), proc: Path = _PROC) -> ModelConfig | None:
-    """What its owner's ``config.pbtxt`` says, with the model's name; ``None`` where it cannot be read and kept whole."""
+def own_config(
+    model: str, url: str, given: Sequence[str] = (), proc: Path = _PROC
+) -> ModelConfig | None:
+    """What its owner's ``config.pbtxt`` says, with the model's name; ``None`` where it cannot be
+    read and kept whole."""
     try:
         folder = model_folder(model, url, given, proc)
     except (CannotRun, OSError):
@@ -62,8 +65,11 @@ def own_config(model: str, url: str, given: Sequence[str] = (), proc: Path = _PR
         return None
     for place in (*inside, Path(folder)):
         try:
-            message = text_format.Parse((place / _CONFIG).read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-        except (OSError, UnicodeDecodeError, text_format.ParseError):  # a field this tritonclient does not know, too
+            message = text_format.Parse(
+                (place / _CONFIG).read_text(encoding="utf-8"), model_config_pb2.ModelConfig()
+            )
+        # a field this tritonclient does not know, too
+        except (OSError, UnicodeDecodeError, text_format.ParseError):
             continue
         message.name = message.name or model
         return config_to_dict(message)
@@ -71,7 +77,8 @@ def own_config(model: str, url: str, given: Sequence[str] = (), proc: Path = _PR
 
 
 def _chosen_by_name(pid: int, proc: Path) -> bool:
-    """Whether the server takes its models' configurations from other files (``--model-config-name``)."""
+    """Whether the server takes its models' configurations from other files
+    (``--model-config-name``)."""
     try:
         words = (proc / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
@@ -104,7 +111,9 @@ def _of_server(url: str, proc: Path) -> tuple[int | None, list[PurePosixPath]]:
         except OSError:  # gone meanwhile, or another user's
             continue
         found = [value for option in _OPTIONS for value in _values(words, option)]
-        return int(entry.name), [value if _remote(value) else start / value for value in map(PurePosixPath, found)]
+        return int(entry.name), [
+            value if _remote(value) else start / value for value in map(PurePosixPath, found)
+        ]
     return None, []
 
 

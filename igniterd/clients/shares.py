@@ -1,14 +1,16 @@
 """The folders that give a model its MPS share: each is an environment for the model's stub process.
 
-Triton starts the process of a Python model in the environment that ``EXECUTION_ENV_PATH`` names. How depends on its version, and a
-folder serves all of them:
+Triton starts the process of a Python model in the environment that ``EXECUTION_ENV_PATH`` names.
+How depends on its version, and a folder serves all of them:
 
 - up to 25.07 a shell sources ``bin/activate``, which exports the variables;
-- from 25.08 on nothing in it is run, but the folder is made the process's Python environment: ``bin/python3``, ``pyvenv.cfg`` and a
-  ``.pth`` file, by which the interpreter runs ``lib/share.py`` as it starts (:mod:`igniterd.data.stub_share`).
+- from 25.08 on nothing in it is run, but the folder is made the process's Python environment:
+  ``bin/python3``, ``pyvenv.cfg`` and a ``.pth`` file, by which the interpreter runs
+  ``lib/share.py`` as it starts (:mod:`igniterd.data.stub_share`).
 
-``activate`` ends by doing what the newer launcher does, so ``share.py`` runs nearly everywhere and leaves the receipt of a share
-(:mod:`igniterd.clients.receipt`). A model's own environment goes on being its environment.
+``activate`` ends by doing what the newer launcher does, so ``share.py`` runs nearly everywhere and
+leaves the receipt of a share (:mod:`igniterd.clients.receipt`). A model's own environment goes on
+being its environment.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ for folder in $PATH; do
 done
 echo "igniterd: no python3 on PATH beside $0" >&2
 exit 127
-"""
+"""  # noqa: E501
 _PTH_CODE = """\
 import os
 try:
@@ -70,8 +72,9 @@ except BaseException as error:
                 raise ImportError(said)
     sys.meta_path.insert(0, Refusal())
 """
-# An error in a .pth file is passed over, so the model would be served without its share; and ending the process there makes Triton up
-# to 24.10 wait for it for ever. The first import that the stub makes of its own is where it can say no, with these words.
+# An error in a .pth file is passed over, so the model would be served without its share; and ending
+# the process there makes Triton up to 24.10 wait for it for ever. The first import that the stub
+# makes of its own is where it can say no, with these words.
 _AS_THE_NEWER_LAUNCHER = """\
 # From here on as the launcher does from 25.08 on, so that lib/share.py runs, which puts back what is kept here. Not where a server's
 # PYTHONHOME would be lost by that, nor where a Python that was moved is found only by its place on PATH: such a stub would end at once.
@@ -85,7 +88,7 @@ if [ -z "${PYTHONHOME-}" ] && (
   export VIRTUAL_ENV_PROMPT="($VIRTUAL_ENV)" PATH="$VIRTUAL_ENV/bin:$PATH"
   export LD_LIBRARY_PATH="$VIRTUAL_ENV/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 fi
-"""
+"""  # noqa: E501
 
 
 def prepare_share(
@@ -123,7 +126,8 @@ def prepare_share(
 
 
 def making_obstacle(shares_dir: Path) -> str:
-    """Why this user can neither make the folders of shares nor use what was installed, or an empty string. Writes nothing."""
+    """Why this user can neither make the folders of shares nor use what was installed, or an empty
+    string. Writes nothing."""
     folder = Path(share_path(str(shares_dir), 1.0))
     try:
         if _is_there(shares_dir, folder.relative_to(shares_dir).parts, _tree(1.0, None, None, {})):
@@ -138,13 +142,18 @@ def making_obstacle(shares_dir: Path) -> str:
     return "" if writable else f"{above} cannot be written by this user: {_MEND} {shares_dir}"
 
 
-def prepared(config: ModelConfig, target: Allocation, shares_dir: Path, reach: Reach = PLAIN) -> ModelConfig:
-    """:func:`with_allocation`, with the folder that the result names made. Raises :class:`Refused` as both do."""
+def prepared(
+    config: ModelConfig, target: Allocation, shares_dir: Path, reach: Reach = PLAIN
+) -> ModelConfig:
+    """:func:`with_allocation`, with the folder that the result names made. Raises :class:`Refused`
+    as both do."""
     there = str(shares_dir)
     base = base_env_of(config, there)
     changed = with_allocation(config, target, there, reach=reach, own=look_at(base))
     if target.share is not None and parameter(changed, OWN_BACKEND) is None:
-        prepare_share(shares_dir, target.share, base, python=reach.python, variables=reach.variables)
+        prepare_share(
+            shares_dir, target.share, base, python=reach.python, variables=reach.variables
+        )
     return changed
 
 
@@ -179,7 +188,9 @@ def _tree(share: float, base: str | None, python: str | None, more: Mapping[str,
     variables = {**more, VARIABLE: percent_name(share)}
     for name, value in variables.items():
         if not _NAME.fullmatch(name) or "\0" in value:
-            raise Refused(f"variable {name!r} = {value!r}: a name has letters, digits and _, a value no NUL")
+            raise Refused(
+                f"variable {name!r} = {value!r}: a name has letters, digits and _, a value no NUL"
+            )
     base = None if base is None else base.rstrip("/") or "/"
     return {
         "bin": {"activate": File(_activate(base, variables)), "python3": _python3(base, python)},
@@ -187,7 +198,11 @@ def _tree(share: float, base: str | None, python: str | None, more: Mapping[str,
         "lib": {
             **_libraries(base),
             **{f"python{version}": Link("python") for version in PYTHONS},
-            "python": {"site-packages": {"igniterd_share.pth": File(f"import sys; exec({_PTH_CODE!r}, {{'sys': sys}})\n")}},
+            "python": {
+                "site-packages": {
+                    "igniterd_share.pth": File(f"import sys; exec({_PTH_CODE!r}, {{'sys': sys}})\n")
+                }
+            },
             "share.py": File(_share_py(variables, receipt_of(share), base)),
         },
     }
@@ -215,16 +230,20 @@ def _python3(base: str | None, python: str | None) -> File | Link:
 
 
 def _lacks_python(base: str) -> bool:
-    """Whether the environment is seen and has no Python of its own (it may be seen by Triton only)."""
+    """Whether the environment is seen and has no Python of its own (it may be seen by Triton
+    only)."""
     return Path(base, "bin").is_dir() and not Path(base, "bin", "python3").exists()
 
 
 def _libraries(base: str | None) -> dict[str, Link]:
-    """The libraries of the model's own environment, which Triton looks for in the folder's ``lib``: its libpython above all."""
+    """The libraries of the model's own environment, which Triton looks for in the folder's ``lib``:
+    its libpython above all."""
     if base is None:
         return {}
     try:
-        names = sorted(path.name for path in Path(base, "lib").iterdir() if not path.name.startswith("python"))
+        names = sorted(
+            path.name for path in Path(base, "lib").iterdir() if not path.name.startswith("python")
+        )
     except OSError:  # seen by Triton only
         names = [f"libpython{version}.so.1.0" for version in PYTHONS]
     return {name: Link(f"{base}/lib/{name}") for name in names if name != "share.py"}

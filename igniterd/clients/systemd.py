@@ -1,10 +1,12 @@
-"""Telling systemd how the daemon is: the notification protocol of ``sd_notify(3)``, one datagram a message.
+"""Telling systemd how the daemon is: the notification protocol of ``sd_notify(3)``, one datagram a
+message.
 
 Without systemd (no ``NOTIFY_SOCKET``) every call does nothing.
 
-systemd's queue is a few datagrams long and may be full. A WATCHDOG or STATUS that is lost then is made
-good by the next tick's; READY is said once, and without it systemd kills the daemon in the end. So
-READY, and the RELOADING that a READY ends, are said again with every message until they are taken.
+systemd's queue is a few datagrams long and may be full. A WATCHDOG or STATUS that is lost then is
+made good by the next tick's; READY is said once, and without it systemd kills the daemon in the
+end. So READY, and the RELOADING that a READY ends, are said again with every message until they are
+taken.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ _MOST_LETTERS = 1000
 
 
 class Notifier:
-    """Sends states to the socket systemd named. Never waits: a full socket must not hold up a tick."""
+    """Sends states to the socket systemd named. Never waits: a full socket must not hold up a
+    tick."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         address = environment.get("NOTIFY_SOCKET", "")

@@ -8,7 +8,9 @@ from pathlib import Path
 from igniterd.errors import CannotRun
 
 
-def client_context(whose: str, ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext:
+def client_context(
+    whose: str, ca_file: Path | None, cert_file: Path | None, key_file: Path | None
+) -> ssl.SSLContext:
     """What a TLS client offers and trusts; without `ca_file` the system's authorities.
 
     Raises :class:`CannotRun` naming the files that cannot be read, or are not what they should be.

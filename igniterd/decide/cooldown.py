@@ -17,8 +17,10 @@ V = TypeVar("V")
 
 HOUR_S = 3600.0
 REFUSED_S = 60.0  # a model whose load was refused is left alone this long
-HELD_S = 2.0  # a GPU whose step was not let through, or whose server was lost, is left alone this long
-DIES_TIMES, DIES_S = 3, 300.0  # a model that dies so often, each time within so long, is brought back ever later
+# a GPU whose step was not let through, or whose server was lost, is left alone this long
+HELD_S = 2.0
+# a model that dies so often, each time within so long, is brought back ever later
+DIES_TIMES, DIES_S = 3, 300.0
 UNTRIED = frozenset({Cause.HELD, Cause.BY_HAND})
 """Failures that say nothing of the model: Triton was not asked."""
 WORSE = 1.3  # measured this many times what was before and what was predicted: roll back
@@ -70,9 +72,11 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A GPU found to hold every SLO with ``room`` to spare: true for as long as no rate has grown by that much, until ``until_s``.
+    """A GPU found to hold every SLO with ``room`` to spare: true for as long as no rate has grown
+    by that much, until ``until_s``.
 
-    P99 only falls when a rate falls, so a GPU far from its limit need not be judged again at every tick.
+    P99 only falls when a rate falls, so a GPU far from its limit need not be judged again at every
+    tick.
     """
 
     until_s: float
@@ -83,12 +87,14 @@ class Judged:
     served: Mapping[str, Service]
     room: float
     reserved: float = 0.0
-    knobs: frozenset[tuple[str, bool]] = frozenset()  # models that may be changed, and whether in their share
+    # models that may be changed, and whether in their share
+    knobs: frozenset[tuple[str, bool]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """All that outlives a decision. What is about one GPU is kept by GPU, so that one holds up no other.
+    """All that outlives a decision. What is about one GPU is kept by GPU, so that one holds up no
+    other.
 
     ``gone`` names the models that the plans let go, with the reasons.
     """
@@ -97,25 +103,33 @@ class Held:
     plans: Mapping[int, Underway] = field(default_factory=dict)
     moved_at_s: Mapping[int, float] = field(default_factory=dict)
     searched_at_s: Mapping[int, float] = field(default_factory=dict)
-    held_until_s: Mapping[int, float] = field(default_factory=dict)  # GPUs whose last step was not let through
+    # GPUs whose last step was not let through
+    held_until_s: Mapping[int, float] = field(default_factory=dict)
     reloads: tuple[float, ...] = ()
     under_way: int = 0  # reloads that have begun and are not counted yet
-    took_over_s: Mapping[tuple[str, bool], float] = field(default_factory=dict)  # first shares, see ``takes_over``
+    # first shares, see ``takes_over``
+    took_over_s: Mapping[tuple[str, bool], float] = field(default_factory=dict)
     gone: Mapping[str, str] = field(default_factory=dict)
     let_go: Mapping[str, LetGo] = field(default_factory=dict)
     needs: Mapping[str, float] = field(default_factory=dict)
     least_share: Mapping[int, float] = field(default_factory=dict)  # by the last search
-    caution: Mapping[int, float] = field(default_factory=dict)  # how much of the margins its plan keeps
+    # how much of the margins its plan keeps
+    caution: Mapping[int, float] = field(default_factory=dict)
     watches: Mapping[str, Watch] = field(default_factory=dict)
     judged: Mapping[int, Judged] = field(default_factory=dict)
     refused_until_s: Mapping[str, float] = field(default_factory=dict)
     refusals_in_a_row: Mapping[str, int] = field(default_factory=dict)
     refused_why: Mapping[str, str] = field(default_factory=dict)
-    asked: Mapping[str, Allocation] = field(default_factory=dict)  # by loads that were not answered, and may end yet
-    pending: Mapping[str, float] = field(default_factory=dict)  # the largest share that those may bring
-    unhosted: Mapping[str, Pause] = field(default_factory=dict)  # could not be given a process of their own
-    revived: Mapping[str, Pause] = field(default_factory=dict)  # were brought back, and may die again
-    left_out: Mapping[str, tuple[str, float]] = field(default_factory=dict)  # a prediction of it failed: why, until when
+    # by loads that were not answered, and may end yet
+    asked: Mapping[str, Allocation] = field(default_factory=dict)
+    # the largest share that those may bring
+    pending: Mapping[str, float] = field(default_factory=dict)
+    # could not be given a process of their own
+    unhosted: Mapping[str, Pause] = field(default_factory=dict)
+    # were brought back, and may die again
+    revived: Mapping[str, Pause] = field(default_factory=dict)
+    # a prediction of it failed: why, until when
+    left_out: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
     @property
     def target(self) -> dict[str, Allocation]:
@@ -129,20 +143,31 @@ class Held:
         return now_s - self.searched_at_s.get(gpu, float("-inf"))
 
     def without_plan(self, gpu: int) -> Held:
-        return self if gpu not in self.plans else replace(self, plans={g: p for g, p in self.plans.items() if g != gpu})
+        return (
+            self
+            if gpu not in self.plans
+            else replace(self, plans={g: p for g, p in self.plans.items() if g != gpu})
+        )
 
     def with_none_pending(self, models: Collection[str]) -> Held:
         """``models`` are on a server that started anew: no load of before can end any more."""
         gone = self.asked.keys() & set(models)
         if not gone:
             return self
-        return replace(self, asked=only(self.asked, self.asked.keys() - gone), pending=only(self.pending, self.pending.keys() - gone))
+        return replace(
+            self,
+            asked=only(self.asked, self.asked.keys() - gone),
+            pending=only(self.pending, self.pending.keys() - gone),
+        )
 
     def pruned(self, gpus: Mapping[str, int]) -> Held:
         """Less what is about models and GPUs that are not there any more."""
         there, boards = gpus.keys(), set(gpus.values())
         known = self.gone.keys() | self.let_go.keys() | self.watches.keys() | self.gpus.keys()
-        if known <= there and self.judged.keys() | self.plans.keys() | self.least_share.keys() <= boards:
+        if (
+            known <= there
+            and self.judged.keys() | self.plans.keys() | self.least_share.keys() <= boards
+        ):
             return self if self.gpus == gpus else replace(self, gpus=dict(gpus))
         return replace(
             self,
@@ -201,10 +226,16 @@ def why_not_now(held: Held, steps: Sequence[Step], rules: Decide, now_s: float) 
         tried = held.unhosted.get(step.model)
         if step.kind is StepKind.ADOPT and tried and now_s < tried.until_s:
             wait_s = tried.until_s - now_s
-            return f"{step.model}: it could not be given a process of its own; next try in {wait_s:.0f} s"
+            return (
+                f"{step.model}: it could not be given a process of its own; next try in "
+                f"{wait_s:.0f} s"
+            )
         died = held.revived.get(step.model)
         if step.kind is StepKind.REVIVE and died and now_s < died.until_s:
-            return f"{step.model}: it was brought back {died.times} times; next try in {died.until_s - now_s:.0f} s"
+            return (
+                f"{step.model}: it was brought back {died.times} times; next try in "
+                f"{died.until_s - now_s:.0f} s"
+            )
     recent = held.under_way + sum(1 for at_s in held.reloads if at_s > now_s - HOUR_S)
     counted = sum(1 for step in steps if not (takes_over(step) and _free_of_charge(held, step)))
     if counted and recent + counted > rules.max_reloads_per_hour:
@@ -219,7 +250,9 @@ def takes_over(step: Step) -> bool:
     A model without a share gets one, and one that has the whole GPU until all others have shares
     (see ``steps.ordered``) its part.
     """
-    return step.after.share is not None and (step.before.share is None or step.before.share >= 1 > step.after.share)
+    return step.after.share is not None and (
+        step.before.share is None or step.before.share >= 1 > step.after.share
+    )
 
 
 def _free_of_charge(held: Held, step: Step) -> bool:
@@ -234,7 +267,13 @@ def _first(step: Step) -> tuple[str, bool]:
     return step.model, step.before.share is None
 
 
-def rollbacks(held: Held, loads: Mapping[str, Load], applied: Mapping[str, Allocation], rules: Decide, now_s: float) -> list[Step]:
+def rollbacks(
+    held: Held,
+    loads: Mapping[str, Load],
+    applied: Mapping[str, Allocation],
+    rules: Decide,
+    now_s: float,
+) -> list[Step]:
     """Changes to take back: measured worse than before and than predicted, at no more traffic.
 
     ``applied``: the models of one GPU. They go through the same gate as every other change.
@@ -259,18 +298,25 @@ def _worse(watch: Watch, load: Load, model: str, applied: Mapping[str, Allocatio
     measured, expected = load.measured_mean_ms, load.predicted_mean_ms
     if before == here or measured is None or expected is None or watch.mean_ms is None:
         return ""
-    if load.rate_per_s > watch.rate_per_s * 1.1 or measured <= WORSE * watch.mean_ms or measured <= WORSE * expected:
+    if (
+        load.rate_per_s > watch.rate_per_s * 1.1
+        or measured <= WORSE * watch.mean_ms
+        or measured <= WORSE * expected
+    ):
         return ""
     if granted(before) < granted(here):
         return ""  # a larger share never made its model slower: what is worse has another cause
-    others = sum(a.granted or 0.0 for m, a in applied.items() if m != model)  # one without a share takes none
+    # one without a share takes none
+    others = sum(a.granted or 0.0 for m, a in applied.items() if m != model)
     if others + granted(before) > 1 + 1e-9:
         return ""
     said = f"{watch.mean_ms:.1f} ms was before and {expected:.1f} ms predicted"
     return f"mean latency {measured:.1f} ms where {said}: taken back"
 
 
-def after(held: Held, outcome: Outcome, loads: Mapping[str, Load], rules: Decide, now_s: float) -> Held:
+def after(
+    held: Held, outcome: Outcome, loads: Mapping[str, Load], rules: Decide, now_s: float
+) -> Held:
     """``held`` once the steps of a tick have been carried out (or refused)."""
     held = replace(
         held,
@@ -288,7 +334,9 @@ def after(held: Held, outcome: Outcome, loads: Mapping[str, Load], rules: Decide
             held = _put_off(held, model, now_s)
         elif done.cause is Cause.LOST and not held.refusals_in_a_row.get(model):
             # A server that goes away says nothing of the model, unless it does so at every try.
-            held = replace(_put_off(held, model, now_s), refusals_in_a_row={**held.refusals_in_a_row, model: 1})
+            held = replace(
+                _put_off(held, model, now_s), refusals_in_a_row={**held.refusals_in_a_row, model: 1}
+            )
         else:
             held = _failed(held, done, now_s)
     return held
@@ -313,9 +361,12 @@ def _failed(held: Held, done: Actuation, now_s: float) -> Held:
     step, model = done.step, done.step.model
     if step.kind is StepKind.ADOPT:  # what serves was not touched: any other change can be made
         times = held.unhosted[model].times + 1 if model in held.unhosted else 1
-        return replace(held, unhosted={**held.unhosted, model: Pause(times, now_s + _pause_s(times))})
+        return replace(
+            held, unhosted={**held.unhosted, model: Pause(times, now_s + _pause_s(times))}
+        )
     times = held.refusals_in_a_row.get(model, 0) + 1
-    # It may come yet. Where before and after are the same, nothing that comes shows that it did not fail.
+    # It may come yet. Where before and after are the same, nothing that comes shows that it did not
+    # fail.
     may_come = done.cause in (Cause.UNANSWERED, Cause.LOST) and step.before != step.after
     asked, pending = held.asked, held.pending
     if may_come:
@@ -361,7 +412,9 @@ def _made(held: Held, step: Step, load: Load | None, now_s: float) -> Held:
 
 
 def _less(known: Mapping[str, V], model: str) -> Mapping[str, V]:
-    return {name: value for name, value in known.items() if name != model} if model in known else known
+    return (
+        {name: value for name, value in known.items() if name != model} if model in known else known
+    )
 
 
 def _pause_s(times: int) -> float:

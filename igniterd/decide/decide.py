@@ -1,9 +1,10 @@
-"""The decision: from what is believed to what should change, and why. Pure; ``now_s`` is an argument.
+"""The decision: from what is believed to what should change, and why. Pure; ``now_s`` is an
+argument.
 
-What is applied is judged first, a GPU at a time. It is left alone as long as it holds every SLO that
-can be held; a search is made when it does not, and now and then to see whether much more head-room
-is to be had. A plan is carried out a step a tick, and thrown away when the traffic has outgrown it,
-or when the models are not those it was made for.
+What is applied is judged first, a GPU at a time. It is left alone as long as it holds every SLO
+that can be held; a search is made when it does not, and now and then to see whether much more
+head-room is to be had. A plan is carried out a step a tick, and thrown away when the traffic has
+outgrown it, or when the models are not those it was made for.
 
 A model that may not be changed now (:mod:`igniterd.standing`) is a neighbour that stays as it is:
 it stops no decision but its own.
@@ -59,20 +60,28 @@ def decide(
     began_s: float = float("-inf"),
     busy: Mapping[int, str] | None = None,
 ) -> tuple[Plan, Held]:
-    """The plan of this tick and what it leaves to the next. The same inputs always give the same plan.
+    """The plan of this tick and what it leaves to the next. The same inputs always give the same
+    plan.
 
     ``observation`` holds every model that is not gone, read now or not; ``standings``: the state of
     each (without them all may be changed). ``dead``: models whose process is gone though Triton
-    calls them ready. ``began_s``: the first tick. ``busy``: GPUs for which nothing is decided, and why.
+    calls them ready. ``began_s``: the first tick. ``busy``: GPUs for which nothing is decided, and
+    why.
     """
     applied = {name: reading.allocation for name, reading in observation.models.items()}
-    held = came_after_all(held.pruned({name: r.gpu_index for name, r in observation.models.items()}), applied)
-    known = standings if standings is not None else {name: Standing(State.STEERED) for name in applied}
+    held = came_after_all(
+        held.pruned({name: r.gpu_index for name, r in observation.models.items()}), applied
+    )
+    known = (
+        standings if standings is not None else {name: Standing(State.STEERED) for name in applied}
+    )
     upkeep = _upkeep(dead, observation, held, config, known, busy or {}, now_s)
     if upkeep is not None:
         verdicts = _verdicts(config, applied, {}, held)
         gpu, total = observation.models[upkeep.model].gpu_index, _total(applied)
-        plan = Plan(now_s, Outcomes.MOVE, upkeep.why, verdicts, (upkeep,), not held.gone, None, total)
+        plan = Plan(
+            now_s, Outcomes.MOVE, upkeep.why, verdicts, (upkeep,), not held.gone, None, total
+        )
         return plan, held.without_plan(gpu)
     blocked = _blocked(applied, profiled, oracles, known, now_s - began_s)
     if blocked or oracles is None:
@@ -80,7 +89,9 @@ def decide(
         return Plan(now_s, Outcomes.WAIT, blocked, verdicts, allocated_share=_total(applied)), held
     host = Host(estimate, observation, config, profiled, oracles, known, now_s, busy or {})
     parts: list[Part] = []
-    for gpu in sorted({observation.models[name].gpu_index for name in applied.keys() & profiled.keys()}):
+    for gpu in sorted(
+        {observation.models[name].gpu_index for name in applied.keys() & profiled.keys()}
+    ):
         parts.append(host.part(gpu, held))
         held = parts[-1].held
     plan = _qualified(_merged(parts, applied, held, config, now_s), observation, known)
@@ -106,7 +117,8 @@ class Host:
         self.profiled, self.oracles, self.known, self.now_s = profiled, oracles, known, now_s
 
     def part(self, gpu: int, held: Held) -> Part:
-        """The decision for one GPU. A model whose prediction fails is left out, and the others go on."""
+        """The decision for one GPU. A model whose prediction fails is left out, and the others go
+        on."""
         left_out = {m: (why, t) for m, (why, t) in held.left_out.items() if self.now_s < t}
         held = held if left_out.keys() == held.left_out.keys() else replace(held, left_out=left_out)
         out = frozenset(left_out)
@@ -118,7 +130,9 @@ class Host:
                 why = f"GPU {gpu}: nothing can be predicted of it: {error!r}"
                 return Part(Outcomes.WAIT, why, {}, {}, None, held)
             until_s = self.now_s + LEFT_OUT_S
-            held = replace(held, left_out={**held.left_out, **{m: (why, until_s) for m, why in odd.items()}})
+            held = replace(
+                held, left_out={**held.left_out, **{m: (why, until_s) for m, why in odd.items()}}
+            )
         try:
             return self._case(gpu, held, out | odd.keys()).decide()
         except Exception as error:
@@ -140,17 +154,31 @@ class Host:
 
     def _there(self, gpu: int, out: frozenset[str]) -> list[str]:
         models = self.observation.models
-        return [m for m in self.profiled if m in models and models[m].gpu_index == gpu and m not in out]
+        return [
+            m for m in self.profiled if m in models and models[m].gpu_index == gpu and m not in out
+        ]
 
     def _case(self, gpu: int, held: Held, out: frozenset[str]) -> Case:
         names = self._there(gpu, out)
-        names = [n for n in names if self.known[n].state is not State.UNPREDICTABLE and n in self.estimate.loads]
+        names = [
+            n
+            for n in names
+            if self.known[n].state is not State.UNPREDICTABLE and n in self.estimate.loads
+        ]
         pinned = frozenset(name for name in names if not self.known[name].free)
         profiled = {name: self.profiled[name] for name in names}
 
         @cache
         def demands(caution: float) -> Sequence[Demand]:
-            found = demands_of(self.estimate, self.observation, self.config, profiled, self.oracles, caution, pinned)
+            found = demands_of(
+                self.estimate,
+                self.observation,
+                self.config,
+                profiled,
+                self.oracles,
+                caution,
+                pinned,
+            )
             return found.get(gpu, [])
 
         here = {d.model: self.observation.models[d.model].allocation for d in demands(CAUTIONS[0])}
@@ -167,19 +195,26 @@ class Host:
             waits=self._waits(gpu),
             no_shares=_no_shares(self.observation, self.config),
             unknown=any(
-                self.known[m].state in UNKNOWN for m, r in self.observation.models.items() if r.gpu_index == gpu and m in self.known
+                self.known[m].state in UNKNOWN
+                for m, r in self.observation.models.items()
+                if r.gpu_index == gpu and m in self.known
             ),
             loads=self.estimate.loads,
         )
 
     def _reserved(self, gpu: int, here: Mapping[str, Allocation]) -> float:
         """What models that are not planned with hold of the GPU, whoever gave it to them."""
-        others = [r for name, r in self.observation.models.items() if name not in here and r.gpu_index == gpu]
+        others = [
+            r
+            for name, r in self.observation.models.items()
+            if name not in here and r.gpu_index == gpu
+        ]
         held = sum((r.allocation.granted or 0.0) + r.reserved_share for r in others)
         return held + self.observation.foreign.get(gpu, 0.0)
 
     def _waits(self, gpu: int) -> str:
-        """Why nothing is decided for this GPU in this tick: most often a reading that may come with the next."""
+        """Why nothing is decided for this GPU in this tick: most often a reading that may come with
+        the next."""
         if gpu in self.busy:
             return self.busy[gpu]
         for name, reading in self.observation.models.items():
@@ -197,9 +232,12 @@ class Host:
 def _pending(here: Mapping[str, Allocation], held: Held, pinned: Collection[str]) -> float:
     """What loads that were not answered would add to the shares when they end after all.
 
-    The whole GPU, through which a take-over passes, can be kept free for none that may be changed now.
+    The whole GPU, through which a take-over passes, can be kept free for none that may be changed
+    now.
     """
-    counts = {m: share for m, share in held.pending.items() if m in here and (share < 1 or m in pinned)}
+    counts = {
+        m: share for m, share in held.pending.items() if m in here and (share < 1 or m in pinned)
+    }
     more = (share - (here[m].granted or 0.0) for m, share in counts.items())
     return sum(max(0.0, each) for each in more)
 
@@ -210,9 +248,14 @@ def _no_shares(observation: Observation, config: Config) -> str:
         return ""
     gap = next((gap for gap in observation.gaps if gap.source == "mps"), None)
     if gap is not None and not config.gpu.source.startswith("emulated:"):
-        return f"MPS control does not answer, and nothing with a share is reloaded without it: {gap.reason}"
+        return (
+            "MPS control does not answer, and nothing with a share is reloaded without it: "
+            f"{gap.reason}"
+        )
     if observation.mps is not None and "FAULT" in observation.mps.states.values():
-        return "an MPS server is in FAULT: what is started now finds no MPS and runs without a share"
+        return (
+            "an MPS server is in FAULT: what is started now finds no MPS and runs without a share"
+        )
     return ""
 
 
@@ -243,20 +286,28 @@ def _upkeep(
     busy: Mapping[int, str],
     now_s: float,
 ) -> Step | None:
-    """The load that a model needs whatever its traffic: one whose process has died is brought back, and
-    one that its owner wants in a process of its own is given it. One at a time, none too often."""
+    """The load that a model needs whatever its traffic: one whose process has died is brought back,
+    and one that its owner wants in a process of its own is given it. One at a time, none too
+    often."""
     if config.loop.mode != "act" or _no_shares(observation, config):
         return None
     own = {model.name for model in config.model if model.process == "own"}
     for name, reading in sorted(observation.models.items()):
         if name not in known or known[name].state not in _KEPT_UP or reading.gpu_index in busy:
             continue
-        as_it_is = replace(reading.allocation, share=reading.claimed_share or reading.allocation.share)
+        as_it_is = replace(
+            reading.allocation, share=reading.claimed_share or reading.allocation.share
+        )
         if name in dead:
-            why = "Triton calls it ready, but its process is gone and its requests fail: loaded again"
+            why = (
+                "Triton calls it ready, but its process is gone and its requests fail: loaded again"
+            )
             step = Step(name, StepKind.REVIVE, as_it_is, as_it_is, why)
         elif name in own and not reading.owns_process:
-            why = f"its owner wants it in a process of its own, and its backend {reading.backend} runs inside tritonserver"
+            why = (
+                "its owner wants it in a process of its own, and its backend "
+                f"{reading.backend} runs inside tritonserver"
+            )
             step = Step(name, StepKind.ADOPT, as_it_is, as_it_is, why)
         else:
             continue
@@ -265,25 +316,45 @@ def _upkeep(
     return None
 
 
-_KEPT_UP = frozenset({State.STEERED, State.WATCHED, State.WARMING, State.NOT_ANSWERING, State.UNPREDICTABLE, State.REFUSED})
+_KEPT_UP = frozenset(
+    {
+        State.STEERED,
+        State.WATCHED,
+        State.WARMING,
+        State.NOT_ANSWERING,
+        State.UNPREDICTABLE,
+        State.REFUSED,
+    }
+)
 
 
 def _qualified(plan: Plan, observation: Observation, known: Mapping[str, Standing]) -> Plan:
     """``plan`` with what it rests on.
 
-    Beside a model whose share has no effect, or that stays without one, there is no room to promise;
-    and nothing is said to hold of a model of which nothing is known.
+    Beside a model whose share has no effect, or that stays without one, there is no room to
+    promise; and nothing is said to hold of a model of which nothing is known.
     """
-    said = {name: s for name, s in known.items() if s.state in SAID and s.why and s.why not in plan.why}
+    said = {
+        name: s for name, s in known.items() if s.state in SAID and s.why and s.why not in plan.why
+    }
     unknown = any(s.state in UNKNOWN for s in known.values())
     models = observation.models
     claimed = sorted(name for name, reading in models.items() if reading.claimed_share is not None)
-    bare = sorted(n for n, r in models.items() if r.bare and n not in claimed and n in known and known[n].state not in NOT_OURS)
-    holds = "no SLO is promised" if bare else "every other SLO holds" if unknown else "every SLO holds"
+    bare = sorted(
+        n
+        for n, r in models.items()
+        if r.bare and n not in claimed and n in known and known[n].state not in NOT_OURS
+    )
+    holds = (
+        "no SLO is promised" if bare else "every other SLO holds" if unknown else "every SLO holds"
+    )
     why = plan.why.replace("every SLO holds", holds)
     why = "; ".join(filter(None, [why, *(f"{name}: {s.why}" for name, s in said.items())]))
     if claimed:
-        why += f"; but the share of {', '.join(claimed)} is not shown to have an effect: planned as uncapped neighbours"
+        why += (
+            f"; but the share of {', '.join(claimed)} is not shown to have an effect: planned "
+            "as uncapped neighbours"
+        )
     if bare:
         why += f"; but {', '.join(bare)} without a share: planned as uncapped neighbours"
     if plan.outcome is Outcomes.HOLD and (bare or unknown):
@@ -294,12 +365,20 @@ def _qualified(plan: Plan, observation: Observation, known: Mapping[str, Standin
 
 
 def _measured(plan: Plan, estimate: Estimate, config: Config) -> Plan:
-    """``plan`` without the claim that every SLO holds, where one is seen not to: by its mean alone."""
+    """``plan`` without the claim that every SLO holds, where one is seen not to: by its mean
+    alone."""
     said = []
     for name, load in estimate.loads.items():
         slo_ms = config.by_name()[name].slo_p99_ms
-        if load.measured_mean_ms is not None and load.measured_mean_ms > slo_ms and load.rate_per_s > 0:
-            said.append(f"{name}: measured {load.measured_mean_ms:.0f} ms on average, above its SLO of {slo_ms:g} ms")
+        if (
+            load.measured_mean_ms is not None
+            and load.measured_mean_ms > slo_ms
+            and load.rate_per_s > 0
+        ):
+            said.append(
+                f"{name}: measured {load.measured_mean_ms:.0f} ms on average, above its SLO of "
+                f"{slo_ms:g} ms"
+            )
     if not said or "every SLO holds" not in plan.why:
         return plan
     why = plan.why.replace("every SLO holds", "every SLO should hold")
@@ -310,7 +389,13 @@ def _total(applied: Mapping[str, Allocation]) -> float:
     return sum(granted(a) for a in applied.values() if a.share is not None)
 
 
-def _merged(parts: Sequence[Part], applied: Mapping[str, Allocation], held: Held, config: Config, now_s: float) -> Plan:
+def _merged(
+    parts: Sequence[Part],
+    applied: Mapping[str, Allocation],
+    held: Held,
+    config: Config,
+    now_s: float,
+) -> Plan:
     target, served = dict(applied), dict[str, Service]()
     for part in parts:
         target.update(part.target)
@@ -332,7 +417,9 @@ def _merged(parts: Sequence[Part], applied: Mapping[str, Allocation], held: Held
     )
 
 
-def _verdicts(config: Config, target: Mapping[str, Allocation], served: Mapping[str, Service], held: Held) -> dict[str, Verdict]:
+def _verdicts(
+    config: Config, target: Mapping[str, Allocation], served: Mapping[str, Service], held: Held
+) -> dict[str, Verdict]:
     out = {}
     for model in config.model:
         if model.name not in target:

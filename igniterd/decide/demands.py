@@ -52,7 +52,8 @@ def demands_of(
                 bias=load.bias,
                 learnt=load.learnt,
                 burstiness=load.burstiness,
-                steerable=steerable(reading, config) and not (name in pinned and here.share is None),
+                steerable=steerable(reading, config)
+                and not (name in pinned and here.share is None),
                 instances=max(1, here.instances),
                 reserved=reading.reserved_share,
                 pinned=here if name in pinned else None,
@@ -82,11 +83,16 @@ def batches(model: Model, reading: ModelReading, load: Load, profiled: int) -> t
 
 
 def items_brought(model: Model, load: Load) -> int:
-    """How many items to plan for in a request; a mean hardly above one is of few batches among many singles."""
+    """How many items to plan for in a request; a mean hardly above one is of few batches among many
+    singles."""
     return max(1, math.ceil(load.items_per_request - FEW), model.client_batch or 1)
 
 
 def _rate(load: Load, caution: float) -> float:
     if caution <= 1:
         return load.rate_per_s + caution * (load.rate_upper_per_s - load.rate_per_s)
-    return load.remembered_per_s if load.remembered_per_s > MUCH_MORE * load.rate_upper_per_s else load.rate_upper_per_s
+    return (
+        load.remembered_per_s
+        if load.remembered_per_s > MUCH_MORE * load.rate_upper_per_s
+        else load.rate_upper_per_s
+    )

@@ -1,4 +1,5 @@
-"""The decision for one GPU: judge what is applied, search when it does not do, carry a plan through. Pure."""
+"""The decision for one GPU: judge what is applied, search when it does not do, carry a plan
+through. Pure."""
 
 from __future__ import annotations
 
@@ -18,13 +19,17 @@ from igniterd.records import Allocation, Load, Outcomes, Step
 CAUTIONS = (1.0, 0.5, 0.0)
 """How much of every margin a plan keeps. Margins are given up before a model is."""
 REMEMBERING = 2.0
-"""All margins, and rates as high as they were of late or usually are at this time: a plan for that is taken where there is room for it."""
+"""All margins, and rates as high as they were of late or usually are at this time: a plan for that
+is taken where there is room for it."""
 ROOM_TO_REMEMBER = 1.12  # head-room that such a plan must leave
 LEAST_ROOM = GROWTHS[0]
-"""A plan without this head-room is outgrown by noise at once: nothing is reloaded for its margins alone."""
+"""A plan without this head-room is outgrown by noise at once: nothing is reloaded for its margins
+alone."""
 OUTGROWN = 1.06  # a rate this much above what the plan in flight was made for: plan again
 RETRY_S = 10.0  # how often a GPU in trouble, or short of head-room, is searched again
-JUDGE_EVERY_S = 60.0  # a GPU with head-room is judged again no later than this, and at once when a rate has used up most of it
+# a GPU with head-room is judged again no later than this, and at once when a rate has used up most
+# of it
+JUDGE_EVERY_S = 60.0
 JUDGE_APART_S = 2.0  # and no two GPUs in the same tick for this alone: each takes some milliseconds
 ROOM_LEFT = 1.1
 BIAS_STEP = 1.03
@@ -59,9 +64,9 @@ class Part:
 class Case:
     """One GPU to decide for. ``demands`` gives what to plan for at a caution.
 
-    ``pinned``: the models that may not be changed, and why; ``reserved``: the part of the GPU that is
-    held by what is not planned with; ``waits``: why nothing is decided now; ``no_shares``: why no
-    process may be started that is to have a share.
+    ``pinned``: the models that may not be changed, and why; ``reserved``: the part of the GPU that
+    is held by what is not planned with; ``waits``: why nothing is decided now; ``no_shares``: why
+    no process may be started that is to have a share.
     """
 
     gpu: int
@@ -75,7 +80,8 @@ class Case:
     reserved: float = 0.0
     waits: str = ""
     no_shares: str = ""
-    unknown: bool = False  # of a model on this GPU nothing is known: what others may grow by is not promised
+    # of a model on this GPU nothing is known: what others may grow by is not promised
+    unknown: bool = False
     loads: Mapping[str, Load] = field(default_factory=dict)
 
     @property
@@ -86,7 +92,9 @@ class Case:
     @property
     def knobs(self) -> frozenset[tuple[str, bool]]:
         """What may be turned: of each such model, whether its share too."""
-        return frozenset((d.model, d.steerable) for d in self.demands(CAUTIONS[0]) if d.model not in self.pinned)
+        return frozenset(
+            (d.model, d.steerable) for d in self.demands(CAUTIONS[0]) if d.model not in self.pinned
+        )
 
     @property
     def caution(self) -> float:
@@ -101,10 +109,13 @@ class Case:
     # ------------------------------------------------------------ judging
 
     def judge(self) -> dict[str, Service] | None:
-        """How the models fare as applied; None where some still run without the share they should have."""
+        """How the models fare as applied; None where some still run without the share they should
+        have."""
         demands = self.demands(self.caution)
         granted_shares = sum(a.granted for a in self.here.values() if a.granted is not None)
-        if granted_shares > self.capacity(demands) + 1e-9 or any(d.steerable and self.here[d.model].share is None for d in demands):
+        if granted_shares > self.capacity(demands) + 1e-9 or any(
+            d.steerable and self.here[d.model].share is None for d in demands
+        ):
             return None
         return self.oracles.at(self.caution).together(demands, self.here)
 
@@ -115,24 +126,36 @@ class Case:
     def late(self, served: Mapping[str, Service] | None, *, pinned: bool = False) -> list[str]:
         """Kept models that would miss, of those that may be changed, or of those that may not.
 
-        Planned at (1 - margin) of the SLO, moved at (1 - margin / 2): what was just planned does not
-        at once ask for more. Of few requests nothing is said for sure, until they are late in fact.
+        Planned at (1 - margin) of the SLO, moved at (1 - margin / 2): what was just planned does
+        not at once ask for more. Of few requests nothing is said for sure, until they are late in
+        fact.
         """
         slack = (1 - self.rules.slo_margin / 2) / (1 - self.rules.slo_margin)
-        kept = [d for d in self.demands(self.caution) if d.model not in self.held.gone and (d.model in self.pinned) is pinned]
-        return [d.model for d in kept if served is None or (served[d.model].p99_ms > d.slo_ms * slack and self._sure(d))]
+        kept = [
+            d
+            for d in self.demands(self.caution)
+            if d.model not in self.held.gone and (d.model in self.pinned) is pinned
+        ]
+        return [
+            d.model
+            for d in kept
+            if served is None or (served[d.model].p99_ms > d.slo_ms * slack and self._sure(d))
+        ]
 
     def _sure(self, demand: Demand) -> bool:
         load = self.loads.get(demand.model)
         return load is None or load.confident or (load.measured_mean_ms or 0.0) > demand.slo_ms
 
     def room(self, allocations: Mapping[str, Allocation]) -> float:
-        """The largest growth of all rates, on the ladder, under which the kept models hold: by bisection from where it was before."""
+        """The largest growth of all rates, on the ladder, under which the kept models hold: by
+        bisection from where it was before."""
         demands, oracle = self.demands(self.caution), self.oracles.at(self.caution)
 
         def holds(growth: float) -> bool:
             served = oracle.together(demands, allocations, growth=growth)
-            kept = (d for d in demands if d.model not in self.held.gone and d.model not in self.pinned)
+            kept = (
+                d for d in demands if d.model not in self.held.gone and d.model not in self.pinned
+            )
             return all(served[d.model].p99_ms <= d.slo_ms for d in kept)
 
         before = self.held.judged.get(self.gpu)
@@ -149,7 +172,13 @@ class Case:
     def known_roomy(self) -> Judged | None:
         """An earlier judgement that still stands, or None."""
         judged = self.held.judged.get(self.gpu)
-        if judged is None or judged.here != self.here or self.now_s >= judged.until_s or self.gone or self.caution < 1:
+        if (
+            judged is None
+            or judged.here != self.here
+            or self.now_s >= judged.until_s
+            or self.gone
+            or self.caution < 1
+        ):
             return None
         if self.reserved > judged.reserved + 1e-9 or not self.knobs <= judged.knobs:
             return None
@@ -180,11 +209,15 @@ class Case:
         return replace(self.held, judged={**self.held.judged, self.gpu: judged})
 
     def _judged_until_s(self) -> float:
-        """When a judgement made now ends: the latest time at which none of another GPU does, or nearly."""
+        """When a judgement made now ends: the latest time at which none of another GPU does, or
+        nearly."""
         others = [judged.until_s for gpu, judged in self.held.judged.items() if gpu != self.gpu]
         latest = self.now_s + JUDGE_EVERY_S
         free = (latest - i * JUDGE_APART_S for i in range(int(JUDGE_EVERY_S / JUDGE_APART_S / 2)))
-        return next((at_s for at_s in free if all(abs(at_s - other) >= JUDGE_APART_S for other in others)), latest)
+        return next(
+            (at_s for at_s in free if all(abs(at_s - other) >= JUDGE_APART_S for other in others)),
+            latest,
+        )
 
     # ------------------------------------------------------------ deciding
 
@@ -209,50 +242,81 @@ class Case:
         served = self.judge()
         late = self.late(served)
         plan = self.held.plans.get(self.gpu)
-        if plan is not None and self._valid(plan) and (self._in_between(plan.target) or self._still_fits(plan)):
+        if (
+            plan is not None
+            and self._valid(plan)
+            and (self._in_between(plan.target) or self._still_fits(plan))
+        ):
             return self._carry_on(plan, served)
         room = self.room(self.here) if served is not None and self.free and not late else None
-        content = not late and not self.gone and self.caution == 1.0 and (room is None or room >= ROOMY)
+        content = (
+            not late and not self.gone and self.caution == 1.0 and (room is None or room >= ROOMY)
+        )
         if content and served is not None and room is not None:
             return replace(self, held=self._judged(served, room))._stay(served, room, [])
         pause_s = self.rules.urgent_hold_s if self._urgent(served, late) else RETRY_S
         held = self.held
-        rests = min(held.since_search_s(self.gpu, self.now_s), held.since_move_s(self.gpu, self.now_s)) < pause_s
+        rests = (
+            min(held.since_search_s(self.gpu, self.now_s), held.since_move_s(self.gpu, self.now_s))
+            < pause_s
+        )
         if content or rests or not self.free or self.now_s < held.held_until_s.get(self.gpu, -inf):
             return self._stay(served, room, late)
         return self._search(served, late, room)
 
     def _valid(self, plan: Underway) -> bool:
-        """Whether it was made for these models, all that it changes may be changed, and is not done."""
+        """Whether it was made for these models, all that it changes may be changed, and is not
+        done."""
         if plan.models != self.here.keys() or plan.target == self.here:
             return False
-        return all(m in self.free for m, a in plan.target.items() if a != self.here[m]) and self.free <= plan.free
+        return (
+            all(m in self.free for m, a in plan.target.items() if a != self.here[m])
+            and self.free <= plan.free
+        )
 
     def _urgent(self, served: Mapping[str, Service] | None, late: Sequence[str]) -> bool:
-        """Whether an SLO would be missed even if everything went as expected, not only within the margins."""
+        """Whether an SLO would be missed even if everything went as expected, not only within the
+        margins."""
         if not late or served is None or self.caution == 0:
             return bool(late)
         expected = self.oracles.at(0.0).together(self.demands(0.0), self.here)
-        return any(expected[d.model].p99_ms > d.slo_ms for d in self.demands(0.0) if d.model in late)
+        return any(
+            expected[d.model].p99_ms > d.slo_ms for d in self.demands(0.0) if d.model in late
+        )
 
     def _in_between(self, target: Mapping[str, Allocation]) -> bool:
-        """Whether the GPU is half taken over: worse than any plan, so that this one is finished even if traffic has outgrown it."""
+        """Whether the GPU is half taken over: worse than any plan, so that this one is finished
+        even if traffic has outgrown it."""
         shares = [a.granted for a in self.here.values() if a.granted is not None]
         most = self.capacity(self.demands(self.caution))
         return sum(shares) > most + 1e-9 or (
-            bool(shares) and any(self.here[m].share is None and target[m].share is not None for m in target)
+            bool(shares)
+            and any(self.here[m].share is None and target[m].share is not None for m in target)
         )
 
     def _still_fits(self, plan: Underway) -> bool:
-        return all(d.rate_per_s <= OUTGROWN * plan.made_for.get(d.model, 0.0) for d in self.demands(self.caution))
+        return all(
+            d.rate_per_s <= OUTGROWN * plan.made_for.get(d.model, 0.0)
+            for d in self.demands(self.caution)
+        )
 
     def _carry_on(self, plan: Underway, served: dict[str, Service] | None) -> Part:
         target, steps = plan.target, tuple(ordered(self.here, plan.target, plan.whys))
         why = self._against(steps[:1])
         if why:
-            return Part(Outcomes.WAIT, why, self.here, served or {}, None, self.held.without_plan(self.gpu))
+            return Part(
+                Outcomes.WAIT, why, self.here, served or {}, None, self.held.without_plan(self.gpu)
+            )
         outcome = Outcomes.INFEASIBLE if self.gone else Outcomes.MOVE
-        return Part(outcome, f"carrying on: {words.changes(len(steps))} to go", target, served or {}, None, self.held, steps)
+        return Part(
+            outcome,
+            f"carrying on: {words.changes(len(steps))} to go",
+            target,
+            served or {},
+            None,
+            self.held,
+            steps,
+        )
 
     def _against(self, steps: Sequence[Step]) -> str:
         """What stands against carrying out ``steps`` now, or an empty string."""
@@ -260,21 +324,29 @@ class Case:
             return self.no_shares
         return why_not_now(self.held, steps, self.rules, self.now_s)
 
-    def _stay(self, served: Mapping[str, Service] | None, room: float | None, late: Sequence[str]) -> Part:
+    def _stay(
+        self, served: Mapping[str, Service] | None, room: float | None, late: Sequence[str]
+    ) -> Part:
         held = self.held.without_plan(self.gpu)
         kept = self.late(served, pinned=True) if served is not None else []
         fixed = [f"{m} would miss, and is not changed: {self.pinned[m]}" for m in kept]
         if self.gone:
-            why = "; ".join([*(f"{m} is let go: {reason}" for m, reason in self.gone.items()), *fixed])
+            why = "; ".join(
+                [*(f"{m} is let go: {reason}" for m, reason in self.gone.items()), *fixed]
+            )
             return Part(Outcomes.INFEASIBLE, why, self.here, served or {}, room, held)
         if late:
             why = "; ".join([f"{', '.join(late)} would miss; {self._pause()}", *fixed])
             return Part(Outcomes.WAIT, why, self.here, served or {}, room, held)
         if fixed or (served is None and not self.free):
             others = [f"{m}: {why}" for m, why in self.pinned.items()]
-            return Part(Outcomes.WAIT, "; ".join(fixed or others), self.here, served or {}, None, held)
+            return Part(
+                Outcomes.WAIT, "; ".join(fixed or others), self.here, served or {}, None, held
+            )
         room = None if self.unknown else room
-        why = "every SLO holds" + (f", with rates free to grow by {room - 1:.0%}" if room is not None else "")
+        why = "every SLO holds" + (
+            f", with rates free to grow by {room - 1:.0%}" if room is not None else ""
+        )
         if self.caution < 1:
             why += f", with {self.caution:.0%} of the margins: the GPU is nearly full"
         return Part(Outcomes.HOLD, why, self.here, served or {}, room, held)
@@ -288,14 +360,20 @@ class Case:
         return "waiting for the last change to settle"
 
     def _sought(self, caution: float) -> Sequence[Demand]:
-        """What to plan for. The SLO of a model that misses it and cannot be changed asks for nothing."""
+        """What to plan for. The SLO of a model that misses it and cannot be changed asks for
+        nothing."""
         demands = self.demands(caution)
         served = self.judge() if self.pinned else None
-        lost = set(self.pinned) if served is None else {m for m in self.pinned if m in self.late(served, pinned=True)}
+        lost = (
+            set(self.pinned)
+            if served is None
+            else {m for m in self.pinned if m in self.late(served, pinned=True)}
+        )
         return [replace(d, slo_ms=inf) if d.model in lost else d for d in demands]
 
     def _remembering(self, found: Found) -> tuple[float, Found, Sequence[Demand]]:
-        """``found``, or a plan with room for what was and may soon be again: an idle model keeps its share while nobody needs it."""
+        """``found``, or a plan with room for what was and may soon be again: an idle model keeps
+        its share while nobody needs it."""
         demands, remembered = self._sought(1.0), self._sought(REMEMBERING)
         if found.headroom >= ROOM_TO_REMEMBER and remembered != demands:
             wider = find(self.oracles.at(1.0), remembered, reserved=self.reserved)
@@ -304,20 +382,32 @@ class Case:
         return 1.0, found, demands
 
     def _find(self) -> tuple[float, Found, Sequence[Demand]]:
-        """The plan with the most caution that keeps every model, else that which expects the least; and what it is made for."""
-        waiting = any(self.now_s < self.held.let_go[m].until_s for m in self.gone if m in self.held.let_go)
+        """The plan with the most caution that keeps every model, else that which expects the least;
+        and what it is made for."""
+        waiting = any(
+            self.now_s < self.held.let_go[m].until_s for m in self.gone if m in self.held.let_go
+        )
         for caution in CAUTIONS:
             demands = self._sought(caution)
             found = find(self.oracles.at(caution), demands, reserved=self.reserved)
             if found.feasible and (not self.gone or (caution > 0 and not waiting)):
                 return self._remembering(found) if caution == 1 else (caution, found, demands)
-        if found.feasible:  # a model let go does not come back for a plan without margins, nor at once: it would soon go again
+        # a model let go does not come back for a plan without margins, nor at once: it would soon
+        # go again
+        if found.feasible:
             kept = [d for d in demands if d.model not in self.gone]
-            found = find(self.oracles.at(caution), kept, [d for d in demands if d.model in self.gone], self.reserved)
+            found = find(
+                self.oracles.at(caution),
+                kept,
+                [d for d in demands if d.model in self.gone],
+                self.reserved,
+            )
             found = replace(found, reasons={**found.reasons, **self.gone})
         return caution, found, demands
 
-    def _search(self, served: dict[str, Service] | None, late: Sequence[str], room: float | None) -> Part:
+    def _search(
+        self, served: dict[str, Service] | None, late: Sequence[str], room: float | None
+    ) -> Part:
         caution, found, demands = self._find()
         held = self.held
         if not found.feasible and self._nothing_left(demands):
@@ -328,39 +418,64 @@ class Case:
             held=replace(
                 held,
                 searched_at_s={**held.searched_at_s, self.gpu: self.now_s},
-                gone={m: r for m, r in held.gone.items() if m not in self.here} | dict(found.reasons),
-                needs={m: s for m, s in held.needs.items() if m not in self.here} | dict(found.needs),
+                gone={m: r for m, r in held.gone.items() if m not in self.here}
+                | dict(found.reasons),
+                needs={m: s for m, s in held.needs.items() if m not in self.here}
+                | dict(found.needs),
                 let_go=self._let_go(found),
                 least_share={**held.least_share, self.gpu: found.least_share},
             ),
         )
-        target = fewest_changes(self.oracles.at(caution), demands, self.here, found, self.capacity(demands))
+        target = fewest_changes(
+            self.oracles.at(caution), demands, self.here, found, self.capacity(demands)
+        )
         back = set(self.gone) - set(found.reasons)
         better = bool(late) or bool(back)
         lasting = found.headroom >= LEAST_ROOM
         if late and found.feasible and not back and not lasting:
             content = self._content_with_less()
             if content is not None:
-                return replace(case, held=replace(case.held, caution={**held.caution, self.gpu: content}))._stay(served, room, [])
-        roomier = found.headroom >= (room or 1.0) * (1 + self.rules.dead_band) or (caution > self.caution and lasting)
-        gained = roomier and not back and held.since_move_s(self.gpu, self.now_s) >= self.rules.hold_s
+                return replace(
+                    case, held=replace(case.held, caution={**held.caution, self.gpu: content})
+                )._stay(served, room, [])
+        roomier = found.headroom >= (room or 1.0) * (1 + self.rules.dead_band) or (
+            caution > self.caution and lasting
+        )
+        gained = (
+            roomier and not back and held.since_move_s(self.gpu, self.now_s) >= self.rules.hold_s
+        )
         if target == self.here:
-            return replace(case, held=replace(case.held, caution={**held.caution, self.gpu: caution}))._stay(served, room, [])
+            return replace(
+                case, held=replace(case.held, caution={**held.caution, self.gpu: caution})
+            )._stay(served, room, [])
         if not (better or gained):
             return case._stay(served, room, [])
-        return case._move(target, caution, found, served, words.reason(found, served, late, self.gone, self.here, room))
+        return case._move(
+            target,
+            caution,
+            found,
+            served,
+            words.reason(found, served, late, self.gone, self.here, room),
+        )
 
     def _nothing_left(self, demands: Sequence[Demand]) -> bool:
-        """Whether what is not changed holds the GPU whole, or may soon: whoever took what is left would starve."""
+        """Whether what is not changed holds the GPU whole, or may soon: whoever took what is left
+        would starve."""
         fixed = sum(self.here[m].granted or 0.0 for m in self.pinned)
         takers = sum(d.instances for d in demands if d.model in self.free and d.steerable)
-        return any(m in self.held.pending for m in self.pinned) or self.capacity(demands) - fixed < LEAST * takers - 1e-9
+        return (
+            any(m in self.held.pending for m in self.pinned)
+            or self.capacity(demands) - fixed < LEAST * takers - 1e-9
+        )
 
     def _content_with_less(self) -> float | None:
-        """The most caution, below that of the plan applied, at which what is applied holds every SLO; None where none does."""
+        """The most caution, below that of the plan applied, at which what is applied holds every
+        SLO; None where none does."""
         for caution in CAUTIONS:
             if caution < self.caution:
-                less = replace(self, held=replace(self.held, caution={**self.held.caution, self.gpu: caution}))
+                less = replace(
+                    self, held=replace(self.held, caution={**self.held.caution, self.gpu: caution})
+                )
                 served = less.judge()
                 if served is not None and not less.late(served):
                     return caution
@@ -371,16 +486,32 @@ class Case:
         out = dict(self.held.let_go)
         for name in set(found.reasons) - set(self.gone):
             before = out.get(name)
-            times = before.times + 1 if before and self.now_s < before.until_s + 10 * self.rules.hold_s else 1
+            times = (
+                before.times + 1
+                if before and self.now_s < before.until_s + 10 * self.rules.hold_s
+                else 1
+            )
             out[name] = LetGo(times, self.now_s + self.rules.hold_s * min(16, 2 ** (times - 1)))
         return out
 
-    def _move(self, target: Mapping[str, Allocation], caution: float, found: Found, served: dict[str, Service] | None, why: str) -> Part:
+    def _move(
+        self,
+        target: Mapping[str, Allocation],
+        caution: float,
+        found: Found,
+        served: dict[str, Service] | None,
+        why: str,
+    ) -> Part:
         demands = self.demands(caution)
-        whys = {d.model: words.sentence(d, self.here[d.model], target[d.model], served, found) for d in demands}
+        whys = {
+            d.model: words.sentence(d, self.here[d.model], target[d.model], served, found)
+            for d in demands
+        }
         steps = tuple(ordered(self.here, target, whys))
         against = self._against(steps)
-        outcome = Outcomes.INFEASIBLE if found.reasons else Outcomes.WAIT if against else Outcomes.MOVE
+        outcome = (
+            Outcomes.INFEASIBLE if found.reasons else Outcomes.WAIT if against else Outcomes.MOVE
+        )
         if against:
             return Part(outcome, against, self.here, served or {}, None, self.held)
         plan = Underway(target, self.free, {d.model: d.rate_per_s for d in demands}, whys)

@@ -1,15 +1,19 @@
 """The joint search over share and largest batch for all models of one GPU. Pure.
 
-1. For a growth factor g, find for every model the least share that holds its SLO at g times its rate, given how the others then
-   execute; repeat until nothing changes (as Algorithm 2 of Xu et al., IEEE TPDS 34(3), 2023, but on the P99 instead of a halved mean).
-2. If the shares fit on the GPU at g = 1, raise g as far as they still fit: the plan that leaves every model the same head-room.
-3. If they do not, let models go, the least important first, until the rest fit; those let go get what is left.
+1. For a growth factor g, find for every model the least share that holds its SLO at g times its
+   rate, given how the others then execute; repeat until nothing changes (as Algorithm 2 of Xu et
+   al., IEEE TPDS 34(3), 2023, but on the P99 instead of a halved mean).
+2. If the shares fit on the GPU at g = 1, raise g as far as they still fit: the plan that leaves
+   every model the same head-room.
+3. If they do not, let models go, the least important first, until the rest fit; those let go get
+   what is left.
 
-Each step is found by guesses (see :mod:`igniterd.decide.tenant`) and then settled with the queue itself, which is some hundred times slower.
-Every answer is rounded to the board's unit of share.
+Each step is found by guesses (see :mod:`igniterd.decide.tenant`) and then settled with the queue
+itself, which is some hundred times slower. Every answer is rounded to the board's unit of share.
 
-A queue delay is never planned: it lowers no P99 (``bench/delays.py``), and as relief for the neighbours, by fewer and fuller batches, it
-was chosen on none of 60 random GPUs by a search that had it (``bench/search.py``). One that is configured counts in how a model fares.
+A queue delay is never planned: it lowers no P99 (``bench/delays.py``), and as relief for the
+neighbours, by fewer and fuller batches, it was chosen on none of 60 random GPUs by a search that
+had it (``bench/search.py``). One that is configured counts in how a model fares.
 """
 
 from __future__ import annotations
@@ -41,8 +45,9 @@ GIVE = 0.05
 class Found:
     """The plan for one GPU.
 
-    ``headroom``: every kept model's rate may grow by this factor; below 1 (and ``kept`` incomplete) when not all can be kept.
-    ``reasons`` says of each model let go why; ``needs`` the least share that would hold it, where one would.
+    ``headroom``: every kept model's rate may grow by this factor; below 1 (and ``kept`` incomplete)
+    when not all can be kept. ``reasons`` says of each model let go why; ``needs`` the least share
+    that would hold it, where one would.
     """
 
     allocations: Mapping[str, Allocation]
@@ -63,7 +68,8 @@ Fixed = Mapping[str, tuple[Allocation, Service]]
 
 
 class Search:
-    """One search on one GPU; keeps its warm start, and how far its guesses are off, from one growth factor to the next."""
+    """One search on one GPU; keeps its warm start, and how far its guesses are off, from one growth
+    factor to the next."""
 
     def __init__(self, oracle: Oracle, demands: Sequence[Demand], reserved: float = 0.0) -> None:
         self.oracle = oracle
@@ -73,8 +79,11 @@ class Search:
         """What of the GPU there is to give."""
         self.seats = [Seat(oracle, d) for d in demands]
 
-    def settle(self, growth: float, fixed: Fixed | None = None, *, guess: bool = False) -> Settled | str:
-        """Least shares of all models together at ``growth``, ``fixed`` ones as they are; or the name of one that no share holds.
+    def settle(
+        self, growth: float, fixed: Fixed | None = None, *, guess: bool = False
+    ) -> Settled | str:
+        """Least shares of all models together at ``growth``, ``fixed`` ones as they are; or the
+        name of one that no share holds.
 
         ``guess``: without asking the queue.
         """
@@ -86,13 +95,19 @@ class Search:
                 if seat.fixed:
                     continue
                 beside = self._beside(seat)
-                moved = seat.guess(beside, turn < FREE_ROUNDS) if guess else seat.check(beside, turn < FREE_ROUNDS)
+                moved = (
+                    seat.guess(beside, turn < FREE_ROUNDS)
+                    if guess
+                    else seat.check(beside, turn < FREE_ROUNDS)
+                )
                 if moved is None:
                     return seat.demand.model
                 changed |= moved
             if not changed:
                 break
-        return self._allocations(), {s.demand.model: s.service for s in self.seats if s.service is not None}
+        return self._allocations(), {
+            s.demand.model: s.service for s in self.seats if s.service is not None
+        }
 
     def _allocations(self) -> dict[str, Allocation]:
         return {seat.demand.model: seat.allocation for seat in self.seats}
@@ -100,10 +115,14 @@ class Search:
     def total(self, allocations: Mapping[str, Allocation]) -> float:
         return sum(a.granted for a in allocations.values() if a.granted is not None)
 
-    def highest(self, count: int, settle: Callable[[int, bool], Settled | str]) -> tuple[int, Settled] | None:
-        """The last of ``count`` ever harder things that fits, and how; None when the first does not.
+    def highest(
+        self, count: int, settle: Callable[[int, bool], Settled | str]
+    ) -> tuple[int, Settled] | None:
+        """The last of ``count`` ever harder things that fits, and how; None when the first does
+        not.
 
-        ``settle(i, guess)`` tries one. What fits by guess, or nearly, is sought by bisection and then settled from the top down.
+        ``settle(i, guess)`` tries one. What fits by guess, or nearly, is sought by bisection and
+        then settled from the top down.
         """
         low, high = 0, count  # what is below `low` fits by guess, `high` does not
         positions: dict[int, list[Position]] = {}
@@ -133,7 +152,8 @@ class Search:
             seat.position = position
 
     def widest(self) -> Found | None:
-        """The plan with the largest common growth factor; None when the models do not fit on this GPU together."""
+        """The plan with the largest common growth factor; None when the models do not fit on this
+        GPU together."""
         if not self._fits(self.settle(1.0, guess=True), HOPELESS):
             return None
         base = self.settle(1.0)
@@ -146,15 +166,23 @@ class Search:
         headroom = GROWTHS[wider[0]] if wider else 1.0
         self._spread(headroom)
         served = self._roomy()
-        return Found(self._allocations(), served, frozenset(d.model for d in self.demands), headroom, self.total(base[0]))
+        return Found(
+            self._allocations(),
+            served,
+            frozenset(d.model for d in self.demands),
+            headroom,
+            self.total(base[0]),
+        )
 
     def _beside(self, seat: Seat) -> Beside:
         return sum((s.felt for s in self.seats if s is not seat), seat.siblings)
 
     def _spread(self, growth: float) -> None:
-        """Give what is left of the GPU to the models in proportion to their shares, and the rest of that to whoever is nearest to its SLO
-        at ``growth``: a share unused helps nobody."""
-        steered = [seat for seat in self.seats if seat.demand.steerable and seat.demand.pinned is None]
+        """Give what is left of the GPU to the models in proportion to their shares, and the rest of
+        that to whoever is nearest to its SLO at ``growth``: a share unused helps nobody."""
+        steered = [
+            seat for seat in self.seats if seat.demand.steerable and seat.demand.pinned is None
+        ]
         if not steered:
             return
         total = sum(seat.granted for seat in steered)
@@ -167,7 +195,11 @@ class Search:
         left = units - sum(seat.granted for seat in steered)
         strain = {seat: seat.strain(self._beside(seat)) for seat in self.seats}
         while left > 0:
-            growing = [seat for seat in steered if seat.position.units < seat.high and seat.demand.instances <= left]
+            growing = [
+                seat
+                for seat in steered
+                if seat.position.units < seat.high and seat.demand.instances <= left
+            ]
             if not growing:
                 break
             worst = max(growing, key=strain.__getitem__)
@@ -176,7 +208,8 @@ class Search:
             left -= worst.demand.instances
 
     def _roomy(self) -> dict[str, Service]:
-        """Larger batch limits where they cost next to nothing at the present rates, and how all then fare.
+        """Larger batch limits where they cost next to nothing at the present rates, and how all
+        then fare.
 
         A limit that is not reached now is room for a burst.
         """
@@ -194,14 +227,22 @@ class Search:
         return served
 
 
-def find(oracle: Oracle, demands: Sequence[Demand], flat_out: Sequence[Demand] = (), reserved: float = 0.0) -> Found:
-    """The plan for one GPU: all models kept with the largest common head-room, or as many as fit, the most important first.
+def find(
+    oracle: Oracle,
+    demands: Sequence[Demand],
+    flat_out: Sequence[Demand] = (),
+    reserved: float = 0.0,
+) -> Found:
+    """The plan for one GPU: all models kept with the largest common head-room, or as many as fit,
+    the most important first.
 
     ``flat_out`` are let go from the beginning: they get what is left. ``reserved``: the part of the
     GPU that others hold. A pinned model stays as it is, whatever is found.
     """
     if not flat_out:
-        found = Search(oracle, sorted(demands, key=lambda d: (d.priority, d.model)), reserved).widest()
+        found = Search(
+            oracle, sorted(demands, key=lambda d: (d.priority, d.model)), reserved
+        ).widest()
         if found is not None:
             return found
     reasons: dict[str, str] = {}
@@ -212,23 +253,29 @@ def find(oracle: Oracle, demands: Sequence[Demand], flat_out: Sequence[Demand] =
             reasons[demand.model] = _hopeless(oracle, demand)
         else:
             needs[demand.model] = alone[0][demand.model].granted or 1.0
-    order = [d for d in sorted(demands, key=lambda d: (d.priority, d.model)) if d.model not in reasons]
+    order = [
+        d for d in sorted(demands, key=lambda d: (d.priority, d.model)) if d.model not in reasons
+    ]
     gone = [*flat_out, *(d for d in demands if d.model in reasons)]
     while True:
         fit = _fit(oracle, order, gone, reserved)
         if fit is not None:
-            return replace(fit, reasons=reasons, needs={m: s for m, s in needs.items() if m in reasons})
+            return replace(
+                fit, reasons=reasons, needs={m: s for m, s in needs.items() if m in reasons}
+            )
         out = _leaver(order, needs)
         order.remove(out)
         gone.append(out)
         reasons[out.model] = (
-            f"does not fit: it needs {needs[out.model]:.1%} of this GPU beside more important models "
+            f"does not fit: it needs {needs[out.model]:.1%} of this GPU beside more important "
+            "models "
             f"(priority {out.priority}); all together would need more than 100 %"
         )
 
 
 def _leaver(order: Sequence[Demand], needs: Mapping[str, float]) -> Demand:
-    """Whom to let go next: the least important; among equals the one that needs most, so that the fewest have to go."""
+    """Whom to let go next: the least important; among equals the one that needs most, so that the
+    fewest have to go."""
     return max(order, key=lambda d: (d.priority, needs[d.model], d.model))
 
 
@@ -240,11 +287,17 @@ def _hopeless(oracle: Oracle, demand: Demand) -> str:
             f"its SLO leaves {demand.slo_ms:.3g} ms for a request, "
             f"but one alone takes {fastest:.3g} ms at its largest share ({demand.max_share:.0%})"
         )
-    return f"{demand.rate_per_s:.4g} requests/s are more than {demand.max_share:.0%} of this GPU serves within {demand.slo_ms:.3g} ms"
+    return (
+        f"{demand.rate_per_s:.4g} requests/s are more than {demand.max_share:.0%} of this GPU "
+        f"serves within {demand.slo_ms:.3g} ms"
+    )
 
 
-def _fit(oracle: Oracle, kept: Sequence[Demand], gone: Sequence[Demand], reserved: float) -> Found | None:
-    """A plan that holds ``kept`` while ``gone`` run flat out on what is left; None if ``kept`` do not fit."""
+def _fit(
+    oracle: Oracle, kept: Sequence[Demand], gone: Sequence[Demand], reserved: float
+) -> Found | None:
+    """A plan that holds ``kept`` while ``gone`` run flat out on what is left; None if ``kept`` do
+    not fit."""
     if not gone:
         return Search(oracle, kept, reserved).widest()
     if not kept:
@@ -255,7 +308,9 @@ def _fit(oracle: Oracle, kept: Sequence[Demand], gone: Sequence[Demand], reserve
     spare = search.capacity - sum(floors[d.model] * d.instances for d in gone) * unit
 
     def settle(turn: int, guess: bool) -> Settled | str:
-        fixed = {d.model: _flat_out(d, round((floors[d.model] + turn * step) * unit, 6)) for d in gone}
+        fixed = {
+            d.model: _flat_out(d, round((floors[d.model] + turn * step) * unit, 6)) for d in gone
+        }
         return search.settle(1.0, fixed, guess=guess)
 
     most = search.highest(1 + max(0, math.floor((spare + EPS) / (step * unit))), settle)
@@ -264,13 +319,21 @@ def _fit(oracle: Oracle, kept: Sequence[Demand], gone: Sequence[Demand], reserve
     allocations, near = most[1]
     names = frozenset(d.model for d in kept)
     served = oracle.together([*kept, *gone], allocations, near=near)
-    return Found(allocations, served, names, 1.0, search.total({m: a for m, a in allocations.items() if m in names}))
+    return Found(
+        allocations,
+        served,
+        names,
+        1.0,
+        search.total({m: a for m, a in allocations.items() if m in names}),
+    )
 
 
 def _flat_out(demand: Demand, share: float) -> tuple[Allocation, Service]:
     """A model let go: always busy, with its largest batch, on ``share``."""
     batch = demand.keeps_batch or demand.max_batch
-    allocation = demand.pinned or Allocation(share if demand.steerable else None, batch, 0, demand.instances)
+    allocation = demand.pinned or Allocation(
+        share if demand.steerable else None, batch, 0, demand.instances
+    )
     return allocation, Service(math.inf, math.inf, math.inf, 1.0, float(demand.max_batch))
 
 
@@ -285,17 +348,25 @@ def _all_gone(oracle: Oracle, gone: Sequence[Demand], reserved: float) -> Found:
 
 
 def _equal(capacity: float, takers: int, unit: float) -> float:
-    """``capacity`` in equal parts: whole units, or thousandths where there are more takers than units."""
+    """``capacity`` in equal parts: whole units, or thousandths where there are more takers than
+    units."""
     if not takers:
         return 1.0
     units = math.floor(capacity / takers / unit + EPS)
-    return round(units * unit, 6) if units else max(LEAST, math.floor(capacity / takers * 1000) / 1000)
+    return (
+        round(units * unit, 6) if units else max(LEAST, math.floor(capacity / takers * 1000) / 1000)
+    )
 
 
 def fewest_changes(
-    oracle: Oracle, demands: Sequence[Demand], here: Mapping[str, Allocation], found: Found, capacity: float
+    oracle: Oracle,
+    demands: Sequence[Demand],
+    here: Mapping[str, Allocation],
+    found: Found,
+    capacity: float,
 ) -> dict[str, Allocation]:
-    """The plan without the changes that are not worth a reload: those whose absence leaves half its head-room."""
+    """The plan without the changes that are not worth a reload: those whose absence leaves half its
+    head-room."""
     target = dict(found.allocations)
     growth = 1 + (found.headroom - 1) / 2 if found.feasible else 1.0
     for name in sorted(target, key=lambda m: abs(granted(target[m]) - granted(here[m]))):

@@ -1,8 +1,10 @@
-"""One model in a joint search: where it stands, what it would need, and how far guesses at it have been off. Pure.
+"""One model in a joint search: where it stands, what it would need, and how far guesses at it have
+been off. Pure.
 
-A guess reads a table of the queue (:mod:`igniterd.queueing.table`) with the model's service times as they are at its present share beside its
-present neighbours; at other shares they are taken to differ from those alone by the same factors. What the queue itself says where a
-guess has led corrects the next one.
+A guess reads a table of the queue (:mod:`igniterd.queueing.table`) with the model's service times
+as they are at its present share beside its present neighbours; at other shares they are taken to
+differ from those alone by the same factors. What the queue itself says where a guess has led
+corrects the next one.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ EPS = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a model stands: units of share, the number of its largest batch, how it fares there and what its neighbours feel."""
+    """Where a model stands: units of share, the number of its largest batch, how it fares there and
+    what its neighbours feel."""
 
     units: int
     size: int
@@ -52,7 +55,10 @@ class Seat:
             self.low = self.high = round(1 / self.unit)
         elif demand.pinned is not None:
             self.low = self.high = max(1, math.ceil((demand.pinned.share or 1.0) / self.unit - EPS))
-        self.sizes = np.array([b for b in BATCHES if demand.min_batch <= b < demand.max_batch] + [demand.max_batch], dtype=np.int64)
+        self.sizes = np.array(
+            [b for b in BATCHES if demand.min_batch <= b < demand.max_batch] + [demand.max_batch],
+            dtype=np.int64,
+        )
         self.mend, self.asked = np.ones(self.sizes.size), np.zeros(self.sizes.size, dtype=np.bool_)
         self.table = queue_table(demand.burstiness)
         self.alone = np.pad(oracle.alone_ms(demand), ((0, 0), (1, 0)), constant_values=1.0)
@@ -85,13 +91,16 @@ class Seat:
         if self.demand.pinned is not None:
             return self.demand.pinned
         share = self.share(units) if self.demand.steerable else None
-        return Allocation(share, self.demand.keeps_batch or int(self.sizes[size]), 0, self.demand.instances)
+        return Allocation(
+            share, self.demand.keeps_batch or int(self.sizes[size]), 0, self.demand.instances
+        )
 
     def share(self, units: int) -> float:
         return round(min(1.0, units * self.unit), 6)
 
     def sit(self, growth: float, fixed: tuple[Allocation, Service] | None = None) -> None:
-        """Begin at another growth of the rate, from the last position; or stay where ``fixed`` says."""
+        """Begin at another growth of the rate, from the last position; or stay where ``fixed``
+        says."""
         self.growth, self.fixed, self._failed = growth, fixed is not None, 0
         self._rate = planned_rate(self.demand, growth) / 1000 / self.demand.instances
         if fixed is not None:
@@ -100,20 +109,31 @@ class Seat:
     def place(self, allocation: Allocation, service: Service | None = None) -> None:
         """Sit at ``allocation``, faring like ``service``, as before if that is not given."""
         units = self.high if allocation.share is None else round(allocation.share / self.unit)
-        self._take(units, int(np.searchsorted(self.sizes, allocation.max_batch_size)), service or self.service)
+        self._take(
+            units,
+            int(np.searchsorted(self.sizes, allocation.max_batch_size)),
+            service or self.service,
+        )
 
     def _take(self, units: int, size: int, service: Service | None) -> None:
-        neighbours = as_tenants(self.demand, self._allocation(units, size), service) if service is not None else ()
+        neighbours = (
+            as_tenants(self.demand, self._allocation(units, size), service)
+            if service is not None
+            else ()
+        )
         self.position = Position(units, size, service, felt(neighbours))
 
     # ------------------------------------------------------------ guesses
 
     def _curve_ms(self, beside: Beside) -> F64:
         """Service times at the present share, with an unused leading element."""
-        return np.append(1.0, self.oracle.corrected_ms(self.demand, self.share(self.position.units), beside))
+        return np.append(
+            1.0, self.oracle.corrected_ms(self.demand, self.share(self.position.units), beside)
+        )
 
     def _least(self, curve: F64, low: int) -> tuple[int, int, Service]:
-        """Least units that hold the SLO by guess (one more than ``high`` when none do), the best largest batch there, and the fare."""
+        """Least units that hold the SLO by guess (one more than ``high`` when none do), the best
+        largest batch there, and the fare."""
         units, size, p99_ms, busy, batch = kernel.least_units(
             self.table,
             self.alone,
@@ -129,9 +149,12 @@ class Seat:
         return units, size, Service(p99_ms, math.nan, math.nan, busy, batch)
 
     def guess(self, beside: Beside, free: bool) -> bool | None:
-        """Move to where the SLO holds by guess; whether that is a move, None if no share holds it. Not ``free``: never to less."""
+        """Move to where the SLO holds by guess; whether that is a move, None if no share holds it.
+        Not ``free``: never to less."""
         now = self.position
-        units, size, service = self._least(self._curve_ms(beside), self.low if free else max(self.low, now.units))
+        units, size, service = self._least(
+            self._curve_ms(beside), self.low if free else max(self.low, now.units)
+        )
         if units > self.high:
             return None
         self._take(units, size, service)
@@ -142,7 +165,8 @@ class Seat:
         self._take(units, self.position.size, self.service)
 
     def strain(self, beside: Beside) -> float:
-        """P99 over SLO where the model sits, by guess, with the largest batch that makes it least; which it takes."""
+        """P99 over SLO where the model sits, by guess, with the largest batch that makes it least;
+        which it takes."""
         curve = self._curve_ms(beside)
         size, p99_ms = kernel.best(self.table, curve, self.sizes, self.mend, self._rate)
         fare = kernel.fare(self.table, curve, int(self.sizes[size]), self._rate)
@@ -150,7 +174,8 @@ class Seat:
         return float(p99_ms) / self.demand.slo_ms
 
     def widen(self, beside: Beside, *, largest: bool) -> None:
-        """Guess how the model fares where it sits; ``largest``: with the largest limit that costs next to nothing."""
+        """Guess how the model fares where it sits; ``largest``: with the largest limit that costs
+        next to nothing."""
         curve, size = self._curve_ms(beside), self.position.size
         p99_ms, busy, batch = kernel.fare(self.table, curve, int(self.sizes[size]), self._rate)
         if largest:
@@ -160,18 +185,27 @@ class Seat:
                 if fare[0] <= limit_ms:
                     size, (p99_ms, busy, batch) = wider, fare
                     break
-        self._take(self.position.units, size, Service(p99_ms * self.mend[size], math.nan, math.nan, busy, batch))
+        self._take(
+            self.position.units,
+            size,
+            Service(p99_ms * self.mend[size], math.nan, math.nan, busy, batch),
+        )
 
     # ------------------------------------------------------------ the queue itself
 
     def check(self, beside: Beside, free: bool) -> bool | None:
-        """As :meth:`guess`, but what holds the SLO where the model sits is asked of the queue; no more than one question a call."""
+        """As :meth:`guess`, but what holds the SLO where the model sits is asked of the queue; no
+        more than one question a call."""
         now = self.position
-        served = self.oracle.served(self.demand, self._allocation(now.units, now.size), beside, growth=self.growth)
+        served = self.oracle.served(
+            self.demand, self._allocation(now.units, now.size), beside, growth=self.growth
+        )
         curve = self._curve_ms(beside)
         self._learn(curve, now.size, served.p99_ms)
         holds = served.p99_ms <= self.demand.slo_ms
-        units, size, service = self._least(curve, max(self.low, self._failed + 1 if holds and free else now.units))
+        units, size, service = self._least(
+            curve, max(self.low, self._failed + 1 if holds and free else now.units)
+        )
         if holds and units >= now.units:
             self._take(now.units, now.size, served)
             return now.service != served
@@ -196,11 +230,18 @@ class Seat:
 
     def _last_resort(self, beside: Beside) -> bool | None:
         """The largest share allowed, with any batch limit whose P99 holds; None if none does."""
-        order: NDArray[np.int64] = np.argsort(np.abs(np.arange(self.sizes.size) - self.position.size), kind="stable")
+        order: NDArray[np.int64] = np.argsort(
+            np.abs(np.arange(self.sizes.size) - self.position.size), kind="stable"
+        )
         for size in order.tolist():
-            served = self.oracle.served(self.demand, self._allocation(self.high, size), beside, growth=self.growth)
+            served = self.oracle.served(
+                self.demand, self._allocation(self.high, size), beside, growth=self.growth
+            )
             if served.p99_ms <= self.demand.slo_ms:
-                moved = (self.high, size) != (self.position.units, self.position.size) or self.service != served
+                moved = (self.high, size) != (
+                    self.position.units,
+                    self.position.size,
+                ) or self.service != served
                 self._take(self.high, size, served)
                 return moved
         return None

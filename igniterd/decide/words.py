@@ -42,12 +42,25 @@ def _share(allocation: Allocation) -> str:
 
 
 def _p99(service: Service | None) -> str:
-    return "unknown" if service is None else "overload" if service.overloaded else f"{service.p99_ms:.0f} ms"
+    return (
+        "unknown"
+        if service is None
+        else "overload"
+        if service.overloaded
+        else f"{service.p99_ms:.0f} ms"
+    )
 
 
-def sentence(demand: Demand, before: Allocation, then: Allocation, served: Mapping[str, Service] | None, found: Found) -> str:
+def sentence(
+    demand: Demand,
+    before: Allocation,
+    then: Allocation,
+    served: Mapping[str, Service] | None,
+    found: Found,
+) -> str:
     was = served.get(demand.model) if served is not None else None
     return (
-        f"{_share(before)}, batch {before.max_batch_size} -> {_share(then)}, batch {then.max_batch_size}: at {demand.rate_per_s:.0f}/s "
+        f"{_share(before)}, batch {before.max_batch_size} -> {_share(then)}, batch "
+        f"{then.max_batch_size}: at {demand.rate_per_s:.0f}/s "
         f"P99 {_p99(was)} -> {_p99(found.served[demand.model])} (aim {demand.slo_ms:.0f} ms)"
     )

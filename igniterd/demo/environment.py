@@ -11,7 +11,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -40,17 +45,26 @@ T = TypeVar("T")
 def workplace(folder: Path) -> Iterator[Path]:
     """An empty ``folder`` for one run, what an earlier run left there removed.
 
-    Raises :class:`CannotRun` for a folder with other things in it, or while another demo runs in it.
+    Raises :class:`CannotRun` for a folder with other things in it, or while another demo runs in
+    it.
     """
     folder = folder.resolve()
-    if folder.exists() and not (folder / _MARK).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CannotRun(f"{folder} is not empty and not of an earlier demo: give an empty or new folder")
+    if (
+        folder.exists()
+        and not (folder / _MARK).exists()
+        and (not folder.is_dir() or any(folder.iterdir()))
+    ):
+        raise CannotRun(
+            f"{folder} is not empty and not of an earlier demo: give an empty or new folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _MARK).open("a") as mark:
         try:
             fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as problem:
-            raise CannotRun(f"another demo is running in {folder}: wait for it, or give another folder") from problem
+            raise CannotRun(
+                f"another demo is running in {folder}: wait for it, or give another folder"
+            ) from problem
         for old in folder.iterdir():
             if old.name != _MARK:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -104,21 +118,28 @@ def _is_plain(place: Path) -> bool:
 
 @asynccontextmanager
 async def stage(scenario: Scenario, folder: Path) -> AsyncIterator[Stage]:
-    """Start the host in ``folder`` and write the daemon's configuration. MPS control and the broker are left out where they cannot run."""
+    """Start the host in ``folder`` and write the daemon's configuration. MPS control and the broker
+    are left out where they cannot run."""
     notes: list[str] = []
     async with AsyncExitStack() as stack:
         state = stack.enter_context(state_of_its_own(folder))
         host = EmulatedHost(
             mps=await _if_possible(stack, mps_host(folder / "host" / "mps"), notes, _WITHOUT_MPS),
-            broker=await _if_possible(stack, broker_host(folder / "host" / "broker"), notes, _WITHOUT_BROKER),
-            triton=await stack.enter_async_context(triton_host(scenario.host(), folder / "host" / "triton")),
+            broker=await _if_possible(
+                stack, broker_host(folder / "host" / "broker"), notes, _WITHOUT_BROKER
+            ),
+            triton=await stack.enter_async_context(
+                triton_host(scenario.host(), folder / "host" / "triton")
+            ),
         )
         made = Stage(folder, host, f"127.0.0.1:{free_ports(1)[0]}", tuple(notes), state)
         configure(made, scenario)
         yield made
 
 
-async def _if_possible(stack: AsyncExitStack, part: AbstractAsyncContextManager[T], notes: list[str], without: str) -> T | None:
+async def _if_possible(
+    stack: AsyncExitStack, part: AbstractAsyncContextManager[T], notes: list[str], without: str
+) -> T | None:
     """A part the demo can do without: where it cannot run, a note says why and what that means."""
     try:
         return await stack.enter_async_context(part)
@@ -128,36 +149,45 @@ async def _if_possible(stack: AsyncExitStack, part: AbstractAsyncContextManager[
 
 
 def configure(stage: Stage, scenario: Scenario) -> None:
-    """The files an administrator would write: the configuration and the models' profile on this board."""
+    """The files an administrator would write: the configuration and the models' profile on this
+    board."""
     builtin_profile("v100").time_scaled(scenario.slow_factor).save(stage.folder / "profile.json")
     host = stage.host
     lines = [
         "# Written by `igniterd demo`; the daemon of the demo runs with it.",
         '[host]\nname = "demo"\ncluster = "demo"\n',
-        f'[[triton]]\nname = "main"\nurl = "{host.triton.url}"\nmetrics_url = "{host.triton.metrics_url}"\n',
+        f'[[triton]]\nname = "main"\nurl = "{host.triton.url}"\nmetrics_url = '
+        f'"{host.triton.metrics_url}"\n',
         f'[gpu]\nsource = "emulated:{host.triton.board_path}"\n',
         f'[metrics]\nlisten = "{stage.admin}"\n',
         f'[state]\ndirectory = "{stage.state}"\n',
     ]
     if host.mps is not None:
         control = _mps_program(stage.folder, host.mps.control)
-        lines.append(f'[mps]\nenabled = true\ncontrol = "{control}"\npipe_directory = "{host.mps.pipe_directory}"\n')
+        lines.append(
+            f'[mps]\nenabled = true\ncontrol = "{control}"\npipe_directory = '
+            f'"{host.mps.pipe_directory}"\n'
+        )
     if host.broker is not None:
         lines.append(f'[mqtt]\nurl = "{host.broker.url}"\n')
     lines += [
-        f'[[model]]\nname = "{model.name}"\nslo_p99_ms = {scenario.slo_ms(model.name):g}\nprofile = "profile.json"\n'
+        f'[[model]]\nname = "{model.name}"\nslo_p99_ms = {scenario.slo_ms(model.name):g}\n'
+        'profile = "profile.json"\n'
         for model in scenario.models
     ]
     stage.config.write_text("\n".join(lines), encoding="utf-8")
 
 
 def _mps_program(folder: Path, control: programs.Program) -> Path:
-    """The control program as it can be started by its name alone: one that is not installed needs its library folders."""
+    """The control program as it can be started by its name alone: one that is not installed needs
+    its library folders."""
     if not control.libraries:
         return control.path
     path = folder / "bin" / control.path.name
     path.parent.mkdir()
-    exports = "".join(f"export {key}={shlex.quote(value)}\n" for key, value in control.environment().items())
+    exports = "".join(
+        f"export {key}={shlex.quote(value)}\n" for key, value in control.environment().items()
+    )
     path.write_text(f'#!/bin/sh\n{exports}exec {shlex.quote(str(control.path))} "$@"\n')
     path.chmod(0o755)
     return path
@@ -171,17 +201,36 @@ def _environment() -> dict[str, str]:
 
 @asynccontextmanager
 async def daemon(stage: Stage, mode: Mode) -> AsyncIterator[Running]:
-    """``igniterd run --config`` in a process of its own; stopped on the way out, what it applied stays."""
-    command = [sys.executable, "-m", "igniterd", "run", "--config", str(stage.config), "--mode", mode.value, "--log-format", "json"]
-    async with running("igniterd", command, log=stage.folder / "daemon.log", env=_environment()) as program:
+    """``igniterd run --config`` in a process of its own; stopped on the way out, what it applied
+    stays."""
+    command = [
+        sys.executable,
+        "-m",
+        "igniterd",
+        "run",
+        "--config",
+        str(stage.config),
+        "--mode",
+        mode.value,
+        "--log-format",
+        "json",
+    ]
+    async with running(
+        "igniterd", command, log=stage.folder / "daemon.log", env=_environment()
+    ) as program:
         yield program
 
 
 async def _said(*arguments: str, given: str = "", timeout_s: float) -> tuple[int, str, str]:
-    """Exit status, output and errors of ``python -m …``; killed when it takes too long (:class:`CannotRun`) or we are."""
+    """Exit status, output and errors of ``python -m …``; killed when it takes too long
+    (:class:`CannotRun`) or we are."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", *arguments), stdin=pipe, stdout=pipe, stderr=pipe, env=_environment()
+        *(sys.executable, "-m", *arguments),
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        env=_environment(),
     )
     try:
         async with asyncio.timeout(timeout_s):
@@ -192,19 +241,35 @@ async def _said(*arguments: str, given: str = "", timeout_s: float) -> tuple[int
         if process.returncode is None:
             process.kill()
             await process.wait()
-    return process.returncode or 0, out.decode(errors="replace").strip(), err.decode(errors="replace").strip()
+    return (
+        process.returncode or 0,
+        out.decode(errors="replace").strip(),
+        err.decode(errors="replace").strip(),
+    )
 
 
 async def check(stage: Stage) -> list[str]:
-    """``igniterd check --live`` in lines. Raises :class:`CannotRun` when something is wrong; MPS control may be: this board needs none."""
-    _, out, err = await _said("igniterd", "check", "--live", "--format", "json", "--config", str(stage.config), timeout_s=300.0)
+    """``igniterd check --live`` in lines. Raises :class:`CannotRun` when something is wrong; MPS
+    control may be: this board needs none."""
+    _, out, err = await _said(
+        "igniterd",
+        "check",
+        "--live",
+        "--format",
+        "json",
+        "--config",
+        str(stage.config),
+        timeout_s=300.0,
+    )
     try:
         findings = json.loads(out)
         bad = [f for f in findings if f["level"] == "bad" and not f["what"].startswith("MPS")]
     except (ValueError, TypeError, KeyError):
         raise CannotRun(f"igniterd check says: {out[-500:]} {err[-500:]}") from None
     if bad:
-        raise CannotRun("igniterd check says: " + "; ".join(f"{f['what']}: {f['said']}" for f in bad))
+        raise CannotRun(
+            "igniterd check says: " + "; ".join(f"{f['what']}: {f['said']}" for f in bad)
+        )
     return [f"{f['level']:>4}  {f['what']}: {f['said']}" for f in findings]
 
 
@@ -215,15 +280,20 @@ async def predicted(
     allocations: Mapping[str, Applied] | None = None,
     bias: Mapping[str, float] | None = None,
 ) -> dict[str, float | None]:
-    """P99s the model expects at ``rates_per_s`` under ``allocations`` (by default the best plan); None is overload. See ``forecast``."""
+    """P99s the model expects at ``rates_per_s`` under ``allocations`` (by default the best plan);
+    None is overload. See ``forecast``."""
     question = {
         "profile": str(stage.folder / "profile.json"),
         "slos_ms": {m.name: scenario.slo_ms(m.name) for m in scenario.models},
         "rates_per_s": dict(rates_per_s),
-        "allocations": None if allocations is None else {name: a.model_dump() for name, a in allocations.items()},
+        "allocations": None
+        if allocations is None
+        else {name: a.model_dump() for name, a in allocations.items()},
         "bias": dict(bias or {}),
     }
-    status, out, err = await _said("igniterd.demo.forecast", given=json.dumps(question), timeout_s=300.0)
+    status, out, err = await _said(
+        "igniterd.demo.forecast", given=json.dumps(question), timeout_s=300.0
+    )
     if status != 0:
         raise CannotRun(f"the model could not be asked: {err[-500:]}")
     found: dict[str, float | None] = json.loads(out.splitlines()[-1])["p99_ms"]

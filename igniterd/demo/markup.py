@@ -21,8 +21,13 @@ def escaped(text: object) -> Markup:
 
 
 def el(tag: str, *children: object, **attributes: Value | None) -> Markup:
-    """An element. Attribute names: ``class_`` is class, other underscores are hyphens; one that is None is left out."""
-    parts = [f' {key.rstrip("_").replace("_", "-")}="{_value(v)}"' for key, v in attributes.items() if v is not None]
+    """An element. Attribute names: ``class_`` is class, other underscores are hyphens; one that is
+    None is left out."""
+    parts = [
+        f' {key.rstrip("_").replace("_", "-")}="{_value(v)}"'
+        for key, v in attributes.items()
+        if v is not None
+    ]
     inner = "".join(escaped(child) for child in children)
     return Markup(f"<{tag}{''.join(parts)}>{inner}</{tag}>")
 
@@ -45,7 +50,8 @@ def points(pairs: Iterable[tuple[float, float]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """From [low, high] of the data to [start, end] of the drawing, straight; values outside are cut off."""
+    """From [low, high] of the data to [start, end] of the drawing, straight; values outside are cut
+    off."""
 
     low: float
     high: float

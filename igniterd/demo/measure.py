@@ -13,12 +13,14 @@ from igniterd.lab.load.load import RequestLog
 
 F64 = NDArray[np.float64]
 LATE_MS = 10.0
-"""A generator that sends one request in a hundred later than this was short of CPU, and so were the servers."""
+"""A generator that sends one request in a hundred later than this was short of CPU, and so were the
+servers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One model in the measured part of one phase. Latencies in ms from the scheduled time; ``failed`` counts the settling part too."""
+    """One model in the measured part of one phase. Latencies in ms from the scheduled time;
+    ``failed`` counts the settling part too."""
 
     phase: str
     model: str
@@ -37,7 +39,11 @@ class Figures:
 
 def figures(log: RequestLog, recording: Recording) -> list[Figures]:
     """Every model in every phase, in order."""
-    return [_figures(log, phase, model, recording.slos_ms[model]) for phase in recording.phases for model in recording.models]
+    return [
+        _figures(log, phase, model, recording.slos_ms[model])
+        for phase in recording.phases
+        for model in recording.models
+    ]
 
 
 def _figures(log: RequestLog, phase: Played, model: str, slo_ms: float) -> Figures:
@@ -58,11 +64,13 @@ def _figures(log: RequestLog, phase: Played, model: str, slo_ms: float) -> Figur
 def problems(log: RequestLog, recording: Recording, results: Sequence[Figures]) -> list[str]:
     """What is not as it should be, in sentences; empty when all is well.
 
-    Judged phases must hold every P99, and no request may fail anywhere but in a phase whose plan was frozen on purpose.
+    Judged phases must hold every P99, and no request may fail anywhere but in a phase whose plan
+    was frozen on purpose.
     """
     judged = {p.key: p.title for p in recording.phases if p.judged}
     missed = [
-        f"{judged[f.phase]}: P99 of {f.model} is {f.p99_ms:.1f} ms, above its SLO of {f.slo_ms:g} ms"
+        f"{judged[f.phase]}: P99 of {f.model} is {f.p99_ms:.1f} ms, above its SLO of "
+        f"{f.slo_ms:g} ms"
         for f in results
         if f.phase in judged and not f.held
     ]
@@ -76,14 +84,18 @@ def problems(log: RequestLog, recording: Recording, results: Sequence[Figures]) 
 
 
 def short_of_cpu(log: RequestLog, phases: Sequence[Played]) -> list[str]:
-    """The phases in which the generator itself was late, so that servers and daemon were short of CPU too; a sentence for each."""
+    """The phases in which the generator itself was late, so that servers and daemon were short of
+    CPU too; a sentence for each."""
     said = []
     for phase in phases:
         seen = log.where((log.scheduled_s >= phase.measured_s) & (log.scheduled_s < phase.end_s))
-        late_ms = float(np.quantile((seen.sent_s - seen.scheduled_s) * 1e3, 0.99)) if len(seen) else 0.0
+        late_ms = (
+            float(np.quantile((seen.sent_s - seen.scheduled_s) * 1e3, 0.99)) if len(seen) else 0.0
+        )
         if late_ms > LATE_MS:
             said.append(
-                f"{phase.title}: this machine was short of CPU: one request in a hundred was sent more than {late_ms:.0f} ms late, "
+                f"{phase.title}: this machine was short of CPU: one request in a hundred was "
+                f"sent more than {late_ms:.0f} ms late, "
                 "which counts as its latency; with nothing else running, the figures say more"
             )
     return said
@@ -91,15 +103,25 @@ def short_of_cpu(log: RequestLog, phases: Sequence[Played]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One model over the run. ``at_s`` are the ends of windows; ``p99_ms`` is NaN where a window has no request."""
+    """One model over the run. ``at_s`` are the ends of windows; ``p99_ms`` is NaN where a window
+    has no request."""
 
     at_s: F64
     rate_per_s: F64
     p99_ms: F64
 
 
-def trace(log: RequestLog, model: str, begin_s: float, end_s: float, *, window_s: float = 5.0, step_s: float = 1.0) -> Trace:
-    """Rates and P99s of ``model`` in windows of ``window_s`` that end every ``step_s``; a failed request has an infinite latency."""
+def trace(
+    log: RequestLog,
+    model: str,
+    begin_s: float,
+    end_s: float,
+    *,
+    window_s: float = 5.0,
+    step_s: float = 1.0,
+) -> Trace:
+    """Rates and P99s of ``model`` in windows of ``window_s`` that end every ``step_s``; a failed
+    request has an infinite latency."""
     mine = log.of(model, begin_s, end_s)
     latency = np.where(mine.ok, mine.latency_ms, np.inf)
     ends = np.arange(begin_s + window_s, end_s + step_s / 2, step_s)

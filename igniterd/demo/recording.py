@@ -1,4 +1,5 @@
-"""All that was seen in one run of the demo: what the page is drawn from, kept as JSON beside the log of requests. Times are Unix time."""
+"""All that was seen in one run of the demo: what the page is drawn from, kept as JSON beside the
+log of requests. Times are Unix time."""
 
 from __future__ import annotations
 
@@ -95,7 +96,8 @@ class Recording(_Frozen):
     moves: list[Move] = Field(default_factory=list)
     messages: list[Message] = Field(default_factory=list)
     forecast_p99_ms: dict[str, float | None] = Field(default_factory=dict)
-    """What the model, with what it had learnt, predicts after the shift if the plan before it had stood still; None is overload."""
+    """What the model, with what it had learnt, predicts after the shift if the plan before it had
+    stood still; None is overload."""
     notes: list[str] = Field(default_factory=list)
 
     def save(self, folder: Path) -> None:
@@ -103,11 +105,15 @@ class Recording(_Frozen):
 
     @classmethod
     def load(cls, folder: Path) -> Recording:
-        """The last run in ``folder``. Raises :class:`CannotRun` when there is none or it is of another version."""
+        """The last run in ``folder``. Raises :class:`CannotRun` when there is none or it is of
+        another version."""
         try:
             return cls.model_validate_json((folder / FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as problem:
-            raise CannotRun(f"{folder} holds no finished run of the demo to draw: run `igniterd demo` first ({problem})") from problem
+            raise CannotRun(
+                f"{folder} holds no finished run of the demo to draw: run `igniterd demo` first "
+                f"({problem})"
+            ) from problem
 
     @property
     def models(self) -> list[str]:
@@ -116,7 +122,11 @@ class Recording(_Frozen):
 
 def applied_from(raw: dict[str, Any]) -> Applied:
     """From the daemon's JSON."""
-    return Applied(share=raw["share"], max_batch_size=raw["max_batch_size"], max_queue_delay_us=raw["max_queue_delay_us"])
+    return Applied(
+        share=raw["share"],
+        max_batch_size=raw["max_batch_size"],
+        max_queue_delay_us=raw["max_queue_delay_us"],
+    )
 
 
 def sample_from(state: dict[str, Any]) -> Sample:

@@ -54,7 +54,10 @@ class Theatre:
         self.teller.say(f"{act.title}: {act.said}", "bold")
         starts = act.mode is not None and act.mode is not self.mode
         since = " from the daemon's first tick" if starts else ""
-        self.teller.say(f"offered {offered}; {act.settle_s:.0f} s to settle{since}, then {act.measured_s:.0f} s measured")
+        self.teller.say(
+            f"offered {offered}; {act.settle_s:.0f} s to settle{since}, then "
+            f"{act.measured_s:.0f} s measured"
+        )
         await self._with_daemon(act.mode)
         from_s = await self._first_tick() if starts else begin_s
         await self._wait(f"{act.title}: settling", from_s + act.settle_s)
@@ -76,7 +79,11 @@ class Theatre:
 
     async def stay(self) -> None:
         """Go on as it is until cancelled."""
-        self.teller.say(f"everything goes on running until Ctrl-C; the daemon answers at http://{self.stage.admin}/", "bold")
+        self.teller.say(
+            "everything goes on running until Ctrl-C; the daemon answers at "
+            f"http://{self.stage.admin}/",
+            "bold",
+        )
         await self._wait("running on", float("inf"))
 
     async def _with_daemon(self, mode: Mode | None) -> None:
@@ -85,23 +92,33 @@ class Theatre:
         await self.stack.aclose()
         self.daemon, self.mode = None, mode
         if mode is not None:
-            self.teller.say(f"$ igniterd run --config {_short(self.stage.config)}" + (f" --mode {mode}" if mode is not Mode.ACT else ""))
-            self.teller.say(f"look in meanwhile: http://{self.stage.admin}/ (also /state and /metrics)")
+            self.teller.say(
+                f"$ igniterd run --config {_short(self.stage.config)}"
+                + (f" --mode {mode}" if mode is not Mode.ACT else "")
+            )
+            self.teller.say(
+                f"look in meanwhile: http://{self.stage.admin}/ (also /state and /metrics)"
+            )
             self.daemon = await self.stack.enter_async_context(daemon(self.stage, mode))
 
     async def _first_tick(self) -> float:
-        """Wait for the daemon's first tick; when it was. Raises :class:`CannotRun` when none comes."""
+        """Wait for the daemon's first tick; when it was. Raises :class:`CannotRun` when none
+        comes."""
         began_s, before = time.time(), len(self.watch.samples)
         while len(self.watch.samples) == before:
             left_s = began_s + _START_S - time.time()
             if left_s < 0:
-                raise CannotRun(f"the daemon finished no tick within {_START_S:.0f} s: {self.daemon.log_end() if self.daemon else ''}")
+                raise CannotRun(
+                    f"the daemon finished no tick within {_START_S:.0f} s: "
+                    f"{self.daemon.log_end() if self.daemon else ''}"
+                )
             await self._wait("the daemon starts", time.time() + min(left_s + 0.01, _LOOK_EVERY_S))
         self.teller.say(f"the daemon's first tick, {time.time() - began_s:.1f} s after its start")
         return time.time()
 
     async def _wait(self, what: str, until_s: float) -> None:
-        """Watch over everything until ``until_s``. Raises :class:`CannotRun` when the daemon or the generator is gone."""
+        """Watch over everything until ``until_s``. Raises :class:`CannotRun` when the daemon or the
+        generator is gone."""
         while (left_s := until_s - time.time()) > 0:
             line = self.load.progress[-1] if self.load.progress else None
             if line is not None and time.time() - line["at_s"] > _SILENT_S:
@@ -111,24 +128,39 @@ class Theatre:
             for move in self.watch.moves[self.told :]:
                 self.teller.say(f"igniterd moved {moved(move)}", "cyan" if move.ok else "red")
             self.told = len(self.watch.moves)
-            self.teller.now(progress(what, left_s, line, {m.name: self.scenario.slo_ms(m.name) for m in self.scenario.models}))
+            self.teller.now(
+                progress(
+                    what,
+                    left_s,
+                    line,
+                    {m.name: self.scenario.slo_ms(m.name) for m in self.scenario.models},
+                )
+            )
             await asyncio.sleep(min(_LOOK_EVERY_S, left_s))
 
 
 async def play(
-    scenario: Scenario, folder: Path, teller: Teller, show: Callable[[Recording, RequestLog], None], *, keep: bool = False
+    scenario: Scenario,
+    folder: Path,
+    teller: Teller,
+    show: Callable[[Recording, RequestLog], None],
+    *,
+    keep: bool = False,
 ) -> None:
-    """Play all of it in ``folder`` (empty) and hand what was seen to ``show``; with ``keep``, go on running after that until cancelled.
+    """Play all of it in ``folder`` (empty) and hand what was seen to ``show``; with ``keep``, go on
+    running after that until cancelled.
 
-    Raises :class:`CannotRun` when a part does not come up or ends early. Everything started is stopped on the way out, also when
-    cancelled.
+    Raises :class:`CannotRun` when a part does not come up or ends early. Everything started is
+    stopped on the way out, also when cancelled.
     """
     task = asyncio.current_task()
     if task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     began_s = time.time()
     _about_the_machine(teller)
-    teller.say("starting tritonserver, and MPS control and an MQTT broker where this machine has them")
+    teller.say(
+        "starting tritonserver, and MPS control and an MQTT broker where this machine has them"
+    )
     async with _set_up(scenario, folder, teller) as theatre:
         for act in scenario.acts:
             await theatre.play(act)
@@ -139,7 +171,8 @@ async def play(
         else:
             teller.say("stopping the load, waiting for every answer")
             log = await theatre.load.stop(timeout_s=30.0)
-            await theatre.stack.aclose()  # now: the daemon's last word to the broker is a part of the recording
+            # now: the daemon's last word to the broker is a part of the recording
+            await theatre.stack.aclose()
         recording = await _recorded(theatre, began_s, log)
         recording.save(folder)
         show(recording, log)
@@ -154,9 +187,15 @@ async def _set_up(scenario: Scenario, folder: Path, teller: Teller) -> AsyncIter
         here = await stack.enter_async_context(stage(scenario, folder))
         for note in here.notes:
             teller.say(note, "yellow")
-        teller.say(f"tritonserver serves {', '.join(m.name for m in scenario.models)} at {here.host.triton.url}")
+        teller.say(
+            f"tritonserver serves {', '.join(m.name for m in scenario.models)} at "
+            f"{here.host.triton.url}"
+        )
         teller.say(f"$ igniterd check --live --config {_short(here.config)}")
-        teller.say("(the first time on a machine this compiles the model, which takes a minute or two)", "dim")
+        teller.say(
+            "(the first time on a machine this compiles the model, which takes a minute or two)",
+            "dim",
+        )
         for line in await check(here):
             teller.say(line, "dim")
         broker = here.host.broker.port if here.host.broker else None
@@ -189,21 +228,30 @@ async def _recorded(theatre: Theatre, began_s: float, log: RequestLog) -> Record
 
 
 async def _stood_still(theatre: Theatre) -> dict[str, float | None]:
-    """What the model expects of the last phase's traffic under the plan of the first steered phase."""
+    """What the model expects of the last phase's traffic under the plan of the first steered
+    phase."""
     steered = next((p for p in theatre.played if p.key == "steered"), None)
     last = theatre.played[-1]
     if steered is None or last is steered:
         return {}
-    before = [s for s in theatre.watch.samples if steered.begin_s <= s.at_s < steered.end_s and s.applied]
+    before = [
+        s for s in theatre.watch.samples if steered.begin_s <= s.at_s < steered.end_s and s.applied
+    ]
     if not before:
         return {}
-    return await predicted(theatre.stage, theatre.scenario, last.rates_per_s, before[-1].applied, before[-1].bias)
+    return await predicted(
+        theatre.stage, theatre.scenario, last.rates_per_s, before[-1].applied, before[-1].bias
+    )
 
 
 def _about_the_machine(teller: Teller) -> None:
     cores, busy = os.cpu_count() or 1, os.getloadavg()[0]
     if busy > cores:
-        teller.say(f"other programs keep this machine busy (load {busy:.1f} on {cores} cores): latencies may suffer from that", "yellow")
+        teller.say(
+            f"other programs keep this machine busy (load {busy:.1f} on {cores} cores): "
+            "latencies may suffer from that",
+            "yellow",
+        )
 
 
 def _short(path: Path) -> str:

@@ -9,12 +9,15 @@ from igniterd.lab.host import EmulatedModel, HostSpec
 from igniterd.records import Mode
 
 SLOW_FACTOR = 4.0
-"""The emulated V100 is this many times slower than a real one, so that Triton and the load fit on two cores."""
+"""The emulated V100 is this many times slower than a real one, so that Triton and the load fit on
+two cores."""
 SETTLE_START_S = 25.0
-"""From the daemon's first tick: it watches the traffic (8 s), gives each model its share (a reload of 2 s each), at times corrects the
-plan half way (4 s and another reload or two), and queues drain."""
+"""From the daemon's first tick: it watches the traffic (8 s), gives each model its share (a reload
+of 2 s each), at times corrects the plan half way (4 s and another reload or two), and queues
+drain."""
 SETTLE_SHIFT_S = 20.0
-"""From a change of traffic: it is noticed (5 to 10 s), and the shares are moved, shrinking before growing (2 s each)."""
+"""From a change of traffic: it is noticed (5 to 10 s), and the shares are moved, shrinking before
+growing (2 s each)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,9 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """A phase. ``rates_per_s`` as on a real board; ``mode`` None: no daemon. It settles for ``settle_s`` from the first tick of a daemon
-    that is started in it, and otherwise from its beginning.
+    """A phase. ``rates_per_s`` as on a real board; ``mode`` None: no daemon. It settles for
+    ``settle_s`` from the first tick of a daemon that is started in it, and otherwise from its
+    beginning.
 
     Judged: every P99 must be within its SLO after ``settle_s``.
     """
@@ -62,7 +66,11 @@ class Scenario:
 
     def host(self) -> HostSpec:
         """The emulated host: every model as Triton's defaults have it, without a share."""
-        return HostSpec(models=tuple(EmulatedModel(m.name) for m in self.models), slow_factor=self.slow_factor, seed=self.seed)
+        return HostSpec(
+            models=tuple(EmulatedModel(m.name) for m in self.models),
+            slow_factor=self.slow_factor,
+            seed=self.seed,
+        )
 
 
 MODELS = (Served("alexnet", 15.0), Served("resnet50", 40.0), Served("vgg19", 60.0))
@@ -71,12 +79,20 @@ AFTER = {"alexnet": 400.0, "resnet50": 450.0, "vgg19": 75.0}
 
 
 def paper(*, frozen: bool = False, slow_factor: float = SLOW_FACTOR, seed: int = 1) -> Scenario:
-    """The three example models of Xu et al. (IEEE TPDS 34(3), 2023) with their SLOs on one V100, under Poisson arrivals.
+    """The three example models of Xu et al. (IEEE TPDS 34(3), 2023) with their SLOs on one V100,
+    under Poisson arrivals.
 
     ``frozen`` adds a phase in which the traffic has shifted and the plan made before stands still.
     """
     acts = [
-        Act("bare", "Triton as it comes", "default batching, no shares: the models take turns on the GPU", BEFORE, 3.0, 20.0),
+        Act(
+            "bare",
+            "Triton as it comes",
+            "default batching, no shares: the models take turns on the GPU",
+            BEFORE,
+            3.0,
+            20.0,
+        ),
         Act(
             "steered",
             "igniterd",
@@ -91,9 +107,41 @@ def paper(*, frozen: bool = False, slow_factor: float = SLOW_FACTOR, seed: int =
     shift = "resnet50 gets half as much traffic again, vgg19 half of it"
     if frozen:
         said = f"{shift}; the daemon only watches, the old plan stands still"
-        acts.append(Act("frozen", "traffic shifts, plan frozen", said, AFTER, SETTLE_SHIFT_S, 30.0, Mode.OBSERVE))
+        acts.append(
+            Act(
+                "frozen",
+                "traffic shifts, plan frozen",
+                said,
+                AFTER,
+                SETTLE_SHIFT_S,
+                30.0,
+                Mode.OBSERVE,
+            )
+        )
         said = "the same traffic; the daemon may act again"
-        acts.append(Act("shifted", "traffic shifted, igniterd", said, AFTER, SETTLE_START_S, 40.0, Mode.ACT, judged=True))
+        acts.append(
+            Act(
+                "shifted",
+                "traffic shifted, igniterd",
+                said,
+                AFTER,
+                SETTLE_START_S,
+                40.0,
+                Mode.ACT,
+                judged=True,
+            )
+        )
     else:
-        acts.append(Act("shifted", "traffic shifts", f"{shift}; the daemon answers", AFTER, SETTLE_SHIFT_S, 40.0, Mode.ACT, judged=True))
+        acts.append(
+            Act(
+                "shifted",
+                "traffic shifts",
+                f"{shift}; the daemon answers",
+                AFTER,
+                SETTLE_SHIFT_S,
+                40.0,
+                Mode.ACT,
+                judged=True,
+            )
+        )
     return Scenario(MODELS, tuple(acts), slow_factor, seed)

@@ -21,8 +21,8 @@ _LINE_EVERY_S = 5.0
 
 
 class Teller:
-    """Progress in sentences: a line for everything that is done, and what is going on now below them (a line now and then without a
-    terminal)."""
+    """Progress in sentences: a line for everything that is done, and what is going on now below
+    them (a line now and then without a terminal)."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -33,7 +33,11 @@ class Teller:
     def say(self, text: str, style: str = "") -> None:
         """One line, with the seconds since the start."""
         at = f"[dim]{time.monotonic() - self._began_s:5.0f} s[/]  "
-        self.console.print(at + (f"[{style}]{escape(text)}[/]" if style else escape(text)), highlight=False, soft_wrap=True)
+        self.console.print(
+            at + (f"[{style}]{escape(text)}[/]" if style else escape(text)),
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def now(self, text: str) -> None:
         """What is going on at this moment."""
@@ -58,7 +62,11 @@ class Teller:
 def moved(move: Move) -> str:
     """A change in one sentence."""
     what = f"{move.model}: {move.before} -> {move.after}"
-    return f"{what} ({move.kind}, {move.duration_s:.1f} s)" if move.ok else f"{what} REFUSED: {move.error}"
+    return (
+        f"{what} ({move.kind}, {move.duration_s:.1f} s)"
+        if move.ok
+        else f"{what} REFUSED: {move.error}"
+    )
 
 
 def reason(move: Move) -> str:
@@ -67,7 +75,9 @@ def reason(move: Move) -> str:
     return why if " -> " in what and why else move.why
 
 
-def progress(phase: str, left_s: float, line: Mapping[str, Any] | None, slos_ms: Mapping[str, float]) -> str:
+def progress(
+    phase: str, left_s: float, line: Mapping[str, Any] | None, slos_ms: Mapping[str, float]
+) -> str:
     """The generator's last second against the SLOs."""
     left = "until you stop it (Ctrl-C)" if math.isinf(left_s) else f"{left_s:.0f} s to go"
     if line is None:
@@ -89,7 +99,10 @@ def ms(value: float) -> str:
 
 def tables(console: Console, recording: Recording, results: Sequence[Figures]) -> None:
     """Every phase: its figures, and what igniterd changed and why."""
-    console.print("\nLatency from the moment a request was due, in the measured part of each phase", style="dim")
+    console.print(
+        "\nLatency from the moment a request was due, in the measured part of each phase",
+        style="dim",
+    )
     for phase in recording.phases:
         console.print()
         console.print(_table(phase, [r for r in results if r.phase == phase.key]))
@@ -100,7 +113,9 @@ def tables(console: Console, recording: Recording, results: Sequence[Figures]) -
 def _table(phase: Played, results: Sequence[Figures]) -> Table:
     how = {None: "no daemon", "observe": "the daemon watches"}.get(phase.mode, "the daemon acts")
     title = f"[bold]{escape(phase.title)}[/] ({how}, {phase.end_s - phase.measured_s:.0f} s)"
-    table = Table(title=title, title_justify="left", title_style="", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", title_style="", box=SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("model")
     for name in ("offered/s", "requests", "P50 ms", "P99 ms", "SLO ms", "in SLO", "failed"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -125,7 +140,9 @@ def _changes(console: Console, recording: Recording, phase: Played) -> None:
         return
     for move in moves:
         line = escape(f"  +{move.at_s - phase.begin_s:.0f} s  {moved(move)}")
-        console.print(f"{line}\n      [dim]{escape(reason(move))}[/]", highlight=False, soft_wrap=True)
+        console.print(
+            f"{line}\n      [dim]{escape(reason(move))}[/]", highlight=False, soft_wrap=True
+        )
 
 
 def ending(console: Console, recording: Recording, problems: Sequence[str], page: Path) -> None:
@@ -135,6 +152,11 @@ def ending(console: Console, recording: Recording, problems: Sequence[str], page
     console.print(f"page: [bold]{escape(page.as_uri())}[/]", highlight=False, soft_wrap=True)
     if problems:
         for problem in problems:
-            console.print(f"[red]not as it should be[/] {escape(problem)}", highlight=False, soft_wrap=True)
+            console.print(
+                f"[red]not as it should be[/] {escape(problem)}", highlight=False, soft_wrap=True
+            )
     else:
-        console.print("[green]every P99 within its SLO after settling, and no request failed[/]", highlight=False)
+        console.print(
+            "[green]every P99 within its SLO after settling, and no request failed[/]",
+            highlight=False,
+        )

@@ -1,6 +1,8 @@
-"""The timeline of a run as one SVG: traffic, P99 against SLO, shares, largest batches, and every change igniterd made.
+"""The timeline of a run as one SVG: traffic, P99 against SLO, shares, largest batches, and every
+change igniterd made.
 
-It carries its own style (light and dark), so that the same text is a picture of its own and a part of the page.
+It carries its own style (light and dark), so that the same text is a picture of its own and a part
+of the page.
 """
 
 from __future__ import annotations
@@ -21,7 +23,12 @@ from igniterd.lab.load.load import RequestLog
 WIDTH, LEFT, RIGHT = 1120.0, 96.0, 24.0
 _HEAD, _FLAGS, _GAP, _AXIS = 58.0, 40.0, 30.0, 30.0
 _RATES, _P99, _SHARES, _BATCH = 84.0, 92.0, 130.0, 22.0
-_DAEMON = {None: "no igniterd", "act": "igniterd acts", "observe": "igniterd only watches", "advise": "igniterd only advises"}
+_DAEMON = {
+    None: "no igniterd",
+    "act": "igniterd acts",
+    "observe": "igniterd only watches",
+    "advise": "igniterd only advises",
+}
 _TOP_OF_SLO = 1.5  # the P99 panels end at this many SLOs; what is above is drawn at their edge
 
 STYLE = resources.files("igniterd").joinpath("data", "timeline.css").read_text(encoding="utf-8")
@@ -37,14 +44,21 @@ class Span:
 
 
 def spans(recording: Recording, model: str) -> list[Span]:
-    """What was applied to ``model``, from the first phase to the last, as the daemon read it back."""
+    """What was applied to ``model``, from the first phase to the last, as the daemon read it
+    back."""
     begin_s, end_s = recording.phases[0].begin_s, recording.phases[-1].end_s
     changes = [(begin_s, recording.initial[model])]
     for sample in recording.samples:
-        if model in sample.applied and sample.applied[model] != changes[-1][1] and begin_s < sample.at_s < end_s:
+        if (
+            model in sample.applied
+            and sample.applied[model] != changes[-1][1]
+            and begin_s < sample.at_s < end_s
+        ):
             changes.append((sample.at_s, sample.applied[model]))
     ends = [at_s for at_s, _ in changes[1:]] + [end_s]
-    return [Span(at_s, until_s, applied) for (at_s, applied), until_s in zip(changes, ends, strict=True)]
+    return [
+        Span(at_s, until_s, applied) for (at_s, applied), until_s in zip(changes, ends, strict=True)
+    ]
 
 
 class Timeline:
@@ -54,7 +68,9 @@ class Timeline:
         self.recording, self.results = recording, results
         self.begin_s, self.end_s = recording.phases[0].begin_s, recording.phases[-1].end_s
         self.x = Scale(self.begin_s, self.end_s, LEFT, WIDTH - RIGHT)
-        self.traces: dict[str, Trace] = {m: trace(log, m, self.begin_s, self.end_s) for m in recording.models}
+        self.traces: dict[str, Trace] = {
+            m: trace(log, m, self.begin_s, self.end_s) for m in recording.models
+        }
         self.moves = [m for m in recording.moves if self.begin_s <= m.at_s <= self.end_s]
         self.y = 0.0
 
@@ -62,7 +78,12 @@ class Timeline:
         """The picture, with its own style."""
         self.y = _HEAD + _FLAGS
         top = self.y
-        panels = [self._rates(), *(self._p99(i, m) for i, m in enumerate(self.recording.models)), self._shares(), self._batches()]
+        panels = [
+            self._rates(),
+            *(self._p99(i, m) for i, m in enumerate(self.recording.models)),
+            self._shares(),
+            self._batches(),
+        ]
         bottom = self.y - _GAP + 8
         height = bottom + _AXIS
         return el(
@@ -88,7 +109,10 @@ class Timeline:
         line = el("path", d="M-2,2 l4,-4 M0,8 l8,-8 M6,10 l4,-4", class_="hatch")
         return el(
             "defs",
-            Markup(f'<pattern id="tl-hatch" width="8" height="8" patternUnits="userSpaceOnUse">{line}</pattern>'),
+            Markup(
+                '<pattern id="tl-hatch" width="8" height="8" '
+                f'patternUnits="userSpaceOnUse">{line}</pattern>'
+            ),
         )
 
     def _bands(self, bottom: float) -> Iterator[Markup]:
@@ -98,12 +122,22 @@ class Timeline:
                 yield el("rect", x=x0, y=0, width=x1 - x0, height=bottom, class_="band")
             settled = self.x(phase.measured_s)
             note = "settling: not judged" if phase.judged else "settling"
-            yield el("rect", el("title", note), x=x0, y=_HEAD + _FLAGS, width=settled - x0, height=bottom - _HEAD - _FLAGS, class_="settle")
+            yield el(
+                "rect",
+                el("title", note),
+                x=x0,
+                y=_HEAD + _FLAGS,
+                width=settled - x0,
+                height=bottom - _HEAD - _FLAGS,
+                class_="settle",
+            )
             yield el("line", x1=x0, x2=x0, y1=0, y2=bottom, class_="edge")
             lines = _wrapped(phase.title, int((x1 - x0 - 12) / 7.6))
             for row, line in enumerate(lines):
                 yield el("text", line, x=x0 + 8, y=19 + 16 * row, class_="head")
-            yield el("text", _DAEMON[phase.mode], x=x0 + 8, y=19 + 16 * len(lines), class_="soft small")
+            yield el(
+                "text", _DAEMON[phase.mode], x=x0 + 8, y=19 + 16 * len(lines), class_="soft small"
+            )
 
     def _legend(self) -> Iterator[Markup]:
         x = WIDTH - RIGHT
@@ -120,61 +154,109 @@ class Timeline:
 
     # ------------------------------------------------------------ panels
 
-    def _panel(self, height: float, title: str, unit: str, scale: Scale, ticks: Sequence[float], *body: Markup) -> Markup:
+    def _panel(
+        self,
+        height: float,
+        title: str,
+        unit: str,
+        scale: Scale,
+        ticks: Sequence[float],
+        *body: Markup,
+    ) -> Markup:
         """A panel at the present height of the pen; the pen moves below it."""
         lines = []
         for tick in ticks:
             y = scale(tick)
             lines.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
-            lines.append(el("text", f"{tick:g}{unit}", x=LEFT - 8, y=y + 4, class_="soft small end"))
+            lines.append(
+                el("text", f"{tick:g}{unit}", x=LEFT - 8, y=y + 4, class_="soft small end")
+            )
         heading = el("text", title, x=LEFT + 8, y=self.y - 8, class_="name halo")
         self.y += height + _GAP
         return el("g", *lines, heading, *body)
 
     def _rates(self) -> Markup:
         rates = [r for p in self.recording.phases for r in p.rates_per_s.values()]
-        high = max([*rates, *(float(t.rate_per_s.max()) for t in self.traces.values() if len(t.rate_per_s))]) * 1.05
+        high = (
+            max(
+                [
+                    *rates,
+                    *(float(t.rate_per_s.max()) for t in self.traces.values() if len(t.rate_per_s)),
+                ]
+            )
+            * 1.05
+        )
         scale = Scale(0, high, self.y + _RATES, self.y)
         body = []
         for i, (_model, seen) in enumerate(self.traces.items()):
-            line = points((self.x(t), scale(r)) for t, r in zip(seen.at_s, seen.rate_per_s, strict=True))
+            line = points(
+                (self.x(t), scale(r)) for t, r in zip(seen.at_s, seen.rate_per_s, strict=True)
+            )
             body.append(el("polyline", points=line, class_=f"trace k{i}"))
-        names = [el("tspan", f"   {m}", class_=f"t{i}") for i, m in enumerate(self.recording.models)]
+        names = [
+            el("tspan", f"   {m}", class_=f"t{i}") for i, m in enumerate(self.recording.models)
+        ]
         body.append(el("text", *names, x=WIDTH - RIGHT, y=self.y - 8, class_="name halo end"))
         return self._panel(_RATES, "requests a second", "", scale, nice_ticks(high, 3), *body)
 
     def _p99(self, index: int, model: str) -> Markup:
         slo = self.recording.slos_ms[model]
         scale = Scale(0, slo * _TOP_OF_SLO, self.y + _P99, self.y)
-        seen = [(self.x(t), float(v)) for t, v in zip(self.traces[model].at_s, self.traces[model].p99_ms, strict=True)]
+        seen = [
+            (self.x(t), float(v))
+            for t, v in zip(self.traces[model].at_s, self.traces[model].p99_ms, strict=True)
+        ]
         body = [self._over(run, scale, slo) for run in _runs(seen)]
-        body += [el("polyline", points=points((x, scale(v)) for x, v in run), class_=f"trace k{index}") for run in _runs(seen)]
+        body += [
+            el("polyline", points=points((x, scale(v)) for x, v in run), class_=f"trace k{index}")
+            for run in _runs(seen)
+        ]
         expected = [(self.x(s.at_s), s.predicted_p99_ms.get(model)) for s in self.recording.samples]
         for run in _runs([(x, math.nan if v is None else v) for x, v in expected]):
-            body.append(el("polyline", points=points((x, scale(v)) for x, v in run), class_=f"guess k{index}"))
+            body.append(
+                el(
+                    "polyline",
+                    points=points((x, scale(v)) for x, v in run),
+                    class_=f"guess k{index}",
+                )
+            )
         y = scale(slo)
         body.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="slo"))
-        body.append(el("text", f"SLO {slo:g} ms", x=WIDTH - RIGHT - 6, y=y - 5, class_="bad small halo end"))
+        body.append(
+            el("text", f"SLO {slo:g} ms", x=WIDTH - RIGHT - 6, y=y - 5, class_="bad small halo end")
+        )
         body += list(self._verdicts(model, index, scale))
-        title = f"{model}: P99 of the last 5 s" + (", dotted: as igniterd predicts it" if index == 0 else "")
+        title = f"{model}: P99 of the last 5 s" + (
+            ", dotted: as igniterd predicts it" if index == 0 else ""
+        )
         return self._panel(_P99, title, " ms", scale, [0.0, slo / 2], *body)
 
     def _over(self, run: Sequence[tuple[float, float]], scale: Scale, slo: float) -> Markup:
         """What is above the SLO, filled."""
         base = scale(slo)
         up = [(x, min(base, scale(v))) for x, v in run]
-        return el("polygon", points=points([(run[0][0], base), *up, (run[-1][0], base)]), class_="over")
+        return el(
+            "polygon", points=points([(run[0][0], base), *up, (run[-1][0], base)]), class_="over"
+        )
 
     def _verdicts(self, model: str, index: int, scale: Scale) -> Iterator[Markup]:
         """The P99 of the whole measured part of each phase."""
         for phase in self.recording.phases:
-            found = next((f for f in self.results if f.phase == phase.key and f.model == model), None)
+            found = next(
+                (f for f in self.results if f.phase == phase.key and f.model == model), None
+            )
             if found is None or math.isnan(found.p99_ms):
                 continue
             middle = (self.x(phase.measured_s) + self.x(phase.end_s)) / 2
             text = "P99 never" if math.isinf(found.p99_ms) else f"P99 {found.p99_ms:.0f} ms"
             y = scale.start - 8
-            yield el("text", text, x=middle, y=y, class_=f"name halo mid {f't{index}' if found.held else 'bad'}")
+            yield el(
+                "text",
+                text,
+                x=middle,
+                y=y,
+                class_=f"name halo mid {f't{index}' if found.held else 'bad'}",
+            )
 
     def _shares(self) -> Markup:
         scale = Scale(0, 1, self.y + _SHARES, self.y)
@@ -182,16 +264,24 @@ class Timeline:
         every = {m: spans(self.recording, m) for m in self.recording.models}
         cuts = sorted({s.begin_s for each in every.values() for s in each} | {self.end_s})
         for a, b in pairwise(cuts):
-            here = {m: next(s.applied for s in each if s.begin_s <= a < s.end_s) for m, each in every.items()}
+            here = {
+                m: next(s.applied for s in each if s.begin_s <= a < s.end_s)
+                for m, each in every.items()
+            }
             body += list(self._stack(here, self.x(a), self.x(b), scale))
-        return self._panel(_SHARES, "share of the GPU (MPS)", "", scale, [], *body, *self._percents(scale))
+        return self._panel(
+            _SHARES, "share of the GPU (MPS)", "", scale, [], *body, *self._percents(scale)
+        )
 
     def _percents(self, scale: Scale) -> Iterator[Markup]:
         for part in (0.0, 0.5, 1.0):
             yield el("text", f"{part:.0%}", x=LEFT - 8, y=scale(part) + 4, class_="soft small end")
 
-    def _stack(self, applied: dict[str, Applied], x0: float, x1: float, scale: Scale) -> Iterator[Markup]:
-        """One stretch of time: shares above each other; models without one own what is left in turns."""
+    def _stack(
+        self, applied: dict[str, Applied], x0: float, x1: float, scale: Scale
+    ) -> Iterator[Markup]:
+        """One stretch of time: shares above each other; models without one own what is left in
+        turns."""
         below, bare = 0.0, [m for m, a in applied.items() if a.share is None]
         for i, (model, now) in enumerate(applied.items()):
             if now.share is None:
@@ -201,9 +291,19 @@ class Timeline:
             tip = el("title", f"{model}: {now}")
             yield el("rect", tip, x=x0, y=y1, width=x1 - x0, height=y0 - y1, class_=f"cut a{i}")
             if x1 - x0 > 96 and y0 - y1 > 13:
-                yield el("text", f"{model} {now.share:.1%}", x=(x0 + x1) / 2, y=(y0 + y1) / 2 + 4, class_=f"name mid t{i}")
+                yield el(
+                    "text",
+                    f"{model} {now.share:.1%}",
+                    x=(x0 + x1) / 2,
+                    y=(y0 + y1) / 2 + 4,
+                    class_=f"name mid t{i}",
+                )
         if bare and x1 - x0 > 130:
-            text = "no shares: the models take turns" if len(bare) == len(applied) else f"{', '.join(bare)}: in turns"
+            text = (
+                "no shares: the models take turns"
+                if len(bare) == len(applied)
+                else f"{', '.join(bare)}: in turns"
+            )
             yield el("text", text, x=(x0 + x1) / 2, y=scale(below / 2 + 0.5) + 4, class_="soft mid")
 
     def _batches(self) -> Markup:
@@ -216,9 +316,21 @@ class Timeline:
             for span in _batch_spans(spans(self.recording, model)):
                 x0, x1 = self.x(span.begin_s), self.x(span.end_s)
                 wait = span.applied.max_queue_delay_us
-                text = f"{span.applied.max_batch_size}" + (f", waits {wait / 1000:g} ms" if wait and x1 - x0 > 90 else "")
+                text = f"{span.applied.max_batch_size}" + (
+                    f", waits {wait / 1000:g} ms" if wait and x1 - x0 > 90 else ""
+                )
                 tip = el("title", f"{model}: {span.applied}")
-                body.append(el("rect", tip, x=x0, y=top + 1, width=x1 - x0, height=_BATCH - 2, class_=f"cut a{i}"))
+                body.append(
+                    el(
+                        "rect",
+                        tip,
+                        x=x0,
+                        y=top + 1,
+                        width=x1 - x0,
+                        height=_BATCH - 2,
+                        class_=f"cut a{i}",
+                    )
+                )
                 if x1 - x0 > 14:
                     body.append(el("text", text, x=(x0 + x1) / 2, y=top + 15, class_="mid small"))
         return self._panel(rows * _BATCH, "largest batch", "", scale, [], *body)
@@ -226,7 +338,8 @@ class Timeline:
     # ------------------------------------------------------------ changes
 
     def _flags(self, top: float, bottom: float) -> Iterator[Markup]:
-        """A numbered flag for every change, a stripe while it was made and a line at its end; flags that would overlap are moved apart."""
+        """A numbered flag for every change, a stripe while it was made and a line at its end; flags
+        that would overlap are moved apart."""
         places = apart([self.x(m.at_s) for m in self.moves], 19.0, LEFT + 10, WIDTH - RIGHT - 10)
         for number, (move, place) in enumerate(zip(self.moves, places, strict=True), start=1):
             yield self._flag(number, move, place, top, bottom)
@@ -238,8 +351,20 @@ class Timeline:
         return el(
             "g",
             el("title", tip),
-            el("rect", x=began, y=top - 6, width=x - began, height=bottom - top + 6, class_=f"t{index} during"),
-            el("path", d=f"M{place:.1f},{y + 8} L{x:.1f},{top - 6} V{bottom:.1f}", class_=f"mark k{index}", fill="none"),
+            el(
+                "rect",
+                x=began,
+                y=top - 6,
+                width=x - began,
+                height=bottom - top + 6,
+                class_=f"t{index} during",
+            ),
+            el(
+                "path",
+                d=f"M{place:.1f},{y + 8} L{x:.1f},{top - 6} V{bottom:.1f}",
+                class_=f"mark k{index}",
+                fill="none",
+            ),
             el("circle", cx=place, cy=y, r=8.5, class_=f"t{index}" if move.ok else "bad"),
             el("text", number, x=place, y=y + 4, class_="mid"),
             class_="flag",
@@ -281,7 +406,8 @@ def _batch_spans(given: Sequence[Span]) -> list[Span]:
 
 
 def apart(wanted: Sequence[float], least: float, low: float, high: float) -> list[float]:
-    """Ascending places near ``wanted``, at least ``least`` apart, within [low, high] as far as they fit."""
+    """Ascending places near ``wanted``, at least ``least`` apart, within [low, high] as far as they
+    fit."""
     out: list[float] = []
     for x in wanted:
         out.append(max(x, out[-1] + least) if out else max(x, low))

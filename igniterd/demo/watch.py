@@ -50,7 +50,9 @@ class Watch:
         """Subscribe to the broker for ever."""
         while True:
             with contextlib.suppress(aiomqtt.MqttError):
-                async with aiomqtt.Client("127.0.0.1", port, protocol=aiomqtt.ProtocolVersion.V5) as client:
+                async with aiomqtt.Client(
+                    "127.0.0.1", port, protocol=aiomqtt.ProtocolVersion.V5
+                ) as client:
                     await client.subscribe("igniterd/v1/#", qos=1)
                     async for message in client.messages:
                         self._hear(message)
@@ -63,7 +65,10 @@ class Watch:
             data = json.loads(text)["data"]
             if topic == "state":  # the page needs only that it came
                 data = {}
-            self.messages = [*self.messages, Message(at_s=time.time(), topic=topic, retained=bool(message.retain), data=data)]
+            self.messages = [
+                *self.messages,
+                Message(at_s=time.time(), topic=topic, retained=bool(message.retain), data=data),
+            ]
             self.messages = self.messages[-_KEPT_MESSAGES:]
 
 

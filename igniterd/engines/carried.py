@@ -66,7 +66,9 @@ def _take(
             continue
         value = read(parameters[name])
         if value is None:
-            found.notes.append(f"parameter {name}: {parameters[name]!r} should be {wanted}; left out")
+            found.notes.append(
+                f"parameter {name}: {parameters[name]!r} should be {wanted}; left out"
+            )
         else:
             found.options[option] = value
 
@@ -97,7 +99,10 @@ def _onnxruntime(config: Config, parameters: Mapping[str, str], found: Carried) 
     optimization = config.get("optimization", {})
     level = int(optimization.get("graph", {}).get("level", 0))
     found.options["graph"] = _GRAPH.get(level, "all")
-    threads = {"intra_op_thread_count": "intra_op_threads", "inter_op_thread_count": "inter_op_threads"}
+    threads = {
+        "intra_op_thread_count": "intra_op_threads",
+        "inter_op_thread_count": "inter_op_threads",
+    }
     _take(found, parameters, threads, _number, "a whole number")
     memory = {"enable_mem_arena": "mem_arena", "enable_mem_pattern": "mem_pattern"}
     _take(found, parameters, memory | {"execution_mode": "parallel"}, _flag, "0 or 1")
@@ -114,7 +119,11 @@ def _onnxruntime(config: Config, parameters: Mapping[str, str], found: Carried) 
 
 
 def _accelerators(given: Mapping[str, Any], parameters: Mapping[str, str], found: Carried) -> None:
-    cuda = {name: values.get(parameters[name], parameters[name]) for name, values in _CUDA_PARAMETERS.items() if name in parameters}
+    cuda = {
+        name: values.get(parameters[name], parameters[name])
+        for name, values in _CUDA_PARAMETERS.items()
+        if name in parameters
+    }
     providers: list[list[Any]] = []
     for each in given.get("gpu_execution_accelerator", []):
         name, options = str(each.get("name", "")), dict(each.get("parameters", {}))
@@ -142,7 +151,9 @@ def _tensorrt_provider(given: dict[str, str], found: Carried) -> dict[str, str]:
     options = dict(_PRECISIONS.get(precision, {}))
     for key, value in given.items():
         name, flag = _TENSORRT_KEYS.get(key, key), _flag(value)
-        truth = name.endswith(("_enable", "_table", "_dump", "_build", "_cache", "_log", "_fallback"))
+        truth = name.endswith(
+            ("_enable", "_table", "_dump", "_build", "_cache", "_log", "_fallback")
+        )
         options[name] = str(flag) if truth and flag is not None else value
     return options
 
@@ -151,7 +162,10 @@ def _tensorrt_provider(given: dict[str, str], found: Carried) -> dict[str, str]:
 
 
 def _pytorch(config: Config, parameters: Mapping[str, str], found: Carried) -> None:
-    threads = {"INTRA_OP_THREAD_COUNT": "intra_op_threads", "INTER_OP_THREAD_COUNT": "inter_op_threads"}
+    threads = {
+        "INTRA_OP_THREAD_COUNT": "intra_op_threads",
+        "INTER_OP_THREAD_COUNT": "inter_op_threads",
+    }
     _take(found, parameters, threads, _number, "a whole number")
     flags = {
         "INFERENCE_MODE": "inference_mode",
@@ -161,11 +175,17 @@ def _pytorch(config: Config, parameters: Mapping[str, str], found: Carried) -> N
         "ENABLE_TENSOR_FUSER": "tensor_fuser",
     }
     _take(found, parameters, flags, _flag, "true or false")
-    for name, option in (("DISABLE_OPTIMIZED_EXECUTION", "optimized_execution"), ("DISABLE_CUDNN", "cudnn")):
+    for name, option in (
+        ("DISABLE_OPTIMIZED_EXECUTION", "optimized_execution"),
+        ("DISABLE_CUDNN", "cudnn"),
+    ):
         if (value := _flag(parameters.get(name, ""))) is not None and name in parameters:
             found.options[option] = not value
     if _flag(parameters.get("ENABLE_WEIGHT_SHARING", "0")):
-        found.notes.append("parameter ENABLE_WEIGHT_SHARING: every instance has a process of its own, so each has the weights in memory")
+        found.notes.append(
+            "parameter ENABLE_WEIGHT_SHARING: every instance has a process of its own, so each "
+            "has the weights in memory"
+        )
     if "ENABLE_NVFUSER" in parameters:
         found.notes.append("parameter ENABLE_NVFUSER: PyTorch has no nvFuser any more; left out")
 
@@ -180,12 +200,17 @@ def _tensorrt(config: Config, parameters: Mapping[str, str], found: Carried) -> 
         if asked:
             profiles[str(group.get("name") or f"{name}_{number}")] = str(asked[0])
         if len(asked) > 1:
-            found.notes.append(f"instance_group profile {', '.join(asked)}: one profile a process; {asked[0]} is used")
+            found.notes.append(
+                f"instance_group profile {', '.join(asked)}: one profile a process; {asked[0]} "
+                "is used"
+            )
     found.options["profiles"] = profiles
     if config.get("optimization", {}).get("cuda", {}).get("graphs"):
         found.notes.append("optimization cuda graphs: the plan is executed without CUDA graphs")
     if "execution_context_allocation_strategy" in parameters:
-        found.notes.append("parameter execution_context_allocation_strategy: TensorRT's own is used")
+        found.notes.append(
+            "parameter execution_context_allocation_strategy: TensorRT's own is used"
+        )
 
 
 _READ: dict[str, Callable[[Config, Mapping[str, str], Carried], None]] = {

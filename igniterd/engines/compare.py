@@ -57,7 +57,9 @@ def compared(owner: Answer, hosted: Answer) -> tuple[OutputCompared, ...]:
     return tuple(_output(name, owner[name], hosted.get(name)) for name in owner)
 
 
-def _output(name: str, owner: tuple[str, Array], hosted: tuple[str, Array] | None) -> OutputCompared:
+def _output(
+    name: str, owner: tuple[str, Array], hosted: tuple[str, Array] | None
+) -> OutputCompared:
     kind, one = owner
     if hosted is None:
         return OutputCompared(name, kind, float("inf"), 0.0, "missing")

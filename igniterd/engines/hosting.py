@@ -43,7 +43,10 @@ _SHIM, _SHIM_VARIABLE = "IGNITERD_OWN_BACKEND", "IGNITERD_ENV_"
 _OURS = (PARAMETER, ENV_PATH, "IGNITERD_BASE_ENV", "IGNITERD_LOAD", _SHIM)
 _OWNERS = ("backend", "platform", "default_model_filename", "cc_model_filenames", "runtime")
 _UP = "../" * 12  # from any temporary folder to the root: there is nothing above it
-_NOTHING = b"class TritonPythonModel:\n    def execute(self, requests):\n        return [None for _ in requests]\n"
+_NOTHING = (
+    b"class TritonPythonModel:\n    def execute(self, requests):\n        return [None "
+    b"for _ in requests]\n"
+)
 _WARMUP_FOLDER = "warmup/igniterd"
 
 
@@ -88,7 +91,8 @@ def can_host(config: Mapping[str, Any]) -> str:
 
 
 def _is_python(config: Mapping[str, Any]) -> bool:
-    """Whether the Python backend runs it; where a share came by igniterd's shim backend, a parameter names the backend behind that."""
+    """Whether the Python backend runs it; where a share came by igniterd's shim backend, a
+    parameter names the backend behind that."""
     behind = config.get("parameters", {}).get(_SHIM, {}).get("string_value")
     return (behind or config.get("backend")) == "python"
 
@@ -198,7 +202,10 @@ def hosted_by_server(
     }
     parameters = made.setdefault("parameters", {})
     added = []
-    for ours, theirs in (("NUM_THREADS", "INTRA_OP_THREAD_COUNT"), ("NUM_INTEROP_THREADS", "INTER_OP_THREAD_COUNT")):
+    for ours, theirs in (
+        ("NUM_THREADS", "INTRA_OP_THREAD_COUNT"),
+        ("NUM_INTEROP_THREADS", "INTER_OP_THREAD_COUNT"),
+    ):
         if theirs in parameters and ours not in parameters:
             parameters[ours] = copy.deepcopy(parameters[theirs])
             added.append(ours)
@@ -241,11 +248,14 @@ def _moved(made: ModelConfig, folder: str) -> dict[str, Any]:
                 warmups[f"{sample.get('name', '')}/{key}"] = name
                 data["input_data_file"] = f"{_UP}{folder.strip('/')}/warmup/{name}"
     found: dict[str, Any] = {}
-    return found | ({"labels": labels} if labels else {}) | ({"warmups": warmups} if warmups else {})
+    return (
+        found | ({"labels": labels} if labels else {}) | ({"warmups": warmups} if warmups else {})
+    )
 
 
 def shadow_of(override: ModelConfig, name: str) -> tuple[ModelConfig, dict[str, bytes]]:
-    """``override`` for a copy to measure: one instance, requests executed as they come, no cache."""
+    """``override`` for a copy to measure: one instance, requests executed as they come, no
+    cache."""
     config = {**override, "name": name}
     config.pop("response_cache", None)
     config.pop("dynamic_batching", None)
@@ -263,18 +273,28 @@ def shadow_of(override: ModelConfig, name: str) -> tuple[ModelConfig, dict[str, 
     return config, {f"{newest}/igniterd": b"\n"}
 
 
-def placeholder_of(override: ModelConfig, name: str, *, in_environment: bool) -> tuple[ModelConfig, dict[str, bytes]]:
-    """A model that answers nothing, of the versions of the copy ``name``: loaded before it, it is what a refused copy leaves."""
+def placeholder_of(
+    override: ModelConfig, name: str, *, in_environment: bool
+) -> tuple[ModelConfig, dict[str, bytes]]:
+    """A model that answers nothing, of the versions of the copy ``name``: loaded before it, it is
+    what a refused copy leaves."""
     hosting = hosting_of(override)
     tensor = {"name": "x", "data_type": "TYPE_FP32", "dims": [1]}
-    config: ModelConfig = {"name": name, "backend": "python", "input": [tensor], "output": [tensor | {"name": "y"}]}
+    config: ModelConfig = {
+        "name": name,
+        "backend": "python",
+        "input": [tensor],
+        "output": [tensor | {"name": "y"}],
+    }
     config["instance_group"] = [{"name": f"{name}.first", "kind": "KIND_CPU", "count": 1}]
     if "version_policy" in override:
         config["version_policy"] = override["version_policy"]
     environment = override.get("parameters", {}).get(ENV_PATH)
     if in_environment and environment:
         config["parameters"] = {ENV_PATH: environment}
-    return config, {f"{version}/model.py": _NOTHING for version in (hosting.versions if hosting else ("1",))}
+    return config, {
+        f"{version}/model.py": _NOTHING for version in (hosting.versions if hosting else ("1",))
+    }
 
 
 def hosting_of(config: Mapping[str, Any]) -> Hosting | None:
@@ -304,7 +324,11 @@ def files_of(config: Mapping[str, Any]) -> dict[str, bytes]:
     hosting = hosting_of(config)
     if hosting is None or not _is_python(config):
         return {}
-    files = {f"{version}/{name}": content for version in hosting.versions for name, content in _sources(hosting.engine).items()}
+    files = {
+        f"{version}/{name}": content
+        for version in hosting.versions
+        for name, content in _sources(hosting.engine).items()
+    }
     if hosting.owner.get("warmups"):
         files[_WARMUP_FOLDER] = b"\n"  # the folder must be there for a path through it
     return files
@@ -320,7 +344,11 @@ def owner_of(config: Mapping[str, Any]) -> ModelConfig:
     owner = dict(hosting.owner)
     labels, warmups = owner.pop("labels", {}), owner.pop("warmups", {})
     parameters = made["parameters"]
-    for key in (*_OURS, *owner.pop("added", []), *(key for key in parameters if key.startswith(_SHIM_VARIABLE))):
+    for key in (
+        *_OURS,
+        *owner.pop("added", []),
+        *(key for key in parameters if key.startswith(_SHIM_VARIABLE)),
+    ):
         parameters.pop(key, None)
     if not parameters:
         del made["parameters"]

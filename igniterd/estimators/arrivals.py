@@ -1,19 +1,23 @@
-"""The arrival rate of a model from differenced counters: quick on a step, quiet on noise, with a short forecast. Pure.
+"""The arrival rate of a model from differenced counters: quick on a step, quiet on noise, with a
+short forecast. Pure.
 
 Four parts, each a constant amount of work a count:
 
-* A line through the recent counts by least squares, older counts weighing less (time constant ``MEMORY_S``). Its slope is shrunk
-  towards none by how well it can be told from noise (as James and Stein's estimator), so that steady traffic has no trend and a
-  ramp is not lagged behind.
-* Page's cumulative sums (E. S. Page, Biometrika 41, 1954), on the likelihood ratio of a rate changed by ``STEPS`` against the line's.
-  Where one passes ``ALARM`` the line forgets what came before the change; the sum itself knows when that was.
-* The upper quantile that plans are made for is that of a mixture of what may have happened of late: nothing, a step, a
-  ramp that began or one that ended, each as likely as the counts make it (:mod:`igniterd.estimators.kernels.trends`). It does not rest on
-  the line, which an alarm has made forget what shows that a ramp is no step.
-* The index of dispersion of the counts, from the squares of successive differences, to which neither a trend nor a level matters.
+* A line through the recent counts by least squares, older counts weighing less (time constant
+  ``MEMORY_S``). Its slope is shrunk towards none by how well it can be told from noise (as James
+  and Stein's estimator), so that steady traffic has no trend and a ramp is not lagged behind.
+* Page's cumulative sums (E. S. Page, Biometrika 41, 1954), on the likelihood ratio of a rate
+  changed by ``STEPS`` against the line's. Where one passes ``ALARM`` the line forgets what came
+  before the change; the sum itself knows when that was.
+* The upper quantile that plans are made for is that of a mixture of what may have happened of late:
+  nothing, a step, a ramp that began or one that ended, each as likely as the counts make it
+  (:mod:`igniterd.estimators.kernels.trends`). It does not rest on the line, which an alarm has made
+  forget what shows that a ramp is no step.
+* The index of dispersion of the counts, from the squares of successive differences, to which
+  neither a trend nor a level matters.
 
-Burstiness is read off that index. It is only ever believed to be above a Poisson process: counts of a second cannot show that
-arrivals are smooth within it.
+Burstiness is read off that index. It is only ever believed to be above a Poisson process: counts of
+a second cannot show that arrivals are smooth within it.
 """
 
 from __future__ import annotations
@@ -33,17 +37,23 @@ MEMORY_S = 20.0
 STEPS = (0.1, 0.3, 1.0, 4.0, -0.1, -0.25, -0.5)  # relative changes of the rate that are watched for
 ALARM = 9.0  # log likelihood ratio: about e^9 seconds between false alarms of one sum
 SHRINK = 4.0  # squared standard errors of the slope below which there is no trend
-CONFIRM = 3  # the upper quantile is the least that as many counts in a row have asked for: one odd count moves no plan ...
+# the upper quantile is the least that as many counts in a row have asked for: one odd count moves
+# no plan ...
+CONFIRM = 3
 YOUNG_S = 8.0  # ... but no less than the line says, for so long after a change
-FEW = 60.0  # weighted requests in the line, below which any count is odd and too much costs little: no confirmation is waited for
+# weighted requests in the line, below which any count is odd and too much costs little: no
+# confirmation is waited for
+FEW = 60.0
 GAP_S = 30.0  # without counts, after which nothing is foreseen from those before
 USUAL_PER_S = 0.01  # trends expected beforehand: standard deviation of the slope over the rate
-FASTEST_PER_S = 0.1  # the forecast rises or falls by no more than this fraction of the rate a second
+# the forecast rises or falls by no more than this fraction of the rate a second
+FASTEST_PER_S = 0.1
 
 DISPERSION_S = 60.0  # time constant of the index of dispersion
 DISPERSION_PRIOR = 10.0  # counts of a Poisson process believed in beforehand
 DISPERSION_CLIP = 9.0  # a squared difference counts at most this many times what is expected
-BURSTS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)  # burstiness as plans see it: in steps, so that noise moves no plan
+# burstiness as plans see it: in steps, so that noise moves no plan
+BURSTS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 BURST_SIGMA = 2.0  # standard errors by which the next step must be passed
 
 PEAK_HALF_LIFE_S = 900.0
@@ -52,7 +62,8 @@ _deviations = lru_cache(maxsize=64)(NormalDist().inv_cdf)
 
 NOTHING: NDArray[np.float64] = np.empty((0, 2))
 
-Suspicion = tuple[float, float, float, float]  # log likelihood ratio; arrivals, seconds and arrivals x time since it left zero
+# log likelihood ratio; arrivals, seconds and arrivals x time since it left zero
+Suspicion = tuple[float, float, float, float]
 CALM: tuple[Suspicion, ...] = ((0.0, 0.0, 0.0, 0.0),) * len(STEPS)
 
 
@@ -67,9 +78,11 @@ AIM = Aim()
 
 
 class Line(NamedTuple):
-    """Sums over the counts for a weighted line; times are relative to the last count's end, weights ``exp(time / MEMORY_S)``.
+    """Sums over the counts for a weighted line; times are relative to the last count's end, weights
+    ``exp(time / MEMORY_S)``.
 
-    ``e``: weight x seconds times 1, t, t^2; ``n``: weight x arrivals times 1, t; ``v``: as ``e`` with squared weights.
+    ``e``: weight x seconds times 1, t, t^2; ``n``: weight x arrivals times 1, t; ``v``: as ``e``
+    with squared weights.
     """
 
     e0: float = 0.0
@@ -104,7 +117,16 @@ class Line(NamedTuple):
         e, n = w * span_s, w * arrivals
         v = w * e
         square = at_s * at_s + span_s * span_s / 12
-        return Line(e0 + e, e1 + e * at_s, e2 + e * square, n0 + n, n1 + n * at_s, v0 + v, v1 + v * at_s, v2 + v * square)
+        return Line(
+            e0 + e,
+            e1 + e * at_s,
+            e2 + e * square,
+            n0 + n,
+            n1 + n * at_s,
+            v0 + v,
+            v1 + v * at_s,
+            v2 + v * square,
+        )
 
 
 class Forecast(NamedTuple):
@@ -116,12 +138,14 @@ class Forecast(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What is believed of one model's arrivals. ``seen`` counts the arrivals since the last change of rate."""
+    """What is believed of one model's arrivals. ``seen`` counts the arrivals since the last change
+    of rate."""
 
     end_s: float | None = None
     line: Line = field(default_factory=Line)
     slope: float = 0.0  # shrunk, requests/s a second
-    recent: NDArray[np.float64] = field(default_factory=lambda: NOTHING, compare=False)  # (N, 2): seconds and arrivals of the last counts
+    # (N, 2): seconds and arrivals of the last counts
+    recent: NDArray[np.float64] = field(default_factory=lambda: NOTHING, compare=False)
     foreseen: tuple[float, ...] = ()  # quantiles, after each of the last counts
     upper_per_s: float = 0.0  # the quantile that plans are made for, see ``Aim``
     seen: float = 0.0
@@ -130,7 +154,8 @@ class Rate:
     dispersion: float = 1.0  # variance over mean of the counts
     dispersion_weight: float = DISPERSION_PRIOR
     burstiness: float = 1.0  # one of BURSTS
-    peak_per_s: float = 0.0  # of the recent past, as far as it was more than noise; slowly forgotten
+    # of the recent past, as far as it was more than noise; slowly forgotten
+    peak_per_s: float = 0.0
 
     @property
     def per_s(self) -> float:
@@ -146,7 +171,11 @@ def _level_upper(line: Line, dispersion: float, deviations: float) -> float:
     """Upper quantile of the line's mean: trends are not looked at."""
     per_count = line.v0 / (line.e0 * line.e0) * max(1.0, dispersion)
     mean = line.n0 / line.e0
-    return mean + deviations * math.sqrt((mean + per_count) * per_count) + float(trends.skew(deviations)) * per_count
+    return (
+        mean
+        + deviations * math.sqrt((mean + per_count) * per_count)
+        + float(trends.skew(deviations)) * per_count
+    )
 
 
 def _now_per_s(line: Line, slope: float) -> float:
@@ -162,7 +191,8 @@ def _ahead(line: Line, slope: float, dispersion: float, in_s: float) -> Forecast
     now = _now_per_s(line, slope)
     most = FASTEST_PER_S * in_s * now
     per_s = max(0.0, now + min(most, max(-most, slope * in_s)))
-    # a mean of counts, and a slope times the way it is carried; the slope's own error shrinks with the slope
+    # a mean of counts, and a slope times the way it is carried; the slope's own error shrinks with
+    # the slope
     poisson = max(mean, 1.0 / e0) * max(1.0, dispersion)
     variance = poisson * line.v0 / (e0 * e0)
     if slope:
@@ -171,18 +201,21 @@ def _ahead(line: Line, slope: float, dispersion: float, in_s: float) -> Forecast
 
 
 def _slope(line: Line, poisson: float) -> tuple[float, float]:
-    """Least-squares slope and its variance for counts of variance ``poisson`` a second; (0, 0) where counts are too few to tell."""
+    """Least-squares slope and its variance for counts of variance ``poisson`` a second; (0, 0)
+    where counts are too few to tell."""
     e0, e1, e2, n0, n1, v0, v1, v2 = line
     centre = e1 / e0
     spread = e2 - centre * e1
     if spread <= 1e-9 * e0:
         return 0.0, 0.0
-    return (n1 - centre * n0) / spread, poisson * (v2 - 2 * centre * v1 + centre * centre * v0) / spread**2
+    return (n1 - centre * n0) / spread, poisson * (
+        v2 - 2 * centre * v1 + centre * centre * v0
+    ) / spread**2
 
 
 def _trend(line: Line, poisson: float) -> tuple[float, float]:
-    """The slope as far as it can be believed, and its variance: drawn to what is usual (a normal prior), and to none where it is within
-    ``SHRINK`` squared standard errors."""
+    """The slope as far as it can be believed, and its variance: drawn to what is usual (a normal
+    prior), and to none where it is within ``SHRINK`` squared standard errors."""
     slope, variance = _slope(line, poisson)
     if variance <= 0:
         return 0.0, 0.0
@@ -193,19 +226,29 @@ def _trend(line: Line, poisson: float) -> tuple[float, float]:
 
 
 def _expected(rate: Rate, in_s: float, span_s: float) -> tuple[float, float]:
-    """Arrivals expected in a span around ``in_s`` ahead, and their variance over that: the counts' own and the forecast's."""
+    """Arrivals expected in a span around ``in_s`` ahead, and their variance over that: the counts'
+    own and the forecast's."""
     forecast = rate.ahead(in_s)
     per_s = max(forecast.per_s, 0.5 / rate.line.e0)
     return per_s * span_s, max(1.0, rate.dispersion) + forecast.error_per_s**2 * span_s / per_s
 
 
-def _watched(watch: tuple[Suspicion, ...], expected: float, dispersion: float, span_s: float, arrivals: int) -> tuple[Suspicion, ...]:
+def _watched(
+    watch: tuple[Suspicion, ...], expected: float, dispersion: float, span_s: float, arrivals: int
+) -> tuple[Suspicion, ...]:
     """Every sum after one more count, of which ``expected`` were expected."""
     out = []
     for step, log, (ratio, counts, seconds, moment) in zip(STEPS, _LOGS, watch, strict=True):
         gained = ratio + (arrivals * log - expected * step) / dispersion
         if gained > 0:
-            out.append((gained, counts + arrivals, seconds + span_s, moment - counts * span_s - arrivals * span_s / 2))
+            out.append(
+                (
+                    gained,
+                    counts + arrivals,
+                    seconds + span_s,
+                    moment - counts * span_s - arrivals * span_s / 2,
+                )
+            )
         else:
             out.append((0.0, 0.0, 0.0, 0.0))
     return tuple(out)
@@ -228,7 +271,9 @@ def _dispersed(rate: Rate, span_s: float, arrivals: int) -> tuple[float, float]:
     ours = keep * (rate.dispersion_weight - DISPERSION_PRIOR)
     total = ours + 1.0
     index = rate.dispersion * rate.dispersion_weight - DISPERSION_PRIOR  # the sum of squares so far
-    return (keep * index + square + DISPERSION_PRIOR) / (total + DISPERSION_PRIOR), total + DISPERSION_PRIOR
+    return (keep * index + square + DISPERSION_PRIOR) / (
+        total + DISPERSION_PRIOR
+    ), total + DISPERSION_PRIOR
 
 
 def _since(counts: float, seconds: float, moment: float) -> Line:
@@ -249,7 +294,8 @@ def _burstiness(now: float, dispersion: float, weight: float) -> float:
 
 
 def updated(rate: Rate, end_s: float, span_s: float, arrivals: int, aim: Aim = AIM) -> Rate:
-    """``rate`` with one more count of ``arrivals`` in the ``span_s`` > 0 seconds up to ``end_s``; plans are made for ``aim``."""
+    """``rate`` with one more count of ``arrivals`` in the ``span_s`` > 0 seconds up to ``end_s``;
+    plans are made for ``aim``."""
     since_s = span_s if rate.end_s is None else max(span_s, end_s - rate.end_s)
     line = rate.line.shifted(since_s).plus(-span_s / 2, span_s, arrivals)
     dispersion, weight = _dispersed(rate, span_s, arrivals)
@@ -261,11 +307,15 @@ def updated(rate: Rate, end_s: float, span_s: float, arrivals: int, aim: Aim = A
         if worst > ALARM:
             line, seen, watch = _since(counts, seconds, moment), counts, CALM
     slope, _ = _trend(line, max(line.n0, 1.0) / line.e0 * max(1.0, dispersion))
-    recent = trends.remembered(rate.recent if since_s - span_s < GAP_S else NOTHING, span_s, float(arrivals))
+    recent = trends.remembered(
+        rate.recent if since_s - span_s < GAP_S else NOTHING, span_s, float(arrivals)
+    )
     deviations = _deviations(aim.level)
     high, since = trends.foreseen(recent, max(1.0, dispersion), deviations, aim.horizon_s)
     foreseen = (*rate.foreseen, high)[-CONFIRM:]
-    young = _level_upper(line, dispersion, deviations) if line.e0 < YOUNG_S or line.n0 < FEW else 0.0
+    young = (
+        _level_upper(line, dispersion, deviations) if line.e0 < YOUNG_S or line.n0 < FEW else 0.0
+    )
     now = _ahead(line, slope, dispersion, 0.0)
     return Rate(
         end_s,

@@ -1,10 +1,11 @@
 """What a model's arrival rate usually is at this time of day. Pure.
 
-A day has ``BINS`` bins of a quarter of an hour. Each remembers, over the days, its mean rate, how high the rate went, and how much the
-rate jumps where the bin begins: what starts on the hour (a job, a shop's opening) is a step there, and known beforehand once it has
-come several days in a row, or several weeks on the same day of the week: what comes on workdays only is expected on Mondays and not on
-Saturdays. Means and heights are of all days alike; times are UTC, so that a change of summer time moves the day by an hour until it is
-learnt again.
+A day has ``BINS`` bins of a quarter of an hour. Each remembers, over the days, its mean rate, how
+high the rate went, and how much the rate jumps where the bin begins: what starts on the hour (a
+job, a shop's opening) is a step there, and known beforehand once it has come several days in a row,
+or several weeks on the same day of the week: what comes on workdays only is expected on Mondays and
+not on Saturdays. Means and heights are of all days alike; times are UTC, so that a change of summer
+time moves the day by an hour until it is learnt again.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ FULL = 0.5  # a bin counts when this much of it was seen
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """A quarter of an hour over the days: mean and highest rate (requests/s), least log jump at its beginning, days seen.
+    """A quarter of an hour over the days: mean and highest rate (requests/s), least log jump at its
+    beginning, days seen.
 
-    ``weekly`` (WEEK,): least log jump and weeks seen, of every day of the week, counted from the epoch's.
+    ``weekly`` (WEEK,): least log jump and weeks seen, of every day of the week, counted from the
+    epoch's.
     """
 
     mean_per_s: float
@@ -59,19 +62,32 @@ class Daily:
         return known.high_per_s if known else 0.0
 
     def foreseen_per_s(self, upper_per_s: float, wall_s: float, horizon_s: float) -> float:
-        """The rate to be ready for until ``wall_s + horizon_s``, given the upper quantile now; more than that where a jump is sure to come.
+        """The rate to be ready for until ``wall_s + horizon_s``, given the upper quantile now; more
+        than that where a jump is sure to come.
 
-        A jump that is due is waited for until the rate shows whether it has come: the counts of its first seconds do not.
+        A jump that is due is waited for until the rate shows whether it has come: the counts of its
+        first seconds do not.
         """
         bin_now, bin_there = int(wall_s // BIN_S), int((wall_s + horizon_s) // BIN_S)
         if bin_there != bin_now:
             return upper_per_s * self._jump(bin_there)
-        before = self.before_per_s if self.at == bin_now and self.jump is None else self.last_per_s if self.at == bin_now - 1 else None
+        before = (
+            self.before_per_s
+            if self.at == bin_now and self.jump is None
+            else self.last_per_s
+            if self.at == bin_now - 1
+            else None
+        )
         jump = self._jump(bin_now)
-        return max(upper_per_s, before * jump) if before and jump > 1 and wall_s % BIN_S < SETTLED_S else upper_per_s
+        return (
+            max(upper_per_s, before * jump)
+            if before and jump > 1 and wall_s % BIN_S < SETTLED_S
+            else upper_per_s
+        )
 
     def _jump(self, at: int) -> float:
-        """Factor by which the rate surely jumps up where the bin ``at`` begins; 1 where none is known."""
+        """Factor by which the rate surely jumps up where the bin ``at`` begins; 1 where none is
+        known."""
         known = self.bins[at % BINS]
         if known is None:
             return 1.0
@@ -86,11 +102,23 @@ def lived(daily: Daily, wall_s: float, span_s: float, per_s: float) -> Daily:
     at = int(wall_s // BIN_S)
     if at != daily.at:
         follows = daily.at is not None and at == daily.at + 1 and daily.last_per_s > 0
-        return Daily(_closed(daily), at, per_s * span_s, span_s, per_s, per_s, daily.last_per_s if follows else None)
+        return Daily(
+            _closed(daily),
+            at,
+            per_s * span_s,
+            span_s,
+            per_s,
+            per_s,
+            daily.last_per_s if follows else None,
+        )
     jump = daily.jump
     if jump is None and daily.before_per_s and wall_s % BIN_S >= SETTLED_S:
         jump = math.log(max(per_s, 1e-3) / daily.before_per_s)
-    area, seen_s, high = daily.area + per_s * span_s, daily.seen_s + span_s, max(daily.high_per_s, per_s)
+    area, seen_s, high = (
+        daily.area + per_s * span_s,
+        daily.seen_s + span_s,
+        max(daily.high_per_s, per_s),
+    )
     return Daily(daily.bins, at, area, seen_s, high, per_s, daily.before_per_s, jump)
 
 
@@ -119,7 +147,9 @@ def _least(least: float, jump: float) -> float:
     return jump if jump < least else least + NEW_DAY * (jump - least)
 
 
-def _weekly(weekly: tuple[tuple[float, int], ...], day: int, jump: float) -> tuple[tuple[float, int], ...]:
+def _weekly(
+    weekly: tuple[tuple[float, int], ...], day: int, jump: float
+) -> tuple[tuple[float, int], ...]:
     least, weeks = weekly[day]
     return (*weekly[:day], (_least(least, jump) if weeks else jump, weeks + 1), *weekly[day + 1 :])
 
@@ -149,7 +179,8 @@ def from_plain(plain: Any) -> Daily:
 
 
 def _bin(figures: Any) -> Bin:
-    mean_per_s, high_per_s, jump, days, *weekly = map(float, figures)  # before weeks were known there were four
+    # before weeks were known there were four
+    mean_per_s, high_per_s, jump, days, *weekly = map(float, figures)
     weeks = tuple((least, int(seen)) for least, seen in zip(weekly[::2], weekly[1::2], strict=True))
     if len(weeks) not in (0, WEEK):
         raise ValueError(f"a week has {WEEK} days")
@@ -158,4 +189,6 @@ def _bin(figures: Any) -> Bin:
 
 def _sound(b: Bin) -> bool:
     rates = 0 <= b.mean_per_s < math.inf and 0 <= b.high_per_s < math.inf
-    return rates and all(abs(jump) <= MOST_JUMP for jump in (b.jump, *(jump for jump, _ in b.weekly)))
+    return rates and all(
+        abs(jump) <= MOST_JUMP for jump in (b.jump, *(jump for jump, _ in b.weekly))
+    )

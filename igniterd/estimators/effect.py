@@ -32,7 +32,8 @@ MOVED_SD = 0.06  # of the profile's error when only the share changes
 PROFILE_SD = 0.12  # of the profile's error itself, where nothing was measured before
 LEAST_EXECUTIONS = 10
 MEMORY = 400.0  # executions that the mean looks back over
-OPEN_S = 60.0  # a trial without an answer by then has none: what changes later is the model, not the share
+# a trial without an answer by then has none: what changes later is the model, not the share
+OPEN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +55,17 @@ class ShareTrial:
 
     def again(self, share: float, now_s: float) -> ShareTrial:
         """The trial of another share, or of another copy. What this one measured is its reference,
-        unless this share had no effect; where it measured next to nothing, what it was compared with."""
+        unless this share had no effect; where it measured next to nothing, what it was compared
+        with."""
         known = self.executions >= LEAST_EXECUTIONS
         refuted = self.answer is not None and self.answer.verdict is Effect.REFUTED
         reference = None if refuted else self.level if known else self.reference
         same = share == self.share and (known or self.weak)
         return ShareTrial(share, now_s, reference, weak=same or (reference is None and self.weak))
 
-    def measured(self, measured: Sequence[Measured], share_ms: F64, whole_ms: F64, now_s: float) -> ShareTrial:
+    def measured(
+        self, measured: Sequence[Measured], share_ms: F64, whole_ms: F64, now_s: float
+    ) -> ShareTrial:
         """With the executions of a window. ``share_ms`` and ``whole_ms``: predicted service times
         (ms) of batches 1, 2, ... at the share and with the whole GPU, shape (largest batch,)."""
         level, gain, executions = self.level, self.gain, self.executions
@@ -106,6 +110,7 @@ class ShareTrial:
 
     def _said(self) -> str:
         return (
-            f"its executions take {math.exp(self._off()):.2f} times what {self.share:.1%} of the GPU "
+            f"its executions take {math.exp(self._off()):.2f} times what {self.share:.1%} of the "
+            "GPU "
             f"predicts, where the whole GPU predicts {math.exp(-self.gain):.2f} times"
         )

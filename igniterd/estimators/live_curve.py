@@ -1,9 +1,12 @@
-"""The service-time curve of a model that has no profile, learnt from its live traffic at its present share. Pure.
+"""The service-time curve of a model that has no profile, learnt from its live traffic at its
+present share. Pure.
 
-Every batch size executed keeps a mean, older windows weighing less. Through the means goes a line in the batch, a + c b, which is what
-a GPU does but for steps where a kernel's tiles fill up; each batch size is then drawn from the line towards its own mean by how well
-that is known (best linear unbiased prediction; C. R. Henderson, Biometrics 31, 1975). Batches never executed have the line alone, and
-say so by their error. Before two sizes are seen, the slope is what networks on a GPU usually have, within wide bounds.
+Every batch size executed keeps a mean, older windows weighing less. Through the means goes a line
+in the batch, a + c b, which is what a GPU does but for steps where a kernel's tiles fill up; each
+batch size is then drawn from the line towards its own mean by how well that is known (best linear
+unbiased prediction; C. R. Henderson, Biometrics 31, 1975). Batches never executed have the line
+alone, and say so by their error. Before two sizes are seen, the slope is what networks on a GPU
+usually have, within wide bounds.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ SERVICE_CV = 0.1  # dispersion of one execution
 SCATTER_SD = 0.01  # of a window's mean: neighbours come and go
 MOST = 3000.0  # executions counted at most: what is old is not known ever better
 CLIP_SIGMA = 4.0
-SLOPE, SLOPE_SD = 0.6, 0.25  # relative growth of the service time when the batch doubles from a typical one, before it is seen
+# relative growth of the service time when the batch doubles from a typical one, before it is seen
+SLOPE, SLOPE_SD = 0.6, 0.25
 STEP_SD = 0.03  # of single sizes around the line, relative, until three are known
 LEAST_STEP_SD = 0.01
 
@@ -52,7 +56,8 @@ class LiveCurve:
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Service times (ms) of batches 1..B with their relative standard errors, each (B,); ``seen``: executions behind each."""
+    """Service times (ms) of batches 1..B with their relative standard errors, each (B,); ``seen``:
+    executions behind each."""
 
     mean_ms: F64
     error: F64
@@ -68,10 +73,15 @@ def followed(
     share: float | None,
     instances: int,
 ) -> LiveCurve:
-    """``curve`` with one more window: executions and their mean service time (ms) by batch size. Another share begins another curve."""
+    """``curve`` with one more window: executions and their mean service time (ms) by batch size.
+    Another share begins another curve."""
     if (share, instances) != (curve.share, curve.instances):
         curve = LiveCurve(share, instances)
-    fresh = {b: _merged(curve.sizes.get(b), at_s, n, service_ms[b]) for b, n in executions.items() if n > 0 and service_ms[b] > 0}
+    fresh = {
+        b: _merged(curve.sizes.get(b), at_s, n, service_ms[b])
+        for b, n in executions.items()
+        if n > 0 and service_ms[b] > 0
+    }
     return replace(curve, sizes={**curve.sizes, **fresh}) if fresh else curve
 
 
@@ -79,8 +89,13 @@ def _merged(old: Size | None, at_s: float, n: int, ms: float) -> Size:
     if old is None:
         return Size(float(n), ms, at_s)
     kept = old.executions * math.exp(-max(0.0, at_s - old.at_s) / MEMORY_S)
-    spread = CLIP_SIGMA * old.mean_ms * math.sqrt(SERVICE_CV**2 * (1 / n + 1 / max(1.0, kept)) + SCATTER_SD**2)
-    ms = min(old.mean_ms + spread, max(old.mean_ms - spread, ms))  # one odd window is held back; the next ones may go on from there
+    spread = (
+        CLIP_SIGMA
+        * old.mean_ms
+        * math.sqrt(SERVICE_CV**2 * (1 / n + 1 / max(1.0, kept)) + SCATTER_SD**2)
+    )
+    # one odd window is held back; the next ones may go on from there
+    ms = min(old.mean_ms + spread, max(old.mean_ms - spread, ms))
     return Size(min(MOST, kept + n), (kept * old.mean_ms + n * ms) / (kept + n), at_s)
 
 
@@ -91,14 +106,17 @@ def points(curve: LiveCurve, largest: int, at_s: float) -> Points | None:
     top = max(largest, curve.largest)
     batch = np.array(sorted(curve.sizes), dtype=np.float64)
     known = [curve.sizes[int(b)] for b in batch]
-    weight = np.array([max(1e-3, k.executions * math.exp(-max(0.0, at_s - k.at_s) / MEMORY_S)) for k in known])
+    weight = np.array(
+        [max(1e-3, k.executions * math.exp(-max(0.0, at_s - k.at_s) / MEMORY_S)) for k in known]
+    )
     mean = np.array([k.mean_ms for k in known])
     return _blended(_fitted(batch, mean, weight), top, largest)
 
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """A line through means, in units of ``unit_ms``: ``line`` (2,) is the value at the typical batch and the growth with its doubling."""
+    """A line through means, in units of ``unit_ms``: ``line`` (2,) is the value at the typical
+    batch and the growth with its doubling."""
 
     batch: F64
     y: F64
@@ -112,14 +130,19 @@ class _Fit:
 
 
 def _fitted(batch: F64, mean_ms: F64, weight: F64) -> _Fit:
-    unit_ms, typical = float(np.average(mean_ms, weights=weight)), float(np.average(batch, weights=weight))
+    unit_ms, typical = (
+        float(np.average(mean_ms, weights=weight)),
+        float(np.average(batch, weights=weight)),
+    )
     y = mean_ms / unit_ms
     noise = y**2 * (SERVICE_CV**2 / weight + SCATTER_SD**2)
     x = np.stack([np.ones_like(batch), batch / typical - 1])
     step = STEP_SD
     for _ in range(2):  # the second time with the steps that the first has shown
         variance = noise + (step * y) ** 2
-        covariance: F64 = np.linalg.inv((x / variance) @ x.T + np.diag([1.0, SLOPE_SD**-2])).astype(np.float64)
+        covariance: F64 = np.linalg.inv((x / variance) @ x.T + np.diag([1.0, SLOPE_SD**-2])).astype(
+            np.float64
+        )
         line = covariance @ (x @ (y / variance) + np.array([1.0, SLOPE / SLOPE_SD**2]))
         if batch.size < 3:
             break
@@ -129,7 +152,8 @@ def _fitted(batch: F64, mean_ms: F64, weight: F64) -> _Fit:
 
 
 def _blended(fit: _Fit, top: int, largest: int) -> Points:
-    """The line everywhere, drawn towards the means where there are any; never falling with the batch."""
+    """The line everywhere, drawn towards the means where there are any; never falling with the
+    batch."""
     at = np.arange(1.0, top + 1)
     along = np.stack([np.ones_like(at), at / fit.typical - 1])
     straight = np.maximum(fit.line @ along, 0.05 * float(fit.y.min()))
@@ -141,7 +165,9 @@ def _blended(fit: _Fit, top: int, largest: int) -> Points:
     pull = steps / (steps + own_noise)
     mean = np.maximum.accumulate(straight + pull * (own - straight))
     variance = (1 - pull) * steps + (1 - pull) ** 2 * line_var
-    return Points(mean[:largest] * fit.unit_ms, np.sqrt(variance[:largest]) / mean[:largest], seen[:largest])
+    return Points(
+        mean[:largest] * fit.unit_ms, np.sqrt(variance[:largest]) / mean[:largest], seen[:largest]
+    )
 
 
 def where(share: float | None) -> str:
@@ -156,7 +182,10 @@ def said(known: Points) -> str:
         return "no batch seen"
     low, high = tested[0], tested[-1]
     largest = known.error.size
-    text = f"{'batch' if low == high else 'batches'} {_range(low, high)} within {_percent(known.error[low - 1 : high].max())}"
+    text = (
+        f"{'batch' if low == high else 'batches'} {_range(low, high)} within "
+        f"{_percent(known.error[low - 1 : high].max())}"
+    )
     beyond = [_range(a, b) for a, b in ((1, low - 1), (high + 1, largest)) if a <= b]
     if beyond:
         worst = max(known.error[: low - 1].max(initial=0.0), known.error[high:].max(initial=0.0))
@@ -176,17 +205,24 @@ def _percent(error: float) -> str:
 def to_plain(curve: LiveCurve, at_s: float) -> dict[str, Any]:
     """For JSON; ``at_s`` is now."""
     sizes = {
-        str(b): [round(s.executions * math.exp(-max(0.0, at_s - s.at_s) / MEMORY_S), 2), round(s.mean_ms, 5)]
+        str(b): [
+            round(s.executions * math.exp(-max(0.0, at_s - s.at_s) / MEMORY_S), 2),
+            round(s.mean_ms, 5),
+        ]
         for b, s in curve.sizes.items()
     }
     return {"share": curve.share, "instances": curve.instances, "sizes": sizes}
 
 
 def from_plain(plain: Mapping[str, Any], at_s: float) -> LiveCurve:
-    """What :func:`to_plain` gave, as known at ``at_s``. Raises ``ValueError`` or ``KeyError`` for anything else."""
+    """What :func:`to_plain` gave, as known at ``at_s``. Raises ``ValueError`` or ``KeyError`` for
+    anything else."""
     share = plain["share"]
     sizes = {int(b): Size(float(n), float(ms), at_s) for b, (n, ms) in plain["sizes"].items()}
-    good = all(0 < b <= 4096 and 0 <= s.executions < math.inf and 0 < s.mean_ms < math.inf for b, s in sizes.items())
+    good = all(
+        0 < b <= 4096 and 0 <= s.executions < math.inf and 0 < s.mean_ms < math.inf
+        for b, s in sizes.items()
+    )
     if not good or not (share is None or 0 < float(share) <= 1):
         raise ValueError("service times out of range")
     return LiveCurve(None if share is None else float(share), int(plain["instances"]), sizes)

@@ -1,7 +1,8 @@
-"""A GPU host without a GPU: a real tritonserver with emulated models, a real MPS control daemon, a real MQTT broker.
+"""A GPU host without a GPU: a real tritonserver with emulated models, a real MPS control daemon, a
+real MQTT broker.
 
-Every part is an async context manager: started with a deadline, its log in a folder, stopped on the way out. All listen on loopback at
-ports found free. ``emulated_host`` starts them together.
+Every part is an async context manager: started with a deadline, its log in a folder, stopped on the
+way out. All listen on loopback at ports found free. ``emulated_host`` starts them together.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ _READY_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class EmulatedModel:
-    """A model in the repository. ``like`` names the measured model it behaves like (by default its own name).
+    """A model in the repository. ``like`` names the measured model it behaves like (by default its
+    own name).
 
-    ``max_queue_delay_us`` None leaves Triton's default dynamic batching; ``parameters`` are added to its configuration.
+    ``max_queue_delay_us`` None leaves Triton's default dynamic batching; ``parameters`` are added
+    to its configuration.
     """
 
     name: str
@@ -46,10 +49,18 @@ class EmulatedModel:
     parameters: dict[str, str] = field(default_factory=dict)
 
     def config(self) -> dict[str, object]:
-        """Its ModelConfig, in JSON's names. Raises ``ValueError`` for a batch that was not measured."""
+        """Its ModelConfig, in JSON's names. Raises ``ValueError`` for a batch that was not
+        measured."""
         if not 1 <= self.max_batch_size <= MAX_BATCH:
-            raise ValueError(f"model {self.name}: max_batch_size {self.max_batch_size} was not measured: give 1 to {MAX_BATCH}")
-        batching = {} if self.max_queue_delay_us is None else {"max_queue_delay_microseconds": self.max_queue_delay_us}
+            raise ValueError(
+                f"model {self.name}: max_batch_size {self.max_batch_size} was not measured: give "
+                f"1 to {MAX_BATCH}"
+            )
+        batching = (
+            {}
+            if self.max_queue_delay_us is None
+            else {"max_queue_delay_microseconds": self.max_queue_delay_us}
+        )
         texts = {"emulated_model": self.like or self.name, **self.parameters}
         return {
             "name": self.name,
@@ -79,9 +90,11 @@ class Servable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HostSpec:
-    """What to emulate. Every time of the tables is multiplied by ``slow_factor``; the same ``seed`` gives the same dispersion.
+    """What to emulate. Every time of the tables is multiplied by ``slow_factor``; the same ``seed``
+    gives the same dispersion.
 
-    ``launcher``: the version of Triton whose way of starting a model's process in its environment is taken.
+    ``launcher``: the version of Triton whose way of starting a model's process in its environment
+    is taken.
     """
 
     models: tuple[Servable, ...]
@@ -98,7 +111,8 @@ class HostSpec:
 class TritonHost:
     """A running tritonserver with its emulated board.
 
-    One with models of another kind is made by overriding ``prepare``, ``_environment`` and ``ready_s``.
+    One with models of another kind is made by overriding ``prepare``, ``_environment`` and
+    ``ready_s``.
     """
 
     ready_s = _READY_S
@@ -147,9 +161,13 @@ class TritonHost:
     async def start(self) -> None:
         """Start it and wait until every model is loaded."""
         env = self._environment()
-        env |= launcher_environment(self.spec.launcher, self.folder / "launcher", env.get("PATH", os.defpath))
+        env |= launcher_environment(
+            self.spec.launcher, self.folder / "launcher", env.get("PATH", os.defpath)
+        )
         self._program = await self._stack.enter_async_context(
-            running("tritonserver", self._command(), log=self.log, env=env, cwd=self.folder, stop_s=15.0)
+            running(
+                "tritonserver", self._command(), log=self.log, env=env, cwd=self.folder, stop_s=15.0
+            )
         )
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as session:
 
@@ -181,7 +199,11 @@ class TritonHost:
             f"--backend-directory={programs.backends(self.spec.server)}",
             "--model-control-mode=explicit",
             *(f"--load-model={m.name}" for m in self.spec.models),
-            *(part for name, port in ports.items() for part in (f"--{name}-address=127.0.0.1", f"--{name}-port={port}")),
+            *(
+                part
+                for name, port in ports.items()
+                for part in (f"--{name}-address=127.0.0.1", f"--{name}-port={port}")
+            ),
             "--metrics-config=summary_latencies=true",
             "--allow-gpu-metrics=false",
             "--metrics-interval-ms=500",
@@ -192,7 +214,7 @@ class TritonHost:
         program = programs.required(programs.tritonserver(self.spec.server), "tritonserver")
         package = Path(__file__).parents[2]  # the folder that holds the package igniterd
         ours = {
-            "IGNITERD_EMULATOR_PATH": f"{package}:{sysconfig.get_path('purelib')}:{sysconfig.get_path('platlib')}",
+            "IGNITERD_EMULATOR_PATH": f"{package}:{sysconfig.get_path('purelib')}:{sysconfig.get_path('platlib')}",  # noqa: E501
             "PYTHONUNBUFFERED": "1",
             "OPENBLAS_NUM_THREADS": "1",  # numpy in each stub would start a thread for every core
             "IGNITERD_EMULATOR": str(self.folder),
@@ -210,7 +232,9 @@ class TritonHost:
         for model in self.spec.models:
             self._place(model, Path(__file__).parent / "gpu" / "triton_model.py")
         Truth.v100().tables().save(self.folder / "truth.npz")
-        BoardFile.create(self.board_path, slow_factor=self.spec.slow_factor, memory_bytes=self.spec.memory_bytes).close()
+        BoardFile.create(
+            self.board_path, slow_factor=self.spec.slow_factor, memory_bytes=self.spec.memory_bytes
+        ).close()
 
     def _place(self, model: Servable, code: Path) -> None:
         """A model of the repository, run by ``code`` in the Python that runs this."""
@@ -239,7 +263,8 @@ def _pbtxt(message: dict[str, object], indent: str = "") -> str:
 
 @asynccontextmanager
 async def triton_host(spec: HostSpec, folder: Path | None = None) -> AsyncIterator[TritonHost]:
-    """A real tritonserver with emulated models, ready. ``folder`` (new or empty; by default a temporary one) keeps its files and log.
+    """A real tritonserver with emulated models, ready. ``folder`` (new or empty; by default a
+    temporary one) keeps its files and log.
 
     Raises :class:`igniterd.errors.CannotRun` when it does not come up, with the end of its log.
     """
@@ -272,7 +297,9 @@ class MpsHost:
         return await _mps_ask(self.control, self.environment, command, timeout_s)
 
 
-async def _mps_ask(control: programs.Program, environment: dict[str, str], command: str, timeout_s: float) -> str:
+async def _mps_ask(
+    control: programs.Program, environment: dict[str, str], command: str, timeout_s: float
+) -> str:
     process = await asyncio.create_subprocess_exec(
         str(control.path),
         env=os.environ | control.environment() | environment,
@@ -292,12 +319,15 @@ async def _mps_ask(control: programs.Program, environment: dict[str, str], comma
 
 @asynccontextmanager
 async def mps_host(folder: Path) -> AsyncIterator[MpsHost]:
-    """A real ``nvidia-cuda-mps-control``, answering. Its sockets are in a short temporary folder: socket paths end at 107 bytes."""
+    """A real ``nvidia-cuda-mps-control``, answering. Its sockets are in a short temporary folder:
+    socket paths end at 107 bytes."""
     control = programs.required(programs.mps_control(), "nvidia-cuda-mps-control")
     with tempfile.TemporaryDirectory(prefix="mps-") as pipes:
         places = {"CUDA_MPS_PIPE_DIRECTORY": pipes, "CUDA_MPS_LOG_DIRECTORY": str(folder)}
         env = os.environ | control.environment() | places
-        async with running("nvidia-cuda-mps-control", [str(control.path), "-f"], log=folder / "mps.log", env=env) as program:
+        async with running(
+            "nvidia-cuda-mps-control", [str(control.path), "-f"], log=folder / "mps.log", env=env
+        ) as program:
             host = MpsHost(control, Path(pipes), program)
 
             async def answers() -> bool:
@@ -305,7 +335,10 @@ async def mps_host(folder: Path) -> AsyncIterator[MpsHost]:
                     return False
                 try:
                     # an error has words too: only a number is an answer
-                    return float(await host.ask("get_default_active_thread_percentage", timeout_s=2.0)) >= 0
+                    return (
+                        float(await host.ask("get_default_active_thread_percentage", timeout_s=2.0))
+                        >= 0
+                    )
                 except (TimeoutError, ValueError):
                     return False
 
@@ -326,12 +359,16 @@ class BrokerHost:
 
 
 @asynccontextmanager
-async def broker_host(folder: Path, *, port: int | None = None, more: str = "") -> AsyncIterator[BrokerHost]:
+async def broker_host(
+    folder: Path, *, port: int | None = None, more: str = ""
+) -> AsyncIterator[BrokerHost]:
     """A real mosquitto that accepts anyone on loopback; ``more`` is added to its configuration."""
     broker = programs.required(programs.mosquitto(), "mosquitto")
     chosen = port or free_ports(1)[0]
     command = [str(broker.path), "-c", str(_broker_config(folder, chosen, more))]
-    async with running("mosquitto", command, log=folder / "mosquitto.log", env=os.environ | broker.environment()) as program:
+    async with running(
+        "mosquitto", command, log=folder / "mosquitto.log", env=os.environ | broker.environment()
+    ) as program:
 
         async def answers() -> bool:
             return await listens(chosen)
@@ -345,7 +382,10 @@ def _broker_config(folder: Path, port: int, more: str) -> Path:
     config = folder / "mosquitto.conf"
     # Started by root it would change to a user that this machine may not have.
     as_root = "user root\n" if os.geteuid() == 0 else ""
-    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nlog_dest stdout\n{as_root}{more}")
+    config.write_text(
+        f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nlog_dest stdout\n"
+        f"{as_root}{more}"
+    )
     return config
 
 
@@ -359,7 +399,9 @@ class EmulatedHost:
 
 
 @asynccontextmanager
-async def emulated_host(spec: HostSpec, folder: Path, *, mps: bool = True, broker: bool = True) -> AsyncIterator[EmulatedHost]:
+async def emulated_host(
+    spec: HostSpec, folder: Path, *, mps: bool = True, broker: bool = True
+) -> AsyncIterator[EmulatedHost]:
     """Everything at once, each with its files in a folder of its own under ``folder``."""
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context

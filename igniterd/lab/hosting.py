@@ -16,9 +16,19 @@ class HostingTriton(TritonHost):
     ``complete``: whether it fills in configurations, for which it starts one more process a load.
     """
 
-    def __init__(self, folder: Path, ports: Sequence[int], spec: HostSpec | None = None, *, complete: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ports: Sequence[int],
+        spec: HostSpec | None = None,
+        *,
+        complete: bool = True,
+    ) -> None:
         if not programs.engines_ready():
-            raise CannotRun(f"there is no environment with ONNX Runtime in {programs.engines_root()}: run `{programs.FETCH}`")
+            raise CannotRun(
+                f"there is no environment with ONNX Runtime in {programs.engines_root()}: run "
+                f"`{programs.FETCH}`"
+            )
         super().__init__(spec or HostSpec(()), folder, ports)
         self._complete = complete
 
@@ -27,7 +37,10 @@ class HostingTriton(TritonHost):
         self.repository.mkdir(parents=True)
 
     def _command(self) -> list[str]:
-        return [*super()._command(), *([] if self._complete else ["--disable-auto-complete-config"])]
+        return [
+            *super()._command(),
+            *([] if self._complete else ["--disable-auto-complete-config"]),
+        ]
 
     def _environment(self) -> dict[str, str]:
         usual, root = super()._environment(), programs.engines_root()

@@ -1,7 +1,7 @@
 """The vocabulary of the performance model: who shares a GPU, and what is predicted of them.
 
-Everything that decides or plans speaks to a model through :class:`PerformanceModel`, so that the published iGniter model and
-igniterd's own can be exchanged by name.
+Everything that decides or plans speaks to a model through :class:`PerformanceModel`, so that the
+published iGniter model and igniterd's own can be exchanged by name.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ F64 = NDArray[np.float64]
 class Tenant(NamedTuple):
     """One model executing on a GPU.
 
-    ``batch`` may be fractional (a mean batch); ``share`` is a fraction of the SMs in (0, 1]; ``duty`` is the fraction of the
-    time it is executing: 1 for a closed loop, its utilisation under open arrivals.
+    ``batch`` may be fractional (a mean batch); ``share`` is a fraction of the SMs in (0, 1];
+    ``duty`` is the fraction of the time it is executing: 1 for a closed loop, its utilisation under
+    open arrivals.
     """
 
     model: str
@@ -60,24 +61,40 @@ class PerformanceModel(Protocol):
         ...
 
     def predict(self, tenants: Sequence[Tenant], *, level: float = 0.95) -> tuple[Prediction, ...]:
-        """Mean and upper bound of the service time of each tenant, all of them together on one GPU."""
+        """Mean and upper bound of the service time of each tenant, all of them together on one
+        GPU."""
         ...
 
     def service_curve_ms(
-        self, model: str, share: float, neighbours: Sequence[Tenant], max_batch: int, *, level: float = 0.95
+        self,
+        model: str,
+        share: float,
+        neighbours: Sequence[Tenant],
+        max_batch: int,
+        *,
+        level: float = 0.95,
     ) -> tuple[F64, F64]:
-        """Mean and upper bound of the service time of batches 1..max_batch, each shape (max_batch,), ms.
+        """Mean and upper bound of the service time of batches 1..max_batch, each shape
+        (max_batch,), ms.
 
         Raises ``KeyError`` for a model that is not profiled.
         """
         ...
 
     def share_curves_ms(
-        self, model: str, shares: F64, neighbours: Sequence[Tenant], max_batch: int, *, level: float = 0.95
+        self,
+        model: str,
+        shares: F64,
+        neighbours: Sequence[Tenant],
+        max_batch: int,
+        *,
+        level: float = 0.95,
     ) -> tuple[F64, F64]:
-        """Mean and upper bound of batches 1..max_batch at every share: ``shares`` (n_shares,) -> each (n_shares, max_batch), ms.
+        """Mean and upper bound of batches 1..max_batch at every share: ``shares`` (n_shares,) ->
+        each (n_shares, max_batch), ms.
 
-        The neighbours stay as they are while the share varies. One call of this is much cheaper than ``service_curve_ms`` for
-        each share: it is what searches use. Raises ``KeyError`` for a model that is not profiled.
+        The neighbours stay as they are while the share varies. One call of this is much cheaper
+        than ``service_curve_ms`` for each share: it is what searches use. Raises ``KeyError`` for a
+        model that is not profiled.
         """
         ...

@@ -1,8 +1,10 @@
-"""What neighbours cost: weights of the interference features for every ordered pair of models, learnt from co-runs.
+"""What neighbours cost: weights of the interference features for every ordered pair of models,
+learnt from co-runs.
 
-A pair that was never measured together has the weights of the prior: what pairs of models do on average, and how far they differ
-from it. Each co-run in the profile narrows its pair. On the V100's measurements neither L2 nor DRAM use nor power foretold the
-weights of an unseen pair better than the average does (``bench/accuracy.py``), so none of them is asked for.
+A pair that was never measured together has the weights of the prior: what pairs of models do on
+average, and how far they differ from it. Each co-run in the profile narrows its pair. On the V100's
+measurements neither L2 nor DRAM use nor power foretold the weights of an unseen pair better than
+the average does (``bench/accuracy.py``), so none of them is asked for.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One tenant's latency in a co-run. ``alone_ms`` is the predicted GPU time alone, ``variance`` that of its logarithm."""
+    """One tenant's latency in a co-run. ``alone_ms`` is the predicted GPU time alone, ``variance``
+    that of its logarithm."""
 
     victim: int
     gpu_ms: float
@@ -58,7 +61,8 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """Mean (4,) and covariance (4, 4) of the weights of an ordered pair of models nothing is known of."""
+    """Mean (4,) and covariance (4, 4) of the weights of an ordered pair of models nothing is known
+    of."""
 
     mean: F64
     covariance: F64
@@ -66,8 +70,13 @@ class Prior:
 
 @cache
 def shipped_prior() -> Prior:
-    """The prior estimated from all pairs of the V100's measurements (``python -m igniterd.data.v100.build``)."""
-    data = json.loads(resources.files("igniterd").joinpath("data", "interference_prior.json").read_text(encoding="utf-8"))
+    """The prior estimated from all pairs of the V100's measurements (``python -m
+    igniterd.data.v100.build``)."""
+    data = json.loads(
+        resources.files("igniterd")
+        .joinpath("data", "interference_prior.json")
+        .read_text(encoding="utf-8")
+    )
     return Prior(np.array(data["mean"]), np.array(data["covariance"]))
 
 
@@ -84,15 +93,19 @@ def estimate_prior(observations: Sequence[Observation]) -> Prior:
             pairs.setdefault((seen.victim, seen.neighbours[0].model), []).append(seen)
     fits = [_least_squares(group) for group in pairs.values() if len(group) >= FEATURES]
     if len(fits) < 2:
-        raise ValueError(f"a prior needs two ordered pairs with {FEATURES} co-runs each; there are {len(fits)}")
+        raise ValueError(
+            f"a prior needs two ordered pairs with {FEATURES} co-runs each; there are {len(fits)}"
+        )
     weights = np.array(fits)
     return Prior(weights.mean(axis=0), np.cov(weights.T) + _RIDGE * np.eye(FEATURES))
 
 
 def learn(models: int, observations: Sequence[Observation], prior: Prior) -> tuple[F64, F64]:
-    """Posterior weights (models, models, 4), victim first, and their covariances (models, models, 4, 4).
+    """Posterior weights (models, models, 4), victim first, and their covariances (models, models,
+    4, 4).
 
-    Linear in the weights but for which neighbour of a larger co-run is the worst; that is settled in three rounds.
+    Linear in the weights but for which neighbour of a larger co-run is the worst; that is settled
+    in three rounds.
     """
     weights = np.broadcast_to(prior.mean, (models, models, FEATURES)).copy()
     spreads = np.broadcast_to(prior.covariance, (models, models, FEATURES, FEATURES)).copy()
@@ -105,11 +118,14 @@ def learn(models: int, observations: Sequence[Observation], prior: Prior) -> tup
 
 def _least_squares(group: Sequence[Observation]) -> F64:
     features = np.array([o.features(o.neighbours[0]) for o in group])
-    return np.asarray(np.linalg.lstsq(features, np.array([o.slowdown for o in group]), rcond=None)[0])
+    return np.asarray(
+        np.linalg.lstsq(features, np.array([o.slowdown for o in group]), rcond=None)[0]
+    )
 
 
 def _posterior(models: int, seen: Sequence[Observation], prior: Prior) -> tuple[F64, F64]:
-    """Weights (models, 4) and covariances (models, 4, 4) of one victim, by Gauss-Newton from the prior."""
+    """Weights (models, 4) and covariances (models, 4, 4) of one victim, by Gauss-Newton from the
+    prior."""
     start = np.tile(prior.mean, models)
     spread = np.kron(np.eye(models), prior.covariance)
     noise = np.diag([_SURFACE_GAIN**2 * o.variance + NOISE_SD**2 for o in seen])
@@ -125,11 +141,14 @@ def _posterior(models: int, seen: Sequence[Observation], prior: Prior) -> tuple[
 
 
 def _linearised(flat: F64, seen: Sequence[Observation]) -> tuple[F64, F64]:
-    """Predicted slowdowns (n,) at the weights ``flat`` (models * 4,) and their derivatives (n, models * 4)."""
+    """Predicted slowdowns (n,) at the weights ``flat`` (models * 4,) and their derivatives (n,
+    models * 4)."""
     predicted, slope = np.zeros(len(seen)), np.zeros((len(seen), flat.shape[0]))
     for row, o in enumerate(seen):
         phi = [o.features(n) for n in o.neighbours]
-        parts = np.array([float(f @ flat[_span(n.model)]) for f, n in zip(phi, o.neighbours, strict=True)])
+        parts = np.array(
+            [float(f @ flat[_span(n.model)]) for f, n in zip(phi, o.neighbours, strict=True)]
+        )
         worst = int(parts.argmax())
         counted = np.where(np.arange(len(parts)) == worst, 1.0, kernel.OVERLAP)
         predicted[row] = float(counted @ parts)

@@ -1,12 +1,13 @@
 """Profiles: what was measured of models on one kind of GPU, as versioned JSON.
 
-A profile holds one board, one or several models with their solo measurements, and co-runs. It is written by tools only
-(``igniterd profile``, ``python -m igniterd.data.v100.build``) and checked in full when it is read: types and units by the schema
-shipped as ``igniterd/data/profile.schema.json``, then what physics says (a larger share or a smaller batch is never slower, a
-neighbour never helps) within the noise of a measurement.
+A profile holds one board, one or several models with their solo measurements, and co-runs. It is
+written by tools only (``igniterd profile``, ``python -m igniterd.data.v100.build``) and checked in
+full when it is read: types and units by the schema shipped as
+``igniterd/data/profile.schema.json``, then what physics says (a larger share or a smaller batch is
+never slower, a neighbour never helps) within the noise of a measurement.
 
-Units: times in ms, shares as a fraction of the SMs in (0, 1], power in W, clocks in MHz, sizes in bytes, use of L2 and DRAM in
-percent of the peak.
+Units: times in ms, shares as a fraction of the SMs in (0, 1], power in W, clocks in MHz, sizes in
+bytes, use of L2 and DRAM in percent of the peak.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ FORMAT = "igniterd-profile"
 VERSION = 1
 
 _NOISE = 0.06
-"""Two measurements that physics puts in order may be this far out of order (ratio): means of closed loops repeat to a few percent."""
+"""Two measurements that physics puts in order may be this far out of order (ratio): means of closed
+loops repeat to a few percent."""
 
 Share = Annotated[float, Field(gt=0, le=1, description="fraction of the SMs")]
 Batch = Annotated[int, Field(ge=1, le=4096, description="items in a batch")]
@@ -38,7 +40,9 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class _Part(BaseModel):
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False
+    )
 
 
 class SoloPoint(_Part):
@@ -47,8 +51,10 @@ class SoloPoint(_Part):
     batch: Batch
     share: Share
     latency_ms: Milliseconds
-    latency_cv: Annotated[float, Field(ge=0, le=10)] | None = None  # standard deviation of single batches over their mean
-    latency_error: Annotated[float, Field(ge=0, le=1)] | None = None  # standard error of the mean over the mean
+    # standard deviation of single batches over their mean
+    latency_cv: Annotated[float, Field(ge=0, le=10)] | None = None
+    # standard error of the mean over the mean
+    latency_error: Annotated[float, Field(ge=0, le=1)] | None = None
     l2_pct: Percent | None = None  # of peak L2 throughput
     dram_pct: Percent | None = None  # of peak DRAM bandwidth
     sm_pct: Percent | None = None  # of the time, any SM busy
@@ -69,7 +75,8 @@ class GpuPoint(_Part):
 
 
 class IgniterInputs(_Part):
-    """The measurements the published method (Xu et al., TPDS 2023, sec. 3) is fitted from; igniterd's own model does not read them."""
+    """The measurements the published method (Xu et al., TPDS 2023, sec. 3) is fitted from;
+    igniterd's own model does not read them."""
 
     gpu_points: Annotated[tuple[GpuPoint, ...], Field(min_length=6)]
     active_solo_ms: Milliseconds  # active time alone, at one operating point
@@ -84,7 +91,8 @@ class ModelProfile(_Part):
     input_bytes: Annotated[int, Field(ge=0)] = 0  # per item, host to device
     output_bytes: Annotated[int, Field(ge=0)] = 0  # per item, device to host
     kernels: Annotated[int, Field(ge=1)] | None = None  # per batch
-    gap_ms: Annotated[float, Field(ge=0)] | None = None  # idle time between kernels of one batch, alone on the GPU
+    # idle time between kernels of one batch, alone on the GPU
+    gap_ms: Annotated[float, Field(ge=0)] | None = None
     memory_bytes: Annotated[int, Field(ge=0)] | None = None  # device memory of one instance
     solo: Annotated[tuple[SoloPoint, ...], Field(min_length=3)]
     igniter: IgniterInputs | None = None
@@ -130,7 +138,8 @@ class Board(_Part):
 
 
 class Profile(_Part):
-    """Everything measured of one kind of GPU. Immutable; ``load`` and ``save`` are the only ways in and out."""
+    """Everything measured of one kind of GPU. Immutable; ``load`` and ``save`` are the only ways in
+    and out."""
 
     format: Literal["igniterd-profile"] = "igniterd-profile"
     version: Literal[1] = 1
@@ -141,7 +150,8 @@ class Profile(_Part):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read and check a profile. Raises :class:`ProfileError` naming the file, the field and what would be right."""
+        """Read and check a profile. Raises :class:`ProfileError` naming the file, the field and
+        what would be right."""
         path = Path(path)
         try:
             text = path.read_text(encoding="utf-8")
@@ -165,7 +175,8 @@ class Profile(_Part):
         return profile
 
     def save(self, path: str | Path) -> None:
-        """Write the profile as JSON, whole or not at all. Raises :class:`ProfileError` when it is implausible or cannot be written."""
+        """Write the profile as JSON, whole or not at all. Raises :class:`ProfileError` when it is
+        implausible or cannot be written."""
         path = Path(path)
         self.check(str(path))
         try:
@@ -186,39 +197,68 @@ class Profile(_Part):
     def merge(self, other: Profile) -> Profile:
         """Both profiles as one: same board, models of either, co-runs of both.
 
-        Raises :class:`ProfileError` when the boards differ or a model is in both with different figures.
+        Raises :class:`ProfileError` when the boards differ or a model is in both with different
+        figures.
         """
         if self.board != other.board:
             mine, theirs = self.board.model_dump(), other.board.model_dump()
-            differing = ", ".join(f"{k}: {mine[k]!r} and {theirs[k]!r}" for k in mine if mine[k] != theirs[k])
+            differing = ", ".join(
+                f"{k}: {mine[k]!r} and {theirs[k]!r}" for k in mine if mine[k] != theirs[k]
+            )
             raise ProfileError(f"profiles of different boards cannot be merged ({differing})")
-        twice = [name for name in self.models if name in other.models and self.models[name] != other.models[name]]
+        twice = [
+            name
+            for name in self.models
+            if name in other.models and self.models[name] != other.models[name]
+        ]
         if twice:
-            raise ProfileError(f"profiled twice with different figures: {', '.join(sorted(twice))}; keep one of the files")
+            raise ProfileError(
+                f"profiled twice with different figures: {', '.join(sorted(twice))}; keep one of "
+                "the files"
+            )
         extra = tuple(run for run in other.co_runs if run not in self.co_runs)
-        origin = self.origin if other.origin in ("", self.origin) else f"{self.origin}; {other.origin}".strip("; ")
-        return Profile(board=self.board, models={**self.models, **other.models}, co_runs=self.co_runs + extra, origin=origin)
+        origin = (
+            self.origin
+            if other.origin in ("", self.origin)
+            else f"{self.origin}; {other.origin}".strip("; ")
+        )
+        return Profile(
+            board=self.board,
+            models={**self.models, **other.models},
+            co_runs=self.co_runs + extra,
+            origin=origin,
+        )
 
     def time_scaled(self, factor: float) -> Profile:
-        """The same board with every time ``factor`` times as long (bandwidth as much less): a slowed emulated GPU."""
+        """The same board with every time ``factor`` times as long (bandwidth as much less): a
+        slowed emulated GPU."""
         if not (factor > 0 and factor < float("inf")):
             raise ValueError(f"factor is {factor}: it must be a finite number above 0")
         data = _scaled(self.model_dump(), factor)
         return Profile.model_validate(data)
 
     def subset(self, models: Iterable[str]) -> Profile:
-        """The profile of some of its models only, with the co-runs among them. Raises ``KeyError`` for one that is not here."""
+        """The profile of some of its models only, with the co-runs among them. Raises ``KeyError``
+        for one that is not here."""
         kept = {name: self.models[name] for name in models}
         runs = tuple(run for run in self.co_runs if all(t.model in kept for t in run.tenants))
         return self.model_copy(update={"models": kept, "co_runs": runs})
 
 
 def builtin_profile(gpu: str) -> Profile:
-    """The profile shipped for ``gpu`` (``"v100"``). Raises :class:`ProfileError` naming those there are."""
+    """The profile shipped for ``gpu`` (``"v100"``). Raises :class:`ProfileError` naming those there
+    are."""
     found = builtin_profiles()
     if gpu not in found:
-        raise ProfileError(f"no profile is shipped for GPU {gpu!r}; shipped: {', '.join(found)} (or give the path of a profile)")
-    text = resources.files("igniterd").joinpath("data", gpu, f"{gpu}.profile.json").read_text(encoding="utf-8")
+        raise ProfileError(
+            f"no profile is shipped for GPU {gpu!r}; shipped: {', '.join(found)} (or give the "
+            "path of a profile)"
+        )
+    text = (
+        resources.files("igniterd")
+        .joinpath("data", gpu, f"{gpu}.profile.json")
+        .read_text(encoding="utf-8")
+    )
     return Profile.parse(text, source=f"shipped profile {gpu}")
 
 
@@ -230,7 +270,8 @@ def builtin_profiles() -> tuple[str, ...]:
 
 
 def resolve_profile(gpu: str) -> Profile:
-    """A shipped profile by name, or one read from a path (anything with a ``/`` or ending in ``.json``)."""
+    """A shipped profile by name, or one read from a path (anything with a ``/`` or ending in
+    ``.json``)."""
     if "/" in gpu or gpu.endswith(".json"):
         return Profile.load(gpu)
     return builtin_profile(gpu)
@@ -238,7 +279,10 @@ def resolve_profile(gpu: str) -> Profile:
 
 def json_schema() -> dict[str, Any]:
     """The published JSON schema of a profile."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Profile.model_json_schema()}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Profile.model_json_schema(),
+    }
 
 
 # ---------------------------------------------------------------- checks
@@ -251,25 +295,40 @@ def _check_version(data: object, source: str) -> None:
     if version == VERSION:
         return
     if isinstance(version, int) and version > VERSION:
-        raise ProfileError(f"{source}: version {version} was written by a newer igniterd (this one reads {VERSION}): upgrade igniterd")
+        raise ProfileError(
+            f"{source}: version {version} was written by a newer igniterd (this one reads "
+            f"{VERSION}): upgrade igniterd"
+        )
     raise ProfileError(
-        f"{source}: version {version!r} is no longer read (this igniterd reads {VERSION}): measure again with igniterd profile"
+        f"{source}: version {version!r} is no longer read (this igniterd reads {VERSION}): "
+        "measure again with igniterd profile"
     )
 
 
 def _said(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "profile"
     given = error.get("input")
-    shown = f" (is {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
+    shown = (
+        f" (is {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
+    )
     return f"{where}: {error['msg']}{shown}"
 
 
 def _board_problems(profile: Profile) -> list[str]:
     board, problems = profile.board, []
-    if board.idle_power_w is not None and board.power_limit_w is not None and board.idle_power_w >= board.power_limit_w:
-        problems.append(f"board.idle_power_w: {board.idle_power_w} is not below power_limit_w {board.power_limit_w}")
+    if (
+        board.idle_power_w is not None
+        and board.power_limit_w is not None
+        and board.idle_power_w >= board.power_limit_w
+    ):
+        problems.append(
+            f"board.idle_power_w: {board.idle_power_w} is not below power_limit_w "
+            f"{board.power_limit_w}"
+        )
     if board.share_unit < 0.5 / board.sm_count:
-        problems.append(f"board.share_unit: {board.share_unit} is less than half an SM of {board.sm_count}")
+        problems.append(
+            f"board.share_unit: {board.share_unit} is less than half an SM of {board.sm_count}"
+        )
     return problems
 
 
@@ -282,21 +341,31 @@ def _model_problems(profile: Profile) -> list[str]:
             problems.append(f"models.{name}.solo: all points are at one batch and one share")
         problems += [f"models.{name}.solo: {text}" for text in _disorder(model.solo)]
         top = profile.board.max_clock_mhz
-        fast = [p for p in model.solo if top is not None and p.clock_mhz is not None and p.clock_mhz > top * 1.001]
-        problems += [f"models.{name}.solo: clock {p.clock_mhz} MHz is above the board's {top} MHz" for p in fast]
+        fast = [
+            p
+            for p in model.solo
+            if top is not None and p.clock_mhz is not None and p.clock_mhz > top * 1.001
+        ]
+        problems += [
+            f"models.{name}.solo: clock {p.clock_mhz} MHz is above the board's {top} MHz"
+            for p in fast
+        ]
     return problems
 
 
 def _disorder(points: tuple[SoloPoint, ...]) -> list[str]:
-    """Pairs of points where the harder one (batch no smaller, share no larger) was faster than noise allows."""
+    """Pairs of points where the harder one (batch no smaller, share no larger) was faster than
+    noise allows."""
     found = []
     for easy in points:
         for hard in points:
             harder = hard.batch >= easy.batch and hard.share <= easy.share and hard != easy
             if harder and hard.latency_ms < easy.latency_ms * (1 - _NOISE):
                 found.append(
-                    f"latency_ms {hard.latency_ms:g} at batch {hard.batch}, share {hard.share:g} is below "
-                    f"{easy.latency_ms:g} at batch {easy.batch}, share {easy.share:g}: more work on fewer SMs cannot be faster"
+                    f"latency_ms {hard.latency_ms:g} at batch {hard.batch}, share {hard.share:g} "
+                    "is below "
+                    f"{easy.latency_ms:g} at batch {easy.batch}, share {easy.share:g}: more work "
+                    "on fewer SMs cannot be faster"
                 )
     return found
 
@@ -312,17 +381,23 @@ def _co_run_problems(profile: Profile) -> list[str]:
         if total > 1 + 1e-6:
             problems.append(f"{where}: shares add up to {total:g}, above 1")
         for tenant in run.tenants:
-            solo = [p for p in getattr(profile.models.get(tenant.model), "solo", ()) if (p.batch, p.share) == (tenant.batch, tenant.share)]
+            solo = [
+                p
+                for p in getattr(profile.models.get(tenant.model), "solo", ())
+                if (p.batch, p.share) == (tenant.batch, tenant.share)
+            ]
             if solo and tenant.latency_ms < solo[0].latency_ms * (1 - _NOISE):
                 problems.append(
-                    f"{where}: {tenant.model} takes {tenant.latency_ms:g} ms beside others, {solo[0].latency_ms:g} ms alone: "
+                    f"{where}: {tenant.model} takes {tenant.latency_ms:g} ms beside others, "
+                    f"{solo[0].latency_ms:g} ms alone: "
                     "a neighbour cannot help"
                 )
     return problems
 
 
 def _scaled(value: Any, factor: float) -> Any:
-    """``value`` (nested dicts and lists) with every field ending in ``_ms`` scaled: rates per ms divided, times multiplied."""
+    """``value`` (nested dicts and lists) with every field ending in ``_ms`` scaled: rates per ms
+    divided, times multiplied."""
     if isinstance(value, dict):
         return {key: _scaled_field(key, item, factor) for key, item in value.items()}
     if isinstance(value, list | tuple):

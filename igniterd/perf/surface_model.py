@@ -1,7 +1,9 @@
-"""igniterd's own performance model: a solo surface with its uncertainty, and what each neighbour adds to it.
+"""igniterd's own performance model: a solo surface with its uncertainty, and what each neighbour
+adds to it.
 
-Fitted from latencies alone: at most eleven solo points a model and a co-run an ordered pair are enough, fewer widen the bounds. The
-parts are explained where they are: :mod:`igniterd.perf.surface`, :mod:`igniterd.perf.interference`, :mod:`igniterd.perf.kernels.mean`.
+Fitted from latencies alone: at most eleven solo points a model and a co-run an ordered pair are
+enough, fewer widen the bounds. The parts are explained where they are:
+:mod:`igniterd.perf.surface`, :mod:`igniterd.perf.interference`, :mod:`igniterd.perf.kernels.mean`.
 """
 
 from __future__ import annotations
@@ -25,27 +27,36 @@ _deviations = lru_cache(maxsize=64)(NormalDist().inv_cdf)
 class OwnModel:
     """:class:`igniterd.perf.api.PerformanceModel` fitted from a profile's solo points and co-runs.
 
-    Guaranteed by construction: the mean latency never falls when the tenant's batch grows, its share shrinks, or a neighbour
-    appears or executes more of the time; the bound is not below the mean for levels of 0.5 and more.
+    Guaranteed by construction: the mean latency never falls when the tenant's batch grows, its
+    share shrinks, or a neighbour appears or executes more of the time; the bound is not below the
+    mean for levels of 0.5 and more.
     """
 
     name = "igniterd"
 
     def __init__(self, profile: Profile, prior: Prior | None = None) -> None:
-        """Fit. ``prior`` is what to think of pairs never measured together; without one, what the V100's pairs do."""
+        """Fit. ``prior`` is what to think of pairs never measured together; without one, what the
+        V100's pairs do."""
         self._index = {name: i for i, name in enumerate(profile.models)}
         models = list(profile.models.values())
         self._unit = profile.board.share_unit
         self._ranges = {name: _range(model) for name, model in profile.models.items()}
         self._grid = surface.make_grid(2 * max(r[0] for r in self._ranges.values()), self._unit)
-        self.transfer = np.array([[m.input_bytes, m.output_bytes] for m in models]) / profile.board.pcie_bytes_per_ms
-        self._surfaces = [_surface(m, float(t.sum())) for m, t in zip(models, self.transfer, strict=True)]
+        self.transfer = (
+            np.array([[m.input_bytes, m.output_bytes] for m in models])
+            / profile.board.pcie_bytes_per_ms
+        )
+        self._surfaces = [
+            _surface(m, float(t.sum())) for m, t in zip(models, self.transfer, strict=True)
+        ]
         tables = [s.table(self._grid) for s in self._surfaces]
         self.times = np.stack([t for t, _ in tables])
         self.variances = np.stack([v for _, v in tables])
         self.floors = np.ascontiguousarray(self.times[:, 0, -1])
         observed = observations(profile, self)
-        self.weights, self.spreads = interference.learn(len(models), observed, prior or interference.shipped_prior())
+        self.weights, self.spreads = interference.learn(
+            len(models), observed, prior or interference.shipped_prior()
+        )
         self._noise = np.array([surface.NOISE_SD**2, interference.NOISE_SD**2])
 
     @property
@@ -65,10 +76,13 @@ class OwnModel:
         return self._ranges[model][0]
 
     def alone(self, model: str, batch: float, share: float) -> tuple[float, float]:
-        """GPU time (ms) of one batch alone, without transfers, and the variance of its logarithm."""
+        """GPU time (ms) of one batch alone, without transfers, and the variance of its
+        logarithm."""
         i = self._index[model]
         time = kernel.alone_ms(self.times[i], self.knots, self._unit, batch, share)
-        return float(time), float(kernel.spread_of(self.variances[i], self.knots, self._unit, batch, share))
+        return float(time), float(
+            kernel.spread_of(self.variances[i], self.knots, self._unit, batch, share)
+        )
 
     def predict(self, tenants: Sequence[Tenant], *, level: float = 0.95) -> tuple[Prediction, ...]:
         """See the protocol. Raises ``ValueError`` for a share or batch that is not above 0."""
@@ -76,37 +90,95 @@ class OwnModel:
         found = []
         for i, tenant in enumerate(tenants):
             others = [*tenants[:i], *tenants[i + 1 :]]
-            mean, upper = self._curves(tenant.model, np.array([tenant.share]), others, np.array([float(tenant.batch)]), level)
-            cycle = float(mean[0, 0]) - float(self.transfer[self._index[tenant.model], 0]) * tenant.batch
-            found.append(Prediction(float(mean[0, 0]), float(upper[0, 0]), 1000.0 * tenant.batch / cycle, inside))
+            mean, upper = self._curves(
+                tenant.model,
+                np.array([tenant.share]),
+                others,
+                np.array([float(tenant.batch)]),
+                level,
+            )
+            cycle = (
+                float(mean[0, 0])
+                - float(self.transfer[self._index[tenant.model], 0]) * tenant.batch
+            )
+            found.append(
+                Prediction(
+                    float(mean[0, 0]), float(upper[0, 0]), 1000.0 * tenant.batch / cycle, inside
+                )
+            )
         return tuple(found)
 
     def service_curve_ms(
-        self, model: str, share: float, neighbours: Sequence[Tenant], max_batch: int, *, level: float = 0.95
+        self,
+        model: str,
+        share: float,
+        neighbours: Sequence[Tenant],
+        max_batch: int,
+        *,
+        level: float = 0.95,
     ) -> tuple[F64, F64]:
-        mean, upper = self._curves(model, np.array([share]), neighbours, np.arange(1.0, max_batch + 1), level)
+        mean, upper = self._curves(
+            model, np.array([share]), neighbours, np.arange(1.0, max_batch + 1), level
+        )
         return mean[0], upper[0]
 
     def share_curves_ms(
-        self, model: str, shares: F64, neighbours: Sequence[Tenant], max_batch: int, *, level: float = 0.95
+        self,
+        model: str,
+        shares: F64,
+        neighbours: Sequence[Tenant],
+        max_batch: int,
+        *,
+        level: float = 0.95,
     ) -> tuple[F64, F64]:
-        return self._curves(model, np.asarray(shares, dtype=np.float64), neighbours, np.arange(1.0, max_batch + 1), level)
+        return self._curves(
+            model,
+            np.asarray(shares, dtype=np.float64),
+            neighbours,
+            np.arange(1.0, max_batch + 1),
+            level,
+        )
 
-    def latencies_ms(self, who: NDArray[np.int64], batch: F64, share: F64, duty: F64, out: F64) -> None:
-        """Mean latencies of n tenants without any Python in between: ``who`` (n,) indexes ``models``; ``out`` is (n, 2), see the kernel."""
+    def latencies_ms(
+        self, who: NDArray[np.int64], batch: F64, share: F64, duty: F64, out: F64
+    ) -> None:
+        """Mean latencies of n tenants without any Python in between: ``who`` (n,) indexes
+        ``models``; ``out`` is (n, 2), see the kernel."""
         own = (self.times, self.knots, self._unit, self.transfer, self.floors, self.weights)
         kernel.latencies(*own, who, batch, share, duty, out)
 
-    def _curves(self, model: str, shares: F64, neighbours: Sequence[Tenant], batches: F64, level: float) -> tuple[F64, F64]:
+    def _curves(
+        self, model: str, shares: F64, neighbours: Sequence[Tenant], batches: F64, level: float
+    ) -> tuple[F64, F64]:
         i = self._index[model]
-        if not (shares.min() > 0 and batches.min() > 0 and all(t.share > 0 and t.batch > 0 for t in neighbours)):
-            raise ValueError(f"{model}: shares and batches, its own and its neighbours', must be above 0")
+        if not (
+            shares.min() > 0
+            and batches.min() > 0
+            and all(t.share > 0 and t.batch > 0 for t in neighbours)
+        ):
+            raise ValueError(
+                f"{model}: shares and batches, its own and its neighbours', must be above 0"
+            )
         near = np.array([self._index[t.model] for t in neighbours], dtype=np.int64)
-        batch, share, duty = np.array([(t.batch, t.share, t.duty) for t in neighbours], dtype=np.float64).reshape(-1, 3).T.copy()
+        batch, share, duty = (
+            np.array([(t.batch, t.share, t.duty) for t in neighbours], dtype=np.float64)
+            .reshape(-1, 3)
+            .T.copy()
+        )
         terms = np.empty((near.shape[0], 6))
         kernel.terms_of(self.weights[i], self.spreads[i], near, batch, share, duty, terms)
-        mean, upper = np.empty((shares.shape[0], batches.shape[0])), np.empty((shares.shape[0], batches.shape[0]))
-        own = (self.times[i], self.variances[i], self.knots, self._unit, self.transfer[i], self.floors[i])
+        mean, upper = (
+            np.empty((shares.shape[0], batches.shape[0])),
+            np.empty((shares.shape[0], batches.shape[0])),
+        )
+        own = (
+            self.times[i],
+            self.variances[i],
+            self.knots,
+            self._unit,
+            self.transfer[i],
+            self.floors[i],
+        )
         kernel.curves(*own, terms, self._noise, batches, shares, _deviations(level), mean, upper)
         return mean, upper
 
@@ -124,10 +196,16 @@ def observations(profile: Profile, model: OwnModel) -> list[Observation]:
     found = []
     for run in profile.co_runs:
         for place, me in enumerate(run.tenants):
-            others = tuple(Neighbour(index[t.model], t.batch, t.share) for k, t in enumerate(run.tenants) if k != place)
+            others = tuple(
+                Neighbour(index[t.model], t.batch, t.share)
+                for k, t in enumerate(run.tenants)
+                if k != place
+            )
             alone, variance = model.alone(me.model, me.batch, me.share)
             i = index[me.model]
-            gpu = max(me.latency_ms - float(model.transfer[i].sum()) * me.batch, 0.05 * me.latency_ms)
+            gpu = max(
+                me.latency_ms - float(model.transfer[i].sum()) * me.batch, 0.05 * me.latency_ms
+            )
             doubt = variance + ((me.latency_error or 0.0) * me.latency_ms / gpu) ** 2
             found.append(Observation(i, gpu, alone, doubt, float(model.floors[i]), others))
     return found
@@ -141,7 +219,8 @@ def _range(model: ModelProfile) -> tuple[int, float, float]:
 def _surface(model: ModelProfile, transfer_ms: float) -> surface.Surface:
     batch = np.array([p.batch for p in model.solo], dtype=np.float64)
     latency = np.array([p.latency_ms for p in model.solo])
-    # Transfers are of the order of a tenth of a latency; a link slower than the profile says must not leave nothing for the GPU.
+    # Transfers are of the order of a tenth of a latency; a link slower than the profile says must
+    # not leave nothing for the GPU.
     gpu = np.maximum(latency - transfer_ms * batch, 0.05 * latency)
     error = np.array([p.latency_error or 0.0 for p in model.solo]) * latency / gpu
     return surface.Surface(batch, np.array([p.share for p in model.solo]), gpu, error)

@@ -1,4 +1,5 @@
-"""Fewer GPUs after mending: what mending scattered is gathered again, every step evaluated exactly."""
+"""Fewer GPUs after mending: what mending scattered is gathered again, every step evaluated
+exactly."""
 
 from __future__ import annotations
 
@@ -12,12 +13,14 @@ from igniterd.planner.repair import Placed, misses, place
 TRIES = 40
 """GPUs that could not be emptied before no more are tried."""
 _HOSTS = 200
-"""Tenants go to one of so many GPUs with most to spare, so that a GPU's turn costs the same however many there are."""
+"""Tenants go to one of so many GPUs with most to spare, so that a GPU's turn costs the same however
+many there are."""
 _GONE = -(2**31)
 
 
 def consolidate(placed: Placed, settler: Settler, level: float, tries: int = TRIES) -> Placed:
-    """Empty the GPUs with least on them into the others, one after the other, as long as every P99 holds where the tenants go.
+    """Empty the GPUs with least on them into the others, one after the other, as long as every P99
+    holds where the tenants go.
 
     Plans with a tenant that misses or has no place are left as they are.
     """
@@ -29,16 +32,30 @@ def consolidate(placed: Placed, settler: Settler, level: float, tries: int = TRI
 
     def weight(g: int) -> float:
         kind = groups[g].kind
-        return groups[g].total / int(problem.tables.units[kind]) / (problem.gpus[kind].price_per_hour or 1.0)
+        return (
+            groups[g].total
+            / int(problem.tables.units[kind])
+            / (problem.gpus[kind].price_per_hour or 1.0)
+        )
 
-    spare = np.array([int(problem.tables.units[group.kind]) - group.total for group in groups], dtype=np.int64)
+    spare = np.array(
+        [int(problem.tables.units[group.kind]) - group.total for group in groups], dtype=np.int64
+    )
     failed = 0
     for g in sorted(range(len(groups)), key=lambda g: (weight(g), g)):
         if failed >= tries:
             break
-        hosts = [h for h in np.argsort(-spare, kind="stable")[: _HOSTS + 1].tolist() if h != g and spare[h] >= 0]
+        hosts = [
+            h
+            for h in np.argsort(-spare, kind="stable")[: _HOSTS + 1].tolist()
+            if h != g and spare[h] >= 0
+        ]
         moved = relocate(problem, settler, packs, packs[g][1], hosts)
-        new = {} if moved is None else {h: settler.group(groups[h].kind, items) for h, items in moved.items()}
+        new = (
+            {}
+            if moved is None
+            else {h: settler.group(groups[h].kind, items) for h, items in moved.items()}
+        )
         held = {h: place(problem, group) for h, group in new.items()}
         evaluate([(problem.gpus[new[h].kind], held[h]) for h in new], level=level)
         if not new or any(misses(problem, new[h], held[h]) for h in new):
@@ -49,4 +66,6 @@ def consolidate(placed: Placed, settler: Settler, level: float, tries: int = TRI
             groups[h], placements[h], packs[h] = group, held[h], (group.kind, group.items)
             spare[h] = int(problem.tables.units[group.kind]) - group.total
     keep = np.flatnonzero(spare > _GONE).tolist()
-    return Placed(problem, [groups[g] for g in keep], [placements[g] for g in keep], placed.unplaced)
+    return Placed(
+        problem, [groups[g] for g in keep], [placements[g] for g in keep], placed.unplaced
+    )

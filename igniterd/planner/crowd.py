@@ -1,4 +1,5 @@
-"""The dearest sets of tenants that may share a GPU, at given prices; :mod:`igniterd.planner.bound` says what for and why it is a limit."""
+"""The dearest sets of tenants that may share a GPU, at given prices; :mod:`igniterd.planner.bound`
+says what for and why it is a limit."""
 
 from __future__ import annotations
 
@@ -19,12 +20,15 @@ MOST = 12
 
 @dataclass(frozen=True, slots=True)
 class Tenants:
-    """All that may be on a GPU of one kind: wholes first, then parts; n tenants, L levels of slowdown, U units, M models."""
+    """All that may be on a GPU of one kind: wholes first, then parts; n tenants, L levels of
+    slowdown, U units, M models."""
 
     model: I64  # (n,)
     copies: I64  # (n,)
     need: I64  # (n, L) least units at each level
-    harm: F64  # (n, U + 1, M, V) least slowdown that each, on so many units, adds to a neighbour of each model and size
+    # (n, U + 1, M, V) least slowdown that each, on so many units, adds to a neighbour of each model
+    # and size
+    harm: F64
     size: I64  # (U + 1,) which of the V sizes so many units are
     wholes: int
 
@@ -32,12 +36,21 @@ class Tenants:
 class Crowd:
     """Sets of more than ``more_than`` tenants, sorted by composition.
 
-    ``begins``: where classes of harm begin, by the least that a whole of the model does on the units it needs alone. ``how``: what of
-    each further neighbour's harm counts, and the step from level to level.
+    ``begins``: where classes of harm begin, by the least that a whole of the model does on the
+    units it needs alone. ``how``: what of each further neighbour's harm counts, and the step from
+    level to level.
     """
 
     def __init__(
-        self, tenants: Tenants, how: tuple[float, float], begins: Sequence[float], most: int, limit: int, *, more_than: int, last: bool
+        self,
+        tenants: Tenants,
+        how: tuple[float, float],
+        begins: Sequence[float],
+        most: int,
+        limit: int,
+        *,
+        more_than: int,
+        last: bool,
     ) -> None:
         self.tenants, (overlap, step) = tenants, how
         top, models = tenants.harm.shape[1] - 1, tenants.harm.shape[2]
@@ -50,22 +63,34 @@ class Crowd:
         self.most = most + 1
         while found < 0 and self.most > 1:
             self.most -= 1
-            found = pricing.compositions(harm, victim, least, stock[model], overlap, step, top, self.most, counts, levels)
+            found = pricing.compositions(
+                harm, victim, least, stock[model], overlap, step, top, self.most, counts, levels
+            )
         found = max(found, 0)
         beyond = np.full((found, models), -1, dtype=np.int64)
         if last:
-            pricing.beside(harm, models, overlap, step, levels_of, counts[:found], self.most, beyond)
+            pricing.beside(
+                harm, models, overlap, step, levels_of, counts[:found], self.most, beyond
+            )
         tenants_of = counts[:found].sum(axis=1)
         keep = tenants_of >= min(more_than + 1, self.most)
-        self.counts, self.levels, self.beyond = counts[:found][keep], levels[:found][keep], beyond[keep]
-        self.model = np.append(model, np.arange(models))  # after the classes, tenants of each model whatever harm they do
+        self.counts, self.levels, self.beyond = (
+            counts[:found][keep],
+            levels[:found][keep],
+            beyond[keep],
+        )
+        # after the classes, tenants of each model whatever harm they do
+        self.model = np.append(model, np.arange(models))
         self.ceiling = np.append(ceiling, np.full(models, top))
         self.reach = np.hstack([reach, np.zeros((tenants.model.size, models), dtype=np.int64)])
         self.wanted = self._wanted(levels_of, top)
-        self.worth = np.full((self.model.size, levels_of + 1, int(self.wanted.max(initial=0)) + 1, top + 1), -np.inf)
+        self.worth = np.full(
+            (self.model.size, levels_of + 1, int(self.wanted.max(initial=0)) + 1, top + 1), -np.inf
+        )
 
     def _wanted(self, last: int, top: int) -> I64:
-        """(C + M, L) up to how many tenants of a class, then of a model, are asked for at each level."""
+        """(C + M, L) up to how many tenants of a class, then of a model, are asked for at each
+        level."""
         classes = self.counts.shape[1]
         wanted = np.zeros((self.model.size, last + 1), dtype=np.int64)
         for c in range(classes):
@@ -78,7 +103,8 @@ class Crowd:
         return wanted
 
     def dearest(self, value: F64, limit: float, cuts: int) -> tuple[float, list[I64]]:
-        """(The most any set is worth; up to ``cuts`` sets worth more than ``limit``, dearest first), at ``value`` (n,) of each tenant."""
+        """(The most any set is worth; up to ``cuts`` sets worth more than ``limit``, dearest
+        first), at ``value`` (n,) of each tenant."""
         if not self.counts.size:
             return 0.0, []
         t, order = self.tenants, np.argsort(-value, kind="stable")
@@ -92,7 +118,9 @@ class Crowd:
         sets = []
         for k in above[np.argsort(-found[above], kind="stable")][:cuts].tolist():
             chosen = np.empty(MOST + top * further.shape[0], dtype=np.int64)
-            number = pricing.recover(*own, self.worth, further, self.counts[k], self.levels[k], self.beyond[k], chosen)
+            number = pricing.recover(
+                *own, self.worth, further, self.counts[k], self.levels[k], self.beyond[k], chosen
+            )
             sets.append(chosen[:number])
         return float(found.max()), sets
 
@@ -100,8 +128,9 @@ class Crowd:
 def _classes(tenants: Tenants, begins: Sequence[float]) -> tuple[I64, I64, I64, I64, F64, I64]:
     """Classes of tenants by model, size and harm.
 
-    Their models (C,), what kind of victims they are (C,), the most units of one (C,), the units from which each tenant is in each (n, C),
-    the harm they do at least (C, M V) and the fewest units of a tenant of each at each level (C, L).
+    Their models (C,), what kind of victims they are (C,), the most units of one (C,), the units
+    from which each tenant is in each (n, C), the harm they do at least (C, M V) and the fewest
+    units of a tenant of each at each level (C, L).
     """
     models, sizes = tenants.harm.shape[2:]
     top = tenants.size.size - 1
@@ -112,7 +141,9 @@ def _classes(tenants: Tenants, begins: Sequence[float]) -> tuple[I64, I64, I64, 
         who = np.flatnonzero((tenants.model == m) & fits.any(axis=1))
         if not who.size:
             continue
-        usual = who[(who < tenants.wholes) & (tenants.size[np.minimum(tenants.need[who, 0], top)] == v)]
+        usual = who[
+            (who < tenants.wholes) & (tenants.size[np.minimum(tenants.need[who, 0], top)] == v)
+        ]
         usual = usual if usual.size else who
         edges = float(scale[usual, np.argmax(fits[usual], axis=1)].min()) * np.array(begins)
         level = np.searchsorted(edges, scale[who], side="right")
@@ -125,13 +156,26 @@ def _classes(tenants: Tenants, begins: Sequence[float]) -> tuple[I64, I64, I64, 
                 units[who] = np.where(at_most.any(axis=1), np.argmax(at_most, axis=1), top + 1)
                 needed = np.maximum(tenants.need[who], units[who, None])
                 fewest = np.where(needed <= most, needed, top + 1).min(axis=0)
-                found.append((m, m * sizes + v, most, units, tenants.harm[who][inside].min(axis=0).ravel(), fewest))
+                found.append(
+                    (
+                        m,
+                        m * sizes + v,
+                        most,
+                        units,
+                        tenants.harm[who][inside].min(axis=0).ravel(),
+                        fewest,
+                    )
+                )
     known = [row for row in found if row[5][0] <= top]
     return (
         np.array([row[0] for row in known], dtype=np.int64),
         np.array([row[1] for row in known], dtype=np.int64),
         np.array([row[2] for row in known], dtype=np.int64),
-        np.array([row[3] for row in known], dtype=np.int64).reshape(len(known), tenants.model.size).T.copy(),
+        np.array([row[3] for row in known], dtype=np.int64)
+        .reshape(len(known), tenants.model.size)
+        .T.copy(),
         np.array([row[4] for row in known]).reshape(len(known), models * sizes),
-        np.array([row[5] for row in known], dtype=np.int64).reshape(len(known), tenants.need.shape[1]),
+        np.array([row[5] for row in known], dtype=np.int64).reshape(
+            len(known), tenants.need.shape[1]
+        ),
     )

@@ -1,11 +1,11 @@
 """igniterd's search: which workloads share which GPU, in how few GPUs (or for how little money).
 
 1. Every item takes the kind of GPU on which what it needs there, among others, costs least.
-2. For each kind, :func:`igniterd.planner.kernels.fill.fill` packs the items, up to 200 of them several times; between the times an
-   item's price rises where its GPU was packed badly and falls where it was packed well, so that awkward items are placed early. The best
-   packing stays.
-3. Moves: the worst-filled GPUs are emptied into the rest, tenant by tenant, as long as that works; with few workloads, a search over
-   moves and swaps also tries to do with one GPU less.
+2. For each kind, :func:`igniterd.planner.kernels.fill.fill` packs the items, up to 200 of them
+   several times; between the times an item's price rises where its GPU was packed badly and falls
+   where it was packed well, so that awkward items are placed early. The best packing stays.
+3. Moves: the worst-filled GPUs are emptied into the rest, tenant by tenant, as long as that works;
+   with few workloads, a search over moves and swaps also tries to do with one GPU less.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _RATE = 0.4
 
 
 def pack(problem: Problem, settler: Settler, seed: int = 0, *, splits: bool = True) -> list[Pack]:
-    """Which items share which GPU; ``splits`` as for :func:`igniterd.planner.local_search.squeeze`."""
+    """Which items share which GPU; ``splits`` as for
+    :func:`igniterd.planner.local_search.squeeze`."""
     groups: list[Pack] = []
     kinds = choose_kinds(problem)
     for kind in range(len(problem.gpus)):
@@ -43,11 +44,14 @@ def pack(problem: Problem, settler: Settler, seed: int = 0, *, splits: bool = Tr
 
 
 def apart(problem: Problem, settler: Settler, groups: list[Pack]) -> list[Pack]:
-    """No two replicas of a workload on one GPU: they become one, or where that needs more than the GPU has, one of them moves."""
+    """No two replicas of a workload on one GPU: they become one, or where that needs more than the
+    GPU has, one of them moves."""
     groups = [(kind, list(members)) for kind, members in groups]
     for g in range(len(groups)):
         kind, members = groups[g]
-        for item in [i for n, i in enumerate(members) if problem.parent[i] in problem.parent[members[:n]]]:
+        for item in [
+            i for n, i in enumerate(members) if problem.parent[i] in problem.parent[members[:n]]
+        ]:
             first = next(i for i in members if problem.parent[i] == problem.parent[item])
             rates = float(problem.items.rate[first]), float(problem.items.rate[item])
             members.remove(item)
@@ -56,7 +60,9 @@ def apart(problem: Problem, settler: Settler, groups: list[Pack]) -> list[Pack]:
                 problem.set_item(item, rate=0.0)
                 continue
             problem.set_item(first, rate=rates[0])
-            host = best_host(problem, settler, groups, item, [h for h in range(len(groups)) if h != g], {})
+            host = best_host(
+                problem, settler, groups, item, [h for h in range(len(groups)) if h != g], {}
+            )
             if host is None:
                 groups.append((kind, [item]))
             else:
@@ -65,7 +71,8 @@ def apart(problem: Problem, settler: Settler, groups: list[Pack]) -> list[Pack]:
 
 
 def choose_kinds(problem: Problem) -> I64:
-    """The kind of GPU for each item: least money for what it needs among average neighbours; without prices, least share."""
+    """The kind of GPU for each item: least money for what it needs among average neighbours;
+    without prices, least share."""
     t, n = problem.tables, problem.items.model.size
     cost = np.full((len(problem.gpus), n), np.inf)
     for kind, gpu in enumerate(problem.gpus):
@@ -83,7 +90,9 @@ def fill_kind(problem: Problem, kind: int, which: I64) -> list[list[int]]:
         raise ValueError("an item that fits no GPU alone has to be split before it is packed")
     n, top = which.size, int(t.units[kind])
     shape = (n, t.curve_ms.shape[1], t.gain_units.size)
-    sketch = filling.Sketch(np.zeros(n, np.int64), np.zeros((n, filling.STEPS)), np.zeros(n, np.int64), np.zeros(shape))
+    sketch = filling.Sketch(
+        np.zeros(n, np.int64), np.zeros((n, filling.STEPS)), np.zeros(n, np.int64), np.zeros(shape)
+    )
     filling.sketch(t, items, kind, sketch)
     memory, room = problem.memory(kind)[which], problem.room(kind)
     price = sketch.alone.astype(np.float64)
@@ -104,14 +113,21 @@ def fill_kind(problem: Problem, kind: int, which: I64) -> list[list[int]]:
 
 
 def rounds(items: int) -> int:
-    """Fillings tried: many where each is quick, few where there are many items and the law of large numbers packs well."""
+    """Fillings tried: many where each is quick, few where there are many items and the law of large
+    numbers packs well."""
     return 8 if items <= 200 else 1
 
 
 def empty_worst(
-    problem: Problem, settler: Settler, groups: list[Pack], tries: int = 12, most_tenants: int = 64, once: bool = False
+    problem: Problem,
+    settler: Settler,
+    groups: list[Pack],
+    tries: int = 12,
+    most_tenants: int = 64,
+    once: bool = False,
 ) -> list[Pack]:
-    """Empty the GPUs with least on them into the others, while that succeeds; give up after ``tries`` that cannot be emptied.
+    """Empty the GPUs with least on them into the others, while that succeeds; give up after
+    ``tries`` that cannot be emptied.
 
     Only GPUs with at most ``most_tenants`` are emptied; ``once``: no more than one of them.
     """
@@ -137,7 +153,9 @@ def empty_worst(
     return [group for g, group in enumerate(groups) if g not in gone]
 
 
-def relocate(problem: Problem, settler: Settler, groups: list[Pack], items: list[int], hosts: list[int]) -> dict[int, list[int]] | None:
+def relocate(
+    problem: Problem, settler: Settler, groups: list[Pack], items: list[int], hosts: list[int]
+) -> dict[int, list[int]] | None:
     """New members of the hosts that take all of ``items``, or ``None``."""
     new: dict[int, list[int]] = {}
     for item in sorted(items, key=lambda i: -int(problem.alone[:, i].min())):
@@ -149,16 +167,26 @@ def relocate(problem: Problem, settler: Settler, groups: list[Pack], items: list
 
 
 def best_host(
-    problem: Problem, settler: Settler, groups: list[Pack], item: int, hosts: Sequence[int], new: Mapping[int, list[int]]
+    problem: Problem,
+    settler: Settler,
+    groups: list[Pack],
+    item: int,
+    hosts: Sequence[int],
+    new: Mapping[int, list[int]],
 ) -> int | None:
-    """The host where the sum of shares grows least with ``item``, of the ``_ASKED`` with most room by what their tenants need alone.
+    """The host where the sum of shares grows least with ``item``, of the ``_ASKED`` with most room
+    by what their tenants need alone.
 
     ``new``: members of hosts that have changed since ``groups``.
     """
     roomy = []
     for h in hosts:
         kind, members = groups[h][0], new.get(h, groups[h][1])
-        left = int(problem.tables.units[kind]) - sum(settler.alone(kind, i) for i in members) - settler.alone(kind, item)
+        left = (
+            int(problem.tables.units[kind])
+            - sum(settler.alone(kind, i) for i in members)
+            - settler.alone(kind, item)
+        )
         if left >= 0:
             roomy.append((-left, h))
     best, growth = None, np.inf
@@ -166,7 +194,9 @@ def best_host(
         kind, members = groups[h][0], new.get(h, groups[h][1])
         if settler.fits(kind, [*members, item]):
             before = settler.total(kind, members) if members else 0
-            more = (settler.total(kind, [*members, item]) - before) / int(problem.tables.units[kind])
+            more = (settler.total(kind, [*members, item]) - before) / int(
+                problem.tables.units[kind]
+            )
             if more < growth:
                 best, growth = h, more
     return best

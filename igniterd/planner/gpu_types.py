@@ -1,4 +1,5 @@
-"""The kinds of GPU that can be rented: a profile, a price, how many there are, and the models fitted to the profile when asked for."""
+"""The kinds of GPU that can be rented: a profile, a price, how many there are, and the models
+fitted to the profile when asked for."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from igniterd.perf.igniter_model import IgniterModel
 from igniterd.planner.extrapolation import Guarded
 
 PRICES_PER_HOUR = {"v100": 3.06, "t4": 0.526}
-"""USD an hour of one GPU where none is given: AWS p3.2xlarge and g4dn.xlarge, on demand, the instances of the published evaluation."""
+"""USD an hour of one GPU where none is given: AWS p3.2xlarge and g4dn.xlarge, on demand, the
+instances of the published evaluation."""
 
 DEFAULT_CV = 0.1
 """Coefficient of variation of a single service time where a profile has none."""
@@ -20,16 +22,21 @@ DEFAULT_CV = 0.1
 class GpuType:
     """One kind of GPU. ``name`` is the board's name in its profile."""
 
-    def __init__(self, profile: Profile, price_per_hour: float | None = None, most: int | None = None) -> None:
+    def __init__(
+        self, profile: Profile, price_per_hour: float | None = None, most: int | None = None
+    ) -> None:
         self.profile = profile
         self.name = profile.board.name
-        self.price_per_hour = PRICES_PER_HOUR.get(self.name) if price_per_hour is None else price_per_hour
+        self.price_per_hour = (
+            PRICES_PER_HOUR.get(self.name) if price_per_hour is None else price_per_hour
+        )
         self.most = most
         """Most GPUs of this kind that may be used; ``None``: as many as needed."""
 
     @cached_property
     def published(self) -> IgniterModel:
-        """The published model. Raises :class:`igniterd.errors.ProfileError` when the profile lacks its inputs."""
+        """The published model. Raises :class:`igniterd.errors.ProfileError` when the profile lacks
+        its inputs."""
         return IgniterModel(self.profile)
 
     @cached_property
@@ -47,8 +54,13 @@ class GpuType:
         return self.profile.models[model].memory_bytes
 
     def service_cv(self, model: str) -> float:
-        """Dispersion of one service time: the mean of what was measured, else :data:`DEFAULT_CV`."""
-        measured = [point.latency_cv for point in self.profile.models[model].solo if point.latency_cv is not None]
+        """Dispersion of one service time: the mean of what was measured, else
+        :data:`DEFAULT_CV`."""
+        measured = [
+            point.latency_cv
+            for point in self.profile.models[model].solo
+            if point.latency_cv is not None
+        ]
         return round(sum(measured) / len(measured), 2) if measured else DEFAULT_CV
 
     def __repr__(self) -> str:
@@ -56,9 +68,11 @@ class GpuType:
 
 
 def parse_gpu(text: str) -> GpuType:
-    """``NAME_OR_PATH[@PRICE][xCOUNT]``, e.g. ``v100``, ``v100@2.48``, ``v100@2.48x8``, ``profiles/t4.json@0.53``.
+    """``NAME_OR_PATH[@PRICE][xCOUNT]``, e.g. ``v100``, ``v100@2.48``, ``v100@2.48x8``,
+    ``profiles/t4.json@0.53``.
 
-    Raises :class:`ConfigError` for a price or count that is none, :class:`igniterd.errors.ProfileError` for an unknown GPU.
+    Raises :class:`ConfigError` for a price or count that is none,
+    :class:`igniterd.errors.ProfileError` for an unknown GPU.
     """
     name, priced, tail = text.partition("@")
     price: float | None = None
@@ -73,7 +87,9 @@ def parse_gpu(text: str) -> GpuType:
         except ValueError:
             problems.append(f"the price {amount!r} should be a number, as in v100@2.48")
         if count and not (count.isdigit() and int(count) > 0):
-            problems.append(f"the count {count!r} should be a whole number above 0, as in v100@2.48x8")
+            problems.append(
+                f"the count {count!r} should be a whole number above 0, as in v100@2.48x8"
+            )
         if problems:
             raise ConfigError(f"--gpu {text}", problems)
         most = int(count) if count else None
@@ -81,11 +97,18 @@ def parse_gpu(text: str) -> GpuType:
 
 
 def check_gpus(gpus: tuple[GpuType, ...]) -> None:
-    """Several kinds need a price each and names of their own, or costs cannot be compared. Raises :class:`ConfigError`."""
+    """Several kinds need a price each and names of their own, or costs cannot be compared. Raises
+    :class:`ConfigError`."""
     problems = []
     names = [gpu.name for gpu in gpus]
-    problems += [f"{name} is given twice" for name in sorted({n for n in names if names.count(n) > 1})]
+    problems += [
+        f"{name} is given twice" for name in sorted({n for n in names if names.count(n) > 1})
+    ]
     if len(gpus) > 1:
-        problems += [f"{gpu.name} has no price; give one as {gpu.name}@PRICE_PER_HOUR" for gpu in gpus if gpu.price_per_hour is None]
+        problems += [
+            f"{gpu.name} has no price; give one as {gpu.name}@PRICE_PER_HOUR"
+            for gpu in gpus
+            if gpu.price_per_hour is None
+        ]
     if problems:
         raise ConfigError("--gpu", problems)

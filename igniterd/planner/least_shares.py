@@ -38,7 +38,8 @@ class Settler:
         self._totals: dict[tuple[int, frozenset[tuple[int, int]]], int] = {}
 
     def total(self, kind: int, items: list[int]) -> int:
-        """Units the items need together on a GPU of this kind; above its units when they do not fit (by how much is a guide)."""
+        """Units the items need together on a GPU of this kind; above its units when they do not fit
+        (by how much is a guide)."""
         stamp = self.problem.stamp
         key = (kind, frozenset((item, stamp[item]) for item in items))
         if key not in self._totals:
@@ -55,9 +56,14 @@ class Settler:
         return Group(kind, items, units, option, busy, batch, stretch, total)
 
     def fits(self, kind: int, items: list[int]) -> bool:
-        """Whether the items hold together on one GPU, by shares and by memory; two replicas of one workload never do."""
+        """Whether the items hold together on one GPU, by shares and by memory; two replicas of one
+        workload never do."""
         parents = self.problem.parent[items]
-        if len(items) > SEATS or np.unique(parents).size < len(items) or not self.problem.fits_memory(kind, items):
+        if (
+            len(items) > SEATS
+            or np.unique(parents).size < len(items)
+            or not self.problem.fits_memory(kind, items)
+        ):
             return False
         return self.total(kind, items) <= int(self.problem.tables.units[kind])
 
@@ -66,9 +72,14 @@ class Settler:
         return int(self.problem.alone[kind, item])
 
     def _ask(self, kind: int, items: list[int], slack: int) -> int:
-        who = np.array(sorted(items), dtype=np.int64)  # where the kernel ends may depend on the order by a unit
+        # where the kernel ends may depend on the order by a unit
+        who = np.array(sorted(items), dtype=np.int64)
         t = self.problem.tables
         if len(items) > SEATS:
             return len(items) * int(t.units[kind])
         ceiling = slack * int(t.units[kind])
-        return int(packing.settle(t, self.problem.items, kind, who, who.size, ceiling, *self._ints, *self._floats))
+        return int(
+            packing.settle(
+                t, self.problem.items, kind, who, who.size, ceiling, *self._ints, *self._floats
+            )
+        )

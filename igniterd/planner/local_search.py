@@ -1,4 +1,5 @@
-"""One GPU less for a few workloads: moves and swaps that lower what overflows, and splitting what will not go in one piece."""
+"""One GPU less for a few workloads: moves and swaps that lower what overflows, and splitting what
+will not go in one piece."""
 
 from __future__ import annotations
 
@@ -13,23 +14,32 @@ SMALL = 60
 """Up to so many items the search is worth its time."""
 _STEPS = 4000
 _HEAT = 1.5
-"""Units of overflow a step may add at the start, on average; falls to nothing at the end (simulated annealing)."""
+"""Units of overflow a step may add at the start, on average; falls to nothing at the end (simulated
+annealing)."""
 _NEAR = 6
 """Only a search that came within so many units of success is tried again with splits."""
 _SPLITS = 3
 """Items split in two, largest first, when the others will not fit otherwise."""
 _SHIFT = 0.2
-"""Chance that a step shifts rate between replicas of a workload, where there are any; and the part of the rate it shifts."""
+"""Chance that a step shifts rate between replicas of a workload, where there are any; and the part
+of the rate it shifts."""
 
 
-def squeeze(problem: Problem, settler: Settler, groups: list[Pack], seed: int, *, splits: bool = True) -> list[Pack]:
-    """Do without the GPU that would save most, as often as that succeeds; never below the lower bound.
+def squeeze(
+    problem: Problem, settler: Settler, groups: list[Pack], seed: int, *, splits: bool = True
+) -> list[Pack]:
+    """Do without the GPU that would save most, as often as that succeeds; never below the lower
+    bound.
 
-    ``splits``: also with large items split, which takes three times as long again where it does not help.
+    ``splits``: also with large items split, which takes three times as long again where it does not
+    help.
     """
     rng = np.random.default_rng(seed)
     while len(groups) > max(1, least_gpus(problem)):
-        spare = max(range(len(groups)), key=lambda g: (_price(problem, groups[g]), -_alone(problem, groups[g])))
+        spare = max(
+            range(len(groups)),
+            key=lambda g: (_price(problem, groups[g]), -_alone(problem, groups[g])),
+        )
         descent = _Descent(problem, settler, groups, spare, rng)
         fewer = descent.run()
         if fewer is None and splits and descent.least <= _NEAR:
@@ -44,7 +54,9 @@ def least_gpus(problem: Problem) -> int:
     """GPUs that no plan can do without: the least fractions of a GPU, over the kinds, added up."""
     if not problem.workloads:
         return 0
-    return math.ceil(float((problem.bound / problem.tables.units[:, None]).min(axis=0).sum()) - 1e-9)
+    return math.ceil(
+        float((problem.bound / problem.tables.units[:, None]).min(axis=0).sum()) - 1e-9
+    )
 
 
 def _price(problem: Problem, group: Pack) -> float:
@@ -55,13 +67,17 @@ def _alone(problem: Problem, group: Pack) -> int:
     return int(problem.alone[group[0], group[1]].sum())
 
 
-def _with_splits(problem: Problem, settler: Settler, groups: list[Pack], spare: int, rng: np.random.Generator) -> list[Pack] | None:
+def _with_splits(
+    problem: Problem, settler: Settler, groups: list[Pack], spare: int, rng: np.random.Generator
+) -> list[Pack] | None:
     """The same with a large item split in halves; the problem keeps the split only if it helps."""
     sizes = problem.alone.min(axis=0)
     for item in np.argsort(-sizes, kind="stable")[:_SPLITS].tolist():
         before = problem.snapshot()
         half = problem.split(item)
-        trial = [(kind, [*members, half] if item in members else members) for kind, members in groups]
+        trial = [
+            (kind, [*members, half] if item in members else members) for kind, members in groups
+        ]
         fewer = _Descent(problem, settler, trial, spare, rng).run()
         if fewer is not None:
             return fewer
@@ -70,9 +86,17 @@ def _with_splits(problem: Problem, settler: Settler, groups: list[Pack], spare: 
 
 
 class _Descent:
-    """All items on all GPUs but one, with as little overflow as moves, swaps and shifts of rate can reach."""
+    """All items on all GPUs but one, with as little overflow as moves, swaps and shifts of rate can
+    reach."""
 
-    def __init__(self, problem: Problem, settler: Settler, groups: list[Pack], spare: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        settler: Settler,
+        groups: list[Pack],
+        spare: int,
+        rng: np.random.Generator,
+    ) -> None:
         self.problem, self.settler, self.rng = problem, settler, rng
         self.kinds = [kind for g, (kind, _) in enumerate(groups) if g != spare]
         self.members = [list(items) for g, (_, items) in enumerate(groups) if g != spare]
@@ -84,12 +108,17 @@ class _Descent:
         self.replicated = np.unique(problem.parent).size < problem.parent.size
 
     def run(self) -> list[Pack] | None:
-        """The GPUs once nothing overflows; ``None``, and the problem as it was, when that is not reached."""
+        """The GPUs once nothing overflows; ``None``, and the problem as it was, when that is not
+        reached."""
         before = self.problem.snapshot()
         for step in range(_STEPS):
             over = [g for g, value in enumerate(self.cost) if value > 0]
             if not over:
-                return [(kind, items) for kind, items in zip(self.kinds, self.members, strict=True) if items]
+                return [
+                    (kind, items)
+                    for kind, items in zip(self.kinds, self.members, strict=True)
+                    if items
+                ]
             g = over[int(self.rng.integers(len(over)))]
             self.least = min(self.least, sum(self.cost))
             heat = _HEAT * (1 - step / _STEPS)
@@ -101,7 +130,8 @@ class _Descent:
         return None
 
     def overflow(self, g: int, items: list[int]) -> float:
-        """Units above the GPU's; memory above the GPU's, or two replicas of one workload, count as a whole GPU of units."""
+        """Units above the GPU's; memory above the GPU's, or two replicas of one workload, count as
+        a whole GPU of units."""
         if not items:
             return 0.0
         units = int(self.problem.tables.units[self.kinds[g]])
@@ -123,7 +153,12 @@ class _Descent:
         new_h = [i for i in self.members[h] if i not in theirs] + [mine]
         cost_g, cost_h = self.overflow(g, new_g), self.overflow(h, new_h)
         if self._accept(cost_g + cost_h - self.cost[g] - self.cost[h], heat):
-            self.members[g], self.members[h], self.cost[g], self.cost[h] = new_g, new_h, cost_g, cost_h
+            self.members[g], self.members[h], self.cost[g], self.cost[h] = (
+                new_g,
+                new_h,
+                cost_g,
+                cost_h,
+            )
 
     def _shift(self, g: int, heat: float) -> None:
         """Shift a part of the rate of an item of ``g`` to another replica of its workload."""

@@ -1,8 +1,9 @@
 """A provisioning plan as records, and its JSON.
 
-The JSON is a contract (``igniterd plan --format json``): ``feasible, gpus[gpu, tenants[workload, model, rate_per_s, share,
-max_batch_size, max_queue_delay_us, predicted{mean_ms, p99_ms}]], cost_per_hour, lower_bound_gpus, planning_s, infeasible[workload,
-reason]``. Keys beyond those may be added, none may go.
+The JSON is a contract (``igniterd plan --format json``): ``feasible, gpus[gpu, tenants[workload,
+model, rate_per_s, share, max_batch_size, max_queue_delay_us, predicted{mean_ms, p99_ms}]],
+cost_per_hour, lower_bound_gpus, planning_s, infeasible[workload, reason]``. Keys beyond those may
+be added, none may go.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from igniterd.planner.workloads import Infeasible
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """One workload, or one replica of it, on one GPU. A replica has ``rate_per_s`` below the workload's."""
+    """One workload, or one replica of it, on one GPU. A replica has ``rate_per_s`` below the
+    workload's."""
 
     workload: str
     model: str
@@ -72,7 +74,9 @@ class ProvisionPlan:
     infeasible: tuple[Infeasible, ...] = ()
     lower_bound_gpus: float | None = None  # sum of least shares: no plan can do with fewer
     lower_bound_cost_per_hour: float | None = None
-    needed_gpus: float | None = None  # sum of the shares tenants need where they are, neighbours and all; without spare ones given away
+    # sum of the shares tenants need where they are, neighbours and all; without spare ones given
+    # away
+    needed_gpus: float | None = None
     moves: tuple[str, ...] = ()  # against the plan it was started from, in words
     planning_s: float = 0.0  # filled in by whoever has a clock
     notes: tuple[str, ...] = ()
@@ -92,7 +96,8 @@ class ProvisionPlan:
 
     @property
     def gap(self) -> float | None:
-        """GPUs above the lower bound, as a fraction of it (the bound rounded up: GPUs come whole)."""
+        """GPUs above the lower bound, as a fraction of it (the bound rounded up: GPUs come
+        whole)."""
         if self.lower_bound_gpus is None or self.lower_bound_gpus <= 0:
             return None
         return len(self.gpus) / math.ceil(self.lower_bound_gpus - 1e-9) - 1.0
@@ -131,7 +136,8 @@ def _rounded(value: float | None, digits: int = 4) -> float | None:
 
 
 def read_plan(path: Path) -> ProvisionPlan:
-    """A plan written by ``igniterd plan --format json``; raises :class:`ConfigError` naming what is not a plan."""
+    """A plan written by ``igniterd plan --format json``; raises :class:`ConfigError` naming what is
+    not a plan."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as exc:
@@ -140,21 +146,30 @@ def read_plan(path: Path) -> ProvisionPlan:
 
 
 def plan_from_json(document: object, source: str) -> ProvisionPlan:
-    """The records of a plan's JSON. Needs ``gpus[].gpu`` and per tenant workload, model, rate_per_s, share, max_batch_size."""
+    """The records of a plan's JSON. Needs ``gpus[].gpu`` and per tenant workload, model,
+    rate_per_s, share, max_batch_size."""
     problems: list[str] = []
     gpus: list[PlannedGpu] = []
     entries = document.get("gpus") if isinstance(document, dict) else None
     if not isinstance(entries, list):
-        raise ConfigError(source, ['"gpus" should be a list of GPUs, each with "gpu" and "tenants"'])
+        raise ConfigError(
+            source, ['"gpus" should be a list of GPUs, each with "gpu" and "tenants"']
+        )
     for g, entry in enumerate(entries):
         tenants = entry.get("tenants") if isinstance(entry, dict) else None
         if not isinstance(tenants, list) or not isinstance(entry.get("gpu"), str):
             problems.append(f'gpus[{g}] should have a string "gpu" and a list "tenants"')
             continue
-        seats = [seat for t, raw in enumerate(tenants) if (seat := _seat(raw, f"gpus[{g}].tenants[{t}]", problems)) is not None]
+        seats = [
+            seat
+            for t, raw in enumerate(tenants)
+            if (seat := _seat(raw, f"gpus[{g}].tenants[{t}]", problems)) is not None
+        ]
         gpus.append(PlannedGpu(entry["gpu"], tuple(seats), _optional(entry.get("price_per_hour"))))
         if gpus[-1].allocated > 1 + 1e-6:
-            problems.append(f"gpus[{g}]: shares add up to {gpus[-1].allocated:.3f}; at most 1 can be granted")
+            problems.append(
+                f"gpus[{g}]: shares add up to {gpus[-1].allocated:.3f}; at most 1 can be granted"
+            )
     if problems:
         raise ConfigError(source, problems)
     assert isinstance(document, dict)  # noqa: S101  (checked above; for the type checker)
@@ -177,25 +192,34 @@ def _seat(raw: object, where: str, problems: list[str]) -> Seat | None:
         problems.append(f"{where} should be a table")
         return None
     before = len(problems)
-    names = [key for key in ("workload", "model") if not isinstance(raw.get(key), str) or not raw[key]]
+    names = [
+        key for key in ("workload", "model") if not isinstance(raw.get(key), str) or not raw[key]
+    ]
     problems += [f"{where}.{key} is {raw.get(key)!r}; should be a name" for key in names]
     for key, low, high in _NUMBERS:
         value = _optional(raw.get(key))
         if value is None or not low < value <= high:
             problems.append(
-                f"{where}.{key} is {raw.get(key)!r}; should be a number above {low:g}" + (f", at most {high:g}" if high < math.inf else "")
+                f"{where}.{key} is {raw.get(key)!r}; should be a number above {low:g}"
+                + (f", at most {high:g}" if high < math.inf else "")
             )
     batch, delay_us = raw.get("max_batch_size"), raw.get("max_queue_delay_us", 0)
     if not _whole(batch, 1, _MOST_BATCH):
-        problems.append(f"{where}.max_batch_size is {batch!r}; should be a whole number from 1 to {_MOST_BATCH}")
+        problems.append(
+            f"{where}.max_batch_size is {batch!r}; should be a whole number from 1 to {_MOST_BATCH}"
+        )
     if not _whole(delay_us, 0, _MOST_DELAY_US):
-        problems.append(f"{where}.max_queue_delay_us is {delay_us!r}; should be whole microseconds, 0 or more")
+        problems.append(
+            f"{where}.max_queue_delay_us is {delay_us!r}; should be whole microseconds, 0 or more"
+        )
     slo = raw.get("slo_p99_ms")
     if slo is not None and not (_optional(slo) or 0.0) > 0:
         problems.append(f"{where}.slo_p99_ms is {slo!r}; should be above 0, or left out")
     if len(problems) > before:
         return None
-    predicted: Mapping[str, Any] = raw["predicted"] if isinstance(raw.get("predicted"), Mapping) else {}
+    predicted: Mapping[str, Any] = (
+        raw["predicted"] if isinstance(raw.get("predicted"), Mapping) else {}
+    )
     return Seat(
         workload=raw["workload"],
         model=raw["model"],

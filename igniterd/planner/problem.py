@@ -1,4 +1,5 @@
-"""The planning problem in arrays: workloads as items with least shares, what cannot be planned and why, and the lower bound."""
+"""The planning problem in arrays: workloads as items with least shares, what cannot be planned and
+why, and the lower bound."""
 
 from __future__ import annotations
 
@@ -29,15 +30,16 @@ MAX_REPLICAS = 256
 _APIECE = 50
 """Workloads whose bound is worth a thread."""
 _TABLE_MARGIN = 0.01
-"""The search aims this far below the SLO: what the tables' interpolation errs by, so that few placements have to be mended."""
+"""The search aims this far below the SLO: what the tables' interpolation errs by, so that few
+placements have to be mended."""
 
 
 @dataclass(slots=True)
 class Problem:
     """Workloads that can be planned, their replicas as items, and what the kernels read.
 
-    ``parent[i]`` is the workload item i is a replica of. ``alone[k, i]``: units item i needs alone on kind k, above the GPU's units
-    where no share is enough.
+    ``parent[i]`` is the workload item i is a replica of. ``alone[k, i]``: units item i needs alone
+    on kind k, above the GPU's units where no share is enough.
     """
 
     gpus: tuple[GpuType, ...]
@@ -50,23 +52,27 @@ class Problem:
     parent: I64
     alone: I64
     bound: F64  # (K, W) fewest units each workload takes, however it is split
-    stamp: list[int] = field(default_factory=list)  # by item; never the same again once the item has changed
+    # by item; never the same again once the item has changed
+    stamp: list[int] = field(default_factory=list)
     _stamps: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def burstiness_of(self, item: int) -> float:
-        """Arrival process of an item: its workload's. A part of Poisson arrivals is Poisson, of constant ones taken in turn constant."""
+        """Arrival process of an item: its workload's. A part of Poisson arrivals is Poisson, of
+        constant ones taken in turn constant."""
         return self.burstiness[int(self.parent[item])]
 
     @property
     def whole(self) -> Items:
-        """The workloads unsplit and at their SLO, without the margin that the search keeps: for whoever has to err on the other side."""
+        """The workloads unsplit and at their SLO, without the margin that the search keeps: for
+        whoever has to err on the other side."""
         first = np.unique(self.parent, return_index=True)[1]
         slo = np.array([w.slo_p99_ms for w in self.workloads], dtype=np.float64)
         rate = np.array([w.rate_per_s / 1e3 for w in self.workloads], dtype=np.float64)
         return pick(self.items, first)._replace(goal_ms=slo, rate=rate)
 
     def memory(self, kind: int) -> I64:
-        """Bytes one instance of each item takes on a kind of GPU; 0 where the profile does not say."""
+        """Bytes one instance of each item takes on a kind of GPU; 0 where the profile does not
+        say."""
         each = np.array([_memory(self.gpus[kind], m) for m in self.models], dtype=np.int64)
         return each[self.items.model]
 
@@ -77,7 +83,9 @@ class Problem:
 
     def fits_memory(self, kind: int, items: Sequence[int]) -> bool:
         """Whether one instance of each item fits the memory of one GPU."""
-        return sum(_memory(self.gpus[kind], self.models[int(self.items.model[i])]) for i in items) <= self.room(kind)
+        return sum(
+            _memory(self.gpus[kind], self.models[int(self.items.model[i])]) for i in items
+        ) <= self.room(kind)
 
     def split(self, item: int) -> int:
         """Halve an item's rate and append a replica with the other half; the replica's number."""
@@ -91,7 +99,9 @@ class Problem:
         self.set_item(half, rate=rate)
         return half
 
-    def set_item(self, item: int, *, rate: float | None = None, goal_ms: float | None = None) -> None:
+    def set_item(
+        self, item: int, *, rate: float | None = None, goal_ms: float | None = None
+    ) -> None:
         """Change an item's rate (requests/ms) or goal, and find again what it needs alone."""
         if rate is not None:
             self.items.rate[item] = rate
@@ -106,7 +116,11 @@ class Problem:
         if keep.size == self.items.rate.size:
             return groups
         number = {int(item): new for new, item in enumerate(keep)}
-        self.items, self.parent, self.alone = pick(self.items, keep), self.parent[keep], self.alone[:, keep]
+        self.items, self.parent, self.alone = (
+            pick(self.items, keep),
+            self.parent[keep],
+            self.alone[:, keep],
+        )
         self.stamp = [next(self._stamps) for _ in keep]
         return [(kind, [number[i] for i in members]) for kind, members in groups]
 
@@ -141,13 +155,19 @@ def pose(
     level: float = LEVEL,
     parts: Mapping[str, Sequence[float]] | None = None,
 ) -> Problem:
-    """Set the problem up; workloads that cannot be planned go to ``rejected`` with what would be possible.
+    """Set the problem up; workloads that cannot be planned go to ``rejected`` with what would be
+    possible.
 
-    ``parts``: rates (requests/s) of the replicas that workloads, by name, have already; others get as many as they need.
+    ``parts``: rates (requests/s) of the replicas that workloads, by name, have already; others get
+    as many as they need.
     """
     known = sorted({name for gpu in gpus for name in gpu.model.models})
-    rejected = [Infeasible(w.name, _unknown(w.model, known)) for w in workloads if w.model not in known]
-    large = {m: why for m in {w.model for w in workloads} & set(known) if (why := _too_large(gpus, m))}
+    rejected = [
+        Infeasible(w.name, _unknown(w.model, known)) for w in workloads if w.model not in known
+    ]
+    large = {
+        m: why for m in {w.model for w in workloads} & set(known) if (why := _too_large(gpus, m))
+    }
     rejected += [Infeasible(w.name, large[w.model]) for w in workloads if w.model in large]
     kept = [w for w in workloads if w.model in known and w.model not in large]
     c2 = [burstiness if w.burstiness is None else w.burstiness for w in kept]
@@ -163,9 +183,19 @@ def pose(
     )
     alone = needs(tables, items)
     problem = Problem(
-        gpus, models, kept, c2, rejected, tables, items, np.arange(len(kept), dtype=np.int64), alone, np.empty((len(gpus), len(kept)))
+        gpus,
+        models,
+        kept,
+        c2,
+        rejected,
+        tables,
+        items,
+        np.arange(len(kept), dtype=np.int64),
+        alone,
+        np.empty((len(gpus), len(kept))),
     )
-    at_slo = items._replace(goal_ms=items.goal_ms / (1.0 - _TABLE_MARGIN))  # no margin where the other side is to be erred on
+    # no margin where the other side is to be erred on
+    at_slo = items._replace(goal_ms=items.goal_ms / (1.0 - _TABLE_MARGIN))
     alone_at_slo = needs(tables, at_slo)
     for kind in range(len(gpus)):
         _bound(tables, at_slo, kind, alone_at_slo[kind], problem.bound[kind])
@@ -183,7 +213,9 @@ def _bound(tables: Tables, items: Items, kind: int, alone: I64, out: F64) -> Non
         packing.bound_units(tables, pick(items, which), kind, alone[which], found)
         out[which] = found
 
-    pieces = np.array_split(np.arange(alone.size), min(max(1, alone.size // _APIECE), len(os.sched_getaffinity(0))))
+    pieces = np.array_split(
+        np.arange(alone.size), min(max(1, alone.size // _APIECE), len(os.sched_getaffinity(0)))
+    )
     with ThreadPoolExecutor(len(pieces)) as pool:
         list(pool.map(part, pieces))
 
@@ -202,12 +234,20 @@ def pick(items: Items, which: I64) -> Items:
 
 
 def _too_large(gpus: Sequence[GpuType], model: str) -> str:
-    """Why one instance fits the memory of no GPU, or an empty string; what a profile does not say fits."""
-    rooms = [(_memory(gpu, model), gpu.profile.board.memory_bytes) for gpu in gpus if model in gpu.profile.models]
+    """Why one instance fits the memory of no GPU, or an empty string; what a profile does not say
+    fits."""
+    rooms = [
+        (_memory(gpu, model), gpu.profile.board.memory_bytes)
+        for gpu in gpus
+        if model in gpu.profile.models
+    ]
     if any(room is None or need <= room for need, room in rooms):
         return ""
     need, room = min((need, room or 0) for need, room in rooms)
-    return f"one instance of {model} takes {need / 2**30:.3g} GiB, and the GPU has {room / 2**30:.3g} GiB"
+    return (
+        f"one instance of {model} takes {need / 2**30:.3g} GiB, and the GPU has "
+        f"{room / 2**30:.3g} GiB"
+    )
 
 
 def _unknown(model: str, known: Sequence[str]) -> str:
@@ -215,7 +255,8 @@ def _unknown(model: str, known: Sequence[str]) -> str:
 
 
 def _reject_hopeless(problem: Problem) -> None:
-    """Drop workloads that no number of replicas can serve: even the lightest load misses the SLO, or too many would be needed."""
+    """Drop workloads that no number of replicas can serve: even the lightest load misses the SLO,
+    or too many would be needed."""
     t, items = problem.tables, problem.items
     hopeless: list[int] = []
     for w in np.flatnonzero((problem.alone > t.units[:, None]).all(axis=0)).tolist():
@@ -227,7 +268,11 @@ def _reject_hopeless(problem: Problem) -> None:
     keep = np.setdiff1d(np.arange(len(problem.workloads)), hopeless)
     problem.workloads = [problem.workloads[w] for w in keep.tolist()]
     problem.burstiness = [problem.burstiness[w] for w in keep.tolist()]
-    problem.items, problem.alone, problem.bound = pick(items, keep), problem.alone[:, keep], problem.bound[:, keep]
+    problem.items, problem.alone, problem.bound = (
+        pick(items, keep),
+        problem.alone[:, keep],
+        problem.bound[:, keep],
+    )
     problem.parent = np.arange(keep.size, dtype=np.int64)
 
 
@@ -235,35 +280,71 @@ def _largest_rate(problem: Problem, kind: int, item: int) -> float:
     """Requests a second one whole GPU serves within the item's SLO."""
     t, i = problem.tables, problem.items
     units = int(t.units[kind])
-    return 1e3 * float(lookup.largest_rate(t, kind, int(i.queue[item]), int(i.model[item]), float(i.goal_ms[item]), units, 1.0, 1e-6))
+    return 1e3 * float(
+        lookup.largest_rate(
+            t,
+            kind,
+            int(i.queue[item]),
+            int(i.model[item]),
+            float(i.goal_ms[item]),
+            units,
+            1.0,
+            1e-6,
+        )
+    )
 
 
 def _why(problem: Problem, w: int, most: float) -> Infeasible:
-    """In words why a workload cannot be planned, with the least SLO that could be held at its rate."""
+    """In words why a workload cannot be planned, with the least SLO that could be held at its
+    rate."""
     workload = problem.workloads[w]
     if most > 0:
         asked = f"{workload.rate_per_s:g}/s within {workload.slo_p99_ms:g} ms"
         reason = f"{asked} needs more than {MAX_REPLICAS} replicas, at most {most:.1f}/s each"
-        return Infeasible(workload.name, f"{reason}; possible: {most * MAX_REPLICAS:.0f}/s", None, most * MAX_REPLICAS)
+        return Infeasible(
+            workload.name,
+            f"{reason}; possible: {most * MAX_REPLICAS:.0f}/s",
+            None,
+            most * MAX_REPLICAS,
+        )
     t, items = problem.tables, problem.items
 
     def p99(rate: float) -> float:
         kinds = range(len(problem.gpus))
         found = (
-            lookup.best_option(t, k, int(items.queue[w]), int(items.model[w]), int(t.units[k]), 0.0, rate, 1.0, False)[1] for k in kinds
+            lookup.best_option(
+                t,
+                k,
+                int(items.queue[w]),
+                int(items.model[w]),
+                int(t.units[k]),
+                0.0,
+                rate,
+                1.0,
+                False,
+            )[1]
+            for k in kinds
         )
         return min(float(value) for value in found) / (1.0 - _TABLE_MARGIN)
 
     least, at_rate = p99(1e-6 * float(items.rate[w])), p99(float(items.rate[w]))
-    reason = f"no share of a GPU, and no number of replicas, brings the P99 of {workload.model} to {workload.slo_p99_ms:g} ms"
+    reason = (
+        f"no share of a GPU, and no number of replicas, brings the P99 of {workload.model} "
+        f"to {workload.slo_p99_ms:g} ms"
+    )
     reason += f": at the lightest load it is {least:.2f} ms"
     if not math.isfinite(at_rate):
         return Infeasible(workload.name, f"{reason}; the least SLO is above that", least)
-    return Infeasible(workload.name, f"{reason}; the least SLO at {workload.rate_per_s:g}/s on one GPU is {at_rate:.2f} ms", at_rate)
+    return Infeasible(
+        workload.name,
+        f"{reason}; the least SLO at {workload.rate_per_s:g}/s on one GPU is {at_rate:.2f} ms",
+        at_rate,
+    )
 
 
 def _split_large(problem: Problem, parts: Mapping[str, Sequence[float]]) -> None:
-    """Replace every item that fits no GPU alone by the fewest equal replicas that each do, and those of ``parts`` by what is given."""
+    """Replace every item that fits no GPU alone by the fewest equal replicas that each do, and
+    those of ``parts`` by what is given."""
     t = problem.tables
     fits: NDArray[np.bool_] = np.any(problem.alone <= t.units[:, None], axis=0)
     which: list[int] = []

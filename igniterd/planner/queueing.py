@@ -1,4 +1,5 @@
-"""Many evaluations of the queue at once, on all processors; rows do not depend on each other, so the answer is the same on any number."""
+"""Many evaluations of the queue at once, on all processors; rows do not depend on each other, so
+the answer is the same on any number."""
 
 from __future__ import annotations
 
@@ -18,8 +19,17 @@ _WORTH_IT = 32
 """Fewer rows are evaluated at once."""
 
 
-def respond(rates_per_s: F64, curves_ms: F64, caps: I64, delays_ms: F64, *, service_cv: float, burstiness: float) -> TailRows:
-    """:func:`igniterd.queueing.tail.response_times` for (R,) rates, (R, B) curves, (R,) largest batches and delays."""
+def respond(
+    rates_per_s: F64,
+    curves_ms: F64,
+    caps: I64,
+    delays_ms: F64,
+    *,
+    service_cv: float,
+    burstiness: float,
+) -> TailRows:
+    """:func:`igniterd.queueing.tail.response_times` for (R,) rates, (R, B) curves, (R,) largest
+    batches and delays."""
 
     def part(rows: slice) -> TailRows:
         return response_times(
@@ -35,7 +45,8 @@ def respond(rates_per_s: F64, curves_ms: F64, caps: I64, delays_ms: F64, *, serv
     if workers == 1 or rates_per_s.size < _WORTH_IT:
         return part(slice(None))
     with ThreadPoolExecutor(workers) as pool:
-        parts = list(pool.map(part, [slice(w, None, workers) for w in range(workers)]))  # every so-manieth row: slow rows are spread
+        # every so-manieth row: slow rows are spread
+        parts = list(pool.map(part, [slice(w, None, workers) for w in range(workers)]))
     merged = {}
     for field in fields(TailRows):
         values = np.empty(rates_per_s.size, dtype=getattr(parts[0], field.name).dtype)

@@ -1,5 +1,5 @@
-"""What a little more of an SLO would save: of workloads that are spread over several GPUs though one
-could carry their requests, only not so quickly."""
+"""What a little more of an SLO would save: of workloads that are spread over several GPUs though
+one could carry their requests, only not so quickly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from igniterd.planner.workloads import Workload
 _MOST_RELIEF = 2.0
 """An SLO above so many times the one asked for is another service, not a relief."""
 _ROOM = (1.02, 1.06, 1.12, 1.2)
-"""The search reads tables, which are about this close to the queue itself; what is said has been planned."""
+"""The search reads tables, which are about this close to the queue itself; what is said has been
+planned."""
 _MOST_SAID = 12
 
 
@@ -35,8 +36,10 @@ def reliefs(plan: ProvisionPlan, request: Request) -> list[str]:
         enough_ms = _enough_ms(request, workload, kind)
         if enough_ms is not None:
             said.append(
-                f"{workload.name}: {workload.rate_per_s:g} requests/s take {len(seats[workload.name])} GPUs, because its "
-                f"SLO of {workload.slo_p99_ms:g} ms leaves them hardly a moment to wait for one another; "
+                f"{workload.name}: {workload.rate_per_s:g} requests/s take "
+                f"{len(seats[workload.name])} GPUs, because its "
+                f"SLO of {workload.slo_p99_ms:g} ms leaves them hardly a moment to wait for one "
+                "another; "
                 f"one {kind.name} would do with an SLO of {enough_ms:.6g} ms"
             )
     return said
@@ -46,7 +49,11 @@ def _enough_ms(request: Request, workload: Workload, kind: GpuType) -> float | N
     """The SLO at which all of it is planned on one GPU; None where that is far off."""
     burstiness = request.burstiness_by_name()[workload.name]
     most = kind.model.max_batch(workload.model)
-    tries = [Placement(workload.model, 1.0, cap, 0.0, workload.rate_per_s, burstiness) for cap in CAPS if cap <= most]
+    tries = [
+        Placement(workload.model, 1.0, cap, 0.0, workload.rate_per_s, burstiness)
+        for cap in CAPS
+        if cap <= most
+    ]
     evaluate([(kind, [placement]) for placement in tries], level=request.level)
     least_ms = min(placement.p99_ms for placement in tries)
     for room in _ROOM:
@@ -55,7 +62,9 @@ def _enough_ms(request: Request, workload: Workload, kind: GpuType) -> float | N
             continue
         slo_ms = _rounded_up(slo_ms)
         alone = (replace(workload, slo_p99_ms=slo_ms),)
-        found = strategies.plan(replace(request, workloads=alone, gpus=(kind,), start=None, max_moves=None))
+        found = strategies.plan(
+            replace(request, workloads=alone, gpus=(kind,), start=None, max_moves=None)
+        )
         if found.feasible and len(found.gpus) == 1:
             return slo_ms
     return None

@@ -44,29 +44,50 @@ class Placed:
     @property
     def missing(self) -> list[int]:
         """GPUs on which somebody misses the SLO."""
-        return [g for g in range(len(self.groups)) if misses(self.problem, self.groups[g], self.placements[g])]
+        return [
+            g
+            for g in range(len(self.groups))
+            if misses(self.problem, self.groups[g], self.placements[g])
+        ]
 
 
 def check(problem: Problem, settler: Settler, packs: Sequence[Pack], level: float) -> Placed:
     """Settle these GPUs and evaluate every placement exactly."""
     groups = [settler.group(kind, items) for kind, items in packs]
     placements = [place(problem, group) for group in groups]
-    evaluate([(problem.gpus[group.kind], p) for group, p in zip(groups, placements, strict=True)], level=level)
+    evaluate(
+        [(problem.gpus[group.kind], p) for group, p in zip(groups, placements, strict=True)],
+        level=level,
+    )
     return Placed(problem, groups, placements, {})
 
 
 def calibrate(problem: Problem, settler: Settler, level: float, split: bool = True) -> None:
-    """Evaluate items exactly, each alone on a GPU, correct their goals, and ``split`` what then fits no GPU.
+    """Evaluate items exactly, each alone on a GPU, correct their goals, and ``split`` what then
+    fits no GPU.
 
-    Of many items only the large ones: an error of the tables costs the others a unit, but these a second GPU.
+    Of many items only the large ones: an error of the tables costs the others a unit, but these a
+    second GPU.
     """
     t = problem.tables
     everything = problem.parent.size <= CALIBRATED
-    pending = [i for i in range(problem.parent.size) if everything or (problem.alone[:, i] >= _LARGE * t.units).any()]
+    pending = [
+        i
+        for i in range(problem.parent.size)
+        if everything or (problem.alone[:, i] >= _LARGE * t.units).any()
+    ]
     for _ in range(_CALIBRATIONS):
-        groups = [settler.group(_cheapest_kind(problem, i), [i]) for i in pending if _fits_somewhere(problem, i)]
+        groups = [
+            settler.group(_cheapest_kind(problem, i), [i])
+            for i in pending
+            if _fits_somewhere(problem, i)
+        ]
         placements = [place(problem, group, spare=0.0) for group in groups]
-        evaluate([(problem.gpus[g.kind], p) for g, p in zip(groups, placements, strict=True)], level=level, rounds=1)
+        evaluate(
+            [(problem.gpus[g.kind], p) for g, p in zip(groups, placements, strict=True)],
+            level=level,
+            rounds=1,
+        )
         pending = []
         for group, placement in zip(groups, placements, strict=True):
             correct(problem, group, placement)
@@ -88,7 +109,10 @@ def misses(problem: Problem, group: Group, placements: Sequence[Placement]) -> b
     """Whether a tenant's P99 is above its SLO, or the shares are more than the GPU."""
     if group.total > int(problem.tables.units[group.kind]):
         return True
-    return any(not p.p99_ms <= slo_ms(problem, i) * _TOLERANCE for i, p in zip(group.items, placements, strict=True))
+    return any(
+        not p.p99_ms <= slo_ms(problem, i) * _TOLERANCE
+        for i, p in zip(group.items, placements, strict=True)
+    )
 
 
 def slo_ms(problem: Problem, item: int) -> float:
@@ -96,24 +120,42 @@ def slo_ms(problem: Problem, item: int) -> float:
     return problem.workloads[int(problem.parent[item])].slo_p99_ms
 
 
-def correct(problem: Problem, group: Group, placements: Sequence[Placement], factor: float = 1.0, lower: float = math.inf) -> None:
-    """Set the goals of a GPU's tenants so that the tables say what was found exactly; ``factor`` below 1 aims lower still.
+def correct(
+    problem: Problem,
+    group: Group,
+    placements: Sequence[Placement],
+    factor: float = 1.0,
+    lower: float = math.inf,
+) -> None:
+    """Set the goals of a GPU's tenants so that the tables say what was found exactly; ``factor``
+    below 1 aims lower still.
 
-    With ``lower`` no goal rises, and that of a tenant who misses falls to ``lower`` of what it was at most: near saturation the tables
-    may be wrong by something else each time, and goals that followed them would go in circles.
+    With ``lower`` no goal rises, and that of a tenant who misses falls to ``lower`` of what it was
+    at most: near saturation the tables may be wrong by something else each time, and goals that
+    followed them would go in circles.
     """
     top = int(problem.tables.units[group.kind])
     for k, (item, placement) in enumerate(zip(group.items, placements, strict=True)):
         slo = slo_ms(problem, item)
         by_table = table_p99(problem, group, k, round(placement.share * top))
-        ratio = by_table / placement.p99_ms if math.isfinite(placement.p99_ms) else 0.9 * float(problem.items.goal_ms[item]) / slo
+        ratio = (
+            by_table / placement.p99_ms
+            if math.isfinite(placement.p99_ms)
+            else 0.9 * float(problem.items.goal_ms[item]) / slo
+        )
         goal = slo * _BELOW * factor * min(_CORRECTION[1], max(_CORRECTION[0], ratio))
         missed = not placement.p99_ms <= slo * _TOLERANCE
-        problem.set_item(item, goal_ms=min(goal, float(problem.items.goal_ms[item]) * (lower if missed else max(1.0, lower))))
+        problem.set_item(
+            item,
+            goal_ms=min(
+                goal, float(problem.items.goal_ms[item]) * (lower if missed else max(1.0, lower))
+            ),
+        )
 
 
 class Moves:
-    """How many tenants may still be moved off the GPU they are on; items in ``free`` move for nothing (they are on none yet)."""
+    """How many tenants may still be moved off the GPU they are on; items in ``free`` move for
+    nothing (they are on none yet)."""
 
     def __init__(self, most: float = math.inf, free: Sequence[int] = ()) -> None:
         self.left, self.free = most, set(free)
@@ -132,9 +174,11 @@ NO_MOVE_LEFT = "would have to move to another GPU, and the moves allowed are use
 
 
 def mend(placed: Placed, settler: Settler, level: float, moves: Moves | None = None) -> Placed:
-    """Correct the goals where a P99 misses and settle again, moving who no longer fits, until nobody misses.
+    """Correct the goals where a P99 misses and settle again, moving who no longer fits, until
+    nobody misses.
 
-    Who still misses in the end gets a GPU of its own, or replicas on several; who misses even then is left ``unplaced``.
+    Who still misses in the end gets a GPU of its own, or replicas on several; who misses even then
+    is left ``unplaced``.
     """
     moves = moves or Moves()
     problem, groups, placements = placed.problem, placed.groups, placed.placements
@@ -151,18 +195,24 @@ def mend(placed: Placed, settler: Settler, level: float, moves: Moves | None = N
         evaluate([(problem.gpus[groups[g].kind], placements[g]) for g in changed], level=level)
     _isolate(placed, settler, level)
     kept = [g for g, group in enumerate(groups) if group.items]
-    return Placed(problem, [groups[g] for g in kept], [placements[g] for g in kept], placed.unplaced)
+    return Placed(
+        problem, [groups[g] for g in kept], [placements[g] for g in kept], placed.unplaced
+    )
 
 
 def place(problem: Problem, group: Group, spare: float = 0.5) -> list[Placement]:
-    """Placements of a GPU: what the search found, and a part of the spare units given, one by one, to whoever is nearest to its SLO.
+    """Placements of a GPU: what the search found, and a part of the spare units given, one by one,
+    to whoever is nearest to its SLO.
 
     What is not given is left for a new tenant or a surge.
     """
     t, items, top = problem.tables, problem.items, int(problem.tables.units[group.kind])
     units = list(group.units)
     for _ in range(math.ceil(spare * (top - sum(units)))):
-        strain = [table_p99(problem, group, k, units[k]) / float(items.goal_ms[i]) for k, i in enumerate(group.items)]
+        strain = [
+            table_p99(problem, group, k, units[k]) / float(items.goal_ms[i])
+            for k, i in enumerate(group.items)
+        ]
         units[int(np.argmax(strain))] += 1
     placements = []
     for k, item in enumerate(group.items):
@@ -171,9 +221,19 @@ def place(problem: Problem, group: Group, spare: float = 0.5) -> list[Placement]
         batch = int(t.caps[group.option[k]])
         busy, mean = group.busy[k], group.batch[k]
         if units[k] != group.units[k]:
-            args = (group.kind, int(items.queue[item]), model, units[k], group.option[k], rate / 1e3, group.stretch[k])
+            args = (
+                group.kind,
+                int(items.queue[item]),
+                model,
+                units[k],
+                group.option[k],
+                rate / 1e3,
+                group.stretch[k],
+            )
             busy, mean = lookup.behaviour(t, *args)
-        placements.append(Placement(problem.models[model], units[k] / top, batch, 0.0, rate, c2, busy, mean))
+        placements.append(
+            Placement(problem.models[model], units[k] / top, batch, 0.0, rate, c2, busy, mean)
+        )
     return placements
 
 
@@ -182,7 +242,9 @@ def table_p99(problem: Problem, group: Group, k: int, units: int) -> float:
     i, t = problem.items, problem.tables
     item = group.items[k]
     queue, model, rate = int(i.queue[item]), int(i.model[item]), float(i.rate[item])
-    return float(lookup.p99_ms(t, group.kind, queue, model, units, group.option[k], rate, group.stretch[k]))
+    return float(
+        lookup.p99_ms(t, group.kind, queue, model, units, group.option[k], rate, group.stretch[k])
+    )
 
 
 def resettle(
@@ -194,7 +256,8 @@ def resettle(
     unplaced: dict[int, str],
     homeless: Sequence[int] = (),
 ) -> list[int]:
-    """Settle these GPUs again; tenants that no longer fit, and the ``homeless``, move to others or to new ones. The GPUs that changed."""
+    """Settle these GPUs again; tenants that no longer fit, and the ``homeless``, move to others or
+    to new ones. The GPUs that changed."""
     changed = set(missing)
     homeless = list(homeless)
     for g in missing:
@@ -210,14 +273,19 @@ def resettle(
         if not _fits_somewhere(problem, item):
             homeless += [item, problem.split(item)]
     packs = [(group.kind, group.items) for group in groups]
-    spare = np.array([int(problem.tables.units[g.kind]) - g.total if g.items else -1 for g in groups], dtype=np.int64)
+    spare = np.array(
+        [int(problem.tables.units[g.kind]) - g.total if g.items else -1 for g in groups],
+        dtype=np.int64,
+    )
     kinds = np.array([g.kind for g in groups], dtype=np.int64)
     left = []
     for item in sorted(set(homeless), key=lambda i: -int(problem.alone[:, i].min())):
         if not moves.allow(item):
             unplaced[item] = NO_MOVE_LEFT
             continue
-        host = best_host(problem, settler, packs, item, _roomy(problem.alone[kinds, item], spare), {})
+        host = best_host(
+            problem, settler, packs, item, _roomy(problem.alone[kinds, item], spare), {}
+        )
         if host is None:
             left.append(item)
             continue
@@ -228,14 +296,18 @@ def resettle(
     for kind in range(len(problem.gpus)):
         mine = [i for i in left if _cheapest_kind(problem, i) == kind]
         if mine:
-            new = [settler.group(kind, items) for items in fill_kind(problem, kind, np.array(mine, dtype=np.int64))]
+            new = [
+                settler.group(kind, items)
+                for items in fill_kind(problem, kind, np.array(mine, dtype=np.int64))
+            ]
             changed.update(range(len(groups), len(groups) + len(new)))
             groups += new
     return sorted(changed)
 
 
 def _isolate(placed: Placed, settler: Settler, level: float) -> None:
-    """The last resort: tenants of GPUs that still miss, each on its own, in as many replicas as it takes."""
+    """The last resort: tenants of GPUs that still miss, each on its own, in as many replicas as it
+    takes."""
     problem, groups, placements = placed.problem, placed.groups, placed.placements
     queue: list[tuple[int, int, int]] = []  # kind, item, tries
     for g in placed.missing:
@@ -244,7 +316,9 @@ def _isolate(placed: Placed, settler: Settler, level: float) -> None:
     while queue:
         kind, item, tries = queue.pop()
         if tries > _TRIES:
-            placed.unplaced[item] = "no placement was found whose P99 holds when it is evaluated exactly"
+            placed.unplaced[item] = (
+                "no placement was found whose P99 holds when it is evaluated exactly"
+            )
         elif tries == _TRIES // 2 or problem.alone[kind, item] > problem.tables.units[kind]:
             queue += [(kind, item, tries + 1), (kind, problem.split(item), tries + 1)]
         else:
@@ -260,7 +334,8 @@ def _isolate(placed: Placed, settler: Settler, level: float) -> None:
 
 
 def _roomy(wanted: I64, spare: I64) -> list[int]:
-    """GPUs whose spare units are enough for what an item needs alone on each, fullest first, a bounded number of them."""
+    """GPUs whose spare units are enough for what an item needs alone on each, fullest first, a
+    bounded number of them."""
     enough = np.flatnonzero((spare >= wanted) & (spare >= 0))
     return [int(g) for g in enough[np.argsort(spare[enough], kind="stable")][:_ASKED]]
 
@@ -278,7 +353,9 @@ def _cheapest_kind(problem: Problem, item: int) -> int:
     """The kind of GPU on which what the item needs alone costs least."""
     t = problem.tables
     cost = [
-        problem.alone[k, item] / t.units[k] * (gpu.price_per_hour or 1.0) if problem.alone[k, item] <= t.units[k] else math.inf
+        problem.alone[k, item] / t.units[k] * (gpu.price_per_hour or 1.0)
+        if problem.alone[k, item] <= t.units[k]
+        else math.inf
         for k, gpu in enumerate(problem.gpus)
     ]
     return int(np.argmin(cost))

@@ -1,8 +1,9 @@
 """From a running plan to one that holds for today's workloads, with few moves.
 
-A move takes a tenant off the GPU it is on (a load somewhere else, a cold start, a new route); a new share or batch on the same GPU is
-none. So everybody stays where it is as long as it fits: a GPU whose tenants no longer fit together gives up the smallest tenant that is
-enough. Beyond that a move has to pay: a GPU is emptied only for at most ``MOVES_PER_GPU`` moves.
+A move takes a tenant off the GPU it is on (a load somewhere else, a cold start, a new route); a new
+share or batch on the same GPU is none. So everybody stays where it is as long as it fits: a GPU
+whose tenants no longer fit together gives up the smallest tenant that is enough. Beyond that a move
+has to pay: a GPU is emptied only for at most ``MOVES_PER_GPU`` moves.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ MOVES_PER_GPU = 6
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """Where the tenants of the running plan are: by GPU its kind and the workloads on it; rates of the replicas by workload."""
+    """Where the tenants of the running plan are: by GPU its kind and the workloads on it; rates of
+    the replicas by workload."""
 
     kinds: tuple[int, ...]
     tenants: tuple[tuple[str, ...], ...]
@@ -44,20 +46,25 @@ def replan(
     max_moves: int | None = None,
     level: float = LEVEL,
 ) -> ProvisionPlan:
-    """The plan for ``workloads`` nearest to ``start``. GPUs of ``start`` keep their order; new ones come after, emptied ones go.
+    """The plan for ``workloads`` nearest to ``start``. GPUs of ``start`` keep their order; new ones
+    come after, emptied ones go.
 
-    Workloads that are no longer asked for leave, new ones are placed, changed ones keep their GPUs as far as they fit. Raises
+    Workloads that are no longer asked for leave, new ones are placed, changed ones keep their GPUs
+    as far as they fit. Raises
     :class:`ConfigError` when ``start`` has a kind of GPU that is not offered.
     """
     running = _running(start, workloads, gpus)
     problem = pose(workloads, gpus, burstiness, level=level, parts=running.parts)
     settler = Settler(problem)
-    calibrate(problem, settler, level, split=False)  # as when the running plan was made, or tables a hair off would move tenants that fit
+    # as when the running plan was made, or tables a hair off would move tenants that fit
+    calibrate(problem, settler, level, split=False)
     packs, new = _assigned(problem, running)
     moves = Moves(math.inf if max_moves is None else max_moves, new)
     groups = [settler.group(kind, items) for kind, items in packs]
     unplaced: dict[int, str] = {}
-    crowded = [g for g, (kind, items) in enumerate(packs) if items and not settler.fits(kind, items)]
+    crowded = [
+        g for g, (kind, items) in enumerate(packs) if items and not settler.fits(kind, items)
+    ]
     resettle(problem, settler, groups, crowded, moves, unplaced, new)
     groups = _fewer(problem, settler, groups, moves)
     placed = check(problem, settler, [(g.kind, g.items) for g in groups], level)
@@ -67,11 +74,19 @@ def replan(
     return replace(answer, moves=describe_moves(start, _ordered(start, answer)))
 
 
-def _running(start: ProvisionPlan, workloads: Sequence[Workload], gpus: tuple[GpuType, ...]) -> Running:
+def _running(
+    start: ProvisionPlan, workloads: Sequence[Workload], gpus: tuple[GpuType, ...]
+) -> Running:
     names = [gpu.name for gpu in gpus]
     strange = sorted({gpu.gpu for gpu in start.gpus} - set(names))
     if strange:
-        raise ConfigError("--from", [f"the plan has GPUs of kind {kind}; offer them too with --gpu {kind}" for kind in strange])
+        raise ConfigError(
+            "--from",
+            [
+                f"the plan has GPUs of kind {kind}; offer them too with --gpu {kind}"
+                for kind in strange
+            ],
+        )
     wanted = {w.name: w for w in workloads}
     before: dict[str, float] = {}
     for gpu in start.gpus:
@@ -80,9 +95,13 @@ def _running(start: ProvisionPlan, workloads: Sequence[Workload], gpus: tuple[Gp
     tenants: list[tuple[str, ...]] = []
     parts: dict[str, list[float]] = {}
     for gpu in start.gpus:
-        stays = [s for s in gpu.tenants if s.workload in wanted and wanted[s.workload].model == s.model]
+        stays = [
+            s for s in gpu.tenants if s.workload in wanted and wanted[s.workload].model == s.model
+        ]
         for seat in stays:  # replicas keep their part of the rate
-            parts.setdefault(seat.workload, []).append(wanted[seat.workload].rate_per_s * seat.rate_per_s / before[seat.workload])
+            parts.setdefault(seat.workload, []).append(
+                wanted[seat.workload].rate_per_s * seat.rate_per_s / before[seat.workload]
+            )
         tenants.append(tuple(seat.workload for seat in stays))
     return Running(tuple(names.index(gpu.gpu) for gpu in start.gpus), tuple(tenants), parts)
 
@@ -107,17 +126,23 @@ def _fewer(problem: Problem, settler: Settler, groups: list[Group], moves: Moves
         if len(fewer) == len(packs):
             return [g for g in groups if g.items]
         homes = {item: n for n, (_, items) in enumerate(packs) for item in items}
-        moves.left -= sum(homes[i] != homes[items[0]] for _, items in fewer for i in items)  # a host's own tenants come first
+        # a host's own tenants come first
+        moves.left -= sum(homes[i] != homes[items[0]] for _, items in fewer for i in items)
         groups = [settler.group(kind, items) for kind, items in fewer]
 
 
 def _ordered(start: ProvisionPlan, answer: ProvisionPlan) -> list[PlannedGpu | None]:
-    """For every GPU of ``start`` the GPU of ``answer`` that continues it (most tenants in common), then the new ones."""
+    """For every GPU of ``start`` the GPU of ``answer`` that continues it (most tenants in common),
+    then the new ones."""
     left = list(range(len(answer.gpus)))
     result: list[PlannedGpu | None] = []
     for gpu in start.gpus:
         before = {seat.workload for seat in gpu.tenants}
-        same = [(len(before & {s.workload for s in answer.gpus[g].tenants}), -g) for g in left if answer.gpus[g].gpu == gpu.gpu]
+        same = [
+            (len(before & {s.workload for s in answer.gpus[g].tenants}), -g)
+            for g in left
+            if answer.gpus[g].gpu == gpu.gpu
+        ]
         common, g = max(same, default=(0, 0))
         if common:
             left.remove(-g)
@@ -128,8 +153,11 @@ def _ordered(start: ProvisionPlan, answer: ProvisionPlan) -> list[PlannedGpu | N
 
 
 def describe_moves(start: ProvisionPlan, now: Sequence[PlannedGpu | None]) -> tuple[str, ...]:
-    """What changes place between two plans whose GPUs are in the same order: one line a tenant that arrives, moves or leaves."""
-    old = [{seat.workload for seat in gpu.tenants} for gpu in start.gpus] + [set()] * max(0, len(now) - len(start.gpus))
+    """What changes place between two plans whose GPUs are in the same order: one line a tenant that
+    arrives, moves or leaves."""
+    old = [{seat.workload for seat in gpu.tenants} for gpu in start.gpus] + [set()] * max(
+        0, len(now) - len(start.gpus)
+    )
     new = [{seat.workload for seat in gpu.tenants} if gpu else set() for gpu in now]
     known = set().union(*old) if old else set()
     lines = []
@@ -137,7 +165,9 @@ def describe_moves(start: ProvisionPlan, now: Sequence[PlannedGpu | None]) -> tu
         left = [g for g in range(len(old)) if name in old[g] and name not in new[g]]
         came = [g for g in range(len(old)) if name in new[g] and name not in old[g]]
         for n in range(max(len(left), len(came))):
-            source = f"GPU {left[n]}" if n < len(left) else "a new replica" if name in known else "new"
+            source = (
+                f"GPU {left[n]}" if n < len(left) else "a new replica" if name in known else "new"
+            )
             target = f"GPU {came[n]}" if n < len(came) else "nowhere"
             lines.append(f"{name}: {source} -> {target}")
     return tuple(lines)

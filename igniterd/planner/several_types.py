@@ -1,7 +1,9 @@
-"""Several kinds of GPU: together and each alone, whichever costs least; what a kind that has run out has no room for goes to others.
+"""Several kinds of GPU: together and each alone, whichever costs least; what a kind that has run
+out has no room for goes to others.
 
-The search picks a kind for each workload by what its share would cost, as if GPUs could be rented in parts. For few workloads they cannot:
-one GPU that is half empty may cost more than several of the cheaper kind. So the plans on one kind alone are made as well.
+The search picks a kind for each workload by what its share would cost, as if GPUs could be rented
+in parts. For few workloads they cannot: one GPU that is half empty may cost more than several of
+the cheaper kind. So the plans on one kind alone are made as well.
 """
 
 from __future__ import annotations
@@ -20,27 +22,52 @@ _WHOLE = 1e-6  # of a workload's rate: less than this is not left over
 
 
 def plan_kinds(
-    workloads: Sequence[Workload], gpus: tuple[GpuType, ...], burstiness: float, *, level: float = LEVEL, seed: int = 0
+    workloads: Sequence[Workload],
+    gpus: tuple[GpuType, ...],
+    burstiness: float,
+    *,
+    level: float = LEVEL,
+    seed: int = 0,
 ) -> ProvisionPlan:
-    """The plan of igniterd's strategy on the kinds of GPU offered. Takes about as many times as long as there are kinds, and once more."""
+    """The plan of igniterd's strategy on the kinds of GPU offered. Takes about as many times as
+    long as there are kinds, and once more."""
 
     def planned(offered: tuple[GpuType, ...]) -> ProvisionPlan:
-        return _handed_on(plan_own(workloads, offered, burstiness, level=level, seed=seed), workloads, gpus, level, seed)
+        return _handed_on(
+            plan_own(workloads, offered, burstiness, level=level, seed=seed),
+            workloads,
+            gpus,
+            level,
+            seed,
+        )
 
     together = planned(gpus)
     if len(gpus) == 1:
         return together
     best = min([together, *(planned((gpu,)) for gpu in gpus)], key=_worse)
     gpus_least, cost_least = together.lower_bound_gpus, together.lower_bound_cost_per_hour
-    return replace(best, kinds=len(gpus), lower_bound_gpus=gpus_least, lower_bound_cost_per_hour=cost_least)
+    return replace(
+        best, kinds=len(gpus), lower_bound_gpus=gpus_least, lower_bound_cost_per_hour=cost_least
+    )
 
 
 def _worse(plan: ProvisionPlan) -> tuple[int, float, int]:
-    return len(plan.infeasible), math.inf if plan.cost_per_hour is None else plan.cost_per_hour, len(plan.gpus)
+    return (
+        len(plan.infeasible),
+        math.inf if plan.cost_per_hour is None else plan.cost_per_hour,
+        len(plan.gpus),
+    )
 
 
-def _handed_on(plan: ProvisionPlan, workloads: Sequence[Workload], gpus: tuple[GpuType, ...], level: float, seed: int) -> ProvisionPlan:
-    """The plan with what is left over for want of GPUs planned on those kinds there are still GPUs of."""
+def _handed_on(
+    plan: ProvisionPlan,
+    workloads: Sequence[Workload],
+    gpus: tuple[GpuType, ...],
+    level: float,
+    seed: int,
+) -> ProvisionPlan:
+    """The plan with what is left over for want of GPUs planned on those kinds there are still GPUs
+    of."""
     for _ in gpus:  # every turn uses up a kind
         left = _left_over(plan, workloads)
         offered = _in_stock(plan, gpus)
@@ -49,8 +76,17 @@ def _handed_on(plan: ProvisionPlan, workloads: Sequence[Workload], gpus: tuple[G
         names = {w.name for w in left}
         more = plan_own(left, offered, plan.burstiness, level=level, seed=seed)
         kept = tuple(entry for entry in plan.infeasible if entry.workload not in names)
-        needed = None if plan.needed_gpus is None or more.needed_gpus is None else plan.needed_gpus + more.needed_gpus
-        plan = replace(plan, gpus=(*plan.gpus, *more.gpus), infeasible=(*kept, *more.infeasible), needed_gpus=needed)
+        needed = (
+            None
+            if plan.needed_gpus is None or more.needed_gpus is None
+            else plan.needed_gpus + more.needed_gpus
+        )
+        plan = replace(
+            plan,
+            gpus=(*plan.gpus, *more.gpus),
+            infeasible=(*kept, *more.infeasible),
+            needed_gpus=needed,
+        )
     return plan
 
 
@@ -61,7 +97,9 @@ def _left_over(plan: ProvisionPlan, workloads: Sequence[Workload]) -> list[Workl
     for seat in (seat for gpu in plan.gpus for seat in gpu.tenants):
         if seat.workload in placed:
             placed[seat.workload] += seat.rate_per_s
-    left = [replace(w, rate_per_s=w.rate_per_s - placed[w.name]) for w in workloads if w.name in placed]
+    left = [
+        replace(w, rate_per_s=w.rate_per_s - placed[w.name]) for w in workloads if w.name in placed
+    ]
     return [w for w in left if w.rate_per_s > _WHOLE * (w.rate_per_s + placed[w.name])]
 
 
@@ -69,7 +107,9 @@ def _in_stock(plan: ProvisionPlan, gpus: Sequence[GpuType]) -> tuple[GpuType, ..
     """The kinds that have not run out, each with the number still there."""
     used = {gpu.name: sum(one.gpu == gpu.name for one in plan.gpus) for gpu in gpus}
     return tuple(
-        gpu if gpu.most is None else GpuType(gpu.profile, gpu.price_per_hour, gpu.most - used[gpu.name])
+        gpu
+        if gpu.most is None
+        else GpuType(gpu.profile, gpu.price_per_hour, gpu.most - used[gpu.name])
         for gpu in gpus
         if gpu.most is None or gpu.most > used[gpu.name]
     )

@@ -1,8 +1,10 @@
-"""igniterd's strategy: P99 within the SLO for every workload under its arrival process, at the upper bound of the service times.
+"""igniterd's strategy: P99 within the SLO for every workload under its arrival process, at the
+upper bound of the service times.
 
-The search (:mod:`igniterd.planner.fill`) runs on tables. What it finds is checked with the performance model and the queue
-themselves (:mod:`igniterd.planner.evaluate`); where a P99 misses, the tables are corrected by what was found and the plan is packed
-again or mended (:mod:`igniterd.planner.repair`). So every placement of the answer has been evaluated exactly.
+The search (:mod:`igniterd.planner.fill`) runs on tables. What it finds is checked with the
+performance model and the queue themselves (:mod:`igniterd.planner.evaluate`); where a P99 misses,
+the tables are corrected by what was found and the plan is packed again or mended
+(:mod:`igniterd.planner.repair`). So every placement of the answer has been evaluated exactly.
 """
 
 from __future__ import annotations
@@ -26,13 +28,20 @@ from igniterd.planner.workloads import Infeasible, Workload
 OUT_OF_STOCK = "needs a GPU beyond the"
 """How the reason begins that a workload lost for want of GPUs is given."""
 _ALIKE = 1.02
-"""SLOs within this factor are one where the cost of splitting over kinds of GPU is limited from below."""
+"""SLOs within this factor are one where the cost of splitting over kinds of GPU is limited from
+below."""
 REPACKED = 200
-"""Up to so many items, a plan that misses somewhere is packed anew with what was learnt before it is mended GPU by GPU."""
+"""Up to so many items, a plan that misses somewhere is packed anew with what was learnt before it
+is mended GPU by GPU."""
 
 
 def plan_own(
-    workloads: Sequence[Workload], gpus: tuple[GpuType, ...], burstiness: float, *, level: float = LEVEL, seed: int = 0
+    workloads: Sequence[Workload],
+    gpus: tuple[GpuType, ...],
+    burstiness: float,
+    *,
+    level: float = LEVEL,
+    seed: int = 0,
 ) -> ProvisionPlan:
     """The plan of igniterd's strategy."""
     problem = pose(workloads, gpus, burstiness, level=level)
@@ -40,7 +49,8 @@ def plan_own(
 
 
 def solve(problem: Problem, level: float, seed: int) -> Placed:
-    """Pack, check, pack again with corrected goals where something misses, mend, and gather what mending scattered."""
+    """Pack, check, pack again with corrected goals where something misses, mend, and gather what
+    mending scattered."""
     settler = Settler(problem)
     calibrate(problem, settler, level)
     found = check(problem, settler, pack(problem, settler, seed), level)
@@ -52,7 +62,9 @@ def solve(problem: Problem, level: float, seed: int) -> Placed:
             correct(problem, group, placements)
         problem.split_unfit()
         # goals are tighter now: where splitting did not save a GPU before, it does not now
-        found = check(problem, settler, pack(problem, settler, seed + turn + 1, splits=False), level)
+        found = check(
+            problem, settler, pack(problem, settler, seed + turn + 1, splits=False), level
+        )
     return consolidate(mend(found, settler, level), settler, level)
 
 
@@ -63,15 +75,32 @@ def within_stock(placed: Placed) -> Placed:
         mine = [g for g, group in enumerate(placed.groups) if group.kind == kind]
         if gpu.most is None or len(mine) <= gpu.most:
             continue
-        over = set(sorted(mine, key=lambda g: -sum(float(problem.alone[kind, i]) for i in placed.groups[g].items))[gpu.most :])
-        placed.unplaced.update({i: f"{OUT_OF_STOCK} {gpu.most} {gpu.name} there are" for g in over for i in placed.groups[g].items})
+        over = set(
+            sorted(
+                mine,
+                key=lambda g: -sum(float(problem.alone[kind, i]) for i in placed.groups[g].items),
+            )[gpu.most :]
+        )
+        placed.unplaced.update(
+            {
+                i: f"{OUT_OF_STOCK} {gpu.most} {gpu.name} there are"
+                for g in over
+                for i in placed.groups[g].items
+            }
+        )
         keep = [g for g in range(len(placed.groups)) if g not in over]
-        placed = Placed(problem, [placed.groups[g] for g in keep], [placed.placements[g] for g in keep], placed.unplaced)
+        placed = Placed(
+            problem,
+            [placed.groups[g] for g in keep],
+            [placed.placements[g] for g in keep],
+            placed.unplaced,
+        )
     return placed
 
 
 def lower_bounds(problem: Problem) -> tuple[float, float | None]:
-    """(GPUs, cost an hour) that no plan can do without: least shares with no neighbours at all, added up, on the best kind for each."""
+    """(GPUs, cost an hour) that no plan can do without: least shares with no neighbours at all,
+    added up, on the best kind for each."""
     if not problem.workloads:
         return 0.0, 0.0
     gpus = _least(problem, [1.0] * len(problem.gpus))
@@ -81,10 +110,13 @@ def lower_bounds(problem: Problem) -> tuple[float, float | None]:
 
 
 def _least(problem: Problem, prices: Sequence[float]) -> float:
-    """The least shares at these prices of a whole GPU; a workload may also be split over kinds, each of which serves a part."""
+    """The least shares at these prices of a whole GPU; a workload may also be split over kinds,
+    each of which serves a part."""
     least = (problem.bound / problem.tables.units[:, None] * np.array(prices)[:, None]).min(axis=0)
     if len(prices) > 1:
-        mixed = least_weights(curves(problem.tables, problem.whole, _ALIKE), problem.whole.rate, prices)[:, 0]
+        mixed = least_weights(
+            curves(problem.tables, problem.whole, _ALIKE), problem.whole.rate, prices
+        )[:, 0]
         least = np.minimum(least, mixed)
     return float(least.sum())
 
@@ -95,13 +127,17 @@ def to_plan(placed: Placed, burstiness: float) -> ProvisionPlan:
     gpus = []
     for group, placements in zip(placed.groups, placed.placements, strict=True):
         kind = problem.gpus[group.kind]
-        seats = tuple(_seat(problem, item, p) for item, p in zip(group.items, placements, strict=True))
+        seats = tuple(
+            _seat(problem, item, p) for item, p in zip(group.items, placements, strict=True)
+        )
         gpus.append(PlannedGpu(kind.name, seats, kind.price_per_hour))
     lost = {int(problem.parent[item]): why for item, why in placed.unplaced.items()}
     out_of_stock = [Infeasible(problem.workloads[w].name, why) for w, why in sorted(lost.items())]
     bound, cost = lower_bounds(problem)
     needed = sum(group.total / int(problem.tables.units[group.kind]) for group in placed.groups)
-    return ProvisionPlan("igniterd", burstiness, tuple(gpus), (*problem.rejected, *out_of_stock), bound, cost, needed)
+    return ProvisionPlan(
+        "igniterd", burstiness, tuple(gpus), (*problem.rejected, *out_of_stock), bound, cost, needed
+    )
 
 
 def _seat(problem: Problem, item: int, p: Placement) -> Seat:

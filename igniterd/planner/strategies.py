@@ -23,7 +23,8 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to plan: the workloads, the kinds of GPU there are, and the arrival process workloads have that name none."""
+    """What to plan: the workloads, the kinds of GPU there are, and the arrival process workloads
+    have that name none."""
 
     workloads: Sequence[Workload]
     gpus: tuple[GpuType, ...]
@@ -36,10 +37,15 @@ class Request:
 
     def burstiness_by_name(self) -> dict[str, float]:
         """Arrival process of every workload, by name."""
-        return {w.name: self.burstiness if w.burstiness is None else w.burstiness for w in self.workloads}
+        return {
+            w.name: self.burstiness if w.burstiness is None else w.burstiness
+            for w in self.workloads
+        }
 
 
-def plan(request: Request, strategy: Strategy = "igniterd", rejected: Sequence[Infeasible] = ()) -> ProvisionPlan:
+def plan(
+    request: Request, strategy: Strategy = "igniterd", rejected: Sequence[Infeasible] = ()
+) -> ProvisionPlan:
     """The plan of one strategy; ``rejected`` are workloads refused before, carried into the answer.
 
     Raises :class:`igniterd.errors.ConfigError` for kinds of GPU that cannot be compared and
@@ -48,21 +54,43 @@ def plan(request: Request, strategy: Strategy = "igniterd", rejected: Sequence[I
     check_gpus(request.gpus)
     if strategy == "igniterd":
         if request.start is None:
-            own = plan_kinds(request.workloads, request.gpus, request.burstiness, level=request.level, seed=request.seed)
+            own = plan_kinds(
+                request.workloads,
+                request.gpus,
+                request.burstiness,
+                level=request.level,
+                seed=request.seed,
+            )
         else:
             own = replan(
-                request.start, request.workloads, request.gpus, request.burstiness, max_moves=request.max_moves, level=request.level
+                request.start,
+                request.workloads,
+                request.gpus,
+                request.burstiness,
+                max_moves=request.max_moves,
+                level=request.level,
             )
         return replace(own, infeasible=(*rejected, *own.infeasible))
     if request.start is not None:
-        raise ConfigError("--from", [f"strategy {strategy} plans from nothing; only igniterd starts from a running plan"])
+        raise ConfigError(
+            "--from",
+            [f"strategy {strategy} plans from nothing; only igniterd starts from a running plan"],
+        )
     plans = [_on_one_kind(request, gpu, strategy) for gpu in request.gpus]
-    best = min(plans, key=lambda p: (len(p.infeasible), math.inf if p.cost_per_hour is None else p.cost_per_hour, len(p.gpus)))
+    best = min(
+        plans,
+        key=lambda p: (
+            len(p.infeasible),
+            math.inf if p.cost_per_hour is None else p.cost_per_hour,
+            len(p.gpus),
+        ),
+    )
     return replace(best, infeasible=(*rejected, *best.infeasible))
 
 
 def prepare(request: Request, strategy: Strategy) -> None:
-    """Fit the models and load the compiled parts a strategy needs, so that the time it takes to plan is the time it takes to plan."""
+    """Fit the models and load the compiled parts a strategy needs, so that the time it takes to
+    plan is the time it takes to plan."""
     check_gpus(request.gpus)
     first: dict[str, Workload] = {}
     for workload in request.workloads:
@@ -71,12 +99,16 @@ def prepare(request: Request, strategy: Strategy) -> None:
 
 
 def _on_one_kind(request: Request, gpu: GpuType, strategy: Strategy) -> ProvisionPlan:
-    """Published strategies and baselines know one kind of GPU: each kind is planned alone, and the cheapest taken."""
+    """Published strategies and baselines know one kind of GPU: each kind is planned alone, and the
+    cheapest taken."""
     gpus, rejected, bound = _PUBLISHED[strategy](request, gpu)
     if gpu.most is not None and len(gpus) > gpu.most:
         gpus, over = gpus[: gpu.most], gpus[gpu.most :]
         reason = f"needs a GPU beyond the {gpu.most} of kind {gpu.name} there are"
-        rejected = (*rejected, *(Infeasible(seat.workload, reason) for extra in over for seat in extra.tenants))
+        rejected = (
+            *rejected,
+            *(Infeasible(seat.workload, reason) for extra in over for seat in extra.tenants),
+        )
     cost = None if gpu.price_per_hour is None else bound * gpu.price_per_hour
     needed = sum(seat.share for host in gpus for seat in host.tenants)
     return ProvisionPlan(strategy, request.burstiness, gpus, rejected, bound, cost, needed)
@@ -85,7 +117,9 @@ def _on_one_kind(request: Request, gpu: GpuType, strategy: Strategy) -> Provisio
 _Answer = tuple[tuple[PlannedGpu, ...], tuple[Infeasible, ...], float]
 
 
-def _igniter(request: Request, gpu: GpuType, *, first_fit: bool = False, aware: bool = True) -> _Answer:
+def _igniter(
+    request: Request, gpu: GpuType, *, first_fit: bool = False, aware: bool = True
+) -> _Answer:
     demand = published.demand_of(gpu.published, request.workloads)
     allocation = published.place(gpu.published, demand, first_fit=first_fit, aware=aware)
     gpus = published.seats(gpu.published, demand, allocation, gpu.name, gpu.price_per_hour)
@@ -94,12 +128,18 @@ def _igniter(request: Request, gpu: GpuType, *, first_fit: bool = False, aware: 
 
 def _gslice(request: Request, gpu: GpuType) -> _Answer:
     demand = published.demand_of(gpu.published, request.workloads)
-    return gslice(gpu.published, demand, gpu.name, gpu.price_per_hour), demand.rejected, float(demand.lower.sum()) / gpu.units
+    return (
+        gslice(gpu.published, demand, gpu.name, gpu.price_per_hour),
+        demand.rejected,
+        float(demand.lower.sum()) / gpu.units,
+    )
 
 
 def _gpu_lets(request: Request, gpu: GpuType) -> _Answer:
     demand = published.demand_of(gpu.published, request.workloads)
-    gpus, rejected = gpu_lets(gpu.published, gpu.profile, demand.workloads, gpu.name, gpu.price_per_hour)
+    gpus, rejected = gpu_lets(
+        gpu.published, gpu.profile, demand.workloads, gpu.name, gpu.price_per_hour
+    )
     return gpus, (*demand.rejected, *rejected), float(demand.lower.sum()) / gpu.units
 
 

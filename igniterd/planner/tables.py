@@ -1,4 +1,5 @@
-"""The tables the planner's search reads, taken from the models and from the queue; see :mod:`igniterd.queueing.kernels.lookup`."""
+"""The tables the planner's search reads, taken from the models and from the queue; see
+:mod:`igniterd.queueing.kernels.lookup`."""
 
 from __future__ import annotations
 
@@ -19,29 +20,43 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 CAPS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
-"""Largest batches considered, as far as a model was profiled. Queue delays are not: under Triton's rule (a batch whose oldest request
-has waited the delay is sealed, even while the instance is busy) none lowers a model's own P99 (``bench/delays.py``: by more than 2 % in 0
-of 60 situations). It makes the model less busy, for its neighbours' sake; beside one another, a delay of half to twice a service raised
-the own P99 by 12 to 54 % and lowered the other's by about 1 %. With the least share that holds the SLO there is no such slack."""
+"""Largest batches considered, as far as a model was profiled. Queue delays are not: under Triton's
+rule (a batch whose oldest request has waited the delay is sealed, even while the instance is busy)
+none lowers a model's own P99 (``bench/delays.py``: by more than 2 % in 0 of 60 situations). It
+makes the model less busy, for its neighbours' sake; beside one another, a delay of half to twice a
+service raised the own P99 by 12 to 54 % and lowered the other's by about 1 %. With the least share
+that holds the SLO there is no such slack."""
 LOADS = (0.0, 0.015, 0.06, 0.16, 0.32, 0.5, 0.68, 0.82, 0.92, 0.97)
 _FINER = 4
-"""Points put between two evaluated ones by a monotone cubic, so that the kernels can be content with straight lines."""
+"""Points put between two evaluated ones by a monotone cubic, so that the kernels can be content
+with straight lines."""
 _FAR = 1e6
-"""In place of a P99 where the queue has none: far above any SLO, and finite so that interpolation stays a number."""
+"""In place of a P99 where the queue has none: far above any SLO, and finite so that interpolation
+stays a number."""
 _MEND_SHARES = (0.1, 0.3, 0.75)
 _MEND_LOADS = (0.12, 0.35, 0.65, 0.88)
 _GAIN_SHARES = (0.05, 0.15, 0.3, 0.5, 0.8)
 _GAIN_BATCHES = (1.0, 3.0, 8.0, 24.0)
 _GAIN_DUTY = 0.85
-"""How busy the neighbour is when its gain is taken: what tenants with the least share they need mostly are."""
+"""How busy the neighbour is when its gain is taken: what tenants with the least share they need
+mostly are."""
 _GAIN_OVER = 8
 """A neighbour's gain is averaged over own batches 1 to this: what a batcher mostly forms."""
 
 
-def build_tables(gpus: Sequence[GpuType], models: Sequence[str], burstiness: Sequence[float], *, level: float, service_cv: float) -> Tables:
-    """Tables for ``models`` (the order is their number) on ``gpus``, under each of the arrival processes ``burstiness``.
+def build_tables(
+    gpus: Sequence[GpuType],
+    models: Sequence[str],
+    burstiness: Sequence[float],
+    *,
+    level: float,
+    service_cv: float,
+) -> Tables:
+    """Tables for ``models`` (the order is their number) on ``gpus``, under each of the arrival
+    processes ``burstiness``.
 
-    A model that a kind of GPU has no profile of takes for ever there. ``level``: of the upper bound of the service times.
+    A model that a kind of GPU has no profile of takes for ever there. ``level``: of the upper bound
+    of the service times.
     """
     top = max(gpu.units for gpu in gpus)
     limits = [c for c in CAPS if c <= max(_most_batch(gpu, m) for gpu in gpus for m in models)]
@@ -53,11 +68,16 @@ def build_tables(gpus: Sequence[GpuType], models: Sequence[str], burstiness: Seq
         for m, name in enumerate(models):
             if name in gpu.model.models:
                 most = int(most_batch[k, m])
-                curves[k, m, 1 : gpu.units + 1, 1 : most + 1] = gpu.model.share_curves_ms(name, shares, (), most, level=level)[1]
+                curves[k, m, 1 : gpu.units + 1, 1 : most + 1] = gpu.model.share_curves_ms(
+                    name, shares, (), most, level=level
+                )[1]
     log_shape = _shapes(curves)
     queues = [_queue(caps, log_shape, c2, service_cv) for c2 in burstiness]
     load = np.array(LOADS)
-    p99, busy, batch = (np.stack([_finer(part, log_shape, load) for part in parts]) for parts in zip(*queues, strict=True))
+    p99, busy, batch = (
+        np.stack([_finer(part, log_shape, load) for part in parts])
+        for parts in zip(*queues, strict=True)
+    )
     gain_units = np.unique(np.maximum(1, np.round(np.array(_GAIN_SHARES) * top))).astype(np.int64)
     gain = np.stack([_gains(gpu, models, gain_units / top, level) for gpu in gpus])
     mend_units = np.maximum(1.0, np.round(np.array(_MEND_SHARES) * top))
@@ -86,7 +106,8 @@ def build_tables(gpus: Sequence[GpuType], models: Sequence[str], burstiness: Seq
 
 
 def _mend(t: Tables, burstiness: float, service_cv: float) -> None:
-    """Compare the tables with the queue under the real curves, at a few points, and fill ``t.mend`` with the ratios."""
+    """Compare the tables with the queue under the real curves, at a few points, and fill ``t.mend``
+    with the ratios."""
     points = [
         (kind, model, e, g, c)
         for kind, model, e, g, c in np.ndindex(t.mend.shape)
@@ -95,13 +116,27 @@ def _mend(t: Tables, burstiness: float, service_cv: float) -> None:
     cases = []
     for kind, model, e, g, c in points:
         curve = t.curve_ms[kind, model, int(t.mend_units[e])]
-        cases.append((curve[1:], int(t.caps[c]), float(t.mend_load[g] * t.caps[c] / curve[t.caps[c]])))
+        cases.append(
+            (curve[1:], int(t.caps[c]), float(t.mend_load[g] * t.caps[c] / curve[t.caps[c]]))
+        )
     if not cases:
         return
-    curves = np.stack([np.where(np.isfinite(curve), curve, np.nanmax(curve[np.isfinite(curve)])) for curve, _, _ in cases])
-    caps, rates = np.array([cap for _, cap, _ in cases], dtype=np.int64), np.array([rate for _, _, rate in cases])
-    exact = respond(1e3 * rates, curves, caps, np.zeros(caps.size), service_cv=service_cv, burstiness=burstiness)
-    for (kind, model, e, g, c), rate, p99, ok in zip(points, rates.tolist(), exact.p99_ms.tolist(), exact.ok.tolist(), strict=True):
+    curves = np.stack(
+        [
+            np.where(np.isfinite(curve), curve, np.nanmax(curve[np.isfinite(curve)]))
+            for curve, _, _ in cases
+        ]
+    )
+    caps, rates = (
+        np.array([cap for _, cap, _ in cases], dtype=np.int64),
+        np.array([rate for _, _, rate in cases]),
+    )
+    exact = respond(
+        1e3 * rates, curves, caps, np.zeros(caps.size), service_cv=service_cv, burstiness=burstiness
+    )
+    for (kind, model, e, g, c), rate, p99, ok in zip(
+        points, rates.tolist(), exact.p99_ms.tolist(), exact.ok.tolist(), strict=True
+    ):
         by_table = lookup.p99_ms(t, kind, 0, model, int(t.mend_units[e]), c, rate, 1.0)
         ratio = min(1.2, max(0.8, p99 / by_table)) if ok else 1.0
         t.mend[kind, model, e, g, c] = ratio
@@ -112,10 +147,13 @@ def _most_batch(gpu: GpuType, model: str) -> int:
 
 
 def _shapes(curves: F64) -> F64:
-    """Points of log x, a factor of 3 apart, over the range the curves have; below 0.1 batching hardly pays and it matters little."""
+    """Points of log x, a factor of 3 apart, over the range the curves have; below 0.1 batching
+    hardly pays and it matters little."""
     first = curves[..., 1:2]
     with np.errstate(invalid="ignore"):
-        slope = np.maximum((curves[..., 2:] - first) / np.arange(1, curves.shape[-1] - 1), 1e-6 * first)
+        slope = np.maximum(
+            (curves[..., 2:] - first) / np.arange(1, curves.shape[-1] - 1), 1e-6 * first
+        )
         x = np.maximum(first - slope, 1e-3 * first) / slope
     seen = x[np.isfinite(x)]
     if not seen.size:
@@ -144,20 +182,33 @@ def is_random(burstiness: float) -> bool:
 
 
 def _queue(caps: I64, log_shape: F64, burstiness: float, service_cv: float) -> tuple[F64, F64, F64]:
-    """P99 as ``Tables`` has it, utilisation and mean batch, each (X, R, C), of the unit curve s(b) = (x + b) / (x + 1)."""
-    loads = np.array((0.004, *LOADS[1:]))  # at no load at all there is no queue to evaluate; the limit is reached well before
+    """P99 as ``Tables`` has it, utilisation and mean batch, each (X, R, C), of the unit curve s(b)
+    = (x + b) / (x + 1)."""
+    # at no load at all there is no queue to evaluate; the limit is reached well before
+    loads = np.array((0.004, *LOADS[1:]))
     shape = np.exp(log_shape)
-    grid = np.stack(np.meshgrid(np.arange(shape.size), np.arange(loads.size), np.arange(caps.size), indexing="ij"), axis=-1)
-    rows = grid[~((grid[..., 2] == 0) & (grid[..., 0] > 0))]  # with batches of one the shape does not matter: evaluate it once
+    grid = np.stack(
+        np.meshgrid(
+            np.arange(shape.size), np.arange(loads.size), np.arange(caps.size), indexing="ij"
+        ),
+        axis=-1,
+    )
+    # with batches of one the shape does not matter: evaluate it once
+    rows = grid[~((grid[..., 2] == 0) & (grid[..., 0] > 0))]
     x, load, cap = shape[rows[:, 0]], loads[rows[:, 1]], caps[rows[:, 2]]
     curves = (x[:, None] + np.arange(1, caps[-1] + 1)) / (x[:, None] + 1.0)
     rates = 1e3 * load * cap / curves[np.arange(cap.size), cap - 1]
-    answer = respond(rates, curves, cap, np.zeros(cap.size), service_cv=service_cv, burstiness=burstiness)
+    answer = respond(
+        rates, curves, cap, np.zeros(cap.size), service_cv=service_cv, burstiness=burstiness
+    )
     out = []
     if is_random(burstiness):
         scale = 1.0 / (1.0 - load)
     else:
-        batches = (lookup.working(np.append(0.0, curve), int(c), rate) for curve, c, rate in zip(curves, cap, rates / 1e3, strict=True))
+        batches = (
+            lookup.working(np.append(0.0, curve), int(c), rate)
+            for curve, c, rate in zip(curves, cap, rates / 1e3, strict=True)
+        )
         scale = np.array([time for _, time in batches])
     found = (answer.p99_ms / scale, answer.utilisation, answer.mean_batch)
     for column, beyond in zip(found, (_FAR, 1.0, cap), strict=True):
@@ -179,21 +230,38 @@ def _gains(gpu: GpuType, models: Sequence[str], shares: F64, level: float) -> F6
         for j, other in known:
             for v, share in enumerate(shares):
                 for w, batch in enumerate(_GAIN_BATCHES):
-                    beside = Tenant(other, min(batch, float(gpu.model.max_batch(other))), float(share), _GAIN_DUTY)
-                    gain[i, j, :, v, w] = (_upper(gpu.model, own, shares, (beside,), over, level) / alone - 1.0).mean(axis=1) / _GAIN_DUTY
+                    beside = Tenant(
+                        other,
+                        min(batch, float(gpu.model.max_batch(other))),
+                        float(share),
+                        _GAIN_DUTY,
+                    )
+                    gain[i, j, :, v, w] = (
+                        _upper(gpu.model, own, shares, (beside,), over, level) / alone - 1.0
+                    ).mean(axis=1) / _GAIN_DUTY
     return np.maximum(gain, 0.0)
 
 
 def _overlap(gpu: GpuType, level: float) -> float:
-    """How much of its slowdown each further neighbour, like the first, adds: of three; the mean over the models."""
+    """How much of its slowdown each further neighbour, like the first, adds: of three; the mean
+    over the models."""
     share = np.array([0.25])
     found = []
     for name in gpu.model.models:
         beside = Tenant(name, min(3.0, float(gpu.model.max_batch(name))), 0.25, _GAIN_DUTY)
-        alone, one, three = (float(_upper(gpu.model, name, share, [beside] * n, 1, level)[0, 0]) for n in (0, 1, 3))
+        alone, one, three = (
+            float(_upper(gpu.model, name, share, [beside] * n, 1, level)[0, 0]) for n in (0, 1, 3)
+        )
         found.append((three - one) / (one - alone) / 2.0 if one > alone * 1.001 else 1.0)
     return float(np.clip(np.mean(found), 0.0, 1.5))
 
 
-def _upper(model: PerformanceModel, name: str, shares: F64, neighbours: Sequence[Tenant], most: int, level: float) -> F64:
+def _upper(
+    model: PerformanceModel,
+    name: str,
+    shares: F64,
+    neighbours: Sequence[Tenant],
+    most: int,
+    level: float,
+) -> F64:
     return model.share_curves_ms(name, shares, neighbours, most, level=level)[1]

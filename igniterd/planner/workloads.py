@@ -1,7 +1,8 @@
 """What is to be planned: workloads read from CSV or TOML, and what is wrong with each of them.
 
-A file that cannot be read as a table is an error of the file (:class:`~igniterd.errors.ConfigError`). A row that cannot be planned is
-not: it becomes an :class:`Infeasible` with its reason, and the rest is planned.
+A file that cannot be read as a table is an error of the file
+(:class:`~igniterd.errors.ConfigError`). A row that cannot be planned is not: it becomes an
+:class:`Infeasible` with its reason, and the rest is planned.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from igniterd.errors import ConfigError
 
 REQUIRED = ("workload", "model", "slo_p99_ms", "rate_per_s")
 OPTIONAL = ("burstiness",)
-_NONE = "holds no workload; a row is e.g. W1,alexnet,10,1200 under workload,model,slo_p99_ms,rate_per_s"
+_NONE = (
+    "holds no workload; a row is e.g. W1,alexnet,10,1200 under workload,model,slo_p99_ms,rate_per_s"
+)
 ARRIVALS = {"constant": 0.0, "poisson": 1.0}
 """Named arrival processes: the squared coefficient of variation of the gaps between requests."""
 
@@ -27,8 +30,8 @@ ARRIVALS = {"constant": 0.0, "poisson": 1.0}
 class Workload:
     """One stream of requests to one model.
 
-    ``burstiness`` is the squared coefficient of variation of the gaps between arrivals: 0 constant, 1 Poisson, above 1 bursty;
-    ``None`` takes the plan's.
+    ``burstiness`` is the squared coefficient of variation of the gaps between arrivals: 0 constant,
+    1 Poisson, above 1 bursty; ``None`` takes the plan's.
     """
 
     name: str
@@ -40,7 +43,8 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Infeasible:
-    """A workload that cannot be planned: why, and what would be possible instead (where there is an answer)."""
+    """A workload that cannot be planned: why, and what would be possible instead (where there is an
+    answer)."""
 
     workload: str
     reason: str
@@ -58,10 +62,12 @@ class Infeasible:
 
 
 def read_workloads(path: Path) -> tuple[tuple[Workload, ...], tuple[Infeasible, ...]]:
-    """Workloads of a ``.csv`` or ``.toml`` file, and the rows that are no workloads, each with its reason.
+    """Workloads of a ``.csv`` or ``.toml`` file, and the rows that are no workloads, each with its
+    reason.
 
-    CSV needs the columns ``workload,model,slo_p99_ms,rate_per_s`` (``burstiness`` may follow); TOML has ``[[workload]]`` tables
-    with the same keys. Raises :class:`ConfigError` when the file is missing, is neither, or lacks a column.
+    CSV needs the columns ``workload,model,slo_p99_ms,rate_per_s`` (``burstiness`` may follow); TOML
+    has ``[[workload]]`` tables with the same keys. Raises :class:`ConfigError` when the file is
+    missing, is neither, or lacks a column.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -69,20 +75,30 @@ def read_workloads(path: Path) -> tuple[tuple[Workload, ...], tuple[Infeasible, 
         raise ConfigError(str(path), [f"cannot be read: {exc}"]) from exc
     if not text.strip():
         raise ConfigError(str(path), [_NONE])
-    rows = _toml_rows(str(path), text) if path.suffix.lower() == ".toml" else _csv_rows(str(path), text)
+    rows = (
+        _toml_rows(str(path), text)
+        if path.suffix.lower() == ".toml"
+        else _csv_rows(str(path), text)
+    )
     if not rows:
         raise ConfigError(str(path), [_NONE])
     return check_rows(rows)
 
 
-def check_rows(rows: Sequence[Mapping[str, object]]) -> tuple[tuple[Workload, ...], tuple[Infeasible, ...]]:
+def check_rows(
+    rows: Sequence[Mapping[str, object]],
+) -> tuple[tuple[Workload, ...], tuple[Infeasible, ...]]:
     """Turn raw rows into workloads; every row at fault is named with all that is wrong with it."""
     good: list[Workload] = []
     bad: list[Infeasible] = []
     seen: set[str] = set()
     for number, row in enumerate(rows, 1):
         name = str(row.get("workload") or "").strip() or f"row {number}"
-        problems = [f"the name {name!r} is used before; give every workload a name of its own"] if name in seen else []
+        problems = (
+            [f"the name {name!r} is used before; give every workload a name of its own"]
+            if name in seen
+            else []
+        )
         seen.add(name)
         model = str(row.get("model") or "").strip()
         if not model:
@@ -102,7 +118,9 @@ def _number(row: Mapping[str, object], key: str, problems: list[str], right: str
     raw = row.get(key)
     value = _as_float(raw)
     if value is None or not math.isfinite(value) or value <= 0:
-        problems.append(f"{key} is {'missing' if raw in (None, '') else repr(raw)}; right would be {right}")
+        problems.append(
+            f"{key} is {'missing' if raw in (None, '') else repr(raw)}; right would be {right}"
+        )
         return math.nan
     return value
 
@@ -113,7 +131,10 @@ def _burstiness(row: Mapping[str, object], problems: list[str]) -> float | None:
         return None
     value = ARRIVALS.get(str(raw).strip().lower(), _as_float(raw))
     if value is None or not math.isfinite(value) or value < 0:
-        problems.append(f"burstiness is {raw!r}; right would be constant, poisson or a number from 0 (constant), 1 being Poisson")
+        problems.append(
+            f"burstiness is {raw!r}; right would be constant, poisson or a number from 0 "
+            "(constant), 1 being Poisson"
+        )
         return None
     return value
 
@@ -137,7 +158,13 @@ def _csv_rows(source: str, text: str) -> list[dict[str, object]]:
         for row in reader:
             beyond = row.pop(None, None)  # where csv puts what has no column
             if beyond:
-                raise ConfigError(source, [f"line {reader.line_num} has {len(columns) + len(beyond)} fields under {len(columns)} columns"])
+                raise ConfigError(
+                    source,
+                    [
+                        f"line {reader.line_num} has {len(columns) + len(beyond)} fields under "
+                        f"{len(columns)} columns"
+                    ],
+                )
             rows.append(dict(row))
         return rows
     except csv.Error as exc:
@@ -151,8 +178,18 @@ def _toml_rows(source: str, text: str) -> list[dict[str, object]]:
         raise ConfigError(source, [f"is not TOML: {exc}"]) from exc
     unknown = sorted(set(document) - {"workload"})
     tables = document.get("workload", [])
-    if unknown or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise ConfigError(source, [f"should hold [[workload]] tables only{', not ' + ', '.join(unknown) if unknown else ''}"])
+    if (
+        unknown
+        or not isinstance(tables, list)
+        or not all(isinstance(table, dict) for table in tables)
+    ):
+        raise ConfigError(
+            source,
+            [
+                "should hold [[workload]] tables "
+                f"only{', not ' + ', '.join(unknown) if unknown else ''}"
+            ],
+        )
     rows: list[dict[str, object]] = []
     for table in tables:
         row = {("workload" if key == "name" else key): value for key, value in table.items()}
@@ -167,6 +204,9 @@ def _check_keys(source: str, keys: Sequence[str]) -> None:
     unknown = [key for key in keys if key not in REQUIRED + OPTIONAL]
     problems = [f"lacks {', '.join(missing)}; needed are {', '.join(REQUIRED)}"] if missing else []
     problems += [f"has {key!r} twice" for key in twice]
-    problems += [f"has {key!r}, which means nothing here; known are {', '.join(REQUIRED + OPTIONAL)}" for key in unknown]
+    problems += [
+        f"has {key!r}, which means nothing here; known are {', '.join(REQUIRED + OPTIONAL)}"
+        for key in unknown
+    ]
     if problems:
         raise ConfigError(source, problems)

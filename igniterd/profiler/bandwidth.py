@@ -1,7 +1,8 @@
-"""Host-to-device bandwidth, measured with the CUDA driver itself: ``python -m igniterd.profiler.bandwidth INDEX``.
+"""Host-to-device bandwidth, measured with the CUDA driver itself: ``python -m
+igniterd.profiler.bandwidth INDEX``.
 
-Run in a process of its own, because a context that was made stays until its process ends, and a driver in trouble may hang. Prints
-bytes per ms, or a reason with exit status 1.
+Run in a process of its own, because a context that was made stays until its process ends, and a
+driver in trouble may hang. Prints bytes per ms, or a reason with exit status 1.
 """
 
 from __future__ import annotations
@@ -23,14 +24,20 @@ _ROUNDS = 8
 
 
 def measured(cuda: Any, index: int, *, size: int = _SIZE, clock: Any = time.perf_counter) -> float:
-    """Bytes per ms of copies of ``size`` bytes from page-locked memory; ``cuda`` is libcuda. Raises :class:`CannotRun`."""
+    """Bytes per ms of copies of ``size`` bytes from page-locked memory; ``cuda`` is libcuda. Raises
+    :class:`CannotRun`."""
 
     def call(name: str, *arguments: Any) -> None:
         status = getattr(cuda, name)(*arguments)
         if status != 0:
             raise CannotRun(f"{name} answered {status}")
 
-    device, context, there, here = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64(), ctypes.c_void_p()
+    device, context, there, here = (
+        ctypes.c_int(),
+        ctypes.c_void_p(),
+        ctypes.c_uint64(),
+        ctypes.c_void_p(),
+    )
     call("cuInit", 0)
     call("cuDeviceGet", ctypes.byref(device), index)
     call("cuCtxCreate_v2", ctypes.byref(context), 0, device)
@@ -46,7 +53,8 @@ def measured(cuda: Any, index: int, *, size: int = _SIZE, clock: Any = time.perf
 
 
 async def measure(index: int, *, timeout_s: float = 20.0) -> float:
-    """Bytes per ms to board ``index`` (NVML's order), measured in a child process. Raises :class:`NotNow` with the reason it cannot be."""
+    """Bytes per ms to board ``index`` (NVML's order), measured in a child process. Raises
+    :class:`NotNow` with the reason it cannot be."""
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, *COMMAND, str(index)),
         stdin=asyncio.subprocess.DEVNULL,

@@ -1,4 +1,5 @@
-"""What the GPU did while something was measured: power, clock, memory, and counters where it has them."""
+"""What the GPU did while something was measured: power, clock, memory, and counters where it has
+them."""
 
 from __future__ import annotations
 
@@ -49,16 +50,22 @@ class Span:
 
 
 class Probe:
-    """One board of this host. Readings that fail are left out: they are figures beside the profile, not the profile."""
+    """One board of this host. Readings that fail are left out: they are figures beside the profile,
+    not the profile."""
 
-    def __init__(self, source: BoardSource, index: int = 0, counters: Counters | None = None) -> None:
+    def __init__(
+        self, source: BoardSource, index: int = 0, counters: Counters | None = None
+    ) -> None:
         self._source, self._index, self._counters = source, index, counters
 
     async def read(self) -> BoardReading:
-        """The board now. Raises :class:`igniterd.errors.IgniterdError`, :class:`ReadingUnsupported` when there is no such board."""
+        """The board now. Raises :class:`igniterd.errors.IgniterdError`, :class:`ReadingUnsupported`
+        when there is no such board."""
         boards = await self._source.read()
         if not 0 <= self._index < len(boards):
-            raise ReadingUnsupported(f"GPU {self._index} is not one of the {len(boards)} boards of this host")
+            raise ReadingUnsupported(
+                f"GPU {self._index} is not one of the {len(boards)} boards of this host"
+            )
         return boards[self._index]
 
     async def memory_used_bytes(self) -> int | None:
@@ -77,13 +84,16 @@ class Probe:
         try:
             yield span
         finally:
-            span.over = True  # a source that swallows the cancellation must not keep this waiting for ever
+            # a source that swallows the cancellation must not keep this waiting for ever
+            span.over = True
             sampling.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await sampling
             activity = await self._count(lambda c: c.end())
             span.result = Drawn(
-                _mean([r.power_w for r in span.readings]), _mean([r.sm_clock_mhz for r in span.readings]), activity or Activity()
+                _mean([r.power_w for r in span.readings]),
+                _mean([r.sm_clock_mhz for r in span.readings]),
+                activity or Activity(),
             )
 
     async def _sample(self, span: Span) -> None:
@@ -93,7 +103,8 @@ class Probe:
                 span.readings.append(await self.read())
 
     async def _count(self, ask: Callable[[Counters], Activity | None]) -> Activity | None:
-        """Counters block: they are asked in a thread, and given up for good when the driver does not answer."""
+        """Counters block: they are asked in a thread, and given up for good when the driver does
+        not answer."""
         if self._counters is None:
             return None
         try:
@@ -104,8 +115,11 @@ class Probe:
             return None
 
 
-async def fallen(read: Callable[[], Awaitable[int | None]], most: int, *, timeout_s: float = 5.0) -> int:
-    """By how many bytes memory in use falls below ``most``; waits until it has, 0 after ``timeout_s``."""
+async def fallen(
+    read: Callable[[], Awaitable[int | None]], most: int, *, timeout_s: float = 5.0
+) -> int:
+    """By how many bytes memory in use falls below ``most``; waits until it has, 0 after
+    ``timeout_s``."""
     deadline_s = now_s() + timeout_s
     while now_s() < deadline_s:
         now = await read()

@@ -1,6 +1,8 @@
-"""What NVML says beyond the daemon's readings: bytes over PCIe, and on Hopper and later how busy DRAM and the SMs were (GPM).
+"""What NVML says beyond the daemon's readings: bytes over PCIe, and on Hopper and later how busy
+DRAM and the SMs were (GPM).
 
-Blocking, like NVML: :class:`Counters` is used from one worker thread. A reading that a board or driver lacks is ``None``.
+Blocking, like NVML: :class:`Counters` is used from one worker thread. A reading that a board or
+driver lacks is ``None``.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ class Counters:
         except library.NVMLError:
             return Activity(pcie_bytes_per_s=self._pcie())
         dram, sm, received, sent = (
-            float(m.value) if m.nvmlReturn == library.NVML_SUCCESS else None for m in (asked.metrics[i] for i in range(len(wanted)))
+            float(m.value) if m.nvmlReturn == library.NVML_SUCCESS else None
+            for m in (asked.metrics[i] for i in range(len(wanted)))
         )
         moved = None if received is None or sent is None else (received + sent) * MIB
         return Activity(_percent(dram), _percent(sm), moved)
@@ -86,7 +89,9 @@ class Counters:
         library = self._library
         try:
             parts = (library.NVML_PCIE_UTIL_RX_BYTES, library.NVML_PCIE_UTIL_TX_BYTES)
-            return 1000.0 * sum(int(library.nvmlDeviceGetPcieThroughput(self._device, part)) for part in parts)
+            return 1000.0 * sum(
+                int(library.nvmlDeviceGetPcieThroughput(self._device, part)) for part in parts
+            )
         except (library.NVMLError, AttributeError):
             return None
 

@@ -1,7 +1,8 @@
 """Closed loops: a model kept busy with requests of one batch size.
 
-A few requests are always on their way, so that the next one waits in the queue when the last has been executed and the GPU does not
-idle. Inputs too large to send each time lie in shared memory, where Triton can see it (same host, same ``/dev/shm``).
+A few requests are always on their way, so that the next one waits in the queue when the last has
+been executed and the GPU does not idle. Inputs too large to send each time lie in shared memory,
+where Triton can see it (same host, same ``/dev/shm``).
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Source:
 
 @asynccontextmanager
 async def source(client: Inferring, feed: Feed) -> AsyncIterator[Source]:
-    """Requests of ``feed``, its bytes in shared memory when they are many and Triton can see them; forgotten on the way out."""
+    """Requests of ``feed``, its bytes in shared memory when they are many and Triton can see them;
+    forgotten on the way out."""
     if feed.size < _SMALL_BYTES:
         yield Source(feed)
         return
@@ -74,7 +76,8 @@ async def source(client: Inferring, feed: Feed) -> AsyncIterator[Source]:
 
 
 class ClosedLoop:
-    """One model kept busy with batches of one size while the context lasts; every request is answered before it ends."""
+    """One model kept busy with batches of one size while the context lasts; every request is
+    answered before it ends."""
 
     def __init__(self, client: Inferring, requests: Source, batch: int, depth: int) -> None:
         self.model, self.batch = requests.feed.model, batch
@@ -88,13 +91,21 @@ class ClosedLoop:
         self.deepen(self._depth)
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._over = True
         await asyncio.shield(asyncio.gather(*self._tasks))
 
     def deepen(self, depth: int) -> None:
         """Have at least ``depth`` requests on their way."""
-        self._tasks += [asyncio.create_task(self._go(), name=f"load {self.model}") for _ in range(depth - len(self._tasks))]
+        self._tasks += [
+            asyncio.create_task(self._go(), name=f"load {self.model}")
+            for _ in range(depth - len(self._tasks))
+        ]
 
     async def _go(self) -> None:
         while not self._over:

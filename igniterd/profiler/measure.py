@@ -1,8 +1,9 @@
 """Measure closed loops: the mean service time of each, and what the board did meanwhile.
 
-The service time of an execution is what Triton's ``batch_stats`` give for exactly that batch size: compute_input + compute_infer +
-compute_output, over the executions. It holds everything between the moment the batch leaves the queue and the moment its answers are
-ready, copies in both directions included, and no queueing. The daemon compares its predictions with the same figure.
+The service time of an execution is what Triton's ``batch_stats`` give for exactly that batch size:
+compute_input + compute_infer + compute_output, over the executions. It holds everything between the
+moment the batch leaves the queue and the moment its answers are ready, copies in both directions
+included, and no queueing. The daemon compares its predictions with the same figure.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ class Disturbed(IgniterdError):
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long to measure: to the relative standard error ``error``, at least ``least`` executions and ``least_s`` seconds, and once
-    there are that many, at most ``most_s``. ``patience_s`` is the longest wait for an execution to end."""
+    """How long to measure: to the relative standard error ``error``, at least ``least`` executions
+    and ``least_s`` seconds, and once there are that many, at most ``most_s``. ``patience_s`` is the
+    longest wait for an execution to end."""
 
     error: float = 0.004
     least: int = 8
@@ -47,15 +49,21 @@ class Effort:
     patience_s: float = 60.0
 
     def expected(self, service_ms: float, cv: float) -> tuple[float, float]:
-        """(seconds, relative error) of measuring executions of ``service_ms`` whose dispersion is ``cv``."""
+        """(seconds, relative error) of measuring executions of ``service_ms`` whose dispersion is
+        ``cv``."""
         service_s = service_ms / 1e3
-        count = max(self.least, min((cv / self.error) ** 2, self.most_s / service_s), self.least_s / service_s)
+        count = max(
+            self.least,
+            min((cv / self.error) ** 2, self.most_s / service_s),
+            self.least_s / service_s,
+        )
         return max(self.warm_s, (self.warm + 1) * service_s) + count * service_s, cv / count**0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One measurement: the mean of each loop, in order, and the fraction of the time each executed."""
+    """One measurement: the mean of each loop, in order, and the fraction of the time each
+    executed."""
 
     means: tuple[Mean, ...]
     busy: tuple[float, ...]
@@ -78,9 +86,15 @@ class _Seen:
         last, self.last = self.last, now
         if last is None:
             return  # where the counters stood before
-        odd = [size for size, stat in now.items() if size != self.batch and stat.count != _count(last.get(size))]
+        odd = [
+            size
+            for size, stat in now.items()
+            if size != self.batch and stat.count != _count(last.get(size))
+        ]
         if odd:
-            raise Disturbed(f"model {self.model}: batches of {odd[0]} were executed that igniterd did not send")
+            raise Disturbed(
+                f"model {self.model}: batches of {odd[0]} were executed that igniterd did not send"
+            )
         before, after = last.get(self.batch), now.get(self.batch)
         count, spent = _count(after) - _count(before), _spent_ns(after) - _spent_ns(before)
         if count < 0 or spent < 0:
@@ -97,15 +111,19 @@ class _Seen:
 
 
 class Meter:
-    """Measures on one server. ``bystanders`` are its other models: a measurement during which one of them worked is void."""
+    """Measures on one server. ``bystanders`` are its other models: a measurement during which one
+    of them worked is void."""
 
-    def __init__(self, client: Reading, probe: Probe | None, bystanders: Sequence[str] = ()) -> None:
+    def __init__(
+        self, client: Reading, probe: Probe | None, bystanders: Sequence[str] = ()
+    ) -> None:
         self._client, self._probe, self._bystanders = client, probe, tuple(bystanders)
 
     async def measure(self, loads: Sequence[tuple[Source, int]], effort: Effort) -> Measured:
         """Closed loops of ``loads`` (requests, batch) at once until each mean is known.
 
-        Raises :class:`Disturbed`; :class:`Refused` with the server's words when a batch is refused; :class:`Unreachable`.
+        Raises :class:`Disturbed`; :class:`Refused` with the server's words when a batch is refused;
+        :class:`Unreachable`.
         """
         began_s = now_s()
         seen = [_Seen(requests.feed.model, batch) for requests, batch in loads]
@@ -127,16 +145,28 @@ class Meter:
         shares = tuple(min(1.0, each.busy_ns / 1e9 / span_s) for each in seen)
         return Measured(means, shares, drawn, now_s() - began_s)
 
-    async def _warm(self, loops: Sequence[ClosedLoop], seen: Sequence[_Seen], others: dict[str, int], effort: Effort) -> None:
+    async def _warm(
+        self,
+        loops: Sequence[ClosedLoop],
+        seen: Sequence[_Seen],
+        others: dict[str, int],
+        effort: Effort,
+    ) -> None:
         """Until every loop has had its first executions: those do not count."""
         began_s = now_s()
         while True:
             await self._look(loops, seen, others, began_s, effort)
-            if now_s() - began_s >= effort.warm_s and all(each.count >= effort.warm for each in seen):
+            if now_s() - began_s >= effort.warm_s and all(
+                each.count >= effort.warm for each in seen
+            ):
                 return
 
     async def _settle(
-        self, loops: Sequence[ClosedLoop], seen: Sequence[_Seen], others: dict[str, int], effort: Effort
+        self,
+        loops: Sequence[ClosedLoop],
+        seen: Sequence[_Seen],
+        others: dict[str, int],
+        effort: Effort,
     ) -> tuple[tuple[Mean, ...], float]:
         """The means, and the seconds they were taken over."""
         began_s = now_s()
@@ -151,7 +181,12 @@ class Meter:
                 return tuple(known), spent_s
 
     async def _look(
-        self, loops: Sequence[ClosedLoop], seen: Sequence[_Seen], others: dict[str, int], since_s: float, effort: Effort
+        self,
+        loops: Sequence[ClosedLoop],
+        seen: Sequence[_Seen],
+        others: dict[str, int],
+        since_s: float,
+        effort: Effort,
     ) -> None:
         await asyncio.sleep(POLL_S)
         for loop in loops:
@@ -161,17 +196,26 @@ class Meter:
         waited_s = now_s() - since_s
         if waited_s > effort.patience_s and any(each.count == 0 for each in seen):
             slow = next(each for each in seen if each.count == 0)
-            raise Unreachable(f"model {slow.model}: no batch of {slow.batch} was executed in {waited_s:.0f} s")
+            raise Unreachable(
+                f"model {slow.model}: no batch of {slow.batch} was executed in {waited_s:.0f} s"
+            )
 
     async def _read(self, seen: Sequence[_Seen], others: Mapping[str, int]) -> dict[str, int]:
-        """Read the counters into ``seen``; the bystanders' counts are returned and compared with ``others``."""
-        readings = await self._client.read_models([*(each.model for each in seen), *self._bystanders])
+        """Read the counters into ``seen``; the bystanders' counts are returned and compared with
+        ``others``."""
+        readings = await self._client.read_models(
+            [*(each.model for each in seen), *self._bystanders]
+        )
         for each in seen:
             reading = readings[each.model]
             if not isinstance(reading, ModelReading):
                 raise Refused(f"model {each.model}: {reading}")
             each.update(reading)
-        counts = {name: r.inference_count for name in self._bystanders if isinstance(r := readings[name], ModelReading)}
+        counts = {
+            name: r.inference_count
+            for name in self._bystanders
+            if isinstance(r := readings[name], ModelReading)
+        }
         moved = [name for name, count in counts.items() if count != others.get(name, count)]
         if moved:
             raise Disturbed(f"model {moved[0]} of the same server was used meanwhile")
@@ -183,4 +227,8 @@ def _count(stat: BatchStat | None) -> int:
 
 
 def _spent_ns(stat: BatchStat | None) -> int:
-    return 0 if stat is None else stat.compute_input_ns + stat.compute_infer_ns + stat.compute_output_ns
+    return (
+        0
+        if stat is None
+        else stat.compute_input_ns + stat.compute_infer_ns + stat.compute_output_ns
+    )

@@ -1,8 +1,10 @@
 """Which co-runs to measure, in an order of few reloads. Pure.
 
-Two co-runs a pair of models: one has more of the GPU and small batches, the other less and large ones, then the other way round, as in
-the shipped profile. Where reloads are slow, every model gets half the GPU once, and a pair's two co-runs differ in their batches alone.
-Every model is also measured alone as it will be in its co-runs, so that what a neighbour costs is a difference of two measurements.
+Two co-runs a pair of models: one has more of the GPU and small batches, the other less and large
+ones, then the other way round, as in the shipped profile. Where reloads are slow, every model gets
+half the GPU once, and a pair's two co-runs differ in their batches alone. Every model is also
+measured alone as it will be in its co-runs, so that what a neighbour costs is a difference of two
+measurements.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ Run = tuple[Setting, Setting]
 
 
 def operating_points(largest: int, unit: float, *, even: bool) -> tuple[Point, Point]:
-    """(batch, share) of the two tenants of a co-run, shares in whole units of the board; ``even``: half the GPU each."""
+    """(batch, share) of the two tenants of a co-run, shares in whole units of the board; ``even``:
+    half the GPU each."""
     if even:
         half = _units(0.5, unit)
         return (min(EVEN[0], largest), half), (min(EVEN[1], largest), half)
@@ -51,7 +54,8 @@ def co_runs(largest: dict[str, int], unit: float, *, even: bool) -> tuple[Run, .
 def _few_flips(models: Sequence[str]) -> list[tuple[str, str]]:
     """Every ordered pair (less, more), so that few models change their share from one to the next.
 
-    The models take the lesser share one after another, and then give it back in the same order: 2 n - 1 changes in all.
+    The models take the lesser share one after another, and then give it back in the same order: 2 n
+    - 1 changes in all.
     """
     order, done = list[tuple[str, str]](), set[tuple[str, str]]()
 
@@ -68,6 +72,7 @@ def _few_flips(models: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _units(share: float, unit: float) -> float:
-    """``share`` as a whole number of units, at most the largest one that fits half the board twice."""
+    """``share`` as a whole number of units, at most the largest one that fits half the board
+    twice."""
     units = round(1.0 / unit)
     return max(1, int(share * units + 1e-9)) / units

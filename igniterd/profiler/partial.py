@@ -1,7 +1,9 @@
-"""What was measured so far, on disk after every point: an interrupted profile goes on from here, and a server is restored from here.
+"""What was measured so far, on disk after every point: an interrupted profile goes on from here,
+and a server is restored from here.
 
-The file is written whole or not at all, first of all before the server is changed for the first time. While it holds ``originals``,
-the server may not be as it was found; they leave the file once everything is back.
+The file is written whole or not at all, first of all before the server is changed for the first
+time. While it holds ``originals``, the server may not be as it was found; they leave the file once
+everything is back.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class Settings(_Part):
     triton: str
     """gRPC endpoint, host:port."""
     config: Path | None = None
-    """The daemon's configuration; its ``[[triton]]`` named ``server`` says how that is reached: TLS, headers."""
+    """The daemon's configuration; its ``[[triton]]`` named ``server`` says how that is reached:
+    TLS, headers."""
     server: str = "main"
     ca_file: Path | None = None
     cert_file: Path | None = None
@@ -79,7 +82,8 @@ class Partial(_Part):
     """Input and output bytes of one item."""
     co_runs: list[CoRun] = Field(default_factory=list)
     even: bool | None = None
-    """Whether co-runs are at half the GPU each, because reloads are slow; settled with the first model."""
+    """Whether co-runs are at half the GPU each, because reloads are slow; settled with the first
+    model."""
     pairs_spent_s: float = 0.0
 
     @classmethod
@@ -90,12 +94,17 @@ class Partial(_Part):
         except (OSError, UnicodeDecodeError, ValueError) as error:
             raise CannotRun(f"{path}: cannot be read: {error}") from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise CannotRun(f'{path}: not what igniterd profile leaves behind when it is interrupted ("format" must be "{FORMAT}")')
+            raise CannotRun(
+                f"{path}: not what igniterd profile leaves behind when it is interrupted "
+                f'("format" must be "{FORMAT}")'
+            )
         try:
             return cls.model_validate(data)
         except ValidationError as error:
             first = error.errors()[0]
-            raise CannotRun(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            raise CannotRun(
+                f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            ) from error
 
     def write(self, path: Path) -> None:
         """Raises :class:`CannotRun` when it cannot be written."""
@@ -105,12 +114,15 @@ class Partial(_Part):
             raise CannotRun(f"{path}: cannot be written: {error}") from error
 
     def profile(self, *, origin: str) -> Profile:
-        """The profile as far as it goes. Raises :class:`ProfileError` when too little was measured."""
+        """The profile as far as it goes. Raises :class:`ProfileError` when too little was
+        measured."""
         if self.board is None:
             raise ProfileError("the board has not been measured yet")
         few = [name for name in self.settings.models if len(self.models.get(name, Done()).solo) < 3]
         if few:
-            raise ProfileError(f"fewer than 3 points of {', '.join(few)} were measured: go on with --resume")
+            raise ProfileError(
+                f"fewer than 3 points of {', '.join(few)} were measured: go on with --resume"
+            )
         models = {
             name: ModelProfile(
                 input_bytes=self.item_bytes[name][0],

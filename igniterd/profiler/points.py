@@ -1,9 +1,11 @@
-"""Which solo point to measure next: the one that takes most off what is still unknown, for the time it costs. Pure.
+"""Which solo point to measure next: the one that takes most off what is still unknown, for the time
+it costs. Pure.
 
-The solo surface (:mod:`igniterd.perf.surface`) knows how certain it is everywhere. What is left unknown is its variance averaged over
-the region of use: every batch to the largest, each weighed by 1 / batch because small ones are run more, at ten shares. A candidate at
-the share that is applied already costs its measurement alone; any other costs a reload as well. Where reloads are slow, that is what makes
-several batches be measured at one share before the next is tried.
+The solo surface (:mod:`igniterd.perf.surface`) knows how certain it is everywhere. What is left
+unknown is its variance averaged over the region of use: every batch to the largest, each weighed by
+1 / batch because small ones are run more, at ten shares. A candidate at the share that is applied
+already costs its measurement alone; any other costs a reload as well. Where reloads are slow, that
+is what makes several batches be measured at one share before the next is tried.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _SHARES = 10
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The range to profile: batches 1..``max_batch``, shares ``min_share``..1 in units of ``unit``."""
+    """The range to profile: batches 1..``max_batch``, shares ``min_share``..1 in units of
+    ``unit``."""
 
     max_batch: int
     min_share: float
@@ -51,9 +54,14 @@ class Span:
 
     @property
     def corners(self) -> tuple[Point, ...]:
-        """What is measured first: the ends of both ranges, but not the largest batch at the smallest share, which takes longest."""
+        """What is measured first: the ends of both ranges, but not the largest batch at the
+        smallest share, which takes longest."""
         low, high = self.shares[0], self.shares[-1]
-        return tuple(dict.fromkeys(((self.batches[0], high), (self.batches[-1], high), (self.batches[0], low))))
+        return tuple(
+            dict.fromkeys(
+                ((self.batches[0], high), (self.batches[-1], high), (self.batches[0], low))
+            )
+        )
 
     def within(self, most_batch: int) -> Span:
         """The range without batches above ``most_batch``."""
@@ -83,7 +91,8 @@ class Unknown:
         return float(np.sqrt(self._weight @ variance))
 
     def gains(self, points: Sequence[Point], errors: F64) -> F64:
-        """How much of the mean variance each of ``points`` would take away, measured to relative ``errors``; shape (points,)."""
+        """How much of the mean variance each of ``points`` would take away, measured to relative
+        ``errors``; shape (points,)."""
         batch, share = np.array(points, dtype=np.float64).T
         across = self._surface.covariance_left(self._batch, self._share, batch, share)
         _, own = self._surface.at(batch, share)
@@ -95,21 +104,27 @@ class Unknown:
         return float(mean[0])
 
     def best(self, price: Callable[[Point, float], tuple[float, float]]) -> Point | None:
-        """The candidate with the most gain a second, those below ``CHEAP_S`` by gain alone; ``None`` when every candidate is measured.
+        """The candidate with the most gain a second, those below ``CHEAP_S`` by gain alone;
+        ``None`` when every candidate is measured.
 
-        ``price(point, expected_ms)`` says what measuring it takes (s) and the relative error that is reached in that time.
+        ``price(point, expected_ms)`` says what measuring it takes (s) and the relative error that
+        is reached in that time.
         """
         open_points = [p for p in self._span.candidates if p not in self._measured]
         if not open_points:
             return None
         cost_s, error = np.array([price(p, self.time_ms(p)) for p in open_points]).T
-        return open_points[int(np.argmax(self.gains(open_points, error) / np.maximum(cost_s, CHEAP_S)))]
+        return open_points[
+            int(np.argmax(self.gains(open_points, error) / np.maximum(cost_s, CHEAP_S)))
+        ]
 
 
 def most_out_of_order(measured: Mapping[Point, tuple[float, float]], slack: float) -> Point | None:
-    """The point that contradicts the most others, ``None`` when none does: more work on fewer SMs was faster by more than ``slack``.
+    """The point that contradicts the most others, ``None`` when none does: more work on fewer SMs
+    was faster by more than ``slack``.
 
-    ``measured`` maps points to time (ms) and relative standard error; of two that contradict each other alone, the less certain one.
+    ``measured`` maps points to time (ms) and relative standard error; of two that contradict each
+    other alone, the less certain one.
     """
     conflicts = dict.fromkeys(measured, 0)
     for easy, (easy_ms, _) in measured.items():

@@ -1,7 +1,9 @@
-"""Changing the server under measurement through the API the daemon uses, and putting it back as it was.
+"""Changing the server under measurement through the API the daemon uses, and putting it back as it
+was.
 
-For a measurement a model gets a share, its largest batch and one instance, and its requests are executed as they come: with dynamic
-batching off, a request of batch b is one execution of batch b. One reload serves every batch at its share.
+For a measurement a model gets a share, its largest batch and one instance, and its requests are
+executed as they come: with dynamic batching off, a request of batch b is one execution of batch b.
+One reload serves every batch at its share.
 """
 
 from __future__ import annotations
@@ -12,7 +14,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from igniterd.clients.environments import PLAIN, ModelConfig, Reach, percent_name, runs_in_stubs, share_of
+from igniterd.clients.environments import (
+    PLAIN,
+    ModelConfig,
+    Reach,
+    percent_name,
+    runs_in_stubs,
+    share_of,
+)
 from igniterd.clients.owned import measured_mark, measured_of
 from igniterd.clients.shares import prepared
 from igniterd.clients.triton.config import allocation_of, instance_names_of, own_limit_of
@@ -41,7 +50,10 @@ class ProcessSource(Protocol):
 
 def profilable(config: ModelConfig) -> str:
     """Why a model of this configuration cannot be profiled, or an empty string."""
-    for section, why in (("sequence_batching", "keeps sequences together"), ("ensemble_scheduling", "is a pipeline of other models")):
+    for section, why in (
+        ("sequence_batching", "keeps sequences together"),
+        ("ensemble_scheduling", "is a pipeline of other models"),
+    ):
         if section in config:
             return f"it has {section}: it {why}, so it has no service time of its own by batch size"
     if config.get("model_transaction_policy", {}).get("decoupled"):
@@ -52,12 +64,19 @@ def profilable(config: ModelConfig) -> str:
 
 
 def for_measuring(
-    original: ModelConfig, share: float | None, largest: int, shares: Path, reach: Reach = PLAIN, *, run: str = ""
+    original: ModelConfig,
+    share: float | None,
+    largest: int,
+    shares: Path,
+    reach: Reach = PLAIN,
+    *,
+    run: str = "",
 ) -> ModelConfig:
-    """``original`` with ``share`` (``None``: without one), batches of up to ``largest``, one instance, requests executed as they come.
+    """``original`` with ``share`` (``None``: without one), batches of up to ``largest``, one
+    instance, requests executed as they come.
 
-    The folder of the share is made. A parameter says that ``run`` did it and what was there, so that
-    it is known whose it is, and can be undone after a profiler that was killed.
+    The folder of the share is made. A parameter says that ``run`` did it and what was there, so
+    that it is known whose it is, and can be undone after a profiler that was killed.
     """
     config = copy.deepcopy(original)
     batched = int(config.get("max_batch_size", 0)) > 0
@@ -66,7 +85,8 @@ def for_measuring(
         config["max_batch_size"] = 1
     changed = prepared(config, Allocation(share, 1, 0, 1), shares, reach)
     if batched:
-        changed["max_batch_size"] = max(largest, own_limit_of(original))  # nobody is refused meanwhile
+        # nobody is refused meanwhile
+        changed["max_batch_size"] = max(largest, own_limit_of(original))
     mark = measured_mark(original, run, _with(changed, shares))
     changed["parameters"] = changed.get("parameters", {}) | mark
     return changed
@@ -74,20 +94,28 @@ def for_measuring(
 
 def _with(config: ModelConfig, shares: Path) -> str:
     """What a model is measured with, in words that can be compared."""
-    share, batching = share_of(config, str(shares)), "batched" if "dynamic_batching" in config else "single"
+    share, batching = (
+        share_of(config, str(shares)),
+        "batched" if "dynamic_batching" in config else "single",
+    )
     held = "none" if share is None else percent_name(share)
     here = allocation_of(config, str(shares))
-    return f"share {held}, batch {config.get('max_batch_size', 0)}, {batching}, instances {here.instances}"
+    return (
+        f"share {held}, batch {config.get('max_batch_size', 0)}, {batching}, instances "
+        f"{here.instances}"
+    )
 
 
 def is_ours(config: ModelConfig, run: str, shares: Path) -> bool:
-    """Whether ``config`` is what this ``run`` loaded to measure, and nobody has changed it since."""
+    """Whether ``config`` is what this ``run`` loaded to measure, and nobody has changed it
+    since."""
     told = measured_of(config)
     return bool(told) and told.get("run") == run and told.get("with") == _with(config, shares)
 
 
 class Server:
-    """The models of one Triton while they are profiled. ``originals`` are their configurations before the first change."""
+    """The models of one Triton while they are profiled. ``originals`` are their configurations
+    before the first change."""
 
     def __init__(
         self,
@@ -101,7 +129,8 @@ class Server:
         reach: Reach = PLAIN,
         run: str = "",
     ) -> None:
-        """``shares`` is the folder of share environments, under the path at which Triton sees it; without ``mps`` none has an effect.
+        """``shares`` is the folder of share environments, under the path at which Triton sees it;
+        without ``mps`` none has an effect.
 
         ``reach``: how else shares reach the models. ``run``: by which its own loads are known.
         """
@@ -127,18 +156,25 @@ class Server:
     async def apply(self, model: str, share: float | None, largest: int) -> None:
         """Give ``model`` this share and largest batch; nothing happens when it has them.
 
-        Raises :class:`Refused` when Triton does not take it, or when somebody else changed the model meanwhile.
+        Raises :class:`Refused` when Triton does not take it, or when somebody else changed the
+        model meanwhile.
         """
         if self._applied.get(model) == (share, largest):
             return
         await self._check_ours(model)
         original = self._originals[model]
-        spent_s = await self._loaded(model, for_measuring(original, share, largest, self._shares, self._reach, run=self._run))
+        spent_s = await self._loaded(
+            model, for_measuring(original, share, largest, self._shares, self._reach, run=self._run)
+        )
         self.reload_s = 0.5 * (self.reload_s + spent_s) if self._applied else spent_s
         self._applied[model] = (share, largest)
         found = share_of(await self._client.config(model), str(self._shares))
-        if (None if found is None else percent_name(found)) != (None if share is None else percent_name(share)):
-            raise Refused(f"model {model}: Triton serves it with share {found} where {share} was asked")
+        if (None if found is None else percent_name(found)) != (
+            None if share is None else percent_name(share)
+        ):
+            raise Refused(
+                f"model {model}: Triton serves it with share {found} where {share} was asked"
+            )
         if share is not None and self._processes is not None:
             await self._check_effect(model, share)
 
@@ -157,15 +193,16 @@ class Server:
         if found == self._originals[model] or is_ours(found, self._run, self._shares):
             return
         raise Refused(
-            f"model {model}: it is served with {_with(found, self._shares)}, which is neither what was found nor what igniterd profile "
+            f"model {model}: it is served with {_with(found, self._shares)}, which is neither "
+            "what was found nor what igniterd profile "
             "set: somebody else changes it; stop a daemon that acts on this server before profiling"
         )
 
     async def _loaded(self, model: str, config: ModelConfig) -> float:
         """Load; returns the seconds it took.
 
-        Once for each model, after it has executed, the board's memory is watched: the old copy leaves after the new one has come, and
-        what falls then is what a copy holds.
+        Once for each model, after it has executed, the board's memory is watched: the old copy
+        leaves after the new one has come, and what falls then is what a copy holds.
         """
         if self._probe is None or model not in self._applied or model in self.copy_bytes:
             began_s = now_s()
@@ -188,7 +225,8 @@ class Server:
         finally:
             over.set()
             await watching
-        if gone := await fallen(self._memory, most[0]):  # a second or so after the new copy has come
+        # a second or so after the new copy has come
+        if gone := await fallen(self._memory, most[0]):
             self.copy_bytes[model] = gone
         return spent_s
 
@@ -197,7 +235,8 @@ class Server:
 
 
 async def originals_of(client: Configurable, models: Iterable[str]) -> dict[str, ModelConfig]:
-    """The configurations that serve now. Raises :class:`CannotRun` naming every model that cannot be profiled and why."""
+    """The configurations that serve now. Raises :class:`CannotRun` naming every model that cannot
+    be profiled and why."""
     found, problems = {}, []
     for model in models:
         try:
@@ -221,11 +260,12 @@ async def restore(
     patience_s: float,
     say: Callable[[str], None],
 ) -> dict[str, str]:
-    """Put every model back to exactly its configuration in ``originals`` that still is as ``run`` left it.
+    """Put every model back to exactly its configuration in ``originals`` that still is as ``run``
+    left it.
 
     One that has it already is left alone, and so is one that somebody else changed since, which is
-    said: theirs is the newer one. A server that does not answer is waited for, ``patience_s`` for all
-    models together. Returns why, for each that could not be restored.
+    said: theirs is the newer one. A server that does not answer is waited for, ``patience_s`` for
+    all models together. Returns why, for each that could not be restored.
     """
     deadline_s, failed = now_s() + patience_s, dict[str, str]()
     for model, config in originals.items():
@@ -236,12 +276,18 @@ async def restore(
                     await client.load(model, config, exact=True)
                 elif now != config:
                     mend = f"igniterd release {model} gives it back to its owner"
-                    say(f"{model}: somebody else changed it meanwhile ({_with(now, shares)}): it is left as it is; {mend}")
+                    say(
+                        f"{model}: somebody else changed it meanwhile ({_with(now, shares)}): it "
+                        f"is left as it is; {mend}"
+                    )
                 failed.pop(model, None)
                 break
             except Unreachable as error:
                 if model not in failed:
-                    say(f"restoring {model}: {error}; trying again for {max(0.0, deadline_s - now_s()):.0f} s")
+                    say(
+                        f"restoring {model}: {error}; trying again for "
+                        f"{max(0.0, deadline_s - now_s()):.0f} s"
+                    )
                 failed[model] = str(error)
                 if now_s() >= deadline_s:
                     break

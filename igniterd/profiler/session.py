@@ -1,4 +1,5 @@
-"""The order of a profile: board, every model alone, pairs; the server put back in the end, whatever happened.
+"""The order of a profile: board, every model alone, pairs; the server put back in the end, whatever
+happened.
 
 After every point the partial file is written, so that nothing is measured twice.
 """
@@ -26,12 +27,14 @@ from igniterd.profiler.partial import Done, Partial
 from igniterd.profiler.points import Point, Span, Unknown, most_out_of_order
 from igniterd.profiler.server import ProcessSource, Server, originals_of, restore
 
-SLACK = 0.05  # points this far out of order are measured again, before the profile's own check would refuse them
+# points this far out of order are measured again, before the profile's own check would refuse them
+SLACK = 0.05
 PAIRS_PART = 0.35  # of a budget
 RESTORE_S = 60.0
 _TRIES = 3
 _TYPICAL_CV = 0.03  # dispersion of single executions before any were seen
-_IDLE_PART = 0.9  # a loop that executes less of the time than this does not slow its neighbours as it should
+# a loop that executes less of the time than this does not slow its neighbours as it should
+_IDLE_PART = 0.9
 
 
 class Client(Reading, Protocol):
@@ -81,8 +84,9 @@ class Session:
         reach: Reach = PLAIN,
         processes: ProcessSource | None = None,
     ) -> None:
-        """``partial`` is what was asked and what is known already; it is written to ``path``; ``reach``: how shares reach the models;
-        ``processes``: where they can be seen, nothing is measured with a share that none of them has."""
+        """``partial`` is what was asked and what is known already; it is written to ``path``;
+        ``reach``: how shares reach the models; ``processes``: where they can be seen, nothing is
+        measured with a share that none of them has."""
         self.partial, self._path, self._listener = partial, path, listener
         self._client, self._probe = client, probe
         self._index, self._measure_link = index, measure_link
@@ -95,13 +99,15 @@ class Session:
     async def run(self) -> None:
         """Measure what is missing. Raises :class:`igniterd.errors.IgniterdError`.
 
-        Whatever happens, the server is put back; models that could not be are left in ``partial.originals``, in the file too.
+        Whatever happens, the server is put back; models that could not be are left in
+        ``partial.originals``, in the file too.
         """
         settings, self._deadline_s = self.partial.settings, now_s() + self._budget_s
         loaded = {e.name for e in await self._client.index() if e.state == "READY"}
         if absent := [m for m in settings.models if m not in loaded]:
             raise CannotRun(
-                f"{', '.join(absent)}: not loaded on Triton at {settings.triton}; loaded are {', '.join(sorted(loaded)) or 'none'}"
+                f"{', '.join(absent)}: not loaded on Triton at {settings.triton}; loaded are "
+                f"{', '.join(sorted(loaded)) or 'none'}"
             )
         await survey.quiet(self._client, sorted(loaded))
         if not self.partial.originals:
@@ -131,22 +137,32 @@ class Session:
                 await asyncio.shield(self._restore())
 
     def _all_meant(self) -> None:
-        """Raises :class:`CannotRun` for a shape or an array that is no model's input: it would be left out without a word."""
+        """Raises :class:`CannotRun` for a shape or an array that is no model's input: it would be
+        left out without a word."""
         configs = self.partial.originals.items()
         inputs = {i["name"] for _, config in configs for i in config.get("input", ())}
-        known = inputs | {f"{name}:{i['name']}" for name, config in configs for i in config.get("input", ())}
+        known = inputs | {
+            f"{name}:{i['name']}" for name, config in configs for i in config.get("input", ())
+        }
         given = read_items(self.partial.settings.input) if self.partial.settings.input else {}
         strange = [f"--shape {name}" for name in self.partial.settings.shapes if name not in known]
         strange += [f"--input {name}" for name in given if name not in inputs]
         if strange:
-            raise CannotRun(f"{', '.join(strange)}: no model has an input of that name; the inputs are {', '.join(sorted(inputs))}")
+            raise CannotRun(
+                f"{', '.join(strange)}: no model has an input of that name; the inputs are "
+                f"{', '.join(sorted(inputs))}"
+            )
 
     async def _survey(self) -> None:
         settings = self.partial.settings
         if self.partial.board is None:
             self._listener.progress(0, 1, 0.0, "the board, idle")
             self.partial.board, self.partial.notes = await survey.board_of(
-                self._probe, index=self._index, name=settings.board_name, sm_count=settings.sm_count, measure_link=self._measure_link
+                self._probe,
+                index=self._index,
+                name=settings.board_name,
+                sm_count=settings.sm_count,
+                measure_link=self._measure_link,
             )
 
     async def _model(self, name: str, server: Server, stack: AsyncExitStack) -> Model:
@@ -156,17 +172,29 @@ class Session:
             raise CannotRun("the board has not been measured")
         inputs = {i["name"] for i in config.get("input", ())}
         meant = {k: v for k, v in settings.shapes.items() if k in inputs}
-        shapes = meant | {i: v for k, v in settings.shapes.items() if (i := k.removeprefix(f"{name}:")) != k and i in inputs}
-        items = {k: v for k, v in (read_items(settings.input) if settings.input else {}).items() if k in inputs}
+        shapes = meant | {
+            i: v
+            for k, v in settings.shapes.items()
+            if (i := k.removeprefix(f"{name}:")) != k and i in inputs
+        }
+        items = {
+            k: v
+            for k, v in (read_items(settings.input) if settings.input else {}).items()
+            if k in inputs
+        }
         configured = int(config.get("max_batch_size", 0))
         largest = 1 if configured == 0 else (settings.max_batch or configured)
         feed = feed_of(config, largest, shapes=shapes, items=items)
         done = self.partial.models.setdefault(name, Done())
-        span = Span(largest, settings.min_share if server.steerable(name) else 1.0, board.share_unit).within(done.most_batch or largest)
+        span = Span(
+            largest, settings.min_share if server.steerable(name) else 1.0, board.share_unit
+        ).within(done.most_batch or largest)
         if len(span.candidates) < 3:
             raise CannotRun(
-                f"model {name}: there are only {len(span.candidates)} points to measure (batches to {span.max_batch}, "
-                f"{'no share of its own' if not server.steerable(name) else 'all shares'}); a profile needs 3"
+                f"model {name}: there are only {len(span.candidates)} points to measure (batches "
+                f"to {span.max_batch}, "
+                f"{'no share of its own' if not server.steerable(name) else 'all shares'}); a "
+                "profile needs 3"
             )
         self.partial.item_bytes[name] = (feed.item_bytes, output_bytes_of(config))
         return Model(name, span, await stack.enter_async_context(source(self._client, feed)))
@@ -175,14 +203,20 @@ class Session:
         self._expected = len(models) * self.partial.settings.points
         if self.partial.settings.pairs:
             self._expected += len(models) * (len(models) - 1)
-        self._did = sum(len(d.solo) for d in self.partial.models.values()) + len(self.partial.co_runs)
+        self._did = sum(len(d.solo) for d in self.partial.models.values()) + len(
+            self.partial.co_runs
+        )
         with_pairs = self.partial.settings.pairs and len(models) > 1
         start_s = now_s()
         self._deadline_s -= len(models) * server.reload_s  # to put them back
-        alone_until_s = start_s + (self._deadline_s - start_s) * (1 - PAIRS_PART if with_pairs else 1.0)
+        alone_until_s = start_s + (self._deadline_s - start_s) * (
+            1 - PAIRS_PART if with_pairs else 1.0
+        )
         for place, model in enumerate(models):
             start_s = now_s()
-            await self._alone(model, server, meter, start_s + (alone_until_s - start_s) / (len(models) - place))
+            await self._alone(
+                model, server, meter, start_s + (alone_until_s - start_s) / (len(models) - place)
+            )
         if with_pairs:
             await self._beside(models, server, meter)
 
@@ -206,9 +240,12 @@ class Session:
         self._write()
 
     async def _put_in_order(self, model: Model, server: Server, meter: Meter) -> None:
-        """Measure points that contradict others again, with more care; leave out those that still do."""
+        """Measure points that contradict others again, with more care; leave out those that still
+        do."""
         done, again = self.partial.models[model.name], set[Point]()
-        careful = replace(self._effort, most_s=2 * self._effort.most_s, error=self._effort.error / 2)
+        careful = replace(
+            self._effort, most_s=2 * self._effort.most_s, error=self._effort.error / 2
+        )
         while done.solo and (point := most_out_of_order(_measured(done), SLACK)) is not None:
             where = f"{model.name}: batch {point[0]}, share {point[1]:.3g} contradicts other points"
             if point in again:
@@ -224,7 +261,9 @@ class Session:
         done = self.partial.models[model.name]
         done.most_batch = most = max(b for b in model.span.batches if b < refused)
         done.solo = [p for p in done.solo if p.batch <= most]
-        self._listener.say(f"{model.name}: a batch of {refused} was refused ({error}); profiling up to {most}")
+        self._listener.say(
+            f"{model.name}: a batch of {refused} was refused ({error}); profiling up to {most}"
+        )
         return replace(model, span=model.span.within(most))
 
     def _next(self, model: Model, server: Server, until_s: float) -> Point | None:
@@ -233,13 +272,23 @@ class Session:
         measured = _measured(self.partial.models[model.name])
         missing = [c for c in self._wanted(model, server) if c not in measured]
         if missing:
-            return missing[0] if now_s() < (until_s if len(measured) >= 3 else self._deadline_s) else None
+            return (
+                missing[0]
+                if now_s() < (until_s if len(measured) >= 3 else self._deadline_s)
+                else None
+            )
         unknown = Unknown(model.span, measured)
-        enough = len(done) >= self.partial.settings.points or unknown.deviation <= self.partial.settings.accuracy
+        enough = (
+            len(done) >= self.partial.settings.points
+            or unknown.deviation <= self.partial.settings.accuracy
+        )
         if enough and len(done) >= 3:
             self._expected -= max(0, self.partial.settings.points - len(done))
             return None
-        present, cvs = server.share(model.name), [p.latency_cv for p in done if p.latency_cv is not None]
+        present, cvs = (
+            server.share(model.name),
+            [p.latency_cv for p in done if p.latency_cv is not None],
+        )
         cv = sum(cvs) / len(cvs) if cvs else _TYPICAL_CV
 
         def price(point: Point, ms: float) -> tuple[float, float]:
@@ -247,14 +296,21 @@ class Session:
             return cost_s + (0.0 if point[1] == present else server.reload_s), error
 
         best = unknown.best(price)
-        if best is None or (len(done) >= 3 and now_s() + price(best, unknown.time_ms(best))[0] > until_s):
+        if best is None or (
+            len(done) >= 3 and now_s() + price(best, unknown.time_ms(best))[0] > until_s
+        ):
             return None
         return best
 
     def _wanted(self, model: Model, server: Server) -> tuple[Point, ...]:
-        """The points that are measured whatever the fit says: the ends of the range, and the model's part in co-runs."""
+        """The points that are measured whatever the fit says: the ends of the range, and the
+        model's part in co-runs."""
         corners, board = model.span.corners, self.partial.board
-        others = [name for name in self.partial.settings.models if name != model.name and server.steerable(name)]
+        others = [
+            name
+            for name in self.partial.settings.models
+            if name != model.name and server.steerable(name)
+        ]
         if not (self.partial.settings.pairs and others and server.steerable(model.name) and board):
             return corners
         if self.partial.even is None:
@@ -265,10 +321,14 @@ class Session:
         room = self.partial.settings.points - len(corners)
         return tuple(dict.fromkeys((*corners, *own[:room])))
 
-    async def _point(self, model: Model, point: Point, server: Server, meter: Meter, effort: Effort) -> None:
+    async def _point(
+        self, model: Model, point: Point, server: Server, meter: Meter, effort: Effort
+    ) -> None:
         """Measure one point and keep it, in place of an earlier measurement of the same."""
         batch, share = point
-        await server.apply(model.name, share if server.steerable(model.name) else None, model.span.max_batch)
+        await server.apply(
+            model.name, share if server.steerable(model.name) else None, model.span.max_batch
+        )
         measured = await self._undisturbed(meter, [(model.requests, batch)], effort)
         mean, drawn = measured.means[0], measured.drawn
         found = SoloPoint(
@@ -279,7 +339,9 @@ class Session:
             latency_error=min(1.0, mean.error),
             dram_pct=drawn.activity.dram_pct,
             sm_pct=drawn.activity.sm_pct,
-            pcie_bytes_per_ms=None if drawn.activity.pcie_bytes_per_s is None else drawn.activity.pcie_bytes_per_s / 1e3,
+            pcie_bytes_per_ms=None
+            if drawn.activity.pcie_bytes_per_s is None
+            else drawn.activity.pcie_bytes_per_s / 1e3,
             power_w=drawn.power_w,
             clock_mhz=drawn.clock_mhz,
         )
@@ -287,7 +349,9 @@ class Session:
         done.solo = [p for p in done.solo if (p.batch, p.share) != point] + [found]
         self._write()
 
-    async def _undisturbed(self, meter: Meter, loads: list[tuple[Source, int]], effort: Effort) -> Measured:
+    async def _undisturbed(
+        self, meter: Meter, loads: list[tuple[Source, int]], effort: Effort
+    ) -> Measured:
         for attempt in range(1, _TRIES + 1):
             try:
                 return await meter.measure(loads, effort)
@@ -304,55 +368,95 @@ class Session:
         named = {m.name: m for m in models if server.steerable(m.name)}
         board = self.partial.board
         if left_out := [m.name for m in models if m.name not in named]:
-            why = "runs inside tritonserver, without a share of its own" if self.partial.settings.mps else "no share without MPS"
+            why = (
+                "runs inside tritonserver, without a share of its own"
+                if self.partial.settings.mps
+                else "no share without MPS"
+            )
             self._listener.say(f"{', '.join(left_out)}: {why}; its pairs are not measured")
         if board is None or len(named) < 2:
             return
-        largest = {m.name: self.partial.models[m.name].most_batch or m.span.max_batch for m in named.values()}
+        largest = {
+            m.name: self.partial.models[m.name].most_batch or m.span.max_batch
+            for m in named.values()
+        }
         wanted = co_runs(largest, board.share_unit, even=bool(self.partial.even))
         have = {_key(run) for run in self.partial.co_runs}
-        todo = [run for run in wanted if frozenset((t.model, t.batch, t.share) for t in run) not in have]
+        todo = [
+            run for run in wanted if frozenset((t.model, t.batch, t.share) for t in run) not in have
+        ]
         self._expected = self._did + len(todo)
-        began_s, longest_s = now_s(), self._effort.warm_s + self._effort.most_s + 2 * server.reload_s
+        began_s, longest_s = (
+            now_s(),
+            self._effort.warm_s + self._effort.most_s + 2 * server.reload_s,
+        )
         for run in todo:
             if now_s() + longest_s > self._deadline_s:
-                self._listener.say(f"out of time: {len(wanted) - len(self.partial.co_runs)} of {len(wanted)} co-runs are missing")
+                self._listener.say(
+                    f"out of time: {len(wanted) - len(self.partial.co_runs)} of {len(wanted)} "
+                    "co-runs are missing"
+                )
                 break
             start_s = now_s()
-            self._tell("together: " + " | ".join(f"{t.model} batch {t.batch} share {t.share:.3g}" for t in run))
+            self._tell(
+                "together: "
+                + " | ".join(f"{t.model} batch {t.batch} share {t.share:.3g}" for t in run)
+            )
             await self._together(run, named, server, meter)
             self._did += 1
             longest_s = max(longest_s, now_s() - start_s)
         self.partial.pairs_spent_s += now_s() - began_s
         self._write()
 
-    async def _together(self, run: Run, named: dict[str, Model], server: Server, meter: Meter) -> None:
+    async def _together(
+        self, run: Run, named: dict[str, Model], server: Server, meter: Meter
+    ) -> None:
         for tenant in sorted(run, key=lambda t: t.share):  # who shrinks goes first
             await server.apply(tenant.model, tenant.share, named[tenant.model].span.max_batch)
         loads = [(named[t.model].requests, t.batch) for t in run]
         measured = await self._undisturbed(meter, loads, self._effort)
         if self._helped(run, measured):
-            measured = await self._undisturbed(meter, loads, replace(self._effort, most_s=2 * self._effort.most_s))
+            measured = await self._undisturbed(
+                meter, loads, replace(self._effort, most_s=2 * self._effort.most_s)
+            )
         if helped := self._helped(run, measured):
-            self._listener.say(f"{helped} was faster beside another than alone, twice: this co-run is left out")
+            self._listener.say(
+                f"{helped} was faster beside another than alone, twice: this co-run is left out"
+            )
             return
         for tenant, part in zip(run, measured.busy, strict=True):
             if part < _IDLE_PART:
                 self._listener.say(
-                    f"{tenant.model} executed only {100 * part:.0f} % of the time: requests do not reach it fast enough, and what it "
+                    f"{tenant.model} executed only {100 * part:.0f} % of the time: requests do "
+                    "not reach it fast enough, and what it "
                     "costs its neighbour is measured too low"
                 )
         tenants = tuple(
-            CoTenant(model=t.model, batch=t.batch, share=t.share, latency_ms=m.ms, latency_error=min(1.0, m.error))
+            CoTenant(
+                model=t.model,
+                batch=t.batch,
+                share=t.share,
+                latency_ms=m.ms,
+                latency_error=min(1.0, m.error),
+            )
             for t, m in zip(run, measured.means, strict=True)
         )
-        self.partial.co_runs.append(CoRun(tenants=tenants, power_w=measured.drawn.power_w, clock_mhz=measured.drawn.clock_mhz))
+        self.partial.co_runs.append(
+            CoRun(
+                tenants=tenants, power_w=measured.drawn.power_w, clock_mhz=measured.drawn.clock_mhz
+            )
+        )
         self._write()
 
     def _helped(self, run: Run, measured: Measured) -> str:
-        """The tenant that was faster than alone by more than noise, if any: something was measured wrong."""
+        """The tenant that was faster than alone by more than noise, if any: something was measured
+        wrong."""
         for tenant, mean in zip(run, measured.means, strict=True):
-            alone = [p.latency_ms for p in self.partial.models[tenant.model].solo if (p.batch, p.share) == (tenant.batch, tenant.share)]
+            alone = [
+                p.latency_ms
+                for p in self.partial.models[tenant.model].solo
+                if (p.batch, p.share) == (tenant.batch, tenant.share)
+            ]
             if alone and mean.ms < alone[0] * (1 - SLACK):
                 return tenant.model
         return ""
@@ -361,7 +465,9 @@ class Session:
 
     async def _restore(self) -> None:
         """Everything back as it was; what could not be stays in the partial file."""
-        self._listener.progress(self._did, max(1, self._expected), 0.0, "putting the server back as it was")
+        self._listener.progress(
+            self._did, max(1, self._expected), 0.0, "putting the server back as it was"
+        )
         failed = await restore(
             self._client,
             self.partial.originals,
@@ -370,13 +476,17 @@ class Session:
             patience_s=RESTORE_S,
             say=self._listener.say,
         )
-        self.partial.originals = {name: config for name, config in self.partial.originals.items() if name in failed}
+        self.partial.originals = {
+            name: config for name, config in self.partial.originals.items() if name in failed
+        }
         self._write()
         for name, why in failed.items():
             self._listener.say(f"{name} could not be put back: {why}")
 
     def _tell(self, now: str) -> None:
-        spent = [d.spent_s / len(d.solo) for d in self.partial.models.values() if d.spent_s and d.solo]
+        spent = [
+            d.spent_s / len(d.solo) for d in self.partial.models.values() if d.spent_s and d.solo
+        ]
         each_s = sum(spent) / len(spent) if spent else 3.0
         left_s = min(each_s * (self._expected - self._did), self._deadline_s - now_s())
         self._listener.progress(self._did, max(1, self._expected), max(0.0, left_s), now)

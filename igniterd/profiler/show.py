@@ -26,7 +26,8 @@ _TITLE_WIDTH = 110  # letters
 
 @dataclass(frozen=True, slots=True)
 class Residual:
-    """A solo point against the fit: ``fitted_ms`` by all points, ``foretold_ms`` by all the others; ``None`` with too few others."""
+    """A solo point against the fit: ``fitted_ms`` by all points, ``foretold_ms`` by all the others;
+    ``None`` with too few others."""
 
     point: SoloPoint
     fitted_ms: float
@@ -44,7 +45,10 @@ class Residual:
 
 def residuals(profile: Profile, fitted: OwnModel, name: str) -> tuple[Residual, ...]:
     """Every solo point of a model against ``fitted``, the model of ``profile``."""
-    return tuple(Residual(p, _at(fitted, name, p), _without(profile, name, p)) for p in profile.models[name].solo)
+    return tuple(
+        Residual(p, _at(fitted, name, p), _without(profile, name, p))
+        for p in profile.models[name].solo
+    )
 
 
 def _at(fitted: OwnModel, name: str, point: SoloPoint) -> float:
@@ -58,9 +62,13 @@ def _without(profile: Profile, name: str, point: SoloPoint) -> float | None:
     if len(rest) < 3:
         return None
     item_ms = (model.input_bytes + model.output_bytes) / profile.board.pcie_bytes_per_ms
-    batch, share, latency, error = np.array([(p.batch, p.share, p.latency_ms, p.latency_error or 0.0) for p in rest]).T
+    batch, share, latency, error = np.array(
+        [(p.batch, p.share, p.latency_ms, p.latency_error or 0.0) for p in rest]
+    ).T
     gpu_ms = np.maximum(latency - item_ms * batch, 0.05 * latency)
-    mean, _ = Surface(batch, share, gpu_ms, error * latency / gpu_ms).at(np.array([float(point.batch)]), np.array([point.share]))
+    mean, _ = Surface(batch, share, gpu_ms, error * latency / gpu_ms).at(
+        np.array([float(point.batch)]), np.array([point.share])
+    )
     return float(mean[0]) + item_ms * point.batch
 
 
@@ -73,17 +81,38 @@ def told(profile: Profile) -> Iterator[Table | str]:
     for name, model in profile.models.items():
         found = residuals(profile, fitted, name)
         yield f"\n{name}: {len(model.solo)} points alone{_memory(model)}, latency of one batch"
-        table = Table("batch", "share", "ms", "± %", "fit %", "from the others %", "W", "MHz", box=None, pad_edge=False)
+        table = Table(
+            "batch",
+            "share",
+            "ms",
+            "± %",
+            "fit %",
+            "from the others %",
+            "W",
+            "MHz",
+            box=None,
+            pad_edge=False,
+        )
         for column in table.columns:
             column.justify = "right"
         for r in found:
             p = r.point
-            cells = (f"{p.latency_ms:.3f}", _pct(p.latency_error), _pct(r.fitted_error), _pct(r.foretold_error))
-            table.add_row(str(p.batch), f"{p.share:.3g}", *cells, _whole(p.power_w), _whole(p.clock_mhz))
+            cells = (
+                f"{p.latency_ms:.3f}",
+                _pct(p.latency_error),
+                _pct(r.fitted_error),
+                _pct(r.foretold_error),
+            )
+            table.add_row(
+                str(p.batch), f"{p.share:.3g}", *cells, _whole(p.power_w), _whole(p.clock_mhz)
+            )
         yield table
         foretold = [abs(r.foretold_error) for r in found if r.foretold_error is not None]
         if foretold:
-            yield f"each foretold by the others: off by {100 * np.mean(foretold):.1f} % on average, {100 * max(foretold):.1f} % at worst"
+            yield (
+                f"each foretold by the others: off by {100 * np.mean(foretold):.1f} % on "
+                f"average, {100 * max(foretold):.1f} % at worst"
+            )
     if profile.co_runs:
         yield f"\nbeside each other: {len(profile.co_runs)} co-runs"
         yield _pairs(profile, fitted)
@@ -92,15 +121,35 @@ def told(profile: Profile) -> Iterator[Table | str]:
 def _pairs(profile: Profile, fitted: OwnModel) -> Table:
     from rich.table import Table
 
-    table = Table("model", "batch", "share", "beside", "ms", "alone ms", "slower %", "fit %", box=None, pad_edge=False)
+    table = Table(
+        "model",
+        "batch",
+        "share",
+        "beside",
+        "ms",
+        "alone ms",
+        "slower %",
+        "fit %",
+        box=None,
+        pad_edge=False,
+    )
     for column in (table.columns[k] for k in (1, 2, 4, 5, 6, 7)):
         column.justify = "right"
     for run in profile.co_runs:
         predicted = fitted.predict([Tenant(t.model, t.batch, t.share) for t in run.tenants])
         for place, (t, p) in enumerate(zip(run.tenants, predicted, strict=True)):
-            others = ", ".join(f"{o.model} b{o.batch} {o.share:.3g}" for k, o in enumerate(run.tenants) if k != place)
+            others = ", ".join(
+                f"{o.model} b{o.batch} {o.share:.3g}"
+                for k, o in enumerate(run.tenants)
+                if k != place
+            )
             alone = fitted.predict([Tenant(t.model, t.batch, t.share)])[0].latency_ms
-            cells = (f"{t.latency_ms:.3f}", f"{alone:.3f}", _pct(t.latency_ms / alone - 1), _pct(p.latency_ms / t.latency_ms - 1))
+            cells = (
+                f"{t.latency_ms:.3f}",
+                f"{alone:.3f}",
+                _pct(t.latency_ms / alone - 1),
+                _pct(p.latency_ms / t.latency_ms - 1),
+            )
             table.add_row(t.model, str(t.batch), f"{t.share:.3g}", others, *cells)
     return table
 
@@ -108,10 +157,17 @@ def _pairs(profile: Profile, fitted: OwnModel) -> Table:
 def board_line(profile: Profile) -> str:
     """The board in one line."""
     board = profile.board
-    parts = [f"{board.name}: {board.sm_count} SMs, shares in steps of {100 * board.share_unit:.3g} %"]
-    clocks = [p.clock_mhz for m in profile.models.values() for p in m.solo if p.clock_mhz is not None]
+    parts = [
+        f"{board.name}: {board.sm_count} SMs, shares in steps of {100 * board.share_unit:.3g} %"
+    ]
+    clocks = [
+        p.clock_mhz for m in profile.models.values() for p in m.solo if p.clock_mhz is not None
+    ]
     if board.idle_power_w is not None:
-        parts.append(f"idle {board.idle_power_w:.0f} W" + (f" of {board.power_limit_w:.0f} W" if board.power_limit_w else ""))
+        parts.append(
+            f"idle {board.idle_power_w:.0f} W"
+            + (f" of {board.power_limit_w:.0f} W" if board.power_limit_w else "")
+        )
     if clocks:
         parts.append(f"clock under load {min(clocks):.0f} to {max(clocks):.0f} MHz")
     parts.append(f"host to device {board.pcie_bytes_per_ms / 1e6:.3g} GB/s")
@@ -119,7 +175,8 @@ def board_line(profile: Profile) -> str:
 
 
 def drawn(profile: Profile, path: Path) -> None:
-    """A picture: for each model its points with the fit and its bound, and the residuals; then the co-runs."""
+    """A picture: for each model its points with the fit and its bound, and the residuals; then the
+    co-runs."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -127,7 +184,9 @@ def drawn(profile: Profile, path: Path) -> None:
 
     names = list(profile.models)
     rows = len(names) + bool(profile.co_runs)
-    figure, grid = plt.subplots(rows, 2, figsize=(11, 3.4 * rows), squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(
+        rows, 2, figsize=(11, 3.4 * rows), squeeze=False, layout="constrained"
+    )
     fitted = OwnModel(profile)
     for axes, name in zip(grid, names, strict=False):
         _draw_curves(axes[0], fitted, profile, name)
@@ -151,15 +210,36 @@ def _draw_curves(axes: Axes, fitted: OwnModel, profile: Profile, name: str) -> N
         axes.fill_between(batches, mean, upper, color=colour, alpha=0.15, lw=0)
         own = [p for p in points if abs(p.share - share) < 1e-9]
         errors = [2 * (p.latency_error or 0.0) * p.latency_ms for p in own]
-        axes.errorbar([p.batch for p in own], [p.latency_ms for p in own], yerr=errors, fmt="o", ms=4, color=colour, label=f"{share:.3g}")
-    axes.set(xscale="log", yscale="log", xlabel="batch", ylabel="latency alone (ms)", title=f"{name}: points, fit, 95 % bound")
+        axes.errorbar(
+            [p.batch for p in own],
+            [p.latency_ms for p in own],
+            yerr=errors,
+            fmt="o",
+            ms=4,
+            color=colour,
+            label=f"{share:.3g}",
+        )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="batch",
+        ylabel="latency alone (ms)",
+        title=f"{name}: points, fit, 95 % bound",
+    )
     ticks = sorted({2**i for i in range(int(np.log2(batches[-1])) + 1)} | {int(batches[-1])})
     axes.set_xticks(ticks, [str(b) for b in ticks])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.legend(title="share", fontsize=7, title_fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    axes.legend(
+        title="share",
+        fontsize=7,
+        title_fontsize=7,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+        frameon=False,
+    )
     axes.grid(alpha=0.25)
 
 
@@ -167,10 +247,19 @@ def _draw_residuals(axes: Axes, found: Sequence[Residual], name: str) -> None:
     work: F64 = np.array([r.point.batch / r.point.share for r in found])
     axes.axhline(0.0, color="0.5", lw=0.8)
     axes.plot(work, [100 * r.fitted_error for r in found], "o", ms=4, label="fit by all points")
-    foretold = [(w, 100 * r.foretold_error) for w, r in zip(work, found, strict=True) if r.foretold_error is not None]
+    foretold = [
+        (w, 100 * r.foretold_error)
+        for w, r in zip(work, found, strict=True)
+        if r.foretold_error is not None
+    ]
     if foretold:
         axes.plot(*zip(*foretold, strict=True), "x", ms=6, label="foretold by the others")
-    axes.set(xscale="log", xlabel="batch / share", ylabel="fit over measured - 1 (%)", title=f"{name}: residuals")
+    axes.set(
+        xscale="log",
+        xlabel="batch / share",
+        ylabel="fit over measured - 1 (%)",
+        title=f"{name}: residuals",
+    )
     axes.xaxis.set_major_formatter("{x:g}")
     axes.legend(fontsize=7)
     axes.grid(alpha=0.25)
@@ -179,7 +268,11 @@ def _draw_residuals(axes: Axes, found: Sequence[Residual], name: str) -> None:
 def _draw_pairs(axes: Sequence[Axes], fitted: OwnModel, profile: Profile) -> None:
     measured, predicted, slower = list[float](), list[float](), list[float]()
     for run in profile.co_runs:
-        for t, p in zip(run.tenants, fitted.predict([Tenant(t.model, t.batch, t.share) for t in run.tenants]), strict=True):
+        for t, p in zip(
+            run.tenants,
+            fitted.predict([Tenant(t.model, t.batch, t.share) for t in run.tenants]),
+            strict=True,
+        ):
             alone = fitted.predict([Tenant(t.model, t.batch, t.share)])[0].latency_ms
             measured.append(100 * (t.latency_ms / alone - 1))
             predicted.append(100 * (p.latency_ms / alone - 1))

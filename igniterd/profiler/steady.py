@@ -1,9 +1,10 @@
 """When a closed loop has settled, and the mean service time of one execution then. Pure.
 
-Triton's statistics are read every so often; each reading gives a :class:`Slice`: how many executions ended since the last one and how
-long they took together. The first executions do not count (caches fill, the clock rises): where they end is found by the marginal
-standard error rule (White, 1997), the cut after which the standard error of the rest is least. Slices that lie far out (the host was
-busy with something else) are left out, at most a tenth of them, and counted.
+Triton's statistics are read every so often; each reading gives a :class:`Slice`: how many
+executions ended since the last one and how long they took together. The first executions do not
+count (caches fill, the clock rises): where they end is found by the marginal standard error rule
+(White, 1997), the cut after which the standard error of the rest is least. Slices that lie far out
+(the host was busy with something else) are left out, at most a tenth of them, and counted.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """Mean service time of one execution: ``error`` is its relative standard error, ``cv`` the dispersion of single executions."""
+    """Mean service time of one execution: ``error`` is its relative standard error, ``cv`` the
+    dispersion of single executions."""
 
     ms: float
     error: float
@@ -53,12 +55,20 @@ def mean_of(slices: Sequence[Slice]) -> Mean | None:
     each, count = each[kept], count[kept]
     total = float(count.sum())
     mean = float(count @ each) / total
-    single = float(count @ (each - mean) ** 2) / max(1, each.shape[0] - 1)  # variance of one execution
-    return Mean(mean, float(np.sqrt(single / total)) / mean, float(np.sqrt(single)) / mean, int(total), left_out)
+    # variance of one execution
+    single = float(count @ (each - mean) ** 2) / max(1, each.shape[0] - 1)
+    return Mean(
+        mean,
+        float(np.sqrt(single / total)) / mean,
+        float(np.sqrt(single)) / mean,
+        int(total),
+        left_out,
+    )
 
 
 def _settled(each: F64, count: F64) -> int:
-    """Slices to drop from the front, at most half of them: the cut with the least squared standard error after it."""
+    """Slices to drop from the front, at most half of them: the cut with the least squared standard
+    error after it."""
     last = each.shape[0] // 2
     errors = []
     for cut in range(last + 1):
@@ -69,7 +79,8 @@ def _settled(each: F64, count: F64) -> int:
 
 
 def _near(each: F64, count: F64) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which slices to keep: those within ``_FAR_OUT`` deviations of the median, their own size taken into account."""
+    """Which slices to keep: those within ``_FAR_OUT`` deviations of the median, their own size
+    taken into account."""
     off = (each - np.median(each)) * np.sqrt(count)
     scale = 1.4826 * float(np.median(np.abs(off)))
     most = int(_MOST_LEFT_OUT * each.shape[0])

@@ -1,4 +1,5 @@
-"""The table of the batcher behind :mod:`igniterd.queueing.kernels.table`: shipped, and computed from the exact queue by
+"""The table of the batcher behind :mod:`igniterd.queueing.kernels.table`: shipped, and computed
+from the exact queue by
 
     python -m igniterd.queueing.table
 
@@ -27,14 +28,21 @@ CAPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 
 
 def build() -> NDArray[np.float32]:
-    """log(P99 (1 - rho) / s(1)) and the mean batch of s(b) = (x + b) / (x + 1): (2, bursts, shapes, loads, caps). Takes some seconds."""
+    """log(P99 (1 - rho) / s(1)) and the mean batch of s(b) = (x + b) / (x + 1): (2, bursts, shapes,
+    loads, caps). Takes some seconds."""
     loads, caps = np.array(LOADS), np.array(CAPS)
     load, cap = (grid.ravel() for grid in np.meshgrid(loads, caps, indexing="ij"))
     out = np.empty((2, len(BURSTS), len(SHAPES), loads.size, caps.size))
     for q, burstiness in enumerate(BURSTS):
         for i, x in enumerate(SHAPES):
             curve = (x + np.arange(1, caps[-1] + 1)) / (x + 1.0)
-            found = response_times(1e3 * load * cap / curve[cap - 1], curve, batches=cap, service_cv=SERVICE_CV, burstiness=burstiness)
+            found = response_times(
+                1e3 * load * cap / curve[cap - 1],
+                curve,
+                batches=cap,
+                service_cv=SERVICE_CV,
+                burstiness=burstiness,
+            )
             out[0, q, i] = np.log(found.p99_ms * (1.0 - load)).reshape(loads.size, caps.size)
             out[1, q, i] = found.mean_batch.reshape(loads.size, caps.size)
     return out.astype(np.float32)
@@ -50,10 +58,13 @@ def shipped() -> NDArray[np.float32]:
 
 @lru_cache(maxsize=32)
 def queue_table(burstiness: float) -> QueueTable:
-    """The batcher under arrivals of this burstiness (as for :func:`igniterd.queueing.tail.response_time`), interpolated in its log(1 + ·)."""
+    """The batcher under arrivals of this burstiness (as for
+    :func:`igniterd.queueing.tail.response_time`), interpolated in its log(1 + ·)."""
     place = float(np.interp(np.log1p(burstiness), np.log1p(BURSTS), np.arange(len(BURSTS))))
     low = min(int(place), len(BURSTS) - 2)
-    table = shipped()[:, low] + (shipped()[:, low + 1] - shipped()[:, low]) * np.float32(place - low)
+    table = shipped()[:, low] + (shipped()[:, low + 1] - shipped()[:, low]) * np.float32(
+        place - low
+    )
     log_p99, mean_batch = np.ascontiguousarray(table, dtype=np.float64)
     return QueueTable(np.log(SHAPES), np.array(LOADS), np.log(CAPS), log_p99, mean_batch)
 

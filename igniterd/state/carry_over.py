@@ -1,8 +1,10 @@
-"""What a daemon that begins anew with a changed configuration takes over from the one before it. Pure.
+"""What a daemon that begins anew with a changed configuration takes over from the one before it.
+Pure.
 
-Traffic does not change with the configuration: arrival rates, and what was learnt of service times under the same profile, stay. So do
-the memory of what was done (reloads of the last hour, refusals, somebody else's changes). Everything that was decided for the old SLOs,
-priorities and limits goes: the plan in flight, who is let go, what was judged to be roomy.
+Traffic does not change with the configuration: arrival rates, and what was learnt of service times
+under the same profile, stay. So do the memory of what was done (reloads of the last hour, refusals,
+somebody else's changes). Everything that was decided for the old SLOs, priorities and limits goes:
+the plan in flight, who is let go, what was judged to be roomy.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from igniterd.standing import Known
 
 
 def resumed(carry: Carry, old: Config, then: Knowledge, new: Config, now: Knowledge) -> Carry:
-    """The part of ``carry`` that is still true under ``new``; a model stays when it is the same model of the same Triton and GPU."""
+    """The part of ``carry`` that is still true under ``new``; a model stays when it is the same
+    model of the same Triton and GPU."""
     before, after = old.by_name(), new.by_name()
     address = {server.name: server.url for server in old.triton}
     stay = {
@@ -28,19 +31,33 @@ def resumed(carry: Carry, old: Config, then: Knowledge, new: Config, now: Knowle
         for name, model in after.items()
         if (was := before.get(name)) is not None
         and model.gpu == was.gpu
-        and address.get(was.triton) == next(server.url for server in new.triton if server.name == model.triton)
+        and address.get(was.triton)
+        == next(server.url for server in new.triton if server.name == model.triton)
     }
     same_profile = {name for name in stay if now.identities.get(name) == then.identities.get(name)}
-    belief = {name: _of_service(known, name in same_profile) for name, known in carry.belief.items() if name in stay}
+    belief = {
+        name: _of_service(known, name in same_profile)
+        for name, known in carry.belief.items()
+        if name in stay
+    }
     held = _held(carry.held, stay)
     known = _known(carry.known, stay)
     if after.keys() - stay:  # those that are new are waited for, as at the first start
         known = replace(known, began_s=None)
-    return Carry(_seen(carry.seen, stay), belief, held, carry.number, carry.proofs, only(carry.loads, stay), known)
+    return Carry(
+        _seen(carry.seen, stay),
+        belief,
+        held,
+        carry.number,
+        carry.proofs,
+        only(carry.loads, stay),
+        known,
+    )
 
 
 def _of_service(known: ModelBelief, same_profile: bool) -> ModelBelief:
-    """Predictions are made anew; a bias is measured over predicted, and says nothing of another profile."""
+    """Predictions are made anew; a bias is measured over predicted, and says nothing of another
+    profile."""
     known = replace(known, expected=None)
     return known if same_profile else replace(known, bias=Bias(), told=None, live=None, trial=None)
 

@@ -1,7 +1,8 @@
 """What outlives the daemon: what it has learnt of every model, in one small file.
 
-``learnt.json`` is written whole or not at all, on a thread of its own and at a slow pace; losing it costs minutes of learning and no
-correctness. What it says of service times is only taken up again for the same profile of the same version of a model.
+``learnt.json`` is written whole or not at all, on a thread of its own and at a slow pace; losing it
+costs minutes of learning and no correctness. What it says of service times is only taken up again
+for the same profile of the same version of a model.
 """
 
 from __future__ import annotations
@@ -27,18 +28,32 @@ from igniterd.perf import Profile
 FORMAT, VERSION = "igniterd-learnt", 1
 SAVE_EVERY_S = 60.0
 STALE_S = 14 * 86_400.0
-_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)  # whatever a foreign file may hold
+# whatever a foreign file may hold
+_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 def identity(profile: Profile, model: str) -> str:
-    """What predictions of ``model`` rest on, in twelve characters: its figures, its board's, its co-runs, and igniterd's version."""
-    runs = [run.model_dump(mode="json") for run in profile.co_runs if any(t.model == model for t in run.tenants)]
-    figures = [__version__, profile.board.model_dump(mode="json"), profile.models[model].model_dump(mode="json"), runs]
+    """What predictions of ``model`` rest on, in twelve characters: its figures, its board's, its
+    co-runs, and igniterd's version."""
+    runs = [
+        run.model_dump(mode="json")
+        for run in profile.co_runs
+        if any(t.model == model for t in run.tenants)
+    ]
+    figures = [
+        __version__,
+        profile.board.model_dump(mode="json"),
+        profile.models[model].model_dump(mode="json"),
+        runs,
+    ]
     return hashlib.sha256(json.dumps(figures, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def plain(belief: Belief, identities: Mapping[str, str], at_s: float, wall_s: float) -> dict[str, Any]:
-    """``belief`` for JSON; ``at_s`` and ``wall_s`` are now, by the daemon's clock and by the calendar."""
+def plain(
+    belief: Belief, identities: Mapping[str, str], at_s: float, wall_s: float
+) -> dict[str, Any]:
+    """``belief`` for JSON; ``at_s`` and ``wall_s`` are now, by the daemon's clock and by the
+    calendar."""
     models = {}
     for name, known in belief.items():
         if known.copy is None:
@@ -55,16 +70,22 @@ def plain(belief: Belief, identities: Mapping[str, str], at_s: float, wall_s: fl
     return {"format": FORMAT, "version": VERSION, "saved_s": round(wall_s, 3), "models": models}
 
 
-def recalled(data: Any, identities: Mapping[str, str], at_s: float, wall_s: float) -> tuple[dict[str, ModelBelief], list[str]]:
-    """What :func:`plain` kept, as known now, and a sentence for everything that is not taken up again.
+def recalled(
+    data: Any, identities: Mapping[str, str], at_s: float, wall_s: float
+) -> tuple[dict[str, ModelBelief], list[str]]:
+    """What :func:`plain` kept, as known now, and a sentence for everything that is not taken up
+    again.
 
-    ``identities`` are those of the present profiles, of every model that is to be recalled. Raises ``ValueError`` with a reason when
-    ``data`` is nothing this version of igniterd wrote, or too old.
+    ``identities`` are those of the present profiles, of every model that is to be recalled. Raises
+    ``ValueError`` with a reason when ``data`` is nothing this version of igniterd wrote, or too
+    old.
     """
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError("it is not a file of igniterd's")
     if data.get("version") != VERSION:
-        raise ValueError(f"it has version {data.get('version')!r}; this igniterd reads version {VERSION}")
+        raise ValueError(
+            f"it has version {data.get('version')!r}; this igniterd reads version {VERSION}"
+        )
     age_s = wall_s - float(data.get("saved_s", 0.0))
     if age_s > STALE_S:
         raise ValueError(f"it is {age_s / 86_400:.0f} days old")
@@ -88,13 +109,22 @@ def _model(known: Mapping[str, Any], profile: str, at_s: float, age_s: float) ->
         bias = calibrate.from_plain(known["bias"], age_s)
     curve = livecurve.from_plain(known["curve"], at_s) if known["curve"] else livecurve.LiveCurve()
     day = daily.from_plain(known["day"]) if known["day"] else daily.Daily()
-    return ModelBelief(bias=bias, told=bias.learnt, curve=curve, daily=day, copy=(str(known["version"]), str(known["backend"])))
+    return ModelBelief(
+        bias=bias,
+        told=bias.learnt,
+        curve=curve,
+        daily=day,
+        copy=(str(known["version"]), str(known["backend"])),
+    )
 
 
 def service_times(path: Path, models: Iterable[str], wall_s: float) -> dict[str, str]:
-    """What ``learnt.json`` says of the service times of ``models``, in words; those of which it says nothing are left out."""
+    """What ``learnt.json`` says of the service times of ``models``, in words; those of which it
+    says nothing are left out."""
     try:
-        known, _ = recalled(json.loads(path.read_text(encoding="utf-8")), dict.fromkeys(models, ""), 0.0, wall_s)
+        known, _ = recalled(
+            json.loads(path.read_text(encoding="utf-8")), dict.fromkeys(models, ""), 0.0, wall_s
+        )
     except (OSError, *_UNREADABLE):
         return {}
     out = {}
@@ -106,7 +136,8 @@ def service_times(path: Path, models: Iterable[str], wall_s: float) -> dict[str,
 
 
 class Memory:
-    """``learnt.json`` of one host. :meth:`keep` never waits for the disk; a disk that fails is said once."""
+    """``learnt.json`` of one host. :meth:`keep` never waits for the disk; a disk that fails is said
+    once."""
 
     def __init__(self, path: Path, identities: Mapping[str, str]) -> None:
         self.path = path
@@ -117,16 +148,23 @@ class Memory:
         self._failed = False
 
     def recall(self, at_s: float, wall_s: float) -> dict[str, ModelBelief]:
-        """What was learnt before; nothing, and a word in the log, where that cannot be read or is too old."""
+        """What was learnt before; nothing, and a word in the log, where that cannot be read or is
+        too old."""
         try:
-            out, words = recalled(json.loads(self.path.read_text(encoding="utf-8")), self.identities, at_s, wall_s)
+            out, words = recalled(
+                json.loads(self.path.read_text(encoding="utf-8")), self.identities, at_s, wall_s
+            )
         except FileNotFoundError:
             return {}
         except (OSError, *_UNREADABLE) as error:
-            self._log.warning("what was learnt before is not taken up", path=str(self.path), reason=str(error))
+            self._log.warning(
+                "what was learnt before is not taken up", path=str(self.path), reason=str(error)
+            )
             return {}
         for word in words:
-            self._log.warning("not taken up from what was learnt before", path=str(self.path), reason=word)
+            self._log.warning(
+                "not taken up from what was learnt before", path=str(self.path), reason=word
+            )
         if out:
             self._log.info("took up what was learnt before", models=len(out))
         return out
@@ -135,7 +173,9 @@ class Memory:
         """Write ``belief`` if the last time is long enough ago and that writing is over."""
         if self._kept_s is None:
             self._kept_s = at_s
-        if at_s - self._kept_s < SAVE_EVERY_S or (self._writing is not None and self._writing.is_alive()):
+        if at_s - self._kept_s < SAVE_EVERY_S or (
+            self._writing is not None and self._writing.is_alive()
+        ):
             return
         self._kept_s = at_s
         self._start(plain(belief, self.identities, at_s, wall_s))
@@ -150,7 +190,9 @@ class Memory:
             self._start(plain(belief, self.identities, at_s, wall_s)).join(timeout_s / 2)
 
     def _start(self, data: dict[str, Any]) -> threading.Thread:
-        self._writing = threading.Thread(target=self._write, args=(data,), name="memory", daemon=True)
+        self._writing = threading.Thread(
+            target=self._write, args=(data,), name="memory", daemon=True
+        )
         self._writing.start()
         return self._writing
 
@@ -161,7 +203,9 @@ class Memory:
         except (OSError, Refused) as error:
             if not self._failed:
                 self._failed = True
-                self._log.warning("what is learnt is not kept", path=str(self.path), reason=str(error))
+                self._log.warning(
+                    "what is learnt is not kept", path=str(self.path), reason=str(error)
+                )
         else:
             if self._failed:
                 self._failed = False

@@ -1,7 +1,8 @@
-"""What was decided and done, kept in SQLite: every change, every decision that changed, and a sample a minute, for a month,
-or for as long as the file's limit allows.
+"""What was decided and done, kept in SQLite: every change, every decision that changed, and a
+sample a minute, for a month, or for as long as the file's limit allows.
 
-Writing happens on a thread of its own, behind a bounded queue: a slow or full disk costs history, never a tick.
+Writing happens on a thread of its own, behind a bounded queue: a slow or full disk costs history,
+never a tick.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from igniterd.records import Tick
 SAMPLE_EVERY_S = 60.0
 KEEP_S = 31 * 86_400
 RECENT = 100
-"""Of the latest rows the earliest says what month it is: a clock that is wrong for an hour must not empty the history."""
+"""Of the latest rows the earliest says what month it is: a clock that is wrong for an hour must not
+empty the history."""
 FORGET_ROWS = 100
-"""Oldest rows that go at once, and in how many goes after a row is written: few at a time, so that the
-queue is not kept waiting."""
+"""Oldest rows that go at once, and in how many goes after a row is written: few at a time, so that
+the queue is not kept waiting."""
 FORGET_GOES = 20
 FORGET_PAGES = 2000
 LIMIT_BYTES = 512_000_000
@@ -36,14 +38,18 @@ PRAGMA auto_vacuum = INCREMENTAL;
 CREATE TABLE IF NOT EXISTS tick
   (time_s REAL NOT NULL, outcome TEXT NOT NULL, why TEXT NOT NULL, moved INTEGER NOT NULL, state TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS tick_time ON tick (time_s);
-"""
-FORGET = "DELETE FROM tick WHERE time_s < (SELECT min(time_s) FROM (SELECT time_s FROM tick ORDER BY rowid DESC LIMIT ?)) - ?"
+"""  # noqa: E501
+FORGET = (
+    "DELETE FROM tick WHERE time_s < (SELECT min(time_s) FROM (SELECT time_s FROM tick "
+    "ORDER BY rowid DESC LIMIT ?)) - ?"
+)
 COLUMNS = ["time_s", "outcome", "why", "moved", "state"]
 OLDEST = "DELETE FROM tick WHERE rowid IN (SELECT rowid FROM tick ORDER BY rowid LIMIT ?)"
 
 
 class History:
-    """``history.db`` of one host. ``record`` never waits; ``close`` writes what is queued, within ``timeout_s``."""
+    """``history.db`` of one host. ``record`` never waits; ``close`` writes what is queued, within
+    ``timeout_s``."""
 
     def __init__(self, path: Path, limit_bytes: int = LIMIT_BYTES) -> None:
         self.path = path
@@ -64,7 +70,15 @@ class History:
             return
         self._last, self._sampled_s = tick.plan.outcome.value, tick.at_s
         try:
-            self._queue.put_nowait((tick.wall_time_s, tick.plan.outcome.value, tick.plan.why, int(moved), json.dumps(state())))
+            self._queue.put_nowait(
+                (
+                    tick.wall_time_s,
+                    tick.plan.outcome.value,
+                    tick.plan.why,
+                    int(moved),
+                    json.dumps(state()),
+                )
+            )
         except queue.Full:
             self._say_once("the disk does not keep up")
 
@@ -82,7 +96,8 @@ class History:
             self._log.warning("history is not written", path=str(self.path), reason=reason)
 
     def _set_aside(self) -> None:
-        """A file that SQLite cannot read makes room for a new one, and stays for whoever wants to look."""
+        """A file that SQLite cannot read makes room for a new one, and stays for whoever wants to
+        look."""
         aside = self.path.with_name(f"{self.path.name}.unreadable")
         with contextlib.suppress(OSError):
             self.path.replace(aside)
@@ -99,7 +114,9 @@ class History:
             if (pragma("page_count") - pragma("freelist_count")) * size <= self.limit_bytes:
                 break
             with connection:
-                rows = connection.execute("SELECT count(*) FROM (SELECT 1 FROM tick LIMIT ?)", (FORGET_ROWS,)).fetchone()[0]
+                rows = connection.execute(
+                    "SELECT count(*) FROM (SELECT 1 FROM tick LIMIT ?)", (FORGET_ROWS,)
+                ).fetchone()[0]
                 if rows < 2:  # the one just written stays, whatever its size
                     return
                 connection.execute(OLDEST, (min(FORGET_ROWS, rows // 2),))
@@ -108,8 +125,11 @@ class History:
         if pragma("auto_vacuum"):
             # a script: a statement without columns would be stepped once, which is one page
             connection.executescript(f"PRAGMA incremental_vacuum({FORGET_PAGES})")
-        elif (pragma("page_count") - pragma("freelist_count")) * size <= self.limit_bytes and not self._made_anew:
-            self._made_anew = True  # the file of an older igniterd; once, for it wants as much disk again
+        elif (
+            pragma("page_count") - pragma("freelist_count")
+        ) * size <= self.limit_bytes and not self._made_anew:
+            # the file of an older igniterd; once, for it wants as much disk again
+            self._made_anew = True
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("VACUUM")
 
@@ -132,7 +152,8 @@ class History:
                 if connection is not None:
                     connection.close()
                     connection = None
-                if type(error) is sqlite3.DatabaseError:  # no database, or a damaged one: waiting would not mend it
+                # no database, or a damaged one: waiting would not mend it
+                if type(error) is sqlite3.DatabaseError:
                     self._set_aside()
             else:
                 if self._failed:

@@ -2,9 +2,9 @@
 
 The state directory is held by ``flock(2)`` on a file in it, a Triton by a name in Linux's abstract
 socket namespace: both are let go by the kernel when the process ends, however it ends, so that
-nothing has to be cleaned up after a crash. Neither is believed from a user who is not trusted: root,
-this user and the owner of the state directory are. Anybody else who holds one is named, and does
-not keep the daemon from starting.
+nothing has to be cleaned up after a crash. Neither is believed from a user who is not trusted:
+root, this user and the owner of the state directory are. Anybody else who holds one is named, and
+does not keep the daemon from starting.
 """
 
 from __future__ import annotations
@@ -126,13 +126,18 @@ class HostLock:
                     holder = _Holder(uid=-1)  # made anew by another one, just now
             if holder.uid is None or holder.uid in self._trusted:
                 raise CannotRun(
-                    f"another igniterd (process {holder.pid or self._signed()}) has state.directory "
+                    f"another igniterd (process {holder.pid or self._signed()}) has "
+                    "state.directory "
                     f"{self._directory}: give this one its own"
                 )
             os.close(self._file)
             self._file = None
             doing = "it cannot be had" if last else "it is made anew"
-            self._log.warning("the lock file is another user's", path=str(path), reason=f"{holder} has it: {doing}")
+            self._log.warning(
+                "the lock file is another user's",
+                path=str(path),
+                reason=f"{holder} has it: {doing}",
+            )
             if not last:  # whoever had opened it while it was open to all keeps nothing by that
                 os.unlink(LOCK_FILE, dir_fd=folder)
 
@@ -176,12 +181,16 @@ class HostLock:
     def _told_apart(self, holder: _Holder, url: str) -> None:
         """Raises :class:`CannotRun` where the holder of a name is to be believed."""
         if holder.uid in self._trusted:
-            raise CannotRun(f"another igniterd on this host acts on Triton {url} ({holder}): stop it, or run this one with --mode advise")
+            raise CannotRun(
+                f"another igniterd on this host acts on Triton {url} ({holder}): stop it, or run "
+                "this one with --mode advise"
+            )
         who = holder if holder.uid is not None else "a process that does not say whose it is"
         self._log.warning(
             "another user holds the name of a Triton",
             triton=url,
-            reason=f"{who} says that it acts on this Triton; going on: if that is an igniterd, stop one of the two",
+            reason=f"{who} says that it acts on this Triton; going on: if that is an igniterd, "
+            "stop one of the two",
         )
 
 

@@ -1,4 +1,5 @@
-"""Models that were given back to their owner: a small file that a command writes and the daemon reads.
+"""Models that were given back to their owner: a small file that a command writes and the daemon
+reads.
 
 ``released.json`` in the state directory is written whole or not at all, by one command at a time.
 The daemon asks at every tick and reads it only when it is another one than before.
@@ -43,7 +44,8 @@ class _List(BaseModel):
 
 
 class Released:
-    """The list as the daemon reads it. What cannot be read is said once, and the last list stands."""
+    """The list as the daemon reads it. What cannot be read is said once, and the last list
+    stands."""
 
     def __init__(self, path: Path) -> None:
         """``path``: the file; it need not be there."""
@@ -68,7 +70,10 @@ class Released:
                 self._stamp = stamp
         except CannotRun as error:
             if str(error) != self._said:
-                log.warning("the list of released models cannot be read: the last one stands", reason=str(error))
+                log.warning(
+                    "the list of released models cannot be read: the last one stands",
+                    reason=str(error),
+                )
             self._said = str(error)
             return self._models
         if self._said:
@@ -81,12 +86,16 @@ TRIES, TRY_EVERY_S = 50, 0.1
 
 
 def given_back(directory: Path, models: Iterable[str]) -> None:
-    """Add ``models`` to the list of the state ``directory``. Raises :class:`CannotRun` saying what to do."""
+    """Add ``models`` to the list of the state ``directory``. Raises :class:`CannotRun` saying what
+    to do."""
     now = Given(at=datetime.now(UTC).replace(microsecond=0), by=_user())
     with _changing(directory) as there:
         there.update(dict.fromkeys(models, now))
         if len(there) > MOST:
-            raise CannotRun(f"{directory / FILE}: {len(there)} models, and at most {MOST} are kept: igniterd take those that are gone")
+            raise CannotRun(
+                f"{directory / FILE}: {len(there)} models, and at most {MOST} are kept: igniterd "
+                "take those that are gone"
+            )
 
 
 def taken_again(directory: Path, models: Iterable[str] | None) -> list[str]:
@@ -100,7 +109,8 @@ def taken_again(directory: Path, models: Iterable[str] | None) -> list[str]:
 
 @contextmanager
 def _changing(directory: Path) -> Iterator[dict[str, Given]]:
-    """The list to be changed in place, written at the end. One command at a time: the directory is locked."""
+    """The list to be changed in place, written at the end. One command at a time: the directory is
+    locked."""
     path = directory / FILE
     try:
         folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -112,9 +122,13 @@ def _changing(directory: Path) -> Iterator[dict[str, Given]]:
         after = dict(before)
         yield after
         if after != before:
-            replace_file(path, _List(models=after).model_dump_json(indent=2) + "\n", mode=0o644, sync=True)
+            replace_file(
+                path, _List(models=after).model_dump_json(indent=2) + "\n", mode=0o644, sync=True
+            )
     except OSError as error:
-        raise CannotRun(f"{path}: cannot be written: {error.strerror}: {_remedy(directory)}") from error
+        raise CannotRun(
+            f"{path}: cannot be written: {error.strerror}: {_remedy(directory)}"
+        ) from error
     finally:
         os.close(folder)
 
@@ -126,12 +140,16 @@ def _alone(folder: int, path: Path) -> None:
             return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(TRY_EVERY_S)
-    raise CannotRun(f"{path}: another process has kept its folder locked for {TRIES * TRY_EVERY_S:g} s; try again")
+    raise CannotRun(
+        f"{path}: another process has kept its folder locked for {TRIES * TRY_EVERY_S:g} s; try "
+        "again"
+    )
 
 
 def _remedy(directory: Path) -> str:
     return (
-        f"run this on the daemon's host as the user that owns {directory} (state.directory) or as root, or put the "
+        f"run this on the daemon's host as the user that owns {directory} (state.directory) or "
+        "as root, or put the "
         "parameter IGNITERD_HANDS_OFF into the model's own config.pbtxt"
     )
 
@@ -148,22 +166,31 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
 
 def _parsed(path: Path) -> _List:
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe there would hold up the tick
+        # a pipe there would hold up the tick
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(file, "rb") as source:
             data = source.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
-            raise CannotRun(f"{path}: above {_MOST_BYTES} bytes: it is not what igniterd release writes; remove it")
+            raise CannotRun(
+                f"{path}: above {_MOST_BYTES} bytes: it is not what igniterd release writes; "
+                "remove it"
+            )
         return _List.model_validate_json(data)
     except OSError as error:
         raise CannotRun(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise CannotRun(f"{path}: {where}: {first['msg']}: it is not what igniterd release writes; remove it") from error
+        raise CannotRun(
+            f"{path}: {where}: {first['msg']}: it is not what igniterd release writes; remove it"
+        ) from error
 
 
 def _why(name: str, given: Given) -> str:
-    return f"released by igniterd release at {given.at:%Y-%m-%d %H:%M:%SZ} ({given.by}); igniterd take {name} takes it again"
+    return (
+        f"released by igniterd release at {given.at:%Y-%m-%d %H:%M:%SZ} ({given.by}); "
+        f"igniterd take {name} takes it again"
+    )
 
 
 def _user() -> str:

@@ -1,4 +1,5 @@
-"""Which points to measure: the shipped ones are what the design chooses, and more points leave less unknown."""
+"""Which points to measure: the shipped ones are what the design chooses, and more points leave less
+unknown."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""What bench/faults.py counts: faults are felt where they should be, and cost nothing where they must not."""
+"""What bench/faults.py counts: faults are felt where they should be, and cost nothing where they
+must not."""
 
 from pathlib import Path
 
@@ -27,7 +28,9 @@ async def test_too_much_that_is_granted_and_batches_that_are_refused_are_seen(
     world = World(tmp_path, FITS)
     for name in FITS:
         config = {**world.host.models[name].config, "max_batch_size": 4}
-        config["parameters"] = {"EXECUTION_ENV_PATH": {"string_value": "/var/lib/igniterd/shares/igniterd-v2/60"}}
+        config["parameters"] = {
+            "EXECUTION_ENV_PATH": {"string_value": "/var/lib/igniterd/shares/igniterd-v2/60"}
+        }
         world.host.put(name, config)
     world._count(0)
     assert (world.cost.over, world.cost.refused) == (1, 3)

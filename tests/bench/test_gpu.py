@@ -1,4 +1,5 @@
-"""The GPU harness: its budget, what it measures, its networks, and its emulated mode from end to end."""
+"""The GPU harness: its budget, what it measures, its networks, and its emulated mode from end to
+end."""
 
 from __future__ import annotations
 
@@ -77,7 +78,11 @@ async def test_a_phase_that_does_not_end_is_stopped_and_named() -> None:
     assert stopped == [True]
     assert not await budget.phase("b", refuse)
     assert not await budget.phase("c", fail)
-    assert budget.incomplete == ["a: stopped after the 0 s it had", "b: no such board", "c: KeyError: 'x'"]
+    assert budget.incomplete == [
+        "a: stopped after the 0 s it had",
+        "b: no such board",
+        "c: KeyError: 'x'",
+    ]
 
 
 def test_no_budget_is_refused() -> None:
@@ -89,17 +94,22 @@ def test_no_budget_is_refused() -> None:
 
 
 def test_nothing_measured_together_was_profiled() -> None:
-    """Shares and batches of co-locations differ from those that `igniterd profile` runs together."""
+    """Shares and batches of co-locations differ from those that `igniterd profile` runs
+    together."""
     from igniterd.profiler.pairs import co_runs
 
     for largest in (8, 32):
         shares = closedloop.arrangements(MODELS)
         measured = {
-            frozenset((m, b, shares[c.arrangement][m]) for m, b in c.loads) for c in closedloop.cases(MODELS, largest) if c.kind != "alone"
+            frozenset((m, b, shares[c.arrangement][m]) for m, b in c.loads)
+            for c in closedloop.cases(MODELS, largest)
+            if c.kind != "alone"
         }
         for even in (False, True):
             profiled = co_runs(dict.fromkeys(MODELS, largest), 0.025, even=even)
-            assert measured.isdisjoint({frozenset((t.model, t.batch, t.share) for t in run) for run in profiled})
+            assert measured.isdisjoint(
+                {frozenset((t.model, t.batch, t.share) for t in run) for run in profiled}
+            )
         assert all(sum(s.values()) <= 1.0 + 1e-9 for s in shares)
         assert all(1 <= b <= largest for c in closedloop.cases(MODELS, largest) for _, b in c.loads)
 
@@ -108,9 +118,12 @@ def test_the_offered_load_is_what_it_says_and_what_one_generator_can_send() -> N
     allocations = {m: Allocation(s, 4) for m, s in zip(MODELS[:3], closedloop.SHARES, strict=True)}
     slow = Oracle(OwnModel(PROFILE.time_scaled(4.0)), level=0.95, upper=False)
     low, high = (openloop.rates(slow, allocations, level) for level in (0.3, 0.6))
-    assert all(1.6 < high[m] / low[m] <= 2.0 for m in high)  # less than twice: busier neighbours slow more
+    # less than twice: busier neighbours slow more
+    assert all(1.6 < high[m] / low[m] <= 2.0 for m in high)
     fast = Oracle(OwnModel(PROFILE.time_scaled(0.01)), level=0.95, upper=False)
-    assert sum(openloop.rates(fast, allocations, 0.6).values()) == pytest.approx(openloop.MOST_PER_S)
+    assert sum(openloop.rates(fast, allocations, 0.6).values()) == pytest.approx(
+        openloop.MOST_PER_S
+    )
 
 
 def test_the_loop_s_traffic_fits_before_and_after_the_shift() -> None:
@@ -120,19 +133,33 @@ def test_the_loop_s_traffic_fits_before_and_after_the_shift() -> None:
     found = loop.traffic(PROFILE.time_scaled(4.0), MODELS[:3])
     oracle = Oracle(OwnModel(PROFILE.time_scaled(4.0)), level=0.95)
     for rates in (found.before, found.after):
-        demands = [Demand(m, m, r, loop.MARGIN * found.slos_ms[m], max_batch=oracle.model.max_batch(m)) for m, r in rates.items()]
+        demands = [
+            Demand(m, m, r, loop.MARGIN * found.slos_ms[m], max_batch=oracle.model.max_batch(m))
+            for m, r in rates.items()
+        ]
         plan = find(oracle, demands)
         assert plan.feasible
         assert plan.headroom > 1.15
-    assert found.after["alexnet"] / found.after["vgg19"] > 2 * found.before["alexnet"] / found.before["vgg19"]
+    assert (
+        found.after["alexnet"] / found.after["vgg19"]
+        > 2 * found.before["alexnet"] / found.before["vgg19"]
+    )
 
 
 def test_of_an_interrupted_profile_the_models_it_got_to_are_used(tmp_path: Path) -> None:
-    models = {name: Done(solo=list(PROFILE.models[name].solo)) for name in ("alexnet", "vgg19")} | {"ssd": Done()}
+    models = {name: Done(solo=list(PROFILE.models[name].solo)) for name in ("alexnet", "vgg19")} | {
+        "ssd": Done()
+    }
     models["ssd"].solo = list(PROFILE.models["ssd"].solo[:2])
-    partial = Partial(settings=Settings(models=list(models), triton="h:1", shares=tmp_path / "shares"), board=PROFILE.board, models=models)
+    partial = Partial(
+        settings=Settings(models=list(models), triton="h:1", shares=tmp_path / "shares"),
+        board=PROFILE.board,
+        models=models,
+    )
     partial.item_bytes = dict.fromkeys(models, (4, 4))
-    partial.co_runs = [run for run in PROFILE.co_runs if {t.model for t in run.tenants} <= models.keys()]
+    partial.co_runs = [
+        run for run in PROFILE.co_runs if {t.model for t in run.tenants} <= models.keys()
+    ]
     partial.write(tmp_path / "profile.json.partial")
     found = closedloop.profiled(tmp_path)
     assert found is not None
@@ -164,19 +191,34 @@ def tenant(model: str, measured: float, predicted: float, **more: float) -> dict
 
 def test_errors_are_summed_by_kind() -> None:
     records = [
-        {"kind": "pair", "tenants": [tenant("a", 10.0, 11.0, withheld_ms=12.0), tenant("b", 20.0, 18.0, withheld_ms=20.0)]},
+        {
+            "kind": "pair",
+            "tenants": [
+                tenant("a", 10.0, 11.0, withheld_ms=12.0),
+                tenant("b", 20.0, 18.0, withheld_ms=20.0),
+            ],
+        },
         {"kind": "triple", "tenants": [tenant("a", 10.0, 8.0)]},
     ]
     pairs, unseen, triples = report.summed(records)
     assert (pairs["what"], pairs["points"]) == ("pairs", 2)
-    assert (pairs["mean_error"], pairs["bias"], pairs["under_by_5pct"], pairs["bound_covers"]) == (0.1, 0.0, 0.5, 0.5)
+    assert (pairs["mean_error"], pairs["bias"], pairs["under_by_5pct"], pairs["bound_covers"]) == (
+        0.1,
+        0.0,
+        0.5,
+        0.5,
+    )
     assert unseen["mean_error"] == pytest.approx(0.1)
     assert "bound_covers" not in unseen
     assert (triples["mean_error"], triples["bound_covers"]) == (0.2, 0.0)
 
 
-@pytest.mark.parametrize("measured", [{}, {"together": [{"kind": "alone", "tenants": [tenant("a", 10.0, 11.0)]}]}])
-def test_what_is_missing_is_said_and_drawn_as_missing(tmp_path: Path, measured: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "measured", [{}, {"together": [{"kind": "alone", "tenants": [tenant("a", 10.0, 11.0)]}]}]
+)
+def test_what_is_missing_is_said_and_drawn_as_missing(
+    tmp_path: Path, measured: dict[str, Any]
+) -> None:
     results = {
         "mode": "emulated",
         "remark": "not a GPU",
@@ -234,9 +276,13 @@ if importlib.util.find_spec("torch") is not None:
 
         from bench.gpu.networks import network
 
-        kind = {"TYPE_UINT8": torch.uint8, "TYPE_INT64": torch.int64, "TYPE_FP32": torch.float32}[model.takes[0]]
+        kind = {"TYPE_UINT8": torch.uint8, "TYPE_INT64": torch.int64, "TYPE_FP32": torch.float32}[
+            model.takes[0]
+        ]
         with torch.inference_mode():
-            found = network(model.name, torch.device("cpu"))(torch.ones((2, *model.takes[1]), dtype=kind))
+            found = network(model.name, torch.device("cpu"))(
+                torch.ones((2, *model.takes[1]), dtype=kind)
+            )
         assert tuple(found.shape) == (2, model.gives)
         assert bool(torch.isfinite(found).all())
 
@@ -274,9 +320,13 @@ def of(folder: Path) -> Iterator[str]:
 async def test_a_short_emulated_run_measures_everything_but_the_profile(tmp_path: Path) -> None:
     profile = tmp_path / "profile.json"
     PROFILE.time_scaled(4.0).save(profile)
-    await asyncio.to_thread(loop.traffic, PROFILE, MODELS[:3])  # compiled here, the kernels cost the run's budget nothing
+    # compiled here, the kernels cost the run's budget nothing
+    await asyncio.to_thread(loop.traffic, PROFILE, MODELS[:3])
     async with running(
-        "harness", command(tmp_path, "--budget", "130", "--profile", str(profile)), log=tmp_path / "log", env=environment()
+        "harness",
+        command(tmp_path, "--budget", "130", "--profile", str(profile)),
+        log=tmp_path / "log",
+        env=environment(),
     ) as program:
         await ended(program, 170.0)
         said = program.log_end(40)
@@ -285,10 +335,14 @@ async def test_a_short_emulated_run_measures_everything_but_the_profile(tmp_path
     assert results["mode"] == "emulated"
     assert "not figures of a GPU" in results["remark"]
     assert {r["kind"] for r in results["together"]} >= {"triple", "pair"}
-    assert {(r["model"], r["load"]) for r in results["tails"]} == {(m, x) for m in MODELS[:3] for x in openloop.LOADS}
+    assert {(r["model"], r["load"]) for r in results["tails"]} == {
+        (m, x) for m in MODELS[:3] for x in openloop.LOADS
+    }
     assert all(r["requests"] > 0 and r["failed"] == 0 for r in results["tails"])
     figures = results["loop"]["figures"]
-    assert {(f["phase"], f["model"]) for f in figures} == {(p, m) for p in loop.PARTS for m in MODELS[:3]}
+    assert {(f["phase"], f["model"]) for f in figures} == {
+        (p, m) for p in loop.PARTS for m in MODELS[:3]
+    }
     assert results["loop"]["shares"]  # the daemon was there and said what it saw
     assert results["loop"]["failed"] == 0
     assert (tmp_path / "out.png").exists()
@@ -296,9 +350,13 @@ async def test_a_short_emulated_run_measures_everything_but_the_profile(tmp_path
 
 
 @pytest.mark.integration
-async def test_told_to_stop_it_writes_what_it_has_and_leaves_nothing_running(tmp_path: Path) -> None:
+async def test_told_to_stop_it_writes_what_it_has_and_leaves_nothing_running(
+    tmp_path: Path,
+) -> None:
     output = tmp_path / "out.json"
-    async with running("harness", command(tmp_path), log=tmp_path / "log", env=environment()) as program:
+    async with running(
+        "harness", command(tmp_path), log=tmp_path / "log", env=environment()
+    ) as program:
 
         async def profiling() -> bool:
             return output.exists() and "start" in json.loads(output.read_text())["spent_s"]

@@ -1,4 +1,5 @@
-"""``igniterd check`` and what is refused before anything runs: each mistake has its own sentence."""
+"""``igniterd check`` and what is refused before anything runs: each mistake has its own
+sentence."""
 
 import json
 import subprocess
@@ -40,7 +41,9 @@ def _logging_as_it_was() -> Iterator[None]:
 def write(folder: Path, models: str, more: str = "") -> list[str]:
     builtin_profile("v100").save(folder / "v100.json")
     path = folder / "igniterd.toml"
-    path.write_text(f'[state]\ndirectory = "{folder}/state"\n[gpu]\nsource = "none"\n{more}\n{models}')
+    path.write_text(
+        f'[state]\ndirectory = "{folder}/state"\n[gpu]\nsource = "none"\n{more}\n{models}'
+    )
     return ["check", "--config", str(path)]
 
 
@@ -48,7 +51,9 @@ ALEXNET = '[[model]]\nname = "alexnet"\nslo_p99_ms = 15\nprofile = "v100.json"\n
 
 
 def test_a_good_configuration(tmp_path: Path) -> None:
-    result = runner.invoke(app, write(tmp_path, ALEXNET + '[[model]]\nname = "bert"\nslo_p99_ms = 50\n'))
+    result = runner.invoke(
+        app, write(tmp_path, ALEXNET + '[[model]]\nname = "bert"\nslo_p99_ms = 50\n')
+    )
     assert result.exit_code == 0, result.output
     assert "profile of alexnet" in result.output
     assert "profile of bert: none: its traffic is watched" in result.output
@@ -57,10 +62,19 @@ def test_a_good_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("models", "said"),
     [
-        ('[[model]]\nname = "bert"\nslo_p99_ms = 50\nprofile = "v100.json"\n', "profiles alexnet, resnet50, vgg19, ssd, not bert"),
-        ('[[model]]\nname = "vgg19"\nslo_p99_ms = 1\nprofile = "v100.json"\n', "slo_p99_ms = 1, but one request alone takes"),
+        (
+            '[[model]]\nname = "bert"\nslo_p99_ms = 50\nprofile = "v100.json"\n',
+            "profiles alexnet, resnet50, vgg19, ssd, not bert",
+        ),
+        (
+            '[[model]]\nname = "vgg19"\nslo_p99_ms = 1\nprofile = "v100.json"\n',
+            "slo_p99_ms = 1, but one request alone takes",
+        ),
         ('[[model]]\nname = "vgg19"\nslo_p99_ms = 50\nprofile = "none.json"\n', "none.json"),
-        ('[[model]]\nname = "vgg19"\nslo_p99_ms = 0\n', "model[0].slo_p99_ms: Input should be greater than 0 (found 0)"),
+        (
+            '[[model]]\nname = "vgg19"\nslo_p99_ms = 0\n',
+            "model[0].slo_p99_ms: Input should be greater than 0 (found 0)",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, models: str, said: str) -> None:
@@ -71,7 +85,9 @@ def test_mistakes_are_named(tmp_path: Path, models: str, said: str) -> None:
 
 def test_a_profile_of_another_board_does_not_fit(tmp_path: Path) -> None:
     profile = builtin_profile("v100")
-    other = profile.model_copy(update={"board": profile.board.model_copy(update={"name": "NVIDIA H100"})})
+    other = profile.model_copy(
+        update={"board": profile.board.model_copy(update={"name": "NVIDIA H100"})}
+    )
     other.save(tmp_path / "h100.json")
     models = ALEXNET + '[[model]]\nname = "resnet50"\nslo_p99_ms = 50\nprofile = "h100.json"\n'
     result = runner.invoke(app, write(tmp_path, models))
@@ -89,7 +105,12 @@ def test_live_names_what_does_not_answer(tmp_path: Path) -> None:
 
 def test_wrong_usage_is_two(tmp_path: Path) -> None:
     assert runner.invoke(app, [*write(tmp_path, ALEXNET), "--format", "xml"]).exit_code == 2
-    assert runner.invoke(app, ["run", "--config", str(tmp_path / "igniterd.toml"), "--mode", "dance"]).exit_code == 2
+    assert (
+        runner.invoke(
+            app, ["run", "--config", str(tmp_path / "igniterd.toml"), "--mode", "dance"]
+        ).exit_code
+        == 2
+    )
 
 
 def test_show_without_a_daemon_says_so(tmp_path: Path) -> None:
@@ -101,7 +122,9 @@ def test_show_without_a_daemon_says_so(tmp_path: Path) -> None:
 def test_what_traffic_has_taught_is_told_of_a_model_without_a_profile(tmp_path: Path) -> None:
     curve = followed(LiveCurve(), 5.0, {1: 100, 2: 50}, {1: 10.0, 2: 15.0}, share=None, instances=1)
     told = write(tmp_path, '[[model]]\nname = "bert"\nslo_p99_ms = 50\n')
-    assert "Nothing is learnt of its service times yet" in runner.invoke(app, told).output.replace("\n", " ")
+    assert "Nothing is learnt of its service times yet" in runner.invoke(app, told).output.replace(
+        "\n", " "
+    )
     Memory(tmp_path / "state" / "learnt.json", {"bert": ""}).close(
         {"bert": ModelBelief(curve=curve, copy=("1", "python"))}, 5.0, time.time()
     )
@@ -110,27 +133,45 @@ def test_what_traffic_has_taught_is_told_of_a_model_without_a_profile(tmp_path: 
     assert "A profile adds other shares, larger batches and the effect of neighbours" in output
 
 
-def test_what_is_logged_meanwhile_is_not_in_the_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("igniterd.predictors.SLOW_COMPILE_S", -1.0)  # as on a machine that has compiled nothing yet
+def test_what_is_logged_meanwhile_is_not_in_the_findings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as on a machine that has compiled nothing yet
+    monkeypatch.setattr("igniterd.predictors.SLOW_COMPILE_S", -1.0)
     result = runner.invoke(app, [*write(tmp_path, ALEXNET), "--format", "json"])
     assert "compiled the model's kernels" in result.stderr
     assert {finding["level"] for finding in json.loads(result.stdout)} == {"ok"}
 
 
 def test_models_that_do_not_fit_beside_themselves_are_named() -> None:
-    board = BoardReading(0, "GPU-1", "V100", memory_used_bytes=2**34 - 2**30, memory_total_bytes=2**34)
+    board = BoardReading(
+        0, "GPU-1", "V100", memory_used_bytes=2**34 - 2**30, memory_total_bytes=2**34
+    )
     names = ("large", "small", "unknown", "ensemble")
-    readings = {name: ModelReading(name, "1", "main", True, "python", Allocation(None, 8)) for name in names}
+    readings = {
+        name: ModelReading(name, "1", "main", True, "python", Allocation(None, 8)) for name in names
+    }
     readings["ensemble"] = replace(readings["ensemble"], left_alone="an ensemble")
-    known = Knowledge(dict.fromkeys(names, "alexnet"), copy_bytes={"large": 2**31, "small": 2**29, "ensemble": 2**40})
+    known = Knowledge(
+        dict.fromkeys(names, "alexnet"),
+        copy_bytes={"large": 2**31, "small": 2**29, "ensemble": 2**40},
+    )
     said = {finding.what: finding.said for finding in _copies(readings, [board], known)}
     assert said.keys() == {"model large", "GPU memory"}
-    assert said["model large"] == "it cannot be changed: a second copy takes 2048 MiB while it is reloaded, and GPU 0 has 1024 MiB free"
-    assert said["GPU memory"].startswith("unknown: whether there is room for a second copy while one is reloaded is not known")
+    assert (
+        said["model large"]
+        == "it cannot be changed: a second copy takes 2048 MiB while it is reloaded, and GPU 0 "
+        "has 1024 MiB free"
+    )
+    assert said["GPU memory"].startswith(
+        "unknown: whether there is room for a second copy while one is reloaded is not known"
+    )
 
 
 def test_a_file_that_the_broker_needs_and_is_not_there_is_found(tmp_path: Path) -> None:
-    result = runner.invoke(app, write(tmp_path, ALEXNET, '[mqtt]\nurl = "mqtts://broker"\nca_file = "none.pem"\n'))
+    result = runner.invoke(
+        app, write(tmp_path, ALEXNET, '[mqtt]\nurl = "mqtts://broker"\nca_file = "none.pem"\n')
+    )
     assert result.exit_code == 1
     assert "bad  MQTT: TLS for the MQTT broker" in result.output
     assert "none.pem" in result.output
@@ -147,20 +188,40 @@ class _Old(TritonClient):
         self._version = version
 
     async def server(self) -> ServerInfo:
-        return ServerInfo(True, True, self._version, (), Control.EXPLICIT, too_old=too_old(self._version))
+        return ServerInfo(
+            True, True, self._version, (), Control.EXPLICIT, too_old=too_old(self._version)
+        )
 
     async def config(self, model: str) -> dict[str, Any]:
         raise Refused(f"{model}: no")
 
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
         no = "it is in no model repository"
-        return {n: ModelReading(n, "1", "main", True, "python", Allocation(None, 8), share_fixed=no, batching_fixed=no) for n in names}
+        return {
+            n: ModelReading(
+                n,
+                "1",
+                "main",
+                True,
+                "python",
+                Allocation(None, 8),
+                share_fixed=no,
+                batching_fixed=no,
+            )
+            for n in names
+        }
 
 
-@pytest.mark.parametrize(("version", "level"), [("2.40.0", "bad"), ("2.41.0", "ok"), ("of our own", "ok")])
+@pytest.mark.parametrize(
+    ("version", "level"), [("2.40.0", "bad"), ("2.41.0", "ok"), ("of our own", "ok")]
+)
 async def test_live_says_the_version_and_whether_it_is_steered(version: str, level: str) -> None:
     settings = parse_config(f'[loop]\nmode = "act"\n{ALEXNET}', source="test")
-    found = [(f.level, f.said) async for f in _triton(_Old(version), settings, {}) if f.what == "Triton main"]
+    found = [
+        (f.level, f.said)
+        async for f in _triton(_Old(version), settings, {})
+        if f.what == "Triton main"
+    ]
     assert found[0] == ("ok", f"version {named(version)} at 127.0.0.1:1, ready")
     assert ("bad", too_old(version)) in found or level == "ok"
     assert len(found) == (2 if level == "bad" else 1)

@@ -1,4 +1,5 @@
-"""``igniterd`` as a process: what becomes of standard output, of a user without a home, and of names nobody expects."""
+"""``igniterd`` as a process: what becomes of standard output, of a user without a home, and of
+names nobody expects."""
 
 from __future__ import annotations
 
@@ -21,9 +22,13 @@ from igniterd.errors import CannotRun
 CASE = '[{"tenants": [{"model": "alexnet", "batch": 3, "share": 0.2}]}]'
 
 
-def igniterd(*arguments: str, given: str = "", **kwargs: object) -> subprocess.CompletedProcess[str]:
+def igniterd(
+    *arguments: str, given: str = "", **kwargs: object
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "igniterd", *arguments]
-    return subprocess.run(command, input=given, text=True, timeout=120, check=False, stderr=subprocess.PIPE, **kwargs)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(
+        command, input=given, text=True, timeout=120, check=False, stderr=subprocess.PIPE, **kwargs
+    )  # type: ignore[call-overload,no-any-return]
 
 
 def test_the_version() -> None:
@@ -37,7 +42,9 @@ def test_every_verb_says_what_each_option_is_for(verb: str) -> None:
     assert done.exit_code == 0
     options = [line for line in done.stdout.splitlines() if line.lstrip().startswith("-")]
     assert options
-    assert all(len(line.split(None, 1)[-1]) > 20 for line in options if "--help" not in line), done.stdout
+    assert all(len(line.split(None, 1)[-1]) > 20 for line in options if "--help" not in line), (
+        done.stdout
+    )
 
 
 def test_a_reader_that_has_seen_enough_gets_no_complaint() -> None:
@@ -74,14 +81,18 @@ def test_where_no_compiled_kernel_can_be_kept_it_works_and_says_so(
     assert not made.exists()  # nothing is left behind
 
 
-def test_where_nothing_at_all_can_be_written_it_says_what_would_help(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_at_all_can_be_written_it_says_what_would_help(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(kernels, "_writable", lambda folder: False)
     monkeypatch.setattr("tempfile.tempdir", "/proc/nowhere")
     with pytest.raises(CannotRun, match="set NUMBA_CACHE_DIR to a folder that this user can write"):
         kernels.ensure_cache()
 
 
-def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_printed_as_they_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rich.table import Table
 
     monkeypatch.setenv("COLUMNS", "20")
@@ -104,7 +115,9 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], monke
         ("profile", ["--accuracy", "nan"]),
     ],
 )
-def test_a_figure_that_is_none_is_wrong_usage(tmp_path: Path, verb: str, options: list[str]) -> None:
+def test_a_figure_that_is_none_is_wrong_usage(
+    tmp_path: Path, verb: str, options: list[str]
+) -> None:
     path = tmp_path / "cases.json"
     path.write_text(CASE)
     done = CliRunner().invoke(app, [verb, str(path), *options])
@@ -115,16 +128,29 @@ def test_a_figure_that_is_none_is_wrong_usage(tmp_path: Path, verb: str, options
 def test_json_of_any_depth_is_refused_in_words(tmp_path: Path) -> None:
     path = tmp_path / "deep.json"
     path.write_text("[" * 100_000)
-    for arguments in (["predict", str(path)], ["simulate", str(path)], ["profile", "--show", str(path)]):
+    for arguments in (
+        ["predict", str(path)],
+        ["simulate", str(path)],
+        ["profile", "--show", str(path)],
+    ):
         done = CliRunner().invoke(app, arguments)
         assert (done.exit_code, done.stdout) == (1, "")
         assert str(path) in done.stderr
 
 
 def test_a_plan_with_figures_that_are_none_is_refused(tmp_path: Path) -> None:
-    tenant = {"workload": "W", "model": "alexnet", "slo_p99_ms": -1, "rate_per_s": 10**400, "share": 0.3, "max_batch_size": 0.5}
+    tenant = {
+        "workload": "W",
+        "model": "alexnet",
+        "slo_p99_ms": -1,
+        "rate_per_s": 10**400,
+        "share": 0.3,
+        "max_batch_size": 0.5,
+    }
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps({"gpus": [{"gpu": "v100", "tenants": [tenant | {"max_queue_delay_us": -5}]}]}))
+    path.write_text(
+        json.dumps({"gpus": [{"gpu": "v100", "tenants": [tenant | {"max_queue_delay_us": -5}]}]})
+    )
     done = CliRunner().invoke(app, ["simulate", str(path)])
     assert done.exit_code == 1
     for field in ("slo_p99_ms", "rate_per_s", "max_batch_size", "max_queue_delay_us"):
@@ -132,7 +158,13 @@ def test_a_plan_with_figures_that_are_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_more_requests_than_memory_holds_are_refused(tmp_path: Path) -> None:
-    tenant = {"workload": "W", "model": "alexnet", "rate_per_s": 100.0, "share": 0.3, "max_batch_size": 4}
+    tenant = {
+        "workload": "W",
+        "model": "alexnet",
+        "rate_per_s": 100.0,
+        "share": 0.3,
+        "max_batch_size": 4,
+    }
     path = tmp_path / "plan.json"
     path.write_text(json.dumps({"gpus": [{"gpu": "v100", "tenants": [tenant]}]}))
     done = CliRunner().invoke(app, ["simulate", str(path), "--duration", "1e9"])
@@ -148,8 +180,13 @@ def test_more_requests_than_memory_holds_are_refused(tmp_path: Path) -> None:
         (["demo", "--folder", "never", "--picture"], "--picture"),
     ],
 )
-@pytest.mark.parametrize(("name", "said"), [("picture.txt", "should end in"), ("no/such/folder/x.svg", "there is no folder")])
-def test_where_a_picture_goes_is_asked_first(tmp_path: Path, arguments: list[str], option: str, name: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("picture.txt", "should end in"), ("no/such/folder/x.svg", "there is no folder")],
+)
+def test_where_a_picture_goes_is_asked_first(
+    tmp_path: Path, arguments: list[str], option: str, name: str, said: str
+) -> None:
     done = CliRunner().invoke(app, [*arguments, str(tmp_path / name)])
     assert done.exit_code == 1
     assert f"{option} {tmp_path / name}: " in done.stderr

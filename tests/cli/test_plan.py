@@ -1,4 +1,5 @@
-"""``igniterd plan`` as people and programs use it: contract of the JSON, exit status, what-if, pictures, configurations."""
+"""``igniterd plan`` as people and programs use it: contract of the JSON, exit status, what-if,
+pictures, configurations."""
 
 from __future__ import annotations
 
@@ -19,12 +20,27 @@ from igniterd.perf import builtin_profile
 from igniterd.planner.gpu_types import parse_gpu
 
 CONTRACT = {"feasible", "gpus", "cost_per_hour", "lower_bound_gpus", "planning_s", "infeasible"}
-TENANT = {"workload", "model", "rate_per_s", "share", "max_batch_size", "max_queue_delay_us", "predicted"}
+TENANT = {
+    "workload",
+    "model",
+    "rate_per_s",
+    "share",
+    "max_batch_size",
+    "max_queue_delay_us",
+    "predicted",
+}
 
 
 def _piped(command: str, given: str) -> str:
     _, *arguments = command.split()
-    return subprocess.run([sys.executable, *arguments], input=given, capture_output=True, text=True, timeout=120, check=True).stdout
+    return subprocess.run(
+        [sys.executable, *arguments],
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
 
 
 def run(*args: object):
@@ -34,7 +50,9 @@ def run(*args: object):
 @pytest.fixture
 def few(tmp_path: Path) -> Path:
     path = tmp_path / "few.csv"
-    path.write_text("workload,model,slo_p99_ms,rate_per_s\nA,alexnet,15,400\nB,resnet50,40,200\nC,ssd,55,50\n")
+    path.write_text(
+        "workload,model,slo_p99_ms,rate_per_s\nA,alexnet,15,400\nB,resnet50,40,200\nC,ssd,55,50\n"
+    )
     return path
 
 
@@ -56,7 +74,8 @@ def test_the_json_keeps_its_contract(few, strategy):
 def test_what_cannot_be_planned_is_named_and_the_rest_planned(tmp_path):
     path = tmp_path / "w.csv"
     path.write_text(
-        "workload,model,slo_p99_ms,rate_per_s\nok,alexnet,15,400\nfast,ssd,4,10\nodd,bert,20,10\nneg,ssd,-1,10\nnan,ssd,20,many\n"
+        "workload,model,slo_p99_ms,rate_per_s\nok,alexnet,15,400\nfast,ssd,4,10\nodd,bert,20,10\n"
+        "neg,ssd,-1,10\nnan,ssd,20,many\n"
     )
     result = run(path, "--format", "json")
     assert result.exit_code == 1
@@ -105,13 +124,18 @@ def slow(tmp_path: Path) -> Path:
     """A GPU that takes three times as long as a V100."""
     profile = builtin_profile("v100").time_scaled(3.0)
     path = tmp_path / "slow.json"
-    profile.model_copy(update={"board": profile.board.model_copy(update={"name": "slow"})}).save(path)
+    profile.model_copy(update={"board": profile.board.model_copy(update={"name": "slow"})}).save(
+        path
+    )
     return path
 
 
 def test_a_dear_gpu_that_would_be_half_empty_is_not_taken(few, slow):
-    """Each share costs less on the V100; a whole V100 costs more than what is needed of the other."""
-    both = json.loads(run(few, "--gpu", "v100@3", "--gpu", f"{slow}@0.4", "--format", "json").stdout)
+    """Each share costs less on the V100; a whole V100 costs more than what is needed of the
+    other."""
+    both = json.loads(
+        run(few, "--gpu", "v100@3", "--gpu", f"{slow}@0.4", "--format", "json").stdout
+    )
     alone = json.loads(run(few, "--gpu", f"{slow}@0.4", "--format", "json").stdout)
     assert both["cost_per_hour"] <= alone["cost_per_hour"] < 3.0
     assert both["cost_per_hour"] >= both["lower_bound_cost_per_hour"]
@@ -122,25 +146,34 @@ def test_what_a_kind_that_ran_out_has_no_room_for_goes_to_another(few, slow):
     many = few.with_name("many.csv")
     rows = few.read_text().splitlines()
     many.write_text("\n".join([*rows, *(f"0{row}" for row in rows[1:])]))
-    document = json.loads(run(many, "--gpu", "v100@1x1", "--gpu", f"{slow}@2", "--format", "json").stdout)
+    document = json.loads(
+        run(many, "--gpu", "v100@1x1", "--gpu", f"{slow}@2", "--format", "json").stdout
+    )
     assert document["feasible"] is True
     assert sum(gpu["gpu"] == "v100" for gpu in document["gpus"]) == 1
     placed: dict[str, float] = {}
     for tenant in (t for gpu in document["gpus"] for t in gpu["tenants"]):
         placed[tenant["workload"]] = placed.get(tenant["workload"], 0.0) + tenant["rate_per_s"]
     asked = dict(zip(("A", "B", "C"), (400.0, 200.0, 50.0), strict=True))
-    assert placed == pytest.approx({f"{k}{name}": rate for k in ("", 0) for name, rate in asked.items()}, rel=1e-4)
+    assert placed == pytest.approx(
+        {f"{k}{name}": rate for k in ("", 0) for name, rate in asked.items()}, rel=1e-4
+    )
 
 
 def test_a_model_that_no_memory_holds_is_named(few, tmp_path):
     profile = builtin_profile("v100")
-    models = profile.models | {"ssd": profile.models["ssd"].model_copy(update={"memory_bytes": 20 * 2**30})}
+    models = profile.models | {
+        "ssd": profile.models["ssd"].model_copy(update={"memory_bytes": 20 * 2**30})
+    }
     board = profile.board.model_copy(update={"memory_bytes": 16 * 2**30})
     profile.model_copy(update={"models": models, "board": board}).save(tmp_path / "small.json")
     result = run(few, "--gpu", tmp_path / "small.json", "--format", "json")
     assert result.exit_code == 1
     assert "C: one instance of ssd takes 20 GiB, and the GPU has 16 GiB" in result.stderr
-    assert [t["workload"] for gpu in json.loads(result.stdout)["gpus"] for t in gpu["tenants"]] == ["A", "B"]
+    assert [t["workload"] for gpu in json.loads(result.stdout)["gpus"] for t in gpu["tenants"]] == [
+        "A",
+        "B",
+    ]
 
 
 def test_a_plan_goes_from_one_command_to_the_next(few):
@@ -209,10 +242,16 @@ def test_emitted_configurations_are_what_the_daemon_accepts(few, tmp_path):
             assert parse_gpu(str(model.profile)).name == "v100"
             override = json.loads((host / "overrides" / f"{model.name}.json").read_text())
             assert override["max_batch_size"] == tenant["max_batch_size"]
-            assert override["dynamic_batching"]["max_queue_delay_microseconds"] == tenant["max_queue_delay_us"]
+            assert (
+                override["dynamic_batching"]["max_queue_delay_microseconds"]
+                == tenant["max_queue_delay_us"]
+            )
             share = Path(override["parameters"]["EXECUTION_ENV_PATH"]["string_value"]).name
             assert float(share) / 100 == pytest.approx(tenant["share"])
-            assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" in (host / "state" / "shares" / LAYOUT / share / "bin" / "activate").read_text()
+            assert (
+                "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
+                in (host / "state" / "shares" / LAYOUT / share / "bin" / "activate").read_text()
+            )
     again = run(few, "--emit", folder)
     assert again.exit_code == 1
     assert "not empty" in again.output
@@ -221,12 +260,20 @@ def test_emitted_configurations_are_what_the_daemon_accepts(few, tmp_path):
 def test_names_that_nothing_else_would_take_are_emitted_all_the_same(tmp_path):
     path = tmp_path / "odd.csv"
     names = ["_first", "-x", "日本", "größe", "gr.ße", "w" * 300, "a/../../b", "[/] :bug:"]
-    path.write_text("workload,model,slo_p99_ms,rate_per_s\n" + "".join(f"{name},alexnet,20.123456,20\n" for name in names))
+    path.write_text(
+        "workload,model,slo_p99_ms,rate_per_s\n"
+        + "".join(f"{name},alexnet,20.123456,20\n" for name in names)
+    )
     folder = tmp_path / "hosts"
     result = run(path, "--strategy", "igniter", "--emit", folder)
     assert result.exit_code == 0, result.output
-    assert all(name in result.stdout for name in names)  # the table has every name whole, and reads none as markup
-    emitted = [model for host in folder.glob("gpu-*") for model in load_config(host / "igniterd.toml").model]
+    # the table has every name whole, and reads none as markup
+    assert all(name in result.stdout for name in names)
+    emitted = [
+        model
+        for host in folder.glob("gpu-*")
+        for model in load_config(host / "igniterd.toml").model
+    ]
     assert len({model.name for model in emitted}) == len(names)
     assert {model.slo_p99_ms for model in emitted} == {20.123456}
     assert (folder / "README.txt").is_file()
@@ -235,10 +282,16 @@ def test_names_that_nothing_else_would_take_are_emitted_all_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("workload,model,slo_p99_ms,rate_per_s\nA,alexnet,15,400,7\n", "line 2 has 5 fields under 4 columns"),
+        (
+            "workload,model,slo_p99_ms,rate_per_s\nA,alexnet,15,400,7\n",
+            "line 2 has 5 fields under 4 columns",
+        ),
         ("workload,model,slo_p99_ms,rate_per_s,model\nA,alexnet,15,400,ssd\n", "has 'model' twice"),
         ("", "holds no workload"),
-        ("workload;model;slo_p99_ms;rate_per_s\nA;alexnet;15;400\n", "lacks workload, model, slo_p99_ms, rate_per_s"),
+        (
+            "workload;model;slo_p99_ms;rate_per_s\nA;alexnet;15;400\n",
+            "lacks workload, model, slo_p99_ms, rate_per_s",
+        ),
         ("workload,model,slo_p99_ms,rate_per_s\n", "holds no workload"),
     ],
 )
@@ -252,7 +305,9 @@ def test_a_table_that_is_none_is_refused(tmp_path, text, said):
 
 def test_figures_of_any_length_are_refused_by_workload(tmp_path):
     path = tmp_path / "w.toml"
-    path.write_text(f'[[workload]]\nname = "big"\nmodel = "alexnet"\nslo_p99_ms = 15\nrate_per_s = {10**400}\n')
+    path.write_text(
+        f'[[workload]]\nname = "big"\nmodel = "alexnet"\nslo_p99_ms = 15\nrate_per_s = {10**400}\n'
+    )
     result = run(path, "--format", "json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["infeasible"][0]["workload"] == "big"

@@ -9,7 +9,14 @@ from typer.testing import CliRunner
 from igniterd.cli.app import app
 from igniterd.perf.profile import builtin_profile
 
-CASES = [{"tenants": [{"model": "alexnet", "batch": 3, "share": 0.2}, {"model": "ssd", "batch": 3, "share": 0.8}]}]
+CASES = [
+    {
+        "tenants": [
+            {"model": "alexnet", "batch": 3, "share": 0.2},
+            {"model": "ssd", "batch": 3, "share": 0.8},
+        ]
+    }
+]
 run = CliRunner().invoke
 
 
@@ -22,13 +29,17 @@ def cases(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("model", ["igniterd", "igniter"])
 def test_json_has_latency_and_throughput_of_every_tenant(cases: Path, model: str) -> None:
-    result = run(app, ["predict", str(cases), "--gpu", "v100", "--model", model, "--format", "json"])
+    result = run(
+        app, ["predict", str(cases), "--gpu", "v100", "--model", model, "--format", "json"]
+    )
     assert result.exit_code == 0
     (answer,) = json.loads(result.stdout)
     first, second = answer["tenants"]
     assert (first["model"], second["model"]) == ("alexnet", "ssd")
     assert 2.9 < first["latency_ms"] < 3.6 and 12 < second["latency_ms"] < 14.5
-    assert first["throughput_per_s"] == pytest.approx(3000 / (first["latency_ms"] - 3 * 0.0602112), rel=1e-6)
+    assert first["throughput_per_s"] == pytest.approx(
+        3000 / (first["latency_ms"] - 3 * 0.0602112), rel=1e-6
+    )
     assert first["upper_ms"] >= first["latency_ms"] and first["inside"]
 
 
@@ -55,12 +66,28 @@ def test_cases_are_read_from_standard_input_and_a_profile_from_a_path(tmp_path: 
         ("{}", "must be a list of cases"),
         ('[{"tenants": []}]', "[0]: must be"),
         ('[{"tenants": [{"model": "ssd"}]}]', "[0].tenants[0]: must have model, batch and share"),
-        ('[{"tenants": [{"model": "bert", "batch": 1, "share": 1}]}]', "'bert' is not in the profile (alexnet, resnet50, vgg19, ssd)"),
-        ('[{"tenants": [{"model": "ssd", "batch": 0, "share": 1}]}]', "batch: 0 is not a number from 1"),
+        (
+            '[{"tenants": [{"model": "bert", "batch": 1, "share": 1}]}]',
+            "'bert' is not in the profile (alexnet, resnet50, vgg19, ssd)",
+        ),
+        (
+            '[{"tenants": [{"model": "ssd", "batch": 0, "share": 1}]}]',
+            "batch: 0 is not a number from 1",
+        ),
         ('[{"tenants": [{"model": "ssd", "batch": true, "share": 1}]}]', "batch: True is not"),
-        ('[{"tenants": [{"model": "ssd", "batch": 1, "share": 20}]}]', "share: 20 is not above 0 and at most 1"),
-        ('[{"tenants": [{"model": "ssd", "batch": 1, "share": 1, "duty": 2}]}]', "duty: 2 is not from 0 to 1"),
-        ('[{"tenants": [{"model": "ssd", "batch": 1, "share": 0.7}, {"model": "ssd", "batch": 1, "share": 0.7}]}]', "add up to 1.4"),
+        (
+            '[{"tenants": [{"model": "ssd", "batch": 1, "share": 20}]}]',
+            "share: 20 is not above 0 and at most 1",
+        ),
+        (
+            '[{"tenants": [{"model": "ssd", "batch": 1, "share": 1, "duty": 2}]}]',
+            "duty: 2 is not from 0 to 1",
+        ),
+        (
+            '[{"tenants": [{"model": "ssd", "batch": 1, "share": 0.7}, {"model": "ssd", "batch": '
+            '1, "share": 0.7}]}]',
+            "add up to 1.4",
+        ),
     ],
 )
 def test_wrong_cases_are_refused_with_a_reason(text: str, said: str) -> None:
@@ -68,7 +95,9 @@ def test_wrong_cases_are_refused_with_a_reason(text: str, said: str) -> None:
     assert result.exit_code == 1 and said in result.stderr and result.stdout == ""
 
 
-def test_what_cannot_be_and_what_is_misused_have_different_exit_statuses(cases: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_and_what_is_misused_have_different_exit_statuses(
+    cases: Path, tmp_path: Path
+) -> None:
     assert run(app, ["predict", str(tmp_path / "none.json")]).exit_code == 1
     assert run(app, ["predict", str(cases), "--gpu", "k80"]).exit_code == 1
     assert run(app, ["predict", str(cases), "--model", "magic"]).exit_code == 2

@@ -64,7 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Answering]:
     with Answering(("127.0.0.1", 0), _Handler) as made:
-        thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread = threading.Thread(
+            target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
         thread.start()
         yield made
         made.shutdown()
@@ -80,7 +82,10 @@ def server() -> Iterator[Answering]:
         ((200, b"[1, 2]"), "its answer is no state"),
         ((200, b'{"status": "success"}'), "its answer is no state"),
         ((503, b"{}"), "has not finished its first tick"),
-        ((421, b"'gpu-a' is no name of this host: ask for its address"), "is no name of this host: ask for its address"),
+        (
+            (421, b"'gpu-a' is no name of this host: ask for its address"),
+            "is no name of this host: ask for its address",
+        ),
     ],
 )
 def test_what_is_no_daemon_is_said(server: Answering, answer: tuple[int, bytes], said: str) -> None:
@@ -97,7 +102,9 @@ def test_an_address_that_is_none(address: str) -> None:
     assert "should be host:port" in done.stderr
 
 
-def test_reasons_are_shown_as_they_are_and_no_proxy_is_asked(server: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasons_are_shown_as_they_are_and_no_proxy_is_asked(
+    server: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     server.answer = (200, json.dumps(STATE).encode())
@@ -116,7 +123,10 @@ def test_reasons_are_shown_as_they_are_and_no_proxy_is_asked(server: Answering, 
 
 def test_a_model_without_traffic_yet_has_a_row(server: Answering) -> None:
     unseen = {"name": "gone", "slo_p99_ms": 10.0, "seen": False}
-    server.answer = (200, json.dumps(STATE | {"models": [MODEL | {"applied": APPLIED}, unseen]}).encode())
+    server.answer = (
+        200,
+        json.dumps(STATE | {"models": [MODEL | {"applied": APPLIED}, unseen]}).encode(),
+    )
     done = CliRunner().invoke(app, server.admin)
     assert done.exit_code == 0, done.stderr
     assert "no traffic seen" in done.stdout
@@ -126,13 +136,26 @@ def test_a_model_without_traffic_yet_has_a_row(server: Answering) -> None:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ({"state": "by_hand", "why": "somebody loaded it [q]"}, "bert: by hand: somebody loaded it [q]"),
-        ({"state": "not_answering", "why": "it hangs", "stuck_s": 31.0}, "bert: not answering: it hangs"),
+        (
+            {"state": "by_hand", "why": "somebody loaded it [q]"},
+            "bert: by hand: somebody loaded it [q]",
+        ),
+        (
+            {"state": "not_answering", "why": "it hangs", "stuck_s": 31.0},
+            "bert: not answering: it hangs",
+        ),
         ({"state": None, "why": "", "stuck_s": 31.0}, "bert: not answering for 31 s"),
     ],
 )
-def test_the_state_of_a_model_is_shown_unless_it_is_steered(server: Answering, model: dict[str, Any], said: str) -> None:
+def test_the_state_of_a_model_is_shown_unless_it_is_steered(
+    server: Answering, model: dict[str, Any], said: str
+) -> None:
     server.answer = (200, json.dumps(STATE | {"models": [MODEL | FIGURES | model]}).encode())
     assert said in CliRunner().invoke(app, server.admin).stdout
-    server.answer = (200, json.dumps(STATE | {"models": [MODEL | FIGURES | {"state": "steered", "why": ""}]}).encode())
+    server.answer = (
+        200,
+        json.dumps(
+            STATE | {"models": [MODEL | FIGURES | {"state": "steered", "why": ""}]}
+        ).encode(),
+    )
     assert "steered" not in CliRunner().invoke(app, server.admin).stdout

@@ -10,17 +10,30 @@ from typer.testing import CliRunner
 
 from igniterd.cli.app import app
 
-TENANT = {"workload": "W1", "model": "alexnet", "slo_p99_ms": 20.0, "rate_per_s": 200.0, "share": 0.3, "max_batch_size": 8}
+TENANT = {
+    "workload": "W1",
+    "model": "alexnet",
+    "slo_p99_ms": 20.0,
+    "rate_per_s": 200.0,
+    "share": 0.3,
+    "max_batch_size": 8,
+}
 
 
 def write(tmp_path: Path, *tenants: dict[str, object], gpu: str = "v100") -> str:
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps({"feasible": True, "gpus": [{"gpu": gpu, "tenants": list(tenants)}]}))
+    path.write_text(
+        json.dumps({"feasible": True, "gpus": [{"gpu": gpu, "tenants": list(tenants)}]})
+    )
     return str(path)
 
 
 def test_json_has_every_workload_and_gpu(tmp_path: Path) -> None:
-    plan = write(tmp_path, TENANT, TENANT | {"workload": "W2", "model": "ssd", "rate_per_s": 30.0, "share": 0.5})
+    plan = write(
+        tmp_path,
+        TENANT,
+        TENANT | {"workload": "W2", "model": "ssd", "rate_per_s": 30.0, "share": 0.5},
+    )
     done = CliRunner().invoke(app, ["simulate", plan, "--duration", "20", "--format", "json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
@@ -29,7 +42,9 @@ def test_json_has_every_workload_and_gpu(tmp_path: Path) -> None:
     first = told["gpus"][0]["tenants"][0]
     assert first["p50_ms"] <= first["p95_ms"] <= first["p99_ms"]
     assert 3500 < first["requests"] < 4500
-    assert told["missed"] == [w["workload"] for w in told["workloads"] if w["p99_ms"] > w["slo_p99_ms"]]
+    assert told["missed"] == [
+        w["workload"] for w in told["workloads"] if w["p99_ms"] > w["slo_p99_ms"]
+    ]
 
 
 def test_a_missed_slo_fails_only_when_asked(tmp_path: Path) -> None:
@@ -38,7 +53,12 @@ def test_a_missed_slo_fails_only_when_asked(tmp_path: Path) -> None:
     asked = CliRunner().invoke(app, ["simulate", plan, "--duration", "5", "--require-slo"])
     assert asked.exit_code == 1
     assert "W1: P99" in asked.stderr
-    assert CliRunner().invoke(app, ["simulate", write(tmp_path, TENANT), "--duration", "5", "--require-slo"]).exit_code == 0
+    assert (
+        CliRunner()
+        .invoke(app, ["simulate", write(tmp_path, TENANT), "--duration", "5", "--require-slo"])
+        .exit_code
+        == 0
+    )
 
 
 def test_table_tells_replicas_and_their_sum(tmp_path: Path) -> None:
@@ -54,12 +74,36 @@ def test_table_tells_replicas_and_their_sum(tmp_path: Path) -> None:
 def test_a_trace(tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text("workload,time_s\n" + "".join(f"W1,{k / 50}\n" for k in range(100)))
-    done = CliRunner().invoke(app, ["simulate", write(tmp_path, TENANT), "--arrivals", str(trace), "--duration", "10", "--format", "json"])
+    done = CliRunner().invoke(
+        app,
+        [
+            "simulate",
+            write(tmp_path, TENANT),
+            "--arrivals",
+            str(trace),
+            "--duration",
+            "10",
+            "--format",
+            "json",
+        ],
+    )
     assert json.loads(done.stdout)["workloads"][0]["requests"] == 100
 
 
 def test_against_the_model(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["simulate", write(tmp_path, TENANT), "--against", "model", "--duration", "5", "--format", "json"])
+    done = CliRunner().invoke(
+        app,
+        [
+            "simulate",
+            write(tmp_path, TENANT),
+            "--against",
+            "model",
+            "--duration",
+            "5",
+            "--format",
+            "json",
+        ],
+    )
     assert json.loads(done.stdout)["gpus"][0]["against"].startswith("the model")
 
 

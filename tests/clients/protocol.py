@@ -1,6 +1,8 @@
-"""What older Tritons know of a ModelConfig, as facts: ``python -m tests.clients.protocol WHEEL…`` writes them from tritonclient wheels.
+"""What older Tritons know of a ModelConfig, as facts: ``python -m tests.clients.protocol WHEEL…``
+writes them from tritonclient wheels.
 
-A wheel has the protocol of the Triton it was released with. ``protocol.json`` says of every field the first of the wheels that had it.
+A wheel has the protocol of the Triton it was released with. ``protocol.json`` says of every field
+the first of the wheels that had it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ def order(version: str) -> tuple[int, ...]:
 
 
 def model_config(release: str | None, newer: int | None = None) -> Any:
-    """The message as ``release`` knows it (``None``: as the installed tritonclient does), with a field ``newer`` that nobody knows."""
+    """The message as ``release`` knows it (``None``: as the installed tritonclient does), with a
+    field ``newer`` that nobody knows."""
     file = descriptor_pb2.FileDescriptorProto()
     model_config_pb2.DESCRIPTOR.CopyToProto(file)
     fields = facts()["fields"]
@@ -42,14 +45,20 @@ def model_config(release: str | None, newer: int | None = None) -> Any:
         if not kept:
             del message.oneof_decl[:]
         if newer and path in ("ModelConfig", "ModelInstanceGroup"):
-            message.field.add(name="newest", number=newer, type=descriptor_pb2.FieldDescriptorProto.TYPE_INT64, label=1)
+            message.field.add(
+                name="newest",
+                number=newer,
+                type=descriptor_pb2.FieldDescriptorProto.TYPE_INT64,
+                label=1,
+            )
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("inference.ModelConfig"))
 
 
 def known(fields: dict[str, dict[str, str]], message: str, field: str, release: str) -> bool:
-    """Whether ``release`` had it; a field of a tritonclient newer than the facts is known to none."""
+    """Whether ``release`` had it; a field of a tritonclient newer than the facts is known to
+    none."""
     since = fields.get(message, {}).get(field)
     return since is not None and order(since) <= order(release)
 
@@ -63,20 +72,31 @@ def messages(found: Any, outer: str = "") -> Iterator[tuple[Any, str]]:
 def _of_wheel(wheel: Path) -> tuple[str, Any]:
     """Its version, cut to major.minor, and its protocol."""
     with zipfile.ZipFile(wheel) as archive:
-        source = ast.parse(archive.read(next(name for name in archive.namelist() if name.endswith(FILE))))
-    blobs = [node.value for node in ast.walk(source) if isinstance(node, ast.Constant) and isinstance(node.value, bytes)]
+        source = ast.parse(
+            archive.read(next(name for name in archive.namelist() if name.endswith(FILE)))
+        )
+    blobs = [
+        node.value
+        for node in ast.walk(source)
+        if isinstance(node, ast.Constant) and isinstance(node.value, bytes)
+    ]
     release = ".".join(wheel.name.split("-")[1].split(".")[:2])
     return release, descriptor_pb2.FileDescriptorProto.FromString(max(blobs, key=len))
 
 
 def main(wheels: list[str]) -> None:
-    protocols = sorted((_of_wheel(Path(wheel)) for wheel in wheels), key=lambda found: order(found[0]))
+    protocols = sorted(
+        (_of_wheel(Path(wheel)) for wheel in wheels), key=lambda found: order(found[0])
+    )
     fields: dict[str, dict[str, str]] = {}
     for release, protocol in protocols:
         for message, path in messages(protocol.message_type):
             for field in message.field:
                 fields.setdefault(path, {}).setdefault(field.name, release)
-    FACTS.write_text(json.dumps({"releases": [release for release, _ in protocols], "fields": fields}, indent=1) + "\n")
+    FACTS.write_text(
+        json.dumps({"releases": [release for release, _ in protocols], "fields": fields}, indent=1)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,13 @@ class World:
         return b"igniterd_feasible 1\n", "text/plain; version=0.0.4; charset=utf-8"
 
     def server(self, port: int = 0) -> AdminServer:
-        return AdminServer("127.0.0.1", port, metrics=self.metrics, state=lambda: self.state, health=lambda: self.health)
+        return AdminServer(
+            "127.0.0.1",
+            port,
+            metrics=self.metrics,
+            state=lambda: self.state,
+            health=lambda: self.health,
+        )
 
 
 @pytest_asyncio.fixture
@@ -46,12 +52,16 @@ async def world() -> AsyncIterator[tuple[World, aiohttp.ClientSession]]:
     server = said.server()
     await server.start()
     host, port = server.address
-    async with aiohttp.ClientSession(f"http://{host}:{port}", timeout=aiohttp.ClientTimeout(total=10)) as session:
+    async with aiohttp.ClientSession(
+        f"http://{host}:{port}", timeout=aiohttp.ClientTimeout(total=10)
+    ) as session:
         yield said, session
     await server.close()
 
 
-async def test_metrics_as_the_scraper_wants_them(world: tuple[World, aiohttp.ClientSession]) -> None:
+async def test_metrics_as_the_scraper_wants_them(
+    world: tuple[World, aiohttp.ClientSession],
+) -> None:
     said, session = world
     async with session.get("/metrics", headers={"Accept": "text/plain;version=0.0.4"}) as answer:
         assert (answer.status, await answer.read()) == (200, b"igniterd_feasible 1\n")
@@ -59,15 +69,23 @@ async def test_metrics_as_the_scraper_wants_them(world: tuple[World, aiohttp.Cli
     assert said.accepted == ["text/plain;version=0.0.4"]
 
 
-async def test_state_is_json_that_every_reader_takes(world: tuple[World, aiohttp.ClientSession]) -> None:
+async def test_state_is_json_that_every_reader_takes(
+    world: tuple[World, aiohttp.ClientSession],
+) -> None:
     said, session = world
     async with session.get("/state") as answer:
-        assert (answer.status, await answer.json()) == (503, {}), "before the first tick there is no state"
+        assert (answer.status, await answer.json()) == (503, {}), (
+            "before the first tick there is no state"
+        )
     said.state = {"tick": 3, "headroom": float("inf"), "models": [{"p99": float("nan")}]}
     async with session.get("/state") as answer:
         assert answer.status == 200
         text = await answer.text()
-    assert json.loads(text, parse_constant=pytest.fail) == {"tick": 3, "headroom": None, "models": [{"p99": None}]}
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "tick": 3,
+        "headroom": None,
+        "models": [{"p99": None}],
+    }
 
 
 async def test_health_has_reasons(world: tuple[World, aiohttp.ClientSession]) -> None:
@@ -76,10 +94,15 @@ async def test_health_has_reasons(world: tuple[World, aiohttp.ClientSession]) ->
         assert (answer.status, await answer.json()) == (200, {"status": "healthy", "reasons": []})
     said.health = (False, ["no tick finished yet"])
     async with session.get("/healthz") as answer:
-        assert (answer.status, await answer.json()) == (503, {"status": "unhealthy", "reasons": ["no tick finished yet"]})
+        assert (answer.status, await answer.json()) == (
+            503,
+            {"status": "unhealthy", "reasons": ["no tick finished yet"]},
+        )
 
 
-async def test_the_page_needs_nothing_from_elsewhere(world: tuple[World, aiohttp.ClientSession]) -> None:
+async def test_the_page_needs_nothing_from_elsewhere(
+    world: tuple[World, aiohttp.ClientSession],
+) -> None:
     _, session = world
     async with session.get("/") as answer:
         page = await answer.text()
@@ -92,13 +115,17 @@ async def test_the_page_needs_nothing_from_elsewhere(world: tuple[World, aiohttp
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
-async def test_nothing_can_be_changed_here(world: tuple[World, aiohttp.ClientSession], method: str) -> None:
+async def test_nothing_can_be_changed_here(
+    world: tuple[World, aiohttp.ClientSession], method: str
+) -> None:
     _, session = world
     async with session.request(method, "/state") as answer:
         assert answer.status == 405
 
 
-async def test_an_address_that_is_taken_is_said_so(world: tuple[World, aiohttp.ClientSession]) -> None:
+async def test_an_address_that_is_taken_is_said_so(
+    world: tuple[World, aiohttp.ClientSession],
+) -> None:
     said, _ = world
     first = said.server()
     await first.start()
@@ -108,7 +135,9 @@ async def test_an_address_that_is_taken_is_said_so(world: tuple[World, aiohttp.C
     await first.close()
 
 
-async def test_an_unhandled_error_in_what_is_shown_harms_nothing_else(world: tuple[World, aiohttp.ClientSession]) -> None:
+async def test_an_unhandled_error_in_what_is_shown_harms_nothing_else(
+    world: tuple[World, aiohttp.ClientSession],
+) -> None:
     said, session = world
     said.state = {1j: "not a key that JSON has"}  # type: ignore[dict-item]
     async with session.get("/state") as answer:
@@ -132,7 +161,11 @@ def test_the_page_asks_for_what_the_state_has() -> None:
         "g": {"source", "reason"},
     }
     for letter, names in known.items():
-        asked = set(re.findall(rf"(?<![.\w]){letter}\.([a-z]\w*)", script)) - {"style", "title", "textContent"}
+        asked = set(re.findall(rf"(?<![.\w]){letter}\.([a-z]\w*)", script)) - {
+            "style",
+            "title",
+            "textContent",
+        }
         assert asked
         assert asked <= names, f"{letter}: {asked - names}"
 
@@ -171,7 +204,9 @@ async def test_alive_and_ready_are_two_answers() -> None:
                 ("/readyz", 503, ["triton:main: not read yet"]),
             ):
                 async with session.get(path) as answer:
-                    assert (answer.status, (await answer.json())["reasons"]) == (status, reasons), path
+                    assert (answer.status, (await answer.json())["reasons"]) == (status, reasons), (
+                        path
+                    )
     finally:
         await server.close()
 
@@ -215,7 +250,9 @@ async def test_only_names_of_this_host_are_answered(host: str, taken: bool) -> N
         assert b'"tick"' not in answer
 
 
-async def test_two_host_headers_are_both_looked_at(world: tuple[World, aiohttp.ClientSession]) -> None:
+async def test_two_host_headers_are_both_looked_at(
+    world: tuple[World, aiohttp.ClientSession],
+) -> None:
     said, _ = world
     server = said.server()
     await server.start()
@@ -229,7 +266,9 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def test_a_thousand_idle_connections_leave_the_files_to_others(world: tuple[World, aiohttp.ClientSession]) -> None:
+async def test_a_thousand_idle_connections_leave_the_files_to_others(
+    world: tuple[World, aiohttp.ClientSession],
+) -> None:
     server = world[0].server()
     await server.start()
     before, held = open_files(), []
@@ -241,22 +280,38 @@ async def test_a_thousand_idle_connections_leave_the_files_to_others(world: tupl
         held.append(idle)
         await asyncio.sleep(0)
     try:
-        assert status_of(await raw(server.address, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")) == 503
+        assert (
+            status_of(
+                await raw(server.address, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            )
+            == 503
+        )
         assert open_files() - before - len(held) <= MOST_CONNECTIONS + 5
     finally:
         for idle in held:
             idle.close()
     async with asyncio.timeout(20):
-        while status_of(await raw(server.address, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")) != 200:  # noqa: ASYNC110  its ends are the kernel's
+        asked = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        # The connections end when the kernel says so.
+        while status_of(await raw(server.address, asked)) != 200:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     await server.close()
 
 
-@pytest.mark.parametrize("kind", ["says nothing", "drips its head", "does not read", "drips a body", "keeps it after an answer"])
+@pytest.mark.parametrize(
+    "kind",
+    ["says nothing", "drips its head", "does not read", "drips a body", "keeps it after an answer"],
+)
 async def test_a_slow_peer_is_left(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admin, "CONNECTION_S", 0.5)
     large = b"#" * 50_000_000
-    server = AdminServer("127.0.0.1", 0, metrics=lambda _: (large, "text/plain"), state=dict, health=lambda: (True, []))
+    server = AdminServer(
+        "127.0.0.1",
+        0,
+        metrics=lambda _: (large, "text/plain"),
+        state=dict,
+        health=lambda: (True, []),
+    )
     await server.start()
     head = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n"
     first = {
@@ -316,11 +371,13 @@ async def go():
         w.close()
     await s.close()
 asyncio.run(go())
-"""
+"""  # noqa: E501
 
 
 def test_bad_requests_write_nothing() -> None:
-    done = subprocess.run([sys.executable, "-c", BAD], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", BAD], capture_output=True, text=True, timeout=120, check=True
+    )
     assert (done.stdout, done.stderr) == ("", "")
 
 
@@ -334,4 +391,7 @@ async def test_an_error_of_our_own_is_said_once(world: tuple[World, aiohttp.Clie
         said.state = {"tick": 1}
         async with session.get("/state") as answer:
             assert answer.status == 200
-    assert [(line["event"], line["what"]) for line in logs] == [("failing", "/state"), ("recovered", "/state")]
+    assert [(line["event"], line["what"]) for line in logs] == [
+        ("failing", "/state"),
+        ("recovered", "/state"),
+    ]

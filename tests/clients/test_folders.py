@@ -13,7 +13,10 @@ from igniterd.clients import folders
 from igniterd.clients.folders import File, Link, Tree, is_whole, make_whole
 from igniterd.errors import Refused
 
-TREE: Tree = {"bin": {"go": File("#!/bin/sh\n", executable=True), "text": File("a\n")}, "lib": {"on": Link("../bin")}}
+TREE: Tree = {
+    "bin": {"go": File("#!/bin/sh\n", executable=True), "text": File("a\n")},
+    "lib": {"on": Link("../bin")},
+}
 BELOW = ("v", "30")
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make folders of other users")
@@ -30,7 +33,9 @@ def umask(value: int) -> Iterator[None]:
 
 def modes(folder: Path) -> dict[str, int]:
     return {
-        str(path.relative_to(folder)): stat.S_IMODE(path.lstat().st_mode) for path in [folder, *folder.rglob("*")] if not path.is_symlink()
+        str(path.relative_to(folder)): stat.S_IMODE(path.lstat().st_mode)
+        for path in [folder, *folder.rglob("*")]
+        if not path.is_symlink()
     }
 
 
@@ -93,7 +98,9 @@ def test_a_folder_of_somebody_else_is_refused_with_the_way_out(tmp_path: Path, p
     theirs = tmp_path / place
     theirs.mkdir(parents=True)
     os.chown(theirs, NOBODY, NOBODY)
-    with pytest.raises(Refused, match=r"belongs to user nobody, and this runs as root: run it as nobody"):
+    with pytest.raises(
+        Refused, match=r"belongs to user nobody, and this runs as root: run it as nobody"
+    ):
         make_whole(tmp_path / "shares", BELOW, TREE)
     with pytest.raises(Refused):
         is_whole(tmp_path / "shares", BELOW, TREE)
@@ -110,8 +117,11 @@ def test_what_somebody_else_put_where_the_folder_belongs_is_replaced(tmp_path: P
 
 
 @as_root
-def test_a_link_put_in_place_of_a_file_that_is_being_written_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever wins the race for a name loses the file: it is made new or not at all, and its mode is set on the descriptor."""
+def test_a_link_put_in_place_of_a_file_that_is_being_written_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever wins the race for a name loses the file: it is made new or not at all, and its mode
+    is set on the descriptor."""
     secret = tmp_path / "secret"
     secret.write_text("secret")
     secret.chmod(0o600)
@@ -150,12 +160,21 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_what_one_that_was_killed_left_is_swept_up(tmp_path: Path) -> None:
     (tmp_path / "v").mkdir()
-    for name, age_s in ((".30.new-0123", 7200), (".30.old-0123", 7200), (".30.new-4567", 60), (".40.new-0123", 7200)):
+    for name, age_s in (
+        (".30.new-0123", 7200),
+        (".30.old-0123", 7200),
+        (".30.new-4567", 60),
+        (".40.new-0123", 7200),
+    ):
         (tmp_path / "v" / name / "bin").mkdir(parents=True)
         at_s = time.time() - age_s
         os.utime(tmp_path / "v" / name, (at_s, at_s))
     make_whole(tmp_path, BELOW, TREE)
-    assert {path.name for path in (tmp_path / "v").iterdir()} == {"30", ".30.new-4567", ".40.new-0123"}
+    assert {path.name for path in (tmp_path / "v").iterdir()} == {
+        "30",
+        ".30.new-4567",
+        ".40.new-0123",
+    }
 
 
 def test_a_file_in_the_way_of_a_folder_above_is_an_error(tmp_path: Path) -> None:

@@ -46,18 +46,26 @@ class Page:
     """The exposition as a scraper understands it."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self.families = {family.name: family for family in text_string_to_metric_families(metrics.render()[0].decode())}
+        self.families = {
+            family.name: family
+            for family in text_string_to_metric_families(metrics.render()[0].decode())
+        }
 
     def value(self, sample: str, **labels: str) -> float:
         found = [
-            each.value for family in self.families.values() for each in family.samples if each.name == sample and each.labels == labels
+            each.value
+            for family in self.families.values()
+            for each in family.samples
+            if each.name == sample and each.labels == labels
         ]
         assert len(found) == 1, f"{sample}{labels}: {found}"
         return found[0]
 
     def has(self, sample: str, **labels: str) -> bool:
         return any(
-            each.name == sample and labels.items() <= each.labels.items() for family in self.families.values() for each in family.samples
+            each.name == sample and labels.items() <= each.labels.items()
+            for family in self.families.values()
+            for each in family.samples
         )
 
 
@@ -69,7 +77,11 @@ def after(*ticks: object) -> Page:
 
 
 def test_every_name_of_the_contract_is_there() -> None:
-    names = {name.removeprefix("igniterd_") for name in after(a_tick()).families if name.startswith("igniterd_")}
+    names = {
+        name.removeprefix("igniterd_")
+        for name in after(a_tick()).families
+        if name.startswith("igniterd_")
+    }
     assert names >= CONTRACT
     assert all(family.documentation for family in after(a_tick()).families.values())
 
@@ -77,9 +89,15 @@ def test_every_name_of_the_contract_is_there() -> None:
 def test_the_latest_tick_is_shown() -> None:
     page = after(a_tick(0), a_tick(1))
     assert page.value("igniterd_slo_latency_seconds", **RESNET) == 0.040
-    assert page.value("igniterd_latency_seconds", **RESNET, quantile="0.99", source="triton") == 0.05
-    assert page.value("igniterd_latency_seconds", **RESNET, quantile="0.99", source="estimate") == 0.05
-    assert page.value("igniterd_latency_seconds", **RESNET, quantile="0.5", source="estimate") == 0.02
+    assert (
+        page.value("igniterd_latency_seconds", **RESNET, quantile="0.99", source="triton") == 0.05
+    )
+    assert (
+        page.value("igniterd_latency_seconds", **RESNET, quantile="0.99", source="estimate") == 0.05
+    )
+    assert (
+        page.value("igniterd_latency_seconds", **RESNET, quantile="0.5", source="estimate") == 0.02
+    )
     assert page.value("igniterd_predicted_latency_seconds", **RESNET, quantile="0.99") == 0.044
     assert page.value("igniterd_mps_active_thread_ratio", **RESNET) == 0.3
     assert page.value("igniterd_max_batch_size", **RESNET) == 8
@@ -89,7 +107,12 @@ def test_the_latest_tick_is_shown() -> None:
     assert page.value("igniterd_gpu_sm_clock_hertz", gpu_uuid="GPU-a") == 1.38e9
     assert page.value("igniterd_feasible") == 0
     assert page.value("igniterd_model_feasible", **VGG) == 0
-    assert page.value("igniterd_model_info", **RESNET, triton="main", backend="python", gpu_uuid="GPU-a") == 1
+    assert (
+        page.value(
+            "igniterd_model_info", **RESNET, triton="main", backend="python", gpu_uuid="GPU-a"
+        )
+        == 1
+    )
 
 
 def test_what_is_not_known_is_absent_not_zero() -> None:
@@ -99,11 +122,15 @@ def test_what_is_not_known_is_absent_not_zero() -> None:
     assert not page.has("igniterd_gpu_temperature_celsius")
     before = Page(Metrics(a_config()))
     assert not before.has("igniterd_feasible")
-    assert before.value("igniterd_arrival_requests_total", model="resnet50", version="") == 0, "counters are there from the start"
+    assert before.value("igniterd_arrival_requests_total", model="resnet50", version="") == 0, (
+        "counters are there from the start"
+    )
 
 
 def test_counters_add_up_and_never_go_back() -> None:
-    page = after(a_tick(0), a_tick(1), a_tick(2, p99_ms=30.0), a_tick(3, p99_ms=None, outcome=Outcomes.HOLD))
+    page = after(
+        a_tick(0), a_tick(1), a_tick(2, p99_ms=30.0), a_tick(3, p99_ms=None, outcome=Outcomes.HOLD)
+    )
     assert page.value("igniterd_arrival_requests_total", **RESNET) == 1200
     assert page.value("igniterd_arrival_requests_total", **VGG) == 0
     assert page.value("igniterd_failed_requests_total", **RESNET) == 8
@@ -140,13 +167,23 @@ def test_a_silent_source_is_down_and_keeps_its_last_success() -> None:
     assert page.value("igniterd_source_up", source="nvml") == 1
     assert page.value("igniterd_source_up", source="mps") == 0
     assert page.value("igniterd_source_up", source="triton:main") == 0
-    assert page.value("igniterd_source_up", source="metrics:main") == 0, "a page is not asked for while its server is silent"
+    assert page.value("igniterd_source_up", source="metrics:main") == 0, (
+        "a page is not asked for while its server is silent"
+    )
     assert page.value("igniterd_last_success_timestamp_seconds", source="nvml") == 1_700_000_005
-    assert page.value("igniterd_last_success_timestamp_seconds", source="triton:main") == 1_700_000_000
+    assert (
+        page.value("igniterd_last_success_timestamp_seconds", source="triton:main") == 1_700_000_000
+    )
 
 
 def test_only_sources_that_are_configured_count() -> None:
-    assert list(sources_of(a_config())) == ["nvml", "mps", "processes", "triton:main", "metrics:main"]
+    assert list(sources_of(a_config())) == [
+        "nvml",
+        "mps",
+        "processes",
+        "triton:main",
+        "metrics:main",
+    ]
     bare = CONFIG.replace("[mqtt]", '[gpu]\nsource = "none"\n[mps]\nenabled = false\n[mqtt]')
     assert list(sources_of(parse_config(bare, source="test"))) == ["triton:main", "metrics:main"]
 
@@ -168,29 +205,45 @@ def test_a_scraper_that_wants_openmetrics_gets_it() -> None:
 
 
 def test_the_state_of_a_model_is_an_enum_and_goes_with_the_model() -> None:
-    hangs = {"vgg19": Standing(State.NOT_ANSWERING, "it hangs"), "resnet50": Standing(State.STEERED)}
+    hangs = {
+        "vgg19": Standing(State.NOT_ANSWERING, "it hangs"),
+        "resnet50": Standing(State.STEERED),
+    }
     page = after(replace(a_tick(), standings=hangs))
     for state in State:
-        assert page.value("igniterd_model_state", model="vgg19", state=state.value) == (state is State.NOT_ANSWERING)
+        assert page.value("igniterd_model_state", model="vgg19", state=state.value) == (
+            state is State.NOT_ANSWERING
+        )
     assert page.value("igniterd_model_state", model="resnet50", state="steered") == 1
-    gone = after(replace(a_tick(), standings=hangs), replace(a_tick(1), standings={"resnet50": hangs["resnet50"]}))
+    gone = after(
+        replace(a_tick(), standings=hangs),
+        replace(a_tick(1), standings={"resnet50": hangs["resnet50"]}),
+    )
     assert not gone.has("igniterd_model_state", model="vgg19")
 
 
 def odd(number: int, stuck_s: float, rejected: int, **left_out: str) -> Tick:
     windows = {"vgg19": ModelWindow("vgg19", 1.0, 0, 0, 0, rejected=rejected)}
     loads = {"vgg19": Load("vgg19", 1.0, 1.0, True, stuck_s=stuck_s)}
-    return replace(a_tick(number), window=Window(0.0, 1.0, windows), estimate=Estimate(0.0, loads, left_out=left_out))
+    return replace(
+        a_tick(number),
+        window=Window(0.0, 1.0, windows),
+        estimate=Estimate(0.0, loads, left_out=left_out),
+    )
 
 
 def test_what_is_stuck_refused_and_left_out() -> None:
-    page = after(odd(0, 0.0, 3), odd(1, 12.0, 4, resnet50="it failed"), odd(2, 13.0, 0, resnet50="it failed"))
+    page = after(
+        odd(0, 0.0, 3), odd(1, 12.0, 4, resnet50="it failed"), odd(2, 13.0, 0, resnet50="it failed")
+    )
     assert page.value("igniterd_model_stuck_seconds", model="vgg19") == 13
     assert page.value("igniterd_requests_rejected_total", model="vgg19") == 7
     assert page.value("igniterd_requests_rejected_total", model="resnet50") == 0
     assert page.value("igniterd_readings_left_out_total", model="resnet50") == 2
     assert not page.has("igniterd_model_stuck_seconds", model="resnet50")
-    unpredictable = replace(a_tick(), standings={"vgg19": Standing(State.UNPREDICTABLE, "a plan with it failed")})
+    unpredictable = replace(
+        a_tick(), standings={"vgg19": Standing(State.UNPREDICTABLE, "a plan with it failed")}
+    )
     assert after(unpredictable).value("igniterd_readings_left_out_total", model="vgg19") == 1
 
 

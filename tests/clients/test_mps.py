@@ -1,4 +1,5 @@
-"""The program is played by a small script: the answers are those of the control daemon of driver 535."""
+"""The program is played by a small script: the answers are those of the control daemon of driver
+535."""
 
 import asyncio
 import contextlib
@@ -28,7 +29,7 @@ while read -r command argument; do
     *) echo "Unknown command \\"$command\\"" ;;
   esac
 done
-"""
+"""  # noqa: E501
 
 
 async def test_no_server_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,10 +40,14 @@ async def test_no_server_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
 
 
-async def test_the_least_cap_counts_and_a_server_that_ended_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_least_cap_counts_and_a_server_that_ended_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DEFAULT", "80.0")
     monkeypatch.setenv("SERVERS", "41 42")
-    assert await MpsControl(a_control(tmp_path, ANSWERING), tmp_path).read() == MpsReading(server_pids=(41, 42), default_share=0.6)
+    assert await MpsControl(a_control(tmp_path, ANSWERING), tmp_path).read() == MpsReading(
+        server_pids=(41, 42), default_share=0.6
+    )
 
 
 TELLING = """
@@ -55,7 +60,7 @@ while read -r command argument; do
     get_client_list) case $argument in 41) echo 7; echo 8 ;; 42) : ;; *) echo "Server $argument not found" ;; esac ;;
   esac
 done
-"""
+"""  # noqa: E501
 
 
 async def test_states_and_clients_of_all_servers(tmp_path: Path) -> None:
@@ -64,12 +69,16 @@ async def test_states_and_clients_of_all_servers(tmp_path: Path) -> None:
     assert read.client_pids == {7, 8}
 
 
-async def test_servers_that_end_while_they_are_asked_leave_their_clients_unknown(tmp_path: Path) -> None:
+async def test_servers_that_end_while_they_are_asked_leave_their_clients_unknown(
+    tmp_path: Path,
+) -> None:
     ended = TELLING.replace("41) echo 7; echo 8 ;;", "")
     assert (await MpsControl(a_control(tmp_path, ended), tmp_path).read()).client_pids is None
 
 
-async def test_what_an_older_program_does_not_tell_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_an_older_program_does_not_tell_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DEFAULT", "100.0")
     monkeypatch.setenv("SERVERS", "41")
     read = await MpsControl(a_control(tmp_path, ANSWERING), tmp_path).read()
@@ -77,28 +86,40 @@ async def test_what_an_older_program_does_not_tell_is_not_known(tmp_path: Path, 
 
 
 async def test_it_asks_the_daemon_of_the_pipe_directory(tmp_path: Path) -> None:
-    control = a_control(tmp_path, 'cat >/dev/null; [ "$CUDA_MPS_PIPE_DIRECTORY" = "/run/mps" ] && echo 50.0')
+    control = a_control(
+        tmp_path, 'cat >/dev/null; [ "$CUDA_MPS_PIPE_DIRECTORY" = "/run/mps" ] && echo 50.0'
+    )
     assert (await MpsControl(control, Path("/run/mps")).read()).default_share == 0.5
 
 
 async def test_no_daemon(tmp_path: Path) -> None:
-    control = a_control(tmp_path, "cat >/dev/null; echo 'Cannot find MPS control daemon process' >&2; exit 1")
+    control = a_control(
+        tmp_path, "cat >/dev/null; echo 'Cannot find MPS control daemon process' >&2; exit 1"
+    )
     with pytest.raises(Unreachable, match=r"no control daemon at /run/mps: start it with"):
         await MpsControl(control, Path("/run/mps")).read()
 
 
 async def test_no_program(tmp_path: Path) -> None:
-    with pytest.raises(Unreachable, match="cannot start /no/such/program: No such file or directory"):
+    with pytest.raises(
+        Unreachable, match="cannot start /no/such/program: No such file or directory"
+    ):
         await MpsControl("/no/such/program", tmp_path).read()
 
 
 async def test_a_program_that_fails(tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match="ended with status 3: no libcuda"):
-        await MpsControl(a_control(tmp_path, "cat >/dev/null; echo no libcuda >&2; exit 3"), tmp_path).read()
+        await MpsControl(
+            a_control(tmp_path, "cat >/dev/null; echo no libcuda >&2; exit 3"), tmp_path
+        ).read()
 
 
 async def test_a_program_that_hangs_is_ended(tmp_path: Path) -> None:
-    control = MpsControl(a_control(tmp_path, f"echo $$ > {tmp_path}/pid; exec tail -f /dev/null"), tmp_path, timeout_s=0.5)
+    control = MpsControl(
+        a_control(tmp_path, f"echo $$ > {tmp_path}/pid; exec tail -f /dev/null"),
+        tmp_path,
+        timeout_s=0.5,
+    )
     with pytest.raises(Unreachable, match=r"no answer from .* in 0.5 s"):
         await control.read()
     with pytest.raises(ProcessLookupError):
@@ -110,7 +131,8 @@ def open_files() -> int:
 
 
 def started_for(folder: Path) -> list[str]:
-    """Processes that were asked about this pipe directory, theirs and their children's, and still run."""
+    """Processes that were asked about this pipe directory, theirs and their children's, and still
+    run."""
     out = []
     for environ in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
@@ -128,8 +150,12 @@ CHILDREN = {
 
 
 @pytest.mark.parametrize("kind", CHILDREN)
-async def test_a_program_that_leaves_a_child_costs_no_file_and_no_process(tmp_path: Path, kind: str) -> None:
-    control = MpsControl(a_control(tmp_path, CHILDREN[kind]), tmp_path, timeout_s=0.3 if "waits" in kind else 10.0)
+async def test_a_program_that_leaves_a_child_costs_no_file_and_no_process(
+    tmp_path: Path, kind: str
+) -> None:
+    control = MpsControl(
+        a_control(tmp_path, CHILDREN[kind]), tmp_path, timeout_s=0.3 if "waits" in kind else 10.0
+    )
     files = open_files()
     for _ in range(5):
         if "waits" in kind:

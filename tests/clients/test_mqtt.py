@@ -38,7 +38,9 @@ async def test_closing_what_was_never_started_is_nothing() -> None:
         (b"a" * 70_000, "has 70000 bytes; a password has at most 65535"),
     ],
 )
-def test_a_password_that_cannot_be_sent_is_said_at_the_start(tmp_path: Path, content: bytes, why: str) -> None:
+def test_a_password_that_cannot_be_sent_is_said_at_the_start(
+    tmp_path: Path, content: bytes, why: str
+) -> None:
     (tmp_path / "password").write_bytes(content)
     with pytest.raises(CannotRun, match=rf"mqtt\.password_file: {tmp_path}/password {why}"):
         MqttPublisher("mqtt://broker", cluster="lab", host="a", password_file=tmp_path / "password")
@@ -58,26 +60,38 @@ def gone_password(file: Path) -> None:
     file.unlink()
 
 
-@pytest.mark.parametrize("spoilt", [spoilt_password, gone_password, lambda file: file.write_text("a" * 70_000)])
+@pytest.mark.parametrize(
+    "spoilt", [spoilt_password, gone_password, lambda file: file.write_text("a" * 70_000)]
+)
 async def test_a_password_file_that_becomes_unreadable_is_said_once_and_tried_again(
     tmp_path: Path, spoilt: Callable[[Path], object]
 ) -> None:
     secret = tmp_path / "password"
     secret.write_text("right")
     publisher = MqttPublisher(
-        "mqtt://127.0.0.1:1", cluster="c", host="h", username="u", password_file=secret, timeout_s=0.5, first_pause_s=0.01
+        "mqtt://127.0.0.1:1",
+        cluster="c",
+        host="h",
+        username="u",
+        password_file=secret,
+        timeout_s=0.5,
+        first_pause_s=0.01,
     )
     spoilt(secret)
     with capture_logs() as said:
         await publisher.start()
         await until(lambda: publisher.statistics.failures > 3)
         await publisher.close()
-    assert [(line["event"], "password_file" in line["reason"]) for line in said] == [("failing", True)]
+    assert [(line["event"], "password_file" in line["reason"]) for line in said] == [
+        ("failing", True)
+    ]
 
 
 @pytest.mark.parametrize("name", ["a" * 70 + ".example", "a..b", "xn--\u00e9", "\u00e9" * 100])
 async def test_a_name_that_no_resolver_takes_is_said_once_and_tried_again(name: str) -> None:
-    publisher = MqttPublisher(f"mqtt://{name}:1883", cluster="c", host="h", timeout_s=0.5, first_pause_s=0.01)
+    publisher = MqttPublisher(
+        f"mqtt://{name}:1883", cluster="c", host="h", timeout_s=0.5, first_pause_s=0.01
+    )
     with capture_logs() as said:
         await publisher.start()
         await until(lambda: publisher.statistics.failures > 3)
@@ -94,5 +108,11 @@ async def until(condition: Callable[[], bool]) -> None:
 def test_a_password_in_another_encoding_is_said_and_not_shown(tmp_path: Path) -> None:
     (tmp_path / "password").write_bytes("s3crét".encode("latin-1"))
     with pytest.raises(CannotRun, match="is not text in UTF-8") as caught:
-        MqttPublisher("mqtt://broker", cluster="lab", host="a", username="a", password_file=tmp_path / "password")
+        MqttPublisher(
+            "mqtt://broker",
+            cluster="lab",
+            host="a",
+            username="a",
+            password_file=tmp_path / "password",
+        )
     assert "s3cr" not in "".join(format_exception(caught.value))

@@ -29,7 +29,8 @@ def only_first(value: Any) -> Callable[..., Any]:
 
 
 def a_library(**overrides: Any) -> Any:
-    """Two boards under pynvml's names, the second without most readings. The event reasons have their older name only."""
+    """Two boards under pynvml's names, the second without most readings. The event reasons have
+    their older name only."""
     constants = {name: getattr(pynvml, name) for name in dir(pynvml) if name.startswith("NVML_")}
     functions = {
         "nvmlInit": lambda: None,
@@ -102,7 +103,9 @@ async def test_a_lost_board_is_looked_for_anew() -> None:
     await client.close()
 
 
-@pytest.mark.parametrize("code", [pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED])
+@pytest.mark.parametrize(
+    "code", [pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED]
+)
 async def test_a_host_without_nvml_is_told_what_to_do(code: int) -> None:
     client = NvmlClient(a_library(nvmlInit=fails(code)), timeout_s=5)
     with pytest.raises(CannotRun, match=r"Install NVIDIA's driver .* or set \[gpu\] source"):
@@ -142,7 +145,11 @@ def hanging() -> Iterator[Hanging]:
 async def test_a_hung_driver_costs_one_deadline_and_then_nothing(hanging: Hanging) -> None:
     now = [100.0]
     client = NvmlClient(
-        a_library(nvmlDeviceGetPowerUsage=hanging), timeout_s=0.05, retry_after_s=30, most_abandoned=2, clock=lambda: now[0]
+        a_library(nvmlDeviceGetPowerUsage=hanging),
+        timeout_s=0.05,
+        retry_after_s=30,
+        most_abandoned=2,
+        clock=lambda: now[0],
     )
     with pytest.raises(Unreachable, match=r"no answer in 0\.05 s"):
         await client.read()

@@ -1,4 +1,5 @@
-"""What igniterd puts on a model comes off again, whatever it was and however often it was changed."""
+"""What igniterd puts on a model comes off again, whatever it was and however often it was
+changed."""
 
 import contextlib
 from pathlib import Path
@@ -34,8 +35,16 @@ def served(config: Config) -> Config:
     return out
 
 
-environments = st.sampled_from([None, "/opt/envs/torch", "/nfs/shares/3.11", "$$TRITON_MODEL_DIRECTORY/env.tar.gz"])
-reaches = st.sampled_from([Reach(), Reach(python="/usr/bin/python3"), Reach(variables={"CUDA_MPS_PIPE_DIRECTORY": "/tmp/x"})])
+environments = st.sampled_from(
+    [None, "/opt/envs/torch", "/nfs/shares/3.11", "$$TRITON_MODEL_DIRECTORY/env.tar.gz"]
+)
+reaches = st.sampled_from(
+    [
+        Reach(),
+        Reach(python="/usr/bin/python3"),
+        Reach(variables={"CUDA_MPS_PIPE_DIRECTORY": "/tmp/x"}),
+    ]
+)
 shim = Reach(shim_backend="igniterd_shim")
 
 
@@ -49,7 +58,9 @@ def owned_config(owner: Config, env: str | None, bare: bool) -> Config:
 
 
 @given(owners, st.lists(allocations, min_size=1, max_size=4), environments, reaches, st.booleans())
-def test_round_trip(owner: Config, targets: list[Any], env: str | None, reach: Reach, bare: bool) -> None:
+def test_round_trip(
+    owner: Config, targets: list[Any], env: str | None, reach: Reach, bare: bool
+) -> None:
     config = owned_config(owner, env, bare)
     reach = shim if env and "$$" in env else reach
     now = config
@@ -58,7 +69,8 @@ def test_round_trip(owner: Config, targets: list[Any], env: str | None, reach: R
         with contextlib.suppress(Refused):  # a delay below the owner's largest batch
             changed = with_allocation(now, target, SHARES, reach=reach)
         now = served(marked(changed, f"{n:08x}"))
-    expected = {**config, "instance_group": now["instance_group"]}  # no mark tells how many there were
+    # no mark tells how many there were
+    expected = {**config, "instance_group": now["instance_group"]}
     assert touched(now, SHARES)
     assert served(as_owned(now, SHARES)) == expected
     assert not touched(as_owned(now, SHARES), SHARES)
@@ -96,7 +108,9 @@ def test_a_model_whose_profiler_was_killed(share: float | None, tmp_path: Path) 
 
 
 def test_a_model_in_a_process_of_its_own_with_a_share() -> None:
-    owner = a_config(backend="onnxruntime") | {"output": [{"name": "Y", "data_type": "TYPE_FP32", "dims": [4]}]}
+    owner = a_config(backend="onnxruntime") | {
+        "output": [{"name": "Y", "data_type": "TYPE_FP32", "dims": [4]}]
+    }
     config, _ = hosted(owner, ["1"], "/models/resnet50", environment="/opt/engines")
     now = served(marked(with_allocation(config, allocation(0.25), SHARES), "00"))
     found = as_owned(now, SHARES)
@@ -106,5 +120,8 @@ def test_a_model_in_a_process_of_its_own_with_a_share() -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"before": 3}', "[" * 100_000])
 def test_a_mark_that_somebody_else_wrote_is_only_taken_off(text: str) -> None:
     config = a_config()
-    odd = {**config, "parameters": {**config["parameters"], "IGNITERD_PROFILE": {"string_value": text}}}
+    odd = {
+        **config,
+        "parameters": {**config["parameters"], "IGNITERD_PROFILE": {"string_value": text}},
+    }
     assert as_owned(odd, SHARES) == config

@@ -43,7 +43,9 @@ def process(
         (folder / "environ").write_text("".join(f"{k}={v}\0" for k, v in environment.items()))
 
 
-def stub(proc: Path, pid: int, comm: str = "triton_python_b", instance: str = "m_0_0", **more: object) -> None:
+def stub(
+    proc: Path, pid: int, comm: str = "triton_python_b", instance: str = "m_0_0", **more: object
+) -> None:
     words = (STUB, "/models/m/1/model.py", "shm", "1", "1", "44", "/opt", "x", instance, "DEFAULT")
     process(proc, pid, comm, words, **more)  # type: ignore[arg-type]
 
@@ -67,11 +69,19 @@ def test_an_environment_tells_where_it_can_be_read(tmp_path: Path) -> None:
     stub(tmp_path, 10, parent=5, environment={"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "30"})
     stub(tmp_path, 11, parent=5, environment={"VIRTUAL_ENV": "/shares/30"})
     stub(tmp_path, 12, parent=5)
-    shares = [(s.share, s.by, s.environment_read, s.virtual_env) for s in ProcessTable(tmp_path).scan()]
-    assert shares == [(0.3, "environment", True, ""), (None, "", True, "/shares/30"), (None, "", False, "")]
+    shares = [
+        (s.share, s.by, s.environment_read, s.virtual_env) for s in ProcessTable(tmp_path).scan()
+    ]
+    assert shares == [
+        (0.3, "environment", True, ""),
+        (None, "", True, "/shares/30"),
+        (None, "", False, ""),
+    ]
 
 
-def test_a_receipt_that_comes_later_is_seen_and_so_is_a_process_that_becomes_a_stub(tmp_path: Path) -> None:
+def test_a_receipt_that_comes_later_is_seen_and_so_is_a_process_that_becomes_a_stub(
+    tmp_path: Path,
+) -> None:
     table = ProcessTable(tmp_path)
     process(tmp_path, 10, "bash", ("bash", "-c", "source activate && exec stub"))
     assert table.scan() == ()
@@ -134,7 +144,9 @@ def test_a_stub_that_names_itself_anew_is_a_stub(tmp_path: Path) -> None:
 async def test_readers_at_the_same_time_both_get_an_answer(tmp_path: Path) -> None:
     stub(tmp_path, 10)
     table = ProcessTable(tmp_path)
-    assert [len(found) for found in await asyncio.gather(*(table.read() for _ in range(5)))] == [1] * 5
+    assert [len(found) for found in await asyncio.gather(*(table.read() for _ in range(5)))] == [
+        1
+    ] * 5
 
 
 async def test_a_table_that_is_not_there_is_said(tmp_path: Path) -> None:

@@ -11,7 +11,11 @@ from igniterd.clients.systemd import Notifier
 @pytest.fixture(params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
     """A socket as systemd opens it, and the address it tells the service."""
-    name = str(tmp_path / "notify") if request.param == "path" else f"@igniterd-test-{os.getpid()}-{tmp_path.name}"
+    name = (
+        str(tmp_path / "notify")
+        if request.param == "path"
+        else f"@igniterd-test-{os.getpid()}-{tmp_path.name}"
+    )
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind("\0" + name[1:] if name.startswith("@") else name)
         listening.settimeout(5)
@@ -56,7 +60,8 @@ def test_a_manager_that_is_gone_or_full_holds_up_nothing(tmp_path: Path) -> None
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
         deaf.bind(str(tmp_path / "deaf"))
         notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "deaf")})
-        for _ in range(5000):  # far more than the socket's queue takes: a blocking send would never come back
+        # far more than the socket's queue takes: a blocking send would never come back
+        for _ in range(5000):
             notifier.alive("x" * 100)
         notifier.close()
 
@@ -82,7 +87,9 @@ def drained(manager: socket.socket) -> list[str]:
 
 
 @pytest.mark.parametrize("first", ["alive", "status"])
-def test_ready_is_said_again_until_the_full_queue_takes_it_and_then_no_more(tmp_path: Path, first: str) -> None:
+def test_ready_is_said_again_until_the_full_queue_takes_it_and_then_no_more(
+    tmp_path: Path, first: str
+) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         filled(str(tmp_path / "notify"))
@@ -108,7 +115,11 @@ def test_a_reload_in_a_full_queue_is_told_in_its_order(tmp_path: Path) -> None:
             notifier.ready("hold")
         drained(manager)
         notifier.alive()
-        assert [message.partition("\n")[0] for message in drained(manager)] == ["RELOADING=1", "READY=1", "WATCHDOG=1"]
+        assert [message.partition("\n")[0] for message in drained(manager)] == [
+            "RELOADING=1",
+            "READY=1",
+            "WATCHDOG=1",
+        ]
         notifier.close()
 
 
@@ -142,5 +153,7 @@ def test_a_status_of_any_length_is_taken(tmp_path: Path) -> None:
         ({}, None),
     ],
 )
-def test_the_watchdogs_patience_is_read(environment: dict[str, str], expected: float | None) -> None:
+def test_the_watchdogs_patience_is_read(
+    environment: dict[str, str], expected: float | None
+) -> None:
     assert Notifier(environment).watchdog_s == expected

@@ -1,4 +1,5 @@
-"""The unit that ships, through systemd's own tools where the machine has them and through its own text everywhere."""
+"""The unit that ships, through systemd's own tools where the machine has them and through its own
+text everywhere."""
 
 import shutil
 import subprocess
@@ -34,7 +35,9 @@ def verifiable(tmp_path: Path) -> Path:
 def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     program = shutil.which("systemd-analyze")
     assert program, "systemd-analyze is missing: install it (Debian: apt-get install systemd)"
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [program, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @pytest.mark.integration
@@ -75,10 +78,12 @@ def test_the_example_configuration_is_one() -> None:
 
 
 def test_a_reload_is_a_hangup() -> None:
-    """Which the daemon listens to: for systemd an end by SIGHUP is a clean one, and nothing would start it again."""
+    """Which the daemon listens to: for systemd an end by SIGHUP is a clean one, and nothing would
+    start it again."""
     assert settings("ExecReload") == ["/bin/kill -HUP $MAINPID"]
 
 
 def test_the_end_has_time_for_everything_that_has_a_deadline() -> None:
-    closing_s = STEP_ENDS_S + 1 + CLOSE_S + 2 + 2 + LEAVE_S  # the step, its cancellation, clients, history, what was learnt, threads
+    # the step, its cancellation, clients, history, what was learnt, threads
+    closing_s = STEP_ENDS_S + 1 + CLOSE_S + 2 + 2 + LEAVE_S
     assert closing_s < float(settings("TimeoutStopSec")[0])

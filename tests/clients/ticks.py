@@ -50,14 +50,28 @@ def a_reading(name: str, share: float | None, **more: object) -> ModelReading:
         "triton": "main",
         "ready": True,
         "backend": "python",
-        "allocation": Allocation(share=share, max_batch_size=8, max_queue_delay_us=1500, instances=1),
+        "allocation": Allocation(
+            share=share, max_batch_size=8, max_queue_delay_us=1500, instances=1
+        ),
     }
     return ModelReading(**(given | more))  # type: ignore[arg-type]
 
 
-def a_tick(number: int = 0, *, outcome: Outcomes = Outcomes.MOVE, p99_ms: float | None = 50.0, gaps: tuple[str, ...] = ()) -> Tick:
+def a_tick(
+    number: int = 0,
+    *,
+    outcome: Outcomes = Outcomes.MOVE,
+    p99_ms: float | None = 50.0,
+    gaps: tuple[str, ...] = (),
+) -> Tick:
     """resnet50 with an SLO of 40 ms measured at `p99_ms`, vgg19 let go."""
-    step = Step("resnet50", StepKind.GROW, Allocation(0.3, 8), Allocation(0.4, 8), "its P99 is above its SLO")
+    step = Step(
+        "resnet50",
+        StepKind.GROW,
+        Allocation(0.3, 8),
+        Allocation(0.4, 8),
+        "its P99 is above its SLO",
+    )
     refused = Step("vgg19", StepKind.BATCHING, Allocation(None, 8), Allocation(None, 4))
     return Tick(
         number=number,
@@ -65,9 +79,20 @@ def a_tick(number: int = 0, *, outcome: Outcomes = Outcomes.MOVE, p99_ms: float 
         wall_time_s=1_700_000_000.0 + number,
         observation=Observation(
             at_s=100.0 + number,
-            boards=(BoardReading(0, "GPU-a", "Tesla V100", power_w=251.5, sm_clock_mhz=1380.0, memory_used_bytes=3 << 30),),
+            boards=(
+                BoardReading(
+                    0,
+                    "GPU-a",
+                    "Tesla V100",
+                    power_w=251.5,
+                    sm_clock_mhz=1380.0,
+                    memory_used_bytes=3 << 30,
+                ),
+            ),
             models={
-                "resnet50": a_reading("resnet50", 0.3, latency_quantiles_s={0.5: 0.02, 0.99: 0.05}, pending_count=2),
+                "resnet50": a_reading(
+                    "resnet50", 0.3, latency_quantiles_s={0.5: 0.02, 0.99: 0.05}, pending_count=2
+                ),
                 "vgg19": a_reading("vgg19", None, latency_quantiles_s={}),
             },
             gaps=tuple(Gap(source, "silent", 100.0) for source in gaps),
@@ -77,7 +102,9 @@ def a_tick(number: int = 0, *, outcome: Outcomes = Outcomes.MOVE, p99_ms: float 
             1.0,
             {
                 "resnet50": ModelWindow("resnet50", 1.0, arrivals=300, completed=298, failed=2),
-                "vgg19": ModelWindow("vgg19", 1.0, arrivals=-1, completed=0, failed=0, restarted=True),
+                "vgg19": ModelWindow(
+                    "vgg19", 1.0, arrivals=-1, completed=0, failed=0, restarted=True
+                ),
             },
         ),
         estimate=Estimate(
@@ -104,7 +131,15 @@ def a_tick(number: int = 0, *, outcome: Outcomes = Outcomes.MOVE, p99_ms: float 
             "resnet50 needs 40 %",
             verdicts={
                 "resnet50": Verdict("resnet50", Allocation(0.4, 8), True, 35.0, 40.0),
-                "vgg19": Verdict("vgg19", Allocation(None, 8), False, None, 60.0, reason="does not fit", needs_share=0.7),
+                "vgg19": Verdict(
+                    "vgg19",
+                    Allocation(None, 8),
+                    False,
+                    None,
+                    60.0,
+                    reason="does not fit",
+                    needs_share=0.7,
+                ),
             },
             steps=(step,),
             feasible=False,
@@ -113,5 +148,8 @@ def a_tick(number: int = 0, *, outcome: Outcomes = Outcomes.MOVE, p99_ms: float 
         ),
         outcome=Outcome((Actuation(step, True, 1.5), Actuation(refused, False, 0.2, "no"))),
         stage_s={"observe": 0.004, "decide": 0.02},
-        standings={"resnet50": Standing(State.STEERED), "vgg19": Standing(State.WATCHED, "it has no profile", 90.0)},
+        standings={
+            "resnet50": Standing(State.STEERED),
+            "vgg19": Standing(State.WATCHED, "it has no profile", 90.0),
+        },
     )

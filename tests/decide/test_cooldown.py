@@ -1,7 +1,16 @@
 import pytest
 
 from igniterd.config import Decide
-from igniterd.decide.cooldown import REFUSED_S, Held, Underway, Watch, after, came_after_all, rollbacks, why_not_now
+from igniterd.decide.cooldown import (
+    REFUSED_S,
+    Held,
+    Underway,
+    Watch,
+    after,
+    came_after_all,
+    rollbacks,
+    why_not_now,
+)
 from igniterd.decide.steps import ordered
 from igniterd.records import Actuation, Allocation, Load, Outcome, Step, StepKind
 from igniterd.states import Cause
@@ -12,7 +21,11 @@ GROW = Step("m", StepKind.GROW, SMALL, LARGE)
 
 
 def load(mean_ms: float | None, expected_ms: float | None, rate: float = 100.0) -> dict[str, Load]:
-    return {"m": Load("m", rate, rate, confident=True, measured_mean_ms=mean_ms, predicted_mean_ms=expected_ms)}
+    return {
+        "m": Load(
+            "m", rate, rate, confident=True, measured_mean_ms=mean_ms, predicted_mean_ms=expected_ms
+        )
+    }
 
 
 def done(step: Step, ok: bool = True, cause: Cause = Cause.REFUSED) -> Outcome:
@@ -26,16 +39,26 @@ def test_a_change_that_made_things_worse_is_taken_back() -> None:
     assert (step.kind, step.before, step.after) == (StepKind.ROLLBACK, SMALL, LARGE)
     assert not rollbacks(held, load(20.0, 12.0), {"m": SMALL}, RULES, 1.0)  # too early to tell
     assert not rollbacks(held, load(20.0, 18.0), {"m": SMALL}, RULES, late)  # as predicted
-    assert not rollbacks(held, load(12.0, 8.0), {"m": SMALL}, RULES, late)  # hardly worse than before
-    assert not rollbacks(held, load(20.0, 12.0, 150.0), {"m": SMALL}, RULES, late)  # more traffic than before
+    # hardly worse than before
+    assert not rollbacks(held, load(12.0, 8.0), {"m": SMALL}, RULES, late)
+    # more traffic than before
+    assert not rollbacks(held, load(20.0, 12.0, 150.0), {"m": SMALL}, RULES, late)
     assert not rollbacks(held, load(None, 12.0), {"m": SMALL}, RULES, late)
-    assert not rollbacks(held, load(20.0, 12.0), {"m": SMALL, "n": Allocation(0.9, 1)}, RULES, late)  # no room to go back to
+    # no room to go back to
+    assert not rollbacks(held, load(20.0, 12.0), {"m": SMALL, "n": Allocation(0.9, 1)}, RULES, late)
     grown = Held(watches={"m": Watch(SMALL, 0.0, 10.0, 100.0)})
-    assert not rollbacks(grown, load(20.0, 12.0), {"m": LARGE}, RULES, late)  # less share would only be worse
+    # less share would only be worse
+    assert not rollbacks(grown, load(20.0, 12.0), {"m": LARGE}, RULES, late)
 
 
 def test_a_refused_change_waits() -> None:
-    held = after(Held(gpus={"m": 0}, plans={0: Underway({"m": LARGE}), 1: Underway({"n": LARGE})}), done(GROW, ok=False), {}, RULES, 100.0)
+    held = after(
+        Held(gpus={"m": 0}, plans={0: Underway({"m": LARGE}), 1: Underway({"n": LARGE})}),
+        done(GROW, ok=False),
+        {},
+        RULES,
+        100.0,
+    )
     assert held.target == {"n": LARGE}, "another GPU's plan goes on"
     assert "its last change failed; next try in 50 s" in why_not_now(held, (GROW,), RULES, 110.0)
     assert why_not_now(held, (GROW,), RULES, 101.0 + REFUSED_S) == ""
@@ -47,7 +70,13 @@ def test_a_refused_change_waits() -> None:
 
 @pytest.mark.parametrize("cause", [Cause.HELD, Cause.BY_HAND])
 def test_what_was_not_asked_of_triton_is_no_refusal_and_no_reload(cause: Cause) -> None:
-    held = after(Held(gpus={"m": 0}, plans={0: Underway({"m": LARGE})}), done(GROW, ok=False, cause=cause), {}, RULES, 100.0)
+    held = after(
+        Held(gpus={"m": 0}, plans={0: Underway({"m": LARGE})}),
+        done(GROW, ok=False, cause=cause),
+        {},
+        RULES,
+        100.0,
+    )
     assert (held.reloads, dict(held.refused_until_s), held.plans) == ((), {}, {})
     assert why_not_now(held, (GROW,), RULES, 100.0) == ""
     assert held.held_until_s[0] > 100.0, "the GPU is looked at anew, not at once"
@@ -57,18 +86,29 @@ def test_a_server_lost_in_the_middle_is_no_refusal_unless_it_is_lost_each_time()
     held = after(Held(), done(GROW, ok=False, cause=Cause.LOST), {}, RULES, 100.0)
     assert why_not_now(held, (GROW,), RULES, 105.0) == ""
     held = after(held, done(GROW, ok=False, cause=Cause.LOST), {}, RULES, 110.0)
-    assert "next try in" in why_not_now(held, (GROW,), RULES, 111.0), "its load may be what ends the server"
+    assert "next try in" in why_not_now(held, (GROW,), RULES, 111.0), (
+        "its load may be what ends the server"
+    )
     assert len(held.reloads) == 2
 
 
 def test_a_change_that_is_to_be_taken_back_goes_through_the_same_gate() -> None:
-    held = Held(watches={"m": Watch(LARGE, 0.0, 10.0, 100.0)}, reloads=tuple(float(i) for i in range(RULES.max_reloads_per_hour)))
+    held = Held(
+        watches={"m": Watch(LARGE, 0.0, 10.0, 100.0)},
+        reloads=tuple(float(i) for i in range(RULES.max_reloads_per_hour)),
+    )
     late = RULES.watch_s + 100
-    assert not rollbacks(held, load(20.0, 12.0), {"m": SMALL}, RULES, late), "the hour's reloads are used up"
+    assert not rollbacks(held, load(20.0, 12.0), {"m": SMALL}, RULES, late), (
+        "the hour's reloads are used up"
+    )
     held = Held(watches={"m": Watch(LARGE, 0.0, 10.0, 100.0)}, refused_until_s={"m": late + 60})
-    assert not rollbacks(held, load(20.0, 12.0), {"m": SMALL}, RULES, late), "its last change was refused"
+    assert not rollbacks(held, load(20.0, 12.0), {"m": SMALL}, RULES, late), (
+        "its last change was refused"
+    )
     bare = {"m": SMALL, "in process": Allocation(None, 8)}
-    assert rollbacks(Held(watches=held.watches), load(20.0, 12.0), bare, RULES, late), "one without a share holds none"
+    assert rollbacks(Held(watches=held.watches), load(20.0, 12.0), bare, RULES, late), (
+        "one without a share holds none"
+    )
 
 
 def test_reloads_an_hour_are_capped() -> None:
@@ -117,7 +157,9 @@ def test_a_change_that_came_after_its_deadline_did_not_fail() -> None:
 
 
 @pytest.mark.parametrize("kind", [StepKind.ADOPT, StepKind.REVIVE])
-def test_a_load_that_changes_nothing_to_see_and_fails_is_tried_again_after_growing_pauses(kind: StepKind) -> None:
+def test_a_load_that_changes_nothing_to_see_and_fails_is_tried_again_after_growing_pauses(
+    kind: StepKind,
+) -> None:
     step, held, tries = Step("m", kind, SMALL, SMALL), Held(), list[float]()
     for second in range(2000):
         held = came_after_all(held, {"m": SMALL})
@@ -131,6 +173,8 @@ def test_a_model_without_a_process_of_its_own_keeps_no_other_change_waiting() ->
     step = Step("m", StepKind.ADOPT, SMALL, SMALL)
     held = after(Held(plans={0: Underway({"n": LARGE})}), done(step, ok=False), {}, RULES, 0.0)
     assert why_not_now(held, (GROW,), RULES, 1.0) == ""
-    assert "it could not be given a process of its own; next try in 59 s" in why_not_now(held, (step,), RULES, 1.0)
+    assert "it could not be given a process of its own; next try in 59 s" in why_not_now(
+        held, (step,), RULES, 1.0
+    )
     held = after(held, done(step), {}, RULES, 100.0)
     assert held.unhosted == {}

@@ -27,7 +27,9 @@ def reading(batch: int = 16, **more: object) -> ModelReading:
         (16.0, {"max_batch_size": 12}, (16, 16)),
     ],
 )
-def test_plans_are_for_the_batches_that_come(items: float, asked: dict[str, int], planned: tuple[int, int]) -> None:
+def test_plans_are_for_the_batches_that_come(
+    items: float, asked: dict[str, int], planned: tuple[int, int]
+) -> None:
     load = Load("m", 10.0, 10.0, True, items_per_request=items)
     assert batches(model(**asked), reading(), load, 32) == planned
 
@@ -36,7 +38,10 @@ def test_batching_that_cannot_be_steered_is_kept_whatever_was_profiled() -> None
     load = Load("m", 10.0, 10.0, True)
     assert batches(model(), reading(64, batching_fixed="its own"), load, 32) == (32, 32)
     brought = Load("m", 10.0, 10.0, True, items_per_request=8.0)
-    assert batches(model(), reading(1, batching_fixed="no dynamic_batching"), brought, 32) == (8, 8), "a request is executed whole"
+    assert batches(model(), reading(1, batching_fixed="no dynamic_batching"), brought, 32) == (
+        8,
+        8,
+    ), "a request is executed whole"
     oracle = Oracle(load_model(builtin_profile("v100")), level=0.95)
     fixed = Demand("vgg19", "vgg19", 50.0, 60.0, min_batch=32, max_batch=32, keeps_batch=64)
     assert find(oracle, [fixed]).allocations["vgg19"].max_batch_size == 64

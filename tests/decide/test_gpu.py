@@ -15,7 +15,9 @@ from igniterd.predict import Demand, Oracle, Service
 from igniterd.records import Allocation, Outcomes
 
 MODEL = load_model(builtin_profile("v100"))
-ORACLES = Oracles(promises=Oracle(MODEL, level=0.95), expects=Oracle(MODEL, level=0.95, upper=False))
+ORACLES = Oracles(
+    promises=Oracle(MODEL, level=0.95), expects=Oracle(MODEL, level=0.95, upper=False)
+)
 RATES = {"alexnet": 200.0, "resnet50": 100.0}
 WAITING_MS = 20
 
@@ -31,7 +33,8 @@ def test_a_delay_that_somebody_set_stays_where_every_slo_holds_with_it() -> None
     part = case(200.0).decide()
     assert part.outcome is Outcomes.HOLD
     assert not part.steps
-    assert all(service.p99_ms > WAITING_MS for service in part.served.values())  # what it costs is counted
+    # what it costs is counted
+    assert all(service.p99_ms > WAITING_MS for service in part.served.values())
 
 
 def test_a_delay_that_costs_an_slo_is_taken_away() -> None:
@@ -66,12 +69,19 @@ class UpTo:
     def __init__(self, most: float) -> None:
         self.most = most
 
-    def together(self, demands: list[Demand], _: object, *, growth: float = 1.0) -> dict[str, Service]:
-        return {d.model: Service(d.slo_ms * (1.0 if growth <= self.most else 1.1), 1.0, 1.0, 0.5, 1.0) for d in demands}
+    def together(
+        self, demands: list[Demand], _: object, *, growth: float = 1.0
+    ) -> dict[str, Service]:
+        return {
+            d.model: Service(d.slo_ms * (1.0 if growth <= self.most else 1.1), 1.0, 1.0, 0.5, 1.0)
+            for d in demands
+        }
 
 
 @given(most=st.floats(0.9, 5.0), before=st.none() | st.sampled_from([1.0, *GROWTHS]))
-def test_the_room_found_is_the_same_wherever_it_was_before(most: float, before: float | None) -> None:
+def test_the_room_found_is_the_same_wherever_it_was_before(
+    most: float, before: float | None
+) -> None:
     held = Held() if before is None else Held(judged={0: Judged(0.0, {}, {}, {}, {}, {}, before)})
     asked = replace(case(100.0), held=held, oracles=Oracles(UpTo(most), UpTo(most)))  # type: ignore[arg-type]
     assert asked.room(asked.here) == max((g for g in GROWTHS if g <= most), default=1.0)

@@ -15,7 +15,9 @@ from igniterd.predict import Demand, Oracle
 from igniterd.records import Allocation, Outcomes
 
 _MODEL = load_model(builtin_profile("v100"))
-ORACLES = Oracles(promises=Oracle(_MODEL, level=0.95), expects=Oracle(_MODEL, level=0.95, upper=False))
+ORACLES = Oracles(
+    promises=Oracle(_MODEL, level=0.95), expects=Oracle(_MODEL, level=0.95, upper=False)
+)
 SLO_MS, HERE = 40.0, Allocation(0.4, 8)
 
 
@@ -24,22 +26,41 @@ def carried(share: float) -> float:
     low, high = 1.0, 2000.0
     while high - low > 0.5:
         middle = (low + high) / 2
-        served = ORACLES.expects.together([Demand("m", "resnet50", middle, SLO_MS)], {"m": replace(HERE, share=share)})["m"]
+        served = ORACLES.expects.together(
+            [Demand("m", "resnet50", middle, SLO_MS)], {"m": replace(HERE, share=share)}
+        )["m"]
         low, high = (middle, high) if served.p99_ms <= SLO_MS else (low, middle)
     return low
 
 
-def decided(monkeypatch: pytest.MonkeyPatch, headroom: float, rate: float, *, caution: float = 0.5, now_s: float = 1000.0) -> Part:
-    """``HERE`` at ``rate`` (with ``caution`` half: 5 % more), when the search finds a larger share with ``headroom``."""
+def decided(
+    monkeypatch: pytest.MonkeyPatch,
+    headroom: float,
+    rate: float,
+    *,
+    caution: float = 0.5,
+    now_s: float = 1000.0,
+) -> Part:
+    """``HERE`` at ``rate`` (with ``caution`` half: 5 % more), when the search finds a larger share
+    with ``headroom``."""
 
     def demands(at: float) -> Sequence[Demand]:
         return [Demand("m", "resnet50", rate * (1 + 0.1 * at), SLO_MS)]
 
-    def found(oracle: Oracle, asked: Sequence[Demand], gone: Sequence[Demand] = (), reserved: float = 0.0) -> Found:
+    def found(
+        oracle: Oracle, asked: Sequence[Demand], gone: Sequence[Demand] = (), reserved: float = 0.0
+    ) -> Found:
         target = {"m": replace(HERE, share=0.6)}
         feasible = asked[0].rate_per_s <= rate * 1.051  # with half of the margins, not with all
         reasons = {} if feasible else {"m": "does not fit"}
-        return Found(target, oracle.together(asked, target), frozenset(["m"] if feasible else []), headroom, 0.6, reasons)
+        return Found(
+            target,
+            oracle.together(asked, target),
+            frozenset(["m"] if feasible else []),
+            headroom,
+            0.6,
+            reasons,
+        )
 
     monkeypatch.setattr(gpu, "find", found)
     held = Held(gpus={"m": 0}, caution={0: caution}, moved_at_s={0: now_s - 600.0})
@@ -47,7 +68,8 @@ def decided(monkeypatch: pytest.MonkeyPatch, headroom: float, rate: float, *, ca
 
 
 def test_noise_at_the_limit_costs_margins_and_no_reload(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As applied it holds without its margins, and the plan that would keep half of them would be outgrown by the next noise."""
+    """As applied it holds without its margins, and the plan that would keep half of them would be
+    outgrown by the next noise."""
     part = decided(monkeypatch, 1.0, 0.98 * carried(0.4))
     assert part.steps == ()
     assert part.outcome is not Outcomes.MOVE
@@ -60,11 +82,15 @@ def test_a_plan_with_room_is_worth_a_reload(monkeypatch: pytest.MonkeyPatch) -> 
     assert part.held.caution == {0: 0.5}
 
 
-def test_what_would_miss_without_margins_is_moved_whatever_room_that_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_would_miss_without_margins_is_moved_whatever_room_that_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     part = decided(monkeypatch, 1.0, 1.1 * carried(0.4))
     assert [step.after.share for step in part.steps] == [0.6]
 
 
-def test_margins_alone_are_not_bought_back_by_a_plan_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_margins_alone_are_not_bought_back_by_a_plan_without_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert decided(monkeypatch, 1.0, 0.98 * carried(0.4), caution=0.0).steps == ()
     assert len(decided(monkeypatch, LEAST_ROOM, 0.98 * carried(0.4), caution=0.0).steps) == 1

@@ -27,15 +27,29 @@ def test_one_model_alone_gets_the_whole_gpu_and_all_its_headroom() -> None:
 
 
 def test_three_models_fit_together_as_the_measured_tables_say() -> None:
-    found = find(ORACLE, [demand("alexnet", 400.0, 15.0), demand("resnet50", 300.0, 40.0), demand("vgg19", 150.0, 60.0)])
+    found = find(
+        ORACLE,
+        [
+            demand("alexnet", 400.0, 15.0),
+            demand("resnet50", 300.0, 40.0),
+            demand("vgg19", 150.0, 60.0),
+        ],
+    )
     assert found.feasible
     assert 0.8 < found.least_share < 1  # measured tables: 82.5 %; planned with upper bounds
     assert sum(a.share for a in found.allocations.values()) <= 1 + 1e-9
-    assert all(found.served[d].p99_ms <= slo for d, slo in (("alexnet", 15), ("resnet50", 40), ("vgg19", 60)))
+    assert all(
+        found.served[d].p99_ms <= slo
+        for d, slo in (("alexnet", 15), ("resnet50", 40), ("vgg19", 60))
+    )
 
 
 def test_the_least_important_goes_first_and_is_given_what_is_left() -> None:
-    wanted = [demand("alexnet", 600.0, 15.0, 2), demand("resnet50", 500.0, 40.0, 1), demand("vgg19", 250.0, 60.0, 3)]
+    wanted = [
+        demand("alexnet", 600.0, 15.0, 2),
+        demand("resnet50", 500.0, 40.0, 1),
+        demand("vgg19", 250.0, 60.0, 3),
+    ]
     found = find(ORACLE, wanted)
     assert list(found.reasons) == ["vgg19"]
     assert "does not fit" in found.reasons["vgg19"]
@@ -71,7 +85,9 @@ slos = st.floats(8.0, 150.0)
 
 @settings(max_examples=25, deadline=None)
 @given(rates, slos, rates, slos, st.integers(1, 3))
-def test_every_plan_fits_and_keeps_what_it_says_it_keeps(rate_a: float, slo_a: float, rate_b: float, slo_b: float, priority_b: int) -> None:
+def test_every_plan_fits_and_keeps_what_it_says_it_keeps(
+    rate_a: float, slo_a: float, rate_b: float, slo_b: float, priority_b: int
+) -> None:
     wanted = [demand("alexnet", rate_a, slo_a, 2), demand("resnet50", rate_b, slo_b, priority_b)]
     found = find(ORACLE, wanted)
     assert sum(a.share for a in found.allocations.values()) <= 1 + 1e-9
@@ -81,7 +97,8 @@ def test_every_plan_fits_and_keeps_what_it_says_it_keeps(rate_a: float, slo_a: f
         assert math.isclose(units, round(units), abs_tol=1e-6)
         assert found.allocations[d.model].share >= d.min_share - 1e-9
         if d.model in found.kept:
-            # duties are rounded up to steps: the plan's own check may differ from the search's by that much
+            # duties are rounded up to steps: the plan's own check may differ from the search's by
+            # that much
             assert found.served[d.model].p99_ms <= d.slo_ms * 1.03
 
 
@@ -94,9 +111,14 @@ def test_more_traffic_never_needs_less(subtests: pytest.Subtests) -> None:
             before = found.least_share
 
 
-def test_as_good_as_the_search_that_asked_the_queue_at_every_step(subtests: pytest.Subtests) -> None:
-    """60 random GPUs and what that search answered (``bench/search.py``): no model let go that it kept, no less head-room."""
-    cases = json.loads((Path(__file__).parents[2] / "bench" / "results" / "searches.json").read_text())
+def test_as_good_as_the_search_that_asked_the_queue_at_every_step(
+    subtests: pytest.Subtests,
+) -> None:
+    """60 random GPUs and what that search answered (``bench/search.py``): no model let go that it
+    kept, no less head-room."""
+    cases = json.loads(
+        (Path(__file__).parents[2] / "bench" / "results" / "searches.json").read_text()
+    )
     for number, case in enumerate(cases):
         with subtests.test(number=number):
             before, wanted = case["before"], [Demand(**tenant) for tenant in case["tenants"]]
@@ -105,12 +127,23 @@ def test_as_good_as_the_search_that_asked_the_queue_at_every_step(subtests: pyte
             if len(found.kept) == len(before["kept"]) == len(wanted):
                 assert found.headroom >= before["headroom"] * 0.99
                 assert found.least_share <= before["least_share"] * 1.05
-            assert all(found.served[d.model].p99_ms <= d.slo_ms * 1.001 for d in wanted if d.model in found.kept)
+            assert all(
+                found.served[d.model].p99_ms <= d.slo_ms * 1.001
+                for d in wanted
+                if d.model in found.kept
+            )
             assert sum(a.share for a in found.allocations.values()) <= 1 + 1e-9
 
 
 def test_a_whole_gpu_is_given_away_and_no_queue_delay_is_planned() -> None:
-    found = find(ORACLE, [demand("alexnet", 300.0, 15.0), demand("resnet50", 200.0, 40.0), demand("vgg19", 100.0, 60.0)])
+    found = find(
+        ORACLE,
+        [
+            demand("alexnet", 300.0, 15.0),
+            demand("resnet50", 200.0, 40.0),
+            demand("vgg19", 100.0, 60.0),
+        ],
+    )
     assert sum(a.share for a in found.allocations.values()) == pytest.approx(1.0)
     assert {a.max_queue_delay_us for a in found.allocations.values()} == {0}
 
@@ -125,23 +158,32 @@ def test_several_instances_are_planned_for_as_several() -> None:
 
 def test_limits_on_shares_and_batches_are_kept() -> None:
     found = find(
-        ORACLE, [demand("alexnet", 100.0, 15.0, min_share=0.3, max_share=0.45), demand("vgg19", 60.0, 80.0, min_batch=4, max_batch=6)]
+        ORACLE,
+        [
+            demand("alexnet", 100.0, 15.0, min_share=0.3, max_share=0.45),
+            demand("vgg19", 60.0, 80.0, min_batch=4, max_batch=6),
+        ],
     )
     assert 0.3 - 1e-9 <= found.allocations["alexnet"].share <= 0.45 + 1e-9
     assert 4 <= found.allocations["vgg19"].max_batch_size <= 6
 
 
 def test_every_instance_is_a_process_with_the_whole_share() -> None:
-    found = find(ORACLE, [demand("alexnet", 300.0, 15.0, instances=2), demand("resnet50", 150.0, 60.0)])
+    found = find(
+        ORACLE, [demand("alexnet", 300.0, 15.0, instances=2), demand("resnet50", 150.0, 60.0)]
+    )
     assert found.feasible
     assert found.allocations["alexnet"].instances == 2
     assert sum(a.granted for a in found.allocations.values()) <= 1 + 1e-9
-    assert sum(a.granted for a in found.allocations.values()) > 1 - 2 * MODEL.share_unit - 1e-9  # and nothing worth giving is left
+    # and nothing worth giving is left
+    assert sum(a.granted for a in found.allocations.values()) > 1 - 2 * MODEL.share_unit - 1e-9
     assert found.served["alexnet"].p99_ms <= 15.0
 
 
 def test_a_gpu_is_never_promised_twice_to_many_instances() -> None:
-    found = find(ORACLE, [demand("alexnet", 300.0, 15.0, 2, instances=30), demand("vgg19", 50.0, 60.0, 1)])
+    found = find(
+        ORACLE, [demand("alexnet", 300.0, 15.0, 2, instances=30), demand("vgg19", 50.0, 60.0, 1)]
+    )
     assert "alexnet" in found.reasons  # thirty processes with the least share each
     assert found.allocations["alexnet"].share == MODEL.share_unit
     assert sum(a.granted for a in found.allocations.values()) <= 1 + 1e-9

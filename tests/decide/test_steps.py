@@ -8,10 +8,24 @@ NAMES = "abcdef"
 
 
 def test_shrinks_come_first_by_hand() -> None:
-    current = {"a": Allocation(0.3, 8), "b": Allocation(0.4, 8), "c": Allocation(0.3, 8), "d": Allocation(None, 4)}
-    target = {"a": Allocation(0.5, 8), "b": Allocation(0.2, 8), "c": Allocation(0.3, 16), "d": Allocation(None, 4)}
+    current = {
+        "a": Allocation(0.3, 8),
+        "b": Allocation(0.4, 8),
+        "c": Allocation(0.3, 8),
+        "d": Allocation(None, 4),
+    }
+    target = {
+        "a": Allocation(0.5, 8),
+        "b": Allocation(0.2, 8),
+        "c": Allocation(0.3, 16),
+        "d": Allocation(None, 4),
+    }
     steps = list(ordered(current, target, {"b": "its traffic fell"}))
-    assert [(step.model, step.kind) for step in steps] == [("b", StepKind.SHRINK), ("c", StepKind.BATCHING), ("a", StepKind.GROW)]
+    assert [(step.model, step.kind) for step in steps] == [
+        ("b", StepKind.SHRINK),
+        ("c", StepKind.BATCHING),
+        ("a", StepKind.GROW),
+    ]
     assert steps[0].why == "its traffic fell"
 
 
@@ -24,9 +38,18 @@ def test_nobody_is_confined_before_everybody_shares() -> None:
     bare = Allocation(None, 8)
     target = {"a": Allocation(0.15, 32), "b": Allocation(0.35, 16), "c": Allocation(0.5, 4)}
     steps = list(ordered(dict.fromkeys(target, bare), target))
-    assert [(s.model, s.after.share) for s in steps] == [("a", 1.0), ("b", 1.0), ("c", 0.5), ("a", 0.15), ("b", 0.35)]
+    assert [(s.model, s.after.share) for s in steps] == [
+        ("a", 1.0),
+        ("b", 1.0),
+        ("c", 0.5),
+        ("a", 0.15),
+        ("b", 0.35),
+    ]
     assert steps[0].after.max_batch_size == 32
-    assert [(s.model, s.after.share) for s in ordered({"a": bare, "b": target["b"], "c": target["c"]}, target)] == [("a", 0.15)]
+    assert [
+        (s.model, s.after.share)
+        for s in ordered({"a": bare, "b": target["b"], "c": target["c"]}, target)
+    ] == [("a", 0.15)]
 
 
 def test_models_only_one_side_knows_are_left_alone() -> None:
@@ -44,18 +67,26 @@ def within_one_gpu(units: list[int]) -> dict[str, float]:
 
 
 allocations = st.builds(
-    lambda units, batches: {m: Allocation(s, b) for (m, s), b in zip(within_one_gpu(units).items(), batches, strict=True)},
+    lambda units, batches: {
+        m: Allocation(s, b)
+        for (m, s), b in zip(within_one_gpu(units).items(), batches, strict=True)
+    },
     shares,
     st.lists(st.integers(1, 32), min_size=len(NAMES), max_size=len(NAMES)),
 )
 started = st.tuples(allocations, st.sets(st.sampled_from(NAMES))).map(
-    lambda pair: {m: Allocation(None, a.max_batch_size) if m in pair[1] else a for m, a in pair[0].items()}
+    lambda pair: {
+        m: Allocation(None, a.max_batch_size) if m in pair[1] else a for m, a in pair[0].items()
+    }
 )
 
 
 @given(started, allocations)
-def test_no_prefix_grants_more_than_before_or_all_of_the_gpu(current: dict[str, Allocation], target: dict[str, Allocation]) -> None:
-    """Whichever step the daemon dies after, no GPU is granted more than 100 % (or than it already was)."""
+def test_no_prefix_grants_more_than_before_or_all_of_the_gpu(
+    current: dict[str, Allocation], target: dict[str, Allocation]
+) -> None:
+    """Whichever step the daemon dies after, no GPU is granted more than 100 % (or than it already
+    was)."""
     live = dict(current)
     limit = max(1.0, sum(granted(a) for a in current.values())) + 1e-9
     for step in ordered(current, target):
@@ -65,7 +96,9 @@ def test_no_prefix_grants_more_than_before_or_all_of_the_gpu(current: dict[str, 
 
 
 @given(started, allocations)
-def test_replayed_from_any_interruption_it_ends_at_the_target(current: dict[str, Allocation], target: dict[str, Allocation]) -> None:
+def test_replayed_from_any_interruption_it_ends_at_the_target(
+    current: dict[str, Allocation], target: dict[str, Allocation]
+) -> None:
     steps = list(ordered(current, target))
     for stop in range(len(steps) + 1):
         live = dict(current)

@@ -27,11 +27,16 @@ def settled(demand: Demand, growth: float = 1.0) -> Seat | None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(20.0, 500.0), st.floats(12.0, 120.0), st.floats(1.0, 8.0))
-def test_what_is_settled_holds_by_the_queue_and_half_of_it_does_not(rate: float, slo: float, burstiness: float) -> None:
+def test_what_is_settled_holds_by_the_queue_and_half_of_it_does_not(
+    rate: float, slo: float, burstiness: float
+) -> None:
     demand = Demand("r", "resnet50", rate, slo, min_share=0.025, burstiness=burstiness)
     seat = settled(demand)
     if seat is None:
-        best = min(ORACLE.served(demand, Allocation(1.0, int(b)), BESIDE).p99_ms for b in (1, 2, 4, 8, 16, 32))
+        best = min(
+            ORACLE.served(demand, Allocation(1.0, int(b)), BESIDE).p99_ms
+            for b in (1, 2, 4, 8, 16, 32)
+        )
         assert best > slo
         return
     assert ORACLE.served(demand, seat.allocation, BESIDE).p99_ms <= slo
@@ -39,7 +44,10 @@ def test_what_is_settled_holds_by_the_queue_and_half_of_it_does_not(rate: float,
     assert math.isfinite(seat.service.mean_ms)  # the queue's answer, not a guess
     half = seat.share(seat.position.units // 2)
     if half > 0:
-        assert min(ORACLE.served(demand, Allocation(half, int(b)), BESIDE).p99_ms for b in seat.sizes) > slo
+        assert (
+            min(ORACLE.served(demand, Allocation(half, int(b)), BESIDE).p99_ms for b in seat.sizes)
+            > slo
+        )
 
 
 def test_more_traffic_takes_more_share() -> None:
@@ -51,8 +59,12 @@ def test_more_traffic_takes_more_share() -> None:
     assert units[0] < units[-1]
 
 
-@pytest.mark.parametrize(("model", "rate"), [("alexnet", 20.0), ("vgg19", 60.0), ("resnet50", 120.0)])
-def test_a_larger_limit_is_taken_only_where_it_costs_next_to_nothing(model: str, rate: float) -> None:
+@pytest.mark.parametrize(
+    ("model", "rate"), [("alexnet", 20.0), ("vgg19", 60.0), ("resnet50", 120.0)]
+)
+def test_a_larger_limit_is_taken_only_where_it_costs_next_to_nothing(
+    model: str, rate: float
+) -> None:
     seat = Seat(ORACLE, Demand("m", model, rate, 200.0))
     seat.sit(1.0)
     seat.place(Allocation(0.5, 2))

@@ -1,4 +1,5 @@
-"""A made-up run of the demo: 10 s without the daemon, 20 s with it, one move; every request answered."""
+"""A made-up run of the demo: 10 s without the daemon, 20 s with it, one move; every request
+answered."""
 
 from __future__ import annotations
 
@@ -7,12 +8,23 @@ import numpy as np
 from igniterd.demo.recording import Applied, Message, Move, Played, Recording, Sample
 from igniterd.lab.load.load import RequestLog
 
-BARE, GIVEN = Applied(share=None, max_batch_size=8), Applied(share=0.25, max_batch_size=4, max_queue_delay_us=1500)
+BARE, GIVEN = (
+    Applied(share=None, max_batch_size=8),
+    Applied(share=0.25, max_batch_size=4, max_queue_delay_us=1500),
+)
 SLOS = {"alexnet": 60.0, "vgg19": 240.0}
 RATES = {"alexnet": 20.0, "vgg19": 10.0}
 
 
-def phase(key: str, begin_s: float, measured_s: float, end_s: float, *, judged: bool = False, mode: str | None = None) -> Played:
+def phase(
+    key: str,
+    begin_s: float,
+    measured_s: float,
+    end_s: float,
+    *,
+    judged: bool = False,
+    mode: str | None = None,
+) -> Played:
     return Played(
         key=key,
         title=f"phase {key}",
@@ -42,7 +54,14 @@ def recording(**other: object) -> Recording:
         for t in range(1012, 1030)
     ]
     move = Move(
-        at_s=1016.0, model="alexnet", kind="shrink", before=BARE, after=GIVEN, ok=True, duration_s=1.5, why="no share -> 25%: at <20>/s"
+        at_s=1016.0,
+        model="alexnet",
+        kind="shrink",
+        before=BARE,
+        after=GIVEN,
+        ok=True,
+        duration_s=1.5,
+        why="no share -> 25%: at <20>/s",
     )
     made = Recording(
         began_s=990.0,
@@ -50,14 +69,32 @@ def recording(**other: object) -> Recording:
         slow_factor=4.0,
         slos_ms=SLOS,
         initial={"alexnet": BARE, "vgg19": BARE},
-        phases=[phase("bare", 1000.0, 1002.0, 1010.0), phase("steered", 1010.0, 1020.0, 1030.0, judged=True, mode="act")],
+        phases=[
+            phase("bare", 1000.0, 1002.0, 1010.0),
+            phase("steered", 1010.0, 1020.0, 1030.0, judged=True, mode="act"),
+        ],
         samples=samples,
         moves=[move],
         messages=[
             Message(at_s=1011.0, topic="status", retained=False, data={"status": "online"}),
-            Message(at_s=1020.0, topic="hint", retained=False, data={"kind": "offer", "gpu": "V100", "share": 0.25}),
-            Message(at_s=1021.0, topic="hint", retained=False, data={"kind": "offer", "gpu": "V100", "share": 0.2}),
-            Message(at_s=1022.0, topic="hint", retained=False, data={"kind": "shed", "model": "vgg19", "reason": "does not fit"}),
+            Message(
+                at_s=1020.0,
+                topic="hint",
+                retained=False,
+                data={"kind": "offer", "gpu": "V100", "share": 0.25},
+            ),
+            Message(
+                at_s=1021.0,
+                topic="hint",
+                retained=False,
+                data={"kind": "offer", "gpu": "V100", "share": 0.2},
+            ),
+            Message(
+                at_s=1022.0,
+                topic="hint",
+                retained=False,
+                data={"kind": "shed", "model": "vgg19", "reason": "does not fit"},
+            ),
             Message(at_s=1025.0, topic="state", retained=False, data={}),
         ],
         forecast_p99_ms={"alexnet": 41.0, "vgg19": None},
@@ -65,13 +102,21 @@ def recording(**other: object) -> Recording:
     return made.model_copy(update=other)
 
 
-def log(*, slow: dict[str, float] | None = None, failed_at_s: tuple[float, ...] = (), latency_ms: float = 20.0) -> RequestLog:
-    """Evenly spaced requests at ``RATES`` over the 30 s, all of ``latency_ms`` but those of ``slow`` (model -> latency from 1020 s on)."""
+def log(
+    *,
+    slow: dict[str, float] | None = None,
+    failed_at_s: tuple[float, ...] = (),
+    latency_ms: float = 20.0,
+) -> RequestLog:
+    """Evenly spaced requests at ``RATES`` over the 30 s, all of ``latency_ms`` but those of
+    ``slow`` (model -> latency from 1020 s on)."""
     rows = []
     for model, rate in RATES.items():
         for at_s in 1000.0 + np.arange(30 * rate) / rate:
             slowed = (slow or {}).get(model)
-            rows.append((model, float(at_s), slowed if slowed is not None and at_s >= 1020 else latency_ms))
+            rows.append(
+                (model, float(at_s), slowed if slowed is not None and at_s >= 1020 else latency_ms)
+            )
     rows.sort(key=lambda row: row[1])
     model, at, latency = zip(*rows, strict=True)
     scheduled = np.asarray(at)

@@ -21,13 +21,25 @@ def kept(folder: Path, seen: RequestLog) -> Path:
         rows.writerow(LOG_FIELDS)
         for i in range(len(seen)):
             latency, ok = f"{seen.latency_ms[i]:.3f}", int(seen.ok[i])
-            rows.writerow((seen.model[i], seen.phase[i], seen.scheduled_s[i], seen.sent_s[i], latency, ok, seen.error[i]))
+            rows.writerow(
+                (
+                    seen.model[i],
+                    seen.phase[i],
+                    seen.scheduled_s[i],
+                    seen.sent_s[i],
+                    latency,
+                    ok,
+                    seen.error[i],
+                )
+            )
     return folder
 
 
 def test_a_good_run_is_drawn_again(tmp_path: Path) -> None:
     folder, picture = kept(tmp_path / "run", log()), tmp_path / "demo.svg"
-    result = CliRunner().invoke(app, ["demo", "--redraw", "--folder", str(folder), "--picture", str(picture)])
+    result = CliRunner().invoke(
+        app, ["demo", "--redraw", "--folder", str(folder), "--picture", str(picture)]
+    )
     assert result.exit_code == 0, result.output
     assert "no request failed" in result.output
     assert (folder / "index.html").read_text().startswith("<!doctype html>")

@@ -20,7 +20,9 @@ from igniterd.records import Mode
 from tests.users import NOBODY, as_root
 
 
-def made(folder: Path, *, mps: Program | None = None, broker: bool = False, state: Path | None = None) -> Stage:
+def made(
+    folder: Path, *, mps: Program | None = None, broker: bool = False, state: Path | None = None
+) -> Stage:
     """A stage on which nothing runs."""
     never = Running("never started", None, folder / "log")  # type: ignore[arg-type]
     host = EmulatedHost(
@@ -35,7 +37,11 @@ def test_the_configuration_is_one_the_daemon_takes(tmp_path: Path) -> None:
     stage = made(tmp_path, mps=Program(Path("/usr/bin/nvidia-cuda-mps-control")), broker=True)
     configure(stage, paper())
     settings = load_config(stage.config)
-    assert {m.name: m.slo_p99_ms for m in settings.model} == {"alexnet": 60.0, "resnet50": 160.0, "vgg19": 240.0}
+    assert {m.name: m.slo_p99_ms for m in settings.model} == {
+        "alexnet": 60.0,
+        "resnet50": 160.0,
+        "vgg19": 240.0,
+    }
     assert settings.triton[0].url == "127.0.0.1:8001"
     assert settings.mps.control == "/usr/bin/nvidia-cuda-mps-control"
     assert settings.mqtt is not None and settings.mqtt.url == "mqtt://127.0.0.1:1883"
@@ -44,7 +50,9 @@ def test_the_configuration_is_one_the_daemon_takes(tmp_path: Path) -> None:
     assert {m.name for m in settings.model} <= set(profile.models)
 
 
-def test_without_mps_control_and_broker_shares_are_steered_and_nothing_is_published(tmp_path: Path) -> None:
+def test_without_mps_control_and_broker_shares_are_steered_and_nothing_is_published(
+    tmp_path: Path,
+) -> None:
     stage = made(tmp_path)
     configure(stage, paper())
     settings = load_config(stage.config)
@@ -60,7 +68,9 @@ def test_a_control_program_that_is_not_installed_finds_its_libraries(tmp_path: P
     configure(stage, paper())
     clean = {k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"}
     control = load_config(stage.config).mps.control
-    said = subprocess.run([control, "-f"], capture_output=True, text=True, timeout=10, check=True, env=clean).stdout
+    said = subprocess.run(
+        [control, "-f"], capture_output=True, text=True, timeout=10, check=True, env=clean
+    ).stdout
     assert said.strip() == "/some/lib dir -f"
 
 
@@ -77,8 +87,12 @@ def the_users_own(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["src", "my sources"])
-@pytest.mark.parametrize("whose", [the_users_own, open_to_all, pytest.param(of_another_user, marks=as_root)])
-def test_a_share_can_be_given_whoever_owns_the_checkout(tmp_path: Path, whose: Callable[[Path], None], name: str) -> None:
+@pytest.mark.parametrize(
+    "whose", [the_users_own, open_to_all, pytest.param(of_another_user, marks=as_root)]
+)
+def test_a_share_can_be_given_whoever_owns_the_checkout(
+    tmp_path: Path, whose: Callable[[Path], None], name: str
+) -> None:
     checkout = tmp_path / name
     checkout.mkdir()
     whose(checkout)
@@ -108,13 +122,20 @@ def test_a_folder_is_emptied_only_if_it_was_ours(tmp_path: Path) -> None:
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
-    with workplace(tmp_path / "demo"), pytest.raises(CannotRun, match="another demo is running"), workplace(tmp_path / "demo"):
+    with (
+        workplace(tmp_path / "demo"),
+        pytest.raises(CannotRun, match="another demo is running"),
+        workplace(tmp_path / "demo"),
+    ):
         pass
 
 
 def test_a_file_in_place_of_the_folder_is_said(tmp_path: Path) -> None:
     (tmp_path / "demo").write_text("")
-    with pytest.raises(CannotRun, match="give an empty or new folder"), workplace(tmp_path / "demo"):
+    with (
+        pytest.raises(CannotRun, match="give an empty or new folder"),
+        workplace(tmp_path / "demo"),
+    ):
         pass
 
 
@@ -123,6 +144,11 @@ def test_the_scenario_is_the_papers_slowed() -> None:
     assert [act.mode for act in play.acts] == [None, Mode.ACT, Mode.ACT]
     assert play.rates(play.acts[1]) == {m: r / 4 for m, r in BEFORE.items()}
     assert play.rates(play.acts[2]) == {m: r / 4 for m, r in AFTER.items()}
-    assert {m.name: play.slo_ms(m.name) for m in play.models} == {"alexnet": 60.0, "resnet50": 160.0, "vgg19": 240.0}
+    assert {m.name: play.slo_ms(m.name) for m in play.models} == {
+        "alexnet": 60.0,
+        "resnet50": 160.0,
+        "vgg19": 240.0,
+    }
     assert [act.key for act in paper(frozen=True).acts] == ["bare", "steered", "frozen", "shifted"]
-    assert sum(a.settle_s + a.measured_s for a in play.acts) < 160  # three minutes with all that starts and stops
+    # three minutes with all that starts and stops
+    assert sum(a.settle_s + a.measured_s for a in play.acts) < 160

@@ -72,6 +72,8 @@ def test_it_loads_nothing() -> None:
 
 def test_a_frozen_phase_that_was_played_needs_no_forecast() -> None:
     run = recording()
-    played = run.model_copy(update={"phases": [run.phases[0], run.phases[1].model_copy(update={"key": "frozen"})]})
+    played = run.model_copy(
+        update={"phases": [run.phases[0], run.phases[1].model_copy(update={"key": "frozen"})]}
+    )
     assert "Had the plan stood still" in page(log(), run)
     assert "Had the plan stood still" not in page(log(), played)

@@ -15,7 +15,10 @@ from tests.hosts import Bench, config
 @pytest.mark.looptime
 async def test_samples_and_moves_are_what_the_daemon_reports(tmp_path: Path) -> None:
     settings = config(tmp_path)
-    bench = Bench(settings, {"alexnet": lambda _: 400.0, "resnet50": lambda _: 300.0, "vgg19": lambda _: 150.0})
+    bench = Bench(
+        settings,
+        {"alexnet": lambda _: 400.0, "resnet50": lambda _: 300.0, "vgg19": lambda _: 150.0},
+    )
     await bench.run(30)
     moves = tuple(m for tick in bench.ticks for m in moves_of(tick))
     tick = bench.ticks[-1]
@@ -24,10 +27,17 @@ async def test_samples_and_moves_are_what_the_daemon_reports(tmp_path: Path) -> 
     assert sample.why == tick.plan.why
     for name, reading in tick.observation.models.items():
         seen = sample.applied[name]
-        assert (seen.share, seen.max_batch_size) == (reading.allocation.share, reading.allocation.max_batch_size)
-        assert sample.predicted_p99_ms[name] == pytest.approx(tick.estimate.loads[name].predicted_p99_ms, abs=1e-3)
+        assert (seen.share, seen.max_batch_size) == (
+            reading.allocation.share,
+            reading.allocation.max_batch_size,
+        )
+        assert sample.predicted_p99_ms[name] == pytest.approx(
+            tick.estimate.loads[name].predicted_p99_ms, abs=1e-3
+        )
     found = moves_from(state)
-    assert [m.model for m in found] == [done.step.model for each in bench.ticks for done in each.outcome.actuations]
+    assert [m.model for m in found] == [
+        done.step.model for each in bench.ticks for done in each.outcome.actuations
+    ]
     assert all(m.ok and m.before.share is None and m.after.share is not None for m in found[:3])
 
 
@@ -37,7 +47,9 @@ def test_it_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert Recording.load(tmp_path) == run
 
 
-@pytest.mark.parametrize("text", [None, "{", '{"began_s": 1}'], ids=["none", "not JSON", "another version"])
+@pytest.mark.parametrize(
+    "text", [None, "{", '{"began_s": 1}'], ids=["none", "not JSON", "another version"]
+)
 def test_nothing_to_draw_is_said(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "recording.json").write_text(text)

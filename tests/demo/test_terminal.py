@@ -21,7 +21,16 @@ def said(on: Console) -> str:
 
 
 def move(**other: object) -> Move:
-    first = Move(at_s=0, model="alexnet", kind="shrink", before=BARE, after=GIVEN, ok=True, duration_s=1.5, why="")
+    first = Move(
+        at_s=0,
+        model="alexnet",
+        kind="shrink",
+        before=BARE,
+        after=GIVEN,
+        ok=True,
+        duration_s=1.5,
+        why="",
+    )
     return first.model_copy(update=other)
 
 
@@ -39,7 +48,11 @@ def test_the_end_says_where_the_page_is_and_what_is_wrong(tmp_path) -> None:
     on, run = console(200), recording(notes=["short of CPU"])
     good, bad = log(), log(slow={"vgg19": 300.0})
     ending(on, run, problems(good, run, figures(good, run)), tmp_path / "index.html")
-    assert f"file://{tmp_path}/index.html" in said(on) and "no request failed" in said(on) and "short of CPU" in said(on)
+    assert (
+        f"file://{tmp_path}/index.html" in said(on)
+        and "no request failed" in said(on)
+        and "short of CPU" in said(on)
+    )
     ending(on, run, problems(bad, run, figures(bad, run)), tmp_path / "index.html")
     assert "not as it should be" in said(on) and "P99 of vgg19 is 300.0 ms" in said(on)
 
@@ -58,7 +71,10 @@ def test_progress_without_a_terminal_is_a_line_now_and_then() -> None:
 def test_changes_and_reasons_in_words() -> None:
     assert moved(move()).endswith("(shrink, 1.5 s)")
     assert moved(move(ok=False, error="no memory")).endswith("REFUSED: no memory")
-    assert reason(move(why="no share, batch 8 -> 25.0%, batch 4: at 20/s P99 9 ms -> 8 ms")) == "at 20/s P99 9 ms -> 8 ms"
+    assert (
+        reason(move(why="no share, batch 8 -> 25.0%, batch 4: at 20/s P99 9 ms -> 8 ms"))
+        == "at 20/s P99 9 ms -> 8 ms"
+    )
     assert reason(move(why="mean latency 9 ms: taken back")) == "mean latency 9 ms: taken back"
 
 
@@ -66,7 +82,8 @@ def test_the_last_second_in_words() -> None:
     line = {"models": {"alexnet": {"p99_ms": 31.4}, "vgg19": {"p99_ms": None}}, "failed": 2}
     assert (
         progress("measuring", 12.3, line, SLOS)
-        == "measuring, 12 s to go: P99 of the last second alexnet 31/60 ms, vgg19 -/240 ms; 2 failed"
+        == "measuring, 12 s to go: P99 of the last second alexnet 31/60 ms, vgg19 -/240 ms; 2 "
+        "failed"
     )
     assert progress("settling", 3.0, None, SLOS) == "settling, 3 s to go"
     for line_now in (None, line):

@@ -26,7 +26,16 @@ def texts(svg: ET.Element) -> list[str]:
 
 def test_it_names_phases_models_slos_and_shares() -> None:
     said = texts(drawn(recording()))
-    for wanted in ("phase bare", "igniterd acts", "no igniterd", "alexnet", "SLO 60 ms", "SLO 240 ms", "P99 20 ms", "100%"):
+    for wanted in (
+        "phase bare",
+        "igniterd acts",
+        "no igniterd",
+        "alexnet",
+        "SLO 60 ms",
+        "SLO 240 ms",
+        "P99 20 ms",
+        "100%",
+    ):
         assert wanted in said
     assert any(text.startswith("alexnet 25.0%") for text in said)
 
@@ -55,7 +64,10 @@ def test_a_run_without_samples_or_moves_is_drawn_too() -> None:
 
 def test_spans_follow_what_was_read_back() -> None:
     found = spans(recording(), "alexnet")
-    assert [(s.begin_s, s.end_s, s.applied) for s in found] == [(1000.0, 1016.0, BARE), (1016.0, 1030.0, GIVEN)]
+    assert [(s.begin_s, s.end_s, s.applied) for s in found] == [
+        (1000.0, 1016.0, BARE),
+        (1016.0, 1030.0, GIVEN),
+    ]
     assert [s.applied for s in spans(recording(), "vgg19")] == [BARE]
 
 
@@ -69,7 +81,10 @@ def test_flags_stand_apart_and_in_order(wanted: list[float]) -> None:
 
 @pytest.mark.parametrize(
     ("applied", "said"),
-    [(Applied(share=0.125, max_batch_size=32), "12.5%, batch 32"), (Applied(share=None, max_batch_size=8), "no share, batch 8")],
+    [
+        (Applied(share=0.125, max_batch_size=32), "12.5%, batch 32"),
+        (Applied(share=None, max_batch_size=8), "no share, batch 8"),
+    ],
 )
 def test_an_allocation_in_words(applied: Applied, said: str) -> None:
     assert str(applied) == said

@@ -1,4 +1,5 @@
-"""What stands in for Triton's module, TensorRT and CUDA's runtime where the sent files are tested."""
+"""What stands in for Triton's module, TensorRT and CUDA's runtime where the sent files are
+tested."""
 
 from __future__ import annotations
 
@@ -142,7 +143,10 @@ class Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         count = int(np.prod(self.shape))
-        x, y = (np.frombuffer((ctypes.c_float * count).from_address(self.addresses[n]), np.float32) for n in "xy")
+        x, y = (
+            np.frombuffer((ctypes.c_float * count).from_address(self.addresses[n]), np.float32)
+            for n in "xy"
+        )
         np.multiply(x, 2.0, out=y)
         return True
 

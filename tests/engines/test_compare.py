@@ -46,7 +46,10 @@ def test_what_differs_is_said() -> None:
 
 
 def test_values_of_every_kind_of_bytes() -> None:
-    assert values_of("BF16", [2], np.array([0x3F80, 0xC000], np.uint16).tobytes()).tolist() == [1.0, -2.0]
+    assert values_of("BF16", [2], np.array([0x3F80, 0xC000], np.uint16).tobytes()).tolist() == [
+        1.0,
+        -2.0,
+    ]
     assert values_of("BYTES", [2, 1], b"\x01\0\0\0a\0\0\0\0").tolist() == [[b"a"], [b""]]
     assert values_of("INT16", [1, 2], b"\x01\0\x02\0").tolist() == [[1, 2]]
 

@@ -22,12 +22,24 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def hosted(monkeypatch: pytest.MonkeyPatch, engine: str, filename: str, folder: Path, config: dict[str, Any] | None = None) -> Any:
+def hosted(
+    monkeypatch: pytest.MonkeyPatch,
+    engine: str,
+    filename: str,
+    folder: Path,
+    config: dict[str, Any] | None = None,
+) -> Any:
     """The sent files with an engine, on GPU 0."""
     module, beside = stub_module("model", monkeypatch), stub_module(f"{engine}_engine", monkeypatch)
     monkeypatch.setattr(module, "_engine_module", lambda: beside)
     model = module.TritonPythonModel()
-    told = {"engine": engine, "filename": filename, "folder": str(folder), "owner": {}, "options": {}}
+    told = {
+        "engine": engine,
+        "filename": filename,
+        "folder": str(folder),
+        "owner": {},
+        "options": {},
+    }
     model.initialize(arguments(config or CONFIG, told, "GPU"))
     return model
 
@@ -119,7 +131,9 @@ def plan_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     settings = builder.create_builder_config()
     settings.add_optimization_profile(profile)
     (tmp_path / "1").mkdir()
-    (tmp_path / "1" / "model.plan").write_bytes(bytes(builder.build_serialized_network(network, settings)))
+    (tmp_path / "1" / "model.plan").write_bytes(
+        bytes(builder.build_serialized_network(network, settings))
+    )
     return hosted(monkeypatch, "tensorrt", "model.plan", tmp_path)
 
 

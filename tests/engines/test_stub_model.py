@@ -17,7 +17,13 @@ CONFIG: dict[str, Any] = {
     "input": [{"name": n, "data_type": "TYPE_FP32"} for n in ("x", "w")],
     "output": [{"name": n, "data_type": "TYPE_FP32"} for n in ("y", "z")],
 }
-HOSTED = {"engine": "onnxruntime", "options": {}, "folder": "/models/net", "owner": {}, "filename": "model.onnx"}
+HOSTED = {
+    "engine": "onnxruntime",
+    "options": {},
+    "folder": "/models/net",
+    "owner": {},
+    "filename": "model.onnx",
+}
 
 
 class Doubling:
@@ -68,14 +74,21 @@ def test_several_are_one_batch_and_get_views_of_its_answer(hosted: Any) -> None:
 
 
 def test_other_shapes_and_other_inputs_are_other_batches(hosted: Any) -> None:
-    requests = [Request(["y"], x=rows(1)), Request(["y"], x=rows(1, 4)), Request(["y"], x=rows(1), w=rows(1)), Request(["y"], x=rows(2))]
+    requests = [
+        Request(["y"], x=rows(1)),
+        Request(["y"], x=rows(1, 4)),
+        Request(["y"], x=rows(1), w=rows(1)),
+        Request(["y"], x=rows(2)),
+    ]
     answers = hosted.execute(requests)
     assert [inputs["x"].shape for inputs in hosted._engine.given] == [(3, 2), (1, 4), (1, 2)]
     assert [answer.tensors["y"].shape for answer in answers] == [(1, 2), (1, 4), (1, 2), (2, 2)]
 
 
 def test_an_error_answers_its_own_batch_only(hosted: Any) -> None:
-    answers = hosted.execute([Request(["y"], x=rows(1)), Request(["y"], x=rows(1, 3)), Request(["y"], x=rows(2, 3))])
+    answers = hosted.execute(
+        [Request(["y"], x=rows(1)), Request(["y"], x=rows(1, 3)), Request(["y"], x=rows(2, 3))]
+    )
     assert [answer.error for answer in answers] == [None, "ValueError: three", "ValueError: three"]
 
 
@@ -85,7 +98,9 @@ def test_each_gets_the_outputs_it_asked_for(hosted: Any) -> None:
     assert hosted._engine.asked == [["y", "z"]]
 
 
-def test_an_output_without_the_batch_cannot_be_split(hosted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_without_the_batch_cannot_be_split(
+    hosted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hosted._engine, "run", lambda inputs, wanted: {"y": np.float32([1.0])})
     (alone,) = hosted.execute([Request(["y"], x=rows(1))])
     assert alone.error is None
@@ -109,7 +124,9 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         raise ImportError("No module named 'onnxruntime'", name="onnxruntime")
 
     monkeypatch.setattr(module, "_engine_module", lambda: SimpleNamespace(Engine=engine))
-    with pytest.raises(module.pb_utils.TritonModelException, match=r"lacks onnxruntime .*\[engines\] environment"):
+    with pytest.raises(
+        module.pb_utils.TritonModelException, match=r"lacks onnxruntime .*\[engines\] environment"
+    ):
         module.TritonPythonModel().initialize(arguments(CONFIG, HOSTED))
 
 
@@ -122,8 +139,12 @@ def test_the_file_for_this_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -
     owner = {"default_model_filename": "a.plan", "cc_model_filenames": {"8.6": "b.plan"}}
     assert module.file_of({**told, "owner": owner}, "1", "8.6").endswith("1/b.plan")
     assert module.file_of({**told, "owner": owner}, "1", "7.0").endswith("1/a.plan")
-    assert module.file_of({**told, "owner": {"default_model_filename": "dir.onnx"}}, "1").endswith("dir.onnx/model.onnx")
-    with pytest.raises(FileNotFoundError, match=r"1/model\.onnx is not there as Triton sees the disk"):
+    assert module.file_of({**told, "owner": {"default_model_filename": "dir.onnx"}}, "1").endswith(
+        "dir.onnx/model.onnx"
+    )
+    with pytest.raises(
+        FileNotFoundError, match=r"1/model\.onnx is not there as Triton sees the disk"
+    ):
         module.file_of({**told, "owner": {}}, "1")
 
 

@@ -26,7 +26,13 @@ class Hosted:
         self._module = stub_module("tensorrt_engine", monkeypatch, tensorrt=tensorrt_module())
         self.model = stub_module("model", monkeypatch)
         self.cuda = Cudart()
-        self._told = {"engine": "tensorrt", "filename": "model.plan", "folder": str(folder), "owner": {}, "options": {}}
+        self._told = {
+            "engine": "tensorrt",
+            "filename": "model.plan",
+            "folder": str(folder),
+            "owner": {},
+            "options": {},
+        }
 
     def engine(self, config: dict[str, Any] | None = None, kind: str = "GPU", **told: Any) -> Any:
         config, told = config or CONFIG, self._told | told
@@ -60,7 +66,9 @@ def test_tensors_on_the_device_stay_there(hosted: Hosted) -> None:
 
 def test_the_profile_of_the_instance_s_group(hosted: Hosted) -> None:
     assert hosted.engine(options={"profiles": {"net_0": "2", "other": "1"}})._context.profile == 2
-    with pytest.raises(ValueError, match="optimization profile 3 of instance_group: the plan has 3"):
+    with pytest.raises(
+        ValueError, match="optimization profile 3 of instance_group: the plan has 3"
+    ):
         hosted.engine(options={"profiles": {"net_0": "3"}})
 
 
@@ -73,10 +81,15 @@ def test_the_plan_of_this_gpu_is_taken(hosted: Hosted) -> None:
     ("change", "words"),
     [
         ({"input": [{"name": "q", "data_type": "TYPE_FP32"}]}, "the plan has no input q, it has x"),
-        ({"output": [{"name": "y", "data_type": "TYPE_FP16"}]}, "output y: the plan says FLOAT, its configuration TYPE_FP16"),
+        (
+            {"output": [{"name": "y", "data_type": "TYPE_FP16"}]},
+            "output y: the plan says FLOAT, its configuration TYPE_FP16",
+        ),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_refused(hosted: Hosted, change: dict[str, Any], words: str) -> None:
+def test_a_configuration_that_does_not_fit_is_refused(
+    hosted: Hosted, change: dict[str, Any], words: str
+) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
         hosted.engine(CONFIG | change)
 
@@ -88,5 +101,7 @@ def test_what_a_plan_cannot_do_is_said(hosted: Hosted, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="runs on a GPU, and the instance is KIND_CPU"):
         hosted.engine(kind="CPU")
     (tmp_path / "1" / "model.plan").write_bytes(b"of another version")
-    with pytest.raises(ValueError, match=r"TensorRT 10\.0 does not take .* a plan is for the version"):
+    with pytest.raises(
+        ValueError, match=r"TensorRT 10\.0 does not take .* a plan is for the version"
+    ):
         hosted.engine()

@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igniterd.estimators.arrivals import BURSTS, FASTEST_PER_S, GAP_S, MEMORY_S, PEAK_HALF_LIFE_S, Aim, Line, Rate, updated
+from igniterd.estimators.arrivals import (
+    BURSTS,
+    FASTEST_PER_S,
+    GAP_S,
+    MEMORY_S,
+    PEAK_HALF_LIFE_S,
+    Aim,
+    Line,
+    Rate,
+    updated,
+)
 
 
 def fed(counts: object, rate: Rate | None = None, start_s: float = 0.0) -> Rate:
@@ -18,12 +28,18 @@ def fed(counts: object, rate: Rate | None = None, start_s: float = 0.0) -> Rate:
 def test_one_and_two_counts_by_hand() -> None:
     one = updated(Rate(), 1.0, 1.0, 10)
     assert one.per_s == pytest.approx(10.0)
-    # the median and the quantile one deviation up of what a count of ten shows: 10 + 2/3, and 10 + sqrt(11) + 1
-    assert updated(Rate(), 1.0, 1.0, 10, Aim(0.5, 0.0)).upper_per_s == pytest.approx(10.67, abs=0.05)
-    assert updated(Rate(), 1.0, 1.0, 10, Aim(0.841344746, 0.0)).upper_per_s == pytest.approx(14.32, abs=0.1)
+    # the median and the quantile one deviation up of what a count of ten shows: 10 + 2/3, and 10 +
+    # sqrt(11) + 1
+    assert updated(Rate(), 1.0, 1.0, 10, Aim(0.5, 0.0)).upper_per_s == pytest.approx(
+        10.67, abs=0.05
+    )
+    assert updated(Rate(), 1.0, 1.0, 10, Aim(0.841344746, 0.0)).upper_per_s == pytest.approx(
+        14.32, abs=0.1
+    )
     two = updated(one, 2.0, 1.0, 14)
     old, new = math.exp(-1.5 / MEMORY_S), math.exp(-0.5 / MEMORY_S)
-    assert two.per_s == pytest.approx((old * 10 + new * 14) / (old + new))  # no slope can be told from noise yet
+    # no slope can be told from noise yet
+    assert two.per_s == pytest.approx((old * 10 + new * 14) / (old + new))
     assert Rate().per_s == Rate().upper_per_s == Rate().ahead(5.0).per_s == 0.0
 
 
@@ -86,10 +102,13 @@ def test_a_fall_is_not_relied_on_before_it_happens() -> None:
 
 
 def test_the_beginning_of_a_ramp_is_not_taken_for_a_row_of_steps() -> None:
-    """75/s rising by 1 % a second: alarms make the line forget; what plans are made for is ready for the coming seconds nevertheless."""
+    """75/s rising by 1 % a second: alarms make the line forget; what plans are made for is ready
+    for the coming seconds nevertheless."""
     ready = []
     for seed in range(8):
-        counts = np.random.default_rng(seed).poisson(75 * (1 + 0.01 * np.clip(np.arange(130) - 70, 0, None)))
+        counts = np.random.default_rng(seed).poisson(
+            75 * (1 + 0.01 * np.clip(np.arange(130) - 70, 0, None))
+        )
         rate = fed(counts[:90])
         for i, n in enumerate(counts[90:]):
             rate = updated(rate, 91.0 + i, 1.0, int(n))
@@ -173,7 +192,9 @@ def test_a_gap_in_the_counts_is_time_without_knowledge_not_without_traffic() -> 
 
 
 @given(st.lists(st.tuples(st.floats(0.05, 30), st.integers(0, 10_000)), min_size=1, max_size=60))
-def test_upper_is_above_the_estimate_of_now_and_everything_is_finite(counts: list[tuple[float, int]]) -> None:
+def test_upper_is_above_the_estimate_of_now_and_everything_is_finite(
+    counts: list[tuple[float, int]],
+) -> None:
     rate, now = Rate(), 0.0
     for span, n in counts:
         now += span

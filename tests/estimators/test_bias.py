@@ -27,23 +27,45 @@ HERE = Point(0.5)
 SIZES = (1, 2, 3, 4, 6, 8)
 
 
-def window(ratio: float, rng: np.random.Generator | None = None, each: int = 10, tilt: float = 0.0) -> list[Measured]:
+def window(
+    ratio: float, rng: np.random.Generator | None = None, each: int = 10, tilt: float = 0.0
+) -> list[Measured]:
     """A window in which every batch size was executed ``each`` times."""
-    noise = np.ones(len(SIZES)) if rng is None else rng.gamma(each / SERVICE_CV**2, SERVICE_CV**2 / each, len(SIZES))
-    return [Measured(b, each, ratio * math.exp(tilt * (math.log2(b) - 2)) * float(x)) for b, x in zip(SIZES, noise, strict=True)]
+    noise = (
+        np.ones(len(SIZES))
+        if rng is None
+        else rng.gamma(each / SERVICE_CV**2, SERVICE_CV**2 / each, len(SIZES))
+    )
+    return [
+        Measured(b, each, ratio * math.exp(tilt * (math.log2(b) - 2)) * float(x))
+        for b, x in zip(SIZES, noise, strict=True)
+    ]
 
 
-def lived(ratio: float, seconds: int = 60, bias: Bias | None = None, start_s: int = 0, tilt: float = 0.0) -> Bias:
+def lived(
+    ratio: float, seconds: int = 60, bias: Bias | None = None, start_s: int = 0, tilt: float = 0.0
+) -> Bias:
     rng = np.random.default_rng(3)
     bias = bias or Bias()
     for t in range(seconds):
-        bias, changed = learnt(bias, float(start_s + t), window(ratio * math.exp(rng.normal(0, 0.01)), rng, tilt=tilt), HERE)
+        bias, changed = learnt(
+            bias,
+            float(start_s + t),
+            window(ratio * math.exp(rng.normal(0, 0.01)), rng, tilt=tilt),
+            HERE,
+        )
         assert changed is None
     return bias
 
 
 def test_too_little_and_nonsense_change_nothing_but_the_time() -> None:
-    for measured in ([], [Measured(4, 3, 1.2)], [Measured(4, 10, math.nan)], [Measured(4, 10, 0.0)], [Measured(4, 0, 1.0)]):
+    for measured in (
+        [],
+        [Measured(4, 3, 1.2)],
+        [Measured(4, 10, math.nan)],
+        [Measured(4, 10, 0.0)],
+        [Measured(4, 0, 1.0)],
+    ):
         bias, changed = learnt(Bias(), 1.0, measured, HERE)
         assert bias == Bias(at_s=1.0, point=HERE)
         assert changed is None
@@ -54,7 +76,8 @@ def test_one_update_at_the_central_batch_by_hand() -> None:
     bias, _ = learnt(Bias(), 1.0, [Measured(4, 100, math.exp(0.02))], HERE)
     noise = SERVICE_CV**2 / 100 + SCATTER_SD**2
     gain = LEVEL_SD**2 / (LEVEL_SD**2 + noise)
-    assert bias.level == pytest.approx(gain * (0.02 + SERVICE_CV**2 / 200))  # the logarithm of a mean is low by half its variance
+    # the logarithm of a mean is low by half its variance
+    assert bias.level == pytest.approx(gain * (0.02 + SERVICE_CV**2 / 200))
     assert bias.p_level == pytest.approx((1 - gain) * LEVEL_SD**2)
     assert bias.tilt == pytest.approx(0.0)
     assert bias.learnt == Learnt(0.5, 0.0, bias.level, 0.0, math.sqrt(bias.sd**2 + BATCH_SD**2))
@@ -88,7 +111,9 @@ def test_a_level_that_moves_is_met_and_one_that_rests_is_left_alone() -> None:
             if t >= 60:
                 behind.append(0.001 * t - moving.level)
                 off.append(0.001 * t - moving.coming)
-            moving, _ = learnt(moving, float(t), window(math.exp(0.001 * t + rng.normal(0, 0.01)), rng), HERE)
+            moving, _ = learnt(
+                moving, float(t), window(math.exp(0.001 * t + rng.normal(0, 0.01)), rng), HERE
+            )
     assert np.mean(behind) > 0.003
     assert abs(np.mean(off)) < 0.5 * np.mean(behind)
     resting = lived(1.1)
@@ -113,7 +138,12 @@ def test_batch_sizes_that_leave_the_line_widen_the_bound() -> None:
     for t in range(60):
         true = window(1.0, rng)
         smooth, _ = learnt(smooth, float(t), true, HERE)
-        rough, _ = learnt(rough, float(t), [replace(m, ratio=m.ratio * math.exp(off[m.batch])) for m in true], HERE)
+        rough, _ = learnt(
+            rough,
+            float(t),
+            [replace(m, ratio=m.ratio * math.exp(off[m.batch])) for m in true],
+            HERE,
+        )
     assert math.sqrt(smooth.across) < BATCH_SD < 0.03 < math.sqrt(rough.across) < 0.07
     assert rough.learnt is not None
     assert rough.learnt.sd > math.sqrt(rough.across)
@@ -145,7 +175,9 @@ def test_a_model_that_has_become_another_is_noticed_once_and_believed(ratio: flo
     assert bias.mean == pytest.approx(ratio, rel=0.02)
 
 
-def test_time_without_news_takes_certainty_away_but_never_more_than_there_was_to_begin_with() -> None:
+def test_time_without_news_takes_certainty_away_but_never_more_than_there_was_to_begin_with() -> (
+    None
+):
     bias = lived(1.1)
     assert bias.p_level < bias.aged(60.0).p_level < bias.aged(600.0).p_level
     assert bias.aged(1e9).p_level == pytest.approx(LEVEL_SD**2)
@@ -199,11 +231,15 @@ def test_pressure_and_bound_by_hand() -> None:
         max_size=50,
     )
 )
-def test_stays_finite_and_certain_to_a_degree(windows: list[tuple[float, int, int, float, float, float]]) -> None:
+def test_stays_finite_and_certain_to_a_degree(
+    windows: list[tuple[float, int, int, float, float, float]],
+) -> None:
     bias, now = Bias(), 0.0
     for ratio, n, batch, share, pressure, span in windows:
         now += span
-        bias, _ = learnt(bias, now, [Measured(batch, n, ratio), Measured(1, n, ratio)], Point(share, pressure))
+        bias, _ = learnt(
+            bias, now, [Measured(batch, n, ratio), Measured(1, n, ratio)], Point(share, pressure)
+        )
         assert math.isfinite(bias.level)
         assert math.isfinite(bias.tilt)
         assert bias.p_level > 0

@@ -2,7 +2,17 @@ import math
 
 import pytest
 
-from igniterd.estimators.daily import BIN_S, BINS, DAY_S, SURE_DAYS, WEEK, Daily, from_plain, lived, to_plain
+from igniterd.estimators.daily import (
+    BIN_S,
+    BINS,
+    DAY_S,
+    SURE_DAYS,
+    WEEK,
+    Daily,
+    from_plain,
+    lived,
+    to_plain,
+)
 
 NINE = 9 * 3600.0
 
@@ -12,7 +22,13 @@ def job_at_nine(wall_s: float) -> float:
     return 200.0 if NINE <= wall_s % DAY_S < NINE + BIN_S else 50.0
 
 
-def days(count: float, rate: object = job_at_nine, step_s: float = 5.0, daily: Daily | None = None, since_s: float = 0.0) -> Daily:
+def days(
+    count: float,
+    rate: object = job_at_nine,
+    step_s: float = 5.0,
+    daily: Daily | None = None,
+    since_s: float = 0.0,
+) -> Daily:
     daily = daily or Daily()
     for i in range(int(count * DAY_S / step_s)):
         at_s = since_s + (i + 1) * step_s
@@ -40,7 +56,8 @@ def test_a_jump_is_forecast_once_it_has_come_several_days_and_only_right_before_
     daily = days(1.0, daily=daily, since_s=(SURE_DAYS - 0.7) * DAY_S)
     assert daily.foreseen_per_s(1.0, before + DAY_S, 8.0) == pytest.approx(4.0, rel=0.01)
     assert daily.foreseen_per_s(1.0, before + DAY_S - 10, 8.0) == 1.0
-    assert daily.foreseen_per_s(1.0, before + DAY_S + 6, 8.0) == 1.0  # this day's nine has not been reached
+    # this day's nine has not been reached
+    assert daily.foreseen_per_s(1.0, before + DAY_S + 6, 8.0) == 1.0
     assert daily.foreseen_per_s(1.0, before + DAY_S + BIN_S, 8.0) == 1.0  # its end is no jump up
 
 
@@ -62,12 +79,16 @@ def test_a_day_without_the_jump_ends_the_forecast() -> None:
 
 
 def a_jump(daily: Daily, day: int) -> float:
-    """The factor foreseen five seconds before nine o'clock of ``day``, of which nothing was seen."""
+    """The factor foreseen five seconds before nine o'clock of ``day``, of which nothing was
+    seen."""
     return daily.foreseen_per_s(1.0, day * DAY_S + NINE - 5, 8.0)
 
 
-def workdays(count: int, work: tuple[int, ...] = (0, 1, 2, 3, 4), off: tuple[int, ...] = ()) -> Daily:
-    """``count`` days, with the job on the days ``work`` of each week but not on the days ``off`` of them all."""
+def workdays(
+    count: int, work: tuple[int, ...] = (0, 1, 2, 3, 4), off: tuple[int, ...] = ()
+) -> Daily:
+    """``count`` days, with the job on the days ``work`` of each week but not on the days ``off`` of
+    them all."""
 
     def rate(wall_s: float) -> float:
         day = int(wall_s // DAY_S)
@@ -77,7 +98,8 @@ def workdays(count: int, work: tuple[int, ...] = (0, 1, 2, 3, 4), off: tuple[int
 
 
 def test_a_job_of_workdays_is_not_expected_on_the_weekend_and_is_on_the_monday_after() -> None:
-    assert a_jump(workdays(7), 7) == 1.0  # after one week, a Monday: only that there was none on Sunday is known
+    # after one week, a Monday: only that there was none on Sunday is known
+    assert a_jump(workdays(7), 7) == 1.0
     assert a_jump(workdays(5), 5) == pytest.approx(4.0, rel=0.01)  # the first Saturday
     daily = workdays(14)
     assert [round(a_jump(daily, 14 + day), 1) for day in range(7)] == [4.0] * 5 + [1.0] * 2

@@ -31,7 +31,10 @@ def test_half_the_share_and_no_slower_refutes_within_seconds_of_traffic() -> Non
     assert verdict(trial) is Effect.REFUTED
     said = trial.result()
     assert said is not None
-    assert said.said == ("its executions take 0.50 times what 50.0% of the GPU predicts, where the whole GPU predicts 0.50 times")
+    assert said.said == (
+        "its executions take 0.50 times what 50.0% of the GPU predicts, where the whole GPU "
+        "predicts 0.50 times"
+    )
 
 
 def test_as_slow_as_predicted_proves() -> None:
@@ -39,7 +42,8 @@ def test_as_slow_as_predicted_proves() -> None:
 
 
 def test_a_profile_that_is_wrong_everywhere_is_allowed_for() -> None:
-    """Thirty per cent faster than its profile before, and still so with half the share: it has it."""
+    """Thirty per cent faster than its profile before, and still so with half the share: it has
+    it."""
     trial = after(ShareTrial(1.0, 0.0), 0.7).again(0.5, 0.0)
     assert verdict(after(trial, 0.72)) is Effect.PROVEN
     assert verdict(after(trial, 0.36)) is Effect.REFUTED
@@ -55,7 +59,8 @@ def test_a_share_that_buys_nothing_cannot_be_told() -> None:
 def test_few_executions_say_nothing_and_an_answer_stays() -> None:
     assert after(ShareTrial(0.5, 0.0), 0.5, LEAST_EXECUTIONS - 1).result() is None
     proven = after(ShareTrial(0.5, 0.0), 1.0, 200)
-    assert verdict(after(proven, 0.3, 1000)) is Effect.PROVEN  # the model became faster, not the share
+    # the model became faster, not the share
+    assert verdict(after(proven, 0.3, 1000)) is Effect.PROVEN
 
 
 def test_a_refuted_share_is_no_reference() -> None:
@@ -68,7 +73,8 @@ def test_a_new_copy_with_the_same_share_may_be_faster_by_itself() -> None:
     test = after(again, 0.5).result()
     assert test is not None
     assert (test.verdict, test.weak) == (Effect.REFUTED, True)
-    # a copy that has not executed is no new reference; and another share is what its times are about
+    # a copy that has not executed is no new reference; and another share is what its times are
+    # about
     changed = after(again.again(0.25, 0.0), 0.5).result()
     assert changed is not None
     assert (changed.verdict, changed.weak) == (Effect.REFUTED, False)
@@ -82,11 +88,16 @@ def test_a_new_copy_with_the_same_share_may_be_faster_by_itself() -> None:
     st.floats(1.5, 6.0),
     st.integers(0, 2**32 - 1),
 )
-def test_noise_refutes_no_real_share_and_proves_no_missing_one(bias: float, cv: float, executions: int, gain: float, seed: int) -> None:
+def test_noise_refutes_no_real_share_and_proves_no_missing_one(
+    bias: float, cv: float, executions: int, gain: float, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
 
     def noisy(ratio: float) -> list[Measured]:
-        return [Measured(1, 5, ratio * math.exp(rng.normal(0, cv / math.sqrt(5)))) for _ in range(executions // 5)]
+        return [
+            Measured(1, 5, ratio * math.exp(rng.normal(0, cv / math.sqrt(5))))
+            for _ in range(executions // 5)
+        ]
 
     whole = SHARE_MS / gain
     before = ShareTrial(1.0, 0.0).measured(noisy(bias), SHARE_MS, SHARE_MS, 1.0)

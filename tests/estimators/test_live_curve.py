@@ -5,13 +5,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igniterd.estimators.live_curve import MOST, LiveCurve, Points, Size, followed, from_plain, points, said, to_plain, where
+from igniterd.estimators.live_curve import (
+    MOST,
+    LiveCurve,
+    Points,
+    Size,
+    followed,
+    from_plain,
+    points,
+    said,
+    to_plain,
+    where,
+)
 from igniterd.lab.gpu.truth import Truth
 
 SIZES = (1, 2, 3, 4, 5)
 
 
-def seen(curve: LiveCurve, at_s: float, executions: dict[int, int], service_ms: dict[int, float], share: float | None = 0.5) -> LiveCurve:
+def seen(
+    curve: LiveCurve,
+    at_s: float,
+    executions: dict[int, int],
+    service_ms: dict[int, float],
+    share: float | None = 0.5,
+) -> LiveCurve:
     return followed(curve, at_s, executions, service_ms, share=share, instances=1)
 
 
@@ -21,7 +38,10 @@ def watched(model: str, share: float, seconds: int) -> LiveCurve:
     for t in range(seconds):
         counts = rng.multinomial(60, [0.3, 0.3, 0.2, 0.15, 0.05])
         runs = {b: int(n) for b, n in zip(SIZES, counts, strict=True) if n}
-        times = {b: truth.latency_ms(model, b, share) * float(rng.gamma(n / 0.01, 0.01 / n)) for b, n in runs.items()}
+        times = {
+            b: truth.latency_ms(model, b, share) * float(rng.gamma(n / 0.01, 0.01 / n))
+            for b, n in runs.items()
+        }
         curve = seen(curve, float(t), runs, times, share)
     return curve
 
@@ -36,7 +56,8 @@ def test_one_size_by_hand_and_wide_bounds_elsewhere() -> None:
     known = points(curve, 8, 0.0)
     assert known is not None
     assert known.mean_ms[3] == pytest.approx(20.0)
-    assert known.mean_ms[7] == pytest.approx(20.0 * 1.6)  # the usual slope: 60 % more for twice the batch
+    # the usual slope: 60 % more for twice the batch
+    assert known.mean_ms[7] == pytest.approx(20.0 * 1.6)
     assert known.error[3] < 0.02
     assert known.error[7] > 0.1
     assert said(known) == "batch 4 within 4 %, 1 to 3 and 5 to 8 not seen, within 70 %"
@@ -52,7 +73,9 @@ def test_a_line_is_found_again() -> None:
     assert known.error[15] < 0.05
 
 
-@pytest.mark.parametrize(("model", "share"), [("resnet50", 0.4), ("vgg19", 0.5), ("alexnet", 0.2), ("ssd", 1.0)])
+@pytest.mark.parametrize(
+    ("model", "share"), [("resnet50", 0.4), ("vgg19", 0.5), ("alexnet", 0.2), ("ssd", 1.0)]
+)
 def test_measured_tables_are_learnt_within_the_errors_it_states(model: str, share: float) -> None:
     known = points(watched(model, share, 60), 16, 60.0)
     true = np.array([Truth.v100().latency_ms(model, b, share) for b in range(1, 17)])
@@ -89,7 +112,9 @@ def test_kept_and_taken_up_again() -> None:
     np.testing.assert_allclose(after.error, before.error, rtol=0.01)
 
 
-@pytest.mark.parametrize("sizes", [{"0": [1, 2.0]}, {"1": [1, -2.0]}, {"x": [1, 2.0]}, {"1": [math.nan, 2.0]}])
+@pytest.mark.parametrize(
+    "sizes", [{"0": [1, 2.0]}, {"1": [1, -2.0]}, {"x": [1, 2.0]}, {"1": [math.nan, 2.0]}]
+)
 def test_nonsense_is_not_taken_up(sizes: dict[str, list[float]]) -> None:
     with pytest.raises(ValueError):
         from_plain({"share": 0.5, "instances": 1, "sizes": sizes}, 0.0)
@@ -100,17 +125,26 @@ def test_words() -> None:
         return said(Points(np.ones(len(error)), np.array(error), np.array(tested)))
 
     assert at([0.01, 0.012], [5, 9]) == "batches 1 to 2 within 3 %"
-    assert at([0.01, 0.012, 0.05], [5, 9, 0]) == "batches 1 to 2 within 3 %, 3 not seen, within 10 %"
+    assert (
+        at([0.01, 0.012, 0.05], [5, 9, 0]) == "batches 1 to 2 within 3 %, 3 not seen, within 10 %"
+    )
     assert at([0.3], [0.0]) == "no batch seen"
     assert where(None) == "as it runs now"
     assert where(0.25) == "at a share of 25.0%"
 
 
 @given(
-    st.dictionaries(st.integers(1, 64), st.tuples(st.floats(0.001, 1e5), st.floats(1e-3, 1e5)), min_size=1, max_size=20),
+    st.dictionaries(
+        st.integers(1, 64),
+        st.tuples(st.floats(0.001, 1e5), st.floats(1e-3, 1e5)),
+        min_size=1,
+        max_size=20,
+    ),
     st.integers(1, 64),
 )
-def test_service_times_are_positive_and_never_fall_with_the_batch(given_: dict[int, tuple[float, float]], largest: int) -> None:
+def test_service_times_are_positive_and_never_fall_with_the_batch(
+    given_: dict[int, tuple[float, float]], largest: int
+) -> None:
     sizes = {b: Size(min(MOST, n), ms, 0.0) for b, (n, ms) in given_.items()}
     known = points(LiveCurve(0.5, 1, sizes), largest, 1.0)
     assert known is not None

@@ -14,18 +14,27 @@ def counts(*arrivals: float, span_s: float = 1.0) -> np.ndarray:
     return np.array([[span_s, n] for n in arrivals], dtype=float)
 
 
-def by_least_squares(recent: np.ndarray, dispersion: float, deviations: float, horizon_s: float) -> float:
+def by_least_squares(
+    recent: np.ndarray, dispersion: float, deviations: float, horizon_s: float
+) -> float:
     """:func:`trends.foreseen` with every line fitted on its own, from counts of one second each."""
     y, n = recent[:, 1], len(recent)
     t = np.arange(n) - n + 0.5
     rate = (y.sum() + 1) / n
     noise = rate * dispersion
-    log, mean, variance = [math.log(1 - trends.STEP - trends.BEND - trends.END)], [y.mean()], [noise / n]
+    log, mean, variance = (
+        [math.log(1 - trends.STEP - trends.BEND - trends.END)],
+        [y.mean()],
+        [noise / n],
+    )
     width = 0.0
 
     def found(prior: float, fitted: float, v: float, sd: float, at: float, reach: float) -> None:
         u = (sd * rate) ** 2
-        log.append(math.log(prior * width / max(n, trends.KEEP_S)) + (fitted**2 / v - fitted**2 / (v + u) + math.log(v / (v + u))) / 2)
+        log.append(
+            math.log(prior * width / max(n, trends.KEEP_S))
+            + (fitted**2 / v - fitted**2 / (v + u) + math.log(v / (v + u))) / 2
+        )
         mean.append(at + u / (u + v) * fitted * reach)
         variance.append(noise / n + u * v / (u + v) * reach**2)
 
@@ -38,9 +47,15 @@ def by_least_squares(recent: np.ndarray, dispersion: float, deviations: float, h
             jump, v = after.mean() - before.mean(), noise * (1 / age + 1 / len(before))
             found(trends.STEP, jump, v, trends.JUMP, before.mean(), 1.0)
             known = (trends.JUMP * rate) ** 2 / ((trends.JUMP * rate) ** 2 + v)
-            variance[-1] = known * max(mean[-1], 1 / age) * dispersion / age + (1 - known) * noise / n
-        shapes = [(trends.BEND, np.clip(t + age, 0, None), float(age))] if age >= trends.LEAST_S else []
-        shapes += [(trends.END, np.clip(t + age, None, 0), 0.0)] if n - age >= trends.LEAST_S else []
+            variance[-1] = (
+                known * max(mean[-1], 1 / age) * dispersion / age + (1 - known) * noise / n
+            )
+        shapes = (
+            [(trends.BEND, np.clip(t + age, 0, None), float(age))] if age >= trends.LEAST_S else []
+        )
+        shapes += (
+            [(trends.END, np.clip(t + age, None, 0), 0.0)] if n - age >= trends.LEAST_S else []
+        )
         for prior, x, end in shapes:
             own = 1 / 12 * ((x != 0).sum())  # of a count that lasts a second, around its middle
             spread = ((x - x.mean()) ** 2).sum() + own
@@ -52,14 +67,28 @@ def by_least_squares(recent: np.ndarray, dispersion: float, deviations: float, h
     weight /= weight.sum()
     first = float((weight * mean).sum())
     second = float((weight * (np.array(variance) + np.array(mean) ** 2)).sum())
-    return max(0.0, first + deviations * math.sqrt(second - first**2) + trends.skew(deviations) * dispersion / n)
+    return max(
+        0.0,
+        first
+        + deviations * math.sqrt(second - first**2)
+        + trends.skew(deviations) * dispersion / n,
+    )
 
 
-@given(st.lists(st.integers(0, 500), min_size=1, max_size=80), st.floats(1, 5), st.floats(0, 2.5), st.floats(0, 20))
-def test_as_least_squares_says(arrivals: list[int], dispersion: float, deviations: float, horizon_s: float) -> None:
+@given(
+    st.lists(st.integers(0, 500), min_size=1, max_size=80),
+    st.floats(1, 5),
+    st.floats(0, 2.5),
+    st.floats(0, 20),
+)
+def test_as_least_squares_says(
+    arrivals: list[int], dispersion: float, deviations: float, horizon_s: float
+) -> None:
     recent = counts(*arrivals)
     high, since = trends.foreseen(recent, dispersion, deviations, horizon_s)
-    assert high == pytest.approx(by_least_squares(recent, dispersion, deviations, horizon_s), rel=1e-6, abs=1e-6)
+    assert high == pytest.approx(
+        by_least_squares(recent, dispersion, deviations, horizon_s), rel=1e-6, abs=1e-6
+    )
     assert 0 <= since < len(recent)
 
 

@@ -1,4 +1,5 @@
-"""Real programs for the integration tests, started once for all of them: a tritonserver on an emulated board, the MPS control daemon.
+"""Real programs for the integration tests, started once for all of them: a tritonserver on an
+emulated board, the MPS control daemon.
 
 A test that changes a model takes one that no other test uses.
 """
@@ -72,7 +73,12 @@ class Host:
         """Change only the share, and wait until the old copy has left the board."""
         copies = len(self.board.copies())
         present = allocation_of(await self.client.config(model))
-        await self.allocate(model, Allocation(share, present.max_batch_size, present.max_queue_delay_us, present.instances))
+        await self.allocate(
+            model,
+            Allocation(
+                share, present.max_batch_size, present.max_queue_delay_us, present.instances
+            ),
+        )
         await until(lambda: len(self.board.copies()) == copies)
 
     async def infer(self, model: str, batch: int = 1) -> None:
@@ -85,18 +91,27 @@ class Host:
 
     def last_executed(self, like: str) -> Copy:
         """The copy of a measured model that executed last."""
-        return max((c for c in self.board.copies() if Truth.v100().models[c.model] == like), key=lambda c: c.last_ended_s)
+        return max(
+            (c for c in self.board.copies() if Truth.v100().models[c.model] == like),
+            key=lambda c: c.last_ended_s,
+        )
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
     folder = tmp_path_factory.mktemp("host")
-    triton = odd.OddHost(HostSpec((*MODELS, *odd.MODELS), slow_factor=SLOW, seed=1), folder / "triton", free_ports(3))
+    triton = odd.OddHost(
+        HostSpec((*MODELS, *odd.MODELS), slow_factor=SLOW, seed=1), folder / "triton", free_ports(3)
+    )
     triton.folder.mkdir()
     triton.prepare()
     try:
         await triton.start()
-        made = Host(triton, TritonClient("main", triton.url, triton.metrics_url, timeout_s=5.0), folder / "shares")
+        made = Host(
+            triton,
+            TritonClient("main", triton.url, triton.metrics_url, timeout_s=5.0),
+            folder / "shares",
+        )
         yield made
         await made.close()
     finally:

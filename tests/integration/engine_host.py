@@ -111,7 +111,14 @@ class EngineHost(HostingTriton):
 
     cache_bytes = 1 << 20
 
-    def __init__(self, models: Sequence[FileModel], folder: Path, ports: Sequence[int], *, started: bool = True) -> None:
+    def __init__(
+        self,
+        models: Sequence[FileModel],
+        folder: Path,
+        ports: Sequence[int],
+        *,
+        started: bool = True,
+    ) -> None:
         super().__init__(folder, ports, HostSpec(tuple(models) if started else ()), complete=False)
         self._files = tuple(models)
 
@@ -126,11 +133,13 @@ class EngineHost(HostingTriton):
         (backends / "python").symlink_to(programs.backends() / "python")
 
     def in_server(self, backend: str) -> None:
-        """Let Triton take a stand-in for a backend that is a library, which runs inside it: it then names no ``model.py`` as runtime."""
+        """Let Triton take a stand-in for a backend that is a library, which runs inside it: it then
+        names no ``model.py`` as runtime."""
         place = self.folder / "backends" / backend
         for file in (programs.backends() / "python").iterdir():
             if file.name == "libtriton_python.so":
-                shutil.copy(file, place / f"libtriton_{backend}.so")  # by another link the loader would take it for the same one
+                # by another link the loader would take it for the same one
+                shutil.copy(file, place / f"libtriton_{backend}.so")
             else:
                 (place / file.name).symlink_to(file)
 
@@ -160,7 +169,10 @@ def floats(*named: tuple[str, list[int]], kind: str = "TYPE_FP32") -> list[dict[
 
 def onnx_files(folder: Path) -> dict[str, bytes]:
     """The models of ``onnx_files.py`` by name."""
-    python, code = programs.engines_root() / "bin" / "python", Path(__file__).with_name("onnx_files.py")
+    python, code = (
+        programs.engines_root() / "bin" / "python",
+        Path(__file__).with_name("onnx_files.py"),
+    )
     subprocess.run([str(python), str(code), str(folder), *TYPES], check=True, timeout=60)
     return {file.stem: file.read_bytes() for file in folder.glob("*.onnx")}
 

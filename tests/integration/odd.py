@@ -39,7 +39,8 @@ FLOATS = 4
 
 @dataclass(frozen=True)
 class OddModel:
-    """A Python-backend model, or an ensemble; ``config`` is what is not usual of its configuration."""
+    """A Python-backend model, or an ensemble; ``config`` is what is not usual of its
+    configuration."""
 
     name: str
     more: Mapping[str, Any] = field(default_factory=dict)
@@ -49,7 +50,9 @@ class OddModel:
 
     def config(self) -> dict[str, object]:
         tensors = {"data_type": "TYPE_FP32", "dims": [FLOATS]}
-        kind: dict[str, object] = {} if "ensemble_scheduling" in self.more else {"backend": "python"}
+        kind: dict[str, object] = (
+            {} if "ensemble_scheduling" in self.more else {"backend": "python"}
+        )
         if kind:
             kind["instance_group"] = [{"kind": "KIND_CPU", "count": 1}]
         if self.batching and kind:
@@ -71,7 +74,12 @@ def ensemble(*members: str) -> dict[str, object]:
         "platform": "ensemble",
         "ensemble_scheduling": {
             "step": [
-                {"model_name": member, "model_version": -1, "input_map": {"INPUT": names[n]}, "output_map": {"OUTPUT": names[n + 1]}}
+                {
+                    "model_name": member,
+                    "model_version": -1,
+                    "input_map": {"INPUT": names[n]},
+                    "output_map": {"OUTPUT": names[n + 1]},
+                }
                 for n, member in enumerate(members)
             ]
         },
@@ -85,13 +93,35 @@ RICH = {
         "max_queue_delay_microseconds": 200,
         "priority_levels": 3,
         "default_priority_level": 2,
-        "default_queue_policy": {"timeout_action": "DELAY", "default_timeout_microseconds": 900000, "max_queue_size": 77},
-        "priority_queue_policy": {"1": {"timeout_action": "REJECT", "default_timeout_microseconds": 800000, "max_queue_size": 11}},
+        "default_queue_policy": {
+            "timeout_action": "DELAY",
+            "default_timeout_microseconds": 900000,
+            "max_queue_size": 77,
+        },
+        "priority_queue_policy": {
+            "1": {
+                "timeout_action": "REJECT",
+                "default_timeout_microseconds": 800000,
+                "max_queue_size": 11,
+            }
+        },
     },
-    "optimization": {"priority": "PRIORITY_MAX", "input_pinned_memory": {"enable": False}, "gather_kernel_buffer_threshold": 3},
-    "parameters": {"weights": {"string_value": "v7"}, "$odd key": {"string_value": 'with "quotes"'}},
+    "optimization": {
+        "priority": "PRIORITY_MAX",
+        "input_pinned_memory": {"enable": False},
+        "gather_kernel_buffer_threshold": 3,
+    },
+    "parameters": {
+        "weights": {"string_value": "v7"},
+        "$odd key": {"string_value": 'with "quotes"'},
+    },
     "model_warmup": [
-        {"name": "zeros", "batch_size": 4, "inputs": {"INPUT": {"data_type": "TYPE_FP32", "dims": [FLOATS], "zero_data": True}}, "count": 3}
+        {
+            "name": "zeros",
+            "batch_size": 4,
+            "inputs": {"INPUT": {"data_type": "TYPE_FP32", "dims": [FLOATS], "zero_data": True}},
+            "count": 3,
+        }
     ],
     "response_cache": {"enable": True},
     "metric_tags": {"team": "a"},
@@ -103,12 +133,17 @@ MODELS = (
     OddModel("last", batching=False),
     OddModel("pipe", ensemble("member", "last"), max_batch_size=4),
     OddModel("stream", {"model_transaction_policy": {"decoupled": True}}, STREAM),
-    OddModel("talk", {"sequence_batching": {"max_sequence_idle_microseconds": 60_000_000}}, batching=False),
+    OddModel(
+        "talk",
+        {"sequence_batching": {"max_sequence_idle_microseconds": 60_000_000}},
+        batching=False,
+    ),
 )
 
 
 class OddHost(TritonHost):
-    """Serves them beside emulated models, with a response cache; ready also when one could not be loaded."""
+    """Serves them beside emulated models, with a response cache; ready also when one could not be
+    loaded."""
 
     def _place(self, model: Servable, code: Path) -> None:
         if not isinstance(model, OddModel):
@@ -125,4 +160,9 @@ class OddHost(TritonHost):
 
     def _command(self) -> list[str]:
         caches = programs.backends(self.spec.server).with_name("caches")
-        return [*super()._command(), f"--cache-directory={caches}", "--cache-config=local,size=1048576", "--strict-readiness=false"]
+        return [
+            *super()._command(),
+            f"--cache-directory={caches}",
+            "--cache-config=local,size=1048576",
+            "--strict-readiness=false",
+        ]

@@ -49,7 +49,11 @@ def slow() -> bytes:
     first = [node("Mul", "x f", "y"), node("Add", "x f", "z0")]
     chain = [node("ReduceMax", "x", "m", keepdims=0), node("Add", "m big", "b0")]
     chain += [node("MatMul", f"b{n} big", f"b{n + 1}") for n in range(3)]
-    end = [node("ReduceMax", "b3", "s", keepdims=0), node("Mul", "s nought", "s0"), node("Add", "z0 s0", "z")]
+    end = [
+        node("ReduceMax", "b3", "s", keepdims=0),
+        node("Mul", "s nought", "s0"),
+        node("Add", "z0 s0", "z"),
+    ]
     return model(
         [*first, *chain, *end],
         [info("x", T.FLOAT, dims)],
@@ -81,7 +85,11 @@ def write(folder: Path, types: list[str]) -> None:
             [info("y", T.FLOAT, ["n", 2])],
             w=np.array([[10.0, 20.0]], np.float32),
         ),
-        "square": model([node("MatMul", "x x", "y")], [info("x", T.FLOAT, ["n", 2, 2])], [info("y", T.FLOAT, ["n", 2, 2])]),
+        "square": model(
+            [node("MatMul", "x x", "y")],
+            [info("x", T.FLOAT, ["n", 2, 2])],
+            [info("y", T.FLOAT, ["n", 2, 2])],
+        ),
         "rows": model(  # any even length; an odd one fails
             [node("Reshape", "x s", "r"), node("ReduceSum", "r a", "y", keepdims=0)],
             [info("x", T.FLOAT, ["n", "k"])],
@@ -89,7 +97,11 @@ def write(folder: Path, types: list[str]) -> None:
             s=np.array([0, 2, -1], np.int64),
             a=np.array([1, 2], np.int64),
         ),
-        "random": model([node("RandomUniformLike", "x", "y")], [info("x", T.FLOAT, ["n", 4])], [info("y", T.FLOAT, ["n", 4])]),
+        "random": model(
+            [node("RandomUniformLike", "x", "y")],
+            [info("x", T.FLOAT, ["n", 4])],
+            [info("y", T.FLOAT, ["n", 4])],
+        ),
     }
     for without in ("BFLOAT16", "STRING"):
         some = [t for t in types if t != without]

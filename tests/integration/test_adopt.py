@@ -50,7 +50,11 @@ def copies() -> list[str]:
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            found += [w for w in entry.read_text(errors="replace").split("\0") if w.startswith("igniterd.shadow.")]
+            found += [
+                w
+                for w in entry.read_text(errors="replace").split("\0")
+                if w.startswith("igniterd.shadow.")
+            ]
     return found
 
 
@@ -62,14 +66,17 @@ async def nothing_left() -> None:
 
 
 async def ready_again(engines: Engines) -> None:
-    """While a copy is being unloaded Triton says that it is not ready, and for ever where a first load was refused."""
+    """While a copy is being unloaded Triton says that it is not ready, and for ever where a first
+    load was refused."""
     async with asyncio.timeout(5.0):
         while not (await engines.client.server()).ready:  # noqa: ASYNC110  the server's doing
             await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager
-async def open_loop(engines: Engines, model: str, rate_per_s: float = 60.0) -> AsyncIterator[list[str]]:
+async def open_loop(
+    engines: Engines, model: str, rate_per_s: float = 60.0
+) -> AsyncIterator[list[str]]:
     """Requests sent when they are due, whatever became of earlier ones; yields what failed."""
     failures, sent = list[str](), set[asyncio.Task[None]]()
     given = InferInput("x", [1, 4], "FP32")
@@ -111,7 +118,9 @@ async def test_through_adoption_shares_and_release_no_request_fails(engines: Eng
         for share in (0.3, 0.6, 0.3):
             config = await client.config("moving")
             prepare_share(engines.shares, share, base_env_of(config))
-            await client.load("moving", with_allocation(config, Allocation(share, 8, 0, 1), str(engines.shares)))
+            await client.load(
+                "moving", with_allocation(config, Allocation(share, 8, 0, 1), str(engines.shares))
+            )
             now = await client.config("moving")
             assert (allocation_of(now).share, hosting_of(now)) == (share, hosting_of(config))
         assert (await release(client, "moving")).outcome == "released"
@@ -127,7 +136,11 @@ async def test_through_adoption_shares_and_release_no_request_fails(engines: Eng
 
 async def test_every_version_that_is_served_goes_on_being_served(engines: Engines) -> None:
     assert (await adopt(engines.client, "many", GENEROUS)).outcome == "adopted"
-    assert [(await served(engines, "many", version))[0, 1] for version in ("1", "2", "")] == [2.0, 3.0, 3.0]
+    assert [(await served(engines, "many", version))[0, 1] for version in ("1", "2", "")] == [
+        2.0,
+        3.0,
+        3.0,
+    ]
     assert (await adopt(engines.client, "many", GENEROUS)).outcome == "already"
     assert (await release(engines.client, "many")).outcome == "released"
     assert (await release(engines.client, "many")).outcome == "own already"
@@ -140,7 +153,9 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder, found = tmp_path_factory.mktemp("environments"), {}
     for lacking in ("numpy", "onnxruntime"):
         place = folder / lacking
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True, timeout=60)
+        subprocess.run(
+            [sys.executable, "-m", "venv", "--without-pip", str(place)], check=True, timeout=60
+        )
         found[lacking] = str(place)
     inside = f"lib/python{programs.PYTHON}/site-packages"
     for name in ("numpy", "numpy.libs"):
@@ -189,14 +204,25 @@ async def test_what_is_missing_is_named(engines: Engines, environments: dict[str
     assert "/nowhere/net/1/model.onnx is not there as Triton sees the disk" in why
 
 
-async def test_a_command_that_is_ended_leaves_nothing_and_what_a_killed_one_leaves_is_released(engines: Engines, tmp_path: Path) -> None:
+async def test_a_command_that_is_ended_leaves_nothing_and_what_a_killed_one_leaves_is_released(
+    engines: Engines, tmp_path: Path
+) -> None:
     np.savez(tmp_path / "items.npz", x=np.zeros((8, 4), np.float32))
-    words = ["adopt", "net", "--url", engines.triton.url, "--dry-run", "--input", str(tmp_path / "items.npz")]
+    words = [
+        "adopt",
+        "net",
+        "--url",
+        engines.triton.url,
+        "--dry-run",
+        "--input",
+        str(tmp_path / "items.npz"),
+    ]
     for number, status in ((signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGKILL, -9)):
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "igniterd", *words),
             stderr=asyncio.subprocess.PIPE,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+            # tests in the background ignore it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         async with asyncio.timeout(20.0):
             while not copies():  # noqa: ASYNC110  another process starts
@@ -210,7 +236,9 @@ async def test_a_command_that_is_ended_leaves_nothing_and_what_a_killed_one_leav
     async with asyncio.timeout(5.0):
         while not engines.client.copies:
             await engines.client.read_models(["net"])
-    done = await asyncio.to_thread(CliRunner().invoke, app, ["release", "--all", "--url", engines.triton.url])
+    done = await asyncio.to_thread(
+        CliRunner().invoke, app, ["release", "--all", "--url", engines.triton.url]
+    )
     assert done.exit_code == 0, done.output
     await nothing_left()
     await ready_again(engines)
@@ -219,7 +247,9 @@ async def test_a_command_that_is_ended_leaves_nothing_and_what_a_killed_one_leav
 @pytest.mark.parametrize("after_s", [0.0, 0.6, 1.1])
 async def test_a_cancelled_trial_leaves_nothing(engines: Engines, after_s: float) -> None:
     items = {"x": np.zeros((8, 4), np.float32)}
-    trial = asyncio.create_task(adopt(engines.client, "net", replace(GENEROUS, items=items, dry_run=True)))
+    trial = asyncio.create_task(
+        adopt(engines.client, "net", replace(GENEROUS, items=items, dry_run=True))
+    )
     async with asyncio.timeout(20.0):
         while not copies():  # noqa: ASYNC110  another process starts
             await asyncio.sleep(0.02)
@@ -242,8 +272,10 @@ async def test_a_response_cache_does_not_fool_the_comparison(engines: Engines) -
 async def file(engines: Engines, tmp_path: Path) -> Path:
     path = tmp_path / "igniterd.toml"
     path.write_text(
-        f'[[triton]]\nurl = "{engines.triton.url}"\nmetrics_url = ""\nrepository = ["{engines.triton.repository}"]\n'
-        f'[gpu]\nsource = "none"\n[engines]\nenvironment = "{engines.environment}"\n[[model]]\nname = "told"\nslo_p99_ms = 50\n'
+        f'[[triton]]\nurl = "{engines.triton.url}"\nmetrics_url = ""\nrepository = '
+        f'["{engines.triton.repository}"]\n'
+        f'[gpu]\nsource = "none"\n[engines]\nenvironment = "{engines.environment}"\n[[model]]\n'
+        'name = "told"\nslo_p99_ms = 50\n'
     )
     return path
 
@@ -252,10 +284,25 @@ async def test_the_command_adopts_and_releases(engines: Engines, file: Path) -> 
     async def run(*words: str) -> Any:
         return await asyncio.to_thread(CliRunner().invoke, app, list(words))
 
-    done = await run("adopt", "told", "--config", str(file), "--max-slowdown", "4", "--allowance", "20", "--format", "json")
+    done = await run(
+        "adopt",
+        "told",
+        "--config",
+        str(file),
+        "--max-slowdown",
+        "4",
+        "--allowance",
+        "20",
+        "--format",
+        "json",
+    )
     assert done.exit_code == 0, done.output
     (record,) = json.loads(done.stdout)
-    assert (record["outcome"], record["engine"], record["how"]) == ("adopted", "onnxruntime", "igniterd's hosting file")
+    assert (record["outcome"], record["engine"], record["how"]) == (
+        "adopted",
+        "onnxruntime",
+        "igniterd's hosting file",
+    )
     assert base_env_of(await engines.client.config("told")) == engines.environment
     done = await run("release", "--all", "--url", engines.triton.url)
     assert done.exit_code == 0, done.output

@@ -1,4 +1,5 @@
-"""Which batches a real Triton forms and admits, and what it tells of old copies: what igniterd's batch limit rests on."""
+"""Which batches a real Triton forms and admits, and what it tells of old copies: what igniterd's
+batch limit rests on."""
 
 from __future__ import annotations
 
@@ -68,14 +69,34 @@ BATCHED = (
 )
 IMPATIENT = {"default_timeout_microseconds": 100_000, "timeout_action": "REJECT"}
 QUEUES = (
-    OddModel("full", {"dynamic_batching": {"preferred_batch_size": [1], "default_queue_policy": {"max_queue_size": 2}}}, SLOWER),
-    OddModel("impatient", {"dynamic_batching": {"preferred_batch_size": [1], "default_queue_policy": IMPATIENT}}, SLOWER),
+    OddModel(
+        "full",
+        {
+            "dynamic_batching": {
+                "preferred_batch_size": [1],
+                "default_queue_policy": {"max_queue_size": 2},
+            }
+        },
+        SLOWER,
+    ),
+    OddModel(
+        "impatient",
+        {"dynamic_batching": {"preferred_batch_size": [1], "default_queue_policy": IMPATIENT}},
+        SLOWER,
+    ),
 )
-MODELS = (*BATCHED, *QUEUES, OddModel("pipe", ensemble("plain", "two"), max_batch_size=LARGEST), OddModel("hanging", {}, HANGS))
+MODELS = (
+    *BATCHED,
+    *QUEUES,
+    OddModel("pipe", ensemble("plain", "two"), max_batch_size=LARGEST),
+    OddModel("hanging", {}, HANGS),
+)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["24.10", "23.12"])
-async def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[OddHost]:
+async def host(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[OddHost]:
     folder = tmp_path_factory.mktemp("batches") / "triton"
     made = OddHost(HostSpec(MODELS, server=request.param), folder, free_ports(3))
     made.folder.mkdir()
@@ -109,7 +130,9 @@ async def limit(client: TritonClient, model: str, largest: int, shares: Path) ->
     """Through the actuator, as a plan would."""
     before = await reading(client, model)
     after = replace(before.allocation, max_batch_size=largest)
-    plan = Plan(0.0, Outcomes.MOVE, "", steps=(Step(model, StepKind.SHRINK, before.allocation, after),))
+    plan = Plan(
+        0.0, Outcomes.MOVE, "", steps=(Step(model, StepKind.SHRINK, before.allocation, after),)
+    )
     done = (await act(plan, {"main": client}, {model: "main"}, shares)).actuations[0]
     assert done.ok, done.error
     return await reading(client, model)
@@ -121,7 +144,9 @@ async def reading(client: TritonClient, model: str) -> ModelReading:
     return found
 
 
-async def formed(client: TritonClient, asking: InferenceServerClient, model: str, requests: int) -> Counter[int]:
+async def formed(
+    client: TritonClient, asking: InferenceServerClient, model: str, requests: int
+) -> Counter[int]:
     """Batches that a backlog of so many single requests was executed in."""
     before = await reading(client, model)
     await asyncio.gather(*(ask(asking, model) for _ in range(requests)))
@@ -146,16 +171,23 @@ async def test_batches_keep_to_the_limit_and_the_owners_largest_is_served(
     after = await client.config(model)
     mark = after.get("parameters", {}).pop("IGNITERD_LOAD")
     assert mark
-    assert {**after, "parameters": after["parameters"] or None} == {"parameters": None, **original}, "as it was"
+    assert {**after, "parameters": after["parameters"] or None} == {
+        "parameters": None,
+        **original,
+    }, "as it was"
 
 
-async def test_an_ensemble_goes_on_whatever_its_members_form(client: TritonClient, asking: InferenceServerClient, tmp_path: Path) -> None:
+async def test_an_ensemble_goes_on_whatever_its_members_form(
+    client: TritonClient, asking: InferenceServerClient, tmp_path: Path
+) -> None:
     await limit(client, "plain", 2, tmp_path)
     await ask(asking, "pipe", LARGEST)
     assert {entry.state for entry in await client.index() if entry.name == "pipe"} == {"READY"}
 
 
-async def test_a_request_above_the_largest_batch_is_in_no_count(client: TritonClient, asking: InferenceServerClient) -> None:
+async def test_a_request_above_the_largest_batch_is_in_no_count(
+    client: TritonClient, asking: InferenceServerClient
+) -> None:
     before = await reading(client, "two")
     with pytest.raises(InferenceServerException, match="batch-size must be <= 32"):
         await ask(asking, "two", LARGEST + 1)
@@ -168,7 +200,7 @@ async def test_a_request_above_the_largest_batch_is_in_no_count(client: TritonCl
 
 
 @pytest.mark.parametrize(("model", "counted"), [("full", False), ("impatient", True)])
-async def test_of_requests_that_a_queue_refuses_only_those_that_ran_out_of_time_are_counted_and_not_by_all(
+async def test_of_requests_that_a_queue_refuses_only_those_that_ran_out_of_time_are_counted_and_not_by_all(  # noqa: E501
     host: OddHost, client: TritonClient, asking: InferenceServerClient, model: str, counted: bool
 ) -> None:
     answers = await asyncio.gather(*(ask(asking, model) for _ in range(12)), return_exceptions=True)
@@ -182,14 +214,20 @@ async def test_of_requests_that_a_queue_refuses_only_those_that_ran_out_of_time_
     assert now.rejected_count == (now.failure_count if newer else None)
 
 
-async def test_triton_tells_nothing_of_an_old_copy_that_hangs(client: TritonClient, host: OddHost) -> None:
+async def test_triton_tells_nothing_of_an_old_copy_that_hangs(
+    client: TritonClient, host: OddHost
+) -> None:
     """Its process is the only sign."""
 
     def processes() -> set[str]:
         found = set()
         for each in Path("/proc").iterdir():
             try:
-                line = (each / "cmdline").read_bytes().decode(errors="replace") if each.name.isdecimal() else ""
+                line = (
+                    (each / "cmdline").read_bytes().decode(errors="replace")
+                    if each.name.isdecimal()
+                    else ""
+                )
             except OSError:
                 continue
             if f"{host.repository}/hanging/" in line and "triton_python_backend_stub" in line:
@@ -199,17 +237,23 @@ async def test_triton_tells_nothing_of_an_old_copy_that_hangs(client: TritonClie
     first = processes()
     await client.load("hanging", await client.config("hanging"))
     assert first < processes(), "the old copy lives on beside the new one"
-    states = [(entry.version, entry.state) for entry in await client.index() if entry.name == "hanging"]
+    states = [
+        (entry.version, entry.state) for entry in await client.index() if entry.name == "hanging"
+    ]
     assert states == [("1", "READY")]
     assert await client.old_copy("hanging") == ""
     await client.unload("hanging")
     assert await client.old_copy("hanging") == "Triton is still unloading version 1 of hanging"
 
 
-async def test_with_a_delay_preferred_sizes_are_no_limit(client: TritonClient, asking: InferenceServerClient) -> None:
+async def test_with_a_delay_preferred_sizes_are_no_limit(
+    client: TritonClient, asking: InferenceServerClient
+) -> None:
     model = BATCHED[0].name
     before = await client.config(model)
-    delayed = before | {"dynamic_batching": {"preferred_batch_size": [5], "max_queue_delay_microseconds": 1000}}
+    delayed = before | {
+        "dynamic_batching": {"preferred_batch_size": [5], "max_queue_delay_microseconds": 1000}
+    }
     await client.load(model, delayed)
     assert (await reading(client, model)).allocation.max_batch_size == LARGEST
     assert max(await formed(client, asking, model, 60)) > 5

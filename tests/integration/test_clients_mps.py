@@ -1,4 +1,5 @@
-"""The client against the real ``nvidia-cuda-mps-control``, which answers on a machine without a GPU as well."""
+"""The client against the real ``nvidia-cuda-mps-control``, which answers on a machine without a GPU
+as well."""
 
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from igniterd.records import MpsReading
 pytestmark = pytest.mark.integration
 
 
-async def test_it_reads_what_the_control_daemon_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_reads_what_the_control_daemon_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with mps_host(tmp_path) as host:
         for key, value in host.control.environment().items():
             monkeypatch.setenv(key, value)

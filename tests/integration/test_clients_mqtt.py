@@ -26,18 +26,23 @@ PATIENCE_S = 20.0
 
 
 class Listener:
-    """A client that hears everything under ``igniterd/``, retained messages first, in whatever order the broker sends them."""
+    """A client that hears everything under ``igniterd/``, retained messages first, in whatever
+    order the broker sends them."""
 
     def __init__(self, client: aiomqtt.Client) -> None:
         self._client = client
         self._unread: list[tuple[aiomqtt.Message, dict[str, Any]]] = []
 
     async def next(self, suffix: str, **wanted: Any) -> tuple[aiomqtt.Message, dict[str, Any]]:
-        """The oldest event not asked for yet that is on the topic and whose data has all of `wanted`."""
+        """The oldest event not asked for yet that is on the topic and whose data has all of
+        `wanted`."""
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 for number, (message, event) in enumerate(self._unread):
-                    if message.topic.value == PREFIX + suffix and wanted.items() <= event["data"].items():
+                    if (
+                        message.topic.value == PREFIX + suffix
+                        and wanted.items() <= event["data"].items()
+                    ):
                         return self._unread.pop(number)
                 message = await anext(self._client.messages)
                 self._unread.append((message, json.loads(bytes(message.payload))))  # type: ignore[arg-type]
@@ -45,7 +50,9 @@ class Listener:
 
 @asynccontextmanager
 async def listening(broker: BrokerHost) -> AsyncIterator[Listener]:
-    async with aiomqtt.Client("127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V5) as client:
+    async with aiomqtt.Client(
+        "127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V5
+    ) as client:
         await client.subscribe("igniterd/#", qos=1)
         yield Listener(client)
 
@@ -67,13 +74,25 @@ async def until(condition: Any) -> None:
 
 
 async def test_events_arrive_in_their_envelope(tmp_path: Path) -> None:
-    async with broker_host(tmp_path) as broker, listening(broker) as listener, publishing(broker.url) as publisher:
+    async with (
+        broker_host(tmp_path) as broker,
+        listening(broker) as listener,
+        publishing(broker.url) as publisher,
+    ):
         _, online = await listener.next("status")
         assert online["data"] == {"status": "online"}
-        publisher.publish("state", "igniterd.state", {"tick": 7, "headroom": float("nan")}, retain=True, expiry_s=30)
+        publisher.publish(
+            "state",
+            "igniterd.state",
+            {"tick": 7, "headroom": float("nan")},
+            retain=True,
+            expiry_s=30,
+        )
         message, event = await listener.next("state")
         assert event["data"] == {"tick": 7, "headroom": None}
-        assert {key: event[key] for key in ("specversion", "source", "type", "datacontenttype")} == {
+        assert {
+            key: event[key] for key in ("specversion", "source", "type", "datacontenttype")
+        } == {
             "specversion": "1.0",
             "source": "igniterd/lab/gpu-a",
             "type": "igniterd.state",
@@ -85,7 +104,9 @@ async def test_events_arrive_in_their_envelope(tmp_path: Path) -> None:
         assert message.properties.ContentType == "application/cloudevents+json"
         assert 0 < message.properties.MessageExpiryInterval <= 30
         async with listening(broker) as later:
-            assert (await later.next("state"))[0].retain, "a listener that comes later is given the state"
+            assert (await later.next("state"))[0].retain, (
+                "a listener that comes later is given the state"
+            )
             assert (await later.next("status", status="online"))[0].retain
 
 
@@ -115,7 +136,9 @@ asyncio.run(main())
     async with broker_host(tmp_path) as broker, listening(broker) as listener:
         command = [sys.executable, "-c", script, broker.url]
         environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
-        async with running("publisher", command, log=tmp_path / "publisher.log", env=environment) as daemon:
+        async with running(
+            "publisher", command, log=tmp_path / "publisher.log", env=environment
+        ) as daemon:
             await listener.next("status", status="online")
             daemon._process.kill()
             _, event = await listener.next("status", status="offline")
@@ -126,7 +149,11 @@ async def test_a_broker_that_dies_and_returns(tmp_path: Path) -> None:
     unseen: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
     with capture_logs() as logs:
-        async with broker_host(tmp_path) as first, listening(first) as listener, publishing(first.url) as publisher:
+        async with (
+            broker_host(tmp_path) as first,
+            listening(first) as listener,
+            publishing(first.url) as publisher,
+        ):
             await listener.next("status", status="online")
             publisher.publish("state", "igniterd.state", {"tick": 1}, retain=True)
             await listener.next("state", tick=1)
@@ -145,7 +172,9 @@ async def test_a_broker_that_dies_and_returns(tmp_path: Path) -> None:
                 assert publisher.statistics.connected
                 assert publisher.statistics.replaced == 3 * 47
     told = [(entry["log_level"], entry["event"]) for entry in logs if entry.get("source") == "mqtt"]
-    assert told[:2] == [("warning", "failing"), ("info", "recovered")], "a failure is told once, its recovery once"
+    assert told[:2] == [("warning", "failing"), ("info", "recovered")], (
+        "a failure is told once, its recovery once"
+    )
     gc.collect()
     assert unseen == [], "and not once more by asyncio"
 
@@ -169,7 +198,8 @@ async def test_without_any_broker_nothing_waits_and_memory_is_bounded() -> None:
 
 
 async def kept_saying(publisher: MqttPublisher, state: dict[str, Any], until_said: Any) -> None:
-    """A state and a hint now and then, as from the daemon, until it has come to what the test waits for."""
+    """A state and a hint now and then, as from the daemon, until it has come to what the test waits
+    for."""
     async with asyncio.timeout(PATIENCE_S):
         while not until_said():
             publisher.publish("state", "igniterd.state", state, retain=True, expiry_s=30)
@@ -178,23 +208,40 @@ async def kept_saying(publisher: MqttPublisher, state: dict[str, Any], until_sai
 
 
 @pytest.mark.parametrize("topics", ["hint", "status", "state"])
-async def test_what_the_broker_denies_is_no_success_and_is_said_once(tmp_path: Path, topics: str) -> None:
+async def test_what_the_broker_denies_is_no_success_and_is_said_once(
+    tmp_path: Path, topics: str
+) -> None:
     granted = [topic for topic in ("hint", "status", "state") if topic != topics]
-    (tmp_path / "acl").write_text("topic read #\n" + "".join(f"topic write {PREFIX}{topic}\n" for topic in granted))
+    (tmp_path / "acl").write_text(
+        "topic read #\n" + "".join(f"topic write {PREFIX}{topic}\n" for topic in granted)
+    )
     (tmp_path / "acl").chmod(0o600)
     with capture_logs() as logs:
-        async with broker_host(tmp_path, more=f"acl_file {tmp_path}/acl\n") as broker, publishing(broker.url) as publisher:
+        async with (
+            broker_host(tmp_path, more=f"acl_file {tmp_path}/acl\n") as broker,
+            publishing(broker.url) as publisher,
+        ):
             counts = publisher.statistics
             await until(lambda: counts.connected)
             if topics == "status":
                 publisher.set_status("degraded", "why")
-            await kept_saying(publisher, {"tick": 1}, lambda: counts.refused >= (2 if topics == "status" else 4) and counts.published >= 4)
+            await kept_saying(
+                publisher,
+                {"tick": 1},
+                lambda: (
+                    counts.refused >= (2 if topics == "status" else 4) and counts.published >= 4
+                ),
+            )
             assert counts.failures == 0, "the connection stays"
     denied = [line for line in logs if line["event"] == "the broker does not take it"]
-    assert [(line["what"], "Not authorized" in line["reason"]) for line in denied] == [(topics, True)]
+    assert [(line["what"], "Not authorized" in line["reason"]) for line in denied] == [
+        (topics, True)
+    ]
 
 
-async def test_a_state_above_the_brokers_limit_holds_up_no_hint_and_no_status(tmp_path: Path) -> None:
+async def test_a_state_above_the_brokers_limit_holds_up_no_hint_and_no_status(
+    tmp_path: Path,
+) -> None:
     large = {"models": [{"name": f"model-{n}", "share": 0.1} for n in range(200)]}
     with capture_logs() as logs:
         async with (
@@ -204,15 +251,22 @@ async def test_a_state_above_the_brokers_limit_holds_up_no_hint_and_no_status(tm
         ):
             await listener.next("status", status="online")
             counts = publisher.statistics
-            await kept_saying(publisher, large, lambda: counts.refused >= 3 and counts.published >= 5)
+            await kept_saying(
+                publisher, large, lambda: counts.refused >= 3 and counts.published >= 5
+            )
             await listener.next("hint", model="vgg19")
             publisher.set_status("degraded", "x" * 5000)
             await listener.next("status", status="degraded")
             publisher.publish("state", "igniterd.state", {"models": []}, retain=True)
             await listener.next("state", models=[])
             assert counts.failures == 0
-    said = [(line["event"], line["what"]) for line in logs if line["event"].startswith("the broker")]
-    assert said == [("the broker does not take it", "state"), ("the broker takes it again", "state")]
+    said = [
+        (line["event"], line["what"]) for line in logs if line["event"].startswith("the broker")
+    ]
+    assert said == [
+        ("the broker does not take it", "state"),
+        ("the broker takes it again", "state"),
+    ]
 
 
 @pytest.mark.parametrize("over", [0, 8])
@@ -237,7 +291,8 @@ async def test_the_size_of_a_packet_is_the_brokers(tmp_path: Path, over: int) ->
 
 
 class Touchy:
-    """A broker that answers what it does not take by ending the connection, as some clouds' do, and says nothing before."""
+    """A broker that answers what it does not take by ending the connection, as some clouds' do, and
+    says nothing before."""
 
     def __init__(self, topic: bytes) -> None:
         self.topic, self.got, self.cuts = topic, list[bytes](), 0
@@ -275,7 +330,11 @@ async def test_a_broker_that_ends_the_connection_over_one_topic_gets_the_others(
     others = {"state", "hint", "status"} - {topic} - {"status"}
     try:
         async with publishing(f"mqtt://127.0.0.1:{port}") as publisher:
-            await kept_saying(publisher, {"tick": 1}, lambda: all(broker.got.count(other.encode()) > 5 for other in others))
+            await kept_saying(
+                publisher,
+                {"tick": 1},
+                lambda: all(broker.got.count(other.encode()) > 5 for other in others),
+            )
             assert broker.cuts == 2
             assert publisher.statistics.refused > 0
     finally:

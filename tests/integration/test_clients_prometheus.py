@@ -43,14 +43,21 @@ def a_page() -> bytes:
 def exposed() -> set[str]:
     """Every name a query may use, and the families that texts speak of."""
     families = list(text_string_to_metric_families(a_page().decode()))
-    found = {sample.name for family in families for sample in family.samples} | {family.name for family in families}
+    found = {sample.name for family in families for sample in family.samples} | {
+        family.name for family in families
+    }
     # board readings the example board does not give
-    return found | {f"igniterd_gpu_{name}" for name in ("power_limit_watts", "memory_total_bytes", "temperature_celsius")}
+    return found | {
+        f"igniterd_gpu_{name}"
+        for name in ("power_limit_watts", "memory_total_bytes", "temperature_celsius")
+    }
 
 
 def expressions() -> list[str]:
     """Every query of the dashboard, its variables filled in as Grafana does."""
-    queries = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
+    queries = [
+        target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())
+    ]
     queries += [annotation["expr"] for annotation in DASHBOARD["annotations"]["list"]]
     values = {"$__rate_interval": "1m", "$__range": "1h", "$instance": ".*", "$model": ".*"}
     for variable, value in values.items():
@@ -73,14 +80,20 @@ def test_the_alert_rules_are_rules() -> None:
 
 
 def test_the_dashboard_asks_in_promql(tmp_path: Path) -> None:
-    rules = [{"record": f"panel:{number}", "expr": query} for number, query in enumerate(expressions())]
+    rules = [
+        {"record": f"panel:{number}", "expr": query} for number, query in enumerate(expressions())
+    ]
     path = tmp_path / "dashboard.yml"  # JSON is YAML
     path.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
     done = promtool("check", "rules", str(path))
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("queries", ["\n".join(expressions()), re.sub(r"#.*", "", ALERTS.read_text())], ids=["dashboard", "alerts"])
+@pytest.mark.parametrize(
+    "queries",
+    ["\n".join(expressions()), re.sub(r"#.*", "", ALERTS.read_text())],
+    ids=["dashboard", "alerts"],
+)
 def test_only_metrics_that_exist_are_asked_for(queries: str) -> None:
     names = {name for name in used(queries) if not name.startswith("igniterd_slo_violation:")}
     assert len(names) > 10
@@ -101,7 +114,11 @@ def test_panels_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         place = panel["gridPos"]
-        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
         assert not cells & taken, panel["title"]
         assert max(x for x, _ in cells) < 24
         taken |= cells
@@ -113,8 +130,11 @@ MUTE = '{instance="gpu-a", model="vgg19", state="not_answering"}'
 OLD = '{instance="gpu-a", model="vgg19", state="old_copy"}'
 
 
-def fires(tmp_path: Path, series: dict[str, str], *, at: str, alert: str, **labels: str) -> subprocess.CompletedProcess[bytes]:
-    """Promtool's opinion on whether `alert` fires once, with `labels`, after `series`; no labels: that it does not fire."""
+def fires(
+    tmp_path: Path, series: dict[str, str], *, at: str, alert: str, **labels: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Promtool's opinion on whether `alert` fires once, with `labels`, after `series`; no labels:
+    that it does not fire."""
     by = ", ".join(["alertname", *sorted(labels)])
     expected = [{"labels": _selector({"alertname": alert} | labels), "value": 1}] if labels else []
     firing = f'count by ({by}) (ALERTS{{alertname="{alert}", alertstate="firing"}})'
@@ -124,7 +144,9 @@ def fires(tmp_path: Path, series: dict[str, str], *, at: str, alert: str, **labe
         "tests": [
             {
                 "interval": "15s",
-                "input_series": [{"series": name, "values": values} for name, values in series.items()],
+                "input_series": [
+                    {"series": name, "values": values} for name, values in series.items()
+                ],
                 "promql_expr_test": [{"expr": firing, "eval_time": at, "exp_samples": expected}],
             }
         ],
@@ -138,31 +160,80 @@ def _selector(labels: dict[str, str]) -> str:
     return "{" + ", ".join(f'{key}="{value}"' for key, value in labels.items()) + "}"
 
 
-OBSERVED, VIOLATED = f"igniterd_observed_seconds_total{MODEL}", f"igniterd_slo_violation_seconds_total{MODEL}"
+OBSERVED, VIOLATED = (
+    f"igniterd_observed_seconds_total{MODEL}",
+    f"igniterd_slo_violation_seconds_total{MODEL}",
+)
 
 
 @pytest.mark.parametrize(
     ("alert", "series", "at", "labels"),
     [
-        ("IgniterdSloBurningFast", {OBSERVED: "0+15x300", VIOLATED: "0+5x300"}, "70m", {"model": "vgg19", "severity": "critical"}),
+        (
+            "IgniterdSloBurningFast",
+            {OBSERVED: "0+15x300", VIOLATED: "0+5x300"},
+            "70m",
+            {"model": "vgg19", "severity": "critical"},
+        ),
         ("IgniterdSloBurningFast", {OBSERVED: "0+15x300", VIOLATED: "0+0.1x300"}, "70m", {}),
-        ("IgniterdSloBurningFast", {OBSERVED: "0+15x200 3000x100", VIOLATED: "0+5x200 1000x100"}, "70m", {}),  # no traffic any more
-        ("IgniterdSloBurningSlowly", {OBSERVED: "0+15x1600", VIOLATED: "0+1.2x1600"}, "395m", {"model": "vgg19", "severity": "warning"}),
-        ("IgniterdInfeasible", {'igniterd_feasible{instance="gpu-a"}': "0x40"}, "5m", {"instance": "gpu-a"}),
-        ("IgniterdInfeasible", {'igniterd_feasible{instance="gpu-a"}': "1x10 0x4 1x20"}, "5m", {}),  # a passing minute
-        ("IgniterdModelNotServed", {f"igniterd_model_ready{MODEL}": "0x40"}, "5m", {"model": "vgg19"}),
+        # no traffic any more
+        (
+            "IgniterdSloBurningFast",
+            {OBSERVED: "0+15x200 3000x100", VIOLATED: "0+5x200 1000x100"},
+            "70m",
+            {},
+        ),
+        (
+            "IgniterdSloBurningSlowly",
+            {OBSERVED: "0+15x1600", VIOLATED: "0+1.2x1600"},
+            "395m",
+            {"model": "vgg19", "severity": "warning"},
+        ),
+        (
+            "IgniterdInfeasible",
+            {'igniterd_feasible{instance="gpu-a"}': "0x40"},
+            "5m",
+            {"instance": "gpu-a"},
+        ),
+        # a passing minute
+        ("IgniterdInfeasible", {'igniterd_feasible{instance="gpu-a"}': "1x10 0x4 1x20"}, "5m", {}),
+        (
+            "IgniterdModelNotServed",
+            {f"igniterd_model_ready{MODEL}": "0x40"},
+            "5m",
+            {"model": "vgg19"},
+        ),
         (
             "IgniterdShareWithoutEffect",
             {f"igniterd_share_effective{MODEL}": "0x40"},
             "3m",
             {"model": "vgg19", "severity": "critical"},
         ),
-        ("IgniterdShareWithoutEffect", {f"igniterd_share_effective{MODEL}": "1x4 0x2 1x40"}, "3m", {}),  # while one is proven anew
-        ("IgniterdModelNotAnswering", {f"igniterd_model_stuck_seconds{PLAIN}": "0x4 15+15x40"}, "3m", {"model": "vgg19"}),
-        ("IgniterdModelNotAnswering", {f"igniterd_model_state{MUTE}": "0x4 1x40"}, "3m", {"model": "vgg19", "severity": "critical"}),
+        # while one is proven anew
+        (
+            "IgniterdShareWithoutEffect",
+            {f"igniterd_share_effective{MODEL}": "1x4 0x2 1x40"},
+            "3m",
+            {},
+        ),
+        (
+            "IgniterdModelNotAnswering",
+            {f"igniterd_model_stuck_seconds{PLAIN}": "0x4 15+15x40"},
+            "3m",
+            {"model": "vgg19"},
+        ),
+        (
+            "IgniterdModelNotAnswering",
+            {f"igniterd_model_state{MUTE}": "0x4 1x40"},
+            "3m",
+            {"model": "vgg19", "severity": "critical"},
+        ),
         (
             "IgniterdModelNotAnswering",  # told in both ways: one alert
-            {f"igniterd_model_stuck_seconds{PLAIN}": "0x4 15+15x40", f"igniterd_model_state{MUTE}": "0x6 1x40"},
+            {
+                f"igniterd_model_stuck_seconds{PLAIN}": "0x4 15+15x40",
+                f"igniterd_model_state{MUTE}": "0x6 1x40",
+            },
             "3m",
             {"model": "vgg19"},
         ),
@@ -172,42 +243,99 @@ OBSERVED, VIOLATED = f"igniterd_observed_seconds_total{MODEL}", f"igniterd_slo_v
             "3m",
             {},
         ),
-        ("IgniterdRequestsRejected", {f"igniterd_requests_rejected_total{PLAIN}": "0+5x60"}, "8m", {"model": "vgg19"}),
-        ("IgniterdRequestsRejected", {f"igniterd_requests_rejected_total{PLAIN}": "7x60"}, "8m", {}),
-        ("IgniterdModelUnpredictable", {f"igniterd_readings_left_out_total{PLAIN}": "0+15x60"}, "8m", {"model": "vgg19"}),
-        ("IgniterdModelUnpredictable", {f"igniterd_readings_left_out_total{PLAIN}": "7x60"}, "8m", {}),
-        ("IgniterdModelCannotBeChanged", {f"igniterd_model_state{OLD}": "1x40"}, "8m", {"model": "vgg19", "state": "old_copy"}),
+        (
+            "IgniterdRequestsRejected",
+            {f"igniterd_requests_rejected_total{PLAIN}": "0+5x60"},
+            "8m",
+            {"model": "vgg19"},
+        ),
+        (
+            "IgniterdRequestsRejected",
+            {f"igniterd_requests_rejected_total{PLAIN}": "7x60"},
+            "8m",
+            {},
+        ),
+        (
+            "IgniterdModelUnpredictable",
+            {f"igniterd_readings_left_out_total{PLAIN}": "0+15x60"},
+            "8m",
+            {"model": "vgg19"},
+        ),
+        (
+            "IgniterdModelUnpredictable",
+            {f"igniterd_readings_left_out_total{PLAIN}": "7x60"},
+            "8m",
+            {},
+        ),
+        (
+            "IgniterdModelCannotBeChanged",
+            {f"igniterd_model_state{OLD}": "1x40"},
+            "8m",
+            {"model": "vgg19", "state": "old_copy"},
+        ),
         ("IgniterdModelCannotBeChanged", {f"igniterd_model_state{OLD}": "0x40"}, "8m", {}),
         ("IgniterdModelCannotBeChanged", {f"igniterd_model_state{MUTE}": "1x40"}, "8m", {}),
-        ("IgniterdDown", {'up{job="igniterd", instance="gpu-a"}': "0x40"}, "5m", {"instance": "gpu-a"}),
-        ("IgniterdStalled", {'igniterd_ticks_total{instance="gpu-a"}': "7x60"}, "8m", {"instance": "gpu-a"}),
+        (
+            "IgniterdDown",
+            {'up{job="igniterd", instance="gpu-a"}': "0x40"},
+            "5m",
+            {"instance": "gpu-a"},
+        ),
+        (
+            "IgniterdStalled",
+            {'igniterd_ticks_total{instance="gpu-a"}': "7x60"},
+            "8m",
+            {"instance": "gpu-a"},
+        ),
         ("IgniterdStalled", {'igniterd_ticks_total{instance="gpu-a"}': "0+15x60"}, "8m", {}),
         (
             "IgniterdSlowTicks",
             {
                 'igniterd_ticks_total{instance="gpu-a"}': "0+15x100",
-                'igniterd_control_loop_duration_seconds_sum{instance="gpu-a", stage="decide"}': "0+12x100",
-                'igniterd_control_loop_duration_seconds_sum{instance="gpu-a", stage="act"}': "0+0x100",
+                'igniterd_control_loop_duration_seconds_sum{instance="gpu-a", '
+                'stage="decide"}': "0+12x100",
+                'igniterd_control_loop_duration_seconds_sum{instance="gpu-a", '
+                'stage="act"}': "0+0x100",
             },
             "20m",
             {"instance": "gpu-a"},
         ),
-        ("IgniterdSourceSilent", {'igniterd_source_up{instance="gpu-a", source="triton:main"}': "0x40"}, "5m", {"source": "triton:main"}),
-        ("IgniterdBrokerLost", {'igniterd_mqtt_connected{instance="gpu-a"}': "0x100"}, "20m", {"severity": "info"}),
+        (
+            "IgniterdSourceSilent",
+            {'igniterd_source_up{instance="gpu-a", source="triton:main"}': "0x40"},
+            "5m",
+            {"source": "triton:main"},
+        ),
+        (
+            "IgniterdBrokerLost",
+            {'igniterd_mqtt_connected{instance="gpu-a"}': "0x100"},
+            "20m",
+            {"severity": "info"},
+        ),
         (
             "IgniterdChangesRefused",
             {'igniterd_actuation_failures_total{instance="gpu-a", kind="grow"}': "0+1x40"},
             "5m",
             {"instance": "gpu-a"},
         ),
-        ("IgniterdRestless", {'igniterd_actuations_total{instance="gpu-a", kind="grow"}': "0+1x400"}, "80m", {"instance": "gpu-a"}),
+        (
+            "IgniterdRestless",
+            {'igniterd_actuations_total{instance="gpu-a", kind="grow"}': "0+1x400"},
+            "80m",
+            {"instance": "gpu-a"},
+        ),
         (
             "IgniterdGpuOvercommitted",
             {'igniterd_gpu_allocated_ratio{instance="gpu-a", gpu_uuid="GPU-a"}': "1.1x40"},
             "5m",
             {"gpu_uuid": "GPU-a"},
         ),
-        ("IgniterdGpuOvercommitted", {'igniterd_gpu_allocated_ratio{instance="gpu-a", gpu_uuid="GPU-a"}': "1x40"}, "5m", {}),
+        (
+            "IgniterdGpuOvercommitted",
+            {'igniterd_gpu_allocated_ratio{instance="gpu-a", gpu_uuid="GPU-a"}': "1x40"},
+            "5m",
+            {},
+        ),
         (
             "IgniterdPredictionsOff",
             {
@@ -229,5 +357,7 @@ def test_alerts_fire_when_they_should_and_only_then(
 
 def test_every_alert_is_tried() -> None:
     marks: Any = test_alerts_fire_when_they_should_and_only_then
-    tried = {case[0] for mark in marks.pytestmark if mark.name == "parametrize" for case in mark.args[1]}
+    tried = {
+        case[0] for mark in marks.pytestmark if mark.name == "parametrize" for case in mark.args[1]
+    }
     assert set(re.findall(r"alert: (\w+)", ALERTS.read_text())) == tried

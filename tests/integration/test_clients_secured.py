@@ -29,13 +29,19 @@ class Papers:
 
     def __init__(self, folder: Path) -> None:
         authority = trustme.CA()
-        server, client = authority.issue_cert("localhost", "127.0.0.1"), authority.issue_cert("igniterd@example.org")
+        server, client = (
+            authority.issue_cert("localhost", "127.0.0.1"),
+            authority.issue_cert("igniterd@example.org"),
+        )
         self.ca, self.stranger = folder / "ca.pem", folder / "stranger.pem"
         authority.cert_pem.write_to_path(self.ca)
         trustme.CA().cert_pem.write_to_path(self.stranger)
         self.server_cert, self.server_key = folder / "server.pem", folder / "server.key"
         self.client_cert, self.client_key = folder / "client.pem", folder / "client.key"
-        for issued, cert, key in ((server, self.server_cert, self.server_key), (client, self.client_cert, self.client_key)):
+        for issued, cert, key in (
+            (server, self.server_cert, self.server_key),
+            (client, self.client_cert, self.client_key),
+        ):
             issued.cert_chain_pems[0].write_to_path(cert)
             issued.private_key_pem.write_to_path(key)
 
@@ -75,7 +81,12 @@ async def strict_broker(folder: Path, papers: Papers) -> AsyncIterator[str]:
     config = folder / "mosquitto.conf"
     config.write_text("\n".join(lines) + "\n")
     environment = os.environ | broker.environment()
-    async with running("mosquitto", [str(broker.path), "-c", str(config)], log=folder / "broker.log", env=environment) as program:
+    async with running(
+        "mosquitto",
+        [str(broker.path), "-c", str(config)],
+        log=folder / "broker.log",
+        env=environment,
+    ) as program:
         await program.until(lambda: listens(port), timeout_s=20)
         yield f"mqtts://127.0.0.1:{port}"
 
@@ -124,7 +135,8 @@ async def test_mqtt_with_certificates_and_a_password(tmp_path: Path, papers: Pap
 
 
 class StrictHost(TritonHost):
-    """tritonserver with more on its command line; asked for readiness over plain HTTP all the same."""
+    """tritonserver with more on its command line; asked for readiness over plain HTTP all the
+    same."""
 
     more: tuple[str, ...] = ()
 
@@ -164,12 +176,16 @@ async def test_triton_with_certificates_on_both_sides(tmp_path: Path, papers: Pa
 
 
 async def test_a_restricted_protocol_wants_its_header(tmp_path: Path) -> None:
-    async with strict_triton(tmp_path / "triton", "--grpc-restricted-protocol=model-repository:admin-key=s3cret") as host:
+    async with strict_triton(
+        tmp_path / "triton", "--grpc-restricted-protocol=model-repository:admin-key=s3cret"
+    ) as host:
         stranger = TritonClient("main", host.url, timeout_s=5)
         info = await stranger.server()
         assert info.control is Control.RESTRICTED
         assert "admin-key" in info.control_reason
         await stranger.close()
-        friend = TritonClient("main", host.url, timeout_s=5, headers={"triton-grpc-protocol-admin-key": "s3cret"})
+        friend = TritonClient(
+            "main", host.url, timeout_s=5, headers={"triton-grpc-protocol-admin-key": "s3cret"}
+        )
         assert (await friend.server()).control is Control.EXPLICIT
         await friend.close()

@@ -26,7 +26,9 @@ from igniterd.records import Allocation, ModelReading
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
-SPEC = HostSpec(models=(EmulatedModel("alexnet"), EmulatedModel("resnet50", max_queue_delay_us=500)))
+SPEC = HostSpec(
+    models=(EmulatedModel("alexnet"), EmulatedModel("resnet50", max_queue_delay_us=500))
+)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -61,7 +63,10 @@ async def test_the_server_and_its_control_mode(client: TritonClient) -> None:
     assert (info.live, info.ready, info.control) == (True, True, Control.EXPLICIT)
     assert info.version
     assert "statistics" in info.extensions
-    assert {entry.name: entry.state for entry in await client.index()} == {"alexnet": "READY", "resnet50": "READY"}
+    assert {entry.name: entry.state for entry in await client.index()} == {
+        "alexnet": "READY",
+        "resnet50": "READY",
+    }
 
 
 async def test_configurations_are_tritons_own(host: TritonHost, client: TritonClient) -> None:
@@ -69,7 +74,9 @@ async def test_configurations_are_tritons_own(host: TritonHost, client: TritonCl
     theirs = await http.config("resnet50")
     await http.close()
     ours = await client.config("resnet50")
-    assert json_format.ParseDict(ours, model_config_pb2.ModelConfig()) == json_format.ParseDict(theirs, model_config_pb2.ModelConfig())
+    assert json_format.ParseDict(ours, model_config_pb2.ModelConfig()) == json_format.ParseDict(
+        theirs, model_config_pb2.ModelConfig()
+    )
     assert "runtime" in theirs
     assert "runtime" not in ours, "a default that older servers do not know"
 
@@ -81,11 +88,19 @@ async def test_readings_count_requests_and_batches(host: TritonHost, client: Tri
         while (after := await reading(client, "resnet50")).success_count < before.success_count + 5:  # noqa: ASYNC110 - only asking tells
             await asyncio.sleep(0.05)
     assert after.success_count - before.success_count == 5
-    assert sum(batch.count for batch in after.batches) - sum(batch.count for batch in before.batches) == 5
+    assert (
+        sum(batch.count for batch in after.batches) - sum(batch.count for batch in before.batches)
+        == 5
+    )
     assert {batch.batch_size for batch in after.batches} == {1}
     assert after.inference_count == after.success_count == 5
     assert all(batch.compute_infer_ns > 0 for batch in after.batches)
-    assert (after.triton, after.backend, after.version, after.owns_process) == ("main", "python", "1", True)
+    assert (after.triton, after.backend, after.version, after.owns_process) == (
+        "main",
+        "python",
+        "1",
+        True,
+    )
     assert after.allocation == Allocation(share=None, max_batch_size=8, max_queue_delay_us=500)
     assert after.pending_count == 0
     assert after.latency_quantiles_s is not None
@@ -93,7 +108,9 @@ async def test_readings_count_requests_and_batches(host: TritonHost, client: Tri
     assert client.metrics_gap is None
 
 
-async def test_a_model_that_is_not_there_says_why_and_the_others_are_read(client: TritonClient) -> None:
+async def test_a_model_that_is_not_there_says_why_and_the_others_are_read(
+    client: TritonClient,
+) -> None:
     found = await client.read_models(["resnet50", "vgg99"])
     assert isinstance(found["resnet50"], ModelReading)
     assert isinstance(found["vgg99"], Refused)
@@ -101,16 +118,24 @@ async def test_a_model_that_is_not_there_says_why_and_the_others_are_read(client
 
 
 def stub_shares(host: TritonHost, model: str) -> set[str | None]:
-    """``CUDA_MPS_ACTIVE_THREAD_PERCENTAGE`` in the processes that execute `model`, from the kernel's own record."""
+    """``CUDA_MPS_ACTIVE_THREAD_PERCENTAGE`` in the processes that execute `model`, from the
+    kernel's own record."""
     shares: set[str | None] = set()
     for process in Path("/proc").iterdir():
         try:
             command = (process / "cmdline").read_bytes()
-            if b"triton_python_backend_stub" not in command or str(host.repository / model).encode() not in command:
+            if (
+                b"triton_python_backend_stub" not in command
+                or str(host.repository / model).encode() not in command
+            ):
                 continue
             if b"bash" in command.split(b"\0")[0]:
                 continue  # the shell that sourced the environment
-            pairs = dict(entry.split(b"=", 1) for entry in (process / "environ").read_bytes().split(b"\0") if b"=" in entry)
+            pairs = dict(
+                entry.split(b"=", 1)
+                for entry in (process / "environ").read_bytes().split(b"\0")
+                if b"=" in entry
+            )
         except (OSError, ValueError):
             continue
         share = pairs.get(b"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")
@@ -118,7 +143,9 @@ def stub_shares(host: TritonHost, model: str) -> set[str | None]:
     return shares
 
 
-async def test_a_share_reaches_the_new_process_and_no_request_is_lost(host: TritonHost, client: TritonClient, tmp_path: Path) -> None:
+async def test_a_share_reaches_the_new_process_and_no_request_is_lost(
+    host: TritonHost, client: TritonClient, tmp_path: Path
+) -> None:
     assert stub_shares(host, "alexnet") == {None}
     config = await client.config("alexnet")
     target = Allocation(share=0.125, max_batch_size=4)
@@ -133,10 +160,13 @@ async def test_a_share_reaches_the_new_process_and_no_request_is_lost(host: Trit
             await asyncio.sleep(0.05)
 
 
-async def test_a_refused_configuration_leaves_the_old_one_serving(host: TritonHost, client: TritonClient) -> None:
+async def test_a_refused_configuration_leaves_the_old_one_serving(
+    host: TritonHost, client: TritonClient
+) -> None:
     config = await client.config("resnet50")
     missing = json.loads(json.dumps(config)) | {
-        "parameters": config["parameters"] | {"EXECUTION_ENV_PATH": {"string_value": "/no/such/env"}}
+        "parameters": config["parameters"]
+        | {"EXECUTION_ENV_PATH": {"string_value": "/no/such/env"}}
     }
     with pytest.raises(Refused, match="/no/such/env"):
         await client.load("resnet50", missing)
@@ -148,10 +178,14 @@ async def test_a_refused_configuration_leaves_the_old_one_serving(host: TritonHo
     assert await client.config("resnet50") == config
 
 
-async def test_a_restarted_triton_is_seen_without_its_overrides(client: TritonClient, host: TritonHost, tmp_path: Path) -> None:
+async def test_a_restarted_triton_is_seen_without_its_overrides(
+    client: TritonClient, host: TritonHost, tmp_path: Path
+) -> None:
     config = await client.config("resnet50")
     prepare_share(tmp_path / "shares", 0.4)
-    await client.load("resnet50", with_allocation(config, Allocation(0.4, 2, 0), str(tmp_path / "shares")))
+    await client.load(
+        "resnet50", with_allocation(config, Allocation(0.4, 2, 0), str(tmp_path / "shares"))
+    )
     await infer(host.url, "resnet50", 3)
     assert (await reading(client, "resnet50")).allocation == Allocation(0.4, 2, 0)
     await host.stop()
@@ -170,12 +204,16 @@ async def test_a_restarted_triton_is_seen_without_its_overrides(client: TritonCl
             await asyncio.sleep(0.05)
     seen = found["resnet50"]
     assert isinstance(seen, ModelReading)
-    assert seen.allocation == Allocation(None, 8, 500), "the counters went back, so the configuration was read again"
+    assert seen.allocation == Allocation(None, 8, 500), (
+        "the counters went back, so the configuration was read again"
+    )
     assert share_of(await client.config("resnet50")) is None
 
 
 async def test_a_metrics_page_that_is_gone_costs_only_its_readings(host: TritonHost) -> None:
-    triton = TritonClient("main", host.url, f"http://127.0.0.1:{free_ports(1)[0]}/metrics", timeout_s=5)
+    triton = TritonClient(
+        "main", host.url, f"http://127.0.0.1:{free_ports(1)[0]}/metrics", timeout_s=5
+    )
     seen = await reading(triton, "alexnet")
     assert (seen.pending_count, seen.latency_quantiles_s) == (None, None)
     assert triton.metrics_gap is not None
@@ -223,8 +261,11 @@ async def test_a_triton_without_explicit_control_is_found_out(tmp_path: Path) ->
 WAITS = "while [ ! -e {} ]; do sleep 0.05; done\n"
 
 
-async def test_a_load_that_hangs_keeps_nobody_and_is_finished_by_triton(host: TritonHost, client: TritonClient, tmp_path: Path) -> None:
-    """Also when whoever asked for it has gone: cancelled, as by the daemon's end, it is carried through all the same."""
+async def test_a_load_that_hangs_keeps_nobody_and_is_finished_by_triton(
+    host: TritonHost, client: TritonClient, tmp_path: Path
+) -> None:
+    """Also when whoever asked for it has gone: cancelled, as by the daemon's end, it is carried
+    through all the same."""
     environment, go, shares = tmp_path / "env", tmp_path / "go", tmp_path / "shares"
     (environment / "bin").mkdir(parents=True)
     (environment / "lib").mkdir()
@@ -240,12 +281,19 @@ async def test_a_load_that_hangs_keeps_nobody_and_is_finished_by_triton(host: Tr
         assert (await reading(hanging, "alexnet")).loading
     finally:
         await hanging.close()
-    loading = asyncio.create_task(client.load("alexnet", with_allocation(config, dataclasses.replace(target, share=0.75), str(shares))))
+    loading = asyncio.create_task(
+        client.load(
+            "alexnet", with_allocation(config, dataclasses.replace(target, share=0.75), str(shares))
+        )
+    )
     prepare_share(shares, 0.75, base_env_of(config))
     await infer(host.url, "alexnet", 5)  # the old copy serves
     other = await client.config("resnet50")
     prepare_share(shares, 0.25)
-    await client.load("resnet50", with_allocation(other, dataclasses.replace(allocation_of(other), share=0.25), str(shares)))
+    await client.load(
+        "resnet50",
+        with_allocation(other, dataclasses.replace(allocation_of(other), share=0.25), str(shares)),
+    )
     await infer(host.url, "resnet50", 5)
     assert (await reading(client, "alexnet")).allocation == present
     loading.cancel()

@@ -1,4 +1,5 @@
-"""Triton in namespaces of its own, as in a container, and another user's: what the daemon's user still sees of its processes."""
+"""Triton in namespaces of its own, as in a container, and another user's: what the daemon's user
+still sees of its processes."""
 
 from __future__ import annotations
 
@@ -53,12 +54,16 @@ def first_child(pid: int) -> int:
 
 def seen_by_nobody() -> list[tuple[int, float | None, str, bool]]:
     """The stubs of this host as another user reads them; as this one where it is not root."""
-    done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK], capture_output=True, text=True, timeout=60, check=True
+    )
     return [tuple(row) for row in json.loads(done.stdout)]
 
 
 @pytest.mark.parametrize("launcher", ["24.10", "25.08"])
-async def test_a_share_is_proven_through_pid_namespaces_and_for_another_user(tmp_path: Path, launcher: str) -> None:
+async def test_a_share_is_proven_through_pid_namespaces_and_for_another_user(
+    tmp_path: Path, launcher: str
+) -> None:
     shares = tmp_path / "shares"
     share = prepare_share(shares, 0.125)
     parameters = {"EXECUTION_ENV_PATH": str(share)}

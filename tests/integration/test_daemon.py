@@ -1,4 +1,5 @@
-"""The daemon as a user starts it, on a real Triton, MPS control and broker; only the silicon is emulated."""
+"""The daemon as a user starts it, on a real Triton, MPS control and broker; only the silicon is
+emulated."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def write_config(folder: Path, host: EmulatedHost, admin_port: int) -> Path:
     builtin_profile("v100").time_scaled(SLOW).save(folder / "v100.json")
     assert host.mps and host.broker
     models = "".join(
-        f'[[model]]\nname = "{name}"\nslo_p99_ms = {slo}\npriority = {PRIORITIES[name]}\nprofile = "v100.json"\n'
+        f'[[model]]\nname = "{name}"\nslo_p99_ms = {slo}\npriority = {PRIORITIES[name]}\nprofile '
+        '= "v100.json"\n'
         for name, slo in SLOS.items()
     )
     path = folder / "igniterd.toml"
@@ -46,7 +48,8 @@ def write_config(folder: Path, host: EmulatedHost, admin_port: int) -> Path:
         f'[host]\nname = "gpu-a"\ncluster = "lab"\n'
         f'[[triton]]\nurl = "{host.triton.url}"\nmetrics_url = "{host.triton.metrics_url}"\n'
         f'[gpu]\nsource = "emulated:{host.triton.board_path}"\n'
-        f'[mps]\ncontrol = "{programs.required(programs.mps_control(), "nvidia-cuda-mps-control").path}"\n'
+        "[mps]\ncontrol = "
+        f'"{programs.required(programs.mps_control(), "nvidia-cuda-mps-control").path}"\n'
         f'pipe_directory = "{host.mps.environment["CUDA_MPS_PIPE_DIRECTORY"]}"\n'
         f'[metrics]\nlisten = "127.0.0.1:{admin_port}"\n[mqtt]\nurl = "{host.broker.url}"\n'
         f'[state]\ndirectory = "{folder}/state"\n{models}'
@@ -59,7 +62,9 @@ class Daemon:
 
     def __init__(self, program: Running, address: str) -> None:
         self.program, self.address = program, address
-        self.http = aiohttp.ClientSession(f"http://{address}", timeout=aiohttp.ClientTimeout(total=5))
+        self.http = aiohttp.ClientSession(
+            f"http://{address}", timeout=aiohttp.ClientTimeout(total=5)
+        )
 
     async def state(self) -> dict[str, Any]:
         try:
@@ -72,7 +77,9 @@ class Daemon:
         async with self.http.get(path) as answer:
             return answer.status, await answer.text()
 
-    async def until(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float) -> dict[str, Any]:
+    async def until(
+        self, condition: Callable[[dict[str, Any]], bool], timeout_s: float
+    ) -> dict[str, Any]:
         """Wait for a state; the last one seen says why when it does not come."""
         state: dict[str, Any] = {}
         try:
@@ -81,17 +88,27 @@ class Daemon:
                     await asyncio.sleep(0.3)
                     state = await self.state()
         except TimeoutError:
-            raise AssertionError(f"not within {timeout_s:g} s: {json.dumps(state)[:2000]} | {self.program.log_end()}") from None
+            raise AssertionError(
+                f"not within {timeout_s:g} s: {json.dumps(state)[:2000]} | {self.program.log_end()}"
+            ) from None
         return state
 
     def said(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.program.log.read_text().splitlines() if line.startswith("{")]
+        return [
+            json.loads(line)
+            for line in self.program.log.read_text().splitlines()
+            if line.startswith("{")
+        ]
 
 
 @asynccontextmanager
-async def daemon(folder: Path, config: Path, port: int, environment: Mapping[str, str] | None = None) -> AsyncIterator[Daemon]:
+async def daemon(
+    folder: Path, config: Path, port: int, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[Daemon]:
     command = [sys.executable, "-m", "igniterd", "run", "--config", str(config)]
-    async with running("igniterd", command, log=folder / "igniterd.log", env={**os.environ, **(environment or {})}) as program:
+    async with running(
+        "igniterd", command, log=folder / "igniterd.log", env={**os.environ, **(environment or {})}
+    ) as program:
         made = Daemon(program, f"127.0.0.1:{port}")
         try:
             yield made
@@ -103,7 +120,11 @@ async def daemon(folder: Path, config: Path, port: int, environment: Mapping[str
 async def load(folder: Path, url: str, rates: Mapping[str, float]) -> AsyncIterator[Path]:
     """Open-loop Poisson load until the end of the context; yields the log of every request."""
     spec, log = folder / "load.json", folder / "requests.csv"
-    spec.write_text(LoadSpec(url, (Phase("steady", 600.0, {m: r / SLOW for m, r in rates.items()}),), seed=5).to_json())
+    spec.write_text(
+        LoadSpec(
+            url, (Phase("steady", 600.0, {m: r / SLOW for m, r in rates.items()}),), seed=5
+        ).to_json()
+    )
     command = [sys.executable, "-m", "igniterd.lab.load.generator", str(spec), "-o", str(log)]
     async with running("loadgen", command, log=folder / "load.log", env=dict(os.environ)):
         yield log
@@ -115,14 +136,24 @@ def p99_ms(log: RequestLog, model: str) -> float:
 
 def holds(state: dict[str, Any]) -> bool:
     shares = [m["applied"]["share"] for m in state["models"] if m["seen"]]
-    return state["decision"]["outcome"] == "hold" and None not in shares and len(shares) == len(SLOS) and sum(shares) <= 1 + 1e-9
+    return (
+        state["decision"]["outcome"] == "hold"
+        and None not in shares
+        and len(shares) == len(SLOS)
+        and sum(shares) <= 1 + 1e-9
+    )
 
 
-async def messages(url: str, topic: str, count: int, timeout_s: float = 20.0) -> list[tuple[str, dict[str, Any]]]:
+async def messages(
+    url: str, topic: str, count: int, timeout_s: float = 20.0
+) -> list[tuple[str, dict[str, Any]]]:
     """The first messages on a topic, retained ones included."""
     host, port = url.removeprefix("mqtt://").split(":")
     seen: list[tuple[str, dict[str, Any]]] = []
-    async with asyncio.timeout(timeout_s), aiomqtt.Client(host, int(port), protocol=aiomqtt.ProtocolVersion.V5) as client:
+    async with (
+        asyncio.timeout(timeout_s),
+        aiomqtt.Client(host, int(port), protocol=aiomqtt.ProtocolVersion.V5) as client,
+    ):
         await client.subscribe(topic, qos=1)
         async for message in client.messages:
             seen.append((str(message.topic), json.loads(message.payload)))
@@ -135,8 +166,11 @@ def answered(log_path: Path, count: int) -> bool:
     return log_path.read_bytes().count(b"\n") > count
 
 
-async def quiet_window(log_path: Path, models: list[str], requests: int = 2500, windows: int = 4) -> dict[str, float]:
-    """P99 of the first window in which every one of ``models`` is within its SLO, or of the last: this machine has other work too."""
+async def quiet_window(
+    log_path: Path, models: list[str], requests: int = 2500, windows: int = 4
+) -> dict[str, float]:
+    """P99 of the first window in which every one of ``models`` is within its SLO, or of the last:
+    this machine has other work too."""
     figures: dict[str, float] = {}
     for _ in range(windows):
         before = len(RequestLog.read(log_path))
@@ -151,9 +185,16 @@ async def quiet_window(log_path: Path, models: list[str], requests: int = 2500, 
 
 async def test_takes_over_a_host_and_asserts_it_again(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    spec = HostSpec(tuple(EmulatedModel(name, max_batch_size=32) for name in SLOS), slow_factor=SLOW, seed=2)
-    async with emulated_host(spec, tmp_path) as host, daemon(tmp_path, write_config(tmp_path, host, port), port) as igniterd:
-        async with load(tmp_path, host.triton.url, {"alexnet": 400, "resnet50": 300, "vgg19": 150}) as log_path:
+    spec = HostSpec(
+        tuple(EmulatedModel(name, max_batch_size=32) for name in SLOS), slow_factor=SLOW, seed=2
+    )
+    async with (
+        emulated_host(spec, tmp_path) as host,
+        daemon(tmp_path, write_config(tmp_path, host, port), port) as igniterd,
+    ):
+        async with load(
+            tmp_path, host.triton.url, {"alexnet": 400, "resnet50": 300, "vgg19": 150}
+        ) as log_path:
             state = await igniterd.until(holds, 90.0)
             assert sum(m["applied"]["share"] for m in state["models"]) <= 1 + 1e-9
             figures = await quiet_window(log_path, list(SLOS))
@@ -164,7 +205,13 @@ async def test_takes_over_a_host_and_asserts_it_again(tmp_path: Path) -> None:
 
         status, page = await igniterd.text("/metrics")
         assert status == 200
-        for name in ("slo_latency_seconds", "mps_active_thread_ratio", "actuations_total", "gpu_headroom_ratio", "source_up"):
+        for name in (
+            "slo_latency_seconds",
+            "mps_active_thread_ratio",
+            "actuations_total",
+            "gpu_headroom_ratio",
+            "source_up",
+        ):
             assert f"igniterd_{name}" in page
         for probe in ("/livez", "/readyz", "/healthz"):
             assert (await igniterd.text(probe))[0] == 200
@@ -175,7 +222,11 @@ async def test_takes_over_a_host_and_asserts_it_again(tmp_path: Path) -> None:
 
         await host.triton.restart()  # its files know nothing of the shares
         await igniterd.until(
-            lambda s: s["tick"] > state["tick"] and any(m["seen"] and m["applied"]["share"] is None for m in s["models"]), 60.0
+            lambda s: (
+                s["tick"] > state["tick"]
+                and any(m["seen"] and m["applied"]["share"] is None for m in s["models"])
+            ),
+            60.0,
         )
         await igniterd.until(holds, 60.0)
 
@@ -183,17 +234,30 @@ async def test_takes_over_a_host_and_asserts_it_again(tmp_path: Path) -> None:
         async with asyncio.timeout(10.0):
             while igniterd.program.alive:  # noqa: ASYNC110  another process makes it true
                 await asyncio.sleep(0.1)
-        assert dict(await messages(host.broker.url, "igniterd/v1/lab/gpu-a/status", 1)).popitem()[1]["data"]["status"] == "offline"
-        gone = [line for line in igniterd.said() if line["event"] == "source silent" and line["source"] == "triton:main"]
+        assert (
+            dict(await messages(host.broker.url, "igniterd/v1/lab/gpu-a/status", 1)).popitem()[1][
+                "data"
+            ]["status"]
+            == "offline"
+        )
+        gone = [
+            line
+            for line in igniterd.said()
+            if line["event"] == "source silent" and line["source"] == "triton:main"
+        ]
         assert len(gone) == 1
 
 
 async def test_says_what_does_not_fit_and_keeps_the_rest(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    spec = HostSpec(tuple(EmulatedModel(name, max_batch_size=32) for name in SLOS), slow_factor=SLOW, seed=3)
+    spec = HostSpec(
+        tuple(EmulatedModel(name, max_batch_size=32) for name in SLOS), slow_factor=SLOW, seed=3
+    )
     async with (
         emulated_host(spec, tmp_path) as host,
-        load(tmp_path, host.triton.url, {"alexnet": 550, "resnet50": 450, "vgg19": 225}) as log_path,
+        load(
+            tmp_path, host.triton.url, {"alexnet": 550, "resnet50": 450, "vgg19": 225}
+        ) as log_path,
         daemon(tmp_path, write_config(tmp_path, host, port), port) as igniterd,
     ):
 
@@ -228,24 +292,34 @@ async def test_waits_for_a_triton_that_is_not_there_and_says_so_once(tmp_path: P
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(60.0)
-        async with daemon(tmp_path, config, port, {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "30000000"}) as igniterd:
+        async with daemon(
+            tmp_path,
+            config,
+            port,
+            {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "30000000"},
+        ) as igniterd:
             first = await asyncio.to_thread(systemd.recv, 4096)
             assert first.startswith(b"READY=1")
             assert b"does not answer" in first
             state = await igniterd.until(lambda s: s["tick"] >= 4, 30.0)
             assert state["decision"]["outcome"] == "wait"
-            assert [(await igniterd.text(probe))[0] for probe in ("/livez", "/healthz", "/readyz")] == [200, 200, 503]
+            assert [
+                (await igniterd.text(probe))[0] for probe in ("/livez", "/healthz", "/readyz")
+            ] == [200, 200, 503]
             assert b"WATCHDOG=1" in await asyncio.to_thread(systemd.recv, 4096)
     silent = [line for line in igniterd.said() if line["event"] == "source silent"]
     assert [line["source"] for line in silent] == ["triton:main"]
 
 
-async def test_a_hangup_reads_the_configuration_again_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
+async def test_a_hangup_reads_the_configuration_again_and_a_wrong_one_is_refused(
+    tmp_path: Path,
+) -> None:
     port, nowhere = free_ports(2)
     config = tmp_path / "igniterd.toml"
     text = (
         f'[[triton]]\nurl = "127.0.0.1:{nowhere}"\n[gpu]\nsource = "none"\n[mps]\nenabled = false\n'
-        f'[metrics]\nlisten = "127.0.0.1:{port}"\n[state]\ndirectory = "{tmp_path}/state"\n[[model]]\nname = "alexnet"\n'
+        f'[metrics]\nlisten = "127.0.0.1:{port}"\n[state]\ndirectory = "{tmp_path}/state"\n'
+        '[[model]]\nname = "alexnet"\n'
     )
     config.write_text(text + "slo_p99_ms = 15\n")
     async with daemon(tmp_path, config, port) as igniterd:
@@ -270,16 +344,20 @@ async def test_a_thousand_idle_connections_do_not_stop_the_steering(tmp_path: Pa
     port, nowhere = free_ports(2)
     config = tmp_path / "igniterd.toml"
     config.write_text(
-        f'[[triton]]\nurl = "127.0.0.1:{nowhere}"\n[gpu]\nsource = "none"\n[metrics]\nlisten = "127.0.0.1:{port}"\n'
+        f'[[triton]]\nurl = "127.0.0.1:{nowhere}"\n[gpu]\nsource = "none"\n[metrics]\nlisten = '
+        f'"127.0.0.1:{port}"\n'
         f'[mps]\ncontrol = "{tmp_path}/control"\ninterval_s = 1\n'
         f'[state]\ndirectory = "{tmp_path}/state"\n[[model]]\nname = "alexnet"\nslo_p99_ms = 15\n'
     )
-    (tmp_path / "control").write_text("#!/bin/sh\ncat >/dev/null\necho 100.0\n")  # a process each second: it needs files
+    # a process each second: it needs files
+    (tmp_path / "control").write_text("#!/bin/sh\ncat >/dev/null\necho 100.0\n")
     (tmp_path / "control").chmod(0o755)
     limited = ["prlimit", "--nofile=256"]
     command = [*limited, sys.executable, "-m", "igniterd", "run", "--config", str(config)]
     held: list[socket.socket] = []
-    async with running("igniterd", command, log=tmp_path / "igniterd.log", env=dict(os.environ)) as program:
+    async with running(
+        "igniterd", command, log=tmp_path / "igniterd.log", env=dict(os.environ)
+    ) as program:
         made = Daemon(program, f"127.0.0.1:{port}")
         try:
             before = await made.until(lambda s: s["tick"] >= 1, 60.0)
@@ -300,4 +378,8 @@ async def test_a_thousand_idle_connections_do_not_stop_the_steering(tmp_path: Pa
                 idle.close()
             await made.http.close()
         assert program.alive
-    assert [line for line in made.said() if line.get("source") == "mps" or "Too many open files" in str(line)] == []
+    assert [
+        line
+        for line in made.said()
+        if line.get("source") == "mps" or "Too many open files" in str(line)
+    ] == []

@@ -1,4 +1,5 @@
-"""The daemon gives models of in-process backends processes of their own, and then shares, where their owner says so."""
+"""The daemon gives models of in-process backends processes of their own, and then shares, where
+their owner says so."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ ONE: dict[str, object] = {"input": floats(("x", [4])), "output": floats(("y", [4
 
 
 def repository(onnx: Mapping[str, bytes]) -> list[FileModel]:
-    """One that can be adopted; before it, by name, one that answers as it likes, and one of an engine that is not there."""
+    """One that can be adopted; before it, by name, one that answers as it likes, and one of an
+    engine that is not there."""
     return [
         FileModel("a-random", ONE, {"1/model.onnx": onnx["random"]}, 8),
         FileModel("b-lacking", {**ONE, "backend": "tensorrt"}, {"1/model.plan": b"a plan"}, 8),
@@ -52,11 +54,14 @@ def repository(onnx: Mapping[str, bytes]) -> list[FileModel]:
 
 def write_config(folder: Path, triton: EngineHost, control: Path, admin_port: int) -> Path:
     builtin_profile("v100").time_scaled(SLOW).save(folder / "v100.json")
-    models = "".join(f'[[model]]\nname = "{m}"\nslo_p99_ms = {SLO_MS}\nprocess = "own"\n' for m in NAMES)
+    models = "".join(
+        f'[[model]]\nname = "{m}"\nslo_p99_ms = {SLO_MS}\nprocess = "own"\n' for m in NAMES
+    )
     path = folder / "igniterd.toml"
     path.write_text(
         f'[[triton]]\nurl = "{triton.url}"\nmetrics_url = "{triton.metrics_url}"\n'
-        f'[gpu]\nsource = "none"\n[mps]\ncontrol = "{control}"\ninterval_s = 2\n[decide]\nwarmup_s = 3\n'
+        f'[gpu]\nsource = "none"\n[mps]\ncontrol = "{control}"\ninterval_s = 2\n[decide]\n'
+        "warmup_s = 3\n"
         f'[metrics]\nlisten = "127.0.0.1:{admin_port}"\n[state]\ndirectory = "{folder}/state"\n'
         f'{models}profile = "v100.json"\nprofile_model = "alexnet"\n'
     )
@@ -69,7 +74,9 @@ async def load(folder: Path, triton: EngineHost) -> AsyncIterator[Path]:
     described, log = folder / "load.json", folder / f"requests-{triton.spec.launcher}.csv"
     net = FileModel("net", XYZ, max_batch_size=8)
     request = base64.b64encode(feed_of(net.config(), 1).request(1)).decode()
-    spec = LoadSpec(triton.url, (Phase("steady", 600.0, {"net": RATE_PER_S}),), requests={"net": request})
+    spec = LoadSpec(
+        triton.url, (Phase("steady", 600.0, {"net": RATE_PER_S}),), requests={"net": request}
+    )
     described.write_text(spec.to_json())
     command = [sys.executable, "-m", "igniterd.lab.load.generator", str(described), "-o", str(log)]
     async with running("loadgen", command, log=folder / "load.log", env=dict(os.environ)):
@@ -79,10 +86,16 @@ async def load(folder: Path, triton: EngineHost) -> AsyncIterator[Path]:
 def proven(state: Mapping[str, Any]) -> bool:
     """Whether ``net`` has a share that its process shows."""
     (net,) = (m for m in state["models"] if m["name"] == "net")
-    return bool(net.get("share")) and net["share"]["state"] == "proven" and net["share"]["effective"] == net["applied"]["share"]
+    return (
+        bool(net.get("share"))
+        and net["share"]["state"] == "proven"
+        and net["share"]["effective"] == net["applied"]["share"]
+    )
 
 
-async def test_the_daemon_adopts_gives_a_share_and_does_so_again_after_an_upgrade_of_triton(tmp_path: Path) -> None:
+async def test_the_daemon_adopts_gives_a_share_and_does_so_again_after_an_upgrade_of_triton(
+    tmp_path: Path,
+) -> None:
     (port,) = free_ports(1)
     models = repository(onnx_files(tmp_path))
     triton = EngineHost(models, tmp_path / "triton", free_ports(3))
@@ -96,10 +109,15 @@ async def test_the_daemon_adopts_gives_a_share_and_does_so_again_after_an_upgrad
         await triton.start()
         mps = PlayedMps(tmp_path / "mps", triton.pid)
         mps.set(gone="yes")  # nothing is begun before there is traffic
-        async with daemon(tmp_path, write_config(tmp_path, triton, mps.program, port), port) as igniterd:
+        async with daemon(
+            tmp_path, write_config(tmp_path, triton, mps.program, port), port
+        ) as igniterd:
             await _adopted_with_a_share(tmp_path, triton, mps, igniterd)
             said = [line for line in igniterd.said() if line["event"] == "move refused"]
-            assert [(line["model"], line["kind"]) for line in said] == [("a-random", "adopt"), ("b-lacking", "adopt")]
+            assert [(line["model"], line["kind"]) for line in said] == [
+                ("a-random", "adopt"),
+                ("b-lacking", "adopt"),
+            ]
             assert "between two answers of the owner's own" in said[0]["error"]
             assert "lacks tensorrt" in said[1]["error"]
             mps.set(gone="yes")
@@ -112,8 +130,11 @@ async def test_the_daemon_adopts_gives_a_share_and_does_so_again_after_an_upgrad
         await triton.stop()
 
 
-async def _adopted_with_a_share(folder: Path, triton: EngineHost, mps: PlayedMps, igniterd: Daemon) -> None:
-    """All of it under load: ``net`` is its owner's, is adopted, and has a share that its process shows."""
+async def _adopted_with_a_share(
+    folder: Path, triton: EngineHost, mps: PlayedMps, igniterd: Daemon
+) -> None:
+    """All of it under load: ``net`` is its owner's, is adopted, and has a share that its process
+    shows."""
     async with load(folder, triton) as log_path:
         await until(lambda: log_path.exists() and answered(log_path, 30))
         assert await adopted(triton) == []

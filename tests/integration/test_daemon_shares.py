@@ -1,7 +1,7 @@
 """The daemon on a launcher of 25.08 and later: what it says of a share is what the process has.
 
-MPS control is played by a script with the answers of the real one, whose clients are the stubs of the real Triton: without a GPU
-nobody connects to a real MPS server.
+MPS control is played by a script with the answers of the real one, whose clients are the stubs of
+the real Triton: without a GPU nobody connects to a real MPS server.
 """
 
 from __future__ import annotations
@@ -61,14 +61,21 @@ class PlayedMps:
         (self.folder / name).unlink()
 
 
-def write_config(folder: Path, triton: TritonHost, control: Path, admin_port: int, mps: str = "") -> Path:
+def write_config(
+    folder: Path, triton: TritonHost, control: Path, admin_port: int, mps: str = ""
+) -> Path:
     builtin_profile("v100").time_scaled(SLOW).save(folder / "v100.json")
-    models = "".join(f'[[model]]\nname = "{n}"\nslo_p99_ms = {slo}\nprofile = "v100.json"\n' for n, slo in SLOS.items())
+    models = "".join(
+        f'[[model]]\nname = "{n}"\nslo_p99_ms = {slo}\nprofile = "v100.json"\n'
+        for n, slo in SLOS.items()
+    )
     path = folder / "igniterd.toml"
     path.write_text(
         f'[[triton]]\nurl = "{triton.url}"\nmetrics_url = "{triton.metrics_url}"\n'
-        f'[gpu]\nsource = "emulated:{triton.board_path}"\n[mps]\ncontrol = "{control}"\ninterval_s = 2\n{mps}'
-        f'[metrics]\nlisten = "127.0.0.1:{admin_port}"\n[state]\ndirectory = "{folder}/state"\n{models}'
+        f'[gpu]\nsource = "emulated:{triton.board_path}"\n[mps]\ncontrol = "{control}"\n'
+        f"interval_s = 2\n{mps}"
+        f'[metrics]\nlisten = "127.0.0.1:{admin_port}"\n[state]\ndirectory = "{folder}/state"\n'
+        f"{models}"
     )
     return path
 
@@ -89,18 +96,29 @@ def proven(state: Mapping[str, Any]) -> bool:
 
 async def test_take_over_shift_and_mps_faults(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    spec = HostSpec(tuple(EmulatedModel(name, max_batch_size=32) for name in SLOS), slow_factor=SLOW, seed=2, launcher=LAUNCHER)
+    spec = HostSpec(
+        tuple(EmulatedModel(name, max_batch_size=32) for name in SLOS),
+        slow_factor=SLOW,
+        seed=2,
+        launcher=LAUNCHER,
+    )
     async with triton_host(spec, tmp_path / "triton") as triton:
         mps = PlayedMps(tmp_path / "mps", triton.pid)
         config = write_config(tmp_path, triton, mps.program, port, "prove_within_s = 4\n")
         async with daemon(tmp_path, config, port) as igniterd:
             (tmp_path / "one").mkdir()
             (tmp_path / "two").mkdir()
-            async with load(tmp_path / "one", triton.url, {"alexnet": 400, "resnet50": 300, "vgg19": 150}) as first:
+            async with load(
+                tmp_path / "one", triton.url, {"alexnet": 400, "resnet50": 300, "vgg19": 150}
+            ) as first:
                 before = await igniterd.until(proven, 90.0)
                 await _is_true_of_the_board(triton, before)
-            async with load(tmp_path / "two", triton.url, {"alexnet": 100, "resnet50": 150, "vgg19": 250}) as second:
-                moved = await igniterd.until(lambda s: proven(s) and _applied(s)["vgg19"] > _applied(before)["vgg19"], 90.0)
+            async with load(
+                tmp_path / "two", triton.url, {"alexnet": 100, "resnet50": 150, "vgg19": 250}
+            ) as second:
+                moved = await igniterd.until(
+                    lambda s: proven(s) and _applied(s)["vgg19"] > _applied(before)["vgg19"], 90.0
+                )
                 await _is_true_of_the_board(triton, moved)
                 await _mps_faults(igniterd, mps)
         for log in map(RequestLog.read, (first, second)):
@@ -113,7 +131,8 @@ def _applied(state: Mapping[str, Any]) -> dict[str, float]:
 
 
 async def _is_true_of_the_board(triton: TritonHost, state: Mapping[str, Any]) -> None:
-    """The emulated board knows which share each process that executes has: the daemon's figures are no others."""
+    """The emulated board knows which share each process that executes has: the daemon's figures are
+    no others."""
     shares_by_pid = on_board(triton)
     for model in state["models"]:
         assert model["share"]["effective"] == model["applied"]["share"]
@@ -122,13 +141,17 @@ async def _is_true_of_the_board(triton: TritonHost, state: Mapping[str, Any]) ->
 
 
 async def _mps_faults(igniterd: Daemon, mps: PlayedMps) -> None:
-    """Whatever happens to MPS, no share is believed until it is shown again, and nothing is reloaded meanwhile."""
+    """Whatever happens to MPS, no share is believed until it is shown again, and nothing is
+    reloaded meanwhile."""
 
     async def becomes(state: str, why: str) -> None:
         found = await igniterd.until(
             lambda s: (
                 set(shares(s).values()) == {state}
-                and all(why in m["share"]["reason"] and m["share"]["effective"] is None for m in s["models"])
+                and all(
+                    why in m["share"]["reason"] and m["share"]["effective"] is None
+                    for m in s["models"]
+                )
             ),
             40.0,
         )
@@ -153,9 +176,14 @@ async def _mps_faults(igniterd: Daemon, mps: PlayedMps) -> None:
     status, page = await igniterd.text("/metrics")
     assert status == 200
     assert page.count("igniterd_share_effective{") == len(SLOS)
-    assert all(line.endswith(" 0.0") for line in page.splitlines() if line.startswith("igniterd_share_effective{"))
+    assert all(
+        line.endswith(" 0.0")
+        for line in page.splitlines()
+        if line.startswith("igniterd_share_effective{")
+    )
     said = [line for line in igniterd.said() if line["event"] == "share without effect"]
-    assert 4 * len(SLOS) <= len(said) <= 5 * len(SLOS)  # once each time, however many ticks it lasts
+    # once each time, however many ticks it lasts
+    assert 4 * len(SLOS) <= len(said) <= 5 * len(SLOS)
 
 
 async def test_an_old_share_folder_is_refuted_and_not_planned_with(tmp_path: Path) -> None:
@@ -190,18 +218,32 @@ async def test_an_old_share_folder_is_refuted_and_not_planned_with(tmp_path: Pat
         assert log.ok.all(), set(log.error[~log.ok])
 
 
-async def test_a_process_that_is_killed_is_brought_back_with_and_without_traffic(tmp_path: Path) -> None:
-    """Triton says READY of a model whose process is gone, and keeps its zombie until the next load."""
+async def test_a_process_that_is_killed_is_brought_back_with_and_without_traffic(
+    tmp_path: Path,
+) -> None:
+    """Triton says READY of a model whose process is gone, and keeps its zombie until the next
+    load."""
     (port,) = free_ports(1)
-    models = (EmulatedModel("alexnet", instances=2), EmulatedModel("resnet50"), EmulatedModel("vgg19"))
-    async with triton_host(HostSpec(models, slow_factor=SLOW, seed=4, launcher=LAUNCHER), tmp_path / "triton") as triton:
+    models = (
+        EmulatedModel("alexnet", instances=2),
+        EmulatedModel("resnet50"),
+        EmulatedModel("vgg19"),
+    )
+    async with triton_host(
+        HostSpec(models, slow_factor=SLOW, seed=4, launcher=LAUNCHER), tmp_path / "triton"
+    ) as triton:
         mps = PlayedMps(tmp_path / "mps", triton.pid)
-        watching = "[decide]\nwarmup_s = 3600\n"  # no change of a share takes the dead process' place
+        # no change of a share takes the dead process' place
+        watching = "[decide]\nwarmup_s = 3600\n"
         config = write_config(tmp_path, triton, mps.program, port, watching)
         async with daemon(tmp_path, config, port) as igniterd:
 
             def processes(model: str) -> set[int]:
-                return {s.pid for s in ProcessTable().scan() if s.server_pid == triton.pid and s.instance.startswith(model)}
+                return {
+                    s.pid
+                    for s in ProcessTable().scan()
+                    if s.server_pid == triton.pid and s.instance.startswith(model)
+                }
 
             async def revived(model: str, count: int) -> None:
                 before = processes(model)

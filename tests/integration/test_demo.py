@@ -33,7 +33,8 @@ def ports(folder: Path) -> list[int]:
 
 
 def hears_ctrl_c() -> None:
-    """Undo what a shell does to programs that it starts in the background, these tests among them: they ignore SIGINT."""
+    """Undo what a shell does to programs that it starts in the background, these tests among them:
+    they ignore SIGINT."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -43,11 +44,16 @@ async def silent(folder: Path) -> bool:
 
 async def test_a_short_run_moves_the_host_and_loses_nothing(tmp_path: Path) -> None:
     whole = paper()
-    bare, steered = replace(whole.acts[0], settle_s=1.0, measured_s=4.0), replace(whole.acts[1], measured_s=8.0)
+    bare, steered = (
+        replace(whole.acts[0], settle_s=1.0, measured_s=4.0),
+        replace(whole.acts[1], measured_s=8.0),
+    )
     seen: list[tuple[Recording, RequestLog]] = []
     with workplace(tmp_path / "demo") as folder:
         short = replace(whole, acts=(bare, steered))
-        await play(short, folder, Teller(Console(quiet=True)), lambda run, log: seen.append((run, log)))
+        await play(
+            short, folder, Teller(Console(quiet=True)), lambda run, log: seen.append((run, log))
+        )
         assert await silent(folder)
     run, log = seen[0]
     results = figures(log, run)
@@ -56,7 +62,9 @@ async def test_a_short_run_moves_the_host_and_loses_nothing(tmp_path: Path) -> N
     assert all(f.requests > 20 and f.p50_ms > 1 for f in results)
     assert {m.model for m in run.moves if m.ok} == {"alexnet", "resnet50", "vgg19"}
     last = run.samples[-1].applied
-    assert all(a.share for a in last.values()) and sum(a.share or 0 for a in last.values()) <= 1 + 1e-9
+    assert (
+        all(a.share for a in last.values()) and sum(a.share or 0 for a in last.values()) <= 1 + 1e-9
+    )
     statuses = [m.data["status"] for m in run.messages if m.topic == "status"]
     assert (statuses[0], statuses[-1]) == ("online", "offline")
     html = Page(run, log, results, problems(log, run, results)).html()
@@ -70,7 +78,12 @@ async def test_ctrl_c_stops_everything(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     pipe, both = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=pipe, stderr=both, env=environment, start_new_session=True, preexec_fn=hears_ctrl_c
+        *command,
+        stdout=pipe,
+        stderr=both,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=hears_ctrl_c,
     )
     try:
         assert process.stdout is not None

@@ -32,7 +32,12 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")
 _TRITON = {"FLOAT": "FP32", "DOUBLE": "FP64", "FLOAT16": "FP16", "BFLOAT16": "BF16"}
 
 
-async def host_it(engines: Engines, model: FileModel, versions: Sequence[str] = ("1",), environment: str | None = None) -> ModelConfig:
+async def host_it(
+    engines: Engines,
+    model: FileModel,
+    versions: Sequence[str] = ("1",),
+    environment: str | None = None,
+) -> ModelConfig:
     """Place a model and load it hosted."""
     engines.triton.place(model)
     folder = str(engines.triton.repository / model.name)
@@ -47,10 +52,18 @@ def an_input(name: str, values: np.ndarray[Any, Any], kind: str = "FP32") -> Inf
     return made
 
 
-async def ask(engines: Engines, model: str, inputs: Sequence[InferInput], wanted: Sequence[str] = (), version: str = "") -> InferResult:
+async def ask(
+    engines: Engines,
+    model: str,
+    inputs: Sequence[InferInput],
+    wanted: Sequence[str] = (),
+    version: str = "",
+) -> InferResult:
     outputs = [InferRequestedOutput(name) for name in wanted] or None
     async with InferenceServerClient(engines.triton.url) as client:
-        return await client.infer(model, inputs, outputs=outputs, model_version=version, client_timeout=30.0)
+        return await client.infer(
+            model, inputs, outputs=outputs, model_version=version, client_timeout=30.0
+        )
 
 
 def ramp(rows: int, columns: int = 4) -> np.ndarray[Any, Any]:
@@ -77,7 +90,9 @@ def of_every_type() -> dict[str, np.ndarray[Any, Any]]:
         if name == "BOOL":
             found[name] = random.integers(0, 2, (2, 3)).astype(bool)
         elif name == "STRING":
-            found[name] = np.array([[b"a", b"", "ä€".encode()], [b"long " * 100, b"b\0c", b"d"]], dtype=object)
+            found[name] = np.array(
+                [[b"a", b"", "ä€".encode()], [b"long " * 100, b"b\0c", b"d"]], dtype=object
+            )
         elif name in _TRITON:
             kind = {"FLOAT16": np.float16, "DOUBLE": np.float64}.get(name, np.float32)
             found[name] = random.integers(-100, 100, (2, 3)).astype(kind)  # exact in BF16 too
@@ -91,11 +106,18 @@ async def types_are_kept(engines: Engines, without: str, environment: str | None
     types = [t for t in TYPES if t != without]
 
     def tensors(way: str) -> list[dict[str, object]]:
-        return [{"name": f"{way}_{t}", "data_type": f"TYPE_{_TRITON.get(t, t)}", "dims": [-1, -1]} for t in types]
+        return [
+            {"name": f"{way}_{t}", "data_type": f"TYPE_{_TRITON.get(t, t)}", "dims": [-1, -1]}
+            for t in types
+        ]
 
     settings = {"input": tensors("in"), "output": tensors("out"), "backend": "onnxruntime"}
     file, model = f"without-{without}", f"without-{without}-{'here' if environment else ''}"
-    await host_it(engines, FileModel(model, settings, {"1/model.onnx": engines.onnx[file]}), environment=environment)
+    await host_it(
+        engines,
+        FileModel(model, settings, {"1/model.onnx": engines.onnx[file]}),
+        environment=environment,
+    )
     given = {name: values for name, values in of_every_type().items() if name != without}
     message = service_pb2.ModelInferRequest(model_name=model)
     for name, values in given.items():
@@ -122,7 +144,9 @@ async def test_every_type_comes_back_as_it_went_in(engines: Engines, without: st
 def numpy_2(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The engines' environment with the numpy of this Python, whose arrays old backends misread."""
     place = tmp_path_factory.mktemp("numpy-2")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(place)], check=True, timeout=60
+    )
     inside = f"lib/python{programs.PYTHON}/site-packages"
     for part in (programs.engines_root() / inside).iterdir():
         if not part.name.startswith("numpy") and not (place / inside / part.name).exists():
@@ -136,7 +160,9 @@ def numpy_2(tmp_path_factory: pytest.TempPathFactory) -> str:
 async def test_numpy_2_with_a_backend_that_does_not_know_it(engines: Engines, numpy_2: str) -> None:
     assert int(np.__version__.split(".", 1)[0]) >= 2
     await types_are_kept(engines, "STRING", numpy_2)
-    with pytest.raises(Refused, match=r"is text, which Triton's Python backend up to 24\.10 misreads with numpy 2"):
+    with pytest.raises(
+        Refused, match=r"is text, which Triton's Python backend up to 24\.10 misreads with numpy 2"
+    ):
         await types_are_kept(engines, "BFLOAT16", numpy_2)
 
 
@@ -156,11 +182,17 @@ async def test_memory_of_answers_is_given_back(engines: Engines) -> None:
     assert sizes[1] - sizes[0] < 10 << 20, "30 answers of 2 MiB"
 
 
-async def test_requests_put_together_are_each_answered_with_their_own_part(engines: Engines) -> None:
+async def test_requests_put_together_are_each_answered_with_their_own_part(
+    engines: Engines,
+) -> None:
     settings = {**XYZ, "dynamic_batching": {"max_queue_delay_microseconds": 100_000}}
-    await host_it(engines, FileModel("batched", settings, {"1/model.onnx": engines.onnx["two"]}, 16))
+    await host_it(
+        engines, FileModel("batched", settings, {"1/model.onnx": engines.onnx["two"]}, 16)
+    )
     given = [ramp(rows) + 100 * n for n, rows in enumerate((1, 3, 1, 2, 4))]
-    answers = await asyncio.gather(*(ask(engines, "batched", [an_input("x", each)]) for each in given))
+    answers = await asyncio.gather(
+        *(ask(engines, "batched", [an_input("x", each)]) for each in given)
+    )
     for each, answer in zip(given, answers, strict=True):
         np.testing.assert_array_equal(answer.as_numpy("y"), 2 * each)
         np.testing.assert_array_equal(answer.as_numpy("z"), each + 2)
@@ -168,24 +200,32 @@ async def test_requests_put_together_are_each_answered_with_their_own_part(engin
     assert max(b.batch_size for b in told.batch_stats) > 4, "they were one batch"
 
 
-async def test_of_several_requests_in_one_batch_each_gets_the_outputs_it_asked_for(engines: Engines) -> None:
+async def test_of_several_requests_in_one_batch_each_gets_the_outputs_it_asked_for(
+    engines: Engines,
+) -> None:
     settings = {**XYZ, "dynamic_batching": {"max_queue_delay_microseconds": 100_000}}
     await host_it(engines, FileModel("wanted", settings, {"1/model.onnx": engines.onnx["two"]}, 8))
     x = [an_input("x", ramp(1))]
     first, second, both = await asyncio.gather(
-        ask(engines, "wanted", x, ["y"]), ask(engines, "wanted", x, ["z"]), ask(engines, "wanted", x)
+        ask(engines, "wanted", x, ["y"]),
+        ask(engines, "wanted", x, ["z"]),
+        ask(engines, "wanted", x),
     )
     assert [[o.name for o in a.get_response().outputs] for a in (first, second)] == [["y"], ["z"]]
     assert {o.name for o in both.get_response().outputs} == {"y", "z"}
 
 
-async def test_an_error_of_one_shape_is_no_error_of_another_in_the_same_batch(engines: Engines) -> None:
+async def test_an_error_of_one_shape_is_no_error_of_another_in_the_same_batch(
+    engines: Engines,
+) -> None:
     settings = {
         "input": floats(("x", [-1])),
         "output": floats(("y", [1])),
         "dynamic_batching": {"max_queue_delay_microseconds": 100_000},
     }
-    settings["output"] = [{"name": "y", "data_type": "TYPE_FP32", "dims": [1], "reshape": {"shape": []}}]
+    settings["output"] = [
+        {"name": "y", "data_type": "TYPE_FP32", "dims": [1], "reshape": {"shape": []}}
+    ]
     await host_it(engines, FileModel("rows", settings, {"1/model.onnx": engines.onnx["rows"]}, 8))
     given = [ramp(1, 4), ramp(2, 3), ramp(1, 4), ramp(1, 6)]
     asked = (ask(engines, "rows", [an_input("x", each)]) for each in given)
@@ -198,20 +238,31 @@ async def test_an_error_of_one_shape_is_no_error_of_another_in_the_same_batch(en
         assert answer.as_numpy("y").tolist() == [[given[n].sum()]]
 
 
-async def test_text_that_onnx_runtime_cannot_take_is_an_error_of_its_request(engines: Engines) -> None:
+async def test_text_that_onnx_runtime_cannot_take_is_an_error_of_its_request(
+    engines: Engines,
+) -> None:
     kind = {"data_type": "TYPE_STRING", "dims": [-1]}
     settings = {"input": [{"name": "in", **kind}], "output": [{"name": "out", **kind}]}
     await host_it(engines, FileModel("texts", settings, {"1/model.onnx": engines.onnx["words"]}))
     with pytest.raises(InferenceServerException, match="input in: text that is not UTF-8"):
         await ask(engines, "texts", [an_input("in", np.array([b"\xff"], dtype=object), "BYTES")])
-    answer = await ask(engines, "texts", [an_input("in", np.array([b"yes"], dtype=object), "BYTES")])
+    answer = await ask(
+        engines, "texts", [an_input("in", np.array([b"yes"], dtype=object), "BYTES")]
+    )
     assert answer.as_numpy("out").tolist() == [b"yes"]
 
 
 async def test_an_optional_input_may_be_left_out(engines: Engines) -> None:
-    optional: Mapping[str, object] = {"name": "w", "data_type": "TYPE_FP32", "dims": [2], "optional": True}
+    optional: Mapping[str, object] = {
+        "name": "w",
+        "data_type": "TYPE_FP32",
+        "dims": [2],
+        "optional": True,
+    }
     settings = {"input": [*floats(("x", [2])), optional], "output": floats(("y", [2]))}
-    await host_it(engines, FileModel("optional", settings, {"1/model.onnx": engines.onnx["optional"]}, 8))
+    await host_it(
+        engines, FileModel("optional", settings, {"1/model.onnx": engines.onnx["optional"]}, 8)
+    )
     x, w = an_input("x", ramp(1, 2)), an_input("w", ramp(1, 2))
     assert (await ask(engines, "optional", [x])).as_numpy("y").tolist() == [[10.0, 21.0]]
     assert (await ask(engines, "optional", [x, w])).as_numpy("y").tolist() == [[0.0, 2.0]]
@@ -220,12 +271,16 @@ async def test_an_optional_input_may_be_left_out(engines: Engines) -> None:
 async def test_reshape_is_done_around_it(engines: Engines) -> None:
     flat = {"data_type": "TYPE_FP32", "dims": [4], "reshape": {"shape": [2, 2]}}
     settings = {"input": [{"name": "x", **flat}], "output": [{"name": "y", **flat}]}
-    await host_it(engines, FileModel("square", settings, {"1/model.onnx": engines.onnx["square"]}, 4))
+    await host_it(
+        engines, FileModel("square", settings, {"1/model.onnx": engines.onnx["square"]}, 4)
+    )
     answer = await ask(engines, "square", [an_input("x", ramp(1))])
     assert answer.as_numpy("y").tolist() == [[2.0, 3.0, 6.0, 11.0]]
 
 
-async def test_versions_instances_warm_up_labels_and_cache_are_the_owner_s(engines: Engines) -> None:
+async def test_versions_instances_warm_up_labels_and_cache_are_the_owner_s(
+    engines: Engines,
+) -> None:
     warm = {"data_type": "TYPE_FP32", "dims": [4]}
     settings = {
         "input": floats(("x", [4])),
@@ -235,7 +290,11 @@ async def test_versions_instances_warm_up_labels_and_cache_are_the_owner_s(engin
         "response_cache": {"enable": True},
         "model_warmup": [
             {"name": "random", "batch_size": 2, "inputs": {"x": {**warm, "random_data": True}}},
-            {"name": "file", "batch_size": 1, "inputs": {"x": {**warm, "input_data_file": "x.bin"}}},
+            {
+                "name": "file",
+                "batch_size": 1,
+                "inputs": {"x": {**warm, "input_data_file": "x.bin"}},
+            },
         ],
         "optimization": {"graph": {"level": 2}},
         "parameters": {"intra_op_thread_count": {"string_value": "1"}},
@@ -248,7 +307,9 @@ async def test_versions_instances_warm_up_labels_and_cache_are_the_owner_s(engin
     }
     await host_it(engines, FileModel("rich", settings, files, 4), ("1", "2"))
     x = [an_input("x", ramp(1))]
-    answers = [(await ask(engines, "rich", x, version=v)).as_numpy("y") for v in ("1", "2", "2", "2")]
+    answers = [
+        (await ask(engines, "rich", x, version=v)).as_numpy("y") for v in ("1", "2", "2", "2")
+    ]
     np.testing.assert_array_equal(answers, [2 * ramp(1), *[3 * ramp(1)] * 3])
     async with InferenceServerClient(engines.triton.url) as client:
         best = InferRequestedOutput("y", class_count=1)
@@ -266,7 +327,11 @@ def shares_of(model: str) -> set[str]:
             words = (entry / "cmdline").read_text(errors="replace").split("\0")
             if words[0].endswith("_stub") and words[8].startswith(f"{model}_"):
                 variables = (entry / "environ").read_text(errors="replace").split("\0")
-                found |= {v.partition("=")[2] for v in variables if v.startswith("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=")}
+                found |= {
+                    v.partition("=")[2]
+                    for v in variables
+                    if v.startswith("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=")
+                }
     return found
 
 
@@ -278,7 +343,9 @@ async def test_a_share_is_one_load_with_the_files(engines: Engines) -> None:
     await engines.client.load("shared", override)
     before = await engines.client.config("shared")
     prepare_share(engines.shares, 0.3, base_env_of(before))
-    await engines.client.load("shared", with_allocation(before, Allocation(0.3, 8, 0, 1), str(engines.shares)))
+    await engines.client.load(
+        "shared", with_allocation(before, Allocation(0.3, 8, 0, 1), str(engines.shares))
+    )
     after = await engines.client.config("shared")
     assert allocation_of(after).share == 0.3
     assert base_env_of(after) == engines.environment
@@ -288,7 +355,9 @@ async def test_a_share_is_one_load_with_the_files(engines: Engines) -> None:
     np.testing.assert_array_equal(answer.as_numpy("y"), 2 * ramp(2))
 
 
-async def test_a_server_that_fills_in_configurations_takes_the_same(host: Host, engines: Engines) -> None:
+async def test_a_server_that_fills_in_configurations_takes_the_same(
+    host: Host, engines: Engines
+) -> None:
     """The other tests' server does not, which saves a process at every load."""
     model = FileModel("filled", XYZ, {"1/model.onnx": engines.onnx["two"]}, 8)
     engines.triton.place(model)
@@ -307,17 +376,32 @@ async def test_a_server_that_fills_in_configurations_takes_the_same(host: Host, 
     ("change", "words"),
     [
         ({"input": floats(("q", [4]))}, "the model has no input q, it has x"),
-        ({"default_model_filename": "gone.onnx"}, r"gone\.onnx is not there as Triton sees the disk"),
+        (
+            {"default_model_filename": "gone.onnx"},
+            r"gone\.onnx is not there as Triton sees the disk",
+        ),
     ],
 )
-async def test_what_is_wrong_is_said_by_the_load(engines: Engines, change: dict[str, Any], words: str) -> None:
+async def test_what_is_wrong_is_said_by_the_load(
+    engines: Engines, change: dict[str, Any], words: str
+) -> None:
     settings = {**XYZ, **change}
     with pytest.raises(Refused, match=words):
-        await host_it(engines, FileModel(f"wrong{len(words)}", settings, {"1/model.onnx": engines.onnx["two"]}, 8))
+        await host_it(
+            engines,
+            FileModel(f"wrong{len(words)}", settings, {"1/model.onnx": engines.onnx["two"]}, 8),
+        )
 
 
-async def test_an_output_of_another_type_than_configured_is_an_error_of_the_request(engines: Engines) -> None:
+async def test_an_output_of_another_type_than_configured_is_an_error_of_the_request(
+    engines: Engines,
+) -> None:
     settings = {"input": floats(("x", [4])), "output": floats(("y", [4]), kind="TYPE_INT32")}
-    await host_it(engines, FileModel("mistyped", settings, {"1/model.onnx": engines.onnx["two"]}, 8))
-    with pytest.raises(InferenceServerException, match="output y: the model gives float32, its configuration TYPE_INT32"):
+    await host_it(
+        engines, FileModel("mistyped", settings, {"1/model.onnx": engines.onnx["two"]}, 8)
+    )
+    with pytest.raises(
+        InferenceServerException,
+        match="output y: the model gives float32, its configuration TYPE_INT32",
+    ):
         await ask(engines, "mistyped", [an_input("x", ramp(1))])

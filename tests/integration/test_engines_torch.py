@@ -25,7 +25,10 @@ from tests.integration.test_engines import an_input, ask, host_it, ramp
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.asyncio(loop_scope="session"),
-    pytest.mark.skipif(not programs.torch_libraries(), reason=f"no PyTorch of Debian's here: run `{programs.FETCH}`"),
+    pytest.mark.skipif(
+        not programs.torch_libraries(),
+        reason=f"no PyTorch of Debian's here: run `{programs.FETCH}`",
+    ),
 ]
 
 INDEXED: dict[str, object] = {
@@ -39,21 +42,30 @@ INDEXED: dict[str, object] = {
 @pytest.fixture(scope="session")
 def torch_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("torch")
-    python, code = programs.engines_root() / "bin" / "python", Path(__file__).with_name("torch_files.py")
+    python, code = (
+        programs.engines_root() / "bin" / "python",
+        Path(__file__).with_name("torch_files.py"),
+    )
     place = {"LD_LIBRARY_PATH": str(programs.engines_root() / "lib")}
     subprocess.run([str(python), str(code), str(folder)], check=True, timeout=120, env=place)
     return {file.stem: file.read_bytes() for file in folder.glob("*.pt")}
 
 
-async def test_inputs_by_number_and_batches(engines: Engines, torch_files: dict[str, bytes]) -> None:
+async def test_inputs_by_number_and_batches(
+    engines: Engines, torch_files: dict[str, bytes]
+) -> None:
     await host_it(engines, FileModel("indexed", INDEXED, {"1/model.pt": torch_files["net"]}, 8))
     first, second = ramp(3), ramp(3) + 100
-    answer = await ask(engines, "indexed", [an_input("INPUT__0", first), an_input("INPUT__1", second)])
+    answer = await ask(
+        engines, "indexed", [an_input("INPUT__0", first), an_input("INPUT__1", second)]
+    )
     np.testing.assert_array_equal(answer.as_numpy("OUTPUT__0"), 2 * first + second)
     np.testing.assert_array_equal(answer.as_numpy("OUTPUT__1"), first - second)
 
 
-async def test_inputs_by_the_names_of_the_arguments(engines: Engines, torch_files: dict[str, bytes]) -> None:
+async def test_inputs_by_the_names_of_the_arguments(
+    engines: Engines, torch_files: dict[str, bytes]
+) -> None:
     settings = {**INDEXED, "input": floats(("second", [4]), ("first", [4]))}
     await host_it(engines, FileModel("arguments", settings, {"1/model.pt": torch_files["net"]}, 8))
     first, second = ramp(1), ramp(1) + 100
@@ -62,9 +74,15 @@ async def test_inputs_by_the_names_of_the_arguments(engines: Engines, torch_file
 
 
 async def test_bf16_comes_out_bit_for_bit(engines: Engines, torch_files: dict[str, bytes]) -> None:
-    settings = {"backend": "pytorch", "input": floats(("x", [4])), "output": floats(("y", [4]), kind="TYPE_BF16")}
+    settings = {
+        "backend": "pytorch",
+        "input": floats(("x", [4])),
+        "output": floats(("y", [4]), kind="TYPE_BF16"),
+    }
     await host_it(engines, FileModel("cut", settings, {"1/model.pt": torch_files["cut"]}, 8))
-    message = service_pb2.ModelInferRequest(model_name="cut", raw_input_contents=[ramp(2).tobytes()])
+    message = service_pb2.ModelInferRequest(
+        model_name="cut", raw_input_contents=[ramp(2).tobytes()]
+    )
     message.inputs.add(name="x", datatype="FP32", shape=[2, 4])
     raw = await engines.client.infer(message.SerializeToString(), timeout_s=20.0)
     answer = service_pb2.ModelInferResponse.FromString(raw)
@@ -114,7 +132,9 @@ async def test_adopted_by_the_server_s_own_file_where_it_can(
     found = await adopt(in_process, model.name, GENEROUS)
     assert (found.outcome, found.engine) == ("adopted", "pytorch"), found
     assert found.how == ("the server's own model.py" if by_server else "igniterd's hosting file")
-    answer = await ask(engines, model.name, [an_input("INPUT__0", ramp(2)), an_input("INPUT__1", ramp(2))])
+    answer = await ask(
+        engines, model.name, [an_input("INPUT__0", ramp(2)), an_input("INPUT__1", ramp(2))]
+    )
     np.testing.assert_array_equal(answer.as_numpy("OUTPUT__0"), 3 * ramp(2))
     assert (await release(in_process, model.name)).outcome == "released"
     assert (await in_process.config(model.name))["backend"] == "pytorch"

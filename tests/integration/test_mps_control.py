@@ -29,6 +29,8 @@ async def test_the_default_share_can_be_set_and_read(mps: MpsHost) -> None:
         await mps.ask("set_default_active_thread_percentage 100")
 
 
-async def test_no_daemon_is_unreachable(mps: MpsHost, tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_no_daemon_is_unreachable(
+    mps: MpsHost, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     with pytest.raises(Unreachable):
         await MpsControl(str(mps.control.path), tmp_path_factory.mktemp("empty")).read()

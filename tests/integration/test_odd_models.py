@@ -1,4 +1,5 @@
-"""igniterd beside models that are not plain ones, on a real tritonserver: what it must leave alone stays as it is, and nothing fails."""
+"""igniterd beside models that are not plain ones, on a real tritonserver: what it must leave alone
+stays as it is, and nothing fails."""
 
 from __future__ import annotations
 
@@ -86,9 +87,14 @@ async def test_an_override_loses_nothing_of_a_rich_configuration(host: Host) -> 
     after = await host.client.config(ODD)
     assert after["parameters"].pop("IGNITERD_LOAD")
     assert after == before | {
-        "dynamic_batching": {k: v for k, v in before["dynamic_batching"].items() if k != "max_queue_delay_microseconds"}
+        "dynamic_batching": {
+            k: v
+            for k, v in before["dynamic_batching"].items()
+            if k != "max_queue_delay_microseconds"
+        }
         | {"preferred_batch_size": [3]},
-        "parameters": before["parameters"] | {name: {"string_value": value} for name, value in ours.items()},
+        "parameters": before["parameters"]
+        | {name: {"string_value": value} for name, value in ours.items()},
     }
 
 
@@ -105,7 +111,8 @@ async def test_answers_from_the_response_cache_are_not_counted(host: Host) -> No
 
 
 async def test_an_ensemble_is_served_though_a_member_forms_smaller_batches(host: Host) -> None:
-    """A ``max_batch_size`` below the ensemble's would take it out of service: it is never lowered."""
+    """A ``max_batch_size`` below the ensemble's would take it out of service: it is never
+    lowered."""
     config = await host.client.config("member")
     await host.client.load("member", with_allocation(config, Allocation(None, 2), str(host.shares)))
     assert (await reading(host, "member")).allocation.max_batch_size == 2
@@ -117,7 +124,8 @@ async def test_an_ensemble_is_served_though_a_member_forms_smaller_batches(host:
 
 def a_loop(host: Host, folder: Path, models: dict[str, float], ticks: list[Tick]) -> Loop:
     text = "".join(
-        f'[[model]]\nname = "{name}"\nslo_p99_ms = {slo}\nprofile = "v100.json"\nprofile_model = "alexnet"\n'
+        f'[[model]]\nname = "{name}"\nslo_p99_ms = {slo}\nprofile = "v100.json"\nprofile_model = '
+        '"alexnet"\n'
         for name, slo in models.items()
     )
     head = f'[host]\nname = "odd"\n[decide]\nwarmup_s = 2.0\n[state]\ndirectory = "{folder}"\n'
@@ -131,17 +139,30 @@ async def configurations(host: Host, models: tuple[str, ...]) -> dict[str, Model
     return {model: await host.client.config(model) for model in models}
 
 
-async def test_check_says_what_is_left_alone_and_what_is_not_reckoned_with(host: Host, tmp_path: Path) -> None:
-    models = "".join(f'[[model]]\nname = "{name}"\nslo_p99_ms = 50\n' for name in (ODD, "pipe", "stream", "talk", "last"))
+async def test_check_says_what_is_left_alone_and_what_is_not_reckoned_with(
+    host: Host, tmp_path: Path
+) -> None:
+    models = "".join(
+        f'[[model]]\nname = "{name}"\nslo_p99_ms = 50\n'
+        for name in (ODD, "pipe", "stream", "talk", "last")
+    )
     file = tmp_path / "igniterd.toml"
     file.write_text(
-        f'[[triton]]\nurl = "{host.triton.url}"\nmetrics_url = "{host.triton.metrics_url}"\n[loop]\nmode = "advise"\ninterval_s = 20\n'
-        f'io_timeout_s = 5\n[gpu]\nsource = "none"\n[mps]\nenabled = false\n[state]\ndirectory = "{tmp_path}"\n{models}'
+        f'[[triton]]\nurl = "{host.triton.url}"\nmetrics_url = "{host.triton.metrics_url}"\n'
+        '[loop]\nmode = "advise"\ninterval_s = 20\n'
+        'io_timeout_s = 5\n[gpu]\nsource = "none"\n[mps]\nenabled = false\n[state]\ndirectory = '
+        f'"{tmp_path}"\n{models}'
     )
-    result = await asyncio.to_thread(CliRunner().invoke, app, ["check", "--live", "--format", "json", "--config", str(file)])
+    result = await asyncio.to_thread(
+        CliRunner().invoke, app, ["check", "--live", "--format", "json", "--config", str(file)]
+    )
     structlog.reset_defaults()
     assert result.exit_code == 0, result.output
-    warned = [(finding["what"], finding["said"]) for finding in json.loads(result.stdout) if finding["level"] == "warn"]
+    warned = [
+        (finding["what"], finding["said"])
+        for finding in json.loads(result.stdout)
+        if finding["level"] == "warn"
+    ]
     for model, words in (
         ("pipe", "watched, not steered: it is an ensemble"),
         ("stream", "watched, not steered: it is decoupled"),
@@ -151,8 +172,16 @@ async def test_check_says_what_is_left_alone_and_what_is_not_reckoned_with(host:
         (ODD, "queue policies are kept"),
         (ODD, "response_cache is kept"),
     ):
-        assert any(what == f"model {model}" and words in said for what, said in warned), (model, words, result.output)
-    assert any("it also serves" in said and "member" in said for what, said in warned if what == "Triton main")
+        assert any(what == f"model {model}" and words in said for what, said in warned), (
+            model,
+            words,
+            result.output,
+        )
+    assert any(
+        "it also serves" in said and "member" in said
+        for what, said in warned
+        if what == "Triton main"
+    )
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -160,14 +189,18 @@ async def broken(host: Host) -> str:
     """A model that is in the repository and cannot be loaded."""
     folder = host.triton.repository / "broken"
     (folder / "1").mkdir(parents=True)
-    (folder / "1" / "model.py").write_text(ECHO + "    def initialize(self, args):\n        raise ValueError('no weights')\n")
+    (folder / "1" / "model.py").write_text(
+        ECHO + "    def initialize(self, args):\n        raise ValueError('no weights')\n"
+    )
     with pytest.raises(Refused, match="no weights"):
         await host.client.load("broken", (await host.client.config("talk")) | {"name": "broken"})
     assert isinstance((await host.client.read_models(["broken"]))["broken"], NotServed)
     return "broken"
 
 
-async def test_everything_is_taken_over_that_can_be_and_the_rest_is_left_alone(host: Host, broken: str, tmp_path: Path) -> None:
+async def test_everything_is_taken_over_that_can_be_and_the_rest_is_left_alone(
+    host: Host, broken: str, tmp_path: Path
+) -> None:
     alone, ticks = ("pipe", "stream", "talk"), list[Tick]()
     before = await configurations(host, (*alone, "last"))
     loop = a_loop(host, tmp_path, dict.fromkeys(("member", ODD, broken, *alone), 50.0), ticks)
@@ -175,7 +208,11 @@ async def test_everything_is_taken_over_that_can_be_and_the_rest_is_left_alone(h
         await talking.infer("talk", an_input(), sequence_id=7, sequence_start=True)
         with capture_logs() as said:
             async with asyncio.timeout(60.0):
-                while not (ticks and ticks[-1].plan.outcome is Outcomes.HOLD and ticks[-1].observation.models["member"].allocation.share):
+                while not (
+                    ticks
+                    and ticks[-1].plan.outcome is Outcomes.HOLD
+                    and ticks[-1].observation.models["member"].allocation.share
+                ):
                     await loop.tick(time.monotonic())
                     await asyncio.sleep(0.25)
         await talking.infer("talk", an_input(), sequence_id=7, sequence_end=True)
@@ -183,11 +220,20 @@ async def test_everything_is_taken_over_that_can_be_and_the_rest_is_left_alone(h
     done = [each for tick in ticks for each in tick.outcome.actuations]
     assert all(each.ok for each in done), done
     assert {each.step.model for each in done} <= {"member", ODD}
-    assert [(await reading(host, model)).allocation.share is None for model in ("member", ODD)] == [False, False]
+    assert [(await reading(host, model)).allocation.share is None for model in ("member", ODD)] == [
+        False,
+        False,
+    ]
     assert (await configurations(host, (*alone, "last"))) == before
     assert allocation_of(await host.client.config("member")).max_batch_size >= 4
     assert await state_of(host, "pipe") == "READY"
-    watched = {line["model"]: line["why"] for line in said if line["event"] == "watched, not steered"}
+    watched = {
+        line["model"]: line["why"] for line in said if line["event"] == "watched, not steered"
+    }
     assert watched.keys() == set(alone)
-    (strangers,) = [line["models"] for line in said if line["event"] == "serves models that the configuration does not name"]
+    (strangers,) = [
+        line["models"]
+        for line in said
+        if line["event"] == "serves models that the configuration does not name"
+    ]
     assert "last" in strangers

@@ -1,4 +1,5 @@
-"""The oldest tritonserver that is steered, for real: what is read of it, and every change that igniterd makes, under traffic."""
+"""The oldest tritonserver that is steered, for real: what is read of it, and every change that
+igniterd makes, under traffic."""
 
 from __future__ import annotations
 
@@ -55,7 +56,13 @@ def environments(host: TritonHost) -> list[str | None]:
     """The share that each process of the model was started with."""
     pids = {copy.pid for copy in BoardFile(host.board_path).copies()}
     said = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in pids]
-    return [next((p.decode().partition("=")[2] for p in parts if p.startswith(VARIABLE.encode() + b"=")), None) for parts in said]
+    return [
+        next(
+            (p.decode().partition("=")[2] for p in parts if p.startswith(VARIABLE.encode() + b"=")),
+            None,
+        )
+        for parts in said
+    ]
 
 
 @asynccontextmanager
@@ -90,16 +97,29 @@ async def test_it_says_what_it_is_and_what_it_serves(client: TritonClient) -> No
     assert named(server.version) == "2.41.0 (23.12)"
     assert await client.refuses_loads() == ""
     seen = await reading(client)
-    assert (seen.share_fixed, seen.batching_fixed, seen.allocation) == ("", "", Allocation(None, 8, 0, 1))
+    assert (seen.share_fixed, seen.batching_fixed, seen.allocation) == (
+        "",
+        "",
+        Allocation(None, 8, 0, 1),
+    )
 
 
-async def test_every_change_is_taken_and_put_back_without_a_failed_request(host: TritonHost, client: TritonClient, tmp_path: Path) -> None:
+async def test_every_change_is_taken_and_put_back_without_a_failed_request(
+    host: TritonHost, client: TritonClient, tmp_path: Path
+) -> None:
     original, shares = await client.config(MODEL), tmp_path / "shares"
     async with traffic(host) as failures:
-        for change in ({"share": 0.3}, {"share": 0.3, "max_batch_size": 4}, {"instances": 2}, {"instances": 1}):
+        for change in (
+            {"share": 0.3},
+            {"share": 0.3, "max_batch_size": 4},
+            {"instances": 2},
+            {"instances": 1},
+        ):
             before = (await reading(client)).allocation
             after = replace(before, **change)  # type: ignore[arg-type]  # of mixed types
-            plan = Plan(0.0, Outcomes.MOVE, "", steps=(Step(MODEL, StepKind.SHRINK, before, after),))
+            plan = Plan(
+                0.0, Outcomes.MOVE, "", steps=(Step(MODEL, StepKind.SHRINK, before, after),)
+            )
             done = (await act(plan, {"main": client}, {MODEL: "main"}, shares)).actuations[0]
             assert done.ok, done.error
             assert same_allocation((await reading(client)).allocation, after)
@@ -108,7 +128,11 @@ async def test_every_change_is_taken_and_put_back_without_a_failed_request(host:
                 await asyncio.sleep(0.05)
         serving = await client.config(MODEL)
         with pytest.raises(Refused):
-            await client.load(MODEL, serving | {"parameters": {"EXECUTION_ENV_PATH": {"string_value": "/nowhere/shares/5"}}})
+            await client.load(
+                MODEL,
+                serving
+                | {"parameters": {"EXECUTION_ENV_PATH": {"string_value": "/nowhere/shares/5"}}},
+            )
         with pytest.raises(Refused):
             await client.load(MODEL, serving | {"runtime": ""})  # a default that it does not know
         assert await client.config(MODEL) == serving, "the old copy serves on"
@@ -126,7 +150,9 @@ async def test_every_change_is_taken_and_put_back_without_a_failed_request(host:
     assert seen.pending_count is not None
 
 
-async def test_the_same_configuration_is_a_new_copy_only_with_another_mark(host: TritonHost, client: TritonClient) -> None:
+async def test_the_same_configuration_is_a_new_copy_only_with_another_mark(
+    host: TritonHost, client: TritonClient
+) -> None:
     def processes() -> set[int]:
         return {copy.pid for copy in BoardFile(host.board_path).copies()}
 
@@ -142,7 +168,9 @@ async def test_the_same_configuration_is_a_new_copy_only_with_another_mark(host:
     await client.load(MODEL, config, exact=True)
 
 
-async def test_a_model_in_no_repository_serves_and_cannot_be_loaded_again_without_its_files(host: TritonHost, client: TritonClient) -> None:
+async def test_a_model_in_no_repository_serves_and_cannot_be_loaded_again_without_its_files(
+    host: TritonHost, client: TritonClient
+) -> None:
     folder = host.repository / MODEL
     files = {"1/model.py": (folder / "1" / "model.py").read_bytes()}
     config = await client.config(MODEL) | {"name": "guest"}

@@ -1,4 +1,5 @@
-"""``igniterd profile`` on a Triton that wants certificates on both sides and a header, by configuration and by options."""
+"""``igniterd profile`` on a Triton that wants certificates on both sides and a header, by
+configuration and by options."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def triton(papers: Papers, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[TritonHost]:
+async def triton(
+    papers: Papers, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[TritonHost]:
     strict = ("--grpc-use-ssl=1", "--grpc-use-ssl-mutual=1", f"--grpc-root-cert={papers.ca}")
     strict += (f"--grpc-server-cert={papers.server_cert}", f"--grpc-server-key={papers.server_key}")
     strict += (f"--grpc-restricted-protocol=model-repository:admin-key={SECRET}",)
@@ -45,7 +48,12 @@ def url(host: TritonHost) -> str:
 
 
 async def config(host: TritonHost, papers: Papers) -> ModelConfig:
-    client = TritonClient("main", url(host), timeout_s=5.0, tls=TlsFiles(papers.ca, papers.client_key, papers.client_cert))
+    client = TritonClient(
+        "main",
+        url(host),
+        timeout_s=5.0,
+        tls=TlsFiles(papers.ca, papers.client_key, papers.client_cert),
+    )
     try:
         return await client.config("alexnet")
     finally:
@@ -53,14 +61,23 @@ async def config(host: TritonHost, papers: Papers) -> ModelConfig:
 
 
 def certificates(papers: Papers) -> list[str]:
-    return ["--ca-file", str(papers.ca), "--cert-file", str(papers.client_cert), "--key-file", str(papers.client_key)]
+    return [
+        "--ca-file",
+        str(papers.ca),
+        "--cert-file",
+        str(papers.client_cert),
+        "--key-file",
+        str(papers.client_key),
+    ]
 
 
 def configured(host: TritonHost, papers: Papers, folder: Path) -> Path:
-    """The daemon's configuration for this host; its certificates are named relative to its own folder."""
+    """The daemon's configuration for this host; its certificates are named relative to its own
+    folder."""
     path = papers.ca.parent / "igniterd.toml"
     path.write_text(
-        f'[[triton]]\nname = "strict"\nurl = "{url(host)}"\nheader = {{ "{HEADER}" = "{SECRET}" }}\n'
+        f'[[triton]]\nname = "strict"\nurl = "{url(host)}"\nheader = {{ "{HEADER}" = "{SECRET}" '
+        f"}}\n"
         'ca_file = "ca.pem"\ncert_file = "client.pem"\nkey_file = "client.key"\n'
         f'[gpu]\nsource = "emulated:{host.board_path}"\n[state]\ndirectory = "{folder / "state"}"\n'
         '[[model]]\nname = "alexnet"\ntriton = "strict"\nslo_p99_ms = 50.0\n'
@@ -79,9 +96,19 @@ async def ended(program: Running, timeout_s: float) -> str:
     return program.log_end()
 
 
-async def test_as_the_configuration_says(triton: TritonHost, papers: Papers, tmp_path: Path) -> None:
+async def test_as_the_configuration_says(
+    triton: TritonHost, papers: Papers, tmp_path: Path
+) -> None:
     before, output = await config(triton, papers), tmp_path / "profile.json"
-    asked = profile("alexnet", "-o", str(output), "--config", str(configured(triton, papers, tmp_path)), "--points", "3")
+    asked = profile(
+        "alexnet",
+        "-o",
+        str(output),
+        "--config",
+        str(configured(triton, papers, tmp_path)),
+        "--points",
+        "3",
+    )
     async with running("profile", asked, log=tmp_path / "log", env=dict(os.environ)) as program:
         said = await ended(program, 120.0)
         assert output.exists(), said
@@ -89,21 +116,38 @@ async def test_as_the_configuration_says(triton: TritonHost, papers: Papers, tmp
     assert await config(triton, papers) == before
 
 
-async def test_a_stranger_is_told_what_is_missing(triton: TritonHost, papers: Papers, tmp_path: Path) -> None:
-    asked = profile("alexnet", "-o", str(tmp_path / "p.json"), "--triton", url(triton), "--gpu", "none")
+async def test_a_stranger_is_told_what_is_missing(
+    triton: TritonHost, papers: Papers, tmp_path: Path
+) -> None:
+    asked = profile(
+        "alexnet", "-o", str(tmp_path / "p.json"), "--triton", url(triton), "--gpu", "none"
+    )
     async with running("profile", asked, log=tmp_path / "log", env=dict(os.environ)) as program:
         assert url(triton) in await ended(program, 60.0)
-    async with running("profile", [*asked, *certificates(papers)], log=tmp_path / "log2", env=dict(os.environ)) as program:
+    async with running(
+        "profile", [*asked, *certificates(papers)], log=tmp_path / "log2", env=dict(os.environ)
+    ) as program:
         said = await ended(program, 60.0)
     assert "restricted" in said
     assert "--header" in said
     assert not (tmp_path / "p.json").exists()
 
 
-async def test_by_options_killed_and_put_back_without_the_secret_on_disk(triton: TritonHost, papers: Papers, tmp_path: Path) -> None:
+async def test_by_options_killed_and_put_back_without_the_secret_on_disk(
+    triton: TritonHost, papers: Papers, tmp_path: Path
+) -> None:
     before, partial = await config(triton, papers), tmp_path / "p.json.partial"
-    asked = profile("alexnet", "-o", str(tmp_path / "p.json"), "--triton", url(triton), *certificates(papers))
-    asked += ["--header", f"{HEADER}={SECRET}", "--gpu", f"emulated:{triton.board_path}", "--state", str(tmp_path / "state")]
+    asked = profile(
+        "alexnet", "-o", str(tmp_path / "p.json"), "--triton", url(triton), *certificates(papers)
+    )
+    asked += [
+        "--header",
+        f"{HEADER}={SECRET}",
+        "--gpu",
+        f"emulated:{triton.board_path}",
+        "--state",
+        str(tmp_path / "state"),
+    ]
     async with running("profile", asked, log=tmp_path / "log", env=dict(os.environ)) as program:
 
         async def changed() -> bool:
@@ -114,7 +158,15 @@ async def test_by_options_killed_and_put_back_without_the_secret_on_disk(triton:
         await ended(program, 30.0)
     assert SECRET not in partial.read_text()
     assert Partial.read(partial).originals == {"alexnet": before}
-    for more, said in (([], "restricted"), (["--header", f"{HEADER}={SECRET}"], "alexnet: as it was")):
-        async with running("restore", profile("--restore", str(partial), *more), log=tmp_path / "r.log", env=dict(os.environ)) as program:
+    for more, said in (
+        ([], "restricted"),
+        (["--header", f"{HEADER}={SECRET}"], "alexnet: as it was"),
+    ):
+        async with running(
+            "restore",
+            profile("--restore", str(partial), *more),
+            log=tmp_path / "r.log",
+            env=dict(os.environ),
+        ) as program:
             assert said in await ended(program, 90.0)
     assert await config(triton, papers) == before

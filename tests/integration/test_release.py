@@ -1,4 +1,5 @@
-"""``igniterd release`` on a real tritonserver: what serves afterwards is what its owner's file says."""
+"""``igniterd release`` on a real tritonserver: what serves afterwards is what its owner's file
+says."""
 
 from __future__ import annotations
 
@@ -63,7 +64,9 @@ async def invoke(*words: str) -> Any:
 
 
 @pytest.mark.parametrize("file_is_seen", [True, False])
-async def test_a_model_with_share_and_batching_is_given_back_by_one_reload(host: Host, file_is_seen: bool) -> None:
+async def test_a_model_with_share_and_batching_is_given_back_by_one_reload(
+    host: Host, file_is_seen: bool
+) -> None:
     owner = await host.client.config("alexnet")
     wanted = allocation_of(owner)
     await host.allocate("alexnet", Allocation(0.4, 7, 0, wanted.instances))
@@ -87,7 +90,8 @@ async def test_all_gives_back_what_no_configuration_names(host: Host, tmp_path: 
         await host.allocate(name, Allocation(0.3, 1, 0, 1))
     file = tmp_path / "igniterd.toml"
     file.write_text(
-        f'[state]\ndirectory = "{tmp_path}"\n[[triton]]\nurl = "{host.triton.url}"\nmetrics_url = ""\n'
+        f'[state]\ndirectory = "{tmp_path}"\n[[triton]]\nurl = "{host.triton.url}"\nmetrics_url '
+        '= ""\n'
         '[gpu]\nsource = "none"\n[[model]]\nname = "steady"\nslo_p99_ms = 50\n'
     )
     done = await invoke("release", "--all", "--config", str(file))
@@ -139,13 +143,18 @@ async def test_a_running_daemon_leaves_a_released_model_until_it_is_taken(tmp_pa
 
 
 @pytest.mark.parametrize(("batch", "status"), [(33, 1), (32, 0)])
-async def test_check_live_says_a_client_batch_that_triton_refuses(host: Host, tmp_path: Path, batch: int, status: int) -> None:
+async def test_check_live_says_a_client_batch_that_triton_refuses(
+    host: Host, tmp_path: Path, batch: int, status: int
+) -> None:
     file = tmp_path / "igniterd.toml"
     builtin_profile("v100").save(tmp_path / "v100.json")
     file.write_text(
-        f'[state]\ndirectory = "{tmp_path}"\n[loop]\nmode = "advise"\n[mps]\nenabled = false\n[[triton]]\nurl = "{host.triton.url}"\n'
-        f'metrics_url = "{host.triton.metrics_url}"\n[gpu]\nsource = "emulated:{host.triton.board_path}"\n'
-        f'[[model]]\nname = "resnet50"\nslo_p99_ms = 90\nprofile = "v100.json"\nclient_batch = {batch}\n'
+        f'[state]\ndirectory = "{tmp_path}"\n[loop]\nmode = "advise"\n[mps]\nenabled = false\n'
+        f'[[triton]]\nurl = "{host.triton.url}"\n'
+        f'metrics_url = "{host.triton.metrics_url}"\n[gpu]\nsource = '
+        f'"emulated:{host.triton.board_path}"\n'
+        '[[model]]\nname = "resnet50"\nslo_p99_ms = 90\nprofile = "v100.json"\nclient_batch = '
+        f"{batch}\n"
     )
     done = await invoke("check", "--live", "--config", str(file))
     assert (done.exit_code == 1) == (status == 1), done.output

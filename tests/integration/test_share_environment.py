@@ -1,4 +1,5 @@
-"""The environment of a share on a real tritonserver, started as Triton starts stubs up to 25.07 and as it does since 25.08."""
+"""The environment of a share on a real tritonserver, started as Triton starts stubs up to 25.07 and
+as it does since 25.08."""
 
 from __future__ import annotations
 
@@ -75,31 +76,48 @@ class TritonPythonModel:
             json.dump(SEEN, file)
     def execute(self, requests):
         return [echo(request) for request in requests]
-"""
+"""  # noqa: E501
 
 
 def echoing(name: str, folder: Path, environment: str | None = None, **more: Any) -> OddModel:
     """A model that says in a file of its name what it sees, and echoes."""
-    texts = {"says": str(folder / f"{name}.json")} | ({"EXECUTION_ENV_PATH": environment} if environment else {})
+    texts = {"says": str(folder / f"{name}.json")} | (
+        {"EXECUTION_ENV_PATH": environment} if environment else {}
+    )
     texts |= {"children": "yes"} if name in OWN else {}
-    return OddModel(name, {"parameters": {key: {"string_value": text} for key, text in texts.items()}} | more, SAYS)
+    return OddModel(
+        name,
+        {"parameters": {key: {"string_value": text} for key, text in texts.items()}} | more,
+        SAYS,
+    )
 
 
 def make_environments(folder: Path) -> dict[str, str]:
     """Environments that a model may come with, by name."""
     for name, more in (("plain", []), ("system", ["--system-site-packages"])):
         base = f"{sys.base_prefix}/bin/python3"
-        subprocess.run([base, "-m", "venv", "--without-pip", *more, str(folder / name)], check=True, timeout=60)
-        (folder / name / "lib" / f"python{programs.PYTHON}" / "site-packages" / "only_here.py").touch()
+        subprocess.run(
+            [base, "-m", "venv", "--without-pip", *more, str(folder / name)], check=True, timeout=60
+        )
+        (
+            folder / name / "lib" / f"python{programs.PYTHON}" / "site-packages" / "only_here.py"
+        ).touch()
     # As conda-pack's: a whole Python that was moved, found by where its program is.
     moved, library = folder / "moved", programs.libpython()
     assert library is not None
     (moved / "bin").mkdir(parents=True)
     (moved / "lib").mkdir()
-    shutil.copy(Path(sys.base_prefix, "bin", f"python{programs.PYTHON}").resolve(), moved / "bin" / "python3")
+    shutil.copy(
+        Path(sys.base_prefix, "bin", f"python{programs.PYTHON}").resolve(),
+        moved / "bin" / "python3",
+    )
     (moved / "lib" / f"python{programs.PYTHON}").symlink_to(sysconfig.get_path("stdlib"))
-    (moved / "lib" / f"libpython{programs.PYTHON}.so.1.0").symlink_to(library / f"libpython{programs.PYTHON}.so.1.0")
-    (moved / "bin" / "activate").write_text(f'export CONDA_PREFIX={moved} PATH="{moved}/bin:$PATH"\n')
+    (moved / "lib" / f"libpython{programs.PYTHON}.so.1.0").symlink_to(
+        library / f"libpython{programs.PYTHON}.so.1.0"
+    )
+    (moved / "bin" / "activate").write_text(
+        f'export CONDA_PREFIX={moved} PATH="{moved}/bin:$PATH"\n'
+    )
     return {name: str(folder / name) for name in ("plain", "system", "moved")}
 
 
@@ -128,7 +146,9 @@ class There:
         async with InferenceServerClient(self.triton.url) as client:
             tensor = InferInput("INPUT", [1, FLOATS], "FP32")
             tensor.set_data_from_numpy(np.zeros((1, FLOATS), np.float32))
-            return (await client.infer(model, [tensor], client_timeout=20.0)).as_numpy("OUTPUT") is not None
+            return (await client.infer(model, [tensor], client_timeout=20.0)).as_numpy(
+                "OUTPUT"
+            ) is not None
 
 
 class EnvironmentHost(OddHost):
@@ -154,7 +174,9 @@ class EnvironmentHost(OddHost):
     def _place(self, model: Servable, code: Path) -> None:
         super()._place(model, code)
         if model.name == "beside":
-            shutil.copytree(self.folder.parent / "system", self.repository / model.name / "env", symlinks=True)
+            shutil.copytree(
+                self.folder.parent / "system", self.repository / model.name / "env", symlinks=True
+            )
 
 
 SHIM = Reach(shim_backend=BACKEND)
@@ -167,7 +189,9 @@ def launcher(request: pytest.FixtureRequest) -> Launcher:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def there(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[There]:
+async def there(
+    launcher: Launcher, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[There]:
     folder = tmp_path_factory.mktemp("environment")
     paths = make_environments(folder)
     shutil.make_archive(str(folder / "pack"), "gztar", folder / "system")
@@ -215,8 +239,13 @@ async def test_an_error_in_the_share_is_refused_and_the_old_copy_goes_on(there: 
     serving = there.said("broken")["pid"]
     (folder / "lib" / "share.py").write_text("1 / 0\n")
     config = await there.client.config("broken")
-    with pytest.raises(Refused, match="the share of this model cannot be set up, so it is not served: ZeroDivisionError"):
-        await there.client.load("broken", with_allocation(config, Allocation(0.4, 8), str(there.shares)))
+    with pytest.raises(
+        Refused,
+        match="the share of this model cannot be set up, so it is not served: ZeroDivisionError",
+    ):
+        await there.client.load(
+            "broken", with_allocation(config, Allocation(0.4, 8), str(there.shares))
+        )
     assert "igniterd: the share of this model cannot be set up" in there.triton.log.read_text()
     assert comm(serving) == "triton_python_b\n"
     assert await there.asks("broken")
@@ -225,7 +254,9 @@ async def test_an_error_in_the_share_is_refused_and_the_old_copy_goes_on(there: 
     assert share_of_receipt(comm(there.said("broken")["pid"])) == 0.4
 
 
-async def test_a_folder_with_nothing_but_activate_is_a_share_only_where_it_is_sourced(there: There, launcher: Launcher) -> None:
+async def test_a_folder_with_nothing_but_activate_is_a_share_only_where_it_is_sourced(
+    there: There, launcher: Launcher
+) -> None:
     """What igniterd wrote before: the configuration says 50 % on every server."""
     old = there.folder / "shares" / "50"
     (old / "bin").mkdir(parents=True)
@@ -238,18 +269,26 @@ async def test_a_folder_with_nothing_but_activate_is_a_share_only_where_it_is_so
     assert share_of(await there.client.config("bare"), str(there.shares)) == 0.5
     assert said["share"]["getenv"] == ("50" if launcher == "24.10" else "")
     assert share_of_receipt(comm(said["pid"])) is None
-    await there.give("bare", 0.5)  # the same share: another path all the same, so Triton starts it anew
+    # the same share: another path all the same, so Triton starts it anew
+    await there.give("bare", 0.5)
     assert there.said("bare")["share"]["getenv"] == "50"
     assert share_of_receipt(comm(there.said("bare")["pid"])) == 0.5
 
 
 def python_of(said: dict[str, Any]) -> dict[str, str]:
-    """Its Python but for sys.path, on which the backend's folder is too; wherever Triton has unpacked it this time."""
-    return {k: re.sub(r"/tmp/python_env_\w+/\d+", "/unpacked", v) for k, v in said["python"].items() if k != "path"}
+    """Its Python but for sys.path, on which the backend's folder is too; wherever Triton has
+    unpacked it this time."""
+    return {
+        k: re.sub(r"/tmp/python_env_\w+/\d+", "/unpacked", v)
+        for k, v in said["python"].items()
+        if k != "path"
+    }
 
 
 @pytest.mark.parametrize("model", ["packed", "beside"])
-async def test_the_shim_gives_a_share_where_nothing_can_be_put_in_front(there: There, model: str) -> None:
+async def test_the_shim_gives_a_share_where_nothing_can_be_put_in_front(
+    there: There, model: str
+) -> None:
     reading = (await there.client.read_models([model]))[model]
     assert isinstance(reading, ModelReading)
     assert "environment" in reading.share_fixed
@@ -269,7 +308,9 @@ async def test_the_shim_gives_a_share_where_nothing_can_be_put_in_front(there: T
     assert back == config
 
 
-async def test_a_model_of_a_backend_written_in_python_is_told_and_given_its_share(there: There) -> None:
+async def test_a_model_of_a_backend_written_in_python_is_told_and_given_its_share(
+    there: There,
+) -> None:
     config = await there.client.config("pythonic")
     reading = (await there.client.read_models(["pythonic"]))["pythonic"]
     assert isinstance(reading, ModelReading)

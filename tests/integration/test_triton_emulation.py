@@ -20,7 +20,8 @@ TRUTH = Truth.v100()
 
 @asynccontextmanager
 async def busy(host: Host, *loads: tuple[str, int]) -> AsyncIterator[None]:
-    """Closed loops: each model executes batches of the given size one after another, two requests ahead so that it never idles."""
+    """Closed loops: each model executes batches of the given size one after another, two requests
+    ahead so that it never idles."""
 
     async def loop(model: str, batch: int) -> None:
         while True:
@@ -81,7 +82,8 @@ async def test_beside_one_and_two_neighbours(host: Host) -> None:
 
 
 async def settled(host: Host, model: str) -> ModelReading:
-    """The model's statistics once they stand still: Triton counts a batch a moment after it has answered."""
+    """The model's statistics once they stand still: Triton counts a batch a moment after it has
+    answered."""
     async with asyncio.timeout(15.0):
         last = None
         while True:
@@ -94,7 +96,8 @@ async def settled(host: Host, model: str) -> ModelReading:
 
 
 async def test_triton_s_own_figures_agree(host: Host) -> None:
-    """What the daemon sees, the compute time in Triton's statistics, is the table's time within a few percent."""
+    """What the daemon sees, the compute time in Triton's statistics, is the table's time within a
+    few percent."""
     await share_out(host, vgg19=0.4)
     before = await settled(host, "vgg19")
     for _ in range(40):
@@ -103,7 +106,10 @@ async def test_triton_s_own_figures_agree(host: Host) -> None:
     old = {b.batch_size: b for b in before.batches}.get(4)
     new = {b.batch_size: b for b in after.batches}[4]
     count = new.count - (old.count if old else 0)
-    spent = sum(getattr(new, f) - (getattr(old, f) if old else 0) for f in ("compute_input_ns", "compute_infer_ns", "compute_output_ns"))
+    spent = sum(
+        getattr(new, f) - (getattr(old, f) if old else 0)
+        for f in ("compute_input_ns", "compute_infer_ns", "compute_output_ns")
+    )
     assert count == 40
     assert spent / count / 1e6 == pytest.approx(SLOW * TRUTH.solo_ms("vgg19", 4, 0.4), rel=0.06)
 
@@ -114,5 +120,7 @@ async def test_the_board_s_power_follows_the_work(host: Host) -> None:
 
     await until(lambda: power_w() == pytest.approx(TRUTH.idle_power_w, abs=1.0))
     async with busy(host, ("vgg19", 8)):
-        await until(lambda: power_w() > TRUTH.idle_power_w + 0.6 * TRUTH.added_power_w("vgg19", 8, 0.4))
+        await until(
+            lambda: power_w() > TRUTH.idle_power_w + 0.6 * TRUTH.added_power_w("vgg19", 8, 0.4)
+        )
     assert host.nvml.nvmlDeviceGetMemoryInfo(0).used > 5 * 2**30  # eight models are loaded

@@ -34,7 +34,8 @@ async def reading(host: Host, model: str) -> ModelReading:
 
 
 async def reading_of(host: Host, model: str, requests: int) -> ModelReading:
-    """A reading that counts so many requests: Triton counts one a moment after it has answered it."""
+    """A reading that counts so many requests: Triton counts one a moment after it has answered
+    it."""
     async with asyncio.timeout(10.0):
         while (found := await reading(host, model)).success_count < requests:  # noqa: ASYNC110  Triton does it
             await asyncio.sleep(0.02)
@@ -42,7 +43,8 @@ async def reading_of(host: Host, model: str, requests: int) -> ModelReading:
 
 
 async def stub_of(host: Host, model: str) -> int:
-    """Process id of the copy that answers for ``model``, found by what it alone does: one more execution."""
+    """Process id of the copy that answers for ``model``, found by what it alone does: one more
+    execution."""
     before = {c.pid: c.executions for c in host.board.copies()}
     await host.infer(model)
     (pid,) = (c.pid for c in host.board.copies() if c.executions > before.get(c.pid, 0))
@@ -59,7 +61,9 @@ async def test_hot_reload_under_load_loses_no_request(host: Host, tmp_path: Path
     spec = LoadSpec(host.triton.url, (Phase("on", None, {"steady": 60.0}, Arrivals.POISSON),))
     async with load(spec, tmp_path / "log.csv") as running:
         for target in (Allocation(0.2, 4), Allocation(0.4, 8, 2000), Allocation(0.1, 2)):
-            await running.until_sent((running.progress[-1]["scheduled"] if running.progress else 0) + 40, timeout_s=30)
+            await running.until_sent(
+                (running.progress[-1]["scheduled"] if running.progress else 0) + 40, timeout_s=30
+            )
             await host.allocate("steady", target)
             assert allocation_of(await host.client.config("steady")) == target
         await running.until_sent(running.progress[-1]["scheduled"] + 40, timeout_s=30)
@@ -80,12 +84,16 @@ async def test_a_share_reaches_the_new_process_and_the_old_one_leaves(host: Host
     assert (await reading(host, "shared")).allocation.share == 0.125
 
 
-async def test_an_environment_that_the_model_came_with_is_sourced_first(host: Host, tmp_path: Path) -> None:
+async def test_an_environment_that_the_model_came_with_is_sourced_first(
+    host: Host, tmp_path: Path
+) -> None:
     own = tmp_path / "own"
     (own / "bin").mkdir(parents=True)
     (own / "lib").mkdir()
     (own / "bin" / "activate").write_text(f"export MODELS_OWN=yes\nexport {VARIABLE}=77\n")
-    spec = HostSpec((EmulatedModel("alexnet", parameters={"EXECUTION_ENV_PATH": str(own)}),), slow_factor=1.0)
+    spec = HostSpec(
+        (EmulatedModel("alexnet", parameters={"EXECUTION_ENV_PATH": str(own)}),), slow_factor=1.0
+    )
     async with triton_host(spec) as triton:
         there = Host(triton, TritonClient("own", triton.url, timeout_s=5.0), tmp_path / "shares")
         first = environment(await stub_of(there, "alexnet"))
@@ -101,13 +109,21 @@ async def test_an_environment_that_the_model_came_with_is_sourced_first(host: Ho
         await there.close()
 
 
-@pytest.mark.parametrize("mistake", ["missing environment", "unknown field", "wrong type", "batch not measured", "backend"])
-async def test_a_refused_configuration_leaves_the_old_copy_serving(host: Host, mistake: str) -> None:
+@pytest.mark.parametrize(
+    "mistake",
+    ["missing environment", "unknown field", "wrong type", "batch not measured", "backend"],
+)
+async def test_a_refused_configuration_leaves_the_old_copy_serving(
+    host: Host, mistake: str
+) -> None:
     config = await host.client.config("refusing")
     serving = await stub_of(host, "refusing")
     wrong = {
         "missing environment": config
-        | {"parameters": config["parameters"] | {"EXECUTION_ENV_PATH": {"string_value": "/nowhere/shares/5"}}},
+        | {
+            "parameters": config["parameters"]
+            | {"EXECUTION_ENV_PATH": {"string_value": "/nowhere/shares/5"}}
+        },
         "unknown field": config | {"no_such_field": 1},
         "wrong type": config | {"max_batch_size": "many"},
         "batch not measured": config | {"max_batch_size": 64},
@@ -119,10 +135,14 @@ async def test_a_refused_configuration_leaves_the_old_copy_serving(host: Host, m
     assert await stub_of(host, "refusing") == serving
 
 
-async def test_an_environment_that_bash_cannot_source_blocks_that_model_s_loads_only(tmp_path: Path) -> None:
-    """Triton runs ``bash -c "source DIR/bin/activate && exec ... stub"`` without quotes and waits for the stub for ever.
+async def test_an_environment_that_bash_cannot_source_blocks_that_model_s_loads_only(
+    tmp_path: Path,
+) -> None:
+    """Triton runs ``bash -c "source DIR/bin/activate && exec ... stub"`` without quotes and waits
+    for the stub for ever.
 
-    So what igniterd writes must end with status 0 under a plain path: there is no way back but a restart of the server.
+    So what igniterd writes must end with status 0 under a plain path: there is no way back but a
+    restart of the server.
     """
     failing, spaced = tmp_path / "failing" / "shares", tmp_path / "a space" / "shares"
     (prepare_share(failing, 0.5) / "bin" / "activate").write_text("false\n")
@@ -130,10 +150,15 @@ async def test_an_environment_that_bash_cannot_source_blocks_that_model_s_loads_
     models = tuple(EmulatedModel(name, like="alexnet") for name in ("one", "two", "other"))
     async with triton_host(HostSpec(models)) as triton:
         there = Host(triton, TritonClient("own", triton.url, timeout_s=5.0), tmp_path / "shares")
-        hasty = Host(triton, TritonClient("own", triton.url, timeout_s=5.0, reload_timeout_s=1.5), tmp_path / "shares")
+        hasty = Host(
+            triton,
+            TritonClient("own", triton.url, timeout_s=5.0, reload_timeout_s=1.5),
+            tmp_path / "shares",
+        )
         before = {m: await there.client.config(m) for m in ("one", "two")}
         wrong = [
-            hasty.client.load(m, with_allocation(before[m], Allocation(0.5, 8), str(d))) for m, d in (("one", failing), ("two", spaced))
+            hasty.client.load(m, with_allocation(before[m], Allocation(0.5, 8), str(d)))
+            for m, d in (("one", failing), ("two", spaced))
         ]
         ends = await asyncio.gather(*wrong, return_exceptions=True)
         assert [type(e) for e in ends] == [Unanswered, Unanswered]
@@ -141,7 +166,8 @@ async def test_an_environment_that_bash_cannot_source_blocks_that_model_s_loads_
             await there.infer(model)
             assert await there.client.config(model) == config
         with pytest.raises(Unanswered):
-            await hasty.allocate("one", Allocation(0.2, 8))  # nothing wrong with this one, but it is never looked at
+            # nothing wrong with this one, but it is never looked at
+            await hasty.allocate("one", Allocation(0.2, 8))
         await there.give_share("other", 0.2)
         assert (await reading(there, "other")).allocation.share == 0.2
         await hasty.close()
@@ -151,7 +177,8 @@ async def test_an_environment_that_bash_cannot_source_blocks_that_model_s_loads_
 async def test_a_process_that_dies_while_it_loads_is_refused(host: Host) -> None:
     serving = await stub_of(host, "dying")
     (host.triton.repository / "dying" / "1" / "model.py").write_text(
-        "import os\nclass TritonPythonModel:\n    def initialize(self, args):\n        os._exit(3)\n"
+        "import os\nclass TritonPythonModel:\n    def initialize(self, args):\n        "
+        "os._exit(3)\n"
     )
     with pytest.raises(Refused, match="not healthy"):
         await host.give_share("dying", 0.2)
@@ -182,7 +209,8 @@ async def test_another_count_of_instances_alone_is_not_a_reload(host: Host) -> N
 
 
 async def test_a_board_without_room_refuses_the_second_copy(host: Host, tmp_path: Path) -> None:
-    spec = HostSpec((EmulatedModel("vgg19", max_batch_size=8),), memory_bytes=2 * 2**30)  # one copy needs about 1.3 GB
+    # one copy needs about 1.3 GB
+    spec = HostSpec((EmulatedModel("vgg19", max_batch_size=8),), memory_bytes=2 * 2**30)
     async with triton_host(spec) as triton:
         there = Host(triton, TritonClient("small", triton.url, timeout_s=5.0), tmp_path / "shares")
         with pytest.raises(Refused, match="out of memory"):

@@ -12,10 +12,12 @@ if [ "$1" = -f ]; then touch "$CUDA_MPS_PIPE_DIRECTORY/control"; exec tail -f /d
 read -r command
 echo x >> {folder}/asked
 if [ "$(wc -l < {folder}/asked)" -lt 4 ]; then echo "Failed to connect to the control daemon"; else echo 100.0; fi
-"""
+"""  # noqa: E501
 
 
-async def test_mps_control_is_up_when_it_answers_with_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_mps_control_is_up_when_it_answers_with_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its first words may be an error."""
     path = tmp_path / "nvidia-cuda-mps-control"
     path.write_text(CONTROL.format(folder=tmp_path))

@@ -1,4 +1,5 @@
-"""The published model: its coefficients as the paper's prototype fits them, and its equations worked by hand."""
+"""The published model: its coefficients as the paper's prototype fits them, and its equations
+worked by hand."""
 
 import math
 
@@ -27,13 +28,22 @@ def igniter() -> IgniterModel:
 @pytest.mark.parametrize("model", REFERENCE)
 def test_the_coefficients_are_the_published_ones(igniter: IgniterModel, model: str) -> None:
     c = igniter.coefficients[model]
-    assert (c.k_sch, c.alpha_cache, c.k1, c.k2, c.k3, c.k4, c.k5) == pytest.approx(REFERENCE[model], rel=1e-3)
+    assert (c.k_sch, c.alpha_cache, c.k1, c.k2, c.k3, c.k4, c.k5) == pytest.approx(
+        REFERENCE[model], rel=1e-3
+    )
 
 
 def test_the_board_is_the_published_one(igniter: IgniterModel) -> None:
     b = igniter.board
-    assert (b.alpha_f, b.alpha_sch, b.beta_sch) == pytest.approx((-1.0254, 0.00475065, -0.00902243), rel=1e-4)
-    assert (b.idle_power_w, b.power_limit_w, b.top_clock_mhz, b.bytes_per_ms) == (53.5, 300, 1530, 1e7)
+    assert (b.alpha_f, b.alpha_sch, b.beta_sch) == pytest.approx(
+        (-1.0254, 0.00475065, -0.00902243), rel=1e-4
+    )
+    assert (b.idle_power_w, b.power_limit_w, b.top_clock_mhz, b.bytes_per_ms) == (
+        53.5,
+        300,
+        1530,
+        1e7,
+    )
 
 
 def test_one_tenant_is_the_sum_of_its_parts(igniter: IgniterModel) -> None:
@@ -72,7 +82,9 @@ def test_power_above_the_limit_slows_the_clock(igniter: IgniterModel) -> None:
     assert capped[0, 0] / free[0, 0] == pytest.approx(1530 / (1530 - 1.0254136 * (power - 300)))
 
 
-def test_an_idle_neighbour_costs_nothing_and_a_half_busy_one_less_than_a_busy_one(igniter: IgniterModel) -> None:
+def test_an_idle_neighbour_costs_nothing_and_a_half_busy_one_less_than_a_busy_one(
+    igniter: IgniterModel,
+) -> None:
     def beside(duty: float) -> float:
         return igniter.predict([Tenant("ssd", 4, 0.4), Tenant("vgg19", 8, 0.5, duty)])[0].latency_ms
 
@@ -86,9 +98,13 @@ def test_curves_are_the_predictions(igniter: IgniterModel) -> None:
     mean, _ = igniter.share_curves_ms("resnet50", shares, beside, 8)
     for i, share in enumerate(shares):
         for batch in (1, 5, 8):
-            single = igniter.predict([Tenant("resnet50", batch, float(share)), *beside])[0].latency_ms
+            single = igniter.predict([Tenant("resnet50", batch, float(share)), *beside])[
+                0
+            ].latency_ms
             assert mean[i, batch - 1] == pytest.approx(single)
-            assert igniter.service_curve_ms("resnet50", float(share), beside, 8)[0][batch - 1] == pytest.approx(single)
+            assert igniter.service_curve_ms("resnet50", float(share), beside, 8)[0][
+                batch - 1
+            ] == pytest.approx(single)
 
 
 def test_more_power_than_the_clock_line_reaches_has_no_answer(igniter: IgniterModel) -> None:
@@ -101,7 +117,9 @@ def test_more_power_than_the_clock_line_reaches_has_no_answer(igniter: IgniterMo
 
 def test_compiled_and_plain_kernels_agree(igniter: IgniterModel) -> None:
     row = igniter.coefficients["ssd"].row()
-    assert published.active_ms(row, 7.0, 0.3) == pytest.approx(published.active_ms.py_func(row, 7.0, 0.3))
+    assert published.active_ms(row, 7.0, 0.3) == pytest.approx(
+        published.active_ms.py_func(row, 7.0, 0.3)
+    )
 
 
 def test_outside_the_profiled_range_is_said(igniter: IgniterModel) -> None:
@@ -116,4 +134,6 @@ def test_a_profile_without_the_published_inputs_is_refused() -> None:
     with pytest.raises(ProfileError, match=r"models\.ssd"):
         IgniterModel(profile.model_copy(update={"models": {"ssd": bare}}))
     with pytest.raises(ProfileError, match="copies"):
-        IgniterModel(profile.model_copy(update={"board": profile.board.model_copy(update={"copies": ()})}))
+        IgniterModel(
+            profile.model_copy(update={"board": profile.board.model_copy(update={"copies": ()})})
+        )

@@ -1,4 +1,5 @@
-"""Interference: weights come back from co-runs made with them, the prior fills what was not seen, neighbours never help."""
+"""Interference: weights come back from co-runs made with them, the prior fills what was not seen,
+neighbours never help."""
 
 import itertools
 
@@ -8,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igniterd.data.v100 import build
-from igniterd.perf.interference import FEATURES, Neighbour, Observation, Prior, estimate_prior, learn, shipped_prior
+from igniterd.perf.interference import (
+    FEATURES,
+    Neighbour,
+    Observation,
+    Prior,
+    estimate_prior,
+    learn,
+    shipped_prior,
+)
 from igniterd.perf.kernels import mean as kernel
 
 TRUE = np.array([0.1, 0.05, -0.04, 0.12])
@@ -19,8 +28,11 @@ def together(parts: np.ndarray) -> float:
     return float(parts.max() + (parts.sum() - parts.max()) / 3)
 
 
-def observation(victim: int, *others: Neighbour, alone_ms: float = 10.0, weights: np.ndarray = TRUE) -> Observation:
-    """A co-run without noise: parts by the features, the worst in full and a third of the others."""
+def observation(
+    victim: int, *others: Neighbour, alone_ms: float = 10.0, weights: np.ndarray = TRUE
+) -> Observation:
+    """A co-run without noise: parts by the features, the worst in full and a third of the
+    others."""
     blank = Observation(victim, 1.0, alone_ms, 1e-8, 2.0, others)
     parts = np.array([blank.features(o) @ weights for o in others])
     return Observation(victim, alone_ms * (1 + together(parts)), alone_ms, 1e-8, 2.0, others)
@@ -52,7 +64,10 @@ def test_what_was_not_seen_keeps_the_prior() -> None:
 
 def test_three_at_once_teach_about_both_neighbours() -> None:
     prior = Prior(TRUE, 0.01 * np.eye(FEATURES))
-    seen = [observation(0, Neighbour(1, b, 0.3), Neighbour(2, b, 0.4), weights=1.5 * TRUE) for b in (1, 4, 16)]
+    seen = [
+        observation(0, Neighbour(1, b, 0.3), Neighbour(2, b, 0.4), weights=1.5 * TRUE)
+        for b in (1, 4, 16)
+    ]
     weights, spreads = learn(3, seen, prior)
 
     def predicted(o: Observation) -> float:
@@ -65,14 +80,18 @@ def test_three_at_once_teach_about_both_neighbours() -> None:
 def test_a_prior_is_mean_and_spread_over_pairs() -> None:
     seen = grid(0, 1, TRUE) + grid(1, 0, 3 * TRUE)
     prior = estimate_prior(seen)
-    assert prior.mean == pytest.approx(2 * TRUE) and (np.linalg.eigvalsh(prior.covariance) > 0).all()
+    assert (
+        prior.mean == pytest.approx(2 * TRUE) and (np.linalg.eigvalsh(prior.covariance) > 0).all()
+    )
     with pytest.raises(ValueError, match="two ordered pairs with 4 co-runs each; there are 1"):
         estimate_prior(grid(0, 1))
 
 
 def test_the_shipped_prior_is_what_the_tool_writes() -> None:
     made, shipped = build.prior(), shipped_prior()
-    assert made.mean == pytest.approx(shipped.mean, rel=1e-4) and made.covariance == pytest.approx(shipped.covariance, rel=1e-3)
+    assert made.mean == pytest.approx(shipped.mean, rel=1e-4) and made.covariance == pytest.approx(
+        shipped.covariance, rel=1e-3
+    )
 
 
 def test_a_cost_per_batch_below_nothing_is_not_believed() -> None:
@@ -110,6 +129,10 @@ def test_more_and_busier_neighbours_never_cost_less(
 def test_it_is_the_expectation_over_who_executes(neighbours: list[tuple[float, float]]) -> None:
     expected = 0.0
     for executing in itertools.product((False, True), repeat=len(neighbours)):
-        chance = np.prod([d if on else 1 - d for (_, d), on in zip(neighbours, executing, strict=True)])
-        expected += float(chance) * together(np.array([e if on else 0.0 for (e, _), on in zip(neighbours, executing, strict=True)]))
+        chance = np.prod(
+            [d if on else 1 - d for (_, d), on in zip(neighbours, executing, strict=True)]
+        )
+        expected += float(chance) * together(
+            np.array([e if on else 0.0 for (e, _), on in zip(neighbours, executing, strict=True)])
+        )
     assert combined(neighbours) == pytest.approx(expected, abs=1e-9)

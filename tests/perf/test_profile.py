@@ -1,4 +1,5 @@
-"""Profiles: what is read back is what was written, and what cannot be true is refused with its name."""
+"""Profiles: what is read back is what was written, and what cannot be true is refused with its
+name."""
 
 import json
 from importlib import resources
@@ -35,7 +36,11 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
 
 def test_the_shipped_profile_and_schema_are_what_the_tool_writes() -> None:
     assert builtin_profile("v100") == build.profile()
-    schema = resources.files("igniterd").joinpath("data", "profile.schema.json").read_text(encoding="utf-8")
+    schema = (
+        resources.files("igniterd")
+        .joinpath("data", "profile.schema.json")
+        .read_text(encoding="utf-8")
+    )
     assert json.loads(schema) == json_schema()
 
 
@@ -61,7 +66,9 @@ def test_the_shipped_profile_is_cheap() -> None:
         ({"surprise": 1}, "surprise: Extra inputs"),
     ],
 )
-def test_the_outside_of_a_profile_is_checked(data: dict[str, Any], change: dict[str, Any], said: str) -> None:
+def test_the_outside_of_a_profile_is_checked(
+    data: dict[str, Any], change: dict[str, Any], said: str
+) -> None:
     assert said in refused(data | change)
 
 
@@ -89,7 +96,11 @@ def test_a_wrong_co_run_is_named(data: dict[str, Any]) -> None:
     one = {"model": "ssd", "batch": 1, "share": 0.5, "latency_ms": 1.0}
     data["co_runs"] = [{"tenants": [one, {**one, "model": "who", "share": 0.6}]}]
     text = refused(data)
-    assert "co_runs.0: who: no such model" in text and "1.1, above 1" in text and "a neighbour cannot help" in text
+    assert (
+        "co_runs.0: who: no such model" in text
+        and "1.1, above 1" in text
+        and "a neighbour cannot help" in text
+    )
 
 
 def test_what_is_no_file_or_no_json_is_said(tmp_path: Path) -> None:
@@ -110,10 +121,15 @@ def test_one_file_a_model_makes_one_profile() -> None:
     for part in parts[1:]:
         joined = joined.merge(part)
     assert joined.models == whole.models
-    assert set(joined.co_runs) == {run for run in whole.co_runs if len({t.model for t in run.tenants}) == 1}  # beside copies of themselves
+    # beside copies of themselves
+    assert set(joined.co_runs) == {
+        run for run in whole.co_runs if len({t.model for t in run.tenants}) == 1
+    }
     assert set(joined.merge(whole).co_runs) == set(whole.co_runs)
     with pytest.raises(ProfileError, match=r"share_unit: 0\.025 and 0\.05"):
-        whole.merge(whole.model_copy(update={"board": whole.board.model_copy(update={"share_unit": 0.05})}))
+        whole.merge(
+            whole.model_copy(update={"board": whole.board.model_copy(update={"share_unit": 0.05})})
+        )
     other = whole.time_scaled(2).models["ssd"]
     with pytest.raises(ProfileError, match="twice with different figures: ssd"):
         whole.merge(whole.model_copy(update={"models": {"ssd": other}}))
@@ -124,10 +140,16 @@ def test_a_slowed_board_differs_in_every_time_and_nothing_else(factor: float) ->
     profile = builtin_profile("v100")
     slowed = profile.time_scaled(factor)
     assert slowed.board.pcie_bytes_per_ms == pytest.approx(profile.board.pcie_bytes_per_ms / factor)
-    assert slowed.co_runs[0].tenants[0].latency_ms == pytest.approx(profile.co_runs[0].tenants[0].latency_ms * factor)
+    assert slowed.co_runs[0].tenants[0].latency_ms == pytest.approx(
+        profile.co_runs[0].tenants[0].latency_ms * factor
+    )
     before, after = profile.models["ssd"], slowed.models["ssd"]
-    assert [p.latency_ms for p in after.solo] == pytest.approx([p.latency_ms * factor for p in before.solo])
-    assert [p.model_copy(update={"latency_ms": 1}) for p in after.solo] == [p.model_copy(update={"latency_ms": 1}) for p in before.solo]
+    assert [p.latency_ms for p in after.solo] == pytest.approx(
+        [p.latency_ms * factor for p in before.solo]
+    )
+    assert [p.model_copy(update={"latency_ms": 1}) for p in after.solo] == [
+        p.model_copy(update={"latency_ms": 1}) for p in before.solo
+    ]
     slowed.check()
 
 

@@ -1,4 +1,5 @@
-"""The solo surface: through what was measured, certain there, monotone everywhere, and indifferent to the unit of time."""
+"""The solo surface: through what was measured, certain there, monotone everywhere, and indifferent
+to the unit of time."""
 
 import numpy as np
 import pytest
@@ -14,7 +15,11 @@ BATCHES, UNIT = 32, 0.025
 def surface_of(model: str, factor: float = 1.0) -> Surface:
     points = list(build.solo_points(model, build.SOLO_POINTS))
     batch = np.array([p.batch for p in points], dtype=float)
-    return Surface(batch, np.array([p.share for p in points]), factor * np.array([p.latency_ms for p in points]))
+    return Surface(
+        batch,
+        np.array([p.share for p in points]),
+        factor * np.array([p.latency_ms for p in points]),
+    )
 
 
 @pytest.mark.parametrize("model", ["alexnet", "resnet50", "vgg19", "ssd"])
@@ -30,44 +35,74 @@ def test_the_unit_of_time_does_not_matter() -> None:
     grid = make_grid(BATCHES, UNIT)
     time, variance = surface_of("resnet50").table(grid)
     slowed, same = surface_of("resnet50", 250.0).table(grid)
-    assert slowed == pytest.approx(250 * time, rel=1e-6) and same == pytest.approx(variance, rel=1e-4)
+    assert slowed == pytest.approx(250 * time, rel=1e-6) and same == pytest.approx(
+        variance, rel=1e-4
+    )
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.integers(1, 64), st.sampled_from([0.1, 0.2, 0.35, 0.5, 0.8, 1.0]), st.floats(0.7, 1.4)),
+        st.tuples(
+            st.integers(1, 64),
+            st.sampled_from([0.1, 0.2, 0.35, 0.5, 0.8, 1.0]),
+            st.floats(0.7, 1.4),
+        ),
         min_size=3,
         max_size=14,
         unique_by=lambda p: (p[0], p[1]),
     )
 )
-def test_tables_of_any_measurements_are_monotone_and_positive(points: list[tuple[int, float, float]]) -> None:
+def test_tables_of_any_measurements_are_monotone_and_positive(
+    points: list[tuple[int, float, float]],
+) -> None:
     batch, share, noise = (np.array(column, dtype=float) for column in zip(*points, strict=True))
-    time, variance = Surface(batch, share, (batch + 0.3) / share * noise + 1).table(make_grid(64, 0.05))
+    time, variance = Surface(batch, share, (batch + 0.3) / share * noise + 1).table(
+        make_grid(64, 0.05)
+    )
     assert (time > 0).all() and (variance >= 0).all() and np.isfinite(variance).all()
-    assert (np.diff(time, axis=0) >= -1e-12 * time[1:]).all() and (np.diff(time, axis=1) <= 1e-12 * time[:, 1:]).all()
+    assert (np.diff(time, axis=0) >= -1e-12 * time[1:]).all() and (
+        np.diff(time, axis=1) <= 1e-12 * time[:, 1:]
+    ).all()
 
 
 def test_one_share_measured_still_says_more_sms_are_faster() -> None:
-    """A model in a server without shares of its own is measured at the whole GPU only; less of it cannot be free."""
+    """A model in a server without shares of its own is measured at the whole GPU only; less of it
+    cannot be free."""
     batch = np.array([1.0, 2, 4, 8, 16, 32])
-    time, variance = Surface(batch, np.ones(6), 1 + 0.5 * batch).at(np.array([16.0, 16.0]), np.array([1.0, 0.25]))
+    time, variance = Surface(batch, np.ones(6), 1 + 0.5 * batch).at(
+        np.array([16.0, 16.0]), np.array([1.0, 0.25])
+    )
     assert time[1] > 2 * time[0] and variance[1] > 9 * variance[0]
 
 
 def test_work_per_sm_is_what_counts() -> None:
-    """A step of the waves seen at one (batch, share) is expected at another with the same batch / share."""
+    """A step of the waves seen at one (batch, share) is expected at another with the same batch /
+    share."""
     batch, share = np.array([1.0, 1, 8, 32, 4]), np.array([1.0, 0.2, 0.8, 0.2, 0.8])
     smooth = 0.5 * batch / share + 1.5
     stepped = smooth * np.array([1, 1, 1, 1, 1.08])
-    before, _ = Surface(batch[:4], share[:4], smooth[:4]).at(np.array([3.0, 4.0]), np.array([0.6, 0.3]))
+    before, _ = Surface(batch[:4], share[:4], smooth[:4]).at(
+        np.array([3.0, 4.0]), np.array([0.6, 0.3])
+    )
     after, _ = Surface(batch, share, stepped).at(np.array([3.0, 4.0]), np.array([0.6, 0.3]))
-    assert after[0] / before[0] > 1.03 and abs(after[1] / before[1] - 1) < abs(after[0] / before[0] - 1) / 2
+    assert (
+        after[0] / before[0] > 1.03
+        and abs(after[1] / before[1] - 1) < abs(after[0] / before[0] - 1) / 2
+    )
 
 
-@pytest.mark.parametrize(("largest", "unit", "units"), [(1, 0.025, 40), (32, 0.025, 40), (64, 0.1, 10), (100, 1.0, 1), (1000, 2 / 132, 66)])
-def test_grids_begin_at_one_and_reach_the_largest_batch(largest: int, unit: float, units: int) -> None:
+@pytest.mark.parametrize(
+    ("largest", "unit", "units"),
+    [(1, 0.025, 40), (32, 0.025, 40), (64, 0.1, 10), (100, 1.0, 1), (1000, 2 / 132, 66)],
+)
+def test_grids_begin_at_one_and_reach_the_largest_batch(
+    largest: int, unit: float, units: int
+) -> None:
     grid = make_grid(largest, unit)
-    assert grid.batches[0] == 1 and grid.batches[-1] == max(largest, 2) and (np.diff(grid.batches) >= 1).all()
+    assert (
+        grid.batches[0] == 1
+        and grid.batches[-1] == max(largest, 2)
+        and (np.diff(grid.batches) >= 1).all()
+    )
     assert grid.units == units and grid.shares[-1] == pytest.approx(units * unit)

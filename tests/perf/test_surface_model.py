@@ -1,4 +1,5 @@
-"""igniterd's own model: its guarantees, its agreement with itself, and its accuracy on what it was not fitted to."""
+"""igniterd's own model: its guarantees, its agreement with itself, and its accuracy on what it was
+not fitted to."""
 
 import itertools
 
@@ -18,7 +19,9 @@ from igniterd.perf.surface_model import OwnModel, observations
 MODELS = ("alexnet", "resnet50", "vgg19", "ssd")
 MODEL = OwnModel(builtin_profile("v100"))
 
-tenants = st.builds(Tenant, st.sampled_from(MODELS), st.floats(1, 80), st.floats(0.02, 1), st.floats(0, 1))
+tenants = st.builds(
+    Tenant, st.sampled_from(MODELS), st.floats(1, 80), st.floats(0.02, 1), st.floats(0, 1)
+)
 neighbourhoods = st.lists(tenants, max_size=5)
 
 
@@ -28,7 +31,9 @@ def latency(*case: Tenant) -> float:
 
 @settings(deadline=None)
 @given(tenants, neighbourhoods, st.floats(1, 2), st.floats(0.3, 1))
-def test_latency_never_falls_when_there_is_more_work_or_less_gpu(me: Tenant, beside: list[Tenant], more: float, less: float) -> None:
+def test_latency_never_falls_when_there_is_more_work_or_less_gpu(
+    me: Tenant, beside: list[Tenant], more: float, less: float
+) -> None:
     now = latency(me, *beside) * (1 - 1e-9)
     assert latency(Tenant(me.model, me.batch * more, me.share), *beside) >= now
     assert latency(Tenant(me.model, me.batch, me.share * less), *beside) >= now
@@ -36,7 +41,9 @@ def test_latency_never_falls_when_there_is_more_work_or_less_gpu(me: Tenant, bes
 
 @settings(deadline=None)
 @given(tenants, neighbourhoods, tenants)
-def test_latency_never_falls_when_a_neighbour_appears_or_works_more(me: Tenant, beside: list[Tenant], new: Tenant) -> None:
+def test_latency_never_falls_when_a_neighbour_appears_or_works_more(
+    me: Tenant, beside: list[Tenant], new: Tenant
+) -> None:
     now = latency(me, *beside) * (1 - 1e-9)
     then = latency(me, new, *beside)
     assert then >= now
@@ -45,7 +52,9 @@ def test_latency_never_falls_when_a_neighbour_appears_or_works_more(me: Tenant, 
 
 @settings(deadline=None)
 @given(tenants, neighbourhoods, st.floats(0.5, 0.999))
-def test_the_bound_is_above_the_mean_and_rises_with_the_level(me: Tenant, beside: list[Tenant], level: float) -> None:
+def test_the_bound_is_above_the_mean_and_rises_with_the_level(
+    me: Tenant, beside: list[Tenant], level: float
+) -> None:
     at, higher = (MODEL.predict([me, *beside], level=x)[0] for x in (level, (1 + level) / 2))
     assert at.latency_ms <= at.upper_ms <= higher.upper_ms < 100 * at.latency_ms
     assert at.throughput_per_s >= 1000 * me.batch / at.latency_ms
@@ -58,12 +67,18 @@ def test_curves_predictions_and_the_kernel_say_the_same(case: list[Tenant], larg
     shares = np.array([0.1, me.share])
     mean, upper = MODEL.share_curves_ms(me.model, shares, beside, largest, level=0.9)
     single, bound = MODEL.service_curve_ms(me.model, me.share, beside, largest, level=0.9)
-    assert mean.shape == upper.shape == (2, largest) and mean[1] == pytest.approx(single) and upper[1] == pytest.approx(bound)
+    assert (
+        mean.shape == upper.shape == (2, largest)
+        and mean[1] == pytest.approx(single)
+        and upper[1] == pytest.approx(bound)
+    )
     last = MODEL.predict([Tenant(me.model, largest, me.share), *beside], level=0.9)[0]
     assert (last.latency_ms, last.upper_ms) == pytest.approx((mean[1, -1], upper[1, -1]))
     out = np.empty((len(case), 2))
     who = np.array([MODELS.index(t.model) for t in case])
-    MODEL.latencies_ms(who, *(np.array([getattr(t, f) for t in case]) for f in ("batch", "share", "duty")), out)
+    MODEL.latencies_ms(
+        who, *(np.array([getattr(t, f) for t in case]) for f in ("batch", "share", "duty")), out
+    )
     assert out[:, 0] == pytest.approx([p.latency_ms for p in MODEL.predict(case)])
 
 
@@ -78,7 +93,20 @@ def test_compiled_and_plain_kernels_agree() -> None:
     found = []
     for curves in (kernel.curves, kernel.curves.py_func):
         mean, upper = np.empty((2, 2)), np.empty((2, 2))
-        curves(table, spread, knots, 0.025, np.array([0.1, 0.2]), 4.0, terms, np.array([1e-5, 1e-4]), *shapes[:2], shapes[2], mean, upper)
+        curves(
+            table,
+            spread,
+            knots,
+            0.025,
+            np.array([0.1, 0.2]),
+            4.0,
+            terms,
+            np.array([1e-5, 1e-4]),
+            *shapes[:2],
+            shapes[2],
+            mean,
+            upper,
+        )
         found.append((mean, upper))
     assert found[0][0] == pytest.approx(found[1][0]) and found[0][1] == pytest.approx(found[1][1])
 
@@ -101,7 +129,9 @@ def test_two_neighbours_by_hand() -> None:
     slow, variance = kernel.slowdown(terms, 0.5, *work)
     assert slow == pytest.approx(0.1)
     assert variance == pytest.approx(1e-4 + 4e-4 / 9 + 0.02**2)
-    one, known = kernel.slowdown(np.array([[0.5, 0.08, 0.04, 1e-4, 1e-4, 4e-4]]), 0.5, *(w[:1] for w in work))
+    one, known = kernel.slowdown(
+        np.array([[0.5, 0.08, 0.04, 1e-4, 1e-4, 4e-4]]), 0.5, *(w[:1] for w in work)
+    )
     assert (one, known) == pytest.approx((0.05, 0.25 * 2.5e-4))
 
 
@@ -126,7 +156,9 @@ def test_an_unprofiled_model_and_nonsense_are_refused() -> None:
         ([("ssd", 4, 0.6), ("alexnet", 40, 0.4)], False),
     ],
 )
-def test_whether_it_was_profiled_is_said(case: list[tuple[str, float, float]], inside: bool) -> None:
+def test_whether_it_was_profiled_is_said(
+    case: list[tuple[str, float, float]], inside: bool
+) -> None:
     assert all(p.inside is inside for p in MODEL.predict([Tenant(*t) for t in case]))
 
 
@@ -142,7 +174,10 @@ def test_a_slowed_board_is_slowed_and_nothing_else() -> None:
 def test_the_fewest_measurements_make_a_model_with_wider_bounds() -> None:
     """Three solo points, no co-runs, nothing but latencies."""
     whole = builtin_profile("v100")
-    few = {name: m.model_copy(update={"solo": tuple(m.solo[i] for i in (0, 4, -1)), "igniter": None}) for name, m in whole.models.items()}
+    few = {
+        name: m.model_copy(update={"solo": tuple(m.solo[i] for i in (0, 4, -1)), "igniter": None})
+        for name, m in whole.models.items()
+    }
     model = OwnModel(whole.model_copy(update={"models": few, "co_runs": ()}))
     case = [Tenant("resnet50", 4, 0.4), Tenant("vgg19", 4, 0.6)]
     thin, full = model.predict(case)[0], MODEL.predict(case)[0]
@@ -159,21 +194,32 @@ def test_the_targets_of_accuracy_are_met_on_co_runs_it_was_not_fitted_to() -> No
     seen = observations(whole, OwnModel(whole.model_copy(update={"co_runs": ()})))
     errors, held, width = [], [], []
     for pair in itertools.combinations(range(len(MODELS)), 2):
-        model = OwnModel(shipped, estimate_prior([o for o in seen if {o.victim, o.neighbours[0].model} != set(pair)]))
+        model = OwnModel(
+            shipped,
+            estimate_prior([o for o in seen if {o.victim, o.neighbours[0].model} != set(pair)]),
+        )
         for run in whole.co_runs:
             if {MODELS.index(t.model) for t in run.tenants} != set(pair) or run in shipped.co_runs:
                 continue
             found = model.predict([Tenant(t.model, t.batch, t.share) for t in run.tenants])
-            errors += [p.latency_ms / t.latency_ms - 1 for p, t in zip(found, run.tenants, strict=True)]
+            errors += [
+                p.latency_ms / t.latency_ms - 1 for p, t in zip(found, run.tenants, strict=True)
+            ]
             held += [t.latency_ms <= p.upper_ms for p, t in zip(found, run.tenants, strict=True)]
             width += [p.upper_ms / p.latency_ms - 1 for p in found]
     size = np.abs(errors)
     assert len(size) == 1476
-    assert size.mean() <= 0.023 and np.quantile(size, 0.95) <= 0.06 and np.mean(np.array(errors) < -0.05) <= 0.03
+    assert (
+        size.mean() <= 0.023
+        and np.quantile(size, 0.95) <= 0.06
+        and np.mean(np.array(errors) < -0.05) <= 0.03
+    )
     assert 0.93 <= np.mean(held) <= 0.97 and np.mean(width) <= 0.06
 
 
-@pytest.mark.parametrize(("model", "growth"), [("alexnet", 1.049), ("resnet50", 1.051), ("vgg19", 1.126), ("ssd", 1.093)])
+@pytest.mark.parametrize(
+    ("model", "growth"), [("alexnet", 1.049), ("resnet50", 1.051), ("vgg19", 1.126), ("ssd", 1.093)]
+)
 def test_copies_of_a_model_slow_each_other_as_published(model: str, growth: float) -> None:
     """``activetime_2`` over ``activetime_1``; the bound takes it in."""
     copy = Tenant(model, 16, 0.5)

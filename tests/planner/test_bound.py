@@ -1,4 +1,5 @@
-"""The lower bound: no plan, however it is found, does with less; and it knows what neighbours cost."""
+"""The lower bound: no plan, however it is found, does with less; and it knows what neighbours
+cost."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ from igniterd.planner.splits import curves, part_worth
 from igniterd.planner.workloads import Workload
 from igniterd.queueing.kernels import lookup
 
-QUICK = replace(EFFORT, crowds=(((0.8, 1.0), 2), ((1.0,), 4)), step=0.01, compositions=500, rounds=6)
+QUICK = replace(
+    EFFORT, crowds=(((0.8, 1.0), 2), ((1.0,), 4)), step=0.01, compositions=500, rounds=6
+)
 EXACTLY = 1.0 + 1e-6
 
 
@@ -48,11 +51,18 @@ def together(problem: Problem, items: Items, who: Sequence[int]) -> int:
     """Units these items need on one GPU, by the search's own rule."""
     ints, floats = np.empty((2, SEATS), np.int64), np.empty((3, SEATS))
     top = int(problem.tables.units[0])
-    return int(packing.settle(problem.tables, items, 0, np.array(who, dtype=np.int64), len(who), top, *ints, *floats))
+    return int(
+        packing.settle(
+            problem.tables, items, 0, np.array(who, dtype=np.int64), len(who), top, *ints, *floats
+        )
+    )
 
 
-def holds(problem: Problem, items: Items, who: Sequence[int], units: Sequence[int], options: Sequence[int]) -> bool:
-    """Whether these workloads hold their SLOs on so many units with these largest batches, by the tables' rules."""
+def holds(
+    problem: Problem, items: Items, who: Sequence[int], units: Sequence[int], options: Sequence[int]
+) -> bool:
+    """Whether these workloads hold their SLOs on so many units with these largest batches, by the
+    tables' rules."""
     t = problem.tables
     stretch = [1.0] * len(who)
     for _ in range(30):  # from below: each round slows everybody more, until nothing changes
@@ -63,7 +73,10 @@ def holds(problem: Problem, items: Items, who: Sequence[int], units: Sequence[in
         before, stretch = stretch, []
         for a, i in enumerate(who):
             push = [
-                seen[b][0] * lookup.pair_gain(t, 0, items.model[i], units[a], items.model[j], units[b], seen[b][1])
+                seen[b][0]
+                * lookup.pair_gain(
+                    t, 0, items.model[i], units[a], items.model[j], units[b], seen[b][1]
+                )
                 for b, j in enumerate(who)
                 if b != a
             ]
@@ -72,7 +85,8 @@ def holds(problem: Problem, items: Items, who: Sequence[int], units: Sequence[in
         if np.allclose(before, stretch, rtol=1e-9):
             break
     return all(
-        lookup.p99_ms(t, 0, items.queue[i], items.model[i], u, c, items.rate[i], s) <= items.goal_ms[i]
+        lookup.p99_ms(t, 0, items.queue[i], items.model[i], u, c, items.rate[i], s)
+        <= items.goal_ms[i]
         for i, u, c, s in zip(who, units, options, stretch, strict=True)
     )
 
@@ -95,7 +109,8 @@ like_the_paper = st.tuples(st.integers(0, 11), st.floats(1.0, 1.6), st.floats(0.
 @settings(max_examples=8)
 @given(chosen=st.lists(like_the_paper, min_size=2, max_size=8))
 def test_no_gpu_is_worth_more_than_one(posed, proof_of, chosen):
-    """Every set of up to four that the search's rule lets on one GPU; for any prices with that property the sum is a bound."""
+    """Every set of up to four that the search's rule lets on one GPU; for any prices with that
+    property the sum is a bound."""
     whole = some(posed, chosen)
     proof = proof_of(whole)
     assert proof.total == pytest.approx(proof.worth.sum())
@@ -107,8 +122,11 @@ def test_no_gpu_is_worth_more_than_one(posed, proof_of, chosen):
 
 @settings(max_examples=10)
 @given(chosen=st.lists(like_the_paper, min_size=2, max_size=3), seed=st.integers(0, 1000))
-def test_no_gpu_with_shares_and_batches_of_any_kind_is_worth_more_than_one(posed, proof_of, chosen, seed):
-    """Shares above the least, and largest batches the search would not choose, change who disturbs whom: still no GPU beats its price."""
+def test_no_gpu_with_shares_and_batches_of_any_kind_is_worth_more_than_one(
+    posed, proof_of, chosen, seed
+):
+    """Shares above the least, and largest batches the search would not choose, change who disturbs
+    whom: still no GPU beats its price."""
     whole = some(posed, chosen)
     if proof_of(whole).worth.sum() <= EXACTLY:
         return  # these may well share a GPU
@@ -116,9 +134,16 @@ def test_no_gpu_with_shares_and_batches_of_any_kind_is_worth_more_than_one(posed
     least = needs(t, whole)[0]
     spare = int(t.units[0] - least.sum())
     for _ in range(40 if spare >= 0 else 0):
-        extra = np.diff(np.sort(np.append(rng.integers(0, spare + 1, len(chosen) - 1), [0, spare])))  # all units given away
+        # all units given away
+        extra = np.diff(np.sort(np.append(rng.integers(0, spare + 1, len(chosen) - 1), [0, spare])))
         most = [int(np.count_nonzero(t.caps <= t.most_batch[0, m])) for m in whole.model]
-        assert not holds(posed, whole, range(len(chosen)), (least + extra).tolist(), [int(rng.integers(m // 2, m)) for m in most])
+        assert not holds(
+            posed,
+            whole,
+            range(len(chosen)),
+            (least + extra).tolist(),
+            [int(rng.integers(m // 2, m)) for m in most],
+        )
 
 
 @settings(max_examples=8)
@@ -140,7 +165,11 @@ def test_no_way_to_put_them_on_gpus_takes_fewer(posed, proof_of, chosen):
 
 
 @settings(max_examples=20)
-@given(chosen=like_the_paper, times=st.floats(1.0, 4.0), cuts=st.lists(st.floats(0.02, 1.0), min_size=1, max_size=4))
+@given(
+    chosen=like_the_paper,
+    times=st.floats(1.0, 4.0),
+    cuts=st.lists(st.floats(0.02, 1.0), min_size=1, max_size=4),
+)
 def test_parts_of_any_split_are_worth_the_whole_together(posed, chosen, times, cuts):
     t, whole = posed.tables, some(posed, [(chosen[0], chosen[1], chosen[2] * times)])
     one = np.zeros(1, dtype=np.int64)
@@ -156,7 +185,10 @@ def test_neighbours_raise_the_bound(posed):
     """Above the sum of what the workloads need alone."""
     whole = some(posed, [(i, 1.2, 0.7) for i in range(12)])
     alone = float(needs(posed.tables, whole).sum() / posed.tables.units[0])
-    assert prove(posed.tables, whole, [1.0], replace(QUICK, compositions=4000, rounds=25)).total > 1.01 * alone
+    assert (
+        prove(posed.tables, whole, [1.0], replace(QUICK, compositions=4000, rounds=25)).total
+        > 1.01 * alone
+    )
 
 
 def test_harm_is_not_above_what_any_neighbour_does(posed):
@@ -166,7 +198,9 @@ def test_harm_is_not_above_what_any_neighbour_does(posed):
     pricing.harms(t, whole, 0, alone, harm)
     for i, j in itertools.permutations(np.flatnonzero(alone <= t.units[0]).tolist(), 2):
         units = int(alone[j])
-        busy, batch = lookup.behaviour(t, 0, whole.queue[j], whole.model[j], units, 4, whole.rate[j], 1.07)
+        busy, batch = lookup.behaviour(
+            t, 0, whole.queue[j], whole.model[j], units, 4, whole.rate[j], 1.07
+        )
         for size, own in enumerate(t.gain_units.tolist()):
             push = busy * lookup.pair_gain(t, 0, whole.model[i], own, whole.model[j], units, batch)
             assert harm[j, units, whole.model[i], size] <= push + 1e-12
@@ -175,7 +209,9 @@ def test_harm_is_not_above_what_any_neighbour_does(posed):
 def test_alike_workloads_are_grouped_and_the_bound_grows_with_them(posed, proof_of):
     """Twice the workloads take twice the GPUs, in as many rows."""
     few = proof_of(posed.whole)
-    twice = prove(posed.tables, pick(posed.whole, np.tile(np.arange(12), 2)), [1.0], replace(QUICK, groups=12))
+    twice = prove(
+        posed.tables, pick(posed.whole, np.tile(np.arange(12), 2)), [1.0], replace(QUICK, groups=12)
+    )
     assert twice.total == pytest.approx(2 * few.total, rel=0.02)
     assert twice.worth.shape == (24,)
 
@@ -189,9 +225,13 @@ def test_what_fits_no_gpu_is_bounded_by_its_parts(posed, proof_of):
     assert 1.5 < proof_of(whole).total <= 8.0 * eighths / int(posed.tables.units[0])
 
 
-def test_a_second_kind_as_fast_and_twice_the_price_changes_little(v100, v100_workloads, posed, proof_of):
+def test_a_second_kind_as_fast_and_twice_the_price_changes_little(
+    v100, v100_workloads, posed, proof_of
+):
     both = pose(v100_workloads, (v100, GpuType(v100.profile, 6.12)), 1.0)
-    assert prove(both.tables, both.whole, [3.06, 6.12], QUICK).total == pytest.approx(3.06 * proof_of(posed.whole).total, rel=0.02)
+    assert prove(both.tables, both.whole, [3.06, 6.12], QUICK).total == pytest.approx(
+        3.06 * proof_of(posed.whole).total, rel=0.02
+    )
 
 
 def test_nothing_to_plan(posed, proof_of):

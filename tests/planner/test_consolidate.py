@@ -16,7 +16,11 @@ def scattered(v100, v100_workloads) -> tuple[Placed, Settler]:
     problem = pose(v100_workloads, (v100,), 0.0)
     settler = Settler(problem)
     calibrate(problem, settler, 0.95)
-    return mend(check(problem, settler, [(0, [item]) for item in range(problem.parent.size)], 0.95), settler, 0.95), settler
+    return mend(
+        check(problem, settler, [(0, [item]) for item in range(problem.parent.size)], 0.95),
+        settler,
+        0.95,
+    ), settler
 
 
 def test_tenants_move_together_and_hold(scattered):
@@ -24,7 +28,9 @@ def test_tenants_move_together_and_hold(scattered):
     before = [list(group.items) for group in placed.groups]
     fewer = consolidate(placed, settler, 0.95)
     assert len(fewer.groups) < len(placed.groups)
-    assert sorted(item for group in fewer.groups for item in group.items) == sorted(item for items in before for item in items)
+    assert sorted(item for group in fewer.groups for item in group.items) == sorted(
+        item for items in before for item in items
+    )
     assert fewer.missing == []
     assert [list(group.items) for group in placed.groups] == before
 

@@ -1,4 +1,5 @@
-"""What `igniterd plan` says beside the plan: the SLO at which one GPU would do; and how a sweep is drawn."""
+"""What `igniterd plan` says beside the plan: the SLO at which one GPU would do; and how a sweep is
+drawn."""
 
 import json
 import re
@@ -11,10 +12,14 @@ from typer.testing import CliRunner
 
 from igniterd.cli.app import app
 
-SAID = re.compile(r"igniterd plan: a: .* take (\d+) GPUs, .* one v100 would do with an SLO of ([\d.]+) ms")
+SAID = re.compile(
+    r"igniterd plan: a: .* take (\d+) GPUs, .* one v100 would do with an SLO of ([\d.]+) ms"
+)
 
 
-def planned(folder: Path, slo_ms: float, model: str = "vgg19", rate: float = 10, *more: str) -> tuple[int, str]:
+def planned(
+    folder: Path, slo_ms: float, model: str = "vgg19", rate: float = 10, *more: str
+) -> tuple[int, str]:
     """GPUs, and what is said beside the plan."""
     path = folder / "w.csv"
     path.write_text(f"workload,model,slo_p99_ms,rate_per_s\na,{model},{slo_ms},{rate}\n")
@@ -23,9 +28,13 @@ def planned(folder: Path, slo_ms: float, model: str = "vgg19", rate: float = 10,
     return len(json.loads(result.stdout)["gpus"]), result.stderr
 
 
-@pytest.mark.parametrize(("model", "slo_ms"), [("vgg19", 4.3), ("vgg19", 4.5), ("ssd", 7.0), ("resnet50", 4.0)])
+@pytest.mark.parametrize(
+    ("model", "slo_ms"), [("vgg19", 4.3), ("vgg19", 4.5), ("ssd", 7.0), ("resnet50", 4.0)]
+)
 @pytest.mark.parametrize("rate", [10, 40])
-def test_an_slo_just_above_the_fastest_service_says_where_one_gpu_would_do(tmp_path: Path, model: str, slo_ms: float, rate: float) -> None:
+def test_an_slo_just_above_the_fastest_service_says_where_one_gpu_would_do(
+    tmp_path: Path, model: str, slo_ms: float, rate: float
+) -> None:
     gpus, said = planned(tmp_path, slo_ms, model, rate)
     if gpus == 1:
         assert said == ""
@@ -43,7 +52,9 @@ def test_requests_that_one_gpu_cannot_carry_need_no_word(tmp_path: Path) -> None
     assert (gpus > 1, said) == (True, "")
 
 
-def test_a_sweep_is_drawn_so_that_the_bound_is_not_above_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_is_drawn_so_that_the_bound_is_not_above_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: list[Figure] = []
     real = Figure.savefig
 
@@ -54,7 +65,9 @@ def test_a_sweep_is_drawn_so_that_the_bound_is_not_above_the_plan(tmp_path: Path
     monkeypatch.setattr(Figure, "savefig", kept)
     path = tmp_path / "w.csv"
     path.write_text("workload,model,slo_p99_ms,rate_per_s\na,vgg19,60,400\nb,resnet50,40,700\n")
-    result = CliRunner().invoke(app, ["plan", str(path), "--sweep", "rate=0.5..4:6", "--plot", str(tmp_path / "s.png")])
+    result = CliRunner().invoke(
+        app, ["plan", str(path), "--sweep", "rate=0.5..4:6", "--plot", str(tmp_path / "s.png")]
+    )
     assert result.exit_code == 0, result.stderr
     lines = {line.get_label(): line for line in drawn[0].axes[0].get_lines()}
     plan, bound = lines["GPUs"], lines["lower bound"]

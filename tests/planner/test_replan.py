@@ -1,4 +1,5 @@
-"""Re-planning: everybody stays where it fits, moves are counted, and none is made that is not allowed."""
+"""Re-planning: everybody stays where it fits, moves are counted, and none is made that is not
+allowed."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ def running(v100, v100_workloads) -> ProvisionPlan:
 
 
 def homes(answer: ProvisionPlan) -> list[frozenset[str]]:
-    return sorted((frozenset(seat.workload for seat in gpu.tenants) for gpu in answer.gpus), key=sorted)
+    return sorted(
+        (frozenset(seat.workload for seat in gpu.tenants) for gpu in answer.gpus), key=sorted
+    )
 
 
 def moved(answer: ProvisionPlan) -> int:
@@ -40,7 +43,10 @@ def test_a_plan_survives_its_json(v100, v100_workloads, running):
 
 
 def test_growth_moves_few(v100, v100_workloads, running):
-    grown = [replace(w, rate_per_s=w.rate_per_s * (1.6 if w.name == "W4" else 1.0)) for w in v100_workloads]
+    grown = [
+        replace(w, rate_per_s=w.rate_per_s * (1.6 if w.name == "W4" else 1.0))
+        for w in v100_workloads
+    ]
     answer = plan(Request(grown, (v100,), 1.0, start=running))
     assert answer.feasible
     assert all(seat.p99_ms <= seat.slo_p99_ms for gpu in answer.gpus for seat in gpu.tenants)
@@ -59,7 +65,15 @@ def test_no_move_is_made_that_is_not_allowed(v100, v100_workloads, running):
 
 
 def test_a_new_workload_is_placed_without_a_move(v100, v100_workloads, running):
-    answer = plan(Request([*v100_workloads, Workload("N", "alexnet", 25, 100)], (v100,), 1.0, start=running, max_moves=0))
+    answer = plan(
+        Request(
+            [*v100_workloads, Workload("N", "alexnet", 25, 100)],
+            (v100,),
+            1.0,
+            start=running,
+            max_moves=0,
+        )
+    )
     assert answer.feasible
     assert [line.split(":")[0] for line in answer.moves] == ["N"]
 
@@ -87,7 +101,14 @@ def test_only_igniterd_starts_from_a_plan(v100, v100_workloads, running):
 
 
 def tenant(name: str = "A", **changed: object) -> dict[str, object]:
-    return {"workload": name, "model": "ssd", "rate_per_s": 1, "share": 0.6, "max_batch_size": 1, **changed}
+    return {
+        "workload": name,
+        "model": "ssd",
+        "rate_per_s": 1,
+        "share": 0.6,
+        "max_batch_size": 1,
+        **changed,
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""igniterd's strategy: every P99 held, nothing overcommitted, what cannot be planned named with what could."""
+"""igniterd's strategy: every P99 held, nothing overcommitted, what cannot be planned named with
+what could."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def served(answer: ProvisionPlan) -> dict[str, float]:
 def check(answer: ProvisionPlan, workloads: list[Workload], gpu: GpuType) -> None:
     """What must be true of every plan."""
     left_out = {entry.workload for entry in answer.infeasible}
-    assert served(answer) == pytest.approx({w.name: w.rate_per_s for w in workloads if w.name not in left_out})
+    assert served(answer) == pytest.approx(
+        {w.name: w.rate_per_s for w in workloads if w.name not in left_out}
+    )
     for host in answer.gpus:
         assert 0 < host.allocated <= 1 + 1e-9
         assert len({seat.workload for seat in host.tenants}) == len(host.tenants)
@@ -43,18 +46,34 @@ def check(answer: ProvisionPlan, workloads: list[Workload], gpu: GpuType) -> Non
     assert len(answer.gpus) >= answer.lower_bound_gpus - 1e-9
 
 
-@pytest.mark.parametrize(("burstiness", "kind", "most"), [(0.0, Kind.CONSTANT, 6), (1.0, Kind.POISSON, 8)])
+@pytest.mark.parametrize(
+    ("burstiness", "kind", "most"), [(0.0, Kind.CONSTANT, 6), (1.0, Kind.POISSON, 8)]
+)
 def test_the_papers_workloads_hold_in_replay(v100, v100_workloads, burstiness, kind, most):
-    """Against the measured tables, which the plan's model has never seen, on seeds that nothing was chosen by."""
+    """Against the measured tables, which the plan's model has never seen, on seeds that nothing was
+    chosen by."""
     answer = plan(Request(v100_workloads, (v100,), burstiness))
     check(answer, list(v100_workloads), v100)
     assert len(answer.gpus) <= most
     gpus = [
-        [Replica(s.workload, s.model, s.rate_per_s, s.share, s.max_batch_size, s.max_queue_delay_us, s.slo_p99_ms) for s in gpu.tenants]
+        [
+            Replica(
+                s.workload,
+                s.model,
+                s.rate_per_s,
+                s.share,
+                s.max_batch_size,
+                s.max_queue_delay_us,
+                s.slo_p99_ms,
+            )
+            for s in gpu.tenants
+        ]
         for gpu in answer.gpus
     ]
     for seed in REPLAY_SEEDS:
-        result = replay(gpus, [MeasuredBoard()] * len(gpus), Arrivals(kind), duration_s=60.0, seed=seed)
+        result = replay(
+            gpus, [MeasuredBoard()] * len(gpus), Arrivals(kind), duration_s=60.0, seed=seed
+        )
         assert [(w.workload, w.p99_ms) for w in result.missed] == []
 
 
@@ -64,7 +83,8 @@ def test_the_same_seed_gives_the_same_plan(v100, v100_workloads):
 
 
 def test_what_is_predicted_is_what_the_model_and_the_queue_say(v100, v100_workloads):
-    """Assessed from nothing, a plan comes to the P99s it was made with (up to where the fixed point was stopped)."""
+    """Assessed from nothing, a plan comes to the P99s it was made with (up to where the fixed point
+    was stopped)."""
     answer = plan(Request(v100_workloads, (v100,), 1.0))
     again = assess(answer, (v100,), {})
     for host, checked in zip(answer.gpus, again.gpus, strict=True):
@@ -126,7 +146,12 @@ def test_random_sets_are_planned_whole(v100, v100_workloads):
                 rate_per_s=v100_workloads[int(i)].rate_per_s * r,
             )
             for n, (i, s, r) in enumerate(
-                zip(rng.integers(0, 12, count), rng.uniform(1, 1.5, count), rng.uniform(0.2, 1.5, count), strict=True)
+                zip(
+                    rng.integers(0, 12, count),
+                    rng.uniform(1, 1.5, count),
+                    rng.uniform(0.2, 1.5, count),
+                    strict=True,
+                )
             )
         ]
         answer = plan(Request(workloads, (v100,), 1.0))
@@ -135,12 +160,18 @@ def test_random_sets_are_planned_whole(v100, v100_workloads):
 
 
 def test_mending_does_not_scatter_tenants(v100, v100_workloads):
-    """With constant arrivals, where the tables are worst, hardly more GPUs are taken than the shares needed fill."""
+    """With constant arrivals, where the tables are worst, hardly more GPUs are taken than the
+    shares needed fill."""
     rng = np.random.default_rng((2, 60))
-    chosen = zip(rng.integers(0, 12, 60), rng.uniform(1, 1.5, 60), rng.uniform(0.4, 1.0, 60), strict=True)
+    chosen = zip(
+        rng.integers(0, 12, 60), rng.uniform(1, 1.5, 60), rng.uniform(0.4, 1.0, 60), strict=True
+    )
     of = v100_workloads
     workloads = [
-        replace(of[i], name=f"R{n}", slo_p99_ms=of[i].slo_p99_ms * s, rate_per_s=of[i].rate_per_s * r) for n, (i, s, r) in enumerate(chosen)
+        replace(
+            of[i], name=f"R{n}", slo_p99_ms=of[i].slo_p99_ms * s, rate_per_s=of[i].rate_per_s * r
+        )
+        for n, (i, s, r) in enumerate(chosen)
     ]
     answer = plan(Request(workloads, (v100,), 0.0))
     check(answer, workloads, v100)
@@ -156,18 +187,31 @@ def test_arrivals_of_their_own(v100):
     assert needed[0] < needed[1] < needed[2]
 
 
-def scaled_v100(v100: GpuType, factor: float, name: str, price: float, most: int | None = None, memory: int | None = None) -> GpuType:
+def scaled_v100(
+    v100: GpuType,
+    factor: float,
+    name: str,
+    price: float,
+    most: int | None = None,
+    memory: int | None = None,
+) -> GpuType:
     """The V100 with every time ``factor`` times as long, under another name."""
     profile = v100.profile.time_scaled(factor)
-    board = profile.board.model_copy(update={"name": name, **({"memory_bytes": memory} if memory else {})})
+    board = profile.board.model_copy(
+        update={"name": name, **({"memory_bytes": memory} if memory else {})}
+    )
     models = profile.models
     if memory:
-        models = {key: model.model_copy(update={"memory_bytes": memory // 2 + 1}) for key, model in models.items()}
+        models = {
+            key: model.model_copy(update={"memory_bytes": memory // 2 + 1})
+            for key, model in models.items()
+        }
     return GpuType(profile.model_copy(update={"board": board, "models": models}), price, most)
 
 
 def test_kinds_are_mixed_where_that_is_cheaper(v100, v100_workloads):
-    """A GPU half as fast at a fifth of the price takes what is not in a hurry; what only the fast one can hold stays there."""
+    """A GPU half as fast at a fifth of the price takes what is not in a hurry; what only the fast
+    one can hold stays there."""
     slow = scaled_v100(v100, 2.0, "slow", 0.6)
     hurried = Workload("H", "vgg19", 6, 100)
     answer = plan(Request([*v100_workloads, hurried], (v100, slow), 1.0))

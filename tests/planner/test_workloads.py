@@ -1,4 +1,5 @@
-"""Reading workloads: what is wrong with a file is one error, what is wrong with a row names the row."""
+"""Reading workloads: what is wrong with a file is one error, what is wrong with a row names the
+row."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ def test_the_papers_workloads(v100_workloads):
 
 
 def test_toml_says_the_same_as_csv(tmp_path: Path):
-    (tmp_path / "w.csv").write_text("workload,model,slo_p99_ms,rate_per_s,burstiness\nA,ssd,25,150,poisson\nB,ssd,40,50,\n")
+    (tmp_path / "w.csv").write_text(
+        "workload,model,slo_p99_ms,rate_per_s,burstiness\nA,ssd,25,150,poisson\nB,ssd,40,50,\n"
+    )
     (tmp_path / "w.toml").write_text(
         '[[workload]]\nname="A"\nmodel="ssd"\nslo_p99_ms=25\nrate_per_s=150\nburstiness="poisson"\n'
         '[[workload]]\nworkload="B"\nmodel="ssd"\nslo_p99_ms=40.0\nrate_per_s=50\n'

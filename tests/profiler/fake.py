@@ -1,4 +1,5 @@
-"""A Triton in virtual time: models that execute one request after another, with the client's methods."""
+"""A Triton in virtual time: models that execute one request after another, with the client's
+methods."""
 
 from __future__ import annotations
 
@@ -20,7 +21,14 @@ Time = Callable[[str, int, float, int], float]
 """(model, batch, share, neighbours executing) -> ms."""
 
 
-def config_of(name: str, *, backend: str = "python", max_batch: int = 32, dims: Sequence[int] = (4,), **more: Any) -> ModelConfig:
+def config_of(
+    name: str,
+    *,
+    backend: str = "python",
+    max_batch: int = 32,
+    dims: Sequence[int] = (4,),
+    **more: Any,
+) -> ModelConfig:
     return {
         "name": name,
         "backend": backend,
@@ -37,7 +45,8 @@ def config_of(name: str, *, backend: str = "python", max_batch: int = 32, dims: 
 def plain_ms(model: str, batch: int, share: float, neighbours: int) -> float:
     """Work over share, a fixed cost, a tenth more for a neighbour."""
     work = {"big": 3.0, "small": 1.0}.get(model, 2.0)
-    return (work * (batch + 0.5) / share + 1.0) * (1.0 + 0.1 * neighbours) * 1.01374  # ends at no round time
+    # ends at no round time
+    return (work * (batch + 0.5) / share + 1.0) * (1.0 + 0.1 * neighbours) * 1.01374
 
 
 @dataclass
@@ -52,7 +61,8 @@ class Served:
 
 
 class FakeTriton:
-    """``time_ms`` says how long a batch takes; ``refuses(model, batch)`` is a reason or empty; ``down`` answers nothing."""
+    """``time_ms`` says how long a batch takes; ``refuses(model, batch)`` is a reason or empty;
+    ``down`` answers nothing."""
 
     def __init__(self, configs: Iterable[ModelConfig], time_ms: Time = plain_ms) -> None:
         self.models = {str(c["name"]): Served(copy.deepcopy(c)) for c in configs}
@@ -112,17 +122,27 @@ class FakeTriton:
         if reason := self.refuses(model, batch):
             raise Refused(reason)
         if batch > max(1, int(served.config["max_batch_size"])):
-            raise Refused(f"batch {batch} is above max_batch_size {served.config['max_batch_size']}")
+            raise Refused(
+                f"batch {batch} is above max_batch_size {served.config['max_batch_size']}"
+            )
         async with served.turn:
             self._up()
             served.executing = True
-            others = sum(1 for other in self.models.values() if other is not served and other.executing)
+            others = sum(
+                1 for other in self.models.values() if other is not served and other.executing
+            )
             share = share_of(served.config) or 1.0
             spent_s = self.time_ms(model, batch, share, others) / 1e3
             await asyncio.sleep(spent_s)
             served.executing = False
             old, ns = served.stats.get(batch, BatchStat(batch, 0, 0, 0, 0)), round(spent_s * 1e9)
-            served.stats[batch] = BatchStat(batch, old.count + 1, old.compute_input_ns, old.compute_infer_ns + ns, old.compute_output_ns)
+            served.stats[batch] = BatchStat(
+                batch,
+                old.count + 1,
+                old.compute_input_ns,
+                old.compute_infer_ns + ns,
+                old.compute_output_ns,
+            )
             served.inferences += batch
 
     async def register_memory(self, name: str, key: str, size: int) -> None:
@@ -133,7 +153,8 @@ class FakeTriton:
 
 
 class FakeBoard:
-    """One board that draws 50 W, and 100 W more for each executing model; a copy holds 1 GiB, an old one for a second longer."""
+    """One board that draws 50 W, and 100 W more for each executing model; a copy holds 1 GiB, an
+    old one for a second longer."""
 
     def __init__(self, triton: FakeTriton) -> None:
         self.triton = triton

@@ -1,4 +1,5 @@
-"""What the GPU says of itself while something is measured, on boards that can and boards that cannot."""
+"""What the GPU says of itself while something is measured, on boards that can and boards that
+cannot."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ from igniterd.profiler.counters import MIB, Activity, Counters
 from igniterd.records import BoardReading
 
 VALUES = {pynvml.NVML_GPM_METRIC_DRAM_BW_UTIL: 41.5, pynvml.NVML_GPM_METRIC_SM_UTIL: 77.0}
-VALUES |= {pynvml.NVML_GPM_METRIC_PCIE_RX_PER_SEC: 100.0, pynvml.NVML_GPM_METRIC_PCIE_TX_PER_SEC: 20.0}
+VALUES |= {
+    pynvml.NVML_GPM_METRIC_PCIE_RX_PER_SEC: 100.0,
+    pynvml.NVML_GPM_METRIC_PCIE_TX_PER_SEC: 20.0,
+}
 
 
 def unsupported(*_: Any) -> Any:
@@ -40,15 +44,23 @@ def library(*, gpm: bool, pcie: bool = True) -> Any:
     functions = {
         "nvmlInit": lambda: None,
         "nvmlDeviceGetHandleByIndex": lambda index: index,
-        "nvmlGpmQueryDeviceSupport": (lambda device: SimpleNamespace(isSupportedDevice=1)) if gpm else unsupported,
+        "nvmlGpmQueryDeviceSupport": (lambda device: SimpleNamespace(isSupportedDevice=1))
+        if gpm
+        else unsupported,
         "nvmlGpmSampleAlloc": lambda: ctypes.c_void_p(next(taken)),
         "nvmlGpmSampleGet": lambda device, sample: sample,
         "nvmlGpmSampleFree": lambda sample: None,
         "nvmlGpmMetricsGet": metrics_get,
         "nvmlDeviceGetPcieThroughput": (lambda device, part: 1000 + part) if pcie else unsupported,
-        "c_nvmlGpmMetricsGet_t": lambda: SimpleNamespace(metrics=[SimpleNamespace() for _ in range(8)]),
+        "c_nvmlGpmMetricsGet_t": lambda: SimpleNamespace(
+            metrics=[SimpleNamespace() for _ in range(8)]
+        ),
     }
-    return SimpleNamespace(NVMLError=pynvml.NVMLError, **{n: getattr(pynvml, n) for n in dir(pynvml) if n.startswith("NVML_")}, **functions)
+    return SimpleNamespace(
+        NVMLError=pynvml.NVMLError,
+        **{n: getattr(pynvml, n) for n in dir(pynvml) if n.startswith("NVML_")},
+        **functions,
+    )
 
 
 def test_activity_of_a_board_with_gpm() -> None:
@@ -86,7 +98,13 @@ def reading(**more: Any) -> BoardReading:
 
 @pytest.mark.looptime
 async def test_means_of_a_span_leave_out_what_came_before() -> None:
-    probe = Probe(Source(reading(power_w=999.0), reading(power_w=100.0, sm_clock_mhz=1000.0), reading(power_w=200.0)))
+    probe = Probe(
+        Source(
+            reading(power_w=999.0),
+            reading(power_w=100.0, sm_clock_mhz=1000.0),
+            reading(power_w=200.0),
+        )
+    )
     async with probe.watched() as span:
         await asyncio.sleep(0.6)
     assert span.result == Drawn(power_w=150.0, clock_mhz=1000.0)
@@ -132,9 +150,26 @@ async def test_memory_that_does_not_fall_says_nothing() -> None:
 
 @pytest.mark.looptime
 async def test_the_board_at_rest() -> None:
-    probe = Probe(Source(reading(sm_count=132, power_w=70.0, power_limit_w=700.0, max_sm_clock_mhz=1980.0, memory_total_bytes=80 << 30)))
-    board, notes = await survey.board_of(probe, index=0, name=None, sm_count=None, measure_link=False)
-    assert (board.name, board.sm_count, board.share_unit, board.idle_power_w) == ("Board", 132, 2 / 132, 70.0)
+    probe = Probe(
+        Source(
+            reading(
+                sm_count=132,
+                power_w=70.0,
+                power_limit_w=700.0,
+                max_sm_clock_mhz=1980.0,
+                memory_total_bytes=80 << 30,
+            )
+        )
+    )
+    board, notes = await survey.board_of(
+        probe, index=0, name=None, sm_count=None, measure_link=False
+    )
+    assert (board.name, board.sm_count, board.share_unit, board.idle_power_w) == (
+        "Board",
+        132,
+        2 / 132,
+        70.0,
+    )
     assert notes == ["host-to-device bandwidth assumed to be 10 GB/s"]
 
 
@@ -163,7 +198,9 @@ class Cuda:
 
 def test_bandwidth_is_that_of_the_quickest_copy() -> None:
     ticks = iter([0.0, 0.5, 1.0, 1.1, 2.0, 2.01, *(t for i in range(3, 8) for t in (i, i + 0.2))])
-    assert bandwidth.measured(Cuda(), 0, size=10_000_000, clock=lambda: next(ticks)) == pytest.approx(1e6)
+    assert bandwidth.measured(
+        Cuda(), 0, size=10_000_000, clock=lambda: next(ticks)
+    ) == pytest.approx(1e6)
 
 
 def test_a_driver_without_a_gpu_is_a_reason() -> None:
@@ -171,7 +208,9 @@ def test_a_driver_without_a_gpu_is_a_reason() -> None:
         bandwidth.measured(Cuda("cuInit"), 0)
 
 
-async def test_where_it_cannot_be_measured_the_child_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_where_it_cannot_be_measured_the_child_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("LD_LIBRARY_PATH", "/nowhere")
     try:
         ctypes.CDLL("libcuda.so.1")

@@ -1,4 +1,5 @@
-"""The command line: what is wrong is said before anything is touched; a profile is shown and drawn."""
+"""The command line: what is wrong is said before anything is touched; a profile is shown and
+drawn."""
 
 from __future__ import annotations
 
@@ -50,12 +51,29 @@ def test_wrong_usage(tmp_path: Path, arguments: tuple[str, ...], said: str) -> N
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    code, text = run("m", "-o", str(tmp_path / "profiles" / "p.json"), "--triton", f"127.0.0.1:{port}", "--gpu", "none")
+    code, text = run(
+        "m",
+        "-o",
+        str(tmp_path / "profiles" / "p.json"),
+        "--triton",
+        f"127.0.0.1:{port}",
+        "--gpu",
+        "none",
+    )
     assert code == 1
     assert str(port) in text
-    assert (tmp_path / "profiles").is_dir()  # a folder that is not there yet is no reason to fail after minutes
+    # a folder that is not there yet is no reason to fail after minutes
+    assert (tmp_path / "profiles").is_dir()
     (tmp_path / "file").touch()
-    code, text = run("m", "-o", str(tmp_path / "file" / "p.json"), "--triton", f"127.0.0.1:{port}", "--gpu", "none")
+    code, text = run(
+        "m",
+        "-o",
+        str(tmp_path / "file" / "p.json"),
+        "--triton",
+        f"127.0.0.1:{port}",
+        "--gpu",
+        "none",
+    )
     assert code == 1
     assert "File exists" in text or "Not a directory" in text
 
@@ -64,7 +82,8 @@ def test_a_daemon_that_acts_on_the_server_is_not_disturbed(tmp_path: Path) -> No
     (port,) = free_ports(1)
     file = tmp_path / "igniterd.toml"
     file.write_text(
-        f'[state]\ndirectory = "{tmp_path}/state"\n[[triton]]\nurl = "localhost:{port}"\n[gpu]\nsource = "none"\n'
+        f'[state]\ndirectory = "{tmp_path}/state"\n[[triton]]\nurl = "localhost:{port}"\n[gpu]\n'
+        'source = "none"\n'
         '[[model]]\nname = "m"\nslo_p99_ms = 5\n[[model]]\nname = "n"\nslo_p99_ms = 5\n'
     )
     (tmp_path / "state").mkdir()
@@ -75,7 +94,10 @@ def test_a_daemon_that_acts_on_the_server_is_not_disturbed(tmp_path: Path) -> No
         code, text = run(*words)
         assert code == 1
         assert "igniterd release m --config FILE" in text
-        for other in (run(*words, "--beside"), (given_back(tmp_path / "state", ["m"]), run(*words))[1]):
+        for other in (
+            run(*words, "--beside"),
+            (given_back(tmp_path / "state", ["m"]), run(*words))[1],
+        ):
             assert other[0] == 1
             assert "--beside" not in other[1]
             assert f"at localhost:{port}" in other[1]  # it got as far as Triton, which is not there
@@ -87,9 +109,14 @@ def test_a_daemon_that_acts_on_the_server_is_not_disturbed(tmp_path: Path) -> No
     assert "--beside" not in text
 
 
-def test_nobody_is_told_to_put_back_what_was_not_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nobody_is_told_to_put_back_what_was_not_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "p.json.partial"
-    partial = Partial(settings=Settings(models=["m"], triton="127.0.0.1:1", shares=tmp_path / "shares"), originals={"m": {"name": "m"}})
+    partial = Partial(
+        settings=Settings(models=["m"], triton="127.0.0.1:1", shares=tmp_path / "shares"),
+        originals={"m": {"name": "m"}},
+    )
     _left_behind(path)
     assert capsys.readouterr().err == ""
     partial.write(path)
@@ -126,20 +153,31 @@ slo_p99_ms = 10
 
 
 def access(**given: object) -> Access:
-    return Access(**({"triton": None, "config": None, "ca_file": None, "cert_file": None, "key_file": None} | given))  # type: ignore[arg-type]
+    return Access(
+        **(
+            {"triton": None, "config": None, "ca_file": None, "cert_file": None, "key_file": None}
+            | given
+        )
+    )  # type: ignore[arg-type]
 
 
 def test_the_configuration_says_how_triton_is_reached(tmp_path: Path) -> None:
     path = tmp_path / "igniterd.toml"
     path.write_text(TWO)
     for wanted in ("a", "a:8001"):
-        settings = Settings(models=["m"], shares=tmp_path, **access(triton=wanted, config=path).settings())
+        settings = Settings(
+            models=["m"], shares=tmp_path, **access(triton=wanted, config=path).settings()
+        )
         assert (settings.triton, settings.server) == ("a:8001", "a")
         assert "s3cret" not in settings.model_dump_json()
     for wanted, said in ((None, "name one of a, b"), ("c", "which has a, b")):
         with pytest.raises(BadParameter, match=said):
             access(triton=wanted, config=path).settings()
-    assert host_of(path) == {"gpu": "none", "shares": Path("/var/lib/igniterd/shares"), "mps": False}
+    assert host_of(path) == {
+        "gpu": "none",
+        "shares": Path("/var/lib/igniterd/shares"),
+        "mps": False,
+    }
 
 
 def test_one_servers_headers_are_not_sent_to_another(tmp_path: Path) -> None:
@@ -152,13 +190,17 @@ def test_one_servers_headers_are_not_sent_to_another(tmp_path: Path) -> None:
 
 
 def test_half_a_certificate_is_refused(tmp_path: Path) -> None:
-    code, text = run("m", "-o", str(tmp_path / "p.json"), "--cert-file", str(tmp_path / "c.pem"), "--gpu", "none")
+    code, text = run(
+        "m", "-o", str(tmp_path / "p.json"), "--cert-file", str(tmp_path / "c.pem"), "--gpu", "none"
+    )
     assert code == 1
     assert "--ca-file, --cert-file and --key-file" in text
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize(("default", "said"), [("100.0", ""), ("50.0", "above 50%"), ("", "may have no effect")])
+@pytest.mark.parametrize(
+    ("default", "said"), [("100.0", ""), ("50.0", "above 50%"), ("", "may have no effect")]
+)
 async def test_shares_without_effect_are_said(tmp_path: Path, default: str, said: str) -> None:
     control = tmp_path / "control"
     control.write_text(f"#!/bin/sh\nread _; read _; [ -n '{default}' ] && echo {default}\n")
@@ -172,7 +214,9 @@ async def test_shares_without_effect_are_said(tmp_path: Path, default: str, said
 
 
 def test_nothing_to_restore(tmp_path: Path) -> None:
-    Partial(settings=Settings(models=["m"], triton="127.0.0.1:1", shares=tmp_path / "shares")).write(tmp_path / "p.partial")
+    Partial(
+        settings=Settings(models=["m"], triton="127.0.0.1:1", shares=tmp_path / "shares")
+    ).write(tmp_path / "p.partial")
     code, text = run("--restore", str(tmp_path / "p.partial"))
     assert (code, "nothing to put back" in text) == (0, True)
     code, text = run("--restore", str(tmp_path / "none"))

@@ -1,4 +1,5 @@
-"""Requests made from a configuration: what Triton would accept, nothing guessed that was not told."""
+"""Requests made from a configuration: what Triton would accept, nothing guessed that was not
+told."""
 
 from __future__ import annotations
 
@@ -14,24 +15,41 @@ from tritonclient.grpc import service_pb2
 from igniterd.errors import CannotRun
 from igniterd.profiler.inputs import feed_of, output_bytes_of, read_items
 
-NUMPY = {"FP32": np.float32, "FP16": np.float16, "INT64": np.int64, "INT32": np.int32, "UINT8": np.uint8, "BOOL": np.bool_}
+NUMPY = {
+    "FP32": np.float32,
+    "FP16": np.float16,
+    "INT64": np.int64,
+    "INT32": np.int32,
+    "UINT8": np.uint8,
+    "BOOL": np.bool_,
+}
 
 
 def config(*inputs: dict[str, Any], max_batch: int = 8, **more: Any) -> dict[str, Any]:
     return {"name": "m", "max_batch_size": max_batch, "input": list(inputs), **more}
 
 
-def tensor(name: str = "X", kind: str = "FP32", dims: tuple[int, ...] = (3, 2), **more: Any) -> dict[str, Any]:
+def tensor(
+    name: str = "X", kind: str = "FP32", dims: tuple[int, ...] = (3, 2), **more: Any
+) -> dict[str, Any]:
     return {"name": name, "data_type": f"TYPE_{kind}", "dims": list(dims), **more}
 
 
 @given(st.sampled_from(sorted(NUMPY)), st.lists(st.integers(1, 5), max_size=3), st.integers(1, 8))
-def test_a_request_holds_the_batch_in_its_shape_and_bytes(kind: str, dims: list[int], batch: int) -> None:
+def test_a_request_holds_the_batch_in_its_shape_and_bytes(
+    kind: str, dims: list[int], batch: int
+) -> None:
     feed = feed_of(config(tensor("A", kind, tuple(dims)), tensor("B")), 8)
     message = service_pb2.ModelInferRequest.FromString(feed.request(batch))
     assert message.model_name == "m"
-    assert [(i.name, i.datatype, list(i.shape)) for i in message.inputs] == [("A", kind, [batch, *dims]), ("B", "FP32", [batch, 3, 2])]
-    assert len(message.raw_input_contents[0]) == batch * int(np.prod(dims)) * np.dtype(NUMPY[kind]).itemsize
+    assert [(i.name, i.datatype, list(i.shape)) for i in message.inputs] == [
+        ("A", kind, [batch, *dims]),
+        ("B", "FP32", [batch, 3, 2]),
+    ]
+    assert (
+        len(message.raw_input_contents[0])
+        == batch * int(np.prod(dims)) * np.dtype(NUMPY[kind]).itemsize
+    )
     assert feed.item_bytes == int(np.prod(dims)) * np.dtype(NUMPY[kind]).itemsize + 24
 
 
@@ -65,7 +83,9 @@ def test_text_has_its_length_in_front() -> None:
 
 
 def test_half_floats_of_the_brain_kind_are_the_upper_half() -> None:
-    feed = feed_of(config(tensor("X", "BF16", (2,))), 4, items={"X": np.array([1.0, -2.0], np.float32)})
+    feed = feed_of(
+        config(tensor("X", "BF16", (2,))), 4, items={"X": np.array([1.0, -2.0], np.float32)}
+    )
     assert feed.tensors[0].blob[:4] == bytes.fromhex("803f00c0")
 
 
@@ -90,8 +110,16 @@ def test_variable_dimensions_come_from_the_option_or_the_items() -> None:
 @pytest.mark.parametrize(
     ("told", "more", "said"),
     [
-        (config(tensor(dims=(-1,))), {}, r"dimensions \[-1\] are variable: give them with --shape X=d1,d2"),
-        (config(tensor(dims=(-1, 3))), {"shapes": {"X": [2, 4]}}, r"dimensions \[2, 4\] do not fit \[-1, 3\]"),
+        (
+            config(tensor(dims=(-1,))),
+            {},
+            r"dimensions \[-1\] are variable: give them with --shape X=d1,d2",
+        ),
+        (
+            config(tensor(dims=(-1, 3))),
+            {"shapes": {"X": [2, 4]}},
+            r"dimensions \[2, 4\] do not fit \[-1, 3\]",
+        ),
         (config(tensor(dims=(-1,))), {"shapes": {"X": [2, 4]}}, "do not fit"),
         (config(tensor()), {"shapes": {"Y": [2]}}, "has no input Y; its inputs are X"),
         (config(tensor(is_shape_tensor=True)), {}, "shape tensor"),
@@ -100,7 +128,9 @@ def test_variable_dimensions_come_from_the_option_or_the_items() -> None:
         (config(tensor()), {"items": {"X": np.zeros((4, 4, 3, 2))}}, "one item is"),
     ],
 )
-def test_what_is_missing_or_wrong_is_named(told: dict[str, Any], more: dict[str, Any], said: str) -> None:
+def test_what_is_missing_or_wrong_is_named(
+    told: dict[str, Any], more: dict[str, Any], said: str
+) -> None:
     with pytest.raises(CannotRun, match=said):
         feed_of(told, 2, **more)
 
@@ -120,5 +150,11 @@ def test_items_are_read_from_a_file(tmp_path: Path) -> None:
 
 
 def test_output_bytes_count_what_has_a_size() -> None:
-    told = {"output": [tensor("A", "FP16", (4, 2)), tensor("B", "FP32", (-1,)), tensor("C", "STRING", (3,))]}
+    told = {
+        "output": [
+            tensor("A", "FP16", (4, 2)),
+            tensor("B", "FP32", (-1,)),
+            tensor("C", "STRING", (3,)),
+        ]
+    }
     assert output_bytes_of(told) == 16

@@ -1,4 +1,5 @@
-"""Which points are measured: the ends first, then what takes most off the uncertainty for its time."""
+"""Which points are measured: the ends first, then what takes most off the uncertainty for its
+time."""
 
 from __future__ import annotations
 
@@ -42,13 +43,16 @@ def test_more_points_leave_less_unknown_and_the_best_is_the_one_that_does_most()
         assert best is not None
         assert best not in known
         gains = before.gains(span.candidates, np.full(len(span.candidates), 0.005))
-        assert gains[span.candidates.index(best)] == max(g for p, g in zip(span.candidates, gains, strict=True) if p not in known)
+        assert gains[span.candidates.index(best)] == max(
+            g for p, g in zip(span.candidates, gains, strict=True) if p not in known
+        )
         known |= measured("resnet50", best)
         assert Unknown(span, known).deviation < before.deviation
 
 
 def test_the_gain_foretold_is_the_gain_that_comes() -> None:
-    """With the coefficients held, which a point on the fitted surface does nearly, the mean variance falls by the gain."""
+    """With the coefficients held, which a point on the fitted surface does nearly, the mean
+    variance falls by the gain."""
     span = Span(32, 0.1, 0.025)
     known = measured("vgg19", *span.corners, (4, 0.5), (2, 0.8))
     before = Unknown(span, known)
@@ -83,11 +87,17 @@ def test_every_pair_runs_both_ways_within_one_gpu(count: int, unit: float) -> No
     largest = {f"m{i}": 1 << i for i in range(count)}
     fast, slow = co_runs(largest, unit, even=False), co_runs(largest, unit, even=True)
     for runs in (fast, slow):
-        assert sorted((a.model, b.model) for a, b in runs) == sorted((a, b) for a in largest for b in largest if a != b)
+        assert sorted((a.model, b.model) for a, b in runs) == sorted(
+            (a, b) for a in largest for b in largest if a != b
+        )
     for a, b in (*fast, *slow):
         assert a.share > 0 and b.share > 0 and a.share + b.share <= 1 + 1e-9
         for t in (a, b):
-            assert (t.batch, t.share) in {p for even in (False, True) for p in operating_points(largest[t.model], unit, even=even)}
+            assert (t.batch, t.share) in {
+                p
+                for even in (False, True)
+                for p in operating_points(largest[t.model], unit, even=even)
+            }
             assert t.batch <= largest[t.model]
     shares: dict[str, float] = {}
     changes = 0

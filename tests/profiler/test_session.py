@@ -1,4 +1,5 @@
-"""A whole profile on a simulated Triton in virtual time: what is measured, and what is left behind whatever happens."""
+"""A whole profile on a simulated Triton in virtual time: what is measured, and what is left behind
+whatever happens."""
 
 from __future__ import annotations
 
@@ -25,11 +26,19 @@ pytestmark = pytest.mark.looptime
 
 
 def asked(folder: Path, *models: str, **more: object) -> Partial:
-    return Partial(settings=Settings.model_validate({"models": list(models), "triton": "fake", "shares": folder / "shares", **more}))
+    return Partial(
+        settings=Settings.model_validate(
+            {"models": list(models), "triton": "fake", "shares": folder / "shares", **more}
+        )
+    )
 
 
-def session(triton: FakeTriton, partial: Partial, folder: Path, heard: Heard | None = None, **more: float) -> Session:
-    return Session(triton, Probe(FakeBoard(triton)), partial, folder / "p.partial", heard or Heard(), **more)
+def session(
+    triton: FakeTriton, partial: Partial, folder: Path, heard: Heard | None = None, **more: float
+) -> Session:
+    return Session(
+        triton, Probe(FakeBoard(triton)), partial, folder / "p.partial", heard or Heard(), **more
+    )
 
 
 async def test_profiles_two_models_and_leaves_the_server_as_it_was(tmp_path: Path) -> None:
@@ -51,7 +60,9 @@ async def test_profiles_two_models_and_leaves_the_server_as_it_was(tmp_path: Pat
         assert sum(t.share for t in run.tenants) == pytest.approx(1.0)
         for t in run.tenants:
             assert t.latency_ms == pytest.approx(plain_ms(t.model, t.batch, t.share, 1), rel=0.01)
-    assert {name: m.config for name, m in triton.models.items()} == {str(c["name"]): c for c in configs}
+    assert {name: m.config for name, m in triton.models.items()} == {
+        str(c["name"]): c for c in configs
+    }
     assert Partial.read(tmp_path / "p.partial").originals == {}
     assert profile.board.idle_power_w == pytest.approx(50.0)
     assert profile.board.share_unit == pytest.approx(0.025)
@@ -115,7 +126,14 @@ async def test_the_file_says_how_the_server_was_before_anything_is_changed(tmp_p
 
 
 async def put_back(triton: FakeTriton, left: Partial, heard: Heard) -> dict[str, str]:
-    return await restore(triton, left.originals, run=left.run, shares=left.settings.shares, patience_s=5.0, say=heard.say)
+    return await restore(
+        triton,
+        left.originals,
+        run=left.run,
+        shares=left.settings.shares,
+        patience_s=5.0,
+        say=heard.say,
+    )
 
 
 def by_another_daemon(config: dict[str, Any]) -> dict[str, Any]:
@@ -134,8 +152,12 @@ def by_another_profiler(config: dict[str, Any]) -> dict[str, Any]:
     return marked(for_measuring(config_of("big"), None, 32, Path("/none"), run="another"), "ff")
 
 
-@pytest.mark.parametrize("changed", [by_another_daemon, by_an_operator, from_a_file, by_another_profiler])
-async def test_somebody_elses_newer_configuration_is_not_overwritten(tmp_path: Path, changed: Any) -> None:
+@pytest.mark.parametrize(
+    "changed", [by_another_daemon, by_an_operator, from_a_file, by_another_profiler]
+)
+async def test_somebody_elses_newer_configuration_is_not_overwritten(
+    tmp_path: Path, changed: Any
+) -> None:
     triton, partial, heard = FakeTriton([config_of("big")]), asked(tmp_path, "big"), Heard()
 
     def change(count: int) -> None:
@@ -153,7 +175,9 @@ async def test_somebody_elses_newer_configuration_is_not_overwritten(tmp_path: P
     assert triton.models["big"].config == theirs
 
 
-async def test_a_killed_profiler_s_model_is_put_back_from_its_file_or_without_it(tmp_path: Path) -> None:
+async def test_a_killed_profiler_s_model_is_put_back_from_its_file_or_without_it(
+    tmp_path: Path,
+) -> None:
     original = config_of("big")
     triton, partial = FakeTriton([original]), asked(tmp_path, "big")
     server = Server(triton, {"big": original}, partial.settings.shares, run=partial.run)
@@ -225,7 +249,11 @@ async def test_traffic_of_others_at_the_start_is_refused(tmp_path: Path) -> None
 
 
 async def test_traffic_of_others_meanwhile_voids_what_was_measured(tmp_path: Path) -> None:
-    triton, partial, heard = FakeTriton([config_of("big"), config_of("other")]), asked(tmp_path, "big"), Heard()
+    triton, partial, heard = (
+        FakeTriton([config_of("big"), config_of("other")]),
+        asked(tmp_path, "big"),
+        Heard(),
+    )
     used = []
 
     def once(count: int) -> None:
@@ -235,13 +263,19 @@ async def test_traffic_of_others_meanwhile_voids_what_was_measured(tmp_path: Pat
     triton.after_infer = once
     await session(triton, partial, tmp_path, heard).run()
     assert len(used) == 1
-    assert any("other of the same server was used meanwhile; measuring this again" in line for line in heard.said)
+    assert any(
+        "other of the same server was used meanwhile; measuring this again" in line
+        for line in heard.said
+    )
     for p in partial.models["big"].solo:
         assert p.latency_ms == pytest.approx(plain_ms("big", p.batch, p.share, 0), rel=1e-3)
 
 
 async def test_a_budget_is_kept_and_shared_out(tmp_path: Path) -> None:
-    triton, partial = FakeTriton([config_of("big"), config_of("small")]), asked(tmp_path, "big", "small", accuracy=0.001)
+    triton, partial = (
+        FakeTriton([config_of("big"), config_of("small")]),
+        asked(tmp_path, "big", "small", accuracy=0.001),
+    )
     loop = asyncio.get_running_loop()
     began_s = loop.time()
     await session(triton, partial, tmp_path, budget_s=45.0).run()
@@ -258,16 +292,25 @@ async def test_a_point_that_contradicts_the_others_is_measured_again(tmp_path: P
         wrong.extend([1] if first else [])
         return plain_ms(model, batch, share, neighbours) * (0.05 if first else 1.0)
 
-    triton, partial, heard = FakeTriton([config_of("big")], once_wrong), asked(tmp_path, "big"), Heard()
+    triton, partial, heard = (
+        FakeTriton([config_of("big")], once_wrong),
+        asked(tmp_path, "big"),
+        Heard(),
+    )
     await session(triton, partial, tmp_path, heard).run()
-    assert any("batch 32, share 1 contradicts other points; measuring it again" in line for line in heard.said)
+    assert any(
+        "batch 32, share 1 contradicts other points; measuring it again" in line
+        for line in heard.said
+    )
     (point,) = [p for p in partial.models["big"].solo if (p.batch, p.share) == (32, 1.0)]
     assert point.latency_ms == pytest.approx(plain_ms("big", 32, 1.0, 0), rel=1e-3)
 
 
 async def test_a_point_that_goes_on_contradicting_is_left_out(tmp_path: Path) -> None:
     def wrong(model: str, batch: int, share: float, neighbours: int) -> float:
-        return plain_ms(model, batch, share, neighbours) * (0.05 if (batch, share) == (32, 1.0) else 1.0)
+        return plain_ms(model, batch, share, neighbours) * (
+            0.05 if (batch, share) == (32, 1.0) else 1.0
+        )
 
     triton, partial, heard = FakeTriton([config_of("big")], wrong), asked(tmp_path, "big"), Heard()
     await session(triton, partial, tmp_path, heard).run()
@@ -302,7 +345,9 @@ async def test_without_mps_every_model_is_profiled_at_the_whole_gpu(tmp_path: Pa
         (config_of("m", backend="onnxruntime", max_batch=2), "a profile needs 3"),
     ],
 )
-async def test_what_cannot_be_profiled_is_said_before_anything_is_changed(tmp_path: Path, config: dict[str, object], said: str) -> None:
+async def test_what_cannot_be_profiled_is_said_before_anything_is_changed(
+    tmp_path: Path, config: dict[str, object], said: str
+) -> None:
     triton, partial = FakeTriton([config]), asked(tmp_path, "m")
     with pytest.raises(CannotRun, match=said):
         await session(triton, partial, tmp_path).run()
@@ -312,7 +357,11 @@ async def test_what_cannot_be_profiled_is_said_before_anything_is_changed(tmp_pa
 @pytest.mark.parametrize(
     ("shapes", "arrays", "said"),
     [
-        ({"INPTU": [3]}, (), "--shape INPTU: no model has an input of that name; the inputs are INPUT"),
+        (
+            {"INPTU": [3]},
+            (),
+            "--shape INPTU: no model has an input of that name; the inputs are INPUT",
+        ),
         ({"other:INPUT": [3]}, (), "--shape other:INPUT"),
         ({}, ("IMAGE",), "--input IMAGE"),
     ],
@@ -360,6 +409,8 @@ async def test_nothing_is_measured_with_a_share_that_no_process_has(tmp_path: Pa
     triton = FakeTriton([config_of("big")])
     original = copy.deepcopy(triton.models["big"].config)
     server = Server(triton, {"big": original}, tmp_path / "shares", processes=NoShares())
-    with pytest.raises(Refused, match=r"its share 50.0% has no effect: process 7 was started without"):
+    with pytest.raises(
+        Refused, match=r"its share 50.0% has no effect: process 7 was started without"
+    ):
         await server.apply("big", 0.5, 4)
     await server.apply("big", None, 4)

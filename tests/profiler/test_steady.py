@@ -1,4 +1,5 @@
-"""The settled mean of a closed loop: sure of itself to the right degree, deaf to what was before and to disturbances."""
+"""The settled mean of a closed loop: sure of itself to the right degree, deaf to what was before
+and to disturbances."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from igniterd.profiler.steady import LEAST_SLICES, Slice, mean_of
 
 
-def drawn(random: np.random.Generator, slices: int, each: int, mean_ms: float = 10.0, cv: float = 0.05) -> list[Slice]:
+def drawn(
+    random: np.random.Generator, slices: int, each: int, mean_ms: float = 10.0, cv: float = 0.05
+) -> list[Slice]:
     times = random.normal(mean_ms, cv * mean_ms, (slices, each))
     return [Slice(each, round(float(row.sum()) * 1e6)) for row in times]
 
@@ -29,7 +32,8 @@ def test_worked_example() -> None:
 
 
 def test_its_own_error_is_right() -> None:
-    """Over many loops, the true mean is within two standard errors about as often as it should be, and the dispersion is found."""
+    """Over many loops, the true mean is within two standard errors about as often as it should be,
+    and the dispersion is found."""
     random = np.random.default_rng(3)
     found = [mean_of(drawn(random, 40, int(random.integers(1, 9)))) for _ in range(400)]
     kept = [m for m in found if m is not None]
@@ -60,7 +64,9 @@ def test_a_disturbance_is_left_out_and_counted() -> None:
 
 
 def test_no_more_than_a_tenth_is_left_out() -> None:
-    half = [Slice(5, 50_000_000 + i) for i in range(10)] + [Slice(5, 100_000_000 + i) for i in range(10)]
+    half = [Slice(5, 50_000_000 + i) for i in range(10)] + [
+        Slice(5, 100_000_000 + i) for i in range(10)
+    ]
     found = mean_of(half[::2] + half[1::2])
     assert found is not None
     assert found.left_out <= 2

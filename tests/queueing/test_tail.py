@@ -38,12 +38,14 @@ def test_mean_of_one_at_a_time_is_pollaczek_khinchine(cv: float, load: float) ->
 
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.9])
 def test_constant_service_one_at_a_time_is_m_d_1(load: float) -> None:
-    """P(wait <= t) = (1 - load) sum_(k <= t / s) (rate (k s - t))^k / k! exp(-rate (k s - t)), Erlang 1909."""
+    """P(wait <= t) = (1 - load) sum_(k <= t / s) (rate (k s - t))^k / k! exp(-rate (k s - t)),
+    Erlang 1909."""
     r = response_time(1000.0 * load / 4.0, [4.0], service_cv=0.0)
     rate = load / 4.0
     for t in (1.0, 3.0, 6.0, 11.0, 19.0):
         exact = (1 - load) * sum(
-            (rate * (4.0 * k - t)) ** k / math.factorial(k) * math.exp(-rate * (4.0 * k - t)) for k in range(int(t / 4) + 1)
+            (rate * (4.0 * k - t)) ** k / math.factorial(k) * math.exp(-rate * (4.0 * k - t))
+            for k in range(int(t / 4) + 1)
         )
         assert r.attainment(4.0 + t) == pytest.approx(exact, abs=0.006)
 
@@ -51,14 +53,17 @@ def test_constant_service_one_at_a_time_is_m_d_1(load: float) -> None:
 @pytest.mark.parametrize("burstiness", [0.0, 2.0, 9.0])
 @pytest.mark.parametrize("load", [0.4, 0.8])
 def test_exponential_service_behind_any_arrivals_is_g_m_1(burstiness: float, load: float) -> None:
-    """The response of G/M/1 is exponential with rate mu (1 - sigma), sigma the root of sigma = A*(mu (1 - sigma))."""
+    """The response of G/M/1 is exponential with rate mu (1 - sigma), sigma the root of sigma =
+    A*(mu (1 - sigma))."""
     mu, rate = 0.25, 0.25 * load
 
     def transform(t: float) -> float:
         if burstiness == 0.0:
             return math.exp(-t / rate)
         p = 0.5 * (1 + math.sqrt((burstiness - 1) / (burstiness + 1)))
-        return p * 2 * p * rate / (2 * p * rate + t) + (1 - p) * 2 * (1 - p) * rate / (2 * (1 - p) * rate + t)
+        return p * 2 * p * rate / (2 * p * rate + t) + (1 - p) * 2 * (1 - p) * rate / (
+            2 * (1 - p) * rate + t
+        )
 
     sigma = brentq(lambda x: transform(mu * (1 - x)) - x, 0.0, 1.0 - 1e-6)
     r = response_time(1000.0 * rate, [4.0], service_cv=1.0, burstiness=burstiness)
@@ -68,8 +73,9 @@ def test_exponential_service_behind_any_arrivals_is_g_m_1(burstiness: float, loa
 
 @pytest.mark.parametrize(("largest", "load"), [(2, 0.5), (4, 0.3), (4, 0.8), (16, 0.6), (16, 0.9)])
 def test_exponential_batches_of_one_length_are_m_m_1_b(largest: int, load: float) -> None:
-    """M/M(1,B)/1 (Medhi, Recent Developments in Bulk Queueing Models, 1984): with n queued behind a busy server p_n = p_0 r^n, where
-    mu r^(B + 1) - (rate + mu) r + rate = 0, and the idle chance is mu / rate p_0. Mean response by Little's law."""
+    """M/M(1,B)/1 (Medhi, Recent Developments in Bulk Queueing Models, 1984): with n queued behind a
+    busy server p_n = p_0 r^n, where mu r^(B + 1) - (rate + mu) r + rate = 0, and the idle chance is
+    mu / rate p_0. Mean response by Little's law."""
     mu = 0.25
     rate = load * largest * mu
     r = brentq(lambda z: mu * z ** (largest + 1) - (rate + mu) * z + rate, 0.0, 1.0 - 1e-9)
@@ -104,8 +110,11 @@ CASES = [
 
 
 @pytest.mark.parametrize(("largest", "a", "b", "load", "cv", "burstiness"), CASES)
-def test_it_is_what_events_one_by_one_come_to(largest: int, a: float, b: float, load: float, cv: float, burstiness: float) -> None:
-    """Median and P99 within 2 % of 1.5 million simulated requests (the simulation itself is good to about 0.7 %)."""
+def test_it_is_what_events_one_by_one_come_to(
+    largest: int, a: float, b: float, load: float, cv: float, burstiness: float
+) -> None:
+    """Median and P99 within 2 % of 1.5 million simulated requests (the simulation itself is good to
+    about 0.7 %)."""
     curve = a + b * np.arange(1.0, largest + 1)
     rate = load * largest / curve[-1]
     told = response_time(1000 * rate, curve, service_cv=cv, burstiness=burstiness)
@@ -119,13 +128,27 @@ def test_it_is_what_events_one_by_one_come_to(largest: int, a: float, b: float, 
 
 @pytest.mark.parametrize(
     ("largest", "load", "cv", "delay", "burstiness"),
-    [(4, 0.3, 0.05, 2.0, 1.0), (8, 0.5, 0.3, 1.5, 1.0), (16, 0.6, 0.1, 1.0, 4.0), (16, 0.6, 0.2, 0.5, 0.5), (32, 0.8, 0.1, 1.0, 1.0)],
+    [
+        (4, 0.3, 0.05, 2.0, 1.0),
+        (8, 0.5, 0.3, 1.5, 1.0),
+        (16, 0.6, 0.1, 1.0, 4.0),
+        (16, 0.6, 0.2, 0.5, 0.5),
+        (32, 0.8, 0.1, 1.0, 1.0),
+    ],
 )
-def test_with_a_delay_what_is_drawn_is_enough(largest: int, load: float, cv: float, delay: float, burstiness: float) -> None:
+def test_with_a_delay_what_is_drawn_is_enough(
+    largest: int, load: float, cv: float, delay: float, burstiness: float
+) -> None:
     """Against many more requests of the same rule, which tests/queueing/test_batcher.py checks."""
     curve = 3.0 + np.arange(1.0, largest + 1)
     rate = load * largest / curve[-1]
-    told = response_time(1000 * rate, curve, service_cv=cv, max_queue_delay_ms=delay * curve[0], burstiness=burstiness)
+    told = response_time(
+        1000 * rate,
+        curve,
+        service_cv=cv,
+        max_queue_delay_ms=delay * curve[0],
+        burstiness=burstiness,
+    )
     seen, busy, batch = simulated(rate, curve, cv, delay * curve[0], burstiness, 1_500_000)
     assert told.p50_ms == pytest.approx(np.quantile(seen, 0.5), rel=0.02)
     assert told.p99_ms == pytest.approx(np.quantile(seen, 0.99), rel=0.04)
@@ -137,20 +160,36 @@ def test_one_at_a_time_a_delay_has_no_effect() -> None:
     assert response_time(150.0, [4.0], max_queue_delay_ms=5.0) == response_time(150.0, [4.0])
 
 
-def simulated(rate: float, curve: np.ndarray, cv: float, delay: float, burstiness: float, requests: int) -> tuple[np.ndarray, float, float]:
+def simulated(
+    rate: float, curve: np.ndarray, cv: float, delay: float, burstiness: float, requests: int
+) -> tuple[np.ndarray, float, float]:
     """Response times, utilisation and mean batch of an event-by-event simulation; rate per ms."""
     times = np.cumsum(gaps_s(np.random.default_rng(7), requests, rate, burstiness))
     solo = np.concatenate([[0.0], curve])[None, :]
     latency, busy, batches = np.empty(requests), np.zeros(1), np.zeros(1, dtype=np.int64)
     offsets, none = np.array([0, requests]), np.zeros((1, 1, curve.size + 1, curve.size + 1))
     dispersion = np.array([cv, 0.0, 1.0])
-    replay_gpu(times, offsets, np.array([curve.size]), np.array([delay]), solo, none, dispersion, 3, times[-1], latency, busy, batches)
+    replay_gpu(
+        times,
+        offsets,
+        np.array([curve.size]),
+        np.array([delay]),
+        solo,
+        none,
+        dispersion,
+        3,
+        times[-1],
+        latency,
+        busy,
+        batches,
+    )
     return latency, float(busy[0] / times[-1]), requests / int(batches[0])
 
 
 @pytest.mark.parametrize("burstiness", [0.25, 0.5])
 def test_between_constant_and_poisson_it_interpolates(burstiness: float) -> None:
-    """Smoother than Poisson (gamma gaps): percentiles are interpolated, which is good to a few percent."""
+    """Smoother than Poisson (gamma gaps): percentiles are interpolated, which is good to a few
+    percent."""
     curve = 3.0 + np.arange(1.0, 9.0)
     rate = 0.6 * 8 / curve[-1]
     told = response_time(1000 * rate, curve, burstiness=burstiness)
@@ -159,14 +198,23 @@ def test_between_constant_and_poisson_it_interpolates(burstiness: float) -> None
     assert told.p99_ms == pytest.approx(np.quantile(seen, 0.99), rel=0.06)
 
 
-@pytest.mark.parametrize(("instances", "burstiness", "delay"), [(2, 1.0, 0.0), (3, 0.5, 4.0), (4, 4.0, 0.0)])
-def test_one_instance_is_not_several_in_one(instances: int, burstiness: float, delay: float) -> None:
-    """Several instances share a queue: better than each with its part of the load, worse than one that many times faster."""
+@pytest.mark.parametrize(
+    ("instances", "burstiness", "delay"), [(2, 1.0, 0.0), (3, 0.5, 4.0), (4, 4.0, 0.0)]
+)
+def test_one_instance_is_not_several_in_one(
+    instances: int, burstiness: float, delay: float
+) -> None:
+    """Several instances share a queue: better than each with its part of the load, worse than one
+    that many times faster."""
     curve = 4.0 + 0.5 * np.arange(1.0, 9.0)
     rate = 0.7 * instances * 8 / curve[-1] * 1000
-    together = response_time(rate, curve, instances=instances, burstiness=burstiness, max_queue_delay_ms=delay)
+    together = response_time(
+        rate, curve, instances=instances, burstiness=burstiness, max_queue_delay_ms=delay
+    )
     apart = response_time(rate / instances, curve, burstiness=burstiness, max_queue_delay_ms=delay)
-    faster = response_time(rate, curve / instances, burstiness=burstiness, max_queue_delay_ms=delay / instances)
+    faster = response_time(
+        rate, curve / instances, burstiness=burstiness, max_queue_delay_ms=delay / instances
+    )
     assert faster.p99_ms < together.p99_ms < apart.p99_ms
     assert together.quantile(0.5) == together.p50_ms
     assert together.attainment(together.p99_ms) == pytest.approx(0.99, abs=0.002)
@@ -181,7 +229,9 @@ def test_two_exponential_instances_are_m_m_2() -> None:
 
 
 def test_several_instances_repeat_themselves() -> None:
-    assert response_time(600.0, [4.0, 5.0], instances=2) == response_time(600.0, [4.0, 5.0], instances=2)
+    assert response_time(600.0, [4.0, 5.0], instances=2) == response_time(
+        600.0, [4.0, 5.0], instances=2
+    )
 
 
 def test_overload_is_said() -> None:
@@ -214,18 +264,30 @@ def test_bad_input_is_named(change: dict[str, object], word: str) -> None:
 
 
 curves = st.builds(
-    lambda largest, a, b: a + b * np.arange(1.0, largest + 1), st.integers(1, 16), st.floats(0.5, 20.0), st.floats(0.05, 5.0)
+    lambda largest, a, b: a + b * np.arange(1.0, largest + 1),
+    st.integers(1, 16),
+    st.floats(0.5, 20.0),
+    st.floats(0.05, 5.0),
 )
 
 
 @settings(max_examples=60, deadline=None)
-@given(curves, st.floats(0.02, 0.98), st.floats(0.0, 1.0), st.floats(0.0, 10.0), st.sampled_from([0.0, 0.5, 1.0, 3.0]))
-def test_percentiles_are_ordered_and_above_the_service(curve: np.ndarray, load: float, cv: float, delay: float, burstiness: float) -> None:
+@given(
+    curves,
+    st.floats(0.02, 0.98),
+    st.floats(0.0, 1.0),
+    st.floats(0.0, 10.0),
+    st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+)
+def test_percentiles_are_ordered_and_above_the_service(
+    curve: np.ndarray, load: float, cv: float, delay: float, burstiness: float
+) -> None:
     rate = 1000.0 * load * curve.size / curve[-1]
     r = response_time(rate, curve, service_cv=cv, max_queue_delay_ms=delay, burstiness=burstiness)
     assert r.success
     assert r.p50_ms <= r.p95_ms <= r.p99_ms
-    assert r.p99_ms >= curve[0] - r.step_ms  # percentiles are interpolated between the nodes of the distribution
+    # percentiles are interpolated between the nodes of the distribution
+    assert r.p99_ms >= curve[0] - r.step_ms
     assert 0.0 < r.utilisation <= 1.0
     assert 1.0 - 1e-9 <= r.mean_batch <= curve.size + 1e-9
     assert r.attainment(r.p99_ms * 1.001) >= 0.989
@@ -233,7 +295,9 @@ def test_percentiles_are_ordered_and_above_the_service(curve: np.ndarray, load: 
 
 @settings(max_examples=30, deadline=None)
 @given(curves, st.floats(0.05, 0.9), st.sampled_from([1.0, 3.0]))
-def test_more_load_never_shortens_the_tail(curve: np.ndarray, load: float, burstiness: float) -> None:
+def test_more_load_never_shortens_the_tail(
+    curve: np.ndarray, load: float, burstiness: float
+) -> None:
     rate = 1000.0 * load * curve.size / curve[-1]
     less, more = (response_time(r, curve, burstiness=burstiness) for r in (rate, rate * 1.05))
     assert more.p99_ms >= less.p99_ms * 0.997
@@ -242,7 +306,9 @@ def test_more_load_never_shortens_the_tail(curve: np.ndarray, load: float, burst
 
 @settings(max_examples=30, deadline=None)
 @given(curves, st.floats(0.05, 0.9), st.sampled_from([1.0, 3.0]))
-def test_burstier_arrivals_never_shorten_the_tail(curve: np.ndarray, load: float, burstiness: float) -> None:
+def test_burstier_arrivals_never_shorten_the_tail(
+    curve: np.ndarray, load: float, burstiness: float
+) -> None:
     rate = 1000.0 * load * curve.size / curve[-1]
     less, more = (response_time(rate, curve, burstiness=b) for b in (burstiness, burstiness * 1.5))
     assert more.p99_ms >= less.p99_ms * 0.99
@@ -250,7 +316,9 @@ def test_burstier_arrivals_never_shorten_the_tail(curve: np.ndarray, load: float
 
 def test_rows_are_the_single_evaluations() -> None:
     curve = 3.0 + 0.7 * np.arange(1.0, 9.0)
-    rows = response_times([200.0, 400.0, 5000.0], curve, batches=[4, 8, 8], max_queue_delay_ms=[0.0, 2.0, 0.0])
+    rows = response_times(
+        [200.0, 400.0, 5000.0], curve, batches=[4, 8, 8], max_queue_delay_ms=[0.0, 2.0, 0.0]
+    )
     assert rows.ok.tolist() == [True, True, False]
     assert rows.p99_ms[0] == response_time(200.0, curve[:4]).p99_ms
     assert rows.p99_ms[1] == response_time(400.0, curve, max_queue_delay_ms=2.0).p99_ms

@@ -1,5 +1,6 @@
-"""Triton's dynamic batcher with one instance, fed one request at a time: the rule of :mod:`igniterd.queueing.kernels.batcher`, which replays
-requests that are all known beforehand. Times are in seconds."""
+"""Triton's dynamic batcher with one instance, fed one request at a time: the rule of
+:mod:`igniterd.queueing.kernels.batcher`, which replays requests that are all known beforehand.
+Times are in seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ _READY = 2  # batches made up ahead of the instance
 
 
 class Batcher:
-    """Requests are the times at which they came. ``alarm_s`` is when :meth:`wake` is to be called if nothing happens before."""
+    """Requests are the times at which they came. ``alarm_s`` is when :meth:`wake` is to be called
+    if nothing happens before."""
 
     def __init__(self, largest: int, delay_s: float, waiting: Iterable[float] = ()) -> None:
         self.largest, self.delay_s = largest, delay_s
@@ -56,7 +58,8 @@ class Batcher:
                 self._renew()
 
     def take(self, now_s: float) -> tuple[float, ...]:
-        """The instance takes the first batch that is ready, and what may be joined to it; there must be one."""
+        """The instance takes the first batch that is ready, and what may be joined to it; there
+        must be one."""
         batch = self.ready.popleft()
         if self._open and not self.ready:
             self._renew()

@@ -1,8 +1,10 @@
-"""A simulated host in virtual time: the methods of the Triton client over an event-by-event simulation of the measured tables.
+"""A simulated host in virtual time: the methods of the Triton client over an event-by-event
+simulation of the measured tables.
 
-For tests of the control loop, where a minute must cost milliseconds. Each model is Triton's dynamic batcher with one instance
-(:mod:`tests.sim.batcher`). A batch progresses at a speed that changes whenever a neighbour starts or stops executing. A reload
-serves with the old copy until the new one is ready, which takes over what waits and restarts the statistics. Processes without a share take
+For tests of the control loop, where a minute must cost milliseconds. Each model is Triton's dynamic
+batcher with one instance (:mod:`tests.sim.batcher`). A batch progresses at a speed that changes
+whenever a neighbour starts or stops executing. A reload serves with the old copy until the new one
+is ready, which takes over what waits and restarts the statistics. Processes without a share take
 turns on the whole GPU.
 """
 
@@ -28,9 +30,11 @@ from tests.sim.batcher import Batcher
 
 @dataclass(slots=True)
 class SimModel:
-    """One model: ``rate_per_s(t)`` is its Poisson rate at virtual time t, of requests of ``brings`` items each.
+    """One model: ``rate_per_s(t)`` is its Poisson rate at virtual time t, of requests of ``brings``
+    items each.
 
-    A request with more items than the configuration's max_batch_size is ``refused``, as Triton does it: in no other count.
+    A request with more items than the configuration's max_batch_size is ``refused``, as Triton does
+    it: in no other count.
     """
 
     name: str
@@ -58,9 +62,12 @@ class SimModel:
         self.reset(self.config)
 
     def reset(self, config: dict[str, Any]) -> None:
-        """A new copy serves: its statistics start at zero. What waits is queued; nothing has been made of it yet."""
+        """A new copy serves: its statistics start at zero. What waits is queued; nothing has been
+        made of it yet."""
         self.config, self.applied = copy.deepcopy(config), allocation_of(config)
-        self.batcher = Batcher(self.formed, self.applied.max_queue_delay_us / 1e6, self.batcher.waiting)
+        self.batcher = Batcher(
+            self.formed, self.applied.max_queue_delay_us / 1e6, self.batcher.waiting
+        )
         self.success, self.requests, self.queue_ns, self.stats = 0, 0.0, 0, {}
         self.copies += 1
 
@@ -77,15 +84,23 @@ class SimModel:
 
 def config_of(name: str, max_batch: int = 8, share_path: str | None = None) -> dict[str, Any]:
     """A ModelConfig as Triton gives it, as far as igniterd reads it."""
-    config: dict[str, Any] = {"name": name, "backend": "python", "max_batch_size": max_batch, "instance_group": [{"count": 1}]}
+    config: dict[str, Any] = {
+        "name": name,
+        "backend": "python",
+        "max_batch_size": max_batch,
+        "instance_group": [{"count": 1}],
+    }
     config["dynamic_batching"] = {"max_queue_delay_microseconds": 0}
-    config["parameters"] = {"EXECUTION_ENV_PATH": {"string_value": share_path}} if share_path else {}
+    config["parameters"] = (
+        {"EXECUTION_ENV_PATH": {"string_value": share_path}} if share_path else {}
+    )
     return config
 
 
 class SimProcesses:
-    """The host's process table. ``ignores`` names models whose processes have no share whatever is asked,
-    ``hides`` those whose processes do not tell, ``died`` those that have none any more; ``gone``: the table cannot be read."""
+    """The host's process table. ``ignores`` names models whose processes have no share whatever is
+    asked, ``hides`` those whose processes do not tell, ``died`` those that have none any more;
+    ``gone``: the table cannot be read."""
 
     def __init__(self, host: SimHost) -> None:
         self._host = host
@@ -108,14 +123,25 @@ class SimProcesses:
         path = f"/models/{name}/1/model.py"
         share = None if name in self.ignores | self.hides else model.applied.share
         by = "" if share is None else "receipt"
-        return Stub(pid, (pid,), self.server_pid, None, path, f"{name}_0_0", share, by, environment_read=name not in self.hides)
+        return Stub(
+            pid,
+            (pid,),
+            self.server_pid,
+            None,
+            path,
+            f"{name}_0_0",
+            share,
+            by,
+            environment_read=name not in self.hides,
+        )
 
 
 class SimHost:
     """A host with one Triton, read and changed like a real one; time is what ``clock`` says.
     Models on one GPU slow each other; all are on GPU 0 unless ``SimModel.gpu`` says otherwise.
 
-    ``refuse`` maps models to the sentence with which their next load is refused; ``silent`` makes Triton unreachable.
+    ``refuse`` maps models to the sentence with which their next load is refused; ``silent`` makes
+    Triton unreachable.
     """
 
     def __init__(
@@ -136,7 +162,10 @@ class SimHost:
         self.truth = Truth.v100()
         self.clock, self.slow, self.reload_s = clock, slow, reload_s
         self.rng = np.random.default_rng(seed)
-        self.models = {n: SimModel(n, like, rate, config_of(n, max_batch)) for n, (like, rate) in models.items()}
+        self.models = {
+            n: SimModel(n, like, rate, config_of(n, max_batch))
+            for n, (like, rate) in models.items()
+        }
         self.loads: list[tuple[float, str, dict[str, Any]]] = []
         self.refuse: dict[str, str] = {}
         self.silent = False
@@ -155,7 +184,9 @@ class SimHost:
         self._answer()
         self.asked_about = frozenset(names)
         return {
-            n: self._reading(self.models[n]) if n in self.models else NotServed(f"model {n!r} is not in the repository")
+            n: self._reading(self.models[n])
+            if n in self.models
+            else NotServed(f"model {n!r} is not in the repository")
             for n in self.asked_about
         }
 
@@ -164,7 +195,11 @@ class SimHost:
         """What models that nobody asked about hold of the GPU."""
         held = dict[int, float]()
         for model in self.models.values():
-            if self.asked_about is not None and model.name not in self.asked_about and model.applied.granted:
+            if (
+                self.asked_about is not None
+                and model.name not in self.asked_about
+                and model.applied.granted
+            ):
                 held[model.gpu] = held.get(model.gpu, 0.0) + model.applied.granted
         return held
 
@@ -225,7 +260,9 @@ class SimHost:
         self.advance(self.clock())
 
     def _reading(self, model: SimModel) -> ModelReading:
-        batches = tuple(BatchStat(size, n, 0, ns, 0) for size, (n, ns) in sorted(model.stats.items()))
+        batches = tuple(
+            BatchStat(size, n, 0, ns, 0) for size, (n, ns) in sorted(model.stats.items())
+        )
         return ModelReading(
             model=model.name,
             version="1",
@@ -250,7 +287,10 @@ class SimHost:
         """Let everything happen up to ``until_s``."""
         while True:
             speeds = {n: self._speed(m) for n, m in self.models.items() if m.batch}
-            done = min(((self._now_s + self.models[n].left / v, n) for n, v in speeds.items()), default=(math.inf, ""))
+            done = min(
+                ((self._now_s + self.models[n].left / v, n) for n, v in speeds.items()),
+                default=(math.inf, ""),
+            )
             event = self._events[0][0] if self._events else math.inf
             next_s = min(done[0], event, until_s)
             for name, speed in speeds.items():
@@ -267,25 +307,37 @@ class SimHost:
     def _speed(self, model: SimModel) -> float:
         """Batches a second at which the batch in execution progresses now."""
         share = model.applied.share
-        others = [m for m in self.models.values() if m.batch and m is not model and m.gpu == model.gpu]
+        others = [
+            m for m in self.models.values() if m.batch and m is not model and m.gpu == model.gpu
+        ]
         sharing = [m for m in others if m.applied.share is not None]
-        if share is None:  # a process without a share takes turns with every other such, and with all that share as one
+        # a process without a share takes turns with every other such, and with all that share as
+        # one
+        if share is None:
             return self._rate(model, 1.0, ()) / (1 + len(others) - len(sharing) + bool(sharing))
         beside = tuple((m.like, len(m.batch), m.applied.share) for m in sharing)
         granted = share + sum(s or 0.0 for _, _, s in beside)
-        return self._rate(model, share, beside) / ((1 + len(others) - len(sharing)) * max(1.0, granted))
+        return self._rate(model, share, beside) / (
+            (1 + len(others) - len(sharing)) * max(1.0, granted)
+        )
 
-    def _rate(self, model: SimModel, share: float, beside: tuple[tuple[str, int, float | None], ...]) -> float:
+    def _rate(
+        self, model: SimModel, share: float, beside: tuple[tuple[str, int, float | None], ...]
+    ) -> float:
         key = (model.like, len(model.batch), share, beside)
         if key not in self._rates:
             neighbours = [Neighbour(like, batch, theirs or 1.0) for like, batch, theirs in beside]
-            self._rates[key] = 1000 / (self.truth.latency_ms(model.like, len(model.batch), share, neighbours) * self.slow)
+            self._rates[key] = 1000 / (
+                self.truth.latency_ms(model.like, len(model.batch), share, neighbours) * self.slow
+            )
         return self._rates[key]
 
     def _next_arrival(self, name: str, now_s: float) -> None:
         rate = self.models[name].rate_per_s(now_s)
         if rate > 0:
-            heapq.heappush(self._events, (now_s + self.rng.exponential(1 / rate), next(self._ties), name))
+            heapq.heappush(
+                self._events, (now_s + self.rng.exponential(1 / rate), next(self._ties), name)
+            )
         else:
             heapq.heappush(self._events, (now_s + 1.0, next(self._ties), "?" + name))
 
@@ -310,11 +362,14 @@ class SimHost:
         self._start(model)
 
     def _start(self, model: SimModel) -> None:
-        """Begin a batch where one is ready and the instance is free; see to it that the batcher is woken."""
+        """Begin a batch where one is ready and the instance is free; see to it that the batcher is
+        woken."""
         if model.batcher.ready and not model.batch:
             self._execute(model)
         if model.batcher.alarm_s < math.inf:
-            heapq.heappush(self._events, (model.batcher.alarm_s, next(self._ties), "!" + model.name))
+            heapq.heappush(
+                self._events, (model.batcher.alarm_s, next(self._ties), "!" + model.name)
+            )
 
     def _execute(self, model: SimModel) -> None:
         model.batch = model.batcher.take(self._now_s)

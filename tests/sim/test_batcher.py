@@ -32,7 +32,11 @@ def one_at_a_time(times: list[float], curve: list[float], delay: float) -> list[
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(0, 24), min_size=1, max_size=80), st.integers(1, 6), st.sampled_from([0.0, 1.0, 3.0, 7.5, 20.0]))
+@given(
+    st.lists(st.integers(0, 24), min_size=1, max_size=80),
+    st.integers(1, 6),
+    st.sampled_from([0.0, 1.0, 3.0, 7.5, 20.0]),
+)
 def test_it_is_the_compiled_rule(gaps: list[int], largest: int, delay: float) -> None:
     times = np.cumsum(np.asarray(gaps) / 4.0)
     curve = [6.0 + b / 2 for b in range(largest)]

@@ -25,7 +25,13 @@ def a_carry() -> Carry:
         rate = updated(rate, second + 1.0, 1.0, 100)
         bias, _ = learnt(bias, second + 1.0, [Measured(4, 50, 1.2)], Point(0.4, 0.3))
     here = Allocation(0.4, 8)
-    known = ModelBelief(rate=rate, bias=bias, told=bias.learnt, seen_s=20.0, expected=Expected(here, 100.0, 1.2, 19.0))
+    known = ModelBelief(
+        rate=rate,
+        bias=bias,
+        told=bias.learnt,
+        seen_s=20.0,
+        expected=Expected(here, 100.0, 1.2, 19.0),
+    )
     readings = {name: ModelReading(name, "1", "main", True, "python", here) for name in ("a", "b")}
     held = Held(
         gpus={"a": 0, "b": 0},
@@ -45,7 +51,13 @@ OLD, KNOWN = settings(model("a") + model("b")), Knowledge(identities={"a": "1", 
 
 def test_of_a_model_that_stays_traffic_and_service_times_stay_known() -> None:
     before = a_carry()
-    after = resumed(before, OLD, KNOWN, settings(model("a", slo_ms=50) + model("c")), Knowledge(identities={"a": "1", "c": "1"}))
+    after = resumed(
+        before,
+        OLD,
+        KNOWN,
+        settings(model("a", slo_ms=50) + model("c")),
+        Knowledge(identities={"a": "1", "c": "1"}),
+    )
     assert after.belief.keys() == {"a"}
     assert (after.belief["a"].rate, after.belief["a"].bias, after.belief["a"].seen_s) == (
         before.belief["a"].rate,
@@ -73,5 +85,8 @@ def test_another_profile_forgets_the_bias_and_keeps_the_traffic() -> None:
 
 
 def test_a_model_elsewhere_is_another_model() -> None:
-    assert resumed(a_carry(), OLD, KNOWN, settings(model("a"), url="127.0.0.1:9001"), KNOWN).belief == {}
+    assert (
+        resumed(a_carry(), OLD, KNOWN, settings(model("a"), url="127.0.0.1:9001"), KNOWN).belief
+        == {}
+    )
     assert resumed(a_carry(), OLD, KNOWN, settings(model("a", more="gpu = 1")), KNOWN).belief == {}

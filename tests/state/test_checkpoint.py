@@ -16,7 +16,15 @@ from igniterd.estimate import ModelBelief
 from igniterd.estimators.bias import LEVEL_SD, Bias, Measured, Point, learnt
 from igniterd.estimators.live_curve import LiveCurve, followed, points
 from igniterd.perf import builtin_profile
-from igniterd.state.checkpoint import SAVE_EVERY_S, STALE_S, Memory, identity, plain, recalled, service_times
+from igniterd.state.checkpoint import (
+    SAVE_EVERY_S,
+    STALE_S,
+    Memory,
+    identity,
+    plain,
+    recalled,
+    service_times,
+)
 
 NOW_S, WALL_S = 500.0, 1.7e9
 IDENTITIES = {"resnet50": "abc", "bert": ""}
@@ -26,7 +34,9 @@ def belief() -> dict[str, ModelBelief]:
     bias = Bias()
     for t in range(30):
         bias, _ = learnt(bias, NOW_S - 30 + t, [Measured(4, 50, 1.1)], Point(0.4, 0.3))
-    curve = followed(LiveCurve(), NOW_S, {1: 100, 2: 50}, {1: 10.0, 2: 15.0}, share=None, instances=1)
+    curve = followed(
+        LiveCurve(), NOW_S, {1: 100, 2: 50}, {1: 10.0, 2: 15.0}, share=None, instances=1
+    )
     return {
         "resnet50": ModelBelief(bias=bias, told=bias.learnt, copy=("1", "python")),
         "bert": ModelBelief(curve=curve, copy=("3", "onnxruntime")),
@@ -77,9 +87,19 @@ def test_other_files_are_refused_with_a_reason(data: object, reason: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "nonsense", [{"level": "x"}, {"p_level": -1.0}, {"share": 0.0}, {"level": 1e9}, {"p_both": 1.0}, {"windows": None}]
+    "nonsense",
+    [
+        {"level": "x"},
+        {"p_level": -1.0},
+        {"share": 0.0},
+        {"level": 1e9},
+        {"p_both": 1.0},
+        {"windows": None},
+    ],
 )
-def test_a_model_with_nonsense_is_left_out_with_a_word_and_the_others_are_not(nonsense: dict[str, Any]) -> None:
+def test_a_model_with_nonsense_is_left_out_with_a_word_and_the_others_are_not(
+    nonsense: dict[str, Any],
+) -> None:
     data = kept()
     data["models"]["resnet50"]["bias"] |= nonsense
     out, words = recalled(data, IDENTITIES, 0.0, WALL_S)
@@ -92,7 +112,9 @@ def test_identity_tells_profiles_apart() -> None:
     profile = builtin_profile("v100")
     slower = profile.time_scaled(2.0)
     assert identity(profile, "vgg19") == identity(profile, "vgg19")
-    assert len({identity(profile, "vgg19"), identity(profile, "ssd"), identity(slower, "vgg19")}) == 3
+    assert (
+        len({identity(profile, "vgg19"), identity(profile, "ssd"), identity(slower, "vgg19")}) == 3
+    )
 
 
 def test_written_at_a_slow_pace_and_read_again(tmp_path: Path) -> None:
@@ -114,7 +136,9 @@ def test_written_at_the_end(tmp_path: Path) -> None:
     assert Memory(memory.path, IDENTITIES).recall(0.0, WALL_S).keys() == {"resnet50", "bert"}
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"format": "igniterd-learnt", "version": 1, "saved_s": 1}', "[1, 2]", "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"format": "igniterd-learnt", "version": 1, "saved_s": 1}', "[1, 2]", "\x00"]
+)
 def test_an_unreadable_file_is_a_word_in_the_log(tmp_path: Path, text: str) -> None:
     path = tmp_path / "learnt.json"
     path.write_text(text)
@@ -138,10 +162,19 @@ def test_service_times_in_words(tmp_path: Path) -> None:
     path = tmp_path / "learnt.json"
     assert service_times(path, ["bert"], WALL_S) == {}
     path.write_text(json.dumps(kept()))
-    assert service_times(path, ["bert", "resnet50"], WALL_S) == {"bert": "as it runs now: batches 1 to 2 within 4 %"}
+    assert service_times(path, ["bert", "resnet50"], WALL_S) == {
+        "bert": "as it runs now: batches 1 to 2 within 4 %"
+    }
 
 
-LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=3))
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.integers(), max_size=3),
+)
 
 
 @given(st.data())
@@ -151,7 +184,9 @@ def test_whatever_the_file_holds_it_is_taken_up_usable_or_not_at_all(data: st.Da
     good = kept()
     node: Any = good
     while True:
-        key = data.draw(st.sampled_from(list(node) if isinstance(node, dict) else list(range(len(node)))))
+        key = data.draw(
+            st.sampled_from(list(node) if isinstance(node, dict) else list(range(len(node))))
+        )
         if not (isinstance(node[key], dict | list) and node[key]) or data.draw(st.booleans()):
             break
         node = node[key]
@@ -172,7 +207,14 @@ def test_whatever_the_file_holds_it_is_taken_up_usable_or_not_at_all(data: st.Da
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[" * 20_000, "{}", "null", '"igniterd-learnt"', '{"format": "igniterd-learnt", "version": 1, "saved_s": 1' + "0" * 400 + "}"],
+    [
+        "",
+        "[" * 20_000,
+        "{}",
+        "null",
+        '"igniterd-learnt"',
+        '{"format": "igniterd-learnt", "version": 1, "saved_s": 1' + "0" * 400 + "}",
+    ],
 )
 def test_a_foreign_file_does_not_keep_the_daemon_from_starting(tmp_path: Path, text: str) -> None:
     path = tmp_path / "learnt.json"
@@ -192,4 +234,7 @@ def test_a_disk_that_is_mended_is_said_once(tmp_path: Path) -> None:
         folder.unlink()
         memory._write(kept())
         memory._write(kept())
-    assert [line["event"] for line in said] == ["what is learnt is not kept", "what is learnt is kept again"]
+    assert [line["event"] for line in said] == [
+        "what is learnt is not kept",
+        "what is learnt is kept again",
+    ]

@@ -13,13 +13,22 @@ from igniterd.state.history import KEEP_S, RECENT, SAMPLE_EVERY_S, SCHEMA, Histo
 
 def tick(at_s: float, outcome: Outcomes = Outcomes.HOLD) -> Tick:
     return Tick(
-        int(at_s), at_s, 1000 + at_s, Observation(at_s), Window(at_s, 1.0), Estimate(at_s), Plan(at_s, outcome, "because"), Outcome()
+        int(at_s),
+        at_s,
+        1000 + at_s,
+        Observation(at_s),
+        Window(at_s, 1.0),
+        Estimate(at_s),
+        Plan(at_s, outcome, "because"),
+        Outcome(),
     )
 
 
 def rows(path: Path) -> list[tuple]:
     with sqlite3.connect(path) as connection:
-        return connection.execute("SELECT time_s, outcome, why, moved, state FROM tick ORDER BY time_s").fetchall()
+        return connection.execute(
+            "SELECT time_s, outcome, why, moved, state FROM tick ORDER BY time_s"
+        ).fetchall()
 
 
 def test_keeps_changes_of_mind_and_a_sample_a_minute(tmp_path: Path) -> None:
@@ -33,7 +42,9 @@ def test_keeps_changes_of_mind_and_a_sample_a_minute(tmp_path: Path) -> None:
     assert kept[1][:4] == (1020.0, "wait", "because", 0)
 
 
-def test_a_disk_that_refuses_costs_no_tick_and_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_that_refuses_costs_no_tick_and_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "state").write_text("a file where the folder should be")
     history = History(tmp_path / "state" / "history.db")
     history.record(tick(0.0), lambda: {})
@@ -47,7 +58,9 @@ def test_a_clock_that_jumps_ahead_for_a_while_does_not_empty_the_history(tmp_pat
     for second in range(6):
         year_s = 366 * 86_400.0 if second == 3 else 0.0
         outcome = Outcomes.WAIT if second % 2 else Outcomes.HOLD
-        history.record(replace(tick(float(second), outcome), wall_time_s=1000.0 + second + year_s), lambda: {})
+        history.record(
+            replace(tick(float(second), outcome), wall_time_s=1000.0 + second + year_s), lambda: {}
+        )
     history.close(60.0)  # a busy disk
     assert len(rows(tmp_path / "history.db")) == 6
 
@@ -57,16 +70,22 @@ def test_after_a_month_it_is_forgotten(tmp_path: Path) -> None:
     for number in range(RECENT + 20):
         outcome = Outcomes.WAIT if number % 2 else Outcomes.HOLD
         month_s = KEEP_S + 1000.0 if number >= 20 else 0.0
-        history.record(replace(tick(float(number), outcome), wall_time_s=1000.0 + number + month_s), lambda: {})
+        history.record(
+            replace(tick(float(number), outcome), wall_time_s=1000.0 + number + month_s), lambda: {}
+        )
     history.close(60.0)  # a busy disk
     assert len(rows(tmp_path / "history.db")) == RECENT
 
 
-def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_no_database_is_set_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "history.db").write_bytes(b"somebody else's file, long enough to be looked at" * 50)
     history = History(tmp_path / "history.db")
     for second in range(3):
-        history.record(tick(float(second), Outcomes.WAIT if second % 2 else Outcomes.HOLD), lambda: {})
+        history.record(
+            tick(float(second), Outcomes.WAIT if second % 2 else Outcomes.HOLD), lambda: {}
+        )
     history.close(60.0)  # a busy disk
     assert len(rows(tmp_path / "history.db")) == 2
     assert (tmp_path / "history.db.unreadable").read_bytes().startswith(b"somebody else's")
@@ -80,7 +99,9 @@ def test_a_database_with_another_table_is_set_aside(tmp_path: Path) -> None:
     connection.close()
     history = History(tmp_path / "history.db")
     for second in range(3):
-        history.record(tick(float(second), Outcomes.WAIT if second % 2 else Outcomes.HOLD), lambda: {})
+        history.record(
+            tick(float(second), Outcomes.WAIT if second % 2 else Outcomes.HOLD), lambda: {}
+        )
     history.close(60.0)  # a busy disk
     assert len(rows(tmp_path / "history.db")) == 2
     assert (tmp_path / "history.db.unreadable").exists()
@@ -92,7 +113,10 @@ def filled(path: Path, count: int, limit: int, row: str = "x" * 10_000) -> Histo
     for number in range(count):
         while history._queue.full():
             time.sleep(0.01)
-        history.record(tick(float(number), Outcomes.WAIT if number % 2 else Outcomes.HOLD), lambda: {"models": row})
+        history.record(
+            tick(float(number), Outcomes.WAIT if number % 2 else Outcomes.HOLD),
+            lambda: {"models": row},
+        )
     history.close(60.0)
     return history
 
@@ -120,7 +144,10 @@ def test_a_file_of_an_older_igniterd_shrinks_too(tmp_path: Path, limit: int) -> 
     path = tmp_path / "history.db"
     with sqlite3.connect(path) as connection:
         connection.executescript(SCHEMA.replace("PRAGMA auto_vacuum = INCREMENTAL;", ""))
-        connection.executemany("INSERT INTO tick VALUES (?, 'hold', 'why', 0, ?)", [(float(n), "x" * 10_000) for n in range(800)])
+        connection.executemany(
+            "INSERT INTO tick VALUES (?, 'hold', 'why', 0, ?)",
+            [(float(n), "x" * 10_000) for n in range(800)],
+        )
     connection.close()
     assert path.stat().st_size > 8_000_000
     filled(path, 10, limit)

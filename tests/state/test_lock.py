@@ -101,7 +101,9 @@ def test_another_user_who_holds_a_former_versions_file_stops_nothing(shared: Pat
 
 @as_root
 @pytest.mark.parametrize("listens", [True, False])
-def test_a_name_that_another_user_took_is_said_and_stops_nothing(tmp_path: Path, listens: bool) -> None:
+def test_a_name_that_another_user_took_is_said_and_stops_nothing(
+    tmp_path: Path, listens: bool
+) -> None:
     url = f"127.0.0.1:{free_port()}"
 
     def squat() -> list[socket.socket]:
@@ -120,7 +122,8 @@ def test_a_name_that_another_user_took_is_said_and_stops_nothing(tmp_path: Path,
 
 @as_root
 def test_the_igniterd_of_the_states_owner_is_believed(shared: Path) -> None:
-    """Root starts a second one by hand beside the service: that is another igniterd, no squatter."""
+    """Root starts a second one by hand beside the service: that is another igniterd, no
+    squatter."""
     for name in ("theirs", "roots"):
         (shared / name).mkdir()
         os.chown(shared / name, NOBODY, NOBODY)
@@ -160,7 +163,9 @@ SPELLINGS = ("127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", socket.get
 
 @pytest.mark.parametrize("first", SPELLINGS)
 @pytest.mark.parametrize("up", ["down", "everywhere"])
-def test_a_triton_is_one_however_its_address_is_spelled(tmp_path: Path, first: str, up: str) -> None:
+def test_a_triton_is_one_however_its_address_is_spelled(
+    tmp_path: Path, first: str, up: str
+) -> None:
     if up == "down":
         _all_refused(tmp_path, first, free_port())
     else:

@@ -43,11 +43,23 @@ def test_commands_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
     assert Released(tmp_path / FILE).now() == set(wanted)
 
 
-ODD = ["", "{", "[]", '{"models": 3}', '{"models": {"a": {}}}', '{"format": "x"}', "\0", "[" * 100_000, '{"version": 2}']
+ODD = [
+    "",
+    "{",
+    "[]",
+    '{"models": 3}',
+    '{"models": {"a": {}}}',
+    '{"format": "x"}',
+    "\0",
+    "[" * 100_000,
+    '{"version": 2}',
+]
 
 
 @pytest.mark.parametrize("text", ODD)
-def test_what_cannot_be_read_is_said_once_and_the_last_list_stands(tmp_path: Path, text: str) -> None:
+def test_what_cannot_be_read_is_said_once_and_the_last_list_stands(
+    tmp_path: Path, text: str
+) -> None:
     path = tmp_path / FILE
     given_back(tmp_path, ["a"])
     daemon = Released(path)
@@ -81,13 +93,19 @@ def test_it_is_bounded(tmp_path: Path) -> None:
 
 
 def test_a_state_that_is_not_there_is_said_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(CannotRun, match=r"run this on the daemon's host as the user that owns .* IGNITERD_HANDS_OFF"):
+    with pytest.raises(
+        CannotRun,
+        match=r"run this on the daemon's host as the user that owns .* IGNITERD_HANDS_OFF",
+    ):
         given_back(tmp_path / "none", ["a"])
 
 
 def test_take_by_the_command(tmp_path: Path) -> None:
     file = tmp_path / "igniterd.toml"
-    file.write_text(f'[state]\ndirectory = "{tmp_path}"\n[[triton]]\nurl = "127.0.0.1:9"\n[[model]]\nname = "a"\nslo_p99_ms = 5\n')
+    file.write_text(
+        f'[state]\ndirectory = "{tmp_path}"\n[[triton]]\nurl = "127.0.0.1:9"\n[[model]]\nname = '
+        '"a"\nslo_p99_ms = 5\n'
+    )
     given_back(tmp_path, ["a", "b"])
     done = CliRunner().invoke(app, ["take", "a", "c", "--config", str(file)])
     assert done.exit_code == 1

@@ -1,12 +1,15 @@
-"""Triton's gRPC API and metrics page: what runs, how it is configured, and changing the configuration of one model.
+"""Triton's gRPC API and metrics page: what runs, how it is configured, and changing the
+configuration of one model.
 
-One :class:`TritonClient` speaks to one tritonserver. A tick costs one ``ModelStatistics`` call for all models, one read of the metrics
-page where there is one, and a ``ModelConfig`` call for each model whose counters restarted or whose configuration has not been read for
-``config_max_age_s``. While a model is being reloaded Triton answers all of these for the old copy until the new one has taken over; one
-whose load was not answered in time is therefore asked for its configuration at every tick, until it is what was asked for.
+One :class:`TritonClient` speaks to one tritonserver. A tick costs one ``ModelStatistics`` call for
+all models, one read of the metrics page where there is one, and a ``ModelConfig`` call for each
+model whose counters restarted or whose configuration has not been read for ``config_max_age_s``.
+While a model is being reloaded Triton answers all of these for the old copy until the new one has
+taken over; one whose load was not answered in time is therefore asked for its configuration at
+every tick, until it is what was asked for.
 
-Models that nobody asked about are looked at in the same way: an ensemble refuses to go on with a member whose batches became smaller than
-its own.
+Models that nobody asked about are looked at in the same way: an ensemble refuses to go on with a
+member whose batches became smaller than its own.
 """
 
 from __future__ import annotations
@@ -42,12 +45,16 @@ from igniterd.errors import NotNow, Refused, Unanswered, Unreachable
 from igniterd.records import Allocation, Gap, ModelReading
 
 _CONTROL_PROBE = "igniterd-asks-for-the-model-control-mode"
-_HOMELESS = "it is in no model repository: it was loaded with files that only whoever loaded it has, and any other load of it fails"
+_HOMELESS = (
+    "it is in no model repository: it was loaded with files that only whoever loaded it "
+    "has, and any other load of it fails"
+)
 ROUNDS = 1.8  # deadlines that a look at all models may take: a tick gives up after two
 
 
 class TritonClient:
-    """One tritonserver. Every method raises :class:`Unreachable` without an answer in time and :class:`Refused` on Triton's no."""
+    """One tritonserver. Every method raises :class:`Unreachable` without an answer in time and
+    :class:`Refused` on Triton's no."""
 
     def __init__(
         self,
@@ -66,13 +73,15 @@ class TritonClient:
         reach: Reach = PLAIN,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`url` is ``host:port`` of the gRPC endpoint; `http_url` is asked only for what gRPC cannot tell; `headers` go with every call
-        (``--grpc-restricted-protocol``); `gpus`: of models that choose theirs themselves; `shares_dir`: the folder of shares, under the
-        path at which Triton sees it."""
+        """`url` is ``host:port`` of the gRPC endpoint; `http_url` is asked only for what gRPC
+        cannot tell; `headers` go with every call (``--grpc-restricted-protocol``); `gpus`: of
+        models that choose theirs themselves; `shares_dir`: the folder of shares, under the path at
+        which Triton sees it."""
         self.name = name
         self.url = url
         self.metrics_gap: Gap | None = None
-        """Why the last :meth:`read_models` had no pending counts or quantiles, though a metrics page is configured."""
+        """Why the last :meth:`read_models` had no pending counts or quantiles, though a metrics
+        page is configured."""
         self._timeout_s = timeout_s
         self._reload_timeout_s = reload_timeout_s
         self._shares_dir = shares_dir
@@ -100,8 +109,8 @@ class TritonClient:
         self._http = TritonHttp(http_url, timeout_s, headers or {}, tls) if http_url else None
 
     async def server(self) -> ServerInfo:
-        """Whether it is up, and whether it takes configurations. Changes nothing: the mode shows in the answer to unloading a model that
-        does not exist."""
+        """Whether it is up, and whether it takes configurations. Changes nothing: the mode shows in
+        the answer to unloading a model that does not exist."""
         live, ready, metadata = await asyncio.gather(
             self._call("ServerLive", service_pb2.ServerLiveRequest()),
             self._call("ServerReady", service_pb2.ServerReadyRequest()),
@@ -109,11 +118,22 @@ class TritonClient:
         )
         control, reason = await self._control()
         version = metadata.version
-        return ServerInfo(live.live, ready.ready, version, tuple(metadata.extensions), control, reason, too_old(version))
+        return ServerInfo(
+            live.live,
+            ready.ready,
+            version,
+            tuple(metadata.extensions),
+            control,
+            reason,
+            too_old(version),
+        )
 
     async def _control(self) -> tuple[Control, str]:
         try:
-            await self._call("RepositoryModelUnload", service_pb2.RepositoryModelUnloadRequest(model_name=_CONTROL_PROBE))
+            await self._call(
+                "RepositoryModelUnload",
+                service_pb2.RepositoryModelUnloadRequest(model_name=_CONTROL_PROBE),
+            )
         except Unreachable as error:
             return Control.UNKNOWN, str(error)
         except Refused as error:
@@ -124,16 +144,24 @@ class TritonClient:
         return Control.EXPLICIT, ""
 
     async def refuses_loads(self) -> str:
-        """Why configurations cannot be changed on this server, or an empty string. Changes nothing."""
-        with contextlib.suppress(NotNow):  # a server may restrict this call too; what cannot be known is not in the way
+        """Why configurations cannot be changed on this server, or an empty string. Changes
+        nothing."""
+        # a server may restrict this call too; what cannot be known is not in the way
+        with contextlib.suppress(NotNow):
             metadata = await self._call("ServerMetadata", service_pb2.ServerMetadataRequest())
             if old := too_old(metadata.version):
                 return old
         control, reason = await self._control()
         if control is Control.NOT_EXPLICIT:
-            return f"model control is {control.value}; start tritonserver with --model-control-mode=explicit ({reason})"
+            return (
+                f"model control is {control.value}; start tritonserver with "
+                f"--model-control-mode=explicit ({reason})"
+            )
         if control is Control.RESTRICTED:
-            header = "it wants a header: [[triton]] header of the configuration, or --header of igniterd profile"
+            header = (
+                "it wants a header: [[triton]] header of the configuration, or --header of "
+                "igniterd profile"
+            )
             return f"its model repository API is {control.value}; {header} ({reason})"
         return ""
 
@@ -142,14 +170,19 @@ class TritonClient:
         return await self._index(self._timeout_s)
 
     async def _index(self, timeout_s: float) -> tuple[IndexEntry, ...]:
-        answer = await self._call("RepositoryIndex", service_pb2.RepositoryIndexRequest(), timeout_s=timeout_s)
-        return tuple(IndexEntry(entry.name, entry.version, entry.state, entry.reason) for entry in answer.models)
+        answer = await self._call(
+            "RepositoryIndex", service_pb2.RepositoryIndexRequest(), timeout_s=timeout_s
+        )
+        return tuple(
+            IndexEntry(entry.name, entry.version, entry.state, entry.reason)
+            for entry in answer.models
+        )
 
     async def config(self, model: str) -> ModelConfig:
         """What is set of the configuration that serves now.
 
-        One with fields that this tritonclient does not know is read from `http_url`, where they have names. :class:`Refused` without
-        one: a reload with what is known would drop them.
+        One with fields that this tritonclient does not know is read from `http_url`, where they
+        have names. :class:`Refused` without one: a reload with what is known would drop them.
         """
         message = await self._config_message(model)
         unknown = unknown_fields(message)
@@ -159,18 +192,26 @@ class TritonClient:
             raise Refused(f"{model}: {_cannot_be_kept(unknown)}")
         return await self._http.config(model)
 
-    async def load(self, model: str, config: ModelConfig | None, files: Mapping[str, bytes] | None = None, *, exact: bool = False) -> None:
+    async def load(
+        self,
+        model: str,
+        config: ModelConfig | None,
+        files: Mapping[str, bytes] | None = None,
+        *,
+        exact: bool = False,
+    ) -> None:
         """Reload `model` with `config` in place of its file's. Returns when the new copy serves.
 
-        `files`, named as in the model's folder (``1/model.py``), stand in for the whole folder, by default those that a hosted model
-        must have; a later load without them has the repository's folder again. The parameter IGNITERD_LOAD is added, so that Triton
-        sees a change in any case; `exact` sends `config` as it is, and then one that Triton has already is answered and not loaded.
-        Without `config` Triton is asked for the repository's own, which it may also take for no change (24.10 after a load with
-        another configuration).
+        `files`, named as in the model's folder (``1/model.py``), stand in for the whole folder, by
+        default those that a hosted model must have; a later load without them has the repository's
+        folder again. The parameter IGNITERD_LOAD is added, so that Triton sees a change in any
+        case; `exact` sends `config` as it is, and then one that Triton has already is answered and
+        not loaded. Without `config` Triton is asked for the repository's own, which it may also
+        take for no change (24.10 after a load with another configuration).
 
         :class:`Refused` carries Triton's words and the old copy goes on serving. After :class:`Unanswered` Triton may still finish the
         load: until it has, or for as long again, readings of the model say that it is ``loading``.
-        """
+        """  # noqa: E501
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
         wanted: Allocation | None = None
         if config is not None:
@@ -190,7 +231,9 @@ class TritonClient:
             await self._call("RepositoryModelLoad", request, timeout_s=self._reload_timeout_s)
         except Unanswered as error:
             self._unsettled.unanswered(model, wanted, self._clock(), self._reload_timeout_s)
-            raise Unanswered(f"{error} ([[triton]] reload_timeout_s): it may finish loading {model} yet") from error
+            raise Unanswered(
+                f"{error} ([[triton]] reload_timeout_s): it may finish loading {model} yet"
+            ) from error
         except Unreachable:
             if connected:  # it was asked, and is heard of no more: if it has not ended, it goes on
                 self._unsettled.unanswered(model, wanted, self._clock(), self._reload_timeout_s)
@@ -206,10 +249,13 @@ class TritonClient:
             return None
 
     async def unload(self, model: str) -> None:
-        """Take `model` out of service. Returns at once; the repository's index says UNLOADING until its requests are answered."""
+        """Take `model` out of service. Returns at once; the repository's index says UNLOADING until
+        its requests are answered."""
         self._unsettled.forget(model)
         try:
-            await self._call("RepositoryModelUnload", service_pb2.RepositoryModelUnloadRequest(model_name=model))
+            await self._call(
+                "RepositoryModelUnload", service_pb2.RepositoryModelUnloadRequest(model_name=model)
+            )
         finally:
             self._changed(model)
 
@@ -217,14 +263,16 @@ class TritonClient:
         self._losses += 1
 
     def _changed(self, model: str) -> None:
-        """A tick may have read the old configuration while the new copy was loading, or be reading it now."""
+        """A tick may have read the old configuration while the new copy was loading, or be reading
+        it now."""
         self._configs.changed(model)
         self._list.forget(model)
         self._executed.pop(model, None)
 
     @property
     def strangers(self) -> frozenset[str]:
-        """Models that were served at the last :meth:`read_models` though nobody asked about them."""
+        """Models that were served at the last :meth:`read_models` though nobody asked about
+        them."""
         return self._others.names
 
     @property
@@ -234,18 +282,23 @@ class TritonClient:
 
     @property
     def copies(self) -> frozenset[str]:
-        """Copies of models that were being compared with them then (:mod:`igniterd.adopt`), or were left behind."""
+        """Copies of models that were being compared with them then (:mod:`igniterd.adopt`), or were
+        left behind."""
         return self._others.copies
 
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
-        """A reading for each of `names`, or why there is none. Raises :class:`Unreachable` when Triton does not answer at all.
+        """A reading for each of `names`, or why there is none. Raises :class:`Unreachable` when
+        Triton does not answer at all.
 
-        A metrics page that does not answer costs only its own readings: see :attr:`metrics_gap`. What cannot be said of one model in
-        time costs the others nothing: it takes less than twice the deadline of a call.
+        A metrics page that does not answer costs only its own readings: see :attr:`metrics_gap`.
+        What cannot be said of one model in time costs the others nothing: it takes less than twice
+        the deadline of a call.
         """
         wanted, losses, time_s = tuple(names), self._losses, asyncio.get_running_loop().time
         until_s = time_s() + ROUNDS * self._timeout_s
-        (served, at_s), metrics = await asyncio.gather(self._statistics(wanted), self._read_metrics())
+        (served, at_s), metrics = await asyncio.gather(
+            self._statistics(wanted), self._read_metrics()
+        )
         if losses != self._losses_seen:
             self._configs.disbelieve()
         marks = self._configs.marks()
@@ -268,21 +321,30 @@ class TritonClient:
             self._is_it_another(served, marks)
             self._losses_seen = losses
         self._executed = {name: each.executed for name, each in served.items()}
-        return {name: failed.get(name) or self._reading(name, served[name], metrics, at_s) for name in wanted}
+        return {
+            name: failed.get(name) or self._reading(name, served[name], metrics, at_s)
+            for name in wanted
+        }
 
     async def _statistics(self, wanted: Iterable[str]) -> tuple[dict[str, Served], float]:
-        """Everything that is served, and when that was answered. Where one model spoils the answer for all, each of ``wanted``."""
+        """Everything that is served, and when that was answered. Where one model spoils the answer
+        for all, each of ``wanted``."""
         try:
             answers = [await self._call("ModelStatistics", service_pb2.ModelStatisticsRequest())]
         except Refused as error:
-            each = await asyncio.gather(*(self.statistics(name) for name in wanted), return_exceptions=True)
+            each = await asyncio.gather(
+                *(self.statistics(name) for name in wanted), return_exceptions=True
+            )
             answers = [answer for answer in each if not isinstance(answer, BaseException)]
             if not answers:
                 raise error from None
-        return by_model(chain.from_iterable(answer.model_stats for answer in answers)), self._clock()
+        return by_model(
+            chain.from_iterable(answer.model_stats for answer in answers)
+        ), self._clock()
 
     def _is_it_another(self, served: Mapping[str, Served], marks: Mapping[str, str]) -> None:
-        """After the connection was lost: a new server finishes no load that the old one was asked for."""
+        """After the connection was lost: a new server finishes no load that the old one was asked
+        for."""
         now = Trace({name: each.executed for name, each in served.items()}, self._configs.marks())
         if Trace(self._executed, marks).of_another(now):
             self._unsettled.forget_all()
@@ -290,15 +352,20 @@ class TritonClient:
     async def old_copy(self, model: str) -> str:
         """Why a copy of the model that should be gone seems still there, or an empty string.
 
-        Triton tells of one only after an unload, or where another version takes its place. After a reload of the
-        same version neither index nor statistics know the old copy, though its ``finalize`` may hang for ever
-        (23.12 and 24.10): then its processes are the only sign.
+        Triton tells of one only after an unload, or where another version takes its place. After a
+        reload of the same version neither index nor statistics know the old copy, though its
+        ``finalize`` may hang for ever (23.12 and 24.10): then its processes are the only sign.
         """
-        going = [entry.version for entry in await self.index() if (entry.name, entry.state) == (model, "UNLOADING")]
+        going = [
+            entry.version
+            for entry in await self.index()
+            if (entry.name, entry.state) == (model, "UNLOADING")
+        ]
         return f"Triton is still unloading version {', '.join(going)} of {model}" if going else ""
 
     async def applied_now(self, names: Iterable[str]) -> dict[str, Allocation]:
-        """What is applied at this moment, read anew: for whoever is about to change something. Without what cannot be read."""
+        """What is applied at this moment, read anew: for whoever is about to change something.
+        Without what cannot be read."""
         return await self._configs.now(names, self._timeout_s)
 
     def read_configs_again(self) -> None:
@@ -314,11 +381,18 @@ class TritonClient:
         return bytes(await self._call("ModelInfer", request, timeout_s=timeout_s))
 
     async def register_memory(self, name: str, key: str, size: int) -> None:
-        """Let Triton read inputs from the POSIX shared memory `key`; :class:`Refused` where it cannot see it (on another host)."""
-        await self._call("SystemSharedMemoryRegister", service_pb2.SystemSharedMemoryRegisterRequest(name=name, key=key, byte_size=size))
+        """Let Triton read inputs from the POSIX shared memory `key`; :class:`Refused` where it
+        cannot see it (on another host)."""
+        await self._call(
+            "SystemSharedMemoryRegister",
+            service_pb2.SystemSharedMemoryRegisterRequest(name=name, key=key, byte_size=size),
+        )
 
     async def forget_memory(self, name: str) -> None:
-        await self._call("SystemSharedMemoryUnregister", service_pb2.SystemSharedMemoryUnregisterRequest(name=name))
+        await self._call(
+            "SystemSharedMemoryUnregister",
+            service_pb2.SystemSharedMemoryUnregisterRequest(name=name),
+        )
 
     async def close(self) -> None:
         await self._list.close()
@@ -331,7 +405,11 @@ class TritonClient:
     # ------------------------------------------------------------ inside
 
     async def _config_message(self, model: str, timeout_s: float | None = None) -> Any:
-        return (await self._call("ModelConfig", service_pb2.ModelConfigRequest(name=model), timeout_s=timeout_s)).config
+        return (
+            await self._call(
+                "ModelConfig", service_pb2.ModelConfigRequest(name=model), timeout_s=timeout_s
+            )
+        ).config
 
     async def _read_metrics(self) -> dict[ModelVersion, ModelMetrics]:
         self.metrics_gap = None
@@ -345,13 +423,20 @@ class TritonClient:
         if self._metrics.note != self._noted:
             self._noted = self._metrics.note
             if self._noted:
-                structlog.get_logger("igniterd").info("metrics page", triton=self.name, note=self._noted)
+                structlog.get_logger("igniterd").info(
+                    "metrics page", triton=self.name, note=self._noted
+                )
         return found
 
-    async def _look_at_others(self, due: list[str], served: Mapping[str, Served], limit_s: float) -> None:
-        """Read the configurations of models that nobody asked about. One that cannot be read is no fault."""
+    async def _look_at_others(
+        self, due: list[str], served: Mapping[str, Served], limit_s: float
+    ) -> None:
+        """Read the configurations of models that nobody asked about. One that cannot be read is no
+        fault."""
         now_s = self._clock()
-        answers = await asyncio.gather(*(self._config_message(name, limit_s) for name in due), return_exceptions=True)
+        answers = await asyncio.gather(
+            *(self._config_message(name, limit_s) for name in due), return_exceptions=True
+        )
         for name, answer in zip(due, answers, strict=True):
             if not isinstance(answer, BaseException):
                 self._others.learn(name, answer, served[name], now_s)
@@ -362,21 +447,35 @@ class TritonClient:
             return _cannot_be_kept(known.unknown)
         return _HOMELESS if self._list.homeless(name) else ""
 
-    def _reading(self, name: str, served: Served, metrics: Mapping[ModelVersion, ModelMetrics], at_s: float) -> ModelReading | NotNow:
+    def _reading(
+        self, name: str, served: Served, metrics: Mapping[ModelVersion, ModelMetrics], at_s: float
+    ) -> ModelReading | NotNow:
         known = self._configs.of(name)
         if known is None:
-            return Unanswered(f"model {name!r}: it is being loaded, and its configuration is not known yet")
+            return Unanswered(
+                f"model {name!r}: it is being loaded, and its configuration is not known yet"
+            )
         loading = self._unsettled.loading(name, known.allocation, len(served.all), self._clock())
         unloadable = self._unloadable(name, known)
         try:
-            return reading(self.name, served, known, metrics, loading=loading, unloadable=unloadable, at_s=at_s)
+            return reading(
+                self.name, served, known, metrics, loading=loading, unloadable=unloadable, at_s=at_s
+            )
         except Refused as error:
             return error
 
     async def _call(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:
-        return await self._channel.call(method, request, self._timeout_s if timeout_s is None else timeout_s)
+        return await self._channel.call(
+            method, request, self._timeout_s if timeout_s is None else timeout_s
+        )
 
 
 def _cannot_be_kept(unknown: tuple[str, ...]) -> str:
-    fields = f"its configuration has fields that the installed tritonclient does not know ({', '.join(unknown)})"
-    return f"{fields}, and a reload would drop them: install the tritonclient of Triton's version, or give [[triton]] http_url"
+    fields = (
+        "its configuration has fields that the installed tritonclient does not know "
+        f"({', '.join(unknown)})"
+    )
+    return (
+        f"{fields}, and a reload would drop them: install the tritonclient of Triton's "
+        "version, or give [[triton]] http_url"
+    )

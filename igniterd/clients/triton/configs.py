@@ -27,8 +27,8 @@ Ask = Callable[[str, float], Awaitable[Any]]
 
 
 class Configurations:
-    """``ask`` reads the ``ModelConfig`` message of a model, within a deadline in seconds; ``moved`` is
-    told of one that somebody changed: it may have been put elsewhere."""
+    """``ask`` reads the ``ModelConfig`` message of a model, within a deadline in seconds; ``moved``
+    is told of one that somebody changed: it may have been put elsewhere."""
 
     def __init__(
         self,
@@ -43,10 +43,16 @@ class Configurations:
         clock: Callable[[], float],
     ) -> None:
         self._ask, self._looks, self._moved, self._clock = ask, looks, moved, clock
-        self._max_age_s, self._gpus, self._shares_dir, self._reach = max_age_s, gpus, shares_dir, reach
+        self._max_age_s, self._gpus, self._shares_dir, self._reach = (
+            max_age_s,
+            gpus,
+            shares_dir,
+            reach,
+        )
         self._known: dict[str, Known] = {}
         self._reloads: dict[str, int] = {}
-        self._asked: dict[str, tuple[str, Allocation | None]] = {}  # what the last load of each model was to bring, and its mark
+        # what the last load of each model was to bring, and its mark
+        self._asked: dict[str, tuple[str, Allocation | None]] = {}
 
     def of(self, name: str) -> Known | None:
         """What is known of a model."""
@@ -68,10 +74,15 @@ class Configurations:
         """What is applied at this moment, read anew; without those that cannot be read."""
         began_s, wanted = self._clock(), list(names)
         await self.refresh(wanted, {}, limit_s)
-        return {n: known.allocation for n in wanted if (known := self.of(n)) and known.seen_at_s >= began_s}
+        return {
+            n: known.allocation
+            for n in wanted
+            if (known := self.of(n)) and known.seen_at_s >= began_s
+        }
 
     def changed(self, name: str) -> None:
-        """A tick may have read the old configuration while the new copy was loading, or be reading it now."""
+        """A tick may have read the old configuration while the new copy was loading, or be reading
+        it now."""
         self._known.pop(name, None)
         self._reloads[name] = self._reloads.get(name, 0) + 1
 
@@ -86,11 +97,15 @@ class Configurations:
             known.read_at_s = known.seen_at_s = float("-inf")
 
     def age_s(self, name: str) -> float:
-        """Models first read together must not all be read together ever after: the first reading is given an age of its own."""
+        """Models first read together must not all be read together ever after: the first reading is
+        given an age of its own."""
         return self._max_age_s * (crc32(name.encode()) % 97) / 97.0
 
-    def due(self, served: Mapping[str, Served], wanted: Iterable[str], unsettled: Callable[[str], bool]) -> list[str]:
-        """Which of ``wanted`` may have changed since they were read, and a few of those that were read longest ago."""
+    def due(
+        self, served: Mapping[str, Served], wanted: Iterable[str], unsettled: Callable[[str], bool]
+    ) -> list[str]:
+        """Which of ``wanted`` may have changed since they were read, and a few of those that were
+        read longest ago."""
         now_s, due, idle = self._clock(), list[str](), list[tuple[float, str]]()
         for name in wanted:
             if name not in served:
@@ -105,7 +120,9 @@ class Configurations:
     def _stale(self, known: Known, served: Served, now_s: float) -> bool:
         return known.restarted_in(served) or now_s - known.read_at_s >= self._max_age_s
 
-    async def refresh(self, due: list[str], served: Mapping[str, Served], limit_s: float) -> dict[str, NotNow]:
+    async def refresh(
+        self, due: list[str], served: Mapping[str, Served], limit_s: float
+    ) -> dict[str, NotNow]:
         """Read the configurations of ``due``. Returns what is not known, and why."""
         now_s, began_s = self._clock(), asyncio.get_running_loop().time()
         reloads, raced = dict(self._reloads), list[str]()
@@ -116,7 +133,8 @@ class Configurations:
                 raced.append(name)  # reloaded while it was read: the answer may be the old copy's
             elif isinstance(answer, NotNow):
                 if not self._kept(name, answer, served.get(name), now_s):
-                    self._known.pop(name, None)  # what is applied is not known, so nothing is said of the model
+                    # what is applied is not known, so nothing is said of the model
+                    self._known.pop(name, None)
                     failed[name] = answer
             elif (wrong := self._know(name, *answer, now_s)) is not None:
                 failed[name] = wrong
@@ -135,9 +153,15 @@ class Configurations:
             return error
 
     def _kept(self, name: str, why: NotNow, served: Served | None, now_s: float) -> bool:
-        """Whether what was known is still believed: the model was read, and only its configuration came too late."""
+        """Whether what was known is still believed: the model was read, and only its configuration
+        came too late."""
         known = self._known.get(name)
-        if known is None or served is None or not isinstance(why, Unanswered) or known.restarted_in(served):
+        if (
+            known is None
+            or served is None
+            or not isinstance(why, Unanswered)
+            or known.restarted_in(served)
+        ):
             return False
         return now_s - known.seen_at_s < KEPT * self._max_age_s
 
@@ -152,8 +176,16 @@ class Configurations:
             self._moved(name)
         age_s = 0.0 if before is not None else self.age_s(name)
         try:
-            known = known_of(message, now_s - age_s, self._gpus.get(name), shares_dir=self._shares_dir, reach=self._reach, own=own)
-        except Exception as error:  # a configuration nobody thought of: this model is not read, and the others are
+            known = known_of(
+                message,
+                now_s - age_s,
+                self._gpus.get(name),
+                shares_dir=self._shares_dir,
+                reach=self._reach,
+                own=own,
+            )
+        # a configuration nobody thought of: this model is not read, and the others are
+        except Exception as error:
             self._known.pop(name, None)
             return Refused(f"model {name!r}: its configuration is not understood: {error!r}")
         known.seen_at_s = now_s

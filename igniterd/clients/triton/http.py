@@ -1,7 +1,8 @@
-"""Triton's HTTP endpoint, for the one thing that gRPC does not give: a configuration in the server's own words.
+"""Triton's HTTP endpoint, for the one thing that gRPC does not give: a configuration in the
+server's own words.
 
-Over gRPC a field that this tritonclient does not know comes as a number without a name, and cannot be written into a load. The JSON that
-the server makes of its own configuration has the names.
+Over gRPC a field that this tritonclient does not know comes as a number without a name, and cannot
+be written into a load. The JSON that the server makes of its own configuration has the names.
 """
 
 from __future__ import annotations
@@ -21,19 +22,25 @@ from igniterd.errors import CannotRun, Refused, Unreachable
 
 
 class TritonHttp:
-    """Reads configurations from the server at ``url``, with the headers and certificates of its gRPC endpoint."""
+    """Reads configurations from the server at ``url``, with the headers and certificates of its
+    gRPC endpoint."""
 
-    def __init__(self, url: str, timeout_s: float, headers: Mapping[str, str], tls: TlsFiles | None) -> None:
+    def __init__(
+        self, url: str, timeout_s: float, headers: Mapping[str, str], tls: TlsFiles | None
+    ) -> None:
         self._server = Address.of(url)
         self._timeout_s, self._headers, self._tls = timeout_s, dict(headers), tls
         self._session: aiohttp.ClientSession | None = None
 
     async def config(self, model: str) -> dict[str, Any]:
-        """The configuration that serves now, defaults of the server and all. Raises :class:`Unreachable` or :class:`Refused`."""
+        """The configuration that serves now, defaults of the server and all. Raises
+        :class:`Unreachable` or :class:`Refused`."""
         path = f"/v2/models/{quote(model, safe='')}/config"
         page = _below(self._server.shown, path)
         try:
-            async with self._connected().get(_below(self._server.url, path), allow_redirects=False) as answer:
+            async with self._connected().get(
+                _below(self._server.url, path), allow_redirects=False
+            ) as answer:
                 said = await answer.read()
                 if answer.status != HTTPStatus.OK:
                     raise Refused(f"{page}: HTTP status {answer.status}")
@@ -58,7 +65,9 @@ class TritonHttp:
         if self._session is None:
             connector = aiohttp.TCPConnector(ssl=True if self._tls is None else _context(self._tls))
             timeout = aiohttp.ClientTimeout(total=self._timeout_s)
-            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._server.headers | self._headers)
+            self._session = aiohttp.ClientSession(
+                connector=connector, timeout=timeout, headers=self._server.headers | self._headers
+            )
         return self._session
 
 

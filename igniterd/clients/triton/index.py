@@ -1,7 +1,7 @@
 """Triton's list of its repository, asked for without making anything else wait.
 
-Listing a bucket, or many models, may take seconds. The question has a deadline of its own and goes on
-while others do without its answer; a late answer serves the next one who asks.
+Listing a bucket, or many models, may take seconds. The question has a deadline of its own and goes
+on while others do without its answer; a late answer serves the next one who asks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from igniterd.errors import NotNow, NotServed, Refused, Unanswered
 
 DEADLINE_S = 30.0
 GOOD_FOR_S = 60.0  # an answer this old stands in while the next one is on its way
-_COMING = ("LOADING", "READY")  # index and statistics are two calls: what is ready now may have been loading a moment ago
+# index and statistics are two calls: what is ready now may have been loading a moment ago
+_COMING = ("LOADING", "READY")
 
 Ask = Callable[[float], Awaitable[tuple[IndexEntry, ...]]]
 
@@ -28,7 +29,8 @@ class RepositoryList:
         self._asking: asyncio.Task[tuple[IndexEntry, ...]] | None = None
         self._last: dict[str, IndexEntry] = {}
         self._last_s = float("-inf")
-        self._homes: dict[str, bool | None] = {}  # whether each model was found in a repository; None: not known yet
+        # whether each model was found in a repository; None: not known yet
+        self._homes: dict[str, bool | None] = {}
 
     def forget(self, model: str) -> None:
         """It may be elsewhere now."""
@@ -51,7 +53,8 @@ class RepositoryList:
         return {name: _not_served(name, entries.get(name), self._triton) for name in missing}
 
     async def look_for(self, names: Iterable[str], wait_s: float) -> None:
-        """Find out which of ``names`` are in a repository: each once. Without an answer none is homeless."""
+        """Find out which of ``names`` are in a repository: each once. Without an answer none is
+        homeless."""
         new = [name for name in names if name not in self._homes]
         if not new:
             return
@@ -66,7 +69,8 @@ class RepositoryList:
             await asyncio.wait([self._asking])
 
     async def _entries(self, wait_s: float, *, at_once: bool = False) -> Mapping[str, IndexEntry]:
-        """The list as told now; within ``wait_s``, or the last one. ``at_once``: no old one will do."""
+        """The list as told now; within ``wait_s``, or the last one. ``at_once``: no old one will
+        do."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.ensure_future(self._ask(max(wait_s, DEADLINE_S)))
             self._asking.add_done_callback(self._told)
@@ -75,7 +79,9 @@ class RepositoryList:
             return {entry.name: entry for entry in self._asking.result()}
         if not at_once and self._clock() - self._last_s < GOOD_FOR_S:
             return self._last
-        raise Unanswered(f"the repository of Triton {self._triton!r} was not listed in {wait_s:.2g} s")
+        raise Unanswered(
+            f"the repository of Triton {self._triton!r} was not listed in {wait_s:.2g} s"
+        )
 
     def _told(self, asked: asyncio.Task[tuple[IndexEntry, ...]]) -> None:
         if asked.cancelled() or asked.exception() is not None:
@@ -90,7 +96,8 @@ class RepositoryList:
 def _not_served(name: str, entry: IndexEntry | None, triton: str) -> NotNow:
     if entry is None:
         return Refused(
-            f"model {name!r} is not in the repository of Triton {triton!r}: check [[model]] name and triton in the configuration"
+            f"model {name!r} is not in the repository of Triton {triton!r}: check [[model]] name "
+            "and triton in the configuration"
         )
     state = entry.state or "not loaded"
     reason = entry.reason.splitlines()

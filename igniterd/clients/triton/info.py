@@ -11,13 +11,15 @@ class Control(StrEnum):
 
     EXPLICIT = "explicit"
     NOT_EXPLICIT = "not explicit"  # none or poll: Triton refuses to load with another configuration
-    RESTRICTED = "restricted"  # --grpc-restricted-protocol wants a header for the model repository API
+    # --grpc-restricted-protocol wants a header for the model repository API
+    RESTRICTED = "restricted"
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """``ready`` is false while startup models load; ``control_reason`` is Triton's own sentence where control is not explicit."""
+    """``ready`` is false while startup models load; ``control_reason`` is Triton's own sentence
+    where control is not explicit."""
 
     live: bool
     ready: bool
@@ -31,7 +33,8 @@ class ServerInfo:
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """One model of the repository; ``state`` is Triton's word (READY, UNAVAILABLE, LOADING, …), empty for one never loaded."""
+    """One model of the repository; ``state`` is Triton's word (READY, UNAVAILABLE, LOADING, …),
+    empty for one never loaded."""
 
     name: str
     version: str

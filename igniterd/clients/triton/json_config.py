@@ -1,9 +1,10 @@
 """A ``ModelConfig`` message as the JSON that goes into a load: what is set, and nothing else. Pure.
 
-Triton refuses a load whose JSON has a field that the server does not know, whatever its value. A message says only what is set; written
-out with the defaults of a newer tritonclient it would have fields that an older server has never heard of. So no default is written: to
-the server a field that is not there has its default. A section that is there and empty stays (``"dynamic_batching": {}``), as its
-presence alone means something.
+Triton refuses a load whose JSON has a field that the server does not know, whatever its value. A
+message says only what is set; written out with the defaults of a newer tritonclient it would have
+fields that an older server has never heard of. So no default is written: to the server a field that
+is not there has its default. A section that is there and empty stays (``"dynamic_batching": {}``),
+as its presence alone means something.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 
 def config_to_dict(message: Any) -> dict[str, Any]:
-    """What is set of a ``ModelConfig`` message, with the protocol's field names and 64-bit numbers as numbers.
+    """What is set of a ``ModelConfig`` message, with the protocol's field names and 64-bit numbers
+    as numbers.
 
-    ``ParseDict`` makes the same message of it. A value of an enum that this tritonclient does not know is its number, which the server
-    that said it takes back. Fields that it does not know are missing: see :func:`unknown_fields`.
+    ``ParseDict`` makes the same message of it. A value of an enum that this tritonclient does not
+    know is its number, which the server that said it takes back. Fields that it does not know are
+    missing: see :func:`unknown_fields`.
     """
     return _numbers(MessageToDict(message, preserving_proto_field_name=True), message.DESCRIPTOR)
 
 
 def unknown_fields(message: Any) -> tuple[str, ...]:
-    """Where the server set something that this tritonclient does not know, as ``instance_group[0].99``: fields have only numbers then."""
+    """Where the server set something that this tritonclient does not know, as
+    ``instance_group[0].99``: fields have only numbers then."""
     known = type(message)()
     known.CopyFrom(message)
     known.DiscardUnknownFields()
@@ -50,7 +54,8 @@ def _unknown(message: Any, path: str) -> Iterator[str]:
 
 
 def _numbers(value: dict[str, Any], descriptor: Any) -> dict[str, Any]:
-    """protobuf's JSON writes 64-bit integers as strings; Triton writes numbers. Done by field type, so that no text is taken for one."""
+    """protobuf's JSON writes 64-bit integers as strings; Triton writes numbers. Done by field type,
+    so that no text is taken for one."""
     for key, item in value.items():
         field = descriptor.fields_by_name[key]
         if field.message_type is not None and field.message_type.GetOptions().map_entry:

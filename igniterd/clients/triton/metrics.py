@@ -1,7 +1,8 @@
-"""The few lines of Triton's metrics page that igniterd reads: pending and rejected requests, and latency quantiles.
+"""The few lines of Triton's metrics page that igniterd reads: pending and rejected requests, and
+latency quantiles.
 
-The page of a server with 64 models is some 400 kB. The lines of the families wanted are cut out first, and only
-they go through prometheus_client's parser.
+The page of a server with 64 models is some 400 kB. The lines of the families wanted are cut out
+first, and only they go through prometheus_client's parser.
 """
 
 from __future__ import annotations
@@ -25,16 +26,20 @@ _PENDING = "nv_inference_pending_request_count"
 _FAILURE = "nv_inference_request_failure"
 _MOST_REQUESTS = 1e9  # more is no count of requests
 _LONGEST_S = 1e6  # nor is more a latency
-_NO_SUMMARIES = "P99 is not measured: start tritonserver with --metrics-config summary_latencies=true"
-_NO_P99 = "P99 is not measured: there is no 0.99 in the tritonserver's --metrics-config summary_quantiles"
+_NO_SUMMARIES = (
+    "P99 is not measured: start tritonserver with --metrics-config summary_latencies=true"
+)
+_NO_P99 = (
+    "P99 is not measured: there is no 0.99 in the tritonserver's --metrics-config summary_quantiles"
+)
 
 
 @dataclass(slots=True)
 class ModelMetrics:
     """One version of one model; ``None`` for what the page does not tell, or tells nonsense of.
 
-    ``rejected`` counts requests whose time in the queue ran out, where Triton gives reasons (24.10 does).
-    ``quantiles_s`` lacks those that had no requests.
+    ``rejected`` counts requests whose time in the queue ran out, where Triton gives reasons (24.10
+    does). ``quantiles_s`` lacks those that had no requests.
     """
 
     pending: int | None = None
@@ -52,9 +57,11 @@ class MetricsParser:
     _before: dict[str, dict[bytes, Sample]] = field(default_factory=dict)
 
     def parse(self, page: bytes) -> dict[ModelVersion, ModelMetrics]:
-        """``{(model, version): metrics}``. Where a model has a line for each GPU, the slowest quantile and the sum of the counts.
+        """``{(model, version): metrics}``. Where a model has a line for each GPU, the slowest
+        quantile and the sum of the counts.
 
-        Raises :class:`ValueError` for a page of something else. A line that makes no sense costs its own model that value.
+        Raises :class:`ValueError` for a page of something else. A line that makes no sense costs
+        its own model that value.
         """
         if b"nv_" not in page:
             raise ValueError("nothing in it begins with nv_")
@@ -76,7 +83,8 @@ class MetricsParser:
         return found
 
     def _samples(self, page: bytes, name: str, having: bytes = b"") -> Iterable[Sample]:
-        """The family's samples. Raises :class:`ValueError` where there are lines and none can be read."""
+        """The family's samples. Raises :class:`ValueError` where there are lines and none can be
+        read."""
         lines = [line for line in _lines(page, name.encode() + b"{") if having in line]
         before = self._before.get(name, {})
         now = self._before[name] = {line: before[line] for line in lines if line in before}
@@ -143,7 +151,8 @@ def _take_quantile(of: ModelMetrics, sample: Sample) -> None:
     if of.quantiles_s is None:
         of.quantiles_s = {}
     quantile, seconds = _as_number(sample.labels.get("quantile", "")), float(sample.value) / 1e6
-    if 0 <= quantile <= 1 and 0 <= seconds < _LONGEST_S:  # Triton writes Nan while a quantile has no samples
+    # Triton writes Nan while a quantile has no samples
+    if 0 <= quantile <= 1 and 0 <= seconds < _LONGEST_S:
         of.quantiles_s[quantile] = max(of.quantiles_s.get(quantile, 0.0), seconds)
 
 
@@ -169,9 +178,12 @@ class MetricsPage:
         return self._parser.note
 
     async def read(self) -> dict[ModelVersion, ModelMetrics]:
-        """Raises :class:`~igniterd.errors.Unreachable` or, on what is no page of Triton, :class:`~igniterd.errors.Refused`."""
+        """Raises :class:`~igniterd.errors.Unreachable` or, on what is no page of Triton,
+        :class:`~igniterd.errors.Refused`."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._timeout_s), headers=self._page.headers)
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=self._timeout_s), headers=self._page.headers
+            )
         try:
             async with self._session.get(self._page.url) as answer:
                 if answer.status != HTTPStatus.OK:
@@ -184,7 +196,9 @@ class MetricsPage:
         try:
             return self._parser.parse(page)
         except ValueError as error:  # cut off in the middle, or somebody else's page
-            raise Refused(f"{self._page.shown}: not a metrics page of Triton: {self._page.said(error)}") from error
+            raise Refused(
+                f"{self._page.shown}: not a metrics page of Triton: {self._page.said(error)}"
+            ) from error
 
     async def close(self) -> None:
         if self._session is not None:

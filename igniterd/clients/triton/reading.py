@@ -1,4 +1,5 @@
-"""What Triton says of one model, as a reading: the statistics of all its versions, and what its configuration leaves to steer. Pure."""
+"""What Triton says of one model, as a reading: the statistics of all its versions, and what its
+configuration leaves to steer. Pure."""
 
 from __future__ import annotations
 
@@ -33,8 +34,9 @@ LONGEST_NS = 2**60  # 36 years
 class Served:
     """The ``ModelStatistics`` messages of one model.
 
-    ``all`` has one for each version, the lowest first: a request that names no version gets the last. ``executed`` counts the requests
-    executed with success: one answered from the response cache has put no load on the GPU.
+    ``all`` has one for each version, the lowest first: a request that names no version gets the
+    last. ``executed`` counts the requests executed with success: one answered from the response
+    cache has put no load on the GPU.
     """
 
     all: tuple[Any, ...]
@@ -44,7 +46,8 @@ class Served:
 
 @dataclass(slots=True)
 class Known:
-    """What a configuration says, the counters that show when it must be read again, and the last reading's batches."""
+    """What a configuration says, the counters that show when it must be read again, and the last
+    reading's batches."""
 
     message: Any
     backend: str
@@ -61,14 +64,20 @@ class Known:
     read_at_s: float
 
     def insists(self, mark: str, wanted: Allocation | None) -> None:
-        """Told what the load of ``mark`` asked for: a model that it brought with other batching sets its own, and will again."""
+        """Told what the load of ``mark`` asked for: a model that it brought with other batching
+        sets its own, and will again."""
         here = self.allocation
         if wanted is None or self.mark != mark or not mark:
             return
-        if (here.max_batch_size, here.max_queue_delay_us) != (wanted.max_batch_size, wanted.max_queue_delay_us):
+        if (here.max_batch_size, here.max_queue_delay_us) != (
+            wanted.max_batch_size,
+            wanted.max_queue_delay_us,
+        ):
             self.batching_fixed = (
-                f"its own code sets its batching (auto_complete_config): loaded with largest batch {wanted.max_batch_size} and delay "
-                f"{wanted.max_queue_delay_us} us, it serves with {here.max_batch_size} and {here.max_queue_delay_us} us"
+                "its own code sets its batching (auto_complete_config): loaded with largest "
+                f"batch {wanted.max_batch_size} and delay "
+                f"{wanted.max_queue_delay_us} us, it serves with {here.max_batch_size} and "
+                f"{here.max_queue_delay_us} us"
             )
 
     success: int = 0
@@ -92,7 +101,8 @@ def known_of(
     reach: Reach = PLAIN,
     own: Own = Own.UNSEEN,
 ) -> Known:
-    """What a ``ModelConfig`` message says; of a model that is known to run on ``gpu_index``, if that is given.
+    """What a ``ModelConfig`` message says; of a model that is known to run on ``gpu_index``, if
+    that is given.
 
     ``own`` is what was seen of the environment the model came with.
     """
@@ -122,12 +132,20 @@ def by_model(statistics: Iterable[Any]) -> dict[str, Served]:
         name, counts = each.name, each.inference_stats
         executed = max(0, counts.success.count - counts.cache_hit.count)
         other = found.get(name)
-        found[name] = Served((each,), (each.version,), executed) if other is None else _together(other, each, executed)
+        found[name] = (
+            Served((each,), (each.version,), executed)
+            if other is None
+            else _together(other, each, executed)
+        )
     return found
 
 
 def _together(other: Served, each: Any, executed: int) -> Served:
-    versions = tuple(sorted((*other.all, each), key=lambda one: int(one.version) if one.version.isdecimal() else -1))
+    versions = tuple(
+        sorted(
+            (*other.all, each), key=lambda one: int(one.version) if one.version.isdecimal() else -1
+        )
+    )
     return Served(versions, tuple(one.version for one in versions), other.executed + executed)
 
 
@@ -143,13 +161,15 @@ def reading(
 ) -> ModelReading:
     """The model as it is now, and ``known`` brought up to date with it.
 
-    Several versions are counted together: each is in processes of its own, and each has the model's share. ``unloadable``: why no load of
-    it may be tried.
+    Several versions are counted together: each is in processes of its own, and each has the model's
+    share. ``unloadable``: why no load of it may be tried.
     """
     latest, many = served.all[-1], len(served.all)
     _check(served)
     name = latest.name
-    measured = [found for version in served.versions if (found := metrics.get((name, version))) is not None]
+    measured = [
+        found for version in served.versions if (found := metrics.get((name, version))) is not None
+    ]
     pending = [each.pending for each in measured if each.pending is not None]
     rejected = [each.rejected for each in measured if each.rejected is not None]
     known.success, known.versions = served.executed, served.versions
@@ -157,15 +177,28 @@ def reading(
         known.batches, restarted = _batch_stats(latest.batch_stats, known.batches)
     else:
         known.batches, restarted = _batch_stats_together(served.all, known.batches)
-    if restarted:  # seen at once where its counters are below the last; a warm-up may have made up for the requests before it
+    # seen at once where its counters are below the last; a warm-up may have made up for the
+    # requests before it
+    if restarted:
         known.read_at_s, known.restarted = float("-inf"), True
     alone, allocation = known.left_alone, known.allocation
     if many > 1:
-        alone = alone or f"it serves versions {', '.join(known.versions)} at once, whose service times are not told apart"
+        alone = (
+            alone
+            or f"it serves versions {', '.join(known.versions)} at once, whose service times are "
+            "not told apart"
+        )
         allocation = replace(allocation, instances=many * allocation.instances)
-    failed, inferences, queue_ns = latest.inference_stats.fail.count, latest.inference_count, latest.inference_stats.queue.ns
+    failed, inferences, queue_ns = (
+        latest.inference_stats.fail.count,
+        latest.inference_count,
+        latest.inference_stats.queue.ns,
+    )
     for each in served.all[:-1] if many > 1 else ():
-        failed, inferences = failed + each.inference_stats.fail.count, inferences + each.inference_count
+        failed, inferences = (
+            failed + each.inference_stats.fail.count,
+            inferences + each.inference_count,
+        )
         queue_ns += each.inference_stats.queue.ns
     return ModelReading(
         model=name,
@@ -181,7 +214,9 @@ def reading(
         pending_count=sum(pending) if pending else None,
         queue_ns=queue_ns,
         batches=() if known.left_alone else tuple(known.batches.values()),
-        latency_quantiles_s=_slowest([m.quantiles_s for m in measured if m.quantiles_s is not None]),
+        latency_quantiles_s=_slowest(
+            [m.quantiles_s for m in measured if m.quantiles_s is not None]
+        ),
         gpu_index=known.gpu_index,
         share_fixed=alone or unloadable or known.share_fixed,
         batching_fixed=alone or unloadable or known.batching_fixed,
@@ -201,19 +236,29 @@ def _check(served: Served) -> None:
         counts = each.inference_stats
         largest = max(counts.success.count, counts.fail.count, each.inference_count)
         if largest > MOST_COUNTED or counts.queue.ns > LONGEST_NS:
-            raise Refused(f"model {each.name!r}: Triton counts {largest} requests and {counts.queue.ns} ns of waiting, which cannot be")
+            raise Refused(
+                f"model {each.name!r}: Triton counts {largest} requests and {counts.queue.ns} ns "
+                "of waiting, which cannot be"
+            )
 
 
 def _slowest(all_quantiles: Sequence[Mapping[float, float]]) -> Mapping[float, float] | None:
     if len(all_quantiles) < 2:
         return all_quantiles[0] if all_quantiles else None
-    return {q: max(each[q] for each in all_quantiles if q in each) for q in {q for each in all_quantiles for q in each}}
+    return {
+        q: max(each[q] for each in all_quantiles if q in each)
+        for q in {q for each in all_quantiles for q in each}
+    }
 
 
-def _batch_stats(batches: Iterable[Any], before: Mapping[int, BatchStat]) -> tuple[dict[int, BatchStat], bool]:
-    """``{batch size: statistics}`` of one version, and whether any size has fewer executions than before.
+def _batch_stats(
+    batches: Iterable[Any], before: Mapping[int, BatchStat]
+) -> tuple[dict[int, BatchStat], bool]:
+    """``{batch size: statistics}`` of one version, and whether any size has fewer executions than
+    before.
 
-    Statistics of a size that was not executed since are taken over: most sizes of most models, most ticks.
+    Statistics of a size that was not executed since are taken over: most sizes of most models, most
+    ticks.
     """
     found: dict[int, BatchStat] = {}
     kept = 0  # sizes of before that have at least as many
@@ -232,12 +277,23 @@ def _batch_stats(batches: Iterable[Any], before: Mapping[int, BatchStat]) -> tup
     return found, kept < len(before)
 
 
-def _batch_stats_together(versions: Iterable[Any], before: Mapping[int, BatchStat]) -> tuple[dict[int, BatchStat], bool]:
+def _batch_stats_together(
+    versions: Iterable[Any], before: Mapping[int, BatchStat]
+) -> tuple[dict[int, BatchStat], bool]:
     """The same of several versions, summed."""
     sums: dict[int, list[int]] = {}
     for each in versions:
         for batch in each.batch_stats:
-            counted = (batch.compute_infer.count, batch.compute_input.ns, batch.compute_infer.ns, batch.compute_output.ns)
-            sums[batch.batch_size] = list(map(add, sums.get(batch.batch_size, (0, 0, 0, 0)), counted))
+            counted = (
+                batch.compute_infer.count,
+                batch.compute_input.ns,
+                batch.compute_infer.ns,
+                batch.compute_output.ns,
+            )
+            sums[batch.batch_size] = list(
+                map(add, sums.get(batch.batch_size, (0, 0, 0, 0)), counted)
+            )
     found = {size: BatchStat(size, *counted) for size, counted in sums.items()}
-    return found, any(size not in found or found[size].count < batch.count for size, batch in before.items())
+    return found, any(
+        size not in found or found[size].count < batch.count for size, batch in before.items()
+    )

@@ -16,7 +16,8 @@ from igniterd.clients.triton.reading import Served
 from igniterd.engines.hosting import SHADOW
 
 EVERY_TICK = 2
-"""So many of those that are known longest are read again: an idle one's counters do not tell that somebody gave it a share."""
+"""So many of those that are known longest are read again: an idle one's counters do not tell that
+somebody gave it a share."""
 AT_LEAST_S = 1.0
 
 
@@ -35,7 +36,8 @@ class Strangers:
     """Knows them by their statistics, and says whose configuration should be read (again)."""
 
     def __init__(self, max_age_s: float, age_s: Callable[[str], float], shares_dir: str) -> None:
-        """``age_s``: how old the first reading of a model counts, so that not all of them are read again together."""
+        """``age_s``: how old the first reading of a model counts, so that not all of them are read
+        again together."""
         self.names: frozenset[str] = frozenset()
         self.copies: frozenset[str] = frozenset()
         self._max_age_s, self._age_s = max_age_s, age_s
@@ -52,19 +54,29 @@ class Strangers:
         due = []
         for name in self.names:
             other, now = self._seen.get(name), served[name]
-            same = other is not None and now.executed >= other.success and now.versions == other.versions
+            same = (
+                other is not None
+                and now.executed >= other.success
+                and now.versions == other.versions
+            )
             if other is None or not same or now_s - other.read_at_s >= self._max_age_s:
                 due.append(name)
             else:
                 other.success = now.executed
         rest = self._seen.keys() - set(due)
-        idle = [(seen_s, name) for name in rest if now_s - (seen_s := self._seen[name].seen_at_s) >= AT_LEAST_S]
+        idle = [
+            (seen_s, name)
+            for name in rest
+            if now_s - (seen_s := self._seen[name].seen_at_s) >= AT_LEAST_S
+        ]
         return due + [name for _, name in nsmallest(EVERY_TICK, idle)]
 
     def learn(self, name: str, message: Any, now: Served, now_s: float) -> None:
         """``message`` is the ``ModelConfig`` of one that was due."""
         age_s = 0.0 if name in self._seen else self._age_s(name)
-        self._seen[name] = _Stranger(now.executed, now.versions, now_s - age_s, now_s, self._shares_of(message, now))
+        self._seen[name] = _Stranger(
+            now.executed, now.versions, now_s - age_s, now_s, self._shares_of(message, now)
+        )
 
     def _shares_of(self, message: Any, now: Served) -> dict[int, float]:
         try:

@@ -1,4 +1,5 @@
-"""Models of which it is not settled what serves: a load was not answered in time, or one version may be taking the place of another."""
+"""Models of which it is not settled what serves: a load was not answered in time, or one version
+may be taking the place of another."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class _Pending:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What a server that has ended takes with it: requests executed, and the marks of loads, by model."""
+    """What a server that has ended takes with it: requests executed, and the marks of loads, by
+    model."""
 
     executed: Mapping[str, int]
     marks: Mapping[str, str]
@@ -48,7 +50,9 @@ class Unsettled:
         self._pending: dict[str, _Pending] = {}
         self._many_since_s: dict[str, float] = {}
 
-    def unanswered(self, model: str, wanted: Allocation | None, now_s: float, waited_s: float) -> None:
+    def unanswered(
+        self, model: str, wanted: Allocation | None, now_s: float, waited_s: float
+    ) -> None:
         """A load of ``model`` was not answered within ``waited_s``."""
         self._pending[model] = _Pending(wanted, now_s + waited_s, now_s + PATIENCE * waited_s)
 
@@ -57,7 +61,8 @@ class Unsettled:
         self._pending.pop(model, None)
 
     def forget_all(self) -> None:
-        """A new server has taken the place of the one that was asked: it finishes nothing of that."""
+        """A new server has taken the place of the one that was asked: it finishes nothing of
+        that."""
         self._pending.clear()
 
     def __contains__(self, model: object) -> bool:
@@ -65,17 +70,21 @@ class Unsettled:
         return model in self._pending
 
     def loading(self, model: str, serves: Allocation, versions: int, now_s: float) -> bool:
-        """Whether what serves now, ``serves`` in so many versions, may not be what serves in a moment."""
+        """Whether what serves now, ``serves`` in so many versions, may not be what serves in a
+        moment."""
         if versions == 1 and not self._pending and not self._many_since_s:  # as at most ticks
             return False
         return self._loads(model, serves, now_s) or self._changes(model, versions, now_s)
 
     def _loads(self, model: str, serves: Allocation, now_s: float) -> bool:
-        """It is over when what was asked for serves; it is waited for as long again as it was, and looked out for longer."""
+        """It is over when what was asked for serves; it is waited for as long again as it was, and
+        looked out for longer."""
         pending = self._pending.get(model)
         if pending is None:
             return False
-        if now_s >= pending.asked_until_s or (pending.wanted is not None and same_allocation(serves, pending.wanted)):
+        if now_s >= pending.asked_until_s or (
+            pending.wanted is not None and same_allocation(serves, pending.wanted)
+        ):
             del self._pending[model]
             return False
         return now_s < pending.blocks_until_s

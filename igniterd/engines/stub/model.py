@@ -22,7 +22,8 @@ import triton_python_backend_utils as pb_utils
 PARAMETER = "IGNITERD_HOSTED"
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 CPU, CUDA = 1, 2  # DLPack's device types
-# Backends up to 24.10 read and write numpy's arrays in the layout of numpy 1. Their stubs are isolated
+# Backends up to 24.10 read and write numpy's arrays in the layout of numpy 1. Their stubs are
+# isolated
 MISREAD = int(np.__version__.split(".", 1)[0]) >= 2 and bool(sys.flags.isolated)
 # DLPack's (code, bits) of each of Triton's types, and numpy's type of the same bits
 TYPES = {
@@ -76,7 +77,8 @@ _pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer_of.restype = ctypes.c_void_p
 _pointer_of.argtypes = (ctypes.py_object, ctypes.c_char_p)
 _NAME = b"dltensor"
-_given_away: dict[int, Any] = {}  # address of a tensor -> what its memory belongs to, until Triton has taken it
+# address of a tensor -> what its memory belongs to, until Triton has taken it
+_given_away: dict[int, Any] = {}
 
 
 def _forget(managed: Any) -> None:
@@ -94,7 +96,9 @@ class DeviceTensor:
         self.device, self.keeps = device, keeps
 
 
-def capsule_of(address: Any, shape: Any, kind: Any, device_type: Any, device: Any, keeps: Any) -> Any:
+def capsule_of(
+    address: Any, shape: Any, kind: Any, device_type: Any, device: Any, keeps: Any
+) -> Any:
     """A DLPack capsule of memory that stays as long as Triton has the tensor."""
     code, bits, _ = TYPES[kind]
     dims = (ctypes.c_int64 * max(1, len(shape)))(*shape)
@@ -134,7 +138,9 @@ def received(tensor: Any, kind: Any) -> Any:
 def answered(name: Any, value: Any, kind: Any) -> Any:
     """An output of an engine as a tensor of the backend."""
     if isinstance(value, DeviceTensor):
-        capsule = capsule_of(value.address, value.shape, value.kind, CUDA, value.device, value.keeps)
+        capsule = capsule_of(
+            value.address, value.shape, value.kind, CUDA, value.device, value.keeps
+        )
         return pb_utils.Tensor.from_dlpack(name, capsule)
     if kind == "TYPE_STRING":
         return pb_utils.Tensor(name, value)
@@ -151,7 +157,8 @@ def answered(name: Any, value: Any, kind: Any) -> Any:
 
 def _keep_pages() -> None:
     """Let the C library keep memory that is freed: the backend copies every tensor of every request
-    into fresh memory, and new pages cost more than the copy (of 8 requests of 0.6 MB half of it)."""
+    into fresh memory, and new pages cost more than the copy (of 8 requests of 0.6 MB half of
+    it)."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; others have none
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
@@ -172,12 +179,14 @@ def file_of(hosted: Any, version: Any, capability: Any = "") -> Any:
     special = owner.get("cc_model_filenames", {}).get(capability)
     name = special or owner.get("default_model_filename") or hosted["filename"]
     path = Path(hosted["folder"], version, name)
-    # As bytes: an isolated interpreter in a plain locale cannot name a file with other letters than ASCII.
+    # As bytes: an isolated interpreter in a plain locale cannot name a file with other letters than
+    # ASCII.
     if os.path.isdir(str(path).encode()):  # ONNX Runtime's backend looks into a folder of that name
         path /= hosted["filename"]
     if not os.path.isfile(str(path).encode()):
         raise FileNotFoundError(
-            f"its file {path} is not there as Triton sees the disk: give [[triton]] repository, the folder of models as the server sees it"
+            f"its file {path} is not there as Triton sees the disk: give [[triton]] repository, "
+            "the folder of models as the server sees it"
         )
     return str(path)
 
@@ -208,7 +217,9 @@ class TritonPythonModel:
     def initialize(self, args: Any) -> None:
         """Load the model's own file; whatever is missing is said in the load's error."""
         if sys.version_info < (3, 10):  # noqa: UP036  this runs in the server's Python, not in igniterd's
-            raise pb_utils.TritonModelException(f"hosting needs Python 3.10 or later, this is {sys.version.split()[0]}")
+            raise pb_utils.TritonModelException(
+                f"hosting needs Python 3.10 or later, this is {sys.version.split()[0]}"
+            )
         _keep_pages()
         config = json.loads(args["model_config"])
         hosted = json.loads(config["parameters"][PARAMETER]["string_value"])
@@ -217,7 +228,8 @@ class TritonPythonModel:
         texts = [name for name, kind in kinds.items() if kind == "TYPE_STRING"]
         if texts and MISREAD:
             raise pb_utils.TritonModelException(
-                f"{texts[0]} is text, which Triton's Python backend up to 24.10 misreads with numpy "
+                f"{texts[0]} is text, which Triton's Python backend up to 24.10 misreads with "
+                "numpy "
                 f"{np.__version__}: install numpy 1.26 in the engine's environment"
             )
         self._memory: dict[Any, Any] = {}
@@ -283,7 +295,10 @@ class TritonPythonModel:
         else:
             first = next(iter(members[0][1]))
             sizes = [values[first].shape[0] for _, values, _ in members]
-            inputs = {name: self._joined(number, name, [values[name] for _, values, _ in members]) for name in members[0][1]}
+            inputs = {
+                name: self._joined(number, name, [values[name] for _, values, _ in members])
+                for name in members[0][1]
+            }
         outputs = self._engine.run(inputs, wanted)
         begin: Any = 0
         for each, (place, _, names) in enumerate(members):
@@ -303,7 +318,10 @@ class TritonPythonModel:
     def _part(name: Any, value: Any, begin: Any, end: Any, total: Any) -> Any:
         """The items of one request: a view."""
         if not value.shape or value.shape[0] != total:
-            raise ValueError(f"output {name} has shape {list(value.shape)} for a batch of {total}: its first dimension is not the batch")
+            raise ValueError(
+                f"output {name} has shape {list(value.shape)} for a batch of {total}: its first "
+                "dimension is not the batch"
+            )
         return value[begin:end]
 
     def finalize(self) -> None:

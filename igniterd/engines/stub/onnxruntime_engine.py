@@ -35,7 +35,10 @@ class Engine:
         if self._texts and self._halves:
             raise ValueError("ONNX Runtime in Python takes text and BF16 in one model only apart")
         if self._halves and not hasattr(onnxruntime.OrtValue, "ortvalue_from_numpy_with_onnx_type"):
-            raise ValueError(f"onnxruntime {onnxruntime.__version__} takes no BF16 from Python, 1.20 and later do")
+            raise ValueError(
+                f"onnxruntime {onnxruntime.__version__} takes no BF16 from Python, 1.20 and "
+                "later do"
+            )
         self._run_options = None
         if options.get("arena_shrinkage"):
             self._run_options = onnxruntime.RunOptions()
@@ -142,7 +145,9 @@ class Engine:
         kind = self._set.outputs[name]
         if value.device_name().lower() != "cuda":
             return self._bits(name, value)
-        return self._set.device_tensor(value.data_ptr(), value.shape(), kind, self._set.device, value)
+        return self._set.device_tensor(
+            value.data_ptr(), value.shape(), kind, self._set.device, value
+        )
 
 
 def _session_options(options: Any) -> Any:

@@ -19,7 +19,9 @@ class Engine:
         _set_up(options)
         self._device = None
         if setting.kind != "MODEL":  # a model that places itself keeps its devices
-            self._device = torch.device(f"cuda:{setting.device}" if setting.kind == "GPU" else "cpu")
+            self._device = torch.device(
+                f"cuda:{setting.device}" if setting.kind == "GPU" else "cpu"
+            )
         self._inference = options.get("inference_mode", True)
         self._clean = options.get("cache_cleaning", False) and setting.kind == "GPU"
         with self._mode():
@@ -54,7 +56,9 @@ class Engine:
         optimized = self._set.options.get("optimized_execution", True)
         with self._mode(), torch.jit.optimized_execution(optimized), self._cudnn():
             found = self._module(*given)
-        if isinstance(found, (torch.Tensor, str)) or (isinstance(found, list) and found and isinstance(found[0], str)):
+        if isinstance(found, (torch.Tensor, str)) or (
+            isinstance(found, list) and found and isinstance(found[0], str)
+        ):
             found = [found]
         if isinstance(found, dict):
             raise TypeError("the model answers with a dict, and Triton's outputs have an order")
@@ -99,7 +103,9 @@ class Engine:
             raise TypeError(f"output {name}: the model gives {told}, its configuration {kind}")
         if on_device and value.is_cuda:
             torch.cuda.current_stream(value.device).synchronize()
-            return self._set.device_tensor(value.data_ptr(), value.shape, kind, value.device.index, value)
+            return self._set.device_tensor(
+                value.data_ptr(), value.shape, kind, value.device.index, value
+            )
         value = value.cpu()
         if kind == "TYPE_BF16":
             return value.view(torch.int16).numpy().view(self._np.uint16)

@@ -82,12 +82,14 @@ class Engine:
         self._engine = self._runtime.deserialize_cuda_engine(Path(path).read_bytes())
         if self._engine is None:
             raise ValueError(
-                f"TensorRT {tensorrt.__version__} does not take {path}: a plan is for the version and the GPU it was built with"
+                f"TensorRT {tensorrt.__version__} does not take {path}: a plan is for the "
+                "version and the GPU it was built with"
             )
         self._context = self._engine.create_execution_context()
         self._check_names()
         self._profile()
-        self._kept: dict[str, Memory] = {}  # device memory by tensor, used again as long as it is large enough
+        # device memory by tensor, used again as long as it is large enough
+        self._kept: dict[str, Memory] = {}
 
     def _check_names(self) -> None:
         engine = self._engine
@@ -102,15 +104,21 @@ class Engine:
                 raise ValueError(f"the plan has no {what} {strange[0]}, it has {', '.join(there)}")
             for name, kind in wanted.items():
                 if (told := engine.get_tensor_dtype(name).name) != _NAMES.get(kind):
-                    raise TypeError(f"{what} {name}: the plan says {told}, its configuration {kind}")
+                    raise TypeError(
+                        f"{what} {name}: the plan says {told}, its configuration {kind}"
+                    )
 
     def _profile(self) -> None:
         """The optimization profile of this instance's group."""
         index = int(self._profile_asked())
         if index >= self._engine.num_optimization_profiles:
             there = self._engine.num_optimization_profiles
-            raise ValueError(f"optimization profile {index} of instance_group: the plan has {there}")
-        if index and not self._context.set_optimization_profile_async(index, self._cuda.stream.value or 0):
+            raise ValueError(
+                f"optimization profile {index} of instance_group: the plan has {there}"
+            )
+        if index and not self._context.set_optimization_profile_async(
+            index, self._cuda.stream.value or 0
+        ):
             raise ValueError(f"optimization profile {index} is in use by another context")
         self._cuda.wait()
 
@@ -182,4 +190,6 @@ def _runtime() -> Any:
             return ctypes.CDLL(name)
         except OSError:
             continue
-    raise ImportError(f"none of {', '.join(names)} can be loaded", name="libcudart (CUDA's runtime)")
+    raise ImportError(
+        f"none of {', '.join(names)} can be loaded", name="libcudart (CUDA's runtime)"
+    )

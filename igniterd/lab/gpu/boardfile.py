@@ -1,9 +1,11 @@
-"""The emulated board's state, shared between processes: a small memory-mapped file with one slot for each loaded copy of a model.
+"""The emulated board's state, shared between processes: a small memory-mapped file with one slot
+for each loaded copy of a model.
 
-Every copy announces its model, share, memory and what it executes now, so that copies slow each other and the board can say how much
-power it draws. All fields are 8-byte floats, written one at a time by the slot's owner alone (such a store is never seen half done);
-claiming a slot takes a file lock. Times are CLOCK_MONOTONIC seconds, which all processes of a machine share. The standard library is
-all this module needs, because Triton's stub processes import it.
+Every copy announces its model, share, memory and what it executes now, so that copies slow each
+other and the board can say how much power it draws. All fields are 8-byte floats, written one at a
+time by the slot's owner alone (such a store is never seen half done); claiming a slot takes a file
+lock. Times are CLOCK_MONOTONIC seconds, which all processes of a machine share. The standard
+library is all this module needs, because Triton's stub processes import it.
 """
 
 from __future__ import annotations
@@ -22,9 +24,24 @@ _BYTES = 8 * _FIELDS * (SLOTS + 1)
 _MAGIC = 1.69e9
 
 # header
-_H_MAGIC, _H_SLOW, _H_MEMORY, _H_CLAIMS, _H_ENERGY, _H_TOP = range(6)  # _H_TOP: slots ever used, from the first
+# _H_TOP: slots ever used, from the first
+_H_MAGIC, _H_SLOW, _H_MEMORY, _H_CLAIMS, _H_ENERGY, _H_TOP = range(6)
 # slot
-_PID, _BORN, _MODEL, _UNITS, _MEMORY, _BATCH, _STARTED, _POWER, _LAST_BATCH, _LAST_STARTED, _LAST_ENDED, _ENERGY, _COUNT = range(13)
+(
+    _PID,
+    _BORN,
+    _MODEL,
+    _UNITS,
+    _MEMORY,
+    _BATCH,
+    _STARTED,
+    _POWER,
+    _LAST_BATCH,
+    _LAST_STARTED,
+    _LAST_ENDED,
+    _ENERGY,
+    _COUNT,
+) = range(13)
 
 
 class OutOfMemory(Exception):
@@ -33,9 +50,11 @@ class OutOfMemory(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """One loaded copy of a model as its slot says. ``units`` is 0 for a process without an MPS share; ``batch`` is 0 while it is idle.
+    """One loaded copy of a model as its slot says. ``units`` is 0 for a process without an MPS
+    share; ``batch`` is 0 while it is idle.
 
-    ``energy_j`` is what its finished executions drew above idle; ``power_w`` is what the running one draws.
+    ``energy_j`` is what its finished executions drew above idle; ``power_w`` is what the running
+    one draws.
     """
 
     pid: int
@@ -69,7 +88,11 @@ class BoardFile:
         path.write_bytes(bytes(_BYTES))
         with path.open("r+b") as file, mmap.mmap(file.fileno(), _BYTES) as area:
             cells = memoryview(area).cast("d")
-            cells[_H_MAGIC], cells[_H_SLOW], cells[_H_MEMORY] = _MAGIC, slow_factor, float(memory_bytes)
+            cells[_H_MAGIC], cells[_H_SLOW], cells[_H_MEMORY] = (
+                _MAGIC,
+                slow_factor,
+                float(memory_bytes),
+            )
             cells.release()
         return cls(path)
 
@@ -105,14 +128,16 @@ class BoardFile:
         return [c for c in map(self._copy, range(self._top)) if c is not None]
 
     def claim(self, *, model: int, units: int, memory_bytes: int) -> Slot:
-        """A slot for this process. Raises :class:`OutOfMemory` when the board has no room for it."""
+        """A slot for this process. Raises :class:`OutOfMemory` when the board has no room for
+        it."""
         with self._locked():
             self._reap()
             used = sum(c.memory_bytes for c in self.copies())
             if used + memory_bytes > self.memory_bytes:
                 raise OutOfMemory(
                     f"out of memory: this copy needs {memory_bytes / 2**20:.0f} MiB, "
-                    f"{(self.memory_bytes - used) / 2**20:.0f} MiB of {self.memory_bytes / 2**20:.0f} MiB are free"
+                    f"{(self.memory_bytes - used) / 2**20:.0f} MiB of "
+                    f"{self.memory_bytes / 2**20:.0f} MiB are free"
                 )
             base = next((b for b in map(_base, range(SLOTS)) if self.cells[b + _PID] == 0.0), None)
             if base is None:
@@ -120,7 +145,11 @@ class BoardFile:
             for offset in range(_FIELDS):
                 self.cells[base + offset] = 0.0
             cells = self.cells
-            cells[base + _MODEL], cells[base + _UNITS], cells[base + _MEMORY] = float(model), float(units), float(memory_bytes)
+            cells[base + _MODEL], cells[base + _UNITS], cells[base + _MEMORY] = (
+                float(model),
+                float(units),
+                float(memory_bytes),
+            )
             cells[base + _BORN] = float(_born(os.getpid()))
             cells[base + _PID] = float(os.getpid())
             cells[_H_TOP] = max(cells[_H_TOP], float(base // _FIELDS))
@@ -129,7 +158,9 @@ class BoardFile:
 
     def reap(self) -> None:
         """Free the slots of processes that are gone."""
-        if any(not _alive(self.cells, b) for b in map(_base, range(self._top)) if self.cells[b + _PID]):
+        if any(
+            not _alive(self.cells, b) for b in map(_base, range(self._top)) if self.cells[b + _PID]
+        ):
             with self._locked():
                 self._reap()
 
@@ -187,15 +218,21 @@ class Slot:
         """The execution is over."""
         cells, base = self._board.cells, self._base
         started = cells[base + _STARTED]
-        cells[base + _LAST_BATCH], cells[base + _LAST_STARTED], cells[base + _LAST_ENDED] = cells[base + _BATCH], started, now_s
+        cells[base + _LAST_BATCH], cells[base + _LAST_STARTED], cells[base + _LAST_ENDED] = (
+            cells[base + _BATCH],
+            started,
+            now_s,
+        )
         cells[base + _ENERGY] += cells[base + _POWER] * (now_s - started)
         cells[base + _COUNT] += 1.0
         cells[base + _BATCH] = 0.0
 
     def others(self, since_s: float, now_s: float) -> list[tuple[int, int, int, float, float]]:
-        """Executions of other copies that overlap [since_s, now_s]: (model, units, batch, from_s, to_s), clipped to it.
+        """Executions of other copies that overlap [since_s, now_s]: (model, units, batch, from_s,
+        to_s), clipped to it.
 
-        A copy shows its running execution and the one before, so this is exact for spans no longer than two executions.
+        A copy shows its running execution and the one before, so this is exact for spans no longer
+        than two executions.
         """
         cells, found = self._board.cells, []
         for base in range(_FIELDS, _FIELDS * (int(cells[_H_TOP]) + 1), _FIELDS):
@@ -207,7 +244,14 @@ class Slot:
             if batch and started != last_started and started < now_s:
                 found.append((*who, int(batch), max(since_s, started), now_s))
             if last_ended > since_s:
-                found.append((*who, int(cells[base + _LAST_BATCH]), max(since_s, last_started), min(now_s, last_ended)))
+                found.append(
+                    (
+                        *who,
+                        int(cells[base + _LAST_BATCH]),
+                        max(since_s, last_started),
+                        min(now_s, last_ended),
+                    )
+                )
         return found
 
     def release(self) -> None:
@@ -221,7 +265,8 @@ def _base(index: int) -> int:
 
 
 def _born(pid: int) -> int:
-    """Start time of a process in clock ticks, 0 when there is no such process: a process id alone can be used again."""
+    """Start time of a process in clock ticks, 0 when there is no such process: a process id alone
+    can be used again."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

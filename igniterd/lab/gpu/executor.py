@@ -1,11 +1,14 @@
 """How an execution on the emulated GPU goes on while others come and go.
 
-An execution is an amount of work: the time it would take alone at its share. It is done at a rate that depends on who else executes:
+An execution is an amount of work: the time it would take alone at its share. It is done at a rate
+that depends on who else executes:
 
-- Tenants with an MPS share run together. Each does its work at 1 / slowdown, the slowdown by the rules of ``truth.py``. When the shares
-  of those executing exceed the whole board, everyone is slower by that excess.
-- A process without an MPS share owns the whole board while it runs, and so does the group of all processes with one: a board
-  without MPS runs one at a time. n of these busy together each get 1/n of the time (time slices are much shorter than an execution).
+- Tenants with an MPS share run together. Each does its work at 1 / slowdown, the slowdown by the
+  rules of ``truth.py``. When the shares of those executing exceed the whole board, everyone is
+  slower by that excess.
+- A process without an MPS share owns the whole board while it runs, and so does the group of all
+  processes with one: a board without MPS runs one at a time. n of these busy together each get 1/n
+  of the time (time slices are much shorter than an execution).
 """
 
 from __future__ import annotations
@@ -18,11 +21,19 @@ from math import log, sqrt
 from typing import NamedTuple
 
 from igniterd.lab.gpu.boardfile import Slot
-from igniterd.lab.gpu.truth import DISPERSION_CV, STRAGGLER_CHANCE, STRAGGLER_FACTOR, UNITS, TruthTables, neighbour_weight
+from igniterd.lab.gpu.truth import (
+    DISPERSION_CV,
+    STRAGGLER_CHANCE,
+    STRAGGLER_FACTOR,
+    UNITS,
+    TruthTables,
+    neighbour_weight,
+)
 
 SLICE_S = 0.004  # longest sleep before looking around again: others may have come or gone
-# Triton counts as execution also the way of a batch to the stub process and back, which the tables include already: an execution is
-# taken to have begun so much earlier. Measured on a lightly loaded two-core machine, so that Triton's compute time is the table's.
+# Triton counts as execution also the way of a batch to the stub process and back, which the tables
+# include already: an execution is taken to have begun so much earlier. Measured on a lightly loaded
+# two-core machine, so that Triton's compute time is the table's.
 HANDOVER_S = 0.0008
 _NEARLY_S = 20e-6  # work left that is not worth another sleep
 
@@ -41,7 +52,8 @@ class Rates:
     def __init__(self, tables: TruthTables, model: int, units: int) -> None:
         self._shared = units > 0
         self.units = units if self._shared else UNITS
-        # Plain lists: one figure out of a list is several times quicker to get than one out of an array.
+        # Plain lists: one figure out of a list is several times quicker to get than one out of an
+        # array.
         self.solo_ms: list[float] = tables.solo_ms[model, :, self.units].tolist()
         self.power_w: list[float] = tables.power_w[model, :, self.units].tolist()
         self._excess: list[list[list[float]]] = tables.excess[model, :, :, :, self.units].tolist()
@@ -53,15 +65,24 @@ class Rates:
         beside = [o for o in others if o.units > 0]
         if not self._shared:
             return 1.0 / (1 + without + (1 if beside else 0))
-        slowdown = 1.0 + sum(self._excess[o.model][batch][o.batch] * self._weight[o.units] for o in beside)
+        slowdown = 1.0 + sum(
+            self._excess[o.model][batch][o.batch] * self._weight[o.units] for o in beside
+        )
         granted = self.units + sum(o.units for o in beside)
         return 1.0 / (slowdown * max(1.0, granted / UNITS) * (1 + without))
 
 
 class Dispersion:
-    """Single executions around their mean: log-normal with mean 1, and rare stragglers; the mean of all is 1."""
+    """Single executions around their mean: log-normal with mean 1, and rare stragglers; the mean of
+    all is 1."""
 
-    def __init__(self, seed: str, cv: float = DISPERSION_CV, chance: float = STRAGGLER_CHANCE, factor: float = STRAGGLER_FACTOR) -> None:
+    def __init__(
+        self,
+        seed: str,
+        cv: float = DISPERSION_CV,
+        chance: float = STRAGGLER_CHANCE,
+        factor: float = STRAGGLER_FACTOR,
+    ) -> None:
         self._random = random.Random(seed)
         self._sigma = sqrt(log(1.0 + cv * cv))
         self._chance, self._factor = chance, factor
@@ -97,7 +118,8 @@ class Executor:
         self._handover_s, self._clock, self._sleep = handover_s, clock, sleep
 
     def execute(self, batch: int, started_s: float | None = None) -> float:
-        """Take as long as this batch takes, since it reached this process at ``started_s`` (now when not given); returns its seconds."""
+        """Take as long as this batch takes, since it reached this process at ``started_s`` (now
+        when not given); returns its seconds."""
         arrived = self._clock() if started_s is None else started_s
         start = now = max(arrived - self._handover_s, self._ended_s)
         work = self._rates.solo_ms[batch] / 1e3 * self._slow * self._dispersion.draw()
@@ -121,6 +143,10 @@ class Executor:
         cuts = sorted({since_s, now_s, *(t for *_, a, b in seen for t in (a, b))})
         done = 0.0
         for a, b in pairwise(cuts):
-            during = [Running(model, units, size) for model, units, size, start, end in seen if start < b and end > a]
+            during = [
+                Running(model, units, size)
+                for model, units, size, start, end in seen
+                if start < b and end > a
+            ]
             done += (b - a) * self._rates.rate(batch, during)
         return done

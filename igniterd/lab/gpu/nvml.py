@@ -1,7 +1,7 @@
 """NVML for the emulated board: an object with pynvml's function names and units, in pynvml's place.
 
-Power and utilisation are means since the reader's last look (NVML's are over about the last second too). What a V100 does not support
-raises ``NVML_ERROR_NOT_SUPPORTED``, as it does there.
+Power and utilisation are means since the reader's last look (NVML's are over about the last second
+too). What a V100 does not support raises ``NVML_ERROR_NOT_SUPPORTED``, as it does there.
 """
 
 # ruff: noqa: N802, N815  (the names are pynvml's)
@@ -26,13 +26,17 @@ _RESERVED_BYTES = 4 * 2**20
 
 
 class EmulatedNvml:
-    """pynvml's functions on one emulated V100; everything else of pynvml (constants, error types) is pynvml's own.
+    """pynvml's functions on one emulated V100; everything else of pynvml (constants, error types)
+    is pynvml's own.
 
-    ``path`` is the board file of a running :class:`igniterd.lab.host.TritonHost`. Functions that are not given here raise
-    ``NVMLError`` NOT_SUPPORTED; like pynvml's, all raise NOT_INITIALIZED-like errors only through a missing board file (``OSError``).
+    ``path`` is the board file of a running :class:`igniterd.lab.host.TritonHost`. Functions that
+    are not given here raise ``NVMLError`` NOT_SUPPORTED; like pynvml's, all raise
+    NOT_INITIALIZED-like errors only through a missing board file (``OSError``).
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic, truth: Truth | None = None) -> None:
+    def __init__(
+        self, path: Path, *, clock: Callable[[], float] = time.monotonic, truth: Truth | None = None
+    ) -> None:
         self._board = BoardFile(path)
         self._clock = clock
         self._truth = truth or Truth.v100()
@@ -90,7 +94,10 @@ class EmulatedNvml:
         then, energy = self._mark
         if now - then >= _LEAST_SPAN_S:
             total = self._energy_j(now)
-            self._power_w = min(self._truth.power_limit_w, self._truth.idle_power_w + (total - energy) / (now - then))
+            self._power_w = min(
+                self._truth.power_limit_w,
+                self._truth.idle_power_w + (total - energy) / (now - then),
+            )
             self._mark = (now, total)
         return round(self._power_w * 1000)
 
@@ -126,7 +133,9 @@ class EmulatedNvml:
         self._board.reap()
         total = self._board.memory_bytes
         used = min(total, _RESERVED_BYTES + sum(c.memory_bytes for c in self._board.copies()))
-        return SimpleNamespace(total=total, free=total - used, used=used, reserved=_RESERVED_BYTES, version=version)
+        return SimpleNamespace(
+            total=total, free=total - used, used=used, reserved=_RESERVED_BYTES, version=version
+        )
 
     def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:
         """Degrees Celsius, of a well cooled board: a plain function of its power."""
@@ -135,7 +144,9 @@ class EmulatedNvml:
     def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[SimpleNamespace]:
         """Processes with a context on the board."""
         self._board.reap()
-        return [SimpleNamespace(pid=c.pid, usedGpuMemory=c.memory_bytes) for c in self._board.copies()]
+        return [
+            SimpleNamespace(pid=c.pid, usedGpuMemory=c.memory_bytes) for c in self._board.copies()
+        ]
 
     nvmlDeviceGetMPSComputeRunningProcesses = nvmlDeviceGetComputeRunningProcesses
 
@@ -150,7 +161,8 @@ class EmulatedNvml:
         """Energy above idle since the board was made."""
         copies = self._board.copies()
         return self._board.departed_energy_j + sum(
-            c.energy_j + (c.power_w * max(0.0, now_s - c.started_s) if c.batch else 0.0) for c in copies
+            c.energy_j + (c.power_w * max(0.0, now_s - c.started_s) if c.batch else 0.0)
+            for c in copies
         )
 
 

@@ -1,8 +1,10 @@
-"""The emulated model: what Triton's Python backend runs. ``host.py`` copies this file into the model repository as ``model.py``.
+"""The emulated model: what Triton's Python backend runs. ``host.py`` copies this file into the
+model repository as ``model.py``.
 
-It runs in Triton's stub process. Its MPS share is ``CUDA_MPS_ACTIVE_THREAD_PERCENTAGE`` in its own environment, read when it is
-loaded, as a CUDA context would. Other settings come from the server's environment (see ``host.py``) and from the model's parameter
-``emulated_model``, the name of the measured model it behaves like.
+It runs in Triton's stub process. Its MPS share is ``CUDA_MPS_ACTIVE_THREAD_PERCENTAGE`` in its own
+environment, read when it is loaded, as a CUDA context would. Other settings come from the server's
+environment (see ``host.py``) and from the model's parameter ``emulated_model``, the name of the
+measured model it behaves like.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-# The stub's interpreter is isolated: it reads no PYTHONPATH, and the Python it embeds may have no numpy of its own.
+# The stub's interpreter is isolated: it reads no PYTHONPATH, and the Python it embeds may have no
+# numpy of its own.
 sys.path[:0] = os.environ["IGNITERD_EMULATOR_PATH"].split(":")
 
 import numpy as np  # noqa: E402
@@ -33,18 +36,27 @@ class TritonPythonModel:
     """Triton's Python backend calls these three methods."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the tables and take a place on the board; what is wrong is said in the load's error."""
+        """Load the tables and take a place on the board; what is wrong is said in the load's
+        error."""
         config = json.loads(args["model_config"])
-        name = config["parameters"].get("emulated_model", {}).get("string_value") or args["model_name"]
+        name = (
+            config["parameters"].get("emulated_model", {}).get("string_value") or args["model_name"]
+        )
         folder = Path(os.environ["IGNITERD_EMULATOR"])
         tables = TruthTables.load(folder / "truth.npz")
         if name not in tables.models:
-            raise pb_utils.TritonModelException(f"emulated_model {name!r} was not measured: use one of {', '.join(tables.models)}")
+            raise pb_utils.TritonModelException(
+                f"emulated_model {name!r} was not measured: use one of {', '.join(tables.models)}"
+            )
         if config["max_batch_size"] > MAX_BATCH:
-            raise pb_utils.TritonModelException(f"max_batch_size {config['max_batch_size']}: measured up to {MAX_BATCH}")
+            raise pb_utils.TritonModelException(
+                f"max_batch_size {config['max_batch_size']}: measured up to {MAX_BATCH}"
+            )
         board = BoardFile(folder / "board")
         units = _units(os.environ.get(_INSTANCE_SHARE))
-        self._slot = self._claim(board, tables.models.index(name), units, memory_bytes(name, config["max_batch_size"]))
+        self._slot = self._claim(
+            board, tables.models.index(name), units, memory_bytes(name, config["max_batch_size"])
+        )
         self._checked_s = 0.0
         self._board = board
         self._ready = False
@@ -73,7 +85,8 @@ class TritonPythonModel:
         """One batch: answer every request after the time that the batch takes."""
         now = time.monotonic()
         if not self._ready:
-            # Sleeps of this thread end on time, not up to 50 us later. The backend may call initialize from another thread.
+            # Sleeps of this thread end on time, not up to 50 us later. The backend may call
+            # initialize from another thread.
             ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)
             self._ready = True
         sizes = [pb_utils.get_input_tensor_by_name(r, "INPUT").shape()[0] for r in requests]
@@ -90,7 +103,8 @@ class TritonPythonModel:
 
 
 def _output(items: int) -> Any:
-    # Not Tensor(name, array): the backend's C++ part reads numpy's arrays in the layout of numpy 1 and would send no bytes.
+    # Not Tensor(name, array): the backend's C++ part reads numpy's arrays in the layout of numpy 1
+    # and would send no bytes.
     return pb_utils.Tensor.from_dlpack("OUTPUT", np.zeros((items, 1), np.float32))
 
 
@@ -101,4 +115,6 @@ def _units(share_pct: str | None) -> int:
     try:
         return share_units(float(share_pct) / 100.0)
     except ValueError:
-        raise pb_utils.TritonModelException(f"{_INSTANCE_SHARE}={share_pct!r} is not a percentage above 0 and at most 100") from None
+        raise pb_utils.TritonModelException(
+            f"{_INSTANCE_SHARE}={share_pct!r} is not a percentage above 0 and at most 100"
+        ) from None

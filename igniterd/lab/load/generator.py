@@ -1,12 +1,15 @@
 """Open-loop load: ``python -m igniterd.lab.load.generator SPEC.json -o LOG.csv``.
 
-Requests are sent when they are due, whether or not earlier ones were answered, and latency counts from the moment a request was due:
-a server that stalls, or a generator that comes late, cannot hide. Every request ends up in the log, answered or failed.
+Requests are sent when they are due, whether or not earlier ones were answered, and latency counts
+from the moment a request was due: a server that stalls, or a generator that comes late, cannot
+hide. Every request ends up in the log, answered or failed.
 
-SPEC.json: ``{"url": "127.0.0.1:8001", "deadline_s": 10, "seed": 0, "phases": [{"name": "calm", "duration_s": 30,
-"arrivals": "poisson", "rates": {"resnet50": 75.0}}]}``. A phase without ``duration_s`` lasts until the generator is told something
-else: it reads JSON lines from standard input, ``{"name": "shift", "rates": {...}}`` to begin that phase now and ``{"stop": true}``.
-Every second it prints one JSON line of progress. Exit 0 when every request has ended, 1 when it cannot start.
+SPEC.json: ``{"url": "127.0.0.1:8001", "deadline_s": 10, "seed": 0, "phases": [{"name": "calm",
+"duration_s": 30, "arrivals": "poisson", "rates": {"resnet50": 75.0}}]}``. A phase without
+``duration_s`` lasts until the generator is told something else: it reads JSON lines from standard
+input, ``{"name": "shift", "rates": {...}}`` to begin that phase now and ``{"stop": true}``. Every
+second it prints one JSON line of progress. Exit 0 when every request has ended, 1 when it cannot
+start.
 """
 
 from __future__ import annotations
@@ -61,17 +64,23 @@ class Gaps:
             return last_s + self._random.expovariate(rate)
         at = last_s
         while True:  # a process without memory may be drawn anew where its rate changes
-            due = at + self._random.expovariate(rate * (_BURST_FACTOR if self._burst else _CALM_FACTOR))
+            due = at + self._random.expovariate(
+                rate * (_BURST_FACTOR if self._burst else _CALM_FACTOR)
+            )
             if due <= self._burst_ends_s:
                 return due
             at, self._burst = self._burst_ends_s, not self._burst
-            self._burst_ends_s = at + self._random.expovariate(1.0 / (_BURST_S if self._burst else _CALM_S))
+            self._burst_ends_s = at + self._random.expovariate(
+                1.0 / (_BURST_S if self._burst else _CALM_S)
+            )
 
 
 class Generator:
     """Sends one load. ``run`` blocks until every request has ended."""
 
-    def __init__(self, spec: LoadSpec, log: TextIO, out: TextIO, control: TextIO, *, owned: bool = False) -> None:
+    def __init__(
+        self, spec: LoadSpec, log: TextIO, out: TextIO, control: TextIO, *, owned: bool = False
+    ) -> None:
         """``owned``: stop when ``control`` ends, because whoever started this is gone."""
         self._spec, self._out = spec, out
         self._rows = csv.writer(log, lineterminator="\n")
@@ -79,8 +88,11 @@ class Generator:
         self._log = log
         options = [("grpc.max_receive_message_length", -1), ("grpc.lb_policy_name", "pick_first")]
         self._channel = grpc.insecure_channel(spec.url, options=options)
-        # Bytes go out and come back as they are: building and parsing messages would cost more than all the rest.
-        self._infer = self._channel.unary_unary(_METHOD, request_serializer=None, response_deserializer=None)
+        # Bytes go out and come back as they are: building and parsing messages would cost more than
+        # all the rest.
+        self._infer = self._channel.unary_unary(
+            _METHOD, request_serializer=None, response_deserializer=None
+        )
         self._bytes = {model: base64.b64decode(text) for model, text in spec.requests.items()}
         self._gaps: dict[str, Gaps] = {}
         self._done: deque[tuple[str, str, float, float, float, str]] = deque()
@@ -95,7 +107,9 @@ class Generator:
         self._scheduled = self._ended = self._failed = 0
         self._window: dict[str, list[float]] = {}
         self._late_ms: list[float] = []
-        threading.Thread(target=self._listen, args=(control, owned), name="control", daemon=True).start()
+        threading.Thread(
+            target=self._listen, args=(control, owned), name="control", daemon=True
+        ).start()
 
     def run(self) -> None:
         """Send everything, wait for every answer."""
@@ -106,7 +120,8 @@ class Generator:
             now = time.monotonic()
             self._obey(now)
             while self._phase_ends_s is not None and now >= self._phase_ends_s:
-                self._send_due(self._phase_ends_s)  # woken late, what was due before the end is sent all the same
+                # woken late, what was due before the end is sent all the same
+                self._send_due(self._phase_ends_s)
                 self._next_phase(self._phase_ends_s)
             self._send_due(now)
             now = time.monotonic()
@@ -116,7 +131,16 @@ class Generator:
             if now >= report_s:
                 self._report("progress")
                 report_s += _REPORT_S
-            wait = min(x for x in (flush_s, report_s, self._phase_ends_s, self._due[0][0] if self._due else None) if x is not None)
+            wait = min(
+                x
+                for x in (
+                    flush_s,
+                    report_s,
+                    self._phase_ends_s,
+                    self._due[0][0] if self._due else None,
+                )
+                if x is not None
+            )
             if self._stopping:
                 wait = min(wait, now + 0.01)
             if self._wake.wait(max(0.0, wait - time.monotonic())):
@@ -138,7 +162,11 @@ class Generator:
     def _begin(self, phase: Phase, now_s: float) -> None:
         self._phase = phase
         self._phase_ends_s = None if phase.duration_s is None else now_s + phase.duration_s
-        self._due = [(self._gap(m).first(phase, rate, now_s), m) for m, rate in phase.rates.items() if rate > 0.0]
+        self._due = [
+            (self._gap(m).first(phase, rate, now_s), m)
+            for m, rate in phase.rates.items()
+            if rate > 0.0
+        ]
         heapq.heapify(self._due)
 
     def _stop(self) -> None:
@@ -156,7 +184,16 @@ class Generator:
         self._scheduled += 1
         phase, sent_s = self._phase.name, time.monotonic()
         if self._scheduled - self._ended > _MOST_IN_FLIGHT:
-            self._done.append((model, phase, due_s, sent_s, sent_s, f"not sent: {_MOST_IN_FLIGHT} requests are unanswered"))
+            self._done.append(
+                (
+                    model,
+                    phase,
+                    due_s,
+                    sent_s,
+                    sent_s,
+                    f"not sent: {_MOST_IN_FLIGHT} requests are unanswered",
+                )
+            )
             return
         if model not in self._bytes:
             self._bytes[model] = _request(model)
@@ -173,7 +210,15 @@ class Generator:
         while self._done:
             model, phase, due_s, sent_s, at_s, error = self._done.popleft()
             latency_ms = (at_s - due_s) * 1e3
-            row = (model, phase, f"{due_s + self._unix:.6f}", f"{sent_s + self._unix:.6f}", f"{latency_ms:.3f}", 0 if error else 1, error)
+            row = (
+                model,
+                phase,
+                f"{due_s + self._unix:.6f}",
+                f"{sent_s + self._unix:.6f}",
+                f"{latency_ms:.3f}",
+                0 if error else 1,
+                error,
+            )
             self._rows.writerow(row)
             self._ended += 1
             self._failed += bool(error)
@@ -229,17 +274,27 @@ def _finite(value: float) -> float | None:
 
 def _request(model: str) -> bytes:
     """A whole request for one item, as it goes over the wire."""
-    item = service_pb2.ModelInferRequest.InferInputTensor(name="INPUT", datatype="FP32", shape=[1, INPUT_FLOATS])
-    message = service_pb2.ModelInferRequest(model_name=model, inputs=[item], raw_input_contents=[bytes(4 * INPUT_FLOATS)])
+    item = service_pb2.ModelInferRequest.InferInputTensor(
+        name="INPUT", datatype="FP32", shape=[1, INPUT_FLOATS]
+    )
+    message = service_pb2.ModelInferRequest(
+        model_name=model, inputs=[item], raw_input_contents=[bytes(4 * INPUT_FLOATS)]
+    )
     return bytes(message.SerializeToString())
 
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m igniterd.lab.load.generator", description="open-loop load on a Triton")
+    parser = argparse.ArgumentParser(
+        prog="python -m igniterd.lab.load.generator", description="open-loop load on a Triton"
+    )
     parser.add_argument("spec", nargs="?", type=Path, help="what to send, a JSON file")
-    parser.add_argument("--spec-from-environment", action="store_true", help="take it from LOADGEN_SPEC instead")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the log of every request, CSV")
+    parser.add_argument(
+        "--spec-from-environment", action="store_true", help="take it from LOADGEN_SPEC instead"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="the log of every request, CSV"
+    )
     asked = parser.parse_args()
     try:
         text = os.environ["LOADGEN_SPEC"] if asked.spec_from_environment else asked.spec.read_text()

@@ -1,4 +1,5 @@
-"""What the load generator is asked for and what it leaves behind: phases of load, the log of every request, the generator's process.
+"""What the load generator is asked for and what it leaves behind: phases of load, the log of every
+request, the generator's process.
 
 The generator itself is ``loadgen.py``, in a process of its own.
 """
@@ -28,7 +29,8 @@ LOG_FIELDS = ("model", "phase", "scheduled_s", "sent_s", "latency_ms", "ok", "er
 
 
 class Arrivals(StrEnum):
-    """How requests come: independent of each other, evenly spaced, or in bursts (a quarter of the time at 2.5 times the rate)."""
+    """How requests come: independent of each other, evenly spaced, or in bursts (a quarter of the
+    time at 2.5 times the rate)."""
 
     POISSON = "poisson"
     CONSTANT = "constant"
@@ -37,7 +39,8 @@ class Arrivals(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Some time of one kind of load. ``duration_s`` None lasts until the generator is told otherwise; ``rates`` are requests a second."""
+    """Some time of one kind of load. ``duration_s`` None lasts until the generator is told
+    otherwise; ``rates`` are requests a second."""
 
     name: str
     duration_s: float | None
@@ -49,8 +52,9 @@ class Phase:
 class LoadSpec:
     """What to send where. A request without an answer ``deadline_s`` after it was sent has failed.
 
-    ``requests`` has a serialised ``ModelInferRequest`` in base64 for each model that takes other inputs than emulated ones do. They go
-    to the generator in one variable of its environment: large inputs belong into shared memory.
+    ``requests`` has a serialised ``ModelInferRequest`` in base64 for each model that takes other
+    inputs than emulated ones do. They go to the generator in one variable of its environment: large
+    inputs belong into shared memory.
     """
 
     url: str
@@ -69,9 +73,17 @@ class LoadSpec:
             raw = json.loads(text)
             phases = tuple(phase_from(p) for p in raw["phases"])
             requests = {str(m): str(r) for m, r in raw.get("requests", {}).items()}
-            return cls(str(raw["url"]), phases, float(raw.get("deadline_s", 10.0)), int(raw.get("seed", 0)), requests)
+            return cls(
+                str(raw["url"]),
+                phases,
+                float(raw.get("deadline_s", 10.0)),
+                int(raw.get("seed", 0)),
+                requests,
+            )
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as problem:
-            raise ValueError(f"the load's description is not right: {type(problem).__name__} {problem}") from problem
+            raise ValueError(
+                f"the load's description is not right: {type(problem).__name__} {problem}"
+            ) from problem
 
 
 def phase_from(raw: Mapping[str, Any]) -> Phase:
@@ -80,16 +92,26 @@ def phase_from(raw: Mapping[str, Any]) -> Phase:
     rates = {str(m): float(r) for m, r in raw["rates"].items()}
     for model, rate in rates.items():
         if not 0.0 <= rate < 1e5:
-            raise ValueError(f"phase {name!r}: rates[{model!r}] is {rate}: give requests a second, 0 or more")
+            raise ValueError(
+                f"phase {name!r}: rates[{model!r}] is {rate}: give requests a second, 0 or more"
+            )
     duration = raw.get("duration_s")
     if duration is not None and not float(duration) > 0.0:
-        raise ValueError(f"phase {name!r}: duration_s is {duration}: give seconds above 0, or leave it out")
-    return Phase(name, None if duration is None else float(duration), rates, Arrivals(raw.get("arrivals", Arrivals.POISSON)))
+        raise ValueError(
+            f"phase {name!r}: duration_s is {duration}: give seconds above 0, or leave it out"
+        )
+    return Phase(
+        name,
+        None if duration is None else float(duration),
+        rates,
+        Arrivals(raw.get("arrivals", Arrivals.POISSON)),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLog:
-    """Every request of a run, as columns of equal length; ``scheduled_s`` and ``sent_s`` are Unix time."""
+    """Every request of a run, as columns of equal length; ``scheduled_s`` and ``sent_s`` are Unix
+    time."""
 
     model: NDArray[np.str_]
     phase: NDArray[np.str_]
@@ -101,7 +123,8 @@ class RequestLog:
 
     @classmethod
     def read(cls, path: Path) -> RequestLog:
-        """Read a log, in order of the scheduled times; a last line still being written is left out."""
+        """Read a log, in order of the scheduled times; a last line still being written is left
+        out."""
         with path.open(newline="") as file:
             rows = [row for row in csv.reader(file) if len(row) == len(LOG_FIELDS)][1:]
         rows.sort(key=lambda row: float(row[2]))
@@ -134,10 +157,13 @@ class RequestLog:
 
     def of(self, model: str, since_s: float = -np.inf, until_s: float = np.inf) -> RequestLog:
         """One model's requests scheduled in [since_s, until_s)."""
-        return self.where((self.model == model) & (self.scheduled_s >= since_s) & (self.scheduled_s < until_s))
+        return self.where(
+            (self.model == model) & (self.scheduled_s >= since_s) & (self.scheduled_s < until_s)
+        )
 
     def quantile_ms(self, q: float) -> float:
-        """Latency that a fraction ``q`` of the requests stayed within; a failed request took for ever. NaN without requests."""
+        """Latency that a fraction ``q`` of the requests stayed within; a failed request took for
+        ever. NaN without requests."""
         if not len(self):
             return float("nan")
         ordered = np.sort(np.where(self.ok, self.latency_ms, np.inf))
@@ -166,13 +192,15 @@ class LoadProcess:
         await self._tell(asdict(phase))
 
     async def stop(self, *, timeout_s: float = 30.0) -> RequestLog:
-        """Send no more, wait for every answer, and return the log. Raises ``TimeoutError``, or :class:`CannotRun` if it broke."""
+        """Send no more, wait for every answer, and return the log. Raises ``TimeoutError``, or
+        :class:`CannotRun` if it broke."""
         with contextlib.suppress(ConnectionError):
             await self._tell({"stop": True})
         return await self.finished(timeout_s=timeout_s)
 
     async def finished(self, *, timeout_s: float) -> RequestLog:
-        """Wait until all phases are over and every request has ended; the log. Raises as :meth:`stop`."""
+        """Wait until all phases are over and every request has ended; the log. Raises as
+        :meth:`stop`."""
         async with asyncio.timeout(timeout_s):
             status = await self._process.wait()
         await self._reader
@@ -217,13 +245,21 @@ class LoadProcess:
 
 @asynccontextmanager
 async def load(spec: LoadSpec, log: Path) -> AsyncIterator[LoadProcess]:
-    """The generator running ``spec`` in a process of its own, writing every request to ``log``; gone on the way out."""
+    """The generator running ``spec`` in a process of its own, writing every request to ``log``;
+    gone on the way out."""
     environment = os.environ | {
         "PYTHONPATH": f"{Path(__file__).parents[3]}:{os.environ.get('PYTHONPATH', '')}",
         "LOADGEN_SPEC": spec.to_json(),
     }
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "igniterd.lab.load.generator", "--spec-from-environment", "-o", str(log)),
+        *(
+            sys.executable,
+            "-m",
+            "igniterd.lab.load.generator",
+            "--spec-from-environment",
+            "-o",
+            str(log),
+        ),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

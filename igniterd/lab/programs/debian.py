@@ -1,7 +1,9 @@
-"""Debian packages without root and without installing them: ``apt`` with folders of its own, then ``dpkg-deb --extract``.
+"""Debian packages without root and without installing them: ``apt`` with folders of its own, then
+``dpkg-deb --extract``.
 
-The package lists come from the machine's own sources; only the components ``contrib`` and ``non-free`` are added, because NVIDIA's
-MPS control daemon lives there. The machine's own lists, cache and package database are read, never written.
+The package lists come from the machine's own sources; only the components ``contrib`` and
+``non-free`` are added, because NVIDIA's MPS control daemon lives there. The machine's own lists,
+cache and package database are read, never written.
 """
 
 from __future__ import annotations
@@ -19,9 +21,16 @@ COMPONENTS = ("main", "contrib", "non-free")
 
 
 class Apt:
-    """``apt-get`` working in ``folder``. Raises :class:`CannotRun` where there is no apt or no source of this release."""
+    """``apt-get`` working in ``folder``. Raises :class:`CannotRun` where there is no apt or no
+    source of this release."""
 
-    def __init__(self, folder: Path, *, etc: Path = Path("/etc/apt"), os_release: Path = Path("/etc/os-release")) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        etc: Path = Path("/etc/apt"),
+        os_release: Path = Path("/etc/os-release"),
+    ) -> None:
         if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
             raise CannotRun("there is no apt-get and dpkg-deb on this machine")
         self._folder = folder
@@ -39,7 +48,9 @@ class Apt:
 
     def download_with_dependencies(self, package: str) -> list[Path]:
         """``package`` and those of its dependencies that are not installed."""
-        return self._fetched("install", "--download-only", "--no-install-recommends", "-y", "-q", package)
+        return self._fetched(
+            "install", "--download-only", "--no-install-recommends", "-y", "-q", package
+        )
 
     def download(self, *packages: str) -> list[Path]:
         """These packages alone."""
@@ -59,8 +70,10 @@ class Apt:
             "Dir::State::Lists": self._folder / "lists",
             "Dir::Cache": self._folder,
             "Dir::Cache::Archives": self._folder / "archives",
-            "Debug::NoLocking": "1",  # the folder is ours; without root the machine's lock cannot be had
-            "APT::Sandbox::User": "",  # root's apt would hand the download to a user that cannot enter our folder
+            # the folder is ours; without root the machine's lock cannot be had
+            "Debug::NoLocking": "1",
+            # root's apt would hand the download to a user that cannot enter our folder
+            "APT::Sandbox::User": "",
             "Acquire::Retries": "3",
         }
         options = [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
@@ -76,22 +89,37 @@ class Apt:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise CannotRun(f"apt-get {' '.join(command)} did not end within {timeout_s:.0f} s") from None
+            raise CannotRun(
+                f"apt-get {' '.join(command)} did not end within {timeout_s:.0f} s"
+            ) from None
         if done.returncode != 0:
             lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-            raise CannotRun(f"apt-get {' '.join(command)} failed: {'; '.join(lines[-4:]) or 'it said nothing'}")
+            raise CannotRun(
+                f"apt-get {' '.join(command)} failed: {'; '.join(lines[-4:]) or 'it said nothing'}"
+            )
 
 
 def extract(packages: Sequence[Path], into: Path) -> None:
-    """Unpack package files into ``into``. Raises :class:`CannotRun` for a file that is not a package."""
+    """Unpack package files into ``into``. Raises :class:`CannotRun` for a file that is not a
+    package."""
     for package in packages:
-        done = subprocess.run(["dpkg-deb", "--extract", str(package), str(into)], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            ["dpkg-deb", "--extract", str(package), str(into)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
         if done.returncode != 0:
             raise CannotRun(f"{package.name} cannot be unpacked: {done.stderr.strip()}")
 
 
 def _codename(os_release: Path) -> str:
-    found = re.search(r"^VERSION_CODENAME=\"?([\w.-]+)", os_release.read_text(), re.MULTILINE) if os_release.exists() else None
+    found = (
+        re.search(r"^VERSION_CODENAME=\"?([\w.-]+)", os_release.read_text(), re.MULTILINE)
+        if os_release.exists()
+        else None
+    )
     return found.group(1) if found else ""
 
 
@@ -107,7 +135,10 @@ def _stanzas(etc: Path) -> Iterator[Stanza]:
     for path in sorted(parts.glob("*.sources")):
         for block in re.split(r"\n\s*\n", path.read_text()):
             fields = _fields(block)
-            if "deb" in fields.get("Types", "").split() and fields.get("Enabled", "yes").lower() != "no":
+            if (
+                "deb" in fields.get("Types", "").split()
+                and fields.get("Enabled", "yes").lower() != "no"
+            ):
                 yield fields
 
 
@@ -118,11 +149,15 @@ def _one_line(line: str) -> Stanza | None:
     options, uri, suite, components = found.groups()
     names = {"signed-by": "Signed-By", "arch": "Architectures", "trusted": "Trusted"}
     extra = dict(part.split("=", 1) for part in (options or "").split() if "=" in part)
-    return {"URIs": uri, "Suites": suite, "Components": components} | {names[k]: v for k, v in extra.items() if k in names}
+    return {"URIs": uri, "Suites": suite, "Components": components} | {
+        names[k]: v for k, v in extra.items() if k in names
+    }
 
 
 def _fields(block: str) -> Stanza:
-    lines = [line for line in block.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    lines = [
+        line for line in block.splitlines() if line.strip() and not line.lstrip().startswith("#")
+    ]
     fields: Stanza = {}
     last = ""
     for line in lines:
@@ -135,9 +170,14 @@ def _fields(block: str) -> Stanza:
 
 
 def _fits(stanza: Stanza, codename: str) -> bool:
-    """Whether the source carries this release of the distribution itself, not some vendor's packages."""
+    """Whether the source carries this release of the distribution itself, not some vendor's
+    packages."""
     of_release = {codename, f"{codename}-updates", f"{codename}-security"}
-    return bool(codename) and "main" in stanza.get("Components", "").split() and bool(of_release & set(stanza.get("Suites", "").split()))
+    return (
+        bool(codename)
+        and "main" in stanza.get("Components", "").split()
+        and bool(of_release & set(stanza.get("Suites", "").split()))
+    )
 
 
 def _rendered(stanza: Stanza) -> str:

@@ -1,11 +1,14 @@
-"""Fetch the real programs that the emulated host runs: ``python -m igniterd.lab.programs.fetch [demo]``.
+"""Fetch the real programs that the emulated host runs: ``python -m igniterd.lab.programs.fetch
+[demo]``.
 
-tritonserver comes out of NVIDIA's ``nvidia-pytriton`` wheel (through this Python's pip), and the oldest one that igniterd steers out of
-an older wheel; the MQTT broker, the MPS control daemon and promtool are Debian packages, unpacked into the cache and not installed; the
-environment that hosted models run in comes from pip. Wheels are checked against hashes kept here, Debian's packages by apt against the
-signatures of the machine's own sources. No root is needed, nothing outside the cache is written, and what is there already
-(in the cache or on PATH) is not fetched again. Exit status 1 only when the newer tritonserver is missing in the end: everything but the
-tests of the oldest one and of hosted models runs on it.
+tritonserver comes out of NVIDIA's ``nvidia-pytriton`` wheel (through this Python's pip), and the
+oldest one that igniterd steers out of an older wheel; the MQTT broker, the MPS control daemon and
+promtool are Debian packages, unpacked into the cache and not installed; the environment that hosted
+models run in comes from pip. Wheels are checked against hashes kept here, Debian's packages by apt
+against the signatures of the machine's own sources. No root is needed, nothing outside the cache is
+written, and what is there already (in the cache or on PATH) is not fetched again. Exit status 1
+only when the newer tritonserver is missing in the end: everything but the tests of the oldest one
+and of hosted models runs on it.
 """
 
 from __future__ import annotations
@@ -89,7 +92,8 @@ def _tritonserver(server: str, say: Say) -> list[str]:
     except CannotRun as problem:
         say(f"{what}: {problem}")
         say(
-            f"{what}: needs Linux on x86-64 with glibc 2.35 or later, pip with access to a package index, "
+            f"{what}: needs Linux on x86-64 with glibc 2.35 or later, pip with access to a "
+            "package index, "
             f"and libpython{programs.PYTHON} (Debian: apt-get install libpython{programs.PYTHON})"
         )
         return [what]
@@ -148,7 +152,11 @@ def _unpack_debian(packages: list[str], *, with_dependencies: bool, say: Say) ->
     with tempfile.TemporaryDirectory(dir=programs.cache_root()) as name:
         apt = Apt(Path(name))
         apt.update()
-        files = [f for p in packages for f in apt.download_with_dependencies(p)] if with_dependencies else apt.download(*packages)
+        files = (
+            [f for p in packages for f in apt.download_with_dependencies(p)]
+            if with_dependencies
+            else apt.download(*packages)
+        )
         if not files:
             raise CannotRun(f"apt-get brought no package for {', '.join(packages)}")
         extract(files, programs.debian_root())
@@ -162,8 +170,13 @@ def main() -> int:
         sys.stdout.flush()
 
     try:
-        return 1 if f"tritonserver {programs.SERVER}" in fetch(say, demo=sys.argv[1:] == ["demo"]) else 0
-    except (CannotRun, Refused, OSError) as problem:  # a cache that cannot be written, a user without a home
+        return (
+            1
+            if f"tritonserver {programs.SERVER}" in fetch(say, demo=sys.argv[1:] == ["demo"])
+            else 0
+        )
+    # a cache that cannot be written, a user without a home
+    except (CannotRun, Refused, OSError) as problem:
         sys.stderr.write(f"nothing can be fetched: {problem}\n")
         return 1
 

@@ -1,11 +1,14 @@
-"""How Triton starts the process of a Python model in an environment, the newer way, on the older server at hand.
+"""How Triton starts the process of a Python model in an environment, the newer way, on the older
+server at hand.
 
-Up to 25.07 the server runs ``bash -c "source ENV/bin/activate && exec env LD_LIBRARY_PATH=… STUB …"``, with the ``bash`` that it finds
-on its PATH. Since 25.08 nothing in ENV is run: ``activate`` only has to be there (which the older server checks too), and the stub
-gets the server's environment with VIRTUAL_ENV, VIRTUAL_ENV_PROMPT, PATH and LD_LIBRARY_PATH set and PYTHONHOME removed.
+Up to 25.07 the server runs ``bash -c "source ENV/bin/activate && exec env LD_LIBRARY_PATH=… STUB
+…"``, with the ``bash`` that it finds on its PATH. Since 25.08 nothing in ENV is run: ``activate``
+only has to be there (which the older server checks too), and the stub gets the server's environment
+with VIRTUAL_ENV, VIRTUAL_ENV_PROMPT, PATH and LD_LIBRARY_PATH set and PYTHONHOME removed.
 
-A ``bash`` in a folder in front of the server's PATH does that in place of the first half of the command. It takes its own folder off
-PATH again, and hands anything else to the real one, so models and what they start see nothing of it.
+A ``bash`` in a folder in front of the server's PATH does that in place of the first half of the
+command. It takes its own folder off PATH again, and hands anything else to the real one, so models
+and what they start see nothing of it.
 """
 
 from __future__ import annotations
@@ -31,11 +34,12 @@ case "$1 $2" in
   unset IGNITERD_LAUNCHER
   exec bash "$@" ;;
 esac
-"""
+"""  # noqa: E501
 
 
 def launcher_environment(launcher: Launcher, folder: Path, path: str) -> dict[str, str]:
-    """What a server with the PATH ``path`` needs in its environment to start stubs so; ``folder`` is made for it."""
+    """What a server with the PATH ``path`` needs in its environment to start stubs so; ``folder``
+    is made for it."""
     if launcher == "24.10":
         return {}
     folder.mkdir(parents=True, exist_ok=True)

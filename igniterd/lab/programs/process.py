@@ -34,18 +34,25 @@ class Running:
         return self._process.returncode is None
 
     async def until(self, answers: Callable[[], Awaitable[bool]], *, timeout_s: float) -> None:
-        """Wait until ``answers`` is true. Raises :class:`CannotRun` with the log's end when it exits first or takes too long."""
+        """Wait until ``answers`` is true. Raises :class:`CannotRun` with the log's end when it
+        exits first or takes too long."""
         deadline = asyncio.get_running_loop().time() + timeout_s
         while not await answers():
             if not self.alive:
-                raise CannotRun(f"{self.name} exited with status {self._process.returncode}: {self.log_end()}")
+                raise CannotRun(
+                    f"{self.name} exited with status {self._process.returncode}: {self.log_end()}"
+                )
             if asyncio.get_running_loop().time() > deadline:
-                raise CannotRun(f"{self.name} did not answer within {timeout_s:.0f} s: {self.log_end()}")
+                raise CannotRun(
+                    f"{self.name} did not answer within {timeout_s:.0f} s: {self.log_end()}"
+                )
             await asyncio.sleep(_POLL_S)
 
     def log_end(self, lines: int = 8) -> str:
         """The last lines of the log."""
-        text = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        text = (
+            self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        )
         return " | ".join(text[-lines:]) or f"its log {self.log} is empty"
 
     async def stop(self, *, timeout_s: float = 10.0) -> None:
@@ -63,9 +70,16 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    name: str, command: Sequence[str], *, log: Path, env: Mapping[str, str], cwd: Path | None = None, stop_s: float = 10.0
+    name: str,
+    command: Sequence[str],
+    *,
+    log: Path,
+    env: Mapping[str, str],
+    cwd: Path | None = None,
+    stop_s: float = 10.0,
 ) -> AsyncIterator[Running]:
-    """Run ``command`` with its output in ``log``; stopped on the way out, also when this process dies.
+    """Run ``command`` with its output in ``log``; stopped on the way out, also when this process
+    dies.
 
     ``env`` is the whole environment. Raises :class:`CannotRun` when it cannot be started.
     """
@@ -75,7 +89,14 @@ async def running(
     with log.open("ab") as out:
         try:
             process = await asyncio.create_subprocess_exec(
-                *guard, *command, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, env=dict(env), cwd=cwd, start_new_session=True
+                *guard,
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=dict(env),
+                cwd=cwd,
+                start_new_session=True,
             )
         except OSError as problem:
             raise CannotRun(f"{name} cannot be started: {problem}") from problem

@@ -1,4 +1,5 @@
-"""Where the real programs of the emulated host are: on the machine's own PATH first, else in the cache that ``fetch`` fills.
+"""Where the real programs of the emulated host are: on the machine's own PATH first, else in the
+cache that ``fetch`` fills.
 
 Nothing here downloads or starts anything.
 """
@@ -16,20 +17,29 @@ from pathlib import Path
 from igniterd.errors import CannotRun
 
 SERVERS = {"24.10": ("0.7.0", 55), "23.12": ("0.5.0", 40)}
-"""tritonserver's releases (2.51 and 2.41): the version of nvidia-pytriton whose wheel carries it, and the wheel's MB."""
+"""tritonserver's releases (2.51 and 2.41): the version of nvidia-pytriton whose wheel carries it,
+and the wheel's MB."""
 SERVER = "24.10"
 PYTRITON = SERVERS[SERVER][0]
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"  # models run in this Python: what it has installed must be importable there
+# models run in this Python: what it has installed must be importable there
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 ENGINES = {"numpy": "1.26.4", "onnxruntime": "1.20.1", "onnx": "1.17.0", "protobuf": "5.29.5"}
-"""What the environment of hosted models is made of; numpy 1, as Triton up to 24.10 wants it. ``wheels.txt`` has the hash of each."""
+"""What the environment of hosted models is made of; numpy 1, as Triton up to 24.10 wants it.
+``wheels.txt`` has the hash of each."""
 FETCH = "python -m igniterd.lab.programs.fetch"
 
-_SYSTEM_LIBRARIES = ("/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/lib")
+_SYSTEM_LIBRARIES = (
+    "/usr/lib/x86_64-linux-gnu",
+    "/lib/x86_64-linux-gnu",
+    "/usr/lib64",
+    "/usr/local/lib",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program that can be started: its file, and the library folders it needs besides the system's."""
+    """A program that can be started: its file, and the library folders it needs besides the
+    system's."""
 
     path: Path
     libraries: tuple[Path, ...] = ()
@@ -43,17 +53,25 @@ class Program:
     def missing_libraries(self) -> tuple[str, ...]:
         """Shared libraries that it needs and that are not found, by name."""
         asked = subprocess.run(
-            ["ldd", str(self.path)], env=os.environ | self.environment(), capture_output=True, text=True, timeout=20, check=False
+            ["ldd", str(self.path)],
+            env=os.environ | self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
         )
         return tuple(line.split()[0] for line in asked.stdout.splitlines() if "not found" in line)
 
 
 def cache_root() -> Path:
-    """``$XDG_CACHE_HOME/igniterd``, by default ``~/.cache/igniterd``. Raises :class:`CannotRun` for a user without a home."""
+    """``$XDG_CACHE_HOME/igniterd``, by default ``~/.cache/igniterd``. Raises :class:`CannotRun` for
+    a user without a home."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "igniterd"
     except RuntimeError as error:
-        raise CannotRun("this user has no home: name a folder for downloads with XDG_CACHE_HOME") from error
+        raise CannotRun(
+            "this user has no home: name a folder for downloads with XDG_CACHE_HOME"
+        ) from error
 
 
 def triton_root(server: str = SERVER) -> Path:
@@ -72,7 +90,8 @@ def engines_ready() -> bool:
 
 
 def torch_root() -> Path:
-    """Debian's PyTorch and what it links against, unpacked; a folder of its own because it is large."""
+    """Debian's PyTorch and what it links against, unpacked; a folder of its own because it is
+    large."""
     return cache_root() / "torch"
 
 
@@ -82,7 +101,14 @@ def torch_libraries() -> tuple[Path, ...]:
     if not (root / "usr/lib/python3/dist-packages/torch").is_dir():
         return ()
     base = root / "usr/lib/x86_64-linux-gnu"
-    return (base, base / "blas", base / "lapack", base / "pulseaudio", root / "usr/lib", root / "lib/x86_64-linux-gnu")
+    return (
+        base,
+        base / "blas",
+        base / "lapack",
+        base / "pulseaudio",
+        root / "usr/lib",
+        root / "lib/x86_64-linux-gnu",
+    )
 
 
 def debian_root() -> Path:
@@ -93,14 +119,27 @@ def debian_root() -> Path:
 def debian_libraries() -> tuple[Path, ...]:
     """Library folders of the unpacked Debian packages that exist."""
     root = debian_root()
-    found = [root / part for part in ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/nvidia/current")]
+    found = [
+        root / part
+        for part in (
+            "usr/lib/x86_64-linux-gnu",
+            "lib/x86_64-linux-gnu",
+            "usr/lib/x86_64-linux-gnu/nvidia/current",
+        )
+    ]
     return tuple(p for p in found if p.is_dir())
 
 
 def libpython() -> Path | None:
-    """Folder with ``libpython3.X.so.1.0`` of this Python, which Triton's Python stub links against; ``None`` when there is none."""
+    """Folder with ``libpython3.X.so.1.0`` of this Python, which Triton's Python stub links against;
+    ``None`` when there is none."""
     name = f"libpython{PYTHON}.so.1.0"
-    places = [sysconfig.get_config_var("LIBDIR") or "", f"{sys.base_prefix}/lib", *_SYSTEM_LIBRARIES, *(str(p) for p in debian_libraries())]
+    places = [
+        sysconfig.get_config_var("LIBDIR") or "",
+        f"{sys.base_prefix}/lib",
+        *_SYSTEM_LIBRARIES,
+        *(str(p) for p in debian_libraries()),
+    ]
     return next((Path(p) for p in places if p and (Path(p) / name).exists()), None)
 
 
@@ -119,12 +158,22 @@ def backends(server: str = SERVER) -> Path:
 
 
 def python_stub(server: str = SERVER) -> Path:
-    """The program that runs a Python model; the wheel has one for every version of Python that it knows."""
-    return triton_root(server) / "pytriton" / "tritonserver" / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
+    """The program that runs a Python model; the wheel has one for every version of Python that it
+    knows."""
+    return (
+        triton_root(server)
+        / "pytriton"
+        / "tritonserver"
+        / "python_backend_stubs"
+        / PYTHON
+        / "triton_python_backend_stub"
+    )
 
 
 def _on_path_or_unpacked(name: str) -> Program | None:
-    here = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
+    here = shutil.which(
+        name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin"
+    )
     if here is not None:
         return Program(Path(here))
     for folder in ("usr/bin", "usr/sbin"):

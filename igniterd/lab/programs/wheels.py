@@ -29,7 +29,12 @@ def pinned() -> dict[str, str]:
 
 def download(package: str, into: Path, timeout_s: float) -> Path:
     """The wheel of ``package`` (name==version). Raises :class:`CannotRun`."""
-    _pip(f"pip download {package}", ("download", *_QUIET, *_CHECKED, "--dest", str(into)), [package], timeout_s)
+    _pip(
+        f"pip download {package}",
+        ("download", *_QUIET, *_CHECKED, "--dest", str(into)),
+        [package],
+        timeout_s,
+    )
     wheel = next(into.glob("*.whl"), None)
     if wheel is None:
         raise CannotRun(f"pip download {package} left no wheel")
@@ -38,7 +43,9 @@ def download(package: str, into: Path, timeout_s: float) -> Path:
 
 def install(packages: Sequence[str], python: Path, timeout_s: float) -> None:
     """Install ``packages`` into the environment of ``python``. Raises :class:`CannotRun`."""
-    _pip("pip install", ("--python", str(python), "install", *_QUIET, *_CHECKED), packages, timeout_s)
+    _pip(
+        "pip install", ("--python", str(python), "install", *_QUIET, *_CHECKED), packages, timeout_s
+    )
 
 
 def _pip(what: str, command: Sequence[str], packages: Sequence[str], timeout_s: float) -> None:
@@ -50,7 +57,9 @@ def _pip(what: str, command: Sequence[str], packages: Sequence[str], timeout_s: 
         file.flush()
         whole = [sys.executable, "-m", "pip", *command, "--requirement", file.name]
         try:
-            done = subprocess.run(whole, capture_output=True, text=True, timeout=timeout_s, check=False)
+            done = subprocess.run(
+                whole, capture_output=True, text=True, timeout=timeout_s, check=False
+            )
         except subprocess.TimeoutExpired:
             raise CannotRun(f"{what} did not end within {timeout_s:.0f} s") from None
     if done.returncode != 0:

@@ -1,4 +1,5 @@
-"""Where a replay takes its service times from: the measured tables, or a performance model where nothing was measured."""
+"""Where a replay takes its service times from: the measured tables, or a performance model where
+nothing was measured."""
 
 from __future__ import annotations
 
@@ -50,11 +51,13 @@ class Board(Protocol):
 
     @property
     def dispersion(self) -> tuple[float, float, float]:
-        """Of one execution: coefficient of variation, chance of a straggler, how many times longer it takes."""
+        """Of one execution: coefficient of variation, chance of a straggler, how many times longer
+        it takes."""
         ...
 
     def tables(self, replicas: Sequence[Replica]) -> tuple[F64, F64]:
-        """``solo_ms[i, batch]`` alone and ``excess[i, j, batch_i, batch_j]`` beside another that executes; index 0 of batches is unused.
+        """``solo_ms[i, batch]`` alone and ``excess[i, j, batch_i, batch_j]`` beside another that
+        executes; index 0 of batches is unused.
 
         Raises :class:`CannotRun` for a model or batch it does not know.
         """
@@ -73,9 +76,15 @@ class MeasuredBoard:
     def tables(self, replicas: Sequence[Replica]) -> tuple[F64, F64]:
         for r in replicas:
             if r.model not in self._truth.models:
-                raise CannotRun(f"workload {r.workload}: model {r.model!r} was not measured; measured are {', '.join(self._truth.models)}")
+                raise CannotRun(
+                    f"workload {r.workload}: model {r.model!r} was not measured; measured are "
+                    f"{', '.join(self._truth.models)}"
+                )
             if r.max_batch_size > MAX_BATCH:
-                raise CannotRun(f"workload {r.workload}: batches of {r.max_batch_size} were not measured; at most {MAX_BATCH} were")
+                raise CannotRun(
+                    f"workload {r.workload}: batches of {r.max_batch_size} were not measured; at "
+                    f"most {MAX_BATCH} were"
+                )
         full = self._truth.tables([r.model for r in replicas])
         units = [share_units(r.share) for r in replicas]
         n = len(replicas)
@@ -83,12 +92,15 @@ class MeasuredBoard:
         excess = np.empty((n, n, MAX_BATCH + 1, MAX_BATCH + 1))
         for i in range(n):
             for j in range(n):
-                excess[i, j] = full.excess[i, j, :, :, units[i]] * neighbour_weight(units[j], units[i])
+                excess[i, j] = full.excess[i, j, :, :, units[i]] * neighbour_weight(
+                    units[j], units[i]
+                )
         return solo, excess
 
 
 class ModelBoard:
-    """A performance model in place of measurements. Interference is taken pair by pair and added up."""
+    """A performance model in place of measurements. Interference is taken pair by pair and added
+    up."""
 
     def __init__(self, model: PerformanceModel, service_cv: float = 0.1) -> None:
         self._model = model
@@ -99,7 +111,10 @@ class ModelBoard:
     def tables(self, replicas: Sequence[Replica]) -> tuple[F64, F64]:
         for r in replicas:
             if r.model not in self._model.models:
-                raise CannotRun(f"workload {r.workload}: model {r.model!r} is not in the profile ({', '.join(self._model.models)})")
+                raise CannotRun(
+                    f"workload {r.workload}: model {r.model!r} is not in the profile "
+                    f"({', '.join(self._model.models)})"
+                )
         largest = max(r.max_batch_size for r in replicas)
         n = len(replicas)
         solo, excess = np.zeros((n, largest + 1)), np.zeros((n, n, largest + 1, largest + 1))
@@ -116,7 +131,11 @@ class ModelBoard:
             alone = {b: self._latency(Tenant(one.model, b, one.share)) for b in _KNOTS}
             rows = [
                 [
-                    self._latency(Tenant(one.model, b, one.share), Tenant(other.model, c, min(other.share, 1.0 - one.share))) / alone[b]
+                    self._latency(
+                        Tenant(one.model, b, one.share),
+                        Tenant(other.model, c, min(other.share, 1.0 - one.share)),
+                    )
+                    / alone[b]
                     - 1.0
                     for c in _KNOTS
                 ]

@@ -1,11 +1,13 @@
-"""Replay of a plan in virtual time: every request of every workload, batch by batch, against measured service times.
+"""Replay of a plan in virtual time: every request of every workload, batch by batch, against
+measured service times.
 
-Each GPU is replayed event by event (:mod:`igniterd.lab.replay.kernels.batches`). Service times come from a board of
+Each GPU is replayed event by event (:mod:`igniterd.lab.replay.kernels.batches`). Service times come
+from a board of
 :mod:`igniterd.lab.replay.boards`: the measured tables, which know nothing of the equations that made the plan, or a performance model.
 
-Replicas of one workload on several GPUs get streams of their own, at the rates the plan gives them; a trace is dealt out to them in
-proportion to those rates, as evenly as whole requests allow.
-"""
+Replicas of one workload on several GPUs get streams of their own, at the rates the plan gives them;
+a trace is dealt out to them in proportion to those rates, as evenly as whole requests allow.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -42,8 +44,9 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """How requests come. ``burstiness`` is the squared coefficient of variation of the gaps of ``bursty`` arrivals: hyperexponential with
-    two phases of balanced means. ``trace`` has the arrival times (s, from 0) of each workload."""
+    """How requests come. ``burstiness`` is the squared coefficient of variation of the gaps of
+    ``bursty`` arrivals: hyperexponential with two phases of balanced means. ``trace`` has the
+    arrival times (s, from 0) of each workload."""
 
     kind: Kind = Kind.POISSON
     burstiness: float = BURSTY
@@ -52,7 +55,8 @@ class Arrivals:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What became of one replica's requests, or of one workload's over all its replicas (``gpu`` is then -1)."""
+    """What became of one replica's requests, or of one workload's over all its replicas (``gpu`` is
+    then -1)."""
 
     workload: str
     model: str
@@ -77,7 +81,8 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """A whole replay. ``replicas[g]`` are those of GPU g, in the order given; ``workloads`` in order of first appearance."""
+    """A whole replay. ``replicas[g]`` are those of GPU g, in the order given; ``workloads`` in
+    order of first appearance."""
 
     duration_s: float
     replicas: tuple[tuple[Served, ...], ...]
@@ -91,7 +96,8 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class _Raw:
-    """One replica's requests: latencies (ms), completions before the end, time executing (s), batches."""
+    """One replica's requests: latencies (ms), completions before the end, time executing (s),
+    batches."""
 
     replica: Replica
     gpu: int
@@ -110,10 +116,12 @@ def replay(
     seed: int = 1,
     workers: int | None = None,
 ) -> Replayed:
-    """Replay ``gpus``, each a sequence of replicas with its board, for ``duration_s`` of arrivals and until the last is answered.
+    """Replay ``gpus``, each a sequence of replicas with its board, for ``duration_s`` of arrivals
+    and until the last is answered.
 
-    The same arguments and seed give the same result, on any number of ``workers`` (threads; all processors when not given).
-    Raises :class:`ConfigError` for arguments without sense, :class:`~igniterd.errors.CannotRun` where a board does not know a model.
+    The same arguments and seed give the same result, on any number of ``workers`` (threads; all
+    processors when not given). Raises :class:`ConfigError` for arguments without sense,
+    :class:`~igniterd.errors.CannotRun` where a board does not know a model.
     """
     process = arrivals or Arrivals()
     _check(gpus, boards, process, duration_s)
@@ -136,12 +144,16 @@ def replay(
     return Replayed(
         duration_s,
         tuple(tuple(_served([r], duration_s, r.gpu) for r in rows) for rows in raws),
-        tuple(_served(rows, duration_s, -1 if len(rows) > 1 else rows[0].gpu) for rows in by_workload.values()),
+        tuple(
+            _served(rows, duration_s, -1 if len(rows) > 1 else rows[0].gpu)
+            for rows in by_workload.values()
+        ),
     )
 
 
 def read_trace(path: Path) -> dict[str, F64]:
-    """Arrival times (s from 0, ascending) of each workload, from a CSV with the columns ``workload`` and ``time_s``.
+    """Arrival times (s from 0, ascending) of each workload, from a CSV with the columns
+    ``workload`` and ``time_s``.
 
     Raises :class:`ConfigError` naming the line that is wrong.
     """
@@ -158,7 +170,8 @@ def read_trace(path: Path) -> dict[str, F64]:
                     at_s = math.nan
                 if not (math.isfinite(at_s) and at_s >= 0.0 and row["workload"]):
                     problem = (
-                        f"line {rows.line_num}: workload {row['workload']!r}, time_s {row['time_s']!r}; give a name and seconds from 0 on"
+                        f"line {rows.line_num}: workload {row['workload']!r}, time_s "
+                        f"{row['time_s']!r}; give a name and seconds from 0 on"
                     )
                     raise ConfigError(str(path), [problem])
                 found.setdefault(row["workload"], []).append(at_s)
@@ -168,8 +181,9 @@ def read_trace(path: Path) -> dict[str, F64]:
 
 
 def gaps_s(rng: np.random.Generator, count: int, rate_per_s: float, burstiness: float) -> F64:
-    """Times (s) between arrivals whose squared coefficient of variation is ``burstiness``: 0 constant, below 1 gamma, 1 Poisson,
-    above 1 hyperexponential with two phases of balanced means. Shape (count,)."""
+    """Times (s) between arrivals whose squared coefficient of variation is ``burstiness``: 0
+    constant, below 1 gamma, 1 Poisson, above 1 hyperexponential with two phases of balanced means.
+    Shape (count,)."""
     if burstiness == 0.0:
         return np.full(count, 1.0 / rate_per_s)
     if burstiness <= 1.0:
@@ -179,7 +193,9 @@ def gaps_s(rng: np.random.Generator, count: int, rate_per_s: float, burstiness: 
     return scale * rng.standard_exponential(count)
 
 
-def _check(gpus: Sequence[Sequence[Replica]], boards: Sequence[Board], process: Arrivals, duration_s: float) -> None:
+def _check(
+    gpus: Sequence[Sequence[Replica]], boards: Sequence[Board], process: Arrivals, duration_s: float
+) -> None:
     problems = []
     if len(gpus) != len(boards):
         problems.append(f"{len(gpus)} GPUs and {len(boards)} boards: give a board for each")
@@ -188,16 +204,24 @@ def _check(gpus: Sequence[Sequence[Replica]], boards: Sequence[Board], process: 
     if process.kind is Kind.BURSTY and not 1.0 < process.burstiness <= 1000.0:
         problems.append(f"burstiness {process.burstiness}: give a number above 1 (1 is Poisson)")
     problems += [
-        f"workload {r.workload}: rate {r.rate_per_s}/s, largest batch {r.max_batch_size}, delay {r.max_queue_delay_us} us: "
+        f"workload {r.workload}: rate {r.rate_per_s}/s, largest batch {r.max_batch_size}, delay "
+        f"{r.max_queue_delay_us} us: "
         "the rate must be above 0, the batch at least 1, the delay not negative"
         for gpu in gpus
         for r in gpu
-        if not (math.isfinite(r.rate_per_s) and r.rate_per_s > 0.0 and r.max_batch_size >= 1 and r.max_queue_delay_us >= 0)
+        if not (
+            math.isfinite(r.rate_per_s)
+            and r.rate_per_s > 0.0
+            and r.max_batch_size >= 1
+            and r.max_queue_delay_us >= 0
+        )
     ]
     for g, gpu in enumerate(gpus):
         total = sum(r.share for r in gpu)
         if total > 1.0 + 1e-6 or any(not r.share > 0.0 for r in gpu):
-            problems.append(f"gpus[{g}]: shares must be above 0 and add up to at most 1, not {total:g}")
+            problems.append(
+                f"gpus[{g}]: shares must be above 0 and add up to at most 1, not {total:g}"
+            )
     if process.kind is Kind.TRACE:
         unknown = {r.workload for gpu in gpus for r in gpu} - process.trace.keys()
         problems += [f"the trace has no requests of workload {name}" for name in sorted(unknown)]
@@ -205,8 +229,11 @@ def _check(gpus: Sequence[Sequence[Replica]], boards: Sequence[Board], process: 
         raise ConfigError("replay", problems)
 
 
-def _deal(gpus: Sequence[Sequence[Replica]], trace: Mapping[str, F64], duration_s: float) -> dict[tuple[int, int], F64]:
-    """The trace's times of each replica (GPU, place): request k goes where the rates' due is furthest ahead of what was given."""
+def _deal(
+    gpus: Sequence[Sequence[Replica]], trace: Mapping[str, F64], duration_s: float
+) -> dict[tuple[int, int], F64]:
+    """The trace's times of each replica (GPU, place): request k goes where the rates' due is
+    furthest ahead of what was given."""
     seats: dict[str, list[tuple[int, int, float]]] = {}
     for g, gpu in enumerate(gpus):
         for place, r in enumerate(gpu):
@@ -215,17 +242,27 @@ def _deal(gpus: Sequence[Sequence[Replica]], trace: Mapping[str, F64], duration_
     for name, where in seats.items():
         times = trace[name][trace[name] < duration_s]
         weights = np.asarray([rate for *_, rate in where]) / sum(rate for *_, rate in where)
-        # each replica's j-th request is due at (j + 1/2) / weight; requests go to replicas in the order of those
+        # each replica's j-th request is due at (j + 1/2) / weight; requests go to replicas in the
+        # order of those
         counts = np.maximum(1, np.ceil(weights * times.size).astype(np.int64) + 1)
-        due = np.concatenate([(np.arange(c) + 0.5) / w for c, w in zip(counts, weights, strict=True)])
-        owner = np.repeat(np.arange(len(where)), counts)[np.argsort(due, kind="stable")][: times.size]
+        due = np.concatenate(
+            [(np.arange(c) + 0.5) / w for c, w in zip(counts, weights, strict=True)]
+        )
+        owner = np.repeat(np.arange(len(where)), counts)[np.argsort(due, kind="stable")][
+            : times.size
+        ]
         for k, (g, place, _) in enumerate(where):
             dealt[g, place] = times[owner == k]
     return dealt
 
 
 def _times_ms(
-    replica: Replica, process: Arrivals, dealt: Mapping[tuple[int, int], F64], at: tuple[int, int], duration_s: float, seed: int
+    replica: Replica,
+    process: Arrivals,
+    dealt: Mapping[tuple[int, int], F64],
+    at: tuple[int, int],
+    duration_s: float,
+    seed: int,
 ) -> F64:
     if process.kind is Kind.TRACE:
         return dealt[at] * 1e3
@@ -237,7 +274,8 @@ def _times_ms(
     while times[-1] < duration_s:
         more = np.cumsum(gaps_s(rng, count, replica.rate_per_s, burstiness)) + times[-1]
         times = np.concatenate([times, more])
-    times -= rng.random() / replica.rate_per_s if process.kind is Kind.CONSTANT else 0.0  # tenants do not march in step
+    # tenants do not march in step
+    times -= rng.random() / replica.rate_per_s if process.kind is Kind.CONSTANT else 0.0
     return times[times < duration_s] * 1e3
 
 
@@ -251,15 +289,34 @@ def _replay_one(
     seed: int,
 ) -> list[_Raw]:
     solo, excess = board.tables(gpu)
-    streams = [_times_ms(r, process, dealt, (g, place), duration_s, seed) for place, r in enumerate(gpu)]
+    streams = [
+        _times_ms(r, process, dealt, (g, place), duration_s, seed) for place, r in enumerate(gpu)
+    ]
     times = np.concatenate(streams)
     offsets = np.concatenate([[0], np.cumsum([s.size for s in streams])]).astype(np.int64)
     largest = np.asarray([r.max_batch_size for r in gpu], dtype=np.int64)
     delays = np.asarray([r.max_queue_delay_us / 1e3 for r in gpu])
-    latency, busy, batches = np.zeros(times.size), np.zeros(len(gpu)), np.zeros(len(gpu), dtype=np.int64)
+    latency, busy, batches = (
+        np.zeros(times.size),
+        np.zeros(len(gpu)),
+        np.zeros(len(gpu), dtype=np.int64),
+    )
     chance = int(np.random.SeedSequence((seed, g)).generate_state(1)[0])
     dispersion = np.asarray(board.dispersion)
-    replay_gpu(times, offsets, largest, delays, solo, excess, dispersion, chance, duration_s * 1e3, latency, busy, batches)
+    replay_gpu(
+        times,
+        offsets,
+        largest,
+        delays,
+        solo,
+        excess,
+        dispersion,
+        chance,
+        duration_s * 1e3,
+        latency,
+        busy,
+        batches,
+    )
     raws = []
     for i, r in enumerate(gpu):
         mine = slice(offsets[i], offsets[i + 1])
@@ -277,7 +334,11 @@ def _served(raws: Sequence[_Raw], duration_s: float, gpu: int) -> Served:
         ordered = np.partition(latency, ranks)
         p50, p95, p99 = (float(ordered[k]) for k in ranks)
         mean = float(latency.mean())
-        held = float(np.mean(latency <= first.slo_p99_ms)) if math.isfinite(first.slo_p99_ms) else math.nan
+        held = (
+            float(np.mean(latency <= first.slo_p99_ms))
+            if math.isfinite(first.slo_p99_ms)
+            else math.nan
+        )
     else:
         p50 = p95 = p99 = mean = held = math.nan
     return Served(

@@ -10,10 +10,11 @@ Arrays, all float64 unless said:
 ``weights``    (models, models, 4): of the features of one victim beside one neighbour; ``spreads`` (models, models, 4, 4) their covariance
 ``who``        (n,) int64: model of each tenant; ``batch``, ``share``, ``duty`` (n,)
 
-One neighbour j slows the execution of i by the ratio e = w0 + w1 floor_i / t_i + w2 s_j + w3 s_j log2(b_j / s_j) / 7, t_i the GPU time
-alone: a constant, a cost per batch, and what grows with the neighbour's part of the GPU and the work it queues there. Several
-neighbours cost less than the sum of their e, and one that executes a fraction d of the time counts for d of it; see ``combined``.
-"""
+One neighbour j slows the execution of i by the ratio e = w0 + w1 floor_i / t_i + w2 s_j + w3 s_j
+log2(b_j / s_j) / 7, t_i the GPU time alone: a constant, a cost per batch, and what grows with the
+neighbour's part of the GPU and the work it queues there. Several neighbours cost less than the sum
+of their e, and one that executes a fraction d of the time counts for d of it; see ``combined``.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -25,9 +26,10 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 FEATURES = 4
 OVERLAP = 1.0 / 3.0
-"""Of several executing neighbours the worst counts in full and each other for this part, as what they contend for (clock, L2, DRAM) is
-contended already. Four equal neighbours then cost twice what one does, which is about what the published measurements of up to five
-co-located copies show (clock, scheduling gaps and L2 use together); nothing finer than that has been measured."""
+"""Of several executing neighbours the worst counts in full and each other for this part, as what
+they contend for (clock, L2, DRAM) is contended already. Four equal neighbours then cost twice what
+one does, which is about what the published measurements of up to five co-located copies show
+(clock, scheduling gaps and L2 use together); nothing finer than that has been measured."""
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
@@ -52,7 +54,8 @@ def _below(knots: F64, batch: float) -> int:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def solo(table: F64, knots: F64, unit: float, batch: float, share: float) -> float:
-    """The table's value for one model at (batch, share): linear between nodes and beyond the last batch, batches below 1 count as 1.
+    """The table's value for one model at (batch, share): linear between nodes and beyond the last
+    batch, batches below 1 count as 1.
 
     Below one unit the value is that of one unit; ``table`` is (batch knots, share units).
     """
@@ -77,19 +80,22 @@ def alone_ms(table: F64, knots: F64, unit: float, batch: float, share: float) ->
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def spread_of(spread: F64, knots: F64, unit: float, batch: float, share: float) -> float:
-    """Variance of the logarithm of ``alone_ms``; beyond the last batch of the table, that of the last."""
+    """Variance of the logarithm of ``alone_ms``; beyond the last batch of the table, that of the
+    last."""
     return solo(spread, knots, unit, min(batch, knots[-1]), share)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def crowding(batch: float, share: float) -> float:
-    """s log2(b / s) / 7: the last feature, of a neighbour (0 at batch 1 with the whole GPU, about 1 at batch 100 with the whole GPU)."""
+    """s log2(b / s) / 7: the last feature, of a neighbour (0 at batch 1 with the whole GPU, about 1
+    at batch 100 with the whole GPU)."""
     return share * np.log2(max(batch, 1.0) / share) / 7.0
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def beside(w: F64, x: float, share: float, crowd: float) -> float:
-    """What one executing neighbour adds to the execution (ratio) at the victim's ``x`` = floor / alone.
+    """What one executing neighbour adds to the execution (ratio) at the victim's ``x`` = floor /
+    alone.
 
     Neither part is let below 0, so a neighbour never helps.
     """
@@ -98,7 +104,8 @@ def beside(w: F64, x: float, share: float, crowd: float) -> float:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def rank(parts: F64, order: I64) -> None:
-    """Write into ``order`` (n,) the indices of ``parts`` (n,), largest first (insertion: n is the number of tenants of a GPU)."""
+    """Write into ``order`` (n,) the indices of ``parts`` (n,), largest first (insertion: n is the
+    number of tenants of a GPU)."""
     for j in range(parts.shape[0]):
         k = j
         while k > 0 and parts[order[k - 1]] < parts[j]:
@@ -109,10 +116,12 @@ def rank(parts: F64, order: I64) -> None:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def combined(parts: F64, duty: F64, order: I64) -> float:
-    """Expected slowdown by n neighbours, ``parts`` (n,) their e, ``duty`` (n,) the fraction of the time each executes; see ``OVERLAP``.
+    """Expected slowdown by n neighbours, ``parts`` (n,) their e, ``duty`` (n,) the fraction of the
+    time each executes; see ``OVERLAP``.
 
-    ``order`` (n,) is from ``rank``. Exact for neighbours that execute independently: the largest of those executing is neighbour j when
-    j executes and no larger one does. One neighbour costs d e; more, or busier ones, never cost less.
+    ``order`` (n,) is from ``rank``. Exact for neighbours that execute independently: the largest of
+    those executing is neighbour j when j executes and no larger one does. One neighbour costs d e;
+    more, or busier ones, never cost less.
     """
     total, largest, none = 0.0, 0.0, 1.0
     for k in range(order.shape[0]):
@@ -125,9 +134,20 @@ def combined(parts: F64, duty: F64, order: I64) -> float:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def latencies(
-    times: F64, knots: F64, unit: float, transfer: F64, floors: F64, weights: F64, who: I64, batch: F64, share: F64, duty: F64, out: F64
+    times: F64,
+    knots: F64,
+    unit: float,
+    transfer: F64,
+    floors: F64,
+    weights: F64,
+    who: I64,
+    batch: F64,
+    share: F64,
+    duty: F64,
+    out: F64,
 ) -> None:
-    """Write (n, 2) into ``out``: latency with both transfers, and the time a batch occupies a closed loop, which hides loading (ms)."""
+    """Write (n, 2) into ``out``: latency with both transfers, and the time a batch occupies a
+    closed loop, which hides loading (ms)."""
     n = who.shape[0]
     crowd, parts, order = np.empty(n), np.empty(n), np.empty(n, np.int64)
     for j in range(n):
@@ -145,10 +165,14 @@ def latencies(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def terms_of(weights: F64, spreads: F64, near: I64, batch: F64, share: F64, duty: F64, out: F64) -> None:
-    """Write (n, 6) into ``out``, one row a neighbour: duty d, and over the victim's x = floor / alone its e and the variance of e.
+def terms_of(
+    weights: F64, spreads: F64, near: I64, batch: F64, share: F64, duty: F64, out: F64
+) -> None:
+    """Write (n, 6) into ``out``, one row a neighbour: duty d, and over the victim's x = floor /
+    alone its e and the variance of e.
 
-    e = out[1] + out[2] x, variance = out[3] + out[4] x + out[5] x^2. ``weights`` (models, 4), ``spreads`` (models, 4, 4): the victim's.
+    e = out[1] + out[2] x, variance = out[3] + out[4] x + out[5] x^2. ``weights`` (models, 4),
+    ``spreads`` (models, 4, 4): the victim's.
     """
     for j in range(near.shape[0]):
         w, v = weights[near[j]], spreads[near[j]]
@@ -156,17 +180,24 @@ def terms_of(weights: F64, spreads: F64, near: I64, batch: F64, share: F64, duty
         out[j, 0] = duty[j]
         out[j, 1] = max(w[0] + w[2] * s + w[3] * c, 0.0)
         out[j, 2] = max(w[1], 0.0)
-        out[j, 3] = v[0, 0] + v[2, 2] * s * s + v[3, 3] * c * c + 2.0 * (v[0, 2] * s + v[0, 3] * c + v[2, 3] * s * c)
+        out[j, 3] = (
+            v[0, 0]
+            + v[2, 2] * s * s
+            + v[3, 3] * c * c
+            + 2.0 * (v[0, 2] * s + v[0, 3] * c + v[2, 3] * s * c)
+        )
         out[j, 4] = 2.0 * (v[0, 1] + v[1, 2] * s + v[1, 3] * c)
         out[j, 5] = v[1, 1]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def slowdown(terms: F64, x: float, parts: F64, order: I64) -> tuple[float, float]:
-    """(slowdown, its variance) of one victim at ``x`` = floor / alone; ``terms`` (n, 6) of its neighbours, see ``terms_of``.
+    """(slowdown, its variance) of one victim at ``x`` = floor / alone; ``terms`` (n, 6) of its
+    neighbours, see ``terms_of``.
 
-    ``parts`` and ``order`` (n,) are work space. The variance is that of the weights, plus what is not known about how several
-    neighbours add: half the way to the plain sum counts as one standard deviation.
+    ``parts`` and ``order`` (n,) are work space. The variance is that of the weights, plus what is
+    not known about how several neighbours add: half the way to the plain sum counts as one standard
+    deviation.
     """
     total = 0.0
     for j in range(terms.shape[0]):
@@ -203,9 +234,10 @@ def curves(
 ) -> None:
     """Write the latency (ms) of one tenant into ``mean`` and ``upper``, each (n_shares, n_batches).
 
-    ``table`` and ``spread`` are the tenant's own times and variances, ``terms`` (n, 6) its neighbours' (see ``terms_of``), ``noise``
-    (2,) the variance of one measurement alone and what comes on top beside neighbours. The bound lies ``deviations`` standard
-    deviations of the logarithm of the GPU time above the mean.
+    ``table`` and ``spread`` are the tenant's own times and variances, ``terms`` (n, 6) its
+    neighbours' (see ``terms_of``), ``noise`` (2,) the variance of one measurement alone and what
+    comes on top beside neighbours. The bound lies ``deviations`` standard deviations of the
+    logarithm of the GPU time above the mean.
     """
     n = terms.shape[0]
     parts, order = np.empty(n), np.empty(n, np.int64)

@@ -1,5 +1,6 @@
-"""The published performance model, equations (1) to (11) of F. Xu et al., "iGniter: Interference-Aware GPU Resource Provisioning for
-Predictable DNN Inference in the Cloud", IEEE TPDS 34(3), 2023.
+"""The published performance model, equations (1) to (11) of F. Xu et al., "iGniter:
+Interference-Aware GPU Resource Provisioning for Predictable DNN Inference in the Cloud", IEEE TPDS
+34(3), 2023.
 
 ``coef`` is (n, 12) float64, one row a tenant, columns::
 
@@ -9,9 +10,10 @@ Predictable DNN Inference in the Cloud", IEEE TPDS 34(3), 2023.
 
     0 F (MHz)   1 P (W)   2 p_idle (W)   3 alpha_f (MHz/W)   4 alpha_sch   5 beta_sch (ms/kernel)
 
-A neighbour with ``duty`` below 1 counts for the part of the time it executes: the result is the expectation over which neighbours
-are executing for (6) and (8), and (9) is taken at the expected power. At duty 1 these are the published equations.
-"""
+A neighbour with ``duty`` below 1 counts for the part of the time it executes: the result is the
+expectation over which neighbours are executing for (6) and (8), and (9) is taken at the expected
+power. At duty 1 these are the published equations.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -24,13 +26,17 @@ F64 = NDArray[np.float64]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def active_ms(coef: F64, batch: float, share: float) -> float:
-    """k_act of equation (11) (ms, at the top clock): active time of one batch alone; ``coef`` is one row, ``share`` a fraction."""
-    return (coef[0] * batch * batch + coef[1] * batch + coef[2]) / (100.0 * share + coef[3]) + coef[4]
+    """k_act of equation (11) (ms, at the top clock): active time of one batch alone; ``coef`` is
+    one row, ``share`` a fraction."""
+    return (coef[0] * batch * batch + coef[1] * batch + coef[2]) / (100.0 * share + coef[3]) + coef[
+        4
+    ]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def pressure(coef: F64, batch: F64, share: F64, out: F64) -> None:
-    """Write (n, 3) into ``out``: active time alone (ms), power above idle (W), L2 use (% of peak) of each tenant."""
+    """Write (n, 3) into ``out``: active time alone (ms), power above idle (W), L2 use (% of peak)
+    of each tenant."""
     for i in range(batch.shape[0]):
         act = active_ms(coef[i], batch[i], share[i])
         ability = batch[i] / act
@@ -41,12 +47,20 @@ def pressure(coef: F64, batch: F64, share: F64, out: F64) -> None:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def service_of(
-    row: F64, transfer: F64, board: F64, batch: float, share: float, power_w: float, l2_pct: float, busy: float, idle_chance: float
+    row: F64,
+    transfer: F64,
+    board: F64,
+    batch: float,
+    share: float,
+    power_w: float,
+    l2_pct: float,
+    busy: float,
+    idle_chance: float,
 ) -> tuple[float, float]:
     """(latency, time a batch occupies the loop) in ms of one tenant beside neighbours.
 
-    ``power_w`` and ``l2_pct`` are the neighbours' expected sums, ``busy`` the expected number of them executing and ``idle_chance``
-    the probability that none is.
+    ``power_w`` and ``l2_pct`` are the neighbours' expected sums, ``busy`` the expected number of
+    them executing and ``idle_chance`` the probability that none is.
     """
     act = active_ms(row, batch, share)
     own_w = row[7] * (batch / act) + row[8]
@@ -61,8 +75,11 @@ def service_of(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def latencies(coef: F64, transfer: F64, board: F64, batch: F64, share: F64, duty: F64, out: F64) -> None:
-    """Write (n, 2) into ``out``: latency and loop time (ms) of each of n tenants on one GPU; ``batch``, ``share``, ``duty`` are (n,)."""
+def latencies(
+    coef: F64, transfer: F64, board: F64, batch: F64, share: F64, duty: F64, out: F64
+) -> None:
+    """Write (n, 2) into ``out``: latency and loop time (ms) of each of n tenants on one GPU;
+    ``batch``, ``share``, ``duty`` are (n,)."""
     n = batch.shape[0]
     state = np.empty((n, 3))
     pressure(coef, batch, share, state)
@@ -74,15 +91,20 @@ def latencies(coef: F64, transfer: F64, board: F64, batch: F64, share: F64, duty
                 l2 += duty[j] * state[j, 2]
                 busy += duty[j]
                 idle *= 1.0 - duty[j]
-        out[i, 0], out[i, 1] = service_of(coef[i], transfer[i], board, batch[i], share[i], power, l2, busy, idle)
+        out[i, 0], out[i, 1] = service_of(
+            coef[i], transfer[i], board, batch[i], share[i], power, l2, busy, idle
+        )
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def curves(row: F64, transfer: F64, board: F64, shares: F64, around: F64, out: F64) -> None:
     """Write (n_shares, max_batch) into ``out``: latency (ms) of batches 1.. of one tenant.
 
-    ``around`` is (4,): the neighbours' expected power (W), L2 use (%), number executing, probability that none is.
+    ``around`` is (4,): the neighbours' expected power (W), L2 use (%), number executing,
+    probability that none is.
     """
     for s in range(out.shape[0]):
         for b in range(out.shape[1]):
-            out[s, b] = service_of(row, transfer, board, b + 1.0, shares[s], around[0], around[1], around[2], around[3])[0]
+            out[s, b] = service_of(
+                row, transfer, board, b + 1.0, shares[s], around[0], around[1], around[2], around[3]
+            )[0]

@@ -1,14 +1,19 @@
-"""Baselines that igniterd is compared with, as the published evaluation describes them (Xu et al., IEEE TPDS 34(3), 2023, sec. 5).
+"""Baselines that igniterd is compared with, as the published evaluation describes them (Xu et al.,
+IEEE TPDS 34(3), 2023, sec. 5).
 
-``ffd+`` and ``ffd++`` are :func:`igniterd.planner.baselines.igniter.place` with first fit. Here are:
+``ffd+`` and ``ffd++`` are :func:`igniterd.planner.baselines.igniter.place` with first fit. Here
+are:
 
-gslice+ (Dhakal et al., GSLICE, SoCC 2020, extended with the published placement): every tenant tunes itself alone from measured
-    feedback - the latency below, the rate above - against thresholds. Nobody foresees what a step does to the neighbours, and nobody
-    gets more than the GPU has left; then the batch gives way, and with it the rate that can be served.
-gpu-lets+ (Choi et al., USENIX ATC 2022): at most two tenants a GPU, shares from a short list, best fit. A linear regression on the
-    L2 and DRAM use of both tenants predicts interference. Each workload takes the smallest share that is enough.
+gslice+ (Dhakal et al., GSLICE, SoCC 2020, extended with the published placement): every tenant
+    tunes itself alone from measured feedback - the latency below, the rate above - against
+    thresholds. Nobody foresees what a step does to the neighbours, and nobody gets more than the
+    GPU has left; then the batch gives way, and with it the rate that can be served.
+gpu-lets+ (Choi et al., USENIX ATC 2022): at most two tenants a GPU, shares from a short list, best
+    fit. A linear regression on the L2 and DRAM use of both tenants predicts interference. Each
+    workload takes the smallest share that is enough.
 
-Feedback and solo latencies come from the published performance model; latency is to stay below half the SLO, throughput above the rate.
+Feedback and solo latencies come from the published performance model; latency is to stay below half
+the SLO, throughput above the rate.
 """
 
 from __future__ import annotations
@@ -47,21 +52,33 @@ class _Tuned:
     most_batch: int
 
 
-def gslice(model: IgniterModel, demand: Demand, gpu: str, price: float | None) -> tuple[PlannedGpu, ...]:
+def gslice(
+    model: IgniterModel, demand: Demand, gpu: str, price: float | None
+) -> tuple[PlannedGpu, ...]:
     """GSLICE+ on the published placement, from the published batch and least share."""
     placed = place(model, demand)
     per_gpu: list[list[_Tuned]] = [[] for _ in range(placed.gpus)]
     for i, workload in enumerate(demand.workloads):
-        tuned = _Tuned(workload, int(demand.batch[i]), int(demand.lower[i]), model.max_batch(workload.model))
+        tuned = _Tuned(
+            workload, int(demand.batch[i]), int(demand.lower[i]), model.max_batch(workload.model)
+        )
         per_gpu[int(placed.gpu_of[i])].append(tuned)
     unit = model.share_unit
     result = []
     for tenants in per_gpu:
         for _ in range(GSLICE_ROUNDS):
-            if not sum(_tune(model, tenants, own) for own in tenants):  # every one of them has its turn
+            # every one of them has its turn
+            if not sum(_tune(model, tenants, own) for own in tenants):
                 break
         seats = (
-            Seat(t.workload.name, t.workload.model, t.workload.slo_p99_ms, t.workload.rate_per_s, round(t.units * unit, 9), t.batch)
+            Seat(
+                t.workload.name,
+                t.workload.model,
+                t.workload.slo_p99_ms,
+                t.workload.rate_per_s,
+                round(t.units * unit, 9),
+                t.batch,
+            )
             for t in tenants
         )
         result.append(PlannedGpu(gpu, tuple(seats), price))
@@ -71,7 +88,9 @@ def gslice(model: IgniterModel, demand: Demand, gpu: str, price: float | None) -
 def _tune(model: IgniterModel, tenants: Sequence[_Tuned], own: _Tuned) -> bool:
     """One look of one tenant at its own latency and rate; whether it changed anything."""
     unit, target = model.share_unit, own.workload.slo_p99_ms / 2.0
-    now = model.predict([Tenant(t.workload.model, t.batch, t.units * unit) for t in tenants])[tenants.index(own)]
+    now = model.predict([Tenant(t.workload.model, t.batch, t.units * unit) for t in tenants])[
+        tenants.index(own)
+    ]
     free = round(1.0 / unit) - sum(t.units for t in tenants)
     if now.latency_ms > target:
         if free > 0:
@@ -89,7 +108,9 @@ def _tune(model: IgniterModel, tenants: Sequence[_Tuned], own: _Tuned) -> bool:
         else:
             return False
         return True
-    slack = now.latency_ms < (1 - GSLICE_THRESHOLD) * target and now.throughput_per_s > own.workload.rate_per_s / (1 - GSLICE_THRESHOLD)
+    slack = now.latency_ms < (
+        1 - GSLICE_THRESHOLD
+    ) * target and now.throughput_per_s > own.workload.rate_per_s / (1 - GSLICE_THRESHOLD)
     if slack and own.units > 1:
         own.units -= 1
         return True
@@ -100,24 +121,36 @@ def _tune(model: IgniterModel, tenants: Sequence[_Tuned], own: _Tuned) -> bool:
 
 
 class Contention:
-    """Slowdown of a pair as a linear function of the L2 and DRAM use of both, fitted from a profile's co-runs.
+    """Slowdown of a pair as a linear function of the L2 and DRAM use of both, fitted from a
+    profile's co-runs.
 
-    L2 and DRAM use of a tenant are linear in its rate (items/ms), fitted per model from the solo points that have them; a model
-    without such points counts as using none.
+    L2 and DRAM use of a tenant are linear in its rate (items/ms), fitted per model from the solo
+    points that have them; a model without such points counts as using none.
     """
 
     def __init__(self, profile: Profile, model: IgniterModel) -> None:
         self._model = model
-        self._lines = {name: (self._line(profile, name, "l2_pct"), self._line(profile, name, "dram_pct")) for name in profile.models}
+        self._lines = {
+            name: (self._line(profile, name, "l2_pct"), self._line(profile, name, "dram_pct"))
+            for name in profile.models
+        }
         rows: list[F64] = []
         seen: list[float] = []
         for run in profile.co_runs:
-            if len({t.model for t in run.tenants}) == len(run.tenants) == 2:  # a pair of models, not a model beside its copy
+            # a pair of models, not a model beside its copy
+            if len({t.model for t in run.tenants}) == len(run.tenants) == 2:
                 for me, other in (run.tenants, run.tenants[::-1]):
-                    mine, theirs = Tenant(me.model, me.batch, me.share), Tenant(other.model, other.batch, other.share)
+                    mine, theirs = (
+                        Tenant(me.model, me.batch, me.share),
+                        Tenant(other.model, other.batch, other.share),
+                    )
                     rows.append(np.array([1.0, *self.use(mine), *self.use(theirs)]))
                     seen.append(me.latency_ms / self.solo_ms(mine))
-        fitted = np.linalg.lstsq(np.array(rows), np.array(seen), rcond=None)[0] if rows else np.array([1.0, 0, 0, 0, 0])
+        fitted = (
+            np.linalg.lstsq(np.array(rows), np.array(seen), rcond=None)[0]
+            if rows
+            else np.array([1.0, 0, 0, 0, 0])
+        )
         self._weights: list[float] = fitted.tolist()
 
     def solo_ms(self, tenant: Tenant) -> float:
@@ -131,7 +164,8 @@ class Contention:
         return l2[0] * pace + l2[1], dram[0] * pace + dram[1]
 
     def slowdown(self, own: tuple[float, float], other: tuple[float, float]) -> float:
-        """Predicted latency beside another over the latency alone, at least 1; from the use of both."""
+        """Predicted latency beside another over the latency alone, at least 1; from the use of
+        both."""
         w = self._weights
         return max(1.0, w[0] + w[1] * own[0] + w[2] * own[1] + w[3] * other[0] + w[4] * other[1])
 
@@ -156,15 +190,23 @@ class _Let:
 
 
 def gpu_lets(
-    model: IgniterModel, profile: Profile, workloads: Sequence[Workload], gpu: str, price: float | None
+    model: IgniterModel,
+    profile: Profile,
+    workloads: Sequence[Workload],
+    gpu: str,
+    price: float | None,
 ) -> tuple[tuple[PlannedGpu, ...], tuple[Infeasible, ...]]:
-    """gpu-lets+: largest need first; the GPU with one tenant that is left fullest and where both hold; else a new GPU."""
+    """gpu-lets+: largest need first; the GPU with one tenant that is left fullest and where both
+    hold; else a new GPU."""
     contention = Contention(profile, model)
     options = {w.name: _lets(model, contention, w) for w in workloads}
     rejected = tuple(_too_large(w) for w in workloads if not options[w.name])
-    queue = sorted((w for w in workloads if options[w.name]), key=lambda w: -options[w.name][0].share)
+    queue = sorted(
+        (w for w in workloads if options[w.name]), key=lambda w: -options[w.name][0].share
+    )
     hosts: list[list[_Let]] = []
-    half: dict[float, dict[int, Sequence[_Let]]] = {share: {} for share in GPU_LETS}  # least share -> GPUs with one tenant, its options
+    # least share -> GPUs with one tenant, its options
+    half: dict[float, dict[int, Sequence[_Let]]] = {share: {} for share in GPU_LETS}
     for workload in queue:
         lets = options[workload.name]
         found = _best_partner(contention, half, lets)
@@ -180,15 +222,31 @@ def gpu_lets(
 
 
 def _planned(lets: Sequence[_Let], gpu: str, price: float | None) -> PlannedGpu:
-    seats = (Seat(x.workload.name, x.workload.model, x.workload.slo_p99_ms, x.workload.rate_per_s, x.share, x.batch) for x in lets)
+    seats = (
+        Seat(
+            x.workload.name,
+            x.workload.model,
+            x.workload.slo_p99_ms,
+            x.workload.rate_per_s,
+            x.share,
+            x.batch,
+        )
+        for x in lets
+    )
     return PlannedGpu(gpu, tuple(seats), price)
 
 
 def _best_partner(
     contention: Contention, half: Mapping[float, Mapping[int, Sequence[_Let]]], lets: Sequence[_Let]
 ) -> tuple[int, tuple[_Let, _Let]] | None:
-    """The GPU with one tenant, and the shares of both, that leave least unused and hold; the tenant there may grow for it."""
-    fits = [(1.0 - share - let.share, let, share) for let in lets for share in GPU_LETS if let.share + share <= 1.0 + 1e-9]
+    """The GPU with one tenant, and the shares of both, that leave least unused and hold; the tenant
+    there may grow for it."""
+    fits = [
+        (1.0 - share - let.share, let, share)
+        for let in lets
+        for share in GPU_LETS
+        if let.share + share <= 1.0 + 1e-9
+    ]
     for _, let, share in sorted(fits, key=lambda fit: fit[0]):
         for host, others in half[share].items():
             for other in others:
@@ -201,7 +259,10 @@ def _best_partner(
 
 def _holds(contention: Contention, own: _Let, other: _Let) -> bool:
     latency = own.solo_ms * contention.slowdown(own.use, other.use)
-    return latency <= own.workload.slo_p99_ms / 2.0 and 1000.0 * own.batch / latency >= own.workload.rate_per_s
+    return (
+        latency <= own.workload.slo_p99_ms / 2.0
+        and 1000.0 * own.batch / latency >= own.workload.rate_per_s
+    )
 
 
 def _lets(model: IgniterModel, contention: Contention, workload: Workload) -> tuple[_Let, ...]:
@@ -212,12 +273,21 @@ def _lets(model: IgniterModel, contention: Contention, workload: Workload) -> tu
         curve = model.service_curve_ms(workload.model, share, (), top)[0]
         batch = int(np.count_nonzero(curve <= workload.slo_p99_ms / 2.0))
         if batch and 1000.0 * batch / curve[batch - 1] >= workload.rate_per_s:
-            found.append(_Let(workload, share, batch, float(curve[batch - 1]), contention.use(Tenant(workload.model, batch, share))))
+            found.append(
+                _Let(
+                    workload,
+                    share,
+                    batch,
+                    float(curve[batch - 1]),
+                    contention.use(Tenant(workload.model, batch, share)),
+                )
+            )
     return tuple(found)
 
 
 def _too_large(workload: Workload) -> Infeasible:
     return Infeasible(
         workload.name,
-        f"no batch of {workload.model} serves {workload.rate_per_s:g}/s on a whole GPU within half of {workload.slo_p99_ms:g} ms",
+        f"no batch of {workload.model} serves {workload.rate_per_s:g}/s on a whole GPU within "
+        f"half of {workload.slo_p99_ms:g} ms",
     )

@@ -1,9 +1,11 @@
 """Compiled search that fills GPUs one after the other, for as many workloads as there are.
 
-Each GPU starts with the largest item left and is completed by the set of others that packs most into it (a bin completion with a
-bounded search tree; see Fleszar and Hindi, Computers & OR 29(7), 2002, for the idea without interference). What is packed is
-counted in units an item needs alone, so that sets which disturb each other little win. Candidates come from one list for each
-(units alone, model), so the work for a GPU does not depend on how many items there are: cost grows linearly with their number.
+Each GPU starts with the largest item left and is completed by the set of others that packs most
+into it (a bin completion with a bounded search tree; see Fleszar and Hindi, Computers & OR 29(7),
+2002, for the idea without interference). What is packed is counted in units an item needs alone, so
+that sets which disturb each other little win. Candidates come from one list for each (units alone,
+model), so the work for a GPU does not depend on how many items there are: cost grows linearly with
+their number.
 """
 
 from __future__ import annotations
@@ -21,14 +23,16 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 STEPS = 12
-"""Units an item may need above what it needs alone before it counts as not fitting beside others."""
+"""Units an item may need above what it needs alone before it counts as not fitting beside
+others."""
 _NODES = 1500
 _SHORTLIST = 6
 _MOST_STRETCH = 1.6
 
 
 class Sketch(NamedTuple):
-    """Items as the search sees them, on one kind of GPU; n items, M models, V sizes of ``Tables.gain_units``."""
+    """Items as the search sees them, on one kind of GPU; n items, M models, V sizes of
+    ``Tables.gain_units``."""
 
     alone: I64  # (n,) units alone; above the GPU's where there is none
     steps: F64  # (n, STEPS) largest slowdown at which alone + k units hold
@@ -73,7 +77,9 @@ def sketch(t: Tables, items: Items, kind: int, out: Sketch) -> None:
             if abs(t.gain_units[v] - alone) < abs(t.gain_units[best] - alone):
                 best = v
             for other in range(models):
-                out.push[i, other, v] = busy * pair_gain(t, kind, other, t.gain_units[v], m, alone, batch)
+                out.push[i, other, v] = busy * pair_gain(
+                    t, kind, other, t.gain_units[v], m, alone, batch
+                )
         out.size[i] = best
 
 
@@ -105,7 +111,8 @@ def _together(s: Sketch, model: I64, overlap: float, chosen: I64, count: int, to
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _next(after: I64, item: int, chosen: I64, depth: int) -> int:
-    """The first item from ``item`` on along its list that is not among the ``chosen``; -1 when there is none."""
+    """The first item from ``item`` on along its list that is not among the ``chosen``; -1 when
+    there is none."""
     while item != -1:
         taken = False
         for a in range(depth):
@@ -133,14 +140,17 @@ def _search(
     sizes: I64,
     values: F64,
 ) -> int:
-    """Depth-first completion of a GPU that starts with ``seed``; the best sets found, best first, into ``shortlist``; their number.
+    """Depth-first completion of a GPU that starts with ``seed``; the best sets found, best first,
+    into ``shortlist``; their number.
 
-    ``first[units, model]`` is the first item of each list and ``after[item]`` the next one, -1 at the end. Lists are gone through from
-    the largest units down, two items of each. ``density`` is the most price for a unit: what is still free can add no more.
+    ``first[units, model]`` is the first item of each list and ``after[item]`` the next one, -1 at
+    the end. Lists are gone through from the largest units down, two items of each. ``density`` is
+    the most price for a unit: what is still free can add no more.
     """
     models = first.shape[1]
     chosen = np.empty(SEATS, np.int64)
-    slot, within, tried, used, taken = 0, 1, 2, 3, 4  # columns: list being tried, item of it (-1: none yet), items tried, units, bytes
+    # columns: list being tried, item of it (-1: none yet), items tried, units, bytes
+    slot, within, tried, used, taken = 0, 1, 2, 3, 4
     at = np.empty((SEATS, 5), np.int64)
     worth = np.empty(SEATS)
     chosen[0] = shortlist[0, 0] = seed
@@ -150,11 +160,17 @@ def _search(
     found, depth, nodes = 1, 1, 0
     while depth >= 1 and nodes < _NODES:
         now = at[depth]
-        hopeless = found == _SHORTLIST and worth[depth] + density * (top - now[used]) <= values[found - 1]
+        hopeless = (
+            found == _SHORTLIST and worth[depth] + density * (top - now[used]) <= values[found - 1]
+        )
         if now[slot] < models or hopeless:
             depth -= 1
             continue
-        head = first[now[slot] // models, now[slot] % models] if now[within] == -1 else after[now[within]]
+        head = (
+            first[now[slot] // models, now[slot] % models]
+            if now[within] == -1
+            else after[now[within]]
+        )
         item = _next(after, head, chosen, depth)
         if item == -1 or now[tried] >= 2:
             now[slot] -= 1
@@ -168,19 +184,32 @@ def _search(
         total = _together(s, model, overlap, chosen, depth + 1, top)
         if total > top or now[taken] + memory[item] > room:
             continue
-        found = _remember(shortlist, sizes, values, found, chosen, depth + 1, worth[depth] + price[item])
+        found = _remember(
+            shortlist, sizes, values, found, chosen, depth + 1, worth[depth] + price[item]
+        )
         if depth + 2 < SEATS and total < top:
             depth += 1
             worth[depth] = worth[depth - 1] + price[item]
-            at[depth] = (min(now[slot], (top - total + 1) * models - 1), -1, 0, total, now[taken] + memory[item])
+            at[depth] = (
+                min(now[slot], (top - total + 1) * models - 1),
+                -1,
+                0,
+                total,
+                now[taken] + memory[item],
+            )
     return found
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _remember(shortlist: I64, sizes: I64, values: F64, found: int, chosen: I64, count: int, worth: float) -> int:
-    """Insert a set into the list of the best: most worth first, of equal worth the one with fewer tenants."""
+def _remember(
+    shortlist: I64, sizes: I64, values: F64, found: int, chosen: I64, count: int, worth: float
+) -> int:
+    """Insert a set into the list of the best: most worth first, of equal worth the one with fewer
+    tenants."""
     place = found
-    while place > 0 and (worth > values[place - 1] or (worth == values[place - 1] and count < sizes[place - 1])):
+    while place > 0 and (
+        worth > values[place - 1] or (worth == values[place - 1] and count < sizes[place - 1])
+    ):
         place -= 1
     if place >= _SHORTLIST:
         return found
@@ -196,8 +225,19 @@ def _remember(shortlist: I64, sizes: I64, values: F64, found: int, chosen: I64, 
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def fill(t: Tables, items: Items, kind: int, s: Sketch, price: F64, order: I64, memory: I64, room: int, gpu_of: I64) -> int:
-    """Pack the items of ``order`` (most units alone first) on GPUs of ``kind``; writes their GPU numbers; the number of GPUs.
+def fill(
+    t: Tables,
+    items: Items,
+    kind: int,
+    s: Sketch,
+    price: F64,
+    order: I64,
+    memory: I64,
+    room: int,
+    gpu_of: I64,
+) -> int:
+    """Pack the items of ``order`` (most units alone first) on GPUs of ``kind``; writes their GPU
+    numbers; the number of GPUs.
 
     ``memory`` (n,) and ``room`` in bytes. Every item must fit a GPU alone.
     """
@@ -230,14 +270,41 @@ def fill(t: Tables, items: Items, kind: int, s: Sketch, price: F64, order: I64, 
         seed = order[p]
         if gpu_of[seed] != -1:
             continue
-        found = _search(s, items.model, t.overlap[kind], memory, room, top, price, density, first, after, seed, shortlist, sizes, values)
+        found = _search(
+            s,
+            items.model,
+            t.overlap[kind],
+            memory,
+            room,
+            top,
+            price,
+            density,
+            first,
+            after,
+            seed,
+            shortlist,
+            sizes,
+            values,
+        )
         pick = found - 1
         for f in range(found):
-            if sizes[f] == 1 or settle(t, items, kind, shortlist[f], sizes[f], top, units, option, busy, batch, stretch) <= top:
+            if (
+                sizes[f] == 1
+                or settle(
+                    t, items, kind, shortlist[f], sizes[f], top, units, option, busy, batch, stretch
+                )
+                <= top
+            ):
                 pick = f
                 break
         count = sizes[pick]
-        while count > 1 and settle(t, items, kind, shortlist[pick], count, top, units, option, busy, batch, stretch) > top:
+        while (
+            count > 1
+            and settle(
+                t, items, kind, shortlist[pick], count, top, units, option, busy, batch, stretch
+            )
+            > top
+        ):
             count -= 1
         for a in range(count):
             i = shortlist[pick, a]

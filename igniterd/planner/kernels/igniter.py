@@ -1,13 +1,17 @@
-"""Compiled inner loops of the published provisioning strategy (Xu et al., IEEE TPDS 34(3), 2023, sec. 4).
+"""Compiled inner loops of the published provisioning strategy (Xu et al., IEEE TPDS 34(3), 2023,
+sec. 4).
 
-Units: shares in whole share units (two SMs), times in ms, power in W, clocks in MHz. One row of ``coef`` holds what equations
-(1)-(11) need of one workload at its batch size, see :data:`COLUMNS`; ``board`` holds what they need of the GPU, see :data:`BOARD`.
+Units: shares in whole share units (two SMs), times in ms, power in W, clocks in MHz. One row of
+``coef`` holds what equations (1)-(11) need of one workload at its batch size, see :data:`COLUMNS`;
+``board`` holds what they need of the GPU, see :data:`BOARD`.
 
-Algorithm 1 asks of every workload and every GPU by how much the GPU's units grow. Workloads come largest least share first; those with
-the same least share are a *window*, those of a window that are alike but for their limit a *group*. For a large group the answers are
-kept: how low a member's latency can be on each GPU when its units grow by so much, in a tree over the GPUs that finds the oldest one
-where it is low enough. Only GPUs that have changed are asked again. There are only so many groups, so the time grows with the number of
-workloads and not with its square; whom the tree finds is asked as before, so the plan is that of the plain loop.
+Algorithm 1 asks of every workload and every GPU by how much the GPU's units grow. Workloads come
+largest least share first; those with the same least share are a *window*, those of a window that
+are alike but for their limit a *group*. For a large group the answers are kept: how low a member's
+latency can be on each GPU when its units grow by so much, in a tree over the GPUs that finds the
+oldest one where it is low enough. Only GPUs that have changed are asked again. There are only so
+many groups, so the time grows with the number of workloads and not with its square; whom the tree
+finds is asked as before, so the plan is that of the plain loop.
 """
 
 from __future__ import annotations
@@ -39,18 +43,22 @@ COLUMNS = (
 )
 BOARD = ("idle_w", "limit_w", "clock_mhz", "alpha_f", "alpha_sch", "beta_sch", "unit")
 SEATS = 64
-"""Most tenants one GPU may have here; a share is at least one unit, so a board of up to 128 SMs is covered."""
+"""Most tenants one GPU may have here; a share is at least one unit, so a board of up to 128 SMs is
+covered."""
 MANY = 24
-"""A group of so many workloads has its answers kept; of fewer, asking every GPU for each is quicker."""
+"""A group of so many workloads has its answers kept; of fewer, asking every GPU for each is
+quicker."""
 LEVELS = 6
 """Growths told apart in the trees: 0 to 4 units above the workload's own, and any."""
 _BELOW = 1.0 - 1e-6
-"""Latencies in the trees are put this much lower, so that rounding them to single precision loses no GPU."""
+"""Latencies in the trees are put this much lower, so that rounding them to single precision loses
+no GPU."""
 
 
 @njit(cache=True, nogil=True)
 def latencies_ms(coef: F64, board: F64, members: I64, units: I64, count: int, out: F64) -> None:
-    """Write t_inf of equation (1) for the first ``count`` of ``members`` (rows of ``coef``), with ``units`` each, into ``out``."""
+    """Write t_inf of equation (1) for the first ``count`` of ``members`` (rows of ``coef``), with
+    ``units`` each, into ``out``."""
     power = board[0]
     cache = 0.0
     for k in range(count):
@@ -70,11 +78,14 @@ def latencies_ms(coef: F64, board: F64, members: I64, units: I64, count: int, ou
 
 
 @njit(cache=True, nogil=True)
-def allocate(coef: F64, board: F64, members: I64, units: I64, count: int, capacity: int, work: F64) -> int:
-    """Algorithm 2 on one GPU: raise ``units`` in place until nobody is above its limit; their sum, or -1 above ``capacity``.
+def allocate(
+    coef: F64, board: F64, members: I64, units: I64, count: int, capacity: int, work: F64
+) -> int:
+    """Algorithm 2 on one GPU: raise ``units`` in place until nobody is above its limit; their sum,
+    or -1 above ``capacity``.
 
-    Latencies never fall when a neighbour grows, so raising all that are above their limit at once ends where raising one at a
-    time does: at the least allocation that holds.
+    Latencies never fall when a neighbour grows, so raising all that are above their limit at once
+    ends where raising one at a time does: at the least allocation that holds.
     """
     total = 0
     for k in range(count):
@@ -101,8 +112,20 @@ class Hosts(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def _grown(coef: F64, board: F64, hosts: Hosts, units_of: I64, lower: I64, g: int, w: int, ceiling: int, trial: I64, work: F64) -> int:
-    """Units of GPU ``g`` once it holds ``w`` too, by Algorithm 2; -1 above ``ceiling``. ``trial`` gets the units of each."""
+def _grown(
+    coef: F64,
+    board: F64,
+    hosts: Hosts,
+    units_of: I64,
+    lower: I64,
+    g: int,
+    w: int,
+    ceiling: int,
+    trial: I64,
+    work: F64,
+) -> int:
+    """Units of GPU ``g`` once it holds ``w`` too, by Algorithm 2; -1 above ``ceiling``. ``trial``
+    gets the units of each."""
     count = hosts.counts[g]
     for k in range(count):
         trial[k] = units_of[hosts.members[g, k]]
@@ -113,9 +136,19 @@ def _grown(coef: F64, board: F64, hosts: Hosts, units_of: I64, lower: I64, g: in
 
 @njit(cache=True, nogil=True)
 def _scan(
-    coef: F64, board: F64, hosts: Hosts, units_of: I64, lower: I64, capacity: int, first_fit: bool, aware: bool, among: I64, w: int
+    coef: F64,
+    board: F64,
+    hosts: Hosts,
+    units_of: I64,
+    lower: I64,
+    capacity: int,
+    first_fit: bool,
+    aware: bool,
+    among: I64,
+    w: int,
 ) -> int:
-    """The GPU of ``among`` (oldest first) that grows least with ``w``, the oldest of equals, or the first that holds; -1: none does."""
+    """The GPU of ``among`` (oldest first) that grows least with ``w``, the oldest of equals, or the
+    first that holds; -1: none does."""
     trial, work = np.empty(SEATS, np.int64), np.empty(SEATS)
     best, least = -1, capacity + 1
     for g in among:
@@ -123,7 +156,18 @@ def _scan(
             continue
         total = hosts.used[g] + lower[w]
         if aware:
-            total = _grown(coef, board, hosts, units_of, lower, g, w, min(capacity, hosts.used[g] + least - 1), trial, work)
+            total = _grown(
+                coef,
+                board,
+                hosts,
+                units_of,
+                lower,
+                g,
+                w,
+                min(capacity, hosts.used[g] + least - 1),
+                trial,
+                work,
+            )
         if total >= 0 and total - hosts.used[g] < least:
             best, least = g, total - hosts.used[g]
             if first_fit or least == lower[w]:
@@ -132,8 +176,19 @@ def _scan(
 
 
 @njit(cache=True, nogil=True)
-def _offers(coef: F64, board: F64, hosts: Hosts, units_of: I64, lower: I64, capacity: int, g: int, w: int, out: F64) -> None:
-    """Write the least latency (ms) of ``w`` on GPU ``g`` when its units grow by at most ``lower[w] + e`` into ``out[e]``; last: at all.
+def _offers(
+    coef: F64,
+    board: F64,
+    hosts: Hosts,
+    units_of: I64,
+    lower: I64,
+    capacity: int,
+    g: int,
+    w: int,
+    out: F64,
+) -> None:
+    """Write the least latency (ms) of ``w`` on GPU ``g`` when its units grow by at most ``lower[w]
+    + e`` into ``out[e]``; last: at all.
 
     The limit of ``w`` itself is not looked at: this holds for all of its group.
     """
@@ -164,7 +219,8 @@ def _offers(coef: F64, board: F64, hosts: Hosts, units_of: I64, lower: I64, capa
 
 @njit(cache=True, nogil=True)
 def _first(tree: F32, limit: float, start: int) -> int:
-    """The first leaf from ``start`` on whose value is at most ``limit``; -1 when there is none. ``tree`` (2 P,) holds minima, P leaves."""
+    """The first leaf from ``start`` on whose value is at most ``limit``; -1 when there is none.
+    ``tree`` (2 P,) holds minima, P leaves."""
     leaves = tree.shape[0] // 2
     i = start + leaves
     if start >= leaves:
@@ -197,7 +253,17 @@ def _set(trees: F32, leaf: int, values: F64) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _by_tree(coef: F64, board: F64, hosts: Hosts, units_of: I64, lower: I64, capacity: int, trees: F32, among: I64, w: int) -> int:
+def _by_tree(
+    coef: F64,
+    board: F64,
+    hosts: Hosts,
+    units_of: I64,
+    lower: I64,
+    capacity: int,
+    trees: F32,
+    among: I64,
+    w: int,
+) -> int:
     """What :func:`_scan` finds, by the trees of the group of ``w`` over the GPUs ``among``."""
     trial, work = np.empty(SEATS, np.int64), np.empty(SEATS)
     limit, last = coef[w, 12], trees.shape[0] - 1
@@ -205,14 +271,39 @@ def _by_tree(coef: F64, board: F64, hosts: Hosts, units_of: I64, lower: I64, cap
         at = _first(trees[e], limit, 0)
         while at >= 0:
             g = among[at]
-            if _grown(coef, board, hosts, units_of, lower, g, w, min(capacity, hosts.used[g] + lower[w] + e), trial, work) >= 0:
+            if (
+                _grown(
+                    coef,
+                    board,
+                    hosts,
+                    units_of,
+                    lower,
+                    g,
+                    w,
+                    min(capacity, hosts.used[g] + lower[w] + e),
+                    trial,
+                    work,
+                )
+                >= 0
+            ):
                 return g
             at = _first(trees[e], limit, at + 1)
     best, least = -1, capacity + 1
     at = _first(trees[last], limit, 0)
     while at >= 0:
         g = among[at]
-        total = _grown(coef, board, hosts, units_of, lower, g, w, min(capacity, hosts.used[g] + least - 1), trial, work)
+        total = _grown(
+            coef,
+            board,
+            hosts,
+            units_of,
+            lower,
+            g,
+            w,
+            min(capacity, hosts.used[g] + least - 1),
+            trial,
+            work,
+        )
         if total >= 0:
             best, least = g, total - hosts.used[g]
         at = _first(trees[last], limit, at + 1)
@@ -220,7 +311,17 @@ def _by_tree(coef: F64, board: F64, hosts: Hosts, units_of: I64, lower: I64, cap
 
 
 @njit(cache=True, nogil=True)
-def _seat(coef: F64, board: F64, hosts: Hosts, units_of: I64, lower: I64, capacity: int, aware: bool, g: int, w: int) -> None:
+def _seat(
+    coef: F64,
+    board: F64,
+    hosts: Hosts,
+    units_of: I64,
+    lower: I64,
+    capacity: int,
+    aware: bool,
+    g: int,
+    w: int,
+) -> None:
     """Put ``w`` on GPU ``g``."""
     trial, work = np.empty(SEATS, np.int64), np.empty(SEATS)
     count = hosts.counts[g]
@@ -251,14 +352,18 @@ def provision(
 ) -> int:
     """Algorithm 1: place every workload in ``order`` (largest ``lower`` first); the number of GPUs.
 
-    ``lower`` (n,): least units of each. ``aware``: neighbours are given what Algorithm 2 says they now need; else shares stay at
-    ``lower`` (FFD+). ``first_fit``: take the first GPU that holds (FFD+, FFD++) instead of the one where the sum of shares grows
-    least, ties to the older GPU. ``group`` (n,): equal for workloads that differ in their limit only; groups of at least ``many`` have
-    their answers kept. Writes the GPU and the units of each workload into ``gpu_of`` and ``units_of``, both (n,).
+    ``lower`` (n,): least units of each. ``aware``: neighbours are given what Algorithm 2 says they
+    now need; else shares stay at ``lower`` (FFD+). ``first_fit``: take the first GPU that holds
+    (FFD+, FFD++) instead of the one where the sum of shares grows least, ties to the older GPU.
+    ``group`` (n,): equal for workloads that differ in their limit only; groups of at least ``many``
+    have their answers kept. Writes the GPU and the units of each workload into ``gpu_of`` and
+    ``units_of``, both (n,).
     """
     n = order.shape[0]
     size = max(n, 1)
-    hosts = Hosts(np.empty((size, SEATS), np.int64), np.zeros(size, np.int64), np.zeros(size, np.int64))
+    hosts = Hosts(
+        np.empty((size, SEATS), np.int64), np.zeros(size, np.int64), np.zeros(size, np.int64)
+    )
     gpus, begin = 0, 0
     members = np.zeros(group.max() + 1 if n else 1, np.int64)
     for i in group:
@@ -315,7 +420,8 @@ def _window(
     room: int,
     gpu_of: I64,
 ) -> int:
-    """Place the workloads of a window; the number of GPUs. ``among[:room]`` are the GPUs with room for one, oldest first."""
+    """Place the workloads of a window; the number of GPUs. ``among[:room]`` are the GPUs with room
+    for one, oldest first."""
     leaves = 1
     while leaves < room + order.shape[0]:
         leaves *= 2
@@ -328,7 +434,9 @@ def _window(
     offer = np.empty(LEVELS)
     for w in order:
         if not aware or first_fit or members[group[w]] < many:
-            best = _scan(coef, board, hosts, units_of, lower, capacity, first_fit, aware, among[:room], w)
+            best = _scan(
+                coef, board, hosts, units_of, lower, capacity, first_fit, aware, among[:room], w
+            )
         else:
             if known[group[w]] < 0:
                 known[group[w]] = len(forest)
@@ -340,7 +448,9 @@ def _window(
             mine = known[group[w]]
             for c in range(seen[mine], changed):
                 if latest[changes[c]] == c:
-                    _offers(coef, board, hosts, units_of, lower, capacity, among[changes[c]], w, offer)
+                    _offers(
+                        coef, board, hosts, units_of, lower, capacity, among[changes[c]], w, offer
+                    )
                     _set(forest[mine], changes[c], offer)
             seen[mine] = changed
             best = _by_tree(coef, board, hosts, units_of, lower, capacity, forest[mine], among, w)

@@ -1,8 +1,10 @@
-"""Compiled parts of the planner's lower bound: what a GPU's tenants are worth at most, at given prices of the workloads.
+"""Compiled parts of the planner's lower bound: what a GPU's tenants are worth at most, at given
+prices of the workloads.
 
-The bound (:mod:`igniterd.planner.bound`) needs an upper limit of the worth of any GPU's tenants, over all sets of them. Here the sets
-are sorted by *composition*: how many tenants of each *class* there are, a class being a model and a range of how much harm a tenant
-does. The composition fixes the least slowdown of each class; with it, a tenant takes at least so many units, and the worth is a
+The bound (:mod:`igniterd.planner.bound`) needs an upper limit of the worth of any GPU's tenants,
+over all sets of them. Here the sets are sorted by *composition*: how many tenants of each *class*
+there are, a class being a model and a range of how much harm a tenant does. The composition fixes
+the least slowdown of each class; with it, a tenant takes at least so many units, and the worth is a
 knapsack that is solved exactly. Units: whole share units, ms, requests/ms.
 """
 
@@ -13,7 +15,13 @@ from numba import njit
 from numpy.typing import NDArray
 
 from igniterd.planner.kernels.shares import Items
-from igniterd.queueing.kernels.lookup import Tables, behaviour, largest_rate, least_units, nearest_units
+from igniterd.queueing.kernels.lookup import (
+    Tables,
+    behaviour,
+    largest_rate,
+    least_units,
+    nearest_units,
+)
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -24,12 +32,22 @@ _NONE = -1e18
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def needs_slowed(t: Tables, items: Items, kind: int, stretches: F64, out: I64) -> None:
-    """Write the least units of every item at each of the rising ``stretches`` into ``out`` (n, L); one above the GPU's where none do."""
+    """Write the least units of every item at each of the rising ``stretches`` into ``out`` (n, L);
+    one above the GPU's where none do."""
     for i in range(items.model.shape[0]):
         low = 1
         for level in range(stretches.shape[0]):
             if low <= t.units[kind]:
-                low = least_units(t, kind, items.queue[i], items.model[i], items.goal_ms[i], items.rate[i], stretches[level], low)
+                low = least_units(
+                    t,
+                    kind,
+                    items.queue[i],
+                    items.model[i],
+                    items.goal_ms[i],
+                    items.rate[i],
+                    stretches[level],
+                    low,
+                )
             out[i, level] = low
 
 
@@ -44,11 +62,13 @@ def _least_beyond(gain: F64) -> F64:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def harms(t: Tables, items: Items, kind: int, alone: I64, out: F64) -> None:
-    """Write into ``out`` (n, U + 1, M, V) the least slowdown each item, on so many units, adds to a neighbour of each model and size.
+    """Write into ``out`` (n, U + 1, M, V) the least slowdown each item, on so many units, adds to a
+    neighbour of each model and size.
 
-    Least over its largest batches (whether they hold the SLO or not) and its own slowdown (which makes it busier, and its batches larger).
-    Zero below ``alone``. Sizes are looked at ever farther apart; what lies between has the harm of the next, on which the item is least
-    busy, at the least gain of any between.
+    Least over its largest batches (whether they hold the SLO or not) and its own slowdown (which
+    makes it busier, and its batches larger). Zero below ``alone``. Sizes are looked at ever farther
+    apart; what lies between has the harm of the next, on which the item is least busy, at the least
+    gain of any between.
     """
     top, sizes, widths = t.units[kind], t.gain.shape[3], t.gain.shape[5]
     near = t.gain[kind]
@@ -68,11 +88,17 @@ def harms(t: Tables, items: Items, kind: int, alone: I64, out: F64) -> None:
                 w = 0
                 while w < widths - 2 and t.gain_batch[w + 1] <= batch:
                     w += 1
-                part = min(1.0, max(0.0, (batch - t.gain_batch[w]) / (t.gain_batch[w + 1] - t.gain_batch[w])))
+                part = min(
+                    1.0,
+                    max(0.0, (batch - t.gain_batch[w]) / (t.gain_batch[w + 1] - t.gain_batch[w])),
+                )
                 for m in range(near.shape[0]):
                     for own in range(sizes):
                         for v in range(min(v0, v1), max(v0, v1) + 1):
-                            gain = near[m, j, own, v, w] * (1.0 - part) + near[m, j, own, v, w + 1] * part
+                            gain = (
+                                near[m, j, own, v, w] * (1.0 - part)
+                                + near[m, j, own, v, w + 1] * part
+                            )
                             push = busy * min(gain, far[m, j, own, v, w + 1])
                             out[i, units, m, own] = min(out[i, units, m, own], push)
             for between in range(first, units):
@@ -81,8 +107,11 @@ def harms(t: Tables, items: Items, kind: int, alone: I64, out: F64) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def rates_by_units(t: Tables, kind: int, queue: int, model: int, goal: float, rate: float, out: F64) -> None:
-    """Write the largest rate (from above) that each number of units serves alone into ``out`` (U + 1,); ``rate``: one to start at."""
+def rates_by_units(
+    t: Tables, kind: int, queue: int, model: int, goal: float, rate: float, out: F64
+) -> None:
+    """Write the largest rate (from above) that each number of units serves alone into ``out`` (U +
+    1,); ``rate``: one to start at."""
     top = t.units[kind]
     out[:] = 0.0
     below = rate * 1e-4
@@ -93,7 +122,8 @@ def rates_by_units(t: Tables, kind: int, queue: int, model: int, goal: float, ra
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def split_weight(rates: F64, rate: float, off: int) -> float:
-    """Least weight of two or more parts that serve ``rate`` together, where a part of u units serves ``rates[u]`` and weighs 2 u - ``off``.
+    """Least weight of two or more parts that serve ``rate`` together, where a part of u units
+    serves ``rates[u]`` and weighs 2 u - ``off``.
 
     Infinite where no parts do; ``off`` must be below twice the fewest units that serve anything.
     """
@@ -107,7 +137,8 @@ def split_weight(rates: F64, rate: float, off: int) -> float:
     while most < top and rates[most + 1] < rate:
         most += 1
         best = max(best, rates[most] / (2 * most - off))
-    whole = np.inf if most == top else float(2 * (most + 1 + fewest) - 2 * off)  # one part that would do alone, and another
+    # one part that would do alone, and another
+    whole = np.inf if most == top else float(2 * (most + 1 + fewest) - 2 * off)
     if most < fewest:
         return whole
     least = rate / best
@@ -127,8 +158,11 @@ def split_weight(rates: F64, rate: float, off: int) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _slowed(harm: F64, victim: int, overlap: float, step: float, last: int, counts: I64, own: int) -> int:
-    """Level of slowdown (rounded down) of a tenant of kind ``victim`` beside ``counts`` (C,), one of class ``own`` being itself."""
+def _slowed(
+    harm: F64, victim: int, overlap: float, step: float, last: int, counts: I64, own: int
+) -> int:
+    """Level of slowdown (rounded down) of a tenant of kind ``victim`` beside ``counts`` (C,), one
+    of class ``own`` being itself."""
     worst, total = 0.0, 0.0
     for other in range(counts.shape[0]):
         count = counts[other] - (1 if other == own else 0)
@@ -140,8 +174,11 @@ def _slowed(harm: F64, victim: int, overlap: float, step: float, last: int, coun
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def beside(harm: F64, models: int, overlap: float, step: float, last: int, counts: I64, most: int, out: I64) -> None:
-    """Write the level of slowdown of one more tenant, of each model, beside compositions of ``most`` into ``out`` (T, M); else -1."""
+def beside(
+    harm: F64, models: int, overlap: float, step: float, last: int, counts: I64, most: int, out: I64
+) -> None:
+    """Write the level of slowdown of one more tenant, of each model, beside compositions of
+    ``most`` into ``out`` (T, M); else -1."""
     sizes = harm.shape[1] // models
     for k in range(counts.shape[0]):
         out[k] = -1
@@ -149,11 +186,15 @@ def beside(harm: F64, models: int, overlap: float, step: float, last: int, count
             for m in range(models):
                 out[k, m] = last
                 for v in range(sizes):
-                    out[k, m] = min(out[k, m], _slowed(harm, m * sizes + v, overlap, step, last, counts[k], -1))
+                    out[k, m] = min(
+                        out[k, m], _slowed(harm, m * sizes + v, overlap, step, last, counts[k], -1)
+                    )
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _levels(harm: F64, victim: I64, overlap: float, step: float, last: int, counts: I64, out: I64) -> None:
+def _levels(
+    harm: F64, victim: I64, overlap: float, step: float, last: int, counts: I64, out: I64
+) -> None:
     """Write the level of slowdown of each class present into ``out`` (C,)."""
     for c in range(counts.shape[0]):
         if counts[c] > 0:
@@ -162,13 +203,24 @@ def _levels(harm: F64, victim: I64, overlap: float, step: float, last: int, coun
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def compositions(
-    harm: F64, victim: I64, least: I64, stock: I64, overlap: float, step: float, top: int, most: int, counts_out: I64, levels_out: I64
+    harm: F64,
+    victim: I64,
+    least: I64,
+    stock: I64,
+    overlap: float,
+    step: float,
+    top: int,
+    most: int,
+    counts_out: I64,
+    levels_out: I64,
 ) -> int:
-    """Write every composition of up to ``most`` tenants that may fit into ``counts_out`` and ``levels_out`` (T, C); how many, -1: above T.
+    """Write every composition of up to ``most`` tenants that may fit into ``counts_out`` and
+    ``levels_out`` (T, C); how many, -1: above T.
 
-    ``harm`` (C, X) least slowdown a class adds to each kind of victim (a model and a size), ``victim`` (C,) which of these each class is,
-    ``least`` (C, L) fewest units a tenant of the class takes at each level of slowdown, ``stock`` (C,) tenants there are of its model.
-    More neighbours never slow less: what adds to a composition that does not fit does not fit.
+    ``harm`` (C, X) least slowdown a class adds to each kind of victim (a model and a size),
+    ``victim`` (C,) which of these each class is, ``least`` (C, L) fewest units a tenant of the
+    class takes at each level of slowdown, ``stock`` (C,) tenants there are of its model. More
+    neighbours never slow less: what adds to a composition that does not fit does not fit.
     """
     classes = victim.shape[0]
     counts, levels = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
@@ -208,9 +260,20 @@ def compositions(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _buckets(
-    need: I64, reach: I64, who: I64, copies: I64, level: int, order: I64, c: int, model: int, most_units: int, lists: I64, sizes: I64
+    need: I64,
+    reach: I64,
+    who: I64,
+    copies: I64,
+    level: int,
+    order: I64,
+    c: int,
+    model: int,
+    most_units: int,
+    lists: I64,
+    sizes: I64,
 ) -> None:
-    """The best items of a class by the units they take: ``lists`` (U + 1, N) and their ``sizes`` (U + 1,). ``order``: best first."""
+    """The best items of a class by the units they take: ``lists`` (U + 1, N) and their ``sizes`` (U
+    + 1,). ``order``: best first."""
     top, most = lists.shape[0] - 1, lists.shape[1]
     sizes[:] = 0
     for i in order:
@@ -226,7 +289,8 @@ def _buckets(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _fill(price: F64, lists: I64, sizes: I64, most: int, worth: F64, steps: I64) -> None:
-    """Worth (N + 1, U + 1) of exactly n items in exactly u units; ``steps`` (U + 1, N + 1, U + 1), unless empty, what each bucket gave."""
+    """Worth (N + 1, U + 1) of exactly n items in exactly u units; ``steps`` (U + 1, N + 1, U + 1),
+    unless empty, what each bucket gave."""
     top = lists.shape[0] - 1
     worth[:] = _NONE
     worth[0, 0] = 0.0
@@ -247,12 +311,22 @@ def _fill(price: F64, lists: I64, sizes: I64, most: int, worth: F64, steps: I64)
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def tabulate(
-    need: I64, reach: I64, who: I64, copies: I64, price: F64, order: I64, model: I64, ceiling: I64, wanted: I64, worth: F64
+    need: I64,
+    reach: I64,
+    who: I64,
+    copies: I64,
+    price: F64,
+    order: I64,
+    model: I64,
+    ceiling: I64,
+    wanted: I64,
+    worth: F64,
 ) -> None:
-    """Write into ``worth`` (C, L, N + 1, U + 1) the most that n items of a class are worth in exactly u units, at each level.
+    """Write into ``worth`` (C, L, N + 1, U + 1) the most that n items of a class are worth in
+    exactly u units, at each level.
 
-    ``need`` (n, L), ``reach`` (n, C) units an item takes at least to be in the class, ``ceiling`` (C,) at most, ``wanted`` (C, L): up to
-    how many items.
+    ``need`` (n, L), ``reach`` (n, C) units an item takes at least to be in the class, ``ceiling``
+    (C,) at most, ``wanted`` (C, L): up to how many items.
     """
     top = worth.shape[3] - 1
     lists, sizes = np.empty((top + 1, worth.shape[2]), np.int64), np.empty(top + 1, np.int64)
@@ -260,7 +334,9 @@ def tabulate(
     for c in range(wanted.shape[0]):
         for level in range(wanted.shape[1]):
             if wanted[c, level] > 0:
-                _buckets(need, reach, who, copies, level, order, c, model[c], ceiling[c], lists, sizes)
+                _buckets(
+                    need, reach, who, copies, level, order, c, model[c], ceiling[c], lists, sizes
+                )
                 _fill(price, lists, sizes, wanted[c, level], worth[c, level], nothing)
 
 
@@ -276,7 +352,8 @@ def _add(before: F64, table: F64, after: F64) -> None:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _join(worth: F64, further: F64, counts: I64, levels: I64, beyond: I64, stages: F64) -> int:
-    """Worth of a composition by exact units: ``stages`` (C + M + 1, U + 1), a row a class present, then a model beyond; the last row."""
+    """Worth of a composition by exact units: ``stages`` (C + M + 1, U + 1), a row a class present,
+    then a model beyond; the last row."""
     stages[0] = _NONE
     stages[0, 0] = 0.0
     row = 0
@@ -295,7 +372,8 @@ def _join(worth: F64, further: F64, counts: I64, levels: I64, beyond: I64, stage
 def appraise(worth: F64, further: F64, counts: I64, levels: I64, beyond: I64, out: F64) -> None:
     """Write the most that a GPU of each composition is worth into ``out`` (T,).
 
-    ``worth`` (C, L, N + 1, U + 1), ``further`` (M, L, U + 1): any number of tenants of a model, ``beyond`` (T, M): their levels, -1: none.
+    ``worth`` (C, L, N + 1, U + 1), ``further`` (M, L, U + 1): any number of tenants of a model,
+    ``beyond`` (T, M): their levels, -1: none.
     """
     stages = np.empty((counts.shape[1] + beyond.shape[1] + 1, worth.shape[3]))
     for k in range(counts.shape[0]):
@@ -328,11 +406,15 @@ def recover(
     beyond: I64,
     chosen: I64,
 ) -> int:
-    """The items of the best GPU of one composition into ``chosen``; their number. ``worth`` has the models, any harm, after the classes."""
+    """The items of the best GPU of one composition into ``chosen``; their number. ``worth`` has the
+    models, any harm, after the classes."""
     top, classes = worth.shape[3] - 1, counts.shape[0]
     stages = np.empty((classes + beyond.shape[0] + 1, top + 1))
     lists, sizes = np.empty((top + 1, worth.shape[2]), np.int64), np.empty(top + 1, np.int64)
-    steps, table = np.empty((top + 1, worth.shape[2], top + 1), np.int64), np.empty((worth.shape[2], top + 1))
+    steps, table = (
+        np.empty((top + 1, worth.shape[2], top + 1), np.int64),
+        np.empty((worth.shape[2], top + 1)),
+    )
     row = _join(worth, further, counts, levels, beyond, stages)
     units, number = int(np.argmax(stages[row])), 0
     for c in range(classes + beyond.shape[0] - 1, -1, -1):

@@ -1,27 +1,35 @@
-"""What Triton's dynamic batcher does with a queue, compiled: one rule for the simulated response times and for the replay.
+"""What Triton's dynamic batcher does with a queue, compiled: one rule for the simulated response
+times and for the replay.
 
-Worked out from the server's public source (triton-inference-server/core: dynamic_batch_scheduler.cc, instance_queue.cc, rate_limiter.cc,
-payload.cc) for requests of one item, without priorities, timeouts and preferred batch sizes (the largest batch is then the one preferred).
-B is the largest batch, d the queue delay:
+Worked out from the server's public source (triton-inference-server/core:
+dynamic_batch_scheduler.cc, instance_queue.cc, rate_limiter.cc, payload.cc) for requests of one
+item, without priorities, timeouts and preferred batch sizes (the largest batch is then the one
+preferred). B is the largest batch, d the queue delay:
 
-- A thread moves queued requests into batches that are ready for an instance. At most 2 an instance may be ready; with that many, the
-  thread sleeps.
-- The last batch made up stays its own until an instance takes it, or until it is full and its requests did not have to wait. What the
-  thread does next goes into that batch as far as there is room, then into a new one.
-- Awake, it moves what there is if that fills the batch, if the oldest has waited d, or if the batch has something in it already.
-  Otherwise it sets its alarm for the moment when the oldest will have waited d.
-- It is woken by its alarm, whenever an instance takes a batch, and by an arrival when the queue has reached what was missing from a full
-  batch when last there was not enough for one (0 for a new batch). So a batch made up because its delay was over stays as it is while later
-  requests queue, though the instance is not yet free for it.
-- An instance takes the first batch, and joins to it those behind it whose oldest request has waited longer than d, as far as they fit.
-  One that does not fit is not topped up any more.
+- A thread moves queued requests into batches that are ready for an instance. At most 2 an instance
+  may be ready; with that many, the thread sleeps.
+- The last batch made up stays its own until an instance takes it, or until it is full and its
+  requests did not have to wait. What the thread does next goes into that batch as far as there is
+  room, then into a new one.
+- Awake, it moves what there is if that fills the batch, if the oldest has waited d, or if the batch
+  has something in it already. Otherwise it sets its alarm for the moment when the oldest will have
+  waited d.
+- It is woken by its alarm, whenever an instance takes a batch, and by an arrival when the queue has
+  reached what was missing from a full batch when last there was not enough for one (0 for a new
+  batch). So a batch made up because its delay was over stays as it is while later requests queue,
+  though the instance is not yet free for it.
+- An instance takes the first batch, and joins to it those behind it whose oldest request has waited
+  longer than d, as far as they fit. One that does not fit is not topped up any more.
 
-Without a delay, a batch grows until it is taken: an instance takes all that is queued, up to B. With B = 1 a delay has no effect. Even the
-shortest delay differs from none: what is made up while the instance executes is hardly topped up. Left out: the thread also looks up every
-500 ms; and it is woken when an instance is done, so it could top up the waiting batch, were it faster than the instance that takes it. The
-P99 measured at four loads (``bench/results/tails.txt``) says that it is not.
+Without a delay, a batch grows until it is taken: an instance takes all that is queued, up to B.
+With B = 1 a delay has no effect. Even the shortest delay differs from none: what is made up while
+the instance executes is hardly topped up. Left out: the thread also looks up every 500 ms; and it
+is woken when an instance is done, so it could top up the waiting batch, were it faster than the
+instance that takes it. The P99 measured at four loads (``bench/results/tails.txt``) says that it is
+not.
 
-The small functions are inlined by request: passing all the arrays of :class:`Batchers` on costs as much as what they do.
+The small functions are inlined by request: passing all the arrays of :class:`Batchers` on costs as
+much as what they do.
 """
 
 from __future__ import annotations
@@ -37,7 +45,8 @@ I64 = NDArray[np.int64]
 
 
 class Batchers(NamedTuple):
-    """The batchers of n models. Requests are numbers in ``times``; those of a model are taken in that order."""
+    """The batchers of n models. Requests are numbers in ``times``; those of a model are taken in
+    that order."""
 
     times: F64  # (N,) ms: arrivals, ascending for each model
     end: I64  # (n,): the number after the model's last request
@@ -55,12 +64,30 @@ class Batchers(NamedTuple):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def batchers(times: F64, offsets: I64, largest: I64, delay: F64, instances: int) -> Batchers:
-    """Empty batchers; arrivals of model i are ``times[offsets[i]:offsets[i + 1]]`` (ms, ascending), ``largest``, ``delay`` (ms) (n,)."""
+    """Empty batchers; arrivals of model i are ``times[offsets[i]:offsets[i + 1]]`` (ms, ascending),
+    ``largest``, ``delay`` (ms) (n,)."""
     n = largest.shape[0]
     start = offsets[:n]
-    ready, queued, need = np.zeros((n, 2 * instances), np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64)
+    ready, queued, need = (
+        np.zeros((n, 2 * instances), np.int64),
+        np.zeros(n, np.int64),
+        np.zeros(n, np.int64),
+    )
     opened, alarm = np.zeros(n, np.bool_), np.full(n, np.inf)
-    return Batchers(times, offsets[1:], largest, delay, start.copy(), start.copy(), start.copy(), ready, queued, opened, need, alarm)
+    return Batchers(
+        times,
+        offsets[1:],
+        largest,
+        delay,
+        start.copy(),
+        start.copy(),
+        start.copy(),
+        ready,
+        queued,
+        opened,
+        need,
+        alarm,
+    )
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
@@ -98,7 +125,8 @@ def _wake(q: Batchers, i: int, now: float) -> None:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def await_batch(q: Batchers, i: int, now: float) -> float:
-    """When (ms) an instance of model ``i`` that is free from ``now`` on finds a batch; infinity when there is none to come.
+    """When (ms) an instance of model ``i`` that is free from ``now`` on finds a batch; infinity
+    when there is none to come.
 
     All that happens to the batcher until then has happened afterwards.
     """
@@ -131,7 +159,8 @@ def _pop(q: Batchers, i: int) -> int:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def take(q: Batchers, i: int, now: float) -> int:
-    """Size of the batch that an instance of model ``i`` takes at ``now``, of the requests from ``q.taken[i]`` (before) on.
+    """Size of the batch that an instance of model ``i`` takes at ``now``, of the requests from
+    ``q.taken[i]`` (before) on.
 
     ``now`` is what :func:`await_batch` gave.
     """

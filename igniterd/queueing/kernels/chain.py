@@ -1,7 +1,9 @@
-"""The chain of the age of the oldest request (see :mod:`igniterd.queueing.kernels.stationary`) on a lattice of time, compiled.
+"""The chain of the age of the oldest request (see :mod:`igniterd.queueing.kernels.stationary`) on a
+lattice of time, compiled.
 
-It is solved on a coarse lattice by elimination and carried over to a fine one. Behind full batches the age is a random walk whose tail is
-geometric: it stands for all ages beyond the lattice, so the cost does not grow with the load.
+It is solved on a coarse lattice by elimination and carried over to a fine one. Behind full batches
+the age is a random walk whose tail is geometric: it stands for all ages beyond the lattice, so the
+cost does not grow with the load.
 """
 
 from __future__ import annotations
@@ -18,31 +20,41 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 STEPS = 24  # most steps of the fine chain after the coarse solution
-CLOSE = 3e-4  # done when what is left to change (sum of absolute differences) is estimated below this; 1e-4 costs a quarter more time
+# done when what is left to change (sum of absolute differences) is estimated below this; 1e-4 costs
+# a quarter more time
+CLOSE = 3e-4
 EPS = 1e-9  # chances below this are left out
 
 
 class Lattice(NamedTuple):
-    """Everything the chain needs on one lattice; times in steps, B the largest batch, m the phases of the arrivals.
+    """Everything the chain needs on one lattice; times in steps, B the largest batch, m the phases
+    of the arrivals.
 
     A batch and the phase of the arrivals at its start have one number, j = (batch - 1) m + phase.
     """
 
     k: int  # steps between constant arrivals, 0 for random arrivals
     m: int
-    counts: F64  # (nodes, width): chance of j = first[x] + place when a batch starts whose oldest has age x
+    # (nodes, width): chance of j = first[x] + place when a batch starts whose oldest has age x
+    counts: F64
     ranges: I64  # (nodes, 3): first, and the places between which ``counts`` is above 0
-    overflow: F64  # (2, nodes): pmf of A_B; and the part of node x in it that a window ending at x sees
+    # (2, nodes): pmf of A_B; and the part of node x in it that a window ending at x sees
+    overflow: F64
     back: F64  # the pmf of A_B backwards, from where it ends to where it begins
     begin: int  # where it begins
     pmf: F64  # (B, nodes): of services
     ends: I64  # (B, 2): first and last + 1 node of each
-    fresh: F64  # random: (B m, nodes), the age at completion after j; constant: (B, nodes), distribution functions of services
+    # random: (B m, nodes), the age at completion after j; constant: (B, nodes), distribution
+    # functions of services
+    fresh: F64
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def lattice(rate: float, service: F64, cv: float, scv: float, k: int, counts: F64, first: I64) -> Lattice:
-    """Put a queue on a lattice: ``rate`` per step, ``service`` (B,) in steps; ``counts`` and ``first`` of its arrivals."""
+def lattice(
+    rate: float, service: F64, cv: float, scv: float, k: int, counts: F64, first: I64
+) -> Lattice:
+    """Put a queue on a lattice: ``rate`` per step, ``service`` (B,) in steps; ``counts`` and
+    ``first`` of its arrivals."""
     largest, nodes = service.shape[0], counts.shape[0]
     mu = phases(rate, scv)[1]
     m = k + 1 if k > 0 else mu.shape[0]
@@ -107,7 +119,8 @@ def _window(counts: F64, ranges: I64, largest: int, k: int) -> F64:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def add(weight: float, source: F64, out: F64) -> None:
-    """out += weight * source, over the length of ``out``; slices keep the loop free of index checks, so that it is vectorised."""
+    """out += weight * source, over the length of ``out``; slices keep the loop free of index
+    checks, so that it is vectorised."""
     for j in range(out.shape[0]):
         out[j] += weight * source[j]
 
@@ -123,7 +136,8 @@ def total(a: F64) -> float:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _land(k: int, m: int, taken: F64, pmf: F64, ends: I64, fresh: F64, out: F64) -> None:
-    """Add to ``out`` the ages of the oldest requests when the batches ``taken`` (B m,) are done; arrays as in :class:`Lattice`."""
+    """Add to ``out`` the ages of the oldest requests when the batches ``taken`` (B m,) are done;
+    arrays as in :class:`Lattice`."""
     for j in range(taken.shape[0]):
         weight = taken[j]
         if weight > EPS:
@@ -140,9 +154,11 @@ def _land(k: int, m: int, taken: F64, pmf: F64, ends: I64, fresh: F64, out: F64)
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _behind(back: F64, begin: int, seen: F64, rho: F64, low: int, out: F64) -> None:
-    """Write into ``out`` the ages (y >= 0) of the oldest requests left behind by full batches; ``rho`` is 0 below ``low``.
+    """Write into ``out`` the ages (y >= 0) of the oldest requests left behind by full batches;
+    ``rho`` is 0 below ``low``.
 
-    ``back``, ``begin`` and ``seen`` (the second row of ``overflow``) are those of a :class:`Lattice`.
+    ``back``, ``begin`` and ``seen`` (the second row of ``overflow``) are those of a
+    :class:`Lattice`.
     """
     out[:] = 0.0
     first, last = begin, begin + back.shape[0]
@@ -158,7 +174,8 @@ def _behind(back: F64, begin: int, seen: F64, rho: F64, low: int, out: F64) -> N
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _serve(pmf: F64, first: int, last: int, behind: F64, out: F64) -> None:
-    """Add to ``out`` the ages ``behind`` after one more full batch, whose service ``pmf`` is above 0 from ``first`` to ``last`` - 1."""
+    """Add to ``out`` the ages ``behind`` after one more full batch, whose service ``pmf`` is above
+    0 from ``first`` to ``last`` - 1."""
     for y in range(behind.shape[0]):
         if behind[y] > EPS:
             stop = min(out.shape[0], y + last)
@@ -178,7 +195,8 @@ def _take(rho: F64, low: int, counts: F64, ranges: I64, taken: F64) -> None:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _step(q: Lattice, rho: F64, low: int, taken: F64, behind: F64, out: F64) -> None:
-    """Add to ``taken`` (B m,) what batches take that start at the ages ``rho`` (0 below ``low``), to ``out`` the next ages."""
+    """Add to ``taken`` (B m,) what batches take that start at the ages ``rho`` (0 below ``low``),
+    to ``out`` the next ages."""
     _take(rho, low, q.counts, q.ranges, taken)
     _behind(q.back, q.begin, q.overflow[1], rho, low, behind)
     _land(q.k, q.m, taken, q.pmf, q.ends, q.fresh, out)
@@ -187,7 +205,8 @@ def _step(q: Lattice, rho: F64, low: int, taken: F64, behind: F64, out: F64) -> 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def coarse_ages(q: Lattice, inside: int, zeta: float) -> F64:
-    """Stationary ages (inside + 1,); the last state is every age from ``inside`` on, geometric with ``zeta`` (none when that is 0)."""
+    """Stationary ages (inside + 1,); the last state is every age from ``inside`` on, geometric with
+    ``zeta`` (none when that is 0)."""
     size = inside + (1 if zeta > 0.0 else 0)
     nodes = q.counts.shape[0]
     chain = np.zeros((size, size))
@@ -203,7 +222,9 @@ def coarse_ages(q: Lattice, inside: int, zeta: float) -> F64:
         _step(q, rho, inside, taken, behind[:inside], chain[inside, :inside])
     for x in range(size):
         chain[x, size - 1] += max(0.0, 1.0 - total(chain[x]))
-        chain[x, 0] += 1e-9  # where all is constant the chain may come apart: then what follows from an idle start is what counts
+        # where all is constant the chain may come apart: then what follows from an idle start is
+        # what counts
+        chain[x, 0] += 1e-9
     pi = np.zeros(inside + 1)
     _eliminate(chain, pi[:size])
     return pi
@@ -211,7 +232,8 @@ def coarse_ages(q: Lattice, inside: int, zeta: float) -> F64:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _eliminate(chain: F64, pi: F64) -> None:
-    """Write the stationary vector of ``chain`` (n, n) into ``pi`` (Grassmann, Taksar, Heyman); ``chain`` is overwritten."""
+    """Write the stationary vector of ``chain`` (n, n) into ``pi`` (Grassmann, Taksar, Heyman);
+    ``chain`` is overwritten."""
     n = chain.shape[0]
     for k in range(n - 1, 0, -1):
         source = chain[k, :k]
@@ -240,7 +262,8 @@ def _eliminate(chain: F64, pi: F64) -> None:
 def refine(coarse: F64, ratio: int, inside: int, rho: F64) -> None:
     """Spread a coarse solution over the first ``inside`` of the fine nodes of ``rho``."""
     rho[:] = 0.0
-    # node 0 holds those that find the instance idle, all at age 0, and half a cell of the others, about half of what node 1 has
+    # node 0 holds those that find the instance idle, all at age 0, and half a cell of the others,
+    # about half of what node 1 has
     idle = max(0.0, coarse[0] - 0.5 * coarse[1])
     for c in range(coarse.shape[0] - 1):
         p = (coarse[c] if c > 0 else 2.0 * (coarse[0] - idle)) / ratio
@@ -279,7 +302,8 @@ def _normalise(rho: F64, zeta: float) -> float:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def approach(q: Lattice, rho: F64, inside: int, zeta: float, taken: F64) -> None:
-    """Step on from ``rho`` until it is stationary to ``CLOSE``; leaves ``taken`` (B m,), what the batches took.
+    """Step on from ``rho`` until it is stationary to ``CLOSE``; leaves ``taken`` (B m,), what the
+    batches took.
 
     Only the first ``inside`` nodes are states; the rest is their tail, falling by ``zeta`` a node.
     """
@@ -307,10 +331,13 @@ def approach(q: Lattice, rho: F64, inside: int, zeta: float, taken: F64) -> None
             last[x] = step
             now[x] = new[x]
         ratio = min(0.8, change / before) if before > 0.0 else 0.0  # a larger one is not trusted
-        if change * max(0.3, ratio / (1.0 - ratio)) < CLOSE and (before > 0.0 or change < 0.1 * CLOSE):
+        if change * max(0.3, ratio / (1.0 - ratio)) < CLOSE and (
+            before > 0.0 or change < 0.1 * CLOSE
+        ):
             break
         before = change if n > 0 else 0.0
-        if ratio > 0.0 and n % 3 == 2:  # by now the slowest mode is what is left: go where it leads (Aitken)
+        # by now the slowest mode is what is left: go where it leads (Aitken)
+        if ratio > 0.0 and n % 3 == 2:
             ratio = ratio if along > 0.0 else -ratio
             for x in range(inside):
                 now[x] = max(0.0, now[x] + last[x] * ratio / (1.0 - ratio))

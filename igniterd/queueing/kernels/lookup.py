@@ -1,17 +1,20 @@
-"""Compiled arithmetic of igniterd's planner for one tenant: its P99 at a share, and the least share that holds a P99.
+"""Compiled arithmetic of igniterd's planner for one tenant: its P99 at a share, and the least share
+that holds a P99.
 
 Everything is read from tables, so that a question costs about a microsecond:
 
-Queue. The response time of Triton's batcher with service times s(b) = s(1) + (b - 1) beta depends, in units of s(1), on three numbers
-only: the shape x = (s(1) - beta)/beta, the largest batch B, and the load rho = rate s(B)/B. A real curve is not quite straight:
-beta is taken over the batches that form at that rate, see :func:`working`; what is still amiss is evaluated at a few points a
-model and mended by ``mend``.
-``p99[., x, rho, B]`` holds P99 (1 - rho) / s(1), ``busy`` the utilisation and ``mean_batch`` the mean batch; between their points
-they are interpolated linearly in log x and in rho. An *option* is one of the largest batches considered; queue delays are not.
+Queue. The response time of Triton's batcher with service times s(b) = s(1) + (b - 1) beta depends,
+in units of s(1), on three numbers only: the shape x = (s(1) - beta)/beta, the largest batch B, and
+the load rho = rate s(B)/B. A real curve is not quite straight: beta is taken over the batches that
+form at that rate, see :func:`working`; what is still amiss is evaluated at a few points a model and
+mended by ``mend``. ``p99[., x, rho, B]`` holds P99 (1 - rho) / s(1), ``busy`` the utilisation and
+``mean_batch`` the mean batch; between their points they are interpolated linearly in log x and in
+rho. An *option* is one of the largest batches considered; queue delays are not.
 
-Neighbours. A neighbour that executes a fraction d of the time makes every batch 1 + d gain as long. Of several the worst counts in
-full and of each other ``overlap``, which is read off the model (1: they add up). Stretching all service times by phi is the same as
-dividing rate and SLO by it: no further table is needed.
+Neighbours. A neighbour that executes a fraction d of the time makes every batch 1 + d gain as long.
+Of several the worst counts in full and of each other ``overlap``, which is read off the model (1:
+they add up). Stretching all service times by phi is the same as dividing rate and SLO by it: no
+further table is needed.
 
 These tables steer the search; what it finds is checked with the model and the queue themselves.
 Units: ms, requests/ms, whole share units. ``kind`` counts the kinds of GPU.
@@ -30,17 +33,21 @@ I64 = NDArray[np.int64]
 
 
 class Tables(NamedTuple):
-    """What the kernels read; shapes with K kinds of GPU, M models, U units, O options, Q arrival processes, X shapes, R loads."""
+    """What the kernels read; shapes with K kinds of GPU, M models, U units, O options, Q arrival
+    processes, X shapes, R loads."""
 
     curve_ms: F64  # (K, M, U + 1, N + 1) s(b), upper bound, for batches 1..N; index 0 unused
     caps: I64  # (O,) B
     log_shape: F64  # (X,) rising
     load: F64  # (R,) rising, from 0, below 1
     p99: F64  # (Q, X, R, O)
-    random: NDArray[np.bool_]  # (Q,) whether arrivals are rather random than constant: the scale of ``p99``
+    # (Q,) whether arrivals are rather random than constant: the scale of ``p99``
+    random: NDArray[np.bool_]
     busy: F64  # (Q, X, R, O)
     mean_batch: F64  # (Q, X, R, O)
-    mend: F64  # (K, M, E, G, O) what P99 is to be multiplied by for the real curve, at E sizes and G loads, under the first arrival process
+    # (K, M, E, G, O) what P99 is to be multiplied by for the real curve, at E sizes and G loads,
+    # under the first arrival process
+    mend: F64
     mend_units: F64  # (E,)
     mend_load: F64  # (G,)
     gain: F64  # (K, M, M, V, V, W) slowdown by one neighbour that always executes, less 1
@@ -67,8 +74,9 @@ def _place(grid: F64, value: float) -> tuple[int, float]:
 def working(curve: F64, cap: int, rate: float) -> tuple[float, float]:
     """(log x, service time) of the batches that form at this rate.
 
-    A server that is always busy forms batches b with rate s(b) = b: their service time is the scale of the P99, which is made by
-    batches up to about twice that. The straight curve that stands for ``curve`` goes through s(1) and the batch there.
+    A server that is always busy forms batches b with rate s(b) = b: their service time is the scale
+    of the P99, which is made by batches up to about twice that. The straight curve that stands for
+    ``curve`` goes through s(1) and the batch there.
     """
     if cap == 1:
         return 0.0, curve[1]
@@ -77,7 +85,11 @@ def working(curve: F64, cap: int, rate: float) -> tuple[float, float]:
         b += 1
     if b > 1:
         short, over = rate * curve[b - 1] - (b - 1), b - rate * curve[b]
-        time = curve[b] if over <= 0.0 else curve[b - 1] + (curve[b] - curve[b - 1]) * short / (short + over)
+        time = (
+            curve[b]
+            if over <= 0.0
+            else curve[b - 1] + (curve[b] - curve[b - 1]) * short / (short + over)
+        )
     far = min(cap, 2 * b + 1)
     slope = max((curve[far] - curve[1]) / (far - 1), 1e-6 * curve[1])
     return float(np.log(max(curve[1] - slope, 1e-3 * curve[1]) / slope)), time
@@ -92,7 +104,9 @@ def _read(table: F64, i: int, fi: float, j: int, fj: float, c: int) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def p99_ms(t: Tables, kind: int, queue: int, model: int, units: int, c: int, rate: float, stretch: float) -> float:
+def p99_ms(
+    t: Tables, kind: int, queue: int, model: int, units: int, c: int, rate: float, stretch: float
+) -> float:
     """P99 (ms) under option number ``c``; infinite where the load is beyond the tables."""
     curve, cap = t.curve_ms[kind, model, units], t.caps[c]
     load = rate * stretch * curve[cap] / cap
@@ -109,7 +123,9 @@ def p99_ms(t: Tables, kind: int, queue: int, model: int, units: int, c: int, rat
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def behaviour(t: Tables, kind: int, queue: int, model: int, units: int, c: int, rate: float, stretch: float) -> tuple[float, float]:
+def behaviour(
+    t: Tables, kind: int, queue: int, model: int, units: int, c: int, rate: float, stretch: float
+) -> tuple[float, float]:
     """(utilisation, mean batch); (1, largest batch) beyond the tables."""
     curve, cap = t.curve_ms[kind, model, units], t.caps[c]
     load = rate * stretch * curve[cap] / cap
@@ -122,9 +138,18 @@ def behaviour(t: Tables, kind: int, queue: int, model: int, units: int, c: int, 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def best_option(
-    t: Tables, kind: int, queue: int, model: int, units: int, goal: float, rate: float, stretch: float, enough: bool
+    t: Tables,
+    kind: int,
+    queue: int,
+    model: int,
+    units: int,
+    goal: float,
+    rate: float,
+    stretch: float,
+    enough: bool,
 ) -> tuple[int, float]:
-    """The option with the least P99, and that P99. ``enough``: the first that reaches ``goal`` will do."""
+    """The option with the least P99, and that P99. ``enough``: the first that reaches ``goal`` will
+    do."""
     best, least = 0, np.inf
     for c in range(t.caps.shape[0]):
         if t.caps[c] <= t.most_batch[kind, model]:
@@ -138,15 +163,26 @@ def best_option(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def calm_option(
-    t: Tables, kind: int, queue: int, model: int, units: int, goal: float, rate: float, stretch: float
+    t: Tables,
+    kind: int,
+    queue: int,
+    model: int,
+    units: int,
+    goal: float,
+    rate: float,
+    stretch: float,
 ) -> tuple[int, float, float]:
-    """(option, utilisation, mean batch) of the least utilisation that reaches ``goal``: it disturbs the neighbours least.
+    """(option, utilisation, mean batch) of the least utilisation that reaches ``goal``: it disturbs
+    the neighbours least.
 
     Where none reaches it: of the option with the least P99.
     """
     best, least, batch = -1, np.inf, 1.0
     for c in range(t.caps.shape[0]):
-        if t.caps[c] <= t.most_batch[kind, model] and p99_ms(t, kind, queue, model, units, c, rate, stretch) <= goal:
+        if (
+            t.caps[c] <= t.most_batch[kind, model]
+            and p99_ms(t, kind, queue, model, units, c, rate, stretch) <= goal
+        ):
             busy, mean = behaviour(t, kind, queue, model, units, c, rate, stretch)
             if busy < least - 1e-3:
                 best, least, batch = c, busy, mean
@@ -157,17 +193,33 @@ def calm_option(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def holds(t: Tables, kind: int, queue: int, model: int, units: int, goal: float, rate: float, stretch: float, hint: int) -> int:
+def holds(
+    t: Tables,
+    kind: int,
+    queue: int,
+    model: int,
+    units: int,
+    goal: float,
+    rate: float,
+    stretch: float,
+    hint: int,
+) -> int:
     """An option that reaches ``goal``, ``hint`` if it does; -1 when none does."""
-    if t.caps[hint] <= t.most_batch[kind, model] and p99_ms(t, kind, queue, model, units, hint, rate, stretch) <= goal:
+    if (
+        t.caps[hint] <= t.most_batch[kind, model]
+        and p99_ms(t, kind, queue, model, units, hint, rate, stretch) <= goal
+    ):
         return hint
     c, value = best_option(t, kind, queue, model, units, goal, rate, stretch, True)
     return c if value <= goal else -1
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def least_units(t: Tables, kind: int, queue: int, model: int, goal: float, rate: float, stretch: float, low: int) -> int:
-    """Fewest units, at least ``low``, whose P99 reaches ``goal``; one more than the GPU has when none does."""
+def least_units(
+    t: Tables, kind: int, queue: int, model: int, goal: float, rate: float, stretch: float, low: int
+) -> int:
+    """Fewest units, at least ``low``, whose P99 reaches ``goal``; one more than the GPU has when
+    none does."""
     high = t.units[kind] + 1
     if low >= high:
         return high
@@ -193,15 +245,27 @@ def least_units(t: Tables, kind: int, queue: int, model: int, goal: float, rate:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def largest_rate(t: Tables, kind: int, queue: int, model: int, goal: float, units: int, stretch: float, low: float) -> float:
-    """Largest rate (requests/ms) whose P99 reaches ``goal`` on ``units``, to 1 % from above; 0 when none from ``low`` on does."""
+def largest_rate(
+    t: Tables,
+    kind: int,
+    queue: int,
+    model: int,
+    goal: float,
+    units: int,
+    stretch: float,
+    low: float,
+) -> float:
+    """Largest rate (requests/ms) whose P99 reaches ``goal`` on ``units``, to 1 % from above; 0 when
+    none from ``low`` on does."""
     hint = holds(t, kind, queue, model, units, goal, low, stretch, 0)
     if hint < 0:
         return 0.0
     high = 0.0
     for c in range(t.caps.shape[0]):
         if t.caps[c] <= t.most_batch[kind, model]:
-            high = max(high, t.load[-1] * t.caps[c] / (stretch * t.curve_ms[kind, model, units, t.caps[c]]))
+            high = max(
+                high, t.load[-1] * t.caps[c] / (stretch * t.curve_ms[kind, model, units, t.caps[c]])
+            )
     step = 1.3 * low
     while step < high:
         found = holds(t, kind, queue, model, units, goal, step, stretch, hint)
@@ -231,9 +295,18 @@ def nearest_units(grid: I64, units: int) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def pair_gain(t: Tables, kind: int, own: int, own_units: int, other: int, other_units: int, other_batch: float) -> float:
-    """What a neighbour that always executes adds to the service time of ``own``, as a fraction of it."""
+def pair_gain(
+    t: Tables, kind: int, own: int, own_units: int, other: int, other_units: int, other_batch: float
+) -> float:
+    """What a neighbour that always executes adds to the service time of ``own``, as a fraction of
+    it."""
     w, fw = _place(t.gain_batch, other_batch)
     w1 = min(w + 1, t.gain_batch.shape[0] - 1)
-    row = t.gain[kind, own, other, nearest_units(t.gain_units, own_units), nearest_units(t.gain_units, other_units)]
+    row = t.gain[
+        kind,
+        own,
+        other,
+        nearest_units(t.gain_units, own_units),
+        nearest_units(t.gain_units, other_units),
+    ]
     return row[w] * (1.0 - fw) + row[w1] * fw

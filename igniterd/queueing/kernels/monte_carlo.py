@@ -1,9 +1,11 @@
-"""Response time of a dynamic batcher by simulation, compiled: where :mod:`igniterd.queueing.kernels.stationary` has no chain.
+"""Response time of a dynamic batcher by simulation, compiled: where
+:mod:`igniterd.queueing.kernels.stationary` has no chain.
 
-With several instances the ends of their services depend on each other, and with a queue delay what a batch takes depends on when the one
-before was made up (:mod:`igniterd.queueing.kernels.batcher`): no chain of one variable is right. So requests are drawn one by one, from one
-seed, which makes nearby rates comparable: more of them the nearer the load is to one. What is drawn does not depend on the rate nor on the
-services, so it can be kept from one evaluation to the next.
+With several instances the ends of their services depend on each other, and with a queue delay what
+a batch takes depends on when the one before was made up (:mod:`igniterd.queueing.kernels.batcher`):
+no chain of one variable is right. So requests are drawn one by one, from one seed, which makes
+nearby rates comparable: more of them the nearer the load is to one. What is drawn does not depend
+on the rate nor on the services, so it can be kept from one evaluation to the next.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ _FEWEST, _MOST = 60_000, 600_000
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def draw_times(n: int, scv: float) -> F64:
-    """``n`` arrivals at the rate 1, whose gaps have the squared coefficient of variation ``scv``, ascending."""
+    """``n`` arrivals at the rate 1, whose gaps have the squared coefficient of variation ``scv``,
+    ascending."""
     np.random.seed(_SEED)
     p = 0.5 * (1.0 + np.sqrt(max(0.0, scv - 1.0) / (scv + 1.0)))
     times = np.empty(n)
@@ -44,7 +47,8 @@ def draw_times(n: int, scv: float) -> F64:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def draw_factors(n: int, cv: float) -> F64:
-    """``n`` services over their mean, gamma distributed with the coefficient of variation ``cv``."""
+    """``n`` services over their mean, gamma distributed with the coefficient of variation
+    ``cv``."""
     np.random.seed(_SEED + 1)
     factors = np.ones(n)
     if cv > _CONSTANT:
@@ -55,16 +59,22 @@ def draw_factors(n: int, cv: float) -> F64:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def requests_for(load: float) -> int:
-    """How many requests to draw: the nearer the load is to one, the longer its memory. One of a few numbers."""
+    """How many requests to draw: the nearer the load is to one, the longer its memory. One of a few
+    numbers."""
     wanted = min(_MOST, max(_FEWEST, 0.25 * _FEWEST / max(1e-3, 1.0 - load) ** 1.5))
     return int(_FEWEST * 2.0 ** (0.5 * np.ceil(2.0 * np.log2(wanted / _FEWEST) - 1e-9)))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def respond(times: F64, service: F64, factors: F64, delay: float, instances: int, response: F64) -> tuple[float, float]:
-    """Write the response times (ms) of requests that arrive at ``times`` (ms); returns utilisation of an instance and mean batch."""
+def respond(
+    times: F64, service: F64, factors: F64, delay: float, instances: int, response: F64
+) -> tuple[float, float]:
+    """Write the response times (ms) of requests that arrive at ``times`` (ms); returns utilisation
+    of an instance and mean batch."""
     n = times.shape[0]
-    q = batchers(times, np.array([0, n]), np.array([service.shape[0]]), np.array([delay]), instances)
+    q = batchers(
+        times, np.array([0, n]), np.array([service.shape[0]]), np.array([delay]), instances
+    )
     free = np.zeros(instances)
     head, batches, busy, now = 0, 0, 0.0, 0.0
     while head < n:
@@ -85,10 +95,11 @@ def respond(times: F64, service: F64, factors: F64, delay: float, instances: int
 def tail_drawn(
     rate: float, service: F64, delay: float, instances: int, unit_times: F64, factors: F64
 ) -> tuple[F64, float, float, float, float]:
-    """Distribution function on ``POINTS`` nodes, its step (ms), mean (ms), utilisation of an instance, mean batch.
+    """Distribution function on ``POINTS`` nodes, its step (ms), mean (ms), utilisation of an
+    instance, mean batch.
 
-    ``rate`` (1/ms), ``service`` (ms, shape (B,)), ``delay`` (ms); ``unit_times`` and ``factors`` are drawn, a number for each request. It
-    starts with all idle; the first requests are left out.
+    ``rate`` (1/ms), ``service`` (ms, shape (B,)), ``delay`` (ms); ``unit_times`` and ``factors``
+    are drawn, a number for each request. It starts with all idle; the first requests are left out.
     """
     response = np.empty(unit_times.shape[0])
     utilisation, batch = respond(unit_times / rate, service, factors, delay, instances, response)
@@ -97,7 +108,8 @@ def tail_drawn(
     cells = np.zeros(POINTS)
     mean = 0.0
     for r in kept:
-        cells[min(POINTS - 1, int(np.ceil(r / step)))] += 1.0  # the distribution function at node i counts what is at most i steps
+        # the distribution function at node i counts what is at most i steps
+        cells[min(POINTS - 1, int(np.ceil(r / step)))] += 1.0
         mean += r
     cdf = np.cumsum(cells) / kept.shape[0]
     return cdf, step, mean / kept.shape[0], utilisation, batch

@@ -1,9 +1,11 @@
 """Arrivals and services on a lattice of time, compiled. Times are in lattice steps.
 
-Arrivals are a renewal process given by its squared coefficient of variation: 0 is constant, 1 Poisson, above 1 hyperexponential with two
-phases of balanced means (each phase brings half of the time). The state of the process between two arrivals is a phase: of the
-hyperexponential, or for constant arrivals the steps since the last arrival (phase k - 1 is followed by an arrival; the extra phase k stands
-for "the next arrives at this very node", half of what a node on an arrival stands for).
+Arrivals are a renewal process given by its squared coefficient of variation: 0 is constant, 1
+Poisson, above 1 hyperexponential with two phases of balanced means (each phase brings half of the
+time). The state of the process between two arrivals is a phase: of the hyperexponential, or for
+constant arrivals the steps since the last arrival (phase k - 1 is followed by an arrival; the extra
+phase k stands for "the next arrives at this very node", half of what a node on an arrival stands
+for).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ I64 = NDArray[np.int64]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def service_pmf(mean: float, sd: float, out: F64) -> tuple[int, int]:
-    """Write a gamma distribution on the nodes of ``out``, its mean and variance kept; return the first and last + 1 node used."""
+    """Write a gamma distribution on the nodes of ``out``, its mean and variance kept; return the
+    first and last + 1 node used."""
     size = out.shape[0]
     if sd < 0.75:
         node = max(1, int(np.floor(mean + 0.5)))
@@ -64,7 +67,8 @@ def service_pmf(mean: float, sd: float, out: F64) -> tuple[int, int]:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def phases(rate: float, scv: float) -> tuple[F64, F64]:
-    """(chance of each phase at an arrival, its rate): hyperexponential with balanced means, one phase at ``scv`` 1."""
+    """(chance of each phase at an arrival, its rate): hyperexponential with balanced means, one
+    phase at ``scv`` 1."""
     if scv <= 1.0:
         alpha, mu = np.empty(1), np.empty(1)
         alpha[0], mu[0] = 1.0, rate
@@ -78,7 +82,8 @@ def phases(rate: float, scv: float) -> tuple[F64, F64]:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _step_counts(alpha: F64, mu: F64) -> F64:
-    """P(j arrivals in one step, phase at its end | phase at its start), shape (J, m, m), by uniformisation."""
+    """P(j arrivals in one step, phase at its end | phase at its start), shape (J, m, m), by
+    uniformisation."""
     m = alpha.shape[0]
     top = mu[0] if m == 1 else max(mu[0], mu[1])
     jumps = int(top + 8.0 * np.sqrt(top)) + 6
@@ -107,10 +112,13 @@ def _step_counts(alpha: F64, mu: F64) -> F64:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def random_counts(alpha: F64, mu: F64, largest: int, nodes: int, aged_nodes: int) -> tuple[F64, F64]:
+def random_counts(
+    alpha: F64, mu: F64, largest: int, nodes: int, aged_nodes: int
+) -> tuple[F64, F64]:
     """P(n arrivals by node x, phase there), n < B, fresh at 0; shape (nodes, B, m).
 
-    Also the mean of the sum of their n ages at x, for each n, over all phases, at the first ``aged_nodes`` nodes; shape (aged_nodes, B).
+    Also the mean of the sum of their n ages at x, for each n, over all phases, at the first
+    ``aged_nodes`` nodes; shape (aged_nodes, B).
     """
     m = alpha.shape[0]
     step = _step_counts(alpha, mu)
@@ -154,7 +162,8 @@ def _support(now: F64, low: int, high: int) -> tuple[int, int]:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _advance(step: F64, now: F64, low: int, high: int, out: F64) -> None:
-    """Add to ``out`` (m, B) what ``now``, with counts from ``low`` to ``high`` - 1, is one step later."""
+    """Add to ``out`` (m, B) what ``now``, with counts from ``low`` to ``high`` - 1, is one step
+    later."""
     m = now.shape[0]
     for j in range(m):
         for k in range(min(step.shape[0], now.shape[1] - low)):
@@ -173,8 +182,11 @@ def _advance(step: F64, now: F64, low: int, high: int, out: F64) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _grow_older(step: F64, weighted: F64, now: F64, low: int, high: int, aged: F64, out: F64) -> None:
-    """Write the sums of ages one step later: those there grow by the step, new ones have half of it on average.
+def _grow_older(
+    step: F64, weighted: F64, now: F64, low: int, high: int, aged: F64, out: F64
+) -> None:
+    """Write the sums of ages one step later: those there grow by the step, new ones have half of it
+    on average.
 
     ``weighted[j]`` is ``step[j] * j / 2``.
     """
@@ -188,9 +200,11 @@ def _grow_older(step: F64, weighted: F64, now: F64, low: int, high: int, aged: F
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def constant_counts(k: int, largest: int, nodes: int) -> tuple[F64, I64]:
-    """The same for an arrival every ``k`` steps, as the (at most two) entries above 0 of (n, phase), flat, and the first's place.
+    """The same for an arrival every ``k`` steps, as the (at most two) entries above 0 of (n,
+    phase), flat, and the first's place.
 
-    Shapes (nodes, 2) and (nodes,). On an arrival's node, half has it just behind and half just ahead.
+    Shapes (nodes, 2) and (nodes,). On an arrival's node, half has it just behind and half just
+    ahead.
     """
     table, first = np.zeros((nodes, 2)), np.zeros(nodes, np.int64)
     for x in range(min(nodes, k * largest + 1)):
@@ -208,9 +222,11 @@ def constant_counts(k: int, largest: int, nodes: int) -> tuple[F64, I64]:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def after_random(pmf: F64, last: int, mu: float, out: F64) -> None:
-    """Write max(0, S - E) on the nodes of ``out``: S by ``pmf`` (below ``last``), E exponential with ``mu`` per step."""
+    """Write max(0, S - E) on the nodes of ``out``: S by ``pmf`` (below ``last``), E exponential
+    with ``mu`` per step."""
     q = np.exp(-mu)
-    f = 1.0 / mu - q / (1.0 - q)  # where in its step E ends, mean: the part that the lower node gets
+    # where in its step E ends, mean: the part that the lower node gets
+    f = 1.0 / mu - q / (1.0 - q)
     near, far = (1.0 - q) * (1.0 - f), (1.0 - q) * f
     above, total = 0.0, 0.0
     for k in range(min(last, out.shape[0]) - 1, 0, -1):
@@ -223,7 +239,8 @@ def after_random(pmf: F64, last: int, mu: float, out: F64) -> None:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def tail_decay(rate: float, scv: float, largest: int, full: float, cv: float) -> float:
-    """Decay of the ages behind full batches, per unit of time: the root above 0 of E exp(t (S_B - A_B)) = 1 (Kingman's exponent).
+    """Decay of the ages behind full batches, per unit of time: the root above 0 of E exp(t (S_B -
+    A_B)) = 1 (Kingman's exponent).
 
     Infinite where services behind full batches never take longer than the arrivals (both constant).
     """

@@ -1,20 +1,24 @@
 """Stationary response time of a dynamic batcher, by the age of the oldest request, compiled.
 
-A batch takes what is queued when the instance is free, up to the largest batch. Let x be the age of the oldest request when its batch
-starts. What came after it is a fresh renewal process, so x alone is a Markov chain, for any renewal arrivals. With A_k the sum of k
-interarrival times, N(x) the number of arrivals within x of the oldest, B the largest batch, S_b the service of a batch of b:
+A batch takes what is queued when the instance is free, up to the largest batch. Let x be the age of
+the oldest request when its batch starts. What came after it is a fresh renewal process, so x alone
+is a Markov chain, for any renewal arrivals. With A_k the sum of k interarrival times, N(x) the
+number of arrivals within x of the oldest, B the largest batch, S_b the service of a batch of b:
 
     b = min(N(x) + 1, B)      what the batch takes
     y = x - A_b               age of the next oldest at this start (negative: it has yet to come)
     x' = max(0, y + S_b)      its age when the instance is free
 
-The chain lives on a lattice of time. Services are put on it with mean and variance kept, so drift and spread are right however coarse it
-is. It is solved on a coarse lattice by the elimination of Grassmann, Taksar and Heyman (Oper. Res. 33(5), 1985), which subtracts nothing,
-and carried over to a fine one, where a few steps of the chain restore the detail. Behind full batches x is a random walk, whose tail is
-exponential with the root of E exp(t (S_B - A_B)) = 1; beyond the lattice that tail takes over, so the cost does not grow with the load.
+The chain lives on a lattice of time. Services are put on it with mean and variance kept, so drift
+and spread are right however coarse it is. It is solved on a coarse lattice by the elimination of
+Grassmann, Taksar and Heyman (Oper. Res. 33(5), 1985), which subtracts nothing, and carried over to
+a fine one, where a few steps of the chain restore the detail. Behind full batches x is a random
+walk, whose tail is exponential with the root of E exp(t (S_B - A_B)) = 1; beyond the lattice that
+tail takes over, so the cost does not grow with the load.
 
-A response is an age at the start of a batch plus the service of that batch. Ages of the others in a batch are uniform below the oldest
-given its size, which is exact for Poisson arrivals; for constant arrivals they are a comb, exact too.
+A response is an age at the start of a batch plus the service of that batch. Ages of the others in a
+batch are uniform below the oldest given its size, which is exact for Poisson arrivals; for constant
+arrivals they are a comb, exact too.
 """
 
 from __future__ import annotations
@@ -23,7 +27,16 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from igniterd.queueing.kernels.chain import EPS, Lattice, add, approach, coarse_ages, lattice, refine, total
+from igniterd.queueing.kernels.chain import (
+    EPS,
+    Lattice,
+    add,
+    approach,
+    coarse_ages,
+    lattice,
+    refine,
+    total,
+)
 from igniterd.queueing.kernels.renewal import constant_counts, phases, random_counts, tail_decay
 
 F64 = NDArray[np.float64]
@@ -38,7 +51,8 @@ STATS = 3
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _reach(rate: float, scv: float, service: F64, cv: float) -> int:
-    """Largest batch that matters: hardly ever more come during the service of so many (6 standard deviations)."""
+    """Largest batch that matters: hardly ever more come during the service of so many (6 standard
+    deviations)."""
     largest = service.shape[0]
     b = 1
     while b < largest:
@@ -52,7 +66,8 @@ def _reach(rate: float, scv: float, service: F64, cv: float) -> int:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _fill(inside: F64, tilt: F64, out: F64) -> None:
-    """Add to ``out`` requests spread from node 0 to node x, ``inside[x]`` a node on average, half at either end.
+    """Add to ``out`` requests spread from node 0 to node x, ``inside[x]`` a node on average, half
+    at either end.
 
     The density rises linearly by ``tilt[x]`` a node, around the average.
     """
@@ -68,14 +83,16 @@ def _fill(inside: F64, tilt: F64, out: F64) -> None:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _spread_ages(q: Lattice, rho: F64, counts: F64, sums: F64, ages: F64) -> None:
-    """Write into ``ages`` (B, nodes) how many requests have which age when their batch of b starts, for one batch; random arrivals."""
+    """Write into ``ages`` (B, nodes) how many requests have which age when their batch of b starts,
+    for one batch; random arrivals."""
     largest, nodes = ages.shape
     inside, tilt = np.zeros((largest, nodes)), np.zeros((largest if sums.shape[0] else 1, nodes))
     low = 0
     for x in range(nodes):
         if rho[x] < EPS:
             continue
-        while low < largest and total(counts[x, low]) < EPS:  # the least number that may have come by x, which grows with x
+        # the least number that may have come by x, which grows with x
+        while low < largest and total(counts[x, low]) < EPS:
             low += 1
         for n in range(low, largest):
             p = total(counts[x, n])
@@ -98,9 +115,11 @@ def _spread_ages(q: Lattice, rho: F64, counts: F64, sums: F64, ages: F64) -> Non
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _left(rho: F64, overflow: F64, out: F64, largest: int) -> None:
-    """Add the ages in full batches that leave others behind: between the next oldest, A_B after the oldest, and the oldest."""
+    """Add the ages in full batches that leave others behind: between the next oldest, A_B after the
+    oldest, and the oldest."""
     nodes = out.shape[0]
-    crowd = np.zeros(nodes + 1)  # requests a node, at u steps below the oldest, of those whose A_B is u or more
+    # requests a node, at u steps below the oldest, of those whose A_B is u or more
+    crowd = np.zeros(nodes + 1)
     for u in range(nodes - 1, 0, -1):
         crowd[u] = crowd[u + 1] + overflow[0, u] * (largest - 1) / u
     even = np.empty(nodes)  # even[nodes - u] is the mean of crowd at u and u + 1
@@ -128,7 +147,8 @@ def _comb_ages(q: Lattice, rho: F64, ages: F64) -> None:
     largest, nodes = ages.shape
     k = q.k
     for x in range(nodes):
-        full = 0.0 if x < k * largest else (0.5 if x == k * largest else 1.0)  # chance that others are left behind
+        # chance that others are left behind
+        full = 0.0 if x < k * largest else (0.5 if x == k * largest else 1.0)
         for place in range(2):
             b = (q.ranges[x, 0] + place) // q.m + 1
             p = q.counts[x, place]
@@ -148,11 +168,15 @@ def _comb(weight: float, x: int, k: int, b: int, out: F64) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def layout(rate: float, service: F64, cv: float, scv: float) -> tuple[float, float, int, int, int, int, int]:
-    """Choose the lattice for ``rate`` (1/ms), ``service`` (ms, shape (B,)), ``scv`` of the interarrival times.
+def layout(
+    rate: float, service: F64, cv: float, scv: float
+) -> tuple[float, float, int, int, int, int, int]:
+    """Choose the lattice for ``rate`` (1/ms), ``service`` (ms, shape (B,)), ``scv`` of the
+    interarrival times.
 
-    Returns its step (ms), the decay (1/ms) of the tail beyond it (infinite when nothing is there), steps between constant arrivals, steps
-    of the coarse lattice, the largest batch that matters, nodes of ages and of responses.
+    Returns its step (ms), the decay (1/ms) of the tail beyond it (infinite when nothing is there),
+    steps between constant arrivals, steps of the coarse lattice, the largest batch that matters,
+    nodes of ages and of responses.
     """
     largest = service.shape[0]
     used = _reach(rate, scv, service, cv)
@@ -191,7 +215,8 @@ def solve(
     points: int,
     stats: F64,
 ) -> F64:
-    """The distribution function of the response on ``points`` nodes; all times in steps, the rest as :func:`layout` gives it.
+    """The distribution function of the response on ``points`` nodes; all times in steps, the rest
+    as :func:`layout` gives it.
 
     Writes ``stats`` (shape (STATS,)): mean, utilisation, mean batch.
     """
@@ -205,8 +230,13 @@ def solve(
         counts, sums = np.zeros((0, 0, 0)), np.zeros((0, 0))
     else:
         alpha, mu = phases(rate, scv)
-        counts, sums = random_counts(alpha, mu, largest, max(nodes, grown * ratio), inside if scv > 1.0 else 0)
-        flat, fewer = counts[:nodes].reshape((nodes, largest * mu.shape[0])), _thinned(counts, grown, ratio)
+        counts, sums = random_counts(
+            alpha, mu, largest, max(nodes, grown * ratio), inside if scv > 1.0 else 0
+        )
+        flat, fewer = (
+            counts[:nodes].reshape((nodes, largest * mu.shape[0])),
+            _thinned(counts, grown, ratio),
+        )
         first, fewer_first = np.zeros(nodes, np.int64), np.zeros(grown, np.int64)
     q = lattice(rate * ratio, service / ratio, cv, scv, k // ratio, fewer, fewer_first)
     coarse = coarse_ages(q, small, zeta**ratio)
@@ -245,8 +275,11 @@ def _thinned(counts: F64, nodes: int, ratio: int) -> F64:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _responses(ages: F64, pmf: F64, ends: I64, batches: float, points: int, decay: float, stats: F64) -> F64:
-    """Distribution function of age plus service on ``points`` nodes; sets the mean, with the exponential tail beyond."""
+def _responses(
+    ages: F64, pmf: F64, ends: I64, batches: float, points: int, decay: float, stats: F64
+) -> F64:
+    """Distribution function of age plus service on ``points`` nodes; sets the mean, with the
+    exponential tail beyond."""
     mass = np.zeros(points)
     for b in range(ages.shape[0]):
         for x in range(min(points, ages.shape[1])):
@@ -269,7 +302,8 @@ def _responses(ages: F64, pmf: F64, ends: I64, batches: float, points: int, deca
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def quantile(cdf: F64, step: float, decay: float, q: float) -> float:
-    """Value below which a fraction ``q`` lies; beyond the end of ``cdf`` by the exponential tail."""
+    """Value below which a fraction ``q`` lies; beyond the end of ``cdf`` by the exponential
+    tail."""
     n = cdf.shape[0]
     if cdf[n - 1] < q:
         beyond = np.log((1.0 - cdf[n - 1]) / max(1.0 - q, 1e-12)) / decay if decay < np.inf else 0.0

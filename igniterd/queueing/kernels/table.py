@@ -1,12 +1,17 @@
-"""Compiled guesses at the tail of the queue: read from a table of the batcher in scaled units, each in a tenth of a microsecond.
+"""Compiled guesses at the tail of the queue: read from a table of the batcher in scaled units, each
+in a tenth of a microsecond.
 
-With service times s(b) = s(1) + (b - 1) beta the response of the batcher depends, in units of s(1), only on the shape
-x = (s(1) - beta)/beta, the load rho = rate s(B)/B, the largest batch B and the burstiness of the arrivals. For one burstiness
-``log_p99[x, rho, B]`` holds log(P99 (1 - rho) / s(1)) and ``mean_batch`` the mean batch; between their points both are interpolated
-linearly in log x, rho and log B. A real curve is not quite straight: see :func:`igniterd.queueing.kernels.lookup.working` for the straight
-one that stands for it. Whoever asks multiplies by ``mend``, for each largest batch what the exact queue said nearby over what was guessed.
+With service times s(b) = s(1) + (b - 1) beta the response of the batcher depends, in units of s(1),
+only on the shape x = (s(1) - beta)/beta, the load rho = rate s(B)/B, the largest batch B and the
+burstiness of the arrivals. For one burstiness ``log_p99[x, rho, B]`` holds log(P99 (1 - rho) /
+s(1)) and ``mean_batch`` the mean batch; between their points both are interpolated linearly in log
+x, rho and log B. A real curve is not quite straight: see
+:func:`igniterd.queueing.kernels.lookup.working` for the straight one that stands for it. Whoever
+asks multiplies by ``mend``, for each largest batch what the exact queue said nearby over what was
+guessed.
 
-Units: ms, requests/ms, whole units of share. A service curve has a leading element that is not used: ``curve[b]`` is the time of b.
+Units: ms, requests/ms, whole units of share. A service curve has a leading element that is not
+used: ``curve[b]`` is the time of b.
 """
 
 from __future__ import annotations
@@ -59,7 +64,8 @@ def _read(table: F64, i: int, fi: float, j: int, fj: float, k: int, fk: float) -
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def fare(t: QueueTable, curve: F64, cap: int, rate: float) -> tuple[float, float, float]:
-    """(P99, utilisation, mean batch) under largest batch ``cap``; P99 is infinite beyond the table."""
+    """(P99, utilisation, mean batch) under largest batch ``cap``; P99 is infinite beyond the
+    table."""
     load = rate * curve[cap] / cap
     if not load <= t.load[-1]:
         return np.inf, 1.0, float(cap)
@@ -85,8 +91,11 @@ def best(t: QueueTable, curve: F64, sizes: I64, mend: F64, rate: float) -> tuple
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def holds(t: QueueTable, curve: F64, sizes: I64, mend: F64, rate: float, goal: float, hint: int) -> int:
-    """Index of a largest batch whose P99 reaches ``goal``, ``hint`` if it does; -1 when none does."""
+def holds(
+    t: QueueTable, curve: F64, sizes: I64, mend: F64, rate: float, goal: float, hint: int
+) -> int:
+    """Index of a largest batch whose P99 reaches ``goal``, ``hint`` if it does; -1 when none
+    does."""
     if mend[hint] * fare(t, curve, sizes[hint], rate)[0] <= goal:
         return hint
     for i in range(sizes.shape[0]):
@@ -97,12 +106,23 @@ def holds(t: QueueTable, curve: F64, sizes: I64, mend: F64, rate: float, goal: f
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def least_units(
-    t: QueueTable, alone: F64, ratio: F64, sizes: I64, mend: F64, rate: float, goal: float, low: int, high: int, start: int
+    t: QueueTable,
+    alone: F64,
+    ratio: F64,
+    sizes: I64,
+    mend: F64,
+    rate: float,
+    goal: float,
+    low: int,
+    high: int,
+    start: int,
 ) -> tuple[int, int, float, float, float]:
-    """Fewest units in ``low`` to ``high`` whose P99 reaches ``goal``, sought around ``start``; ``high + 1`` when none does.
+    """Fewest units in ``low`` to ``high`` whose P99 reaches ``goal``, sought around ``start``;
+    ``high + 1`` when none does.
 
-    ``alone`` (units, B + 1) are the service curves without neighbours, ``ratio`` (B + 1,) what neighbours and all else multiply them by.
-    Also the index of the best largest batch there, and its fare.
+    ``alone`` (units, B + 1) are the service curves without neighbours, ``ratio`` (B + 1,) what
+    neighbours and all else multiply them by. Also the index of the best largest batch there, and
+    its fare.
     """
     curve = np.empty(ratio.shape[0])
     hint, at, bad, step = 0, min(max(start, low), high), low - 1, 1
@@ -119,7 +139,8 @@ def least_units(
         at = min(high, at + step)
         step *= 2
     step = 1
-    while at - bad > 1:  # `at` holds (or is one beyond the last), `bad` does not (or is one below the first)
+    # `at` holds (or is one beyond the last), `bad` does not (or is one below the first)
+    while at - bad > 1:
         middle = max(bad + 1, at - step) if bad < low else (at + bad) // 2
         curve[:] = alone[middle - 1] * ratio
         found = holds(t, curve, sizes, mend, rate, goal, hint)

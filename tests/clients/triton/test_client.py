@@ -63,7 +63,10 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
             said, self.cut = self.cut, ""
             await context.abort(grpc.StatusCode.UNAVAILABLE, said)
         if self.spoils and request.name in {"", self.spoils}:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{self.spoils}' has no available versions")
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND,
+                f"Request for unknown model: '{self.spoils}' has no available versions",
+            )
         answer = service_pb2.ModelStatisticsResponse()
         for name, versions in self.models.items():
             if request.name not in {"", name}:
@@ -74,7 +77,10 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
                 one.inference_stats.cache_hit.count = self.hits
                 odd = self.odd.get(name, {})
                 one.inference_stats.success.count = odd.get("success", successes)
-                one.inference_stats.fail.count, one.inference_stats.queue.ns = odd.get("fail", 0), odd.get("queue", 0)
+                one.inference_stats.fail.count, one.inference_stats.queue.ns = (
+                    odd.get("fail", 0),
+                    odd.get("queue", 0),
+                )
                 one.inference_count = odd.get("inferences", successes)
                 for size, count, nanoseconds in self.batches:
                     batch = one.batch_stats.add(batch_size=size)
@@ -86,9 +92,16 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         if request.name in self.slow:
             await asyncio.sleep(30.0)
         if request.name not in self.largest:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found")
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND,
+                f"Request for unknown model: '{request.name}' is not found",
+            )
         answer = service_pb2.ModelConfigResponse()
-        answer.config.name, answer.config.backend, answer.config.max_batch_size = request.name, "python", self.largest[request.name]
+        answer.config.name, answer.config.backend, answer.config.max_batch_size = (
+            request.name,
+            "python",
+            self.largest[request.name],
+        )
         if request.name in self.ensembles:
             answer.config.max_batch_size, members = self.ensembles[request.name]
             for member in members:
@@ -123,8 +136,13 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         self.loads.append(request)
         if "config" in request.parameters:
             sent = json.loads(request.parameters["config"].string_param)
-            self.marks[request.model_name] = sent.get("parameters", {}).get("IGNITERD_LOAD", {}).get("string_value", "")
-            self.largest[request.model_name] = self.insists or json.loads(request.parameters["config"].string_param)["max_batch_size"]
+            self.marks[request.model_name] = (
+                sent.get("parameters", {}).get("IGNITERD_LOAD", {}).get("string_value", "")
+            )
+            self.largest[request.model_name] = (
+                self.insists
+                or json.loads(request.parameters["config"].string_param)["max_batch_size"]
+            )
         return service_pb2.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -133,7 +151,9 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
 
     async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         if not self.version:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "This protocol is restricted, expecting header 'k'")
+            await context.abort(
+                grpc.StatusCode.UNAVAILABLE, "This protocol is restricted, expecting header 'k'"
+            )
         return service_pb2.ServerMetadataResponse(name="triton", version=self.version)
 
 
@@ -154,7 +174,14 @@ async def world() -> AsyncIterator[World]:
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    client = TritonClient("main", f"127.0.0.1:{port}", timeout_s=5, config_max_age_s=60, headers={"Secret-Key": "s"}, clock=clock)
+    client = TritonClient(
+        "main",
+        f"127.0.0.1:{port}",
+        timeout_s=5,
+        config_max_age_s=60,
+        headers={"Secret-Key": "s"},
+        clock=clock,
+    )
     yield servicer, client, clock
     await client.close()
     await server.stop(None)
@@ -166,7 +193,9 @@ async def read(client: TritonClient, name: str = "m") -> ModelReading:
     return found
 
 
-async def test_a_tick_is_one_call_and_configurations_are_read_when_they_may_have_changed(world: World) -> None:
+async def test_a_tick_is_one_call_and_configurations_are_read_when_they_may_have_changed(
+    world: World,
+) -> None:
     server, client, clock = world
     await read(client)
     assert sorted(server.calls) == ["config", "index", "statistics"]
@@ -183,10 +212,14 @@ async def test_a_tick_is_one_call_and_configurations_are_read_when_they_may_have
     assert (await read(client)).allocation.max_batch_size == 2
     server.models["m"]["2"] = 1
     server.largest["m"] = 1
-    assert (await read(client)).allocation.max_batch_size == 1, "a new version is a new configuration"
+    assert (await read(client)).allocation.max_batch_size == 1, (
+        "a new version is a new configuration"
+    )
 
 
-async def test_a_few_configurations_are_read_at_every_tick_so_that_idle_models_are_seen_to_change(world: World) -> None:
+async def test_a_few_configurations_are_read_at_every_tick_so_that_idle_models_are_seen_to_change(
+    world: World,
+) -> None:
     server, client, clock = world
     names = [f"m{number}" for number in range(30)]
     server.models = {name: {"1": 0} for name in [*names, *(f"stranger{n}" for n in range(10))]}
@@ -204,7 +237,11 @@ async def test_a_few_configurations_are_read_at_every_tick_so_that_idle_models_a
     for _ in range(8):
         clock.now_s += 1
         found = await client.read_models(names)
-        seen |= {name for name, each in found.items() if isinstance(each, ModelReading) and each.allocation.max_batch_size == 4}
+        seen |= {
+            name
+            for name, each in found.items()
+            if isinstance(each, ModelReading) and each.allocation.max_batch_size == 4
+        }
     assert seen == set(names)
 
 
@@ -227,7 +264,10 @@ async def test_versions_served_at_once_are_counted_together_and_only_watched(wor
     assert (seen.version, seen.success_count) == ("10", 6)
     assert seen.batches == (BatchStat(1, 15, 0, 1500, 0),)
     assert seen.allocation.instances == 3, "each is in a process of its own"
-    assert seen.left_alone == "it serves versions 2, 9, 10 at once, whose service times are not told apart"
+    assert (
+        seen.left_alone
+        == "it serves versions 2, 9, 10 at once, whose service times are not told apart"
+    )
     server.models["m"] = {"10": 3}
     seen = await read(client)
     assert (seen.left_alone, seen.success_count, seen.allocation.instances) == ("", 3, 1)
@@ -243,11 +283,14 @@ async def test_answers_from_the_cache_are_no_load(world: World) -> None:
     assert server.calls == ["statistics"], "nothing restarted"
 
 
-async def test_a_copy_whose_warm_up_hides_its_restart_is_seen_at_the_next_tick(world: World) -> None:
+async def test_a_copy_whose_warm_up_hides_its_restart_is_seen_at_the_next_tick(
+    world: World,
+) -> None:
     server, client, _ = world
     server.batches = [(1, 10, 500)]
     await read(client)
-    server.models["m"]["1"], server.batches, server.largest["m"] = 12, [(4, 3, 900)], 4  # as many requests, and other batches
+    # as many requests, and other batches
+    server.models["m"]["1"], server.batches, server.largest["m"] = 12, [(4, 3, 900)], 4
     assert (await read(client)).batches == (BatchStat(4, 3, 0, 900, 0),)
     assert (await read(client)).allocation.max_batch_size == 4
 
@@ -271,7 +314,9 @@ async def test_a_load_that_is_finished_too_late_is_seen_at_the_next_tick(world: 
     assert server.calls == ["statistics"], "and then it is asked as seldom as before"
 
 
-async def test_a_load_that_is_never_finished_stands_in_the_way_no_longer_than_it_was_waited_for(world: World) -> None:
+async def test_a_load_that_is_never_finished_stands_in_the_way_no_longer_than_it_was_waited_for(
+    world: World,
+) -> None:
     server, client, clock = world
     server.loading.clear()
     client._reload_timeout_s = 0.1
@@ -288,7 +333,9 @@ async def test_a_load_that_is_never_finished_stands_in_the_way_no_longer_than_it
     assert server.calls == ["statistics"], "not for ever"
 
 
-async def test_an_ensemble_is_only_watched_and_models_nobody_asked_about_are_looked_at_now_and_then(world: World) -> None:
+async def test_an_ensemble_is_only_watched_and_models_nobody_asked_about_are_looked_at_now_and_then(
+    world: World,
+) -> None:
     server, client, _ = world
     server.models |= {"pipe": {"1": 0}, "other": {"1": 0}}
     server.largest |= {"pipe": 0, "other": 8}
@@ -300,7 +347,10 @@ async def test_an_ensemble_is_only_watched_and_models_nobody_asked_about_are_loo
     assert server.calls == ["statistics"]
     pipe = (await client.read_models(["m", "pipe"]))["pipe"]
     assert isinstance(pipe, ModelReading)
-    assert (pipe.left_alone, pipe.batches) == ("it is an ensemble, which executes nothing itself: name the models it is made of", ())
+    assert (pipe.left_alone, pipe.batches) == (
+        "it is an ensemble, which executes nothing itself: name the models it is made of",
+        (),
+    )
 
 
 async def test_batches_are_what_the_server_says_now(world: World) -> None:
@@ -326,11 +376,15 @@ async def test_what_is_missing_says_why(world: World) -> None:
     assert said["stranger"].startswith("model 'stranger' is not in the repository of Triton 'main'")
     assert said["coming"] == "model 'coming' is LOADING on Triton 'main'"
     absent = {name for name, each in found.items() if isinstance(each, NotServed)}
-    assert absent == {"broken", "resting"}, "what is loading is waited for, and so is what may be a mistake in the configuration"
+    assert absent == {"broken", "resting"}, (
+        "what is loading is waited for, and so is what may be a mistake in the configuration"
+    )
     assert said["no-config"] == "Request for unknown model: 'no-config' is not found"
 
 
-async def in_ticks(client: TritonClient, names: list[str], ticks: int = 3) -> dict[str, ModelReading | NotNow]:
+async def in_ticks(
+    client: TritonClient, names: list[str], ticks: int = 3
+) -> dict[str, ModelReading | NotNow]:
     """What is read in the last of some ticks, none of which waits for what does not come."""
     for _ in range(ticks):
         async with asyncio.timeout(10.0):
@@ -339,7 +393,9 @@ async def in_ticks(client: TritonClient, names: list[str], ticks: int = 3) -> di
 
 
 @pytest.mark.parametrize("name", ["broken", "stranger", "coming", "resting"])
-async def test_a_repository_that_is_slow_to_list_costs_only_the_model_that_is_missing(world: World, name: str) -> None:
+async def test_a_repository_that_is_slow_to_list_costs_only_the_model_that_is_missing(
+    world: World, name: str
+) -> None:
     server, client, _ = world
     client._timeout_s = 0.3
     server.listed.clear()
@@ -369,7 +425,9 @@ async def test_a_configuration_that_does_not_come_costs_only_its_model(world: Wo
     assert isinstance(found["gone"], Refused)
 
 
-async def test_a_known_model_is_still_read_while_its_configuration_comes_too_late(world: World) -> None:
+async def test_a_known_model_is_still_read_while_its_configuration_comes_too_late(
+    world: World,
+) -> None:
     server, client, clock = world
     client._timeout_s = 0.3
     await read(client)
@@ -378,12 +436,17 @@ async def test_a_known_model_is_still_read_while_its_configuration_comes_too_lat
         clock.now_s += 60
         server.models["m"]["1"] += 5
         seen = await read(client)
-        assert (seen.success_count, seen.allocation) == (server.models["m"]["1"], Allocation(None, 8, 100))
+        assert (seen.success_count, seen.allocation) == (
+            server.models["m"]["1"],
+            Allocation(None, 8, 100),
+        )
     clock.now_s += 61
     assert isinstance((await client.read_models(["m"]))["m"], Unanswered), "not for ever"
 
 
-async def test_a_model_that_was_reloaded_is_not_read_with_its_old_configuration(world: World) -> None:
+async def test_a_model_that_was_reloaded_is_not_read_with_its_old_configuration(
+    world: World,
+) -> None:
     server, client, _ = world
     client._timeout_s = 0.3
     await read(client)
@@ -402,8 +465,12 @@ async def test_a_model_that_spoils_the_statistics_of_all_costs_only_itself(world
         await client.read_models(["leaving"])
 
 
-@pytest.mark.parametrize("odd", [{"success": 2**63}, {"fail": 2**60}, {"inferences": 2**63 - 1}, {"queue": 2**63}])
-async def test_counts_that_cannot_be_cost_only_their_model(world: World, odd: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "odd", [{"success": 2**63}, {"fail": 2**60}, {"inferences": 2**63 - 1}, {"queue": 2**63}]
+)
+async def test_counts_that_cannot_be_cost_only_their_model(
+    world: World, odd: dict[str, int]
+) -> None:
     server, client, _ = world
     server.models["odd"], server.largest["odd"] = {"1": 3}, 8
     server.odd["odd"] = odd
@@ -421,7 +488,9 @@ async def test_batches_that_cannot_have_been_executed_are_not_counted(world: Wor
     assert (await read(client)).success_count == 0
 
 
-async def test_a_configuration_that_nobody_thought_of_costs_only_its_model(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_configuration_that_nobody_thought_of_costs_only_its_model(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server, client, _ = world
     server.models["odd"], server.largest["odd"] = {"1": 3}, 8
     known_of = triton_configs.known_of
@@ -434,7 +503,10 @@ async def test_a_configuration_that_nobody_thought_of_costs_only_its_model(world
     monkeypatch.setattr(triton_configs, "known_of", choking)
     found = await client.read_models(["m", "odd"])
     assert isinstance(found["m"], ModelReading)
-    assert str(found["odd"]) == "model 'odd': its configuration is not understood: KeyError('nobody thought of this')"
+    assert (
+        str(found["odd"])
+        == "model 'odd': its configuration is not understood: KeyError('nobody thought of this')"
+    )
 
 
 async def a_load_that_goes_on(world: World) -> None:
@@ -509,7 +581,10 @@ async def test_a_new_server_shows_by_the_marks_that_are_gone(world: World) -> No
     server.loading.set()
 
 
-@pytest.mark.parametrize(("said", "off"), [("1", True), ("true", True), ("until Monday", True), ("0", False), ("No", False), ("", False)])
+@pytest.mark.parametrize(
+    ("said", "off"),
+    [("1", True), ("true", True), ("until Monday", True), ("0", False), ("No", False), ("", False)],
+)
 async def test_an_owner_may_keep_our_hands_off_a_model(world: World, said: str, off: bool) -> None:
     server, client, _ = world
     server.newer = a_message(parameters={"IGNITERD_HANDS_OFF": {"string_value": said}})
@@ -546,7 +621,9 @@ async def test_what_strangers_hold_of_each_gpu_is_told(world: World) -> None:
     for _ in range(3):
         clock.now_s += 1
         await read(client)
-    assert client.foreign_shares == pytest.approx({0: 0.6, 1: 0.15}), "an idle one that was given a share"
+    assert client.foreign_shares == pytest.approx({0: 0.6, 1: 0.15}), (
+        "an idle one that was given a share"
+    )
     server.models = {"m": {"1": 0}}
     await read(client)
     assert client.foreign_shares == {}
@@ -589,11 +666,15 @@ async def test_a_call_that_triton_does_not_know_is_a_refusal(world: World) -> No
 NEWER = b"\xf8\x3f\x01"  # field 1023, a number
 
 
-async def test_a_configuration_of_a_newer_triton_is_not_written_back_without_its_new_fields(world: World) -> None:
+async def test_a_configuration_of_a_newer_triton_is_not_written_back_without_its_new_fields(
+    world: World,
+) -> None:
     server, client, _ = world
     assert (await client.config("m"))["max_batch_size"] == 8
     server.newer = NEWER
-    with pytest.raises(Refused, match=r"m: .* fields that the installed tritonclient does not know \(1023\)"):
+    with pytest.raises(
+        Refused, match=r"m: .* fields that the installed tritonclient does not know \(1023\)"
+    ):
         await client.config("m")
     seen = await read(client)
     assert seen.allocation.max_batch_size == 8, "reading what is known of it is no harm"
@@ -602,7 +683,9 @@ async def test_a_configuration_of_a_newer_triton_is_not_written_back_without_its
     assert not seen.left_alone
 
 
-async def test_a_configuration_of_a_newer_triton_is_read_in_the_servers_own_words_where_they_can_be_had(world: World) -> None:
+async def test_a_configuration_of_a_newer_triton_is_read_in_the_servers_own_words_where_they_can_be_had(  # noqa: E501
+    world: World,
+) -> None:
     server, client, _ = world
     server.newer = NEWER
     theirs = {"name": "m", "max_batch_size": 8, "no_client_knows_this": 1}
@@ -615,7 +698,13 @@ async def test_a_configuration_of_a_newer_triton_is_read_in_the_servers_own_word
     page = web.Application()
     page.router.add_get("/v2/models/m/config", answer)
     async with TestServer(page) as http:
-        newer = TritonClient("main", client.url, timeout_s=5, headers={"Secret-Key": "s"}, http_url=str(http.make_url("/")))
+        newer = TritonClient(
+            "main",
+            client.url,
+            timeout_s=5,
+            headers={"Secret-Key": "s"},
+            http_url=str(http.make_url("/")),
+        )
         assert await newer.config("m") == theirs
         assert asked == [("/v2/models/m/config", "s")]
         seen = await read(newer)
@@ -637,7 +726,9 @@ async def test_a_model_in_no_repository_is_left_as_it_is(world: World) -> None:
         assert seen.share_fixed.startswith("it is in no model repository")
         assert seen.batching_fixed == seen.share_fixed
         clock.now_s += 60
-    assert server.calls.count("index") == 1, "a slow repository is listed once for a configuration, not at every tick"
+    assert server.calls.count("index") == 1, (
+        "a slow repository is listed once for a configuration, not at every tick"
+    )
 
 
 async def test_a_repository_that_is_slow_to_list_costs_one_look(world: World) -> None:
@@ -651,7 +742,9 @@ async def test_a_repository_that_is_slow_to_list_costs_one_look(world: World) ->
     server.listed.set()
 
 
-async def test_every_load_differs_from_the_last_and_an_exact_one_is_sent_as_it_is(world: World) -> None:
+async def test_every_load_differs_from_the_last_and_an_exact_one_is_sent_as_it_is(
+    world: World,
+) -> None:
     server, client, _ = world
     config = await client.config("m") | {"parameters": {"weights": {"string_value": "v7"}}}
     for _ in range(2):
@@ -665,7 +758,9 @@ async def test_every_load_differs_from_the_last_and_an_exact_one_is_sent_as_it_i
     assert sent == [config] * 3
     for load in server.loads[:2]:
         assert load.parameters["file:1/model.py"].bytes_param == b"\x00\xff"
-        assert load.parameters["file:1/weights/a.bin"].WhichOneof("parameter_choice") == "bytes_param"
+        assert (
+            load.parameters["file:1/weights/a.bin"].WhichOneof("parameter_choice") == "bytes_param"
+        )
     assert not server.loads[3].parameters
     with pytest.raises(ValueError, match="only with a configuration"):
         await client.load("m", None, {"1/model.py": b""})
@@ -677,7 +772,8 @@ async def test_a_model_that_sets_its_own_batching_is_known_after_one_load(world:
     await client.load("m", await client.config("m") | {"max_batch_size": 4})
     seen = await read(client)
     assert seen.batching_fixed == (
-        "its own code sets its batching (auto_complete_config): loaded with largest batch 4 and delay 100 us, it serves with 8 and 100 us"
+        "its own code sets its batching (auto_complete_config): loaded with largest batch 4 and "
+        "delay 100 us, it serves with 8 and 100 us"
     )
     assert seen.share_fixed == ""
     server.marks["m"], server.largest["m"] = "", 16
@@ -700,9 +796,17 @@ async def test_what_is_unloaded_is_read_anew(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("version", "words"),
-    [("2.40.0", "tritonserver 2.40.0 is older than 2.41 (23.12)"), ("2.41.0", ""), ("3.0.1", ""), ("dev", ""), ("", "")],
+    [
+        ("2.40.0", "tritonserver 2.40.0 is older than 2.41 (23.12)"),
+        ("2.41.0", ""),
+        ("3.0.1", ""),
+        ("dev", ""),
+        ("", ""),
+    ],
 )
-async def test_a_triton_that_is_too_old_is_not_steered(world: World, version: str, words: str) -> None:
+async def test_a_triton_that_is_too_old_is_not_steered(
+    world: World, version: str, words: str
+) -> None:
     server, client, _ = world
     server.version = version
     said = await client.refuses_loads()
@@ -723,5 +827,6 @@ async def test_what_triton_tells_of_an_old_copy(world: World) -> None:
 
 
 def test_pings_are_rarer_than_a_server_takes_them() -> None:
-    """A server takes one in 300 s from a client that it sends no data, and gRPC's own limits let more through than that."""
+    """A server takes one in 300 s from a client that it sends no data, and gRPC's own limits let
+    more through than that."""
     assert dict(channel_options())["grpc.keepalive_time_ms"] >= 1.1 * 300_000

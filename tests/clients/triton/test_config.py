@@ -36,21 +36,36 @@ def a_config(**more: Any) -> dict[str, Any]:
         "backend": "python",
         "max_batch_size": 8,
         "input": [{"name": "X", "data_type": "TYPE_FP32", "dims": [4]}],
-        "dynamic_batching": {"preferred_batch_size": [8], "max_queue_delay_microseconds": 0, "preserve_ordering": True},
+        "dynamic_batching": {
+            "preferred_batch_size": [8],
+            "max_queue_delay_microseconds": 0,
+            "preserve_ordering": True,
+        },
         "instance_group": [{"name": "resnet50_0", "kind": "KIND_GPU", "count": 1, "gpus": [2]}],
         "parameters": {"weights": {"string_value": "v7"}},
     } | more
 
 
-DELAYED = 64  # the largest batch of ``allocations``: with a delay nothing below a limit of that can be formed
+# the largest batch of ``allocations``: with a delay nothing below a limit of that can be formed
+DELAYED = 64
 
 
-def allocations_of(batches: st.SearchStrategy[int], delays: st.SearchStrategy[int]) -> st.SearchStrategy[Allocation]:
+def allocations_of(
+    batches: st.SearchStrategy[int], delays: st.SearchStrategy[int]
+) -> st.SearchStrategy[Allocation]:
     shares = st.one_of(st.none(), st.integers(1, 40).map(lambda units: units * 0.025))
-    return st.builds(Allocation, share=shares, max_batch_size=batches, max_queue_delay_us=delays, instances=st.integers(1, 4))
+    return st.builds(
+        Allocation,
+        share=shares,
+        max_batch_size=batches,
+        max_queue_delay_us=delays,
+        instances=st.integers(1, 4),
+    )
 
 
-allocations = allocations_of(st.integers(1, DELAYED), st.just(0)) | allocations_of(st.just(DELAYED), st.integers(0, 100_000))
+allocations = allocations_of(st.integers(1, DELAYED), st.just(0)) | allocations_of(
+    st.just(DELAYED), st.integers(0, 100_000)
+)
 owners = st.builds(
     lambda limit, sizes, delay: {
         "max_batch_size": limit,
@@ -80,7 +95,12 @@ def test_nothing_but_the_knobs_changes(first: Allocation, second: Allocation) ->
     untouched = copy.deepcopy(config)
     changed = with_allocation(with_allocation(config, first, SHARES), second, SHARES)
     assert config == untouched, "the input is left alone"
-    for key in config.keys() - {"max_batch_size", "dynamic_batching", "instance_group", "parameters"}:
+    for key in config.keys() - {
+        "max_batch_size",
+        "dynamic_batching",
+        "instance_group",
+        "parameters",
+    }:
         assert changed[key] == config[key]
     assert changed["parameters"]["weights"] == {"string_value": "v7"}
     assert changed["dynamic_batching"]["preserve_ordering"] is True
@@ -95,7 +115,9 @@ def test_applying_what_is_applied_changes_nothing(target: Allocation) -> None:
 
 
 @given(owners, st.lists(allocations, min_size=1, max_size=4))
-def test_what_the_owner_admits_is_admitted_whatever_is_applied(owned: dict[str, Any], targets: list[Allocation]) -> None:
+def test_what_the_owner_admits_is_admitted_whatever_is_applied(
+    owned: dict[str, Any], targets: list[Allocation]
+) -> None:
     config = a_config(**owned)
     for target in targets:
         if target.max_queue_delay_us and target.max_batch_size < owned["max_batch_size"]:
@@ -103,7 +125,9 @@ def test_what_the_owner_admits_is_admitted_whatever_is_applied(owned: dict[str, 
         config = with_allocation(config, target, SHARES)
         assert config["max_batch_size"] >= owned["max_batch_size"]
         assert same_allocation(allocation_of(config), target)
-        assert own_limit_of(config) == owned["max_batch_size"], "a restart or another daemon knows it too"
+        assert own_limit_of(config) == owned["max_batch_size"], (
+            "a restart or another daemon knows it too"
+        )
     theirs = allocation_of(a_config(**owned))
     back = with_allocation(config, theirs, SHARES)
     assert back["max_batch_size"] == owned["max_batch_size"]
@@ -126,8 +150,12 @@ def test_a_smaller_batch_is_a_preferred_size_and_refuses_nobody() -> None:
 def test_with_a_delay_preferred_sizes_are_no_limit() -> None:
     delayed = {"preferred_batch_size": [2, 4], "max_queue_delay_microseconds": 200}
     assert allocation_of(a_config(dynamic_batching=delayed)) == Allocation(None, 8, 200)
-    assert allocation_of(a_config(dynamic_batching={"preferred_batch_size": [2, 4]})) == Allocation(None, 4, 0)
-    with pytest.raises(Refused, match="with a delay Triton forms batches up to max_batch_size, which is 8"):
+    assert allocation_of(a_config(dynamic_batching={"preferred_batch_size": [2, 4]})) == Allocation(
+        None, 4, 0
+    )
+    with pytest.raises(
+        Refused, match="with a delay Triton forms batches up to max_batch_size, which is 8"
+    ):
         with_allocation(a_config(), Allocation(None, 4, 200), SHARES)
 
 
@@ -135,8 +163,13 @@ def test_an_in_process_backend_gets_no_share_but_its_batching() -> None:
     config = a_config(backend="onnxruntime")
     with pytest.raises(Refused, match="'onnxruntime' runs inside tritonserver"):
         with_allocation(config, Allocation(share=0.3, max_batch_size=8), SHARES)
-    changed = with_allocation(config, Allocation(share=None, max_batch_size=8, max_queue_delay_us=700), SHARES)
-    assert changed["dynamic_batching"] == {"max_queue_delay_microseconds": 700, "preserve_ordering": True}
+    changed = with_allocation(
+        config, Allocation(share=None, max_batch_size=8, max_queue_delay_us=700), SHARES
+    )
+    assert changed["dynamic_batching"] == {
+        "max_queue_delay_microseconds": 700,
+        "preserve_ordering": True,
+    }
     changed = with_allocation(config, Allocation(share=None, max_batch_size=4), SHARES)
     assert changed["dynamic_batching"]["preferred_batch_size"] == [4]
 
@@ -148,7 +181,9 @@ def test_a_model_without_dynamic_batching_forms_batches_of_one() -> None:
     shared = with_allocation(config, Allocation(share=0.5, max_batch_size=1), SHARES)
     assert "dynamic_batching" not in shared
     assert shared["max_batch_size"] == 8, "requests that bring a batch of their own still fit"
-    with pytest.raises(Refused, match="it has no dynamic_batching, so it gets one request at a time"):
+    with pytest.raises(
+        Refused, match="it has no dynamic_batching, so it gets one request at a time"
+    ):
         with_allocation(config, Allocation(share=None, max_batch_size=8), SHARES)
 
 
@@ -176,14 +211,18 @@ def test_preferred_sizes_that_give_way_are_remembered_and_come_back() -> None:
 
 
 def filled(message: Any, choice: int = 0, depth: int = 0) -> Any:
-    """``message`` with every field set; of the alternatives of a ``oneof`` the one numbered ``choice`` (modulo their number)."""
+    """``message`` with every field set; of the alternatives of a ``oneof`` the one numbered
+    ``choice`` (modulo their number)."""
     for field in message.DESCRIPTOR.fields:
         alternatives = field.containing_oneof.fields if field.containing_oneof else (field,)
         if depth > 8 or alternatives[choice % len(alternatives)] is not field:
             continue
         here = getattr(message, field.name)
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            key, value = field.message_type.fields_by_name["key"], field.message_type.fields_by_name["value"]
+            key, value = (
+                field.message_type.fields_by_name["key"],
+                field.message_type.fields_by_name["value"],
+            )
             entry = "7" if key.cpp_type == key.CPPTYPE_STRING else 7
             if value.message_type is not None:
                 filled(here[entry], choice, depth + 1)
@@ -205,13 +244,19 @@ def filled(message: Any, choice: int = 0, depth: int = 0) -> Any:
 def plain_value(field: Any) -> Any:
     if field.enum_type is not None:
         return field.enum_type.values[-1].number
-    kinds = {field.CPPTYPE_STRING: "12", field.CPPTYPE_BOOL: True, field.CPPTYPE_FLOAT: 0.1, field.CPPTYPE_DOUBLE: 0.1}
+    kinds = {
+        field.CPPTYPE_STRING: "12",
+        field.CPPTYPE_BOOL: True,
+        field.CPPTYPE_FLOAT: 0.1,
+        field.CPPTYPE_DOUBLE: 0.1,
+    }
     return b"12" if field.type == field.TYPE_BYTES else kinds.get(field.cpp_type, 12)
 
 
 @pytest.mark.parametrize("choice", range(4))
 def test_no_field_of_a_configuration_is_lost_in_an_override(choice: int) -> None:
-    """Whatever this tritonclient knows of a ModelConfig comes back from the JSON of an override, but for what is turned."""
+    """Whatever this tritonclient knows of a ModelConfig comes back from the JSON of an override,
+    but for what is turned."""
     message = filled(model_config_pb2.ModelConfig(), choice)
     message.max_batch_size, message.backend = 8, "python"
     message.ClearField("ensemble_scheduling")
@@ -224,7 +269,11 @@ def test_no_field_of_a_configuration_is_lost_in_an_override(choice: int) -> None
         sample.batch_size = 4
     message.parameters.clear()
     message.parameters["limit"].string_value = "10"
-    written = with_allocation(config_to_dict(message), Allocation(0.5, 4, 0, allocation_of(config_to_dict(message)).instances), SHARES)
+    written = with_allocation(
+        config_to_dict(message),
+        Allocation(0.5, 4, 0, allocation_of(config_to_dict(message)).instances),
+        SHARES,
+    )
     read = json_format.ParseDict(written, model_config_pb2.ModelConfig())
     message.dynamic_batching.max_queue_delay_microseconds = 0
     del message.dynamic_batching.preferred_batch_size[:]
@@ -238,18 +287,36 @@ def test_no_field_of_a_configuration_is_lost_in_an_override(choice: int) -> None
 @pytest.mark.parametrize(
     ("config", "target", "words"),
     [
-        (a_config(model_transaction_policy={"decoupled": True}), Allocation(0.5, 8), "it is decoupled"),
-        (a_config(sequence_batching={}), Allocation(0.5, 8), "a reload would end the sequences under way"),
+        (
+            a_config(model_transaction_policy={"decoupled": True}),
+            Allocation(0.5, 8),
+            "it is decoupled",
+        ),
+        (
+            a_config(sequence_batching={}),
+            Allocation(0.5, 8),
+            "a reload would end the sequences under way",
+        ),
         (a_config(name="a b"), Allocation(0.5, 8), "characters that mean something to a shell"),
-        (a_config(instance_group=[{"count": 1, "gpus": [0, 1]}]), Allocation(None, 8, instances=1), "it runs on GPUs 0, 1"),
+        (
+            a_config(instance_group=[{"count": 1, "gpus": [0, 1]}]),
+            Allocation(None, 8, instances=1),
+            "it runs on GPUs 0, 1",
+        ),
         (a_config(max_batch_size=0), Allocation(None, 4), "no batch dimension"),
         (a_config(sequence_batching={}), Allocation(None, 4), "it has sequence_batching"),
         (a_config(), Allocation(1.5, 8), r"share 1.5 is not in \(0, 1\]"),
         (a_config(), Allocation(None, 0), "a batch is at least 1"),
-        (a_config(instance_group=[{"count": 1}, {"count": 1}]), Allocation(None, 8, instances=3), "2 instance groups"),
+        (
+            a_config(instance_group=[{"count": 1}, {"count": 1}]),
+            Allocation(None, 8, instances=3),
+            "2 instance groups",
+        ),
     ],
 )
-def test_what_cannot_be_applied_is_refused_with_a_reason(config: dict[str, Any], target: Allocation, words: str) -> None:
+def test_what_cannot_be_applied_is_refused_with_a_reason(
+    config: dict[str, Any], target: Allocation, words: str
+) -> None:
     with pytest.raises(Refused, match=words):
         with_allocation(config, target, SHARES)
 
@@ -260,7 +327,13 @@ def test_the_gpu_is_the_first_one_named() -> None:
 
 
 def test_instances_are_counted_on_every_gpu_they_are_on() -> None:
-    config = a_config(instance_group=[{"count": 2, "gpus": [1, 3]}, {"count": 1, "gpus": [0]}, {"count": 4, "passive": True}])
+    config = a_config(
+        instance_group=[
+            {"count": 2, "gpus": [1, 3]},
+            {"count": 1, "gpus": [0]},
+            {"count": 4, "passive": True},
+        ]
+    )
     assert allocation_of(config).instances == 5
     assert "it runs on GPUs 0, 1, 3" in several_gpus(config)
     assert several_gpus(a_config()) == ""
@@ -276,7 +349,10 @@ def test_a_message_becomes_tritons_own_json() -> None:
     assert config["input"][0]["dims"] == [3, -1]
     assert config["input"][0]["name"] == "42", "text that looks like a number stays text"
     assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 1500
-    assert config["dynamic_batching"]["priority_queue_policy"]["7"]["default_timeout_microseconds"] == 9
+    assert (
+        config["dynamic_batching"]["priority_queue_policy"]["7"]["default_timeout_microseconds"]
+        == 9
+    )
     assert config["parameters"] == {"limit": {"string_value": "10"}}
     assert "sequence_batching" not in config
 
@@ -288,18 +364,41 @@ def test_a_message_becomes_tritons_own_json() -> None:
         ({"name": "modèle-2.1@eu"}, "", ""),
         ({"name": "rm -rf $HOME"}, "characters that mean something to a shell", ""),
         ({"instance_group": [{"kind": "KIND_CPU", "count": 2}]}, "", ""),
-        ({"instance_group": [{"kind": "KIND_GPU", "gpus": [0]}, {"kind": "KIND_CPU"}]}, "and on the CPU", "and on the CPU"),
+        (
+            {"instance_group": [{"kind": "KIND_GPU", "gpus": [0]}, {"kind": "KIND_CPU"}]},
+            "and on the CPU",
+            "and on the CPU",
+        ),
         ({"model_transaction_policy": {"decoupled": True}}, "it is decoupled", "it is decoupled"),
         ({"ensemble_scheduling": {}}, "it is an ensemble", "it is an ensemble"),
         ({"max_batch_size": 0}, "", "max_batch_size is 0"),
         ({"sequence_batching": {}}, "it has sequence_batching", "it has sequence_batching"),
         ({"backend": "onnxruntime"}, "backend 'onnxruntime' runs inside tritonserver", ""),
-        ({"parameters": {"EXECUTION_ENV_PATH": {"string_value": "/envs/torch.tar.gz"}}}, "torch.tar.gz is an archive", ""),
-        ({"parameters": {"EXECUTION_ENV_PATH": {"string_value": "$$TRITON_MODEL_DIRECTORY/env"}}}, "is relative to the repository", ""),
+        (
+            {"parameters": {"EXECUTION_ENV_PATH": {"string_value": "/envs/torch.tar.gz"}}},
+            "torch.tar.gz is an archive",
+            "",
+        ),
+        (
+            {
+                "parameters": {
+                    "EXECUTION_ENV_PATH": {"string_value": "$$TRITON_MODEL_DIRECTORY/env"}
+                }
+            },
+            "is relative to the repository",
+            "",
+        ),
     ],
 )
-def test_what_cannot_be_steered_is_known_before_it_is_tried(change: dict[str, Any], share: str, batching: str) -> None:
-    config = {"name": "m", "backend": "python", "max_batch_size": 8, "dynamic_batching": {}} | change
+def test_what_cannot_be_steered_is_known_before_it_is_tried(
+    change: dict[str, Any], share: str, batching: str
+) -> None:
+    config = {
+        "name": "m",
+        "backend": "python",
+        "max_batch_size": 8,
+        "dynamic_batching": {},
+    } | change
     assert left_alone(config) in ("", share_obstacle(config))
     for said, wanted in ((share_obstacle(config), share), (batching_obstacle(config), batching)):
         assert bool(said) == bool(wanted)
@@ -309,7 +408,10 @@ def test_what_cannot_be_steered_is_known_before_it_is_tried(change: dict[str, An
 def test_no_limit_is_below_a_warm_up_sample() -> None:
     config = a_config(model_warmup=[{"batch_size": 2}, {"batch_size": 6}, {}])
     assert with_allocation(config, Allocation(None, 2), SHARES)["max_batch_size"] == 8
-    assert with_allocation(config, Allocation(0.5, 8), SHARES)["model_warmup"] == config["model_warmup"]
+    assert (
+        with_allocation(config, Allocation(0.5, 8), SHARES)["model_warmup"]
+        == config["model_warmup"]
+    )
 
 
 def test_a_mark_changes_nothing_else() -> None:

@@ -1,4 +1,5 @@
-"""A configuration as JSON: exact, with nothing in it that an older server does not know. Replayed against the protocol of each release."""
+"""A configuration as JSON: exact, with nothing in it that an older server does not know. Replayed
+against the protocol of each release."""
 
 from __future__ import annotations
 
@@ -13,7 +14,14 @@ from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
 from igniterd.cli.plan_emit import _override
-from igniterd.clients.triton.config import allocation_of, batching_obstacle, left_alone, marked, share_path, with_allocation
+from igniterd.clients.triton.config import (
+    allocation_of,
+    batching_obstacle,
+    left_alone,
+    marked,
+    share_path,
+    with_allocation,
+)
 from igniterd.clients.triton.json_config import config_to_dict, unknown_fields
 from igniterd.clients.triton.version import CONTAINERS, OLDEST, named, too_old, version_of
 from igniterd.planner.plan import Seat
@@ -40,11 +48,18 @@ def scalar(draw: Any, field: Any) -> Any:
         return draw(st.binary(max_size=4))
     if field.cpp_type == field.CPPTYPE_STRING:
         return draw(st.text(st.characters(codec="utf-8"), max_size=4))
-    return draw(next(kind for name, kind in _NUMBERS.items() if field.cpp_type == getattr(field, f"CPPTYPE_{name}")))
+    return draw(
+        next(
+            kind
+            for name, kind in _NUMBERS.items()
+            if field.cpp_type == getattr(field, f"CPPTYPE_{name}")
+        )
+    )
 
 
 def fill(draw: Any, message: Any, depth: int = 0) -> Any:
-    """Some of its fields, each with any value: defaults, empty sections and enum values that nobody knows among them."""
+    """Some of its fields, each with any value: defaults, empty sections and enum values that nobody
+    knows among them."""
     for field in message.DESCRIPTOR.fields:
         if depth > 4 or draw(st.integers(0, 2)):
             continue
@@ -107,7 +122,9 @@ def test_a_section_that_is_there_and_empty_stays_and_no_default_is_written() -> 
 
 
 def test_a_value_that_the_client_does_not_know_goes_back_as_its_number() -> None:
-    message = model_config_pb2.ModelConfig.FromString(model_config_pb2.ModelConfig(name="m").SerializeToString())
+    message = model_config_pb2.ModelConfig.FromString(
+        model_config_pb2.ModelConfig(name="m").SerializeToString()
+    )
     message.instance_group.add().kind = 77
     assert config_to_dict(message)["instance_group"] == [{"kind": 77}]
 
@@ -126,11 +143,25 @@ REALISTIC = [
         "name": "resnet50",
         "backend": "python",
         "max_batch_size": 8,
-        "input": [{"name": "X", "data_type": "TYPE_FP32", "format": "FORMAT_NCHW", "dims": [3, 224, 224], "optional": True}],
-        "output": [{"name": "Y", "data_type": "TYPE_FP32", "dims": [1000], "label_filename": "labels.txt"}],
+        "input": [
+            {
+                "name": "X",
+                "data_type": "TYPE_FP32",
+                "format": "FORMAT_NCHW",
+                "dims": [3, 224, 224],
+                "optional": True,
+            }
+        ],
+        "output": [
+            {"name": "Y", "data_type": "TYPE_FP32", "dims": [1000], "label_filename": "labels.txt"}
+        ],
         "instance_group": [{"name": "resnet50_0", "kind": "KIND_GPU", "count": 1, "gpus": [0]}],
         "version_policy": {"latest": {"num_versions": 1}},
-        "dynamic_batching": {"preferred_batch_size": [8], "max_queue_delay_microseconds": 100, "preserve_ordering": True},
+        "dynamic_batching": {
+            "preferred_batch_size": [8],
+            "max_queue_delay_microseconds": 100,
+            "preserve_ordering": True,
+        },
         "optimization": {"input_pinned_memory": {"enable": True}, "cuda": {"graphs": True}},
         "parameters": {"weights": {"string_value": "v7"}},
     },
@@ -138,14 +169,30 @@ REALISTIC = [
         "name": "bert",
         "backend": "python",
         "max_batch_size": 16,
-        "input": [{"name": "IDS", "data_type": "TYPE_INT64", "dims": [-1], "reshape": {"shape": [-1, 1]}}],
+        "input": [
+            {"name": "IDS", "data_type": "TYPE_INT64", "dims": [-1], "reshape": {"shape": [-1, 1]}}
+        ],
         "output": [{"name": "Y", "data_type": "TYPE_FP16", "dims": [-1]}],
-        "instance_group": [{"kind": "KIND_GPU", "count": 2, "rate_limiter": {"resources": [{"name": "R", "count": 1}]}}],
-        "dynamic_batching": {"priority_levels": 2, "priority_queue_policy": {"1": {"timeout_action": "DELAY", "max_queue_size": 9}}},
+        "instance_group": [
+            {
+                "kind": "KIND_GPU",
+                "count": 2,
+                "rate_limiter": {"resources": [{"name": "R", "count": 1}]},
+            }
+        ],
+        "dynamic_batching": {
+            "priority_levels": 2,
+            "priority_queue_policy": {"1": {"timeout_action": "DELAY", "max_queue_size": 9}},
+        },
         "response_cache": {"enable": True},
         "metric_tags": {"team": "a"},
         "model_warmup": [
-            {"name": "w", "batch_size": 1, "inputs": {"IDS": {"data_type": "TYPE_INT64", "dims": [9], "zero_data": True}}, "count": 2}
+            {
+                "name": "w",
+                "batch_size": 1,
+                "inputs": {"IDS": {"data_type": "TYPE_INT64", "dims": [9], "zero_data": True}},
+                "count": 2,
+            }
         ],
         "model_repository_agents": {"agents": [{"name": "checksum", "parameters": {"a": "b"}}]},
     },
@@ -154,21 +201,34 @@ REALISTIC = [
 
 @pytest.mark.parametrize("release", STEERED)
 @pytest.mark.parametrize("model", REALISTIC, ids=lambda model: model["name"])
-def test_an_override_has_only_fields_that_the_server_knows(release: str, model: dict[str, Any]) -> None:
-    """The server says its configuration, this tritonclient reads it, the server parses the override: fields it does not know fail."""
+def test_an_override_has_only_fields_that_the_server_knows(
+    release: str, model: dict[str, Any]
+) -> None:
+    """The server says its configuration, this tritonclient reads it, the server parses the
+    override: fields it does not know fail."""
     there = model_config(release)
     said = json_format.ParseDict(model, there())
     read = model_config_pb2.ModelConfig.FromString(said.SerializeToString())
     present = config_to_dict(read)
     override = marked(
-        with_allocation(present, replace(allocation_of(present), share=0.3, max_batch_size=4, max_queue_delay_us=0), SHARES), "1234"
+        with_allocation(
+            present,
+            replace(allocation_of(present), share=0.3, max_batch_size=4, max_queue_delay_us=0),
+            SHARES,
+        ),
+        "1234",
     )
     taken = json_format.Parse(json.dumps(override), there())
-    assert (taken.max_batch_size, list(taken.dynamic_batching.preferred_batch_size)) == (read.max_batch_size, [4])
+    assert (taken.max_batch_size, list(taken.dynamic_batching.preferred_batch_size)) == (
+        read.max_batch_size,
+        [4],
+    )
     assert taken.parameters["EXECUTION_ENV_PATH"].string_value == share_path(SHARES, 0.3)
     back = config_to_dict(model_config_pb2.ModelConfig.FromString(taken.SerializeToString()))
     turned = {"max_batch_size", "dynamic_batching", "parameters"}
-    assert {key: back[key] for key in back.keys() - turned} == {key: present[key] for key in present.keys() - turned}
+    assert {key: back[key] for key in back.keys() - turned} == {
+        key: present[key] for key in present.keys() - turned
+    }
 
 
 def test_an_override_of_a_plan_has_only_fields_that_the_oldest_server_knows() -> None:
@@ -180,7 +240,9 @@ def test_an_override_of_a_plan_has_only_fields_that_the_oldest_server_knows() ->
 def test_with_defaults_written_out_older_servers_would_refuse_it() -> None:
     """What the replay is for: it fails as a real 23.12 does."""
     full = json_format.MessageToDict(
-        model_config_pb2.ModelConfig(name="m"), preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        model_config_pb2.ModelConfig(name="m"),
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
     )
     with pytest.raises(json_format.ParseError, match="runtime"):
         json_format.ParseDict(full, model_config("2.41")())
@@ -189,7 +251,10 @@ def test_with_defaults_written_out_older_servers_would_refuse_it() -> None:
 def test_the_facts_begin_before_the_oldest_server_that_is_steered() -> None:
     assert order(RELEASES[0]) < OLDEST <= order(STEERED[0])
     known = facts()["fields"]
-    assert (known["ModelConfig"]["runtime"], known["ModelInput"]["is_non_linear_format_io"]) == ("2.42", "2.49")
+    assert (known["ModelConfig"]["runtime"], known["ModelInput"]["is_non_linear_format_io"]) == (
+        "2.42",
+        "2.49",
+    )
 
 
 def test_versions_are_told_with_their_container_where_it_is_known() -> None:

@@ -28,7 +28,7 @@ nv_inference_request_summary_us{model="quiet",version="1",quantile="0.99"} Nan
 # HELP nv_inference_queue_summary_us Summary of inference queuing duration in microseconds (includes cached requests)
 # TYPE nv_inference_queue_summary_us summary
 nv_inference_queue_summary_us{model="m",version="1",quantile="0.99"} 77
-"""
+"""  # noqa: E501
 
 
 def test_pending_and_quantiles_are_read() -> None:
@@ -52,10 +52,15 @@ HEAD = b"# HELP nv_inference_pending_request_count x\n"
 
 
 def pending(value: bytes, model: bytes = b"m") -> bytes:
-    return b'nv_inference_pending_request_count{model="' + model + b'",version="1"} ' + value + b"\n"
+    return (
+        b'nv_inference_pending_request_count{model="' + model + b'",version="1"} ' + value + b"\n"
+    )
 
 
-@pytest.mark.parametrize("value", [b"+Inf", b"-Inf", b"NaN", b"-5", b"1e400", b"1e300", b"2.5", b"many", b"", b"0x10", b"\xff"])
+@pytest.mark.parametrize(
+    "value",
+    [b"+Inf", b"-Inf", b"NaN", b"-5", b"1e400", b"1e300", b"2.5", b"many", b"", b"0x10", b"\xff"],
+)
 def test_a_value_that_is_no_count_is_missing_for_its_own_model_only(value: bytes) -> None:
     found = MetricsParser().parse(HEAD + pending(value) + pending(b"7", b"other"))
     assert found["other", "1"].pending == 7
@@ -65,13 +70,16 @@ def test_a_value_that_is_no_count_is_missing_for_its_own_model_only(value: bytes
 def test_half_a_sum_is_none() -> None:
     for lines in ((b"3", b"NaN"), (b"NaN", b"3")):
         text = b"".join(
-            b'nv_inference_pending_request_count{gpu_uuid="%d",model="m",version="1"} %s\n' % (gpu, value)
+            b'nv_inference_pending_request_count{gpu_uuid="%d",model="m",version="1"} %s\n'
+            % (gpu, value)
             for gpu, value in enumerate(lines)
         )
         assert MetricsParser().parse(text)["m", "1"].pending is None
 
 
-@pytest.mark.parametrize("line", [pending(b"3 1700000000000"), pending(b"3").replace(b"\n", b"\r\n"), pending(b"3e0")])
+@pytest.mark.parametrize(
+    "line", [pending(b"3 1700000000000"), pending(b"3").replace(b"\n", b"\r\n"), pending(b"3e0")]
+)
 def test_a_time_stamp_behind_a_value_is_no_value(line: bytes) -> None:
     assert MetricsParser().parse(HEAD + line)["m", "1"].pending == 3
 
@@ -90,7 +98,10 @@ def test_a_quantile_that_is_none_is_passed_over(name: bytes) -> None:
 
 def test_a_family_may_be_anywhere_and_in_parts() -> None:
     page = pending(b"1") + b'nv_other{model="m"} 9\n# words\n' + pending(b"2", b"n").rstrip()
-    assert {key: of.pending for key, of in MetricsParser().parse(page).items()} == {("m", "1"): 1, ("n", "1"): 2}
+    assert {key: of.pending for key, of in MetricsParser().parse(page).items()} == {
+        ("m", "1"): 1,
+        ("n", "1"): 2,
+    }
 
 
 def test_requests_refused_at_the_door_are_counted_where_reasons_are_given() -> None:

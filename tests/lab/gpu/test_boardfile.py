@@ -25,7 +25,13 @@ def test_a_copy_is_seen_by_another_process_view(board: BoardFile) -> None:
     assert (copy.model, copy.units, copy.batch, copy.started_s) == (2, 12, 5, 10.0)
     slot.end(12.5)
     (copy,) = BoardFile(board.path).copies()
-    assert (copy.batch, copy.last_batch, copy.last_ended_s, copy.energy_j, copy.executions) == (0, 5, 12.5, 250.0, 1)
+    assert (copy.batch, copy.last_batch, copy.last_ended_s, copy.energy_j, copy.executions) == (
+        0,
+        5,
+        12.5,
+        250.0,
+        1,
+    )
 
 
 def test_memory_runs_out_and_comes_back(board: BoardFile) -> None:

@@ -42,18 +42,34 @@ def executor(path: Path, clock: Clock, model: int, units: int) -> tuple[Executor
     slot = board.claim(model=model, units=units, memory_bytes=0)
     calm = Dispersion("x", cv=0.0, chance=0.0)
     rates = Rates(TABLES, model, units)
-    made = Executor(rates, slot, calm, slow_factor=4.0, idle_power_w=53.5, slice_s=0.004, handover_s=0.0, clock=clock, sleep=clock.sleep)
+    made = Executor(
+        rates,
+        slot,
+        calm,
+        slow_factor=4.0,
+        idle_power_w=53.5,
+        slice_s=0.004,
+        handover_s=0.0,
+        clock=clock,
+        sleep=clock.sleep,
+    )
     return made, board
 
 
 shared = st.builds(Running, st.integers(0, 3), st.integers(1, 20), st.integers(1, MAX_BATCH))
 
 
-@given(st.integers(0, 3), st.integers(1, 20), st.integers(1, MAX_BATCH), st.lists(shared, max_size=3))
-def test_rate_is_the_truth_while_shares_fit(model: int, units: int, batch: int, others: list[Running]) -> None:
+@given(
+    st.integers(0, 3), st.integers(1, 20), st.integers(1, MAX_BATCH), st.lists(shared, max_size=3)
+)
+def test_rate_is_the_truth_while_shares_fit(
+    model: int, units: int, batch: int, others: list[Running]
+) -> None:
     granted = units + sum(o.units for o in others)
     neighbours = [Neighbour(TABLES.models[o.model], o.batch, o.units / UNITS) for o in others]
-    slowdown = TRUTH.slowdown(TABLES.models[model], batch, units / UNITS, neighbours) * max(1.0, granted / UNITS)
+    slowdown = TRUTH.slowdown(TABLES.models[model], batch, units / UNITS, neighbours) * max(
+        1.0, granted / UNITS
+    )
     assert Rates(TABLES, model, units).rate(batch, others) == pytest.approx(1.0 / slowdown)
 
 
@@ -126,7 +142,8 @@ def test_the_way_to_the_process_counts_as_execution_but_never_twice(tmp_path: Pa
     assert one.execute(2) == pytest.approx(alone_s, abs=3e-5)
     assert clock.now == pytest.approx(arrived + alone_s - 0.001, abs=3e-5)
     ended = clock.now
-    clock.now += 0.0002  # the next batch was at the door already: it can have begun no earlier than the last one ended
+    # the next batch was at the door already: it can have begun no earlier than the last one ended
+    clock.now += 0.0002
     one.execute(2)
     (copy,) = board.copies()
     assert copy.last_started_s == ended

@@ -33,7 +33,11 @@ def test_an_idle_board(board: BoardFile) -> None:
     assert "V100" in nvml.nvmlDeviceGetName(gpu)
     assert nvml.nvmlDeviceGetPowerUsage(gpu) == 53_500
     assert nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) == 300_000
-    assert nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM) == nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM) == 1530
+    assert (
+        nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM)
+        == nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM)
+        == 1530
+    )
     assert nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu) == pynvml.nvmlClocksEventReasonGpuIdle
     memory = nvml.nvmlDeviceGetMemoryInfo(gpu)
     assert memory.used + memory.free == memory.total == 16 * 2**30
@@ -44,11 +48,14 @@ def test_power_is_the_mean_since_the_last_look(board: BoardFile) -> None:
     clock = Clock()
     nvml = EmulatedNvml(board.path, clock=clock)
     slot = board.claim(model=0, units=20, memory_bytes=500 * 2**20)
-    slot.begin(16, Truth.v100().added_power_w("alexnet", 16, 0.5), now_s=10.0)  # 184.57 W of the board
+    # 184.57 W of the board
+    slot.begin(16, Truth.v100().added_power_w("alexnet", 16, 0.5), now_s=10.0)
     clock.now = 10.5
     slot.end(10.5)
     clock.now = 11.0  # busy half of the second
-    assert nvml.nvmlDeviceGetPowerUsage(0) == pytest.approx((53.5 + (184.5714 - 53.5) / 2) * 1000, abs=1)
+    assert nvml.nvmlDeviceGetPowerUsage(0) == pytest.approx(
+        (53.5 + (184.5714 - 53.5) / 2) * 1000, abs=1
+    )
     clock.now = 11.1  # too short a span for a mean: the last one stands
     assert nvml.nvmlDeviceGetPowerUsage(0) == pytest.approx(119_036, abs=1)
     slot.release()

@@ -1,4 +1,5 @@
-"""The ground truth reads the measured tables exactly where they were measured, and sensibly between."""
+"""The ground truth reads the measured tables exactly where they were measured, and sensibly
+between."""
 
 from __future__ import annotations
 
@@ -35,25 +36,38 @@ def test_every_pair_is_met() -> None:
     for row in rows("pairs.csv"):
         a = Neighbour(row["model_a"], int(row["batch_a"]), float(row["share_a_pct"]) / 100)
         b = Neighbour(row["model_b"], int(row["batch_b"]), float(row["share_b_pct"]) / 100)
-        assert TRUTH.latency_ms(a.model, a.batch, a.share, [b]) == pytest.approx(float(row["latency_a_ms"]), rel=1e-9), row
-        assert TRUTH.latency_ms(b.model, b.batch, b.share, [a]) == pytest.approx(float(row["latency_b_ms"]), rel=1e-9), row
+        assert TRUTH.latency_ms(a.model, a.batch, a.share, [b]) == pytest.approx(
+            float(row["latency_a_ms"]), rel=1e-9
+        ), row
+        assert TRUTH.latency_ms(b.model, b.batch, b.share, [a]) == pytest.approx(
+            float(row["latency_b_ms"]), rel=1e-9
+        ), row
 
 
 def test_profile_points_outside_solo_csv_are_met() -> None:
-    # profile.json, vgg19, batch 32, 10 %: 501.6830909 ms on the GPU and 606,112 bytes an item at 1e7 bytes/ms
-    assert TRUTH.solo_ms("vgg19", 32, 0.1) == pytest.approx(501.6830909090908 + 32 * 606112 / 1e7, rel=1e-9)
-    assert TRUTH.solo_ms("ssd", 16, 1.0) == pytest.approx(43.615615441176466 + 16 * 4048880 / 1e7, rel=1e-9)
+    # profile.json, vgg19, batch 32, 10 %: 501.6830909 ms on the GPU and 606,112 bytes an item at
+    # 1e7 bytes/ms
+    assert TRUTH.solo_ms("vgg19", 32, 0.1) == pytest.approx(
+        501.6830909090908 + 32 * 606112 / 1e7, rel=1e-9
+    )
+    assert TRUTH.solo_ms("ssd", 16, 1.0) == pytest.approx(
+        43.615615441176466 + 16 * 4048880 / 1e7, rel=1e-9
+    )
 
 
 @given(names, batches, shares)
-def test_more_share_is_never_slower_and_a_bigger_batch_never_quicker(model: str, batch: int, share: float) -> None:
+def test_more_share_is_never_slower_and_a_bigger_batch_never_quicker(
+    model: str, batch: int, share: float
+) -> None:
     here = TRUTH.solo_ms(model, batch, share)
     assert TRUTH.solo_ms(model, batch, min(1.0, share + 1 / UNITS)) <= here
     assert TRUTH.solo_ms(model, min(MAX_BATCH, batch + 1), share) >= here
 
 
 @given(names, batches, shares, st.lists(st.builds(Neighbour, names, batches, shares), max_size=4))
-def test_neighbours_only_slow_and_add_up(model: str, batch: int, share: float, neighbours: list[Neighbour]) -> None:
+def test_neighbours_only_slow_and_add_up(
+    model: str, batch: int, share: float, neighbours: list[Neighbour]
+) -> None:
     each = [TRUTH.slowdown(model, batch, share, [n]) - 1.0 for n in neighbours]
     assert all(0.0 < e < 0.25 for e in each)  # the largest excess ever measured is 23.4 %
     assert TRUTH.slowdown(model, batch, share, neighbours) == pytest.approx(1.0 + sum(each))
@@ -66,12 +80,16 @@ def test_a_neighbour_with_half_the_share_it_was_measured_with_disturbs_half() ->
 
 
 def test_a_copy_of_itself() -> None:
-    # profile.json: vgg19's active time grows from 52.02463450160937 to 58.58459793125798 ms beside a copy
+    # profile.json: vgg19's active time grows from 52.02463450160937 to 58.58459793125798 ms beside
+    # a copy
     got = TRUTH.slowdown("vgg19", 16, 0.5, [Neighbour("vgg19", 16, 0.5)])
     assert got == pytest.approx(58.58459793125798 / 52.02463450160937)
 
 
-@pytest.mark.parametrize(("share", "units"), [(0.025, 1), (0.001, 1), (0.1, 4), (0.125, 5), (0.13, 6), (0.3, 12), (0.999, 40), (1.0, 40)])
+@pytest.mark.parametrize(
+    ("share", "units"),
+    [(0.025, 1), (0.001, 1), (0.1, 4), (0.125, 5), (0.13, 6), (0.3, 12), (0.999, 40), (1.0, 40)],
+)
 def test_shares_round_up_to_two_sms(share: float, units: int) -> None:
     assert share_units(share) == units
 

@@ -1,4 +1,5 @@
-"""The load generator: times of requests, a log that misses nothing, latency that a stalled server cannot hide."""
+"""The load generator: times of requests, a log that misses nothing, latency that a stalled server
+cannot hide."""
 
 from __future__ import annotations
 
@@ -64,7 +65,11 @@ class Triton:
         self._server = grpc.server(ThreadPoolExecutor(64))
         handler = grpc.unary_unary_rpc_method_handler(self._infer)
         self._server.add_generic_rpc_handlers(
-            [grpc.method_handlers_generic_handler("inference.GRPCInferenceService", {"ModelInfer": handler})]
+            [
+                grpc.method_handlers_generic_handler(
+                    "inference.GRPCInferenceService", {"ModelInfer": handler}
+                )
+            ]
         )
         self.url = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self._server.start()
@@ -91,10 +96,18 @@ def triton() -> Iterator[Triton]:
 
 
 async def test_every_request_is_logged(triton: Triton, tmp_path: Path) -> None:
-    phases = (Phase("one", 0.5, {"a": 100.0, "broken": 40.0}), Phase("two", 0.5, {"a": 200.0}, Arrivals.CONSTANT))
+    phases = (
+        Phase("one", 0.5, {"a": 100.0, "broken": 40.0}),
+        Phase("two", 0.5, {"a": 200.0}, Arrivals.CONSTANT),
+    )
     async with load(LoadSpec(triton.url, phases, seed=3), tmp_path / "log.csv") as running:
         log = await running.finished(timeout_s=30)
-    assert len(log) == len(triton.seen) == running.progress[-1]["scheduled"] == running.progress[-1]["ended"]
+    assert (
+        len(log)
+        == len(triton.seen)
+        == running.progress[-1]["scheduled"]
+        == running.progress[-1]["ended"]
+    )
     assert len(log.where(log.phase == "two")) == 100
     broken = log.of("broken")
     assert broken.failed == len(broken) > 5
@@ -105,18 +118,30 @@ async def test_every_request_is_logged(triton: Triton, tmp_path: Path) -> None:
 
 
 async def test_a_model_s_own_requests_are_sent_as_they_are(triton: Triton, tmp_path: Path) -> None:
-    item = service_pb2.ModelInferRequest.InferInputTensor(name="IMAGE", datatype="UINT8", shape=[1, 3, 8, 8])
-    request = service_pb2.ModelInferRequest(model_name="a", inputs=[item], raw_input_contents=[bytes(192)])
+    item = service_pb2.ModelInferRequest.InferInputTensor(
+        name="IMAGE", datatype="UINT8", shape=[1, 3, 8, 8]
+    )
+    request = service_pb2.ModelInferRequest(
+        model_name="a", inputs=[item], raw_input_contents=[bytes(192)]
+    )
     own = {"a": b64encode(request.SerializeToString()).decode()}
-    async with load(LoadSpec(triton.url, (Phase("one", 0.3, {"a": 50.0, "b": 50.0}),), requests=own), tmp_path / "log.csv") as running:
+    async with load(
+        LoadSpec(triton.url, (Phase("one", 0.3, {"a": 50.0, "b": 50.0}),), requests=own),
+        tmp_path / "log.csv",
+    ) as running:
         await running.finished(timeout_s=30)
     found = set(zip(triton.seen, triton.shapes, strict=True))
     assert found == {("a", (1, 3, 8, 8)), ("b", (1, 16))}
 
 
-async def test_a_stalled_server_shows_in_every_request_that_was_due_meanwhile(triton: Triton, tmp_path: Path) -> None:
+async def test_a_stalled_server_shows_in_every_request_that_was_due_meanwhile(
+    triton: Triton, tmp_path: Path
+) -> None:
     triton.gate.clear()
-    async with load(LoadSpec(triton.url, (Phase("one", None, {"a": 60.0}, Arrivals.CONSTANT),)), tmp_path / "log.csv") as running:
+    async with load(
+        LoadSpec(triton.url, (Phase("one", None, {"a": 60.0}, Arrivals.CONSTANT),)),
+        tmp_path / "log.csv",
+    ) as running:
         await running.until_sent(60, timeout_s=20)
         triton.gate.set()
         log = await running.stop()
@@ -130,7 +155,9 @@ async def test_a_stalled_server_shows_in_every_request_that_was_due_meanwhile(tr
 
 async def test_no_answer_within_the_deadline_is_a_failure(triton: Triton, tmp_path: Path) -> None:
     triton.gate.clear()
-    spec = LoadSpec(triton.url, (Phase("one", 1.0, {"a": 10.0}, Arrivals.CONSTANT),), deadline_s=0.3)
+    spec = LoadSpec(
+        triton.url, (Phase("one", 1.0, {"a": 10.0}, Arrivals.CONSTANT),), deadline_s=0.3
+    )
     async with load(spec, tmp_path / "log.csv") as running:
         log = await running.finished(timeout_s=30)
     assert len(log) == log.failed == 10
@@ -139,7 +166,9 @@ async def test_no_answer_within_the_deadline_is_a_failure(triton: Triton, tmp_pa
 
 
 async def test_the_load_changes_when_told(triton: Triton, tmp_path: Path) -> None:
-    async with load(LoadSpec(triton.url, (Phase("one", None, {"a": 100.0}),)), tmp_path / "log.csv") as running:
+    async with load(
+        LoadSpec(triton.url, (Phase("one", None, {"a": 100.0}),)), tmp_path / "log.csv"
+    ) as running:
         await running.until_sent(50, timeout_s=20)
         await running.change(Phase("two", None, {"b": 100.0}))
         sent = running.progress[-1]["scheduled"]
@@ -153,7 +182,8 @@ async def test_the_load_changes_when_told(triton: Triton, tmp_path: Path) -> Non
 def test_quantiles_count_failures_as_never(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     rows = [f"a,p,{t},{t},{10 * (t + 1)},1,\n" for t in range(99)]
-    path.write_text(HEADER + "".join(rows) + "a,p,99,99,5,0,UNAVAILABLE: gone\na,p,100,1")  # the last line is still being written
+    # the last line is still being written
+    path.write_text(HEADER + "".join(rows) + "a,p,99,99,5,0,UNAVAILABLE: gone\na,p,100,1")
     log = RequestLog.read(path)
     assert len(log) == 100
     assert log.failed == 1
@@ -170,9 +200,18 @@ def test_quantiles_count_failures_as_never(tmp_path: Path) -> None:
     [
         ("{", "description is not right"),
         ('{"url": "x"}', "phases"),
-        ('{"url": "x", "phases": [{"name": "n", "duration_s": 1, "rates": {"a": -1}}]}', r"phase 'n': rates\['a'\] is -1.0: give requests"),
-        ('{"url": "x", "phases": [{"name": "n", "duration_s": 0, "rates": {}}]}', "phase 'n': duration_s is 0: give seconds above 0"),
-        ('{"url": "x", "phases": [{"name": "n", "rates": {}, "arrivals": "monthly"}]}', "'monthly' is not a valid Arrivals"),
+        (
+            '{"url": "x", "phases": [{"name": "n", "duration_s": 1, "rates": {"a": -1}}]}',
+            r"phase 'n': rates\['a'\] is -1.0: give requests",
+        ),
+        (
+            '{"url": "x", "phases": [{"name": "n", "duration_s": 0, "rates": {}}]}',
+            "phase 'n': duration_s is 0: give seconds above 0",
+        ),
+        (
+            '{"url": "x", "phases": [{"name": "n", "rates": {}, "arrivals": "monthly"}]}',
+            "'monthly' is not a valid Arrivals",
+        ),
     ],
 )
 def test_a_wrong_description_is_refused_in_words(text: str, said: str) -> None:
@@ -182,7 +221,11 @@ def test_a_wrong_description_is_refused_in_words(text: str, said: str) -> None:
 
 def test_a_description_survives_the_way_to_the_process() -> None:
     spec = LoadSpec(
-        "h:1", (Phase("n", 2.5, {"a": 3.0}, Arrivals.BURSTY), Phase("m", None, {})), deadline_s=2.0, seed=9, requests={"a": "AAEC"}
+        "h:1",
+        (Phase("n", 2.5, {"a": 3.0}, Arrivals.BURSTY), Phase("m", None, {})),
+        deadline_s=2.0,
+        seed=9,
+        requests={"a": "AAEC"},
     )
     assert LoadSpec.from_json(spec.to_json()) == spec
 
@@ -197,13 +240,24 @@ class Answered:
         return grpc.StatusCode.OK
 
 
-def test_woken_late_it_sends_what_was_due_before_the_phase_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_woken_late_it_sends_what_was_due_before_the_phase_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = itertools.count(1000.0, 0.07)
-    monkeypatch.setattr(loadgen, "time", SimpleNamespace(monotonic=lambda: next(clock), time=time.time))
-    phases = (Phase("one", 0.5, {"a": 200.0}, Arrivals.CONSTANT), Phase("two", 0.5, {"a": 100.0}, Arrivals.CONSTANT))
+    monkeypatch.setattr(
+        loadgen, "time", SimpleNamespace(monotonic=lambda: next(clock), time=time.time)
+    )
+    phases = (
+        Phase("one", 0.5, {"a": 200.0}, Arrivals.CONSTANT),
+        Phase("two", 0.5, {"a": 100.0}, Arrivals.CONSTANT),
+    )
     log = io.StringIO()
-    generator = loadgen.Generator(LoadSpec("127.0.0.1:1", phases), log, io.StringIO(), io.StringIO())
-    monkeypatch.setattr(generator, "_infer", SimpleNamespace(future=lambda body, timeout: Answered()))
+    generator = loadgen.Generator(
+        LoadSpec("127.0.0.1:1", phases), log, io.StringIO(), io.StringIO()
+    )
+    monkeypatch.setattr(
+        generator, "_infer", SimpleNamespace(future=lambda body, timeout: Answered())
+    )
     generator.run()
     rows = list(csv.DictReader(io.StringIO(log.getvalue())))
     assert [row["phase"] for row in rows] == ["one"] * 100 + ["two"] * 50

@@ -1,4 +1,5 @@
-"""The machine's own sources of packages, read in both of apt's formats; only this release's own are used."""
+"""The machine's own sources of packages, read in both of apt's formats; only this release's own are
+used."""
 
 from __future__ import annotations
 
@@ -16,7 +17,11 @@ def sources(folder: Path, **files: str) -> dict[str, Path]:
     etc = folder / "etc"
     (etc / "sources.list.d").mkdir(parents=True)
     for name, text in files.items():
-        suffix = {"deb822": "sources.list.d/debian.sources", "line": "sources.list", "other": "sources.list.d/other.list"}[name]
+        suffix = {
+            "deb822": "sources.list.d/debian.sources",
+            "line": "sources.list",
+            "other": "sources.list.d/other.list",
+        }[name]
         (etc / suffix).write_text(text)
     (folder / "os-release").write_text(OS_RELEASE)
     return {"etc": etc, "os_release": folder / "os-release"}
@@ -29,10 +34,13 @@ def written(folder: Path) -> list[dict[str, str]]:
 
 def test_deb822_sources_get_the_missing_components(tmp_path: Path) -> None:
     text = (
-        "Types: deb deb-src\n# a comment\nURIs: http://mirror.invalid/debian\nSuites: bookworm bookworm-updates\nComponents: main\n"
-        "Signed-By: /usr/share/keyrings/k.gpg\n\nTypes: deb\nURIs: http://vendor.invalid/x\nSuites: nodistro\nComponents: main\n"
+        "Types: deb deb-src\n# a comment\nURIs: http://mirror.invalid/debian\nSuites: bookworm "
+        "bookworm-updates\nComponents: main\n"
+        "Signed-By: /usr/share/keyrings/k.gpg\n\nTypes: deb\nURIs: http://vendor.invalid/x\n"
+        "Suites: nodistro\nComponents: main\n"
         "\nTypes: deb-src\nURIs: http://mirror.invalid/debian\nSuites: bookworm\nComponents: main\n"
-        "\nTypes: deb\nEnabled: no\nURIs: http://off.invalid/debian\nSuites: bookworm\nComponents: main\n"
+        "\nTypes: deb\nEnabled: no\nURIs: http://off.invalid/debian\nSuites: bookworm\n"
+        "Components: main\n"
     )
     Apt(tmp_path / "apt", **sources(tmp_path, deb822=text))
     assert written(tmp_path) == [
@@ -49,7 +57,8 @@ def test_deb822_sources_get_the_missing_components(tmp_path: Path) -> None:
 def test_one_line_sources_keep_their_options(tmp_path: Path) -> None:
     line = (
         "# deb http://commented.invalid/debian bookworm main\n"
-        "deb [arch=amd64 signed-by=/k.gpg] http://mirror.invalid/debian bookworm-security main non-free-firmware  # here\n"
+        "deb [arch=amd64 signed-by=/k.gpg] http://mirror.invalid/debian bookworm-security main "
+        "non-free-firmware  # here\n"
         "deb-src http://mirror.invalid/debian bookworm main\n"
     )
     other = "deb https://vendor.invalid/apt cloud-sdk-bookworm main\n"
@@ -68,7 +77,10 @@ def test_one_line_sources_keep_their_options(tmp_path: Path) -> None:
 
 def test_a_machine_without_fitting_sources_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(CannotRun, match="names no source of packages of bookworm"):
-        Apt(tmp_path / "apt", **sources(tmp_path, other="deb https://vendor.invalid/apt stable main\n"))
+        Apt(
+            tmp_path / "apt",
+            **sources(tmp_path, other="deb https://vendor.invalid/apt stable main\n"),
+        )
 
 
 def test_a_machine_without_apt_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

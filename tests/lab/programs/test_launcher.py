@@ -5,13 +5,23 @@ from pathlib import Path
 
 from igniterd.lab.programs.launcher import launcher_environment
 
-COMMAND = "source {env}/bin/activate && exec env LD_LIBRARY_PATH=/its/libpython:$LD_LIBRARY_PATH  env"  # as 24.10 writes it
+# as 24.10 writes it
+COMMAND = (
+    "source {env}/bin/activate && exec env LD_LIBRARY_PATH=/its/libpython:$LD_LIBRARY_PATH  env"
+)
 BEFORE = {"PATH": "/usr/bin:/bin", "PYTHONHOME": "/home/of/python", "LD_LIBRARY_PATH": "/cuda"}
 
 
 def ran(folder: Path, command: str) -> dict[str, str]:
     environment = BEFORE | launcher_environment("25.08", folder / "launcher", BEFORE["PATH"])
-    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=10, check=True)
+    done = subprocess.run(
+        ["bash", "-c", command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+    )
     return dict(line.split("=", 1) for line in done.stdout.splitlines())
 
 

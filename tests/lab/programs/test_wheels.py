@@ -43,7 +43,9 @@ def fetched(tmp_path: Path) -> Path:
     return wheels.download(PACKAGE, into, 60.0)
 
 
-def test_a_wheel_with_the_hash_that_is_pinned_is_used(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_with_the_hash_that_is_pinned_is_used(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wheel = wheel_in(folder)
     line = f"{PACKAGE} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"
     monkeypatch.setattr(wheels, "pinned", lambda: {PACKAGE: line})

@@ -1,4 +1,5 @@
-"""The replay against hand-worked schedules, against the queue's stationary distribution, and what it refuses."""
+"""The replay against hand-worked schedules, against the queue's stationary distribution, and what
+it refuses."""
 
 from __future__ import annotations
 
@@ -23,9 +24,13 @@ STEADY = np.zeros(3)
 
 
 def run(
-    times: list[list[float]], solo: list[list[float]], excess: np.ndarray | None = None, delays: list[float] | None = None
+    times: list[list[float]],
+    solo: list[list[float]],
+    excess: np.ndarray | None = None,
+    delays: list[float] | None = None,
 ) -> tuple[list[list[float]], np.ndarray, np.ndarray]:
-    """Latencies by tenant, busy times, batches; ``solo[i]`` are the times of batches 1.. of tenant i."""
+    """Latencies by tenant, busy times, batches; ``solo[i]`` are the times of batches 1.. of tenant
+    i."""
     n = len(times)
     size = max(len(s) for s in solo) + 1
     table = np.zeros((n, size))
@@ -36,7 +41,20 @@ def run(
     largest = np.asarray([len(s) for s in solo], dtype=np.int64)
     latency, busy, batches = np.zeros(flat.size), np.zeros(n), np.zeros(n, dtype=np.int64)
     beside = np.zeros((n, n, size, size)) if excess is None else excess
-    replay_gpu(flat, offsets, largest, np.asarray(delays or [0.0] * n), table, beside, STEADY, 1, math.inf, latency, busy, batches)
+    replay_gpu(
+        flat,
+        offsets,
+        largest,
+        np.asarray(delays or [0.0] * n),
+        table,
+        beside,
+        STEADY,
+        1,
+        math.inf,
+        latency,
+        busy,
+        batches,
+    )
     return [latency[a:b].tolist() for a, b in pairwise(offsets)], busy, batches
 
 
@@ -66,7 +84,8 @@ def test_progress_changes_when_a_neighbour_starts_and_stops() -> None:
     excess = np.zeros((2, 2, 2, 2))
     excess[0, 1, 1, 1], excess[1, 0, 1, 1] = 0.5, 1.0
     latency, busy, _ = run([[0.0], [4.0]], [[10.0], [6.0]], excess)
-    # the first has done 4 of 10 when the second comes; the other 6 take 9; the second has done 4.5 of 6 by then
+    # the first has done 4 of 10 when the second comes; the other 6 take 9; the second has done 4.5
+    # of 6 by then
     assert latency[0] == [pytest.approx(13.0)]
     assert latency[1] == [pytest.approx(10.5)]
     assert busy.tolist() == [pytest.approx(13.0), pytest.approx(10.5)]
@@ -79,7 +98,9 @@ def test_progress_changes_when_a_neighbour_starts_and_stops() -> None:
     st.floats(0.0, 20.0),
     st.floats(0.0, 0.5),
 )
-def test_every_request_is_served_no_sooner_than_alone(times: list[list[float]], largest: int, delay: float, beside: float) -> None:
+def test_every_request_is_served_no_sooner_than_alone(
+    times: list[list[float]], largest: int, delay: float, beside: float
+) -> None:
     n = len(times)
     curve = [5.0 + b for b in range(largest)]
     excess = np.full((n, n, largest + 1, largest + 1), beside)
@@ -89,14 +110,21 @@ def test_every_request_is_served_no_sooner_than_alone(times: list[list[float]], 
         assert min(mine) >= 5.0 - 1e-9
     assert all(-(-len(t) // largest) <= b <= len(t) for t, b in zip(times, batches, strict=True))
     slowest = (5.0 + largest - 1) * (1.0 + beside * (n - 1))
-    assert all(5.0 * b - 1e-6 <= t <= slowest * b + 1e-6 for t, b in zip(busy, batches, strict=True))
+    assert all(
+        5.0 * b - 1e-6 <= t <= slowest * b + 1e-6 for t, b in zip(busy, batches, strict=True)
+    )
 
 
-@pytest.mark.parametrize(("kind", "burstiness"), [(Kind.CONSTANT, 0.0), (Kind.POISSON, 1.0), (Kind.BURSTY, 4.0)])
+@pytest.mark.parametrize(
+    ("kind", "burstiness"), [(Kind.CONSTANT, 0.0), (Kind.POISSON, 1.0), (Kind.BURSTY, 4.0)]
+)
 def test_one_tenant_alone_is_the_stationary_queue(kind: Kind, burstiness: float) -> None:
-    """Two ways to the same figures that share no code: events on the measured tables, and the chain of the oldest request's age."""
+    """Two ways to the same figures that share no code: events on the measured tables, and the chain
+    of the oldest request's age."""
     replica = Replica("w", "resnet50", 250.0, 0.4, 8, 0, 60.0)
-    found = replay([[replica]], [MeasuredBoard()], Arrivals(kind, 4.0), duration_s=3000.0, seed=3).workloads[0]
+    found = replay(
+        [[replica]], [MeasuredBoard()], Arrivals(kind, 4.0), duration_s=3000.0, seed=3
+    ).workloads[0]
     curve = [Truth.v100().solo_ms("resnet50", b, 0.4) for b in range(1, 9)]
     told = response_time(250.0, curve, service_cv=0.05, burstiness=burstiness)
     assert found.p50_ms == pytest.approx(told.p50_ms, rel=0.02)
@@ -110,7 +138,9 @@ def test_the_boards_tables_are_the_truth_and_the_model() -> None:
     pair = [Replica("a", "alexnet", 1.0, 0.4, 8), Replica("b", "vgg19", 1.0, 0.6, 4)]
     solo, excess = MeasuredBoard().tables(pair)
     truth = Truth.v100()
-    assert solo[0, 3] * (1 + excess[0, 1, 3, 2]) == pytest.approx(truth.latency_ms("alexnet", 3, 0.4, [Neighbour("vgg19", 2, 0.6)]))
+    assert solo[0, 3] * (1 + excess[0, 1, 3, 2]) == pytest.approx(
+        truth.latency_ms("alexnet", 3, 0.4, [Neighbour("vgg19", 2, 0.6)])
+    )
     model = load_model(resolve_profile("v100"))
     modelled = ModelBoard(model).tables(pair)
     from igniterd.perf.api import Tenant
@@ -120,7 +150,10 @@ def test_the_boards_tables_are_the_truth_and_the_model() -> None:
 
 
 def test_the_same_seed_is_the_same_replay_on_any_number_of_threads() -> None:
-    gpus = [[Replica("a", "alexnet", 300.0, 0.5, 8), Replica("b", "ssd", 40.0, 0.5, 4)], [Replica("b", "ssd", 60.0, 1.0, 4)]]
+    gpus = [
+        [Replica("a", "alexnet", 300.0, 0.5, 8), Replica("b", "ssd", 40.0, 0.5, 4)],
+        [Replica("b", "ssd", 60.0, 1.0, 4)],
+    ]
     boards = [MeasuredBoard()] * 2
     one = replay(gpus, boards, duration_s=20.0, seed=5, workers=1)
     assert replay(gpus, boards, duration_s=20.0, seed=5, workers=4) == one
@@ -135,9 +168,14 @@ def test_the_same_seed_is_the_same_replay_on_any_number_of_threads() -> None:
 
 def test_a_trace_is_dealt_out_by_the_rates(tmp_path: Path) -> None:
     path = tmp_path / "trace.csv"
-    path.write_text("workload,time_s\n" + "".join(f"b,{k / 100}\n" for k in range(999, -1, -1)) + "a,3.5\n")
+    path.write_text(
+        "workload,time_s\n" + "".join(f"b,{k / 100}\n" for k in range(999, -1, -1)) + "a,3.5\n"
+    )
     trace = read_trace(path)
-    gpus = [[Replica("a", "alexnet", 1.0, 0.5, 8), Replica("b", "ssd", 30.0, 0.5, 4)], [Replica("b", "ssd", 60.0, 1.0, 4)]]
+    gpus = [
+        [Replica("a", "alexnet", 1.0, 0.5, 8), Replica("b", "ssd", 30.0, 0.5, 4)],
+        [Replica("b", "ssd", 60.0, 1.0, 4)],
+    ]
     done = replay(gpus, [MeasuredBoard()] * 2, Arrivals(Kind.TRACE, trace=trace), duration_s=9.0)
     assert [w.requests for w in done.workloads] == [1, 900]
     assert [done.replicas[0][1].requests, done.replicas[1][0].requests] == [300, 600]
@@ -151,7 +189,11 @@ def test_gaps_have_the_rate_and_burstiness_asked_for(burstiness: float) -> None:
 
 
 def test_overload_shows() -> None:
-    done = replay([[Replica("a", "vgg19", 1000.0, 0.2, 4, slo_p99_ms=50.0)]], [MeasuredBoard()], duration_s=10.0).workloads[0]
+    done = replay(
+        [[Replica("a", "vgg19", 1000.0, 0.2, 4, slo_p99_ms=50.0)]],
+        [MeasuredBoard()],
+        duration_s=10.0,
+    ).workloads[0]
     assert done.missed
     assert done.utilisation == pytest.approx(1.0, abs=0.01)
     assert done.served_per_s < 0.5 * done.offered_per_s
@@ -166,14 +208,20 @@ def test_overload_shows() -> None:
         (Replica("a", "ssd", 10.0, 1.5, 4), ConfigError, "add up to at most 1"),
     ],
 )
-def test_what_cannot_be_replayed_is_named(replica: Replica, error: type[Exception], word: str) -> None:
+def test_what_cannot_be_replayed_is_named(
+    replica: Replica, error: type[Exception], word: str
+) -> None:
     with pytest.raises(error, match=word):
         replay([[replica]], [MeasuredBoard()], duration_s=1.0)
 
 
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("time_s\n1\n", "columns workload and time_s"), ("workload,time_s\na,1\nb,soon\n", "line 3"), ("workload,time_s\na,-1\n", "line 2")],
+    [
+        ("time_s\n1\n", "columns workload and time_s"),
+        ("workload,time_s\na,1\nb,soon\n", "line 3"),
+        ("workload,time_s\na,-1\n", "line 2"),
+    ],
 )
 def test_a_trace_that_is_none_is_named(tmp_path: Path, text: str, word: str) -> None:
     path = tmp_path / "trace.csv"
@@ -184,4 +232,9 @@ def test_a_trace_that_is_none_is_named(tmp_path: Path, text: str, word: str) -> 
 
 def test_a_workload_without_requests_in_the_trace_is_named() -> None:
     with pytest.raises(ConfigError, match="no requests of workload a"):
-        replay([[Replica("a", "ssd", 10.0, 0.5, 4)]], [MeasuredBoard()], Arrivals(Kind.TRACE, trace={"b": np.ones(1)}), duration_s=1.0)
+        replay(
+            [[Replica("a", "ssd", 10.0, 0.5, 4)]],
+            [MeasuredBoard()],
+            Arrivals(Kind.TRACE, trace={"b": np.ones(1)}),
+            duration_s=1.0,
+        )

@@ -33,7 +33,11 @@ PRINTED = {
 
 def test_the_printed_plan_comes_out(v100, v100_workloads):
     answer = plan(Request(v100_workloads, (v100,)), "igniter")
-    seats = {seat.workload: (seat.max_batch_size, round(100 * seat.share, 6)) for gpu in answer.gpus for seat in gpu.tenants}
+    seats = {
+        seat.workload: (seat.max_batch_size, round(100 * seat.share, 6))
+        for gpu in answer.gpus
+        for seat in gpu.tenants
+    }
     assert seats == PRINTED
     assert len(answer.gpus) == 6
     assert sum(share for _, share in seats.values()) == pytest.approx(472.5)
@@ -41,7 +45,8 @@ def test_the_printed_plan_comes_out(v100, v100_workloads):
 
 
 def test_theorem_1_by_hand(v100):
-    """W2 (alexnet, 15 ms, 400/s): b = ceil(15 * 0.4 / 2 / (1 + 0.4 * 602112 / 1e7)) = ceil(2.93) = 3."""
+    """W2 (alexnet, 15 ms, 400/s): b = ceil(15 * 0.4 / 2 / (1 + 0.4 * 602112 / 1e7)) = ceil(2.93) =
+    3."""
     theorem = published.Theorem1(v100.published)
     need = theorem(np.array([theorem.index["alexnet"]]), np.array([15.0]), np.array([400.0]))
     assert need.batch.tolist() == [3]
@@ -56,11 +61,21 @@ def rows(v100, workloads):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 11), st.floats(1.0, 2.0), st.floats(0.2, 1.0)), min_size=1, max_size=25), st.booleans())
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 11), st.floats(1.0, 2.0), st.floats(0.2, 1.0)),
+        min_size=1,
+        max_size=25,
+    ),
+    st.booleans(),
+)
 def test_every_gpu_holds_what_algorithm_2_says(cases, first_fit):
     v100 = parse_gpu("v100")
     base = [("alexnet", 10, 1200), ("resnet50", 20, 400), ("vgg19", 30, 400), ("ssd", 40, 50)]
-    workloads = [Workload(f"w{n}", base[i % 4][0], base[i % 4][1] * s, base[i % 4][2] * r) for n, (i, s, r) in enumerate(cases)]
+    workloads = [
+        Workload(f"w{n}", base[i % 4][0], base[i % 4][1] * s, base[i % 4][2] * r)
+        for n, (i, s, r) in enumerate(cases)
+    ]
     demand = rows(v100, workloads)
     placed = published.place(v100.published, demand, first_fit=first_fit)
     board = published.board_row(v100.published)
@@ -78,32 +93,58 @@ def test_every_gpu_holds_what_algorithm_2_says(cases, first_fit):
 
 def provisioned(demand, board, kernel, many):
     n = len(demand.workloads)
-    alike = np.unique(np.column_stack((demand.coef[:, :-1], demand.lower)), axis=0, return_inverse=True)[1].ravel()
+    alike = np.unique(
+        np.column_stack((demand.coef[:, :-1], demand.lower)), axis=0, return_inverse=True
+    )[1].ravel()
     gpu_of, units = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    args = (demand.coef, board, demand.lower, demand.order, alike.astype(np.int64), 40, False, True, many, gpu_of, units)
+    args = (
+        demand.coef,
+        board,
+        demand.lower,
+        demand.order,
+        alike.astype(np.int64),
+        40,
+        False,
+        True,
+        many,
+        gpu_of,
+        units,
+    )
     return kernel(*args), gpu_of.tolist(), units.tolist()
 
 
 def test_the_compiled_kernel_says_what_its_python_says(v100, v100_workloads):
     demand, board = rows(v100, v100_workloads), published.board_row(v100.published)
-    one, other = (provisioned(demand, board, kernel, 24) for kernel in (provision.provision, provision.provision.py_func))
+    one, other = (
+        provisioned(demand, board, kernel, 24)
+        for kernel in (provision.provision, provision.provision.py_func)
+    )
     assert one == other
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 400), st.integers(1, 12))
 def test_answers_kept_for_a_group_lead_to_the_plan_of_the_plain_loop(seed, count, kinds):
-    """Few kinds of workload, many limits: with every group in a tree, and with none, the plan is the same to the unit."""
+    """Few kinds of workload, many limits: with every group in a tree, and with none, the plan is
+    the same to the unit."""
     v100 = parse_gpu("v100")
     rng = np.random.default_rng(seed)
     base = [("alexnet", 10, 1200), ("resnet50", 20, 400), ("vgg19", 30, 400), ("ssd", 40, 50)]
     kind = [
-        (*base[i][:1], base[i][1], base[i][2] * r) for i, r in zip(rng.integers(0, 4, kinds), rng.uniform(0.1, 1.0, kinds), strict=True)
+        (*base[i][:1], base[i][1], base[i][2] * r)
+        for i, r in zip(rng.integers(0, 4, kinds), rng.uniform(0.1, 1.0, kinds), strict=True)
     ]
-    picked = [(kind[i], s) for i, s in zip(rng.integers(0, kinds, count), rng.uniform(1.0, 1.6, count), strict=True)]
-    demand = rows(v100, [Workload(f"w{n}", k[0], k[1] * s, k[2]) for n, (k, s) in enumerate(picked)])
+    picked = [
+        (kind[i], s)
+        for i, s in zip(rng.integers(0, kinds, count), rng.uniform(1.0, 1.6, count), strict=True)
+    ]
+    demand = rows(
+        v100, [Workload(f"w{n}", k[0], k[1] * s, k[2]) for n, (k, s) in enumerate(picked)]
+    )
     board = published.board_row(v100.published)
-    assert provisioned(demand, board, provision.provision, 1) == provisioned(demand, board, provision.provision, 10**9)
+    assert provisioned(demand, board, provision.provision, 1) == provisioned(
+        demand, board, provision.provision, 10**9
+    )
 
 
 @pytest.mark.parametrize("slo", [6, 7, 8])
@@ -116,7 +157,9 @@ def test_an_slo_below_what_is_possible_is_named(v100, slo):
     assert entry.least_slo_ms is not None
     again = plan(Request([Workload("S", "ssd", entry.least_slo_ms, 10)], (v100,)), "igniter")
     assert again.feasible
-    barely = plan(Request([Workload("S", "ssd", entry.least_slo_ms * 0.99, 10)], (v100,)), "igniter")
+    barely = plan(
+        Request([Workload("S", "ssd", entry.least_slo_ms * 0.99, 10)], (v100,)), "igniter"
+    )
     assert not barely.feasible
 
 
@@ -125,7 +168,9 @@ def test_a_rate_one_gpu_cannot_serve_is_named_with_the_largest_it_can(v100):
     largest = answer.infeasible[0].largest_rate_per_s
     assert largest is not None
     assert plan(Request([Workload("V", "vgg19", 20, largest)], (v100,)), "igniter").feasible
-    assert not plan(Request([Workload("V", "vgg19", 20, largest * 1.05)], (v100,)), "igniter").feasible
+    assert not plan(
+        Request([Workload("V", "vgg19", 20, largest * 1.05)], (v100,)), "igniter"
+    ).feasible
 
 
 def test_batches_stay_within_the_profile(v100):

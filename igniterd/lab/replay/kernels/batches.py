@@ -1,8 +1,9 @@
 """Event-by-event replay of one GPU in virtual time, compiled.
 
-Each tenant is Triton's dynamic batcher (:mod:`igniterd.queueing.kernels.batcher`) with one instance. A batch of b of
-tenant i needs ``solo[i, b]`` ms alone, times a random factor; while tenants j execute too, it progresses at
-1 / (1 + sum of excess[i, j, b, b_j]). A tenant's batcher knows of the others only by when its batches end: it is looked at then.
+Each tenant is Triton's dynamic batcher (:mod:`igniterd.queueing.kernels.batcher`) with one
+instance. A batch of b of tenant i needs ``solo[i, b]`` ms alone, times a random factor; while
+tenants j execute too, it progresses at 1 / (1 + sum of excess[i, j, b, b_j]). A tenant's batcher
+knows of the others only by when its batches end: it is looked at then.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ I64 = NDArray[np.int64]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _factor(cv: float, straggler_chance: float, straggler_factor: float) -> float:
-    """Random factor of one execution, mean 1 but for the stragglers: gamma distributed, and now and then much longer."""
+    """Random factor of one execution, mean 1 but for the stragglers: gamma distributed, and now and
+    then much longer."""
     factor = np.random.gamma(1.0 / (cv * cv), cv * cv) if cv > 0.0 else 1.0
     if straggler_chance > 0.0 and np.random.random() < straggler_chance:
         factor *= straggler_factor
@@ -43,9 +45,10 @@ def replay_gpu(
 ) -> None:
     """Replay until every request is answered.
 
-    ``times`` (N,) ms: arrivals of tenant i at ``offsets[i]:offsets[i + 1]``, ascending; ``largest`` (n,), ``delays`` (n,) ms, ``solo``
-    (n, b + 1) ms, ``excess`` (n, n, b + 1, b + 1) a fraction, ``dispersion`` (3,): coefficient of variation, chance of a straggler, its
-    factor. Writes ``latency`` (N,) ms, ``busy`` (n,) ms spent executing up to ``horizon`` ms, ``batches`` (n,).
+    ``times`` (N,) ms: arrivals of tenant i at ``offsets[i]:offsets[i + 1]``, ascending; ``largest``
+    (n,), ``delays`` (n,) ms, ``solo`` (n, b + 1) ms, ``excess`` (n, n, b + 1, b + 1) a fraction,
+    ``dispersion`` (3,): coefficient of variation, chance of a straggler, its factor. Writes
+    ``latency`` (N,) ms, ``busy`` (n,) ms spent executing up to ``horizon`` ms, ``batches`` (n,).
     """
     np.random.seed(seed)
     n = largest.shape[0]
@@ -97,7 +100,8 @@ def _next(now: float, running: I64, left: F64, slow: F64, due: F64) -> tuple[int
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _disturb(who: int, size: int, sign: float, running: I64, excess: F64, slow: F64) -> None:
-    """Change ``slow`` for a batch of ``size`` of ``who`` that starts (``sign`` 1) or has ended (-1)."""
+    """Change ``slow`` for a batch of ``size`` of ``who`` that starts (``sign`` 1) or has ended
+    (-1)."""
     for j in range(running.shape[0]):
         if j != who and running[j] > 0:
             slow[j] += sign * excess[j, who, running[j], size]
