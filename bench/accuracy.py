@@ -30,9 +30,9 @@ from bench.design import solo_design
 from igniterd.data.v100 import build
 from igniterd.perf import interference, load_model
 from igniterd.perf.api import PerformanceModel, Tenant
-from igniterd.perf.interference import FEATURES, Observation, Prior
+from igniterd.perf.interference import FEATURES, CoRunSample, Prior
 from igniterd.perf.profile import CoRun, Profile
-from igniterd.perf.surface_model import OwnModel, observations
+from igniterd.perf.surface_model import SurfaceModel, observations
 
 LEVEL = 0.95
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)
@@ -132,10 +132,10 @@ def without_batch(profile: Profile, batch: int | None) -> Profile:
     )
 
 
-def seen_without(batch: int | None) -> list[Observation]:
+def seen_without(batch: int | None) -> list[CoRunSample]:
     """Every co-run of the tables but those at ``batch``, as the prior sees them."""
     whole = without_batch(EVERYTHING, batch)
-    return observations(whole, OwnModel(whole.model_copy(update={"co_runs": ()}), BLANK))
+    return observations(whole, SurfaceModel(whole.model_copy(update={"co_runs": ()}), BLANK))
 
 
 SEEN = {batch: seen_without(batch) for batch in (None, *BATCHES)}
@@ -172,7 +172,7 @@ def cheap(runs: Sequence[Config] | None = None, *, unseen: bool = False) -> Fit:
 
     def fit(pair: tuple[str, ...], batch: int | None) -> PerformanceModel:
         chosen = () if unseen else (co_run_points(batch) if runs is None else runs)
-        return OwnModel(build.profile(solo_points(batch), chosen), prior_without(pair, batch))
+        return SurfaceModel(build.profile(solo_points(batch), chosen), prior_without(pair, batch))
 
     return fit
 
@@ -195,7 +195,7 @@ def tested(
 
 
 def whole_table(pair: tuple[str, ...], batch: int | None) -> PerformanceModel:
-    return OwnModel(build.profile(None, co_run_points(batch)), prior_without(pair, batch))
+    return SurfaceModel(build.profile(None, co_run_points(batch)), prior_without(pair, batch))
 
 
 def fifths() -> Iterator[tuple[tuple[CoRun, ...], tuple[CoRun, ...]]]:
@@ -213,9 +213,11 @@ def whole_table_most_runs() -> Errors:
     for fitted, left in fifths():
         profile = EVERYTHING.model_copy(update={"co_runs": fitted})
         prior = interference.estimate_prior(
-            observations(profile, OwnModel(EVERYTHING.model_copy(update={"co_runs": ()}), BLANK))
+            observations(
+                profile, SurfaceModel(EVERYTHING.model_copy(update={"co_runs": ()}), BLANK)
+            )
         )
-        judge(OwnModel(profile, prior), left, errors)
+        judge(SurfaceModel(profile, prior), left, errors)
     return errors
 
 
@@ -269,7 +271,7 @@ def stripped(profile: Profile) -> Profile:
 
 
 def nvml_only(pair: tuple[str, ...], batch: int | None) -> PerformanceModel:
-    return OwnModel(
+    return SurfaceModel(
         stripped(build.profile(solo_points(batch), co_run_points(batch))),
         prior_without(pair, batch),
     )
@@ -282,7 +284,7 @@ def other_models_only(pair: tuple[str, ...], batch: int | None) -> PerformanceMo
     few = interference.estimate_prior(
         [o for o in SEEN[batch] if {o.victim, o.neighbours[0].model} == rest]
     )
-    return OwnModel(
+    return SurfaceModel(
         build.profile(solo_points(batch), ()),
         Prior(few.mean, prior_without(pair, batch).covariance),
     )

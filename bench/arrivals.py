@@ -28,7 +28,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from igniterd.estimators.arrivals import Aim, Rate, updated
+from igniterd.estimators.arrivals import ForecastTarget, Rate, updated
 from igniterd.estimators.daily import Daily, lived
 
 F64 = NDArray[np.float64]
@@ -48,7 +48,7 @@ class Ours:
         self.rate = Rate()
 
     def seen(self, at_s: float, arrivals: int) -> tuple[float, float]:
-        self.rate = updated(self.rate, at_s, 1.0, arrivals, Aim(LEVEL, HORIZON_S))
+        self.rate = updated(self.rate, at_s, 1.0, arrivals, ForecastTarget(LEVEL, HORIZON_S))
         return self.rate.per_s, self.rate.upper_per_s
 
 

@@ -27,7 +27,7 @@ from igniterd.evidence import stubs_of
 from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
 from igniterd.lab.load.load import LoadSpec, Phase, RequestLog
 from igniterd.lab.programs.process import running
-from igniterd.records import Allocation, ModelReading, Outcomes, Plan, Step, StepKind
+from igniterd.records import Allocation, DecisionKind, ModelReading, Plan, Step, StepKind
 
 MODEL = "resnet50"
 RATE_PER_S = 40.0
@@ -81,7 +81,7 @@ async def change(client: TritonClient, shares: Path, wanted: Allocation) -> tupl
     reading = (await client.read_models([MODEL]))[MODEL]
     assert isinstance(reading, ModelReading), reading
     step = Step(MODEL, StepKind.GROW, reading.allocation, wanted)
-    plan = Plan(0.0, Outcomes.MOVE, "", steps=(step,))
+    plan = Plan(0.0, DecisionKind.MOVE, "", steps=(step,))
     table = ProcessTable()
     done = (await act(plan, {"main": client}, {MODEL: "main"}, shares, processes=table)).actuations[
         0

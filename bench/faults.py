@@ -34,12 +34,12 @@ import numpy as np
 import structlog
 
 sys.path.append(str(Path(__file__).parents[1]))  # at the end: PYTHONPATH may name another revision
-from igniterd.decide.decide import Oracles
+from igniterd.decide.decide import PredictorPair
 from igniterd.errors import Refused, Unanswered, Unreachable
-from igniterd.loop import Knowledge, Loop
+from igniterd.loop import Loop, Predictors
 from igniterd.observe import Sources
 from igniterd.perf import builtin_profile, load_model
-from igniterd.predict import Oracle
+from igniterd.predict import LatencyPredictor
 from igniterd.records import ModelReading, MpsReading, Tick
 from tests.hosts import config
 from tests.sim.host import SimHost, config_of
@@ -50,8 +50,9 @@ OWNERS_BATCH = 8
 SETTLES_S = 90  # the take-over of all models is no fault's cost
 MOST_WAITING = 200  # clients give up
 _MODEL = load_model(builtin_profile("v100").time_scaled(SLOW))
-ORACLES = Oracles(
-    promises=Oracle(_MODEL, level=0.95), expects=Oracle(_MODEL, level=0.95, upper=False)
+PREDICTORS = PredictorPair(
+    promises=LatencyPredictor(_MODEL, level=0.95),
+    expects=LatencyPredictor(_MODEL, level=0.95, upper=False),
 )
 
 
@@ -163,7 +164,7 @@ class World:
         self.each_second: Callable[[int], None] = lambda second: None
         self.cost, self.says_well, self.unwell = Cost(), False, False
         sources = Sources(tritons={"main": self.host}, models={"main": tuple(rates)}, mps=self.mps)
-        knowledge = Knowledge({name: name for name in rates}, ORACLES)
+        knowledge = Predictors({name: name for name in rates}, PREDICTORS)
         settings = config(folder, SLOS, vgg19=2)
         tritons = {"main": self.host}
         self.loop = Loop(settings, sources, tritons, knowledge, self._report, wall_clock=self.clock)

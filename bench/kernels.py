@@ -18,7 +18,7 @@ import kernels_mean
 
 from igniterd.decide.search import find
 from igniterd.perf import builtin_profile, load_model
-from igniterd.predict import Demand, Oracle
+from igniterd.predict import Demand, LatencyPredictor
 from igniterd.queueing.tail import response_time
 
 RATES = {"alexnet": 60.0, "resnet50": 25.0, "vgg19": 12.0, "ssd": 5.0}
@@ -67,7 +67,7 @@ def main() -> None:
     took = best_s(lambda: response_time(400 / curve[7] * 8, curve[:8], max_queue_delay_ms=4.0), 3)
     print(f"{'tail with a queue delay, drawn, B =  8, load 40%':<58} {took * 1e6:8.0f} us")
     for count in (3, 12):
-        took = best_s(lambda n=count: find(Oracle(model, level=0.95), demands(n)), 1, 3)
+        took = best_s(lambda n=count: find(LatencyPredictor(model, level=0.95), demands(n)), 1, 3)
         print(
             f"{f'joint search of a GPU, {count:>2} tenants, nothing remembered':<58} "
             f"{took * 1e3:8.1f} ms"

@@ -21,7 +21,7 @@ from numba import njit
 from igniterd.perf import builtin_profile
 from igniterd.perf.api import Tenant
 from igniterd.perf.kernels import mean as kernel
-from igniterd.perf.surface_model import OwnModel
+from igniterd.perf.surface_model import SurfaceModel
 
 TENANTS = 12
 REPEAT = 60
@@ -63,7 +63,7 @@ def cpu() -> str:
 
 def figures() -> dict[str, float]:
     """Microseconds of each thing timed."""
-    model = OwnModel(builtin_profile("v100"))
+    model = SurfaceModel(builtin_profile("v100"))
     random = np.random.default_rng(0)
     who, batch = (
         random.integers(0, len(model.models), TENANTS),
@@ -107,7 +107,7 @@ def figures() -> dict[str, float]:
             many(3, lambda: model.share_curves_ms("ssd", shares, tenants[:11], 32)), 3
         ),
         "fit of a profile of four models": best_us(
-            many(1, lambda: OwnModel(builtin_profile("v100")))
+            many(1, lambda: SurfaceModel(builtin_profile("v100")))
         ),
     }
 

@@ -31,13 +31,13 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1]))  # at the end: PYTHONPATH may name another revision
 from igniterd.config import Config, parse_config
-from igniterd.decide.decide import Oracles
+from igniterd.decide.decide import PredictorPair
 from igniterd.decide.search import find
-from igniterd.loop import Knowledge, Loop
+from igniterd.loop import Loop, Predictors
 from igniterd.observe import Sources
 from igniterd.perf import builtin_profile, load_model
-from igniterd.predict import Demand, Oracle
-from igniterd.records import Outcomes, Tick
+from igniterd.predict import Demand, LatencyPredictor
+from igniterd.records import DecisionKind, Tick
 from tests.sim.host import SimHost
 
 T = TypeVar("T")
@@ -48,8 +48,8 @@ SHIFTED = {"alexnet": 400.0 / SLOW, "resnet50": 450.0 / SLOW, "vgg19": 75.0 / SL
 SHIFT_AT_S, SEEN_S, RELOAD_S, SETTLE_S = 60, 45, 1.8, 30
 NAMES = "(alexnet resnet50 vgg19)"
 MODEL = load_model(builtin_profile("v100").time_scaled(SLOW))
-EXPECTS = Oracle(MODEL, level=0.95, upper=False)
-PROMISES = Oracle(MODEL, level=0.95)
+EXPECTS = LatencyPredictor(MODEL, level=0.95, upper=False)
+PROMISES = LatencyPredictor(MODEL, level=0.95)
 
 
 class Run:
@@ -70,7 +70,9 @@ class Run:
         )
         self.ticks: list[Tick] = []
         sources = Sources(tritons={"main": self.host}, models={"main": tuple(rates)})
-        knowledge = Knowledge({m: m for m in rates}, Oracles(promises=PROMISES, expects=EXPECTS))
+        knowledge = Predictors(
+            {m: m for m in rates}, PredictorPair(promises=PROMISES, expects=EXPECTS)
+        )
         self.loop = Loop(
             settings,
             sources,
@@ -145,7 +147,7 @@ async def at_limit(
     counted = [t for t in run.ticks if t.at_s - run.began_s >= SETTLE_S]
     changes = sum(a.ok for t in counted for a in t.outcome.actuations)
     plans = sum(bool(t.plan.steps) and not t.plan.why.startswith("carrying on") for t in counted)
-    gone = [t.plan.outcome is Outcomes.INFEASIBLE for t in counted]
+    gone = [t.plan.outcome is DecisionKind.INFEASIBLE for t in counted]
     begun = sum(now and not before for before, now in pairwise(gone))
     hours = minutes / 60
     return (

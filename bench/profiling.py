@@ -34,7 +34,7 @@ from igniterd.lab.gpu.truth import Truth
 from igniterd.lab.host import EmulatedModel, HostSpec, triton_host
 from igniterd.perf.api import Tenant
 from igniterd.perf.profile import Profile
-from igniterd.perf.surface_model import OwnModel
+from igniterd.perf.surface_model import SurfaceModel
 from igniterd.profiler.drive import source
 from igniterd.profiler.inputs import feed_of
 from igniterd.profiler.measure import Effort, Meter
@@ -97,7 +97,7 @@ async def profiled(folder: Path, slow: float, handover: float) -> tuple[Profile,
 
 def alone(profile: Profile) -> accuracy.Errors:
     """Solo points of the tables that were not profiled."""
-    errors, fitted = accuracy.Errors.none(), OwnModel(profile, accuracy.BLANK)
+    errors, fitted = accuracy.Errors.none(), SurfaceModel(profile, accuracy.BLANK)
     for name, model in accuracy.EVERYTHING.models.items():
         have = {(p.batch, round(p.share, 6)) for p in profile.models[name].solo}
         for p in model.solo:
@@ -115,7 +115,7 @@ def beside(profile: Profile) -> accuracy.Errors:
         for run in profile.co_runs
     }
     for pair in itertools.combinations(MODELS, 2):
-        fitted = OwnModel(profile, accuracy.prior_without(pair))
+        fitted = SurfaceModel(profile, accuracy.prior_without(pair))
         runs = [r for r in accuracy.RUNS if accuracy.pair_of(r) == pair]
         fresh = [
             r

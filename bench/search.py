@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from igniterd.decide.search import Found, find
+from igniterd.decide.search import GpuPlan, find
 from igniterd.perf import PerformanceModel, builtin_profile, load_model
-from igniterd.predict import Demand, Oracle
+from igniterd.predict import Demand, LatencyPredictor
 from igniterd.records import Allocation
 
 FILE = Path(__file__).parent / "results" / "searches.json"
@@ -61,7 +61,7 @@ def demands_of(case: Mapping[str, Any]) -> list[Demand]:
 
 
 def room(
-    oracle: Oracle,
+    predictor: LatencyPredictor,
     demands: list[Demand],
     allocations: Mapping[str, Allocation],
     kept: frozenset[str],
@@ -70,7 +70,7 @@ def room(
     they do); 0 where they do not now."""
 
     def holds(growth: float) -> bool:
-        served = oracle.together(demands, allocations, growth=growth)
+        served = predictor.together(demands, allocations, growth=growth)
         return all(served[d.model].p99_ms <= d.slo_ms * 1.0001 for d in demands if d.model in kept)
 
     if not kept or not holds(1.0):
@@ -85,14 +85,16 @@ def room(
 def answer(model: PerformanceModel, case: Mapping[str, Any]) -> dict[str, Any]:
     demands = demands_of(case)
     began = time.process_time()
-    found: Found = find(Oracle(model, level=LEVEL), demands)
+    found: GpuPlan = find(LatencyPredictor(model, level=LEVEL), demands)
     took = time.process_time() - began
     return {
         "kept": sorted(found.kept),
         "headroom": found.headroom,
         "least_share": round(found.least_share, 4),
         "delays": sum(a.max_queue_delay_us > 0 for a in found.allocations.values()),
-        "room": round(room(Oracle(model, level=LEVEL), demands, found.allocations, found.kept), 3),
+        "room": round(
+            room(LatencyPredictor(model, level=LEVEL), demands, found.allocations, found.kept), 3
+        ),
         "ms": round(1e3 * took, 1),
     }
 
@@ -100,7 +102,9 @@ def answer(model: PerformanceModel, case: Mapping[str, Any]) -> dict[str, Any]:
 def draw() -> None:
     model = load_model(builtin_profile("v100"))
     random = np.random.default_rng(20260)
-    find(Oracle(model, level=LEVEL), demands_of({"tenants": drawn(model, random)}))  # compile
+    find(
+        LatencyPredictor(model, level=LEVEL), demands_of({"tenants": drawn(model, random)})
+    )  # compile
     cases = [{"tenants": drawn(model, random)} for _ in range(CASES)]
     lines = (json.dumps({**case, "before": answer(model, case)}) for case in cases)
     FILE.write_text("[\n" + ",\n".join(lines) + "\n]\n")

@@ -31,12 +31,12 @@ import structlog
 sys.path.append(str(Path(__file__).parents[1]))  # at the end: PYTHONPATH may name another revision
 from igniterd.clients.metrics import Metrics
 from igniterd.config import Config, parse_config
-from igniterd.decide.decide import Held, Oracles, after, decide
+from igniterd.decide.decide import DecisionState, PredictorPair, after, decide
 from igniterd.decide.search import find
-from igniterd.estimate import Belief, estimate
+from igniterd.estimate import EstimatorState, estimate
 from igniterd.perf import builtin_profile, load_model
-from igniterd.predict import Demand, Oracle
-from igniterd.records import Observation, Outcome, Tick
+from igniterd.predict import Demand, LatencyPredictor
+from igniterd.records import ActResult, Observation, Tick
 from igniterd.report import Reporter
 from igniterd.window import between
 from tests.sim.host import SimHost
@@ -63,14 +63,16 @@ def constant(rate: float, _: float) -> float:
     return rate
 
 
-def observed(names: list[list[str]], oracle: Oracle, seconds: int) -> list[Observation]:
+def observed(
+    names: list[list[str]], predictor: LatencyPredictor, seconds: int
+) -> list[Observation]:
     """What would be read once a second."""
     now = [0.0]
     hosts = []
     for gpu, there in enumerate(names):
         like = {n: n.split("-")[0] for n in there}
         plan = find(
-            oracle, [Demand(n, like[n], RATES[like[n]], SLOS[like[n]]) for n in there]
+            predictor, [Demand(n, like[n], RATES[like[n]], SLOS[like[n]]) for n in there]
         ).allocations
         rates = {n: (like[n], partial(constant, RATES[like[n]])) for n in there}
         host = SimHost(rates, lambda: now[0], seed=gpu)
@@ -91,15 +93,15 @@ def observed(names: list[list[str]], oracle: Oracle, seconds: int) -> list[Obser
 
 
 def run(
-    seen: list[Observation], config: Config, oracles: Oracles, profiled: dict[str, str]
+    seen: list[Observation], config: Config, predictors: PredictorPair, profiled: dict[str, str]
 ) -> dict[str, list[float]]:
     """CPU ms of every stage at every tick."""
     spent: dict[str, list[float]] = {
         stage: [] for stage in ("window", "estimate", "decide", "report")
     }
     report = Reporter(config, metrics=Metrics(config).update)
-    belief: Belief = {}
-    held, before = Held(), None
+    belief: EstimatorState = {}
+    held, before = DecisionState(), None
     for number, now in enumerate(seen):
         marks = [time.process_time()]
         window = between(before, now)
@@ -110,16 +112,16 @@ def run(
             belief,
             config=config,
             profiled=profiled,
-            oracle=oracles.expects,
+            predictor=predictors.expects,
             wall_s=now.at_s,
         )
         marks.append(time.process_time())
-        held = after(held, Outcome(), load.loads, config.decide, now.at_s)
+        held = after(held, ActResult(), load.loads, config.decide, now.at_s)
         plan, held = decide(
-            load, now, held, config=config, profiled=profiled, oracles=oracles, now_s=now.at_s
+            load, now, held, config=config, profiled=profiled, predictors=predictors, now_s=now.at_s
         )
         marks.append(time.process_time())
-        report(Tick(number, now.at_s, now.at_s, now, window, load, plan, Outcome(), {}))
+        report(Tick(number, now.at_s, now.at_s, now, window, load, plan, ActResult(), {}))
         marks.append(time.process_time())
         for stage, took in zip(spent, np.diff(marks), strict=True):
             spent[stage].append(1e3 * float(took))
@@ -145,19 +147,19 @@ def main() -> None:
     model = load_model(builtin_profile("v100"))
     with tempfile.TemporaryDirectory() as folder:
         config = settings(names, Path(folder))
-    seen = observed(names, Oracle(model, level=config.decide.level), arguments.seconds)
-    oracles = Oracles(
-        Oracle(model, level=config.decide.level),
-        Oracle(model, level=config.decide.level, upper=False),
+    seen = observed(names, LatencyPredictor(model, level=config.decide.level), arguments.seconds)
+    predictors = PredictorPair(
+        LatencyPredictor(model, level=config.decide.level),
+        LatencyPredictor(model, level=config.decide.level, upper=False),
     )
     watch = cProfile.Profile()
     gc.collect()
     gc.freeze()  # as the daemon does when it has started
     if arguments.profile:
-        spent = watch.runcall(run, seen, config, oracles, profiled)
+        spent = watch.runcall(run, seen, config, predictors, profiled)
         pstats.Stats(watch).sort_stats("tottime").print_stats(40)
     else:
-        spent = run(seen, config, oracles, profiled)
+        spent = run(seen, config, predictors, profiled)
     print(f"machine: {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(
         f"{arguments.models} models on {arguments.gpus} GPUs, {arguments.seconds} s of their time"

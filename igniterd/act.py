@@ -28,7 +28,16 @@ from igniterd.clients.triton.config import (
     same_but_instances,
 )
 from igniterd.errors import IgniterdError, Refused, Unanswered, Unreachable
-from igniterd.records import Actuation, Allocation, Observation, Outcome, Plan, Step, StepKind, Stub
+from igniterd.records import (
+    ActResult,
+    Actuation,
+    Allocation,
+    Observation,
+    Plan,
+    Step,
+    StepKind,
+    Stub,
+)
 from igniterd.states import Cause
 
 READ_BACKS = 5  # each with the deadline of a call
@@ -245,7 +254,7 @@ async def act(
     processes: ProcessSource | None = None,
     adopter: Adopter | None = None,
     cause: Cause = Cause.REFUSED,
-) -> Outcome:
+) -> ActResult:
     """Carry out the first step of ``plan``; the ticks after it, reading the world anew, carry out
     the rest.
 
@@ -255,23 +264,23 @@ async def act(
     the others see :class:`Surroundings`.
     """
     if not plan.steps:
-        return Outcome()
+        return ActResult()
     step, began_s = plan.steps[0], time.monotonic()
     try:
         if refused:
-            return Outcome((Actuation(step, False, 0.0, refused, cause),))
+            return ActResult((Actuation(step, False, 0.0, refused, cause),))
         server = triton_of[step.model]
         around = Surroundings(shares, (reach or {}).get(server, PLAIN), claimed, processes, adopter)
         await _apply(step, tritons[server], around)
     except IgniterdError as error:
-        return Outcome(
+        return ActResult(
             (Actuation(step, False, time.monotonic() - began_s, str(error), _cause(error)),)
         )
     # a configuration nobody thought of: this change is not made, and the daemon goes on
     except Exception as error:
         said = f"unforeseen: {error!r}"
-        return Outcome((Actuation(step, False, time.monotonic() - began_s, said, Cause.REFUSED),))
-    return Outcome((Actuation(step, True, time.monotonic() - began_s),))
+        return ActResult((Actuation(step, False, time.monotonic() - began_s, said, Cause.REFUSED),))
+    return ActResult((Actuation(step, True, time.monotonic() - began_s),))
 
 
 def _cause(error: IgniterdError) -> Cause:

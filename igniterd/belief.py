@@ -10,15 +10,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from igniterd.estimators.arrivals import Aim, Rate, updated
+from igniterd.estimators.arrivals import ForecastTarget, Rate, updated
 from igniterd.estimators.bias import Bias
 from igniterd.estimators.daily import Daily, lived
 from igniterd.estimators.effect import ShareTrial
 from igniterd.estimators.live_curve import LiveCurve
 from igniterd.records import (
     Allocation,
+    BiasEstimate,
     Changed,
-    Learnt,
     LiveService,
     Load,
     ModelReading,
@@ -85,14 +85,14 @@ def _faded(old: tuple[float, float], items: int, requests: int, ages: float) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class ModelBelief:
+class ModelState:
     """What one tick hands to the next about one model."""
 
     rate: Rate = field(default_factory=Rate)
     daily: Daily = field(default_factory=Daily)
     bias: Bias = field(default_factory=Bias)
     # of the bias, to plans: held still until it matters, so that noise moves no plan
-    told: Learnt | None = None
+    told: BiasEstimate | None = None
     busy: float = 0.0
     mean_batch: float = 1.0
     mean_ms: float | None = None
@@ -111,7 +111,7 @@ class ModelBelief:
     load: Load | None = None  # as last told
 
 
-Belief = Mapping[str, ModelBelief]
+EstimatorState = Mapping[str, ModelState]
 
 
 def mixed(old: float | None, new: float, span_s: float) -> float:
@@ -125,7 +125,7 @@ def service_s(window: ModelWindow) -> float:
     return sum(n * window.service_ms[batch] for batch, n in window.executions.items()) / 1000
 
 
-def same_model(belief: ModelBelief, reading: ModelReading, at_s: float) -> ModelBelief:
+def same_model(belief: ModelState, reading: ModelReading, at_s: float) -> ModelState:
     """``belief``, less what was learnt of another version or another backend."""
     copy = (reading.version, reading.backend)
     if belief.copy == copy:
@@ -160,8 +160,8 @@ def _afresh(trial: ShareTrial | None, now_s: float) -> ShareTrial | None:
 
 
 def same_copy(
-    belief: ModelBelief, reading: ModelReading, at_s: float, restarted: bool
-) -> ModelBelief:
+    belief: ModelState, reading: ModelReading, at_s: float, restarted: bool
+) -> ModelState:
     """``belief``, of another copy where the counts say so: they may be seen below the last only
     after some ticks without a window."""
     if not restarted and reading.success_count >= belief.success:
@@ -181,13 +181,13 @@ def same_copy(
 
 
 def followed(
-    belief: ModelBelief,
+    belief: ModelState,
     window: ModelWindow,
     reading: ModelReading,
     end_s: float,
     wall_s: float,
-    aim: Aim,
-) -> ModelBelief:
+    aim: ForecastTarget,
+) -> ModelState:
     """``belief`` after ``window``, which ended at ``end_s``, without what it says of service
     times."""
     if window.restarted or not 0 < window.span_s <= LONGEST_S:
@@ -222,7 +222,7 @@ def followed(
     )
 
 
-def brought(belief: ModelBelief, reading: ModelReading) -> Items:
+def brought(belief: ModelState, reading: ModelReading) -> Items:
     """The items of a request; before any was seen, what its server has counted so far."""
     if belief.items is not None:
         return belief.items
@@ -233,12 +233,12 @@ def brought(belief: ModelBelief, reading: ModelReading) -> Items:
     return Items(mean, slow=(FORMER_REQUESTS * mean, FORMER_REQUESTS))
 
 
-def _slowest(belief: ModelBelief, window: ModelWindow, end_s: float) -> float:
+def _slowest(belief: ModelState, window: ModelWindow, end_s: float) -> float:
     now = max(window.service_ms.values(), default=0.0) if end_s >= belief.settled_at_s else 0.0
     return max(now, belief.slowest_ms * math.exp2(-window.span_s / SLOWEST_HALF_S))
 
 
-def _waited(belief: ModelBelief, window: ModelWindow, reading: ModelReading) -> float:
+def _waited(belief: ModelState, window: ModelWindow, reading: ModelReading) -> float:
     """How long requests have waited with nothing executed. Those whose time in the queue ran out
     waited, too.
 
@@ -251,7 +251,7 @@ def _waited(belief: ModelBelief, window: ModelWindow, reading: ModelReading) -> 
     return belief.waited_s + window.span_s
 
 
-def stuck_s(belief: ModelBelief, reading: ModelReading, longest_ms: float) -> float:
+def stuck_s(belief: ModelState, reading: ModelReading, longest_ms: float) -> float:
     """How long requests have waited, once that is far longer than any execution of its takes; else
     0.
 

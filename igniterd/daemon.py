@@ -17,11 +17,11 @@ from igniterd.adopt import Terms, adopt
 from igniterd.clients.admin import AdminServer
 from igniterd.clients.systemd import Notifier
 from igniterd.config import Config
-from igniterd.edgelog import Once
+from igniterd.edgelog import EdgeLogger
 from igniterd.errors import CannotRun, ConfigError
-from igniterd.estimate import ModelBelief
+from igniterd.estimate import ModelState
 from igniterd.health import Health
-from igniterd.loop import Carry, Knowledge, Loop
+from igniterd.loop import Carry, Loop, Predictors
 from igniterd.predictors import load_knowledge
 from igniterd.records import Tick
 from igniterd.resident import give_back
@@ -40,7 +40,7 @@ class Prepared:
     """A changed configuration, ready to be taken up."""
 
     setup: Setup
-    recalled: dict[str, ModelBelief]
+    recalled: dict[str, ModelState]
     admin: AdminServer | None  # where it listens on another address than the one before it
 
 
@@ -52,7 +52,7 @@ class Daemon:
         self,
         config: Config,
         *,
-        knowledge: Knowledge | None = None,
+        knowledge: Predictors | None = None,
         carry: Carry | None = None,
         reread: Callable[[], Config] | None = None,
         notifier: Notifier | None = None,
@@ -74,7 +74,7 @@ class Daemon:
         self._shown = self.setup  # whose last tick the admin address shows
         self._reread = reread
         self._preparing: asyncio.Task[Prepared | None] | None = None
-        self._once = Once("loop", clock=clock)
+        self._once = EdgeLogger("loop", clock=clock)
         self._aside: set[asyncio.Task[None]] = set()
         self._first = self._owes_ready = True
         self._overrun_said_s = float("-inf")

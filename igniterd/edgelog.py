@@ -34,7 +34,7 @@ class _State:
     owed: bool = False  # the last line said that it fails, on and off
 
 
-class Once:
+class EdgeLogger:
     """Turns a stream of "it failed" / "it worked" into few lines for each key. Bounded in memory.
 
     >>> once = Once("nvml")

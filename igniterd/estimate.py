@@ -1,8 +1,9 @@
 """What is believed of every model now: its arrival rate, how busy it is, and how far off the
 predictions are. Pure.
 
-Everything that outlives a tick is in :class:`Belief`, replaced whole (:mod:`igniterd.belief`). One
-model whose reading makes a prediction raise is left out and named; the others go on.
+Everything that outlives a tick is in :class:`EstimatorState`, replaced whole
+(:mod:`igniterd.belief`). One model whose reading makes a prediction raise is left out and named;
+the others go on.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from dataclasses import replace
 
 from igniterd.belief import (
     STUCK_S,
-    Belief,
+    EstimatorState,
     Expected,
-    ModelBelief,
+    ModelState,
     brought,
     followed,
     same_copy,
@@ -23,9 +24,9 @@ from igniterd.belief import (
     stuck_s,
 )
 from igniterd.config import Config
-from igniterd.estimators.arrivals import Aim
+from igniterd.estimators.arrivals import ForecastTarget
 from igniterd.expect import Known, Scene
-from igniterd.predict import Oracle
+from igniterd.predict import LatencyPredictor
 from igniterd.records import Estimate, Load, Observation, Window
 from igniterd.window import answered_s
 
@@ -33,29 +34,29 @@ ENOUGH = 20  # requests seen before a rate is trusted
 # how far ahead plans are made: a change takes that long from being seen to being served
 HORIZON_S = 8.0
 
-__all__ = ["Belief", "Expected", "ModelBelief", "estimate"]
+__all__ = ["EstimatorState", "Expected", "ModelState", "estimate"]
 
 
 def estimate(
     observation: Observation,
     window: Window,
-    belief: Belief,
+    belief: EstimatorState,
     *,
     config: Config,
     profiled: Mapping[str, str],
-    oracle: Oracle | None,
+    predictor: LatencyPredictor | None,
     wall_s: float = 0.0,
-) -> tuple[Estimate, dict[str, ModelBelief]]:
+) -> tuple[Estimate, dict[str, ModelState]]:
     """Update ``belief`` with ``window`` and say what holds now.
 
     ``profiled`` maps the configured names of the models that have a profile to their names in it;
-    ``oracle`` predicts with mean service times (None: nothing is profiled, and predictions rest on
-    live traffic alone). ``wall_s``: the time of day, seconds UTC.
+    ``predictor`` predicts with mean service times (None: nothing is profiled, and predictions rest
+    on live traffic alone). ``wall_s``: the time of day, seconds UTC.
 
     A model that was not read this time keeps its belief, and its load is what it was. One whose
     prediction raises keeps its belief too, has no load, and is named in ``left_out``.
     """
-    scene = Scene(observation, window, config, profiled, oracle)
+    scene = Scene(observation, window, config, profiled, predictor)
     left_out: dict[str, str] = {}
     known, errors = _learnt(scene, belief, wall_s, left_out)
     loads: dict[str, Load] = {}
@@ -79,15 +80,15 @@ def _said(error: Exception) -> str:
     return f"a prediction for it failed: {error!r}"
 
 
-def _learnt(scene: Scene, belief: Belief, wall_s: float, left_out: dict[str, str]) -> Known:
+def _learnt(scene: Scene, belief: EstimatorState, wall_s: float, left_out: dict[str, str]) -> Known:
     """Beliefs after the window, of every model but those added to ``left_out``."""
-    beliefs: dict[str, ModelBelief] = {}
+    beliefs: dict[str, ModelState] = {}
     for name in scene.observation.models:
         try:
-            beliefs[name] = _followed(belief.get(name) or ModelBelief(), name, scene, wall_s)
+            beliefs[name] = _followed(belief.get(name) or ModelState(), name, scene, wall_s)
         except Exception as error:  # as above
             left_out[name] = _said(error)
-    known, errors = dict[str, ModelBelief](), dict[str, float | None]()
+    known, errors = dict[str, ModelState](), dict[str, float | None]()
     for there in _by_gpu(scene.observation, beliefs).values():
         (of_gpu, of_errors), odd = _without_odd_ones(
             there, lambda names: scene.expected_of(names, beliefs)
@@ -98,14 +99,14 @@ def _learnt(scene: Scene, belief: Belief, wall_s: float, left_out: dict[str, str
     return known, errors
 
 
-def _followed(before: ModelBelief, name: str, scene: Scene, wall_s: float) -> ModelBelief:
+def _followed(before: ModelState, name: str, scene: Scene, wall_s: float) -> ModelState:
     observation, seen = scene.observation, scene.window.models.get(name)
     reading = observation.models[name]
     before = same_model(before, reading, observation.at_s)
     before = same_copy(before, reading, observation.at_s, seen is not None and seen.restarted)
     if seen is None:
         return before
-    aim = Aim(scene.config.decide.rate_level, HORIZON_S)
+    aim = ForecastTarget(scene.config.decide.rate_level, HORIZON_S)
     return followed(before, seen, reading, answered_s(observation, reading), wall_s, aim)
 
 
@@ -144,7 +145,7 @@ def _by_gpu(observation: Observation, names: Iterable[str]) -> dict[int, list[st
     return out
 
 
-def _load(name: str, belief: ModelBelief, scene: Scene, ratio: float | None, wall_s: float) -> Load:
+def _load(name: str, belief: ModelState, scene: Scene, ratio: float | None, wall_s: float) -> Load:
     reading, config = scene.observation.models[name], scene.config
     quantiles = reading.latency_quantiles_s or {}
     expected, rate, bias, daily = belief.expected, belief.rate, belief.bias, belief.daily

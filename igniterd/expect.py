@@ -11,16 +11,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from igniterd.belief import Belief, Expected, ModelBelief, brought, service_s
+from igniterd.belief import EstimatorState, Expected, ModelState, brought, service_s
 from igniterd.config import Config
 from igniterd.estimators.bias import Measured, Point, learnt, pressure_of
 from igniterd.estimators.live_curve import followed, points, said
 from igniterd.perf.api import Tenant
-from igniterd.predict import Beside, Demand, Oracle, felt
+from igniterd.predict import Beside, Demand, LatencyPredictor, felt
 from igniterd.queueing.tail import response_time
 from igniterd.records import (
+    BiasEstimate,
     Changed,
-    Learnt,
     LiveService,
     ModelReading,
     ModelWindow,
@@ -36,7 +36,7 @@ EXPECT_PAUSE_S, EXPECT_EVERY_S = 3.0, 60.0  # ... but not sooner, and not later
 LIVE_EVERY_S = 15.0  # the same for models without a profile: their curves change without a word
 SERVICE_CV = 0.1  # of one execution, where nothing is profiled
 
-Known = tuple[dict[str, ModelBelief], dict[str, float | None]]
+Known = tuple[dict[str, ModelState], dict[str, float | None]]
 """Beliefs, and measured over predicted time spent executing, by model."""
 
 
@@ -45,25 +45,25 @@ class Scene:
     """What the predictions of one tick rest on.
 
     ``profiled`` maps the configured names of the models that have a profile to their names in it;
-    without ``oracle`` nothing is profiled.
+    without ``predictor`` nothing is profiled.
     """
 
     observation: Observation
     window: Window
     config: Config
     profiled: Mapping[str, str]
-    oracle: Oracle | None
+    predictor: LatencyPredictor | None
 
-    def expected_of(self, there: Sequence[str], beliefs: Belief) -> Known:
+    def expected_of(self, there: Sequence[str], beliefs: EstimatorState) -> Known:
         """The models ``there`` on one GPU: what was learnt in the window, and what is expected
         now."""
         known, errors = {name: beliefs[name] for name in there}, dict[str, float | None]()
         modelled: list[str] = []
-        if self.oracle is not None:
+        if self.predictor is not None:
             modelled = self._modelled(there)
-            learnt_now, errors = self._calibrated(there, known, self.oracle)
+            learnt_now, errors = self._calibrated(there, known, self.predictor)
             known |= learnt_now
-            known |= self._expected(modelled, known, self.oracle)
+            known |= self._expected(modelled, known, self.predictor)
         for name in there:
             if name not in modelled:
                 reading, at_s = self.observation.models[name], self.observation.at_s
@@ -72,22 +72,24 @@ class Scene:
                 )
         return known, errors
 
-    def longest_ms(self, name: str, belief: ModelBelief) -> float:
+    def longest_ms(self, name: str, belief: ModelState) -> float:
         """How long the largest batch of a model takes at most, about; 0 where nothing tells."""
         reading = self.observation.models[name]
         largest = max(1, reading.allocation.max_batch_size)
-        if self.oracle is not None and name in self.profiled:
-            largest = min(largest, self.oracle.model.max_batch(self.profiled[name]))
-            curve = self.oracle.curve_ms(
+        if self.predictor is not None and name in self.profiled:
+            largest = min(largest, self.predictor.model.max_batch(self.profiled[name]))
+            curve = self.predictor.curve_ms(
                 self.profiled[name], largest, reading.allocation.share or 1.0, ()
             )
             return float(curve[-1]) * max(1.0, belief.bias.mean)
         known = points(belief.curve, largest, self.observation.at_s)
         return 0.0 if known is None else float(known.mean_ms[-1])
 
-    def _calibrated(self, there: Sequence[str], beliefs: Belief, oracle: Oracle) -> Known:
+    def _calibrated(
+        self, there: Sequence[str], beliefs: EstimatorState, predictor: LatencyPredictor
+    ) -> Known:
         """Beliefs with the biases that the window taught."""
-        out, errors = dict[str, ModelBelief](), dict[str, float | None]()
+        out, errors = dict[str, ModelState](), dict[str, float | None]()
         # what is only watched, and runs without a share, shares the GPU like any neighbour that no
         # profile tells of: the biases take it in
         steered = [name for name in there if name in self.profiled]
@@ -105,15 +107,15 @@ class Scene:
             if end_s >= belief.settled_at_s:
                 belief = replace(
                     belief,
-                    trial=tried(belief.trial, seen, reading, arounds[name], oracle, of, end_s),
+                    trial=tried(belief.trial, seen, reading, arounds[name], predictor, of, end_s),
                 )
-            found = measured(seen, reading, arounds[name], oracle, of)
+            found = measured(seen, reading, arounds[name], predictor, of)
             errors[name] = _overall(found, seen)
             point = Point(reading.allocation.share or 1.0, pressure_of(besides[name]))
             out[name] = _calibrated(belief, found, end_s, point)
         return out, errors
 
-    def _tenants(self, names: Sequence[str], beliefs: Belief) -> dict[str, list[Tenant]]:
+    def _tenants(self, names: Sequence[str], beliefs: EstimatorState) -> dict[str, list[Tenant]]:
         """The neighbours others feel, as measured, of ``names``, one an instance."""
         out = {}
         for name in names:
@@ -135,8 +137,8 @@ class Scene:
         return [] if any(self.observation.models[name].bare for name in names) else names
 
     def _expected(
-        self, names: Sequence[str], beliefs: Belief, oracle: Oracle
-    ) -> dict[str, ModelBelief]:
+        self, names: Sequence[str], beliefs: EstimatorState, predictor: LatencyPredictor
+    ) -> dict[str, ModelState]:
         """Predictions brought up to date, at present rates and allocations; all together, as models
         slow each other."""
         readings, at_s = (
@@ -146,9 +148,9 @@ class Scene:
         if not any(_outdated(beliefs[n], readings[n], at_s, names) for n in names):
             return {}
         allocations = {name: reading.allocation for name, reading in readings.items()}
-        demands = [self._demand(n, beliefs[n], readings[n], oracle) for n in names]
+        demands = [self._demand(n, beliefs[n], readings[n], predictor) for n in names]
         out = {}
-        for n, service in oracle.together(demands, allocations).items():
+        for n, service in predictor.together(demands, allocations).items():
             at = _now(beliefs[n], readings[n], at_s, names)
             if not service.overloaded:
                 at = replace(
@@ -158,7 +160,7 @@ class Scene:
         return out
 
     def _demand(
-        self, name: str, belief: ModelBelief, reading: ModelReading, oracle: Oracle
+        self, name: str, belief: ModelState, reading: ModelReading, predictor: LatencyPredictor
     ) -> Demand:
         allocation, of = reading.allocation, self.profiled[name]
         items = brought(belief, reading).mean
@@ -169,7 +171,7 @@ class Scene:
             belief.rate.per_s * items,
             self.config.by_name()[name].slo_p99_ms,
             brings=brings,
-            max_batch=min(oracle.model.max_batch(of), max(1, brings, allocation.max_batch_size)),
+            max_batch=min(predictor.model.max_batch(of), max(1, brings, allocation.max_batch_size)),
             learnt=belief.told,
             burstiness=belief.rate.burstiness,
             instances=allocation.instances,
@@ -185,8 +187,8 @@ def _overall(measured: Sequence[Measured], window: ModelWindow) -> float | None:
 
 
 def _calibrated(
-    belief: ModelBelief, measured: Sequence[Measured], at_s: float, point: Point
-) -> ModelBelief:
+    belief: ModelState, measured: Sequence[Measured], at_s: float, point: Point
+) -> ModelState:
     if at_s < belief.settled_at_s or not measured:
         return belief
     bias, factor = learnt(belief.bias, at_s, measured, point)
@@ -200,7 +202,7 @@ def _calibrated(
     return replace(belief, bias=bias, told=_told(belief.told, bias.learnt), changed=changed)
 
 
-def _told(told: Learnt | None, now: Learnt | None) -> Learnt | None:
+def _told(told: BiasEstimate | None, now: BiasEstimate | None) -> BiasEstimate | None:
     """What plans are told: what they were told before, unless it has become something else."""
     if told is None or now is None or told.share != now.share or told.pressure != now.pressure:
         return now
@@ -234,12 +236,12 @@ def as_modelled(names: Sequence[str], observation: Observation) -> bool:
 
 
 def _lived(
-    belief: ModelBelief,
+    belief: ModelState,
     reading: ModelReading,
     window: ModelWindow | None,
     at_s: float,
     there: Sequence[str],
-) -> ModelBelief:
+) -> ModelState:
     """``belief`` of a model that the performance model cannot speak of: its own traffic says how
     long it takes as it runs now."""
     allocation = reading.allocation
@@ -278,7 +280,7 @@ def _lived(
     return replace(belief, live=live, expected=at)
 
 
-def _now(belief: ModelBelief, reading: ModelReading, at_s: float, there: Sequence[str]) -> Expected:
+def _now(belief: ModelState, reading: ModelReading, at_s: float, there: Sequence[str]) -> Expected:
     """What a prediction is for, before it is made."""
     items = brought(belief, reading).mean
     return Expected(
@@ -292,7 +294,7 @@ def _now(belief: ModelBelief, reading: ModelReading, at_s: float, there: Sequenc
 
 
 def _outdated(
-    belief: ModelBelief,
+    belief: ModelState,
     reading: ModelReading,
     at_s: float,
     there: Sequence[str],

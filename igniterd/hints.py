@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from igniterd.config import Config, Model
-from igniterd.records import Outcomes, Tick
+from igniterd.records import DecisionKind, Tick
 from igniterd.states import State
 
 OFFER_LEAST = 0.05  # a smaller share is not worth a hint
@@ -111,7 +111,7 @@ def hints_of(tick: Tick, config: Config) -> Iterator[dict[str, Any]]:
 def _offers(tick: Tick, config: Config) -> Iterator[dict[str, Any]]:
     """The room on each GPU of which every model was judged."""
     plan, seen = tick.plan, tick.observation
-    if not plan.feasible or plan.outcome is not Outcomes.HOLD:
+    if not plan.feasible or plan.outcome is not DecisionKind.HOLD:
         return
     unclear = not_judged(tick, config)
     if any(name not in seen.models for name in unclear if name not in seen.absent):

@@ -22,13 +22,14 @@ from igniterd.act import Adopter, Reloader, SecondCopies, act
 from igniterd.clients.shares import reach_of
 from igniterd.config import Config
 from igniterd.decide.cooldown import alike
-from igniterd.decide.decide import Held, Oracles, after, decide
-from igniterd.edgelog import Once
+from igniterd.decide.decide import DecisionState, PredictorPair, after, decide
+from igniterd.edgelog import EdgeLogger
 from igniterd.errors import NotNow
-from igniterd.estimate import Belief, estimate
+from igniterd.estimate import EstimatorState, estimate
 from igniterd.observe import Sources
 from igniterd.prove import Proofs, planned_view, prove
 from igniterd.records import (
+    ActResult,
     Actuation,
     Allocation,
     Estimate,
@@ -36,7 +37,6 @@ from igniterd.records import (
     Load,
     Mode,
     Observation,
-    Outcome,
     Plan,
     Step,
     Tick,
@@ -64,8 +64,8 @@ class Carry:
     """All that outlives a tick."""
 
     seen: Observation | None = None
-    belief: Belief = field(default_factory=dict)
-    held: Held = field(default_factory=Held)
+    belief: EstimatorState = field(default_factory=dict)
+    held: DecisionState = field(default_factory=DecisionState)
     number: int = 0
     proofs: Proofs = field(default_factory=Proofs)
     loads: Mapping[str, Load] = field(default_factory=dict)
@@ -73,12 +73,12 @@ class Carry:
 
 
 @dataclass(frozen=True, slots=True)
-class Knowledge:
+class Predictors:
     """What does not change while the daemon runs: profiles, as predictors."""
 
     # configured name -> name in the profile
     profiled: Mapping[str, str] = field(default_factory=dict)
-    oracles: Oracles | None = None
+    predictors: PredictorPair | None = None
     # configured name -> what its profile is, in short
     identities: Mapping[str, str] = field(default_factory=dict)
     board: str = ""  # the board the profiles are of
@@ -100,7 +100,7 @@ class UnderWay:
     """A step being carried out."""
 
     step: Step
-    task: asyncio.Task[Outcome]
+    task: asyncio.Task[ActResult]
 
 
 class Stopwatch:
@@ -124,7 +124,7 @@ class Loop:
         config: Config,
         sources: Sources,
         reloaders: Mapping[str, Reloader],
-        knowledge: Knowledge,
+        knowledge: Predictors,
         report: Callable[[Tick], None],
         *,
         adopter: Adopter | None = None,
@@ -149,9 +149,9 @@ class Loop:
         self._copies = SecondCopies(knowledge.copy_bytes)
         # applied, by a look just before a step, otherwise than was known
         self._found: dict[str, Allocation] = {}
-        self._come = Outcome()  # what came of steps, until a tick has been finished with it
+        self._come = ActResult()  # what came of steps, until a tick has been finished with it
         self._ports = {server.name: server.port for server in config.triton}
-        self._said, self._told = Once("models"), dict[str, State]()
+        self._said, self._told = EdgeLogger("models"), dict[str, State]()
 
     async def tick(self, now_s: float) -> Tick:
         """One turn at ``now_s`` (a monotonic clock)."""
@@ -165,7 +165,7 @@ class Loop:
         watch.lap("prove")
         window = between(carry.seen, seen)
         watch.lap("window")
-        expects = knowledge.oracles.expects if knowledge.oracles else None
+        expects = knowledge.predictors.expects if knowledge.predictors else None
         wall_s = self.wall_clock()
         profiled = knowledge.steerable(view)
         load, belief = estimate(
@@ -174,7 +174,7 @@ class Loop:
             carry.belief,
             config=self.config,
             profiled=profiled,
-            oracle=expects,
+            predictor=expects,
             wall_s=wall_s,
         )
         watch.lap("estimate")
@@ -207,7 +207,7 @@ class Loop:
         )
         known = replace(known, standings=states)
         self.carry = Carry(whole, belief, held, carry.number + 1, proofs, load.loads, known)
-        self._come = Outcome()
+        self._come = ActResult()
         self._say(states)
         self.report(tick)
         return tick
@@ -224,7 +224,7 @@ class Loop:
                 self._said.failed(f"{name}: {standing.state}", standing.why)
                 self._told[name] = standing.state
 
-    def _followed(self, seen: Observation, outcome: Outcome) -> Known:
+    def _followed(self, seen: Observation, outcome: ActResult) -> Known:
         """What is known of the models after this observation, and whose hand changed them."""
         acting = [under.step.model for under in self._acting.values()]
         carry, found = self.carry, self._found
@@ -241,7 +241,7 @@ class Loop:
         )
 
     def _standings(
-        self, view: Observation, known: Known, held: Held, load: Estimate
+        self, view: Observation, known: Known, held: DecisionState, load: Estimate
     ) -> dict[str, Standing]:
         """The one state of every model."""
         left_out = {**load.left_out, **{name: why for name, (why, _) in held.left_out.items()}}
@@ -260,7 +260,7 @@ class Loop:
         return standings(view, facts)
 
     def _proven(
-        self, seen: Observation, whole: Observation, outcome: Outcome
+        self, seen: Observation, whole: Observation, outcome: ActResult
     ) -> tuple[Proofs, Observation]:
         """What is known of every share, and the host as it may be planned with.
 
@@ -290,7 +290,7 @@ class Loop:
                 self._acting[gpu] = UnderWay(step, task)
                 return
 
-    async def _act(self, plan: Plan, step: Step, view: Observation, known: Known) -> Outcome:
+    async def _act(self, plan: Plan, step: Step, view: Observation, known: Known) -> ActResult:
         """Carry out ``step``, the first of ``plan``, if the host lets it through at this moment."""
         try:
             refused, cause = await self._gate(step, view, known)
@@ -371,28 +371,28 @@ class Loop:
         )
 
     @property
-    def acting(self) -> asyncio.Task[Outcome] | None:
+    def acting(self) -> asyncio.Task[ActResult] | None:
         """A step under way, one that has ended first: its end is worth a tick at once."""
         tasks = [under.task for under in self._acting.values()]
         return next((task for task in tasks if task.done()), tasks[0] if tasks else None)
 
-    def _arrived(self) -> Outcome:
+    def _arrived(self) -> ActResult:
         """What came of the steps set going by earlier ticks; nothing of those still under way."""
         for gpu, under in list(self._acting.items()):
             if under.task.done():
                 del self._acting[gpu]
-                self._come = Outcome(self._come.actuations + under.task.result().actuations)
+                self._come = ActResult(self._come.actuations + under.task.result().actuations)
         return self._come
 
     def _decide(
         self,
         load: Estimate,
         seen: Observation,
-        held: Held,
+        held: DecisionState,
         dead: frozenset[str],
         states: Mapping[str, Standing],
         now_s: float,
-    ) -> tuple[Plan, Held]:
+    ) -> tuple[Plan, DecisionState]:
         busy = {gpu: f"{under.step.model} is being reloaded" for gpu, under in self._acting.items()}
         return decide(
             load,
@@ -400,7 +400,7 @@ class Loop:
             replace(held, under_way=len(self._acting)),
             config=self.config,
             profiled=self.knowledge.steerable(seen),
-            oracles=None if self.mode is Mode.OBSERVE else self.knowledge.oracles,
+            predictors=None if self.mode is Mode.OBSERVE else self.knowledge.predictors,
             now_s=now_s,
             dead=dead,
             standings=states,
@@ -436,7 +436,7 @@ class Loop:
             for under in self._acting.values()
             if not under.task.done()
         )
-        outcome = Outcome((*left, *self._arrived().actuations))
+        outcome = ActResult((*left, *self._arrived().actuations))
         held = after(carry.held, outcome, carry.loads, self.config.decide, now_s)
         return replace(carry, held=held, known=stepped(carry.known, outcome))
 

@@ -2,9 +2,9 @@
 remembered. Pure.
 
 Tenants slow each other by executing, and how long a tenant executes depends on how slowed it is;
-:meth:`Oracle.together` finds the fixed point. Answers are memoised on keys rounded to a few per
-cent, because a search and the ticks after it ask nearly the same questions again and again; rates
-and interference are rounded up, so that a remembered answer is never an optimistic one.
+:meth:`LatencyPredictor.together` finds the fixed point. Answers are memoised on keys rounded to a
+few per cent, because a search and the ticks after it ask nearly the same questions again and again;
+rates and interference are rounded up, so that a remembered answer is never an optimistic one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from igniterd.estimators.bias import CENTRE, bound, elsewhere, pressure_of
 from igniterd.memo import Memo
 from igniterd.perf.api import F64, PerformanceModel, Tenant
 from igniterd.queueing.tail import response_time
-from igniterd.records import Allocation, Learnt
+from igniterd.records import Allocation, BiasEstimate
 
 RATE_STEP = 1.02
 BIAS_STEP = 1.01
@@ -60,7 +60,7 @@ class Demand:
     brings: int = 1
     min_batch: int = 1  # requests that bring a batch of their own must not find the limit below it
     bias: float = 1.0
-    learnt: Learnt | None = None
+    learnt: BiasEstimate | None = None
     burstiness: float = 1.0
     steerable: bool = True
     instances: int = 1
@@ -70,7 +70,7 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class LatencyPrediction:
     """How one model fares: ``p99_ms`` is infinite in overload; ``busy`` is the fraction of the time
     an instance executes."""
 
@@ -90,8 +90,8 @@ class Curve:
     """Predicted service times (ms) of batches 1..B, each (B,), and where: neighbours as rounded for
     remembering.
 
-    ``number`` is no other curve's of the same oracle, so that answers of a forgotten one are never
-    taken for those of another.
+    ``number`` is no other curve's of the same predictor, so that answers of a forgotten one are
+    never taken for those of another.
     """
 
     number: int
@@ -106,7 +106,7 @@ def _up(value: float, step: float) -> float:
     return 0.0 if value <= 0 else float(step ** math.ceil(math.log(value) / math.log(step) - 1e-9))
 
 
-class Oracle:
+class LatencyPredictor:
     """Predictions for the tenants of one kind of GPU at one confidence level.
 
     ``upper=False`` plans on mean service times instead of their upper bounds: what to expect,
@@ -122,7 +122,7 @@ class Oracle:
         self.upper = upper
         self._alone: dict[tuple[str, int], F64] = {}
         self._curves: Memo[Curve] = Memo(MEMO_SIZE)
-        self._served: Memo[Service] = Memo(MEMO_SIZE)
+        self._served: Memo[LatencyPrediction] = Memo(MEMO_SIZE)
         self._numbers = count()
 
     def curve_ms(self, profiled_as: str, max_batch: int, share: float, beside: Beside) -> F64:
@@ -165,7 +165,7 @@ class Oracle:
 
     def served(
         self, demand: Demand, allocation: Allocation, beside: Beside, *, growth: float = 1.0
-    ) -> Service:
+    ) -> LatencyPrediction:
         """How ``demand``, its rate times ``growth``, fares under ``allocation`` beside what
         :func:`felt` makes of its neighbours."""
         share = allocation.share if allocation.share is not None else 1.0
@@ -210,10 +210,10 @@ class Oracle:
 
     def _queue(
         self, service_ms: F64, allocation: Allocation, rate_per_s: float, burstiness: float
-    ) -> Service:
+    ) -> LatencyPrediction:
         if rate_per_s <= 0:
             first = float(service_ms[0])
-            return Service(first * (1 + 2.33 * self.service_cv), first, first, 0.0, 1.0)
+            return LatencyPrediction(first * (1 + 2.33 * self.service_cv), first, first, 0.0, 1.0)
         result = response_time(
             rate_per_s,
             np.ascontiguousarray(service_ms),
@@ -223,8 +223,8 @@ class Oracle:
             burstiness=burstiness,
         )
         if not result.success:
-            return Service(math.inf, math.inf, math.inf, 1.0, float(service_ms.shape[0]))
-        return Service(
+            return LatencyPrediction(math.inf, math.inf, math.inf, 1.0, float(service_ms.shape[0]))
+        return LatencyPrediction(
             result.p99_ms,
             result.p50_ms,
             result.mean_ms,
@@ -238,8 +238,8 @@ class Oracle:
         allocations: Mapping[str, Allocation],
         *,
         growth: float = 1.0,
-        near: Mapping[str, Service] | None = None,
-    ) -> dict[str, Service]:
+        near: Mapping[str, LatencyPrediction] | None = None,
+    ) -> dict[str, LatencyPrediction]:
         """How every model fares with all of them on one GPU: the fixed point of busy times and
         mutual slowing.
 
@@ -247,7 +247,7 @@ class Oracle:
         """
         near = near or {}
         tenants = [as_tenants(d, allocations[d.model], near.get(d.model)) for d in demands]
-        served: dict[str, Service] = {}
+        served: dict[str, LatencyPrediction] = {}
         for _ in range(ROUNDS):
             before, steps = tenants, [felt(t) for t in tenants]
             for i, d in enumerate(demands):
@@ -317,7 +317,7 @@ def _corrected(curve: Curve, upper: bool, largest: int, live: tuple[float, float
 
 
 def as_tenants(
-    demand: Demand, allocation: Allocation, service: Service | None
+    demand: Demand, allocation: Allocation, service: LatencyPrediction | None
 ) -> tuple[Tenant, ...]:
     """The neighbours that the others feel, one an instance; before anything is known, half busy
     with half its batch."""

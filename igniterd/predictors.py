@@ -15,13 +15,13 @@ import numpy as np
 import structlog
 
 from igniterd.config import Config
-from igniterd.decide.decide import Oracles
+from igniterd.decide.decide import PredictorPair
 from igniterd.decide.search import find
 from igniterd.errors import CannotRun, IgniterdError, ProfileError
 from igniterd.estimators.arrivals import Rate, updated
-from igniterd.loop import Knowledge
+from igniterd.loop import Predictors
 from igniterd.perf import PerformanceModel, Profile, load_model
-from igniterd.predict import Demand, Oracle
+from igniterd.predict import Demand, LatencyPredictor
 from igniterd.queueing.tail import compiled_before, response_time
 from igniterd.records import Allocation
 from igniterd.state.checkpoint import identity
@@ -86,7 +86,7 @@ def fitted(profile: Profile, *, timeout_s: float = FIT_TIMEOUT_S) -> Performance
     )
 
 
-def load_knowledge(config: Config) -> Knowledge:
+def load_knowledge(config: Config) -> Predictors:
     """Read the profiles the configuration names and fit the model to them.
 
     Raises :class:`ProfileError` naming the model and the file for one that is unreadable, lacks the
@@ -108,10 +108,10 @@ def load_knowledge(config: Config) -> Knowledge:
         merged = profile if merged is None else merged.merge(profile)
     if merged is None:
         _compiled(None, config.decide.level, "")
-        return Knowledge()
+        return Predictors()
     predictor, level = fitted(merged), config.decide.level
-    oracles = _oracles(predictor, level)
-    _check_slos(config, profiled, oracles.expects)
+    predictors = _predictors(predictor, level)
+    _check_slos(config, profiled, predictors.expects)
     _compiled(predictor, level, next(iter(profiled.values())))
     identities = {name: identity(merged, model) for name, model in profiled.items()}
     sizes = {
@@ -119,12 +119,15 @@ def load_knowledge(config: Config) -> Knowledge:
         for name, of in profiled.items()
         if (size := merged.models[of].memory_bytes) is not None
     }
-    return Knowledge(profiled, oracles, identities, merged.board.name, merged.board.sm_count, sizes)
+    return Predictors(
+        profiled, predictors, identities, merged.board.name, merged.board.sm_count, sizes
+    )
 
 
-def _oracles(predictor: PerformanceModel, level: float) -> Oracles:
-    return Oracles(
-        promises=Oracle(predictor, level=level), expects=Oracle(predictor, level=level, upper=False)
+def _predictors(predictor: PerformanceModel, level: float) -> PredictorPair:
+    return PredictorPair(
+        promises=LatencyPredictor(predictor, level=level),
+        expects=LatencyPredictor(predictor, level=level, upper=False),
     )
 
 
@@ -166,22 +169,22 @@ def _compile(predictor: PerformanceModel | None, level: float, model: str) -> No
             burstiness=1.0,
         )
     if predictor is not None:
-        oracles = _oracles(predictor, level)
+        predictors = _predictors(predictor, level)
         demand = Demand("compile", model, 10.0, 100.0, max_batch=2)
         allocations = {"compile": Allocation(1.0, 2, 1000)}
-        oracles.promises.together([demand], allocations)
-        find(oracles.expects, [demand, replace(demand, model="beside")])
+        predictors.promises.together([demand], allocations)
+        find(predictors.expects, [demand, replace(demand, model="beside")])
 
 
-def _check_slos(config: Config, profiled: dict[str, str], oracle: Oracle) -> None:
+def _check_slos(config: Config, profiled: dict[str, str], predictor: LatencyPredictor) -> None:
     """Refuse an SLO below the fastest possible latency: no share on this board could ever hold
     it."""
     problems = []
     for model in config.model:
         if model.name not in profiled:
             continue
-        mean_ms, _ = oracle.model.service_curve_ms(
-            profiled[model.name], model.max_share, (), 1, level=oracle.level
+        mean_ms, _ = predictor.model.service_curve_ms(
+            profiled[model.name], model.max_share, (), 1, level=predictor.level
         )
         fastest_ms = float(mean_ms[0])
         if fastest_ms > model.slo_p99_ms:

@@ -26,13 +26,13 @@ from dataclasses import dataclass, field, replace
 from igniterd.config import Mps
 from igniterd.evidence import NO_PROCESS, SAME, Finding, by_process, serving, stubs_of
 from igniterd.records import (
+    ActResult,
     Effect,
     Gap,
     Load,
     ModelReading,
     MpsReading,
     Observation,
-    Outcome,
     ShareState,
     Stub,
 )
@@ -180,7 +180,7 @@ def prove(
     observation: Observation,
     loads: Mapping[str, Load],
     before: Proofs,
-    outcome: Outcome,
+    outcome: ActResult,
     *,
     rules: Mps,
     emulated: bool,
@@ -270,7 +270,7 @@ def _mine(observation: Observation, ports: Mapping[str, int | None]) -> dict[str
 
 
 def _tried(
-    before: Proofs, outcome: Outcome, served_by: Mapping[str, int], now_s: float
+    before: Proofs, outcome: ActResult, served_by: Mapping[str, int], now_s: float
 ) -> dict[str, Tried]:
     """Those that a reload of ours did not mend, on a server that is there yet."""
     tried = {

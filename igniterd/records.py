@@ -240,7 +240,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Learnt:
+class BiasEstimate:
     """What live traffic says of a model's service times where it runs now.
 
     The logarithm of measured over predicted service time is ``level + tilt x (log2(batch) - 2)``,
@@ -305,7 +305,9 @@ class Load:
     remembered_per_s: float = 0.0
     bias: float = 1.0  # measured / predicted service time, learnt
     bias_upper: float = 1.0
-    learnt: Learnt | None = None  # the same, in full, for plans; None before anything is learnt
+    learnt: BiasEstimate | None = (
+        None  # the same, in full, for plans; None before anything is learnt
+    )
     live: LiveService | None = None  # where no profile says more
     share_test: ShareTest | None = None  # what service times say of its share
     changed: Changed | None = None  # the last time that what was learnt had to be forgotten
@@ -364,7 +366,7 @@ class Verdict:
     needs_share: float | None = None  # the least share that would hold the SLO, where one would
 
 
-class Outcomes(StrEnum):
+class DecisionKind(StrEnum):
     """What a decision came to; the ``outcome`` label of ``igniterd_decisions_total``."""
 
     HOLD = "hold"  # what is applied is good enough
@@ -378,7 +380,7 @@ class Plan:
     """The decision of one tick."""
 
     at_s: float
-    outcome: Outcomes
+    outcome: DecisionKind
     why: str  # one sentence for people
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
@@ -403,7 +405,7 @@ class Actuation:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ActResult:
     """What came of a plan: the steps tried, in order; nothing after the first refusal."""
 
     actuations: tuple[Actuation, ...] = ()
@@ -420,7 +422,7 @@ class Tick:
     window: Window
     estimate: Estimate
     plan: Plan
-    outcome: Outcome
+    outcome: ActResult
     stage_s: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds it took
     shares: Mapping[str, ShareState] = field(default_factory=dict)  # of the models that have one
     standings: Mapping[str, Standing] = field(default_factory=dict)  # of every configured model

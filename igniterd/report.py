@@ -13,9 +13,9 @@ import structlog
 
 from igniterd import __version__
 from igniterd.config import Config, Model
-from igniterd.edgelog import Lately, Once
+from igniterd.edgelog import EdgeLogger, Lately
 from igniterd.hints import hints_of, number, qualified
-from igniterd.records import Allocation, Gap, LiveService, Load, Outcomes, StepKind, Tick
+from igniterd.records import Allocation, DecisionKind, Gap, LiveService, Load, StepKind, Tick
 
 STATE_SCHEMA = 1
 STATE_EVERY_S = 5.0  # how often the snapshot goes to MQTT when nothing changes
@@ -245,8 +245,8 @@ class Reporter:
         self._said: str = ""
         self._lately = Lately(SAY_AGAIN_S)
         self._now_s = 0.0  # of the tick that is being told
-        self._silent = Once("", clock=lambda: self._now_s)
-        self._once = Once("mps")
+        self._silent = EdgeLogger("", clock=lambda: self._now_s)
+        self._once = EdgeLogger("mps")
         self._state_sent_s = self._hint_sent_s = float("-inf")
         self._hinted: str = ""
 
@@ -289,11 +289,11 @@ class Reporter:
         # lately is not said again
         sentence = (
             plan.outcome.value
-            if plan.outcome is Outcomes.HOLD
+            if plan.outcome is DecisionKind.HOLD
             else f"{plan.outcome.value}: {plan.why}"
         )
         spoken = _kind_of(sentence, self._names)
-        lasting = plan.outcome is not Outcomes.MOVE or any(
+        lasting = plan.outcome is not DecisionKind.MOVE or any(
             step.kind is StepKind.ADOPT for step in plan.steps
         )
         if spoken != self._said and not (lasting and self._lately.said(spoken, tick.at_s)):

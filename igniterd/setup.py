@@ -27,11 +27,11 @@ from igniterd.clients.triton.channel import TlsFiles
 from igniterd.clients.triton.client import TritonClient
 from igniterd.config import Config, Triton
 from igniterd.errors import CannotRun
-from igniterd.estimate import ModelBelief
-from igniterd.loop import Knowledge, Loop
+from igniterd.estimate import ModelState
+from igniterd.loop import Loop, Predictors
 from igniterd.observe import Sources
 from igniterd.report import Reporter
-from igniterd.state.checkpoint import Memory
+from igniterd.state.checkpoint import Checkpoint
 from igniterd.state.history import History
 
 CLOSE_S = 5.0  # longest wait for anything to be closed; systemd's TimeoutStopSec is 20
@@ -105,7 +105,7 @@ class Setup:
     """Clients and stages of one configuration; nothing of it runs before :meth:`start`."""
 
     def __init__(
-        self, config: Config, knowledge: Knowledge, adopter: Adopter, before: Setup | None = None
+        self, config: Config, knowledge: Predictors, adopter: Adopter, before: Setup | None = None
     ) -> None:
         """``before`` is the one it follows: what has not changed is taken over from it, so that a
         broker is not told that the daemon went, and a file has one writer.
@@ -155,15 +155,15 @@ class Setup:
             config, self.sources, self.tritons, knowledge, self.reporter, adopter=adopter
         )
         self.identities = {m.name: knowledge.identities.get(m.name, "") for m in config.model}
-        self.memory: Memory = (
+        self.memory: Checkpoint = (
             before.memory
             if before and same_place
-            else Memory(directory / "learnt.json", self.identities)
+            else Checkpoint(directory / "learnt.json", self.identities)
         )
 
-    def recalled(self, now_s: float) -> dict[str, ModelBelief]:
+    def recalled(self, now_s: float) -> dict[str, ModelState]:
         """What was learnt of its models before, by whichever daemon."""
-        return Memory(self.memory.path, self.identities).recall(now_s, time.time())
+        return Checkpoint(self.memory.path, self.identities).recall(now_s, time.time())
 
     def begin(self) -> None:
         """From now on it is this one."""

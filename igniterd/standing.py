@@ -16,14 +16,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from igniterd.config import Config
-from igniterd.decide.cooldown import Held, alike, only
+from igniterd.decide.cooldown import DecisionState, alike, only
 from igniterd.evidence import stubs_of
 from igniterd.records import (
+    ActResult,
     Allocation,
     Load,
     ModelReading,
     Observation,
-    Outcome,
     StepKind,
 )
 from igniterd.states import Cause, Standing, State
@@ -73,7 +73,7 @@ class Known:
 def followed(
     known: Known,
     seen: Observation,
-    outcome: Outcome,
+    outcome: ActResult,
     *,
     config: Config,
     acting: Iterable[str] = (),
@@ -146,7 +146,7 @@ def _last(known: Known, seen: Observation, configured: Collection[str]) -> dict[
 
 
 def _after_steps(
-    expected: dict[str, Allocation], brings: dict[str, Allocation], outcome: Outcome
+    expected: dict[str, Allocation], brings: dict[str, Allocation], outcome: ActResult
 ) -> None:
     """Take up what our steps have surely brought, and what they may have."""
     for done in outcome.actuations:
@@ -172,7 +172,7 @@ def _left_over(
     )
 
 
-def stepped(known: Known, outcome: Outcome) -> Known:
+def stepped(known: Known, outcome: ActResult) -> Known:
     """``known`` after steps of ours, before anything is read anew."""
     expected, brings = dict(known.expected), dict(known.brings)
     _after_steps(expected, brings, outcome)
@@ -273,7 +273,7 @@ class Facts:
     now_s: float
     config: Config
     known: Known
-    held: Held
+    held: DecisionState
     loads: Mapping[str, Load] = field(default_factory=dict)
     profiled: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)  # a prediction of it failed, and how

@@ -6,24 +6,28 @@ from dataclasses import replace
 
 from igniterd.estimators.bias import Measured
 from igniterd.estimators.effect import ShareTrial
-from igniterd.predict import Beside, Oracle
+from igniterd.predict import Beside, LatencyPredictor
 from igniterd.records import ModelReading, ModelWindow
 
 
 def measured(
-    window: ModelWindow, reading: ModelReading, beside: Beside, oracle: Oracle, profiled_as: str
+    window: ModelWindow,
+    reading: ModelReading,
+    beside: Beside,
+    predictor: LatencyPredictor,
+    profiled_as: str,
 ) -> list[Measured]:
     """Measured over predicted service time of each batch size executed in this window; nothing
     where that says nothing of the model."""
     if window.restarted or not window.executions or reading.allocation.share is None:
         return []
-    most = oracle.model.max_batch(profiled_as)
+    most = predictor.model.max_batch(profiled_as)
     largest = max(window.executions)
     if largest > most:
         return []
     # one curve for the windows to come too
     largest = max(largest, min(most, reading.allocation.max_batch_size))
-    curve = oracle.curve_ms(profiled_as, largest, reading.allocation.share, beside)
+    curve = predictor.curve_ms(profiled_as, largest, reading.allocation.share, beside)
     return [
         Measured(batch, n, window.service_ms[batch] / float(curve[batch - 1]))
         for batch, n in window.executions.items()
@@ -35,7 +39,7 @@ def tried(
     window: ModelWindow,
     reading: ModelReading,
     beside: Beside,
-    oracle: Oracle,
+    predictor: LatencyPredictor,
     profiled_as: str,
     at_s: float,
 ) -> ShareTrial | None:
@@ -54,9 +58,9 @@ def tried(
     ):
         return trial  # it has its answer, and no prediction at this share is needed any more
     claims = replace(reading, allocation=replace(reading.allocation, share=share))
-    found = measured(window, claims, beside, oracle, profiled_as)
+    found = measured(window, claims, beside, predictor, profiled_as)
     if not found:
         return trial
     largest = max(each.batch for each in found)
-    share_ms, whole_ms = (oracle.curve_ms(profiled_as, largest, s, beside) for s in (share, 1.0))
+    share_ms, whole_ms = (predictor.curve_ms(profiled_as, largest, s, beside) for s in (share, 1.0))
     return trial.measured(found, share_ms, whole_ms, at_s)

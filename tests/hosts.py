@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from igniterd.config import Config, parse_config
-from igniterd.decide.decide import Oracles
-from igniterd.loop import Knowledge, Loop
+from igniterd.decide.decide import PredictorPair
+from igniterd.loop import Loop, Predictors
 from igniterd.observe import Sources
 from igniterd.perf import builtin_profile, load_model
-from igniterd.predict import Oracle
+from igniterd.predict import LatencyPredictor
 from igniterd.records import Tick
 from tests.sim.host import SimHost
 
@@ -37,12 +37,13 @@ def config(
 _MODEL = load_model(builtin_profile("v100"))
 
 
-def knowledge(settings: Config) -> Knowledge:
+def knowledge(settings: Config) -> Predictors:
     level = settings.decide.level
-    oracles = Oracles(
-        promises=Oracle(_MODEL, level=level), expects=Oracle(_MODEL, level=level, upper=False)
+    predictors = PredictorPair(
+        promises=LatencyPredictor(_MODEL, level=level),
+        expects=LatencyPredictor(_MODEL, level=level, upper=False),
     )
-    return Knowledge({model.name: model.name for model in settings.model}, oracles)
+    return Predictors({model.name: model.name for model in settings.model}, predictors)
 
 
 class Bench:

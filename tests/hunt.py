@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 
 from igniterd.config import Config, parse_config
-from igniterd.decide.decide import Oracles
+from igniterd.decide.decide import PredictorPair
 from igniterd.decide.search import find
 from igniterd.decide.steps import granted
 from igniterd.errors import NotNow, NotServed, Refused, Unanswered, Unreachable
-from igniterd.loop import Knowledge, Loop
+from igniterd.loop import Loop, Predictors
 from igniterd.observe import Sources
 from igniterd.perf import builtin_profile, load_model
-from igniterd.predict import Demand, Oracle
+from igniterd.predict import Demand, LatencyPredictor
 from igniterd.records import BatchStat, ModelReading, MpsReading, StepKind, Tick
 from igniterd.states import State
 from tests.sim.batcher import Batcher
@@ -50,8 +50,9 @@ COMFORT = 1.25
 MOST_WAITING = 50
 OURS = frozenset({StepKind.REVIVE, StepKind.ADOPT})  # upkeep: also of models that are not steered
 _MODEL = load_model(builtin_profile("v100").time_scaled(SLOW))
-ORACLES = Oracles(
-    promises=Oracle(_MODEL, level=0.95), expects=Oracle(_MODEL, level=0.95, upper=False)
+PREDICTORS = PredictorPair(
+    promises=LatencyPredictor(_MODEL, level=0.95),
+    expects=LatencyPredictor(_MODEL, level=0.95, upper=False),
 )
 
 
@@ -347,7 +348,7 @@ class Hunt:
             Demand(n, n.split("-")[0], self.rates[n], self.slos[n] * 0.9, max_batch=32)
             for n in names
         ]
-        found = find(ORACLES.promises, demands)
+        found = find(PREDICTORS.promises, demands)
         return found.headroom if found.feasible else 0.0
 
     def _rate(self, name: str) -> Callable[[float], float]:
@@ -391,7 +392,7 @@ class Hunt:
             for name in group
             if name not in self.watched
         }
-        knowledge = Knowledge(profiled, ORACLES)
+        knowledge = Predictors(profiled, PREDICTORS)
         return Loop(
             self.config,
             sources,

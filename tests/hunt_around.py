@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from igniterd.clients.triton.config import allocation_of
-from igniterd.decide.decide import Oracles
+from igniterd.decide.decide import PredictorPair
 from igniterd.decide.search import find
 from igniterd.errors import DeviceLost, Unreachable
-from igniterd.predict import Demand, Oracle
-from igniterd.records import BoardReading, Outcomes, Stub, Tick
+from igniterd.predict import Demand, LatencyPredictor
+from igniterd.records import BoardReading, DecisionKind, Stub, Tick
 from igniterd.states import State
-from tests.hunt import COMFORT, FROZEN_S, ORACLES, Hunt, Hunted, Seen
+from tests.hunt import COMFORT, FROZEN_S, PREDICTORS, Hunt, Hunted, Seen
 
 INSIDE = "onnxruntime"
 LATELY_S = 12.0
@@ -55,7 +55,7 @@ class Processes:
         return tuple(stubs)
 
 
-class Failing(Oracle):
+class Failing(LatencyPredictor):
     """Fails at every prediction that has to do with the models in ``fails``."""
 
     fails: frozenset[str] = frozenset()
@@ -83,10 +83,10 @@ class Around(Hunt):
         self.processes = Processes(self.hosts, ports)
         if self.rng.random() < 0.5:  # else nobody may look at them
             sources.processes = self.processes
-        model, level = ORACLES.promises.model, ORACLES.promises.level
-        self.oracle = Failing(model, level=level)
-        oracles = Oracles(promises=self.oracle, expects=ORACLES.expects)
-        self.loop.knowledge = replace(self.loop.knowledge, oracles=oracles)
+        model, level = PREDICTORS.promises.model, PREDICTORS.promises.level
+        self.predictor = Failing(model, level=level)
+        predictors = PredictorPair(promises=self.predictor, expects=PREDICTORS.expects)
+        self.loop.knowledge = replace(self.loop.knowledge, predictors=predictors)
 
     # ------------------------------------------------------------ the world
 
@@ -127,7 +127,7 @@ class Around(Hunt):
             )
             for name in names
         ]
-        found = find(ORACLES.promises, demands)
+        found = find(PREDICTORS.promises, demands)
         return found.headroom if found.feasible else 0.0
 
     # ------------------------------------------------------------ what happens
@@ -152,10 +152,10 @@ class Around(Hunt):
         self.undo.append((until_s, lambda: setattr(self.boards, "gone_until", 0.0)))
 
     def happens_failing_prediction(self, _: Hunted, model: str, until_s: float) -> None:
-        self.oracle.fails |= {model}
+        self.predictor.fails |= {model}
         mended = {model}
         self.undo.append(
-            (until_s, lambda: setattr(self.oracle, "fails", self.oracle.fails - mended))
+            (until_s, lambda: setattr(self.predictor, "fails", self.predictor.fails - mended))
         )
 
     def happens_other_batches(self, host: Hunted, model: str, _: float) -> None:
@@ -218,7 +218,7 @@ class Around(Hunt):
         if any(tick.standings[n].state is not State.STEERED for n in names):
             return False
         loads = [at_s for h in self.hosts.values() for at_s, n in h.loaded if n in names]
-        if any(at_s > since_s for at_s in loads) or tick.plan.outcome is Outcomes.WAIT:
+        if any(at_s > since_s for at_s in loads) or tick.plan.outcome is DecisionKind.WAIT:
             return False
         return self._room(names, self.hosts) >= COMFORT
 

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from igniterd.config import Config, parse_config
-from igniterd.decide.decide import Oracles
+from igniterd.decide.decide import PredictorPair
 from igniterd.decide.search import find
 from igniterd.decide.steps import granted
 from igniterd.errors import Refused, Unreachable
-from igniterd.loop import Knowledge, Loop
+from igniterd.loop import Loop, Predictors
 from igniterd.observe import Sources
 from igniterd.perf import builtin_profile, load_model
-from igniterd.predict import Demand, Oracle
-from igniterd.records import ModelReading, MpsReading, Outcomes, Tick
+from igniterd.predict import Demand, LatencyPredictor
+from igniterd.records import DecisionKind, ModelReading, MpsReading, Tick
 from igniterd.states import State
 from tests.sim.batcher import Batcher
 from tests.sim.host import SimHost, config_of
@@ -35,8 +35,9 @@ CALM_S = 120.0  # after the last change of the world, when it must
 MOST_WAITING = 50
 JUDGED_S = 60.0  # of calm are judged together
 _MODEL = load_model(builtin_profile("v100").time_scaled(SLOW))
-ORACLES = Oracles(
-    promises=Oracle(_MODEL, level=0.95), expects=Oracle(_MODEL, level=0.95, upper=False)
+PREDICTORS = PredictorPair(
+    promises=LatencyPredictor(_MODEL, level=0.95),
+    expects=LatencyPredictor(_MODEL, level=0.95, upper=False),
 )
 
 
@@ -172,7 +173,7 @@ class Soak:
             processes=self.host.processes,
         )
         self.config = configured(folder)
-        knowledge = Knowledge({m: m for m in RATES}, ORACLES)
+        knowledge = Predictors({m: m for m in RATES}, PREDICTORS)
         self.loop = Loop(
             self.config, sources, {"main": self.host}, knowledge, self._tick, wall_clock=self._wall
         )
@@ -251,7 +252,7 @@ class Soak:
             for m, rate in self.rates.items()
             if m in self.host.models
         ]
-        found = find(ORACLES.promises, demands)
+        found = find(PREDICTORS.promises, demands)
         return found.headroom if found.feasible else 0.0
 
     def _count(self, what: str) -> None:
@@ -344,7 +345,7 @@ class Soak:
             self.seen.calm_reloads += bool(
                 self.host.loads and self.host.loads[-1][0] >= now_s - 1.0
             )
-            self.seen.infeasible_s += plan.outcome is Outcomes.INFEASIBLE
+            self.seen.infeasible_s += plan.outcome is DecisionKind.INFEASIBLE
             self._check_said(now_s, plan.feasible)
         if not calm or self.room < COMFORT:
             self.judged_from_s = now_s
@@ -392,7 +393,7 @@ class Soak:
             for m, rate in self.rates.items()
             if m in self.host.models
         ]
-        return not find(ORACLES.expects, demands).feasible
+        return not find(PREDICTORS.expects, demands).feasible
 
     def _check_latencies(self, now_s: float) -> None:
         self.seen.judged += 1

@@ -10,9 +10,9 @@ from igniterd.errors import Refused, Unreachable
 from igniterd.records import (
     Allocation,
     BoardReading,
+    DecisionKind,
     ModelReading,
     Observation,
-    Outcomes,
     Plan,
     Step,
     StepKind,
@@ -43,7 +43,7 @@ class Triton:
 
 
 def plan(*steps: Step) -> Plan:
-    return Plan(0.0, Outcomes.MOVE, "why", steps=steps)
+    return Plan(0.0, DecisionKind.MOVE, "why", steps=steps)
 
 
 STEP = Step("m", StepKind.SHRINK, BEFORE, THEN)

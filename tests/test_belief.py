@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igniterd.belief import ModelBelief
+from igniterd.belief import ModelState
 from igniterd.estimate import estimate
 from igniterd.records import Allocation, BatchStat, Estimate, ModelReading, Observation
 from igniterd.window import between
@@ -22,10 +22,10 @@ class Host:
     def __init__(self, folder: Path, *, profiled: bool = True) -> None:
         self.config = config(folder)
         known = knowledge(self.config)
-        self.oracle = known.oracles.expects if known.oracles and profiled else None
+        self.predictor = known.predictors.expects if known.predictors and profiled else None
         self.profiled = dict(known.profiled) if profiled else {}
         self.at_s = 1000.0
-        self.belief: dict[str, ModelBelief] = {}
+        self.belief: dict[str, ModelState] = {}
         self.seen: Observation | None = None
         self.readings = {
             n: ModelReading(n, "1", "main", True, "python", Allocation(0.3, 8), pending_count=0)
@@ -53,7 +53,12 @@ class Host:
         now = Observation(self.at_s, models=dict(self.readings), unread=self.unread)
         window = between(self.seen, now)
         told, self.belief = estimate(
-            now, window, self.belief, config=self.config, profiled=self.profiled, oracle=self.oracle
+            now,
+            window,
+            self.belief,
+            config=self.config,
+            profiled=self.profiled,
+            predictor=self.predictor,
         )
         self.seen = now
         return told

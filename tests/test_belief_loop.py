@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from igniterd.hints import hints_of
-from igniterd.records import ModelReading, Outcomes
+from igniterd.records import DecisionKind, ModelReading
 from igniterd.report import state_of
 from igniterd.states import State
 from tests.hosts import Bench, config
@@ -51,7 +51,7 @@ async def test_answers_up_to_300_ms_late_are_no_bursts_and_no_overload(tmp_path:
     bench.host.read_models = late  # type: ignore[method-assign]
     await bench.run(300)
     assert {load.burstiness for load in bench.ticks[-1].estimate.loads.values()} == {1.0}
-    assert not [tick.at_s for tick in bench.ticks if tick.plan.outcome is Outcomes.INFEASIBLE]
+    assert not [tick.at_s for tick in bench.ticks if tick.plan.outcome is DecisionKind.INFEASIBLE]
 
 
 async def test_a_model_that_hangs_is_told_and_one_that_only_answers_late_is_not(

@@ -24,7 +24,7 @@ from igniterd.clients.systemd import Notifier
 from igniterd.config import Config, parse_config
 from igniterd.daemon import Daemon
 from igniterd.errors import CannotRun, ConfigError
-from igniterd.estimate import ModelBelief
+from igniterd.estimate import ModelState
 from igniterd.loop import Loop
 from igniterd.perf import builtin_profile
 from igniterd.predictors import fitted
@@ -398,7 +398,7 @@ async def test_a_refused_daemon_writes_nothing(tmp_path: Path, nowhere: int) -> 
         (tmp_path / "learnt.json").write_text("what the first has learnt")
         second = Daemon(settings(tmp_path, nowhere))
         second.loop.carry = replace(
-            second.loop.carry, belief={"alexnet": ModelBelief(copy=("1", "python"))}
+            second.loop.carry, belief={"alexnet": ModelState(copy=("1", "python"))}
         )
         before = kept_in(tmp_path)
         with pytest.raises(CannotRun):
@@ -452,7 +452,7 @@ async def test_a_reload_into_another_folder_moves_everything_and_lets_the_old_on
 
     async def learning(now_s: float) -> Any:
         done = await tick(now_s)
-        loop.carry = replace(loop.carry, belief={"alexnet": ModelBelief(copy=("1", "python"))})
+        loop.carry = replace(loop.carry, belief={"alexnet": ModelState(copy=("1", "python"))})
         return done
 
     loop.tick = learning  # type: ignore[method-assign]

@@ -1,7 +1,7 @@
 import pytest
 from structlog.testing import capture_logs
 
-from igniterd.edgelog import MOST_KEYS, QUIET_S, Lately, Once
+from igniterd.edgelog import MOST_KEYS, QUIET_S, EdgeLogger, Lately
 
 
 class Clock:
@@ -14,7 +14,7 @@ class Clock:
 
 def test_a_failure_is_told_once_and_its_recovery_once() -> None:
     with capture_logs() as logs:
-        once = Once("nvml")
+        once = EdgeLogger("nvml")
         once.worked("read")
         for _ in range(3):
             once.failed("read", "no answer in 0.3 s")
@@ -37,7 +37,7 @@ def test_a_failure_is_told_once_and_its_recovery_once() -> None:
 def test_what_comes_and_goes_all_day_is_a_line_each_ten_minutes(period_s: int) -> None:
     clock = Clock()
     with capture_logs() as logs:
-        once = Once("nvml", clock=clock)
+        once = EdgeLogger("nvml", clock=clock)
         for second in range(86_400):
             clock.now_s = float(second)
             if second % period_s == 1:
@@ -52,7 +52,7 @@ def test_what_comes_and_goes_all_day_is_a_line_each_ten_minutes(period_s: int) -
 def test_an_outage_after_a_hiccup_is_told_all_the_same_and_so_is_its_end() -> None:
     clock = Clock()
     with capture_logs() as logs:
-        once = Once("triton", clock=clock)
+        once = EdgeLogger("triton", clock=clock)
         once.failed("read", "a hiccup")
         once.worked("read")
         for second in range(10, 200):
@@ -68,7 +68,7 @@ def test_an_outage_after_a_hiccup_is_told_all_the_same_and_so_is_its_end() -> No
 def test_what_flapped_and_is_well_again_is_said_to_be() -> None:
     clock = Clock()
     with capture_logs() as logs:
-        once = Once("nvml", clock=clock)
+        once = EdgeLogger("nvml", clock=clock)
         for second in range(3000):
             clock.now_s = float(second)
             if second % 2 and second < 700:
@@ -80,7 +80,7 @@ def test_what_flapped_and_is_well_again_is_said_to_be() -> None:
 
 
 def test_its_memory_is_bounded() -> None:
-    once, lately = Once("triton"), Lately()
+    once, lately = EdgeLogger("triton"), Lately()
     with capture_logs():
         for number in range(5 * MOST_KEYS):
             once.failed(f"request {number:x}", "no")
@@ -90,7 +90,7 @@ def test_its_memory_is_bounded() -> None:
 
 def test_keys_are_apart() -> None:
     with capture_logs() as logs:
-        once = Once("triton:main")
+        once = EdgeLogger("triton:main")
         once.failed("a", "x")
         once.failed("b", "y")
         once.worked("a")

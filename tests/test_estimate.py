@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from igniterd.belief import SETTLE_S, ModelBelief
+from igniterd.belief import SETTLE_S, ModelState
 from igniterd.estimate import HORIZON_S, estimate
 from igniterd.estimators.bias import Bias, Measured, Point, learnt
 from igniterd.expect import as_modelled, others
@@ -24,17 +24,17 @@ class Host:
     def __init__(self, folder: Path, *, profiled: bool = True) -> None:
         self.config = config(folder, {"resnet50": 40.0})
         known = knowledge(self.config)
-        self.oracle = known.oracles.expects if known.oracles and profiled else None
+        self.predictor = known.predictors.expects if known.predictors and profiled else None
         self.profiled = dict(known.profiled) if profiled else {}
         self.curve_ms = (
-            known.oracles.expects.model.service_curve_ms("resnet50", SHARE, (), 8)[0]
-            if known.oracles
+            known.predictors.expects.model.service_curve_ms("resnet50", SHARE, (), 8)[0]
+            if known.predictors
             else None
         )
         self.slow, self.version, self.backend = 1.0, "1", "python"
         self.allocation = Allocation(SHARE, 8)
         self.stats: dict[int, tuple[int, int]] = {}
-        self.belief: dict[str, ModelBelief] = {}
+        self.belief: dict[str, ModelState] = {}
         self.at_s, self.seen = 0.0, None
         self.load: Load | None = None
         self.beside: ModelReading | None = None
@@ -70,7 +70,12 @@ class Host:
         now = Observation(self.at_s, models={"resnet50": reading, **beside})
         window = between(self.seen, now)
         told, self.belief = estimate(
-            now, window, self.belief, config=self.config, profiled=self.profiled, oracle=self.oracle
+            now,
+            window,
+            self.belief,
+            config=self.config,
+            profiled=self.profiled,
+            predictor=self.predictor,
         )
         self.seen = now
         self.load = told.loads["resnet50"]
@@ -228,7 +233,7 @@ def test_nothing_is_forgotten_of_a_model_that_is_not_seen(tmp_path: Path) -> Non
         host.belief,
         config=host.config,
         profiled=host.profiled,
-        oracle=host.oracle,
+        predictor=host.predictor,
     )
     assert told.loads == {}
     assert not told.warm
@@ -238,7 +243,7 @@ def test_nothing_is_forgotten_of_a_model_that_is_not_seen(tmp_path: Path) -> Non
 def test_a_model_that_was_away_keeps_what_was_learnt(tmp_path: Path) -> None:
     bias, _ = learnt(Bias(), 1.0, [Measured(4, 100, 1.2)], Point(SHARE))
     host = Host(tmp_path)
-    host.belief = {"resnet50": ModelBelief(bias=bias, told=bias.learnt, copy=("1", "python"))}
+    host.belief = {"resnet50": ModelState(bias=bias, told=bias.learnt, copy=("1", "python"))}
     assert host.tick().bias == bias.mean
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from igniterd.decide.decide import Oracles, decide
+from igniterd.decide.decide import PredictorPair, decide
 from igniterd.errors import NotNow, NotServed, Unreachable
 from igniterd.loop import Carry, Loop
-from igniterd.predict import Oracle
-from igniterd.records import Allocation, BoardReading, ModelReading, MpsReading, Outcomes, Tick
+from igniterd.predict import LatencyPredictor
+from igniterd.records import Allocation, BoardReading, DecisionKind, ModelReading, MpsReading, Tick
 from igniterd.states import State
 from tests.hosts import SLOS, Bench, config
 
@@ -41,7 +41,7 @@ async def test_takes_over_in_single_steps_and_holds_every_slo(tmp_path: Path) ->
     assert sum(a.share or 0 for a in last.values()) <= 1 + 1e-9
     assert len(moves(bench)) <= 7  # five to take over, and little after
     assert all(len(tick.outcome.actuations) <= 1 for tick in bench.ticks)
-    assert bench.ticks[0].plan.outcome is Outcomes.WAIT
+    assert bench.ticks[0].plan.outcome is DecisionKind.WAIT
 
 
 async def test_follows_traffic_that_moves(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ async def test_too_much_traffic_is_said_and_the_least_important_is_let_go(tmp_pa
     )
     await bench.run(75)
     plan = bench.ticks[-1].plan
-    assert plan.outcome is Outcomes.INFEASIBLE
+    assert plan.outcome is DecisionKind.INFEASIBLE
     assert not plan.feasible
     assert [v.model for v in plan.verdicts.values() if not v.feasible] == ["vgg19"]
     assert "vgg19 is let go" in plan.why
@@ -134,7 +134,7 @@ async def test_a_silent_triton_is_a_gap_and_nothing_is_changed(tmp_path: Path) -
     )
     bench.host.silent = False
     await bench.run(30)
-    assert bench.ticks[-1].plan.outcome is Outcomes.HOLD
+    assert bench.ticks[-1].plan.outcome is DecisionKind.HOLD
 
 
 async def test_a_triton_without_explicit_control_is_said_and_not_tried(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ async def test_a_model_that_triton_lacks_keeps_nobody_waiting_whenever_it_comes_
     assert all(a.share is not None for a in applied(bench.ticks[-1]).values())
     bench.host.remove("vgg19")
     await bench.run(10)
-    assert bench.ticks[-1].plan.outcome is Outcomes.HOLD
+    assert bench.ticks[-1].plan.outcome is DecisionKind.HOLD
 
 
 def answering(
@@ -205,7 +205,7 @@ async def test_a_model_of_a_kind_that_can_only_be_watched_is_not_touched(tmp_pat
     await bench.run(25)
     last = bench.ticks[-1]
     assert {done.step.model for done in moves(bench)} == {"alexnet", "resnet50"}
-    assert last.plan.outcome is Outcomes.HOLD
+    assert last.plan.outcome is DecisionKind.HOLD
     assert last.estimate.loads["vgg19"].rate_per_s == pytest.approx(STEADY["vgg19"], rel=0.3)
     assert last.estimate.loads["vgg19"].predicted_p99_ms is None
 
@@ -296,9 +296,9 @@ async def test_a_decision_replays_from_its_inputs(tmp_path: Path) -> None:
         carries.append(bench.loop.carry)
         await bench.run(1)
     known = bench.loop.knowledge
-    fresh = Oracles(
-        Oracle(known.oracles.promises.model, level=0.95),
-        Oracle(known.oracles.expects.model, level=0.95, upper=False),
+    fresh = PredictorPair(
+        LatencyPredictor(known.predictors.promises.model, level=0.95),
+        LatencyPredictor(known.predictors.expects.model, level=0.95, upper=False),
     )
     replayed = 0
     for tick, after in zip(bench.ticks, [*carries[1:], bench.loop.carry], strict=True):
@@ -311,7 +311,7 @@ async def test_a_decision_replays_from_its_inputs(tmp_path: Path) -> None:
             before,
             config=settings,
             profiled=known.profiled,
-            oracles=fresh,
+            predictors=fresh,
             now_s=tick.at_s,
             standings=tick.standings,
             began_s=bench.ticks[0].at_s,
@@ -346,7 +346,7 @@ async def test_a_take_over_is_finished_though_traffic_grows_meanwhile(tmp_path: 
         tick for tick in shared if sum(a.share or 0 for a in applied(tick).values()) <= 1 + 1e-9
     )
     assert confined.at_s - bench.ticks[0].at_s < 22  # five reloads of 1.6 s after 8 s of watching
-    assert all(tick.plan.outcome is not Outcomes.INFEASIBLE for tick in bench.ticks)
+    assert all(tick.plan.outcome is not DecisionKind.INFEASIBLE for tick in bench.ticks)
     assert all(load.bias < 1.3 for tick in bench.ticks for load in tick.estimate.loads.values())
 
 
@@ -359,7 +359,7 @@ async def test_profiled_models_that_all_leave_are_waited_for_while_another_stays
     bench.host.remove("vgg19")
     await bench.run(3)
     assert (bench.ticks[-1].plan.outcome, bench.ticks[-1].plan.why) == (
-        Outcomes.WAIT,
+        DecisionKind.WAIT,
         "no model with a profile is served now",
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from igniterd.records import Effect, Outcomes, StepKind, Tick
+from igniterd.records import DecisionKind, Effect, StepKind, Tick
 from tests.hosts import Bench, config
 from tests.sim.host import SimModel, config_of
 
@@ -35,7 +35,7 @@ async def test_shares_that_processes_show_are_proven_and_planned_with(tmp_path: 
     assert {name: state.effect for name, state in last.shares.items()} == dict.fromkeys(
         RATES, Effect.PROVEN
     )
-    assert last.plan.outcome is Outcomes.HOLD
+    assert last.plan.outcome is DecisionKind.HOLD
     assert not gaps(last)
 
 
@@ -145,7 +145,7 @@ async def test_one_that_cannot_be_mended_keeps_nobody_from_being_steered(tmp_pat
     assert "vgg19" not in made.host.refuse  # it was tried, once
     assert made.ticks[-1].shares["vgg19"].effect is Effect.REFUTED
     assert {name for _, name, _ in made.host.loads[before:]} == {"alexnet", "resnet50"}
-    assert made.ticks[-1].plan.outcome is Outcomes.HOLD
+    assert made.ticks[-1].plan.outcome is DecisionKind.HOLD
 
 
 async def test_a_table_that_is_read_now_and_then_changes_nothing(tmp_path: Path) -> None:

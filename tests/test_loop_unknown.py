@@ -285,17 +285,17 @@ async def test_a_model_that_cannot_be_predicted_is_left_out_and_the_others_go_on
     tmp_path: Path,
 ) -> None:
     bench = Bench(config(tmp_path), constant(STEADY))
-    oracles = bench.loop.knowledge.oracles
-    assert oracles is not None
-    for oracle in (oracles.promises, oracles.expects):
-        served = oracle.served
+    predictors = bench.loop.knowledge.predictors
+    assert predictors is not None
+    for predictor in (predictors.promises, predictors.expects):
+        served = predictor.served
 
         def odd(demand: Any, *args: Any, served: Any = served, **kw: Any) -> Any:
             if demand.model == "vgg19" and bench.now_s > 5:
                 raise FloatingPointError("nobody thought of that")
             return served(demand, *args, **kw)
 
-        oracle.served = odd  # type: ignore[method-assign]
+        predictor.served = odd  # type: ignore[method-assign]
     with capture_logs() as logs:
         await bench.run(60)
     last = bench.ticks[-1]

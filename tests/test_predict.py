@@ -3,7 +3,7 @@ import pytest
 
 from igniterd.perf import builtin_profile, load_model
 from igniterd.perf.api import Tenant
-from igniterd.predict import Demand, Oracle, as_tenants, felt
+from igniterd.predict import Demand, LatencyPredictor, as_tenants, felt
 from igniterd.records import Allocation
 
 MODEL = load_model(builtin_profile("v100"))
@@ -22,42 +22,42 @@ def test_neighbours_are_felt_in_steps_and_never_less_busy_than_they_are() -> Non
 
 
 def test_the_same_is_found_from_anywhere_near() -> None:
-    oracle = Oracle(MODEL, level=0.95)
-    served = oracle.together(DEMANDS, ALLOCATIONS)
-    again = oracle.together(DEMANDS, ALLOCATIONS, near=served)
+    predictor = LatencyPredictor(MODEL, level=0.95)
+    served = predictor.together(DEMANDS, ALLOCATIONS)
+    again = predictor.together(DEMANDS, ALLOCATIONS, near=served)
     for name, service in served.items():
         assert again[name].p99_ms == pytest.approx(service.p99_ms, rel=0.02)
         assert again[name].busy == pytest.approx(service.busy, abs=0.05)
 
 
 def test_neighbours_and_traffic_only_ever_slow() -> None:
-    oracle = Oracle(MODEL, level=0.95)
+    predictor = LatencyPredictor(MODEL, level=0.95)
     together, more = (
-        oracle.together(DEMANDS, ALLOCATIONS),
-        oracle.together(DEMANDS, ALLOCATIONS, growth=1.3),
+        predictor.together(DEMANDS, ALLOCATIONS),
+        predictor.together(DEMANDS, ALLOCATIONS, growth=1.3),
     )
     for demand in DEMANDS:
-        alone = oracle.together([demand], ALLOCATIONS)[demand.model]
+        alone = predictor.together([demand], ALLOCATIONS)[demand.model]
         assert alone.p99_ms <= together[demand.model].p99_ms <= more[demand.model].p99_ms
 
 
 def test_curves_alone_are_those_of_every_share() -> None:
-    oracle = Oracle(MODEL, level=0.95)
+    predictor = LatencyPredictor(MODEL, level=0.95)
     demand = Demand("r", "resnet50", 1.0, 100.0, max_batch=8)
-    alone = oracle.alone_ms(demand)
+    alone = predictor.alone_ms(demand)
     assert alone.shape == (40, 8)
     np.testing.assert_allclose(
-        alone[11], oracle.curve_ms(demand.profiled_as, demand.max_batch, 0.3, ()), rtol=1e-9
+        alone[11], predictor.curve_ms(demand.profiled_as, demand.max_batch, 0.3, ()), rtol=1e-9
     )
-    np.testing.assert_allclose(oracle.corrected_ms(demand, 0.3, ()), alone[11])
-    assert (Oracle(MODEL, level=0.95, upper=False).alone_ms(demand) < alone).all()
+    np.testing.assert_allclose(predictor.corrected_ms(demand, 0.3, ()), alone[11])
+    assert (LatencyPredictor(MODEL, level=0.95, upper=False).alone_ms(demand) < alone).all()
 
 
 def test_instances_of_one_model_slow_each_other() -> None:
-    oracle = Oracle(MODEL, level=0.95)
+    predictor = LatencyPredictor(MODEL, level=0.95)
     two = Demand("r", "resnet50", 200.0, 100.0, instances=2)
-    served = oracle.together([two], {"r": Allocation(0.3, 8, instances=2)})["r"]
-    undisturbed = oracle.served(two, Allocation(0.3, 8, instances=2), ())
+    served = predictor.together([two], {"r": Allocation(0.3, 8, instances=2)})["r"]
+    undisturbed = predictor.served(two, Allocation(0.3, 8, instances=2), ())
     assert served.p99_ms > 1.02 * undisturbed.p99_ms
     tenants = as_tenants(two, Allocation(0.3, 8, instances=2), served)
     assert len(tenants) == 2

@@ -14,6 +14,7 @@ from igniterd.config import Mps
 from igniterd.evidence import stubs_of
 from igniterd.prove import CONNECT_S, DEAD_TICKS, MEND_AGAIN_S, Proofs, planned_view, prove
 from igniterd.records import (
+    ActResult,
     Actuation,
     Allocation,
     Effect,
@@ -22,7 +23,6 @@ from igniterd.records import (
     ModelReading,
     MpsReading,
     Observation,
-    Outcome,
     ShareTest,
     Step,
     StepKind,
@@ -59,13 +59,13 @@ def proven(
     *,
     emulated: bool = False,
     loads: Mapping[str, Load] | None = None,
-    outcome: Outcome | None = None,
+    outcome: ActResult | None = None,
 ) -> Proofs:
     return prove(
         observation,
         loads or {},
         before or old(),
-        outcome or Outcome(),
+        outcome or ActResult(),
         rules=Mps(),
         emulated=emulated,
         ports={"main": 8001},
@@ -78,7 +78,7 @@ def old() -> Proofs:
         seen(STUB, at_s=0.0, mps=None),
         {},
         Proofs(),
-        Outcome(),
+        ActResult(),
         rules=Mps(),
         emulated=True,
         ports={},
@@ -207,7 +207,7 @@ def test_a_refuted_share_is_given_once_more_and_then_left() -> None:
     first = proven(observation)
     assert planned_view(observation, first).models["m"].bare  # it goes through the take-over
     step = Step("m", StepKind.SHRINK, Allocation(None, 8), Allocation(SHARE, 8))
-    again = proven(observation, first, outcome=Outcome((Actuation(step, True, 1.0),)))
+    again = proven(observation, first, outcome=ActResult((Actuation(step, True, 1.0),)))
     assert "its share is refuted" in planned_view(observation, again).models["m"].share_fixed
     restarted = seen(replace(BARE, environment_read=True, server_pid=6))
     assert planned_view(restarted, proven(restarted, again)).models["m"].bare
@@ -318,7 +318,7 @@ def test_what_was_disbelieved_is_not_believed_because_nothing_can_be_seen() -> N
     # nor because it was not read
     assert proven(replace(hidden, models={}), refuted).states["m"].effective is None
     assert proven(seen(STUB, at_s=103.0), out_of_sight).states["m"].effective == SHARE
-    outcome = Outcome((Actuation(MEND, True, 1.0),))
+    outcome = ActResult((Actuation(MEND, True, 1.0),))
     # a new copy has its time
     assert proven(hidden, refuted, outcome=outcome).states["m"].effective == SHARE
 
@@ -327,7 +327,7 @@ MEND = Step("m", StepKind.SHRINK, Allocation(None, 8), Allocation(SHARE, 8))
 
 
 def test_a_share_whose_mending_is_refused_is_left_for_a_while_and_then_longer() -> None:
-    observation, refused = seen(NO_SHARE), Outcome((Actuation(MEND, False, 1.0, "no memory"),))
+    observation, refused = seen(NO_SHARE), ActResult((Actuation(MEND, False, 1.0, "no memory"),))
     proofs, waits = proven(observation), []
     for _ in range(2):
         assert planned_view(observation, proofs).models["m"].bare
@@ -352,7 +352,7 @@ def test_a_model_that_has_just_executed_for_the_first_time_may_not_be_a_client_y
 
 
 def test_a_process_that_hides_is_loaded_again_once_and_then_only_if_its_requests_fail() -> None:
-    outcome = Outcome((Actuation(replace(MEND, kind=StepKind.REVIVE), True, 1.0),))
+    outcome = ActResult((Actuation(replace(MEND, kind=StepKind.REVIVE), True, 1.0),))
     proofs = proven(seen(at_s=101.0), proven(seen(STUB)), outcome=outcome)
     for tick in range(2 * DEAD_TICKS):
         proofs = proven(seen(at_s=102.0 + tick), proofs)
@@ -397,7 +397,7 @@ def test_two_servers_that_nothing_tells_apart_must_agree() -> None:
 def test_a_host_without_mps_has_no_shares() -> None:
     rules = Mps(enabled=False)
     proofs = prove(
-        seen(STUB, mps=None), {}, old(), Outcome(), rules=rules, emulated=False, ports={}
+        seen(STUB, mps=None), {}, old(), ActResult(), rules=rules, emulated=False, ports={}
     )
     assert (proofs.states["m"].effect, proofs.states["m"].mendable) == (Effect.REFUTED, False)
 
@@ -408,7 +408,7 @@ def test_however_soon_a_share_is_to_be_proven_mps_control_is_asked_first() -> No
     for tick in range(8):
         observation = seen(fresh, at_s=100.0 + tick)  # MPS control was asked at 100
         proofs = prove(
-            observation, {}, proofs, Outcome(), rules=rules, emulated=False, ports={"main": 8001}
+            observation, {}, proofs, ActResult(), rules=rules, emulated=False, ports={"main": 8001}
         )
         effective.append(proofs.states["m"].effective)
     assert effective == [SHARE] * 6 + [None] * 2

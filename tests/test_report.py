@@ -7,20 +7,20 @@ from structlog.testing import capture_logs
 
 from igniterd.hints import hints_of
 from igniterd.records import (
+    ActResult,
     Actuation,
     Allocation,
+    BiasEstimate,
     BoardReading,
     Changed,
+    DecisionKind,
     Estimate,
     Gap,
-    Learnt,
     LiveService,
     Load,
     ModelReading,
     MpsReading,
     Observation,
-    Outcome,
-    Outcomes,
     Plan,
     Step,
     StepKind,
@@ -45,7 +45,12 @@ def reading(name: str, gpu: int = 0) -> ModelReading:
     return ModelReading(name, "1", "main", True, "python", Allocation(0.25, 8), gpu_index=gpu)
 
 
-def tick(number: int, plan: Plan, gaps: tuple[Gap, ...] = (), outcome: Outcome = Outcome()) -> Tick:  # noqa: B008
+NOTHING_DONE = ActResult()
+
+
+def tick(
+    number: int, plan: Plan, gaps: tuple[Gap, ...] = (), outcome: ActResult = NOTHING_DONE
+) -> Tick:
     boards = tuple(
         BoardReading(i, f"GPU-{i}", f"V100 {i}", memory_used_bytes=4 + i, memory_total_bytes=16)
         for i in (0, 1)
@@ -74,7 +79,7 @@ def stuck(now: Tick, name: str = "vgg19") -> Tick:
 
 HOLD = Plan(
     0.0,
-    Outcomes.HOLD,
+    DecisionKind.HOLD,
     "every SLO holds, with rates free to grow by 12%",
     {name: Verdict(name, Allocation(0.25, 8), True, None, slo) for name, slo in SLOS.items()},
     headroom=1.12,
@@ -83,7 +88,7 @@ HOLD = Plan(
 )
 LET_GO = Plan(
     0.0,
-    Outcomes.INFEASIBLE,
+    DecisionKind.INFEASIBLE,
     "vgg19 is let go: does not fit",
     {
         "vgg19": Verdict(
@@ -145,7 +150,7 @@ def test_says_a_silence_once_and_its_end_once(
 def test_publishes_state_when_it_moves_and_hints_when_they_change(tmp_path: Path) -> None:
     broker = Published()
     reporter = Reporter(config(tmp_path), publisher=broker)
-    moved = Outcome(
+    moved = ActResult(
         (
             Actuation(
                 Step(
@@ -177,7 +182,7 @@ def test_what_was_learnt_is_in_the_state_and_a_changed_model_is_logged_once(tmp_
         confident=True,
         bias=1.1,
         bias_upper=1.13,
-        learnt=Learnt(0.4, 0.3, 0.0953, 0.0, 0.012),
+        learnt=BiasEstimate(0.4, 0.3, 0.0953, 0.0, 0.012),
         live=LiveService(
             None, (5.0, 7.0, 9.0, 11.0, 13.0), (0.01,) * 5, "batches 1 to 5 within 2 %"
         ),
@@ -236,10 +241,10 @@ def test_a_process_of_its_own_that_is_refused_again_and_again_is_said_once(
         "alexnet", StepKind.ADOPT, there, there, "its owner wants it in a process of its own"
     )
     for number in range(3):
-        refused = Outcome(
+        refused = ActResult(
             (Actuation(step, False, 1.0, f"takes {number}.5 ms where 0.2 ms is allowed"),)
         )
-        reporter(tick(2 * number, Plan(float(number), Outcomes.MOVE, step.why, steps=(step,))))
+        reporter(tick(2 * number, Plan(float(number), DecisionKind.MOVE, step.why, steps=(step,))))
         reporter(tick(2 * number + 1, HOLD, outcome=refused))
     said = capsys.readouterr().out
     assert said.count("move refused") == 1

@@ -6,7 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from igniterd.config import parse_config
-from igniterd.records import Estimate, Gap, Observation, Outcome, Outcomes, Plan, Tick, Window
+from igniterd.records import ActResult, DecisionKind, Estimate, Gap, Observation, Plan, Tick, Window
 from igniterd.report import Reporter
 
 HOUR = 3600
@@ -19,7 +19,7 @@ CONFIG = (
 def a_tick(n: int, plan: Plan, *gaps: Gap) -> Tick:
     seen = Observation(float(n), gaps=gaps)
     return Tick(
-        n, float(n), 1.7e9 + n, seen, Window(float(n), 1.0), Estimate(float(n)), plan, Outcome()
+        n, float(n), 1.7e9 + n, seen, Window(float(n), 1.0), Estimate(float(n)), plan, ActResult()
     )
 
 
@@ -38,7 +38,7 @@ def an_hour(tick: Callable[[int], Tick]) -> list[dict[str, object]]:
 def test_a_source_that_flaps_is_summed_up(source: str, period: int) -> None:
     def tick(n: int) -> Tick:
         gaps = [Gap(source, "no answer in 0.4 s", float(n))] if n % period else []
-        return a_tick(n, Plan(float(n), Outcomes.HOLD, "every SLO holds"), *gaps)
+        return a_tick(n, Plan(float(n), DecisionKind.HOLD, "every SLO holds"), *gaps)
 
     said = [line for line in an_hour(tick) if line["event"] != "decision"]
     assert 3 <= len(said) <= 3 * HOUR / 600
@@ -50,7 +50,7 @@ def test_a_source_that_flaps_is_summed_up(source: str, period: int) -> None:
 def test_two_outages_of_an_hour_are_both_told_with_their_ends() -> None:
     def tick(n: int) -> Tick:
         gaps = [Gap("triton:main", "gone", float(n))] if 100 <= n < 400 or 2000 <= n < 2500 else []
-        return a_tick(n, Plan(float(n), Outcomes.HOLD, "every SLO holds"), *gaps)
+        return a_tick(n, Plan(float(n), DecisionKind.HOLD, "every SLO holds"), *gaps)
 
     said = [line["event"] for line in an_hour(tick) if line["event"] != "decision"]
     assert said == ["source silent", "source answers again"] * 2
@@ -64,10 +64,10 @@ SENTENCES: dict[str, Callable[[int], str]] = {
 }
 
 
-@pytest.mark.parametrize("outcome", [Outcomes.WAIT, Outcomes.INFEASIBLE])
+@pytest.mark.parametrize("outcome", [DecisionKind.WAIT, DecisionKind.INFEASIBLE])
 @pytest.mark.parametrize("kind", SENTENCES)
 def test_a_sentence_with_another_figure_each_time_is_one_sentence(
-    outcome: Outcomes, kind: str
+    outcome: DecisionKind, kind: str
 ) -> None:
     said = an_hour(lambda n: a_tick(n, Plan(float(n), outcome, SENTENCES[kind](n))))
     assert 1 <= len(said) <= HOUR / 600 + 1
@@ -77,13 +77,16 @@ def test_models_with_figures_in_their_names_are_told_apart() -> None:
     names = ("vgg19", "resnet50")
     said = an_hour(
         lambda n: a_tick(
-            n, Plan(float(n), Outcomes.WAIT, f"{names[n // 1800]}: its last change failed")
+            n, Plan(float(n), DecisionKind.WAIT, f"{names[n // 1800]}: its last change failed")
         )
     )
     assert [str(line["why"]).partition(":")[0] for line in said] == ["vgg19", "resnet50"]
 
 
-@pytest.mark.parametrize("outcome", [Outcomes.WAIT, Outcomes.INFEASIBLE])
-def test_a_host_at_its_limit_does_not_fill_the_log(outcome: Outcomes) -> None:
-    plans = (Plan(0.0, Outcomes.HOLD, "every SLO holds"), Plan(0.0, outcome, "vgg19 does not fit"))
+@pytest.mark.parametrize("outcome", [DecisionKind.WAIT, DecisionKind.INFEASIBLE])
+def test_a_host_at_its_limit_does_not_fill_the_log(outcome: DecisionKind) -> None:
+    plans = (
+        Plan(0.0, DecisionKind.HOLD, "every SLO holds"),
+        Plan(0.0, outcome, "vgg19 does not fit"),
+    )
     assert 2 <= len(an_hour(lambda n: a_tick(n, plans[n % 2]))) <= 2 * HOUR / 600 + 2

@@ -3,7 +3,7 @@
 import pytest
 
 from igniterd.perf import builtin_profile, load_model
-from igniterd.predict import Demand, Oracle, of_requests
+from igniterd.predict import Demand, LatencyPredictor, of_requests
 from igniterd.records import Allocation
 
 MODEL = load_model(builtin_profile("v100"))
@@ -11,8 +11,8 @@ MODEL = load_model(builtin_profile("v100"))
 
 def p99_ms(brings: int, batch: int, items_per_s: float = 20.0) -> float:
     demand = Demand("vgg19", "vgg19", items_per_s, 60.0, brings=brings)
-    oracle = Oracle(MODEL, level=0.95)
-    return oracle.served(demand, Allocation(0.5, batch), ()).p99_ms
+    predictor = LatencyPredictor(MODEL, level=0.95)
+    return predictor.served(demand, Allocation(0.5, batch), ()).p99_ms
 
 
 @pytest.mark.parametrize("brings", [2, 8, 27])

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from igniterd.decide.cooldown import Held
+from igniterd.decide.cooldown import DecisionState
 from igniterd.records import (
+    ActResult,
     Actuation,
     Allocation,
     Load,
     ModelReading,
     Observation,
-    Outcome,
     Step,
     StepKind,
     Stub,
@@ -38,8 +38,8 @@ def at(now_s: float, *readings: ModelReading, **more: Any) -> Observation:
     return Observation(now_s, models={r.model: r for r in readings}, **more)
 
 
-def done(after: Allocation, *, ok: bool = True, cause: Cause = Cause.NONE) -> Outcome:
-    return Outcome(
+def done(after: Allocation, *, ok: bool = True, cause: Cause = Cause.NONE) -> ActResult:
+    return ActResult(
         (Actuation(Step("alexnet", StepKind.SHRINK, A, after), ok, 1.0, "" if ok else "no", cause),)
     )
 
@@ -50,15 +50,20 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.config, self.known = config(folder), Known()
 
-    def sees(self, seen: Observation, outcome: Outcome | None = None, **more: Any) -> Known:
-        self.known = followed(self.known, seen, outcome or Outcome(), config=self.config, **more)
+    def sees(self, seen: Observation, outcome: ActResult | None = None, **more: Any) -> Known:
+        self.known = followed(self.known, seen, outcome or ActResult(), config=self.config, **more)
         return self.known
 
     def state(self, seen: Observation, name: str = "alexnet", **facts: Any) -> State:
         loads = {
             n: Load(n, 1.0, 1.0, True, watched_s=100.0) for n in ("alexnet", "resnet50", "vgg19")
         }
-        all_of_it = {"loads": loads, "profiled": {n: n for n in loads}, "held": Held(), **facts}
+        all_of_it = {
+            "loads": loads,
+            "profiled": {n: n for n in loads},
+            "held": DecisionState(),
+            **facts,
+        }
         return standings(
             scene(seen, self.known), Facts(seen.at_s, self.config, self.known, **all_of_it)
         )[name].state

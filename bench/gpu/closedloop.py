@@ -22,7 +22,7 @@ from igniterd.errors import CannotRun
 from igniterd.lab.programs.process import Running, running
 from igniterd.perf.api import Tenant
 from igniterd.perf.profile import Profile
-from igniterd.perf.surface_model import OwnModel
+from igniterd.perf.surface_model import SurfaceModel
 from igniterd.profiler.drive import Source, source
 from igniterd.profiler.inputs import feed_of
 from igniterd.profiler.measure import Effort, Meter
@@ -179,7 +179,7 @@ async def together(
     the prediction, and for pairs what is predicted from a profile without the co-runs of that pair.
     """
     until_s = time.monotonic() + allowed_s - 3.0
-    model = OwnModel(found)
+    model = SurfaceModel(found)
     client = client_of(stage)
     todo = list(cases(stage.models, stage.max_batch))
     longest_s, arranged = 4.0, -1
@@ -222,7 +222,7 @@ async def _measured(
     shares: Mapping[str, float],
     sources: Mapping[str, Source],
     meter: Meter,
-    model: OwnModel,
+    model: SurfaceModel,
     found: Profile,
 ) -> dict[str, Any]:
     tenants = [Tenant(name, batch, shares[name]) for name, batch in case.loads]
@@ -252,11 +252,11 @@ async def _measured(
     }
 
 
-def _without(found: Profile, case: Case) -> OwnModel:
+def _without(found: Profile, case: Case) -> SurfaceModel:
     """The model of a profile in which this pair was never run together."""
     pair = {name for name, _ in case.loads}
     kept = tuple(run for run in found.co_runs if {t.model for t in run.tenants} != pair)
-    return OwnModel(found.model_copy(update={"co_runs": kept}))
+    return SurfaceModel(found.model_copy(update={"co_runs": kept}))
 
 
 def _worded(record: Mapping[str, Any]) -> str:

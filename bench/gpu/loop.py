@@ -25,8 +25,8 @@ from igniterd.errors import CannotRun
 from igniterd.lab.load.load import LoadProcess, LoadSpec, Phase, RequestLog, load
 from igniterd.lab.programs.process import Running, free_ports, running
 from igniterd.perf.profile import Profile
-from igniterd.perf.surface_model import OwnModel
-from igniterd.predict import Demand, Oracle
+from igniterd.perf.surface_model import SurfaceModel
+from igniterd.predict import Demand, LatencyPredictor
 
 LEAST_S = 30.0
 SLO_FACTOR = 3.0
@@ -53,11 +53,11 @@ class Traffic:
 def traffic(found: Profile, names: Sequence[str]) -> Traffic:
     """Traffic that fits by the model with room to spare, whatever GPU this is. Raises
     :class:`CannotRun` where nothing fits."""
-    oracle = Oracle(OwnModel(found), level=LEVEL)
+    predictor = LatencyPredictor(SurfaceModel(found), level=LEVEL)
     demands, slos = [], {}
     for name in names:
-        largest = oracle.model.max_batch(name)
-        curve = oracle.corrected_ms(
+        largest = predictor.model.max_batch(name)
+        curve = predictor.corrected_ms(
             Demand(name, name, 1.0, 1e9, max_batch=largest), 1.0 / len(names), ()
         )
         slos[name] = float(f"{SLO_FACTOR * curve[max(1, largest // 2) - 1]:.2g}")
@@ -73,14 +73,14 @@ def traffic(found: Profile, names: Sequence[str]) -> Traffic:
     shifted = [
         replace(d, rate_per_s=d.rate_per_s * by) for d, by in zip(demands, SHIFT, strict=False)
     ]
-    return Traffic(slos, _fitting(oracle, demands), _fitting(oracle, shifted))
+    return Traffic(slos, _fitting(predictor, demands), _fitting(predictor, shifted))
 
 
-def _fitting(oracle: Oracle, demands: Sequence[Demand]) -> dict[str, float]:
+def _fitting(predictor: LatencyPredictor, demands: Sequence[Demand]) -> dict[str, float]:
     """The rates of ``demands`` times what makes them fill ``USE`` of the GPU."""
     scale = 1.0
     for _ in range(8):
-        plan = find(oracle, [replace(d, rate_per_s=d.rate_per_s * scale) for d in demands])
+        plan = find(predictor, [replace(d, rate_per_s=d.rate_per_s * scale) for d in demands])
         if plan.feasible:
             break
         scale /= 1.6

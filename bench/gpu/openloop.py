@@ -22,8 +22,8 @@ from igniterd.errors import CannotRun, NotNow
 from igniterd.lab.load.load import LoadSpec, Phase, RequestLog, load
 from igniterd.perf.api import Tenant
 from igniterd.perf.profile import Profile
-from igniterd.perf.surface_model import OwnModel
-from igniterd.predict import Demand, Oracle, felt
+from igniterd.perf.surface_model import SurfaceModel
+from igniterd.predict import Demand, LatencyPredictor, felt
 from igniterd.profiler.drive import source
 from igniterd.profiler.inputs import feed_of
 from igniterd.records import Allocation
@@ -73,7 +73,7 @@ async def tails(
     allocations = {
         name: Allocation(share, largest) for name, share in zip(names, SHARES, strict=False)
     }
-    oracle = Oracle(OwnModel(found), level=LEVEL, upper=False)
+    predictor = LatencyPredictor(SurfaceModel(found), level=LEVEL, upper=False)
     client = client_of(stage)
     try:
         await _allocate(client, originals, allocations, folder / "state" / "shares")
@@ -95,7 +95,7 @@ async def tails(
                 alone_ms = _mean_ms(before, await _served(client, names))
                 offered = {}
                 for level in LOADS:
-                    offered[level] = await asyncio.to_thread(rates, oracle, allocations, level)
+                    offered[level] = await asyncio.to_thread(rates, predictor, allocations, level)
                     say(
                         f"  {level:.0%}: "
                         + ", ".join(f"{m} {r:.0f}/s" for m, r in offered[level].items())
@@ -111,11 +111,13 @@ async def tails(
     return [
         r
         for level in LOADS
-        for r in _compared(oracle, allocations, offered[level], level, log, way_ms, each_s)
+        for r in _compared(predictor, allocations, offered[level], level, log, way_ms, each_s)
     ]
 
 
-def rates(oracle: Oracle, allocations: Mapping[str, Allocation], level: float) -> dict[str, float]:
+def rates(
+    predictor: LatencyPredictor, allocations: Mapping[str, Allocation], level: float
+) -> dict[str, float]:
     """Requests a second of each model at ``level`` of what full batches serve beside the others,
     all less where the sum is too much."""
     found = {}
@@ -125,18 +127,20 @@ def rates(oracle: Oracle, allocations: Mapping[str, Allocation], level: float) -
             for o, a in allocations.items()
             if o != name
         ]
-        curve = oracle.corrected_ms(_demand(oracle, name, 1.0), own.share or 1.0, felt(beside))
+        curve = predictor.corrected_ms(
+            _demand(predictor, name, 1.0), own.share or 1.0, felt(beside)
+        )
         found[name] = level * 1e3 * own.max_batch_size / float(curve[own.max_batch_size - 1])
     too_much = max(1.0, sum(found.values()) / MOST_PER_S)
     return {name: rate / too_much for name, rate in found.items()}
 
 
-def _demand(oracle: Oracle, name: str, rate: float) -> Demand:
-    return Demand(name, name, rate, 1e9, max_batch=oracle.model.max_batch(name))
+def _demand(predictor: LatencyPredictor, name: str, rate: float) -> Demand:
+    return Demand(name, name, rate, 1e9, max_batch=predictor.model.max_batch(name))
 
 
 def _compared(
-    oracle: Oracle,
+    predictor: LatencyPredictor,
     allocations: Mapping[str, Allocation],
     offered: Mapping[str, float],
     level: float,
@@ -144,7 +148,7 @@ def _compared(
     way_ms: Mapping[str, float],
     each_s: float,
 ) -> list[dict[str, Any]]:
-    told = oracle.together([_demand(oracle, n, offered[n]) for n in allocations], allocations)
+    told = predictor.together([_demand(predictor, n, offered[n]) for n in allocations], allocations)
     records = []
     for name, allocation in allocations.items():
         all_of_it = log.where(log.phase == f"{level}").of(name)

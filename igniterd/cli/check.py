@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from igniterd.clients.triton.client import TritonClient
     from igniterd.config import Config
     from igniterd.errors import IgniterdError
-    from igniterd.loop import Knowledge
+    from igniterd.loop import Predictors
     from igniterd.records import BoardReading, ModelReading, MpsReading, Stub
 
 
@@ -77,7 +77,7 @@ def _print(findings: list[Finding]) -> None:
     )
 
 
-async def _collected(settings: Config, knowledge: Knowledge) -> list[Finding]:
+async def _collected(settings: Config, knowledge: Predictors) -> list[Finding]:
     return [finding async for finding in _live(settings, knowledge)]
 
 
@@ -106,7 +106,7 @@ def _learnt(settings: Config, live: bool) -> dict[str, str]:
     return known
 
 
-def _static(settings: Config, knowledge: Knowledge, learnt: dict[str, str]) -> Iterator[Finding]:
+def _static(settings: Config, knowledge: Predictors, learnt: dict[str, str]) -> Iterator[Finding]:
     """What the files alone tell. ``learnt``: what is known without a profile, by model."""
     yield Finding(
         "ok",
@@ -164,7 +164,7 @@ def _without(learnt: str | None) -> str:
     )
 
 
-async def _live(settings: Config, knowledge: Knowledge) -> AsyncIterator[Finding]:
+async def _live(settings: Config, knowledge: Predictors) -> AsyncIterator[Finding]:
     from igniterd.cli.check_folders import folders
     from igniterd.cli.check_shares import shares
     from igniterd.records import MpsReading
@@ -280,7 +280,7 @@ async def _triton(
 
 
 def _copies(
-    readings: Mapping[str, ModelReading], boards: Sequence[BoardReading], knowledge: Knowledge
+    readings: Mapping[str, ModelReading], boards: Sequence[BoardReading], knowledge: Predictors
 ) -> Iterator[Finding]:
     """Whether every model that is steered fits beside itself for the time of a reload."""
     from igniterd.act import second_copy

@@ -68,7 +68,7 @@ def _states(
 ) -> Mapping[str, ShareState]:
     """As the daemon judges them at its second look, when nothing has just come."""
     from igniterd.prove import Proofs, prove
-    from igniterd.records import Observation, Outcome
+    from igniterd.records import ActResult, Observation
 
     proofs, emulated = Proofs(), settings.gpu.source.startswith("emulated:")
     for at_s in (0.0, 60.0):
@@ -76,7 +76,7 @@ def _states(
         seen = Observation(at_s, models=readings, stubs=stubs, mps=asked)
         ports = {server.name: server.port}
         proofs = prove(
-            seen, {}, proofs, Outcome(), rules=settings.mps, emulated=emulated, ports=ports
+            seen, {}, proofs, ActResult(), rules=settings.mps, emulated=emulated, ports=ports
         )
     return proofs.states
 

@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from igniterd.demo.recording import Recording
-    from igniterd.demo.terminal import Teller
+    from igniterd.demo.terminal import DemoConsole
     from igniterd.lab.load.load import RequestLog
 
 
@@ -43,9 +43,9 @@ def register(app: typer.Typer) -> None:
         tritonserver, emulated V100."""
         from igniterd.cli.common import cannot
         from igniterd.cli.wording import picture_path
-        from igniterd.demo.terminal import Teller
+        from igniterd.demo.terminal import DemoConsole
 
-        teller = Teller()
+        teller = DemoConsole()
         with cannot():
             picture_path("--picture", picture, ".svg")
             if redraw:
@@ -59,7 +59,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _played(
-    teller: Teller, folder: Path, *, seed: int, frozen: bool, keep: bool, picture: Path | None
+    teller: DemoConsole, folder: Path, *, seed: int, frozen: bool, keep: bool, picture: Path | None
 ) -> list[str]:
     """Play and show; what is not as it should be."""
     import asyncio
@@ -95,7 +95,7 @@ def _last(folder: Path) -> tuple[Recording, RequestLog]:
 
 
 def _shown(
-    teller: Teller, recording: Recording, log: RequestLog, folder: Path, picture: Path | None
+    teller: DemoConsole, recording: Recording, log: RequestLog, folder: Path, picture: Path | None
 ) -> list[str]:
     """Tables, page and picture; what is not as it should be."""
     from igniterd.demo.measure import figures, problems

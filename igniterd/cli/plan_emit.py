@@ -23,7 +23,7 @@ from igniterd.config import parse_config
 from igniterd.errors import ConfigError, Refused
 from igniterd.files import make_folder, replace_file
 from igniterd.perf import Profile
-from igniterd.planner.plan import PlannedGpu, ProvisionPlan, Seat
+from igniterd.planner.plan import PlannedGpu, PlannedTenant, ProvisionPlan
 from igniterd.records import Allocation
 
 _STATE = "/var/lib/igniterd"
@@ -85,7 +85,7 @@ def _safe(name: str) -> str:
     return _NAME.sub("-", name)[:_LONGEST].strip("-._") or "model"
 
 
-def _names(seats: Sequence[Seat]) -> list[str]:
+def _names(seats: Sequence[PlannedTenant]) -> list[str]:
     """Names Triton and the configuration accept, one a tenant."""
     names: list[str] = []
     for seat in seats:
@@ -117,7 +117,7 @@ def _config(host: str, gpu: PlannedGpu, names: Sequence[str], profile: str) -> s
     return "\n".join(lines)
 
 
-def _override(seat: Seat, name: str) -> dict[str, object]:
+def _override(seat: PlannedTenant, name: str) -> dict[str, object]:
     """The fields of Triton's configuration that the plan sets, for a Python-backend model."""
     # A base that differs from the plan in its batching and its share, so that both are set.
     batching = {"max_queue_delay_microseconds": seat.max_queue_delay_us + 1}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from igniterd import pictures
-from igniterd.planner.plan import ProvisionPlan, Seat
+from igniterd.planner.plan import PlannedTenant, ProvisionPlan
 
 _MOST_BARS = 60
 _MOST_NAMED = 24  # GPUs; with more of them there is no room for names
@@ -109,7 +109,7 @@ def plot_sweep(what: str, points: Sequence[tuple[float, ProvisionPlan]], path: P
     pictures.save(figure, path, 150)
 
 
-def _p99_panel(axes, seats: Sequence[Seat], colours: dict[str, str]) -> None:  # type: ignore[no-untyped-def]  # matplotlib's Axes
+def _p99_panel(axes, seats: Sequence[PlannedTenant], colours: dict[str, str]) -> None:  # type: ignore[no-untyped-def]  # matplotlib's Axes
     """Predicted P99 over SLO, a dot a tenant; above the line it would miss."""
     for model, colour in colours.items():
         known = [

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from igniterd.planner.plan import PlannedGpu, ProvisionPlan, Seat
+from igniterd.planner.plan import PlannedGpu, PlannedTenant, ProvisionPlan
 
 _BAR = 20
 _NAMED = 8
@@ -91,7 +91,7 @@ def _gpu_rows(table: Table, index: int, gpu: PlannedGpu) -> None:
         )
 
 
-def _p99(seat: Seat) -> Text:
+def _p99(seat: PlannedTenant) -> Text:
     if seat.p99_ms is None:
         return Text("")
     if not math.isfinite(seat.p99_ms):

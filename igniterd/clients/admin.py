@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from igniterd.edgelog import Once
+from igniterd.edgelog import EdgeLogger
 from igniterd.errors import CannotRun
 from igniterd.jsontext import dumps
 
@@ -110,7 +110,7 @@ class AdminServer:
         self._own_names = frozenset(map(_plain, (*_LOCAL, host, *_names_of_this_host())))
         self._names = self._own_names
         self.admit(hosts)
-        self._once = Once("admin")
+        self._once = EdgeLogger("admin")
         self._runner: web.AppRunner | None = None
         self._listening: asyncio.Server | None = None
 

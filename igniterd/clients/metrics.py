@@ -28,7 +28,7 @@ from prometheus_client.registry import Collector
 from igniterd import __version__
 from igniterd.clients.mqtt import MqttStatistics
 from igniterd.config import Config
-from igniterd.records import Effect, Mode, ModelReading, Outcomes, StepKind, Tick
+from igniterd.records import DecisionKind, Effect, Mode, ModelReading, StepKind, Tick
 from igniterd.states import State
 
 _RATIO_BUCKETS = (0.5, 0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)
@@ -73,7 +73,7 @@ class Counters:
     left_out: dict[str, int] = field(default_factory=dict)
     observed_s: dict[str, float] = field(default_factory=dict)
     violated_s: dict[str, float] = field(default_factory=dict)
-    decisions: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Outcomes, 0))
+    decisions: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DecisionKind, 0))
     actuations: dict[str, int] = field(default_factory=lambda: dict.fromkeys(StepKind, 0))
     refused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(StepKind, 0))
     error_ratio: defaultdict[str, Histogram] = field(

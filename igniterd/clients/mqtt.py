@@ -36,7 +36,7 @@ from igniterd.clients.mqtt_client import (
     will_properties,
 )
 from igniterd.clients.tls import client_context
-from igniterd.edgelog import Once
+from igniterd.edgelog import EdgeLogger
 from igniterd.errors import CannotRun
 from igniterd.jsontext import dumps
 
@@ -117,7 +117,7 @@ class MqttPublisher:
         self._retained: dict[str, Message] = {}
         self._wake = asyncio.Event()
         self._closing = asyncio.Event()
-        self._once = Once("mqtt")
+        self._once = EdgeLogger("mqtt")
         self._blame: dict[str, _Blame] = {}  # by topic
         self._status = ("online", "")
         self._task: asyncio.Task[None] | None = None

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from igniterd.config import Decide
 from igniterd.decide.steps import granted
-from igniterd.predict import Service
-from igniterd.records import Actuation, Allocation, Load, Outcome, Step, StepKind
+from igniterd.predict import LatencyPrediction
+from igniterd.records import ActResult, Actuation, Allocation, Load, Step, StepKind
 from igniterd.states import Cause
 
 K = TypeVar("K")
@@ -27,7 +27,7 @@ WORSE = 1.3  # measured this many times what was before and what was predicted: 
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class Probation:
     """A change under watch until it has proved itself."""
 
     before: Allocation
@@ -71,7 +71,7 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class CachedVerdict:
     """A GPU found to hold every SLO with ``room`` to spare: true for as long as no rate has grown
     by that much, until ``until_s``.
 
@@ -84,7 +84,7 @@ class Judged:
     rates: Mapping[str, float]
     biases: Mapping[str, float]
     bursts: Mapping[str, float]
-    served: Mapping[str, Service]
+    served: Mapping[str, LatencyPrediction]
     room: float
     reserved: float = 0.0
     # models that may be changed, and whether in their share
@@ -92,7 +92,7 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class DecisionState:
     """All that outlives a decision. What is about one GPU is kept by GPU, so that one holds up no
     other.
 
@@ -115,8 +115,8 @@ class Held:
     least_share: Mapping[int, float] = field(default_factory=dict)  # by the last search
     # how much of the margins its plan keeps
     caution: Mapping[int, float] = field(default_factory=dict)
-    watches: Mapping[str, Watch] = field(default_factory=dict)
-    judged: Mapping[int, Judged] = field(default_factory=dict)
+    watches: Mapping[str, Probation] = field(default_factory=dict)
+    judged: Mapping[int, CachedVerdict] = field(default_factory=dict)
     refused_until_s: Mapping[str, float] = field(default_factory=dict)
     refusals_in_a_row: Mapping[str, int] = field(default_factory=dict)
     refused_why: Mapping[str, str] = field(default_factory=dict)
@@ -142,14 +142,14 @@ class Held:
     def since_search_s(self, gpu: int, now_s: float) -> float:
         return now_s - self.searched_at_s.get(gpu, float("-inf"))
 
-    def without_plan(self, gpu: int) -> Held:
+    def without_plan(self, gpu: int) -> DecisionState:
         return (
             self
             if gpu not in self.plans
             else replace(self, plans={g: p for g, p in self.plans.items() if g != gpu})
         )
 
-    def with_none_pending(self, models: Collection[str]) -> Held:
+    def with_none_pending(self, models: Collection[str]) -> DecisionState:
         """``models`` are on a server that started anew: no load of before can end any more."""
         gone = self.asked.keys() & set(models)
         if not gone:
@@ -160,7 +160,7 @@ class Held:
             pending=only(self.pending, self.pending.keys() - gone),
         )
 
-    def pruned(self, gpus: Mapping[str, int]) -> Held:
+    def pruned(self, gpus: Mapping[str, int]) -> DecisionState:
         """Less what is about models and GPUs that are not there any more."""
         there, boards = gpus.keys(), set(gpus.values())
         known = self.gone.keys() | self.let_go.keys() | self.watches.keys() | self.gpus.keys()
@@ -188,7 +188,7 @@ def only(known: Mapping[K, V], there: Collection[K]) -> dict[K, V]:
     return {key: value for key, value in known.items() if key in there}
 
 
-def came_after_all(held: Held, applied: Mapping[str, Allocation]) -> Held:
+def came_after_all(held: DecisionState, applied: Mapping[str, Allocation]) -> DecisionState:
     """``held`` without the failures of changes that are there now.
 
     Triton finishes a load that was not answered in time.
@@ -212,7 +212,7 @@ def alike(one: Allocation, other: Allocation) -> bool:
     return replace(one, share=other.share) == other and abs(one.share - other.share) < 1e-5
 
 
-def why_not_now(held: Held, steps: Sequence[Step], rules: Decide, now_s: float) -> str:
+def why_not_now(held: DecisionState, steps: Sequence[Step], rules: Decide, now_s: float) -> str:
     """What stands against carrying out ``steps`` now, or an empty string.
 
     The one gate for every change, whatever asks for it: a move, a take-over, a rollback, upkeep.
@@ -255,7 +255,7 @@ def takes_over(step: Step) -> bool:
     )
 
 
-def _free_of_charge(held: Held, step: Step) -> bool:
+def _free_of_charge(held: DecisionState, step: Step) -> bool:
     """The first shares are not counted, however many models there are: once an hour and model each.
 
     Whoever takes the shares away again and again must not be answered without end.
@@ -268,7 +268,7 @@ def _first(step: Step) -> tuple[str, bool]:
 
 
 def rollbacks(
-    held: Held,
+    held: DecisionState,
     loads: Mapping[str, Load],
     applied: Mapping[str, Allocation],
     rules: Decide,
@@ -292,7 +292,7 @@ def rollbacks(
     return steps
 
 
-def _worse(watch: Watch, load: Load, model: str, applied: Mapping[str, Allocation]) -> str:
+def _worse(watch: Probation, load: Load, model: str, applied: Mapping[str, Allocation]) -> str:
     """Why the change under watch is to be taken back, or an empty string."""
     here, before = applied[model], watch.before
     measured, expected = load.measured_mean_ms, load.predicted_mean_ms
@@ -315,8 +315,8 @@ def _worse(watch: Watch, load: Load, model: str, applied: Mapping[str, Allocatio
 
 
 def after(
-    held: Held, outcome: Outcome, loads: Mapping[str, Load], rules: Decide, now_s: float
-) -> Held:
+    held: DecisionState, outcome: ActResult, loads: Mapping[str, Load], rules: Decide, now_s: float
+) -> DecisionState:
     """``held`` once the steps of a tick have been carried out (or refused)."""
     held = replace(
         held,
@@ -342,7 +342,7 @@ def after(
     return held
 
 
-def _counted(held: Held, done: Actuation, now_s: float) -> Held:
+def _counted(held: DecisionState, done: Actuation, now_s: float) -> DecisionState:
     """A reload that was tried counts, but for a model's first share, once an hour."""
     if done.cause in UNTRIED:
         return held
@@ -351,13 +351,13 @@ def _counted(held: Held, done: Actuation, now_s: float) -> Held:
     return replace(held, reloads=(*held.reloads, now_s))
 
 
-def _put_off(held: Held, model: str, now_s: float) -> Held:
+def _put_off(held: DecisionState, model: str, now_s: float) -> DecisionState:
     """Nothing can be said of the model: its GPU is looked at anew."""
     gpu = held.gpus.get(model, 0)
     return replace(held.without_plan(gpu), held_until_s={**held.held_until_s, gpu: now_s + HELD_S})
 
 
-def _failed(held: Held, done: Actuation, now_s: float) -> Held:
+def _failed(held: DecisionState, done: Actuation, now_s: float) -> DecisionState:
     step, model = done.step, done.step.model
     if step.kind is StepKind.ADOPT:  # what serves was not touched: any other change can be made
         times = held.unhosted[model].times + 1 if model in held.unhosted else 1
@@ -382,7 +382,7 @@ def _failed(held: Held, done: Actuation, now_s: float) -> Held:
     )
 
 
-def _made(held: Held, step: Step, load: Load | None, now_s: float) -> Held:
+def _made(held: DecisionState, step: Step, load: Load | None, now_s: float) -> DecisionState:
     model, gpu = step.model, held.gpus.get(step.model, 0)
     held = replace(
         held,
@@ -408,7 +408,9 @@ def _made(held: Held, step: Step, load: Load | None, now_s: float) -> Held:
             refused_why={**held.refused_why, model: why},
         )
     mean_ms, rate = (load.measured_mean_ms, load.rate_per_s) if load else (None, 0.0)
-    return replace(held, watches={**held.watches, model: Watch(step.before, now_s, mean_ms, rate)})
+    return replace(
+        held, watches={**held.watches, model: Probation(step.before, now_s, mean_ms, rate)}
+    )
 
 
 def _less(known: Mapping[str, V], model: str) -> Mapping[str, V]:

@@ -17,16 +17,16 @@ from dataclasses import replace
 from functools import cache
 
 from igniterd.config import Config
-from igniterd.decide.cooldown import Held, after, came_after_all, why_not_now
+from igniterd.decide.cooldown import DecisionState, after, came_after_all, why_not_now
 from igniterd.decide.demands import demands_of
-from igniterd.decide.gpu import CAUTIONS, Case, Oracles, Part
+from igniterd.decide.gpu import CAUTIONS, GpuContext, GpuDecision, PredictorPair
 from igniterd.decide.steps import granted
-from igniterd.predict import Demand, Service
+from igniterd.predict import Demand, LatencyPrediction
 from igniterd.records import (
     Allocation,
+    DecisionKind,
     Estimate,
     Observation,
-    Outcomes,
     Plan,
     Step,
     StepKind,
@@ -43,23 +43,23 @@ NOT_OURS = (State.STEERED, State.WATCHED)
 SAID = (*UNKNOWN, State.REFUSED, State.BY_HAND, State.OLD_COPY, State.UNSTEERABLE)
 """What a plan's sentence says of a model, beside what it decides."""
 
-__all__ = ["Held", "Oracles", "after", "decide", "demands_of"]
+__all__ = ["DecisionState", "PredictorPair", "after", "decide", "demands_of"]
 
 
 def decide(
     estimate: Estimate,
     observation: Observation,
-    held: Held,
+    held: DecisionState,
     *,
     config: Config,
     profiled: Mapping[str, str],
-    oracles: Oracles | None,
+    predictors: PredictorPair | None,
     now_s: float,
     dead: frozenset[str] = frozenset(),
     standings: Mapping[str, Standing] | None = None,
     began_s: float = float("-inf"),
     busy: Mapping[int, str] | None = None,
-) -> tuple[Plan, Held]:
+) -> tuple[Plan, DecisionState]:
     """The plan of this tick and what it leaves to the next. The same inputs always give the same
     plan.
 
@@ -80,15 +80,17 @@ def decide(
         verdicts = _verdicts(config, applied, {}, held)
         gpu, total = observation.models[upkeep.model].gpu_index, _total(applied)
         plan = Plan(
-            now_s, Outcomes.MOVE, upkeep.why, verdicts, (upkeep,), not held.gone, None, total
+            now_s, DecisionKind.MOVE, upkeep.why, verdicts, (upkeep,), not held.gone, None, total
         )
         return plan, held.without_plan(gpu)
-    blocked = _blocked(applied, profiled, oracles, known, now_s - began_s)
-    if blocked or oracles is None:
+    blocked = _blocked(applied, profiled, predictors, known, now_s - began_s)
+    if blocked or predictors is None:
         verdicts = _verdicts(config, applied, {}, held)
-        return Plan(now_s, Outcomes.WAIT, blocked, verdicts, allocated_share=_total(applied)), held
-    host = Host(estimate, observation, config, profiled, oracles, known, now_s, busy or {})
-    parts: list[Part] = []
+        return Plan(
+            now_s, DecisionKind.WAIT, blocked, verdicts, allocated_share=_total(applied)
+        ), held
+    host = Host(estimate, observation, config, profiled, predictors, known, now_s, busy or {})
+    parts: list[GpuDecision] = []
     for gpu in sorted(
         {observation.models[name].gpu_index for name in applied.keys() & profiled.keys()}
     ):
@@ -107,16 +109,16 @@ class Host:
         observation: Observation,
         config: Config,
         profiled: Mapping[str, str],
-        oracles: Oracles,
+        predictors: PredictorPair,
         known: Mapping[str, Standing],
         now_s: float,
         busy: Mapping[int, str],
     ) -> None:
         self.busy = busy
         self.estimate, self.observation, self.config = estimate, observation, config
-        self.profiled, self.oracles, self.known, self.now_s = profiled, oracles, known, now_s
+        self.profiled, self.predictors, self.known, self.now_s = profiled, predictors, known, now_s
 
-    def part(self, gpu: int, held: Held) -> Part:
+    def part(self, gpu: int, held: DecisionState) -> GpuDecision:
         """The decision for one GPU. A model whose prediction fails is left out, and the others go
         on."""
         left_out = {m: (why, t) for m, (why, t) in held.left_out.items() if self.now_s < t}
@@ -128,7 +130,7 @@ class Host:
             odd = self._odd(gpu, held, out)
             if not odd:
                 why = f"GPU {gpu}: nothing can be predicted of it: {error!r}"
-                return Part(Outcomes.WAIT, why, {}, {}, None, held)
+                return GpuDecision(DecisionKind.WAIT, why, {}, {}, None, held)
             until_s = self.now_s + LEFT_OUT_S
             held = replace(
                 held, left_out={**held.left_out, **{m: (why, until_s) for m, why in odd.items()}}
@@ -137,9 +139,9 @@ class Host:
             return self._case(gpu, held, out | odd.keys()).decide()
         except Exception as error:
             why = f"GPU {gpu}: nothing can be predicted of it: {error!r}"
-            return Part(Outcomes.WAIT, why, {}, {}, None, held)
+            return GpuDecision(DecisionKind.WAIT, why, {}, {}, None, held)
 
-    def _odd(self, gpu: int, held: Held, out: frozenset[str]) -> dict[str, str]:
+    def _odd(self, gpu: int, held: DecisionState, out: frozenset[str]) -> dict[str, str]:
         """The models of which no prediction can be made even alone, and why not."""
         odd = {}
         for name in self._there(gpu, out):
@@ -147,7 +149,7 @@ class Host:
                 others = frozenset(self._there(gpu, out)) - {name}
                 case = self._case(gpu, held, out | others)
                 for caution in CAUTIONS:
-                    self.oracles.at(caution).together(case.demands(caution), case.here)
+                    self.predictors.at(caution).together(case.demands(caution), case.here)
             except Exception as error:  # see ``part``
                 odd[name] = f"a prediction of it failed: {error!r}"
         return odd
@@ -158,7 +160,7 @@ class Host:
             m for m in self.profiled if m in models and models[m].gpu_index == gpu and m not in out
         ]
 
-    def _case(self, gpu: int, held: Held, out: frozenset[str]) -> Case:
+    def _case(self, gpu: int, held: DecisionState, out: frozenset[str]) -> GpuContext:
         names = self._there(gpu, out)
         names = [
             n
@@ -175,20 +177,20 @@ class Host:
                 self.observation,
                 self.config,
                 profiled,
-                self.oracles,
+                self.predictors,
                 caution,
                 pinned,
             )
             return found.get(gpu, [])
 
         here = {d.model: self.observation.models[d.model].allocation for d in demands(CAUTIONS[0])}
-        return Case(
+        return GpuContext(
             gpu,
             demands,
             here,
             held,
             self.config.decide,
-            self.oracles,
+            self.predictors,
             self.now_s,
             pinned={name: self.known[name].why for name in here if name in pinned},
             reserved=self._reserved(gpu, here) + _pending(here, held, pinned),
@@ -229,7 +231,7 @@ class Host:
         return ""
 
 
-def _pending(here: Mapping[str, Allocation], held: Held, pinned: Collection[str]) -> float:
+def _pending(here: Mapping[str, Allocation], held: DecisionState, pinned: Collection[str]) -> float:
     """What loads that were not answered would add to the shares when they end after all.
 
     The whole GPU, through which a take-over passes, can be kept free for none that may be changed
@@ -262,7 +264,7 @@ def _no_shares(observation: Observation, config: Config) -> str:
 def _blocked(
     applied: Mapping[str, Allocation],
     profiled: Mapping[str, str],
-    oracles: Oracles | None,
+    predictors: PredictorPair | None,
     known: Mapping[str, Standing],
     ran_s: float,
 ) -> str:
@@ -272,7 +274,7 @@ def _blocked(
         return f"waiting for {', '.join(unseen)}: {'; '.join(dict.fromkeys(unseen.values()))}"
     if not profiled:
         return "no model has a profile: watching only"
-    if oracles is None:
+    if predictors is None:
         return "mode is observe: reading only"
     return "" if applied.keys() & profiled.keys() else "no model with a profile is served now"
 
@@ -280,7 +282,7 @@ def _blocked(
 def _upkeep(
     dead: frozenset[str],
     observation: Observation,
-    held: Held,
+    held: DecisionState,
     config: Config,
     known: Mapping[str, Standing],
     busy: Mapping[int, str],
@@ -357,8 +359,8 @@ def _qualified(plan: Plan, observation: Observation, known: Mapping[str, Standin
         )
     if bare:
         why += f"; but {', '.join(bare)} without a share: planned as uncapped neighbours"
-    if plan.outcome is Outcomes.HOLD and (bare or unknown):
-        plan = replace(plan, outcome=Outcomes.WAIT)
+    if plan.outcome is DecisionKind.HOLD and (bare or unknown):
+        plan = replace(plan, outcome=DecisionKind.WAIT)
     if claimed or bare:
         return replace(plan, why=why, headroom=None, least_share=None, least_by_gpu={})
     return plan if why == plan.why else replace(plan, why=why)
@@ -390,18 +392,18 @@ def _total(applied: Mapping[str, Allocation]) -> float:
 
 
 def _merged(
-    parts: Sequence[Part],
+    parts: Sequence[GpuDecision],
     applied: Mapping[str, Allocation],
-    held: Held,
+    held: DecisionState,
     config: Config,
     now_s: float,
 ) -> Plan:
-    target, served = dict(applied), dict[str, Service]()
+    target, served = dict(applied), dict[str, LatencyPrediction]()
     for part in parts:
         target.update(part.target)
         served.update(part.served)
-    rank = list(Outcomes)
-    worst = max((part.outcome for part in parts), key=rank.index, default=Outcomes.WAIT)
+    rank = list(DecisionKind)
+    worst = max((part.outcome for part in parts), key=rank.index, default=DecisionKind.WAIT)
     rooms = [part.headroom for part in parts if part.headroom is not None]
     return Plan(
         at_s=now_s,
@@ -418,7 +420,10 @@ def _merged(
 
 
 def _verdicts(
-    config: Config, target: Mapping[str, Allocation], served: Mapping[str, Service], held: Held
+    config: Config,
+    target: Mapping[str, Allocation],
+    served: Mapping[str, LatencyPrediction],
+    held: DecisionState,
 ) -> dict[str, Verdict]:
     out = {}
     for model in config.model:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from igniterd.config import Config, Model
-from igniterd.decide.gpu import Oracles
+from igniterd.decide.gpu import PredictorPair
 from igniterd.predict import Demand
 from igniterd.records import Estimate, Load, ModelReading, Observation
 
@@ -19,7 +19,7 @@ def demands_of(
     observation: Observation,
     config: Config,
     profiled: Mapping[str, str],
-    oracles: Oracles,
+    predictors: PredictorPair,
     caution: float = 1.0,
     pinned: frozenset[str] = frozenset(),
 ) -> dict[int, list[Demand]]:
@@ -34,7 +34,7 @@ def demands_of(
         if name not in profiled or name not in observation.models or name not in estimate.loads:
             continue
         reading, load = observation.models[name], estimate.loads[name]
-        largest = oracles.promises.model.max_batch(profiled[name])
+        largest = predictors.promises.model.max_batch(profiled[name])
         least, largest = batches(model, reading, load, largest)
         here = reading.allocation
         out.setdefault(reading.gpu_index, []).append(

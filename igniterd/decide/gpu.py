@@ -10,11 +10,18 @@ from math import inf
 
 from igniterd.config import Decide
 from igniterd.decide import words
-from igniterd.decide.cooldown import Held, Judged, LetGo, Underway, rollbacks, why_not_now
-from igniterd.decide.search import GROWTHS, LEAST, Found, fewest_changes, find
+from igniterd.decide.cooldown import (
+    CachedVerdict,
+    DecisionState,
+    LetGo,
+    Underway,
+    rollbacks,
+    why_not_now,
+)
+from igniterd.decide.search import GROWTHS, LEAST, GpuPlan, fewest_changes, find
 from igniterd.decide.steps import ordered
-from igniterd.predict import Demand, Oracle, Service
-from igniterd.records import Allocation, Load, Outcomes, Step
+from igniterd.predict import Demand, LatencyPrediction, LatencyPredictor
+from igniterd.records import Allocation, DecisionKind, Load, Step
 
 CAUTIONS = (1.0, 0.5, 0.0)
 """How much of every margin a plan keeps. Margins are given up before a model is."""
@@ -37,31 +44,31 @@ ROOMY = 1.3  # with this much head-room no better plan is looked for
 
 
 @dataclass(frozen=True, slots=True)
-class Oracles:
+class PredictorPair:
     """``promises`` predicts with upper bounds of service times, ``expects`` with their means."""
 
-    promises: Oracle
-    expects: Oracle
+    promises: LatencyPredictor
+    expects: LatencyPredictor
 
-    def at(self, caution: float) -> Oracle:
+    def at(self, caution: float) -> LatencyPredictor:
         return self.promises if caution > 0.5 else self.expects
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class GpuDecision:
     """One GPU's part of the decision."""
 
-    outcome: Outcomes
+    outcome: DecisionKind
     why: str
     target: Mapping[str, Allocation]
-    served: Mapping[str, Service]
+    served: Mapping[str, LatencyPrediction]
     headroom: float | None
-    held: Held
+    held: DecisionState
     steps: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class GpuContext:
     """One GPU to decide for. ``demands`` gives what to plan for at a caution.
 
     ``pinned``: the models that may not be changed, and why; ``reserved``: the part of the GPU that
@@ -72,9 +79,9 @@ class Case:
     gpu: int
     demands: Callable[[float], Sequence[Demand]]
     here: Mapping[str, Allocation]  # as applied
-    held: Held
+    held: DecisionState
     rules: Decide
-    oracles: Oracles
+    predictors: PredictorPair
     now_s: float
     pinned: Mapping[str, str] = field(default_factory=dict)
     reserved: float = 0.0
@@ -108,7 +115,7 @@ class Case:
 
     # ------------------------------------------------------------ judging
 
-    def judge(self) -> dict[str, Service] | None:
+    def judge(self) -> dict[str, LatencyPrediction] | None:
         """How the models fare as applied; None where some still run without the share they should
         have."""
         demands = self.demands(self.caution)
@@ -117,13 +124,15 @@ class Case:
             d.steerable and self.here[d.model].share is None for d in demands
         ):
             return None
-        return self.oracles.at(self.caution).together(demands, self.here)
+        return self.predictors.at(self.caution).together(demands, self.here)
 
     def capacity(self, demands: Sequence[Demand]) -> float:
         """What of the GPU there is to give."""
         return 1.0 - self.reserved - sum(d.reserved for d in demands)
 
-    def late(self, served: Mapping[str, Service] | None, *, pinned: bool = False) -> list[str]:
+    def late(
+        self, served: Mapping[str, LatencyPrediction] | None, *, pinned: bool = False
+    ) -> list[str]:
         """Kept models that would miss, of those that may be changed, or of those that may not.
 
         Planned at (1 - margin) of the SLO, moved at (1 - margin / 2): what was just planned does
@@ -149,10 +158,10 @@ class Case:
     def room(self, allocations: Mapping[str, Allocation]) -> float:
         """The largest growth of all rates, on the ladder, under which the kept models hold: by
         bisection from where it was before."""
-        demands, oracle = self.demands(self.caution), self.oracles.at(self.caution)
+        demands, predictor = self.demands(self.caution), self.predictors.at(self.caution)
 
         def holds(growth: float) -> bool:
-            served = oracle.together(demands, allocations, growth=growth)
+            served = predictor.together(demands, allocations, growth=growth)
             kept = (
                 d for d in demands if d.model not in self.held.gone and d.model not in self.pinned
             )
@@ -169,7 +178,7 @@ class Case:
             low, high = (middle + 1, high) if holds(GROWTHS[middle]) else (low, middle)
         return GROWTHS[low - 1] if low else 1.0
 
-    def known_roomy(self) -> Judged | None:
+    def known_roomy(self) -> CachedVerdict | None:
         """An earlier judgement that still stands, or None."""
         judged = self.held.judged.get(self.gpu)
         if (
@@ -192,10 +201,10 @@ class Case:
         )
         return judged if still else None
 
-    def _judged(self, served: Mapping[str, Service], room: float) -> Held:
+    def _judged(self, served: Mapping[str, LatencyPrediction], room: float) -> DecisionState:
         demands = self.demands(1.0)
         rates, biases = {d.model: d.rate_per_s for d in demands}, {d.model: d.bias for d in demands}
-        judged = Judged(
+        judged = CachedVerdict(
             self._judged_until_s(),
             self.here,
             rates,
@@ -221,21 +230,21 @@ class Case:
 
     # ------------------------------------------------------------ deciding
 
-    def decide(self) -> Part:
+    def decide(self) -> GpuDecision:
         if self.waits:
-            return Part(Outcomes.WAIT, self.waits, self.here, {}, None, self.held)
+            return GpuDecision(DecisionKind.WAIT, self.waits, self.here, {}, None, self.held)
         return self._taken_back() or self._decided()
 
-    def _taken_back(self) -> Part | None:
+    def _taken_back(self) -> GpuDecision | None:
         """A change that made things worse is undone before anything else is decided."""
         back = rollbacks(self.held, self.loads, self.here, self.rules, self.now_s)
         for step in back:
             if step.model in self.free and not self._against((step,)):
                 held = self.held.without_plan(self.gpu)
-                return Part(Outcomes.MOVE, step.why, self.here, {}, None, held, (step,))
+                return GpuDecision(DecisionKind.MOVE, step.why, self.here, {}, None, held, (step,))
         return None
 
-    def _decided(self) -> Part:
+    def _decided(self) -> GpuDecision:
         known = self.known_roomy()
         if known is not None:
             return self._stay(known.served, known.room, [])
@@ -274,12 +283,12 @@ class Case:
             and self.free <= plan.free
         )
 
-    def _urgent(self, served: Mapping[str, Service] | None, late: Sequence[str]) -> bool:
+    def _urgent(self, served: Mapping[str, LatencyPrediction] | None, late: Sequence[str]) -> bool:
         """Whether an SLO would be missed even if everything went as expected, not only within the
         margins."""
         if not late or served is None or self.caution == 0:
             return bool(late)
-        expected = self.oracles.at(0.0).together(self.demands(0.0), self.here)
+        expected = self.predictors.at(0.0).together(self.demands(0.0), self.here)
         return any(
             expected[d.model].p99_ms > d.slo_ms for d in self.demands(0.0) if d.model in late
         )
@@ -300,15 +309,20 @@ class Case:
             for d in self.demands(self.caution)
         )
 
-    def _carry_on(self, plan: Underway, served: dict[str, Service] | None) -> Part:
+    def _carry_on(self, plan: Underway, served: dict[str, LatencyPrediction] | None) -> GpuDecision:
         target, steps = plan.target, tuple(ordered(self.here, plan.target, plan.whys))
         why = self._against(steps[:1])
         if why:
-            return Part(
-                Outcomes.WAIT, why, self.here, served or {}, None, self.held.without_plan(self.gpu)
+            return GpuDecision(
+                DecisionKind.WAIT,
+                why,
+                self.here,
+                served or {},
+                None,
+                self.held.without_plan(self.gpu),
             )
-        outcome = Outcomes.INFEASIBLE if self.gone else Outcomes.MOVE
-        return Part(
+        outcome = DecisionKind.INFEASIBLE if self.gone else DecisionKind.MOVE
+        return GpuDecision(
             outcome,
             f"carrying on: {words.changes(len(steps))} to go",
             target,
@@ -325,8 +339,11 @@ class Case:
         return why_not_now(self.held, steps, self.rules, self.now_s)
 
     def _stay(
-        self, served: Mapping[str, Service] | None, room: float | None, late: Sequence[str]
-    ) -> Part:
+        self,
+        served: Mapping[str, LatencyPrediction] | None,
+        room: float | None,
+        late: Sequence[str],
+    ) -> GpuDecision:
         held = self.held.without_plan(self.gpu)
         kept = self.late(served, pinned=True) if served is not None else []
         fixed = [f"{m} would miss, and is not changed: {self.pinned[m]}" for m in kept]
@@ -334,14 +351,14 @@ class Case:
             why = "; ".join(
                 [*(f"{m} is let go: {reason}" for m, reason in self.gone.items()), *fixed]
             )
-            return Part(Outcomes.INFEASIBLE, why, self.here, served or {}, room, held)
+            return GpuDecision(DecisionKind.INFEASIBLE, why, self.here, served or {}, room, held)
         if late:
             why = "; ".join([f"{', '.join(late)} would miss; {self._pause()}", *fixed])
-            return Part(Outcomes.WAIT, why, self.here, served or {}, room, held)
+            return GpuDecision(DecisionKind.WAIT, why, self.here, served or {}, room, held)
         if fixed or (served is None and not self.free):
             others = [f"{m}: {why}" for m, why in self.pinned.items()]
-            return Part(
-                Outcomes.WAIT, "; ".join(fixed or others), self.here, served or {}, None, held
+            return GpuDecision(
+                DecisionKind.WAIT, "; ".join(fixed or others), self.here, served or {}, None, held
             )
         room = None if self.unknown else room
         why = "every SLO holds" + (
@@ -349,7 +366,7 @@ class Case:
         )
         if self.caution < 1:
             why += f", with {self.caution:.0%} of the margins: the GPU is nearly full"
-        return Part(Outcomes.HOLD, why, self.here, served or {}, room, held)
+        return GpuDecision(DecisionKind.HOLD, why, self.here, served or {}, room, held)
 
     def _pause(self) -> str:
         """Why nothing is done about it in this tick."""
@@ -371,17 +388,17 @@ class Case:
         )
         return [replace(d, slo_ms=inf) if d.model in lost else d for d in demands]
 
-    def _remembering(self, found: Found) -> tuple[float, Found, Sequence[Demand]]:
+    def _remembering(self, found: GpuPlan) -> tuple[float, GpuPlan, Sequence[Demand]]:
         """``found``, or a plan with room for what was and may soon be again: an idle model keeps
         its share while nobody needs it."""
         demands, remembered = self._sought(1.0), self._sought(REMEMBERING)
         if found.headroom >= ROOM_TO_REMEMBER and remembered != demands:
-            wider = find(self.oracles.at(1.0), remembered, reserved=self.reserved)
+            wider = find(self.predictors.at(1.0), remembered, reserved=self.reserved)
             if wider.feasible and wider.headroom >= ROOM_TO_REMEMBER:
                 return 1.0, wider, remembered
         return 1.0, found, demands
 
-    def _find(self) -> tuple[float, Found, Sequence[Demand]]:
+    def _find(self) -> tuple[float, GpuPlan, Sequence[Demand]]:
         """The plan with the most caution that keeps every model, else that which expects the least;
         and what it is made for."""
         waiting = any(
@@ -389,7 +406,7 @@ class Case:
         )
         for caution in CAUTIONS:
             demands = self._sought(caution)
-            found = find(self.oracles.at(caution), demands, reserved=self.reserved)
+            found = find(self.predictors.at(caution), demands, reserved=self.reserved)
             if found.feasible and (not self.gone or (caution > 0 and not waiting)):
                 return self._remembering(found) if caution == 1 else (caution, found, demands)
         # a model let go does not come back for a plan without margins, nor at once: it would soon
@@ -397,7 +414,7 @@ class Case:
         if found.feasible:
             kept = [d for d in demands if d.model not in self.gone]
             found = find(
-                self.oracles.at(caution),
+                self.predictors.at(caution),
                 kept,
                 [d for d in demands if d.model in self.gone],
                 self.reserved,
@@ -406,8 +423,8 @@ class Case:
         return caution, found, demands
 
     def _search(
-        self, served: dict[str, Service] | None, late: Sequence[str], room: float | None
-    ) -> Part:
+        self, served: dict[str, LatencyPrediction] | None, late: Sequence[str], room: float | None
+    ) -> GpuDecision:
         caution, found, demands = self._find()
         held = self.held
         if not found.feasible and self._nothing_left(demands):
@@ -427,7 +444,7 @@ class Case:
             ),
         )
         target = fewest_changes(
-            self.oracles.at(caution), demands, self.here, found, self.capacity(demands)
+            self.predictors.at(caution), demands, self.here, found, self.capacity(demands)
         )
         back = set(self.gone) - set(found.reasons)
         better = bool(late) or bool(back)
@@ -481,7 +498,7 @@ class Case:
                     return caution
         return None
 
-    def _let_go(self, found: Found) -> dict[str, LetGo]:
+    def _let_go(self, found: GpuPlan) -> dict[str, LetGo]:
         """Each time a model is let go it stays so for longer."""
         out = dict(self.held.let_go)
         for name in set(found.reasons) - set(self.gone):
@@ -498,10 +515,10 @@ class Case:
         self,
         target: Mapping[str, Allocation],
         caution: float,
-        found: Found,
-        served: dict[str, Service] | None,
+        found: GpuPlan,
+        served: dict[str, LatencyPrediction] | None,
         why: str,
-    ) -> Part:
+    ) -> GpuDecision:
         demands = self.demands(caution)
         whys = {
             d.model: words.sentence(d, self.here[d.model], target[d.model], served, found)
@@ -510,14 +527,18 @@ class Case:
         steps = tuple(ordered(self.here, target, whys))
         against = self._against(steps)
         outcome = (
-            Outcomes.INFEASIBLE if found.reasons else Outcomes.WAIT if against else Outcomes.MOVE
+            DecisionKind.INFEASIBLE
+            if found.reasons
+            else DecisionKind.WAIT
+            if against
+            else DecisionKind.MOVE
         )
         if against:
-            return Part(outcome, against, self.here, served or {}, None, self.held)
+            return GpuDecision(outcome, against, self.here, served or {}, None, self.held)
         plan = Underway(target, self.free, {d.model: d.rate_per_s for d in demands}, whys)
         held = replace(
             self.held,
             plans={**self.held.plans, self.gpu: plan},
             caution={**self.held.caution, self.gpu: caution},
         )
-        return Part(outcome, why, target, found.served, found.headroom, held, steps)
+        return GpuDecision(outcome, why, target, found.served, found.headroom, held, steps)

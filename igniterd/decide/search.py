@@ -23,8 +23,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from igniterd.decide.steps import granted
-from igniterd.decide.tenant import EPS, Position, Seat
-from igniterd.predict import Beside, Demand, Oracle, Service
+from igniterd.decide.tenant import EPS, Candidate, TenantSearch
+from igniterd.predict import Beside, Demand, LatencyPrediction, LatencyPredictor
 from igniterd.records import Allocation
 
 SETTLE_ROUNDS = 12
@@ -42,7 +42,7 @@ GIVE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class GpuPlan:
     """The plan for one GPU.
 
     ``headroom``: every kept model's rate may grow by this factor; below 1 (and ``kept`` incomplete)
@@ -51,7 +51,7 @@ class Found:
     """
 
     allocations: Mapping[str, Allocation]
-    served: Mapping[str, Service]
+    served: Mapping[str, LatencyPrediction]
     kept: frozenset[str]
     headroom: float
     least_share: float  # the sum of the least shares at the present rates: what the GPU must give
@@ -63,21 +63,23 @@ class Found:
         return not self.reasons
 
 
-Settled = tuple[dict[str, Allocation], dict[str, Service]]
-Fixed = Mapping[str, tuple[Allocation, Service]]
+Settled = tuple[dict[str, Allocation], dict[str, LatencyPrediction]]
+Fixed = Mapping[str, tuple[Allocation, LatencyPrediction]]
 
 
 class Search:
     """One search on one GPU; keeps its warm start, and how far its guesses are off, from one growth
     factor to the next."""
 
-    def __init__(self, oracle: Oracle, demands: Sequence[Demand], reserved: float = 0.0) -> None:
-        self.oracle = oracle
-        self.unit = oracle.model.share_unit
+    def __init__(
+        self, predictor: LatencyPredictor, demands: Sequence[Demand], reserved: float = 0.0
+    ) -> None:
+        self.predictor = predictor
+        self.unit = predictor.model.share_unit
         self.demands = list(demands)
         self.capacity = 1.0 - reserved - sum(d.reserved for d in demands)
         """What of the GPU there is to give."""
-        self.seats = [Seat(oracle, d) for d in demands]
+        self.seats = [TenantSearch(predictor, d) for d in demands]
 
     def settle(
         self, growth: float, fixed: Fixed | None = None, *, guess: bool = False
@@ -125,7 +127,7 @@ class Search:
         then settled from the top down.
         """
         low, high = 0, count  # what is below `low` fits by guess, `high` does not
-        positions: dict[int, list[Position]] = {}
+        positions: dict[int, list[Candidate]] = {}
         start = self._positions()
         while low < high:
             middle = (low + high) // 2
@@ -144,14 +146,14 @@ class Search:
     def _fits(self, settled: Settled | str, over: float = 0.0) -> bool:
         return not isinstance(settled, str) and self.total(settled[0]) <= self.capacity + over + EPS
 
-    def _positions(self) -> list[Position]:
+    def _positions(self) -> list[Candidate]:
         return [seat.position for seat in self.seats]
 
-    def _back_to(self, positions: Sequence[Position]) -> None:
+    def _back_to(self, positions: Sequence[Candidate]) -> None:
         for seat, position in zip(self.seats, positions, strict=True):
             seat.position = position
 
-    def widest(self) -> Found | None:
+    def widest(self) -> GpuPlan | None:
         """The plan with the largest common growth factor; None when the models do not fit on this
         GPU together."""
         if not self._fits(self.settle(1.0, guess=True), HOPELESS):
@@ -166,7 +168,7 @@ class Search:
         headroom = GROWTHS[wider[0]] if wider else 1.0
         self._spread(headroom)
         served = self._roomy()
-        return Found(
+        return GpuPlan(
             self._allocations(),
             served,
             frozenset(d.model for d in self.demands),
@@ -174,7 +176,7 @@ class Search:
             self.total(base[0]),
         )
 
-    def _beside(self, seat: Seat) -> Beside:
+    def _beside(self, seat: TenantSearch) -> Beside:
         return sum((s.felt for s in self.seats if s is not seat), seat.siblings)
 
     def _spread(self, growth: float) -> None:
@@ -207,7 +209,7 @@ class Search:
             strain[worst] = worst.strain(self._beside(worst))
             left -= worst.demand.instances
 
-    def _roomy(self) -> dict[str, Service]:
+    def _roomy(self) -> dict[str, LatencyPrediction]:
         """Larger batch limits where they cost next to nothing at the present rates, and how all
         then fare.
 
@@ -220,19 +222,19 @@ class Search:
             for seat in self.seats:
                 seat.widen(self._beside(seat), largest=turn > 0)
         near = {s.demand.model: s.service for s in self.seats if s.service is not None}
-        served = self.oracle.together(self.demands, self._allocations(), near=near)
+        served = self.predictor.together(self.demands, self._allocations(), near=near)
         if any(served[d.model].p99_ms > d.slo_ms for d in self.demands):
             self._back_to(before)
-            served = self.oracle.together(self.demands, self._allocations(), near=near)
+            served = self.predictor.together(self.demands, self._allocations(), near=near)
         return served
 
 
 def find(
-    oracle: Oracle,
+    predictor: LatencyPredictor,
     demands: Sequence[Demand],
     flat_out: Sequence[Demand] = (),
     reserved: float = 0.0,
-) -> Found:
+) -> GpuPlan:
     """The plan for one GPU: all models kept with the largest common head-room, or as many as fit,
     the most important first.
 
@@ -241,16 +243,16 @@ def find(
     """
     if not flat_out:
         found = Search(
-            oracle, sorted(demands, key=lambda d: (d.priority, d.model)), reserved
+            predictor, sorted(demands, key=lambda d: (d.priority, d.model)), reserved
         ).widest()
         if found is not None:
             return found
     reasons: dict[str, str] = {}
     needs: dict[str, float] = {}
     for demand in demands:  # what no share holds even alone is let go before anything else
-        alone = Search(oracle, [demand]).settle(1.0)
+        alone = Search(predictor, [demand]).settle(1.0)
         if isinstance(alone, str):
-            reasons[demand.model] = _hopeless(oracle, demand)
+            reasons[demand.model] = _hopeless(predictor, demand)
         else:
             needs[demand.model] = alone[0][demand.model].granted or 1.0
     order = [
@@ -258,7 +260,7 @@ def find(
     ]
     gone = [*flat_out, *(d for d in demands if d.model in reasons)]
     while True:
-        fit = _fit(oracle, order, gone, reserved)
+        fit = _fit(predictor, order, gone, reserved)
         if fit is not None:
             return replace(
                 fit, reasons=reasons, needs={m: s for m, s in needs.items() if m in reasons}
@@ -279,9 +281,9 @@ def _leaver(order: Sequence[Demand], needs: Mapping[str, float]) -> Demand:
     return max(order, key=lambda d: (d.priority, needs[d.model], d.model))
 
 
-def _hopeless(oracle: Oracle, demand: Demand) -> str:
+def _hopeless(predictor: LatencyPredictor, demand: Demand) -> str:
     idle = replace(demand, rate_per_s=0.0)
-    fastest = oracle.served(idle, Allocation(demand.max_share, 1), ()).p50_ms
+    fastest = predictor.served(idle, Allocation(demand.max_share, 1), ()).p50_ms
     if fastest > demand.slo_ms:
         return (
             f"its SLO leaves {demand.slo_ms:.3g} ms for a request, "
@@ -294,17 +296,17 @@ def _hopeless(oracle: Oracle, demand: Demand) -> str:
 
 
 def _fit(
-    oracle: Oracle, kept: Sequence[Demand], gone: Sequence[Demand], reserved: float
-) -> Found | None:
+    predictor: LatencyPredictor, kept: Sequence[Demand], gone: Sequence[Demand], reserved: float
+) -> GpuPlan | None:
     """A plan that holds ``kept`` while ``gone`` run flat out on what is left; None if ``kept`` do
     not fit."""
     if not gone:
-        return Search(oracle, kept, reserved).widest()
+        return Search(predictor, kept, reserved).widest()
     if not kept:
-        return _all_gone(oracle, gone, reserved)
-    unit = oracle.model.share_unit
-    floors = {d.model: Seat(oracle, d).low for d in gone}
-    search, step = Search(oracle, [*kept, *gone], reserved), max(1, round(GIVE / unit))
+        return _all_gone(predictor, gone, reserved)
+    unit = predictor.model.share_unit
+    floors = {d.model: TenantSearch(predictor, d).low for d in gone}
+    search, step = Search(predictor, [*kept, *gone], reserved), max(1, round(GIVE / unit))
     spare = search.capacity - sum(floors[d.model] * d.instances for d in gone) * unit
 
     def settle(turn: int, guess: bool) -> Settled | str:
@@ -318,8 +320,8 @@ def _fit(
         return None
     allocations, near = most[1]
     names = frozenset(d.model for d in kept)
-    served = oracle.together([*kept, *gone], allocations, near=near)
-    return Found(
+    served = predictor.together([*kept, *gone], allocations, near=near)
+    return GpuPlan(
         allocations,
         served,
         names,
@@ -328,23 +330,23 @@ def _fit(
     )
 
 
-def _flat_out(demand: Demand, share: float) -> tuple[Allocation, Service]:
+def _flat_out(demand: Demand, share: float) -> tuple[Allocation, LatencyPrediction]:
     """A model let go: always busy, with its largest batch, on ``share``."""
     batch = demand.keeps_batch or demand.max_batch
     allocation = demand.pinned or Allocation(
         share if demand.steerable else None, batch, 0, demand.instances
     )
-    return allocation, Service(math.inf, math.inf, math.inf, 1.0, float(demand.max_batch))
+    return allocation, LatencyPrediction(math.inf, math.inf, math.inf, 1.0, float(demand.max_batch))
 
 
-def _all_gone(oracle: Oracle, gone: Sequence[Demand], reserved: float) -> Found:
+def _all_gone(predictor: LatencyPredictor, gone: Sequence[Demand], reserved: float) -> GpuPlan:
     """Nobody can be held: equal shares of what is left, and said."""
     pinned = sum(d.pinned.granted or 0.0 for d in gone if d.pinned is not None)
     capacity = max(0.0, 1.0 - reserved - pinned - sum(d.reserved for d in gone))
     takers = sum(d.instances for d in gone if d.pinned is None and d.steerable)
-    share = _equal(capacity, takers, oracle.model.share_unit)
+    share = _equal(capacity, takers, predictor.model.share_unit)
     allocations = {d.model: _flat_out(d, min(share, d.max_share))[0] for d in gone}
-    return Found(allocations, oracle.together(gone, allocations), frozenset(), 0.0, 0.0)
+    return GpuPlan(allocations, predictor.together(gone, allocations), frozenset(), 0.0, 0.0)
 
 
 def _equal(capacity: float, takers: int, unit: float) -> float:
@@ -359,10 +361,10 @@ def _equal(capacity: float, takers: int, unit: float) -> float:
 
 
 def fewest_changes(
-    oracle: Oracle,
+    predictor: LatencyPredictor,
     demands: Sequence[Demand],
     here: Mapping[str, Allocation],
-    found: Found,
+    found: GpuPlan,
     capacity: float,
 ) -> dict[str, Allocation]:
     """The plan without the changes that are not worth a reload: those whose absence leaves half its
@@ -375,7 +377,7 @@ def fewest_changes(
         candidate = {**target, name: here[name]}
         if sum(granted(a) for a in candidate.values() if a.share is not None) > capacity + 1e-9:
             continue
-        served = oracle.together(demands, candidate, growth=max(1.0, growth))
+        served = predictor.together(demands, candidate, growth=max(1.0, growth))
         if all(served[d.model].p99_ms <= d.slo_ms for d in demands if d.model in found.kept):
             target = candidate
     return target

@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igniterd.perf.api import F64
-from igniterd.predict import Beside, Demand, Oracle, Service, as_tenants, felt, planned_rate
+from igniterd.predict import (
+    Beside,
+    Demand,
+    LatencyPrediction,
+    LatencyPredictor,
+    as_tenants,
+    felt,
+    planned_rate,
+)
 from igniterd.queueing.kernels import table as kernel
 from igniterd.queueing.table import queue_table
 from igniterd.records import Allocation
@@ -32,22 +40,22 @@ EPS = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class Candidate:
     """Where a model stands: units of share, the number of its largest batch, how it fares there and
     what its neighbours feel."""
 
     units: int
     size: int
-    service: Service | None = None
+    service: LatencyPrediction | None = None
     felt: Beside = ()
 
 
-class Seat:
+class TenantSearch:
     """See the module. ``low`` and ``high`` bound its units of share."""
 
-    def __init__(self, oracle: Oracle, demand: Demand) -> None:
-        self.oracle, self.demand = oracle, demand
-        self.unit = oracle.model.share_unit
+    def __init__(self, predictor: LatencyPredictor, demand: Demand) -> None:
+        self.predictor, self.demand = predictor, demand
+        self.unit = predictor.model.share_unit
         most = 1 / demand.instances  # each instance is a process with the whole share
         self.low = max(1, math.ceil(min(demand.min_share, most) / self.unit - EPS))
         self.high = max(self.low, math.floor(min(demand.max_share, most) / self.unit + EPS))
@@ -61,12 +69,12 @@ class Seat:
         )
         self.mend, self.asked = np.ones(self.sizes.size), np.zeros(self.sizes.size, dtype=np.bool_)
         self.table = queue_table(demand.burstiness)
-        self.alone = np.pad(oracle.alone_ms(demand), ((0, 0), (1, 0)), constant_values=1.0)
-        self.position = Position(self.low, 0)
+        self.alone = np.pad(predictor.alone_ms(demand), ((0, 0), (1, 0)), constant_values=1.0)
+        self.position = Candidate(self.low, 0)
         self.growth, self.fixed, self._failed, self._rate = 1.0, False, 0, 0.0
 
     @property
-    def service(self) -> Service | None:
+    def service(self) -> LatencyPrediction | None:
         return self.position.service
 
     @property
@@ -98,7 +106,7 @@ class Seat:
     def share(self, units: int) -> float:
         return round(min(1.0, units * self.unit), 6)
 
-    def sit(self, growth: float, fixed: tuple[Allocation, Service] | None = None) -> None:
+    def sit(self, growth: float, fixed: tuple[Allocation, LatencyPrediction] | None = None) -> None:
         """Begin at another growth of the rate, from the last position; or stay where ``fixed``
         says."""
         self.growth, self.fixed, self._failed = growth, fixed is not None, 0
@@ -106,7 +114,7 @@ class Seat:
         if fixed is not None:
             self.place(*fixed)
 
-    def place(self, allocation: Allocation, service: Service | None = None) -> None:
+    def place(self, allocation: Allocation, service: LatencyPrediction | None = None) -> None:
         """Sit at ``allocation``, faring like ``service``, as before if that is not given."""
         units = self.high if allocation.share is None else round(allocation.share / self.unit)
         self._take(
@@ -115,23 +123,23 @@ class Seat:
             service or self.service,
         )
 
-    def _take(self, units: int, size: int, service: Service | None) -> None:
+    def _take(self, units: int, size: int, service: LatencyPrediction | None) -> None:
         neighbours = (
             as_tenants(self.demand, self._allocation(units, size), service)
             if service is not None
             else ()
         )
-        self.position = Position(units, size, service, felt(neighbours))
+        self.position = Candidate(units, size, service, felt(neighbours))
 
     # ------------------------------------------------------------ guesses
 
     def _curve_ms(self, beside: Beside) -> F64:
         """Service times at the present share, with an unused leading element."""
         return np.append(
-            1.0, self.oracle.corrected_ms(self.demand, self.share(self.position.units), beside)
+            1.0, self.predictor.corrected_ms(self.demand, self.share(self.position.units), beside)
         )
 
-    def _least(self, curve: F64, low: int) -> tuple[int, int, Service]:
+    def _least(self, curve: F64, low: int) -> tuple[int, int, LatencyPrediction]:
         """Least units that hold the SLO by guess (one more than ``high`` when none do), the best
         largest batch there, and the fare."""
         units, size, p99_ms, busy, batch = kernel.least_units(
@@ -146,7 +154,7 @@ class Seat:
             self.high,
             self.position.units,
         )
-        return units, size, Service(p99_ms, math.nan, math.nan, busy, batch)
+        return units, size, LatencyPrediction(p99_ms, math.nan, math.nan, busy, batch)
 
     def guess(self, beside: Beside, free: bool) -> bool | None:
         """Move to where the SLO holds by guess; whether that is a move, None if no share holds it.
@@ -170,7 +178,9 @@ class Seat:
         curve = self._curve_ms(beside)
         size, p99_ms = kernel.best(self.table, curve, self.sizes, self.mend, self._rate)
         fare = kernel.fare(self.table, curve, int(self.sizes[size]), self._rate)
-        self._take(self.position.units, size, Service(p99_ms, math.nan, math.nan, *fare[1:]))
+        self._take(
+            self.position.units, size, LatencyPrediction(p99_ms, math.nan, math.nan, *fare[1:])
+        )
         return float(p99_ms) / self.demand.slo_ms
 
     def widen(self, beside: Beside, *, largest: bool) -> None:
@@ -188,7 +198,7 @@ class Seat:
         self._take(
             self.position.units,
             size,
-            Service(p99_ms * self.mend[size], math.nan, math.nan, busy, batch),
+            LatencyPrediction(p99_ms * self.mend[size], math.nan, math.nan, busy, batch),
         )
 
     # ------------------------------------------------------------ the queue itself
@@ -197,7 +207,7 @@ class Seat:
         """As :meth:`guess`, but what holds the SLO where the model sits is asked of the queue; no
         more than one question a call."""
         now = self.position
-        served = self.oracle.served(
+        served = self.predictor.served(
             self.demand, self._allocation(now.units, now.size), beside, growth=self.growth
         )
         curve = self._curve_ms(beside)
@@ -234,7 +244,7 @@ class Seat:
             np.abs(np.arange(self.sizes.size) - self.position.size), kind="stable"
         )
         for size in order.tolist():
-            served = self.oracle.served(
+            served = self.predictor.served(
                 self.demand, self._allocation(self.high, size), beside, growth=self.growth
             )
             if served.p99_ms <= self.demand.slo_ms:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from igniterd.decide.search import Found
-from igniterd.predict import Demand, Service
+from igniterd.decide.search import GpuPlan
+from igniterd.predict import Demand, LatencyPrediction
 from igniterd.records import Allocation
 
 
 def reason(
-    found: Found,
-    served: Mapping[str, Service] | None,
+    found: GpuPlan,
+    served: Mapping[str, LatencyPrediction] | None,
     late: Iterable[str],
     gone: Iterable[str],
     here: Mapping[str, Allocation],
@@ -41,7 +41,7 @@ def _share(allocation: Allocation) -> str:
     return "no share" if allocation.share is None else f"{allocation.share:.1%}"
 
 
-def _p99(service: Service | None) -> str:
+def _p99(service: LatencyPrediction | None) -> str:
     return (
         "unknown"
         if service is None
@@ -55,8 +55,8 @@ def sentence(
     demand: Demand,
     before: Allocation,
     then: Allocation,
-    served: Mapping[str, Service] | None,
-    found: Found,
+    served: Mapping[str, LatencyPrediction] | None,
+    found: GpuPlan,
 ) -> str:
     was = served.get(demand.model) if served is not None else None
     return (

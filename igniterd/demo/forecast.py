@@ -16,7 +16,7 @@ from typing import Any
 
 from igniterd.decide.search import find
 from igniterd.perf import Profile, load_model
-from igniterd.predict import Demand, Oracle
+from igniterd.predict import Demand, LatencyPredictor
 from igniterd.records import Allocation
 
 LEVEL = 0.95
@@ -35,7 +35,7 @@ def forecast(
     ``bias`` multiplies the predicted service times of the models it names.
     """
     model = load_model(profile)
-    oracle = Oracle(model, level=LEVEL, upper=False)
+    predictor = LatencyPredictor(model, level=LEVEL, upper=False)
     demands = [
         Demand(
             name,
@@ -48,9 +48,9 @@ def forecast(
         for name, slo in slos_ms.items()
     ]
     planned = (
-        dict(allocations) if allocations is not None else dict(find(oracle, demands).allocations)
+        dict(allocations) if allocations is not None else dict(find(predictor, demands).allocations)
     )
-    served = oracle.together(demands, planned)
+    served = predictor.together(demands, planned)
     return {
         name: None if service.overloaded else round(service.p99_ms, 2)
         for name, service in served.items()

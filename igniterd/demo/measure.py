@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from igniterd.demo.recording import Played, Recording
+from igniterd.demo.recording import PhaseResult, Recording
 from igniterd.lab.load.load import RequestLog
 
 F64 = NDArray[np.float64]
@@ -46,7 +46,7 @@ def figures(log: RequestLog, recording: Recording) -> list[Figures]:
     ]
 
 
-def _figures(log: RequestLog, phase: Played, model: str, slo_ms: float) -> Figures:
+def _figures(log: RequestLog, phase: PhaseResult, model: str, slo_ms: float) -> Figures:
     seen = log.of(model, phase.measured_s, phase.end_s)
     return Figures(
         phase=phase.key,
@@ -83,7 +83,7 @@ def problems(log: RequestLog, recording: Recording, results: Sequence[Figures]) 
     return missed
 
 
-def short_of_cpu(log: RequestLog, phases: Sequence[Played]) -> list[str]:
+def short_of_cpu(log: RequestLog, phases: Sequence[PhaseResult]) -> list[str]:
     """The phases in which the generator itself was late, so that servers and daemon were short of
     CPU too; a sentence for each."""
     said = []

@@ -9,7 +9,7 @@ from importlib import resources
 from igniterd import __version__
 from igniterd.demo.markup import Markup, el
 from igniterd.demo.measure import Figures
-from igniterd.demo.recording import Move, Played, Recording
+from igniterd.demo.recording import Move, PhaseResult, Recording
 from igniterd.demo.terminal import ms, reason
 from igniterd.demo.timeline import Timeline
 from igniterd.lab.load.load import RequestLog
@@ -128,7 +128,7 @@ class Page:
                     f"{phase.measured_s - phase.begin_s:.0f} s on)",
                 )
 
-    def _settled_s(self, phase: Played) -> float | None:
+    def _settled_s(self, phase: PhaseResult) -> float | None:
         times = [
             m.at_s - phase.begin_s
             for m in self.recording.moves
@@ -138,7 +138,7 @@ class Page:
 
     # ------------------------------------------------------------ phases
 
-    def _phase(self, phase: Played) -> Iterator[Markup]:
+    def _phase(self, phase: PhaseResult) -> Iterator[Markup]:
         yield el("h3", phase.title)
         length = phase.end_s - phase.measured_s
         yield el(
@@ -168,7 +168,7 @@ class Page:
             yield el("p", *self._reasons(phase))
             yield el("div", self._moves(moves, phase), class_="wide moves")
 
-    def _row(self, f: Figures, phase: Played) -> Markup:
+    def _row(self, f: Figures, phase: PhaseResult) -> Markup:
         index = self.recording.models.index(f.model)
         applied = self._applied_at(f.model, phase.end_s)
         return el(
@@ -192,7 +192,7 @@ class Page:
         ]
         return str(before[-1] if before else self.recording.initial[model])
 
-    def _reasons(self, phase: Played) -> Iterator[Markup]:
+    def _reasons(self, phase: PhaseResult) -> Iterator[Markup]:
         """The decisions behind the changes, in the daemon's words."""
         said = [
             s
@@ -203,7 +203,7 @@ class Page:
         for sentence in sentences:
             yield el("span", "igniterd decided: ", el("b", f"{sentence}."), " ")
 
-    def _moves(self, moves: Sequence[tuple[int, Move]], phase: Played) -> Markup:
+    def _moves(self, moves: Sequence[tuple[int, Move]], phase: PhaseResult) -> Markup:
         head = el(
             "tr",
             el("th", "what igniterd changed", colspan=4, class_="l"),
@@ -214,7 +214,7 @@ class Page:
             "table", el("thead", head), el("tbody", *(self._move(n, m, phase) for n, m in moves))
         )
 
-    def _move(self, number: int, move: Move, phase: Played) -> Markup:
+    def _move(self, number: int, move: Move, phase: PhaseResult) -> Markup:
         index = self.recording.models.index(move.model)
         why = reason(move) if move.ok else f"refused: {move.error}"
         return el(

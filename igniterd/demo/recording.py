@@ -69,7 +69,7 @@ class Message(_Frozen):
     data: dict[str, Any]
 
 
-class Played(_Frozen):
+class PhaseResult(_Frozen):
     """A phase as it went. Measured from ``measured_s`` to ``end_s``; before that it settled."""
 
     key: str
@@ -91,7 +91,7 @@ class Recording(_Frozen):
     slow_factor: float
     slos_ms: dict[str, float]
     initial: dict[str, Applied]
-    phases: list[Played]
+    phases: list[PhaseResult]
     samples: list[Sample] = Field(default_factory=list)
     moves: list[Move] = Field(default_factory=list)
     messages: list[Message] = Field(default_factory=list)

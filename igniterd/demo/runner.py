@@ -14,9 +14,9 @@ from pathlib import Path
 
 from igniterd.demo.environment import Stage, check, daemon, predicted, stage
 from igniterd.demo.measure import short_of_cpu
-from igniterd.demo.recording import REQUESTS, Applied, Played, Recording
-from igniterd.demo.scenario import Act, Scenario
-from igniterd.demo.terminal import Teller, moved, progress
+from igniterd.demo.recording import REQUESTS, Applied, PhaseResult, Recording
+from igniterd.demo.scenario import DemoPhase, Scenario
+from igniterd.demo.terminal import DemoConsole, moved, progress
 from igniterd.demo.watch import Watch, watching
 from igniterd.errors import CannotRun
 from igniterd.lab.load.load import LoadProcess, LoadSpec, Phase, RequestLog, load
@@ -30,21 +30,21 @@ _SILENT_S = 8.0
 
 
 @dataclass
-class Theatre:
+class DemoRun:
     """The running demo."""
 
     scenario: Scenario
     stage: Stage
     load: LoadProcess
     watch: Watch
-    teller: Teller
+    teller: DemoConsole
     stack: AsyncExitStack
     daemon: Running | None = None
     mode: Mode | None = None
     told: int = 0
-    played: list[Played] = field(default_factory=list)
+    played: list[PhaseResult] = field(default_factory=list)
 
-    async def play(self, act: Act) -> None:
+    async def play(self, act: DemoPhase) -> None:
         """One phase: traffic, daemon, settling, measuring."""
         rates = self.scenario.rates(act)
         begin_s = time.time()
@@ -64,7 +64,7 @@ class Theatre:
         measured_s = time.time()
         await self._wait(f"{act.title}: measuring", measured_s + act.measured_s)
         self.played.append(
-            Played(
+            PhaseResult(
                 key=act.key,
                 title=act.title,
                 said=act.said,
@@ -142,7 +142,7 @@ class Theatre:
 async def play(
     scenario: Scenario,
     folder: Path,
-    teller: Teller,
+    teller: DemoConsole,
     show: Callable[[Recording, RequestLog], None],
     *,
     keep: bool = False,
@@ -182,7 +182,7 @@ async def play(
 
 
 @asynccontextmanager
-async def _set_up(scenario: Scenario, folder: Path, teller: Teller) -> AsyncIterator[Theatre]:
+async def _set_up(scenario: Scenario, folder: Path, teller: DemoConsole) -> AsyncIterator[DemoRun]:
     async with AsyncExitStack() as stack:
         here = await stack.enter_async_context(stage(scenario, folder))
         for note in here.notes:
@@ -205,10 +205,10 @@ async def _set_up(scenario: Scenario, folder: Path, teller: Teller) -> AsyncIter
         sender = await stack.enter_async_context(load(spec, folder / REQUESTS))
         await sender.until_sent(1, timeout_s=20.0)
         daemons = await stack.enter_async_context(AsyncExitStack())
-        yield Theatre(scenario, here, sender, watch, teller, daemons)
+        yield DemoRun(scenario, here, sender, watch, teller, daemons)
 
 
-async def _recorded(theatre: Theatre, began_s: float, log: RequestLog) -> Recording:
+async def _recorded(theatre: DemoRun, began_s: float, log: RequestLog) -> Recording:
     scenario, watch = theatre.scenario, theatre.watch
     batch = scenario.host().models
     notes = [*theatre.stage.notes, *short_of_cpu(log, theatre.played)]
@@ -227,7 +227,7 @@ async def _recorded(theatre: Theatre, began_s: float, log: RequestLog) -> Record
     )
 
 
-async def _stood_still(theatre: Theatre) -> dict[str, float | None]:
+async def _stood_still(theatre: DemoRun) -> dict[str, float | None]:
     """What the model expects of the last phase's traffic under the plan of the first steered
     phase."""
     steered = next((p for p in theatre.played if p.key == "steered"), None)
@@ -244,7 +244,7 @@ async def _stood_still(theatre: Theatre) -> dict[str, float | None]:
     )
 
 
-def _about_the_machine(teller: Teller) -> None:
+def _about_the_machine(teller: DemoConsole) -> None:
     cores, busy = os.cpu_count() or 1, os.getloadavg()[0]
     if busy > cores:
         teller.say(

@@ -29,7 +29,7 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
-class Act:
+class DemoPhase:
     """A phase. ``rates_per_s`` as on a real board; ``mode`` None: no daemon. It settles for
     ``settle_s`` from the first tick of a daemon that is started in it, and otherwise from its
     beginning.
@@ -52,7 +52,7 @@ class Scenario:
     """The whole play."""
 
     models: tuple[Served, ...]
-    acts: tuple[Act, ...]
+    acts: tuple[DemoPhase, ...]
     slow_factor: float = SLOW_FACTOR
     seed: int = 1
 
@@ -60,7 +60,7 @@ class Scenario:
         """The SLO that is played."""
         return next(m.slo_ms for m in self.models if m.name == model) * self.slow_factor
 
-    def rates(self, act: Act) -> dict[str, float]:
+    def rates(self, act: DemoPhase) -> dict[str, float]:
         """The rates that are played, requests a second."""
         return {model: rate / self.slow_factor for model, rate in act.rates_per_s.items()}
 
@@ -85,7 +85,7 @@ def paper(*, frozen: bool = False, slow_factor: float = SLOW_FACTOR, seed: int =
     ``frozen`` adds a phase in which the traffic has shifted and the plan made before stands still.
     """
     acts = [
-        Act(
+        DemoPhase(
             "bare",
             "Triton as it comes",
             "default batching, no shares: the models take turns on the GPU",
@@ -93,7 +93,7 @@ def paper(*, frozen: bool = False, slow_factor: float = SLOW_FACTOR, seed: int =
             3.0,
             20.0,
         ),
-        Act(
+        DemoPhase(
             "steered",
             "igniterd",
             "the daemon is started, reads the host and moves it",
@@ -108,7 +108,7 @@ def paper(*, frozen: bool = False, slow_factor: float = SLOW_FACTOR, seed: int =
     if frozen:
         said = f"{shift}; the daemon only watches, the old plan stands still"
         acts.append(
-            Act(
+            DemoPhase(
                 "frozen",
                 "traffic shifts, plan frozen",
                 said,
@@ -120,7 +120,7 @@ def paper(*, frozen: bool = False, slow_factor: float = SLOW_FACTOR, seed: int =
         )
         said = "the same traffic; the daemon may act again"
         acts.append(
-            Act(
+            DemoPhase(
                 "shifted",
                 "traffic shifted, igniterd",
                 said,
@@ -133,7 +133,7 @@ def paper(*, frozen: bool = False, slow_factor: float = SLOW_FACTOR, seed: int =
         )
     else:
         acts.append(
-            Act(
+            DemoPhase(
                 "shifted",
                 "traffic shifts",
                 f"{shift}; the daemon answers",

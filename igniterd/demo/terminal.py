@@ -15,12 +15,12 @@ from rich.status import Status
 from rich.table import Table
 
 from igniterd.demo.measure import Figures
-from igniterd.demo.recording import Move, Played, Recording
+from igniterd.demo.recording import Move, PhaseResult, Recording
 
 _LINE_EVERY_S = 5.0
 
 
-class Teller:
+class DemoConsole:
     """Progress in sentences: a line for everything that is done, and what is going on now below
     them (a line now and then without a terminal)."""
 
@@ -110,7 +110,7 @@ def tables(console: Console, recording: Recording, results: Sequence[Figures]) -
     console.print()
 
 
-def _table(phase: Played, results: Sequence[Figures]) -> Table:
+def _table(phase: PhaseResult, results: Sequence[Figures]) -> Table:
     how = {None: "no daemon", "observe": "the daemon watches"}.get(phase.mode, "the daemon acts")
     title = f"[bold]{escape(phase.title)}[/] ({how}, {phase.end_s - phase.measured_s:.0f} s)"
     table = Table(
@@ -134,7 +134,7 @@ def _table(phase: Played, results: Sequence[Figures]) -> Table:
     return table
 
 
-def _changes(console: Console, recording: Recording, phase: Played) -> None:
+def _changes(console: Console, recording: Recording, phase: PhaseResult) -> None:
     moves = [m for m in recording.moves if phase.begin_s <= m.at_s < phase.end_s]
     if not moves:
         return

@@ -63,21 +63,21 @@ _deviations = lru_cache(maxsize=64)(NormalDist().inv_cdf)
 NOTHING: NDArray[np.float64] = np.empty((0, 2))
 
 # log likelihood ratio; arrivals, seconds and arrivals x time since it left zero
-Suspicion = tuple[float, float, float, float]
-CALM: tuple[Suspicion, ...] = ((0.0, 0.0, 0.0, 0.0),) * len(STEPS)
+CusumSums = tuple[float, float, float, float]
+CALM: tuple[CusumSums, ...] = ((0.0, 0.0, 0.0, 0.0),) * len(STEPS)
 
 
-class Aim(NamedTuple):
+class ForecastTarget(NamedTuple):
     """What plans are made for: the quantile ``level`` of the rate ``horizon_s`` ahead."""
 
     level: float = 0.9
     horizon_s: float = 8.0
 
 
-AIM = Aim()
+AIM = ForecastTarget()
 
 
-class Line(NamedTuple):
+class WeightedSums(NamedTuple):
     """Sums over the counts for a weighted line; times are relative to the last count's end, weights
     ``exp(time / MEMORY_S)``.
 
@@ -94,12 +94,12 @@ class Line(NamedTuple):
     v1: float = 0.0
     v2: float = 0.0
 
-    def shifted(self, by_s: float) -> Line:
+    def shifted(self, by_s: float) -> WeightedSums:
         """The same counts, ``by_s`` later."""
         e0, e1, e2, n0, n1, v0, v1, v2 = self
         w = math.exp(-by_s / MEMORY_S)
         u = w * w
-        return Line(
+        return WeightedSums(
             w * e0,
             w * (e1 - by_s * e0),
             w * (e2 - 2 * by_s * e1 + by_s * by_s * e0),
@@ -110,14 +110,14 @@ class Line(NamedTuple):
             u * (v2 - 2 * by_s * v1 + by_s * by_s * v0),
         )
 
-    def plus(self, at_s: float, span_s: float, arrivals: float) -> Line:
+    def plus(self, at_s: float, span_s: float, arrivals: float) -> WeightedSums:
         """With ``arrivals`` in ``span_s`` seconds around the (negative) time ``at_s``."""
         e0, e1, e2, n0, n1, v0, v1, v2 = self
         w = math.exp(at_s / MEMORY_S)
         e, n = w * span_s, w * arrivals
         v = w * e
         square = at_s * at_s + span_s * span_s / 12
-        return Line(
+        return WeightedSums(
             e0 + e,
             e1 + e * at_s,
             e2 + e * square,
@@ -142,14 +142,14 @@ class Rate:
     of rate."""
 
     end_s: float | None = None
-    line: Line = field(default_factory=Line)
+    line: WeightedSums = field(default_factory=WeightedSums)
     slope: float = 0.0  # shrunk, requests/s a second
     # (N, 2): seconds and arrivals of the last counts
     recent: NDArray[np.float64] = field(default_factory=lambda: NOTHING, compare=False)
     foreseen: tuple[float, ...] = ()  # quantiles, after each of the last counts
     upper_per_s: float = 0.0  # the quantile that plans are made for, see ``Aim``
     seen: float = 0.0
-    watch: tuple[Suspicion, ...] = CALM
+    watch: tuple[CusumSums, ...] = CALM
     last: tuple[int, float] | None = None  # the last count and its seconds
     dispersion: float = 1.0  # variance over mean of the counts
     dispersion_weight: float = DISPERSION_PRIOR
@@ -167,7 +167,7 @@ class Rate:
         return _ahead(self.line, self.slope, self.dispersion, in_s)
 
 
-def _level_upper(line: Line, dispersion: float, deviations: float) -> float:
+def _level_upper(line: WeightedSums, dispersion: float, deviations: float) -> float:
     """Upper quantile of the line's mean: trends are not looked at."""
     per_count = line.v0 / (line.e0 * line.e0) * max(1.0, dispersion)
     mean = line.n0 / line.e0
@@ -178,11 +178,11 @@ def _level_upper(line: Line, dispersion: float, deviations: float) -> float:
     )
 
 
-def _now_per_s(line: Line, slope: float) -> float:
+def _now_per_s(line: WeightedSums, slope: float) -> float:
     return max(0.0, (line.n0 - slope * line.e1) / line.e0) if line.e0 > 0 else 0.0
 
 
-def _ahead(line: Line, slope: float, dispersion: float, in_s: float) -> Forecast:
+def _ahead(line: WeightedSums, slope: float, dispersion: float, in_s: float) -> Forecast:
     """:meth:`Rate.ahead` of a rate with these parts."""
     e0 = line.e0
     if e0 <= 0:
@@ -200,7 +200,7 @@ def _ahead(line: Line, slope: float, dispersion: float, in_s: float) -> Forecast
     return Forecast(per_s, math.sqrt(variance))
 
 
-def _slope(line: Line, poisson: float) -> tuple[float, float]:
+def _slope(line: WeightedSums, poisson: float) -> tuple[float, float]:
     """Least-squares slope and its variance for counts of variance ``poisson`` a second; (0, 0)
     where counts are too few to tell."""
     e0, e1, e2, n0, n1, v0, v1, v2 = line
@@ -213,7 +213,7 @@ def _slope(line: Line, poisson: float) -> tuple[float, float]:
     ) / spread**2
 
 
-def _trend(line: Line, poisson: float) -> tuple[float, float]:
+def _trend(line: WeightedSums, poisson: float) -> tuple[float, float]:
     """The slope as far as it can be believed, and its variance: drawn to what is usual (a normal
     prior), and to none where it is within ``SHRINK`` squared standard errors."""
     slope, variance = _slope(line, poisson)
@@ -234,8 +234,8 @@ def _expected(rate: Rate, in_s: float, span_s: float) -> tuple[float, float]:
 
 
 def _watched(
-    watch: tuple[Suspicion, ...], expected: float, dispersion: float, span_s: float, arrivals: int
-) -> tuple[Suspicion, ...]:
+    watch: tuple[CusumSums, ...], expected: float, dispersion: float, span_s: float, arrivals: int
+) -> tuple[CusumSums, ...]:
     """Every sum after one more count, of which ``expected`` were expected."""
     out = []
     for step, log, (ratio, counts, seconds, moment) in zip(STEPS, _LOGS, watch, strict=True):
@@ -276,10 +276,10 @@ def _dispersed(rate: Rate, span_s: float, arrivals: int) -> tuple[float, float]:
     ), total + DISPERSION_PRIOR
 
 
-def _since(counts: float, seconds: float, moment: float) -> Line:
+def _since(counts: float, seconds: float, moment: float) -> WeightedSums:
     """A line through the ``counts`` of the last ``seconds`` alone."""
     e1, e2 = -seconds * seconds / 2, seconds**3 / 3
-    return Line(seconds, e1, e2, counts, moment, seconds, e1, e2)
+    return WeightedSums(seconds, e1, e2, counts, moment, seconds, e1, e2)
 
 
 def _burstiness(now: float, dispersion: float, weight: float) -> float:
@@ -293,7 +293,9 @@ def _burstiness(now: float, dispersion: float, weight: float) -> float:
     return BURSTS[at]
 
 
-def updated(rate: Rate, end_s: float, span_s: float, arrivals: int, aim: Aim = AIM) -> Rate:
+def updated(
+    rate: Rate, end_s: float, span_s: float, arrivals: int, aim: ForecastTarget = AIM
+) -> Rate:
     """``rate`` with one more count of ``arrivals`` in the ``span_s`` > 0 seconds up to ``end_s``;
     plans are made for ``aim``."""
     since_s = span_s if rate.end_s is None else max(span_s, end_s - rate.end_s)

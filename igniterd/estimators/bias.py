@@ -28,7 +28,7 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from igniterd.perf.api import Tenant
-from igniterd.records import Learnt
+from igniterd.records import BiasEstimate
 
 CENTRE = 2.0  # log2 of the batch at which the level is meant
 LEVEL_SD = 0.05  # of the log bias, before anything is measured
@@ -102,7 +102,7 @@ def pressure_of(neighbours: Iterable[Tenant]) -> float:
     return sum([t.share * t.duty for t in neighbours])
 
 
-def elsewhere(learnt: Learnt, share: float, pressure: float) -> tuple[float, float, float]:
+def elsewhere(learnt: BiasEstimate, share: float, pressure: float) -> tuple[float, float, float]:
     """Level, tilt and standard error that ``learnt`` gives at another share and beside other
     neighbours.
 
@@ -207,12 +207,12 @@ class Bias:
         return math.exp(self.coming + _deviations(level) * self.sd)
 
     @property
-    def learnt(self) -> Learnt | None:
+    def learnt(self) -> BiasEstimate | None:
         """For plans; None before anything is learnt."""
         if self.point is None or not self.windows:
             return None
         sd = math.sqrt(self.sd**2 + self.across)
-        return Learnt(self.point.share, self.point.pressure, self.coming, self.tilt, sd)
+        return BiasEstimate(self.point.share, self.point.pressure, self.coming, self.tilt, sd)
 
     def ahead(self, seconds: float) -> State:
         """What is believed after ``seconds`` without news."""

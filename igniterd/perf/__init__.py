@@ -32,7 +32,7 @@ def load_model(profile: Profile, kind: ModelKind = "igniterd") -> PerformanceMod
 
         return IgniterModel(profile)
     if kind == "igniterd":
-        from igniterd.perf.surface_model import OwnModel
+        from igniterd.perf.surface_model import SurfaceModel
 
-        return OwnModel(profile)
+        return SurfaceModel(profile)
     raise ValueError(f"no model is called {kind!r}: igniterd or igniter")

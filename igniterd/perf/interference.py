@@ -37,7 +37,7 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
+class CoRunSample:
     """One tenant's latency in a co-run. ``alone_ms`` is the predicted GPU time alone, ``variance``
     that of its logarithm."""
 
@@ -80,14 +80,14 @@ def shipped_prior() -> Prior:
     return Prior(np.array(data["mean"]), np.array(data["covariance"]))
 
 
-def estimate_prior(observations: Sequence[Observation]) -> Prior:
+def estimate_prior(observations: Sequence[CoRunSample]) -> Prior:
     """Mean and covariance over ordered pairs of the least-squares weights of each.
 
     Runs beside a copy and co-runs of more than two are left out.
 
     Raises ``ValueError`` with fewer than two ordered pairs that have four observations.
     """
-    pairs: dict[tuple[int, int], list[Observation]] = {}
+    pairs: dict[tuple[int, int], list[CoRunSample]] = {}
     for seen in observations:
         if len(seen.neighbours) == 1 and seen.neighbours[0].model != seen.victim:
             pairs.setdefault((seen.victim, seen.neighbours[0].model), []).append(seen)
@@ -100,7 +100,7 @@ def estimate_prior(observations: Sequence[Observation]) -> Prior:
     return Prior(weights.mean(axis=0), np.cov(weights.T) + _RIDGE * np.eye(FEATURES))
 
 
-def learn(models: int, observations: Sequence[Observation], prior: Prior) -> tuple[F64, F64]:
+def learn(models: int, observations: Sequence[CoRunSample], prior: Prior) -> tuple[F64, F64]:
     """Posterior weights (models, models, 4), victim first, and their covariances (models, models,
     4, 4).
 
@@ -116,14 +116,14 @@ def learn(models: int, observations: Sequence[Observation], prior: Prior) -> tup
     return _non_negative(weights, spreads), spreads
 
 
-def _least_squares(group: Sequence[Observation]) -> F64:
+def _least_squares(group: Sequence[CoRunSample]) -> F64:
     features = np.array([o.features(o.neighbours[0]) for o in group])
     return np.asarray(
         np.linalg.lstsq(features, np.array([o.slowdown for o in group]), rcond=None)[0]
     )
 
 
-def _posterior(models: int, seen: Sequence[Observation], prior: Prior) -> tuple[F64, F64]:
+def _posterior(models: int, seen: Sequence[CoRunSample], prior: Prior) -> tuple[F64, F64]:
     """Weights (models, 4) and covariances (models, 4, 4) of one victim, by Gauss-Newton from the
     prior."""
     start = np.tile(prior.mean, models)
@@ -140,7 +140,7 @@ def _posterior(models: int, seen: Sequence[Observation], prior: Prior) -> tuple[
     return flat.reshape(models, FEATURES), (blocks + blocks.transpose(0, 2, 1)) / 2
 
 
-def _linearised(flat: F64, seen: Sequence[Observation]) -> tuple[F64, F64]:
+def _linearised(flat: F64, seen: Sequence[CoRunSample]) -> tuple[F64, F64]:
     """Predicted slowdowns (n,) at the weights ``flat`` (models * 4,) and their derivatives (n,
     models * 4)."""
     predicted, slope = np.zeros(len(seen)), np.zeros((len(seen), flat.shape[0]))

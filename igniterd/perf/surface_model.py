@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from igniterd.perf import interference, surface
 from igniterd.perf.api import F64, Prediction, Tenant
-from igniterd.perf.interference import Neighbour, Observation, Prior
+from igniterd.perf.interference import CoRunSample, Neighbour, Prior
 from igniterd.perf.kernels import mean as kernel
 from igniterd.perf.profile import ModelProfile, Profile
 
 _deviations = lru_cache(maxsize=64)(NormalDist().inv_cdf)
 
 
-class OwnModel:
+class SurfaceModel:
     """:class:`igniterd.perf.api.PerformanceModel` fitted from a profile's solo points and co-runs.
 
     Guaranteed by construction: the mean latency never falls when the tenant's batch grows, its
@@ -190,7 +190,7 @@ class OwnModel:
         return sum(t.share for t in tenants) <= 1 + 1e-6 and all(within(t) for t in tenants)
 
 
-def observations(profile: Profile, model: OwnModel) -> list[Observation]:
+def observations(profile: Profile, model: SurfaceModel) -> list[CoRunSample]:
     """Every tenant of every co-run of ``profile``, against the solo surface of ``model``."""
     index = {name: i for i, name in enumerate(model.models)}
     found = []
@@ -207,7 +207,7 @@ def observations(profile: Profile, model: OwnModel) -> list[Observation]:
                 me.latency_ms - float(model.transfer[i].sum()) * me.batch, 0.05 * me.latency_ms
             )
             doubt = variance + ((me.latency_error or 0.0) * me.latency_ms / gpu) ** 2
-            found.append(Observation(i, gpu, alone, doubt, float(model.floors[i]), others))
+            found.append(CoRunSample(i, gpu, alone, doubt, float(model.floors[i]), others))
     return found
 
 

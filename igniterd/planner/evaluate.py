@@ -12,7 +12,7 @@ import numpy as np
 from igniterd.perf import PerformanceModel
 from igniterd.perf.api import Tenant
 from igniterd.planner.gpu_types import GpuType
-from igniterd.planner.plan import PlannedGpu, ProvisionPlan, Seat
+from igniterd.planner.plan import PlannedGpu, PlannedTenant, ProvisionPlan
 from igniterd.planner.queueing import respond
 
 LEVEL = 0.95
@@ -147,7 +147,7 @@ def with_predictions(gpu: PlannedGpu, placements: Sequence[Placement]) -> Planne
     return replace(gpu, tenants=tuple(seats))
 
 
-def _placement(seat: Seat, burstiness: float) -> Placement:
+def _placement(seat: PlannedTenant, burstiness: float) -> Placement:
     return Placement(
         seat.model,
         seat.share,

@@ -20,7 +20,7 @@ from igniterd.planner.workloads import Infeasible
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class PlannedTenant:
     """One workload, or one replica of it, on one GPU. A replica has ``rate_per_s`` below the
     workload's."""
 
@@ -55,7 +55,7 @@ class PlannedGpu:
     """One GPU and who is on it."""
 
     gpu: str
-    tenants: tuple[Seat, ...]
+    tenants: tuple[PlannedTenant, ...]
     price_per_hour: float | None = None
 
     @property
@@ -187,7 +187,7 @@ _MOST_DELAY_US = 3_600_000_000
 _NUMBERS: Sequence[tuple[str, float, float]] = (("rate_per_s", 0.0, math.inf), ("share", 0.0, 1.0))
 
 
-def _seat(raw: object, where: str, problems: list[str]) -> Seat | None:
+def _seat(raw: object, where: str, problems: list[str]) -> PlannedTenant | None:
     if not isinstance(raw, Mapping):
         problems.append(f"{where} should be a table")
         return None
@@ -220,7 +220,7 @@ def _seat(raw: object, where: str, problems: list[str]) -> Seat | None:
     predicted: Mapping[str, Any] = (
         raw["predicted"] if isinstance(raw.get("predicted"), Mapping) else {}
     )
-    return Seat(
+    return PlannedTenant(
         workload=raw["workload"],
         model=raw["model"],
         slo_p99_ms=math.nan if slo is None else float(slo),

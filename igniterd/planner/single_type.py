@@ -19,7 +19,7 @@ from igniterd.planner.fill import pack
 from igniterd.planner.gpu_types import GpuType
 from igniterd.planner.least_shares import Settler
 from igniterd.planner.local_search import SMALL
-from igniterd.planner.plan import PlannedGpu, ProvisionPlan, Seat
+from igniterd.planner.plan import PlannedGpu, PlannedTenant, ProvisionPlan
 from igniterd.planner.problem import Problem, pose
 from igniterd.planner.repair import Placed, calibrate, check, correct, mend
 from igniterd.planner.splits import curves, least_weights
@@ -140,9 +140,9 @@ def to_plan(placed: Placed, burstiness: float) -> ProvisionPlan:
     )
 
 
-def _seat(problem: Problem, item: int, p: Placement) -> Seat:
+def _seat(problem: Problem, item: int, p: Placement) -> PlannedTenant:
     workload = problem.workloads[int(problem.parent[item])]
-    return Seat(
+    return PlannedTenant(
         workload.name,
         p.model,
         workload.slo_p99_ms,

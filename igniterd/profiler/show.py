@@ -14,7 +14,7 @@ from igniterd import pictures
 from igniterd.perf.api import F64, Tenant
 from igniterd.perf.profile import ModelProfile, Profile, SoloPoint
 from igniterd.perf.surface import Surface
-from igniterd.perf.surface_model import OwnModel
+from igniterd.perf.surface_model import SurfaceModel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ class Residual:
         return None if self.foretold_ms is None else self.foretold_ms / self.point.latency_ms - 1
 
 
-def residuals(profile: Profile, fitted: OwnModel, name: str) -> tuple[Residual, ...]:
+def residuals(profile: Profile, fitted: SurfaceModel, name: str) -> tuple[Residual, ...]:
     """Every solo point of a model against ``fitted``, the model of ``profile``."""
     return tuple(
         Residual(p, _at(fitted, name, p), _without(profile, name, p))
@@ -51,7 +51,7 @@ def residuals(profile: Profile, fitted: OwnModel, name: str) -> tuple[Residual, 
     )
 
 
-def _at(fitted: OwnModel, name: str, point: SoloPoint) -> float:
+def _at(fitted: SurfaceModel, name: str, point: SoloPoint) -> float:
     return fitted.predict([Tenant(name, point.batch, point.share)])[0].latency_ms
 
 
@@ -77,7 +77,7 @@ def told(profile: Profile) -> Iterator[Table | str]:
     from rich.table import Table
 
     yield board_line(profile)
-    fitted = OwnModel(profile)
+    fitted = SurfaceModel(profile)
     for name, model in profile.models.items():
         found = residuals(profile, fitted, name)
         yield f"\n{name}: {len(model.solo)} points alone{_memory(model)}, latency of one batch"
@@ -118,7 +118,7 @@ def told(profile: Profile) -> Iterator[Table | str]:
         yield _pairs(profile, fitted)
 
 
-def _pairs(profile: Profile, fitted: OwnModel) -> Table:
+def _pairs(profile: Profile, fitted: SurfaceModel) -> Table:
     from rich.table import Table
 
     table = Table(
@@ -187,7 +187,7 @@ def drawn(profile: Profile, path: Path) -> None:
     figure, grid = plt.subplots(
         rows, 2, figsize=(11, 3.4 * rows), squeeze=False, layout="constrained"
     )
-    fitted = OwnModel(profile)
+    fitted = SurfaceModel(profile)
     for axes, name in zip(grid, names, strict=False):
         _draw_curves(axes[0], fitted, profile, name)
         _draw_residuals(axes[1], residuals(profile, fitted, name), name)
@@ -198,7 +198,7 @@ def drawn(profile: Profile, path: Path) -> None:
     plt.close(figure)
 
 
-def _draw_curves(axes: Axes, fitted: OwnModel, profile: Profile, name: str) -> None:
+def _draw_curves(axes: Axes, fitted: SurfaceModel, profile: Profile, name: str) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     points = profile.models[name].solo
@@ -265,7 +265,7 @@ def _draw_residuals(axes: Axes, found: Sequence[Residual], name: str) -> None:
     axes.grid(alpha=0.25)
 
 
-def _draw_pairs(axes: Sequence[Axes], fitted: OwnModel, profile: Profile) -> None:
+def _draw_pairs(axes: Sequence[Axes], fitted: SurfaceModel, profile: Profile) -> None:
     measured, predicted, slower = list[float](), list[float](), list[float]()
     for run in profile.co_runs:
         for t, p in zip(

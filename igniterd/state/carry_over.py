@@ -13,15 +13,15 @@ from dataclasses import replace
 
 from igniterd.config import Config
 from igniterd.decide.cooldown import only
-from igniterd.decide.decide import Held
-from igniterd.estimate import ModelBelief
+from igniterd.decide.decide import DecisionState
+from igniterd.estimate import ModelState
 from igniterd.estimators.bias import Bias
-from igniterd.loop import Carry, Knowledge
+from igniterd.loop import Carry, Predictors
 from igniterd.records import Observation
 from igniterd.standing import Known
 
 
-def resumed(carry: Carry, old: Config, then: Knowledge, new: Config, now: Knowledge) -> Carry:
+def resumed(carry: Carry, old: Config, then: Predictors, new: Config, now: Predictors) -> Carry:
     """The part of ``carry`` that is still true under ``new``; a model stays when it is the same
     model of the same Triton and GPU."""
     before, after = old.by_name(), new.by_name()
@@ -55,7 +55,7 @@ def resumed(carry: Carry, old: Config, then: Knowledge, new: Config, now: Knowle
     )
 
 
-def _of_service(known: ModelBelief, same_profile: bool) -> ModelBelief:
+def _of_service(known: ModelState, same_profile: bool) -> ModelState:
     """Predictions are made anew; a bias is measured over predicted, and says nothing of another
     profile."""
     known = replace(known, expected=None)
@@ -66,8 +66,8 @@ def _seen(seen: Observation | None, stay: set[str]) -> Observation | None:
     return None if seen is None else replace(seen, models=only(seen.models, stay))
 
 
-def _held(held: Held, stay: set[str]) -> Held:
-    return Held(
+def _held(held: DecisionState, stay: set[str]) -> DecisionState:
+    return DecisionState(
         gpus=only(held.gpus, stay),
         moved_at_s=held.moved_at_s,
         reloads=held.reloads,

@@ -18,7 +18,7 @@ import structlog
 
 from igniterd import __version__
 from igniterd.errors import Refused
-from igniterd.estimate import Belief, ModelBelief
+from igniterd.estimate import EstimatorState, ModelState
 from igniterd.estimators import bias as calibrate
 from igniterd.estimators import daily
 from igniterd.estimators import live_curve as livecurve
@@ -50,7 +50,7 @@ def identity(profile: Profile, model: str) -> str:
 
 
 def plain(
-    belief: Belief, identities: Mapping[str, str], at_s: float, wall_s: float
+    belief: EstimatorState, identities: Mapping[str, str], at_s: float, wall_s: float
 ) -> dict[str, Any]:
     """``belief`` for JSON; ``at_s`` and ``wall_s`` are now, by the daemon's clock and by the
     calendar."""
@@ -72,7 +72,7 @@ def plain(
 
 def recalled(
     data: Any, identities: Mapping[str, str], at_s: float, wall_s: float
-) -> tuple[dict[str, ModelBelief], list[str]]:
+) -> tuple[dict[str, ModelState], list[str]]:
     """What :func:`plain` kept, as known now, and a sentence for everything that is not taken up
     again.
 
@@ -103,13 +103,13 @@ def recalled(
     return out, words
 
 
-def _model(known: Mapping[str, Any], profile: str, at_s: float, age_s: float) -> ModelBelief:
+def _model(known: Mapping[str, Any], profile: str, at_s: float, age_s: float) -> ModelState:
     bias = calibrate.Bias()
     if known["bias"] and known["profile"] == profile:
         bias = calibrate.from_plain(known["bias"], age_s)
     curve = livecurve.from_plain(known["curve"], at_s) if known["curve"] else livecurve.LiveCurve()
     day = daily.from_plain(known["day"]) if known["day"] else daily.Daily()
-    return ModelBelief(
+    return ModelState(
         bias=bias,
         told=bias.learnt,
         curve=curve,
@@ -135,7 +135,7 @@ def service_times(path: Path, models: Iterable[str], wall_s: float) -> dict[str,
     return out
 
 
-class Memory:
+class Checkpoint:
     """``learnt.json`` of one host. :meth:`keep` never waits for the disk; a disk that fails is said
     once."""
 
@@ -147,7 +147,7 @@ class Memory:
         self._writing: threading.Thread | None = None
         self._failed = False
 
-    def recall(self, at_s: float, wall_s: float) -> dict[str, ModelBelief]:
+    def recall(self, at_s: float, wall_s: float) -> dict[str, ModelState]:
         """What was learnt before; nothing, and a word in the log, where that cannot be read or is
         too old."""
         try:
@@ -169,7 +169,7 @@ class Memory:
             self._log.info("took up what was learnt before", models=len(out))
         return out
 
-    def keep(self, belief: Belief, at_s: float, wall_s: float) -> None:
+    def keep(self, belief: EstimatorState, at_s: float, wall_s: float) -> None:
         """Write ``belief`` if the last time is long enough ago and that writing is over."""
         if self._kept_s is None:
             self._kept_s = at_s
@@ -180,7 +180,9 @@ class Memory:
         self._kept_s = at_s
         self._start(plain(belief, self.identities, at_s, wall_s))
 
-    def close(self, belief: Belief, at_s: float, wall_s: float, timeout_s: float = 2.0) -> None:
+    def close(
+        self, belief: EstimatorState, at_s: float, wall_s: float, timeout_s: float = 2.0
+    ) -> None:
         """Write ``belief`` for the last time; at most ``timeout_s`` are waited."""
         if self._writing is not None:
             self._writing.join(timeout_s / 2)

@@ -22,8 +22,8 @@ from bench.gpu.stage import ROOT, Kind, networks
 from igniterd.errors import CannotRun
 from igniterd.lab.programs.process import Running, running
 from igniterd.perf import builtin_profile
-from igniterd.perf.surface_model import OwnModel
-from igniterd.predict import Oracle
+from igniterd.perf.surface_model import SurfaceModel
+from igniterd.predict import LatencyPredictor
 from igniterd.profiler.partial import Done, Partial, Settings
 from igniterd.records import Allocation
 
@@ -116,11 +116,11 @@ def test_nothing_measured_together_was_profiled() -> None:
 
 def test_the_offered_load_is_what_it_says_and_what_one_generator_can_send() -> None:
     allocations = {m: Allocation(s, 4) for m, s in zip(MODELS[:3], closedloop.SHARES, strict=True)}
-    slow = Oracle(OwnModel(PROFILE.time_scaled(4.0)), level=0.95, upper=False)
+    slow = LatencyPredictor(SurfaceModel(PROFILE.time_scaled(4.0)), level=0.95, upper=False)
     low, high = (openloop.rates(slow, allocations, level) for level in (0.3, 0.6))
     # less than twice: busier neighbours slow more
     assert all(1.6 < high[m] / low[m] <= 2.0 for m in high)
-    fast = Oracle(OwnModel(PROFILE.time_scaled(0.01)), level=0.95, upper=False)
+    fast = LatencyPredictor(SurfaceModel(PROFILE.time_scaled(0.01)), level=0.95, upper=False)
     assert sum(openloop.rates(fast, allocations, 0.6).values()) == pytest.approx(
         openloop.MOST_PER_S
     )
@@ -131,13 +131,13 @@ def test_the_loop_s_traffic_fits_before_and_after_the_shift() -> None:
     from igniterd.predict import Demand
 
     found = loop.traffic(PROFILE.time_scaled(4.0), MODELS[:3])
-    oracle = Oracle(OwnModel(PROFILE.time_scaled(4.0)), level=0.95)
+    predictor = LatencyPredictor(SurfaceModel(PROFILE.time_scaled(4.0)), level=0.95)
     for rates in (found.before, found.after):
         demands = [
-            Demand(m, m, r, loop.MARGIN * found.slos_ms[m], max_batch=oracle.model.max_batch(m))
+            Demand(m, m, r, loop.MARGIN * found.slos_ms[m], max_batch=predictor.model.max_batch(m))
             for m, r in rates.items()
         ]
-        plan = find(oracle, demands)
+        plan = find(predictor, demands)
         assert plan.feasible
         assert plan.headroom > 1.15
     assert (

@@ -22,12 +22,12 @@ from igniterd.clients.triton.info import Control, ServerInfo
 from igniterd.clients.triton.version import named, too_old
 from igniterd.config import parse_config
 from igniterd.errors import NotNow, Refused
-from igniterd.estimate import ModelBelief
+from igniterd.estimate import ModelState
 from igniterd.estimators.live_curve import LiveCurve, followed
-from igniterd.loop import Knowledge
+from igniterd.loop import Predictors
 from igniterd.perf import builtin_profile
 from igniterd.records import Allocation, BoardReading, ModelReading
-from igniterd.state.checkpoint import Memory
+from igniterd.state.checkpoint import Checkpoint
 
 runner = CliRunner()
 
@@ -125,8 +125,8 @@ def test_what_traffic_has_taught_is_told_of_a_model_without_a_profile(tmp_path: 
     assert "Nothing is learnt of its service times yet" in runner.invoke(app, told).output.replace(
         "\n", " "
     )
-    Memory(tmp_path / "state" / "learnt.json", {"bert": ""}).close(
-        {"bert": ModelBelief(curve=curve, copy=("1", "python"))}, 5.0, time.time()
+    Checkpoint(tmp_path / "state" / "learnt.json", {"bert": ""}).close(
+        {"bert": ModelState(curve=curve, copy=("1", "python"))}, 5.0, time.time()
     )
     output = runner.invoke(app, told).output.replace("\n", " ")
     assert "Its traffic tells its service times as it runs now: batches 1 to 2 within 4 %" in output
@@ -152,7 +152,7 @@ def test_models_that_do_not_fit_beside_themselves_are_named() -> None:
         name: ModelReading(name, "1", "main", True, "python", Allocation(None, 8)) for name in names
     }
     readings["ensemble"] = replace(readings["ensemble"], left_alone="an ensemble")
-    known = Knowledge(
+    known = Predictors(
         dict.fromkeys(names, "alexnet"),
         copy_bytes={"large": 2**31, "small": 2**29, "ensemble": 2**40},
     )

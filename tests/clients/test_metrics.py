@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from igniterd.clients.metrics import Histogram, Metrics, sources_of
 from igniterd.clients.mqtt import MqttStatistics
 from igniterd.config import parse_config
-from igniterd.records import Estimate, Load, ModelWindow, Outcomes, Tick, Window
+from igniterd.records import DecisionKind, Estimate, Load, ModelWindow, Tick, Window
 from igniterd.states import Standing, State
 from tests.clients.ticks import CONFIG, a_config, a_tick
 
@@ -129,7 +129,10 @@ def test_what_is_not_known_is_absent_not_zero() -> None:
 
 def test_counters_add_up_and_never_go_back() -> None:
     page = after(
-        a_tick(0), a_tick(1), a_tick(2, p99_ms=30.0), a_tick(3, p99_ms=None, outcome=Outcomes.HOLD)
+        a_tick(0),
+        a_tick(1),
+        a_tick(2, p99_ms=30.0),
+        a_tick(3, p99_ms=None, outcome=DecisionKind.HOLD),
     )
     assert page.value("igniterd_arrival_requests_total", **RESNET) == 1200
     assert page.value("igniterd_arrival_requests_total", **VGG) == 0

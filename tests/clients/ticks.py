@@ -2,17 +2,17 @@
 
 from igniterd.config import Config, parse_config
 from igniterd.records import (
+    ActResult,
     Actuation,
     Allocation,
     BoardReading,
+    DecisionKind,
     Estimate,
     Gap,
     Load,
     ModelReading,
     ModelWindow,
     Observation,
-    Outcome,
-    Outcomes,
     Plan,
     Step,
     StepKind,
@@ -60,7 +60,7 @@ def a_reading(name: str, share: float | None, **more: object) -> ModelReading:
 def a_tick(
     number: int = 0,
     *,
-    outcome: Outcomes = Outcomes.MOVE,
+    outcome: DecisionKind = DecisionKind.MOVE,
     p99_ms: float | None = 50.0,
     gaps: tuple[str, ...] = (),
 ) -> Tick:
@@ -146,7 +146,7 @@ def a_tick(
             headroom=1.2,
             allocated_share=0.3,
         ),
-        outcome=Outcome((Actuation(step, True, 1.5), Actuation(refused, False, 0.2, "no"))),
+        outcome=ActResult((Actuation(step, True, 1.5), Actuation(refused, False, 0.2, "no"))),
         stage_s={"observe": 0.004, "decide": 0.02},
         standings={
             "resnet50": Standing(State.STEERED),

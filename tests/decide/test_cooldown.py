@@ -3,16 +3,16 @@ import pytest
 from igniterd.config import Decide
 from igniterd.decide.cooldown import (
     REFUSED_S,
-    Held,
+    DecisionState,
+    Probation,
     Underway,
-    Watch,
     after,
     came_after_all,
     rollbacks,
     why_not_now,
 )
 from igniterd.decide.steps import ordered
-from igniterd.records import Actuation, Allocation, Load, Outcome, Step, StepKind
+from igniterd.records import ActResult, Actuation, Allocation, Load, Step, StepKind
 from igniterd.states import Cause
 
 RULES = Decide()
@@ -28,12 +28,12 @@ def load(mean_ms: float | None, expected_ms: float | None, rate: float = 100.0) 
     }
 
 
-def done(step: Step, ok: bool = True, cause: Cause = Cause.REFUSED) -> Outcome:
-    return Outcome((Actuation(step, ok, 1.0, "" if ok else "no", Cause.NONE if ok else cause),))
+def done(step: Step, ok: bool = True, cause: Cause = Cause.REFUSED) -> ActResult:
+    return ActResult((Actuation(step, ok, 1.0, "" if ok else "no", Cause.NONE if ok else cause),))
 
 
 def test_a_change_that_made_things_worse_is_taken_back() -> None:
-    held = Held(watches={"m": Watch(LARGE, 0.0, 10.0, 100.0)})
+    held = DecisionState(watches={"m": Probation(LARGE, 0.0, 10.0, 100.0)})
     late = RULES.watch_s + 1
     (step,) = rollbacks(held, load(20.0, 12.0), {"m": SMALL}, RULES, late)
     assert (step.kind, step.before, step.after) == (StepKind.ROLLBACK, SMALL, LARGE)
@@ -46,14 +46,14 @@ def test_a_change_that_made_things_worse_is_taken_back() -> None:
     assert not rollbacks(held, load(None, 12.0), {"m": SMALL}, RULES, late)
     # no room to go back to
     assert not rollbacks(held, load(20.0, 12.0), {"m": SMALL, "n": Allocation(0.9, 1)}, RULES, late)
-    grown = Held(watches={"m": Watch(SMALL, 0.0, 10.0, 100.0)})
+    grown = DecisionState(watches={"m": Probation(SMALL, 0.0, 10.0, 100.0)})
     # less share would only be worse
     assert not rollbacks(grown, load(20.0, 12.0), {"m": LARGE}, RULES, late)
 
 
 def test_a_refused_change_waits() -> None:
     held = after(
-        Held(gpus={"m": 0}, plans={0: Underway({"m": LARGE}), 1: Underway({"n": LARGE})}),
+        DecisionState(gpus={"m": 0}, plans={0: Underway({"m": LARGE}), 1: Underway({"n": LARGE})}),
         done(GROW, ok=False),
         {},
         RULES,
@@ -71,7 +71,7 @@ def test_a_refused_change_waits() -> None:
 @pytest.mark.parametrize("cause", [Cause.HELD, Cause.BY_HAND])
 def test_what_was_not_asked_of_triton_is_no_refusal_and_no_reload(cause: Cause) -> None:
     held = after(
-        Held(gpus={"m": 0}, plans={0: Underway({"m": LARGE})}),
+        DecisionState(gpus={"m": 0}, plans={0: Underway({"m": LARGE})}),
         done(GROW, ok=False, cause=cause),
         {},
         RULES,
@@ -83,7 +83,7 @@ def test_what_was_not_asked_of_triton_is_no_refusal_and_no_reload(cause: Cause) 
 
 
 def test_a_server_lost_in_the_middle_is_no_refusal_unless_it_is_lost_each_time() -> None:
-    held = after(Held(), done(GROW, ok=False, cause=Cause.LOST), {}, RULES, 100.0)
+    held = after(DecisionState(), done(GROW, ok=False, cause=Cause.LOST), {}, RULES, 100.0)
     assert why_not_now(held, (GROW,), RULES, 105.0) == ""
     held = after(held, done(GROW, ok=False, cause=Cause.LOST), {}, RULES, 110.0)
     assert "next try in" in why_not_now(held, (GROW,), RULES, 111.0), (
@@ -93,27 +93,29 @@ def test_a_server_lost_in_the_middle_is_no_refusal_unless_it_is_lost_each_time()
 
 
 def test_a_change_that_is_to_be_taken_back_goes_through_the_same_gate() -> None:
-    held = Held(
-        watches={"m": Watch(LARGE, 0.0, 10.0, 100.0)},
+    held = DecisionState(
+        watches={"m": Probation(LARGE, 0.0, 10.0, 100.0)},
         reloads=tuple(float(i) for i in range(RULES.max_reloads_per_hour)),
     )
     late = RULES.watch_s + 100
     assert not rollbacks(held, load(20.0, 12.0), {"m": SMALL}, RULES, late), (
         "the hour's reloads are used up"
     )
-    held = Held(watches={"m": Watch(LARGE, 0.0, 10.0, 100.0)}, refused_until_s={"m": late + 60})
+    held = DecisionState(
+        watches={"m": Probation(LARGE, 0.0, 10.0, 100.0)}, refused_until_s={"m": late + 60}
+    )
     assert not rollbacks(held, load(20.0, 12.0), {"m": SMALL}, RULES, late), (
         "its last change was refused"
     )
     bare = {"m": SMALL, "in process": Allocation(None, 8)}
-    assert rollbacks(Held(watches=held.watches), load(20.0, 12.0), bare, RULES, late), (
+    assert rollbacks(DecisionState(watches=held.watches), load(20.0, 12.0), bare, RULES, late), (
         "one without a share holds none"
     )
 
 
 def test_reloads_an_hour_are_capped() -> None:
     rules = Decide(max_reloads_per_hour=2)
-    held = Held(reloads=(10.0, 20.0))
+    held = DecisionState(reloads=(10.0, 20.0))
     assert "max_reloads_per_hour is 2" in why_not_now(held, (GROW,), rules, 30.0)
     assert why_not_now(held, (GROW,), rules, 3700.0) == ""
 
@@ -121,7 +123,10 @@ def test_reloads_an_hour_are_capped() -> None:
 def test_first_shares_are_given_to_any_number_of_models_within_the_hour() -> None:
     rules = Decide(max_reloads_per_hour=2)
     bare = {f"m{number}": Allocation(None, 8) for number in range(70)}
-    steps, held = tuple(ordered(bare, {name: Allocation(0.01, 4) for name in bare})), Held()
+    steps, held = (
+        tuple(ordered(bare, {name: Allocation(0.01, 4) for name in bare})),
+        DecisionState(),
+    )
     assert len(steps) == 139, "two for each model but the last"
     assert why_not_now(held, steps, rules, 0.0) == ""
     for number, step in enumerate(steps):
@@ -133,11 +138,11 @@ def test_first_shares_are_given_to_any_number_of_models_within_the_hour() -> Non
 
 def test_a_first_share_that_is_refused_is_counted() -> None:
     bare = Step("m", StepKind.SHRINK, Allocation(None, 8), SMALL)
-    assert after(Held(), done(bare, ok=False), {}, RULES, 5.0).reloads == (5.0,)
+    assert after(DecisionState(), done(bare, ok=False), {}, RULES, 5.0).reloads == (5.0,)
 
 
 def test_first_shares_that_somebody_takes_away_again_are_counted() -> None:
-    bare, held = Step("m", StepKind.SHRINK, Allocation(None, 8), SMALL), Held()
+    bare, held = Step("m", StepKind.SHRINK, Allocation(None, 8), SMALL), DecisionState()
     for turn in range(5):
         held = after(held, done(bare), {}, RULES, turn * 60.0)
     assert len(held.reloads) == 4, "the first of the hour is free"
@@ -145,7 +150,7 @@ def test_first_shares_that_somebody_takes_away_again_are_counted() -> None:
 
 def test_a_change_that_came_after_its_deadline_did_not_fail() -> None:
     step = Step("m", StepKind.GROW, SMALL, Allocation(0.35000000000000003, 8))
-    held = Held()
+    held = DecisionState()
     for turn in range(3):  # a model that always takes longer than is waited
         held = after(held, done(step, ok=False, cause=Cause.UNANSWERED), {}, RULES, turn * 1000.0)
     assert came_after_all(held, {"m": SMALL}) is held
@@ -160,7 +165,7 @@ def test_a_change_that_came_after_its_deadline_did_not_fail() -> None:
 def test_a_load_that_changes_nothing_to_see_and_fails_is_tried_again_after_growing_pauses(
     kind: StepKind,
 ) -> None:
-    step, held, tries = Step("m", kind, SMALL, SMALL), Held(), list[float]()
+    step, held, tries = Step("m", kind, SMALL, SMALL), DecisionState(), list[float]()
     for second in range(2000):
         held = came_after_all(held, {"m": SMALL})
         if not why_not_now(held, (step,), RULES, float(second)):
@@ -171,7 +176,9 @@ def test_a_load_that_changes_nothing_to_see_and_fails_is_tried_again_after_growi
 
 def test_a_model_without_a_process_of_its_own_keeps_no_other_change_waiting() -> None:
     step = Step("m", StepKind.ADOPT, SMALL, SMALL)
-    held = after(Held(plans={0: Underway({"n": LARGE})}), done(step, ok=False), {}, RULES, 0.0)
+    held = after(
+        DecisionState(plans={0: Underway({"n": LARGE})}), done(step, ok=False), {}, RULES, 0.0
+    )
     assert why_not_now(held, (GROW,), RULES, 1.0) == ""
     assert "it could not be given a process of its own; next try in 59 s" in why_not_now(
         held, (step,), RULES, 1.0

@@ -4,7 +4,7 @@ from igniterd.config import Model
 from igniterd.decide.demands import batches
 from igniterd.decide.search import find
 from igniterd.perf import builtin_profile, load_model
-from igniterd.predict import Demand, Oracle
+from igniterd.predict import Demand, LatencyPredictor
 from igniterd.records import Allocation, Load, ModelReading
 
 
@@ -42,12 +42,12 @@ def test_batching_that_cannot_be_steered_is_kept_whatever_was_profiled() -> None
         8,
         8,
     ), "a request is executed whole"
-    oracle = Oracle(load_model(builtin_profile("v100")), level=0.95)
+    predictor = LatencyPredictor(load_model(builtin_profile("v100")), level=0.95)
     fixed = Demand("vgg19", "vgg19", 50.0, 60.0, min_batch=32, max_batch=32, keeps_batch=64)
-    assert find(oracle, [fixed]).allocations["vgg19"].max_batch_size == 64
+    assert find(predictor, [fixed]).allocations["vgg19"].max_batch_size == 64
 
 
 def test_no_plan_lowers_the_limit_below_it() -> None:
-    oracle = Oracle(load_model(builtin_profile("v100")), level=0.95)
+    predictor = LatencyPredictor(load_model(builtin_profile("v100")), level=0.95)
     wanted = Demand("vgg19", "vgg19", 50.0, 60.0, min_batch=12)
-    assert find(oracle, [wanted]).allocations["vgg19"].max_batch_size >= 12
+    assert find(predictor, [wanted]).allocations["vgg19"].max_batch_size >= 12

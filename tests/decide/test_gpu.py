@@ -7,31 +7,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igniterd.config import Decide
-from igniterd.decide.cooldown import Held, Judged
-from igniterd.decide.gpu import JUDGE_APART_S, JUDGE_EVERY_S, Case, Oracles
+from igniterd.decide.cooldown import CachedVerdict, DecisionState
+from igniterd.decide.gpu import JUDGE_APART_S, JUDGE_EVERY_S, GpuContext, PredictorPair
 from igniterd.decide.search import GROWTHS
 from igniterd.perf import builtin_profile, load_model
-from igniterd.predict import Demand, Oracle, Service
-from igniterd.records import Allocation, Outcomes
+from igniterd.predict import Demand, LatencyPrediction, LatencyPredictor
+from igniterd.records import Allocation, DecisionKind
 
 MODEL = load_model(builtin_profile("v100"))
-ORACLES = Oracles(
-    promises=Oracle(MODEL, level=0.95), expects=Oracle(MODEL, level=0.95, upper=False)
+PREDICTORS = PredictorPair(
+    promises=LatencyPredictor(MODEL, level=0.95),
+    expects=LatencyPredictor(MODEL, level=0.95, upper=False),
 )
 RATES = {"alexnet": 200.0, "resnet50": 100.0}
 WAITING_MS = 20
 
 
-def case(slo_ms: float) -> Case:
+def case(slo_ms: float) -> GpuContext:
     """Both models on half of the GPU, with a queue delay that somebody has set."""
     demands = [Demand(name, name, rate, slo_ms, max_batch=8) for name, rate in RATES.items()]
     here = {name: Allocation(0.5, 8, 1000 * WAITING_MS) for name in RATES}
-    return Case(0, lambda _: demands, here, Held(), Decide(), ORACLES, 100.0)
+    return GpuContext(0, lambda _: demands, here, DecisionState(), Decide(), PREDICTORS, 100.0)
 
 
 def test_a_delay_that_somebody_set_stays_where_every_slo_holds_with_it() -> None:
     part = case(200.0).decide()
-    assert part.outcome is Outcomes.HOLD
+    assert part.outcome is DecisionKind.HOLD
     assert not part.steps
     # what it costs is counted
     assert all(service.p99_ms > WAITING_MS for service in part.served.values())
@@ -39,19 +40,19 @@ def test_a_delay_that_somebody_set_stays_where_every_slo_holds_with_it() -> None
 
 def test_a_delay_that_costs_an_slo_is_taken_away() -> None:
     part = case(25.0).decide()
-    assert part.outcome is Outcomes.MOVE
+    assert part.outcome is DecisionKind.MOVE
     assert {step.after.max_queue_delay_us for step in part.steps} == {0}
     assert all(part.served[name].p99_ms <= 25.0 for name in RATES)
 
 
 def test_gpus_with_room_are_judged_again_in_time_and_not_all_in_one_tick() -> None:
     gpus = [replace(case(200.0), gpu=gpu) for gpu in range(8)]
-    held, judged = Held(), [0] * 8
+    held, judged = DecisionState(), [0] * 8
     for second in range(200):
         before, again = held, 0
         for gpu in gpus:
             part = replace(gpu, held=held, now_s=100.0 + second).decide()
-            assert part.outcome is Outcomes.HOLD
+            assert part.outcome is DecisionKind.HOLD
             held = part.held
             new = held.judged[gpu.gpu] is not before.judged.get(gpu.gpu)
             again += new
@@ -64,16 +65,18 @@ def test_gpus_with_room_are_judged_again_in_time_and_not_all_in_one_tick() -> No
 
 
 class UpTo:
-    """An oracle that finds every SLO held up to one growth of the rates."""
+    """An predictor that finds every SLO held up to one growth of the rates."""
 
     def __init__(self, most: float) -> None:
         self.most = most
 
     def together(
         self, demands: list[Demand], _: object, *, growth: float = 1.0
-    ) -> dict[str, Service]:
+    ) -> dict[str, LatencyPrediction]:
         return {
-            d.model: Service(d.slo_ms * (1.0 if growth <= self.most else 1.1), 1.0, 1.0, 0.5, 1.0)
+            d.model: LatencyPrediction(
+                d.slo_ms * (1.0 if growth <= self.most else 1.1), 1.0, 1.0, 0.5, 1.0
+            )
             for d in demands
         }
 
@@ -82,6 +85,10 @@ class UpTo:
 def test_the_room_found_is_the_same_wherever_it_was_before(
     most: float, before: float | None
 ) -> None:
-    held = Held() if before is None else Held(judged={0: Judged(0.0, {}, {}, {}, {}, {}, before)})
-    asked = replace(case(100.0), held=held, oracles=Oracles(UpTo(most), UpTo(most)))  # type: ignore[arg-type]
+    held = (
+        DecisionState()
+        if before is None
+        else DecisionState(judged={0: CachedVerdict(0.0, {}, {}, {}, {}, {}, before)})
+    )
+    asked = replace(case(100.0), held=held, predictors=PredictorPair(UpTo(most), UpTo(most)))  # type: ignore[arg-type]
     assert asked.room(asked.here) == max((g for g in GROWTHS if g <= most), default=1.0)

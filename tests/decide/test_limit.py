@@ -7,16 +7,17 @@ import pytest
 
 from igniterd.config import Decide
 from igniterd.decide import gpu
-from igniterd.decide.cooldown import Held
-from igniterd.decide.gpu import LEAST_ROOM, Case, Oracles, Part
-from igniterd.decide.search import Found
+from igniterd.decide.cooldown import DecisionState
+from igniterd.decide.gpu import LEAST_ROOM, GpuContext, GpuDecision, PredictorPair
+from igniterd.decide.search import GpuPlan
 from igniterd.perf import builtin_profile, load_model
-from igniterd.predict import Demand, Oracle
-from igniterd.records import Allocation, Outcomes
+from igniterd.predict import Demand, LatencyPredictor
+from igniterd.records import Allocation, DecisionKind
 
 _MODEL = load_model(builtin_profile("v100"))
-ORACLES = Oracles(
-    promises=Oracle(_MODEL, level=0.95), expects=Oracle(_MODEL, level=0.95, upper=False)
+PREDICTORS = PredictorPair(
+    promises=LatencyPredictor(_MODEL, level=0.95),
+    expects=LatencyPredictor(_MODEL, level=0.95, upper=False),
 )
 SLO_MS, HERE = 40.0, Allocation(0.4, 8)
 
@@ -26,7 +27,7 @@ def carried(share: float) -> float:
     low, high = 1.0, 2000.0
     while high - low > 0.5:
         middle = (low + high) / 2
-        served = ORACLES.expects.together(
+        served = PREDICTORS.expects.together(
             [Demand("m", "resnet50", middle, SLO_MS)], {"m": replace(HERE, share=share)}
         )["m"]
         low, high = (middle, high) if served.p99_ms <= SLO_MS else (low, middle)
@@ -40,7 +41,7 @@ def decided(
     *,
     caution: float = 0.5,
     now_s: float = 1000.0,
-) -> Part:
+) -> GpuDecision:
     """``HERE`` at ``rate`` (with ``caution`` half: 5 % more), when the search finds a larger share
     with ``headroom``."""
 
@@ -48,14 +49,17 @@ def decided(
         return [Demand("m", "resnet50", rate * (1 + 0.1 * at), SLO_MS)]
 
     def found(
-        oracle: Oracle, asked: Sequence[Demand], gone: Sequence[Demand] = (), reserved: float = 0.0
-    ) -> Found:
+        predictor: LatencyPredictor,
+        asked: Sequence[Demand],
+        gone: Sequence[Demand] = (),
+        reserved: float = 0.0,
+    ) -> GpuPlan:
         target = {"m": replace(HERE, share=0.6)}
         feasible = asked[0].rate_per_s <= rate * 1.051  # with half of the margins, not with all
         reasons = {} if feasible else {"m": "does not fit"}
-        return Found(
+        return GpuPlan(
             target,
-            oracle.together(asked, target),
+            predictor.together(asked, target),
             frozenset(["m"] if feasible else []),
             headroom,
             0.6,
@@ -63,8 +67,8 @@ def decided(
         )
 
     monkeypatch.setattr(gpu, "find", found)
-    held = Held(gpus={"m": 0}, caution={0: caution}, moved_at_s={0: now_s - 600.0})
-    return Case(0, demands, {"m": HERE}, held, Decide(), ORACLES, now_s).decide()
+    held = DecisionState(gpus={"m": 0}, caution={0: caution}, moved_at_s={0: now_s - 600.0})
+    return GpuContext(0, demands, {"m": HERE}, held, Decide(), PREDICTORS, now_s).decide()
 
 
 def test_noise_at_the_limit_costs_margins_and_no_reload(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +76,7 @@ def test_noise_at_the_limit_costs_margins_and_no_reload(monkeypatch: pytest.Monk
     outgrown by the next noise."""
     part = decided(monkeypatch, 1.0, 0.98 * carried(0.4))
     assert part.steps == ()
-    assert part.outcome is not Outcomes.MOVE
+    assert part.outcome is not DecisionKind.MOVE
     assert part.held.caution == {0: 0.0}
 
 

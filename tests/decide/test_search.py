@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from igniterd.decide.search import find
 from igniterd.perf import builtin_profile, load_model
-from igniterd.predict import Demand, Oracle
+from igniterd.predict import Demand, LatencyPredictor
 
 MODEL = load_model(builtin_profile("v100"))
-ORACLE = Oracle(MODEL, level=0.95)
+PREDICTOR = LatencyPredictor(MODEL, level=0.95)
 
 
 def demand(model: str, rate: float, slo: float, priority: int = 1, **more: float) -> Demand:
@@ -19,7 +19,7 @@ def demand(model: str, rate: float, slo: float, priority: int = 1, **more: float
 
 
 def test_one_model_alone_gets_the_whole_gpu_and_all_its_headroom() -> None:
-    found = find(ORACLE, [demand("alexnet", 100.0, 15.0)])
+    found = find(PREDICTOR, [demand("alexnet", 100.0, 15.0)])
     assert found.feasible
     assert found.headroom == 4.0  # the top of the ladder
     assert found.allocations["alexnet"].share == 1.0
@@ -28,7 +28,7 @@ def test_one_model_alone_gets_the_whole_gpu_and_all_its_headroom() -> None:
 
 def test_three_models_fit_together_as_the_measured_tables_say() -> None:
     found = find(
-        ORACLE,
+        PREDICTOR,
         [
             demand("alexnet", 400.0, 15.0),
             demand("resnet50", 300.0, 40.0),
@@ -50,7 +50,7 @@ def test_the_least_important_goes_first_and_is_given_what_is_left() -> None:
         demand("resnet50", 500.0, 40.0, 1),
         demand("vgg19", 250.0, 60.0, 3),
     ]
-    found = find(ORACLE, wanted)
+    found = find(PREDICTOR, wanted)
     assert list(found.reasons) == ["vgg19"]
     assert "does not fit" in found.reasons["vgg19"]
     assert found.kept == {"alexnet", "resnet50"}
@@ -60,21 +60,21 @@ def test_the_least_important_goes_first_and_is_given_what_is_left() -> None:
 
 
 def test_an_slo_below_the_fastest_latency_is_named_whatever_its_priority() -> None:
-    found = find(ORACLE, [demand("vgg19", 10.0, 2.0, 1), demand("alexnet", 100.0, 15.0, 2)])
+    found = find(PREDICTOR, [demand("vgg19", 10.0, 2.0, 1), demand("alexnet", 100.0, 15.0, 2)])
     assert list(found.reasons) == ["vgg19"]
     assert "one alone takes" in found.reasons["vgg19"]
     assert found.kept == {"alexnet"}
 
 
 def test_nothing_fits_and_that_is_said_too() -> None:
-    found = find(ORACLE, [demand("vgg19", 5000.0, 60.0), demand("ssd", 5000.0, 60.0)])
+    found = find(PREDICTOR, [demand("vgg19", 5000.0, 60.0), demand("ssd", 5000.0, 60.0)])
     assert set(found.reasons) == {"vgg19", "ssd"}
     assert "requests/s are more than" in found.reasons["ssd"]
     assert sum(a.share for a in found.allocations.values()) <= 1 + 1e-9
 
 
 def test_a_model_inside_tritonserver_keeps_the_servers_share() -> None:
-    found = find(ORACLE, [Demand("alexnet", "alexnet", 200.0, 15.0, steerable=False)])
+    found = find(PREDICTOR, [Demand("alexnet", "alexnet", 200.0, 15.0, steerable=False)])
     assert found.allocations["alexnet"].share is None
     assert found.feasible
 
@@ -89,7 +89,7 @@ def test_every_plan_fits_and_keeps_what_it_says_it_keeps(
     rate_a: float, slo_a: float, rate_b: float, slo_b: float, priority_b: int
 ) -> None:
     wanted = [demand("alexnet", rate_a, slo_a, 2), demand("resnet50", rate_b, slo_b, priority_b)]
-    found = find(ORACLE, wanted)
+    found = find(PREDICTOR, wanted)
     assert sum(a.share for a in found.allocations.values()) <= 1 + 1e-9
     assert found.kept | set(found.reasons) == {"alexnet", "resnet50"}
     for d in wanted:
@@ -106,7 +106,7 @@ def test_more_traffic_never_needs_less(subtests: pytest.Subtests) -> None:
     before = 0.0
     for rate in (50.0, 150.0, 300.0, 450.0, 600.0):
         with subtests.test(rate=rate):
-            found = find(ORACLE, [demand("resnet50", rate, 40.0)])
+            found = find(PREDICTOR, [demand("resnet50", rate, 40.0)])
             assert found.least_share >= before
             before = found.least_share
 
@@ -122,7 +122,7 @@ def test_as_good_as_the_search_that_asked_the_queue_at_every_step(
     for number, case in enumerate(cases):
         with subtests.test(number=number):
             before, wanted = case["before"], [Demand(**tenant) for tenant in case["tenants"]]
-            found = find(Oracle(MODEL, level=0.95), wanted)
+            found = find(LatencyPredictor(MODEL, level=0.95), wanted)
             assert len(found.kept) >= len(before["kept"])
             if len(found.kept) == len(before["kept"]) == len(wanted):
                 assert found.headroom >= before["headroom"] * 0.99
@@ -137,7 +137,7 @@ def test_as_good_as_the_search_that_asked_the_queue_at_every_step(
 
 def test_a_whole_gpu_is_given_away_and_no_queue_delay_is_planned() -> None:
     found = find(
-        ORACLE,
+        PREDICTOR,
         [
             demand("alexnet", 300.0, 15.0),
             demand("resnet50", 200.0, 40.0),
@@ -149,8 +149,8 @@ def test_a_whole_gpu_is_given_away_and_no_queue_delay_is_planned() -> None:
 
 
 def test_several_instances_are_planned_for_as_several() -> None:
-    one = find(ORACLE, [demand("resnet50", 150.0, 60.0)])
-    two = find(ORACLE, [demand("resnet50", 150.0, 60.0, instances=2)])
+    one = find(PREDICTOR, [demand("resnet50", 150.0, 60.0)])
+    two = find(PREDICTOR, [demand("resnet50", 150.0, 60.0, instances=2)])
     assert two.feasible
     assert two.allocations["resnet50"].instances == 2
     assert two.served["resnet50"].busy < one.served["resnet50"].busy
@@ -158,7 +158,7 @@ def test_several_instances_are_planned_for_as_several() -> None:
 
 def test_limits_on_shares_and_batches_are_kept() -> None:
     found = find(
-        ORACLE,
+        PREDICTOR,
         [
             demand("alexnet", 100.0, 15.0, min_share=0.3, max_share=0.45),
             demand("vgg19", 60.0, 80.0, min_batch=4, max_batch=6),
@@ -170,7 +170,7 @@ def test_limits_on_shares_and_batches_are_kept() -> None:
 
 def test_every_instance_is_a_process_with_the_whole_share() -> None:
     found = find(
-        ORACLE, [demand("alexnet", 300.0, 15.0, instances=2), demand("resnet50", 150.0, 60.0)]
+        PREDICTOR, [demand("alexnet", 300.0, 15.0, instances=2), demand("resnet50", 150.0, 60.0)]
     )
     assert found.feasible
     assert found.allocations["alexnet"].instances == 2
@@ -182,7 +182,7 @@ def test_every_instance_is_a_process_with_the_whole_share() -> None:
 
 def test_a_gpu_is_never_promised_twice_to_many_instances() -> None:
     found = find(
-        ORACLE, [demand("alexnet", 300.0, 15.0, 2, instances=30), demand("vgg19", 50.0, 60.0, 1)]
+        PREDICTOR, [demand("alexnet", 300.0, 15.0, 2, instances=30), demand("vgg19", 50.0, 60.0, 1)]
     )
     assert "alexnet" in found.reasons  # thirty processes with the least share each
     assert found.allocations["alexnet"].share == MODEL.share_unit

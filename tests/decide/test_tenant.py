@@ -4,19 +4,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igniterd.decide.tenant import Seat
+from igniterd.decide.tenant import TenantSearch
 from igniterd.perf import builtin_profile, load_model
 from igniterd.perf.api import Tenant
-from igniterd.predict import Demand, Oracle, felt
+from igniterd.predict import Demand, LatencyPredictor, felt
 from igniterd.records import Allocation
 
-ORACLE = Oracle(load_model(builtin_profile("v100")), level=0.95)
+PREDICTOR = LatencyPredictor(load_model(builtin_profile("v100")), level=0.95)
 BESIDE = felt([Tenant("vgg19", 2.0, 0.3, 0.6)])
 
 
-def settled(demand: Demand, growth: float = 1.0) -> Seat | None:
+def settled(demand: Demand, growth: float = 1.0) -> TenantSearch | None:
     """A seat beside one neighbour once the queue has agreed to it; None if no share holds."""
-    seat = Seat(ORACLE, demand)
+    seat = TenantSearch(PREDICTOR, demand)
     seat.sit(growth)
     if seat.guess(BESIDE, True) is None:
         seat.position = type(seat.position)(seat.high, 0)
@@ -34,18 +34,21 @@ def test_what_is_settled_holds_by_the_queue_and_half_of_it_does_not(
     seat = settled(demand)
     if seat is None:
         best = min(
-            ORACLE.served(demand, Allocation(1.0, int(b)), BESIDE).p99_ms
+            PREDICTOR.served(demand, Allocation(1.0, int(b)), BESIDE).p99_ms
             for b in (1, 2, 4, 8, 16, 32)
         )
         assert best > slo
         return
-    assert ORACLE.served(demand, seat.allocation, BESIDE).p99_ms <= slo
+    assert PREDICTOR.served(demand, seat.allocation, BESIDE).p99_ms <= slo
     assert seat.service is not None
     assert math.isfinite(seat.service.mean_ms)  # the queue's answer, not a guess
     half = seat.share(seat.position.units // 2)
     if half > 0:
         assert (
-            min(ORACLE.served(demand, Allocation(half, int(b)), BESIDE).p99_ms for b in seat.sizes)
+            min(
+                PREDICTOR.served(demand, Allocation(half, int(b)), BESIDE).p99_ms
+                for b in seat.sizes
+            )
             > slo
         )
 
@@ -65,18 +68,18 @@ def test_more_traffic_takes_more_share() -> None:
 def test_a_larger_limit_is_taken_only_where_it_costs_next_to_nothing(
     model: str, rate: float
 ) -> None:
-    seat = Seat(ORACLE, Demand("m", model, rate, 200.0))
+    seat = TenantSearch(PREDICTOR, Demand("m", model, rate, 200.0))
     seat.sit(1.0)
     seat.place(Allocation(0.5, 2))
-    before = ORACLE.served(seat.demand, Allocation(0.5, 2), BESIDE).p99_ms
+    before = PREDICTOR.served(seat.demand, Allocation(0.5, 2), BESIDE).p99_ms
     seat.widen(BESIDE, largest=True)
     assert seat.allocation.max_batch_size > 2
-    assert ORACLE.served(seat.demand, seat.allocation, BESIDE).p99_ms <= before * 1.05
+    assert PREDICTOR.served(seat.demand, seat.allocation, BESIDE).p99_ms <= before * 1.05
 
 
 def test_a_model_let_go_sits_where_it_is_put() -> None:
-    seat = Seat(ORACLE, Demand("a", "alexnet", 20.0, 100.0))
-    service = ORACLE.served(seat.demand, Allocation(0.1, 32), ())
+    seat = TenantSearch(PREDICTOR, Demand("a", "alexnet", 20.0, 100.0))
+    service = PREDICTOR.served(seat.demand, Allocation(0.1, 32), ())
     seat.sit(1.0, (Allocation(0.1, 32), service))
     assert seat.fixed
     assert seat.allocation == Allocation(0.1, 32)

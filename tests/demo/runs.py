@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from igniterd.demo.recording import Applied, Message, Move, Played, Recording, Sample
+from igniterd.demo.recording import Applied, Message, Move, PhaseResult, Recording, Sample
 from igniterd.lab.load.load import RequestLog
 
 BARE, GIVEN = (
@@ -24,8 +24,8 @@ def phase(
     *,
     judged: bool = False,
     mode: str | None = None,
-) -> Played:
-    return Played(
+) -> PhaseResult:
+    return PhaseResult(
         key=key,
         title=f"phase {key}",
         said="it is <played>",

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from igniterd.demo.measure import figures, problems
 from igniterd.demo.recording import Move
-from igniterd.demo.terminal import Teller, ending, moved, ms, progress, reason, tables
+from igniterd.demo.terminal import DemoConsole, ending, moved, ms, progress, reason, tables
 from tests.demo.runs import BARE, GIVEN, SLOS, log, recording
 
 
@@ -59,7 +59,7 @@ def test_the_end_says_where_the_page_is_and_what_is_wrong(tmp_path) -> None:
 
 def test_progress_without_a_terminal_is_a_line_now_and_then() -> None:
     on = console()
-    teller = Teller(on)
+    teller = DemoConsole(on)
     for left in range(50):
         teller.now(f"{left} s to go")
     assert said(on).count("to go") == 1

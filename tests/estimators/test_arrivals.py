@@ -11,9 +11,9 @@ from igniterd.estimators.arrivals import (
     GAP_S,
     MEMORY_S,
     PEAK_HALF_LIFE_S,
-    Aim,
-    Line,
+    ForecastTarget,
     Rate,
+    WeightedSums,
     updated,
 )
 
@@ -30,12 +30,12 @@ def test_one_and_two_counts_by_hand() -> None:
     assert one.per_s == pytest.approx(10.0)
     # the median and the quantile one deviation up of what a count of ten shows: 10 + 2/3, and 10 +
     # sqrt(11) + 1
-    assert updated(Rate(), 1.0, 1.0, 10, Aim(0.5, 0.0)).upper_per_s == pytest.approx(
+    assert updated(Rate(), 1.0, 1.0, 10, ForecastTarget(0.5, 0.0)).upper_per_s == pytest.approx(
         10.67, abs=0.05
     )
-    assert updated(Rate(), 1.0, 1.0, 10, Aim(0.841344746, 0.0)).upper_per_s == pytest.approx(
-        14.32, abs=0.1
-    )
+    assert updated(
+        Rate(), 1.0, 1.0, 10, ForecastTarget(0.841344746, 0.0)
+    ).upper_per_s == pytest.approx(14.32, abs=0.1)
     two = updated(one, 2.0, 1.0, 14)
     old, new = math.exp(-1.5 / MEMORY_S), math.exp(-0.5 / MEMORY_S)
     # no slope can be told from noise yet
@@ -44,8 +44,8 @@ def test_one_and_two_counts_by_hand() -> None:
 
 
 def test_sums_move_with_time_as_if_made_later() -> None:
-    line = Line().plus(-0.5, 1.0, 7).shifted(3.0)
-    later = Line().plus(-3.5, 1.0, 7)
+    line = WeightedSums().plus(-0.5, 1.0, 7).shifted(3.0)
+    later = WeightedSums().plus(-3.5, 1.0, 7)
     for name in ("e0", "e1", "e2", "n0", "n1", "v0", "v1", "v2"):
         assert getattr(line, name) == pytest.approx(getattr(later, name))
 

@@ -21,7 +21,7 @@ from igniterd.estimators.bias import (
     pressure_of,
 )
 from igniterd.perf.api import Tenant
-from igniterd.records import Learnt
+from igniterd.records import BiasEstimate
 
 HERE = Point(0.5)
 SIZES = (1, 2, 3, 4, 6, 8)
@@ -80,7 +80,9 @@ def test_one_update_at_the_central_batch_by_hand() -> None:
     assert bias.level == pytest.approx(gain * (0.02 + SERVICE_CV**2 / 200))
     assert bias.p_level == pytest.approx((1 - gain) * LEVEL_SD**2)
     assert bias.tilt == pytest.approx(0.0)
-    assert bias.learnt == Learnt(0.5, 0.0, bias.level, 0.0, math.sqrt(bias.sd**2 + BATCH_SD**2))
+    assert bias.learnt == BiasEstimate(
+        0.5, 0.0, bias.level, 0.0, math.sqrt(bias.sd**2 + BATCH_SD**2)
+    )
 
 
 def test_learns_a_constant_bias_and_grows_sure() -> None:

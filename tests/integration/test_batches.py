@@ -21,7 +21,7 @@ from igniterd.clients.triton.client import TritonClient
 from igniterd.clients.triton.config import allocation_of
 from igniterd.lab.host import HostSpec
 from igniterd.lab.programs.process import free_ports
-from igniterd.records import ModelReading, Outcomes, Plan, Step, StepKind
+from igniterd.records import DecisionKind, ModelReading, Plan, Step, StepKind
 from tests.integration.odd import FLOATS, OddHost, OddModel, ensemble
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -131,7 +131,7 @@ async def limit(client: TritonClient, model: str, largest: int, shares: Path) ->
     before = await reading(client, model)
     after = replace(before.allocation, max_batch_size=largest)
     plan = Plan(
-        0.0, Outcomes.MOVE, "", steps=(Step(model, StepKind.SHRINK, before.allocation, after),)
+        0.0, DecisionKind.MOVE, "", steps=(Step(model, StepKind.SHRINK, before.allocation, after),)
     )
     done = (await act(plan, {"main": client}, {model: "main"}, shares)).actuations[0]
     assert done.ok, done.error

@@ -18,7 +18,7 @@ from igniterd.demo.page import Page
 from igniterd.demo.recording import Recording
 from igniterd.demo.runner import play
 from igniterd.demo.scenario import paper
-from igniterd.demo.terminal import Teller
+from igniterd.demo.terminal import DemoConsole
 from igniterd.lab.load.load import RequestLog
 from igniterd.lab.programs.process import listens
 
@@ -52,7 +52,10 @@ async def test_a_short_run_moves_the_host_and_loses_nothing(tmp_path: Path) -> N
     with workplace(tmp_path / "demo") as folder:
         short = replace(whole, acts=(bare, steered))
         await play(
-            short, folder, Teller(Console(quiet=True)), lambda run, log: seen.append((run, log))
+            short,
+            folder,
+            DemoConsole(Console(quiet=True)),
+            lambda run, log: seen.append((run, log)),
         )
         assert await silent(folder)
     run, log = seen[0]

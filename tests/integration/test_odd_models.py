@@ -24,9 +24,9 @@ from igniterd.clients.shares import prepared
 from igniterd.clients.triton.config import ModelConfig, allocation_of, share_path, with_allocation
 from igniterd.config import parse_config
 from igniterd.errors import NotServed, Refused
-from igniterd.loop import Knowledge, Loop
+from igniterd.loop import Loop, Predictors
 from igniterd.observe import Sources
-from igniterd.records import Allocation, ModelReading, Outcomes, Tick
+from igniterd.records import Allocation, DecisionKind, ModelReading, Tick
 from tests.hosts import knowledge
 from tests.integration.conftest import Host
 from tests.integration.odd import ECHO, FLOATS, ODD
@@ -130,7 +130,7 @@ def a_loop(host: Host, folder: Path, models: dict[str, float], ticks: list[Tick]
     )
     head = f'[host]\nname = "odd"\n[decide]\nwarmup_s = 2.0\n[state]\ndirectory = "{folder}"\n'
     settings = parse_config(head + text, source="test")
-    known = Knowledge(dict.fromkeys(models, "alexnet"), knowledge(settings).oracles)
+    known = Predictors(dict.fromkeys(models, "alexnet"), knowledge(settings).predictors)
     sources = Sources(tritons={"main": host.client}, models={"main": tuple(models)}, timeout_s=5.0)
     return Loop(settings, sources, {"main": host.client}, known, ticks.append)
 
@@ -210,7 +210,7 @@ async def test_everything_is_taken_over_that_can_be_and_the_rest_is_left_alone(
             async with asyncio.timeout(60.0):
                 while not (
                     ticks
-                    and ticks[-1].plan.outcome is Outcomes.HOLD
+                    and ticks[-1].plan.outcome is DecisionKind.HOLD
                     and ticks[-1].observation.models["member"].allocation.share
                 ):
                     await loop.tick(time.monotonic())

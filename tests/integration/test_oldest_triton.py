@@ -26,7 +26,7 @@ from igniterd.errors import Refused
 from igniterd.lab.gpu.boardfile import BoardFile
 from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
 from igniterd.lab.load.load import INPUT_FLOATS
-from igniterd.records import Allocation, ModelReading, Outcomes, Plan, Step, StepKind
+from igniterd.records import Allocation, DecisionKind, ModelReading, Plan, Step, StepKind
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 MODEL = "alexnet"
@@ -118,7 +118,7 @@ async def test_every_change_is_taken_and_put_back_without_a_failed_request(
             before = (await reading(client)).allocation
             after = replace(before, **change)  # type: ignore[arg-type]  # of mixed types
             plan = Plan(
-                0.0, Outcomes.MOVE, "", steps=(Step(MODEL, StepKind.SHRINK, before, after),)
+                0.0, DecisionKind.MOVE, "", steps=(Step(MODEL, StepKind.SHRINK, before, after),)
             )
             done = (await act(plan, {"main": client}, {MODEL: "main"}, shares)).actuations[0]
             assert done.ok, done.error

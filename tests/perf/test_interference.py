@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from igniterd.data.v100 import build
 from igniterd.perf.interference import (
     FEATURES,
+    CoRunSample,
     Neighbour,
-    Observation,
     Prior,
     estimate_prior,
     learn,
@@ -30,15 +30,15 @@ def together(parts: np.ndarray) -> float:
 
 def observation(
     victim: int, *others: Neighbour, alone_ms: float = 10.0, weights: np.ndarray = TRUE
-) -> Observation:
+) -> CoRunSample:
     """A co-run without noise: parts by the features, the worst in full and a third of the
     others."""
-    blank = Observation(victim, 1.0, alone_ms, 1e-8, 2.0, others)
+    blank = CoRunSample(victim, 1.0, alone_ms, 1e-8, 2.0, others)
     parts = np.array([blank.features(o) @ weights for o in others])
-    return Observation(victim, alone_ms * (1 + together(parts)), alone_ms, 1e-8, 2.0, others)
+    return CoRunSample(victim, alone_ms * (1 + together(parts)), alone_ms, 1e-8, 2.0, others)
 
 
-def grid(victim: int, model: int, weights: np.ndarray = TRUE) -> list[Observation]:
+def grid(victim: int, model: int, weights: np.ndarray = TRUE) -> list[CoRunSample]:
     return [
         observation(victim, Neighbour(model, b, s), alone_ms=t, weights=weights)
         for b in (1, 4, 32)
@@ -70,7 +70,7 @@ def test_three_at_once_teach_about_both_neighbours() -> None:
     ]
     weights, spreads = learn(3, seen, prior)
 
-    def predicted(o: Observation) -> float:
+    def predicted(o: CoRunSample) -> float:
         return together(np.array([o.features(n) @ weights[0, n.model] for n in o.neighbours]))
 
     assert [predicted(o) for o in seen] == pytest.approx([o.slowdown for o in seen], abs=0.01)

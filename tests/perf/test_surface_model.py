@@ -14,10 +14,10 @@ from igniterd.perf.api import Tenant
 from igniterd.perf.interference import estimate_prior
 from igniterd.perf.kernels import mean as kernel
 from igniterd.perf.profile import builtin_profile
-from igniterd.perf.surface_model import OwnModel, observations
+from igniterd.perf.surface_model import SurfaceModel, observations
 
 MODELS = ("alexnet", "resnet50", "vgg19", "ssd")
-MODEL = OwnModel(builtin_profile("v100"))
+MODEL = SurfaceModel(builtin_profile("v100"))
 
 tenants = st.builds(
     Tenant, st.sampled_from(MODELS), st.floats(1, 80), st.floats(0.02, 1), st.floats(0, 1)
@@ -178,7 +178,7 @@ def test_the_fewest_measurements_make_a_model_with_wider_bounds() -> None:
         name: m.model_copy(update={"solo": tuple(m.solo[i] for i in (0, 4, -1)), "igniter": None})
         for name, m in whole.models.items()
     }
-    model = OwnModel(whole.model_copy(update={"models": few, "co_runs": ()}))
+    model = SurfaceModel(whole.model_copy(update={"models": few, "co_runs": ()}))
     case = [Tenant("resnet50", 4, 0.4), Tenant("vgg19", 4, 0.6)]
     thin, full = model.predict(case)[0], MODEL.predict(case)[0]
     assert thin.latency_ms == pytest.approx(full.latency_ms, rel=0.25)
@@ -191,10 +191,10 @@ def test_the_fewest_measurements_make_a_model_with_wider_bounds() -> None:
 def test_the_targets_of_accuracy_are_met_on_co_runs_it_was_not_fitted_to() -> None:
     """Of each pair the model knows only the shipped co-runs; its prior is of the other pairs."""
     whole, shipped = build.profile(None, None), build.profile()
-    seen = observations(whole, OwnModel(whole.model_copy(update={"co_runs": ()})))
+    seen = observations(whole, SurfaceModel(whole.model_copy(update={"co_runs": ()})))
     errors, held, width = [], [], []
     for pair in itertools.combinations(range(len(MODELS)), 2):
-        model = OwnModel(
+        model = SurfaceModel(
             shipped,
             estimate_prior([o for o in seen if {o.victim, o.neighbours[0].model} != set(pair)]),
         )

@@ -14,7 +14,7 @@ from igniterd.cli.profile import _left_behind
 from igniterd.cli.profile_access import Access, host_of, mps_warning
 from igniterd.lab.programs.process import free_ports
 from igniterd.perf.profile import builtin_profile
-from igniterd.perf.surface_model import OwnModel
+from igniterd.perf.surface_model import SurfaceModel
 from igniterd.profiler.partial import Partial, Settings
 from igniterd.profiler.show import residuals
 from igniterd.state.lock import HostLock
@@ -239,7 +239,7 @@ def test_a_profile_is_shown_and_drawn(tmp_path: Path) -> None:
 
 def test_residuals_are_of_the_fit_and_of_the_fit_without_the_point() -> None:
     profile = builtin_profile("v100")
-    found = residuals(profile, OwnModel(profile), "resnet50")
+    found = residuals(profile, SurfaceModel(profile), "resnet50")
     assert len(found) == 11
     assert all(abs(r.fitted_error) < 0.05 for r in found)
     foretold = [abs(r.foretold_error) for r in found if r.foretold_error is not None]

@@ -2,11 +2,11 @@
 
 from igniterd.config import Config, parse_config
 from igniterd.decide.cooldown import Underway
-from igniterd.decide.decide import Held
-from igniterd.estimate import Expected, ModelBelief
+from igniterd.decide.decide import DecisionState
+from igniterd.estimate import Expected, ModelState
 from igniterd.estimators.arrivals import Rate, updated
 from igniterd.estimators.bias import Bias, Measured, Point, learnt
-from igniterd.loop import Carry, Knowledge
+from igniterd.loop import Carry, Predictors
 from igniterd.records import Allocation, ModelReading, Observation
 from igniterd.state.carry_over import resumed
 
@@ -25,7 +25,7 @@ def a_carry() -> Carry:
         rate = updated(rate, second + 1.0, 1.0, 100)
         bias, _ = learnt(bias, second + 1.0, [Measured(4, 50, 1.2)], Point(0.4, 0.3))
     here = Allocation(0.4, 8)
-    known = ModelBelief(
+    known = ModelState(
         rate=rate,
         bias=bias,
         told=bias.learnt,
@@ -33,7 +33,7 @@ def a_carry() -> Carry:
         expected=Expected(here, 100.0, 1.2, 19.0),
     )
     readings = {name: ModelReading(name, "1", "main", True, "python", here) for name in ("a", "b")}
-    held = Held(
+    held = DecisionState(
         gpus={"a": 0, "b": 0},
         moved_at_s={0: 15.0},
         reloads=(3.0, 15.0),
@@ -46,7 +46,7 @@ def a_carry() -> Carry:
     return Carry(Observation(20.0, models=readings), {"a": known, "b": known}, held, 20)
 
 
-OLD, KNOWN = settings(model("a") + model("b")), Knowledge(identities={"a": "1", "b": "1"})
+OLD, KNOWN = settings(model("a") + model("b")), Predictors(identities={"a": "1", "b": "1"})
 
 
 def test_of_a_model_that_stays_traffic_and_service_times_stay_known() -> None:
@@ -56,7 +56,7 @@ def test_of_a_model_that_stays_traffic_and_service_times_stay_known() -> None:
         OLD,
         KNOWN,
         settings(model("a", slo_ms=50) + model("c")),
-        Knowledge(identities={"a": "1", "c": "1"}),
+        Predictors(identities={"a": "1", "c": "1"}),
     )
     assert after.belief.keys() == {"a"}
     assert (after.belief["a"].rate, after.belief["a"].bias, after.belief["a"].seen_s) == (
@@ -73,12 +73,12 @@ def test_of_a_model_that_stays_traffic_and_service_times_stay_known() -> None:
 def test_what_was_done_stays_known_and_what_was_decided_does_not() -> None:
     held = resumed(a_carry(), OLD, KNOWN, settings(model("a")), KNOWN).held
     kept = {"moved_at_s": {0: 15.0}, "refused_until_s": {"a": 75.0}, "refusals_in_a_row": {"a": 1}}
-    assert held == Held(gpus={"a": 0}, reloads=(3.0, 15.0), **kept)  # type: ignore[arg-type]
+    assert held == DecisionState(gpus={"a": 0}, reloads=(3.0, 15.0), **kept)  # type: ignore[arg-type]
 
 
 def test_another_profile_forgets_the_bias_and_keeps_the_traffic() -> None:
     before = a_carry()
-    after = resumed(before, OLD, KNOWN, OLD, Knowledge(identities={"a": "2", "b": "1"}))
+    after = resumed(before, OLD, KNOWN, OLD, Predictors(identities={"a": "2", "b": "1"}))
     assert after.belief["a"].rate == before.belief["a"].rate
     assert (after.belief["a"].bias, after.belief["a"].told) == (Bias(), None)
     assert after.belief["b"].bias == before.belief["b"].bias

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from igniterd.estimate import ModelBelief
+from igniterd.estimate import ModelState
 from igniterd.estimators.bias import LEVEL_SD, Bias, Measured, Point, learnt
 from igniterd.estimators.live_curve import LiveCurve, followed, points
 from igniterd.perf import builtin_profile
 from igniterd.state.checkpoint import (
     SAVE_EVERY_S,
     STALE_S,
-    Memory,
+    Checkpoint,
     identity,
     plain,
     recalled,
@@ -30,7 +30,7 @@ NOW_S, WALL_S = 500.0, 1.7e9
 IDENTITIES = {"resnet50": "abc", "bert": ""}
 
 
-def belief() -> dict[str, ModelBelief]:
+def belief() -> dict[str, ModelState]:
     bias = Bias()
     for t in range(30):
         bias, _ = learnt(bias, NOW_S - 30 + t, [Measured(4, 50, 1.1)], Point(0.4, 0.3))
@@ -38,9 +38,9 @@ def belief() -> dict[str, ModelBelief]:
         LiveCurve(), NOW_S, {1: 100, 2: 50}, {1: 10.0, 2: 15.0}, share=None, instances=1
     )
     return {
-        "resnet50": ModelBelief(bias=bias, told=bias.learnt, copy=("1", "python")),
-        "bert": ModelBelief(curve=curve, copy=("3", "onnxruntime")),
-        "never seen": ModelBelief(),
+        "resnet50": ModelState(bias=bias, told=bias.learnt, copy=("1", "python")),
+        "bert": ModelState(curve=curve, copy=("3", "onnxruntime")),
+        "never seen": ModelState(),
     }
 
 
@@ -118,7 +118,7 @@ def test_identity_tells_profiles_apart() -> None:
 
 
 def test_written_at_a_slow_pace_and_read_again(tmp_path: Path) -> None:
-    memory = Memory(tmp_path / "state" / "learnt.json", IDENTITIES)
+    memory = Checkpoint(tmp_path / "state" / "learnt.json", IDENTITIES)
     assert memory.recall(0.0, WALL_S) == {}
     memory.keep(belief(), NOW_S, WALL_S)
     memory.keep(belief(), NOW_S + SAVE_EVERY_S - 1, WALL_S)
@@ -131,9 +131,9 @@ def test_written_at_a_slow_pace_and_read_again(tmp_path: Path) -> None:
 
 
 def test_written_at_the_end(tmp_path: Path) -> None:
-    memory = Memory(tmp_path / "learnt.json", IDENTITIES)
+    memory = Checkpoint(tmp_path / "learnt.json", IDENTITIES)
     memory.close(belief(), NOW_S, WALL_S)
-    assert Memory(memory.path, IDENTITIES).recall(0.0, WALL_S).keys() == {"resnet50", "bert"}
+    assert Checkpoint(memory.path, IDENTITIES).recall(0.0, WALL_S).keys() == {"resnet50", "bert"}
 
 
 @pytest.mark.parametrize(
@@ -144,14 +144,14 @@ def test_an_unreadable_file_is_a_word_in_the_log(tmp_path: Path, text: str) -> N
     path.write_text(text)
     structlog.reset_defaults()
     with capture_logs() as logs:
-        assert Memory(path, IDENTITIES).recall(0.0, WALL_S) == {}
+        assert Checkpoint(path, IDENTITIES).recall(0.0, WALL_S) == {}
     assert [log["event"] for log in logs] == ["what was learnt before is not taken up"]
 
 
 def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with capture_logs() as logs:
-        memory = Memory(tmp_path / "file" / "learnt.json", IDENTITIES)
+        memory = Checkpoint(tmp_path / "file" / "learnt.json", IDENTITIES)
         for t in range(3):
             memory.keep(belief(), NOW_S + t * SAVE_EVERY_S, WALL_S)
             memory.close(belief(), NOW_S, WALL_S)
@@ -194,7 +194,7 @@ def test_whatever_the_file_holds_it_is_taken_up_usable_or_not_at_all(data: st.Da
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "learnt.json"
         path.write_text(json.dumps(good))
-        out = Memory(path, IDENTITIES).recall(0.0, WALL_S)
+        out = Checkpoint(path, IDENTITIES).recall(0.0, WALL_S)
     for belief in out.values():
         assert math.isfinite(belief.bias.mean)
         assert math.isfinite(belief.bias.upper(0.95))
@@ -220,14 +220,14 @@ def test_a_foreign_file_does_not_keep_the_daemon_from_starting(tmp_path: Path, t
     path = tmp_path / "learnt.json"
     path.write_text(text)
     with capture_logs() as said:
-        assert Memory(path, IDENTITIES).recall(0.0, WALL_S) == {}
+        assert Checkpoint(path, IDENTITIES).recall(0.0, WALL_S) == {}
     assert [line["event"] for line in said] == ["what was learnt before is not taken up"]
 
 
 def test_a_disk_that_is_mended_is_said_once(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     folder.write_text("a file where the folder should be")
-    memory = Memory(folder / "learnt.json", IDENTITIES)
+    memory = Checkpoint(folder / "learnt.json", IDENTITIES)
     with capture_logs() as said:
         memory._write(kept())
         memory._write(kept())

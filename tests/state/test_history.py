@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from igniterd.records import Estimate, Observation, Outcome, Outcomes, Plan, Tick, Window
+from igniterd.records import ActResult, DecisionKind, Estimate, Observation, Plan, Tick, Window
 from igniterd.state.history import KEEP_S, RECENT, SAMPLE_EVERY_S, SCHEMA, History
 
 
-def tick(at_s: float, outcome: Outcomes = Outcomes.HOLD) -> Tick:
+def tick(at_s: float, outcome: DecisionKind = DecisionKind.HOLD) -> Tick:
     return Tick(
         int(at_s),
         at_s,
@@ -20,7 +20,7 @@ def tick(at_s: float, outcome: Outcomes = Outcomes.HOLD) -> Tick:
         Window(at_s, 1.0),
         Estimate(at_s),
         Plan(at_s, outcome, "because"),
-        Outcome(),
+        ActResult(),
     )
 
 
@@ -34,7 +34,7 @@ def rows(path: Path) -> list[tuple]:
 def test_keeps_changes_of_mind_and_a_sample_a_minute(tmp_path: Path) -> None:
     history = History(tmp_path / "state" / "history.db")
     for second in range(int(SAMPLE_EVERY_S) + 5):
-        outcome = Outcomes.WAIT if second == 20 else Outcomes.HOLD
+        outcome = DecisionKind.WAIT if second == 20 else DecisionKind.HOLD
         history.record(tick(float(second), outcome), partial(dict, second=second))
     history.close(60.0)  # a busy disk
     kept = rows(tmp_path / "state" / "history.db")
@@ -48,7 +48,7 @@ def test_a_disk_that_refuses_costs_no_tick_and_is_said_once(
     (tmp_path / "state").write_text("a file where the folder should be")
     history = History(tmp_path / "state" / "history.db")
     history.record(tick(0.0), lambda: {})
-    history.record(replace(tick(1.0), plan=Plan(1.0, Outcomes.MOVE, "why")), lambda: {})
+    history.record(replace(tick(1.0), plan=Plan(1.0, DecisionKind.MOVE, "why")), lambda: {})
     history.close(60.0)  # a busy disk
     assert capsys.readouterr().out.count("history is not written") == 1
 
@@ -57,7 +57,7 @@ def test_a_clock_that_jumps_ahead_for_a_while_does_not_empty_the_history(tmp_pat
     history = History(tmp_path / "history.db")
     for second in range(6):
         year_s = 366 * 86_400.0 if second == 3 else 0.0
-        outcome = Outcomes.WAIT if second % 2 else Outcomes.HOLD
+        outcome = DecisionKind.WAIT if second % 2 else DecisionKind.HOLD
         history.record(
             replace(tick(float(second), outcome), wall_time_s=1000.0 + second + year_s), lambda: {}
         )
@@ -68,7 +68,7 @@ def test_a_clock_that_jumps_ahead_for_a_while_does_not_empty_the_history(tmp_pat
 def test_after_a_month_it_is_forgotten(tmp_path: Path) -> None:
     history = History(tmp_path / "history.db")
     for number in range(RECENT + 20):
-        outcome = Outcomes.WAIT if number % 2 else Outcomes.HOLD
+        outcome = DecisionKind.WAIT if number % 2 else DecisionKind.HOLD
         month_s = KEEP_S + 1000.0 if number >= 20 else 0.0
         history.record(
             replace(tick(float(number), outcome), wall_time_s=1000.0 + number + month_s), lambda: {}
@@ -84,7 +84,7 @@ def test_a_file_that_is_no_database_is_set_aside(
     history = History(tmp_path / "history.db")
     for second in range(3):
         history.record(
-            tick(float(second), Outcomes.WAIT if second % 2 else Outcomes.HOLD), lambda: {}
+            tick(float(second), DecisionKind.WAIT if second % 2 else DecisionKind.HOLD), lambda: {}
         )
     history.close(60.0)  # a busy disk
     assert len(rows(tmp_path / "history.db")) == 2
@@ -100,7 +100,7 @@ def test_a_database_with_another_table_is_set_aside(tmp_path: Path) -> None:
     history = History(tmp_path / "history.db")
     for second in range(3):
         history.record(
-            tick(float(second), Outcomes.WAIT if second % 2 else Outcomes.HOLD), lambda: {}
+            tick(float(second), DecisionKind.WAIT if second % 2 else DecisionKind.HOLD), lambda: {}
         )
     history.close(60.0)  # a busy disk
     assert len(rows(tmp_path / "history.db")) == 2
@@ -114,7 +114,7 @@ def filled(path: Path, count: int, limit: int, row: str = "x" * 10_000) -> Histo
         while history._queue.full():
             time.sleep(0.01)
         history.record(
-            tick(float(number), Outcomes.WAIT if number % 2 else Outcomes.HOLD),
+            tick(float(number), DecisionKind.WAIT if number % 2 else DecisionKind.HOLD),
             lambda: {"models": row},
         )
     history.close(60.0)

@@ -31,7 +31,7 @@ from igniterd.perf.profile import (
     SoloPoint,
     json_schema,
 )
-from igniterd.perf.surface_model import OwnModel, observations
+from igniterd.perf.surface_model import SurfaceModel, observations
 
 FOLDER = Path(__file__).parent
 TOTAL_SMS = 80
@@ -213,7 +213,7 @@ def prior() -> Prior:
     # Any prior serves here: only the solo surfaces of this model are used.
     blank = Prior(np.zeros(FEATURES), np.eye(FEATURES))
     return estimate_prior(
-        observations(everything, OwnModel(everything.model_copy(update={"co_runs": ()}), blank))
+        observations(everything, SurfaceModel(everything.model_copy(update={"co_runs": ()}), blank))
     )
 
 

@@ -28,7 +28,7 @@ from igniterd.perf.api import Tenant
 from igniterd.perf.igniter_model import IgniterModel
 from igniterd.perf.profile import Profile
 from igniterd.planner.baselines.igniter import Demand, place
-from igniterd.planner.plan import PlannedGpu, Seat
+from igniterd.planner.plan import PlannedGpu, PlannedTenant
 from igniterd.planner.workloads import Infeasible, Workload
 
 F64 = NDArray[np.float64]
@@ -71,7 +71,7 @@ def gslice(
             if not sum(_tune(model, tenants, own) for own in tenants):
                 break
         seats = (
-            Seat(
+            PlannedTenant(
                 t.workload.name,
                 t.workload.model,
                 t.workload.slo_p99_ms,
@@ -223,7 +223,7 @@ def gpu_lets(
 
 def _planned(lets: Sequence[_Let], gpu: str, price: float | None) -> PlannedGpu:
     seats = (
-        Seat(
+        PlannedTenant(
             x.workload.name,
             x.workload.model,
             x.workload.slo_p99_ms,

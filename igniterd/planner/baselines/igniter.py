@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from igniterd.perf.igniter_model import IgniterModel
 from igniterd.planner.kernels import igniter as kernels
-from igniterd.planner.plan import PlannedGpu, Seat
+from igniterd.planner.plan import PlannedGpu, PlannedTenant
 from igniterd.planner.workloads import Infeasible, Workload
 
 I64 = NDArray[np.int64]
@@ -263,7 +263,7 @@ def seats(
     model: IgniterModel, demand: Demand, allocation: Allocation, gpu: str, price: float | None
 ) -> tuple[PlannedGpu, ...]:
     """The allocation as records, GPUs in the order they were opened."""
-    tenants: list[list[Seat]] = [[] for _ in range(allocation.gpus)]
+    tenants: list[list[PlannedTenant]] = [[] for _ in range(allocation.gpus)]
     for w, g, units, batch in zip(
         demand.workloads,
         allocation.gpu_of.tolist(),
@@ -272,7 +272,7 @@ def seats(
         strict=True,
     ):
         tenants[g].append(
-            Seat(
+            PlannedTenant(
                 w.name,
                 w.model,
                 w.slo_p99_ms,

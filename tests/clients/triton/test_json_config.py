@@ -24,7 +24,7 @@ from igniterd.clients.triton.config import (
 )
 from igniterd.clients.triton.json_config import config_to_dict, unknown_fields
 from igniterd.clients.triton.version import CONTAINERS, OLDEST, named, too_old, version_of
-from igniterd.planner.plan import Seat
+from igniterd.planner.plan import PlannedTenant
 from tests.clients.protocol import facts, model_config, order
 
 SHARES = "/var/lib/igniterd/shares"
@@ -232,7 +232,7 @@ def test_an_override_has_only_fields_that_the_server_knows(
 
 
 def test_an_override_of_a_plan_has_only_fields_that_the_oldest_server_knows() -> None:
-    seat = Seat("w", "alexnet", 10.0, 50.0, 0.3, 4, 200)
+    seat = PlannedTenant("w", "alexnet", 10.0, 50.0, 0.3, 4, 200)
     read = json_format.ParseDict(_override(seat, "w"), model_config(STEERED[0])())
     assert (read.max_batch_size, read.dynamic_batching.max_queue_delay_microseconds) == (4, 200)
 

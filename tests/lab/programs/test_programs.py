@@ -29,7 +29,7 @@ def test_an_empty_cache_has_nothing_and_says_what_to_do(empty_cache: Path) -> No
     assert programs.tritonserver() is None
     with pytest.raises(
         CannotRun,
-        match=r"tritonserver is not on this machine: run `python -m igniterd\.emulator\.fetch`",
+        match=r"not on this machine: run `python -m igniterd\.lab\.programs\.fetch`",
     ):
         programs.required(programs.tritonserver(), "tritonserver")
 
