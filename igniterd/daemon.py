@@ -13,7 +13,8 @@ from typing import Any
 
 import structlog
 
-from igniterd.adopt import Terms, adopt
+from igniterd.adopt import adopt
+from igniterd.adopt_compare import Terms
 from igniterd.clients.admin import AdminServer
 from igniterd.clients.systemd import Notifier
 from igniterd.config import Config

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from igniterd.adopt import Adoption, Server, read_back
+from igniterd.adopt import read_back
+from igniterd.adopt_compare import Adoption, Server
 from igniterd.clients.environments import DEFAULT_SHARES, ModelConfig, share_of
 from igniterd.clients.owned import as_owned, touched
 from igniterd.clients.repository import own_config

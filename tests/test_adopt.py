@@ -14,10 +14,11 @@ import pytest
 from tritonclient.grpc import service_pb2
 from typer.testing import CliRunner
 
-from igniterd.adopt import Terms, adopt, shadow_of
+from igniterd.adopt import adopt
+from igniterd.adopt_compare import Terms
 from igniterd.cli.app import app
 from igniterd.clients.triton.info import IndexEntry
-from igniterd.engines.hosting import files_of, hosted, hosted_by_server, hosting_of
+from igniterd.engines.hosting import files_of, hosted, hosted_by_server, hosting_of, shadow_of
 from igniterd.errors import CannotRun, NotServed, Refused, Unanswered
 from igniterd.giveback import release
 

@@ -18,7 +18,7 @@ from igniterd.cli.wording import address, finite, names, one_of
 from igniterd.errors import IgniterdError
 
 if TYPE_CHECKING:
-    from igniterd.adopt import Adoption
+    from igniterd.adopt_compare import Adoption
     from igniterd.clients.triton.client import TritonClient
     from igniterd.config import Config, Triton
 
@@ -112,8 +112,8 @@ def adopt(
     own. While the copy comes and goes, about a second each, Triton as a whole says that it is not
     ready (/v2/health/ready). Exit status 1 when a model could not be adopted.
     """
-    from igniterd.adopt import Terms
     from igniterd.adopt import adopt as adopted
+    from igniterd.adopt_compare import Terms
     from igniterd.cli.profile import shapes_of
     from igniterd.profiler.inputs import read_items
 
@@ -199,7 +199,8 @@ async def each(
 
 
 async def _one(work: Work, client: TritonClient, server: Triton | None, model: str) -> Adoption:
-    from igniterd.adopt import Adoption, unload_copy
+    from igniterd.adopt import unload_copy
+    from igniterd.adopt_compare import Adoption
     from igniterd.engines.hosting import SHADOW
 
     try:

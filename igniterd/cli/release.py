@@ -15,7 +15,7 @@ from igniterd.cli.wording import names, one_of
 from igniterd.errors import CannotRun
 
 if TYPE_CHECKING:
-    from igniterd.adopt import Adoption
+    from igniterd.adopt_compare import Adoption
     from igniterd.clients.triton.client import TritonClient
     from igniterd.config import Config, Triton
 

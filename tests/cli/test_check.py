@@ -16,7 +16,8 @@ import structlog
 from typer.testing import CliRunner
 
 from igniterd.cli.app import app
-from igniterd.cli.check import _copies, _triton
+from igniterd.cli.check_host import copies
+from igniterd.cli.check_triton import of_triton
 from igniterd.clients.triton.client import TritonClient
 from igniterd.clients.triton.info import Control, ServerInfo
 from igniterd.clients.triton.version import named, too_old
@@ -156,7 +157,7 @@ def test_models_that_do_not_fit_beside_themselves_are_named() -> None:
         dict.fromkeys(names, "alexnet"),
         copy_bytes={"large": 2**31, "small": 2**29, "ensemble": 2**40},
     )
-    said = {finding.what: finding.said for finding in _copies(readings, [board], known)}
+    said = {finding.what: finding.said for finding in copies(readings, [board], known)}
     assert said.keys() == {"model large", "GPU memory"}
     assert (
         said["model large"]
@@ -219,7 +220,7 @@ async def test_live_says_the_version_and_whether_it_is_steered(version: str, lev
     settings = parse_config(f'[loop]\nmode = "act"\n{ALEXNET}', source="test")
     found = [
         (f.level, f.said)
-        async for f in _triton(_Old(version), settings, {})
+        async for f in of_triton(_Old(version), settings, {})
         if f.what == "Triton main"
     ]
     assert found[0] == ("ok", f"version {named(version)} at 127.0.0.1:1, ready")
@@ -229,7 +230,7 @@ async def test_live_says_the_version_and_whether_it_is_steered(version: str, lev
 
 async def test_live_says_once_why_a_model_cannot_be_loaded_again() -> None:
     settings = parse_config(ALEXNET, source="test")
-    warned = [f.said async for f in _triton(_Old("2.51.0"), settings, {}) if f.level == "warn"]
+    warned = [f.said async for f in of_triton(_Old("2.51.0"), settings, {}) if f.level == "warn"]
     assert warned == ["it is left as it is: it is in no model repository"]
 
 

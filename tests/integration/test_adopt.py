@@ -21,7 +21,8 @@ from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 from typer.testing import CliRunner
 
-from igniterd.adopt import Terms, adopt
+from igniterd.adopt import adopt
+from igniterd.adopt_compare import Terms
 from igniterd.cli.app import app
 from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton.config import allocation_of, base_env_of, with_allocation
