@@ -125,12 +125,14 @@ def main() -> None:
             + "".join(f"{'-':>10}" if np.isnan(x) else f"{100 * x:>10.1f}" for x in row)
         )
     print(
-        f"\n{'pairs never co-run: error of the mean slowdown, points of percent':<68}{'mean':>6}{'rms':>6}"  # noqa: E501
+        f"\n{'pairs never co-run: error of the mean slowdown, points of percent':<68}"
+        f"{'mean':>6}{'rms':>6}"
     )
 
     def show(name: str, errors: Sequence[float]) -> None:
         print(
-            f"  {name:<66}{100 * np.mean(np.abs(errors)):>6.2f}{100 * np.sqrt(np.mean(np.square(errors))):>6.2f}"  # noqa: E501
+            f"  {name:<66}{100 * np.mean(np.abs(errors)):>6.2f}"
+            f"{100 * np.sqrt(np.mean(np.square(errors))):>6.2f}"
         )
 
     for method in METHODS:

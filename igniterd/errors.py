@@ -1,11 +1,11 @@
 """Errors igniterd raises on purpose.
 
     IgniterdError
-    ├── NotNow              the other side may answer at the next tick: keep what is applied, count it, go on
+    ├── NotNow              it may answer at the next tick: keep what is applied, count it, go on
     │   ├── Unreachable     no connection, or no answer before the deadline
-    │   │   └── Unanswered  no answer before the deadline: what was asked for may still be done
-    │   ├── Refused         the other side answered no (a model load that failed, a command it does not accept)
-    │   │   └── NotServed   a model of the repository that is not served, and is not being loaded either
+    │   │   └── Unanswered  no answer in time: what was asked for may still be done
+    │   ├── Refused         the other side answered no (a load that failed, an unknown command)
+    │   │   └── NotServed   a model of the repository that is neither served nor being loaded
     │   └── DeviceLost      the board stopped answering
     ├── ReadingUnsupported  this board never gives that reading: a gap, not a fault
     └── CannotRun           waiting will not help: say why and exit
@@ -13,7 +13,7 @@
         └── ProfileError    a profile is unreadable, out of date, implausible or for another GPU
 
 Whether to try again is a matter of type, never of message text.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 

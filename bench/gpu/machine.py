@@ -17,12 +17,14 @@ from igniterd.lab.programs import programs
 
 _TORCH = """
 import json, torch
-found = {"torch": torch.__version__, "cuda": torch.version.cuda, "available": torch.cuda.is_available()}
+found = {"torch": torch.__version__, "cuda": torch.version.cuda}
+found["available"] = torch.cuda.is_available()
 if found["available"]:
     board = torch.cuda.get_device_properties(0)
-    found |= {"name": board.name, "sm_count": board.multi_processor_count, "memory_bytes": board.total_memory}
+    found |= {"name": board.name, "sm_count": board.multi_processor_count}
+    found["memory_bytes"] = board.total_memory
 print(json.dumps(found))
-"""  # noqa: E501
+"""
 
 
 def described() -> dict[str, Any]:

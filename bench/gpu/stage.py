@@ -94,7 +94,9 @@ class TorchHost(TritonHost):
             "IGNITERD_BENCH_PATH": os.pathsep.join(dict.fromkeys(path)),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             # A Python that was moved since it was built finds its library from the python3 on PATH.
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # noqa: E501
+            "PATH": os.pathsep.join(
+                [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+            ),
         }
         return super()._environment() | ours | self.extra
 
