@@ -28,7 +28,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from igniterd.clients.triton.client import TritonClient
-from igniterd.engines.hosting import hosted
+from igniterd.engines.hosting import host_model
 from igniterd.lab.hosting import HostingTriton
 from igniterd.lab.programs import programs
 from igniterd.lab.programs.process import free_ports
@@ -129,7 +129,7 @@ async def loaded(
     }
     if together:
         config["dynamic_batching"] = {"max_queue_delay_microseconds": 200_000}
-    override, files = hosted(config, ["1"], str(folder / network))
+    override, files = host_model(config, ["1"], str(folder / network))
     await client.load(name, override | {"name": name}, files)
 
 

@@ -28,7 +28,7 @@ from typing import Any
 from tritonclient.grpc import service_pb2
 
 from igniterd.clients.triton.client import TritonClient
-from igniterd.engines.hosting import hosted
+from igniterd.engines.hosting import host_model
 from igniterd.errors import IgniterdError
 from igniterd.lab.hosting import HostingTriton
 from igniterd.lab.programs import programs
@@ -83,7 +83,7 @@ def config_of(name: str, case: dict[str, Any]) -> dict[str, Any]:
 
 async def answer_of(client: TritonClient, name: str, case: dict[str, Any], folder: Path) -> str:
     """How a hosted model's answer differs; empty where it does not."""
-    override, _ = hosted(config_of(name, case), ["1"], str(folder / name))
+    override, _ = host_model(config_of(name, case), ["1"], str(folder / name))
     message = service_pb2.ModelInferRequest(model_name=name)
     for each in case["inputs"]:
         message.inputs.add(name=each["name"], datatype=each["datatype"], shape=each["shape"] or [1])

@@ -21,14 +21,14 @@ from dataclasses import replace
 from igniterd.adopt_compare import Adoption, Server, Terms, ask, compare_copy, feed_for
 from igniterd.clients.repository import model_folder, stub_memory_bytes
 from igniterd.clients.triton.config import ModelConfig, name_obstacle
-from igniterd.engines.compare import compared
+from igniterd.engines.compare import compare_outputs
 from igniterd.engines.hosting import (
     RUNTIME,
     SHADOW,
     can_host,
     engine_of,
-    hosted,
-    hosted_by_server,
+    host_by_server,
+    host_model,
     hosting_of,
     placeholder_of,
     shadow_of,
@@ -57,33 +57,33 @@ async def adopt(client: Server, model: str, terms: Terms) -> Adoption:
         e.version for e in await client.index() if e.name == model and e.state == "READY"
     )
     tried = Adoption(model, "refused", engine=engine_of(before), notes=unhosted_settings(before))
-    for how, override in _ways(before, versions, folder, terms.environment):
-        tried = await _tried(client, before, override, replace(tried, how=how, why=""), terms)
+    for how, override in _find_ways(before, versions, folder, terms.environment):
+        tried = await _try_ways(client, before, override, replace(tried, how=how, why=""), terms)
         if not tried.why:
             break
     if tried.why:
         return tried
     if terms.dry_run:
         return replace(tried, outcome="would adopt")
-    return await _swapped(client, before, override, tried, terms)
+    return await _swap(client, before, override, tried, terms)
 
 
-def _ways(
+def _find_ways(
     before: ModelConfig, versions: Sequence[str], folder: str, environment: str
 ) -> list[tuple[str, ModelConfig]]:
     """How it can be hosted, what is to be tried first first."""
     ways = []
     with contextlib.suppress(Refused):
-        by_server = hosted_by_server(before, versions, folder, environment=environment or None)
+        by_server = host_by_server(before, versions, folder, environment=environment or None)
         ways.append((f"the server's own {RUNTIME}", by_server))
-    config, _ = hosted(before, versions, folder, environment=environment or None)
+    config, _ = host_model(before, versions, folder, environment=environment or None)
     return [*ways, ("igniterd's hosting file", config)]
 
 
 # ---------------------------------------------------------------- the copy under another name
 
 
-async def _tried(
+async def _try_ways(
     client: Server, before: ModelConfig, override: ModelConfig, tried: Adoption, terms: Terms
 ) -> Adoption:
     """``tried`` with what the copy showed; ``why`` is empty where it may take the model's place."""
@@ -95,10 +95,10 @@ async def _tried(
             more = None if now is None or board is None else max(0, now - board)
             return replace(tried, process_bytes=stub_memory_bytes(name), board_bytes=more)
     except Refused as error:
-        return replace(tried, why=_said(str(error), terms.environment))
+        return replace(tried, why=_explain(str(error), terms.environment))
 
 
-def _said(words: str, environment: str) -> str:
+def _explain(words: str, environment: str) -> str:
     """Triton's refusal of the copy, without what is Triton's own of it."""
     said = " ".join(words.split())
     found = re.search(r"No module named '(\w+)'", said)
@@ -133,14 +133,14 @@ async def _shadow(client: Server, override: ModelConfig) -> AsyncIterator[str]:
     name = SHADOW + secrets.token_hex(4)
     config, files = shadow_of(override, name)
     try:
-        await _place_kept(client, override, name)
+        await _keep_place(client, override, name)
         await client.load(name, config, files)
         yield name
     finally:
         await asyncio.shield(unload_copy(client, name))
 
 
-async def _place_kept(client: Server, override: ModelConfig, name: str) -> None:
+async def _keep_place(client: Server, override: ModelConfig, name: str) -> None:
     """Have something ready under the name: a first load that is refused leaves the whole server
     "not ready" until it starts anew."""
     # the server's own Python may be one that runs no model, and so may the environment
@@ -166,7 +166,7 @@ async def unload_copy(client: Server, name: str) -> None:
 # ---------------------------------------------------------------- the model itself
 
 
-async def _swapped(
+async def _swap(
     client: Server, before: ModelConfig, override: ModelConfig, tried: Adoption, terms: Terms
 ) -> Adoption:
     """Load it under the model's own name, and look at what serves then."""
@@ -183,7 +183,7 @@ async def _swapped(
     try:
         if hosting_of(await read_back(client, model)) != wanted:
             raise Refused("Triton serves another configuration than the one loaded")
-        found = compared(expected, await ask(client, model, feed, 1, terms))
+        found = compare_outputs(expected, await ask(client, model, feed, 1, terms))
         if different := [o for o in found if not o.same]:
             raise Refused("; ".join(f"output {o.name} {o.why}" for o in different))
     except IgniterdError as error:

@@ -12,7 +12,14 @@ from tritonclient.grpc import service_pb2
 
 from igniterd.clients.triton.config import ModelConfig
 from igniterd.clients.triton.info import IndexEntry
-from igniterd.engines.compare import Answer, OutputCompared, Timing, allowed_ms, compared, values_of
+from igniterd.engines.compare import (
+    Answer,
+    OutputCompared,
+    Timing,
+    allowed_ms,
+    compare_outputs,
+    values_of,
+)
 from igniterd.errors import Refused
 from igniterd.profiler.inputs import Array, Feed, feed_of
 
@@ -114,12 +121,12 @@ async def compare_copy(
     sizes = sorted({1, largest})
     feed = feed_for(before, largest, terms, terms.seed)
     for batch in sizes:
-        outputs = await _same(client, tried.model, name, feed, batch, terms)
+        outputs = await _compare_answers(client, tried.model, name, feed, batch, terms)
         tried = replace(tried, outputs=outputs)
         if different := [o for o in outputs if not o.same]:
             said = "; ".join(f"output {o.name} {o.why}" for o in different)
             return replace(tried, why=f"its answers at batch {batch} are not the owner's: {said}")
-    timings = tuple([await _timed(client, before, name, batch, terms) for batch in sizes])
+    timings = tuple([await _time_batch(client, before, name, batch, terms) for batch in sizes])
     slow = [
         f"a batch of {t.batch} takes {t.hosted_ms:.3g} ms where the owner's takes "
         f"{t.owner_ms:.3g} ms and {t.allowed_ms:.3g} ms is allowed"
@@ -150,7 +157,7 @@ async def ask(client: Server, model: str, feed: Feed, batch: int, terms: Terms) 
     return {o.name: (o.datatype, values_of(o.datatype, o.shape, b)) for o, b in contents}
 
 
-async def _same(
+async def _compare_answers(
     client: Server, model: str, name: str, feed: Feed, batch: int, terms: Terms
 ) -> tuple[OutputCompared, ...]:
     """The owner's answer against the copy's. One that differs from itself cannot be compared."""
@@ -162,14 +169,14 @@ async def _same(
             f"{model} itself does not answer a request with random values: {error}; give values "
             "it takes with --input, or dimensions with --shape"
         ) from error
-    if unsteady := [o for o in compared(owner, again) if not o.same]:
+    if unsteady := [o for o in compare_outputs(owner, again) if not o.same]:
         return tuple(
             replace(o, why=f"{o.why} between two answers of the owner's own") for o in unsteady
         )
-    return compared(owner, await ask(client, name, feed, batch, terms))
+    return compare_outputs(owner, await ask(client, name, feed, batch, terms))
 
 
-async def _timed(
+async def _time_batch(
     client: Server, before: ModelConfig, name: str, batch: int, terms: Terms
 ) -> Timing:
     """Both in turn, so that a busy machine is as busy for one as for the other."""
@@ -202,14 +209,14 @@ async def _round_ms(
     since the model was loaded. Where there was none ever: the time we waited.
     """
     clock = asyncio.get_running_loop().time
-    before = await _executed(client, model, batch)
+    before = await _count_executions(client, model, batch)
     after, waited = before, list[float]()
     for feed in feeds:
         began_s = clock()
         await client.infer(replace(feed, model=model).request(batch), timeout_s=terms.request_s)
         waited.append((clock() - began_s) * 1e3)
     for _ in range(_COUNTED):  # Triton counts a moment after it has answered
-        after = await _executed(client, model, batch)
+        after = await _count_executions(client, model, batch)
         if after[0] - before[0] >= len(feeds):
             break
         await asyncio.sleep(0.02)
@@ -218,7 +225,7 @@ async def _round_ms(
     return after[1] / after[0] / 1e6 if after[0] else statistics.median(waited)
 
 
-async def _executed(client: Server, model: str, batch: int) -> tuple[int, int]:
+async def _count_executions(client: Server, model: str, batch: int) -> tuple[int, int]:
     """Executions of exactly this batch so far, and their nanoseconds."""
     message = await client.statistics(model)
     count, spent_ns = 0, 0

@@ -14,10 +14,10 @@ from igniterd.config import Config, Mqtt, Triton
 def exposed(config: Config, path: Path | None = None) -> Iterator[str]:
     """A sentence for each; ``path``: the file of the configuration itself."""
     for server in config.triton:
-        yield from _sent(server)
+        yield from _check_triton(server)
         yield from _open_file(f"triton {server.name!r}: key_file", server.key_file)
     if config.mqtt is not None:
-        yield from _told(config.mqtt)
+        yield from _check_broker(config.mqtt)
         yield from _open_file("mqtt.password_file", config.mqtt.password_file)
         yield from _open_file("mqtt.key_file", config.mqtt.key_file)
     if path is not None and any(
@@ -31,7 +31,7 @@ def _pages_with_secrets(server: Triton) -> list[tuple[str, str]]:
     return [(name, url) for name, url in pages if url and Address.of(url).secrets]
 
 
-def _sent(server: Triton) -> Iterator[str]:
+def _check_triton(server: Triton) -> Iterator[str]:
     name = f"triton {server.name!r}"
     if server.header and server.ca_file is None and not is_loopback(host_of(server.url)):
         yield (
@@ -49,7 +49,7 @@ def _sent(server: Triton) -> Iterator[str]:
             )
 
 
-def _told(mqtt: Mqtt) -> Iterator[str]:
+def _check_broker(mqtt: Mqtt) -> Iterator[str]:
     host = host_of(mqtt.url)
     if mqtt.password_file and urlsplit(mqtt.url).scheme == "mqtt" and not is_loopback(host):
         yield f"mqtt: the password goes unencrypted to {host}: use mqtts"

@@ -159,7 +159,7 @@ def _by_times(load: Load | None, share: float, shown: bool) -> Finding:
     return Finding(test.verdict, test.said)
 
 
-def _judged(process: Finding, mps: Finding, times: Finding) -> Finding:
+def _judge(process: Finding, mps: Finding, times: Finding) -> Finding:
     """One verdict of three: whatever refutes, refutes; whatever is in doubt, is unproven."""
     findings = (process, mps, times)
     for finding in findings:
@@ -188,7 +188,7 @@ def prove(
 ) -> Proofs:
     """What is known of every share now. ``loads``: of the tick before; ``ports``: the gRPC port of
     each Triton by its name, to tell servers apart."""
-    mps, seen = observation.mps, _mine(observation, ports)
+    mps, seen = observation.mps, _find_processes(observation, ports)
     served_by = {
         **before.served_by,
         **{name: mine[0].server_pid for name, mine in seen.items() if mine},
@@ -201,7 +201,7 @@ def prove(
         if len(mine) < observation.models[name].allocation.instances
     }
     unseen = (before.unseen | loaded) - (seen.keys() - short)
-    tried = _tried(before, outcome, served_by, observation.at_s)
+    tried = _keep_tried(before, outcome, served_by, observation.at_s)
     processes, missing = dict(before.processes), dict[str, int]()
     states = {
         name: state
@@ -210,12 +210,12 @@ def prove(
     }
     for name, reading in observation.models.items():
         share, mine = reading.allocation.share, seen.get(name)
-        lost = name in short and _lost(
+        lost = name in short and _has_lost_processes(
             reading, name in unseen, name in before.served_by, reading.triton in visible
         )
         missing[name] = before.missing.get(name, 0) + 1 if lost else 0
         now = None if mine is None else serving(mine, share or 0.0, reading.allocation.instances)
-        there = processes[name] = _since(
+        there = processes[name] = _follow_processes(
             now, processes.get(name), observation.at_s, reading.success_count > 0
         )
         if share is None:
@@ -230,7 +230,7 @@ def prove(
             else by_process(reading, share, mine, new)
         )
         by_times = _by_times(loads.get(name), share, shows.effect is Effect.PROVEN)
-        found = _judged(shows, _by_mps(observation, share, context), by_times)
+        found = _judge(shows, _by_mps(observation, share, context), by_times)
         if not rules.enabled:
             found = Finding(
                 Effect.REFUTED,
@@ -243,7 +243,7 @@ def prove(
         shown_s = max(
             rules.prove_within_s, SHOWN_S if observation.at_s - there.since_s < SHOWN_S else 0.0
         )
-        states[name] = _state(
+        states[name] = _next_state(
             share, found, None if afresh else before.states.get(name), observation.at_s, shown_s
         )
     return Proofs(
@@ -258,7 +258,9 @@ def prove(
     )
 
 
-def _mine(observation: Observation, ports: Mapping[str, int | None]) -> dict[str, list[Stub]]:
+def _find_processes(
+    observation: Observation, ports: Mapping[str, int | None]
+) -> dict[str, list[Stub]]:
     """The processes of each model; nothing where they cannot be seen."""
     stubs = observation.stubs
     if stubs is None:
@@ -269,7 +271,7 @@ def _mine(observation: Observation, ports: Mapping[str, int | None]) -> dict[str
     }
 
 
-def _tried(
+def _keep_tried(
     before: Proofs, outcome: ActResult, served_by: Mapping[str, int], now_s: float
 ) -> dict[str, Tried]:
     """Those that a reload of ours did not mend, on a server that is there yet."""
@@ -290,7 +292,7 @@ def _tried(
     return tried
 
 
-def _since(
+def _follow_processes(
     mine: Sequence[Stub] | None, before: Processes | None, now_s: float, executed: bool
 ) -> Processes:
     pids = tuple(sorted(stub.pid for stub in mine or ()))
@@ -299,7 +301,7 @@ def _since(
     return replace(before, ran_s=now_s) if executed and before.ran_s is None else before
 
 
-def _lost(reading: ModelReading, unseen: bool, shown: bool, visible: bool) -> bool:
+def _has_lost_processes(reading: ModelReading, unseen: bool, shown: bool, visible: bool) -> bool:
     """Whether a ready model that lacks processes has lost them.
 
     A process may be there and not be seen, as one that overwrites its arguments. Where the last
@@ -315,7 +317,7 @@ def _lost(reading: ModelReading, unseen: bool, shown: bool, visible: bool) -> bo
     return shown or (visible and (fails or reading.success_count == 0))
 
 
-def _state(
+def _next_state(
     share: float, found: Finding, before: ShareState | None, now_s: float, within_s: float
 ) -> ShareState:
     """``before``: of the same processes; what was disbelieved then is not believed now without a

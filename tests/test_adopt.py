@@ -18,7 +18,7 @@ from igniterd.adopt import adopt
 from igniterd.adopt_compare import Terms
 from igniterd.cli.app import app
 from igniterd.clients.triton.info import IndexEntry
-from igniterd.engines.hosting import files_of, hosted, hosted_by_server, hosting_of, shadow_of
+from igniterd.engines.hosting import files_of, host_by_server, host_model, hosting_of, shadow_of
 from igniterd.errors import CannotRun, NotServed, Refused, Unanswered
 from igniterd.giveback import release
 
@@ -215,7 +215,7 @@ async def test_release_where_a_plain_load_is_no_change_for_triton() -> None:
 
 
 def test_the_copy_is_one_instance_without_queue_and_cache() -> None:
-    override, files = hosted(OWNER, ["1"], "/models/net")
+    override, files = host_model(OWNER, ["1"], "/models/net")
     config, sent = shadow_of(override, "copy")
     assert config["name"] == "copy"
     assert not {"dynamic_batching", "response_cache"} & config.keys()
@@ -226,7 +226,7 @@ def test_the_copy_is_one_instance_without_queue_and_cache() -> None:
 
 
 def test_a_copy_for_the_server_s_own_file_names_the_model_s_file_by_its_place() -> None:
-    override = hosted_by_server(OWNER | {"backend": "pytorch"}, ["3"], "/models/net")
+    override = host_by_server(OWNER | {"backend": "pytorch"}, ["3"], "/models/net")
     config, sent = shadow_of(override, "copy")
     assert config["default_model_filename"] == "/models/net/3/model.pt"
     assert sent == {"3/igniterd": b"\n"}

@@ -42,9 +42,9 @@ def register(app: typer.Typer) -> None:
         settings = configured(config)
         with cannot():
             knowledge = load_knowledge(settings)
-            findings = list(_static(settings, knowledge, _learnt(settings, live)))
+            findings = list(_check_files(settings, knowledge, _read_curves(settings, live)))
             findings += [Finding("warn", "secrets", said) for said in exposed(settings, config)]
-            findings += asyncio.run(_collected(settings, knowledge)) if live else []
+            findings += asyncio.run(_collect(settings, knowledge)) if live else []
         if form == "json":
             print(
                 json.dumps(
@@ -71,11 +71,11 @@ def _print(findings: list[Finding]) -> None:
     )
 
 
-async def _collected(settings: Config, knowledge: Predictors) -> list[Finding]:
-    return [finding async for finding in _live(settings, knowledge)]
+async def _collect(settings: Config, knowledge: Predictors) -> list[Finding]:
+    return [finding async for finding in _check_live(settings, knowledge)]
 
 
-def _learnt(settings: Config, live: bool) -> dict[str, str]:
+def _read_curves(settings: Config, live: bool) -> dict[str, str]:
     """What live traffic has taught of the models without a profile: from the running daemon if it
     is to be asked, else from its file."""
     import time
@@ -100,7 +100,9 @@ def _learnt(settings: Config, live: bool) -> dict[str, str]:
     return known
 
 
-def _static(settings: Config, knowledge: Predictors, learnt: dict[str, str]) -> Iterator[Finding]:
+def _check_files(
+    settings: Config, knowledge: Predictors, learnt: dict[str, str]
+) -> Iterator[Finding]:
     """What the files alone tell. ``learnt``: what is known without a profile, by model."""
     yield Finding(
         "ok",
@@ -121,7 +123,7 @@ def _static(settings: Config, knowledge: Predictors, learnt: dict[str, str]) -> 
                 "warn",
                 f"profile of {model.name}",
                 "none: its traffic is watched, its share and batching are left alone. "
-                f"{_without(learnt.get(model.name))} "
+                f"{_explain_no_profile(learnt.get(model.name))} "
                 "A profile adds other shares, larger batches and the effect of neighbours, so "
                 "that all of them are planned for its P99 of "
                 f"{model.slo_p99_ms:g} ms: igniterd profile {model.name}",
@@ -145,7 +147,7 @@ def _broker(settings: Config) -> Finding:
     )
 
 
-def _without(learnt: str | None) -> str:
+def _explain_no_profile(learnt: str | None) -> str:
     """What can be told of a model without its profile."""
     if learnt is None:
         return (
@@ -158,7 +160,7 @@ def _without(learnt: str | None) -> str:
     )
 
 
-async def _live(settings: Config, knowledge: Predictors) -> AsyncIterator[Finding]:
+async def _check_live(settings: Config, knowledge: Predictors) -> AsyncIterator[Finding]:
     from igniterd.cli.check_folders import folders
     from igniterd.cli.check_host import boards, copies, mps_control, read_mps, read_stubs
     from igniterd.cli.check_shares import shares

@@ -29,7 +29,7 @@ def parameters_of(config: Config) -> dict[str, str]:
     return {key: str(value.get("string_value", "")) for key, value in given}
 
 
-def carried(engine: str, config: Config) -> Carried:
+def carry_settings(engine: str, config: Config) -> Carried:
     """What an engine (``onnxruntime``, ``pytorch``, ``tensorrt``) is told of ``config``."""
     found = Carried()
     _READ[engine](config, parameters_of(config), found)

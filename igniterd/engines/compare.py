@@ -52,7 +52,7 @@ def allowed_ms(owner_ms: float, max_slowdown: float, allowance_ms: float) -> flo
     return owner_ms * max_slowdown + allowance_ms
 
 
-def compared(owner: Answer, hosted: Answer) -> tuple[OutputCompared, ...]:
+def compare_outputs(owner: Answer, hosted: Answer) -> tuple[OutputCompared, ...]:
     """Every output of ``owner`` against that of ``hosted``."""
     return tuple(_output(name, owner[name], hosted.get(name)) for name in owner)
 

@@ -19,7 +19,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from igniterd.engines.carried import carried
+from igniterd.engines.carried import carry_settings
 from igniterd.errors import Refused
 
 ModelConfig = dict[str, Any]
@@ -129,10 +129,10 @@ def _odd_groups(config: Mapping[str, Any]) -> str:
 def unhosted_settings(config: Mapping[str, Any]) -> tuple[str, ...]:
     """What of the owner's settings has no effect once hosted, a line each."""
     engine = engine_of(config)
-    return tuple(carried(engine, config).notes) if engine else ()
+    return tuple(carry_settings(engine, config).notes) if engine else ()
 
 
-def hosted(
+def host_model(
     config: Mapping[str, Any],
     versions: Iterable[str],
     model_folder: str,
@@ -163,8 +163,8 @@ def hosted(
         "filename": FILENAMES[engine],
         "folder": posixpath.normpath(model_folder),
         "versions": list(served),
-        "owner": owner | _moved(made, model_folder),
-        "options": carried(engine, config).options,
+        "owner": owner | _move_files(made, model_folder),
+        "options": carry_settings(engine, config).options,
         "digest": digest_of(engine),
     }
     parameters = made.setdefault("parameters", {})
@@ -178,14 +178,14 @@ def hosted(
     return made, files_of(made)
 
 
-def hosted_by_server(
+def host_by_server(
     config: Mapping[str, Any],
     versions: Iterable[str],
     model_folder: str,
     *,
     environment: str | None = None,
 ) -> ModelConfig:
-    """As :func:`hosted`, by the server's own ``model.py`` for TorchScript; no files go with it.
+    """As :func:`host_model`, by the server's own ``model.py`` for TorchScript; no files go with it.
 
     Raises :class:`Refused` where that implementation cannot run such a model.
     """
@@ -232,7 +232,7 @@ def _on_gpu(config: Mapping[str, Any]) -> bool:
     return any(group.get("kind") == "KIND_GPU" for group in config.get("instance_group", []))
 
 
-def _moved(made: ModelConfig, folder: str) -> dict[str, Any]:
+def _move_files(made: ModelConfig, folder: str) -> dict[str, Any]:
     """Files beside the versions are named by their place: the folder Triton makes has none of them.
 
     Changes ``made``; returns what the owner had.

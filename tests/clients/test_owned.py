@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from igniterd.clients.environments import Reach
 from igniterd.clients.owned import as_owned, touched
 from igniterd.clients.triton.config import marked, with_allocation
-from igniterd.engines.hosting import hosted
+from igniterd.engines.hosting import host_model
 from igniterd.errors import Refused
 from igniterd.profiler.server import for_measuring
 from igniterd.records import Allocation
@@ -111,7 +111,7 @@ def test_a_model_in_a_process_of_its_own_with_a_share() -> None:
     owner = a_config(backend="onnxruntime") | {
         "output": [{"name": "Y", "data_type": "TYPE_FP32", "dims": [4]}]
     }
-    config, _ = hosted(owner, ["1"], "/models/resnet50", environment="/opt/engines")
+    config, _ = host_model(owner, ["1"], "/models/resnet50", environment="/opt/engines")
     now = served(marked(with_allocation(config, allocation(0.25), SHARES), "00"))
     found = as_owned(now, SHARES)
     assert served(found) == served({**owner, "instance_group": now["instance_group"]})

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from igniterd.engines.carried import carried
+from igniterd.engines.carried import carry_settings
 
 
 def config(
@@ -30,13 +30,15 @@ def config(
 )
 def test_graph_level(level: int, graph: str) -> None:
     assert (
-        carried("onnxruntime", config(optimization={"graph": {"level": level}})).options["graph"]
+        carry_settings("onnxruntime", config(optimization={"graph": {"level": level}})).options[
+            "graph"
+        ]
         == graph
     )
 
 
 def test_threads_modes_and_memory_of_onnx_runtime() -> None:
-    found = carried(
+    found = carry_settings(
         "onnxruntime",
         config(
             intra_op_thread_count="2",
@@ -77,7 +79,7 @@ def test_accelerators_and_the_older_way_of_options_for_cuda() -> None:
         ],
         "cpu_execution_accelerator": [{"name": "openvino"}, {"name": "magic"}],
     }
-    found = carried(
+    found = carry_settings(
         "onnxruntime",
         config(
             optimization={"execution_accelerators": given},
@@ -108,7 +110,7 @@ def test_accelerators_and_the_older_way_of_options_for_cuda() -> None:
 
 
 def test_pytorch() -> None:
-    found = carried(
+    found = carry_settings(
         "pytorch",
         config(
             INTRA_OP_THREAD_COUNT="2",
@@ -130,7 +132,9 @@ def test_pytorch() -> None:
 
 def test_tensorrt_profiles_by_group() -> None:
     groups: list[dict[str, Any]] = [{"profile": ["2", "3"]}, {"name": "small", "profile": ["1"]}]
-    found = carried("tensorrt", config(groups=groups, optimization={"cuda": {"graphs": True}}))
+    found = carry_settings(
+        "tensorrt", config(groups=groups, optimization={"cuda": {"graphs": True}})
+    )
     assert found.options["profiles"] == {"net_0": "2", "small": "1"}
     assert [note.split(":")[0] for note in found.notes] == [
         "instance_group profile 2, 3",
@@ -159,11 +163,11 @@ def test_tensorrt_profiles_by_group() -> None:
     ],
 )
 def test_a_value_that_is_none_is_named(engine: str, parameters: dict[str, str], words: str) -> None:
-    assert carried(engine, config(**parameters)).notes == [words]
+    assert carry_settings(engine, config(**parameters)).notes == [words]
 
 
 def test_libraries_of_operators() -> None:
     given = config() | {"model_operations": {"op_library_filename": ["/ops.so"]}}
-    assert carried("onnxruntime", given).options["libraries"] == ["/ops.so"]
-    assert "libraries" not in carried("pytorch", given).options
-    assert carried("pytorch", given).notes
+    assert carry_settings("onnxruntime", given).options["libraries"] == ["/ops.so"]
+    assert "libraries" not in carry_settings("pytorch", given).options
+    assert carry_settings("pytorch", given).notes

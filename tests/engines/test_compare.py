@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from igniterd.engines.compare import Timing, allowed_ms, compared, values_of
+from igniterd.engines.compare import Timing, allowed_ms, compare_outputs, values_of
 
 
 def one(kind: str, owner: Any, hosted: Any) -> Any:
-    (found,) = compared({"y": (kind, np.asarray(owner))}, {"y": (kind, np.asarray(hosted))})
+    (found,) = compare_outputs({"y": (kind, np.asarray(owner))}, {"y": (kind, np.asarray(hosted))})
     return found
 
 
@@ -39,9 +39,9 @@ def test_what_differs_is_said() -> None:
     assert one("INT8", [1, 2, 3], [1, 0, 0]).why == "2 of 3 values differ"
     assert one("FP32", [np.nan], [0.0]).why == "1 values are infinite or no number in one only"
     values = np.zeros((2, 3))
-    (found,) = compared({"y": ("FP32", values)}, {"y": ("FP32", values.T)})
+    (found,) = compare_outputs({"y": ("FP32", values)}, {"y": ("FP32", values.T)})
     assert found.why == "FP32 [3, 2] instead of FP32 [2, 3]"
-    (found,) = compared({"y": ("FP32", values)}, {})
+    (found,) = compare_outputs({"y": ("FP32", values)}, {})
     assert found.why == "missing"
 
 

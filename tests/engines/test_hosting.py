@@ -20,8 +20,8 @@ from igniterd.engines.hosting import (
     PARAMETER,
     can_host,
     files_of,
-    hosted,
-    hosted_by_server,
+    host_by_server,
+    host_model,
     hosting_of,
     owner_of,
     unhosted_settings,
@@ -66,7 +66,7 @@ def changed(**more: Any) -> dict[str, Any]:
 
 
 def test_all_but_the_backend_is_the_owner_s() -> None:
-    override, _ = hosted(OWNER, ["2", "1"], "/models/net/")
+    override, _ = host_model(OWNER, ["2", "1"], "/models/net/")
     assert override["backend"] == "python"
     assert (
         not {"platform", "default_model_filename", "cc_model_filenames", "runtime"}
@@ -78,7 +78,7 @@ def test_all_but_the_backend_is_the_owner_s() -> None:
 
 
 def test_files_beside_the_versions_are_reached_by_their_place() -> None:
-    override, files = hosted(OWNER, ["1"], "/models/net")
+    override, files = host_model(OWNER, ["1"], "/models/net")
     assert override["output"][0]["label_filename"].endswith("../models/net/labels.txt")
     assert override["model_warmup"][0]["inputs"]["x"]["input_data_file"].endswith(
         "../models/net/warmup/x.bin"
@@ -87,7 +87,7 @@ def test_files_beside_the_versions_are_reached_by_their_place() -> None:
 
 
 def test_the_configuration_alone_tells_everything() -> None:
-    override, files = hosted(OWNER, ["10", "9"], "/models/net")
+    override, files = host_model(OWNER, ["10", "9"], "/models/net")
     read_back = json.loads(json.dumps(override))
     found = hosting_of(read_back)
     assert found is not None
@@ -104,12 +104,12 @@ def test_the_configuration_alone_tells_everything() -> None:
 
 def test_nothing_is_changed_in_place() -> None:
     before = copy.deepcopy(OWNER)
-    hosted(OWNER, ["1"], "/models/net", environment="/env")
+    host_model(OWNER, ["1"], "/models/net", environment="/env")
     assert before == OWNER
 
 
 def test_a_share_goes_in_front_of_the_engine_s_environment_and_keeps_the_files() -> None:
-    override, files = hosted(OWNER, ["1"], "/models/net", environment="/opt/engines")
+    override, files = host_model(OWNER, ["1"], "/models/net", environment="/opt/engines")
     assert share_obstacle(override) == ""
     shared = with_allocation(override, Allocation(0.25, 8, 100, 2), "/var/lib/igniterd/shares")
     assert allocation_of(shared).share == 0.25
@@ -119,7 +119,7 @@ def test_a_share_goes_in_front_of_the_engine_s_environment_and_keeps_the_files()
 
 
 def test_a_share_by_the_shim_backend_keeps_the_files_too() -> None:
-    override, files = hosted(OWNER, ["1"], "/models/net", environment="/opt/engines.tar.gz")
+    override, files = host_model(OWNER, ["1"], "/models/net", environment="/opt/engines.tar.gz")
     reach = Reach(shim_backend="igniterd_python")
     shared = with_allocation(
         override, Allocation(0.25, 8, 100, 2), "/var/lib/igniterd/shares", reach=reach
@@ -132,7 +132,7 @@ def test_a_share_by_the_shim_backend_keeps_the_files_too() -> None:
 
 
 def test_the_mark_of_a_load_does_not_stay_with_the_owner() -> None:
-    override, _ = hosted(OWNER, ["1"], "/models/net")
+    override, _ = host_model(OWNER, ["1"], "/models/net")
     assert owner_of(marked(override, "1234")) == OWNER
 
 
@@ -175,7 +175,7 @@ def test_a_plain_model_has_no_files_and_is_its_owner_s() -> None:
 def test_what_cannot_be_hosted_is_refused_with_words(change: dict[str, Any], words: str) -> None:
     assert words in can_host(changed(**change))
     with pytest.raises(Refused, match="net: "):
-        hosted(changed(**change), ["1"], "/models/net")
+        host_model(changed(**change), ["1"], "/models/net")
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_what_cannot_be_hosted_is_refused_with_words(change: dict[str, Any], wor
 )
 def test_what_is_needed_is_asked_for(versions: list[str], folder: str, words: str) -> None:
     with pytest.raises(Refused, match=words):
-        hosted(OWNER, versions, folder)
+        host_model(OWNER, versions, folder)
 
 
 TORCH = changed(
@@ -196,7 +196,7 @@ TORCH = changed(
 
 
 def test_the_server_s_own_file_goes_without_files_of_ours() -> None:
-    override = hosted_by_server(TORCH, ["1"], "/models/net", environment="/env")
+    override = host_by_server(TORCH, ["1"], "/models/net", environment="/env")
     assert (override["backend"], override["runtime"], override["default_model_filename"]) == (
         "pytorch",
         "model.py",
@@ -211,9 +211,9 @@ def test_the_server_s_own_file_goes_without_files_of_ours() -> None:
 @pytest.mark.parametrize("change", [{"data_type": "TYPE_STRING"}, {"optional": True}])
 def test_what_the_server_s_own_file_cannot_do_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(Refused, match="its input x is text or optional"):
-        hosted_by_server(TORCH | {"input": [OWNER["input"][0] | change]}, ["1"], "/models/net")
+        host_by_server(TORCH | {"input": [OWNER["input"][0] | change]}, ["1"], "/models/net")
     with pytest.raises(Refused, match="only PyTorch's backend"):
-        hosted_by_server(OWNER, ["1"], "/models/net")
+        host_by_server(OWNER, ["1"], "/models/net")
 
 
 def test_what_has_no_meaning_any_more_is_named() -> None:

@@ -20,7 +20,7 @@ from igniterd.clients.repository import stub_memory_bytes
 from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton.config import ModelConfig, allocation_of, base_env_of, with_allocation
 from igniterd.engines.compare import values_of
-from igniterd.engines.hosting import hosted, hosting_of
+from igniterd.engines.hosting import host_model, hosting_of
 from igniterd.errors import Refused
 from igniterd.lab.programs import programs
 from igniterd.records import Allocation
@@ -41,7 +41,7 @@ async def host_it(
     """Place a model and load it hosted."""
     engines.triton.place(model)
     folder = str(engines.triton.repository / model.name)
-    override, _ = hosted(dict(model.config()), versions, folder, environment=environment)
+    override, _ = host_model(dict(model.config()), versions, folder, environment=environment)
     await engines.client.load(model.name, override)
     return override
 
@@ -339,7 +339,7 @@ async def test_a_share_is_one_load_with_the_files(engines: Engines) -> None:
     model = FileModel("shared", XYZ, {"1/model.onnx": engines.onnx["two"]}, 8)
     engines.triton.place(model)
     folder = str(engines.triton.repository / "shared")
-    override, _ = hosted(dict(model.config()), ["1"], folder, environment=engines.environment)
+    override, _ = host_model(dict(model.config()), ["1"], folder, environment=engines.environment)
     await engines.client.load("shared", override)
     before = await engines.client.config("shared")
     prepare_share(engines.shares, 0.3, base_env_of(before))
@@ -362,7 +362,7 @@ async def test_a_server_that_fills_in_configurations_takes_the_same(
     model = FileModel("filled", XYZ, {"1/model.onnx": engines.onnx["two"]}, 8)
     engines.triton.place(model)
     folder = str(engines.triton.repository / "filled")
-    override, _ = hosted(dict(model.config()), ["1"], folder, environment=engines.environment)
+    override, _ = host_model(dict(model.config()), ["1"], folder, environment=engines.environment)
     await host.client.load("filled", override)
     async with InferenceServerClient(host.triton.url) as client:
         answer = await client.infer("filled", [an_input("x", ramp(2))])
