@@ -22,9 +22,10 @@ from typing import Any, Protocol
 
 from tritonclient.grpc import service_pb2
 
+from igniterd.clients.environments import ModelConfig
 from igniterd.clients.repository import model_folder, stub_memory_bytes
-from igniterd.clients.triton.config import ModelConfig, name_obstacle
 from igniterd.clients.triton.info import IndexEntry
+from igniterd.clients.triton.obstacles import name_obstacle
 from igniterd.engines.compare import Answer, OutputCompared, Timing, allowed_ms, compared, values_of
 from igniterd.engines.hosting import (
     RUNTIME,

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from igniterd.clients.environments import PLAIN, Reach
-from igniterd.clients.triton.config import ModelConfig
+from igniterd.clients.environments import PLAIN, ModelConfig, Reach
 from igniterd.clients.triton.info import IndexEntry
 from igniterd.errors import CannotRun, Refused
 from igniterd.perf.profile import CoRun, CoTenant, SoloPoint

@@ -20,7 +20,8 @@ from igniterd.clients.owned import as_owned
 from igniterd.clients.shares import VARIABLE
 from igniterd.clients.triton.apply import Applier
 from igniterd.clients.triton.client import TritonClient
-from igniterd.clients.triton.config import LOAD_MARK, marked, same_allocation
+from igniterd.clients.triton.config import LOAD_MARK, same_allocation
+from igniterd.clients.triton.config_change import marked
 from igniterd.clients.triton.info import Control
 from igniterd.clients.triton.version import named
 from igniterd.errors import Refused

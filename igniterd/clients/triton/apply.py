@@ -15,12 +15,8 @@ from typing import Protocol
 
 from igniterd.clients.environments import PLAIN, ModelConfig, Reach, base_env_of, is_stale
 from igniterd.clients.shares import prepared
-from igniterd.clients.triton.config import (
-    allocation_of,
-    instance_names_of,
-    same_allocation,
-    same_but_instances,
-)
+from igniterd.clients.triton.config import allocation_of, instance_names_of, same_allocation
+from igniterd.clients.triton.config_change import same_but_instances
 from igniterd.errors import ChangedByHand, IgniterdError, Refused, Unreachable
 from igniterd.records import Allocation, Stub
 

@@ -26,10 +26,11 @@ from typing import Any
 import structlog
 from tritonclient.grpc import service_pb2
 
-from igniterd.clients.environments import DEFAULT_SHARES, PLAIN, Reach
+from igniterd.clients.environments import DEFAULT_SHARES, PLAIN, ModelConfig, Reach
 from igniterd.clients.looks import Looks
 from igniterd.clients.triton.channel import NOT_EXPLICIT, RESTRICTED, TlsFiles, TritonChannel
-from igniterd.clients.triton.config import ModelConfig, allocation_of, marked
+from igniterd.clients.triton.config import allocation_of
+from igniterd.clients.triton.config_change import marked
 from igniterd.clients.triton.configs import Configurations
 from igniterd.clients.triton.http import TritonHttp
 from igniterd.clients.triton.index import RepositoryList
