@@ -103,6 +103,14 @@ def allocation_of(config: ModelConfig, shares_dir: str = DEFAULT_SHARES) -> Allo
     )
 
 
+def readable_allocation(config: ModelConfig, shares_dir: str) -> Allocation | None:
+    """:func:`allocation_of`; ``None`` of a configuration that only Triton can refuse."""
+    try:
+        return allocation_of(config, shares_dir)
+    except (TypeError, ValueError, AttributeError):
+        return None
+
+
 def instance_names_of(config: ModelConfig) -> frozenset[str]:
     """The names that the model's instances may have: ``<group>_<number>``, the same on every GPU of
     the group; older servers leave out the number of a single one. Empty for what runs inside the
