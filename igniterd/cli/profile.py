@@ -291,8 +291,7 @@ async def _probe(settings: Settings, client: TritonClient) -> tuple[Probe | None
     from igniterd.boards import nvml_library
     from igniterd.clients.nvml import NvmlClient
     from igniterd.clients.triton.config import gpu_index_of
-    from igniterd.profiler.board import Probe
-    from igniterd.profiler.counters import Counters
+    from igniterd.profiler.board import Counters, Probe
 
     indices = {gpu_index_of(await client.config(model)) for model in settings.models}
     if len(indices) > 1:
