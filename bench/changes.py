@@ -22,6 +22,7 @@ from pathlib import Path
 
 from igniterd.act import act
 from igniterd.clients.processes import ProcessTable
+from igniterd.clients.triton.apply import Applier
 from igniterd.clients.triton.client import TritonClient
 from igniterd.evidence import stubs_of
 from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
@@ -83,9 +84,7 @@ async def change(client: TritonClient, shares: Path, wanted: Allocation) -> tupl
     step = Step(MODEL, StepKind.GROW, reading.allocation, wanted)
     plan = Plan(0.0, DecisionKind.MOVE, "", steps=(step,))
     table = ProcessTable()
-    done = (await act(plan, {"main": client}, {MODEL: "main"}, shares, processes=table)).actuations[
-        0
-    ]
+    done = (await act(plan, Applier(client, shares, processes=table))).actuations[0]
     if not done.ok:
         return False, done.error
     now = (await client.read_models([MODEL]))[MODEL]

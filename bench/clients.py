@@ -29,8 +29,9 @@ from tritonclient.grpc.aio import InferenceServerClient
 from igniterd.clients.mps import MpsControl
 from igniterd.clients.triton.client import TritonClient
 from igniterd.clients.triton.metrics import MetricsParser
-from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, mps_host, triton_host
+from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
 from igniterd.lab.load.load import INPUT_FLOATS
+from igniterd.lab.services import mps_host
 
 READS = 40
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16)

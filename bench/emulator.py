@@ -22,7 +22,7 @@ import numpy as np
 
 from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton.client import TritonClient
-from igniterd.clients.triton.config import with_allocation
+from igniterd.clients.triton.config_change import with_allocation
 from igniterd.lab.gpu.executor import Dispersion, Rates, Running
 from igniterd.lab.gpu.truth import Truth, share_units
 from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host

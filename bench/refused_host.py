@@ -21,10 +21,11 @@ import aiohttp
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from igniterd.lab.host import EmulatedModel, HostSpec, MpsHost, Servable, TritonHost, mps_host
+from igniterd.lab.host import EmulatedModel, HostSpec, Servable, TritonHost
 from igniterd.lab.load.load import INPUT_FLOATS, LoadProcess, LoadSpec, Phase, load
 from igniterd.lab.programs import programs
 from igniterd.lab.programs.process import Running, free_ports, running
+from igniterd.lab.services import MpsHost, mps_host
 from igniterd.perf import builtin_profile
 
 SLOW = 4.0

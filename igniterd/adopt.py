@@ -19,8 +19,9 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from igniterd.adopt_compare import Adoption, Server, Terms, ask, compare_copy, feed_for
+from igniterd.clients.environments import ModelConfig
 from igniterd.clients.repository import model_folder, stub_memory_bytes
-from igniterd.clients.triton.config import ModelConfig, name_obstacle
+from igniterd.clients.triton.obstacles import name_obstacle
 from igniterd.engines.compare import compare_outputs
 from igniterd.engines.hosting import (
     RUNTIME,

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from tritonclient.grpc import service_pb2
 
-from igniterd.clients.triton.config import ModelConfig
+from igniterd.clients.environments import ModelConfig
 from igniterd.clients.triton.info import IndexEntry
 from igniterd.engines.compare import (
     Answer,

@@ -5,7 +5,8 @@
     │   ├── Unreachable     no connection, or no answer before the deadline
     │   │   └── Unanswered  no answer in time: what was asked for may still be done
     │   ├── Refused         the other side answered no (a load that failed, an unknown command)
-    │   │   └── NotServed   a model of the repository that is neither served nor being loaded
+    │   │   ├── NotServed   a model of the repository that is neither served nor being loaded
+    │   │   └── ChangedByHand  somebody else has changed the model since it was planned with
     │   └── DeviceLost      the board stopped answering
     ├── ReadingUnsupported  this board never gives that reading: a gap, not a fault
     └── CannotRun           waiting will not help: say why and exit
@@ -52,6 +53,10 @@ class Refused(NotNow):
 class NotServed(Refused):
     """The model is in the repository but not served, nor being loaded: the others need not wait for
     it."""
+
+
+class ChangedByHand(Refused):
+    """Somebody else has changed the model since it was planned with."""
 
 
 class DeviceLost(NotNow):

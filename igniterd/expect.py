@@ -134,7 +134,7 @@ class Scene:
         is a neighbour with the whole GPU.
         """
         names = [name for name in there if name in self.profiled]
-        return [] if any(self.observation.models[name].bare for name in names) else names
+        return [] if any(self.observation.models[name].lacks_share for name in names) else names
 
     def _expected(
         self, names: Sequence[str], beliefs: EstimatorState, predictor: LatencyPredictor
@@ -230,7 +230,7 @@ def as_modelled(names: Sequence[str], observation: Observation) -> bool:
     """
     readings = [observation.models[name] for name in names]
     return (
-        not any(r.bare for r in readings)
+        not any(r.lacks_share for r in readings)
         and sum(r.allocation.granted or 0.0 for r in readings if r.owns_process) <= 1 + 1e-6
     )
 

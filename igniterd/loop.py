@@ -18,8 +18,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from igniterd.act import Adopter, Reloader, SecondCopies, act
+from igniterd.act import Adopter, SecondCopies, act
 from igniterd.clients.shares import reach_of
+from igniterd.clients.triton.apply import Applier, Reloader
 from igniterd.config import Config
 from igniterd.decide.cooldown import alike
 from igniterd.decide.decide import DecisionState, PredictorPair, after, decide
@@ -301,19 +302,18 @@ class Loop:
                 Cause.HELD,
             )
         claimed = view.models[step.model].claimed_share
-        reach = {server.name: reach_of(server) for server in self.config.triton}
         return await act(
             plan,
-            self.reloaders,
-            self.triton_of,
-            self.shares,
+            self._applier(self.triton_of[step.model]),
             refused,
-            reach,
             claimed=claimed,
-            processes=self.sources.processes,
             adopter=self._adopter,
             cause=cause,
         )
+
+    def _applier(self, triton: str) -> Applier:
+        reach = next(reach_of(server) for server in self.config.triton if server.name == triton)
+        return Applier(self.reloaders[triton], self.shares, reach, self.sources.processes)
 
     async def _gate(self, step: Step, view: Observation, known: Known) -> tuple[str, Cause]:
         """What must be asked of the host just before any change: why it must not be made, or an

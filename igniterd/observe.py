@@ -32,10 +32,12 @@ class TritonSource(Protocol):
     """What is asked of a Triton client."""
 
     name: str
-    metrics_gap: Gap | None
 
     @property
-    def strangers(self) -> frozenset[str]:
+    def metrics_gap(self) -> Gap | None: ...
+
+    @property
+    def unmanaged_models(self) -> frozenset[str]:
         """Models that it serves though the configuration does not name them."""
         ...
 
@@ -104,7 +106,7 @@ class Sources:
     _ran: frozenset[str] = field(default=frozenset(), init=False)
     _pids: frozenset[int] = field(default=frozenset(), init=False)
     _fixed: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
-    _strangers: dict[str, frozenset[str]] = field(default_factory=dict, init=False)
+    _unmanaged: dict[str, frozenset[str]] = field(default_factory=dict, init=False)
 
     async def _asked(
         self, source: str, answer: Awaitable[T], now_s: float, timeout_s: float | None = None
@@ -210,7 +212,7 @@ class Sources:
                         absent.add(model)
                     else:
                         unread[model] = str(reading)
-            self._say_strangers(name)
+            self._log_unmanaged(name)
         self._executing(models, now_s)
         return Observation(
             at_s=now_s,
@@ -282,14 +284,14 @@ class Sources:
                 what, model=reading.model, **({"why": "; ".join(said)} if said else {})
             )
 
-    def _say_strangers(self, triton: str) -> None:
-        strangers = self.tritons[triton].strangers
-        if strangers - self._strangers.get(triton, frozenset()):
-            models = ", ".join(sorted(strangers))
+    def _log_unmanaged(self, triton: str) -> None:
+        unmanaged = self.tritons[triton].unmanaged_models
+        if unmanaged - self._unmanaged.get(triton, frozenset()):
+            models = ", ".join(sorted(unmanaged))
             structlog.get_logger("igniterd").info(
                 "serves models that the configuration does not name", triton=triton, models=models
             )
-        self._strangers[triton] = strangers
+        self._unmanaged[triton] = unmanaged
 
 
 async def _nothing() -> tuple[BoardReading, ...]:

@@ -125,7 +125,7 @@ class ModelReading:
     at_s: float | None = None
 
     @property
-    def bare(self) -> bool:
+    def lacks_share(self) -> bool:
         """Whether it still runs without the share it could be given."""
         return self.allocation.share is None and self.owns_process and not self.share_fixed
 

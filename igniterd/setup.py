@@ -7,15 +7,14 @@ running one has: a daemon that reads its configuration again builds the new one 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import time
 from collections.abc import Awaitable
-from pathlib import Path
 from typing import Any
 
 import structlog
 
 from igniterd.act import Adopter
+from igniterd.boards import nvml_library
 from igniterd.clients.metrics import Metrics
 from igniterd.clients.mps import MpsControl
 from igniterd.clients.mqtt import MqttPublisher
@@ -26,7 +25,6 @@ from igniterd.clients.tls import client_context
 from igniterd.clients.triton.channel import TlsFiles
 from igniterd.clients.triton.client import TritonClient
 from igniterd.config import Config, Triton
-from igniterd.errors import CannotRun
 from igniterd.estimate import ModelState
 from igniterd.loop import Loop, Predictors
 from igniterd.observe import Sources
@@ -58,19 +56,9 @@ def triton_client(server: Triton, config: Config, timeout_s: float | None = None
 
 def nvml_client(config: Config) -> NvmlClient | None:
     """The client of this host's boards; None where they cannot be read."""
-    source = config.gpu.source
-    if source == "none":
+    library = nvml_library(config.gpu.source, field="gpu.source")
+    if library is None:
         return None
-    if source.startswith("emulated:"):
-        # imported by name: the emulator is a way to run without a GPU, not a part of the daemon
-        file = Path(source.removeprefix("emulated:"))
-        emulator: Any = importlib.import_module("igniterd.lab.gpu.nvml")
-        try:
-            library: Any = emulator.EmulatedNvml(file)
-        except (OSError, ValueError) as error:
-            raise CannotRun(f"gpu.source = {source!r}: {error}") from error
-    else:
-        library = importlib.import_module("pynvml")
     return NvmlClient(library, timeout_s=config.loop.io_timeout_s)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from structlog.testing import capture_logs
 
 from igniterd.act import SecondCopies, act
+from igniterd.clients.triton.apply import Applier
 from igniterd.errors import Refused, Unreachable
 from igniterd.records import (
     Allocation,
@@ -50,7 +51,7 @@ STEP = Step("m", StepKind.SHRINK, BEFORE, THEN)
 
 
 async def carried(triton: Triton, shares: Path, step: Step = STEP) -> tuple[bool, str]:
-    (done,) = (await act(plan(step, step), {"main": triton}, {"m": "main"}, shares)).actuations
+    (done,) = (await act(plan(step, step), Applier(triton, shares))).actuations
     return done.ok, done.error
 
 
@@ -106,7 +107,7 @@ async def test_a_change_by_somebody_else_is_not_overwritten(tmp_path: Path) -> N
 
 
 async def test_nothing_to_do(tmp_path: Path) -> None:
-    assert (await act(plan(), {}, {}, tmp_path)).actuations == ()
+    assert (await act(plan(), Applier(Triton(), tmp_path))).actuations == ()
 
 
 class Odd(Triton):
@@ -178,9 +179,7 @@ def test_memory_that_is_not_known_is_said_once_and_not_in_the_way() -> None:
 
 async def test_what_is_refused_beforehand_is_a_change_that_failed(tmp_path: Path) -> None:
     triton = Triton()
-    (done,) = (
-        await act(plan(STEP), {"main": triton}, {"m": "main"}, tmp_path / "shares", "no room")
-    ).actuations
+    (done,) = (await act(plan(STEP), Applier(triton, tmp_path / "shares"), "no room")).actuations
     assert (done.ok, done.error, triton.loads) == (False, "no room", 0)
 
 
@@ -210,9 +209,7 @@ async def with_processes(
     step: Step = STEP,
     claimed: float | None = None,
 ) -> str:
-    outcome = await act(
-        plan(step), {"main": triton}, {"m": "main"}, shares, claimed=claimed, processes=processes
-    )
+    outcome = await act(plan(step), Applier(triton, shares, processes=processes), claimed=claimed)
     return outcome.actuations[0].error
 
 

@@ -21,7 +21,7 @@ class Triton:
 
     def __init__(self, **answers: ModelReading | NotNow) -> None:
         self.answers = answers
-        self.strangers: frozenset[str] = frozenset()
+        self.unmanaged_models: frozenset[str] = frozenset()
         self.foreign_shares: dict[int, float] = {}
 
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
@@ -89,8 +89,8 @@ async def test_models_that_the_configuration_does_not_name_are_said_once() -> No
     triton = Triton(m=PLAIN)
     there = sources(triton)
     with capture_logs() as said:
-        for strangers in ({"b", "a"}, {"b", "a"}, {"b"}, {"b", "c"}):
-            triton.strangers = frozenset(strangers)
+        for unmanaged in ({"b", "a"}, {"b", "a"}, {"b"}, {"b", "c"}):
+            triton.unmanaged_models = frozenset(unmanaged)
             await there.observe(0.0)
     assert [line["models"] for line in said] == ["a, b", "b, c"]
 

@@ -197,7 +197,11 @@ def test_unproven_for_too_long_is_planned_as_no_share() -> None:
     late = seen(BARE, at_s=100.0 + Mps().prove_within_s, mps=replace(MPS, at_s=130.0))
     view = planned_view(late, proven(late, first))
     reading = view.models["m"]
-    assert (reading.allocation.share, reading.claimed_share, reading.bare) == (None, SHARE, False)
+    assert (reading.allocation.share, reading.claimed_share, reading.lacks_share) == (
+        None,
+        SHARE,
+        False,
+    )
     assert "its share is unproven" in reading.share_fixed
     assert [gap.source for gap in view.gaps] == ["share:m"]
 
@@ -205,12 +209,12 @@ def test_unproven_for_too_long_is_planned_as_no_share() -> None:
 def test_a_refuted_share_is_given_once_more_and_then_left() -> None:
     observation = seen(replace(BARE, environment_read=True))
     first = proven(observation)
-    assert planned_view(observation, first).models["m"].bare  # it goes through the take-over
+    assert planned_view(observation, first).models["m"].lacks_share  # it goes through the take-over
     step = Step("m", StepKind.SHRINK, Allocation(None, 8), Allocation(SHARE, 8))
     again = proven(observation, first, outcome=ActResult((Actuation(step, True, 1.0),)))
     assert "its share is refuted" in planned_view(observation, again).models["m"].share_fixed
     restarted = seen(replace(BARE, environment_read=True, server_pid=6))
-    assert planned_view(restarted, proven(restarted, again)).models["m"].bare
+    assert planned_view(restarted, proven(restarted, again)).models["m"].lacks_share
 
 
 def test_a_process_that_has_just_come_is_looked_at_once_more() -> None:
@@ -330,7 +334,7 @@ def test_a_share_whose_mending_is_refused_is_left_for_a_while_and_then_longer() 
     observation, refused = seen(NO_SHARE), ActResult((Actuation(MEND, False, 1.0, "no memory"),))
     proofs, waits = proven(observation), []
     for _ in range(2):
-        assert planned_view(observation, proofs).models["m"].bare
+        assert planned_view(observation, proofs).models["m"].lacks_share
         proofs = proven(observation, proofs, outcome=refused)
         assert "its share is refuted" in planned_view(observation, proofs).models["m"].share_fixed
         waits.append(proofs.tried["m"].until_s - observation.at_s)

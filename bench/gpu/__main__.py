@@ -21,7 +21,7 @@ from typing import Any
 from bench.gpu import closedloop, loop, machine, openloop, report
 from bench.gpu.budget import Budget
 from bench.gpu.stage import ROOT, SLOW_FACTOR, Kind, Stage, needed, staged
-from igniterd.clients.triton.config import ModelConfig
+from igniterd.clients.environments import ModelConfig
 from igniterd.errors import CannotRun, IgniterdError
 from igniterd.lab.gpu.nvml import NAME as EMULATED_NAME
 from igniterd.perf import builtin_profile

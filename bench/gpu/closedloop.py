@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu.stage import ROOT, Stage
+from igniterd.clients.environments import ModelConfig
 from igniterd.clients.triton.client import TritonClient
-from igniterd.clients.triton.config import ModelConfig
 from igniterd.errors import CannotRun
 from igniterd.lab.programs.process import Running, running
 from igniterd.perf.api import Tenant

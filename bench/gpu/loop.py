@@ -18,7 +18,7 @@ import numpy as np
 from bench.gpu.closedloop import LEVEL, Say, client_of, environment
 from bench.gpu.openloop import LAST_S, MOST_PER_S, finite, own_requests
 from bench.gpu.stage import Kind, Stage
-from igniterd.clients.triton.config import ModelConfig
+from igniterd.clients.environments import ModelConfig
 from igniterd.decide.search import find
 from igniterd.demo.watch import Watch, watching
 from igniterd.errors import CannotRun

@@ -15,9 +15,10 @@ import numpy as np
 
 from bench.gpu.closedloop import LEVEL, SHARES, Say, client_of
 from bench.gpu.stage import Stage
+from igniterd.clients.environments import ModelConfig, base_env_of
 from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton.client import TritonClient
-from igniterd.clients.triton.config import ModelConfig, base_env_of, with_allocation
+from igniterd.clients.triton.config_change import with_allocation
 from igniterd.errors import CannotRun, NotNow
 from igniterd.lab.load.load import LoadSpec, Phase, RequestLog, load
 from igniterd.perf.api import Tenant

@@ -21,9 +21,10 @@ from pathlib import Path
 
 from bench.gpu import machine
 from igniterd.errors import CannotRun
-from igniterd.lab.host import EmulatedModel, HostSpec, MpsHost, TritonHost, mps_host
+from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost
 from igniterd.lab.programs import programs
 from igniterd.lab.programs.process import free_ports
+from igniterd.lab.services import MpsHost, mps_host
 
 ROOT = Path(__file__).parents[2]
 SLOW_FACTOR = 4.0

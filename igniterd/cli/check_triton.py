@@ -70,8 +70,8 @@ async def of_triton(
         )
         async for finding in of_model(client, reading, settings.by_name()[name]):
             yield finding
-    if client.strangers:
-        models = ", ".join(sorted(client.strangers))
+    if client.unmanaged_models:
+        models = ", ".join(sorted(client.unmanaged_models))
         yield Finding(
             "warn",
             what,

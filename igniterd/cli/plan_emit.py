@@ -18,7 +18,7 @@ from pathlib import Path
 
 from igniterd.clients.environments import DEFAULT_SHARES
 from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton.config import with_allocation
+from igniterd.clients.triton.config_change import with_allocation
 from igniterd.config import parse_config
 from igniterd.errors import ConfigError, Refused
 from igniterd.files import make_folder, replace_file

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -289,10 +288,10 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 async def _probe(settings: Settings, client: TritonClient) -> tuple[Probe | None, int]:
     """The board the models run on, or ``None`` where it is not to be read, and its index."""
+    from igniterd.boards import nvml_library
     from igniterd.clients.nvml import NvmlClient
     from igniterd.clients.triton.config import gpu_index_of
-    from igniterd.profiler.board import Probe
-    from igniterd.profiler.counters import Counters
+    from igniterd.profiler.board import Counters, Probe
 
     indices = {gpu_index_of(await client.config(model)) for model in settings.models}
     if len(indices) > 1:
@@ -301,13 +300,9 @@ async def _probe(settings: Settings, client: TritonClient) -> tuple[Probe | None
             "one GPU at a time"
         )
     (index,) = indices
-    if settings.gpu == "none":
+    library = nvml_library(settings.gpu, field="--gpu")
+    if library is None:
         return None, index
-    if settings.gpu.startswith("emulated:"):
-        path = Path(settings.gpu.removeprefix("emulated:"))
-        library: Any = importlib.import_module("igniterd.lab.gpu.nvml").EmulatedNvml(path)
-    else:
-        library = importlib.import_module("pynvml")
     return Probe(NvmlClient(library, timeout_s=2.0), index, Counters(library, index)), index
 
 
@@ -447,8 +442,8 @@ def _watching() -> Iterator[Any]:
 
 
 def _show(path: Path, plot: Path | None) -> None:
+    from igniterd.cli.profile_show import drawn, told
     from igniterd.perf.profile import Profile
-    from igniterd.profiler.show import drawn, told
 
     found = Profile.load(path)
     shown(*told(found))

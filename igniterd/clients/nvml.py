@@ -185,11 +185,7 @@ class _Boards:
 
     def _open(self) -> list[tuple[Any, dict[str, Any]]]:
         if self._library is None:
-            try:
-                import pynvml
-            except ImportError as error:
-                raise CannotRun(_MISSING.format(error)) from error
-            self._library = pynvml
+            self._library = driver_library()
         self._call("nvmlInit")
         handles = [
             self._call("nvmlDeviceGetHandleByIndex", index)
@@ -276,6 +272,15 @@ class _Boards:
             self._library.NVML_ERROR_LIBRARY_NOT_FOUND,
             self._library.NVML_ERROR_DRIVER_NOT_LOADED,
         )
+
+
+def driver_library() -> Any:
+    """pynvml. Raises :class:`~igniterd.errors.CannotRun` where it is not installed."""
+    try:
+        import pynvml
+    except ImportError as error:
+        raise CannotRun(_MISSING.format(error)) from error
+    return pynvml
 
 
 def _text(value: str | bytes) -> str:

@@ -37,7 +37,7 @@ from igniterd.clients.environments import (
 )
 from igniterd.clients.folders import File, Link, Tree, check_above, is_whole, make_whole, owners_of
 from igniterd.clients.receipt import receipt_of
-from igniterd.clients.triton.config import with_allocation
+from igniterd.clients.triton.config_change import with_allocation
 from igniterd.config import Triton
 from igniterd.errors import Refused
 from igniterd.records import Allocation

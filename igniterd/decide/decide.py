@@ -345,7 +345,7 @@ def _qualified(plan: Plan, observation: Observation, known: Mapping[str, Standin
     bare = sorted(
         n
         for n, r in models.items()
-        if r.bare and n not in claimed and n in known and known[n].state not in NOT_OURS
+        if r.lacks_share and n not in claimed and n in known and known[n].state not in NOT_OURS
     )
     holds = (
         "no SLO is promised" if bare else "every other SLO holds" if unknown else "every SLO holds"

@@ -28,9 +28,10 @@ from igniterd.demo.recording import Applied
 from igniterd.demo.scenario import Scenario
 from igniterd.errors import CannotRun
 from igniterd.files import others_hand
-from igniterd.lab.host import EmulatedHost, broker_host, mps_host, triton_host
+from igniterd.lab.host import EmulatedHost, triton_host
 from igniterd.lab.programs import programs
 from igniterd.lab.programs.process import Running, free_ports, running
+from igniterd.lab.services import broker_host, mps_host
 from igniterd.perf import builtin_profile
 from igniterd.records import Mode
 

@@ -8,12 +8,11 @@ of the page.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from itertools import pairwise
 
+from igniterd.demo.layout import apart, join_batches, runs_of, spans, wrap_title
 from igniterd.demo.markup import Markup, Scale, el, nice_ticks, points
 from igniterd.demo.measure import Figures, Trace, trace
 from igniterd.demo.recording import Applied, Move, Recording
@@ -32,33 +31,6 @@ _DAEMON = {
 _TOP_OF_SLO = 1.5  # the P99 panels end at this many SLOs; what is above is drawn at their edge
 
 STYLE = resources.files("igniterd").joinpath("data", "timeline.css").read_text(encoding="utf-8")
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """What was applied to a model for some time."""
-
-    begin_s: float
-    end_s: float
-    applied: Applied
-
-
-def spans(recording: Recording, model: str) -> list[Span]:
-    """What was applied to ``model``, from the first phase to the last, as the daemon read it
-    back."""
-    begin_s, end_s = recording.phases[0].begin_s, recording.phases[-1].end_s
-    changes = [(begin_s, recording.initial[model])]
-    for sample in recording.samples:
-        if (
-            model in sample.applied
-            and sample.applied[model] != changes[-1][1]
-            and begin_s < sample.at_s < end_s
-        ):
-            changes.append((sample.at_s, sample.applied[model]))
-    ends = [at_s for at_s, _ in changes[1:]] + [end_s]
-    return [
-        Span(at_s, until_s, applied) for (at_s, applied), until_s in zip(changes, ends, strict=True)
-    ]
 
 
 class Timeline:
@@ -132,7 +104,7 @@ class Timeline:
                 class_="settle",
             )
             yield el("line", x1=x0, x2=x0, y1=0, y2=bottom, class_="edge")
-            lines = _wrapped(phase.title, int((x1 - x0 - 12) / 7.6))
+            lines = wrap_title(phase.title, int((x1 - x0 - 12) / 7.6))
             for row, line in enumerate(lines):
                 yield el("text", line, x=x0 + 8, y=19 + 16 * row, class_="head")
             yield el(
@@ -206,13 +178,13 @@ class Timeline:
             (self.x(t), float(v))
             for t, v in zip(self.traces[model].at_s, self.traces[model].p99_ms, strict=True)
         ]
-        body = [self._over(run, scale, slo) for run in _runs(seen)]
+        body = [self._over(run, scale, slo) for run in runs_of(seen)]
         body += [
             el("polyline", points=points((x, scale(v)) for x, v in run), class_=f"trace k{index}")
-            for run in _runs(seen)
+            for run in runs_of(seen)
         ]
         expected = [(self.x(s.at_s), s.predicted_p99_ms.get(model)) for s in self.recording.samples]
-        for run in _runs([(x, math.nan if v is None else v) for x, v in expected]):
+        for run in runs_of([(x, math.nan if v is None else v) for x, v in expected]):
             body.append(
                 el(
                     "polyline",
@@ -313,7 +285,7 @@ class Timeline:
         for i, model in enumerate(self.recording.models):
             top = self.y + i * _BATCH
             body.append(el("text", model, x=LEFT - 8, y=top + 15, class_=f"name end small t{i}"))
-            for span in _batch_spans(spans(self.recording, model)):
+            for span in join_batches(spans(self.recording, model)):
                 x0, x1 = self.x(span.begin_s), self.x(span.end_s)
                 wait = span.applied.max_queue_delay_us
                 text = f"{span.applied.max_batch_size}" + (
@@ -369,50 +341,3 @@ class Timeline:
             el("text", number, x=place, y=y + 4, class_="mid"),
             class_="flag",
         )
-
-
-def _wrapped(text: str, most: int) -> list[str]:
-    """``text`` in lines of about ``most`` characters, cut between words."""
-    return textwrap.wrap(text, max(6, most), break_long_words=False) or [""]
-
-
-def _runs(seen: Sequence[tuple[float, float]]) -> Iterator[list[tuple[float, float]]]:
-    """Stretches without gaps (NaN); a gap in time of samples is one too."""
-    run: list[tuple[float, float]] = []
-    for x, value in seen:
-        if math.isnan(value) or (run and x - run[-1][0] > 40):
-            if len(run) > 1:
-                yield run
-            run = []
-        if not math.isnan(value):
-            run.append((x, value))
-    if len(run) > 1:
-        yield run
-
-
-def _batch_spans(given: Sequence[Span]) -> list[Span]:
-    """``given`` with neighbours of equal batching put together."""
-    out: list[Span] = []
-    for span in given:
-        same = out and (out[-1].applied.max_batch_size, out[-1].applied.max_queue_delay_us) == (
-            span.applied.max_batch_size,
-            span.applied.max_queue_delay_us,
-        )
-        if same:
-            out[-1] = Span(out[-1].begin_s, span.end_s, span.applied)
-        else:
-            out.append(span)
-    return out
-
-
-def apart(wanted: Sequence[float], least: float, low: float, high: float) -> list[float]:
-    """Ascending places near ``wanted``, at least ``least`` apart, within [low, high] as far as they
-    fit."""
-    out: list[float] = []
-    for x in wanted:
-        out.append(max(x, out[-1] + least) if out else max(x, low))
-    limit = high
-    for i in range(len(out) - 1, -1, -1):
-        out[i] = min(out[i], limit)
-        limit = out[i] - least
-    return out

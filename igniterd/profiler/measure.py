@@ -9,17 +9,20 @@ included, and no queueing. The daemon compares its predictions with the same fig
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from igniterd.errors import IgniterdError, NotNow, Refused, Unreachable
+from igniterd.errors import CannotRun, IgniterdError, NotNow, Refused, Unreachable
+from igniterd.perf.profile import CoRun, CoTenant, SoloPoint
 from igniterd.profiler.board import Drawn, Probe, now_s
 from igniterd.profiler.drive import ClosedLoop, Inferring, Source, busy
+from igniterd.profiler.points import Run
 from igniterd.profiler.steady import Mean, Slice, mean_of
 from igniterd.records import BatchStat, ModelReading
 
 POLL_S = 0.08
+_TRIES = 3
 _SHALLOW, _DEEP = 2, 4
 _LONG_MS = 20.0  # executions longer than this leave time enough to bring the next request
 
@@ -70,6 +73,37 @@ class Measured:
     drawn: Drawn
     took_s: float
 
+    def solo_point(self, batch: int, share: float) -> SoloPoint:
+        """The one model that ran, as a point of a profile."""
+        mean, activity = self.means[0], self.drawn.activity
+        moved = activity.pcie_bytes_per_s
+        return SoloPoint(
+            batch=batch,
+            share=share,
+            latency_ms=mean.ms,
+            latency_cv=min(10.0, mean.cv),
+            latency_error=min(1.0, mean.error),
+            dram_pct=activity.dram_pct,
+            sm_pct=activity.sm_pct,
+            pcie_bytes_per_ms=None if moved is None else moved / 1e3,
+            power_w=self.drawn.power_w,
+            clock_mhz=self.drawn.clock_mhz,
+        )
+
+    def co_run(self, run: Run) -> CoRun:
+        """The two models of ``run``, as a co-run of a profile."""
+        tenants = tuple(
+            CoTenant(
+                model=setting.model,
+                batch=setting.batch,
+                share=setting.share,
+                latency_ms=mean.ms,
+                latency_error=min(1.0, mean.error),
+            )
+            for setting, mean in zip(run, self.means, strict=True)
+        )
+        return CoRun(tenants=tenants, power_w=self.drawn.power_w, clock_mhz=self.drawn.clock_mhz)
+
 
 @dataclass(slots=True)
 class _Seen:
@@ -118,6 +152,21 @@ class Meter:
         self, client: Reading, probe: Probe | None, bystanders: Sequence[str] = ()
     ) -> None:
         self._client, self._probe, self._bystanders = client, probe, tuple(bystanders)
+
+    async def measure_undisturbed(
+        self, loads: Sequence[tuple[Source, int]], effort: Effort, say: Callable[[str], None]
+    ) -> Measured:
+        """:meth:`measure`, again where somebody else used the server. Raises :class:`CannotRun`
+        after the third time."""
+        for _ in range(_TRIES - 1):
+            try:
+                return await self.measure(loads, effort)
+            except Disturbed as error:
+                say(f"{error}; measuring this again")
+        try:
+            return await self.measure(loads, effort)
+        except Disturbed as error:
+            raise CannotRun(f"{error}: a profile needs the server to itself") from error
 
     async def measure(self, loads: Sequence[tuple[Source, int]], effort: Effort) -> Measured:
         """Closed loops of ``loads`` (requests, batch) at once until each mean is known.

@@ -65,6 +65,10 @@ class Done(_Part):
     memory_bytes: int | None = None
     spent_s: float = 0.0
 
+    def measured(self) -> dict[tuple[int, float], tuple[float, float]]:
+        """Time (ms) and its relative error by (batch, share)."""
+        return {(p.batch, p.share): (p.latency_ms, p.latency_error or 0.0) for p in self.solo}
+
 
 class Partial(_Part):
     """The file."""

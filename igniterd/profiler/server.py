@@ -27,7 +27,7 @@ from igniterd.clients.shares import prepared
 from igniterd.clients.triton.config import allocation_of, instance_names_of, own_limit_of
 from igniterd.errors import CannotRun, IgniterdError, Refused, Unreachable
 from igniterd.evidence import newest_of, of_processes, serving
-from igniterd.profiler.board import Probe, fallen, now_s
+from igniterd.profiler.board import Probe, await_release, now_s
 from igniterd.records import Allocation, Effect, Stub
 
 _MEMORY_POLL_S = 0.02
@@ -226,7 +226,7 @@ class Server:
             over.set()
             await watching
         # a second or so after the new copy has come
-        if gone := await fallen(self._memory, most[0]):
+        if gone := await await_release(self._memory, most[0]):
             self.copy_bytes[model] = gone
         return spent_s
 

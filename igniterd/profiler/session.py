@@ -8,43 +8,35 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from igniterd.clients.environments import PLAIN, Reach
-from igniterd.clients.triton.config import ModelConfig
-from igniterd.clients.triton.info import IndexEntry
 from igniterd.errors import CannotRun, Refused
-from igniterd.perf.profile import CoRun, CoTenant, SoloPoint
-from igniterd.profiler import survey
-from igniterd.profiler.board import Probe, now_s
-from igniterd.profiler.drive import Source, source
-from igniterd.profiler.inputs import feed_of, output_bytes_of, read_items
-from igniterd.profiler.measure import Disturbed, Effort, Measured, Meter, Reading
-from igniterd.profiler.pairs import SLOW_RELOAD_S, Run, co_runs, operating_points
-from igniterd.profiler.partial import Done, Partial
-from igniterd.profiler.points import Point, Span, Unknown, most_out_of_order
+from igniterd.perf.profile import CoRun
+from igniterd.profiler.board import Probe, board_of, check_quiet, now_s
+from igniterd.profiler.measure import Effort, Measured, Meter
+from igniterd.profiler.model import Client, Model, check_inputs, prepare_model
+from igniterd.profiler.partial import Partial
+from igniterd.profiler.points import (
+    SLOW_RELOAD_S,
+    Point,
+    Run,
+    Unknown,
+    co_runs,
+    most_out_of_order,
+    operating_points,
+)
 from igniterd.profiler.server import ProcessSource, Server, originals_of, restore
 
 # points this far out of order are measured again, before the profile's own check would refuse them
 SLACK = 0.05
 PAIRS_PART = 0.35  # of a budget
 RESTORE_S = 60.0
-_TRIES = 3
 _TYPICAL_CV = 0.03  # dispersion of single executions before any were seen
 # a loop that executes less of the time than this does not slow its neighbours as it should
 _IDLE_PART = 0.9
-
-
-class Client(Reading, Protocol):
-    """What is asked of a Triton client."""
-
-    async def index(self) -> tuple[IndexEntry, ...]: ...
-
-    async def config(self, model: str) -> ModelConfig: ...
-
-    async def load(self, model: str, config: ModelConfig, *, exact: bool = False) -> None: ...
 
 
 class Listener(Protocol):
@@ -55,15 +47,6 @@ class Listener(Protocol):
 
     def progress(self, done: int, total: int, left_s: float, now: str) -> None:
         """``now`` is about to be measured; ``left_s`` seconds are expected to remain."""
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """One model being profiled."""
-
-    name: str
-    span: Span
-    requests: Source
 
 
 class Session:
@@ -109,11 +92,11 @@ class Session:
                 f"{', '.join(absent)}: not loaded on Triton at {settings.triton}; loaded are "
                 f"{', '.join(sorted(loaded)) or 'none'}"
             )
-        await survey.quiet(self._client, sorted(loaded))
+        await check_quiet(self._client, sorted(loaded))
         if not self.partial.originals:
             self.partial.originals = await originals_of(self._client, settings.models)
         originals = self.partial.originals
-        self._all_meant()
+        check_inputs(self.partial)
         server = Server(
             self._client,
             originals,
@@ -127,7 +110,12 @@ class Session:
         meter = Meter(self._client, self._probe, sorted(loaded - set(settings.models)))
         await self._survey()
         async with AsyncExitStack() as stack:
-            models = [await self._model(name, server, stack) for name in settings.models]
+            models = [
+                await prepare_model(
+                    name, self.partial, self._client, stack, steerable=server.steerable(name)
+                )
+                for name in settings.models
+            ]
             self._write()
             try:
                 await self._measure(models, server, meter)
@@ -136,68 +124,17 @@ class Session:
                     self.partial.models[name].memory_bytes = size
                 await asyncio.shield(self._restore())
 
-    def _all_meant(self) -> None:
-        """Raises :class:`CannotRun` for a shape or an array that is no model's input: it would be
-        left out without a word."""
-        configs = self.partial.originals.items()
-        inputs = {i["name"] for _, config in configs for i in config.get("input", ())}
-        known = inputs | {
-            f"{name}:{i['name']}" for name, config in configs for i in config.get("input", ())
-        }
-        given = read_items(self.partial.settings.input) if self.partial.settings.input else {}
-        strange = [f"--shape {name}" for name in self.partial.settings.shapes if name not in known]
-        strange += [f"--input {name}" for name in given if name not in inputs]
-        if strange:
-            raise CannotRun(
-                f"{', '.join(strange)}: no model has an input of that name; the inputs are "
-                f"{', '.join(sorted(inputs))}"
-            )
-
     async def _survey(self) -> None:
         settings = self.partial.settings
         if self.partial.board is None:
             self._listener.progress(0, 1, 0.0, "the board, idle")
-            self.partial.board, self.partial.notes = await survey.board_of(
+            self.partial.board, self.partial.notes = await board_of(
                 self._probe,
                 index=self._index,
                 name=settings.board_name,
                 sm_count=settings.sm_count,
                 measure_link=self._measure_link,
             )
-
-    async def _model(self, name: str, server: Server, stack: AsyncExitStack) -> Model:
-        settings, config = self.partial.settings, self.partial.originals[name]
-        board = self.partial.board
-        if board is None:
-            raise CannotRun("the board has not been measured")
-        inputs = {i["name"] for i in config.get("input", ())}
-        meant = {k: v for k, v in settings.shapes.items() if k in inputs}
-        shapes = meant | {
-            i: v
-            for k, v in settings.shapes.items()
-            if (i := k.removeprefix(f"{name}:")) != k and i in inputs
-        }
-        items = {
-            k: v
-            for k, v in (read_items(settings.input) if settings.input else {}).items()
-            if k in inputs
-        }
-        configured = int(config.get("max_batch_size", 0))
-        largest = 1 if configured == 0 else (settings.max_batch or configured)
-        feed = feed_of(config, largest, shapes=shapes, items=items)
-        done = self.partial.models.setdefault(name, Done())
-        span = Span(
-            largest, settings.min_share if server.steerable(name) else 1.0, board.share_unit
-        ).within(done.most_batch or largest)
-        if len(span.candidates) < 3:
-            raise CannotRun(
-                f"model {name}: there are only {len(span.candidates)} points to measure (batches "
-                f"to {span.max_batch}, "
-                f"{'no share of its own' if not server.steerable(name) else 'all shares'}); a "
-                "profile needs 3"
-            )
-        self.partial.item_bytes[name] = (feed.item_bytes, output_bytes_of(config))
-        return Model(name, span, await stack.enter_async_context(source(self._client, feed)))
 
     async def _measure(self, models: list[Model], server: Server, meter: Meter) -> None:
         self._expected = len(models) * self.partial.settings.points
@@ -246,7 +183,7 @@ class Session:
         careful = replace(
             self._effort, most_s=2 * self._effort.most_s, error=self._effort.error / 2
         )
-        while done.solo and (point := most_out_of_order(_measured(done), SLACK)) is not None:
+        while done.solo and (point := most_out_of_order(done.measured(), SLACK)) is not None:
             where = f"{model.name}: batch {point[0]}, share {point[1]:.3g} contradicts other points"
             if point in again:
                 self._listener.say(f"{where} again; leaving it out")
@@ -269,7 +206,7 @@ class Session:
     def _next(self, model: Model, server: Server, until_s: float) -> Point | None:
         """The point to measure now, or ``None``: accurate enough, enough points, or out of time."""
         done = self.partial.models[model.name].solo
-        measured = _measured(self.partial.models[model.name])
+        measured = self.partial.models[model.name].measured()
         missing = [c for c in self._wanted(model, server) if c not in measured]
         if missing:
             return (
@@ -329,37 +266,12 @@ class Session:
         await server.apply(
             model.name, share if server.steerable(model.name) else None, model.span.max_batch
         )
-        measured = await self._undisturbed(meter, [(model.requests, batch)], effort)
-        mean, drawn = measured.means[0], measured.drawn
-        found = SoloPoint(
-            batch=batch,
-            share=share,
-            latency_ms=mean.ms,
-            latency_cv=min(10.0, mean.cv),
-            latency_error=min(1.0, mean.error),
-            dram_pct=drawn.activity.dram_pct,
-            sm_pct=drawn.activity.sm_pct,
-            pcie_bytes_per_ms=None
-            if drawn.activity.pcie_bytes_per_s is None
-            else drawn.activity.pcie_bytes_per_s / 1e3,
-            power_w=drawn.power_w,
-            clock_mhz=drawn.clock_mhz,
-        )
+        loads = [(model.requests, batch)]
+        measured = await meter.measure_undisturbed(loads, effort, self._listener.say)
+        found = measured.solo_point(batch, share)
         done = self.partial.models[model.name]
         done.solo = [p for p in done.solo if (p.batch, p.share) != point] + [found]
         self._write()
-
-    async def _undisturbed(
-        self, meter: Meter, loads: list[tuple[Source, int]], effort: Effort
-    ) -> Measured:
-        for attempt in range(1, _TRIES + 1):
-            try:
-                return await meter.measure(loads, effort)
-            except Disturbed as error:
-                if attempt == _TRIES:
-                    raise CannotRun(f"{error}: a profile needs the server to itself") from error
-                self._listener.say(f"{error}; measuring this again")
-        raise AssertionError("the last attempt returns or raises")
 
     # ------------------------------------------------------------ beside others
 
@@ -414,12 +326,12 @@ class Session:
         for tenant in sorted(run, key=lambda t: t.share):  # who shrinks goes first
             await server.apply(tenant.model, tenant.share, named[tenant.model].span.max_batch)
         loads = [(named[t.model].requests, t.batch) for t in run]
-        measured = await self._undisturbed(meter, loads, self._effort)
-        if self._helped(run, measured):
-            measured = await self._undisturbed(
-                meter, loads, replace(self._effort, most_s=2 * self._effort.most_s)
+        measured = await meter.measure_undisturbed(loads, self._effort, self._listener.say)
+        if self._faster_beside(run, measured):
+            measured = await meter.measure_undisturbed(
+                loads, replace(self._effort, most_s=2 * self._effort.most_s), self._listener.say
             )
-        if helped := self._helped(run, measured):
+        if helped := self._faster_beside(run, measured):
             self._listener.say(
                 f"{helped} was faster beside another than alone, twice: this co-run is left out"
             )
@@ -431,24 +343,10 @@ class Session:
                     "not reach it fast enough, and what it "
                     "costs its neighbour is measured too low"
                 )
-        tenants = tuple(
-            CoTenant(
-                model=t.model,
-                batch=t.batch,
-                share=t.share,
-                latency_ms=m.ms,
-                latency_error=min(1.0, m.error),
-            )
-            for t, m in zip(run, measured.means, strict=True)
-        )
-        self.partial.co_runs.append(
-            CoRun(
-                tenants=tenants, power_w=measured.drawn.power_w, clock_mhz=measured.drawn.clock_mhz
-            )
-        )
+        self.partial.co_runs.append(measured.co_run(run))
         self._write()
 
-    def _helped(self, run: Run, measured: Measured) -> str:
+    def _faster_beside(self, run: Run, measured: Measured) -> str:
         """The tenant that was faster than alone by more than noise, if any: something was measured
         wrong."""
         for tenant, mean in zip(run, measured.means, strict=True):
@@ -493,11 +391,6 @@ class Session:
 
     def _write(self) -> None:
         self.partial.write(self._path)
-
-
-def _measured(done: Done) -> dict[Point, tuple[float, float]]:
-    """Time (ms) and its relative error by point."""
-    return {(p.batch, p.share): (p.latency_ms, p.latency_error or 0.0) for p in done.solo}
 
 
 def _key(run: CoRun) -> frozenset[tuple[str, int, float]]:

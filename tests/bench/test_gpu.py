@@ -96,7 +96,7 @@ def test_no_budget_is_refused() -> None:
 def test_nothing_measured_together_was_profiled() -> None:
     """Shares and batches of co-locations differ from those that `igniterd profile` runs
     together."""
-    from igniterd.profiler.pairs import co_runs
+    from igniterd.profiler.points import co_runs
 
     for largest in (8, 32):
         shares = closedloop.arrangements(MODELS)

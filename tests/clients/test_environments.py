@@ -17,7 +17,9 @@ from igniterd.clients.environments import (
     share_of,
     share_path,
 )
-from igniterd.clients.triton.config import allocation_of, share_obstacle, with_allocation
+from igniterd.clients.triton.config import allocation_of
+from igniterd.clients.triton.config_change import with_allocation
+from igniterd.clients.triton.obstacles import share_obstacle
 from igniterd.errors import Refused
 from igniterd.records import Allocation
 

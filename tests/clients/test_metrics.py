@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from igniterd.clients.metrics import Histogram, Metrics, sources_of
+from igniterd.clients.metric_counters import Histogram
+from igniterd.clients.metrics import Metrics, sources_of
 from igniterd.clients.mqtt import MqttStatistics
 from igniterd.config import parse_config
 from igniterd.records import DecisionKind, Estimate, Load, ModelWindow, Tick, Window

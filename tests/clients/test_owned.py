@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from igniterd.clients.environments import Reach
 from igniterd.clients.owned import as_owned, touched
-from igniterd.clients.triton.config import marked, with_allocation
+from igniterd.clients.triton.config_change import marked, with_allocation
 from igniterd.engines.hosting import host_model
 from igniterd.errors import Refused
 from igniterd.profiler.server import for_measuring

@@ -12,9 +12,10 @@ from igniterd.config import load_config
 from igniterd.demo.environment import Stage, configure, state_of_its_own, workplace
 from igniterd.demo.scenario import AFTER, BEFORE, paper
 from igniterd.errors import CannotRun
-from igniterd.lab.host import BrokerHost, EmulatedHost, MpsHost, TritonHost
+from igniterd.lab.host import EmulatedHost, TritonHost
 from igniterd.lab.programs.process import Running
 from igniterd.lab.programs.programs import Program
+from igniterd.lab.services import BrokerHost, MpsHost
 from igniterd.perf import Profile
 from igniterd.records import Mode
 from tests.users import NOBODY, as_root

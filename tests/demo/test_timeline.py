@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from igniterd.demo.layout import apart, spans
 from igniterd.demo.measure import figures
 from igniterd.demo.recording import Applied, Recording
-from igniterd.demo.timeline import Timeline, apart, spans
+from igniterd.demo.timeline import Timeline
 from tests.demo.runs import BARE, GIVEN, log, recording
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -8,14 +8,10 @@ from typing import Any
 
 import pytest
 
-from igniterd.clients.environments import Reach
-from igniterd.clients.triton.config import (
-    allocation_of,
-    base_env_of,
-    marked,
-    share_obstacle,
-    with_allocation,
-)
+from igniterd.clients.environments import Reach, base_env_of
+from igniterd.clients.triton.config import allocation_of
+from igniterd.clients.triton.config_change import marked, with_allocation
+from igniterd.clients.triton.obstacles import share_obstacle
 from igniterd.engines.hosting import (
     PARAMETER,
     can_host,

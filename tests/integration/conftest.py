@@ -18,13 +18,15 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from igniterd.clients.shares import prepared
 from igniterd.clients.triton.client import TritonClient
-from igniterd.clients.triton.config import allocation_of, same_but_instances
+from igniterd.clients.triton.config import allocation_of
+from igniterd.clients.triton.config_change import same_but_instances
 from igniterd.lab.gpu.boardfile import BoardFile, Copy
 from igniterd.lab.gpu.nvml import EmulatedNvml
 from igniterd.lab.gpu.truth import Truth
-from igniterd.lab.host import EmulatedModel, HostSpec, MpsHost, TritonHost, mps_host
+from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost
 from igniterd.lab.load.load import INPUT_FLOATS
 from igniterd.lab.programs.process import free_ports
+from igniterd.lab.services import MpsHost, mps_host
 from igniterd.records import Allocation
 from tests.integration import odd
 from tests.integration.engine_host import engines  # noqa: F401  a fixture

@@ -24,8 +24,10 @@ from typer.testing import CliRunner
 from igniterd.adopt import adopt
 from igniterd.adopt_compare import Terms
 from igniterd.cli.app import app
+from igniterd.clients.environments import base_env_of
 from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton.config import allocation_of, base_env_of, with_allocation
+from igniterd.clients.triton.config import allocation_of
+from igniterd.clients.triton.config_change import with_allocation
 from igniterd.engines.hosting import hosting_of
 from igniterd.giveback import release
 from igniterd.lab.programs import programs

@@ -17,6 +17,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from igniterd.act import act
+from igniterd.clients.triton.apply import Applier
 from igniterd.clients.triton.client import TritonClient
 from igniterd.clients.triton.config import allocation_of
 from igniterd.lab.host import HostSpec
@@ -133,7 +134,7 @@ async def limit(client: TritonClient, model: str, largest: int, shares: Path) ->
     plan = Plan(
         0.0, DecisionKind.MOVE, "", steps=(Step(model, StepKind.SHRINK, before.allocation, after),)
     )
-    done = (await act(plan, {"main": client}, {model: "main"}, shares)).actuations[0]
+    done = (await act(plan, Applier(client, shares))).actuations[0]
     assert done.ok, done.error
     return await reading(client, model)
 

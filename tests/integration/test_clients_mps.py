@@ -7,7 +7,7 @@ import pytest
 
 from igniterd.clients.mps import MpsControl
 from igniterd.errors import Unreachable
-from igniterd.lab.host import mps_host
+from igniterd.lab.services import mps_host
 from igniterd.records import MpsReading
 
 pytestmark = pytest.mark.integration

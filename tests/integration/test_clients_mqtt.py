@@ -16,8 +16,8 @@ from structlog.testing import capture_logs
 
 from igniterd.clients.mqtt import MqttPublisher
 from igniterd.clients.mqtt_client import BrokerClient, Message, size_of, until_lost
-from igniterd.lab.host import BrokerHost, broker_host
 from igniterd.lab.programs.process import free_ports, running
+from igniterd.lab.services import BrokerHost, broker_host
 
 pytestmark = pytest.mark.integration
 

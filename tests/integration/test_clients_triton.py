@@ -13,9 +13,11 @@ from google.protobuf import json_format
 from tritonclient.grpc import InferInput, model_config_pb2
 from tritonclient.grpc.aio import InferenceServerClient
 
+from igniterd.clients.environments import base_env_of, share_of
 from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton.client import TritonClient
-from igniterd.clients.triton.config import allocation_of, base_env_of, share_of, with_allocation
+from igniterd.clients.triton.config import allocation_of
+from igniterd.clients.triton.config_change import with_allocation
 from igniterd.clients.triton.http import TritonHttp
 from igniterd.clients.triton.info import Control
 from igniterd.errors import NotNow, Refused, Unreachable

@@ -16,9 +16,11 @@ from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult, ser
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from igniterd.clients.environments import ModelConfig, base_env_of
 from igniterd.clients.repository import stub_memory_bytes
 from igniterd.clients.shares import prepare_share
-from igniterd.clients.triton.config import ModelConfig, allocation_of, base_env_of, with_allocation
+from igniterd.clients.triton.config import allocation_of
+from igniterd.clients.triton.config_change import with_allocation
 from igniterd.engines.compare import values_of
 from igniterd.engines.hosting import host_model, hosting_of
 from igniterd.errors import Refused

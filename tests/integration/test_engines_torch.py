@@ -12,8 +12,8 @@ import pytest_asyncio
 from tritonclient.grpc import service_pb2
 
 from igniterd.adopt import adopt
+from igniterd.clients.environments import ModelConfig
 from igniterd.clients.triton.client import TritonClient
-from igniterd.clients.triton.config import ModelConfig
 from igniterd.engines.compare import values_of
 from igniterd.engines.hosting import hosting_of
 from igniterd.giveback import release

@@ -6,7 +6,7 @@ import pytest
 
 from igniterd.clients.mps import MpsControl
 from igniterd.errors import Unreachable
-from igniterd.lab.host import MpsHost
+from igniterd.lab.services import MpsHost
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 

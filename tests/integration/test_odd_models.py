@@ -20,8 +20,10 @@ from tritonclient.grpc.aio import InferenceServerClient
 from typer.testing import CliRunner
 
 from igniterd.cli.app import app
+from igniterd.clients.environments import ModelConfig, share_path
 from igniterd.clients.shares import prepared
-from igniterd.clients.triton.config import ModelConfig, allocation_of, share_path, with_allocation
+from igniterd.clients.triton.config import allocation_of
+from igniterd.clients.triton.config_change import with_allocation
 from igniterd.config import parse_config
 from igniterd.errors import NotServed, Refused
 from igniterd.loop import Loop, Predictors

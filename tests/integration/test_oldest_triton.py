@@ -18,8 +18,10 @@ from tritonclient.grpc.aio import InferenceServerClient
 from igniterd.act import act
 from igniterd.clients.owned import as_owned
 from igniterd.clients.shares import VARIABLE
+from igniterd.clients.triton.apply import Applier
 from igniterd.clients.triton.client import TritonClient
-from igniterd.clients.triton.config import LOAD_MARK, marked, same_allocation
+from igniterd.clients.triton.config import LOAD_MARK, same_allocation
+from igniterd.clients.triton.config_change import marked
 from igniterd.clients.triton.info import Control
 from igniterd.clients.triton.version import named
 from igniterd.errors import Refused
@@ -120,7 +122,7 @@ async def test_every_change_is_taken_and_put_back_without_a_failed_request(
             plan = Plan(
                 0.0, DecisionKind.MOVE, "", steps=(Step(MODEL, StepKind.SHRINK, before, after),)
             )
-            done = (await act(plan, {"main": client}, {MODEL: "main"}, shares)).actuations[0]
+            done = (await act(plan, Applier(client, shares))).actuations[0]
             assert done.ok, done.error
             assert same_allocation((await reading(client)).allocation, after)
         async with asyncio.timeout(10.0):

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from igniterd.clients.environments import ModelConfig
 from igniterd.clients.triton.client import TritonClient
-from igniterd.clients.triton.config import ModelConfig
 from igniterd.lab.gpu.truth import Neighbour, Truth, memory_bytes
 from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
 from igniterd.lab.programs.process import Running, running

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from igniterd.clients.environments import ModelConfig
 from igniterd.clients.triton.channel import TlsFiles
 from igniterd.clients.triton.client import TritonClient
-from igniterd.clients.triton.config import ModelConfig
 from igniterd.lab.host import TritonHost
 from igniterd.lab.programs.process import Running, running
 from igniterd.perf.profile import Profile

@@ -25,7 +25,7 @@ from igniterd.clients.installed import BACKEND, install_backend
 from igniterd.clients.receipt import share_of_receipt
 from igniterd.clients.shares import prepare_share, prepared
 from igniterd.clients.triton.client import TritonClient
-from igniterd.clients.triton.config import with_allocation
+from igniterd.clients.triton.config_change import with_allocation
 from igniterd.errors import Refused
 from igniterd.lab.host import HostSpec, Servable
 from igniterd.lab.programs import programs

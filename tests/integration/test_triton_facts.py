@@ -11,7 +11,8 @@ import pytest
 from igniterd.clients.environments import VARIABLE
 from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton.client import TritonClient
-from igniterd.clients.triton.config import allocation_of, with_allocation
+from igniterd.clients.triton.config import allocation_of
+from igniterd.clients.triton.config_change import with_allocation
 from igniterd.clients.triton.info import Control
 from igniterd.errors import Refused, Unanswered
 from igniterd.lab.host import EmulatedModel, HostSpec, triton_host

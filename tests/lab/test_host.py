@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from igniterd.lab.host import mps_host
 from igniterd.lab.programs import programs
+from igniterd.lab.services import mps_host
 
 CONTROL = """#!/bin/bash
 if [ "$1" = -f ]; then touch "$CUDA_MPS_PIPE_DIRECTORY/control"; exec tail -f /dev/null; fi

@@ -11,7 +11,8 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from igniterd.clients.triton.config import ModelConfig, allocation_of, backend_of, share_of
+from igniterd.clients.environments import ModelConfig, backend_of, share_of
+from igniterd.clients.triton.config import allocation_of
 from igniterd.clients.triton.info import IndexEntry
 from igniterd.errors import NotNow, Refused, Unreachable
 from igniterd.records import BatchStat, BoardReading, ModelReading

@@ -15,9 +15,16 @@ import pynvml
 import pytest
 
 from igniterd.errors import CannotRun, NotNow, Unreachable
-from igniterd.profiler import bandwidth, survey
-from igniterd.profiler.board import Drawn, Probe, fallen
-from igniterd.profiler.counters import MIB, Activity, Counters
+from igniterd.profiler import bandwidth
+from igniterd.profiler.board import (
+    MIB,
+    Activity,
+    Counters,
+    Drawn,
+    Probe,
+    await_release,
+    board_of,
+)
 from igniterd.records import BoardReading
 
 VALUES = {pynvml.NVML_GPM_METRIC_DRAM_BW_UTIL: 41.5, pynvml.NVML_GPM_METRIC_SM_UTIL: 77.0}
@@ -137,7 +144,7 @@ async def test_memory_that_falls_is_a_copy_that_left() -> None:
     async def read() -> int | None:
         return next(values)
 
-    assert await fallen(read, 100 << 20) == 60 << 20
+    assert await await_release(read, 100 << 20) == 60 << 20
 
 
 @pytest.mark.looptime
@@ -145,7 +152,7 @@ async def test_memory_that_does_not_fall_says_nothing() -> None:
     async def read() -> int | None:
         return 100 << 20
 
-    assert await fallen(read, 100 << 20) == 0
+    assert await await_release(read, 100 << 20) == 0
 
 
 @pytest.mark.looptime
@@ -161,9 +168,7 @@ async def test_the_board_at_rest() -> None:
             )
         )
     )
-    board, notes = await survey.board_of(
-        probe, index=0, name=None, sm_count=None, measure_link=False
-    )
+    board, notes = await board_of(probe, index=0, name=None, sm_count=None, measure_link=False)
     assert (board.name, board.sm_count, board.share_unit, board.idle_power_w) == (
         "Board",
         132,
@@ -176,8 +181,8 @@ async def test_the_board_at_rest() -> None:
 @pytest.mark.looptime
 async def test_without_readings_the_sms_must_be_told() -> None:
     with pytest.raises(CannotRun, match="--sm-count"):
-        await survey.board_of(None, index=0, name=None, sm_count=None, measure_link=False)
-    board, _ = await survey.board_of(None, index=0, name="x", sm_count=10, measure_link=False)
+        await board_of(None, index=0, name=None, sm_count=None, measure_link=False)
+    board, _ = await board_of(None, index=0, name="x", sm_count=10, measure_link=False)
     assert (board.share_unit, board.idle_power_w) == (0.2, None)
 
 

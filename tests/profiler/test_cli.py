@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 from igniterd.cli.app import app
 from igniterd.cli.profile import _left_behind
 from igniterd.cli.profile_access import Access, host_of, mps_warning
+from igniterd.cli.profile_show import residuals
 from igniterd.lab.programs.process import free_ports
 from igniterd.perf.profile import builtin_profile
 from igniterd.perf.surface_model import SurfaceModel
 from igniterd.profiler.partial import Partial, Settings
-from igniterd.profiler.show import residuals
 from igniterd.state.lock import HostLock
 from igniterd.state.released import given_back
 

@@ -9,8 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igniterd.lab.gpu.truth import Truth
-from igniterd.profiler.pairs import co_runs, operating_points
-from igniterd.profiler.points import Point, Span, Unknown, most_out_of_order
+from igniterd.profiler.points import (
+    Point,
+    Span,
+    Unknown,
+    co_runs,
+    most_out_of_order,
+    operating_points,
+)
 
 TRUTH = Truth.v100()
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from igniterd.clients.owned import as_owned
-from igniterd.clients.triton.config import marked, with_allocation
+from igniterd.clients.triton.config_change import marked, with_allocation
 from igniterd.errors import CannotRun, NotNow, Refused, Unreachable
 from igniterd.profiler.board import Probe
 from igniterd.profiler.partial import Partial, Settings

@@ -157,7 +157,7 @@ class SimHost:
     ) -> None:
         self.name = name
         self.metrics_gap: Gap | None = None
-        self.strangers: frozenset[str] = frozenset()
+        self.unmanaged_models: frozenset[str] = frozenset()
         self.asked_about: frozenset[str] | None = None  # what the last reading was asked for
         self.truth = Truth.v100()
         self.clock, self.slow, self.reload_s = clock, slow, reload_s

@@ -15,7 +15,6 @@ member whose batches became smaller than its own.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import secrets
 import time
@@ -23,32 +22,27 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
-import structlog
 from tritonclient.grpc import service_pb2
 
-from igniterd.clients.environments import DEFAULT_SHARES, PLAIN, Reach
+from igniterd.clients.environments import DEFAULT_SHARES, PLAIN, ModelConfig, Reach
 from igniterd.clients.looks import Looks
-from igniterd.clients.triton.channel import NOT_EXPLICIT, RESTRICTED, TlsFiles, TritonChannel
-from igniterd.clients.triton.config import ModelConfig, allocation_of, marked
+from igniterd.clients.triton.channel import TlsFiles, TritonChannel
+from igniterd.clients.triton.config import readable_allocation
+from igniterd.clients.triton.config_change import marked
 from igniterd.clients.triton.configs import Configurations
+from igniterd.clients.triton.control import read_server, why_loads_are_refused
 from igniterd.clients.triton.http import TritonHttp
-from igniterd.clients.triton.index import RepositoryList
-from igniterd.clients.triton.info import Control, IndexEntry, ServerInfo
-from igniterd.clients.triton.json_config import config_to_dict, unknown_fields
-from igniterd.clients.triton.metrics import MetricsPage, ModelMetrics, ModelVersion
+from igniterd.clients.triton.index import HOMELESS, RepositoryList
+from igniterd.clients.triton.info import IndexEntry, ServerInfo
+from igniterd.clients.triton.json_config import config_to_dict, unknown_fields, why_not_kept
+from igniterd.clients.triton.metrics import MetricsSource, ModelMetrics, ModelVersion
 from igniterd.clients.triton.reading import Known, Served, by_model, reading
-from igniterd.clients.triton.unmanaged import Strangers
+from igniterd.clients.triton.unmanaged import UnmanagedModels
 from igniterd.clients.triton.unsettled import Trace, Unsettled
-from igniterd.clients.triton.version import too_old
 from igniterd.engines.hosting import files_of
 from igniterd.errors import NotNow, Refused, Unanswered, Unreachable
 from igniterd.records import Allocation, Gap, ModelReading
 
-_CONTROL_PROBE = "igniterd-asks-for-the-model-control-mode"
-_HOMELESS = (
-    "it is in no model repository: it was loaded with files that only whoever loaded it "
-    "has, and any other load of it fails"
-)
 ROUNDS = 1.8  # deadlines that a look at all models may take: a tick gives up after two
 
 
@@ -79,17 +73,13 @@ class TritonClient:
         which Triton sees it."""
         self.name = name
         self.url = url
-        self.metrics_gap: Gap | None = None
-        """Why the last :meth:`read_models` had no pending counts or quantiles, though a metrics
-        page is configured."""
         self._timeout_s = timeout_s
         self._reload_timeout_s = reload_timeout_s
         self._shares_dir = shares_dir
         self.reach = reach
         """How shares reach its models, beside the folder of shares."""
         self._clock = clock
-        self._noted = ""  # what the last metrics page was said to lack
-        self._metrics = MetricsPage(metrics_url, timeout_s) if metrics_url else None
+        self._metrics = MetricsSource(name, metrics_url, timeout_s, clock)
         self._list = RepositoryList(name, self._index, clock)
         self._configs = Configurations(
             self._config_message,
@@ -101,7 +91,7 @@ class TritonClient:
             reach=reach,
             clock=clock,
         )
-        self._others = Strangers(config_max_age_s, self._configs.age_s, shares_dir)
+        self._others = UnmanagedModels(config_max_age_s, self._configs.age_s, shares_dir)
         self._unsettled = Unsettled()
         self._losses = self._losses_seen = 0  # of the connection
         self._executed: dict[str, int] = {}  # by model, at the last look
@@ -111,59 +101,12 @@ class TritonClient:
     async def server(self) -> ServerInfo:
         """Whether it is up, and whether it takes configurations. Changes nothing: the mode shows in
         the answer to unloading a model that does not exist."""
-        live, ready, metadata = await asyncio.gather(
-            self._call("ServerLive", service_pb2.ServerLiveRequest()),
-            self._call("ServerReady", service_pb2.ServerReadyRequest()),
-            self._call("ServerMetadata", service_pb2.ServerMetadataRequest()),
-        )
-        control, reason = await self._control()
-        version = metadata.version
-        return ServerInfo(
-            live.live,
-            ready.ready,
-            version,
-            tuple(metadata.extensions),
-            control,
-            reason,
-            too_old(version),
-        )
-
-    async def _control(self) -> tuple[Control, str]:
-        try:
-            await self._call(
-                "RepositoryModelUnload",
-                service_pb2.RepositoryModelUnloadRequest(model_name=_CONTROL_PROBE),
-            )
-        except Unreachable as error:
-            return Control.UNKNOWN, str(error)
-        except Refused as error:
-            if NOT_EXPLICIT in str(error):
-                return Control.NOT_EXPLICIT, str(error)
-            if RESTRICTED in str(error):
-                return Control.RESTRICTED, str(error)
-        return Control.EXPLICIT, ""
+        return await read_server(self._call)
 
     async def refuses_loads(self) -> str:
         """Why configurations cannot be changed on this server, or an empty string. Changes
         nothing."""
-        # a server may restrict this call too; what cannot be known is not in the way
-        with contextlib.suppress(NotNow):
-            metadata = await self._call("ServerMetadata", service_pb2.ServerMetadataRequest())
-            if old := too_old(metadata.version):
-                return old
-        control, reason = await self._control()
-        if control is Control.NOT_EXPLICIT:
-            return (
-                f"model control is {control.value}; start tritonserver with "
-                f"--model-control-mode=explicit ({reason})"
-            )
-        if control is Control.RESTRICTED:
-            header = (
-                "it wants a header: [[triton]] header of the configuration, or --header of "
-                "igniterd profile"
-            )
-            return f"its model repository API is {control.value}; {header} ({reason})"
-        return ""
+        return await why_loads_are_refused(self._call)
 
     async def index(self) -> tuple[IndexEntry, ...]:
         """Every model of the repository, loaded or not."""
@@ -189,7 +132,7 @@ class TritonClient:
         if not unknown:
             return config_to_dict(message)
         if self._http is None:
-            raise Refused(f"{model}: {_cannot_be_kept(unknown)}")
+            raise Refused(f"{model}: {why_not_kept(unknown)}")
         return await self._http.config(model)
 
     async def load(
@@ -218,7 +161,7 @@ class TritonClient:
             mark = secrets.token_hex(4)
             sent = config if exact else marked(config, mark)
             request.parameters["config"].string_param = json.dumps(sent)
-            wanted = self._wanted(config)
+            wanted = readable_allocation(config, self._shares_dir)
             self._configs.asked_for(model, mark, wanted)
             files = files_of(config) if files is None else files
         elif files:
@@ -240,13 +183,6 @@ class TritonClient:
             raise
         finally:
             self._changed(model)
-
-    def _wanted(self, config: ModelConfig) -> Allocation | None:
-        """What a load is to bring; ``None`` of a configuration that only Triton can refuse."""
-        try:
-            return allocation_of(config, self._shares_dir)
-        except (TypeError, ValueError, AttributeError):
-            return None
 
     async def unload(self, model: str) -> None:
         """Take `model` out of service. Returns at once; the repository's index says UNLOADING until
@@ -270,7 +206,13 @@ class TritonClient:
         self._executed.pop(model, None)
 
     @property
-    def strangers(self) -> frozenset[str]:
+    def metrics_gap(self) -> Gap | None:
+        """Why the last :meth:`read_models` had no pending counts or quantiles, though a metrics
+        page is configured."""
+        return self._metrics.gap
+
+    @property
+    def unmanaged_models(self) -> frozenset[str]:
         """Models that were served at the last :meth:`read_models` though nobody asked about
         them."""
         return self._others.names
@@ -297,7 +239,7 @@ class TritonClient:
         wanted, losses, time_s = tuple(names), self._losses, asyncio.get_running_loop().time
         until_s = time_s() + ROUNDS * self._timeout_s
         (served, at_s), metrics = await asyncio.gather(
-            self._statistics(wanted), self._read_metrics()
+            self._statistics(wanted), self._metrics.read()
         )
         if losses != self._losses_seen:
             self._configs.disbelieve()
@@ -399,8 +341,7 @@ class TritonClient:
         await self._channel.close()
         if self._http is not None:
             await self._http.close()
-        if self._metrics is not None:
-            await self._metrics.close()
+        await self._metrics.close()
 
     # ------------------------------------------------------------ inside
 
@@ -410,23 +351,6 @@ class TritonClient:
                 "ModelConfig", service_pb2.ModelConfigRequest(name=model), timeout_s=timeout_s
             )
         ).config
-
-    async def _read_metrics(self) -> dict[ModelVersion, ModelMetrics]:
-        self.metrics_gap = None
-        if self._metrics is None:
-            return {}
-        try:
-            found = await self._metrics.read()
-        except NotNow as error:
-            self.metrics_gap = Gap(f"metrics:{self.name}", str(error), self._clock())
-            return {}
-        if self._metrics.note != self._noted:
-            self._noted = self._metrics.note
-            if self._noted:
-                structlog.get_logger("igniterd").info(
-                    "metrics page", triton=self.name, note=self._noted
-                )
-        return found
 
     async def _look_at_others(
         self, due: list[str], served: Mapping[str, Served], limit_s: float
@@ -444,8 +368,8 @@ class TritonClient:
     def _unloadable(self, name: str, known: Known) -> str:
         """Why no load of it may be tried, or an empty string."""
         if known.unknown and self._http is None:
-            return _cannot_be_kept(known.unknown)
-        return _HOMELESS if self._list.homeless(name) else ""
+            return why_not_kept(known.unknown)
+        return HOMELESS if self._list.homeless(name) else ""
 
     def _reading(
         self, name: str, served: Served, metrics: Mapping[ModelVersion, ModelMetrics], at_s: float
@@ -468,14 +392,3 @@ class TritonClient:
         return await self._channel.call(
             method, request, self._timeout_s if timeout_s is None else timeout_s
         )
-
-
-def _cannot_be_kept(unknown: tuple[str, ...]) -> str:
-    fields = (
-        "its configuration has fields that the installed tritonclient does not know "
-        f"({', '.join(unknown)})"
-    )
-    return (
-        f"{fields}, and a reload would drop them: install the tritonclient of Triton's "
-        "version, or give [[triton]] http_url"
-    )

@@ -36,6 +36,18 @@ def unknown_fields(message: Any) -> tuple[str, ...]:
     return () if known.ByteSize() == message.ByteSize() else tuple(_unknown(message, ""))
 
 
+def why_not_kept(unknown: tuple[str, ...]) -> str:
+    """Why a configuration with these unknown fields cannot be sent back."""
+    fields = (
+        "its configuration has fields that the installed tritonclient does not know "
+        f"({', '.join(unknown)})"
+    )
+    return (
+        f"{fields}, and a reload would drop them: install the tritonclient of Triton's "
+        "version, or give [[triton]] http_url"
+    )
+
+
 def _unknown(message: Any, path: str) -> Iterator[str]:
     unknown: Any = UnknownFieldSet(message)
     yield from (f"{path}{number}" for number in sorted({field.field_number for field in unknown}))

@@ -8,21 +8,24 @@ from dataclasses import dataclass, field, replace
 from operator import add
 from typing import Any
 
-from igniterd.clients.environments import DEFAULT_SHARES, PLAIN, Own, Reach, runs_in_stubs
-from igniterd.clients.triton.config import (
-    allocation_of,
+from igniterd.clients.environments import (
+    DEFAULT_SHARES,
+    PLAIN,
+    Own,
+    Reach,
     backend_of,
+    runs_in_stubs,
+)
+from igniterd.clients.triton.config import allocation_of, gpu_index_of, instance_names_of, mark_of
+from igniterd.clients.triton.json_config import config_to_dict, unknown_fields
+from igniterd.clients.triton.metrics import ModelMetrics, ModelVersion
+from igniterd.clients.triton.obstacles import (
     batching_obstacle,
-    gpu_index_of,
     hands_off,
-    instance_names_of,
     left_alone,
-    mark_of,
     several_gpus,
     share_obstacle,
 )
-from igniterd.clients.triton.json_config import config_to_dict, unknown_fields
-from igniterd.clients.triton.metrics import ModelMetrics, ModelVersion
 from igniterd.errors import Refused
 from igniterd.records import Allocation, BatchStat, ModelReading
 

@@ -22,7 +22,7 @@ AT_LEAST_S = 1.0
 
 
 @dataclass(slots=True)
-class _Stranger:
+class _Unmanaged:
     """What it holds of each GPU, and when and of what that was read."""
 
     success: int
@@ -32,7 +32,7 @@ class _Stranger:
     shares: dict[int, float]  # GPU -> what it holds of it
 
 
-class Strangers:
+class UnmanagedModels:
     """Knows them by their statistics, and says whose configuration should be read (again)."""
 
     def __init__(self, max_age_s: float, age_s: Callable[[str], float], shares_dir: str) -> None:
@@ -42,7 +42,7 @@ class Strangers:
         self.copies: frozenset[str] = frozenset()
         self._max_age_s, self._age_s = max_age_s, age_s
         self._shares_dir = shares_dir
-        self._seen: dict[str, _Stranger] = {}
+        self._seen: dict[str, _Unmanaged] = {}
 
     def due(self, served: Mapping[str, Served], wanted: Iterable[str], now_s: float) -> list[str]:
         """Whose configuration may have changed since it was read."""
@@ -74,7 +74,7 @@ class Strangers:
     def learn(self, name: str, message: Any, now: Served, now_s: float) -> None:
         """``message`` is the ``ModelConfig`` of one that was due."""
         age_s = 0.0 if name in self._seen else self._age_s(name)
-        self._seen[name] = _Stranger(
+        self._seen[name] = _Unmanaged(
             now.executed, now.versions, now_s - age_s, now_s, self._shares_of(message, now)
         )
 
@@ -89,7 +89,7 @@ class Strangers:
     def shares(self) -> dict[int, float]:
         """What they hold of each GPU, whoever gave it to them."""
         held: dict[int, float] = {}
-        for stranger in self._seen.values():
-            for gpu, share in stranger.shares.items():
+        for model in self._seen.values():
+            for gpu, share in model.shares.items():
                 held[gpu] = held.get(gpu, 0.0) + share
         return held

@@ -341,7 +341,7 @@ async def test_an_ensemble_is_only_watched_and_models_nobody_asked_about_are_loo
     server.largest |= {"pipe": 0, "other": 8}
     server.ensembles = {"pipe": (4, ("m", "x"))}
     await read(client)
-    assert client.strangers == {"pipe", "other"}
+    assert client.unmanaged_models == {"pipe", "other"}
     server.calls.clear()
     await read(client)
     assert server.calls == ["statistics"]
@@ -603,18 +603,18 @@ def shared(percent: str, *groups: dict[str, Any]) -> dict[str, Any]:
     return {"parameters": path, "instance_group": list(groups)}
 
 
-async def test_what_strangers_hold_of_each_gpu_is_told(world: World) -> None:
+async def test_what_unmanaged_models_hold_of_each_gpu_is_told(world: World) -> None:
     server, client, clock = world
     assert client.foreign_shares == {}
-    strangers = {
+    unmanaged = {
         "two": shared("25", {"count": 2, "gpus": [0]}),
         "wide": shared("10", {"count": 1, "gpus": [0, 1]}),
         "cpu": shared("50", {"count": 1, "kind": model_config_pb2.ModelInstanceGroup.KIND_CPU}),
         "none": {},
     }
-    server.more |= strangers | {"m": shared("40")}
-    server.models |= {name: {"1": 0} for name in strangers}
-    server.largest |= dict.fromkeys(strangers, 8)
+    server.more |= unmanaged | {"m": shared("40")}
+    server.models |= {name: {"1": 0} for name in unmanaged}
+    server.largest |= dict.fromkeys(unmanaged, 8)
     await read(client)
     assert client.foreign_shares == pytest.approx({0: 0.6, 1: 0.1})
     server.more["none"] = shared("5", {"count": 1, "gpus": [1]})

@@ -7,23 +7,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
+from igniterd.clients.environments import base_env_of, share_path
 from igniterd.clients.triton.config import (
     allocation_of,
-    base_env_of,
-    batching_obstacle,
     gpu_index_of,
-    left_alone,
-    marked,
     own_limit_of,
     preferred_sizes_of,
     same_allocation,
-    same_but_instances,
+)
+from igniterd.clients.triton.config_change import marked, same_but_instances, with_allocation
+from igniterd.clients.triton.json_config import config_to_dict
+from igniterd.clients.triton.obstacles import (
+    batching_obstacle,
+    left_alone,
     several_gpus,
     share_obstacle,
-    share_path,
-    with_allocation,
 )
-from igniterd.clients.triton.json_config import config_to_dict
 from igniterd.errors import Refused
 from igniterd.records import Allocation
 

@@ -14,15 +14,11 @@ from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
 from igniterd.cli.plan_emit import _override
-from igniterd.clients.triton.config import (
-    allocation_of,
-    batching_obstacle,
-    left_alone,
-    marked,
-    share_path,
-    with_allocation,
-)
+from igniterd.clients.environments import share_path
+from igniterd.clients.triton.config import allocation_of
+from igniterd.clients.triton.config_change import marked, with_allocation
 from igniterd.clients.triton.json_config import config_to_dict, unknown_fields
+from igniterd.clients.triton.obstacles import batching_obstacle, left_alone
 from igniterd.clients.triton.version import CONTAINERS, OLDEST, named, too_old, version_of
 from igniterd.planner.plan import PlannedTenant
 from tests.clients.protocol import facts, model_config, order
