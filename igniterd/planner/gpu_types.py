@@ -9,7 +9,6 @@ from functools import cached_property
 from igniterd.errors import ConfigError
 from igniterd.perf import PerformanceModel, Profile, load_model, resolve_profile
 from igniterd.perf.igniter_model import IgniterModel
-from igniterd.planner.extrapolation import Guarded
 
 PRICES_PER_HOUR = {"v100": 3.06, "t4": 0.526}
 """USD an hour of one GPU where none is given: AWS p3.2xlarge and g4dn.xlarge, on demand, the
@@ -41,8 +40,8 @@ class GpuType:
 
     @cached_property
     def model(self) -> PerformanceModel:
-        """igniterd's own model, guarded against extrapolation in the share."""
-        return Guarded(load_model(self.profile, "igniterd"), self.profile)
+        """igniterd's own model."""
+        return load_model(self.profile, "igniterd")
 
     @property
     def units(self) -> int:
