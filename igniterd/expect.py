@@ -17,7 +17,7 @@ from igniterd.estimators.bias import Measured, Point, learnt, pressure_of
 from igniterd.estimators.live_curve import followed, points, said
 from igniterd.perf.api import Tenant
 from igniterd.predict import Beside, Demand, LatencyPredictor, felt
-from igniterd.queueing.tail import response_time
+from igniterd.queueing.tail import SERVICE_CV, response_time
 from igniterd.records import (
     BiasEstimate,
     Changed,
@@ -34,7 +34,6 @@ TOLD_LEVEL, TOLD_TILT, TOLD_SD = 0.01, 0.01, 0.75
 EXPECT_AGAIN = 0.03  # change of the predicted wait, roughly, that asks for a new prediction ...
 EXPECT_PAUSE_S, EXPECT_EVERY_S = 3.0, 60.0  # ... but not sooner, and not later
 LIVE_EVERY_S = 15.0  # the same for models without a profile: their curves change without a word
-SERVICE_CV = 0.1  # of one execution, where nothing is profiled
 
 Known = tuple[dict[str, ModelState], dict[str, float | None]]
 """Beliefs, and measured over predicted time spent executing, by model."""

@@ -19,7 +19,7 @@ import numpy as np
 from igniterd.estimators.bias import CENTRE, bound, elsewhere, pressure_of
 from igniterd.memo import Memo
 from igniterd.perf.api import F64, PerformanceModel, Tenant
-from igniterd.queueing.tail import response_time
+from igniterd.queueing.tail import MAX_CV, SERVICE_CV, response_time
 from igniterd.records import Allocation, BiasEstimate
 
 RATE_STEP = 1.02
@@ -113,12 +113,9 @@ class LatencyPredictor:
     rather than what to promise.
     """
 
-    def __init__(
-        self, model: PerformanceModel, *, level: float, service_cv: float = 0.1, upper: bool = True
-    ) -> None:
+    def __init__(self, model: PerformanceModel, *, level: float, upper: bool = True) -> None:
         self.model = model
         self.level = level
-        self.service_cv = service_cv
         self.upper = upper
         self._alone: dict[tuple[str, int], F64] = {}
         self._curves: Memo[Curve] = Memo(MEMO_SIZE)
@@ -187,7 +184,7 @@ class LatencyPredictor:
         known = self._served.get(key)
         if known is None:
             service_ms = of_requests(_corrected(curve, self.upper, largest, live), brings)
-            served = self._queue(service_ms, allocation, rate / brings, demand.burstiness)
+            served = self._queue(demand, service_ms, allocation, rate / brings)
             known = self._served.keep(key, replace(served, mean_batch=served.mean_batch * brings))
         return known
 
@@ -209,18 +206,19 @@ class LatencyPredictor:
         )
 
     def _queue(
-        self, service_ms: F64, allocation: Allocation, rate_per_s: float, burstiness: float
+        self, demand: Demand, service_ms: F64, allocation: Allocation, rate_per_s: float
     ) -> LatencyPrediction:
+        cv = service_cv(self.model, demand.profiled_as)
         if rate_per_s <= 0:
             first = float(service_ms[0])
-            return LatencyPrediction(first * (1 + 2.33 * self.service_cv), first, first, 0.0, 1.0)
+            return LatencyPrediction(first * (1 + 2.33 * cv), first, first, 0.0, 1.0)
         result = response_time(
             rate_per_s,
             np.ascontiguousarray(service_ms),
-            service_cv=self.service_cv,
+            service_cv=cv,
             max_queue_delay_ms=allocation.max_queue_delay_us / 1000,
             instances=allocation.instances,
-            burstiness=burstiness,
+            burstiness=demand.burstiness,
         )
         if not result.success:
             return LatencyPrediction(math.inf, math.inf, math.inf, 1.0, float(service_ms.shape[0]))
@@ -261,6 +259,13 @@ class LatencyPredictor:
             ):
                 break
         return served
+
+
+def service_cv(model: PerformanceModel, profiled_as: str) -> float:
+    """Coefficient of variation of one service time, as the queue takes it: from the profile where
+    that has it."""
+    measured = model.service_cv(profiled_as)
+    return SERVICE_CV if measured is None else min(MAX_CV, measured)
 
 
 def of_requests(service_ms: F64, brings: int) -> F64:

@@ -163,7 +163,6 @@ def _compile(predictor: PerformanceModel | None, level: float, model: str) -> No
         response_time(
             1.0,
             np.full(2, 10.0),
-            service_cv=0.1,
             max_queue_delay_ms=0.0,
             instances=instances,
             burstiness=1.0,

@@ -46,6 +46,7 @@ class SurfaceModel:
         models = list(profile.models.values())
         self._unit = profile.board.share_unit
         self._ranges = {name: _range(model) for name, model in profile.models.items()}
+        self._service_cv = {name: model.service_cv for name, model in profile.models.items()}
         self._trusted = {name: trusted_share(model) for name, model in profile.models.items()}
         self._grid = surface.make_grid(2 * max(r[0] for r in self._ranges.values()), self._unit)
         self.transfer = (
@@ -80,6 +81,9 @@ class SurfaceModel:
 
     def max_batch(self, model: str) -> int:
         return self._ranges[model][0]
+
+    def service_cv(self, model: str) -> float | None:
+        return self._service_cv[model]
 
     def alone(self, model: str, batch: float, share: float) -> tuple[float, float]:
         """GPU time (ms) of one batch alone, without transfers, and the variance of its

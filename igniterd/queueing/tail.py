@@ -43,6 +43,8 @@ I64 = NDArray[np.int64]
 _T = TypeVar("_T", np.float64, np.int64)
 
 MAX_BATCH = 512
+SERVICE_CV = 0.1
+"""Coefficient of variation of one service time where none was measured."""
 MAX_CV = 1.0
 MAX_BURSTINESS = 100.0
 MAX_INSTANCES = 64
@@ -138,7 +140,7 @@ def response_time(
     rate_per_s: float,
     service_ms: ArrayLike,
     *,
-    service_cv: float = 0.1,
+    service_cv: float = SERVICE_CV,
     max_queue_delay_ms: float = 0.0,
     instances: int = 1,
     burstiness: float = 1.0,
@@ -180,7 +182,7 @@ def response_times(
     service_ms: ArrayLike,
     *,
     batches: ArrayLike | None = None,
-    service_cv: float = 0.1,
+    service_cv: float = SERVICE_CV,
     max_queue_delay_ms: ArrayLike = 0.0,
     instances: int = 1,
     burstiness: float = 1.0,
