@@ -33,8 +33,8 @@ MEMO_SIZE = 2_000
 """Answers of each kind that are remembered at least; twice as many take eleven megabytes. A search
 for twelve models asks for some 200, five minutes of traffic of 64 models for some 1,400."""
 
-Beside = tuple[Tenant, ...]
-"""The neighbours of a model as :func:`felt` rounds them."""
+Neighbours = tuple[Tenant, ...]
+"""The neighbours of a model as :func:`quantised` rounds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +122,13 @@ class LatencyPredictor:
         self._served: Memo[LatencyPrediction] = Memo(MEMO_SIZE)
         self._numbers = count()
 
-    def curve_ms(self, profiled_as: str, max_batch: int, share: float, beside: Beside) -> F64:
-        """Service time (ms) of batches 1..max_batch beside neighbours as :func:`felt`, as profiled,
-        shape (max_batch,)."""
+    def curve_ms(self, profiled_as: str, max_batch: int, share: float, beside: Neighbours) -> F64:
+        """Service time (ms) of batches 1..max_batch as profiled, shape (max_batch,); ``beside`` is
+        :func:`quantised`."""
         curve = self._curve(profiled_as, max_batch, share, beside)
         return curve.upper_ms if self.upper else curve.mean_ms
 
-    def corrected_ms(self, demand: Demand, share: float, beside: Beside) -> F64:
+    def corrected_ms(self, demand: Demand, share: float, beside: Neighbours) -> F64:
         """The same as live traffic corrects it: what the queue of ``demand`` is predicted from."""
         curve = self._curve(demand.profiled_as, demand.max_batch, share, beside)
         return _corrected(curve, self.upper, demand.max_batch, self._live(demand, curve))
@@ -148,7 +148,7 @@ class LatencyPredictor:
             self._alone[key] = curves[int(self.upper)]
         return self._alone[key]
 
-    def _curve(self, profiled_as: str, max_batch: int, share: float, beside: Beside) -> Curve:
+    def _curve(self, profiled_as: str, max_batch: int, share: float, beside: Neighbours) -> Curve:
         key = (profiled_as, max_batch, round(share, 4), beside)
         curve = self._curves.get(key)
         if curve is None:
@@ -161,11 +161,11 @@ class LatencyPredictor:
         return curve
 
     def served(
-        self, demand: Demand, allocation: Allocation, beside: Beside, *, growth: float = 1.0
+        self, demand: Demand, allocation: Allocation, beside: Neighbours, *, growth: float = 1.0
     ) -> LatencyPrediction:
         """How ``demand``, its rate times ``growth``, fares under ``allocation`` beside what
-        :func:`felt` makes of its neighbours."""
-        share = allocation.share if allocation.share is not None else 1.0
+        :func:`quantised` makes of its neighbours."""
+        share = allocation.effective_share
         curve = self._curve(demand.profiled_as, demand.max_batch, share, beside)
         brings = max(1, demand.brings)
         largest = min(max(allocation.max_batch_size, brings), demand.max_batch) or 1
@@ -247,7 +247,7 @@ class LatencyPredictor:
         tenants = [as_tenants(d, allocations[d.model], near.get(d.model)) for d in demands]
         served: dict[str, LatencyPrediction] = {}
         for _ in range(ROUNDS):
-            before, steps = tenants, [felt(t) for t in tenants]
+            before, steps = tenants, [quantised(t) for t in tenants]
             for i, d in enumerate(demands):
                 # an instance feels the model's others too
                 beside = sum(steps[:i] + steps[i + 1 :], steps[i][1:])
@@ -287,7 +287,7 @@ def planned_rate(demand: Demand, growth: float) -> float:
     return _up(demand.rate_per_s * growth, RATE_STEP)
 
 
-def felt(neighbours: Iterable[Tenant]) -> Beside:
+def quantised(neighbours: Iterable[Tenant]) -> Neighbours:
     """Neighbours as the others feel them, in steps, so that what is remembered of them serves
     again; idle ones are not felt."""
     return tuple(
@@ -326,7 +326,7 @@ def as_tenants(
 ) -> tuple[Tenant, ...]:
     """The neighbours that the others feel, one an instance; before anything is known, half busy
     with half its batch."""
-    share = allocation.share if allocation.share is not None else 1.0
+    share = allocation.effective_share
     if service is None:
         one = Tenant(demand.profiled_as, max(1.0, allocation.max_batch_size / 4), share, 0.5)
     else:

@@ -3,7 +3,7 @@ import pytest
 
 from igniterd.perf import Profile, builtin_profile, load_model
 from igniterd.perf.api import Tenant
-from igniterd.predict import Demand, LatencyPredictor, as_tenants, felt
+from igniterd.predict import Demand, LatencyPredictor, as_tenants, quantised
 from igniterd.queueing.tail import MAX_CV, SERVICE_CV
 from igniterd.records import Allocation
 
@@ -17,9 +17,9 @@ ALLOCATIONS = {"a": Allocation(0.3, 8), "r": Allocation(0.35, 8), "v": Allocatio
 
 
 def test_neighbours_are_felt_in_steps_and_never_less_busy_than_they_are() -> None:
-    (near,) = felt([Tenant("alexnet", 3.3, 0.2, 0.42), Tenant("vgg19", 1.0, 0.5, 0.001)])
+    (near,) = quantised([Tenant("alexnet", 3.3, 0.2, 0.42), Tenant("vgg19", 1.0, 0.5, 0.001)])
     assert near == Tenant("alexnet", 3.5, 0.2, pytest.approx(0.45))
-    assert felt([Tenant("alexnet", 0.4, 0.2, 1.0)]) == (Tenant("alexnet", 1.0, 0.2, 1.0),)
+    assert quantised([Tenant("alexnet", 0.4, 0.2, 1.0)]) == (Tenant("alexnet", 1.0, 0.2, 1.0),)
 
 
 def test_the_same_is_found_from_anywhere_near() -> None:
