@@ -33,12 +33,12 @@ from igniterd.estimators.bias import CENTRE, Bias, Measured, Point, bound, elsew
 from igniterd.lab.gpu.truth import Neighbour, Truth
 from igniterd.perf import builtin_profile, load_model
 from igniterd.perf.api import PerformanceModel, Tenant
+from igniterd.queueing.tail import SERVICE_CV as CV
 
 LEVEL = 0.95
 SIZES = (1, 2, 3, 4, 6, 8)
 SCATTER = 0.012
 FIRST_SEED = 70_000  # not the ones constants were tried on
-CV = 0.1
 
 
 @dataclass(frozen=True)

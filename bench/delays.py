@@ -33,13 +33,13 @@ from igniterd.lab.replay.replay import replay
 from igniterd.perf import builtin_profile, load_model
 from igniterd.queueing.kernels.monte_carlo import draw_factors, draw_times, requests_for, tail_drawn
 from igniterd.queueing.kernels.stationary import quantile
+from igniterd.queueing.tail import SERVICE_CV as CV
 
 SHARES = (0.2, 0.4, 0.8)
 LOADS = (0.1, 0.3, 0.5, 0.7, 0.85)
 BATCHES = (1, 2, 4, 8, 16, 32)
 DELAYS = (0.25, 0.5, 1.0, 2.0, 4.0)
 SLOS = (3.0, 4.0, 6.0, 10.0)
-CV = 0.1
 CLEAR = 0.02  # smaller differences count for nothing
 
 _times, _factors = lru_cache(draw_times), lru_cache(draw_factors)

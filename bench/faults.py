@@ -51,8 +51,8 @@ SETTLES_S = 90  # the take-over of all models is no fault's cost
 MOST_WAITING = 200  # clients give up
 _MODEL = load_model(builtin_profile("v100").time_scaled(SLOW))
 PREDICTORS = PredictorPair(
-    promises=LatencyPredictor(_MODEL, level=0.95),
-    expects=LatencyPredictor(_MODEL, level=0.95, upper=False),
+    upper=LatencyPredictor(_MODEL, level=0.95),
+    mean=LatencyPredictor(_MODEL, level=0.95, upper=False),
 )
 
 

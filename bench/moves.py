@@ -70,9 +70,7 @@ class Run:
         )
         self.ticks: list[Tick] = []
         sources = Sources(tritons={"main": self.host}, models={"main": tuple(rates)})
-        knowledge = Predictors(
-            {m: m for m in rates}, PredictorPair(promises=PROMISES, expects=EXPECTS)
-        )
+        knowledge = Predictors({m: m for m in rates}, PredictorPair(upper=PROMISES, mean=EXPECTS))
         self.loop = Loop(
             settings,
             sources,

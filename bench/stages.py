@@ -112,7 +112,7 @@ def run(
             belief,
             config=config,
             profiled=profiled,
-            predictor=predictors.expects,
+            predictor=predictors.mean,
             wall_s=now.at_s,
         )
         marks.append(time.process_time())

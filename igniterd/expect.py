@@ -16,8 +16,8 @@ from igniterd.config import Config
 from igniterd.estimators.bias import Measured, Point, learnt, pressure_of
 from igniterd.estimators.live_curve import followed, points, said
 from igniterd.perf.api import Tenant
-from igniterd.predict import Beside, Demand, LatencyPredictor, felt
-from igniterd.queueing.tail import response_time
+from igniterd.predict import Demand, LatencyPredictor, Neighbours, quantised
+from igniterd.queueing.tail import SERVICE_CV, response_time
 from igniterd.records import (
     BiasEstimate,
     Changed,
@@ -34,7 +34,6 @@ TOLD_LEVEL, TOLD_TILT, TOLD_SD = 0.01, 0.01, 0.75
 EXPECT_AGAIN = 0.03  # change of the predicted wait, roughly, that asks for a new prediction ...
 EXPECT_PAUSE_S, EXPECT_EVERY_S = 3.0, 60.0  # ... but not sooner, and not later
 LIVE_EVERY_S = 15.0  # the same for models without a profile: their curves change without a word
-SERVICE_CV = 0.1  # of one execution, where nothing is profiled
 
 Known = tuple[dict[str, ModelState], dict[str, float | None]]
 """Beliefs, and measured over predicted time spent executing, by model."""
@@ -79,7 +78,7 @@ class Scene:
         if self.predictor is not None and name in self.profiled:
             largest = min(largest, self.predictor.model.max_batch(self.profiled[name]))
             curve = self.predictor.curve_ms(
-                self.profiled[name], largest, reading.allocation.share or 1.0, ()
+                self.profiled[name], largest, reading.allocation.effective_share, ()
             )
             return float(curve[-1]) * max(1.0, belief.bias.mean)
         known = points(belief.curve, largest, self.observation.at_s)
@@ -96,7 +95,7 @@ class Scene:
         tenants = self._tenants(steered, beliefs) if as_modelled(steered, self.observation) else {}
         besides, arounds = (
             others(tenants),
-            others({name: felt(group) for name, group in tenants.items()}),
+            others({name: quantised(group) for name, group in tenants.items()}),
         )
         end_s = self.window.at_s
         for name in tenants.keys() & self.window.models.keys():
@@ -111,7 +110,7 @@ class Scene:
                 )
             found = measured(seen, reading, arounds[name], predictor, of)
             errors[name] = _overall(found, seen)
-            point = Point(reading.allocation.share or 1.0, pressure_of(besides[name]))
+            point = Point(reading.allocation.effective_share, pressure_of(besides[name]))
             out[name] = _calibrated(belief, found, end_s, point)
         return out, errors
 
@@ -120,7 +119,7 @@ class Scene:
         out = {}
         for name in names:
             applied, belief = self.observation.models[name].allocation, beliefs[name]
-            share = applied.share if applied.share is not None else 1.0
+            share = applied.effective_share
             out[name] = [
                 Tenant(self.profiled[name], belief.mean_batch, share, belief.busy)
             ] * applied.instances
@@ -210,11 +209,11 @@ def _told(told: BiasEstimate | None, now: BiasEstimate | None) -> BiasEstimate |
     return told if level < TOLD_LEVEL and tilt < TOLD_TILT and TOLD_SD < sd < 1 / TOLD_SD else now
 
 
-def others(groups: Mapping[str, Sequence[Tenant]]) -> dict[str, Beside]:
+def others(groups: Mapping[str, Sequence[Tenant]]) -> dict[str, Neighbours]:
     """Whom each model feels, of ``groups`` of tenants: the others, and all but one of its own, as
     an instance feels the others too."""
     everybody = tuple(tenant for group in groups.values() for tenant in group)
-    out, first = dict[str, Beside](), 0
+    out, first = dict[str, Neighbours](), 0
     for name, group in groups.items():
         out[name] = everybody[:first] + everybody[first + min(1, len(group)) :]
         first += len(group)

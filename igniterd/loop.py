@@ -166,7 +166,7 @@ class Loop:
         watch.lap("prove")
         window = between(carry.seen, seen)
         watch.lap("window")
-        expects = knowledge.predictors.expects if knowledge.predictors else None
+        mean = knowledge.predictors.mean if knowledge.predictors else None
         wall_s = self.wall_clock()
         profiled = knowledge.steerable(view)
         load, belief = estimate(
@@ -175,7 +175,7 @@ class Loop:
             carry.belief,
             config=self.config,
             profiled=profiled,
-            predictor=expects,
+            predictor=mean,
             wall_s=wall_s,
         )
         watch.lap("estimate")

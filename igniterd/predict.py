@@ -19,7 +19,7 @@ import numpy as np
 from igniterd.estimators.bias import CENTRE, bound, elsewhere, pressure_of
 from igniterd.memo import Memo
 from igniterd.perf.api import F64, PerformanceModel, Tenant
-from igniterd.queueing.tail import response_time
+from igniterd.queueing.tail import MAX_CV, SERVICE_CV, response_time
 from igniterd.records import Allocation, BiasEstimate
 
 RATE_STEP = 1.02
@@ -33,8 +33,8 @@ MEMO_SIZE = 2_000
 """Answers of each kind that are remembered at least; twice as many take eleven megabytes. A search
 for twelve models asks for some 200, five minutes of traffic of 64 models for some 1,400."""
 
-Beside = tuple[Tenant, ...]
-"""The neighbours of a model as :func:`felt` rounds them."""
+Neighbours = tuple[Tenant, ...]
+"""The neighbours of a model as :func:`quantised` rounds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,25 +113,22 @@ class LatencyPredictor:
     rather than what to promise.
     """
 
-    def __init__(
-        self, model: PerformanceModel, *, level: float, service_cv: float = 0.1, upper: bool = True
-    ) -> None:
+    def __init__(self, model: PerformanceModel, *, level: float, upper: bool = True) -> None:
         self.model = model
         self.level = level
-        self.service_cv = service_cv
         self.upper = upper
         self._alone: dict[tuple[str, int], F64] = {}
         self._curves: Memo[Curve] = Memo(MEMO_SIZE)
         self._served: Memo[LatencyPrediction] = Memo(MEMO_SIZE)
         self._numbers = count()
 
-    def curve_ms(self, profiled_as: str, max_batch: int, share: float, beside: Beside) -> F64:
-        """Service time (ms) of batches 1..max_batch beside neighbours as :func:`felt`, as profiled,
-        shape (max_batch,)."""
+    def curve_ms(self, profiled_as: str, max_batch: int, share: float, beside: Neighbours) -> F64:
+        """Service time (ms) of batches 1..max_batch as profiled, shape (max_batch,); ``beside`` is
+        :func:`quantised`."""
         curve = self._curve(profiled_as, max_batch, share, beside)
         return curve.upper_ms if self.upper else curve.mean_ms
 
-    def corrected_ms(self, demand: Demand, share: float, beside: Beside) -> F64:
+    def corrected_ms(self, demand: Demand, share: float, beside: Neighbours) -> F64:
         """The same as live traffic corrects it: what the queue of ``demand`` is predicted from."""
         curve = self._curve(demand.profiled_as, demand.max_batch, share, beside)
         return _corrected(curve, self.upper, demand.max_batch, self._live(demand, curve))
@@ -151,7 +148,7 @@ class LatencyPredictor:
             self._alone[key] = curves[int(self.upper)]
         return self._alone[key]
 
-    def _curve(self, profiled_as: str, max_batch: int, share: float, beside: Beside) -> Curve:
+    def _curve(self, profiled_as: str, max_batch: int, share: float, beside: Neighbours) -> Curve:
         key = (profiled_as, max_batch, round(share, 4), beside)
         curve = self._curves.get(key)
         if curve is None:
@@ -164,11 +161,11 @@ class LatencyPredictor:
         return curve
 
     def served(
-        self, demand: Demand, allocation: Allocation, beside: Beside, *, growth: float = 1.0
+        self, demand: Demand, allocation: Allocation, beside: Neighbours, *, growth: float = 1.0
     ) -> LatencyPrediction:
         """How ``demand``, its rate times ``growth``, fares under ``allocation`` beside what
-        :func:`felt` makes of its neighbours."""
-        share = allocation.share if allocation.share is not None else 1.0
+        :func:`quantised` makes of its neighbours."""
+        share = allocation.effective_share
         curve = self._curve(demand.profiled_as, demand.max_batch, share, beside)
         brings = max(1, demand.brings)
         largest = min(max(allocation.max_batch_size, brings), demand.max_batch) or 1
@@ -187,7 +184,7 @@ class LatencyPredictor:
         known = self._served.get(key)
         if known is None:
             service_ms = of_requests(_corrected(curve, self.upper, largest, live), brings)
-            served = self._queue(service_ms, allocation, rate / brings, demand.burstiness)
+            served = self._queue(demand, service_ms, allocation, rate / brings)
             known = self._served.keep(key, replace(served, mean_batch=served.mean_batch * brings))
         return known
 
@@ -209,18 +206,19 @@ class LatencyPredictor:
         )
 
     def _queue(
-        self, service_ms: F64, allocation: Allocation, rate_per_s: float, burstiness: float
+        self, demand: Demand, service_ms: F64, allocation: Allocation, rate_per_s: float
     ) -> LatencyPrediction:
+        cv = service_cv(self.model, demand.profiled_as)
         if rate_per_s <= 0:
             first = float(service_ms[0])
-            return LatencyPrediction(first * (1 + 2.33 * self.service_cv), first, first, 0.0, 1.0)
+            return LatencyPrediction(first * (1 + 2.33 * cv), first, first, 0.0, 1.0)
         result = response_time(
             rate_per_s,
             np.ascontiguousarray(service_ms),
-            service_cv=self.service_cv,
+            service_cv=cv,
             max_queue_delay_ms=allocation.max_queue_delay_us / 1000,
             instances=allocation.instances,
-            burstiness=burstiness,
+            burstiness=demand.burstiness,
         )
         if not result.success:
             return LatencyPrediction(math.inf, math.inf, math.inf, 1.0, float(service_ms.shape[0]))
@@ -249,7 +247,7 @@ class LatencyPredictor:
         tenants = [as_tenants(d, allocations[d.model], near.get(d.model)) for d in demands]
         served: dict[str, LatencyPrediction] = {}
         for _ in range(ROUNDS):
-            before, steps = tenants, [felt(t) for t in tenants]
+            before, steps = tenants, [quantised(t) for t in tenants]
             for i, d in enumerate(demands):
                 # an instance feels the model's others too
                 beside = sum(steps[:i] + steps[i + 1 :], steps[i][1:])
@@ -261,6 +259,13 @@ class LatencyPredictor:
             ):
                 break
         return served
+
+
+def service_cv(model: PerformanceModel, profiled_as: str) -> float:
+    """Coefficient of variation of one service time, as the queue takes it: from the profile where
+    that has it."""
+    measured = model.service_cv(profiled_as)
+    return SERVICE_CV if measured is None else min(MAX_CV, measured)
 
 
 def of_requests(service_ms: F64, brings: int) -> F64:
@@ -282,7 +287,7 @@ def planned_rate(demand: Demand, growth: float) -> float:
     return _up(demand.rate_per_s * growth, RATE_STEP)
 
 
-def felt(neighbours: Iterable[Tenant]) -> Beside:
+def quantised(neighbours: Iterable[Tenant]) -> Neighbours:
     """Neighbours as the others feel them, in steps, so that what is remembered of them serves
     again; idle ones are not felt."""
     return tuple(
@@ -321,7 +326,7 @@ def as_tenants(
 ) -> tuple[Tenant, ...]:
     """The neighbours that the others feel, one an instance; before anything is known, half busy
     with half its batch."""
-    share = allocation.share if allocation.share is not None else 1.0
+    share = allocation.effective_share
     if service is None:
         one = Tenant(demand.profiled_as, max(1.0, allocation.max_batch_size / 4), share, 0.5)
     else:

@@ -111,7 +111,7 @@ def load_knowledge(config: Config) -> Predictors:
         return Predictors()
     predictor, level = fitted(merged), config.decide.level
     predictors = _predictors(predictor, level)
-    _check_slos(config, profiled, predictors.expects)
+    _check_slos(config, profiled, predictors.mean)
     _compiled(predictor, level, next(iter(profiled.values())))
     identities = {name: identity(merged, model) for name, model in profiled.items()}
     sizes = {
@@ -126,8 +126,8 @@ def load_knowledge(config: Config) -> Predictors:
 
 def _predictors(predictor: PerformanceModel, level: float) -> PredictorPair:
     return PredictorPair(
-        promises=LatencyPredictor(predictor, level=level),
-        expects=LatencyPredictor(predictor, level=level, upper=False),
+        upper=LatencyPredictor(predictor, level=level),
+        mean=LatencyPredictor(predictor, level=level, upper=False),
     )
 
 
@@ -163,7 +163,6 @@ def _compile(predictor: PerformanceModel | None, level: float, model: str) -> No
         response_time(
             1.0,
             np.full(2, 10.0),
-            service_cv=0.1,
             max_queue_delay_ms=0.0,
             instances=instances,
             burstiness=1.0,
@@ -172,8 +171,8 @@ def _compile(predictor: PerformanceModel | None, level: float, model: str) -> No
         predictors = _predictors(predictor, level)
         demand = Demand("compile", model, 10.0, 100.0, max_batch=2)
         allocations = {"compile": Allocation(1.0, 2, 1000)}
-        predictors.promises.together([demand], allocations)
-        find(predictors.expects, [demand, replace(demand, model="beside")])
+        predictors.upper.together([demand], allocations)
+        find(predictors.mean, [demand, replace(demand, model="beside")])
 
 
 def _check_slos(config: Config, profiled: dict[str, str], predictor: LatencyPredictor) -> None:

@@ -75,6 +75,11 @@ class Allocation:
     instances: int = 1
 
     @property
+    def effective_share(self) -> float:
+        """The part of the GPU that an instance may use: all of it without a share of its own."""
+        return 1.0 if self.share is None else self.share
+
+    @property
     def granted(self) -> float | None:
         """The part of the GPU that all instances together may use: each is a process of its own
         with ``share``. ``None`` without one."""

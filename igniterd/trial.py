@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from igniterd.estimators.bias import Measured
 from igniterd.estimators.effect import ShareTrial
-from igniterd.predict import Beside, LatencyPredictor
+from igniterd.predict import LatencyPredictor, Neighbours
 from igniterd.records import ModelReading, ModelWindow
 
 
 def measured(
     window: ModelWindow,
     reading: ModelReading,
-    beside: Beside,
+    beside: Neighbours,
     predictor: LatencyPredictor,
     profiled_as: str,
 ) -> list[Measured]:
@@ -38,7 +38,7 @@ def tried(
     trial: ShareTrial | None,
     window: ModelWindow,
     reading: ModelReading,
-    beside: Beside,
+    beside: Neighbours,
     predictor: LatencyPredictor,
     profiled_as: str,
     at_s: float,

@@ -40,8 +40,8 @@ _MODEL = load_model(builtin_profile("v100"))
 def knowledge(settings: Config) -> Predictors:
     level = settings.decide.level
     predictors = PredictorPair(
-        promises=LatencyPredictor(_MODEL, level=level),
-        expects=LatencyPredictor(_MODEL, level=level, upper=False),
+        upper=LatencyPredictor(_MODEL, level=level),
+        mean=LatencyPredictor(_MODEL, level=level, upper=False),
     )
     return Predictors({model.name: model.name for model in settings.model}, predictors)
 

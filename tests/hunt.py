@@ -51,8 +51,8 @@ MOST_WAITING = 50
 OURS = frozenset({StepKind.REVIVE, StepKind.ADOPT})  # upkeep: also of models that are not steered
 _MODEL = load_model(builtin_profile("v100").time_scaled(SLOW))
 PREDICTORS = PredictorPair(
-    promises=LatencyPredictor(_MODEL, level=0.95),
-    expects=LatencyPredictor(_MODEL, level=0.95, upper=False),
+    upper=LatencyPredictor(_MODEL, level=0.95),
+    mean=LatencyPredictor(_MODEL, level=0.95, upper=False),
 )
 
 
@@ -348,7 +348,7 @@ class Hunt:
             Demand(n, n.split("-")[0], self.rates[n], self.slos[n] * 0.9, max_batch=32)
             for n in names
         ]
-        found = find(PREDICTORS.promises, demands)
+        found = find(PREDICTORS.upper, demands)
         return found.headroom if found.feasible else 0.0
 
     def _rate(self, name: str) -> Callable[[float], float]:

@@ -83,9 +83,9 @@ class Around(Hunt):
         self.processes = Processes(self.hosts, ports)
         if self.rng.random() < 0.5:  # else nobody may look at them
             sources.processes = self.processes
-        model, level = PREDICTORS.promises.model, PREDICTORS.promises.level
+        model, level = PREDICTORS.upper.model, PREDICTORS.upper.level
         self.predictor = Failing(model, level=level)
-        predictors = PredictorPair(promises=self.predictor, expects=PREDICTORS.expects)
+        predictors = PredictorPair(upper=self.predictor, mean=PREDICTORS.mean)
         self.loop.knowledge = replace(self.loop.knowledge, predictors=predictors)
 
     # ------------------------------------------------------------ the world
@@ -127,7 +127,7 @@ class Around(Hunt):
             )
             for name in names
         ]
-        found = find(PREDICTORS.promises, demands)
+        found = find(PREDICTORS.upper, demands)
         return found.headroom if found.feasible else 0.0
 
     # ------------------------------------------------------------ what happens

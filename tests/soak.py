@@ -36,8 +36,8 @@ MOST_WAITING = 50
 JUDGED_S = 60.0  # of calm are judged together
 _MODEL = load_model(builtin_profile("v100").time_scaled(SLOW))
 PREDICTORS = PredictorPair(
-    promises=LatencyPredictor(_MODEL, level=0.95),
-    expects=LatencyPredictor(_MODEL, level=0.95, upper=False),
+    upper=LatencyPredictor(_MODEL, level=0.95),
+    mean=LatencyPredictor(_MODEL, level=0.95, upper=False),
 )
 
 
@@ -252,7 +252,7 @@ class Soak:
             for m, rate in self.rates.items()
             if m in self.host.models
         ]
-        found = find(PREDICTORS.promises, demands)
+        found = find(PREDICTORS.upper, demands)
         return found.headroom if found.feasible else 0.0
 
     def _count(self, what: str) -> None:
@@ -393,7 +393,7 @@ class Soak:
             for m, rate in self.rates.items()
             if m in self.host.models
         ]
-        return not find(PREDICTORS.expects, demands).feasible
+        return not find(PREDICTORS.mean, demands).feasible
 
     def _check_latencies(self, now_s: float) -> None:
         self.seen.judged += 1

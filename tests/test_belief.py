@@ -22,7 +22,7 @@ class Host:
     def __init__(self, folder: Path, *, profiled: bool = True) -> None:
         self.config = config(folder)
         known = knowledge(self.config)
-        self.predictor = known.predictors.expects if known.predictors and profiled else None
+        self.predictor = known.predictors.mean if known.predictors and profiled else None
         self.profiled = dict(known.profiled) if profiled else {}
         self.at_s = 1000.0
         self.belief: dict[str, ModelState] = {}

@@ -24,10 +24,10 @@ class Host:
     def __init__(self, folder: Path, *, profiled: bool = True) -> None:
         self.config = config(folder, {"resnet50": 40.0})
         known = knowledge(self.config)
-        self.predictor = known.predictors.expects if known.predictors and profiled else None
+        self.predictor = known.predictors.mean if known.predictors and profiled else None
         self.profiled = dict(known.profiled) if profiled else {}
         self.curve_ms = (
-            known.predictors.expects.model.service_curve_ms("resnet50", SHARE, (), 8)[0]
+            known.predictors.mean.model.service_curve_ms("resnet50", SHARE, (), 8)[0]
             if known.predictors
             else None
         )

@@ -19,7 +19,7 @@ def steady(**rates: float) -> dict:
 
 def shares(bench: Bench) -> dict[str, float]:
     return {
-        name: reading.allocation.share or 1.0
+        name: reading.allocation.effective_share
         for name, reading in bench.ticks[-1].observation.models.items()
     }
 

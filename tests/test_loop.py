@@ -297,8 +297,8 @@ async def test_a_decision_replays_from_its_inputs(tmp_path: Path) -> None:
         await bench.run(1)
     known = bench.loop.knowledge
     fresh = PredictorPair(
-        LatencyPredictor(known.predictors.promises.model, level=0.95),
-        LatencyPredictor(known.predictors.expects.model, level=0.95, upper=False),
+        LatencyPredictor(known.predictors.upper.model, level=0.95),
+        LatencyPredictor(known.predictors.mean.model, level=0.95, upper=False),
     )
     replayed = 0
     for tick, after in zip(bench.ticks, [*carries[1:], bench.loop.carry], strict=True):

@@ -287,7 +287,7 @@ async def test_a_model_that_cannot_be_predicted_is_left_out_and_the_others_go_on
     bench = Bench(config(tmp_path), constant(STEADY))
     predictors = bench.loop.knowledge.predictors
     assert predictors is not None
-    for predictor in (predictors.promises, predictors.expects):
+    for predictor in (predictors.upper, predictors.mean):
         served = predictor.served
 
         def odd(demand: Any, *args: Any, served: Any = served, **kw: Any) -> Any:

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from igniterd.perf import builtin_profile, load_model
+from igniterd.perf import Profile, builtin_profile, load_model
 from igniterd.perf.api import Tenant
-from igniterd.predict import Demand, LatencyPredictor, as_tenants, felt
+from igniterd.predict import Demand, LatencyPredictor, as_tenants, quantised
+from igniterd.queueing.tail import MAX_CV, SERVICE_CV
 from igniterd.records import Allocation
 
 MODEL = load_model(builtin_profile("v100"))
@@ -16,9 +17,9 @@ ALLOCATIONS = {"a": Allocation(0.3, 8), "r": Allocation(0.35, 8), "v": Allocatio
 
 
 def test_neighbours_are_felt_in_steps_and_never_less_busy_than_they_are() -> None:
-    (near,) = felt([Tenant("alexnet", 3.3, 0.2, 0.42), Tenant("vgg19", 1.0, 0.5, 0.001)])
+    (near,) = quantised([Tenant("alexnet", 3.3, 0.2, 0.42), Tenant("vgg19", 1.0, 0.5, 0.001)])
     assert near == Tenant("alexnet", 3.5, 0.2, pytest.approx(0.45))
-    assert felt([Tenant("alexnet", 0.4, 0.2, 1.0)]) == (Tenant("alexnet", 1.0, 0.2, 1.0),)
+    assert quantised([Tenant("alexnet", 0.4, 0.2, 1.0)]) == (Tenant("alexnet", 1.0, 0.2, 1.0),)
 
 
 def test_the_same_is_found_from_anywhere_near() -> None:
@@ -62,3 +63,17 @@ def test_instances_of_one_model_slow_each_other() -> None:
     tenants = as_tenants(two, Allocation(0.3, 8, instances=2), served)
     assert len(tenants) == 2
     assert tenants[0].duty == served.busy
+
+
+def test_a_measured_dispersion_counts_and_an_unmeasured_one_is_the_usual() -> None:
+    def with_cv(cv: float | None) -> float:
+        data = builtin_profile("v100").model_dump()
+        for point in data["models"]["resnet50"]["solo"]:
+            point["latency_cv"] = cv
+        predictor = LatencyPredictor(load_model(Profile.model_validate(data)), level=0.95)
+        return predictor.served(DEMANDS[1], Allocation(0.5, 8), ()).p99_ms
+
+    steady, usual, unsteady = with_cv(0.0), with_cv(SERVICE_CV), with_cv(0.4)
+    assert steady < usual < unsteady
+    assert with_cv(None) == usual
+    assert with_cv(5.0) == pytest.approx(with_cv(MAX_CV))

@@ -24,7 +24,7 @@ from igniterd.lab.load.load import LoadSpec, Phase, RequestLog, load
 from igniterd.perf.api import Tenant
 from igniterd.perf.profile import Profile
 from igniterd.perf.surface_model import SurfaceModel
-from igniterd.predict import Demand, LatencyPredictor, felt
+from igniterd.predict import Demand, LatencyPredictor, quantised
 from igniterd.profiler.drive import source
 from igniterd.profiler.inputs import feed_of
 from igniterd.records import Allocation
@@ -124,12 +124,12 @@ def rates(
     found = {}
     for name, own in allocations.items():
         beside = [
-            Tenant(o, a.max_batch_size / 2, a.share or 1.0, level)
+            Tenant(o, a.max_batch_size / 2, a.effective_share, level)
             for o, a in allocations.items()
             if o != name
         ]
         curve = predictor.corrected_ms(
-            _demand(predictor, name, 1.0), own.share or 1.0, felt(beside)
+            _demand(predictor, name, 1.0), own.effective_share, quantised(beside)
         )
         found[name] = level * 1e3 * own.max_batch_size / float(curve[own.max_batch_size - 1])
     too_much = max(1.0, sum(found.values()) / MOST_PER_S)

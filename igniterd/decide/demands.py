@@ -34,7 +34,7 @@ def demands_of(
         if name not in profiled or name not in observation.models or name not in estimate.loads:
             continue
         reading, load = observation.models[name], estimate.loads[name]
-        largest = predictors.promises.model.max_batch(profiled[name])
+        largest = predictors.upper.model.max_batch(profiled[name])
         least, largest = batches(model, reading, load, largest)
         here = reading.allocation
         out.setdefault(reading.gpu_index, []).append(

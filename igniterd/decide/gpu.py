@@ -45,13 +45,13 @@ ROOMY = 1.3  # with this much head-room no better plan is looked for
 
 @dataclass(frozen=True, slots=True)
 class PredictorPair:
-    """``promises`` predicts with upper bounds of service times, ``expects`` with their means."""
+    """``upper`` predicts with upper bounds of service times, ``mean`` with their means."""
 
-    promises: LatencyPredictor
-    expects: LatencyPredictor
+    upper: LatencyPredictor
+    mean: LatencyPredictor
 
     def at(self, caution: float) -> LatencyPredictor:
-        return self.promises if caution > 0.5 else self.expects
+        return self.upper if caution > 0.5 else self.mean
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 
 from igniterd.decide.steps import granted
 from igniterd.decide.tenant import EPS, Candidate, TenantSearch
-from igniterd.predict import Beside, Demand, LatencyPrediction, LatencyPredictor
+from igniterd.predict import Demand, LatencyPrediction, LatencyPredictor, Neighbours
 from igniterd.records import Allocation
 
 SETTLE_ROUNDS = 12
@@ -176,8 +176,8 @@ class Search:
             self.total(base[0]),
         )
 
-    def _beside(self, seat: TenantSearch) -> Beside:
-        return sum((s.felt for s in self.seats if s is not seat), seat.siblings)
+    def _beside(self, seat: TenantSearch) -> Neighbours:
+        return sum((s.as_neighbours for s in self.seats if s is not seat), seat.siblings)
 
     def _spread(self, growth: float) -> None:
         """Give what is left of the GPU to the models in proportion to their shares, and the rest of

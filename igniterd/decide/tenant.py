@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from igniterd.perf.api import F64
 from igniterd.predict import (
-    Beside,
     Demand,
     LatencyPrediction,
     LatencyPredictor,
+    Neighbours,
     as_tenants,
-    felt,
     planned_rate,
+    quantised,
 )
 from igniterd.queueing.kernels import table as kernel
 from igniterd.queueing.table import queue_table
@@ -42,12 +42,12 @@ EPS = 1e-9
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """Where a model stands: units of share, the number of its largest batch, how it fares there and
-    what its neighbours feel."""
+    what it is to its neighbours."""
 
     units: int
     size: int
     service: LatencyPrediction | None = None
-    felt: Beside = ()
+    as_neighbours: Neighbours = ()
 
 
 class TenantSearch:
@@ -62,7 +62,9 @@ class TenantSearch:
         if not demand.steerable:
             self.low = self.high = round(1 / self.unit)
         elif demand.pinned is not None:
-            self.low = self.high = max(1, math.ceil((demand.pinned.share or 1.0) / self.unit - EPS))
+            self.low = self.high = max(
+                1, math.ceil(demand.pinned.effective_share / self.unit - EPS)
+            )
         self.sizes = np.array(
             [b for b in BATCHES if demand.min_batch <= b < demand.max_batch] + [demand.max_batch],
             dtype=np.int64,
@@ -78,13 +80,13 @@ class TenantSearch:
         return self.position.service
 
     @property
-    def felt(self) -> Beside:
-        return self.position.felt
+    def as_neighbours(self) -> Neighbours:
+        return self.position.as_neighbours
 
     @property
-    def siblings(self) -> Beside:
+    def siblings(self) -> Neighbours:
         """What one instance of the model feels of the others."""
-        return self.position.felt[1:] if self.demand.instances > 1 else ()
+        return self.position.as_neighbours[1:] if self.demand.instances > 1 else ()
 
     @property
     def granted(self) -> int:
@@ -129,11 +131,11 @@ class TenantSearch:
             if service is not None
             else ()
         )
-        self.position = Candidate(units, size, service, felt(neighbours))
+        self.position = Candidate(units, size, service, quantised(neighbours))
 
     # ------------------------------------------------------------ guesses
 
-    def _curve_ms(self, beside: Beside) -> F64:
+    def _curve_ms(self, beside: Neighbours) -> F64:
         """Service times at the present share, with an unused leading element."""
         return np.append(
             1.0, self.predictor.corrected_ms(self.demand, self.share(self.position.units), beside)
@@ -156,7 +158,7 @@ class TenantSearch:
         )
         return units, size, LatencyPrediction(p99_ms, math.nan, math.nan, busy, batch)
 
-    def guess(self, beside: Beside, free: bool) -> bool | None:
+    def guess(self, beside: Neighbours, free: bool) -> bool | None:
         """Move to where the SLO holds by guess; whether that is a move, None if no share holds it.
         Not ``free``: never to less."""
         now = self.position
@@ -172,7 +174,7 @@ class TenantSearch:
         """To another share, faring as before."""
         self._take(units, self.position.size, self.service)
 
-    def strain(self, beside: Beside) -> float:
+    def strain(self, beside: Neighbours) -> float:
         """P99 over SLO where the model sits, by guess, with the largest batch that makes it least;
         which it takes."""
         curve = self._curve_ms(beside)
@@ -183,7 +185,7 @@ class TenantSearch:
         )
         return float(p99_ms) / self.demand.slo_ms
 
-    def widen(self, beside: Beside, *, largest: bool) -> None:
+    def widen(self, beside: Neighbours, *, largest: bool) -> None:
         """Guess how the model fares where it sits; ``largest``: with the largest limit that costs
         next to nothing."""
         curve, size = self._curve_ms(beside), self.position.size
@@ -203,7 +205,7 @@ class TenantSearch:
 
     # ------------------------------------------------------------ the queue itself
 
-    def check(self, beside: Beside, free: bool) -> bool | None:
+    def check(self, beside: Neighbours, free: bool) -> bool | None:
         """As :meth:`guess`, but what holds the SLO where the model sits is asked of the queue; no
         more than one question a call."""
         now = self.position
@@ -238,7 +240,7 @@ class TenantSearch:
         self.asked[size] = True
         self.mend[~self.asked] = self.mend[size]
 
-    def _last_resort(self, beside: Beside) -> bool | None:
+    def _last_resort(self, beside: Neighbours) -> bool | None:
         """The largest share allowed, with any batch limit whose P99 holds; None if none does."""
         order: NDArray[np.int64] = np.argsort(
             np.abs(np.arange(self.sizes.size) - self.position.size), kind="stable"

@@ -28,6 +28,7 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from igniterd.perf.api import Tenant
+from igniterd.queueing.tail import SERVICE_CV
 from igniterd.records import BiasEstimate
 
 CENTRE = 2.0  # log2 of the batch at which the level is meant
@@ -40,7 +41,6 @@ DRIFT_SD_PER_SQRT_S = 0.002  # at first; then as fast as innovations show
 SLOWEST, FASTEST = 0.001**2, 0.02**2  # variances a second that this may become
 PACE = 0.1  # how quickly
 TILT_DRIFT_SD_PER_SQRT_S = 0.0005
-SERVICE_CV = 0.1  # dispersion of one execution
 # of a window's mean, however many executions, until it is learnt: neighbours' mix differs from the
 # one assumed
 SCATTER_SD = 0.015

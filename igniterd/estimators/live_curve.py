@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from igniterd.perf.api import F64
+from igniterd.queueing.tail import SERVICE_CV
 
 MEMORY_S = 120.0
-SERVICE_CV = 0.1  # dispersion of one execution
 SCATTER_SD = 0.01  # of a window's mean: neighbours come and go
 MOST = 3000.0  # executions counted at most: what is old is not known ever better
 CLIP_SIGMA = 4.0

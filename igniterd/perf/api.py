@@ -60,6 +60,10 @@ class PerformanceModel(Protocol):
         """Largest batch profiled."""
         ...
 
+    def service_cv(self, model: str) -> float | None:
+        """Coefficient of variation of one service time; ``None`` where it was not profiled."""
+        ...
+
     def predict(self, tenants: Sequence[Tenant], *, level: float = 0.95) -> tuple[Prediction, ...]:
         """Mean and upper bound of the service time of each tenant, all of them together on one
         GPU."""

@@ -104,6 +104,7 @@ class IgniterModel:
             / self.board.bytes_per_ms
             for name, c in self.coefficients.items()
         }
+        self._service_cv = {name: model.service_cv for name, model in profile.models.items()}
         self._range = {
             name: _range(model.igniter) for name, model in profile.models.items() if model.igniter
         }
@@ -118,6 +119,9 @@ class IgniterModel:
 
     def max_batch(self, model: str) -> int:
         return self._range[model][0]
+
+    def service_cv(self, model: str) -> float | None:
+        return self._service_cv[model]
 
     def predict(self, tenants: Sequence[Tenant], *, level: float = 0.95) -> tuple[Prediction, ...]:
         """See the protocol. ``level`` is ignored: the published model has no bounds.

@@ -97,6 +97,13 @@ class ModelProfile(_Part):
     solo: Annotated[tuple[SoloPoint, ...], Field(min_length=3)]
     igniter: IgniterInputs | None = None
 
+    @property
+    def service_cv(self) -> float | None:
+        """Coefficient of variation of one service time, to a hundredth: the mean over the points
+        where it was measured; ``None`` where it was at none."""
+        measured = [p.latency_cv for p in self.solo if p.latency_cv is not None]
+        return round(sum(measured) / len(measured), 2) if measured else None
+
 
 class CoTenant(_Part):
     model: Name

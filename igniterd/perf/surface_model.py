@@ -1,6 +1,11 @@
 """igniterd's own performance model: a solo surface with its uncertainty, and what each neighbour
 adds to it.
 
+A profile may have shares at which only the smallest batch was measured (often the whole GPU). What
+larger batches gain there from the larger share is an extrapolation that no uncertainty of the fit
+covers. The upper bound covers it: beyond :func:`trusted_share` it is never below the mean under the
+other reading of the measurements, that larger batches gain no more than a single item does.
+
 Fitted from latencies alone: at most eleven solo points a model and a co-run an ordered pair are
 enough, fewer widen the bounds. The parts are explained where they are:
 :mod:`igniterd.perf.surface`, :mod:`igniterd.perf.interference`, :mod:`igniterd.perf.kernels.mean`.
@@ -41,6 +46,8 @@ class SurfaceModel:
         models = list(profile.models.values())
         self._unit = profile.board.share_unit
         self._ranges = {name: _range(model) for name, model in profile.models.items()}
+        self._service_cv = {name: model.service_cv for name, model in profile.models.items()}
+        self._trusted = {name: trusted_share(model) for name, model in profile.models.items()}
         self._grid = surface.make_grid(2 * max(r[0] for r in self._ranges.values()), self._unit)
         self.transfer = (
             np.array([[m.input_bytes, m.output_bytes] for m in models])
@@ -74,6 +81,9 @@ class SurfaceModel:
 
     def max_batch(self, model: str) -> int:
         return self._ranges[model][0]
+
+    def service_cv(self, model: str) -> float | None:
+        return self._service_cv[model]
 
     def alone(self, model: str, batch: float, share: float) -> tuple[float, float]:
         """GPU time (ms) of one batch alone, without transfers, and the variance of its
@@ -150,6 +160,21 @@ class SurfaceModel:
     def _curves(
         self, model: str, shares: F64, neighbours: Sequence[Tenant], batches: F64, level: float
     ) -> tuple[F64, F64]:
+        """Mean and guarded upper bound (ms): ``shares`` (n_shares,), ``batches`` (n_batches,) ->
+        each (n_shares, n_batches)."""
+        mean, upper = self._fitted(model, shares, neighbours, batches, level)
+        beyond = shares > self._trusted[model] + 1e-9
+        if beyond.any():
+            trusted, one = np.array([self._trusted[model]]), np.ones(1)
+            known = self._fitted(model, trusted, neighbours, np.append(one, batches), level)[0][0]
+            single = self._fitted(model, shares[beyond], neighbours, one, level)[0]
+            upper[beyond] = np.maximum(upper[beyond], known[1:] * single / known[0])
+        return mean, upper
+
+    def _fitted(
+        self, model: str, shares: F64, neighbours: Sequence[Tenant], batches: F64, level: float
+    ) -> tuple[F64, F64]:
+        """As :meth:`_curves`, with the upper bound that the fit alone gives."""
         i = self._index[model]
         if not (
             shares.min() > 0
@@ -209,6 +234,15 @@ def observations(profile: Profile, model: SurfaceModel) -> list[CoRunSample]:
             doubt = variance + ((me.latency_error or 0.0) * me.latency_ms / gpu) ** 2
             found.append(CoRunSample(i, gpu, alone, doubt, float(model.floors[i]), others))
     return found
+
+
+def trusted_share(model: ModelProfile) -> float:
+    """The largest share at which more than one batch was measured; the largest of all where there
+    is no such share."""
+    batches: dict[float, set[int]] = {}
+    for point in model.solo:
+        batches.setdefault(point.share, set()).add(point.batch)
+    return max((share for share, seen in batches.items() if len(seen) > 1), default=max(batches))
 
 
 def _range(model: ModelProfile) -> tuple[int, float, float]:

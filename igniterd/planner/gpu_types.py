@@ -9,14 +9,11 @@ from functools import cached_property
 from igniterd.errors import ConfigError
 from igniterd.perf import PerformanceModel, Profile, load_model, resolve_profile
 from igniterd.perf.igniter_model import IgniterModel
-from igniterd.planner.extrapolation import Guarded
+from igniterd.predict import service_cv
 
 PRICES_PER_HOUR = {"v100": 3.06, "t4": 0.526}
 """USD an hour of one GPU where none is given: AWS p3.2xlarge and g4dn.xlarge, on demand, the
 instances of the published evaluation."""
-
-DEFAULT_CV = 0.1
-"""Coefficient of variation of a single service time where a profile has none."""
 
 
 class GpuType:
@@ -41,8 +38,8 @@ class GpuType:
 
     @cached_property
     def model(self) -> PerformanceModel:
-        """igniterd's own model, guarded against extrapolation in the share."""
-        return Guarded(load_model(self.profile, "igniterd"), self.profile)
+        """igniterd's own model."""
+        return load_model(self.profile, "igniterd")
 
     @property
     def units(self) -> int:
@@ -54,14 +51,8 @@ class GpuType:
         return self.profile.models[model].memory_bytes
 
     def service_cv(self, model: str) -> float:
-        """Dispersion of one service time: the mean of what was measured, else
-        :data:`DEFAULT_CV`."""
-        measured = [
-            point.latency_cv
-            for point in self.profile.models[model].solo
-            if point.latency_cv is not None
-        ]
-        return round(sum(measured) / len(measured), 2) if measured else DEFAULT_CV
+        """Dispersion of one service time."""
+        return service_cv(self.model, model)
 
     def __repr__(self) -> str:
         return f"GpuType({self.name!r}, {self.price_per_hour!r})"

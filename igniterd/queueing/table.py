@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igniterd.queueing.kernels.table import QueueTable
-from igniterd.queueing.tail import response_times
+from igniterd.queueing.tail import SERVICE_CV, response_times
 
 F64 = NDArray[np.float64]
 
-SERVICE_CV = 0.1
 BURSTS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 SHAPES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 LOADS = (0.004, 0.06, 0.16, 0.32, 0.48, 0.62, 0.74, 0.82, 0.88, 0.93, 0.96, 0.98, 0.99, 0.996)

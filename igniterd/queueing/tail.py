@@ -43,6 +43,8 @@ I64 = NDArray[np.int64]
 _T = TypeVar("_T", np.float64, np.int64)
 
 MAX_BATCH = 512
+SERVICE_CV = 0.1
+"""Coefficient of variation of one service time where none was measured."""
 MAX_CV = 1.0
 MAX_BURSTINESS = 100.0
 MAX_INSTANCES = 64
@@ -138,7 +140,7 @@ def response_time(
     rate_per_s: float,
     service_ms: ArrayLike,
     *,
-    service_cv: float = 0.1,
+    service_cv: float = SERVICE_CV,
     max_queue_delay_ms: float = 0.0,
     instances: int = 1,
     burstiness: float = 1.0,
@@ -155,23 +157,22 @@ def response_time(
     case = _Case(service_cv, instances, burstiness)
     problem = _problem(rate_per_s, service, max_queue_delay_ms, case)
     if problem:
-        return TailResult(TailStatus.BAD_INPUT, problem)
+        return TailResult(TailStatus.BAD_INPUT, message=problem)
     found = _distribution(rate_per_s * 1e-3, service, max_queue_delay_ms, case)
     if found is None:
-        return TailResult(TailStatus.OVERLOAD, _overload(rate_per_s, service, instances))
+        return TailResult(TailStatus.OVERLOAD, message=_overload(rate_per_s, service, instances))
     p50, p95, p99 = (found.quantile(q) for q in _QUANTILES)
     return TailResult(
         TailStatus.OK,
-        "",
-        found.mean_ms,
-        p50,
-        p95,
-        p99,
-        found.utilisation,
-        found.mean_batch,
-        found.step_ms,
-        found.decay_per_ms,
-        found.cdf,
+        mean_ms=found.mean_ms,
+        p50_ms=p50,
+        p95_ms=p95,
+        p99_ms=p99,
+        utilisation=found.utilisation,
+        mean_batch=found.mean_batch,
+        step_ms=found.step_ms,
+        decay_per_ms=found.decay_per_ms,
+        cdf=found.cdf,
     )
 
 
@@ -180,7 +181,7 @@ def response_times(
     service_ms: ArrayLike,
     *,
     batches: ArrayLike | None = None,
-    service_cv: float = 0.1,
+    service_cv: float = SERVICE_CV,
     max_queue_delay_ms: ArrayLike = 0.0,
     instances: int = 1,
     burstiness: float = 1.0,

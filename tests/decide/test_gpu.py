@@ -16,8 +16,8 @@ from igniterd.records import Allocation, DecisionKind
 
 MODEL = load_model(builtin_profile("v100"))
 PREDICTORS = PredictorPair(
-    promises=LatencyPredictor(MODEL, level=0.95),
-    expects=LatencyPredictor(MODEL, level=0.95, upper=False),
+    upper=LatencyPredictor(MODEL, level=0.95),
+    mean=LatencyPredictor(MODEL, level=0.95, upper=False),
 )
 RATES = {"alexnet": 200.0, "resnet50": 100.0}
 WAITING_MS = 20

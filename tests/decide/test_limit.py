@@ -16,8 +16,8 @@ from igniterd.records import Allocation, DecisionKind
 
 _MODEL = load_model(builtin_profile("v100"))
 PREDICTORS = PredictorPair(
-    promises=LatencyPredictor(_MODEL, level=0.95),
-    expects=LatencyPredictor(_MODEL, level=0.95, upper=False),
+    upper=LatencyPredictor(_MODEL, level=0.95),
+    mean=LatencyPredictor(_MODEL, level=0.95, upper=False),
 )
 SLO_MS, HERE = 40.0, Allocation(0.4, 8)
 
@@ -27,7 +27,7 @@ def carried(share: float) -> float:
     low, high = 1.0, 2000.0
     while high - low > 0.5:
         middle = (low + high) / 2
-        served = PREDICTORS.expects.together(
+        served = PREDICTORS.mean.together(
             [Demand("m", "resnet50", middle, SLO_MS)], {"m": replace(HERE, share=share)}
         )["m"]
         low, high = (middle, high) if served.p99_ms <= SLO_MS else (low, middle)

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from igniterd.decide.tenant import TenantSearch
 from igniterd.perf import builtin_profile, load_model
 from igniterd.perf.api import Tenant
-from igniterd.predict import Demand, LatencyPredictor, felt
+from igniterd.predict import Demand, LatencyPredictor, quantised
 from igniterd.records import Allocation
 
 PREDICTOR = LatencyPredictor(load_model(builtin_profile("v100")), level=0.95)
-BESIDE = felt([Tenant("vgg19", 2.0, 0.3, 0.6)])
+BESIDE = quantised([Tenant("vgg19", 2.0, 0.3, 0.6)])
 
 
 def settled(demand: Demand, growth: float = 1.0) -> TenantSearch | None:
@@ -83,4 +83,4 @@ def test_a_model_let_go_sits_where_it_is_put() -> None:
     seat.sit(1.0, (Allocation(0.1, 32), service))
     assert seat.fixed
     assert seat.allocation == Allocation(0.1, 32)
-    assert seat.felt[0].share == pytest.approx(0.1)
+    assert seat.as_neighbours[0].share == pytest.approx(0.1)

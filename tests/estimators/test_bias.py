@@ -11,7 +11,6 @@ from igniterd.estimators.bias import (
     LEVEL_SD,
     LOCAL,
     SCATTER_SD,
-    SERVICE_CV,
     Bias,
     Measured,
     Point,
@@ -21,6 +20,7 @@ from igniterd.estimators.bias import (
     pressure_of,
 )
 from igniterd.perf.api import Tenant
+from igniterd.queueing.tail import SERVICE_CV
 from igniterd.records import BiasEstimate
 
 HERE = Point(0.5)

@@ -14,7 +14,7 @@ from igniterd.perf.api import Tenant
 from igniterd.perf.interference import estimate_prior
 from igniterd.perf.kernels import mean as kernel
 from igniterd.perf.profile import builtin_profile
-from igniterd.perf.surface_model import SurfaceModel, observations
+from igniterd.perf.surface_model import SurfaceModel, observations, trusted_share
 
 MODELS = ("alexnet", "resnet50", "vgg19", "ssd")
 MODEL = SurfaceModel(builtin_profile("v100"))
@@ -226,3 +226,29 @@ def test_copies_of_a_model_slow_each_other_as_published(model: str, growth: floa
     together, alone = MODEL.predict([copy, copy])[0], MODEL.predict([copy])[0]
     assert together.latency_ms / alone.latency_ms == pytest.approx(growth, abs=0.03)
     assert together.upper_ms > growth * alone.latency_ms * 0.98
+
+
+def test_a_share_is_trusted_where_more_than_one_batch_was_measured() -> None:
+    for name, model in builtin_profile("v100").models.items():
+        trusted = trusted_share(model)
+        assert len({p.batch for p in model.solo if p.share == trusted}) > 1, name
+        assert all(
+            len({p.batch for p in model.solo if p.share == share}) == 1
+            for share in {p.share for p in model.solo}
+            if share > trusted
+        )
+
+
+@pytest.mark.parametrize("beside", [(), (Tenant("vgg19", 4, 0.2, 0.6),)])
+def test_the_bound_does_not_stand_on_gains_that_no_batch_was_measured_to_have(
+    beside: tuple[Tenant, ...],
+) -> None:
+    raised = {}
+    for name, model in builtin_profile("v100").models.items():
+        trusted = trusted_share(model)
+        assert trusted < 1, "the shipped profile has larger batches at part of the GPU only"
+        mean, upper = MODEL.share_curves_ms(name, np.array([trusted, 1.0]), beside, 16)
+        assert (upper[1] >= mean[0] * mean[1, 0] / mean[0, 0] * (1 - 1e-9)).all()
+        fitted = MODEL._fitted(name, np.array([1.0]), beside, np.arange(1.0, 17.0), 0.95)[1][0]
+        raised[name] = float((upper[1] / fitted).max())
+    assert max(raised.values()) > 1.03

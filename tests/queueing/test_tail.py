@@ -168,7 +168,7 @@ def simulated(
     solo = np.concatenate([[0.0], curve])[None, :]
     latency, busy, batches = np.empty(requests), np.zeros(1), np.zeros(1, dtype=np.int64)
     offsets, none = np.array([0, requests]), np.zeros((1, 1, curve.size + 1, curve.size + 1))
-    dispersion = np.array([cv, 0.0, 1.0])
+    dispersion = np.array([[cv, 0.0, 1.0]])
     replay_gpu(
         times,
         offsets,

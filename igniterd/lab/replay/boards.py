@@ -22,6 +22,7 @@ from igniterd.lab.gpu.truth import (
     share_units,
 )
 from igniterd.perf.api import PerformanceModel, Tenant
+from igniterd.predict import service_cv
 
 F64 = NDArray[np.float64]
 
@@ -49,10 +50,9 @@ class Board(Protocol):
         """What it is, for people."""
         ...
 
-    @property
-    def dispersion(self) -> tuple[float, float, float]:
-        """Of one execution: coefficient of variation, chance of a straggler, how many times longer
-        it takes."""
+    def dispersion(self, replicas: Sequence[Replica]) -> Sequence[tuple[float, float, float]]:
+        """Of one execution of each: coefficient of variation, chance of a straggler, how many times
+        longer it takes."""
         ...
 
     def tables(self, replicas: Sequence[Replica]) -> tuple[F64, F64]:
@@ -68,10 +68,12 @@ class MeasuredBoard:
     """The measured V100, see :mod:`igniterd.lab.gpu.truth`, with the emulator's dispersion."""
 
     name = "measured tables"
-    dispersion = (DISPERSION_CV, STRAGGLER_CHANCE, STRAGGLER_FACTOR)
 
     def __init__(self, truth: Truth | None = None) -> None:
         self._truth = truth or Truth.v100()
+
+    def dispersion(self, replicas: Sequence[Replica]) -> Sequence[tuple[float, float, float]]:
+        return [(DISPERSION_CV, STRAGGLER_CHANCE, STRAGGLER_FACTOR)] * len(replicas)
 
     def tables(self, replicas: Sequence[Replica]) -> tuple[F64, F64]:
         for r in replicas:
@@ -102,11 +104,13 @@ class ModelBoard:
     """A performance model in place of measurements. Interference is taken pair by pair and added
     up."""
 
-    def __init__(self, model: PerformanceModel, service_cv: float = 0.1) -> None:
+    def __init__(self, model: PerformanceModel) -> None:
         self._model = model
         self.name = f"the model {model.name}"
-        self.dispersion = (service_cv, 0.0, 1.0)
         self._pairs: dict[tuple[str, float, str, float], F64] = {}
+
+    def dispersion(self, replicas: Sequence[Replica]) -> Sequence[tuple[float, float, float]]:
+        return [(service_cv(self._model, r.model), 0.0, 1.0) for r in replicas]
 
     def tables(self, replicas: Sequence[Replica]) -> tuple[F64, F64]:
         for r in replicas:

@@ -302,7 +302,6 @@ def _replay_one(
         np.zeros(len(gpu), dtype=np.int64),
     )
     chance = int(np.random.SeedSequence((seed, g)).generate_state(1)[0])
-    dispersion = np.asarray(board.dispersion)
     replay_gpu(
         times,
         offsets,
@@ -310,7 +309,7 @@ def _replay_one(
         delays,
         solo,
         excess,
-        dispersion,
+        np.asarray(board.dispersion(gpu)),
         chance,
         duration_s * 1e3,
         latency,

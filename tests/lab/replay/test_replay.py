@@ -20,8 +20,6 @@ from igniterd.lab.replay.replay import Arrivals, Kind, gaps_s, read_trace, repla
 from igniterd.perf import load_model, resolve_profile
 from igniterd.queueing.tail import response_time
 
-STEADY = np.zeros(3)
-
 
 def run(
     times: list[list[float]],
@@ -48,7 +46,7 @@ def run(
         np.asarray(delays or [0.0] * n),
         table,
         beside,
-        STEADY,
+        np.zeros((n, 3)),
         1,
         math.inf,
         latency,

@@ -47,7 +47,7 @@ def replay_gpu(
 
     ``times`` (N,) ms: arrivals of tenant i at ``offsets[i]:offsets[i + 1]``, ascending; ``largest``
     (n,), ``delays`` (n,) ms, ``solo`` (n, b + 1) ms, ``excess`` (n, n, b + 1, b + 1) a fraction,
-    ``dispersion`` (3,): coefficient of variation, chance of a straggler, its factor. Writes
+    ``dispersion`` (n, 3): coefficient of variation, chance of a straggler, its factor. Writes
     ``latency`` (N,) ms, ``busy`` (n,) ms spent executing up to ``horizon`` ms, ``batches`` (n,).
     """
     np.random.seed(seed)
@@ -80,7 +80,9 @@ def replay_gpu(
         else:
             size = take(q, who, now)
             running[who] = size
-            left[who] = solo[who, size] * _factor(dispersion[0], dispersion[1], dispersion[2])
+            left[who] = solo[who, size] * _factor(
+                dispersion[who, 0], dispersion[who, 1], dispersion[who, 2]
+            )
             batches[who] += 1
             slow[who] = 1.0
             sign = 1.0
