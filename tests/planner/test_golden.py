@@ -12,7 +12,7 @@ from tests.planner.golden import FILE, Case, cases, count_gpus
 TABLE: dict[str, dict[str, int]] = json.loads(FILE.read_text())
 
 
-@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", list(cases()), ids=lambda case: case.name)
 def test_a_plan_takes_as_many_gpus_as_the_table_says(case: Case, v100: GpuType) -> None:
     assert count_gpus(case, v100) == TABLE[case.name]
 
