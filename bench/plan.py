@@ -28,6 +28,7 @@ import argparse
 import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -37,9 +38,10 @@ from statistics import median
 
 import numpy as np
 
+sys.path.append(str(Path(__file__).parents[1]))  # at the end: PYTHONPATH may name another revision
+from bench.bound.proof import prove
 from igniterd.lab.replay.boards import MeasuredBoard, Replica
 from igniterd.lab.replay.replay import Arrivals, Kind, Replayed, replay
-from igniterd.planner.bound import prove
 from igniterd.planner.gpu_types import GpuType, parse_gpu
 from igniterd.planner.plan import ProvisionPlan
 from igniterd.planner.problem import pose

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from igniterd.planner.evaluate import LEVEL
 from igniterd.planner.gpu_types import GpuType
 from igniterd.planner.kernels import shares as packing
+from igniterd.planner.kernels.lower_bound import bound_units
 from igniterd.planner.kernels.shares import Items
 from igniterd.planner.tables import build_tables
 from igniterd.planner.workloads import Infeasible, Workload
@@ -206,11 +207,11 @@ def pose(
 
 
 def _bound(tables: Tables, items: Items, kind: int, alone: I64, out: F64) -> None:
-    """:func:`igniterd.planner.kernels.shares.bound_units` on all processors."""
+    """:func:`igniterd.planner.kernels.lower_bound.bound_units` on all processors."""
 
     def part(which: I64) -> None:
         found = np.empty(which.size)
-        packing.bound_units(tables, pick(items, which), kind, alone[which], found)
+        bound_units(tables, pick(items, which), kind, alone[which], found)
         out[which] = found
 
     pieces = np.array_split(

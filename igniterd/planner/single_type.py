@@ -11,25 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from igniterd.planner.consolidate import consolidate
 from igniterd.planner.evaluate import LEVEL, Placement
 from igniterd.planner.fill import pack
 from igniterd.planner.gpu_types import GpuType
 from igniterd.planner.least_shares import Settler
 from igniterd.planner.local_search import SMALL
+from igniterd.planner.lower_bound import lower_bounds
 from igniterd.planner.plan import PlannedGpu, PlannedTenant, ProvisionPlan
 from igniterd.planner.problem import Problem, pose
 from igniterd.planner.repair import Placed, calibrate, check, correct, mend
-from igniterd.planner.splits import curves, least_weights
 from igniterd.planner.workloads import Infeasible, Workload
 
 OUT_OF_STOCK = "needs a GPU beyond the"
 """How the reason begins that a workload lost for want of GPUs is given."""
-_ALIKE = 1.02
-"""SLOs within this factor are one where the cost of splitting over kinds of GPU is limited from
-below."""
 REPACKED = 200
 """Up to so many items, a plan that misses somewhere is packed anew with what was learnt before it
 is mended GPU by GPU."""
@@ -96,29 +91,6 @@ def within_stock(placed: Placed) -> Placed:
             placed.unplaced,
         )
     return placed
-
-
-def lower_bounds(problem: Problem) -> tuple[float, float | None]:
-    """(GPUs, cost an hour) that no plan can do without: least shares with no neighbours at all,
-    added up, on the best kind for each."""
-    if not problem.workloads:
-        return 0.0, 0.0
-    gpus = _least(problem, [1.0] * len(problem.gpus))
-    prices = [gpu.price_per_hour for gpu in problem.gpus]
-    known = [price for price in prices if price is not None]
-    return gpus, _least(problem, known) if len(known) == len(prices) else None
-
-
-def _least(problem: Problem, prices: Sequence[float]) -> float:
-    """The least shares at these prices of a whole GPU; a workload may also be split over kinds,
-    each of which serves a part."""
-    least = (problem.bound / problem.tables.units[:, None] * np.array(prices)[:, None]).min(axis=0)
-    if len(prices) > 1:
-        mixed = least_weights(
-            curves(problem.tables, problem.whole, _ALIKE), problem.whole.rate, prices
-        )[:, 0]
-        least = np.minimum(least, mixed)
-    return float(least.sum())
 
 
 def to_plan(placed: Placed, burstiness: float) -> ProvisionPlan:

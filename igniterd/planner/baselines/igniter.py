@@ -64,7 +64,7 @@ class Demand:
     workloads: tuple[Workload, ...]
     batch: I64  # (n,)
     lower: I64  # (n,) least share in units
-    coef: F64  # (n, columns), see kernels.provision.COLUMNS
+    coef: F64  # (n, columns), as kernels.Case.coef
     rejected: tuple[Infeasible, ...]
 
     @property
@@ -130,7 +130,7 @@ class Theorem1:
         )
 
     def rows(self, which: I64, need: Requirements) -> F64:
-        """What the kernels read of each workload, (n, columns): see kernels.provision.COLUMNS."""
+        """What the kernels read of each workload, (n, columns): ``kernels.Case.coef``."""
         c = {field: values[which] for field, values in self._of.items()}
         batch = need.batch.astype(np.float64)
         gamma = c["k1"] * batch**2 + c["k2"] * batch + c["k3"]
@@ -214,21 +214,17 @@ def unknown_model(workload: Workload, known: Sequence[str]) -> Infeasible:
     )
 
 
-def board_row(model: IgniterModel) -> F64:
-    """The GPU for the kernels, see kernels.provision.BOARD."""
-    b = model.board
-    unit = 100.0 * model.share_unit
-    return np.array(
-        [
-            b.idle_power_w,
-            b.power_limit_w,
-            b.top_clock_mhz,
-            b.alpha_f,
-            b.alpha_sch,
-            b.beta_sch,
-            unit,
-        ],
-        dtype=np.float64,
+def board_of(model: IgniterModel) -> kernels.Board:
+    """The GPU for the kernels."""
+    board = model.board
+    return kernels.Board(
+        idle_w=board.idle_power_w,
+        power_limit_w=board.power_limit_w,
+        clock_mhz=board.top_clock_mhz,
+        alpha_f=board.alpha_f,
+        alpha_sch=board.alpha_sch,
+        beta_sch=board.beta_sch,
+        unit_pct=100.0 * model.share_unit,
     )
 
 
@@ -239,23 +235,15 @@ def place(
     strategy."""
     n = len(demand.workloads)
     gpu_of, units = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    alike = np.column_stack((demand.coef[:, :-1], demand.lower))
-    group = np.unique(alike, axis=0, return_inverse=True)[1].astype(np.int64).ravel()
-    order, capacity = demand.order, capacity_units(model)
-    args = (
-        demand.coef,
-        board_row(model),
-        demand.lower,
-        order,
-        group,
-        capacity,
-        first_fit,
-        aware,
-        kernels.MANY,
-        gpu_of,
-        units,
+    case = kernels.Case(
+        coef=demand.coef,
+        board=board_of(model),
+        lower=demand.lower,
+        capacity=capacity_units(model),
+        first_fit=first_fit,
+        aware=aware,
     )
-    gpus = int(kernels.provision(*args)) if n else 0
+    gpus = int(kernels.provision(case, demand.order, gpu_of, units)) if n else 0
     return Allocation(gpu_of, units, gpus)
 
 

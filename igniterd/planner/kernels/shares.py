@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from igniterd.queueing.kernels.lookup import (
     Tables,
     calm_option,
-    largest_rate,
     least_units,
     pair_gain,
 )
@@ -178,96 +177,3 @@ def crowded_needs(t: Tables, items: Items, kind: int, alone: I64, out: I64) -> N
                 phi,
                 alone[i],
             )
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def try_add(
-    t: Tables,
-    items: Items,
-    kinds: I64,
-    members: I64,
-    counts: I64,
-    used: I64,
-    item: int,
-    hosts: I64,
-    out: I64,
-) -> None:
-    """Write into ``out`` what the sum of units of each of ``hosts`` becomes with ``item``; above
-    the GPU's units when it does not fit."""
-    who = np.empty(SEATS, np.int64)
-    units = np.empty(SEATS, np.int64)
-    option = np.empty(SEATS, np.int64)
-    busy = np.empty(SEATS)
-    batch = np.empty(SEATS)
-    stretch = np.empty(SEATS)
-    for h in range(hosts.shape[0]):
-        g = hosts[h]
-        count = counts[g]
-        if count >= SEATS:
-            out[h] = 2 * t.units[kinds[g]]
-            continue
-        who[:count] = members[g, :count]
-        who[count] = item
-        out[h] = settle(
-            t,
-            items,
-            kinds[g],
-            who,
-            count + 1,
-            t.units[kinds[g]],
-            units,
-            option,
-            busy,
-            batch,
-            stretch,
-        )
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def bound_units(t: Tables, items: Items, kind: int, alone: I64, out: F64) -> None:
-    """Write a lower bound on the units each item takes on GPUs of ``kind``, however it is split and
-    with no neighbour at all.
-
-    Unsplit it takes ``alone``. Split, its parts serve at most what their units serve alone
-    (``largest_rate``, from above): the fewest units over all ways to split is a knapsack, solved
-    exactly.
-    """
-    top = t.units[kind]
-    rates = np.zeros(top + 1)
-    for i in range(items.model.shape[0]):
-        m, goal, rate, queue = items.model[i], items.goal_ms[i], items.rate[i], items.queue[i]
-        fewest = least_units(t, kind, queue, m, goal, rate * 1e-4, 1.0, 1)
-        out[i] = np.inf
-        if fewest > top:
-            continue
-        if alone[i] <= top:
-            out[i] = alone[i]
-            if 2 * fewest >= alone[i]:
-                continue
-        most = min(alone[i] - 1, top)
-        below = rate * 1e-4
-        for u in range(fewest, most + 1):
-            rates[u] = largest_rate(t, kind, queue, m, goal, u, 1.0, below)
-            if u > fewest:  # more units never serve less; the tables may say so by a hair
-                rates[u] = max(rates[u], rates[u - 1])
-            below = max(below, 0.95 * rates[u])
-        if rates[most] > 0.0:
-            out[i] = min(out[i], _fewest_in_parts(rates, fewest, most, rate))
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _fewest_in_parts(rates: F64, fewest: int, most: int, rate: float) -> float:
-    """Fewest units, over all ways to add parts of ``fewest``..``most`` units up, that serve
-    ``rate``; part u serves ``rates[u]``."""
-    best = 0.0
-    for u in range(fewest, most + 1):
-        best = max(best, rates[u] / u)
-    size = int(np.ceil(rate / best)) + 2 * most
-    served = np.zeros(size + 1)
-    for total in range(1, size + 1):
-        served[total] = served[total - 1]
-        for u in range(fewest, min(most, total) + 1):
-            served[total] = max(served[total], served[total - u] + rates[u])
-        if served[total] >= rate:
-            return float(total)
-    return np.ceil(rate / best)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from igniterd.perf.api import Tenant
 from igniterd.planner.baselines import igniter as published
 from igniterd.planner.gpu_types import parse_gpu
-from igniterd.planner.kernels import igniter as provision
+from igniterd.planner.kernels import igniter as kernels
 from igniterd.planner.strategies import Request, plan
 from igniterd.planner.workloads import Workload
 
@@ -78,7 +78,7 @@ def test_every_gpu_holds_what_algorithm_2_says(cases, first_fit):
     ]
     demand = rows(v100, workloads)
     placed = published.place(v100.published, demand, first_fit=first_fit)
-    board = published.board_row(v100.published)
+    board = published.board_of(v100.published)
     for g in range(placed.gpus):
         members = np.flatnonzero(placed.gpu_of == g)
         units = placed.units[members]
@@ -86,65 +86,27 @@ def test_every_gpu_holds_what_algorithm_2_says(cases, first_fit):
         assert units.sum() <= 40
         assert (units >= demand.lower[members]).all()
         out = np.empty(members.size)
-        provision.latencies_ms.py_func(demand.coef, board, members, units, members.size, out)
+        kernels.latencies_ms.py_func(demand.coef, board, members, units, members.size, out)
         if members.size > 1:
-            assert (out <= demand.coef[members, 12] * (1 + 1e-9)).all()
+            assert (out <= demand.coef[members, kernels.LIMIT_MS] * (1 + 1e-9)).all()
 
 
-def provisioned(demand, board, kernel, many):
+def provisioned(v100, demand, kernel):
     n = len(demand.workloads)
-    alike = np.unique(
-        np.column_stack((demand.coef[:, :-1], demand.lower)), axis=0, return_inverse=True
-    )[1].ravel()
     gpu_of, units = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    args = (
-        demand.coef,
-        board,
-        demand.lower,
-        demand.order,
-        alike.astype(np.int64),
-        40,
-        False,
-        True,
-        many,
-        gpu_of,
-        units,
+    case = kernels.Case(
+        demand.coef, published.board_of(v100.published), demand.lower, 40, False, True
     )
-    return kernel(*args), gpu_of.tolist(), units.tolist()
+    return kernel(case, demand.order, gpu_of, units), gpu_of.tolist(), units.tolist()
 
 
 def test_the_compiled_kernel_says_what_its_python_says(v100, v100_workloads):
-    demand, board = rows(v100, v100_workloads), published.board_row(v100.published)
+    demand = rows(v100, v100_workloads)
     one, other = (
-        provisioned(demand, board, kernel, 24)
-        for kernel in (provision.provision, provision.provision.py_func)
+        provisioned(v100, demand, kernel)
+        for kernel in (kernels.provision, kernels.provision.py_func)
     )
     assert one == other
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 400), st.integers(1, 12))
-def test_answers_kept_for_a_group_lead_to_the_plan_of_the_plain_loop(seed, count, kinds):
-    """Few kinds of workload, many limits: with every group in a tree, and with none, the plan is
-    the same to the unit."""
-    v100 = parse_gpu("v100")
-    rng = np.random.default_rng(seed)
-    base = [("alexnet", 10, 1200), ("resnet50", 20, 400), ("vgg19", 30, 400), ("ssd", 40, 50)]
-    kind = [
-        (*base[i][:1], base[i][1], base[i][2] * r)
-        for i, r in zip(rng.integers(0, 4, kinds), rng.uniform(0.1, 1.0, kinds), strict=True)
-    ]
-    picked = [
-        (kind[i], s)
-        for i, s in zip(rng.integers(0, kinds, count), rng.uniform(1.0, 1.6, count), strict=True)
-    ]
-    demand = rows(
-        v100, [Workload(f"w{n}", k[0], k[1] * s, k[2]) for n, (k, s) in enumerate(picked)]
-    )
-    board = published.board_row(v100.published)
-    assert provisioned(demand, board, provision.provision, 1) == provisioned(
-        demand, board, provision.provision, 10**9
-    )
 
 
 @pytest.mark.parametrize("slo", [6, 7, 8])

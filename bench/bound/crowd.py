@@ -1,4 +1,4 @@
-"""The dearest sets of tenants that may share a GPU, at given prices; :mod:`igniterd.planner.bound`
+"""The dearest sets of tenants that may share a GPU, at given prices; :mod:`bench.bound.proof`
 says what for and why it is a limit."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from igniterd.planner.kernels import pricing
+from bench.bound.kernels import pricing
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]

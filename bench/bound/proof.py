@@ -16,7 +16,7 @@ What the dearest GPU is worth is limited from above as follows; each step admits
 there are.
 
 - *Parts*: a workload that fits no GPU is split. A part is worth so much of y_i that, whatever the
-  split, its parts are worth y_i together, or more (:mod:`igniterd.planner.splits`). Of all parts
+  split, its parts are worth y_i together, or more (:mod:`bench.bound.parts`). Of all parts
   that need as many units alone, the rate is taken to be the least, with which it needs least beside
   others and disturbs them least, and the worth to be the most.
 - *Tenants*, wholes and parts, slow each other. One that takes u units adds at least harm(u) to the
@@ -46,10 +46,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from igniterd.planner.crowd import MOST, Crowd, Tenants
-from igniterd.planner.kernels import pricing
+from bench.bound.crowd import MOST, Crowd, Tenants
+from bench.bound.kernels import pricing
+from bench.bound.parts import part_worth
 from igniterd.planner.kernels.shares import Items
-from igniterd.planner.splits import Curves, curves, part_worth
+from igniterd.planner.lower_bound import Curves, curves
 from igniterd.queueing.kernels.lookup import Tables
 
 F64 = NDArray[np.float64]

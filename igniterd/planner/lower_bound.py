@@ -1,12 +1,10 @@
-"""What the parts of a split workload are worth: what limits how much splitting can help any plan.
+"""What no plan can do without, in GPUs or money an hour: the least share of every workload with no
+neighbour at all, however it is split, added up.
 
-Workloads of a model with about the same SLO share a *curve*: the largest rate that each number of
-units serves alone. A part of rate r needs u(r) units alone, the fewest that serve r on the curve.
-Let g be what of the workload's worth a part has; a bound on plans that may split needs sum g >= 1
-for the parts, two or more, of every split. Two such g are mixed here. One is r / rate: parts serve
-the whole together. The other is w (u - s) / D, at most 1, with w the cost of a unit, s what each
-part is let off (a part costs units whatever its rate), and D the least that the parts of any split
-come to. The first is better for large parts, the second where units are coarse.
+On one kind of GPU the least share is a knapsack (:mod:`igniterd.planner.kernels.lower_bound`). On
+several, a workload may also be split over kinds. Workloads of a model with about the same SLO share
+a *curve* then: the largest rate that each number of units serves alone. A part of rate r needs u(r)
+units alone, the fewest that serve r on the curve.
 """
 
 from __future__ import annotations
@@ -18,16 +16,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from igniterd.planner.kernels import pricing
+from igniterd.planner.kernels import lower_bound as kernels
 from igniterd.planner.kernels.shares import Items
+from igniterd.planner.problem import Problem
 from igniterd.queueing.kernels.lookup import Tables
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-_MIXED = (0.0, 0.25, 0.5, 0.75, 1.0)
+_ALIKE = 1.02
+"""SLOs within this factor are one where workloads are split over kinds of GPU."""
 LET_OFF = (0, 1, 2, 3, 4, 6, 8)
-"""Twice the s that are tried, of one kind of GPU. Of several kinds s is 0."""
+"""Units, times two, that each part may be let off on one kind of GPU (for the proof of
+:mod:`bench.bound`). On several kinds nothing is let off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def curves(t: Tables, whole: Items, alike: float) -> Curves:
         for row, (model, queue, _), goal, start in zip(
             table, keys.tolist(), goals.tolist(), starts.tolist(), strict=True
         ):
-            pricing.rates_by_units(t, kind, queue, model, goal, start, row)
+            kernels.rates_by_units(t, kind, queue, model, goal, start, row)
         rates.append(table)
     return Curves(of, keys[:, 0], keys[:, 1], goals, rates)
 
@@ -81,7 +82,7 @@ def least_weights(found: Curves, rate: F64, prices: Sequence[float]) -> F64:
         for place, off in enumerate(LET_OFF[: out.shape[1]]):
             if all(off < 2 * fewest[k] for k in able):
                 out[w, place] = min(
-                    (0.5 * unit[k] * pricing.split_weight(served[k], wanted, off) for k in able),
+                    (0.5 * unit[k] * kernels.split_weight(served[k], wanted, off) for k in able),
                     default=math.inf,
                 )
         if len(able) > 1:
@@ -91,45 +92,30 @@ def least_weights(found: Curves, rate: F64, prices: Sequence[float]) -> F64:
     return out
 
 
-def part_worth(
-    found: Curves, rate: F64, prices: Sequence[float], order: I64, start: I64
-) -> list[F64]:
-    """By kind (F, U + 1): the most of a workload's worth that a part which needs u units alone has,
-    in each family of workloads.
-
-    ``order[start[f] : start[f + 1]]`` are those of family f. Of all mixtures, for
-    each family the one whose parts are worth least for their units, on average over sizes.
-    """
-    weights = np.minimum.reduceat(least_weights(found, rate, prices)[order], start, axis=0)
-    shares, densest = [], []
-    for kind, rates in enumerate(found.rates):
-        units = np.arange(rates.shape[1])
-        served = np.maximum.reduceat(
-            np.minimum(1.0, rates[found.of[order]] / rate[order, None]), start, axis=0
-        )
-        with np.errstate(divide="ignore", invalid="ignore"):
-            # (S, U + 1)
-            cost = (
-                prices[kind]
-                / units[-1]
-                * (units - 0.5 * np.array(LET_OFF[: weights.shape[1]])[:, None])
-            )
-            # (F, S, U + 1)
-            by_units = np.where(
-                weights[:, :, None] > 0.0, np.clip(cost / weights[:, :, None], 0.0, 1.0), 1.0
-            )
-        by_units = np.where(served[:, None] > 0.0, by_units, 0.0)
-        mixed = np.stack(
-            [a * by_units + (1.0 - a) * served[:, None] for a in _MIXED], axis=1
-        ).reshape(start.size, -1, units.size)
-        dense = mixed[:, :, 1:] / (prices[kind] * units[1:])
-        shares.append(mixed)
-        densest.append(dense.mean(axis=2))
-    best = np.argmin(np.max(densest, axis=0), axis=1)
-    return [mixed[np.arange(start.size), best] for mixed in shares]
-
-
 def _per_rate(rates: F64) -> float:
     """Fewest units for each request/ms, over all sizes of a part."""
     units = np.flatnonzero(rates > 0.0)
     return float((units / rates[units]).min())
+
+
+def lower_bounds(problem: Problem) -> tuple[float, float | None]:
+    """(GPUs, cost an hour) that no plan can do without: least shares with no neighbours at all,
+    added up, on the best kind for each."""
+    if not problem.workloads:
+        return 0.0, 0.0
+    gpus = _least(problem, [1.0] * len(problem.gpus))
+    prices = [gpu.price_per_hour for gpu in problem.gpus]
+    known = [price for price in prices if price is not None]
+    return gpus, _least(problem, known) if len(known) == len(prices) else None
+
+
+def _least(problem: Problem, prices: Sequence[float]) -> float:
+    """The least shares at these prices of a whole GPU; a workload may also be split over kinds,
+    each of which serves a part."""
+    least = (problem.bound / problem.tables.units[:, None] * np.array(prices)[:, None]).min(axis=0)
+    if len(prices) > 1:
+        mixed = least_weights(
+            curves(problem.tables, problem.whole, _ALIKE), problem.whole.rate, prices
+        )[:, 0]
+        least = np.minimum(least, mixed)
+    return float(least.sum())

@@ -1,7 +1,7 @@
 """Compiled parts of the planner's lower bound: what a GPU's tenants are worth at most, at given
 prices of the workloads.
 
-The bound (:mod:`igniterd.planner.bound`) needs an upper limit of the worth of any GPU's tenants,
+The bound (:mod:`bench.bound.proof`) needs an upper limit of the worth of any GPU's tenants,
 over all sets of them. Here the sets are sorted by *composition*: how many tenants of each *class*
 there are, a class being a model and a range of how much harm a tenant does. The composition fixes
 the least slowdown of each class; with it, a tenant takes at least so many units, and the worth is a
@@ -18,7 +18,6 @@ from igniterd.planner.kernels.shares import Items
 from igniterd.queueing.kernels.lookup import (
     Tables,
     behaviour,
-    largest_rate,
     least_units,
     nearest_units,
 )
@@ -104,57 +103,6 @@ def harms(t: Tables, items: Items, kind: int, alone: I64, out: F64) -> None:
             for between in range(first, units):
                 out[i, between] = out[i, units]
             first = units + 1
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def rates_by_units(
-    t: Tables, kind: int, queue: int, model: int, goal: float, rate: float, out: F64
-) -> None:
-    """Write the largest rate (from above) that each number of units serves alone into ``out`` (U +
-    1,); ``rate``: one to start at."""
-    top = t.units[kind]
-    out[:] = 0.0
-    below = rate * 1e-4
-    for u in range(least_units(t, kind, queue, model, goal, below, 1.0, 1), top + 1):
-        out[u] = max(largest_rate(t, kind, queue, model, goal, u, 1.0, below), out[u - 1])
-        below = max(below, 0.95 * out[u])
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def split_weight(rates: F64, rate: float, off: int) -> float:
-    """Least weight of two or more parts that serve ``rate`` together, where a part of u units
-    serves ``rates[u]`` and weighs 2 u - ``off``.
-
-    Infinite where no parts do; ``off`` must be below twice the fewest units that serve anything.
-    """
-    top = rates.shape[0] - 1
-    fewest = 1
-    while fewest <= top and rates[fewest] <= 0.0:
-        fewest += 1
-    if fewest > top:
-        return np.inf
-    most, best = fewest - 1, 0.0
-    while most < top and rates[most + 1] < rate:
-        most += 1
-        best = max(best, rates[most] / (2 * most - off))
-    # one part that would do alone, and another
-    whole = np.inf if most == top else float(2 * (most + 1 + fewest) - 2 * off)
-    if most < fewest:
-        return whole
-    least = rate / best
-    if least >= whole:
-        return whole
-    if least > 8 * top:
-        return float(np.ceil(least))
-    size = int(np.ceil(least)) + 2 * (2 * most - off)
-    served = np.zeros(size + 1)
-    for total in range(1, size + 1):
-        served[total] = served[total - 1]
-        for u in range(fewest, min(most, (total + off) // 2) + 1):
-            served[total] = max(served[total], served[total - 2 * u + off] + rates[u])
-        if served[total] >= rate:
-            return min(whole, float(total))
-    return whole
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igniterd.planner.bound import EFFORT, Proof, prove
+from bench.bound.kernels import pricing
+from bench.bound.parts import part_worth
+from bench.bound.proof import EFFORT, Proof, prove
 from igniterd.planner.gpu_types import GpuType
-from igniterd.planner.kernels import pricing
 from igniterd.planner.kernels import shares as packing
 from igniterd.planner.kernels.shares import SEATS, Items
+from igniterd.planner.lower_bound import curves, lower_bounds
 from igniterd.planner.problem import Problem, needs, pick, pose
-from igniterd.planner.single_type import lower_bounds
-from igniterd.planner.splits import curves, part_worth
 from igniterd.planner.workloads import Workload
 from igniterd.queueing.kernels import lookup
 
