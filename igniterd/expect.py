@@ -78,7 +78,10 @@ class Scene:
         if self.predictor is not None and name in self.profiled:
             largest = min(largest, self.predictor.model.max_batch(self.profiled[name]))
             curve = self.predictor.curve_ms(
-                self.profiled[name], largest, reading.allocation.effective_share, ()
+                self.profiled[name],
+                max_batch=largest,
+                share=reading.allocation.effective_share,
+                beside=(),
             )
             return float(curve[-1]) * max(1.0, belief.bias.mean)
         known = points(belief.curve, largest, self.observation.at_s)

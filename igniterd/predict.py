@@ -1,94 +1,76 @@
-"""What a model's P99 would be: the performance model and the tail of the queue, asked together and
-remembered. Pure.
+"""What a model's P99 is on a GPU that it shares: service times under interference, then the queue.
+Pure.
 
-Tenants slow each other by executing, and how long a tenant executes depends on how slowed it is;
-:meth:`LatencyPredictor.together` finds the fixed point. Answers are memoised on keys rounded to a
-few per cent, because a search and the ticks after it ask nearly the same questions again and again;
-rates and interference are rounded up, so that a remembered answer is never an optimistic one.
+This is the only predictor: the daemon, the planner and the demo ask it. Tenants slow each other by
+executing, and how long a tenant executes depends on how slowed it is;
+:meth:`LatencyPredictor.together_all` finds the fixed point by turns.
+
+Questions and rounding. ``exact=True`` answers what is asked. Without it, answers are remembered on
+rounded questions, because a search and the ticks after it ask nearly the same again and again:
+
+- a rate is rounded up to a power of 1.02, a bias and a bound from live traffic to powers of 1.01
+  and 1.02,
+- how busy a neighbour is, up to a multiple of 0.05, and its mean batch to the nearest half.
+
+So a remembered answer is the exact one for a slightly harder question, but for the neighbours'
+batches, whose rounding weighs less than a percent.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 
+from igniterd.colocation import (
+    UTILISATION_STEP,
+    CoLocation,
+    Demand,
+    FixedPoint,
+    LatencyPrediction,
+    Neighbours,
+    as_tenants,
+    quantised,
+)
 from igniterd.estimators.bias import CENTRE, bound, elsewhere, pressure_of
 from igniterd.memo import Memo
-from igniterd.perf.api import F64, PerformanceModel, Tenant
+from igniterd.perf.api import F64, PerformanceModel
+from igniterd.queueing.parallel import map_threads
 from igniterd.queueing.tail import MAX_CV, SERVICE_CV, response_time
-from igniterd.records import Allocation, BiasEstimate
+from igniterd.records import Allocation
+
+__all__ = [
+    "CoLocation",
+    "Demand",
+    "LatencyPrediction",
+    "LatencyPredictor",
+    "Neighbours",
+    "as_tenants",
+    "quantised",
+    "service_cv",
+]
 
 RATE_STEP = 1.02
 BIAS_STEP = 1.01
 TILT_STEP = 0.02
 BOUND_STEP = 1.02
-_BIAS_LOG, _BOUND_LOG = math.log(BIAS_STEP), math.log(BOUND_STEP)
-DUTY_STEP = 0.05
 ROUNDS = 4
+"""Turns of the fixed point at most; each shrinks the error by the slowdown (about 0.1)."""
+SETTLED = 0.004
+"""The fixed point ends once nobody is busier or idler by this; of a rounded question, by half a
+step."""
 MEMO_SIZE = 2_000
 """Answers of each kind that are remembered at least; twice as many take eleven megabytes. A search
 for twelve models asks for some 200, five minutes of traffic of 64 models for some 1,400."""
 
-Neighbours = tuple[Tenant, ...]
-"""The neighbours of a model as :func:`quantised` rounds them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """One model to be served on one GPU.
-
-    ``rate_per_s`` and ``slo_ms`` are what to plan for (margins included); ``bias`` multiplies
-    predicted service times, unless ``learnt`` says more of it; ``steerable`` says whether a share
-    can be given to it alone (a process of its own). ``reserved``: a part of the GPU that is not
-    planned with and that it may hold all the same. ``pinned``: it stays as it is here;
-    ``keeps_batch``: its batches do.
-    """
-
-    model: str
-    profiled_as: str
-    rate_per_s: float
-    slo_ms: float
-    priority: int = 1
-    min_share: float = 0.05
-    max_share: float = 1.0
-    max_batch: int = 32
-    # items a request brings: they are executed together, whatever batches are formed of requests
-    brings: int = 1
-    min_batch: int = 1  # requests that bring a batch of their own must not find the limit below it
-    bias: float = 1.0
-    learnt: BiasEstimate | None = None
-    burstiness: float = 1.0
-    steerable: bool = True
-    instances: int = 1
-    reserved: float = 0.0
-    pinned: Allocation | None = None
-    keeps_batch: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LatencyPrediction:
-    """How one model fares: ``p99_ms`` is infinite in overload; ``busy`` is the fraction of the time
-    an instance executes."""
-
-    p99_ms: float
-    p50_ms: float
-    mean_ms: float
-    busy: float
-    mean_batch: float
-
-    @property
-    def overloaded(self) -> bool:
-        return not math.isfinite(self.p99_ms)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curve:
-    """Predicted service times (ms) of batches 1..B, each (B,), and where: neighbours as rounded for
-    remembering.
+    """Service times (ms) of batches 1..B as profiled, each (B,), and where they hold.
 
     ``number`` is no other curve's of the same predictor, so that answers of a forgotten one are
     never taken for those of another.
@@ -101,37 +83,81 @@ class Curve:
     pressure: float
 
 
-def _up(value: float, step: float) -> float:
-    """``value`` rounded up to the next power of ``step``."""
-    return 0.0 if value <= 0 else float(step ** math.ceil(math.log(value) / math.log(step) - 1e-9))
+class LiveCorrection(NamedTuple):
+    """What live traffic makes of a curve: ``bias`` at the central batch, ``tilt`` with every
+    doubling of the batch, ``bound`` the upper bound over the mean where that is tighter."""
+
+    bias: float
+    tilt: float = 0.0
+    bound: float = math.inf
+
+
+class _Question(NamedTuple):
+    """One queue to solve: how ``demand`` fares at ``rate_per_s`` items."""
+
+    demand: Demand
+    allocation: Allocation
+    curve: Curve
+    live: LiveCorrection
+    rate_per_s: float
+
+    @property
+    def brings(self) -> int:
+        return max(1, self.demand.brings)
+
+    @property
+    def max_batch(self) -> int:
+        """The largest batch that is formed, in items: at least one request's."""
+        return min(max(self.allocation.max_batch_size, self.brings), self.demand.max_batch) or 1
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What the answer depends on."""
+        return (
+            self.curve.number,
+            self.max_batch,
+            self.allocation.max_queue_delay_us,
+            self.allocation.instances,
+            self.rate_per_s,
+            self.live,
+            self.demand.burstiness,
+            self.brings,
+        )
 
 
 class LatencyPredictor:
     """Predictions for the tenants of one kind of GPU at one confidence level.
 
-    ``upper=False`` plans on mean service times instead of their upper bounds: what to expect,
-    rather than what to promise.
+    ``upper=False`` predicts with mean service times instead of their upper bounds at ``level``:
+    what to expect, rather than what to promise. ``exact=True`` rounds and remembers nothing.
     """
 
-    def __init__(self, model: PerformanceModel, *, level: float, upper: bool = True) -> None:
+    def __init__(
+        self, model: PerformanceModel, *, level: float, upper: bool = True, exact: bool = False
+    ) -> None:
         self.model = model
         self.level = level
         self.upper = upper
+        self.exact = exact
         self._alone: dict[tuple[str, int], F64] = {}
         self._curves: Memo[Curve] = Memo(MEMO_SIZE)
         self._served: Memo[LatencyPrediction] = Memo(MEMO_SIZE)
         self._numbers = count()
 
-    def curve_ms(self, profiled_as: str, max_batch: int, share: float, beside: Neighbours) -> F64:
-        """Service time (ms) of batches 1..max_batch as profiled, shape (max_batch,); ``beside`` is
-        :func:`quantised`."""
+    # ------------------------------------------------------------ service times
+
+    def curve_ms(
+        self, profiled_as: str, *, max_batch: int, share: float, beside: Neighbours
+    ) -> F64:
+        """Service time (ms) of batches 1..max_batch as profiled, shape (max_batch,)."""
         curve = self._curve(profiled_as, max_batch, share, beside)
         return curve.upper_ms if self.upper else curve.mean_ms
 
     def corrected_ms(self, demand: Demand, share: float, beside: Neighbours) -> F64:
-        """The same as live traffic corrects it: what the queue of ``demand`` is predicted from."""
+        """The same as live traffic corrects it: what the queue of ``demand`` is predicted from,
+        shape (demand.max_batch,)."""
         curve = self._curve(demand.profiled_as, demand.max_batch, share, beside)
-        return _corrected(curve, self.upper, demand.max_batch, self._live(demand, curve))
+        return self._corrected(curve, demand.max_batch, self._live(demand, curve))
 
     def alone_ms(self, demand: Demand) -> F64:
         """Service time (ms) alone as profiled, shape (units, max_batch): on 1, 2, … units of
@@ -149,71 +175,81 @@ class LatencyPredictor:
         return self._alone[key]
 
     def _curve(self, profiled_as: str, max_batch: int, share: float, beside: Neighbours) -> Curve:
+        if self.exact:
+            return self._new_curve(profiled_as, max_batch, share, beside)
         key = (profiled_as, max_batch, round(share, 4), beside)
-        curve = self._curves.get(key)
-        if curve is None:
-            mean, upper = self.model.service_curve_ms(
-                profiled_as, share, beside, max_batch, level=self.level
-            )
-            curve = self._curves.keep(
-                key, Curve(next(self._numbers), mean, upper, share, pressure_of(beside))
-            )
-        return curve
+        known = self._curves.get(key)
+        if known is None:
+            known = self._new_curve(profiled_as, max_batch, share, beside)
+            self._curves.keep(key, known)
+        return known
+
+    def _new_curve(
+        self, profiled_as: str, max_batch: int, share: float, beside: Neighbours
+    ) -> Curve:
+        mean, upper = self.model.service_curve_ms(
+            profiled_as, share, beside, max_batch, level=self.level
+        )
+        return Curve(next(self._numbers), mean, upper, share, pressure_of(beside))
+
+    def _live(self, demand: Demand, curve: Curve) -> LiveCorrection:
+        if demand.learnt is None:
+            return LiveCorrection(self._up(demand.bias, BIAS_STEP))
+        log_bias, tilt, sd = elsewhere(demand.learnt, curve.share, curve.pressure)
+        return LiveCorrection(
+            self._up(math.exp(log_bias), BIAS_STEP),
+            tilt if self.exact else round(tilt / TILT_STEP) * TILT_STEP,
+            self._up(bound(sd, self.level), BOUND_STEP) if self.upper else math.inf,
+        )
+
+    def _corrected(self, curve: Curve, max_batch: int, live: LiveCorrection) -> F64:
+        """Service times (ms) of batches 1..max_batch: the tighter of the model's own bound and the
+        one from live traffic, times the bias."""
+        own = curve.mean_ms[:max_batch]
+        if self.upper:
+            own = np.minimum(curve.upper_ms[:max_batch], own * live.bound)
+        if live.tilt == 0:
+            return own * live.bias
+        doublings = np.log2(np.arange(1, max_batch + 1)) - CENTRE
+        return np.asarray(own * live.bias * np.exp(live.tilt * doublings))
+
+    # ------------------------------------------------------------ one model
+
+    def planned_rate(self, demand: Demand, growth: float) -> float:
+        """The rate (1/s) that is asked for when that of ``demand`` is ``growth`` times as high."""
+        return self._up(demand.rate_per_s * growth, RATE_STEP)
 
     def served(
         self, demand: Demand, allocation: Allocation, beside: Neighbours, *, growth: float = 1.0
     ) -> LatencyPrediction:
-        """How ``demand``, its rate times ``growth``, fares under ``allocation`` beside what
-        :func:`quantised` makes of its neighbours."""
+        """How ``demand``, its rate times ``growth``, fares under ``allocation`` beside
+        ``beside``."""
+        question = self._question(demand, allocation, beside, growth)
+        return self._solve(question) if self.exact else self._remembered(question)
+
+    def _question(
+        self, demand: Demand, allocation: Allocation, beside: Neighbours, growth: float
+    ) -> _Question:
         share = allocation.effective_share
         curve = self._curve(demand.profiled_as, demand.max_batch, share, beside)
-        brings = max(1, demand.brings)
-        largest = min(max(allocation.max_batch_size, brings), demand.max_batch) or 1
-        rate = planned_rate(demand, growth)
-        live = self._live(demand, curve)
-        key = (
-            curve.number,
-            largest,
-            allocation.max_queue_delay_us,
-            allocation.instances,
-            rate,
-            live,
-            demand.burstiness,
-            brings,
-        )
-        known = self._served.get(key)
-        if known is None:
-            service_ms = of_requests(_corrected(curve, self.upper, largest, live), brings)
-            served = self._queue(demand, service_ms, allocation, rate / brings)
-            known = self._served.keep(key, replace(served, mean_batch=served.mean_batch * brings))
-        return known
+        live, rate = self._live(demand, curve), self.planned_rate(demand, growth)
+        return _Question(demand, allocation, curve, live, rate)
 
-    def _live(self, demand: Demand, curve: Curve) -> tuple[float, float, float]:
-        """What live traffic corrects: bias at the central batch, its tilt, and upper bound over
-        mean where that is tighter; in steps."""
-        if demand.learnt is None:
-            return _up(demand.bias, BIAS_STEP), 0.0, math.inf
-        level, tilt, sd = elsewhere(demand.learnt, curve.share, curve.pressure)
-        widest = (
-            BOUND_STEP ** math.ceil(math.log(bound(sd, self.level)) / _BOUND_LOG)
-            if self.upper
-            else math.inf
-        )
-        return (
-            BIAS_STEP ** math.ceil(level / _BIAS_LOG),
-            round(tilt / TILT_STEP) * TILT_STEP,
-            widest,
-        )
+    def _remembered(self, question: _Question) -> LatencyPrediction:
+        known = self._served.get(question.key)
+        return known or self._served.keep(question.key, self._solve(question))
 
-    def _queue(
-        self, demand: Demand, service_ms: F64, allocation: Allocation, rate_per_s: float
-    ) -> LatencyPrediction:
+    def _solve(self, question: _Question) -> LatencyPrediction:
+        """The answer of the queue. Its requests bring ``brings`` items each, executed together."""
+        demand, allocation, brings = question.demand, question.allocation, question.brings
+        items_ms = self._corrected(question.curve, question.max_batch, question.live)
+        service_ms = of_requests(items_ms, brings)
         cv = service_cv(self.model, demand.profiled_as)
-        if rate_per_s <= 0:
+        if question.rate_per_s <= 0:
             first = float(service_ms[0])
-            return LatencyPrediction(first * (1 + 2.33 * cv), first, first, 0.0, 1.0)
+            return LatencyPrediction(first * (1 + 2.33 * cv), first, first, 0.0, float(brings))
         result = response_time(
-            rate_per_s,
+            question.rate_per_s / brings,
             np.ascontiguousarray(service_ms),
             service_cv=cv,
             max_queue_delay_ms=allocation.max_queue_delay_us / 1000,
@@ -221,14 +257,16 @@ class LatencyPredictor:
             burstiness=demand.burstiness,
         )
         if not result.success:
-            return LatencyPrediction(math.inf, math.inf, math.inf, 1.0, float(service_ms.shape[0]))
+            return _overload(float(service_ms.shape[0] * brings))
         return LatencyPrediction(
-            result.p99_ms,
-            result.p50_ms,
-            result.mean_ms,
-            min(1.0, result.utilisation),
-            result.mean_batch,
+            p99_ms=result.p99_ms,
+            p50_ms=result.p50_ms,
+            mean_ms=result.mean_ms,
+            busy=min(1.0, result.utilisation),
+            mean_batch=result.mean_batch * brings,
         )
+
+    # ------------------------------------------------------------ all models of a GPU
 
     def together(
         self,
@@ -238,27 +276,47 @@ class LatencyPredictor:
         growth: float = 1.0,
         near: Mapping[str, LatencyPrediction] | None = None,
     ) -> dict[str, LatencyPrediction]:
-        """How every model fares with all of them on one GPU: the fixed point of busy times and
-        mutual slowing.
+        """How every model fares with all of them on one GPU, by ``Demand.model``."""
+        return self.together_all([CoLocation(demands, allocations, near or {})], growth=growth)[0]
 
-        ``near``: how they fare, about, where that is known: the answer is found sooner from there.
+    def together_all(
+        self, gpus: Sequence[CoLocation], *, growth: float = 1.0, settled: float = SETTLED
+    ) -> list[dict[str, LatencyPrediction]]:
+        """The same for many GPUs of this kind at once: the fixed point of busy times and mutual
+        slowing of each. An exact predictor solves the queues of a turn on all processors.
+
+        ``settled``: the change of a utilisation below which an exact one is content.
         """
-        near = near or {}
-        tenants = [as_tenants(d, allocations[d.model], near.get(d.model)) for d in demands]
-        served: dict[str, LatencyPrediction] = {}
+        if not self.exact:
+            settled = UTILISATION_STEP / 2
+        turns = [FixedPoint(gpu) for gpu in gpus if gpu.demands]
+        pending = turns
         for _ in range(ROUNDS):
-            before, steps = tenants, [quantised(t) for t in tenants]
-            for i, d in enumerate(demands):
-                # an instance feels the model's others too
-                beside = sum(steps[:i] + steps[i + 1 :], steps[i][1:])
-                served[d.model] = self.served(d, allocations[d.model], beside, growth=growth)
-            tenants = [as_tenants(d, allocations[d.model], served[d.model]) for d in demands]
-            if all(
-                abs(now[0].duty - then[0].duty) < DUTY_STEP / 2
-                for now, then in zip(tenants, before, strict=True)
-            ):
+            questions = [
+                self._question(demand, allocation, beside, growth)
+                for turn in pending
+                for demand, allocation, beside in turn.asked(exact=self.exact)
+            ]
+            answers = iter(
+                map_threads(self._solve, questions)
+                if self.exact
+                else [self._remembered(question) for question in questions]
+            )
+            pending = [turn for turn in pending if turn.moved(answers) > settled]
+            if not pending:
                 break
-        return served
+        served = iter(turns)
+        return [next(served).served if gpu.demands else {} for gpu in gpus]
+
+    def _up(self, value: float, step: float) -> float:
+        """``value`` rounded up to the next power of ``step``, where this rounds."""
+        if self.exact or not 0 < value < math.inf:
+            return max(0.0, value)
+        return float(step ** math.ceil(math.log(value) / math.log(step) - 1e-9))
+
+
+def _overload(max_batch: float) -> LatencyPrediction:
+    return LatencyPrediction(math.inf, math.inf, math.inf, 1.0, max_batch)
 
 
 def service_cv(model: PerformanceModel, profiled_as: str) -> float:
@@ -279,56 +337,3 @@ def of_requests(service_ms: F64, brings: int) -> F64:
         service_ms[brings - 1 :: brings] if brings <= known else service_ms[-1:] * (brings / known)
     )
     return whole
-
-
-def planned_rate(demand: Demand, growth: float) -> float:
-    """The rate (1/s) that ``demand`` is asked for when its rate is ``growth`` times as high:
-    rounded up, as all answers are remembered."""
-    return _up(demand.rate_per_s * growth, RATE_STEP)
-
-
-def quantised(neighbours: Iterable[Tenant]) -> Neighbours:
-    """Neighbours as the others feel them, in steps, so that what is remembered of them serves
-    again; idle ones are not felt."""
-    return tuple(
-        Tenant(
-            t.model,
-            max(1.0, round(t.batch * 2) / 2),
-            round(t.share, 4),
-            min(1.0, math.ceil(t.duty / DUTY_STEP) * DUTY_STEP),
-        )
-        for t in neighbours
-        if t.duty > 0.005
-    )
-
-
-def _corrected(curve: Curve, upper: bool, largest: int, live: tuple[float, float, float]) -> F64:
-    """Service times (ms) of batches 1..largest: the tighter of the model's own bound and the one
-    from live traffic, times the bias."""
-    bias, tilt, widest = live
-    own = (
-        np.minimum(curve.upper_ms[:largest], curve.mean_ms[:largest] * widest)
-        if upper
-        else curve.mean_ms[:largest]
-    )
-    return (
-        own * bias
-        if tilt == 0
-        else own
-        * bias
-        * np.arange(1, largest + 1) ** (tilt / math.log(2))
-        * 2 ** (-tilt * CENTRE / math.log(2))
-    )
-
-
-def as_tenants(
-    demand: Demand, allocation: Allocation, service: LatencyPrediction | None
-) -> tuple[Tenant, ...]:
-    """The neighbours that the others feel, one an instance; before anything is known, half busy
-    with half its batch."""
-    share = allocation.effective_share
-    if service is None:
-        one = Tenant(demand.profiled_as, max(1.0, allocation.max_batch_size / 4), share, 0.5)
-    else:
-        one = Tenant(demand.profiled_as, service.mean_batch, share, service.busy)
-    return (one,) * max(1, allocation.instances)

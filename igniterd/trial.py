@@ -27,7 +27,9 @@ def measured(
         return []
     # one curve for the windows to come too
     largest = max(largest, min(most, reading.allocation.max_batch_size))
-    curve = predictor.curve_ms(profiled_as, largest, reading.allocation.share, beside)
+    curve = predictor.curve_ms(
+        profiled_as, max_batch=largest, share=reading.allocation.share, beside=beside
+    )
     return [
         Measured(batch, n, window.service_ms[batch] / float(curve[batch - 1]))
         for batch, n in window.executions.items()
@@ -62,5 +64,8 @@ def tried(
     if not found:
         return trial
     largest = max(each.batch for each in found)
-    share_ms, whole_ms = (predictor.curve_ms(profiled_as, largest, s, beside) for s in (share, 1.0))
+    share_ms, whole_ms = (
+        predictor.curve_ms(profiled_as, max_batch=largest, share=s, beside=beside)
+        for s in (share, 1.0)
+    )
     return trial.measured(found, share_ms, whole_ms, at_s)

@@ -48,7 +48,7 @@ def test_curves_alone_are_those_of_every_share() -> None:
     alone = predictor.alone_ms(demand)
     assert alone.shape == (40, 8)
     np.testing.assert_allclose(
-        alone[11], predictor.curve_ms(demand.profiled_as, demand.max_batch, 0.3, ()), rtol=1e-9
+        alone[11], predictor.curve_ms("resnet50", max_batch=8, share=0.3, beside=()), rtol=1e-9
     )
     np.testing.assert_allclose(predictor.corrected_ms(demand, 0.3, ()), alone[11])
     assert (LatencyPredictor(MODEL, level=0.95, upper=False).alone_ms(demand) < alone).all()

@@ -22,7 +22,6 @@ from igniterd.predict import (
     LatencyPredictor,
     Neighbours,
     as_tenants,
-    planned_rate,
     quantised,
 )
 from igniterd.queueing.kernels import table as kernel
@@ -112,7 +111,7 @@ class TenantSearch:
         """Begin at another growth of the rate, from the last position; or stay where ``fixed``
         says."""
         self.growth, self.fixed, self._failed = growth, fixed is not None, 0
-        self._rate = planned_rate(self.demand, growth) / 1000 / self.demand.instances
+        self._rate = self.predictor.planned_rate(self.demand, growth) / 1000 / self.demand.instances
         if fixed is not None:
             self.place(*fixed)
 

@@ -1,5 +1,5 @@
-"""What a placement really comes to: every tenant's P99 from the performance model and the queue
-themselves, no tables."""
+"""What a placement really comes to: every tenant's P99 as :mod:`igniterd.predict` says, no
+tables."""
 
 from __future__ import annotations
 
@@ -7,22 +7,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from igniterd.perf import PerformanceModel
-from igniterd.perf.api import Tenant
 from igniterd.planner.gpu_types import GpuType
 from igniterd.planner.plan import PlannedGpu, PlannedTenant, ProvisionPlan
-from igniterd.planner.queueing import respond
+from igniterd.predict import SETTLED, CoLocation, Demand, LatencyPrediction
+from igniterd.records import Allocation
 
 LEVEL = 0.95
 """Plans are made at this upper confidence bound of the service times."""
-_ROUNDS = 4
-"""How busy tenants are and how they slow each other is solved by turns; each turn shrinks the error
-by the slowdown (about 0.1)."""
-_SETTLED, _SETTLED_MANY = 0.004, 0.02
-"""A GPU is not evaluated again once nobody is busier or idler by this; of many GPUs the rougher
-figure, which moves a P99 by 0.2 %."""
+_MANY, _SETTLED_MANY = 100, 0.02
+"""More GPUs than so many are evaluated more roughly, which moves a P99 by 0.2 %."""
 
 
 @dataclass(slots=True)
@@ -40,71 +33,67 @@ class Placement:
     mean_ms: float = math.nan
     p99_ms: float = math.nan
 
+    def demand(self, name: str) -> Demand:
+        """What is asked of the predictor, under this name."""
+        return Demand(
+            name,
+            self.model,
+            self.rate_per_s,
+            math.inf,
+            max_batch=self.max_batch,
+            burstiness=self.burstiness,
+        )
+
+    @property
+    def allocation(self) -> Allocation:
+        """As the daemon would apply it."""
+        return Allocation(self.share, self.max_batch, round(1000 * self.delay_ms))
+
+    @property
+    def prediction(self) -> LatencyPrediction:
+        """As far as it is predicted."""
+        return LatencyPrediction(
+            p99_ms=self.p99_ms,
+            p50_ms=math.nan,
+            mean_ms=self.mean_ms,
+            busy=self.busy,
+            mean_batch=self.batch,
+        )
+
+    def take(self, prediction: LatencyPrediction) -> None:
+        """Fill in what is predicted."""
+        self.busy, self.batch = prediction.busy, prediction.mean_batch
+        self.mean_ms, self.p99_ms = prediction.mean_ms, prediction.p99_ms
+
 
 def evaluate(
-    groups: Sequence[tuple[GpuType, Sequence[Placement]]],
-    *,
-    level: float = LEVEL,
-    rounds: int = _ROUNDS,
+    groups: Sequence[tuple[GpuType, Sequence[Placement]]], *, level: float = LEVEL
 ) -> None:
     """Fill in ``busy``, ``batch``, ``mean_ms`` and ``p99_ms`` of every placement; a group is one
     GPU.
 
-    ``busy`` and ``batch`` as given are where the rounds start. A tenant that is given more than it
-    can serve is always busy with full batches, and its times are infinite.
+    ``busy`` and ``batch`` as given are where the fixed point is sought from. A tenant that is given
+    more than it can serve is always busy with full batches, and its times are infinite.
     """
-    pending = [group for group in groups if group[1]]
-    settled = _SETTLED if len(pending) <= 100 else _SETTLED_MANY
-    for _ in range(rounds):
-        before = [[p.busy for p in placements] for _, placements in pending]
-        _one_round(pending, level)
-        after = [[p.busy for p in placements] for _, placements in pending]
-        moved = [
-            max(abs(x - y) for x, y in zip(b, a, strict=True))
-            for b, a in zip(before, after, strict=True)
-        ]
-        pending = [
-            group
-            for group, change in zip(pending, moved, strict=True)
-            if change > settled and len(group[1]) > 1
-        ]
-        if not pending:
-            return
-
-
-def _one_round(groups: Sequence[tuple[GpuType, Sequence[Placement]]], level: float) -> None:
-    rows = [
-        (p, _curve(gpu.model, p, placements, level), gpu.service_cv(p.model))
-        for gpu, placements in groups
-        for p in placements
-    ]
-    for queue in sorted({(p.burstiness, cv) for p, _, cv in rows}):
-        chosen = [(p, curve) for p, curve, cv in rows if (p.burstiness, cv) == queue]
-        widest = max(p.max_batch for p, _ in chosen)
-        curves = np.empty((len(chosen), widest))
-        for row, (_, curve) in zip(curves, chosen, strict=True):
-            row[: curve.size], row[curve.size :] = curve, curve[-1]
-        answer = respond(
-            np.array([p.rate_per_s for p, _ in chosen]),
-            curves,
-            np.array([p.max_batch for p, _ in chosen], dtype=np.int64),
-            np.array([p.delay_ms for p, _ in chosen]),
-            service_cv=queue[1],
-            burstiness=queue[0],
+    settled = SETTLED if len(groups) <= _MANY else _SETTLED_MANY
+    for kind in dict.fromkeys(gpu for gpu, _ in groups):
+        mine = [placements for gpu, placements in groups if gpu is kind]
+        predicted = kind.predictor(level).together_all(
+            [_co_location(placements) for placements in mine], settled=settled
         )
-        for i, (p, _) in enumerate(chosen):
-            if answer.ok[i]:
-                p.busy, p.batch = float(answer.utilisation[i]), float(answer.mean_batch[i])
-                p.mean_ms, p.p99_ms = float(answer.mean_ms[i]), float(answer.p99_ms[i])
-            else:
-                p.busy, p.batch, p.mean_ms, p.p99_ms = 1.0, float(p.max_batch), math.inf, math.inf
+        for placements, served in zip(mine, predicted, strict=True):
+            for i, placement in enumerate(placements):
+                placement.take(served[str(i)])
 
 
-def _curve(
-    model: PerformanceModel, own: Placement, placements: Sequence[Placement], level: float
-) -> np.ndarray:
-    neighbours = [Tenant(p.model, p.batch, p.share, p.busy) for p in placements if p is not own]
-    return model.service_curve_ms(own.model, own.share, neighbours, own.max_batch, level=level)[1]
+def _co_location(placements: Sequence[Placement]) -> CoLocation:
+    """The question to the predictor; tenants go by their place, as one model may be there twice."""
+    named = [(str(i), placement) for i, placement in enumerate(placements)]
+    return CoLocation(
+        [p.demand(name) for name, p in named],
+        {name: p.allocation for name, p in named},
+        {name: p.prediction for name, p in named},
+    )
 
 
 def assess(

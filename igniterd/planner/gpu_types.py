@@ -9,7 +9,7 @@ from functools import cached_property
 from igniterd.errors import ConfigError
 from igniterd.perf import PerformanceModel, Profile, load_model, resolve_profile
 from igniterd.perf.igniter_model import IgniterModel
-from igniterd.predict import service_cv
+from igniterd.predict import LatencyPredictor, service_cv
 
 PRICES_PER_HOUR = {"v100": 3.06, "t4": 0.526}
 """USD an hour of one GPU where none is given: AWS p3.2xlarge and g4dn.xlarge, on demand, the
@@ -29,6 +29,7 @@ class GpuType:
         )
         self.most = most
         """Most GPUs of this kind that may be used; ``None``: as many as needed."""
+        self._predictors: dict[float, LatencyPredictor] = {}
 
     @cached_property
     def published(self) -> IgniterModel:
@@ -40,6 +41,12 @@ class GpuType:
     def model(self) -> PerformanceModel:
         """igniterd's own model."""
         return load_model(self.profile, "igniterd")
+
+    def predictor(self, level: float) -> LatencyPredictor:
+        """What :attr:`model` and the queue promise at this confidence, to the last digit."""
+        if level not in self._predictors:
+            self._predictors[level] = LatencyPredictor(self.model, level=level, exact=True)
+        return self._predictors[level]
 
     @property
     def units(self) -> int:

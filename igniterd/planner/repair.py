@@ -86,7 +86,6 @@ def calibrate(problem: Problem, settler: Settler, level: float, split: bool = Tr
         evaluate(
             [(problem.gpus[g.kind], p) for g, p in zip(groups, placements, strict=True)],
             level=level,
-            rounds=1,
         )
         pending = []
         for group, placement in zip(groups, placements, strict=True):

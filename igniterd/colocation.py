@@ -1,0 +1,144 @@
+"""Models that share a GPU: what is asked of each, how it fares, and the fixed point of their mutual
+slowing. Pure; :mod:`igniterd.predict` answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from igniterd.perf.api import Tenant
+from igniterd.records import Allocation, BiasEstimate
+
+UTILISATION_STEP = 0.05
+BATCH_STEP = 0.5
+IDLE = 0.005
+"""A neighbour that executes less of the time is left out of a rounded question."""
+
+Neighbours = tuple[Tenant, ...]
+"""Who else executes on the GPU, one an instance; of a rounded question as :func:`quantised`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """One model to be served on one GPU.
+
+    ``rate_per_s`` and ``slo_ms`` are what to plan for (margins included); ``bias`` multiplies
+    predicted service times, unless ``learnt`` says more of it; ``steerable`` says whether a share
+    can be given to it alone (a process of its own). ``reserved``: a part of the GPU that is not
+    planned with and that it may hold all the same. ``pinned``: it stays as it is here;
+    ``keeps_batch``: its batches do.
+    """
+
+    model: str
+    profiled_as: str
+    rate_per_s: float
+    slo_ms: float
+    priority: int = 1
+    min_share: float = 0.05
+    max_share: float = 1.0
+    max_batch: int = 32
+    # items a request brings: they are executed together, whatever batches are formed of requests
+    brings: int = 1
+    min_batch: int = 1  # requests that bring a batch of their own must not find the limit below it
+    bias: float = 1.0
+    learnt: BiasEstimate | None = None
+    burstiness: float = 1.0
+    steerable: bool = True
+    instances: int = 1
+    reserved: float = 0.0
+    pinned: Allocation | None = None
+    keeps_batch: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyPrediction:
+    """How one model fares: ``p99_ms`` is infinite in overload; ``busy`` is the fraction of the time
+    an instance executes."""
+
+    p99_ms: float
+    p50_ms: float
+    mean_ms: float
+    busy: float
+    mean_batch: float
+
+    @property
+    def overloaded(self) -> bool:
+        return not math.isfinite(self.p99_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class CoLocation:
+    """One GPU to predict: what is to be served there, and the allocations by ``Demand.model``.
+
+    ``near``: how the models fare, about, where that is known: the fixed point is sooner found from
+    there.
+    """
+
+    demands: Sequence[Demand]
+    allocations: Mapping[str, Allocation]
+    near: Mapping[str, LatencyPrediction] = field(default_factory=dict)
+
+
+class FixedPoint:
+    """The fixed point of busy times and mutual slowing of one GPU, found by turns: everybody is
+    asked for beside the others as they are, then all move at once."""
+
+    def __init__(self, gpu: CoLocation) -> None:
+        self.gpu = gpu
+        self.served: dict[str, LatencyPrediction] = {}
+        self.tenants = self._tenants(gpu.near)
+
+    def _tenants(self, served: Mapping[str, LatencyPrediction]) -> list[Neighbours]:
+        return [
+            as_tenants(demand, self.gpu.allocations[demand.model], served.get(demand.model))
+            for demand in self.gpu.demands
+        ]
+
+    def asked(self, *, exact: bool) -> Iterator[tuple[Demand, Allocation, Neighbours]]:
+        """Every model, beside the others as they are now. An instance has its model's others
+        beside it too."""
+        tenants = self.tenants if exact else [quantised(each) for each in self.tenants]
+        for i, demand in enumerate(self.gpu.demands):
+            beside = sum(tenants[:i] + tenants[i + 1 :], tenants[i][1:])
+            yield demand, self.gpu.allocations[demand.model], beside
+
+    def moved(self, answers: Iterator[LatencyPrediction]) -> float:
+        """Take one answer for every model; the largest change of a utilisation, 0 where nobody has
+        a neighbour."""
+        before = self.tenants
+        self.served = {demand.model: next(answers) for demand in self.gpu.demands}
+        self.tenants = self._tenants(self.served)
+        if sum(len(each) for each in before) == 1:
+            return 0.0
+        return max(
+            abs(now[0].duty - then[0].duty) for now, then in zip(self.tenants, before, strict=True)
+        )
+
+
+def quantised(neighbours: Iterable[Tenant]) -> Neighbours:
+    """Neighbours as the others feel them, in steps, so that what is remembered of them serves
+    again; idle ones are not felt."""
+    return tuple(
+        Tenant(
+            t.model,
+            max(1.0, round(t.batch / BATCH_STEP) * BATCH_STEP),
+            round(t.share, 4),
+            min(1.0, math.ceil(t.duty / UTILISATION_STEP) * UTILISATION_STEP),
+        )
+        for t in neighbours
+        if t.duty > IDLE
+    )
+
+
+def as_tenants(
+    demand: Demand, allocation: Allocation, service: LatencyPrediction | None
+) -> tuple[Tenant, ...]:
+    """The neighbours that the others feel, one an instance; before anything is known, half busy
+    with half its batch."""
+    share = allocation.effective_share
+    if service is None:
+        one = Tenant(demand.profiled_as, max(1.0, allocation.max_batch_size / 4), share, 0.5)
+    else:
+        one = Tenant(demand.profiled_as, service.mean_batch, share, service.busy)
+    return (one,) * max(1, allocation.instances)
