@@ -9,7 +9,8 @@ from typing import Literal, get_args
 
 from igniterd.errors import ConfigError
 from igniterd.planner.baselines import igniter as published
-from igniterd.planner.baselines.feedback import gpu_lets, gslice
+from igniterd.planner.baselines.gpu_lets import gpu_lets
+from igniterd.planner.baselines.gslice import gslice
 from igniterd.planner.evaluate import LEVEL
 from igniterd.planner.gpu_types import GpuType, check_gpus
 from igniterd.planner.plan import PlannedGpu, ProvisionPlan

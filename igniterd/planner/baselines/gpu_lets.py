@@ -1,19 +1,10 @@
-"""Baselines that igniterd is compared with, as the published evaluation describes them (Xu et al.,
-IEEE TPDS 34(3), 2023, sec. 5).
+"""gpu-lets+: Choi et al., USENIX ATC 2022, as the evaluation of Xu et al. (IEEE TPDS 34(3), 2023,
+sec. 5) describes it.
 
-``ffd+`` and ``ffd++`` are :func:`igniterd.planner.baselines.igniter.place` with first fit. Here
-are:
-
-gslice+ (Dhakal et al., GSLICE, SoCC 2020, extended with the published placement): every tenant
-    tunes itself alone from measured feedback - the latency below, the rate above - against
-    thresholds. Nobody foresees what a step does to the neighbours, and nobody gets more than the
-    GPU has left; then the batch gives way, and with it the rate that can be served.
-gpu-lets+ (Choi et al., USENIX ATC 2022): at most two tenants a GPU, shares from a short list, best
-    fit. A linear regression on the L2 and DRAM use of both tenants predicts interference. Each
-    workload takes the smallest share that is enough.
-
-Feedback and solo latencies come from the published performance model; latency is to stay below half
-the SLO, throughput above the rate.
+At most two tenants share a GPU, with shares from a short list, best fit. A linear regression on the
+L2 and DRAM use of both tenants predicts their interference. Each workload takes the smallest share
+that is enough: latency below half the SLO, throughput above the rate. Solo latencies come from the
+published performance model.
 """
 
 from __future__ import annotations
@@ -27,7 +18,6 @@ from numpy.typing import NDArray
 from igniterd.perf.api import Tenant
 from igniterd.perf.igniter_model import IgniterModel
 from igniterd.perf.profile import Profile
-from igniterd.planner.baselines.igniter import Demand, place
 from igniterd.planner.plan import PlannedGpu, PlannedTenant
 from igniterd.planner.workloads import Infeasible, Workload
 
@@ -35,89 +25,6 @@ F64 = NDArray[np.float64]
 
 GPU_LETS = (0.2, 0.4, 0.5, 0.6, 0.8)
 """Shares a gpu-let may have; a workload that needs more takes a GPU of its own."""
-GSLICE_THRESHOLD = 0.1
-"""A tenant is content between 90 % and 100 % of its latency target."""
-GSLICE_ROUNDS = 200
-"""Tuning alone can go in circles; it is stopped after so many rounds of all tenants."""
-
-
-# ---------------------------------------------------------------- gslice+
-
-
-@dataclass(slots=True, eq=False)
-class _Tuned:
-    workload: Workload
-    batch: int
-    units: int
-    most_batch: int
-
-
-def gslice(
-    model: IgniterModel, demand: Demand, gpu: str, price: float | None
-) -> tuple[PlannedGpu, ...]:
-    """GSLICE+ on the published placement, from the published batch and least share."""
-    placed = place(model, demand)
-    per_gpu: list[list[_Tuned]] = [[] for _ in range(placed.gpus)]
-    for i, workload in enumerate(demand.workloads):
-        tuned = _Tuned(
-            workload, int(demand.batch[i]), int(demand.lower[i]), model.max_batch(workload.model)
-        )
-        per_gpu[int(placed.gpu_of[i])].append(tuned)
-    unit = model.share_unit
-    result = []
-    for tenants in per_gpu:
-        for _ in range(GSLICE_ROUNDS):
-            # every one of them has its turn
-            if not sum(_tune(model, tenants, own) for own in tenants):
-                break
-        seats = (
-            PlannedTenant(
-                t.workload.name,
-                t.workload.model,
-                t.workload.slo_p99_ms,
-                t.workload.rate_per_s,
-                round(t.units * unit, 9),
-                t.batch,
-            )
-            for t in tenants
-        )
-        result.append(PlannedGpu(gpu, tuple(seats), price))
-    return tuple(result)
-
-
-def _tune(model: IgniterModel, tenants: Sequence[_Tuned], own: _Tuned) -> bool:
-    """One look of one tenant at its own latency and rate; whether it changed anything."""
-    unit, target = model.share_unit, own.workload.slo_p99_ms / 2.0
-    now = model.predict([Tenant(t.workload.model, t.batch, t.units * unit) for t in tenants])[
-        tenants.index(own)
-    ]
-    free = round(1.0 / unit) - sum(t.units for t in tenants)
-    if now.latency_ms > target:
-        if free > 0:
-            own.units += 1
-        elif own.batch > 1:
-            own.batch -= 1
-        else:
-            return False
-        return True
-    if now.throughput_per_s < own.workload.rate_per_s:
-        if own.batch < own.most_batch and now.latency_ms < (1 - GSLICE_THRESHOLD) * target:
-            own.batch += 1
-        elif free > 0:
-            own.units += 1
-        else:
-            return False
-        return True
-    slack = now.latency_ms < (
-        1 - GSLICE_THRESHOLD
-    ) * target and now.throughput_per_s > own.workload.rate_per_s / (1 - GSLICE_THRESHOLD)
-    if slack and own.units > 1:
-        own.units -= 1
-        return True
-    return False
-
-
-# ---------------------------------------------------------------- gpu-lets+
 
 
 class Contention:
@@ -144,7 +51,7 @@ class Contention:
                         Tenant(me.model, me.batch, me.share),
                         Tenant(other.model, other.batch, other.share),
                     )
-                    rows.append(np.array([1.0, *self.use(mine), *self.use(theirs)]))
+                    rows.append(np.array([1.0, *self.use_pct(mine), *self.use_pct(theirs)]))
                     seen.append(me.latency_ms / self.solo_ms(mine))
         fitted = (
             np.linalg.lstsq(np.array(rows), np.array(seen), rcond=None)[0]
@@ -157,7 +64,7 @@ class Contention:
         """Latency alone."""
         return self._model.predict([tenant])[0].latency_ms
 
-    def use(self, tenant: Tenant) -> tuple[float, float]:
+    def use_pct(self, tenant: Tenant) -> tuple[float, float]:
         """L2 and DRAM use (% of peak) of a tenant."""
         pace = tenant.batch / self.solo_ms(tenant)
         l2, dram = self._lines[tenant.model]
@@ -279,7 +186,7 @@ def _lets(model: IgniterModel, contention: Contention, workload: Workload) -> tu
                     share,
                     batch,
                     float(curve[batch - 1]),
-                    contention.use(Tenant(workload.model, batch, share)),
+                    contention.use_pct(Tenant(workload.model, batch, share)),
                 )
             )
     return tuple(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from igniterd.planner.baselines.feedback import GPU_LETS
+from igniterd.planner.baselines.gpu_lets import GPU_LETS
 from igniterd.planner.strategies import STRATEGIES, Request, plan
 from igniterd.planner.workloads import Workload
 
