@@ -24,7 +24,7 @@ from igniterd.health import Health
 from igniterd.loop import Carry, Loop, Predictors
 from igniterd.predictors import load_knowledge
 from igniterd.records import Tick
-from igniterd.resident import give_back
+from igniterd.resident import trim_rss
 from igniterd.setup import Setup, closed, triton_client
 from igniterd.state.carry_over import resumed
 from igniterd.state.history import History
@@ -343,7 +343,7 @@ class Daemon:
             self.notifier.ready(status)
             self._owes_ready = False
         if self._first:
-            give_back()  # LLVM has loaded the kernels and is not needed again
+            trim_rss()  # LLVM has loaded the kernels and is not needed again
             self._first = False
         self.notifier.alive(status)
         if self.setup.publisher is not None:

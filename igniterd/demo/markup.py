@@ -32,11 +32,6 @@ def el(tag: str, *children: object, **attributes: Value | None) -> Markup:
     return Markup(f"<{tag}{''.join(parts)}>{inner}</{tag}>")
 
 
-def joined(parts: Iterable[Markup]) -> Markup:
-    """Markup in a row."""
-    return Markup("".join(parts))
-
-
 def _value(value: Value) -> str:
     if isinstance(value, float):
         return f"{value:.2f}".rstrip("0").rstrip(".")
