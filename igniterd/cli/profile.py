@@ -256,11 +256,11 @@ def shapes_of(given: list[str]) -> dict[str, list[int]]:
 
 
 def _show(path: Path, plot: Path | None) -> None:
-    from igniterd.cli.profile_show import drawn, told
+    from igniterd.cli.profile_show import describe, draw
     from igniterd.perf.profile import Profile
 
     found = Profile.load(path)
-    shown(*told(found))
+    shown(*describe(found))
     if plot is not None:
-        drawn(found, plot)
+        draw(found, plot)
         print(plot)

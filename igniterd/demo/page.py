@@ -178,7 +178,7 @@ class Page:
         """Statuses and hints; what is said again is left out."""
         last = ""
         for message in self.recording.messages:
-            said, key = _said(message), _key(message)
+            said, key = _describe(message), _key(message)
             if not said or key == last:
                 continue
             last = key
@@ -191,7 +191,7 @@ def _key(message: Message) -> str:
     return f"{message.topic} {data.get('kind')} {data.get('status')} {data.get('model')}"
 
 
-def _said(message: Message) -> str:
+def _describe(message: Message) -> str:
     """A status or a hint in words; empty for a snapshot."""
     data = message.data
     if message.topic == "state":

@@ -23,7 +23,7 @@ from igniterd.demo.forecast import expected_p99_ms
 from igniterd.demo.measure import short_of_cpu
 from igniterd.demo.recording import REQUESTS, Applied, PhaseResult, Recording
 from igniterd.demo.scenario import DemoPhase, Scenario
-from igniterd.demo.terminal import DemoConsole, moved, progress
+from igniterd.demo.terminal import DemoConsole, describe_move, progress
 from igniterd.demo.watch import Watch, watching
 from igniterd.errors import CannotRun
 from igniterd.lab.load.load import LoadProcess, LoadSpec, Phase, RequestLog, load
@@ -136,7 +136,9 @@ class DemoRun:
             if self.daemon is not None and not self.daemon.alive:
                 raise CannotRun(f"the daemon ended: {self.daemon.log_end()}")
             for move in self.watch.moves[self.shown_moves :]:
-                self.console.say(f"igniterd moved {moved(move)}", "cyan" if move.ok else "red")
+                self.console.say(
+                    f"igniterd moved {describe_move(move)}", "cyan" if move.ok else "red"
+                )
             self.shown_moves = len(self.watch.moves)
             self.console.now(
                 progress(
@@ -171,7 +173,7 @@ async def play(
     console.say(
         "starting tritonserver, and MPS control and an MQTT broker where this machine has them"
     )
-    async with _started(scenario, folder, console) as run:
+    async with _start(scenario, folder, console) as run:
         for phase in scenario.phases:
             await run.play(phase)
         console.quiet()
@@ -192,9 +194,7 @@ async def play(
 
 
 @asynccontextmanager
-async def _started(
-    scenario: Scenario, folder: Path, console: DemoConsole
-) -> AsyncIterator[DemoRun]:
+async def _start(scenario: Scenario, folder: Path, console: DemoConsole) -> AsyncIterator[DemoRun]:
     async with AsyncExitStack() as stack:
         here = await stack.enter_async_context(start_environment(scenario, folder))
         for note in here.notes:

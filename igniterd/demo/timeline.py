@@ -18,7 +18,7 @@ from igniterd.demo.layout import apart, join_batches, runs_of, spans, wrap_title
 from igniterd.demo.markup import Scale, el, nice_ticks, points
 from igniterd.demo.measure import Figures, Trace, trace
 from igniterd.demo.recording import Applied, Move, Recording
-from igniterd.demo.terminal import moved
+from igniterd.demo.terminal import describe_move
 from igniterd.lab.load.load import RequestLog
 
 WIDTH, LEFT, RIGHT = 1120.0, 96.0, 24.0
@@ -318,7 +318,7 @@ class Timeline:
     def _flag(self, number: int, move: Move, place: float, top: float, bottom: float) -> Markup:
         index, x, y = self.recording.models.index(move.model), self.x(move.at_s), _HEAD + 10
         began = self.x(move.at_s - move.duration_s)
-        tip = f"{number}. {move.at_s - self.begin_s:.0f} s: {moved(move)}. {move.why}"
+        tip = f"{number}. {move.at_s - self.begin_s:.0f} s: {describe_move(move)}. {move.why}"
         return el(
             "g",
             el("title", tip),
