@@ -155,7 +155,7 @@ async def real(
                 await asyncio.sleep(seconds - 2.0)
                 span = asyncio.get_running_loop().time() - since
                 used = {n: (cpu_s(p) - before[n]) / span for n, p in watched.items()}
-                log = await running.finished(timeout_s=60)
+                log = await running.wait_finished(timeout_s=60)
     return log, used
 
 

@@ -23,7 +23,7 @@ STAGES = (
     ),
     (
         "- what is given back after the first tick",
-        "from igniterd.resident import give_back; give_back()",
+        "from igniterd.resident import trim_rss; trim_rss()",
     ),
 )
 SHOW = """

@@ -157,7 +157,7 @@ async def stage(
     spec = LoadSpec(host.url, (Phase("only", seconds, {model: rate}, arrivals),), seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         async with load(spec, Path(folder) / "log.csv") as process:
-            log = await process.finished(timeout_s=seconds + 60)
+            log = await process.wait_finished(timeout_s=seconds + 60)
     if log.failed:
         raise SystemExit(f"{model}: {log.failed} requests failed: {log.error[~log.ok][0]}")
     return log

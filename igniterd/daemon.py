@@ -25,8 +25,8 @@ from igniterd.health import Health
 from igniterd.loop import Carry, Loop, Predictors
 from igniterd.predictors import load_knowledge
 from igniterd.records import Tick
-from igniterd.resident import give_back
-from igniterd.setup import Setup, closed, triton_client
+from igniterd.resident import trim_rss
+from igniterd.setup import Setup, close_all, triton_client
 from igniterd.state.carry_over import resumed
 from igniterd.state.history import History
 from igniterd.state.lock import HostLock
@@ -67,7 +67,8 @@ class Daemon:
         self.stopping, self.rereading = asyncio.Event(), asyncio.Event()
         self.setup = Setup(config, knowledge or load_knowledge(config), self._adopt)
         carry = carry or Carry()
-        self.loop.carry = replace(carry, belief={**self.setup.recalled(clock()), **carry.belief})
+        remembered = self.setup.recall_states(clock())
+        self.loop.carry = replace(carry, belief={**remembered, **carry.belief})
         self.health = Health(clock)
         self.health.follow(config)
         self.admin = self._admin(config)
@@ -182,7 +183,7 @@ class Daemon:
         """
         try:
             tick = await self.loop.tick(self.clock())
-            self._told(tick)
+            self._announce(tick)
             self.setup.memory.keep(self.loop.carry.belief, tick.at_s, tick.wall_time_s)
         # whatever it is, a host that is watched badly is better than one that is not watched
         except Exception as error:
@@ -222,11 +223,11 @@ class Daemon:
         try:
             async with asyncio.timeout(PREPARE_S):
                 if stale is not None:
-                    await self._dropped(stale)
+                    await self._drop(stale)
                 config = await asyncio.to_thread(reread)
                 knowledge = await asyncio.to_thread(load_knowledge, config)
                 setup = await asyncio.to_thread(Setup, config, knowledge, self._adopt, self.setup)
-                recalled = await asyncio.to_thread(setup.recalled, self.clock())
+                recalled = await asyncio.to_thread(setup.recall_states, self.clock())
                 admin = await self._moved_admin(config)
         except Exception as error:  # whatever it is, the one that runs goes on
             if setup is not None:
@@ -266,7 +267,7 @@ class Daemon:
         try:
             self._lock_anew(new.config)
         except CannotRun as error:
-            self._beside(self._dropped(prepared), "refused configuration")
+            self._beside(self._drop(prepared), "refused configuration")
             self._refuse(error)
             return False
         carry = resumed(self.loop.handed_on(), old.config, old.knowledge, new.config, new.knowledge)
@@ -302,7 +303,7 @@ class Daemon:
             raise
         self.lock = lock
 
-    async def _dropped(self, prepared: Prepared) -> None:
+    async def _drop(self, prepared: Prepared) -> None:
         await prepared.setup.close(self.setup)
         if prepared.admin is not None:
             await prepared.admin.close()
@@ -335,7 +336,7 @@ class Daemon:
         stop.cancel()
         return acting is not None and acting.done()
 
-    def _told(self, tick: Tick) -> None:
+    def _announce(self, tick: Tick) -> None:
         """READY with the first tick of a configuration, the watchdog fed with every one."""
         status = f"{tick.plan.outcome.value}: {tick.plan.why}"
         self._shown = self.setup
@@ -344,7 +345,7 @@ class Daemon:
             self.notifier.ready(status)
             self._owes_ready = False
         if self._first:
-            give_back()  # LLVM has loaded the kernels and is not needed again
+            trim_rss()  # LLVM has loaded the kernels and is not needed again
             self._first = False
         self.notifier.alive(status)
         if self.setup.publisher is not None:
@@ -368,7 +369,7 @@ class Daemon:
         if self._preparing is not None:
             self._preparing.cancel()
         others = {task.get_name(): task for task in self._aside}
-        await asyncio.gather(closed({"admin": self.admin.close(), **others}), self.setup.close())
+        await asyncio.gather(close_all({"admin": self.admin.close(), **others}), self.setup.close())
         if self._locked:
             self.setup.memory.close(self.loop.carry.belief, self.clock(), time.time())
         self.notifier.close()

@@ -108,7 +108,7 @@ class Sources:
     _fixed: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
     _unmanaged: dict[str, frozenset[str]] = field(default_factory=dict, init=False)
 
-    async def _asked(
+    async def _ask(
         self, source: str, answer: Awaitable[T], now_s: float, timeout_s: float | None = None
     ) -> T | Gap:
         """The answer, or the gap it leaves. Two rounds of calls may be needed inside one answer, so
@@ -132,7 +132,7 @@ class Sources:
         )
         if now_s - self._mps_read_s >= every_s or now_s >= self._mps_due_s:
             self._mps_read_s, self._mps_due_s = now_s, float("inf")
-            answer = await self._asked("mps", self.mps.read(), now_s)
+            answer = await self._ask("mps", self.mps.read(), now_s)
             self._mps_last = (
                 replace(answer, at_s=now_s) if isinstance(answer, MpsReading) else answer
             )
@@ -143,7 +143,7 @@ class Sources:
         connect."""
         if self.processes is None:
             return None
-        answer = await self._asked("processes", self.processes.read(), now_s)
+        answer = await self._ask("processes", self.processes.read(), now_s)
         if isinstance(answer, tuple):
             pids = frozenset(stub.pid for stub in answer)
             if pids - self._pids:
@@ -165,7 +165,7 @@ class Sources:
         then, as it may be restarted."""
         refusal = self._refusals.get(name)
         if refusal is None or (refusal and now_s - self._asked_s[name] >= CONTROL_EVERY_S):
-            answer = await self._asked(f"control:{name}", self.tritons[name].refuses_loads(), now_s)
+            answer = await self._ask(f"control:{name}", self.tritons[name].refuses_loads(), now_s)
             if isinstance(answer, Gap):
                 return None  # it does not answer at all: that is the gap of its models
             self._refusals[name], self._asked_s[name] = answer, now_s
@@ -174,11 +174,9 @@ class Sources:
     async def observe(self, now_s: float) -> Observation:
         """One look at the whole host."""
         names = list(self.tritons)
-        servers = [self._asked(f"triton:{n}", self._read_models(n, now_s), now_s) for n in names]
+        servers = [self._ask(f"triton:{n}", self._read_models(n, now_s), now_s) for n in names]
         boards = (
-            self._asked("nvml", self.boards.read(), now_s)
-            if self.boards is not None
-            else _nothing()
+            self._ask("nvml", self.boards.read(), now_s) if self.boards is not None else _nothing()
         )
         host = asyncio.gather(boards, self._read_mps(now_s), self._read_processes(now_s))
         (seen_boards, seen_mps, seen_stubs), seen = await asyncio.gather(
@@ -204,8 +202,8 @@ class Sources:
                 gaps.append(metrics_gap)
             for model, reading in answer.items():
                 if isinstance(reading, ModelReading):
-                    models[model] = self._placed(model, reading)
-                    self._say_fixed(models[model])
+                    models[model] = self._with_gpu(model, reading)
+                    self._log_fixed(models[model])
                 else:
                     gaps.append(Gap(f"model:{model}", str(reading), now_s))
                     if isinstance(reading, NotServed):
@@ -254,7 +252,7 @@ class Sources:
             self._mps_due_s = now_s + CONNECTED_S
         self._ran = executing
 
-    def _placed(self, model: str, reading: ModelReading) -> ModelReading:
+    def _with_gpu(self, model: str, reading: ModelReading) -> ModelReading:
         """The reading with the GPU that the configuration says; one on several GPUs is only watched
         when it does not say."""
         if model in self.gpus:
@@ -265,7 +263,7 @@ class Sources:
             return replace(reading, left_alone=why, share_fixed=why, batching_fixed=why)
         return reading
 
-    def _say_fixed(self, reading: ModelReading) -> None:
+    def _log_fixed(self, reading: ModelReading) -> None:
         """What igniterd leaves as it is, and why, is said once and again when it changes."""
         why = (reading.left_alone, reading.share_fixed, reading.batching_fixed)
         if not any(why) and reading.model not in self._fixed:

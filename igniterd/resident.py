@@ -1,4 +1,4 @@
-"""Memory that starting took and running does not need, given back to the system."""
+"""Memory that starting took and running does not need."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _DONTNEED = 4  # MADV_DONTNEED of <sys/mman.h>, the same on every Linux
 
 
-def give_back() -> int:
-    """Let go of what can be had again at no loss; returns the bytes by which the resident set
-    became smaller. Takes some milliseconds.
+def trim_rss() -> int:
+    """Unmap clean pages of files and free memory of the heap; the bytes by which RSS fell.
 
-    Pages of files that are mapped privately, not writable and were never written, such as the code
-    of libraries: the kernel keeps them in its cache as long as it has room, and maps them again
-    where they are used again. LLVM, which is needed until numba's kernels are loaded and then never
-    more, is most of it. And free memory at the end of the C library's heap.
+    Why: the resident set is the figure by which a sidecar is judged, and that a container's working
+    set is made of. Much of the daemon's is code of LLVM, which is needed until numba's kernels are
+    loaded and then never more: 214 MB become 114 (``bench/memory.py``). What it does not do: free
+    the machine's memory at once. The kernel keeps the pages in its cache while it has room, and
+    now takes them first when it has none. What it costs: some milliseconds once, and a minor fault
+    for a page that is used again.
 
-    Where the kernel or the C library has no such thing, nothing is done.
+    Only pages of files that are mapped privately, not writable and were never written: the file
+    has the same content. Where the kernel or the C library has no such thing, nothing is done.
     """
     try:
         before = _resident_bytes()

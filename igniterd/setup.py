@@ -149,7 +149,7 @@ class Setup:
             else Checkpoint(directory / "learnt.json", self.identities)
         )
 
-    def recalled(self, now_s: float) -> dict[str, ModelState]:
+    def recall_states(self, now_s: float) -> dict[str, ModelState]:
         """What was learnt of its models before, by whichever daemon."""
         return Checkpoint(self.memory.path, self.identities).recall(now_s, time.time())
 
@@ -178,10 +178,10 @@ class Setup:
             closing["nvml"] = self.nvml.close()
         if keep is None or keep.history is not self.history:
             closing["history"] = asyncio.to_thread(self.history.close)
-        await closed(closing)
+        await close_all(closing)
 
 
-async def closed(closing: dict[str, Awaitable[Any]]) -> None:
+async def close_all(closing: dict[str, Awaitable[Any]]) -> None:
     """Wait for all of them, within their deadline; what is left behind is said by its name."""
     if not closing:
         return

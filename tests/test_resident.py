@@ -1,7 +1,7 @@
 import mmap
 from pathlib import Path
 
-from igniterd.resident import _clean, give_back
+from igniterd.resident import _clean, trim_rss
 
 SIZE = 32 * 2**20
 
@@ -16,7 +16,7 @@ def test_pages_of_a_file_that_were_only_read_are_given_back_and_can_be_read_agai
         mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as mapped,
     ):
         assert mapped[:] == content
-        assert give_back() > SIZE // 2
+        assert trim_rss() > SIZE // 2
         assert mapped[:] == content
 
 
@@ -27,7 +27,7 @@ def test_what_was_written_stays_as_it_is(tmp_path: Path) -> None:
             file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
         )
     private[:4] = b"ours"
-    give_back()
+    trim_rss()
     assert private[:8] == b"oursfile"
     private.close()
 

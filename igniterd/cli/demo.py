@@ -45,21 +45,21 @@ def register(app: typer.Typer) -> None:
         from igniterd.cli.wording import picture_path
         from igniterd.demo.terminal import DemoConsole
 
-        teller = DemoConsole()
+        console = DemoConsole()
         with cannot():
             picture_path("--picture", picture, ".svg")
             if redraw:
                 recording, log = _last(folder.resolve())
-                wrong = _shown(teller, recording, log, folder.resolve(), picture)
+                wrong = _shown(console, recording, log, folder.resolve(), picture)
             else:
                 wrong = _played(
-                    teller, folder, seed=seed, frozen=frozen, keep=keep, picture=picture
+                    console, folder, seed=seed, frozen=frozen, keep=keep, picture=picture
                 )
         raise typer.Exit(1 if wrong else 0)
 
 
 def _played(
-    teller: DemoConsole, folder: Path, *, seed: int, frozen: bool, keep: bool, picture: Path | None
+    console: DemoConsole, folder: Path, *, seed: int, frozen: bool, keep: bool, picture: Path | None
 ) -> list[str]:
     """Play and show; what is not as it should be."""
     import asyncio
@@ -75,13 +75,13 @@ def _played(
         def show(recording: Recording, log: RequestLog) -> None:
             nonlocal shown
             shown = True
-            wrong.extend(_shown(teller, recording, log, place, picture))
+            wrong.extend(_shown(console, recording, log, place, picture))
 
         try:
-            asyncio.run(play(paper(frozen=frozen, seed=seed), place, teller, show, keep=keep))
+            asyncio.run(play(paper(frozen=frozen, seed=seed), place, console, show, keep=keep))
         except (KeyboardInterrupt, asyncio.CancelledError) as reason:
-            teller.quiet()
-            teller.say("told to stop: everything that was started is stopped")
+            console.quiet()
+            console.say("told to stop: everything that was started is stopped")
             if not keep or wrong or not shown:
                 raise typer.Exit(130 if isinstance(reason, KeyboardInterrupt) else 143) from None
     return wrong
@@ -95,7 +95,7 @@ def _last(folder: Path) -> tuple[Recording, RequestLog]:
 
 
 def _shown(
-    teller: DemoConsole, recording: Recording, log: RequestLog, folder: Path, picture: Path | None
+    console: DemoConsole, recording: Recording, log: RequestLog, folder: Path, picture: Path | None
 ) -> list[str]:
     """Tables, page and picture; what is not as it should be."""
     from igniterd.demo.measure import figures, problems
@@ -109,6 +109,6 @@ def _shown(
     where.write_text(page.html(), encoding="utf-8")
     if picture is not None:
         picture.write_text(page.timeline.svg() + "\n", encoding="utf-8")
-    tables(teller.console, recording, results)
-    ending(teller.console, recording, wrong, where)
+    tables(console.console, recording, results)
+    ending(console.console, recording, wrong, where)
     return wrong

@@ -3,12 +3,6 @@ back."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import signal
-import sys
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,10 +13,7 @@ from igniterd.cli.wording import finite, names, picture_path
 from igniterd.errors import CannotRun
 
 if TYPE_CHECKING:
-    from igniterd.cli.profile_access import Access
-    from igniterd.clients.triton.client import TritonClient
-    from igniterd.profiler.board import Probe
-    from igniterd.profiler.partial import Partial, Settings
+    from igniterd.profiler.partial import Settings
 
 
 def register(app: typer.Typer) -> None:
@@ -166,6 +157,7 @@ def profile(
     of one execution of exactly that batch: what the daemon compares its predictions with.
     """
     from igniterd.cli.profile_access import Access, headers_of, host_of, to_itself
+    from igniterd.cli.profile_run import measure_models, restore_models, run_stoppable
     from igniterd.files import make_folder
     from igniterd.profiler.partial import Partial, partial_path
 
@@ -183,7 +175,7 @@ def profile(
             headers_of(header or []),
         )
         if restore is not None:
-            _run(_restored(Partial.read(restore), restore, access, headers))
+            run_stoppable(restore_models(Partial.read(restore), restore, access, headers))
             return
         if resume is not None:
             partial, path = Partial.read(resume), resume
@@ -215,7 +207,7 @@ def profile(
                 )
         make_folder(path.parent)
         with to_itself(partial.settings, beside=beside):
-            _run(_profiled(partial, path, output, budget, headers))
+            run_stoppable(measure_models(partial, path, output, budget, headers))
         if plot is not None:
             _show(output, plot)
 
@@ -263,190 +255,12 @@ def shapes_of(given: list[str]) -> dict[str, list[int]]:
     return found
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run to the end; the first SIGINT or SIGTERM stops it in order (the server is put back), a
-    second one at once."""
-
-    async def main() -> None:
-        loop, task = asyncio.get_running_loop(), asyncio.create_task(work)
-
-        def stop() -> None:
-            task.cancel()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # not in the main thread: nobody sends it a signal
-            with contextlib.suppress(RuntimeError):
-                loop.add_signal_handler(number, stop)
-        await task
-
-    try:
-        asyncio.run(main())
-    except asyncio.CancelledError:
-        print("igniterd: stopped", file=sys.stderr)
-        raise typer.Exit(1) from None
-
-
-async def _probe(settings: Settings, client: TritonClient) -> tuple[Probe | None, int]:
-    """The board the models run on, or ``None`` where it is not to be read, and its index."""
-    from igniterd.boards import nvml_library
-    from igniterd.clients.nvml import NvmlClient
-    from igniterd.clients.triton.config import gpu_index_of
-    from igniterd.profiler.board import Counters, Probe
-
-    indices = {gpu_index_of(await client.config(model)) for model in settings.models}
-    if len(indices) > 1:
-        raise CannotRun(
-            f"the models run on GPUs {', '.join(map(str, sorted(indices)))}: profile those of "
-            "one GPU at a time"
-        )
-    (index,) = indices
-    library = nvml_library(settings.gpu, field="--gpu")
-    if library is None:
-        return None, index
-    return Probe(NvmlClient(library, timeout_s=2.0), index, Counters(library, index)), index
-
-
-async def _profiled(
-    partial: Partial, path: Path, output: Path, budget_s: float | None, headers: Mapping[str, str]
-) -> None:
-    from igniterd import __version__
-    from igniterd.cli.profile_access import client_of, mps_warning
-    from igniterd.clients.processes import ProcessTable
-    from igniterd.profiler.session import Session
-
-    settings = partial.settings
-    client = client_of(settings, headers)
-    try:
-        server = await client.server()
-        if refusal := await client.refuses_loads():
-            raise CannotRun(f"Triton at {settings.triton}: {refusal}")
-        probe, index = await _probe(settings, client)
-        warning = await mps_warning(settings)
-        with _watching() as listener:
-            if warning:
-                listener.say(warning)
-            link = settings.gpu == "nvml"
-            session = Session(
-                client,
-                probe,
-                partial,
-                path,
-                listener,
-                index=index,
-                measure_link=link,
-                budget_s=budget_s,
-                reach=client.reach,
-                processes=ProcessTable(),
-            )
-            try:
-                await session.run()
-            finally:
-                _left_behind(path)
-    finally:
-        await client.close()
-    origin = (
-        f"igniterd {__version__} profile, Triton {server.version}, {datetime.now(UTC):%Y-%m-%d}"
-    )
-    found = partial.profile(
-        origin="; ".join([origin, *partial.notes, *([warning] if warning else [])])
-    )
-    found.save(output)
-    path.unlink()  # noqa: ASYNC240  nothing else runs any more
-    for name, done in partial.models.items():
-        print(f"{name}: {len(done.solo)} points in {done.spent_s:.0f} s", file=sys.stderr)
-    if partial.co_runs:
-        print(f"{len(partial.co_runs)} co-runs in {partial.pairs_spent_s:.0f} s", file=sys.stderr)
-    print(output)
-
-
-def _left_behind(path: Path) -> None:
-    """Say what is not as it was. The file tells: it is written before the server is changed for the
-    first time."""
-    from igniterd.profiler.partial import Partial
-
-    if path.exists() and (left := Partial.read(path).originals):
-        print(
-            f"igniterd: {', '.join(left)} not as it was found: igniterd profile --restore {path} "
-            "puts it back",
-            file=sys.stderr,
-        )
-
-
-async def _restored(
-    partial: Partial, path: Path, access: Access, headers: Mapping[str, str]
-) -> None:
-    from igniterd.cli.profile_access import client_of
-    from igniterd.profiler.server import restore
-
-    settings = access.over(partial.settings)
-    if not partial.originals:
-        print(f"{path}: nothing to put back")
-        return
-    client = client_of(settings, headers)
-    try:
-        failed = await restore(
-            client,
-            partial.originals,
-            run=partial.run,
-            shares=settings.shares,
-            patience_s=30.0,
-            say=lambda text: print(text, file=sys.stderr),
-        )
-    finally:
-        await client.close()
-    print("\n".join(f"{name}: as it was" for name in partial.originals if name not in failed))
-    partial.originals = {
-        name: config for name, config in partial.originals.items() if name in failed
-    }
-    partial.write(path)
-    if failed:
-        raise CannotRun("; ".join(f"{name}: {why}" for name, why in failed.items()))
-
-
-@contextlib.contextmanager
-def _watching() -> Iterator[Any]:
-    """A progress bar on a terminal, a line for each measurement elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    class Lines:
-        def __init__(
-            self, show: Callable[[int, int, float, str], None], tell: Callable[[str], None]
-        ) -> None:
-            self.progress, self.say = show, tell
-
-    if not sys.stderr.isatty():
-        yield Lines(
-            lambda done, total, left_s, now: print(
-                f"[{done}/{total}, {left_s:.0f} s left] {now}", file=sys.stderr, flush=True
-            ),
-            lambda text: print(text, file=sys.stderr, flush=True),
-        )
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("starting", total=None, left="")
-
-        def show(done: int, total: int, left_s: float, now: str) -> None:
-            bar.update(
-                task, description=now, completed=done, total=total, left=f"{left_s:.0f} s left"
-            )
-
-        yield Lines(show, bar.console.print)
-
-
 def _show(path: Path, plot: Path | None) -> None:
-    from igniterd.cli.profile_show import drawn, told
+    from igniterd.cli.profile_show import describe, draw
     from igniterd.perf.profile import Profile
 
     found = Profile.load(path)
-    shown(*told(found))
+    shown(*describe(found))
     if plot is not None:
-        drawn(found, plot)
+        draw(found, plot)
         print(plot)

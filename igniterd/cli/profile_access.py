@@ -47,7 +47,7 @@ class Access:
         }
         if self.config is None:
             return {"triton": _address(self.triton or "127.0.0.1:8001")} | given
-        told = _server(_loaded(self.config), self.triton, self.config)
+        told = _server(_load(self.config), self.triton, self.config)
         return {"triton": told.url, "server": told.name, "config": self.config.absolute()} | given
 
     def over(self, settings: Settings) -> Settings:
@@ -99,7 +99,7 @@ def client_of(settings: Settings, headers: Mapping[str, str]) -> TritonClient:
     told = (
         None
         if settings.config is None
-        else _server(_loaded(settings.config), settings.server, settings.config)
+        else _server(_load(settings.config), settings.server, settings.config)
     )
     ca, cert, key = (
         getattr(settings, name) or (None if told is None else getattr(told, name)) for name in _TLS
@@ -127,7 +127,7 @@ def host_of(config: Path | None) -> dict[str, Any]:
 
     if config is None:
         return {"gpu": "nvml", "shares": Path(DEFAULT_SHARES), "mps": True}
-    told = _loaded(config)
+    told = _load(config)
     return {"gpu": told.gpu.source, "shares": told.shares, "mps": told.mps.enabled}
 
 
@@ -141,7 +141,7 @@ def to_itself(settings: Settings, *, beside: bool) -> Iterator[None]:
     from igniterd.state.lock import HostLock
     from igniterd.state.released import FILE, Released
 
-    directory = None if settings.config is None else _loaded(settings.config).state.directory
+    directory = None if settings.config is None else _load(settings.config).state.directory
     released = frozenset() if directory is None else Released(directory / FILE).now()
     if beside or released.issuperset(settings.models):
         yield
@@ -172,7 +172,7 @@ async def mps_warning(settings: Settings) -> str:
     if not settings.mps or settings.gpu != "nvml":
         return ""
     if settings.config is not None:
-        told = _loaded(settings.config).mps
+        told = _load(settings.config).mps
         control = MpsControl(told.control, told.pipe_directory, _MPS_TIMEOUT_S)
     else:
         pipe = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY") or DEFAULT_PIPE_DIRECTORY)
@@ -212,7 +212,7 @@ def _address(text: str) -> str:
     return text
 
 
-def _loaded(path: Path) -> Config:
+def _load(path: Path) -> Config:
     from igniterd.config import load_config
 
     return load_config(path)

@@ -72,7 +72,7 @@ def _without(profile: Profile, name: str, point: SoloPoint) -> float | None:
     return float(mean[0]) + item_ms * point.batch
 
 
-def told(profile: Profile) -> Iterator[Table | str]:
+def describe(profile: Profile) -> Iterator[Table | str]:
     """Tables and lines to print."""
     from rich.table import Table
 
@@ -174,7 +174,7 @@ def board_line(profile: Profile) -> str:
     return ", ".join(parts) + (f"\n{profile.origin}" if profile.origin else "")
 
 
-def drawn(profile: Profile, path: Path) -> None:
+def draw(profile: Profile, path: Path) -> None:
     """A picture: for each model its points with the fit and its bound, and the residuals; then the
     co-runs."""
     import matplotlib as mpl

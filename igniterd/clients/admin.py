@@ -122,7 +122,7 @@ class AdminServer:
         """Listen, unless it does. Raises :class:`CannotRun` when the address cannot be had."""
         if self._listening is not None:
             return
-        application = web.Application(middlewares=[self._guarded])
+        application = web.Application(middlewares=[self._guard])
         application.add_routes(
             [
                 web.get("/", self._get_page),
@@ -189,7 +189,7 @@ class AdminServer:
         return _answer(*self._ready())
 
     @web.middleware
-    async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Only reads, only under a name of this host; what fails inside is said once, not per
         request."""
         if request.method not in _READS:

@@ -72,7 +72,7 @@ def is_whole(root: Path, below: Sequence[str], tree: Tree) -> bool:
         at = stack.enter_context(opened_folder(root.parent))
         for part in (root.name, *below):
             try:
-                at = stack.enter_context(_opened(part, at, owners))
+                at = stack.enter_context(_open_folder(part, at, owners))
             except FileNotFoundError:
                 return False
             if os.fstat(at).st_mode & 0o777 != _FOLDER:
@@ -97,10 +97,10 @@ def make_whole(
     owners = owners_of(root) if give else frozenset({0, os.geteuid()})
     with contextlib.ExitStack() as stack:
         above = stack.enter_context(opened_folder(root.parent))
-        at = stack.enter_context((_made if ours else _opened)(root.name, above, owners))
+        at = stack.enter_context((_make_folder if ours else _open_folder)(root.name, above, owners))
         for part in below[:-1]:
-            at = stack.enter_context(_made(part, at, owners))
-        _put(at, below[-1], tree, owners)
+            at = stack.enter_context(_make_folder(part, at, owners))
+        _write_tree(at, below[-1], tree, owners)
 
 
 def owners_of(root: Path) -> frozenset[int]:
@@ -124,7 +124,7 @@ def check_above(root: Path, *, trusted: frozenset[int] = frozenset()) -> None:
 
 
 @contextlib.contextmanager
-def _opened(name: str, parent: int, owners: frozenset[int]) -> Iterator[int]:
+def _open_folder(name: str, parent: int, owners: frozenset[int]) -> Iterator[int]:
     """A descriptor of the folder ``name``, which nobody but this user and root can write to."""
     try:
         at = os.open(name, _OPEN, dir_fd=parent)
@@ -165,14 +165,14 @@ def _path(at: int, name: str) -> str:
 
 
 @contextlib.contextmanager
-def _made(name: str, parent: int, owners: frozenset[int]) -> Iterator[int]:
+def _make_folder(name: str, parent: int, owners: frozenset[int]) -> Iterator[int]:
     """:func:`_opened`, and made where it is missing; its mode is set right where it is this
     user's."""
     new = False
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, 0o700, dir_fd=parent)
         new = True
-    with _opened(name, parent, owners) as at:
+    with _open_folder(name, parent, owners) as at:
         found = os.fstat(at)
         if os.geteuid() in (0, found.st_uid) and found.st_mode & 0o777 != _FOLDER:
             os.fchmod(at, _FOLDER)
@@ -186,11 +186,11 @@ def _give(parent: int, made: int, owners: frozenset[int]) -> None:
         given_to_owner_of(parent, made)
 
 
-def _put(parent: int, name: str, tree: Tree, owners: frozenset[int]) -> None:
+def _write_tree(parent: int, name: str, tree: Tree, owners: frozenset[int]) -> None:
     """``tree`` as ``name`` in the open folder ``parent``: built beside it, then renamed."""
     with (
         contextlib.suppress(FileNotFoundError, NotADirectoryError, Refused),
-        _opened(name, parent, owners) as at,
+        _open_folder(name, parent, owners) as at,
     ):
         if os.fstat(at).st_mode & 0o777 == _FOLDER and _holds(at, tree, owners):
             return
@@ -198,7 +198,7 @@ def _put(parent: int, name: str, tree: Tree, owners: frozenset[int]) -> None:
     new, old = (f".{name}.{kind}-{secrets.token_hex(6)}" for kind in ("new", "old"))
     try:
         os.mkdir(new, 0o700, dir_fd=parent)
-        with _opened(new, parent, owners) as at:
+        with _open_folder(new, parent, owners) as at:
             _fill(at, tree, parent, owners)
             os.fchmod(at, _FOLDER)
             _give(parent, at, owners)
@@ -239,7 +239,7 @@ def _fill(at: int, tree: Tree, home: int, owners: frozenset[int]) -> None:
                 os.fchmod(file.fileno(), entry.mode)
         else:
             os.mkdir(name, 0o700, dir_fd=at)
-            with _opened(name, at, owners) as inner:
+            with _open_folder(name, at, owners) as inner:
                 _fill(inner, entry, home, owners)
                 os.fchmod(inner, _FOLDER)
                 _give(home, inner, owners)
@@ -268,7 +268,7 @@ def _is(at: int, name: str, entry: File | Link | Tree, owners: frozenset[int]) -
             return file.read() == entry.text.encode()
     if not stat.S_ISDIR(found.st_mode) or mode & 0o777 != _FOLDER:
         return False
-    with _opened(name, at, owners) as inner:
+    with _open_folder(name, at, owners) as inner:
         return _holds(inner, entry, owners)
 
 

@@ -114,7 +114,7 @@ class MpsControl:
             asked, answered, complained = (files.enter_context(_memory_file()) for _ in range(3))
             asked.write("".join(f"{command}\n" for command in commands).encode())
             asked.seek(0)
-            status = await self._ended(asked, answered, complained, environment)
+            status = await self._run(asked, answered, complained, environment)
             output, errors = _start_of(answered), _start_of(complained)
         complaint = errors.strip() or output.strip()
         if _NO_DAEMON in complaint.lower():
@@ -128,7 +128,7 @@ class MpsControl:
             )
         return [line.strip() for line in output.splitlines() if line.strip()]
 
-    async def _ended(
+    async def _run(
         self,
         asked: IO[bytes],
         answered: IO[bytes],

@@ -166,9 +166,9 @@ class MqttPublisher:
         message = Message(self._prefix + suffix, self._event(kind, data), qos, retain, expiry_s)
         if retain:
             self._retained[message.topic] = message
-            self._put((message.topic,), message)
+            self._enqueue((message.topic,), message)
         else:
-            self._put(
+            self._enqueue(
                 (message.topic, kind, str(data.get("model", data.get("gpu_index", "")))), message
             )
 
@@ -178,7 +178,7 @@ class MqttPublisher:
         reason = reason[:_MOST_REASON]
         if (status, reason) != self._status:
             self._status = (status, reason)
-            self._put((self._prefix + _STATUS,), self._status_message(status, reason))
+            self._enqueue((self._prefix + _STATUS,), self._status_message(status, reason))
 
     # ------------------------------------------------------------ inside
 
@@ -192,7 +192,7 @@ class MqttPublisher:
                     await self._serve(client)
             # whatever it is, this task must not end: nobody waits for it
             except Exception as error:
-                self._failed(error)
+                self._count_failure(error)
             # a shorter one is no success: two hosts of one name cut each other off for ever
             if time.monotonic() - began_s > _LASTING_S:
                 pause_s = self._first_pause_s
@@ -266,14 +266,14 @@ class MqttPublisher:
             self._once.failed(suffix, str(error), says="the broker does not take it")
         except aiomqtt.MqttError as error:
             if lost.done():
-                self._blamed(suffix, blame, error)
+                self._add_blame(suffix, blame, error)
             raise
         else:
             blame.times = 0
             self.statistics.published += 1
             self._once.worked(suffix, says="the broker takes it again")
 
-    def _blamed(self, suffix: str, blame: _Blame, error: Exception) -> None:
+    def _add_blame(self, suffix: str, blame: _Blame, error: Exception) -> None:
         """A connection ended while this topic's message was on its way; again and again is its
         fault."""
         blame.times += 1
@@ -298,13 +298,13 @@ class MqttPublisher:
             "(mosquitto: max_packet_size)"
         )
 
-    def _failed(self, error: Exception) -> None:
+    def _count_failure(self, error: Exception) -> None:
         self.statistics.failures += 1
         self._once.failed(
             "connection", str(error) or type(error).__name__, broker=f"{self._host}:{self._port}"
         )
 
-    def _put(self, key: tuple[str, ...], message: Message) -> None:
+    def _enqueue(self, key: tuple[str, ...], message: Message) -> None:
         if self._waiting.pop(key, None) is not None:
             self.statistics.replaced += 1
         elif len(self._waiting) >= _MOST_WAITING:

@@ -191,9 +191,9 @@ class _Boards:
             self._call("nvmlDeviceGetHandleByIndex", index)
             for index in range(self._call("nvmlDeviceGetCount"))
         ]
-        return [(handle, self._fixed(handle)) for handle in handles]
+        return [(handle, self._read_fixed(handle)) for handle in handles]
 
-    def _fixed(self, handle: Any) -> dict[str, Any]:
+    def _read_fixed(self, handle: Any) -> dict[str, Any]:
         library = self._library
         return {
             "uuid": _text(self._call("nvmlDeviceGetUUID", handle)),

@@ -28,7 +28,7 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 def identities(url: str) -> frozenset[str]:
     """Names of the server at ``url`` (host:port). Addresses of one server share at least one."""
     host, port = _host_and_port(url)
-    addresses = _resolved(host)
+    addresses = _resolve(host)
     if not addresses:
         return frozenset({f"{host}:{port}"})
     local = {address for address in addresses if _is_local(address)}
@@ -51,10 +51,10 @@ def _host_and_port(url: str) -> tuple[str, int]:
     return host.strip("[]").lower().rstrip("."), int(port)
 
 
-def _resolved(host: str) -> set[IpAddress]:
+def _resolve(host: str) -> set[IpAddress]:
     """No longer than ``LOOK_UP_S``: a resolver that does not answer must not hold up the start."""
     with contextlib.suppress(ValueError):
-        return {_reached(_plain(ipaddress.ip_address(host)))}
+        return {_as_reached(_plain(ipaddress.ip_address(host)))}
     found: list[str] = []
 
     def look_up() -> None:
@@ -64,7 +64,7 @@ def _resolved(host: str) -> set[IpAddress]:
     asking = threading.Thread(target=look_up, name="look-up", daemon=True)
     asking.start()
     asking.join(LOOK_UP_S)
-    return {_reached(_plain(ipaddress.ip_address(each.partition("%")[0]))) for each in found}
+    return {_as_reached(_plain(ipaddress.ip_address(each.partition("%")[0]))) for each in found}
 
 
 def _plain(address: IpAddress) -> IpAddress:
@@ -72,7 +72,7 @@ def _plain(address: IpAddress) -> IpAddress:
     return mapped or address
 
 
-def _reached(address: IpAddress) -> IpAddress:
+def _as_reached(address: IpAddress) -> IpAddress:
     """Who connects to no address in particular reaches this machine's loopback."""
     if address.is_unspecified:
         return ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")

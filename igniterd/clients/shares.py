@@ -142,7 +142,7 @@ def making_obstacle(shares_dir: Path) -> str:
     return "" if writable else f"{above} cannot be written by this user: {_MEND} {shares_dir}"
 
 
-def prepared(
+def prepare_config(
     config: ModelConfig, target: Allocation, shares_dir: Path, reach: Reach = PLAIN
 ) -> ModelConfig:
     """:func:`with_allocation`, with the folder that the result names made. Raises :class:`Refused`

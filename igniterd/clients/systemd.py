@@ -34,10 +34,6 @@ class Notifier:
         self.watchdog_s = _watchdog_s(environment)
         """Longest time systemd waits between two :meth:`alive`; ``None`` without a watchdog."""
 
-    @property
-    def supervised(self) -> bool:
-        return self._socket is not None
-
     def ready(self, status: str) -> None:
         """Start-up (or a reload) is over."""
         self._must("READY", f"READY=1\nSTATUS={_line(status)}")

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -24,7 +24,6 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from igniterd.config import State
-from igniterd.demo.recording import Applied
 from igniterd.demo.scenario import Scenario
 from igniterd.errors import CannotRun
 from igniterd.files import others_hand
@@ -36,6 +35,7 @@ from igniterd.perf import builtin_profile
 from igniterd.records import Mode
 
 CONFIG = "igniterd.toml"
+PROFILE = "profile.json"
 _MARK = ".igniterd-demo"
 _WITHOUT_MPS = "the emulated board gives shares without MPS control, a real one does not"
 _WITHOUT_BROKER = "no hints over MQTT in this run"
@@ -73,8 +73,8 @@ def workplace(folder: Path) -> Iterator[Path]:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """What is running."""
+class Environment:
+    """The programs around the daemon, running."""
 
     folder: Path
     host: EmulatedHost
@@ -88,7 +88,7 @@ class Stage:
 
 
 @contextmanager
-def state_of_its_own(folder: Path) -> Iterator[Path]:
+def private_state(folder: Path) -> Iterator[Path]:
     """Where the daemon of a run in ``folder`` keeps its state: in it, or in a private folder.
 
     Triton runs what is in there, so the daemon refuses a place that another user could change. A
@@ -118,12 +118,12 @@ def _is_plain(place: Path) -> bool:
 
 
 @asynccontextmanager
-async def stage(scenario: Scenario, folder: Path) -> AsyncIterator[Stage]:
+async def start_environment(scenario: Scenario, folder: Path) -> AsyncIterator[Environment]:
     """Start the host in ``folder`` and write the daemon's configuration. MPS control and the broker
     are left out where they cannot run."""
     notes: list[str] = []
     async with AsyncExitStack() as stack:
-        state = stack.enter_context(state_of_its_own(folder))
+        state = stack.enter_context(private_state(folder))
         host = EmulatedHost(
             mps=await _if_possible(stack, mps_host(folder / "host" / "mps"), notes, _WITHOUT_MPS),
             broker=await _if_possible(
@@ -133,7 +133,7 @@ async def stage(scenario: Scenario, folder: Path) -> AsyncIterator[Stage]:
                 triton_host(scenario.host(), folder / "host" / "triton")
             ),
         )
-        made = Stage(folder, host, f"127.0.0.1:{free_ports(1)[0]}", tuple(notes), state)
+        made = Environment(folder, host, f"127.0.0.1:{free_ports(1)[0]}", tuple(notes), state)
         configure(made, scenario)
         yield made
 
@@ -149,22 +149,22 @@ async def _if_possible(
         return None
 
 
-def configure(stage: Stage, scenario: Scenario) -> None:
+def configure(here: Environment, scenario: Scenario) -> None:
     """The files an administrator would write: the configuration and the models' profile on this
     board."""
-    builtin_profile("v100").time_scaled(scenario.slow_factor).save(stage.folder / "profile.json")
-    host = stage.host
+    builtin_profile("v100").time_scaled(scenario.slow_factor).save(here.folder / PROFILE)
+    host = here.host
     lines = [
         "# Written by `igniterd demo`; the daemon of the demo runs with it.",
         '[host]\nname = "demo"\ncluster = "demo"\n',
         f'[[triton]]\nname = "main"\nurl = "{host.triton.url}"\nmetrics_url = '
         f'"{host.triton.metrics_url}"\n',
         f'[gpu]\nsource = "emulated:{host.triton.board_path}"\n',
-        f'[metrics]\nlisten = "{stage.admin}"\n',
-        f'[state]\ndirectory = "{stage.state}"\n',
+        f'[metrics]\nlisten = "{here.admin}"\n',
+        f'[state]\ndirectory = "{here.state}"\n',
     ]
     if host.mps is not None:
-        control = _mps_program(stage.folder, host.mps.control)
+        control = _mps_program(here.folder, host.mps.control)
         lines.append(
             f'[mps]\nenabled = true\ncontrol = "{control}"\npipe_directory = '
             f'"{host.mps.pipe_directory}"\n'
@@ -173,10 +173,10 @@ def configure(stage: Stage, scenario: Scenario) -> None:
         lines.append(f'[mqtt]\nurl = "{host.broker.url}"\n')
     lines += [
         f'[[model]]\nname = "{model.name}"\nslo_p99_ms = {scenario.slo_ms(model.name):g}\n'
-        'profile = "profile.json"\n'
+        f'profile = "{PROFILE}"\n'
         for model in scenario.models
     ]
-    stage.config.write_text("\n".join(lines), encoding="utf-8")
+    here.config.write_text("\n".join(lines), encoding="utf-8")
 
 
 def _mps_program(folder: Path, control: programs.Program) -> Path:
@@ -201,7 +201,7 @@ def _environment() -> dict[str, str]:
 
 
 @asynccontextmanager
-async def daemon(stage: Stage, mode: Mode) -> AsyncIterator[Running]:
+async def running_daemon(here: Environment, mode: Mode) -> AsyncIterator[Running]:
     """``igniterd run --config`` in a process of its own; stopped on the way out, what it applied
     stays."""
     command = [
@@ -210,32 +210,32 @@ async def daemon(stage: Stage, mode: Mode) -> AsyncIterator[Running]:
         "igniterd",
         "run",
         "--config",
-        str(stage.config),
+        str(here.config),
         "--mode",
         mode.value,
         "--log-format",
         "json",
     ]
     async with running(
-        "igniterd", command, log=stage.folder / "daemon.log", env=_environment()
+        "igniterd", command, log=here.folder / "daemon.log", env=_environment()
     ) as program:
         yield program
 
 
-async def _said(*arguments: str, given: str = "", timeout_s: float) -> tuple[int, str, str]:
+async def _run_module(*arguments: str, timeout_s: float) -> tuple[int, str, str]:
     """Exit status, output and errors of ``python -m …``; killed when it takes too long
     (:class:`CannotRun`) or we are."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", *arguments),
-        stdin=pipe,
+        stdin=asyncio.subprocess.DEVNULL,
         stdout=pipe,
         stderr=pipe,
         env=_environment(),
     )
     try:
         async with asyncio.timeout(timeout_s):
-            out, err = await process.communicate(given.encode())
+            out, err = await process.communicate()
     except TimeoutError:
         raise CannotRun(f"{' '.join(arguments[:2])} did not end within {timeout_s:.0f} s") from None
     finally:
@@ -249,17 +249,17 @@ async def _said(*arguments: str, given: str = "", timeout_s: float) -> tuple[int
     )
 
 
-async def check(stage: Stage) -> list[str]:
+async def check_live(here: Environment) -> list[str]:
     """``igniterd check --live`` in lines. Raises :class:`CannotRun` when something is wrong; MPS
     control may be: this board needs none."""
-    _, out, err = await _said(
+    _, out, err = await _run_module(
         "igniterd",
         "check",
         "--live",
         "--format",
         "json",
         "--config",
-        str(stage.config),
+        str(here.config),
         timeout_s=300.0,
     )
     try:
@@ -272,30 +272,3 @@ async def check(stage: Stage) -> list[str]:
             "igniterd check says: " + "; ".join(f"{f['what']}: {f['said']}" for f in bad)
         )
     return [f"{f['level']:>4}  {f['what']}: {f['said']}" for f in findings]
-
-
-async def predicted(
-    stage: Stage,
-    scenario: Scenario,
-    rates_per_s: Mapping[str, float],
-    allocations: Mapping[str, Applied] | None = None,
-    bias: Mapping[str, float] | None = None,
-) -> dict[str, float | None]:
-    """P99s the model expects at ``rates_per_s`` under ``allocations`` (by default the best plan);
-    None is overload. See ``forecast``."""
-    question = {
-        "profile": str(stage.folder / "profile.json"),
-        "slos_ms": {m.name: scenario.slo_ms(m.name) for m in scenario.models},
-        "rates_per_s": dict(rates_per_s),
-        "allocations": None
-        if allocations is None
-        else {name: a.model_dump() for name, a in allocations.items()},
-        "bias": dict(bias or {}),
-    }
-    status, out, err = await _said(
-        "igniterd.demo.forecast", given=json.dumps(question), timeout_s=300.0
-    )
-    if status != 0:
-        raise CannotRun(f"the model could not be asked: {err[-500:]}")
-    found: dict[str, float | None] = json.loads(out.splitlines()[-1])["p99_ms"]
-    return found

@@ -1,23 +1,13 @@
-"""Elements of SVG and HTML as text, everything escaped; and a scale."""
+"""Elements of SVG as text, everything escaped; and a scale."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from markupsafe import Markup, escape
+
 Value = str | int | float
-
-
-class Markup(str):
-    """Text that is markup already."""
-
-    __slots__ = ()
-
-
-def escaped(text: object) -> Markup:
-    """``text`` as markup; markup stays as it is."""
-    return text if isinstance(text, Markup) else Markup(html.escape(str(text), quote=True))
 
 
 def el(tag: str, *children: object, **attributes: Value | None) -> Markup:
@@ -28,19 +18,14 @@ def el(tag: str, *children: object, **attributes: Value | None) -> Markup:
         for key, v in attributes.items()
         if v is not None
     ]
-    inner = "".join(escaped(child) for child in children)
-    return Markup(f"<{tag}{''.join(parts)}>{inner}</{tag}>")
-
-
-def joined(parts: Iterable[Markup]) -> Markup:
-    """Markup in a row."""
-    return Markup("".join(parts))
+    inner = "".join(escape(child) for child in children)
+    return Markup(f"<{tag}{''.join(parts)}>{inner}</{tag}>")  # noqa: S704  its parts are escaped
 
 
 def _value(value: Value) -> str:
     if isinstance(value, float):
         return f"{value:.2f}".rstrip("0").rstrip(".")
-    return html.escape(str(value), quote=True)
+    return escape(value)
 
 
 def points(pairs: Iterable[tuple[float, float]]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from igniterd.errors import CannotRun
+from igniterd.records import Allocation
 
 FILE = "recording.json"
 REQUESTS = "requests.csv"
@@ -24,6 +25,10 @@ class Applied(_Frozen):
     share: float | None
     max_batch_size: int
     max_queue_delay_us: int = 0
+
+    def allocation(self) -> Allocation:
+        """The same, as the predictor wants it."""
+        return Allocation(self.share, self.max_batch_size, self.max_queue_delay_us)
 
     def __str__(self) -> str:
         share = "no share" if self.share is None else f"{self.share:.1%}"

@@ -49,10 +49,10 @@ class DemoPhase:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """The whole play."""
+    """Models, phases of traffic, and how much slower than a real board they are played."""
 
     models: tuple[Served, ...]
-    acts: tuple[DemoPhase, ...]
+    phases: tuple[DemoPhase, ...]
     slow_factor: float = SLOW_FACTOR
     seed: int = 1
 
@@ -60,9 +60,9 @@ class Scenario:
         """The SLO that is played."""
         return next(m.slo_ms for m in self.models if m.name == model) * self.slow_factor
 
-    def rates(self, act: DemoPhase) -> dict[str, float]:
+    def rates(self, phase: DemoPhase) -> dict[str, float]:
         """The rates that are played, requests a second."""
-        return {model: rate / self.slow_factor for model, rate in act.rates_per_s.items()}
+        return {model: rate / self.slow_factor for model, rate in phase.rates_per_s.items()}
 
     def host(self) -> HostSpec:
         """The emulated host: every model as Triton's defaults have it, without a share."""
@@ -84,7 +84,7 @@ def paper(*, frozen: bool = False, slow_factor: float = SLOW_FACTOR, seed: int =
 
     ``frozen`` adds a phase in which the traffic has shifted and the plan made before stands still.
     """
-    acts = [
+    phases = [
         DemoPhase(
             "bare",
             "Triton as it comes",
@@ -107,7 +107,7 @@ def paper(*, frozen: bool = False, slow_factor: float = SLOW_FACTOR, seed: int =
     shift = "resnet50 gets half as much traffic again, vgg19 half of it"
     if frozen:
         said = f"{shift}; the daemon only watches, the old plan stands still"
-        acts.append(
+        phases.append(
             DemoPhase(
                 "frozen",
                 "traffic shifts, plan frozen",
@@ -119,7 +119,7 @@ def paper(*, frozen: bool = False, slow_factor: float = SLOW_FACTOR, seed: int =
             )
         )
         said = "the same traffic; the daemon may act again"
-        acts.append(
+        phases.append(
             DemoPhase(
                 "shifted",
                 "traffic shifted, igniterd",
@@ -132,7 +132,7 @@ def paper(*, frozen: bool = False, slow_factor: float = SLOW_FACTOR, seed: int =
             )
         )
     else:
-        acts.append(
+        phases.append(
             DemoPhase(
                 "shifted",
                 "traffic shifts",
@@ -144,4 +144,4 @@ def paper(*, frozen: bool = False, slow_factor: float = SLOW_FACTOR, seed: int =
                 judged=True,
             )
         )
-    return Scenario(MODELS, tuple(acts), slow_factor, seed)
+    return Scenario(MODELS, tuple(phases), slow_factor, seed)

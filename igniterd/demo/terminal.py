@@ -59,7 +59,7 @@ class DemoConsole:
             self._status = None
 
 
-def moved(move: Move) -> str:
+def describe_move(move: Move) -> str:
     """A change in one sentence."""
     what = f"{move.model}: {move.before} -> {move.after}"
     return (
@@ -139,7 +139,7 @@ def _changes(console: Console, recording: Recording, phase: PhaseResult) -> None
     if not moves:
         return
     for move in moves:
-        line = escape(f"  +{move.at_s - phase.begin_s:.0f} s  {moved(move)}")
+        line = escape(f"  +{move.at_s - phase.begin_s:.0f} s  {describe_move(move)}")
         console.print(
             f"{line}\n      [dim]{escape(reason(move))}[/]", highlight=False, soft_wrap=True
         )

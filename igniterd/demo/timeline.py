@@ -12,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from importlib import resources
 from itertools import pairwise
 
+from markupsafe import Markup
+
 from igniterd.demo.layout import apart, join_batches, runs_of, spans, wrap_title
-from igniterd.demo.markup import Markup, Scale, el, nice_ticks, points
+from igniterd.demo.markup import Scale, el, nice_ticks, points
 from igniterd.demo.measure import Figures, Trace, trace
 from igniterd.demo.recording import Applied, Move, Recording
-from igniterd.demo.terminal import moved
+from igniterd.demo.terminal import describe_move
 from igniterd.lab.load.load import RequestLog
 
 WIDTH, LEFT, RIGHT = 1120.0, 96.0, 24.0
@@ -60,7 +62,7 @@ class Timeline:
         height = bottom + _AXIS
         return el(
             "svg",
-            el("style", Markup(STYLE)),
+            el("style", Markup(STYLE)),  # noqa: S704  a file of this package
             el("title", "Timeline of the run"),
             self._hatch(),
             el("rect", x=0, y=0, width=WIDTH, height=height, class_="paper"),
@@ -81,10 +83,7 @@ class Timeline:
         line = el("path", d="M-2,2 l4,-4 M0,8 l8,-8 M6,10 l4,-4", class_="hatch")
         return el(
             "defs",
-            Markup(
-                '<pattern id="tl-hatch" width="8" height="8" '
-                f'patternUnits="userSpaceOnUse">{line}</pattern>'
-            ),
+            el("pattern", line, id="tl-hatch", width=8, height=8, patternUnits="userSpaceOnUse"),
         )
 
     def _bands(self, bottom: float) -> Iterator[Markup]:
@@ -319,7 +318,7 @@ class Timeline:
     def _flag(self, number: int, move: Move, place: float, top: float, bottom: float) -> Markup:
         index, x, y = self.recording.models.index(move.model), self.x(move.at_s), _HEAD + 10
         began = self.x(move.at_s - move.duration_s)
-        tip = f"{number}. {move.at_s - self.begin_s:.0f} s: {moved(move)}. {move.why}"
+        tip = f"{number}. {move.at_s - self.begin_s:.0f} s: {describe_move(move)}. {move.why}"
         return el(
             "g",
             el("title", tip),

@@ -23,7 +23,7 @@ _SIZE = 64 << 20
 _ROUNDS = 8
 
 
-def measured(cuda: Any, index: int, *, size: int = _SIZE, clock: Any = time.perf_counter) -> float:
+def copy_rate(cuda: Any, index: int, *, size: int = _SIZE, clock: Any = time.perf_counter) -> float:
     """Bytes per ms of copies of ``size`` bytes from page-locked memory; ``cuda`` is libcuda. Raises
     :class:`CannotRun`."""
 
@@ -80,7 +80,7 @@ async def measure(index: int, *, timeout_s: float = 20.0) -> float:
 
 def main() -> int:
     try:
-        sys.stdout.write(f"{measured(ctypes.CDLL('libcuda.so.1'), int(sys.argv[1])):.6g}\n")
+        sys.stdout.write(f"{copy_rate(ctypes.CDLL('libcuda.so.1'), int(sys.argv[1])):.6g}\n")
     except (OSError, CannotRun) as error:
         sys.stdout.write(f"{error}\n")
         return 1

@@ -173,7 +173,7 @@ class Probe:
         return None
 
     @asynccontextmanager
-    async def watched(self) -> AsyncIterator[Span]:
+    async def watch(self) -> AsyncIterator[Span]:
         """Sample the board while the context lasts."""
         span = Span()
         with contextlib.suppress(IgniterdError):

@@ -159,7 +159,9 @@ def _tensor(
         )
     dims = _dims(where, [int(d) for d in told.get("dims", ())], shape, given)
     values = (
-        _random(datatype, dims, random) if given is None else _given(where, datatype, dims, given)
+        _random(datatype, dims, random)
+        if given is None
+        else _check_items(where, datatype, dims, given)
     )
     parts = [_bytes(datatype, values[i % values.shape[0]]) for i in range(largest)]
     ends = np.concatenate([[0], np.cumsum([len(p) for p in parts])])
@@ -201,7 +203,7 @@ def _random(datatype: str, dims: tuple[int, ...], random: np.random.Generator) -
     return random.integers(0, 256 if datatype == "UINT8" else 2, size).astype(TYPES[datatype])
 
 
-def _given(where: str, datatype: str, dims: tuple[int, ...], given: Array) -> Array:
+def _check_items(where: str, datatype: str, dims: tuple[int, ...], given: Array) -> Array:
     """The items of ``--input``, shape (items, *dims)."""
     values = given[None] if given.ndim == len(dims) else given
     if values.shape[1:] != dims or values.shape[0] < 1:

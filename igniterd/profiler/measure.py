@@ -188,7 +188,7 @@ class Meter:
                 means, span_s = await self._settle(loops, seen, others, effort)
                 drawn = Drawn()
             else:
-                async with self._probe.watched() as span:
+                async with self._probe.watch() as span:
                     means, span_s = await self._settle(loops, seen, others, effort)
                 drawn = span.result
         shares = tuple(min(1.0, each.busy_ns / 1e9 / span_s) for each in seen)

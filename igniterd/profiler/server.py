@@ -23,7 +23,7 @@ from igniterd.clients.environments import (
     share_of,
 )
 from igniterd.clients.owned import measured_mark, measured_of
-from igniterd.clients.shares import prepared
+from igniterd.clients.shares import prepare_config
 from igniterd.clients.triton.config import allocation_of, instance_names_of, own_limit_of
 from igniterd.errors import CannotRun, IgniterdError, Refused, Unreachable
 from igniterd.evidence import newest_of, of_processes, serving
@@ -83,7 +83,7 @@ def for_measuring(
     if batched:
         config.pop("dynamic_batching", None)
         config["max_batch_size"] = 1
-    changed = prepared(config, Allocation(share, 1, 0, 1), shares, reach)
+    changed = prepare_config(config, Allocation(share, 1, 0, 1), shares, reach)
     if batched:
         # nobody is refused meanwhile
         changed["max_batch_size"] = max(largest, own_limit_of(original))
@@ -163,7 +163,7 @@ class Server:
             return
         await self._check_ours(model)
         original = self._originals[model]
-        spent_s = await self._loaded(
+        spent_s = await self._load_timed(
             model, for_measuring(original, share, largest, self._shares, self._reach, run=self._run)
         )
         self.reload_s = 0.5 * (self.reload_s + spent_s) if self._applied else spent_s
@@ -198,7 +198,7 @@ class Server:
             "set: somebody else changes it; stop a daemon that acts on this server before profiling"
         )
 
-    async def _loaded(self, model: str, config: ModelConfig) -> float:
+    async def _load_timed(self, model: str, config: ModelConfig) -> float:
         """Load; returns the seconds it took.
 
         Once for each model, after it has executed, the board's memory is watched: the old copy

@@ -48,7 +48,7 @@ def mean_of(slices: Sequence[Slice]) -> Mean | None:
         return None
     count = np.array([s.count for s in seen], dtype=np.float64)
     each = np.array([s.total_ns for s in seen]) / count / 1e6
-    start = _settled(each, count)
+    start = _settling_slices(each, count)
     each, count = each[start:], count[start:]
     kept = _near(each, count)
     left_out = int(count.shape[0] - kept.sum())
@@ -66,7 +66,7 @@ def mean_of(slices: Sequence[Slice]) -> Mean | None:
     )
 
 
-def _settled(each: F64, count: F64) -> int:
+def _settling_slices(each: F64, count: F64) -> int:
     """Slices to drop from the front, at most half of them: the cut with the least squared standard
     error after it."""
     last = each.shape[0] // 2

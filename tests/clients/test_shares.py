@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from igniterd.clients.environments import ENV_PATH, VARIABLE, Own, Reach, share_of
-from igniterd.clients.shares import look_at, prepare_share, prepared
+from igniterd.clients.shares import look_at, prepare_config, prepare_share
 from igniterd.errors import Refused
 from igniterd.records import Allocation
 from tests.users import NOBODY, another_user, as_root
@@ -311,7 +311,7 @@ def a_config(environment: str) -> dict[str, object]:
 def test_what_is_not_a_folder_is_found_out_before_anything_is_made(tmp_path: Path) -> None:
     (tmp_path / "pack").write_bytes(b"\x1f\x8b")
     with pytest.raises(Refused, match=r"m: its environment .*/pack is an archive"):
-        prepared(a_config(str(tmp_path / "pack")), Allocation(0.3, 1), tmp_path / "shares")
+        prepare_config(a_config(str(tmp_path / "pack")), Allocation(0.3, 1), tmp_path / "shares")
     with pytest.raises(Refused, match="is an archive"):
         prepare_share(tmp_path / "shares", 0.3, str(tmp_path / "pack"))
     old = own_environment(
@@ -321,16 +321,16 @@ def test_what_is_not_a_folder_is_found_out_before_anything_is_made(tmp_path: Pat
     with pytest.raises(
         Refused, match="is a share that igniterd made in another directory; name that one with"
     ):
-        prepared(a_config(str(old)), Allocation(0.4, 1), tmp_path / "shares")
+        prepare_config(a_config(str(old)), Allocation(0.4, 1), tmp_path / "shares")
     assert not (tmp_path / "shares").exists()
 
 
 def test_a_configuration_gets_its_folder_made_but_for_the_shim(tmp_path: Path) -> None:
     shares = tmp_path / "shares"
-    given = prepared({"name": "m", "backend": "python"}, Allocation(0.3, 1), shares)
+    given = prepare_config({"name": "m", "backend": "python"}, Allocation(0.3, 1), shares)
     assert Path(given["parameters"][ENV_PATH]["string_value"], "bin", "activate").is_file()
     shutil.rmtree(shares)
-    shimmed = prepared(
+    shimmed = prepare_config(
         a_config("$$TRITON_MODEL_DIRECTORY/env"),
         Allocation(0.3, 1),
         shares,
@@ -346,7 +346,7 @@ def test_a_configuration_gets_its_folder_made_but_for_the_shim(tmp_path: Path) -
 
 def test_other_variables_go_with_the_share(tmp_path: Path) -> None:
     reach = Reach(variables={"CUDA_MPS_PIPE_DIRECTORY": "/tmp/mps/a b"})
-    given = prepared({"name": "m", "backend": "python"}, Allocation(0.3, 1), tmp_path, reach)
+    given = prepare_config({"name": "m", "backend": "python"}, Allocation(0.3, 1), tmp_path, reach)
     folder = Path(given["parameters"][ENV_PATH]["string_value"])
     code = (
         "import os; print(os.environ['CUDA_MPS_PIPE_DIRECTORY'], "
@@ -358,7 +358,9 @@ def test_other_variables_go_with_the_share(tmp_path: Path) -> None:
         == "/tmp/mps/a b 30"
     )
     both = Reach(shim_backend="igniterd_python", variables=reach.variables)
-    shimmed = prepared(a_config("$$TRITON_MODEL_DIRECTORY/env"), Allocation(0.3, 1), tmp_path, both)
+    shimmed = prepare_config(
+        a_config("$$TRITON_MODEL_DIRECTORY/env"), Allocation(0.3, 1), tmp_path, both
+    )
     assert shimmed["parameters"]["IGNITERD_ENV_CUDA_MPS_PIPE_DIRECTORY"] == {
         "string_value": "/tmp/mps/a b"
     }

@@ -9,7 +9,7 @@ import pytest
 
 from igniterd.clients.shares import prepare_share
 from igniterd.config import load_config
-from igniterd.demo.environment import Stage, configure, state_of_its_own, workplace
+from igniterd.demo.environment import Environment, configure, private_state, workplace
 from igniterd.demo.scenario import AFTER, BEFORE, paper
 from igniterd.errors import CannotRun
 from igniterd.lab.host import EmulatedHost, TritonHost
@@ -23,21 +23,21 @@ from tests.users import NOBODY, as_root
 
 def made(
     folder: Path, *, mps: Program | None = None, broker: bool = False, state: Path | None = None
-) -> Stage:
-    """A stage on which nothing runs."""
+) -> Environment:
+    """One in which nothing runs."""
     never = Running("never started", None, folder / "log")  # type: ignore[arg-type]
     host = EmulatedHost(
         triton=TritonHost(paper().host(), folder / "triton", (8000, 8001, 8002)),
         mps=MpsHost(mps, folder / "pipes", never) if mps else None,
         broker=BrokerHost(1883, never) if broker else None,
     )
-    return Stage(folder, host, "127.0.0.1:9409", (), state or folder / "state")
+    return Environment(folder, host, "127.0.0.1:9409", (), state or folder / "state")
 
 
 def test_the_configuration_is_one_the_daemon_takes(tmp_path: Path) -> None:
-    stage = made(tmp_path, mps=Program(Path("/usr/bin/nvidia-cuda-mps-control")), broker=True)
-    configure(stage, paper())
-    settings = load_config(stage.config)
+    here = made(tmp_path, mps=Program(Path("/usr/bin/nvidia-cuda-mps-control")), broker=True)
+    configure(here, paper())
+    settings = load_config(here.config)
     assert {m.name: m.slo_p99_ms for m in settings.model} == {
         "alexnet": 60.0,
         "resnet50": 160.0,
@@ -54,9 +54,9 @@ def test_the_configuration_is_one_the_daemon_takes(tmp_path: Path) -> None:
 def test_without_mps_control_and_broker_shares_are_steered_and_nothing_is_published(
     tmp_path: Path,
 ) -> None:
-    stage = made(tmp_path)
-    configure(stage, paper())
-    settings = load_config(stage.config)
+    here = made(tmp_path)
+    configure(here, paper())
+    settings = load_config(here.config)
     assert settings.mps.enabled and settings.mqtt is None
 
 
@@ -65,10 +65,10 @@ def test_a_control_program_that_is_not_installed_finds_its_libraries(tmp_path: P
     program.write_text('#!/bin/sh\necho "$LD_LIBRARY_PATH" "$1"\n')
     program.chmod(0o755)
     (tmp_path / "run").mkdir()
-    stage = made(tmp_path / "run", mps=Program(program, (Path("/some/lib dir"),)))
-    configure(stage, paper())
+    here = made(tmp_path / "run", mps=Program(program, (Path("/some/lib dir"),)))
+    configure(here, paper())
     clean = {k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"}
-    control = load_config(stage.config).mps.control
+    control = load_config(here.config).mps.control
     said = subprocess.run(
         [control, "-f"], capture_output=True, text=True, timeout=10, check=True, env=clean
     ).stdout
@@ -98,10 +98,10 @@ def test_a_share_can_be_given_whoever_owns_the_checkout(
     checkout.mkdir()
     whose(checkout)
     with workplace(checkout / ".demo") as folder:
-        with state_of_its_own(folder) as state:
-            stage = made(folder, state=state)
-            configure(stage, paper())
-            settings = load_config(stage.config)
+        with private_state(folder) as state:
+            here = made(folder, state=state)
+            configure(here, paper())
+            settings = load_config(here.config)
             assert Path(prepare_share(settings.shares, 0.3)).is_dir()
             (settings.state.directory / "history.db").write_text("what was done")
         assert (folder / "state" / "history.db").read_text() == "what was done"
@@ -142,14 +142,19 @@ def test_a_file_in_place_of_the_folder_is_said(tmp_path: Path) -> None:
 
 def test_the_scenario_is_the_papers_slowed() -> None:
     play = paper()
-    assert [act.mode for act in play.acts] == [None, Mode.ACT, Mode.ACT]
-    assert play.rates(play.acts[1]) == {m: r / 4 for m, r in BEFORE.items()}
-    assert play.rates(play.acts[2]) == {m: r / 4 for m, r in AFTER.items()}
+    assert [phase.mode for phase in play.phases] == [None, Mode.ACT, Mode.ACT]
+    assert play.rates(play.phases[1]) == {m: r / 4 for m, r in BEFORE.items()}
+    assert play.rates(play.phases[2]) == {m: r / 4 for m, r in AFTER.items()}
     assert {m.name: play.slo_ms(m.name) for m in play.models} == {
         "alexnet": 60.0,
         "resnet50": 160.0,
         "vgg19": 240.0,
     }
-    assert [act.key for act in paper(frozen=True).acts] == ["bare", "steered", "frozen", "shifted"]
+    assert [each.key for each in paper(frozen=True).phases] == [
+        "bare",
+        "steered",
+        "frozen",
+        "shifted",
+    ]
     # three minutes with all that starts and stops
-    assert sum(a.settle_s + a.measured_s for a in play.acts) < 160
+    assert sum(a.settle_s + a.measured_s for a in play.phases) < 160

@@ -2,13 +2,14 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import Markup
 
-from igniterd.demo.markup import Markup, Scale, el, nice_ticks
+from igniterd.demo.markup import Scale, el, nice_ticks
 
 
 def test_text_and_attributes_are_escaped_and_markup_is_not() -> None:
     made = el("p", "<b>", Markup("<i></i>"), class_="a", stroke_width=1.5, title='"x"', gone=None)
-    assert made == '<p class="a" stroke-width="1.5" title="&quot;x&quot;">&lt;b&gt;<i></i></p>'
+    assert made == '<p class="a" stroke-width="1.5" title="&#34;x&#34;">&lt;b&gt;<i></i></p>'
 
 
 @given(st.floats(0.01, 1e6), st.integers(2, 10))

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from igniterd.demo.measure import figures, problems
 from igniterd.demo.recording import Move
-from igniterd.demo.terminal import DemoConsole, ending, moved, ms, progress, reason, tables
+from igniterd.demo.terminal import DemoConsole, describe_move, ending, ms, progress, reason, tables
 from tests.demo.runs import BARE, GIVEN, SLOS, log, recording
 
 
@@ -69,8 +69,8 @@ def test_progress_without_a_terminal_is_a_line_now_and_then() -> None:
 
 
 def test_changes_and_reasons_in_words() -> None:
-    assert moved(move()).endswith("(shrink, 1.5 s)")
-    assert moved(move(ok=False, error="no memory")).endswith("REFUSED: no memory")
+    assert describe_move(move()).endswith("(shrink, 1.5 s)")
+    assert describe_move(move(ok=False, error="no memory")).endswith("REFUSED: no memory")
     assert (
         reason(move(why="no share, batch 8 -> 25.0%, batch 4: at 20/s P99 9 ms -> 8 ms"))
         == "at 20/s P99 9 ms -> 8 ms"

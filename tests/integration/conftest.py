@@ -16,7 +16,7 @@ import pytest_asyncio
 from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
-from igniterd.clients.shares import prepared
+from igniterd.clients.shares import prepare_config
 from igniterd.clients.triton.client import TritonClient
 from igniterd.clients.triton.config import allocation_of
 from igniterd.clients.triton.config_change import same_but_instances
@@ -68,7 +68,7 @@ class Host:
     async def allocate(self, model: str, target: Allocation) -> None:
         """Load ``model`` with ``target``, as the daemon does."""
         config = await self.client.config(model)
-        changed = prepared(config, target, self.shares)
+        changed = prepare_config(config, target, self.shares)
         await self.client.load(model, changed, exact=same_but_instances(config, changed))
 
     async def give_share(self, model: str, share: float) -> None:

@@ -45,12 +45,12 @@ async def silent(folder: Path) -> bool:
 async def test_a_short_run_moves_the_host_and_loses_nothing(tmp_path: Path) -> None:
     whole = paper()
     bare, steered = (
-        replace(whole.acts[0], settle_s=1.0, measured_s=4.0),
-        replace(whole.acts[1], measured_s=8.0),
+        replace(whole.phases[0], settle_s=1.0, measured_s=4.0),
+        replace(whole.phases[1], measured_s=8.0),
     )
     seen: list[tuple[Recording, RequestLog]] = []
     with workplace(tmp_path / "demo") as folder:
-        short = replace(whole, acts=(bare, steered))
+        short = replace(whole, phases=(bare, steered))
         await play(
             short,
             folder,

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from igniterd.cli.app import app
 from igniterd.clients.environments import ModelConfig, share_path
-from igniterd.clients.shares import prepared
+from igniterd.clients.shares import prepare_config
 from igniterd.clients.triton.config import allocation_of
 from igniterd.clients.triton.config_change import with_allocation
 from igniterd.config import parse_config
@@ -80,7 +80,7 @@ async def test_an_override_loses_nothing_of_a_rich_configuration(host: Host) -> 
     before = await host.client.config(ODD)
     for section in ("model_warmup", "response_cache", "optimization", "version_policy"):
         assert before[section], "as its file says"
-    await host.client.load(ODD, prepared(before, Allocation(0.25, 3), host.shares))
+    await host.client.load(ODD, prepare_config(before, Allocation(0.25, 3), host.shares))
     ours = {
         "EXECUTION_ENV_PATH": share_path(str(host.shares), 0.25),
         "IGNITERD_PREFERRED_BATCH_SIZE": "2, 4",

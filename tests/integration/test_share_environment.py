@@ -23,7 +23,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from igniterd.clients.environments import VARIABLE, Reach, base_env_of, share_of
 from igniterd.clients.installed import BACKEND, install_backend
 from igniterd.clients.receipt import share_of_receipt
-from igniterd.clients.shares import prepare_share, prepared
+from igniterd.clients.shares import prepare_config, prepare_share
 from igniterd.clients.triton.client import TritonClient
 from igniterd.clients.triton.config_change import with_allocation
 from igniterd.errors import Refused
@@ -139,7 +139,9 @@ class There:
 
     async def give(self, model: str, share: float | None, reach: Reach = Reach()) -> None:  # noqa: B008  frozen
         config = await self.client.config(model)
-        await self.client.load(model, prepared(config, Allocation(share, 8), self.shares, reach))
+        await self.client.load(
+            model, prepare_config(config, Allocation(share, 8), self.shares, reach)
+        )
 
     async def asks(self, model: str) -> bool:
         """Whether a request to it is answered."""

@@ -112,7 +112,7 @@ async def test_means_of_a_span_leave_out_what_came_before() -> None:
             reading(power_w=200.0),
         )
     )
-    async with probe.watched() as span:
+    async with probe.watch() as span:
         await asyncio.sleep(0.6)
     assert span.result == Drawn(power_w=150.0, clock_mhz=1000.0)
 
@@ -130,7 +130,7 @@ class Stubborn(Source):
 async def test_a_source_that_swallows_cancellation_does_not_hold_a_span_up() -> None:
     began_s = asyncio.get_running_loop().time()
     ending = asyncio.timeout(60.0)
-    async with ending, Probe(Stubborn(reading(power_w=100.0))).watched() as span:
+    async with ending, Probe(Stubborn(reading(power_w=100.0))).watch() as span:
         await asyncio.sleep(0.5)  # in the middle of a reading
     assert not ending.expired()
     assert asyncio.get_running_loop().time() - began_s < 5.0  # of virtual time
@@ -203,14 +203,14 @@ class Cuda:
 
 def test_bandwidth_is_that_of_the_quickest_copy() -> None:
     ticks = iter([0.0, 0.5, 1.0, 1.1, 2.0, 2.01, *(t for i in range(3, 8) for t in (i, i + 0.2))])
-    assert bandwidth.measured(
+    assert bandwidth.copy_rate(
         Cuda(), 0, size=10_000_000, clock=lambda: next(ticks)
     ) == pytest.approx(1e6)
 
 
 def test_a_driver_without_a_gpu_is_a_reason() -> None:
     with pytest.raises(CannotRun, match="cuInit answered 100"):
-        bandwidth.measured(Cuda("cuInit"), 0)
+        bandwidth.copy_rate(Cuda("cuInit"), 0)
 
 
 async def test_where_it_cannot_be_measured_the_child_says_why(

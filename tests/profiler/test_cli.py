@@ -10,8 +10,8 @@ from typer import BadParameter
 from typer.testing import CliRunner
 
 from igniterd.cli.app import app
-from igniterd.cli.profile import _left_behind
 from igniterd.cli.profile_access import Access, host_of, mps_warning
+from igniterd.cli.profile_run import report_left_behind
 from igniterd.cli.profile_show import residuals
 from igniterd.lab.programs.process import free_ports
 from igniterd.perf.profile import builtin_profile
@@ -117,10 +117,10 @@ def test_nobody_is_told_to_put_back_what_was_not_changed(
         settings=Settings(models=["m"], triton="127.0.0.1:1", shares=tmp_path / "shares"),
         originals={"m": {"name": "m"}},
     )
-    _left_behind(path)
+    report_left_behind(path)
     assert capsys.readouterr().err == ""
     partial.write(path)
-    _left_behind(path)
+    report_left_behind(path)
     assert f"m not as it was found: igniterd profile --restore {path}" in capsys.readouterr().err
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from igniterd.clients.environments import PLAIN, ModelConfig, Reach, base_env_of, is_stale
-from igniterd.clients.shares import prepared
+from igniterd.clients.shares import prepare_config
 from igniterd.clients.triton.config import allocation_of, instance_names_of, same_allocation
 from igniterd.clients.triton.config_change import same_but_instances
 from igniterd.errors import ChangedByHand, IgniterdError, Refused, Unreachable
@@ -76,7 +76,7 @@ class Applier:
             return
         if not any(same_allocation(present, each) for each in (wanted, *expected)):
             raise ChangedByHand(f"{model}: somebody else changed it to {present}; planning anew")
-        changed = await self._changed(before, wanted)
+        changed = await self._change(before, wanted)
         # Instances alone are started and ended beside those that serve on; anything else is a new
         # copy, and must be one.
         in_place = same_but_instances(before, changed) and not anew
@@ -92,11 +92,11 @@ class Applier:
         if running and not in_place:
             await self._check_processes(model, running, after)
 
-    async def _changed(self, before: ModelConfig, wanted: Allocation) -> ModelConfig:
+    async def _change(self, before: ModelConfig, wanted: Allocation) -> ModelConfig:
         if base_env_of(before, str(self.shares)) is None:
-            return prepared(before, wanted, self.shares, self.reach)
+            return prepare_config(before, wanted, self.shares, self.reach)
         # its own environment is looked at: a mount that hangs holds up this step, not the daemon
-        return await asyncio.to_thread(prepared, before, wanted, self.shares, self.reach)
+        return await asyncio.to_thread(prepare_config, before, wanted, self.shares, self.reach)
 
     async def _read_back(self, model: str) -> ModelConfig:
         """The configuration after a load; a busy server may miss a deadline without anything being

@@ -98,7 +98,7 @@ class TritonChannel:
     async def call(self, method: str, request: Any, timeout_s: float) -> Any:
         """One call of the protocol, by its name."""
         try:
-            return await getattr(self._connected(), method)(
+            return await getattr(self._connect(), method)(
                 request, timeout=timeout_s, metadata=self._metadata
             )
         except grpc.aio.AioRpcError as error:
@@ -121,7 +121,7 @@ class TritonChannel:
             await self._channel.close()
             self._channel = None
 
-    def _connected(self) -> Any:
+    def _connect(self) -> Any:
         if self._channel is None:
             if self._tls is None:
                 self._channel = grpc.aio.insecure_channel(self._url, options=channel_options())

@@ -95,7 +95,7 @@ class TritonClient:
         self._unsettled = Unsettled()
         self._losses = self._losses_seen = 0  # of the connection
         self._executed: dict[str, int] = {}  # by model, at the last look
-        self._channel = TritonChannel(name, url, headers or {}, tls, self._lost)
+        self._channel = TritonChannel(name, url, headers or {}, tls, self._count_loss)
         self._http = TritonHttp(http_url, timeout_s, headers or {}, tls) if http_url else None
 
     async def server(self) -> ServerInfo:
@@ -182,7 +182,7 @@ class TritonClient:
                 self._unsettled.unanswered(model, wanted, self._clock(), self._reload_timeout_s)
             raise
         finally:
-            self._changed(model)
+            self._forget_model(model)
 
     async def unload(self, model: str) -> None:
         """Take `model` out of service. Returns at once; the repository's index says UNLOADING until
@@ -193,12 +193,12 @@ class TritonClient:
                 "RepositoryModelUnload", service_pb2.RepositoryModelUnloadRequest(model_name=model)
             )
         finally:
-            self._changed(model)
+            self._forget_model(model)
 
-    def _lost(self) -> None:
+    def _count_loss(self) -> None:
         self._losses += 1
 
-    def _changed(self, model: str) -> None:
+    def _forget_model(self, model: str) -> None:
         """A tick may have read the old configuration while the new copy was loading, or be reading
         it now."""
         self._configs.changed(model)

@@ -132,7 +132,7 @@ class Configurations:
             if self._reloads.get(name) != reloads.get(name):
                 raced.append(name)  # reloaded while it was read: the answer may be the old copy's
             elif isinstance(answer, NotNow):
-                if not self._kept(name, answer, served.get(name), now_s):
+                if not self._keeps(name, answer, served.get(name), now_s):
                     # what is applied is not known, so nothing is said of the model
                     self._known.pop(name, None)
                     failed[name] = answer
@@ -152,7 +152,7 @@ class Configurations:
         except NotNow as error:
             return error
 
-    def _kept(self, name: str, why: NotNow, served: Served | None, now_s: float) -> bool:
+    def _keeps(self, name: str, why: NotNow, served: Served | None, now_s: float) -> bool:
         """Whether what was known is still believed: the model was read, and only its configuration
         came too late."""
         known = self._known.get(name)

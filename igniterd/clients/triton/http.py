@@ -38,7 +38,7 @@ class TritonHttp:
         path = f"/v2/models/{quote(model, safe='')}/config"
         page = _below(self._server.shown, path)
         try:
-            async with self._connected().get(
+            async with self._connect().get(
                 _below(self._server.url, path), allow_redirects=False
             ) as answer:
                 said = await answer.read()
@@ -61,7 +61,7 @@ class TritonHttp:
             await self._session.close()
             self._session = None
 
-    def _connected(self) -> aiohttp.ClientSession:
+    def _connect(self) -> aiohttp.ClientSession:
         if self._session is None:
             connector = aiohttp.TCPConnector(ssl=True if self._tls is None else _context(self._tls))
             timeout = aiohttp.ClientTimeout(total=self._timeout_s)

@@ -78,7 +78,7 @@ class RepositoryList:
         do."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.ensure_future(self._ask(max(wait_s, DEADLINE_S)))
-            self._asking.add_done_callback(self._told)
+            self._asking.add_done_callback(self._take_answer)
         done, _ = await asyncio.wait([self._asking], timeout=wait_s)
         if done:
             return {entry.name: entry for entry in self._asking.result()}
@@ -88,7 +88,7 @@ class RepositoryList:
             f"the repository of Triton {self._triton!r} was not listed in {wait_s:.2g} s"
         )
 
-    def _told(self, asked: asyncio.Task[tuple[IndexEntry, ...]]) -> None:
+    def _take_answer(self, asked: asyncio.Task[tuple[IndexEntry, ...]]) -> None:
         if asked.cancelled() or asked.exception() is not None:
             return  # whoever waits is told; with nobody waiting the next one asks again
         self._last, self._last_s = {entry.name: entry for entry in asked.result()}, self._clock()

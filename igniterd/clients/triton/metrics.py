@@ -72,15 +72,15 @@ class MetricsParser:
         found: dict[ModelVersion, ModelMetrics] = {}
         self._spoilt.clear()
         for sample in self._samples(page, _PENDING):
-            of, count = _of(found, sample), _count(sample)
+            of, count = _entry(found, sample), _count(sample)
             of.pending = self._sum(of.pending, count, sample)
         for sample in self._samples(page, _FAILURE, b'reason="REJECTED"'):
-            of, count = _of(found, sample), _count(sample)
+            of, count = _entry(found, sample), _count(sample)
             of.rejected = self._sum(of.rejected, count, sample)
         quantiles = set[str]()
         for sample in self._samples(page, _SUMMARY):
             quantiles.add(sample.labels.get("quantile", ""))
-            _take_quantile(_of(found, sample), sample)
+            _take_quantile(_entry(found, sample), sample)
         self.note = _NO_SUMMARIES if found and not quantiles else ""
         if quantiles and 0.99 not in map(_as_number, quantiles):
             self.note = _NO_P99
@@ -92,7 +92,7 @@ class MetricsParser:
         lines = [line for line in _lines(page, name.encode() + b"{") if having in line]
         before = self._before.get(name, {})
         now = self._before[name] = {line: before[line] for line in lines if line in before}
-        now |= _parsed([line for line in lines if line not in now])
+        now |= _parse_lines([line for line in lines if line not in now])
         if lines and not now:
             raise ValueError(f"none of its lines of {name} can be read, as {lines[0][:80]!r}")
         return now.values()
@@ -117,10 +117,10 @@ def _lines(page: bytes, prefix: bytes) -> Iterator[bytes]:
             return
 
 
-def _parsed(lines: list[bytes]) -> dict[bytes, Sample]:
+def _parse_lines(lines: list[bytes]) -> dict[bytes, Sample]:
     """What each line says; without those that cannot be read."""
     try:
-        samples = _together(b"\n".join(lines))
+        samples = _parse_text(b"\n".join(lines))
         if len(samples) == len(lines):
             return dict(zip(lines, samples, strict=True))
     except ValueError:  # one line spoils them all
@@ -128,11 +128,11 @@ def _parsed(lines: list[bytes]) -> dict[bytes, Sample]:
     found: dict[bytes, Sample] = {}
     for line in lines:
         with contextlib.suppress(ValueError):
-            (found[line],) = _together(line)
+            (found[line],) = _parse_text(line)
     return found
 
 
-def _together(text: bytes) -> list[Sample]:
+def _parse_text(text: bytes) -> list[Sample]:
     return [s for family in text_string_to_metric_families(text.decode()) for s in family.samples]
 
 
@@ -140,7 +140,7 @@ def _key(sample: Sample) -> ModelVersion:
     return sample.labels.get("model", ""), sample.labels.get("version", "")
 
 
-def _of(found: dict[ModelVersion, ModelMetrics], sample: Sample) -> ModelMetrics:
+def _entry(found: dict[ModelVersion, ModelMetrics], sample: Sample) -> ModelMetrics:
     key = _key(sample)
     return found.get(key) or found.setdefault(key, ModelMetrics())
 

@@ -196,16 +196,18 @@ class LoadProcess:
         :class:`CannotRun` if it broke."""
         with contextlib.suppress(ConnectionError):
             await self._tell({"stop": True})
-        return await self.finished(timeout_s=timeout_s)
+        return await self.wait_finished(timeout_s=timeout_s)
 
-    async def finished(self, *, timeout_s: float) -> RequestLog:
+    async def wait_finished(self, *, timeout_s: float) -> RequestLog:
         """Wait until all phases are over and every request has ended; the log. Raises as
         :meth:`stop`."""
         async with asyncio.timeout(timeout_s):
             status = await self._process.wait()
         await self._reader
         if status != 0:
-            raise CannotRun(f"the load generator exited with status {status}: {await self._said()}")
+            raise CannotRun(
+                f"the load generator exited with status {status}: {await self._read_errors()}"
+            )
         return await asyncio.to_thread(RequestLog.read, self.log)
 
     async def until_sent(self, count: int, *, timeout_s: float) -> None:
@@ -213,7 +215,7 @@ class LoadProcess:
         async with asyncio.timeout(timeout_s):
             while not self.progress or self.progress[-1]["scheduled"] < count:
                 if self._process.returncode is not None:
-                    raise CannotRun(f"the load generator ended early: {await self._said()}")
+                    raise CannotRun(f"the load generator ended early: {await self._read_errors()}")
                 await asyncio.sleep(0.05)
 
     async def _tell(self, message: Mapping[str, Any]) -> None:
@@ -228,7 +230,7 @@ class LoadProcess:
         async for line in self._process.stdout:
             self.progress.append(json.loads(line))
 
-    async def _said(self) -> str:
+    async def _read_errors(self) -> str:
         said = await self._process.stderr.read() if self._process.stderr else b""
         return said.decode(errors="replace").strip()[-500:]
 

@@ -40,7 +40,7 @@ class Apt:
             raise CannotRun(f"{etc} names no source of packages of {codename or 'this release'}")
         for part in ("lists/partial", "archives/partial"):
             (folder / part).mkdir(parents=True, exist_ok=True)
-        (folder / "igniterd.sources").write_text("\n".join(_rendered(s) for s in stanzas))
+        (folder / "igniterd.sources").write_text("\n".join(_render(s) for s in stanzas))
 
     def update(self) -> None:
         """Fetch the lists."""
@@ -48,15 +48,15 @@ class Apt:
 
     def download_with_dependencies(self, package: str) -> list[Path]:
         """``package`` and those of its dependencies that are not installed."""
-        return self._fetched(
+        return self._fetch(
             "install", "--download-only", "--no-install-recommends", "-y", "-q", package
         )
 
     def download(self, *packages: str) -> list[Path]:
         """These packages alone."""
-        return self._fetched("download", "-q", *packages)
+        return self._fetch("download", "-q", *packages)
 
-    def _fetched(self, *command: str) -> list[Path]:
+    def _fetch(self, *command: str) -> list[Path]:
         archives = self._folder / "archives"
         for old in archives.glob("*.deb"):
             old.unlink()
@@ -180,7 +180,7 @@ def _fits(stanza: Stanza, codename: str) -> bool:
     )
 
 
-def _rendered(stanza: Stanza) -> str:
+def _render(stanza: Stanza) -> str:
     components = list(dict.fromkeys([*stanza["Components"].split(), *COMPONENTS]))
     fields = stanza | {"Types": "deb", "Components": " ".join(components)}
     return "".join(f"{key}: {value}\n" for key, value in fields.items())

@@ -20,7 +20,7 @@ _QUIET = ("--quiet", "--disable-pip-version-check")
 _CHECKED = ("--no-deps", "--only-binary", ":all:", "--require-hashes")
 
 
-def pinned() -> dict[str, str]:
+def read_pins() -> dict[str, str]:
     """The line of each wheel, by ``name==version``."""
     text = resources.files("igniterd.data").joinpath(PINS).read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
@@ -49,7 +49,7 @@ def install(packages: Sequence[str], python: Path, timeout_s: float) -> None:
 
 
 def _pip(what: str, command: Sequence[str], packages: Sequence[str], timeout_s: float) -> None:
-    pins = pinned()
+    pins = read_pins()
     if unknown := [package for package in packages if package not in pins]:
         raise CannotRun(f"{what}: there is no hash of {', '.join(unknown)} in igniterd/data/{PINS}")
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:

@@ -101,7 +101,7 @@ async def test_every_request_is_logged(triton: Triton, tmp_path: Path) -> None:
         Phase("two", 0.5, {"a": 200.0}, Arrivals.CONSTANT),
     )
     async with load(LoadSpec(triton.url, phases, seed=3), tmp_path / "log.csv") as running:
-        log = await running.finished(timeout_s=30)
+        log = await running.wait_finished(timeout_s=30)
     assert (
         len(log)
         == len(triton.seen)
@@ -129,7 +129,7 @@ async def test_a_model_s_own_requests_are_sent_as_they_are(triton: Triton, tmp_p
         LoadSpec(triton.url, (Phase("one", 0.3, {"a": 50.0, "b": 50.0}),), requests=own),
         tmp_path / "log.csv",
     ) as running:
-        await running.finished(timeout_s=30)
+        await running.wait_finished(timeout_s=30)
     found = set(zip(triton.seen, triton.shapes, strict=True))
     assert found == {("a", (1, 3, 8, 8)), ("b", (1, 16))}
 
@@ -159,7 +159,7 @@ async def test_no_answer_within_the_deadline_is_a_failure(triton: Triton, tmp_pa
         triton.url, (Phase("one", 1.0, {"a": 10.0}, Arrivals.CONSTANT),), deadline_s=0.3
     )
     async with load(spec, tmp_path / "log.csv") as running:
-        log = await running.finished(timeout_s=30)
+        log = await running.wait_finished(timeout_s=30)
     assert len(log) == log.failed == 10
     assert all(e.startswith("DEADLINE_EXCEEDED") for e in log.error)
     assert log.attainment(1e9) == 0.0

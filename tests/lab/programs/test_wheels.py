@@ -48,7 +48,7 @@ def test_a_wheel_with_the_hash_that_is_pinned_is_used(
 ) -> None:
     wheel = wheel_in(folder)
     line = f"{PACKAGE} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"
-    monkeypatch.setattr(wheels, "pinned", lambda: {PACKAGE: line})
+    monkeypatch.setattr(wheels, "read_pins", lambda: {PACKAGE: line})
     assert fetched(tmp_path).read_bytes() == wheel.read_bytes()
 
 
@@ -73,6 +73,6 @@ def test_a_package_without_a_hash_is_not_asked_for(tmp_path: Path) -> None:
 def test_everything_that_is_fetched_by_pip_has_one_hash() -> None:
     engines = [f"{name}=={version}" for name, version in programs.ENGINES.items()]
     servers = [f"nvidia-pytriton=={version}" for version, _ in programs.SERVERS.values()]
-    pins = wheels.pinned()
+    pins = wheels.read_pins()
     assert set(pins) == {*engines, *servers}
     assert all(re.fullmatch(r"\S+==\S+ --hash=sha256:[0-9a-f]{64}", line) for line in pins.values())
