@@ -16,9 +16,10 @@ from itertools import count
 
 import numpy as np
 
+from igniterd.arrays import F64
 from igniterd.estimators.bias import CENTRE, bound, elsewhere, pressure_of
 from igniterd.memo import Memo
-from igniterd.perf.api import F64, PerformanceModel, Tenant
+from igniterd.perf.api import PerformanceModel, Tenant
 from igniterd.queueing.tail import response_time
 from igniterd.records import Allocation, BiasEstimate
 

@@ -43,17 +43,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import linprog
 
+from igniterd.arrays import F64, I64
 from igniterd.planner.crowd import MOST, Crowd, Tenants
 from igniterd.planner.kernels import pricing
 from igniterd.planner.kernels.shares import Items
 from igniterd.planner.splits import Curves, curves, part_worth
 from igniterd.queueing.kernels.lookup import Tables
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

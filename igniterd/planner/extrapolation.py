@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from igniterd.arrays import F64
 from igniterd.perf import PerformanceModel, Profile
-from igniterd.perf.api import F64, Prediction, Tenant
+from igniterd.perf.api import Prediction, Tenant
 
 
 class Guarded:

@@ -16,14 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64, I64
 from igniterd.planner.kernels import pricing
 from igniterd.planner.kernels.shares import Items
 from igniterd.queueing.kernels.lookup import Tables
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 _MIXED = (0.0, 0.25, 0.5, 0.75, 1.0)
 LET_OFF = (0, 1, 2, 3, 4, 6, 8)

@@ -20,11 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-F64 = NDArray[np.float64]
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
+from igniterd.arrays import F32, F64, I64
 
 COLUMNS = (
     "sched_ms",  # k_sch n_k

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64, I64
 from igniterd.queueing.kernels.lookup import (
     Tables,
     calm_option,
@@ -20,9 +20,6 @@ from igniterd.queueing.kernels.lookup import (
     least_units,
     pair_gain,
 )
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 SEATS = 64
 """Most tenants of one GPU."""
