@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+
+from igniterd.arrays import F64
 
 sys.path.append(str(Path(__file__).parents[1]))  # at the end: PYTHONPATH may name another revision
 from bench.design import solo_design
@@ -37,7 +38,6 @@ from igniterd.perf.surface_model import SurfaceModel, observations
 LEVEL = 0.95
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)
 BATCHES = (2, 4, 8, 16, 32)
-F64 = NDArray[np.float64]
 Config = tuple[int, int, float]
 
 EVERYTHING = build.profile(None, None)

@@ -26,12 +26,11 @@ from statistics import NormalDist
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64, I64
 from igniterd.estimators.arrivals import ForecastTarget, Rate, updated
 from igniterd.estimators.daily import Daily, lived
 
-F64 = NDArray[np.float64]
 LEVEL = 0.9
 HORIZON_S = 8.0
 WITHIN = 0.1
@@ -99,7 +98,7 @@ def traced(
     return Trace(true, now, upper)
 
 
-def drawn(rng: np.random.Generator, true: F64, dispersion: float) -> NDArray[np.int64]:
+def drawn(rng: np.random.Generator, true: F64, dispersion: float) -> I64:
     """Counts of clumps of geometric size: variance ``dispersion`` times the mean."""
     p = 2 / (dispersion + 1)
     clumps = rng.poisson(true * p)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from igniterd.perf.api import F64
+from igniterd.arrays import F64
 from igniterd.perf.surface import NOISE_SD, prior_covariance
 
 Point = tuple[int, float]

@@ -21,9 +21,10 @@ import platform
 from collections.abc import Callable
 
 import numpy as np
-from arrivals import ESTIMATORS, F64, Trace, ahead, traced
+from arrivals import ESTIMATORS, Trace, ahead, traced
 from numpy.typing import NDArray
 
+from igniterd.arrays import F64
 from igniterd.estimators.daily import BIN_S, DAY_S, Daily, lived
 
 RATES = (10.0, 30.0, 75.0, 200.0, 1000.0)

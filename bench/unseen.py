@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 
 import accuracy
 import numpy as np
-from numpy.typing import NDArray
 
-F64 = NDArray[np.float64]
+from igniterd.arrays import F64
+
 Pair = tuple[int, int]  # victim, neighbour
 MODELS = accuracy.MODELS
 UNORDERED = tuple(itertools.combinations(range(len(MODELS)), 2))

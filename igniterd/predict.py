@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from igniterd.arrays import F64
 from igniterd.colocation import (
     UTILISATION_STEP,
     CoLocation,
@@ -38,7 +39,7 @@ from igniterd.colocation import (
 )
 from igniterd.estimators.bias import CENTRE, bound, elsewhere, pressure_of
 from igniterd.memo import Memo
-from igniterd.perf.api import F64, PerformanceModel
+from igniterd.perf.api import PerformanceModel
 from igniterd.queueing.parallel import map_threads
 from igniterd.queueing.tail import MAX_CV, SERVICE_CV, response_time
 from igniterd.records import Allocation

@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.bound.kernels import pricing
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
+from igniterd.arrays import F64, I64
 
 MOST = 12
 """Tenants of a GPU up to which compositions are told apart; further ones are only filled in."""

@@ -15,12 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64, I64
 from igniterd.planner.lower_bound import LET_OFF, Curves, least_weights
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 _MIXED = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Weights of the second g in the mixtures that are tried."""

@@ -43,18 +43,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import linprog
 
 from bench.bound.crowd import MOST, Crowd, Tenants
 from bench.bound.kernels import pricing
 from bench.bound.parts import part_worth
+from igniterd.arrays import F64, I64
 from igniterd.planner.kernels.shares import Items
 from igniterd.planner.lower_bound import Curves, curves
 from igniterd.queueing.kernels.lookup import Tables
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

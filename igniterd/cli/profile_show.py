@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from igniterd import pictures
-from igniterd.perf.api import F64, Tenant
+from igniterd.arrays import F64
+from igniterd.perf.api import Tenant
 from igniterd.perf.profile import ModelProfile, Profile, SoloPoint
 from igniterd.perf.surface import Surface
 from igniterd.perf.surface_model import SurfaceModel

@@ -13,9 +13,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from igniterd.perf.api import F64
+from igniterd.arrays import F64, I64
 from igniterd.predict import (
     Demand,
     LatencyPrediction,
@@ -241,7 +240,7 @@ class TenantSearch:
 
     def _last_resort(self, beside: Neighbours) -> bool | None:
         """The largest share allowed, with any batch limit whose P99 holds; None if none does."""
-        order: NDArray[np.int64] = np.argsort(
+        order: I64 = np.argsort(
             np.abs(np.arange(self.sizes.size) - self.position.size), kind="stable"
         )
         for size in order.tolist():

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64
 from igniterd.demo.recording import PhaseResult, Recording
 from igniterd.lab.load.load import RequestLog
 
-F64 = NDArray[np.float64]
 LATE_MS = 10.0
 """A generator that sends one request in a hundred later than this was short of CPU, and so were the
 servers."""

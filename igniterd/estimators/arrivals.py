@@ -29,8 +29,8 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64
 from igniterd.estimators.kernels import trends
 
 MEMORY_S = 20.0
@@ -60,7 +60,7 @@ PEAK_HALF_LIFE_S = 900.0
 
 _deviations = lru_cache(maxsize=64)(NormalDist().inv_cdf)
 
-NOTHING: NDArray[np.float64] = np.empty((0, 2))
+NOTHING: F64 = np.empty((0, 2))
 
 # log likelihood ratio; arrivals, seconds and arrivals x time since it left zero
 CusumSums = tuple[float, float, float, float]
@@ -145,7 +145,7 @@ class Rate:
     line: WeightedSums = field(default_factory=WeightedSums)
     slope: float = 0.0  # shrunk, requests/s a second
     # (N, 2): seconds and arrivals of the last counts
-    recent: NDArray[np.float64] = field(default_factory=lambda: NOTHING, compare=False)
+    recent: F64 = field(default_factory=lambda: NOTHING, compare=False)
     foreseen: tuple[float, ...] = ()  # quantiles, after each of the last counts
     upper_per_s: float = 0.0  # the quantile that plans are made for, see ``Aim``
     seen: float = 0.0

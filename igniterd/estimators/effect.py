@@ -22,8 +22,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from igniterd.arrays import F64
 from igniterd.estimators.bias import Measured
-from igniterd.perf.api import F64
 from igniterd.records import Effect, ShareTest
 
 SIGMAS = 3.0

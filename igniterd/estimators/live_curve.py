@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from igniterd.perf.api import F64
+from igniterd.arrays import F64
 from igniterd.queueing.tail import SERVICE_CV
 
 MEMORY_S = 120.0

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import curve_fit
 
+from igniterd.arrays import F64
 from igniterd.errors import ProfileError
-from igniterd.perf.api import F64, Prediction, Tenant
+from igniterd.perf.api import Prediction, Tenant
 from igniterd.perf.kernels import published
 from igniterd.perf.profile import Copies, IgniterInputs, ModelProfile, Profile
 

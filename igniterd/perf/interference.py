@@ -18,7 +18,7 @@ from importlib import resources
 import numpy as np
 from numpy.typing import NDArray
 
-from igniterd.perf.api import F64
+from igniterd.arrays import F64
 from igniterd.perf.kernels import mean as kernel
 
 FEATURES = kernel.FEATURES

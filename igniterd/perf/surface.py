@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from igniterd.perf.api import F64
+from igniterd.arrays import F64
 
 STEP_SD = 0.07  # of the steps, relative to the time, at little work per SM
 STEP_WORK = 10.0  # items per GPU at which the steps have halved

@@ -18,10 +18,10 @@ from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64, I64
 from igniterd.perf import interference, surface
-from igniterd.perf.api import F64, Prediction, Tenant
+from igniterd.perf.api import Prediction, Tenant
 from igniterd.perf.interference import CoRunSample, Neighbour, Prior
 from igniterd.perf.kernels import mean as kernel
 from igniterd.perf.profile import ModelProfile, Profile
@@ -149,9 +149,7 @@ class SurfaceModel:
             level,
         )
 
-    def latencies_ms(
-        self, who: NDArray[np.int64], batch: F64, share: F64, duty: F64, out: F64
-    ) -> None:
+    def latencies_ms(self, who: I64, batch: F64, share: F64, duty: F64, out: F64) -> None:
         """Mean latencies of n tenants without any Python in between: ``who`` (n,) indexes
         ``models``; ``out`` is (n, 2), see the kernel."""
         own = (self.times, self.knots, self._unit, self.transfer, self.floors, self.weights)

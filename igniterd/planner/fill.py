@@ -13,15 +13,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from igniterd.arrays import I64
 from igniterd.planner.kernels import fill as filling
 from igniterd.planner.kernels import shares as packing
 from igniterd.planner.least_shares import Pack, Settler
 from igniterd.planner.local_search import SMALL, squeeze
 from igniterd.planner.problem import Problem, pick
-
-I64 = NDArray[np.int64]
 
 _ASKED = 16
 _RATE = 0.4

@@ -14,15 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64, I64
 from igniterd.planner.kernels import lower_bound as kernels
 from igniterd.planner.kernels.shares import Items
 from igniterd.planner.problem import Problem
 from igniterd.queueing.kernels.lookup import Tables
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 _ALIKE = 1.02
 """SLOs within this factor are one where workloads are split over kinds of GPU."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from igniterd.arrays import F64, I64
 from igniterd.planner.evaluate import LEVEL
 from igniterd.planner.gpu_types import GpuType
 from igniterd.planner.kernels import shares as packing
@@ -22,9 +23,6 @@ from igniterd.planner.tables import build_tables
 from igniterd.planner.workloads import Infeasible, Workload
 from igniterd.queueing.kernels import lookup
 from igniterd.queueing.kernels.lookup import Tables
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 MAX_REPLICAS = 256
 """A workload is split over at most so many GPUs: beyond that, something else is wrong."""

@@ -8,12 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
 import numpy as np
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64, I64
 from igniterd.queueing.tail import TailRows, response_times
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 _WORTH_IT = 32
 """Fewer rows are evaluated at once."""

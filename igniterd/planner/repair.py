@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from igniterd.arrays import I64
 from igniterd.planner.evaluate import Placement, evaluate
 from igniterd.planner.fill import best_host, fill_kind
 from igniterd.planner.least_shares import Group, Pack, Settler
 from igniterd.planner.problem import Problem
 from igniterd.queueing.kernels import lookup
-
-I64 = NDArray[np.int64]
 
 _ROUNDS = 8
 _TOLERANCE = 1.0 + 1e-9

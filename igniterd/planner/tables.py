@@ -6,18 +6,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
+from igniterd.arrays import F64, I64
 from igniterd.perf import PerformanceModel
 from igniterd.perf.api import Tenant
 from igniterd.planner.gpu_types import GpuType
 from igniterd.planner.queueing import respond
 from igniterd.queueing.kernels import lookup
 from igniterd.queueing.kernels.lookup import Tables
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 CAPS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
 """Largest batches considered, as far as a model was profiled. Queue delays are not: under Triton's

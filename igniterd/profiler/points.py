@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from igniterd.perf.api import F64
+from igniterd.arrays import F64
 from igniterd.perf.surface import NOISE_SD, Surface
 
 Point = tuple[int, float]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from igniterd.perf.api import F64
+from igniterd.arrays import F64
 
 LEAST_SLICES = 5
 _FAR_OUT = 6.0  # robust standard deviations

@@ -13,12 +13,10 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from igniterd.arrays import F32
 from igniterd.queueing.kernels.table import QueueTable
 from igniterd.queueing.tail import SERVICE_CV, response_times
-
-F64 = NDArray[np.float64]
 
 BURSTS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 SHAPES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -26,7 +24,7 @@ LOADS = (0.004, 0.06, 0.16, 0.32, 0.48, 0.62, 0.74, 0.82, 0.88, 0.93, 0.96, 0.98
 CAPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 
 
-def build() -> NDArray[np.float32]:
+def build() -> F32:
     """log(P99 (1 - rho) / s(1)) and the mean batch of s(b) = (x + b) / (x + 1): (2, bursts, shapes,
     loads, caps). Takes some seconds."""
     loads, caps = np.array(LOADS), np.array(CAPS)
@@ -48,10 +46,10 @@ def build() -> NDArray[np.float32]:
 
 
 @lru_cache(maxsize=1)
-def shipped() -> NDArray[np.float32]:
+def shipped() -> F32:
     """What :func:`build` computed once."""
     with resources.as_file(resources.files("igniterd").joinpath("data", "queue.npy")) as path:
-        table: NDArray[np.float32] = np.load(path, allow_pickle=False)
+        table: F32 = np.load(path, allow_pickle=False)
     return table
 
 

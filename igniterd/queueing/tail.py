@@ -35,11 +35,10 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from igniterd.arrays import F64
 from igniterd.queueing.kernels import monte_carlo as drawn
 from igniterd.queueing.kernels import stationary as kernels
 
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 _T = TypeVar("_T", np.float64, np.int64)
 
 MAX_BATCH = 512

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64, I64
 from igniterd.planner.kernels.shares import Items
 from igniterd.queueing.kernels.lookup import (
     Tables,
@@ -21,9 +21,6 @@ from igniterd.queueing.kernels.lookup import (
     least_units,
     nearest_units,
 )
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 _NONE = -1e18
 """Worth of what cannot be."""

@@ -19,10 +19,8 @@ import math
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
+from igniterd.arrays import F64, I64
 
 KEEP_S, KEEP = 80.0, 12  # how far back is looked, and the least counts of that
 STEP, BEND, END = 0.2, 0.15, 0.1  # how likely each is beforehand in that time

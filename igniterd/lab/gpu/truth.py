@@ -39,9 +39,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-F64 = NDArray[np.float64]
+from igniterd.arrays import F64
 
 SHARE_UNIT = 0.025  # two of the V100's 80 SMs
 UNITS = 40  # units in the whole board

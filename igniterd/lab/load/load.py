@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from igniterd.arrays import F64
 from igniterd.errors import CannotRun
 
 INPUT_FLOATS = 16  # each item carries a few floats: the time of the real transfer is in the tables
@@ -115,9 +116,9 @@ class RequestLog:
 
     model: NDArray[np.str_]
     phase: NDArray[np.str_]
-    scheduled_s: NDArray[np.float64]
-    sent_s: NDArray[np.float64]
-    latency_ms: NDArray[np.float64]  # from the scheduled time; of a failed request: until it failed
+    scheduled_s: F64
+    sent_s: F64
+    latency_ms: F64  # from the scheduled time; of a failed request: until it failed
     ok: NDArray[np.bool_]
     error: NDArray[np.str_]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64
 from igniterd.errors import CannotRun
 from igniterd.lab.gpu.truth import (
     DISPERSION_CV,
@@ -23,8 +23,6 @@ from igniterd.lab.gpu.truth import (
 )
 from igniterd.perf.api import PerformanceModel, Tenant
 from igniterd.predict import service_cv
-
-F64 = NDArray[np.float64]
 
 _KNOTS = (1, 2, 4, 8, 16, 32)  # batches at which a model is asked for interference
 

@@ -21,13 +21,11 @@ from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64
 from igniterd.errors import ConfigError
 from igniterd.lab.replay.boards import Board, Replica
 from igniterd.lab.replay.kernels.batches import replay_gpu
-
-F64 = NDArray[np.float64]
 
 BURSTY = 4.0
 """Squared coefficient of variation of the gaps of bursty arrivals, where none is given."""

@@ -20,10 +20,9 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
+from igniterd.arrays import F64, I64
+
 FEATURES = 4
 OVERLAP = 1.0 / 3.0
 """Of several executing neighbours the worst counts in full and each other for this part, as what

@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-F64 = NDArray[np.float64]
+from igniterd.arrays import F64
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -13,15 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64
 from igniterd.perf.api import Tenant
 from igniterd.perf.igniter_model import IgniterModel
 from igniterd.perf.profile import Profile
 from igniterd.planner.plan import PlannedGpu, PlannedTenant
 from igniterd.planner.workloads import Infeasible, Workload
-
-F64 = NDArray[np.float64]
 
 GPU_LETS = (0.2, 0.4, 0.5, 0.6, 0.8)
 """Shares a gpu-let may have; a workload that needs more takes a GPU of its own."""

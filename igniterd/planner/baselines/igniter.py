@@ -13,15 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64, I64
 from igniterd.perf.igniter_model import IgniterModel
 from igniterd.planner.kernels import igniter as kernels
 from igniterd.planner.plan import PlannedGpu, PlannedTenant
 from igniterd.planner.workloads import Infeasible, Workload
-
-I64 = NDArray[np.int64]
-F64 = NDArray[np.float64]
 
 _EPS = 1e-9
 """Slack when a requirement is rounded up to whole share units, against the last bits of a

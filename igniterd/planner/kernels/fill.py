@@ -14,13 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64, I64
 from igniterd.planner.kernels.shares import SEATS, Items, settle
 from igniterd.queueing.kernels.lookup import Tables, calm_option, holds, least_units, pair_gain
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 STEPS = 12
 """Units an item may need above what it needs alone before it counts as not fitting beside

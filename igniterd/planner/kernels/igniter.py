@@ -21,10 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
+from igniterd.arrays import F64, I64
 
 SEATS = 64
 """Most tenants of one GPU; a share is at least one unit, so boards of up to 128 SMs are covered."""

@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64, I64
 from igniterd.planner.kernels.shares import Items
 from igniterd.queueing.kernels.lookup import Tables, largest_rate, least_units
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

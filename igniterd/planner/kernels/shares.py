@@ -11,17 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64, I64
 from igniterd.queueing.kernels.lookup import (
     Tables,
     calm_option,
     least_units,
     pair_gain,
 )
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 SEATS = 64
 """Most tenants of one GPU."""

@@ -40,8 +40,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
+from igniterd.arrays import F64, I64
 
 
 class Batchers(NamedTuple):

@@ -12,12 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64, I64
 from igniterd.queueing.kernels.renewal import after_random, phases, service_pmf
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 STEPS = 24  # most steps of the fine chain after the coarse solution
 # done when what is left to change (sum of absolute differences) is estimated below this; 1e-4 costs

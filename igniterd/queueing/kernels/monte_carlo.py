@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64
 from igniterd.queueing.kernels.batcher import await_batch, batchers, take
-
-F64 = NDArray[np.float64]
 
 POINTS = 1024  # points of the distribution function
 _SEED = 20241

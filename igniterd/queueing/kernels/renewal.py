@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
+from igniterd.arrays import F64, I64
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

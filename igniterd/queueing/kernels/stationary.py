@@ -25,8 +25,8 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64, I64
 from igniterd.queueing.kernels.chain import (
     EPS,
     Lattice,
@@ -38,9 +38,6 @@ from igniterd.queueing.kernels.chain import (
     total,
 )
 from igniterd.queueing.kernels.renewal import constant_counts, phases, random_counts, tail_decay
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 POINTS = 208  # points of the distribution function, about
 FINER = 1.7  # times as many for constant arrivals: nothing but the services spreads the ages

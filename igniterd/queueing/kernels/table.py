@@ -20,12 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from igniterd.arrays import F64, I64
 from igniterd.queueing.kernels.lookup import working
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 
 class QueueTable(NamedTuple):
