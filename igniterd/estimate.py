@@ -17,11 +17,11 @@ from igniterd.belief import (
     EstimatorState,
     Expected,
     ModelState,
-    brought,
-    followed,
-    same_copy,
-    same_model,
+    forget_other_model,
+    items_of,
+    notice_new_copy,
     stuck_s,
+    update_traffic,
 )
 from igniterd.config import Config
 from igniterd.estimators.arrivals import ForecastTarget
@@ -58,13 +58,13 @@ def estimate(
     """
     scene = Scene(observation, window, config, profiled, predictor)
     left_out: dict[str, str] = {}
-    known, errors = _learnt(scene, belief, wall_s, left_out)
+    known, errors = _update_states(scene, belief, wall_s, left_out)
     loads: dict[str, Load] = {}
     for name in known:
         try:
             loads[name] = _load(name, known[name], scene, errors.get(name), wall_s)
         except Exception as error:  # whatever an odd reading makes of a prediction
-            left_out[name] = _said(error)
+            left_out[name] = _describe_failure(error)
     beliefs = dict(belief)  # of a model not seen now, too: it is not forgotten
     beliefs |= {name: replace(known[name], load=load) for name, load in loads.items()}
     counted = [name for name in loads if name not in observation.unread]
@@ -76,21 +76,23 @@ def estimate(
     return Estimate(at_s=observation.at_s, loads=loads, warm=warm, left_out=left_out), beliefs
 
 
-def _said(error: Exception) -> str:
+def _describe_failure(error: Exception) -> str:
     return f"a prediction for it failed: {error!r}"
 
 
-def _learnt(scene: Scene, belief: EstimatorState, wall_s: float, left_out: dict[str, str]) -> Known:
+def _update_states(
+    scene: Scene, belief: EstimatorState, wall_s: float, left_out: dict[str, str]
+) -> Known:
     """Beliefs after the window, of every model but those added to ``left_out``."""
     beliefs: dict[str, ModelState] = {}
     for name in scene.observation.models:
         try:
-            beliefs[name] = _followed(belief.get(name) or ModelState(), name, scene, wall_s)
+            beliefs[name] = _update_state(belief.get(name) or ModelState(), name, scene, wall_s)
         except Exception as error:  # as above
-            left_out[name] = _said(error)
+            left_out[name] = _describe_failure(error)
     known, errors = dict[str, ModelState](), dict[str, float | None]()
     for there in _by_gpu(scene.observation, beliefs).values():
-        (of_gpu, of_errors), odd = _without_odd_ones(
+        (of_gpu, of_errors), odd = _leave_out_odd(
             there, lambda names: scene.expected_of(names, beliefs)
         )
         known |= of_gpu
@@ -99,18 +101,18 @@ def _learnt(scene: Scene, belief: EstimatorState, wall_s: float, left_out: dict[
     return known, errors
 
 
-def _followed(before: ModelState, name: str, scene: Scene, wall_s: float) -> ModelState:
+def _update_state(before: ModelState, name: str, scene: Scene, wall_s: float) -> ModelState:
     observation, seen = scene.observation, scene.window.models.get(name)
     reading = observation.models[name]
-    before = same_model(before, reading, observation.at_s)
-    before = same_copy(before, reading, observation.at_s, seen is not None and seen.restarted)
+    before = forget_other_model(before, reading, observation.at_s)
+    before = notice_new_copy(before, reading, observation.at_s, seen is not None and seen.restarted)
     if seen is None:
         return before
     aim = ForecastTarget(scene.config.decide.rate_level, HORIZON_S)
-    return followed(before, seen, reading, answered_s(observation, reading), wall_s, aim)
+    return update_traffic(before, seen, reading, answered_s(observation, reading), wall_s, aim)
 
 
-def _without_odd_ones(
+def _leave_out_odd(
     names: Sequence[str], ask: Callable[[Sequence[str]], Known]
 ) -> tuple[Known, dict[str, str]]:
     """What ``ask`` gives for ``names``, less those it cannot be asked for, and why.
@@ -121,13 +123,13 @@ def _without_odd_ones(
     try:
         return ask(names), {}
     except Exception as error:
-        reason = _said(error)
+        reason = _describe_failure(error)
     odd: dict[str, str] = {}
     for name in names:
         try:
             ask([name])
         except Exception as error:
-            odd[name] = _said(error)
+            odd[name] = _describe_failure(error)
     rest = [name for name in names if name not in odd]
     for without in ["", *rest] if odd else rest:
         try:
@@ -157,16 +159,16 @@ def _load(name: str, belief: ModelState, scene: Scene, ratio: float | None, wall
         rate_per_s=per_s,
         rate_upper_per_s=max(per_s, upper),
         confident=rate.seen >= ENOUGH and belief.seen_s >= config.decide.warmup_s,
-        busy=belief.busy,
+        busy=belief.utilisation,
         mean_batch=belief.mean_batch,
-        burstiness=rate.burstiness,
+        burstiness=rate.arrival_scv,
         watched_s=belief.seen_s,
         remembered_per_s=max(
             rate.peak_per_s, daily.usual_per_s(wall_s), daily.usual_per_s(wall_s + HORIZON_S)
         ),
         bias=bias.mean,
         bias_upper=bias.upper(config.decide.level),
-        learnt=belief.told,
+        learnt=belief.published_bias,
         live=belief.live,
         share_test=belief.trial.result() if belief.trial else None,
         changed=belief.changed,
@@ -177,7 +179,7 @@ def _load(name: str, belief: ModelState, scene: Scene, ratio: float | None, wall
         predicted_p50_ms=expected.p50_ms if expected else None,
         predicted_p99_ms=expected.p99_ms if expected else None,
         error_ratio=None if ratio is None else ratio - 1,
-        items_per_request=brought(belief, reading).mean,
+        items_per_request=items_of(belief, reading).mean,
         stuck_s=stuck_s(belief, reading, scene.longest_ms(name, belief)) if waits else 0.0,
     )
 

@@ -11,10 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from igniterd.belief import EstimatorState, Expected, ModelState, brought, service_s
+from igniterd.belief import EstimatorState, Expected, ModelState, items_of, service_s
 from igniterd.config import Config
-from igniterd.estimators.bias import Measured, Point, learnt, pressure_of
-from igniterd.estimators.live_curve import followed, points, said
+from igniterd.estimators.bias import Measured, Point, pressure_of, update_bias
+from igniterd.estimators.live_curve import describe, points, update_curve
 from igniterd.perf.api import Tenant
 from igniterd.predict import Beside, Demand, LatencyPredictor, felt
 from igniterd.queueing.tail import response_time
@@ -29,8 +29,8 @@ from igniterd.records import (
 )
 from igniterd.trial import measured, tried
 
-# smallest change of what was learnt that plans are told of
-TOLD_LEVEL, TOLD_TILT, TOLD_SD = 0.01, 0.01, 0.75
+# smallest changes of a bias estimate that are published to plans
+PUBLISH_LEVEL, PUBLISH_TILT, PUBLISH_SD = 0.01, 0.01, 0.75
 EXPECT_AGAIN = 0.03  # change of the predicted wait, roughly, that asks for a new prediction ...
 EXPECT_PAUSE_S, EXPECT_EVERY_S = 3.0, 60.0  # ... but not sooner, and not later
 LIVE_EVERY_S = 15.0  # the same for models without a profile: their curves change without a word
@@ -61,13 +61,13 @@ class Scene:
         modelled: list[str] = []
         if self.predictor is not None:
             modelled = self._modelled(there)
-            learnt_now, errors = self._calibrated(there, known, self.predictor)
+            learnt_now, errors = self._update_biases(there, known, self.predictor)
             known |= learnt_now
             known |= self._expected(modelled, known, self.predictor)
         for name in there:
             if name not in modelled:
                 reading, at_s = self.observation.models[name], self.observation.at_s
-                known[name] = _lived(
+                known[name] = _with_own_traffic(
                     known[name], reading, self.window.models.get(name), at_s, there
                 )
         return known, errors
@@ -85,7 +85,7 @@ class Scene:
         known = points(belief.curve, largest, self.observation.at_s)
         return 0.0 if known is None else float(known.mean_ms[-1])
 
-    def _calibrated(
+    def _update_biases(
         self, there: Sequence[str], beliefs: EstimatorState, predictor: LatencyPredictor
     ) -> Known:
         """Beliefs with the biases that the window taught."""
@@ -110,9 +110,9 @@ class Scene:
                     trial=tried(belief.trial, seen, reading, arounds[name], predictor, of, end_s),
                 )
             found = measured(seen, reading, arounds[name], predictor, of)
-            errors[name] = _overall(found, seen)
+            errors[name] = _overall_ratio(found, seen)
             point = Point(reading.allocation.share or 1.0, pressure_of(besides[name]))
-            out[name] = _calibrated(belief, found, end_s, point)
+            out[name] = _update_model_bias(belief, found, end_s, point)
         return out, errors
 
     def _tenants(self, names: Sequence[str], beliefs: EstimatorState) -> dict[str, list[Tenant]]:
@@ -122,7 +122,7 @@ class Scene:
             applied, belief = self.observation.models[name].allocation, beliefs[name]
             share = applied.share if applied.share is not None else 1.0
             out[name] = [
-                Tenant(self.profiled[name], belief.mean_batch, share, belief.busy)
+                Tenant(self.profiled[name], belief.mean_batch, share, belief.utilisation)
             ] * applied.instances
         return out
 
@@ -145,7 +145,7 @@ class Scene:
             {name: self.observation.models[name] for name in names},
             self.observation.at_s,
         )
-        if not any(_outdated(beliefs[n], readings[n], at_s, names) for n in names):
+        if not any(_is_outdated(beliefs[n], readings[n], at_s, names) for n in names):
             return {}
         allocations = {name: reading.allocation for name, reading in readings.items()}
         demands = [self._demand(n, beliefs[n], readings[n], predictor) for n in names]
@@ -163,7 +163,7 @@ class Scene:
         self, name: str, belief: ModelState, reading: ModelReading, predictor: LatencyPredictor
     ) -> Demand:
         allocation, of = reading.allocation, self.profiled[name]
-        items = brought(belief, reading).mean
+        items = items_of(belief, reading).mean
         brings = math.ceil(items - 1e-6)
         return Demand(
             name,
@@ -172,13 +172,13 @@ class Scene:
             self.config.by_name()[name].slo_p99_ms,
             brings=brings,
             max_batch=min(predictor.model.max_batch(of), max(1, brings, allocation.max_batch_size)),
-            learnt=belief.told,
-            burstiness=belief.rate.burstiness,
+            learnt=belief.published_bias,
+            burstiness=belief.rate.arrival_scv,
             instances=allocation.instances,
         )
 
 
-def _overall(measured: Sequence[Measured], window: ModelWindow) -> float | None:
+def _overall_ratio(measured: Sequence[Measured], window: ModelWindow) -> float | None:
     """Measured over predicted time spent executing in all."""
     predicted_ms = sum(
         m.executions * window.service_ms[m.batch] / m.ratio for m in measured if m.ratio > 0
@@ -186,12 +186,12 @@ def _overall(measured: Sequence[Measured], window: ModelWindow) -> float | None:
     return 1000 * service_s(window) / predicted_ms if predicted_ms > 0 else None
 
 
-def _calibrated(
+def _update_model_bias(
     belief: ModelState, measured: Sequence[Measured], at_s: float, point: Point
 ) -> ModelState:
     if at_s < belief.settled_at_s or not measured:
         return belief
-    bias, factor = learnt(belief.bias, at_s, measured, point)
+    bias, factor = update_bias(belief.bias, at_s, measured, point)
     changed = belief.changed
     if factor is not None:
         changed = Changed(
@@ -199,15 +199,27 @@ def _calibrated(
             f"its service times became {factor:.2f} times what they were: what was learnt of "
             "them is forgotten",
         )
-    return replace(belief, bias=bias, told=_told(belief.told, bias.learnt), changed=changed)
+    return replace(
+        belief,
+        bias=bias,
+        published_bias=_publish(belief.published_bias, bias.estimate),
+        changed=changed,
+    )
 
 
-def _told(told: BiasEstimate | None, now: BiasEstimate | None) -> BiasEstimate | None:
-    """What plans are told: what they were told before, unless it has become something else."""
-    if told is None or now is None or told.share != now.share or told.pressure != now.pressure:
+def _publish(published: BiasEstimate | None, now: BiasEstimate | None) -> BiasEstimate | None:
+    """The estimate that plans read: ``published``, until ``now`` differs from it enough."""
+    if published is None or now is None:
         return now
-    level, tilt, sd = abs(now.level - told.level), abs(now.tilt - told.tilt), now.sd / told.sd
-    return told if level < TOLD_LEVEL and tilt < TOLD_TILT and TOLD_SD < sd < 1 / TOLD_SD else now
+    if (published.share, published.pressure) != (now.share, now.pressure):
+        return now
+    sd_ratio = now.sd / published.sd
+    still = (
+        abs(now.level - published.level) < PUBLISH_LEVEL
+        and abs(now.tilt - published.tilt) < PUBLISH_TILT
+        and PUBLISH_SD < sd_ratio < 1 / PUBLISH_SD
+    )
+    return published if still else now
 
 
 def others(groups: Mapping[str, Sequence[Tenant]]) -> dict[str, Beside]:
@@ -235,7 +247,7 @@ def as_modelled(names: Sequence[str], observation: Observation) -> bool:
     )
 
 
-def _lived(
+def _with_own_traffic(
     belief: ModelState,
     reading: ModelReading,
     window: ModelWindow | None,
@@ -246,7 +258,7 @@ def _lived(
     long it takes as it runs now."""
     allocation = reading.allocation
     if window is not None and not window.restarted and at_s >= belief.settled_at_s:
-        curve = followed(
+        curve = update_curve(
             belief.curve,
             at_s,
             window.executions,
@@ -255,7 +267,7 @@ def _lived(
             instances=allocation.instances,
         )
         belief = replace(belief, curve=curve)
-    if not _outdated(belief, reading, at_s, there, LIVE_EVERY_S):
+    if not _is_outdated(belief, reading, at_s, there, LIVE_EVERY_S):
         return belief
     known = points(belief.curve, max(1, allocation.max_batch_size), at_s)
     if known is None or belief.rate.per_s <= 0:
@@ -264,7 +276,7 @@ def _lived(
         allocation.share,
         tuple(map(float, known.mean_ms)),
         tuple(map(float, known.error)),
-        said(known),
+        describe(known),
     )
     at = _now(belief, reading, at_s, there)
     result = response_time(
@@ -273,7 +285,7 @@ def _lived(
         service_cv=SERVICE_CV,
         max_queue_delay_ms=allocation.max_queue_delay_us / 1000,
         instances=allocation.instances,
-        burstiness=belief.rate.burstiness,
+        burstiness=belief.rate.arrival_scv,
     )
     if result.success:
         at = replace(at, mean_ms=result.mean_ms, p50_ms=result.p50_ms, p99_ms=result.p99_ms)
@@ -282,7 +294,7 @@ def _lived(
 
 def _now(belief: ModelState, reading: ModelReading, at_s: float, there: Sequence[str]) -> Expected:
     """What a prediction is for, before it is made."""
-    items = brought(belief, reading).mean
+    items = items_of(belief, reading).mean
     return Expected(
         reading.allocation,
         belief.rate.per_s,
@@ -293,7 +305,7 @@ def _now(belief: ModelState, reading: ModelReading, at_s: float, there: Sequence
     )
 
 
-def _outdated(
+def _is_outdated(
     belief: ModelState,
     reading: ModelReading,
     at_s: float,
@@ -310,9 +322,9 @@ def _outdated(
     if age_s < EXPECT_PAUSE_S:
         return False
     now, then = (
-        belief.rate.per_s * brought(belief, reading).mean,
+        belief.rate.per_s * items_of(belief, reading).mean,
         expected.rate_per_s * expected.items,
     )
     moved = abs(now - then) / max(now, then, 1e-9) + abs(belief.bias.mean / expected.bias - 1)
     # a wait goes with busy / idle time
-    return moved * belief.busy / max(0.05, 1 - belief.busy) > EXPECT_AGAIN
+    return moved * belief.utilisation / max(0.05, 1 - belief.utilisation) > EXPECT_AGAIN

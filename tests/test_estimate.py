@@ -8,7 +8,7 @@ import pytest
 
 from igniterd.belief import SETTLE_S, ModelState
 from igniterd.estimate import HORIZON_S, estimate
-from igniterd.estimators.bias import Bias, Measured, Point, learnt
+from igniterd.estimators.bias import Bias, Measured, Point, update_bias
 from igniterd.expect import as_modelled, others
 from igniterd.perf.api import Tenant
 from igniterd.records import Allocation, BatchStat, Load, ModelReading, Observation
@@ -241,9 +241,11 @@ def test_nothing_is_forgotten_of_a_model_that_is_not_seen(tmp_path: Path) -> Non
 
 
 def test_a_model_that_was_away_keeps_what_was_learnt(tmp_path: Path) -> None:
-    bias, _ = learnt(Bias(), 1.0, [Measured(4, 100, 1.2)], Point(SHARE))
+    bias, _ = update_bias(Bias(), 1.0, [Measured(4, 100, 1.2)], Point(SHARE))
     host = Host(tmp_path)
-    host.belief = {"resnet50": ModelState(bias=bias, told=bias.learnt, copy=("1", "python"))}
+    host.belief = {
+        "resnet50": ModelState(bias=bias, published_bias=bias.estimate, copy=("1", "python"))
+    }
     assert host.tick().bias == bias.mean
 
 

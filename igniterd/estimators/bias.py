@@ -65,10 +65,10 @@ FEW = 5  # executions of a window below which nothing is learnt from it
 
 
 @lru_cache(maxsize=64)
-def _deviations(level: float) -> float:
+def _deviations(confidence: float) -> float:
     """Student's quantile (its first terms): a variance learnt from ``SCATTER_WINDOWS`` windows is
     not known exactly."""
-    z = NormalDist().inv_cdf(level)
+    z = NormalDist().inv_cdf(confidence)
     return z * (1 + (z * z + 1) / (4 * SCATTER_WINDOWS))
 
 
@@ -102,26 +102,26 @@ def pressure_of(neighbours: Iterable[Tenant]) -> float:
     return sum([t.share * t.duty for t in neighbours])
 
 
-def elsewhere(learnt: BiasEstimate, share: float, pressure: float) -> tuple[float, float, float]:
-    """Level, tilt and standard error that ``learnt`` gives at another share and beside other
+def elsewhere(estimate: BiasEstimate, share: float, pressure: float) -> tuple[float, float, float]:
+    """Level, tilt and standard error that ``estimate`` gives at another share and beside other
     neighbours.
 
     The farther they are, the less it says, and the less surely.
     """
-    if share == learnt.share and pressure == learnt.pressure:
-        return learnt.level, learnt.tilt, learnt.sd
-    like = Point(learnt.share, learnt.pressure).like(share, pressure)
-    level = like * learnt.level + (1 - like) * _carried(learnt.level)
+    if share == estimate.share and pressure == estimate.pressure:
+        return estimate.level, estimate.tilt, estimate.sd
+    like = Point(estimate.share, estimate.pressure).like(share, pressure)
+    level = like * estimate.level + (1 - like) * _carried(estimate.level)
     return (
         level,
-        like * learnt.tilt,
-        math.sqrt(like * like * learnt.sd**2 + (1 - like * like) * LEVEL_SD**2),
+        like * estimate.tilt,
+        math.sqrt(like * like * estimate.sd**2 + (1 - like * like) * LEVEL_SD**2),
     )
 
 
-def bound(sd: float, level: float) -> float:
+def bound(sd: float, confidence: float) -> float:
     """Upper bound over mean of a service time whose logarithm is known to ``sd``."""
-    return math.exp(_deviations(level) * sd)
+    return math.exp(_deviations(confidence) * sd)
 
 
 def _carried(level: float) -> float:
@@ -202,12 +202,12 @@ class Bias:
         """Measured over predicted service time of ``batch``."""
         return math.exp(self.coming + self.tilt * (math.log2(batch) - CENTRE))
 
-    def upper(self, level: float) -> float:
+    def upper(self, confidence: float) -> float:
         """Upper bound of :attr:`mean` over a coming window."""
-        return math.exp(self.coming + _deviations(level) * self.sd)
+        return math.exp(self.coming + _deviations(confidence) * self.sd)
 
     @property
-    def learnt(self) -> BiasEstimate | None:
+    def estimate(self) -> BiasEstimate | None:
         """For plans; None before anything is learnt."""
         if self.point is None or not self.windows:
             return None
@@ -291,7 +291,7 @@ def _usable(measured: Iterable[Measured]) -> list[_Seen]:
     ]
 
 
-def _summed(now: State, scatter: float, usable: Sequence[_Seen]) -> _Sums:
+def _sum_window(now: State, scatter: float, usable: Sequence[_Seen]) -> _Sums:
     if sum(seen[1] for seen in usable) < FEW:
         return _Sums()
     at, tilt, p_level, p_both, p_tilt = now
@@ -312,7 +312,7 @@ def _summed(now: State, scatter: float, usable: Sequence[_Seen]) -> _Sums:
     return _Sums(w0, w1, w2, r0, r1, plain, missed)
 
 
-def _filtered(now: State, sums: _Sums) -> State:
+def _kalman_update(now: State, sums: _Sums) -> State:
     """The Kalman filter's measurement update in information form, both parts of the state at
     once."""
     det = now.p_level * now.p_tilt - now.p_both * now.p_both
@@ -330,7 +330,7 @@ def _filtered(now: State, sums: _Sums) -> State:
     return State(level, tilt, p_level, p_both, p_tilt)
 
 
-def learnt(
+def update_bias(
     bias: Bias, at_s: float, measured: Iterable[Measured], point: Point
 ) -> tuple[Bias, float | None]:
     """``bias`` after a window of ``measured`` executions at ``point``.
@@ -343,7 +343,7 @@ def learnt(
         bias, seconds = bias.aged(seconds).moved(point), 0.0
     # a Bias is made once, at the end: this runs for every model at every tick
     now, usable = bias.ahead(seconds), _usable(measured)
-    sums = _summed(now, bias.scatter, usable)
+    sums = _sum_window(now, bias.scatter, usable)
     if sums.plain <= 0:
         return replace(bias, p_level=now.p_level, p_tilt=now.p_tilt, at_s=at_s), None
     missed, by_chance = sums.missed / sums.plain, max(1 / sums.plain - bias.scatter, 0.0)
@@ -360,19 +360,19 @@ def learnt(
                 level=bias.level + missed, point=bias.point, at_s=at_s, windows=1
             ), math.exp(missed)
         now, above, below = now._replace(p_level=LEVEL_SD**2), 0.0, 0.0
-    drift, scatter = _paced(bias, bias.level + missed, by_chance, innovation)
+    drift, scatter = _update_pace(bias, bias.level + missed, by_chance, innovation)
     last = (bias.level + missed, by_chance, innovation)
-    lag, p_lag = _lagging(
+    lag, p_lag = _update_lag(
         bias, max(-CLIP_SIGMA, min(CLIP_SIGMA, innovation)) * math.sqrt(variance), variance
     )
-    now = _filtered(now, sums)
-    sizes, windows = _sized(bias, now.tilt, usable), bias.windows + 1
+    now = _kalman_update(now, sums)
+    sizes, windows = _update_sizes(bias, now.tilt, usable), bias.windows + 1
     return Bias(
         *now, drift, scatter, last, lag, p_lag, sizes, bias.point, at_s, windows, above, below
     ), None
 
 
-def _sized(
+def _update_sizes(
     bias: Bias, tilt: float, usable: Sequence[_Seen]
 ) -> tuple[tuple[int, float, float], ...]:
     """What each batch size leaves, with one more window; what a window does to all its sizes alike
@@ -393,14 +393,16 @@ def _sized(
     return tuple((batch, executions, mean) for batch, (executions, mean) in found.items())
 
 
-def _lagging(bias: Bias, missed: float, variance: float) -> tuple[float, float]:
+def _update_lag(bias: Bias, missed: float, variance: float) -> tuple[float, float]:
     """The mean of the last innovations with one more in it, and its variance."""
     weight = 1 / min(LAG_WINDOWS, bias.windows + 1.0)
     p_lag = 0.0 if math.isinf(bias.p_lag) else bias.p_lag
     return bias.lag + weight * (missed - bias.lag), (1 - weight) ** 2 * p_lag + weight**2 * variance
 
 
-def _paced(bias: Bias, ratio: float, by_chance: float, innovation: float) -> tuple[float, float]:
+def _update_pace(
+    bias: Bias, ratio: float, by_chance: float, innovation: float
+) -> tuple[float, float]:
     """How fast the level wanders, and how much windows scatter around it.
 
     Where innovations agree with the ones before them the filter is too slow, where they alternate
