@@ -184,6 +184,7 @@ def update_traffic(
     belief: ModelState,
     window: ModelWindow,
     reading: ModelReading,
+    *,
     end_s: float,
     wall_s: float,
     aim: ForecastTarget,

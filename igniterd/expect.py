@@ -10,15 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from igniterd.belief import EstimatorState, Expected, ModelState, items_of, service_s
-from igniterd.config import Config
+from igniterd.config import Model
 from igniterd.estimators.bias import Measured, Point, pressure_of, update_bias
 from igniterd.estimators.live_curve import describe, points, update_curve
 from igniterd.perf.api import Tenant
 from igniterd.predict import Beside, Demand, LatencyPredictor, felt
 from igniterd.queueing.tail import response_time
 from igniterd.records import (
+    Allocation,
     BiasEstimate,
     Changed,
     LiveService,
@@ -36,146 +38,184 @@ EXPECT_PAUSE_S, EXPECT_EVERY_S = 3.0, 60.0  # ... but not sooner, and not later
 LIVE_EVERY_S = 15.0  # the same for models without a profile: their curves change without a word
 SERVICE_CV = 0.1  # of one execution, where nothing is profiled
 
-Known = tuple[dict[str, ModelState], dict[str, float | None]]
-"""Beliefs, and measured over predicted time spent executing, by model."""
+
+class Predicted(NamedTuple):
+    """What one GPU's window gives, by model: the state after it, and measured over predicted time
+    spent executing (None: nothing to compare)."""
+
+    states: dict[str, ModelState]
+    ratios: dict[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """What the predictions of one tick rest on.
+class GpuView:
+    """What the predictions for one GPU rest on: the models ``names`` there, as read at ``at_s``.
 
-    ``profiled`` maps the configured names of the models that have a profile to their names in it;
-    without ``predictor`` nothing is profiled.
+    ``windows`` ended at ``end_s``; a model without one was not read anew. ``models`` are their
+    sections of the configuration. ``profiled`` maps the names of those that have a profile to their
+    names in it; without ``predictor`` nothing is profiled.
     """
 
-    observation: Observation
-    window: Window
-    config: Config
+    names: Sequence[str]
+    readings: Mapping[str, ModelReading]
+    windows: Mapping[str, ModelWindow]
+    models: Mapping[str, Model]
     profiled: Mapping[str, str]
     predictor: LatencyPredictor | None
+    at_s: float
+    end_s: float
 
-    def expected_of(self, there: Sequence[str], beliefs: EstimatorState) -> Known:
-        """The models ``there`` on one GPU: what was learnt in the window, and what is expected
-        now."""
-        known, errors = {name: beliefs[name] for name in there}, dict[str, float | None]()
-        modelled: list[str] = []
-        if self.predictor is not None:
-            modelled = self._modelled(there)
-            learnt_now, errors = self._update_biases(there, known, self.predictor)
-            known |= learnt_now
-            known |= self._expected(modelled, known, self.predictor)
-        for name in there:
-            if name not in modelled:
-                reading, at_s = self.observation.models[name], self.observation.at_s
-                known[name] = _with_own_traffic(
-                    known[name], reading, self.window.models.get(name), at_s, there
-                )
-        return known, errors
-
-    def longest_ms(self, name: str, belief: ModelState) -> float:
-        """How long the largest batch of a model takes at most, about; 0 where nothing tells."""
-        reading = self.observation.models[name]
-        largest = max(1, reading.allocation.max_batch_size)
-        if self.predictor is not None and name in self.profiled:
-            largest = min(largest, self.predictor.model.max_batch(self.profiled[name]))
-            curve = self.predictor.curve_ms(
-                self.profiled[name], largest, reading.allocation.share or 1.0, ()
-            )
-            return float(curve[-1]) * max(1.0, belief.bias.mean)
-        known = points(belief.curve, largest, self.observation.at_s)
-        return 0.0 if known is None else float(known.mean_ms[-1])
-
-    def _update_biases(
-        self, there: Sequence[str], beliefs: EstimatorState, predictor: LatencyPredictor
-    ) -> Known:
-        """Beliefs with the biases that the window taught."""
-        out, errors = dict[str, ModelState](), dict[str, float | None]()
-        # what is only watched, and runs without a share, shares the GPU like any neighbour that no
-        # profile tells of: the biases take it in
-        steered = [name for name in there if name in self.profiled]
-        tenants = self._tenants(steered, beliefs) if as_modelled(steered, self.observation) else {}
-        besides, arounds = (
-            others(tenants),
-            others({name: felt(group) for name, group in tenants.items()}),
+    @classmethod
+    def of(
+        cls,
+        names: Sequence[str],
+        observation: Observation,
+        window: Window,
+        models: Mapping[str, Model],
+        profiled: Mapping[str, str],
+        predictor: LatencyPredictor | None,
+    ) -> GpuView:
+        """The part of a tick that is of ``names``."""
+        return cls(
+            names=names,
+            readings=observation.models,
+            windows=window.models,
+            models=models,
+            profiled=profiled,
+            predictor=predictor,
+            at_s=observation.at_s,
+            end_s=window.at_s,
         )
-        end_s = self.window.at_s
-        for name in tenants.keys() & self.window.models.keys():
-            seen, reading = self.window.models[name], self.observation.models[name]
-            if not seen.executions:
-                continue
-            belief, of = beliefs[name], self.profiled[name]
-            if end_s >= belief.settled_at_s:
-                belief = replace(
-                    belief,
-                    trial=tried(belief.trial, seen, reading, arounds[name], predictor, of, end_s),
-                )
-            found = measured(seen, reading, arounds[name], predictor, of)
-            errors[name] = _overall_ratio(found, seen)
-            point = Point(reading.allocation.share or 1.0, pressure_of(besides[name]))
-            out[name] = _update_model_bias(belief, found, end_s, point)
-        return out, errors
 
-    def _tenants(self, names: Sequence[str], beliefs: EstimatorState) -> dict[str, list[Tenant]]:
-        """The neighbours others feel, as measured, of ``names``, one an instance."""
-        out = {}
-        for name in names:
-            applied, belief = self.observation.models[name].allocation, beliefs[name]
-            share = applied.share if applied.share is not None else 1.0
-            out[name] = [
-                Tenant(self.profiled[name], belief.mean_batch, share, belief.utilisation)
-            ] * applied.instances
-        return out
+    def only(self, names: Sequence[str]) -> GpuView:
+        """The same GPU with ``names`` alone on it."""
+        return replace(self, names=names)
 
-    def _modelled(self, there: Sequence[str]) -> list[str]:
-        """The models of one GPU that the performance model can speak of as they run now.
+    def with_profile(self) -> list[str]:
+        """The models that have a profile."""
+        return [name for name in self.names if name in self.profiled]
+
+    def modelled(self) -> list[str]:
+        """The models that the performance model can speak of as they run now.
 
         Processes without shares take turns on the GPU, which is not what it is about: with one of
         them, it can speak of none. One that can be given none, and runs beside the others for good,
         is a neighbour with the whole GPU.
         """
-        names = [name for name in there if name in self.profiled]
-        return [] if any(self.observation.models[name].bare for name in names) else names
+        names = self.with_profile()
+        return [] if any(self.readings[name].bare for name in names) else names
 
-    def _expected(
-        self, names: Sequence[str], beliefs: EstimatorState, predictor: LatencyPredictor
-    ) -> dict[str, ModelState]:
-        """Predictions brought up to date, at present rates and allocations; all together, as models
-        slow each other."""
-        readings, at_s = (
-            {name: self.observation.models[name] for name in names},
-            self.observation.at_s,
-        )
-        if not any(_is_outdated(beliefs[n], readings[n], at_s, names) for n in names):
-            return {}
-        allocations = {name: reading.allocation for name, reading in readings.items()}
-        demands = [self._demand(n, beliefs[n], readings[n], predictor) for n in names]
-        out = {}
-        for n, service in predictor.together(demands, allocations).items():
-            at = _now(beliefs[n], readings[n], at_s, names)
-            if not service.overloaded:
-                at = replace(
-                    at, mean_ms=service.mean_ms, p50_ms=service.p50_ms, p99_ms=service.p99_ms
-                )
-            out[n] = replace(beliefs[n], expected=at, live=None)
-        return out
 
-    def _demand(
-        self, name: str, belief: ModelState, reading: ModelReading, predictor: LatencyPredictor
-    ) -> Demand:
-        allocation, of = reading.allocation, self.profiled[name]
-        items = items_of(belief, reading).mean
-        brings = math.ceil(items - 1e-6)
-        return Demand(
-            name,
-            of,
-            belief.rate.per_s * items,
-            self.config.by_name()[name].slo_p99_ms,
-            brings=brings,
-            max_batch=min(predictor.model.max_batch(of), max(1, brings, allocation.max_batch_size)),
-            learnt=belief.published_bias,
-            burstiness=belief.rate.arrival_scv,
-            instances=allocation.instances,
-        )
+def predict_gpu(view: GpuView, before: EstimatorState) -> Predicted:
+    """The models of one GPU: what the window taught of service times, and what is predicted now."""
+    learnt, ratios = dict[str, ModelState](), dict[str, float | None]()
+    predicted, modelled = dict[str, ModelState](), list[str]()
+    states = {name: before[name] for name in view.names}
+    if view.predictor is not None:
+        learnt, ratios = _update_biases(view, states, view.predictor)
+        modelled = view.modelled()
+        predicted = _predict_together(view, modelled, states | learnt, view.predictor)
+    alone = {
+        name: _predict_from_traffic(view, name, (states | learnt)[name])
+        for name in view.names
+        if name not in modelled
+    }
+    return Predicted(states | learnt | predicted | alone, ratios)
+
+
+def longest_ms(view: GpuView, name: str, belief: ModelState) -> float:
+    """How long the largest batch of a model takes at most, about; 0 where nothing tells."""
+    allocation, predictor = view.readings[name].allocation, view.predictor
+    largest = max(1, allocation.max_batch_size)
+    if predictor is not None and name in view.profiled:
+        profiled_as = view.profiled[name]
+        largest = min(largest, predictor.model.max_batch(profiled_as))
+        curve = predictor.curve_ms(profiled_as, largest, allocation.share or 1.0, ())
+        return float(curve[-1]) * max(1.0, belief.bias.mean)
+    known = points(belief.curve, largest, view.at_s)
+    return 0.0 if known is None else float(known.mean_ms[-1])
+
+
+def _update_biases(
+    view: GpuView, states: EstimatorState, predictor: LatencyPredictor
+) -> tuple[dict[str, ModelState], dict[str, float | None]]:
+    """States with the biases that the window taught, and measured over predicted time.
+
+    What is only watched, and runs without a share, shares the GPU like any neighbour that no
+    profile tells of: the biases take it in.
+    """
+    names = view.with_profile()
+    if not as_modelled([view.readings[name] for name in names]):
+        return {}, {}
+    tenants = _tenants(view, names, states)
+    neighbours = others(tenants)
+    rounded = others({name: felt(group) for name, group in tenants.items()})
+    out, ratios = dict[str, ModelState](), dict[str, float | None]()
+    for name in tenants.keys() & view.windows.keys():
+        window, reading = view.windows[name], view.readings[name]
+        if not window.executions:
+            continue
+        state, place = states[name], (rounded[name], predictor, view.profiled[name])
+        if view.end_s >= state.settled_at_s:
+            trial = tried(state.trial, window, reading, *place, view.end_s)
+            state = replace(state, trial=trial)
+        found = measured(window, reading, *place)
+        ratios[name] = _overall_ratio(found, window)
+        point = Point(reading.allocation.share or 1.0, pressure_of(neighbours[name]))
+        out[name] = _update_model_bias(state, found, view.end_s, point)
+    return out, ratios
+
+
+def _tenants(
+    view: GpuView, names: Sequence[str], states: EstimatorState
+) -> dict[str, list[Tenant]]:
+    """The neighbours others feel, as measured, of ``names``, one an instance."""
+    out = {}
+    for name in names:
+        applied, state = view.readings[name].allocation, states[name]
+        share = applied.share if applied.share is not None else 1.0
+        tenant = Tenant(view.profiled[name], state.mean_batch, share, state.utilisation)
+        out[name] = [tenant] * applied.instances
+    return out
+
+
+def _predict_together(
+    view: GpuView, names: Sequence[str], states: EstimatorState, predictor: LatencyPredictor
+) -> dict[str, ModelState]:
+    """Predictions brought up to date, at present rates and allocations; all together, as models
+    slow each other. Empty where the last ones still hold."""
+    readings = {name: view.readings[name] for name in names}
+    if not any(_is_outdated(states[n], readings[n], view.at_s, names) for n in names):
+        return {}
+    allocations = {name: reading.allocation for name, reading in readings.items()}
+    demands = [_demand(view, name, states[name], predictor) for name in names]
+    out = {}
+    for name, service in predictor.together(demands, allocations).items():
+        expected = _expected_for(states[name], readings[name], view.at_s, names)
+        if not service.overloaded:
+            expected = replace(
+                expected, mean_ms=service.mean_ms, p50_ms=service.p50_ms, p99_ms=service.p99_ms
+            )
+        out[name] = replace(states[name], expected=expected, live=None)
+    return out
+
+
+def _demand(view: GpuView, name: str, state: ModelState, predictor: LatencyPredictor) -> Demand:
+    reading, profiled_as = view.readings[name], view.profiled[name]
+    items = items_of(state, reading).mean
+    brings = math.ceil(items - 1e-6)
+    largest = max(1, brings, reading.allocation.max_batch_size)
+    return Demand(
+        name,
+        profiled_as,
+        state.rate.per_s * items,
+        view.models[name].slo_p99_ms,
+        brings=brings,
+        max_batch=min(predictor.model.max_batch(profiled_as), largest),
+        learnt=state.published_bias,
+        burstiness=state.rate.arrival_scv,
+        instances=reading.allocation.instances,
+    )
 
 
 def _overall_ratio(measured: Sequence[Measured], window: ModelWindow) -> float | None:
@@ -233,98 +273,104 @@ def others(groups: Mapping[str, Sequence[Tenant]]) -> dict[str, Beside]:
     return out
 
 
-def as_modelled(names: Sequence[str], observation: Observation) -> bool:
+def as_modelled(readings: Sequence[ModelReading]) -> bool:
     """Whether a GPU is shared the way the model is about: every process with a share, no more than
     all of it granted.
 
     While a host is taken over some processes take turns, and some may use all of it: what is
     measured then teaches nothing.
     """
-    readings = [observation.models[name] for name in names]
     return (
         not any(r.bare for r in readings)
         and sum(r.allocation.granted or 0.0 for r in readings if r.owns_process) <= 1 + 1e-6
     )
 
 
-def _with_own_traffic(
-    belief: ModelState,
-    reading: ModelReading,
-    window: ModelWindow | None,
-    at_s: float,
-    there: Sequence[str],
-) -> ModelState:
-    """``belief`` of a model that the performance model cannot speak of: its own traffic says how
+def _predict_from_traffic(view: GpuView, name: str, state: ModelState) -> ModelState:
+    """``state`` of a model that the performance model cannot speak of: its own traffic says how
     long it takes as it runs now."""
+    reading, at_s = view.readings[name], view.at_s
     allocation = reading.allocation
-    if window is not None and not window.restarted and at_s >= belief.settled_at_s:
-        curve = update_curve(
-            belief.curve,
-            at_s,
-            window.executions,
-            window.service_ms,
-            share=allocation.share,
-            instances=allocation.instances,
-        )
-        belief = replace(belief, curve=curve)
-    if not _is_outdated(belief, reading, at_s, there, LIVE_EVERY_S):
-        return belief
-    known = points(belief.curve, max(1, allocation.max_batch_size), at_s)
-    if known is None or belief.rate.per_s <= 0:
-        return replace(belief, expected=None)
+    state = _update_live_curve(state, allocation, view.windows.get(name), at_s)
+    if not _is_outdated(state, reading, at_s, view.names, LIVE_EVERY_S):
+        return state
+    known = points(state.curve, max(1, allocation.max_batch_size), at_s)
+    if known is None or state.rate.per_s <= 0:
+        return replace(state, expected=None)
     live = LiveService(
-        allocation.share,
-        tuple(map(float, known.mean_ms)),
-        tuple(map(float, known.error)),
-        describe(known),
+        share=allocation.share,
+        mean_ms=tuple(map(float, known.mean_ms)),
+        error=tuple(map(float, known.error)),
+        said=describe(known),
     )
-    at = _now(belief, reading, at_s, there)
+    expected = _expected_for(state, reading, at_s, view.names)
     result = response_time(
-        at.rate_per_s * at.items,
+        expected.rate_per_s * expected.items,
         known.mean_ms,
         service_cv=SERVICE_CV,
         max_queue_delay_ms=allocation.max_queue_delay_us / 1000,
         instances=allocation.instances,
-        burstiness=belief.rate.arrival_scv,
+        burstiness=state.rate.arrival_scv,
     )
     if result.success:
-        at = replace(at, mean_ms=result.mean_ms, p50_ms=result.p50_ms, p99_ms=result.p99_ms)
-    return replace(belief, live=live, expected=at)
+        expected = replace(
+            expected, mean_ms=result.mean_ms, p50_ms=result.p50_ms, p99_ms=result.p99_ms
+        )
+    return replace(state, live=live, expected=expected)
 
 
-def _now(belief: ModelState, reading: ModelReading, at_s: float, there: Sequence[str]) -> Expected:
+def _update_live_curve(
+    state: ModelState, allocation: Allocation, window: ModelWindow | None, at_s: float
+) -> ModelState:
+    if window is None or window.restarted or at_s < state.settled_at_s:
+        return state
+    curve = update_curve(
+        state.curve,
+        at_s,
+        window.executions,
+        window.service_ms,
+        share=allocation.share,
+        instances=allocation.instances,
+    )
+    return replace(state, curve=curve)
+
+
+def _expected_for(
+    state: ModelState, reading: ModelReading, at_s: float, there: Sequence[str]
+) -> Expected:
     """What a prediction is for, before it is made."""
-    items = items_of(belief, reading).mean
     return Expected(
         reading.allocation,
-        belief.rate.per_s,
-        belief.bias.mean,
-        at_s,
+        rate_per_s=state.rate.per_s,
+        bias=state.bias.mean,
+        at_s=at_s,
         beside=frozenset(there),
-        items=items,
+        items=items_of(state, reading).mean,
     )
 
 
 def _is_outdated(
-    belief: ModelState,
+    state: ModelState,
     reading: ModelReading,
     at_s: float,
     there: Sequence[str],
     every_s: float = EXPECT_EVERY_S,
 ) -> bool:
     """Whether the prediction was for something else than what is now."""
-    expected, allocation = belief.expected, reading.allocation
-    if expected is None or expected.allocation != allocation or expected.beside != frozenset(there):
+    expected = state.expected
+    if expected is None or expected.allocation != reading.allocation:
+        return True
+    if expected.beside != frozenset(there):
         return True
     age_s = at_s - expected.at_s
     if age_s < 0 or age_s >= every_s:
         return True
     if age_s < EXPECT_PAUSE_S:
         return False
-    now, then = (
-        belief.rate.per_s * items_of(belief, reading).mean,
-        expected.rate_per_s * expected.items,
-    )
-    moved = abs(now - then) / max(now, then, 1e-9) + abs(belief.bias.mean / expected.bias - 1)
-    # a wait goes with busy / idle time
-    return moved * belief.utilisation / max(0.05, 1 - belief.utilisation) > EXPECT_AGAIN
+    now = state.rate.per_s * items_of(state, reading).mean
+    then = expected.rate_per_s * expected.items
+    rate_moved = abs(now - then) / max(now, then, 1e-9)
+    bias_moved = abs(state.bias.mean / expected.bias - 1)
+    # a wait grows as busy over idle time
+    wait_moved = (rate_moved + bias_moved) * state.utilisation / max(0.05, 1 - state.utilisation)
+    return wait_moved > EXPECT_AGAIN

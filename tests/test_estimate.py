@@ -73,7 +73,8 @@ class Host:
             now,
             window,
             self.belief,
-            config=self.config,
+            rules=self.config.decide,
+            models=self.config.by_name(),
             profiled=self.profiled,
             predictor=self.predictor,
         )
@@ -231,7 +232,8 @@ def test_nothing_is_forgotten_of_a_model_that_is_not_seen(tmp_path: Path) -> Non
         silent,
         between(host.seen, silent),
         host.belief,
-        config=host.config,
+        rules=host.config.decide,
+        models=host.config.by_name(),
         profiled=host.profiled,
         predictor=host.predictor,
     )
@@ -253,17 +255,15 @@ def test_nothing_is_learnt_while_a_host_is_taken_over() -> None:
     """Some processes without a share, or more granted than there is: service times then are not
     what the model is about."""
 
-    def seen(*shares: float | None) -> Observation:
-        models = {
-            f"m{i}": ModelReading(f"m{i}", "1", "main", True, "python", Allocation(share, 8))
+    def seen(*shares: float | None) -> list[ModelReading]:
+        return [
+            ModelReading(f"m{i}", "1", "main", True, "python", Allocation(share, 8))
             for i, share in enumerate(shares)
-        }
-        return Observation(at_s=1.0, models=models)
+        ]
 
-    names = ["m0", "m1"]
-    assert as_modelled(names, seen(0.4, 0.6))
-    assert not as_modelled(names, seen(0.4, None))
-    assert not as_modelled(names, seen(1.0, 0.6))
+    assert as_modelled(seen(0.4, 0.6))
+    assert not as_modelled(seen(0.4, None))
+    assert not as_modelled(seen(1.0, 0.6))
 
 
 def test_each_model_feels_all_but_one_of_its_own_instances() -> None:
