@@ -29,7 +29,8 @@ from pathlib import Path
 
 import numpy as np
 
-from igniterd.estimators.bias import CENTRE, Bias, Measured, Point, bound, elsewhere, update_bias
+from igniterd.estimators.bias import CENTRE, Bias, Measured, Point, bound, elsewhere
+from igniterd.estimators.bias_filter import update_bias
 from igniterd.lab.gpu.truth import Neighbour, Truth
 from igniterd.perf import builtin_profile, load_model
 from igniterd.perf.api import PerformanceModel, Tenant

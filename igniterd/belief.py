@@ -193,38 +193,36 @@ def update_traffic(
     times."""
     if window.restarted or not 0 < window.span_s <= LONGEST_S:
         return replace(belief, waited_s=0.0) if belief.waited_s else belief
+    span_s, seen_before = window.span_s, belief.seen_s > 0
     runs = sum(window.executions.values())
     served = sum(batch * n for batch, n in window.executions.items())
-    mean_ms = belief.mean_ms
-    if runs and window.queue_ms is not None:
-        # a request is served as long as its batch: weighted by requests, not by executions
-        own_ms = (
-            sum(batch * n * window.service_ms[batch] for batch, n in window.executions.items())
-            / served
-        )
-        mean_ms = smooth(mean_ms, window.queue_ms + own_ms, window.span_s)
-    rate = update_rate(belief.rate, end_s, window.span_s, window.arrivals, aim)
-    utilisation = min(1.0, service_s(window) / window.span_s / max(1, reading.allocation.instances))
+    mean_batch = belief.mean_batch
+    if runs:
+        mean_batch = smooth(mean_batch if seen_before else None, served / runs, span_s)
+    rate = update_rate(belief.rate, end_s, span_s, window.arrivals, aim)
+    utilisation = min(1.0, service_s(window) / span_s / max(1, reading.allocation.instances))
+    requests = window.completed - window.failed
     return replace(
         belief,
         rate=rate,
-        daily=update_daily(belief.daily, wall_s, window.span_s, rate.per_s),
-        utilisation=smooth(
-            belief.utilisation if belief.seen_s else None, utilisation, window.span_s
-        ),
-        mean_batch=smooth(
-            belief.mean_batch if belief.seen_s else None, served / runs, window.span_s
-        )
-        if runs
-        else belief.mean_batch,
-        mean_ms=mean_ms,
-        seen_s=belief.seen_s + window.span_s,
-        items=items_of(belief, reading).after(
-            window.items, window.completed - window.failed, window.span_s
-        ),
+        daily=update_daily(belief.daily, wall_s, span_s, rate.per_s),
+        utilisation=smooth(belief.utilisation if seen_before else None, utilisation, span_s),
+        mean_batch=mean_batch,
+        mean_ms=_mean_ms(belief, window, served),
+        seen_s=belief.seen_s + span_s,
+        items=items_of(belief, reading).after(window.items, requests, span_s),
         slowest_ms=_slowest_ms(belief, window, end_s),
         waited_s=_waited_s(belief, window, reading),
     )
+
+
+def _mean_ms(belief: ModelState, window: ModelWindow, served: int) -> float | None:
+    """Smoothed queueing and service time of a request. A request is served as long as its batch:
+    weighted by requests, not by executions."""
+    if not served or window.queue_ms is None:
+        return belief.mean_ms
+    batches_ms = sum(batch * n * window.service_ms[batch] for batch, n in window.executions.items())
+    return smooth(belief.mean_ms, window.queue_ms + batches_ms / served, window.span_s)
 
 
 def items_of(belief: ModelState, reading: ModelReading) -> Items:

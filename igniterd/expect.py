@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from igniterd.belief import EstimatorState, Expected, ModelState, items_of, service_s
 from igniterd.config import Model
-from igniterd.estimators.bias import Measured, Point, pressure_of, update_bias
+from igniterd.estimators.bias import Measured, Point, pressure_of
+from igniterd.estimators.bias_filter import update_bias
 from igniterd.estimators.live_curve import describe, points, update_curve
 from igniterd.perf.api import Tenant
 from igniterd.predict import Beside, Demand, LatencyPredictor, felt

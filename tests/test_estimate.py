@@ -8,7 +8,8 @@ import pytest
 
 from igniterd.belief import SETTLE_S, ModelState
 from igniterd.estimate import HORIZON_S, estimate
-from igniterd.estimators.bias import Bias, Measured, Point, update_bias
+from igniterd.estimators.bias import Bias, Measured, Point
+from igniterd.estimators.bias_filter import update_bias
 from igniterd.expect import as_modelled, others
 from igniterd.perf.api import Tenant
 from igniterd.records import Allocation, BatchStat, Load, ModelReading, Observation

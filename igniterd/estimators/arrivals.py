@@ -148,7 +148,7 @@ class Rate:
     # (N, 2): seconds and arrivals of the last counts
     recent: NDArray[np.float64] = field(default_factory=lambda: NOTHING, compare=False)
     foreseen: tuple[float, ...] = ()  # quantiles, after each of the last counts
-    upper_per_s: float = 0.0  # the quantile that plans are made for, see ``Aim``
+    upper_per_s: float = 0.0  # the quantile that plans are made for, see ``ForecastTarget``
     seen: float = 0.0
     cusum: tuple[CusumSums, ...] = ZERO
     last: tuple[int, float] | None = None  # the last count and its seconds
@@ -209,9 +209,8 @@ def _slope(line: WeightedSums, poisson: float) -> tuple[float, float]:
     spread = e2 - centre * e1
     if spread <= 1e-9 * e0:
         return 0.0, 0.0
-    return (n1 - centre * n0) / spread, poisson * (
-        v2 - 2 * centre * v1 + centre * centre * v0
-    ) / spread**2
+    squares = v2 - 2 * centre * v1 + centre * centre * v0
+    return (n1 - centre * n0) / spread, poisson * squares / spread**2
 
 
 def _trend(line: WeightedSums, poisson: float) -> tuple[float, float]:
@@ -272,9 +271,8 @@ def _update_dispersion(rate: Rate, span_s: float, arrivals: int) -> tuple[float,
     ours = keep * (rate.dispersion_weight - DISPERSION_PRIOR)
     total = ours + 1.0
     index = rate.dispersion * rate.dispersion_weight - DISPERSION_PRIOR  # the sum of squares so far
-    return (keep * index + square + DISPERSION_PRIOR) / (
-        total + DISPERSION_PRIOR
-    ), total + DISPERSION_PRIOR
+    weight = total + DISPERSION_PRIOR
+    return (keep * index + square + DISPERSION_PRIOR) / weight, weight
 
 
 def _since(counts: float, seconds: float, moment: float) -> WeightedSums:
@@ -312,26 +310,28 @@ def update_rate(
         if worst > ALARM:
             line, seen, cusum = _since(counts, seconds, moment), counts, ZERO
     slope, _ = _trend(line, max(line.n0, 1.0) / line.e0 * max(1.0, dispersion))
-    recent = trends.remembered(
-        rate.recent if since_s - span_s < GAP_S else NOTHING, span_s, float(arrivals)
-    )
+    few = line.n0 < FEW
+    earlier = rate.recent if since_s - span_s < GAP_S else NOTHING
+    recent = trends.remembered(earlier, span_s, float(arrivals))
     deviations = _deviations(aim.quantile)
     high, since = trends.foreseen(recent, max(1.0, dispersion), deviations, aim.horizon_s)
     foreseen = (*rate.foreseen, high)[-CONFIRM:]
-    young = _mean_upper(line, dispersion, deviations) if line.e0 < YOUNG_S or line.n0 < FEW else 0.0
+    young = few or line.e0 < YOUNG_S
+    least = _mean_upper(line, dispersion, deviations) if young else 0.0
     now = _ahead(line, slope, dispersion, 0.0)
+    peak_before = rate.peak_per_s * 0.5 ** (since_s / PEAK_HALF_LIFE_S)
     return Rate(
-        end_s,
-        line,
-        slope,
-        recent[since:],
-        foreseen,
-        max(young, high if line.n0 < FEW else min(foreseen)),
-        seen,
-        cusum,
-        (arrivals, span_s),
-        dispersion,
-        weight,
-        _arrival_scv(rate.arrival_scv, dispersion, weight),
-        max(rate.peak_per_s * 0.5 ** (since_s / PEAK_HALF_LIFE_S), now.per_s - now.error_per_s),
+        end_s=end_s,
+        line=line,
+        slope=slope,
+        recent=recent[since:],
+        foreseen=foreseen,
+        upper_per_s=max(least, high if few else min(foreseen)),
+        seen=seen,
+        cusum=cusum,
+        last=(arrivals, span_s),
+        dispersion=dispersion,
+        dispersion_weight=weight,
+        arrival_scv=_arrival_scv(rate.arrival_scv, dispersion, weight),
+        peak_per_s=max(peak_before, now.per_s - now.error_per_s),
     )

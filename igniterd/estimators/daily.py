@@ -71,19 +71,15 @@ class Daily:
         bin_now, bin_there = int(wall_s // BIN_S), int((wall_s + horizon_s) // BIN_S)
         if bin_there != bin_now:
             return upper_per_s * self._jump(bin_there)
-        before = (
-            self.before_per_s
-            if self.at == bin_now and self.jump is None
-            else self.last_per_s
-            if self.at == bin_now - 1
-            else None
-        )
-        jump = self._jump(bin_now)
-        return (
-            max(upper_per_s, before * jump)
-            if before and jump > 1 and wall_s % BIN_S < SETTLED_S
-            else upper_per_s
-        )
+        before, jump = self._before(bin_now), self._jump(bin_now)
+        waits = wall_s % BIN_S < SETTLED_S
+        return max(upper_per_s, before * jump) if before and jump > 1 and waits else upper_per_s
+
+    def _before(self, bin_now: int) -> float | None:
+        """The rate before the jump that ``bin_now`` may begin with; None once it has shown."""
+        if self.at == bin_now and self.jump is None:
+            return self.before_per_s
+        return self.last_per_s if self.at == bin_now - 1 else None
 
     def _jump(self, at: int) -> float:
         """Factor by which the rate surely jumps up where the bin ``at`` begins; 1 where none is
@@ -103,23 +99,27 @@ def update_daily(daily: Daily, wall_s: float, span_s: float, per_s: float) -> Da
     if at != daily.at:
         follows = daily.at is not None and at == daily.at + 1 and daily.last_per_s > 0
         return Daily(
-            _close_bin(daily),
-            at,
-            per_s * span_s,
-            span_s,
-            per_s,
-            per_s,
-            daily.last_per_s if follows else None,
+            bins=_close_bin(daily),
+            at=at,
+            area=per_s * span_s,
+            seen_s=span_s,
+            high_per_s=per_s,
+            last_per_s=per_s,
+            before_per_s=daily.last_per_s if follows else None,
         )
     jump = daily.jump
     if jump is None and daily.before_per_s and wall_s % BIN_S >= SETTLED_S:
         jump = math.log(max(per_s, 1e-3) / daily.before_per_s)
-    area, seen_s, high = (
-        daily.area + per_s * span_s,
-        daily.seen_s + span_s,
-        max(daily.high_per_s, per_s),
+    return Daily(
+        bins=daily.bins,
+        at=at,
+        area=daily.area + per_s * span_s,
+        seen_s=daily.seen_s + span_s,
+        high_per_s=max(daily.high_per_s, per_s),
+        last_per_s=per_s,
+        before_per_s=daily.before_per_s,
+        jump=jump,
     )
-    return Daily(daily.bins, at, area, seen_s, high, per_s, daily.before_per_s, jump)
 
 
 def _close_bin(daily: Daily) -> tuple[Bin | None, ...]:

@@ -18,8 +18,8 @@ from igniterd.estimators.bias import (
     bound,
     elsewhere,
     pressure_of,
-    update_bias,
 )
+from igniterd.estimators.bias_filter import update_bias
 from igniterd.perf.api import Tenant
 from igniterd.records import BiasEstimate
 

@@ -5,7 +5,8 @@ from igniterd.decide.cooldown import Underway
 from igniterd.decide.decide import DecisionState
 from igniterd.estimate import Expected, ModelState
 from igniterd.estimators.arrivals import Rate, update_rate
-from igniterd.estimators.bias import Bias, Measured, Point, update_bias
+from igniterd.estimators.bias import Bias, Measured, Point
+from igniterd.estimators.bias_filter import update_bias
 from igniterd.loop import Carry, Predictors
 from igniterd.records import Allocation, ModelReading, Observation
 from igniterd.state.carry_over import resumed

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from igniterd.estimate import ModelState
-from igniterd.estimators.bias import LEVEL_SD, Bias, Measured, Point, update_bias
+from igniterd.estimators.bias import LEVEL_SD, Bias, Measured, Point
+from igniterd.estimators.bias_filter import update_bias
 from igniterd.estimators.live_curve import LiveCurve, points, update_curve
 from igniterd.perf import builtin_profile
 from igniterd.state.checkpoint import (
