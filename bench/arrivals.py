@@ -26,10 +26,11 @@ from statistics import NormalDist
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from igniterd.arrays import F64, I64
-from igniterd.estimators.arrivals import ForecastTarget, Rate, updated
-from igniterd.estimators.daily import Daily, lived
+from igniterd.arrays import F64
+from igniterd.estimators.arrivals import ForecastTarget, Rate, update_rate
+from igniterd.estimators.daily import Daily, update_daily
 
 LEVEL = 0.9
 HORIZON_S = 8.0
@@ -47,7 +48,7 @@ class Ours:
         self.rate = Rate()
 
     def seen(self, at_s: float, arrivals: int) -> tuple[float, float]:
-        self.rate = updated(self.rate, at_s, 1.0, arrivals, ForecastTarget(LEVEL, HORIZON_S))
+        self.rate = update_rate(self.rate, at_s, 1.0, arrivals, ForecastTarget(LEVEL, HORIZON_S))
         return self.rate.per_s, self.rate.upper_per_s
 
 
@@ -98,7 +99,7 @@ def traced(
     return Trace(true, now, upper)
 
 
-def drawn(rng: np.random.Generator, true: F64, dispersion: float) -> I64:
+def drawn(rng: np.random.Generator, true: F64, dispersion: float) -> NDArray[np.int64]:
     """Counts of clumps of geometric size: variance ``dispersion`` times the mean."""
     p = 2 / (dispersion + 1)
     clumps = rng.poisson(true * p)
@@ -314,7 +315,7 @@ def days(seeds: int = 2) -> None:
         for i, n in enumerate(counts):
             now, plain = ours.seen(i + 1.0, int(n))
             wall = i + 1.0
-            rate, daily = ours.rate, lived(daily, wall, 1.0, now)
+            rate, daily = ours.rate, update_daily(daily, wall, 1.0, now)
             usual = max(daily.usual_per_s(wall), daily.usual_per_s(wall + HORIZON_S))
             found[:, i] = (
                 daily.foreseen_per_s(plain, wall, HORIZON_S),
@@ -390,7 +391,7 @@ def cost() -> None:
     counts = [int(n) for n in rng.poisson(300, 20_000)]
     rate, began = Rate(), time.process_time()
     for i, n in enumerate(counts):
-        rate = updated(rate, i + 1.0, 1.0, n)
+        rate = update_rate(rate, i + 1.0, 1.0, n)
     print(f"\nCost: {(time.process_time() - began) / len(counts) * 1e6:.1f} us a model and tick")
 
 

@@ -29,7 +29,8 @@ from pathlib import Path
 
 import numpy as np
 
-from igniterd.estimators.bias import CENTRE, Bias, Measured, Point, bound, elsewhere, learnt
+from igniterd.estimators.bias import CENTRE, Bias, Measured, Point, bound, elsewhere
+from igniterd.estimators.bias_filter import update_bias
 from igniterd.lab.gpu.truth import Neighbour, Truth
 from igniterd.perf import builtin_profile, load_model
 from igniterd.perf.api import PerformanceModel, Tenant
@@ -125,14 +126,14 @@ def run(scenario: Scenario, seeds: int) -> Found:
         shape, bias = scenario.of_batches(rng), Bias()
         for t, common, measured in windows(scenario, rng, shape):
             now = scenario.bias(t)
-            if t >= scenario.since and scenario.odd(int(t)) == 1.0 and bias.learnt is not None:
+            if t >= scenario.since and scenario.odd(int(t)) == 1.0 and bias.estimate is not None:
                 covered.append(common <= bias.upper(LEVEL))
                 margins.append(bias.upper(LEVEL) / common - 1)
-                width = bound(bias.learnt.sd, LEVEL)
+                width = bound(bias.estimate.sd, LEVEL)
                 by_batch += [
                     common * k <= bias.at(b) * width for b, k in zip(SIZES, shape, strict=True)
                 ]
-            bias, changed = learnt(bias, t, measured, Point(0.5))
+            bias, changed = update_bias(bias, t, measured, Point(0.5))
             noticed += [int(t)] if changed else []
             if t >= scenario.since:
                 true = {b: now * k for b, k in zip(SIZES, shape, strict=True)}
@@ -227,7 +228,7 @@ def _lived(truth: Truth, model: PerformanceModel, me: str, share: float, near: N
             Measured(b, 8, scatter * true[b - 1] / mean[b - 1] * rng.gamma(8 / CV**2, CV**2 / 8))
             for b in (1, 2, 3, 4, 6)
         ]
-        bias, _ = learnt(bias, float(t), seen, point)
+        bias, _ = update_bias(bias, float(t), seen, point)
     return bias
 
 
@@ -236,8 +237,8 @@ def _bounds(
 ) -> Iterator[tuple[float, ...]]:
     theirs, tenants = _neighbours(near)
     mean, upper = model.service_curve_ms(me, share, tenants, 8, level=LEVEL)
-    assert bias.learnt is not None
-    level, tilt, sd = elsewhere(bias.learnt, share, sum(t.share for t in tenants))
+    assert bias.estimate is not None
+    level, tilt, sd = elsewhere(bias.estimate, share, sum(t.share for t in tenants))
     for b in range(1, 9):
         true = truth.latency_ms(me, b, share, theirs)
         expected = float(mean[b - 1]) * math.exp(level + tilt * (math.log2(b) - CENTRE))
@@ -261,7 +262,7 @@ def cost() -> None:
     )
     began = time.process_time()
     for t, _, measured in given:
-        bias, _ = learnt(bias, t, measured, Point(0.5))
+        bias, _ = update_bias(bias, t, measured, Point(0.5))
     print(
         f"\nCost: {(time.process_time() - began) / len(given) * 1e6:.1f} us a model and window "
         f"of {len(SIZES)} batch sizes"
@@ -289,7 +290,7 @@ def plot(path: Path) -> None:
     for axis, scenario in zip(axes.flat, chosen, strict=True):
         bias, rows = Bias(), []
         for t, _, measured in windows(scenario, np.random.default_rng(100), [1.0] * len(SIZES)):
-            bias, _ = learnt(bias, t, measured, Point(0.5))
+            bias, _ = update_bias(bias, t, measured, Point(0.5))
             total = sum(m.executions for m in measured)
             rows.append(
                 (

@@ -25,7 +25,7 @@ from arrivals import ESTIMATORS, Trace, ahead, traced
 from numpy.typing import NDArray
 
 from igniterd.arrays import F64
-from igniterd.estimators.daily import BIN_S, DAY_S, Daily, lived
+from igniterd.estimators.daily import BIN_S, DAY_S, Daily, update_daily
 
 RATES = (10.0, 30.0, 75.0, 200.0, 1000.0)
 SLOPES = (0.002, 0.005, 0.01, 0.02)
@@ -186,7 +186,7 @@ def week(_: int) -> None:
         for i in range(int(DAY_S / step_s)):
             at_s = (i + 1) * step_s
             job = 200.0 if works and JOB_AT_S <= at_s - step_s / 2 < JOB_AT_S + BIN_S else 0.0
-            daily = lived(
+            daily = update_daily(
                 daily, day * DAY_S + at_s, step_s, level * ((100.0 if works else 50.0) + job)
             )
             if at_s == JOB_AT_S - step_s and day >= 7 * LEARNT_WEEKS:

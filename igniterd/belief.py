@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from igniterd.estimators.arrivals import ForecastTarget, Rate, updated
+from igniterd.estimators.arrivals import ForecastTarget, Rate, update_rate
 from igniterd.estimators.bias import Bias
-from igniterd.estimators.daily import Daily, lived
+from igniterd.estimators.daily import Daily, update_daily
 from igniterd.estimators.effect import ShareTrial
 from igniterd.estimators.live_curve import LiveCurve
 from igniterd.records import (
@@ -69,7 +69,7 @@ class Items:
     def after(self, items: int, requests: int, span_s: float) -> Items:
         """With one more window. A mean that rises is believed sooner than one that falls."""
         quick, slow = (
-            _faded(old, items, requests, span_s / tau)
+            _fade(old, items, requests, span_s / tau)
             for old, tau in ((self.quick, QUICK_S), (self.slow, SLOW_S))
         )
         if requests <= 0:  # nothing came: nothing is known better
@@ -79,7 +79,7 @@ class Items:
         return Items(max(1.0, longer, lately), quick, slow)
 
 
-def _faded(old: tuple[float, float], items: int, requests: int, ages: float) -> tuple[float, float]:
+def _fade(old: tuple[float, float], items: int, requests: int, ages: float) -> tuple[float, float]:
     keep = math.exp(-ages)
     return keep * old[0] + items, keep * old[1] + requests
 
@@ -92,8 +92,8 @@ class ModelState:
     daily: Daily = field(default_factory=Daily)
     bias: Bias = field(default_factory=Bias)
     # of the bias, to plans: held still until it matters, so that noise moves no plan
-    told: BiasEstimate | None = None
-    busy: float = 0.0
+    published_bias: BiasEstimate | None = None
+    utilisation: float = 0.0
     mean_batch: float = 1.0
     mean_ms: float | None = None
     seen_s: float = 0.0  # traffic observed in all, seconds
@@ -114,7 +114,7 @@ class ModelState:
 EstimatorState = Mapping[str, ModelState]
 
 
-def mixed(old: float | None, new: float, span_s: float) -> float:
+def smooth(old: float | None, new: float, span_s: float) -> float:
     """Exponential smoothing over ``SMOOTH_S``."""
     weight = 1 - math.exp(-span_s / SMOOTH_S)
     return new if old is None else old + weight * (new - old)
@@ -125,7 +125,7 @@ def service_s(window: ModelWindow) -> float:
     return sum(n * window.service_ms[batch] for batch, n in window.executions.items()) / 1000
 
 
-def same_model(belief: ModelState, reading: ModelReading, at_s: float) -> ModelState:
+def forget_other_model(belief: ModelState, reading: ModelReading, at_s: float) -> ModelState:
     """``belief``, less what was learnt of another version or another backend."""
     copy = (reading.version, reading.backend)
     if belief.copy == copy:
@@ -144,22 +144,22 @@ def same_model(belief: ModelState, reading: ModelReading, at_s: float) -> ModelS
         belief,
         copy=copy,
         bias=Bias(),
-        told=None,
+        published_bias=None,
         curve=LiveCurve(),
         live=None,
         changed=changed,
         expected=None,
-        trial=_afresh(belief.trial, at_s),
+        trial=_restart_trial(belief.trial, at_s),
         slowest_ms=0.0,
     )
 
 
-def _afresh(trial: ShareTrial | None, now_s: float) -> ShareTrial | None:
+def _restart_trial(trial: ShareTrial | None, now_s: float) -> ShareTrial | None:
     """The trial of the same share with a model that may take another time for the same."""
     return None if trial is None else ShareTrial(trial.share, now_s, weak=True)
 
 
-def same_copy(
+def notice_new_copy(
     belief: ModelState, reading: ModelReading, at_s: float, restarted: bool
 ) -> ModelState:
     """``belief``, of another copy where the counts say so: they may be seen below the last only
@@ -180,10 +180,11 @@ def same_copy(
     )
 
 
-def followed(
+def update_traffic(
     belief: ModelState,
     window: ModelWindow,
     reading: ModelReading,
+    *,
     end_s: float,
     wall_s: float,
     aim: ForecastTarget,
@@ -192,37 +193,39 @@ def followed(
     times."""
     if window.restarted or not 0 < window.span_s <= LONGEST_S:
         return replace(belief, waited_s=0.0) if belief.waited_s else belief
+    span_s, seen_before = window.span_s, belief.seen_s > 0
     runs = sum(window.executions.values())
     served = sum(batch * n for batch, n in window.executions.items())
-    mean_ms = belief.mean_ms
-    if runs and window.queue_ms is not None:
-        # a request is served as long as its batch: weighted by requests, not by executions
-        own_ms = (
-            sum(batch * n * window.service_ms[batch] for batch, n in window.executions.items())
-            / served
-        )
-        mean_ms = mixed(mean_ms, window.queue_ms + own_ms, window.span_s)
-    rate = updated(belief.rate, end_s, window.span_s, window.arrivals, aim)
-    busy = min(1.0, service_s(window) / window.span_s / max(1, reading.allocation.instances))
+    mean_batch = belief.mean_batch
+    if runs:
+        mean_batch = smooth(mean_batch if seen_before else None, served / runs, span_s)
+    rate = update_rate(belief.rate, end_s, span_s, window.arrivals, aim)
+    utilisation = min(1.0, service_s(window) / span_s / max(1, reading.allocation.instances))
+    requests = window.completed - window.failed
     return replace(
         belief,
         rate=rate,
-        daily=lived(belief.daily, wall_s, window.span_s, rate.per_s),
-        busy=mixed(belief.busy if belief.seen_s else None, busy, window.span_s),
-        mean_batch=mixed(belief.mean_batch if belief.seen_s else None, served / runs, window.span_s)
-        if runs
-        else belief.mean_batch,
-        mean_ms=mean_ms,
-        seen_s=belief.seen_s + window.span_s,
-        items=brought(belief, reading).after(
-            window.items, window.completed - window.failed, window.span_s
-        ),
-        slowest_ms=_slowest(belief, window, end_s),
-        waited_s=_waited(belief, window, reading),
+        daily=update_daily(belief.daily, wall_s, span_s, rate.per_s),
+        utilisation=smooth(belief.utilisation if seen_before else None, utilisation, span_s),
+        mean_batch=mean_batch,
+        mean_ms=_mean_ms(belief, window, served),
+        seen_s=belief.seen_s + span_s,
+        items=items_of(belief, reading).after(window.items, requests, span_s),
+        slowest_ms=_slowest_ms(belief, window, end_s),
+        waited_s=_waited_s(belief, window, reading),
     )
 
 
-def brought(belief: ModelState, reading: ModelReading) -> Items:
+def _mean_ms(belief: ModelState, window: ModelWindow, served: int) -> float | None:
+    """Smoothed queueing and service time of a request. A request is served as long as its batch:
+    weighted by requests, not by executions."""
+    if not served or window.queue_ms is None:
+        return belief.mean_ms
+    batches_ms = sum(batch * n * window.service_ms[batch] for batch, n in window.executions.items())
+    return smooth(belief.mean_ms, window.queue_ms + batches_ms / served, window.span_s)
+
+
+def items_of(belief: ModelState, reading: ModelReading) -> Items:
     """The items of a request; before any was seen, what its server has counted so far."""
     if belief.items is not None:
         return belief.items
@@ -233,12 +236,12 @@ def brought(belief: ModelState, reading: ModelReading) -> Items:
     return Items(mean, slow=(FORMER_REQUESTS * mean, FORMER_REQUESTS))
 
 
-def _slowest(belief: ModelState, window: ModelWindow, end_s: float) -> float:
+def _slowest_ms(belief: ModelState, window: ModelWindow, end_s: float) -> float:
     now = max(window.service_ms.values(), default=0.0) if end_s >= belief.settled_at_s else 0.0
     return max(now, belief.slowest_ms * math.exp2(-window.span_s / SLOWEST_HALF_S))
 
 
-def _waited(belief: ModelState, window: ModelWindow, reading: ModelReading) -> float:
+def _waited_s(belief: ModelState, window: ModelWindow, reading: ModelReading) -> float:
     """How long requests have waited with nothing executed. Those whose time in the queue ran out
     waited, too.
 

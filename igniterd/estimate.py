@@ -9,7 +9,7 @@ the others go on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from igniterd.belief import (
@@ -17,17 +17,17 @@ from igniterd.belief import (
     EstimatorState,
     Expected,
     ModelState,
-    brought,
-    followed,
-    same_copy,
-    same_model,
+    forget_other_model,
+    items_of,
+    notice_new_copy,
     stuck_s,
+    update_traffic,
 )
-from igniterd.config import Config
+from igniterd.config import Decide, Model
 from igniterd.estimators.arrivals import ForecastTarget
-from igniterd.expect import Known, Scene
+from igniterd.expect import GpuView, Predicted, longest_ms, predict_gpu
 from igniterd.predict import LatencyPredictor
-from igniterd.records import Estimate, Load, Observation, Window
+from igniterd.records import Estimate, Load, ModelWindow, Observation, Window
 from igniterd.window import answered_s
 
 ENOUGH = 20  # requests seen before a rate is trusted
@@ -42,100 +42,125 @@ def estimate(
     window: Window,
     belief: EstimatorState,
     *,
-    config: Config,
+    rules: Decide,
+    models: Mapping[str, Model],
     profiled: Mapping[str, str],
     predictor: LatencyPredictor | None,
     wall_s: float = 0.0,
 ) -> tuple[Estimate, dict[str, ModelState]]:
-    """Update ``belief`` with ``window`` and say what holds now.
+    """What holds now, and ``belief`` after ``window``.
 
-    ``profiled`` maps the configured names of the models that have a profile to their names in it;
-    ``predictor`` predicts with mean service times (None: nothing is profiled, and predictions rest
-    on live traffic alone). ``wall_s``: the time of day, seconds UTC.
+    ``rules`` and ``models`` are sections of the configuration, the latter by name. ``profiled``
+    maps the configured names of the models that have a profile to their names in it; ``predictor``
+    predicts with mean service times (None: nothing is profiled, and predictions rest on live
+    traffic alone). ``wall_s``: the time of day, seconds UTC.
 
     A model that was not read this time keeps its belief, and its load is what it was. One whose
     prediction raises keeps its belief too, has no load, and is named in ``left_out``.
     """
-    scene = Scene(observation, window, config, profiled, predictor)
-    left_out: dict[str, str] = {}
-    known, errors = _learnt(scene, belief, wall_s, left_out)
-    loads: dict[str, Load] = {}
-    for name in known:
-        try:
-            loads[name] = _load(name, known[name], scene, errors.get(name), wall_s)
-        except Exception as error:  # whatever an odd reading makes of a prediction
-            left_out[name] = _said(error)
-    beliefs = dict(belief)  # of a model not seen now, too: it is not forgotten
-    beliefs |= {name: replace(known[name], load=load) for name, load in loads.items()}
-    counted = [name for name in loads if name not in observation.unread]
-    warm = bool(counted) and all(beliefs[name].seen_s >= config.decide.warmup_s for name in counted)
+    states, no_state = _update_states(observation, window, belief, rules, wall_s)
+    known, loads = dict[str, ModelState](), dict[str, Load]()
+    no_prediction, no_load = dict[str, str](), dict[str, str]()
+    for names in _by_gpu(observation, states).values():
+        view = GpuView.of(names, observation, window, models, profiled, predictor)
+        predicted, odd = _leave_out_odd(view, states)
+        loads_here, failed = _loads(view, predicted, rules, wall_s)
+        known |= predicted.states
+        loads |= loads_here
+        no_prediction |= odd
+        no_load |= failed
+    # a model that is not seen now is not forgotten
+    after = {**belief, **{name: replace(known[name], load=load) for name, load in loads.items()}}
+    estimated = Estimate(
+        at_s=observation.at_s,
+        loads=loads | _kept_loads(observation, belief),
+        warm=_is_warm(loads.keys() - observation.unread, after, rules.warmup_s),
+        left_out=no_state | no_prediction | no_load,
+    )
+    return estimated, after
+
+
+def _is_warm(names: Collection[str], states: EstimatorState, warmup_s: float) -> bool:
+    return bool(names) and all(states[name].seen_s >= warmup_s for name in names)
+
+
+def _kept_loads(observation: Observation, belief: EstimatorState) -> dict[str, Load]:
+    """The last loads of the models that were not read. Their error was of another window."""
+    out = {}
     for name in observation.unread:
         last = belief[name].load if name in belief else None
         if last is not None and name not in observation.models:
-            loads[name] = replace(last, error_ratio=None)  # that was of a window
-    return Estimate(at_s=observation.at_s, loads=loads, warm=warm, left_out=left_out), beliefs
+            out[name] = replace(last, error_ratio=None)
+    return out
 
 
-def _said(error: Exception) -> str:
+def _describe_failure(error: Exception) -> str:
     return f"a prediction for it failed: {error!r}"
 
 
-def _learnt(scene: Scene, belief: EstimatorState, wall_s: float, left_out: dict[str, str]) -> Known:
-    """Beliefs after the window, of every model but those added to ``left_out``."""
-    beliefs: dict[str, ModelState] = {}
-    for name in scene.observation.models:
+def _update_states(
+    observation: Observation,
+    window: Window,
+    belief: EstimatorState,
+    rules: Decide,
+    wall_s: float,
+) -> tuple[dict[str, ModelState], dict[str, str]]:
+    """States after the window's traffic; the models that raise, and why."""
+    aim = ForecastTarget(rules.rate_level, HORIZON_S)
+    states, failed = dict[str, ModelState](), dict[str, str]()
+    for name in observation.models:
+        before = belief.get(name) or ModelState()
         try:
-            beliefs[name] = _followed(belief.get(name) or ModelState(), name, scene, wall_s)
-        except Exception as error:  # as above
-            left_out[name] = _said(error)
-    known, errors = dict[str, ModelState](), dict[str, float | None]()
-    for there in _by_gpu(scene.observation, beliefs).values():
-        (of_gpu, of_errors), odd = _without_odd_ones(
-            there, lambda names: scene.expected_of(names, beliefs)
-        )
-        known |= of_gpu
-        errors |= of_errors
-        left_out |= odd
-    return known, errors
+            states[name] = _update_state(
+                before, name, observation, window.models.get(name), wall_s, aim
+            )
+        except Exception as error:  # whatever an odd reading makes of it
+            failed[name] = _describe_failure(error)
+    return states, failed
 
 
-def _followed(before: ModelState, name: str, scene: Scene, wall_s: float) -> ModelState:
-    observation, seen = scene.observation, scene.window.models.get(name)
+def _update_state(
+    state: ModelState,
+    name: str,
+    observation: Observation,
+    window: ModelWindow | None,
+    wall_s: float,
+    aim: ForecastTarget,
+) -> ModelState:
     reading = observation.models[name]
-    before = same_model(before, reading, observation.at_s)
-    before = same_copy(before, reading, observation.at_s, seen is not None and seen.restarted)
-    if seen is None:
-        return before
-    aim = ForecastTarget(scene.config.decide.rate_level, HORIZON_S)
-    return followed(before, seen, reading, answered_s(observation, reading), wall_s, aim)
+    restarted = window is not None and window.restarted
+    state = forget_other_model(state, reading, observation.at_s)
+    state = notice_new_copy(state, reading, observation.at_s, restarted)
+    if window is None:
+        return state
+    end_s = answered_s(observation, reading)
+    return update_traffic(state, window, reading, end_s=end_s, wall_s=wall_s, aim=aim)
 
 
-def _without_odd_ones(
-    names: Sequence[str], ask: Callable[[Sequence[str]], Known]
-) -> tuple[Known, dict[str, str]]:
-    """What ``ask`` gives for ``names``, less those it cannot be asked for, and why.
+def _leave_out_odd(view: GpuView, states: EstimatorState) -> tuple[Predicted, dict[str, str]]:
+    """:func:`predict_gpu` of ``view``, less the models it cannot be asked for; these, and why.
 
     Whoever makes it raise is found by asking without it: first those that raise alone, then the one
     without whom the others do not. Where that is nobody, the GPU is left out whole.
     """
     try:
-        return ask(names), {}
+        return predict_gpu(view, states), {}
     except Exception as error:
-        reason = _said(error)
+        reason = _describe_failure(error)
     odd: dict[str, str] = {}
-    for name in names:
+    for name in view.names:
         try:
-            ask([name])
+            predict_gpu(view.only([name]), states)
         except Exception as error:
-            odd[name] = _said(error)
-    rest = [name for name in names if name not in odd]
+            odd[name] = _describe_failure(error)
+    rest = [name for name in view.names if name not in odd]
     for without in ["", *rest] if odd else rest:
         try:
-            known = ask([name for name in rest if name != without])
+            predicted = predict_gpu(view.only([n for n in rest if n != without]), states)
         except Exception:  # noqa: S112 - it was somebody else, then
             continue
-        return known, odd | ({without: reason} if without else {})
-    return ({}, {}), odd | dict.fromkeys(rest, reason)
+        return predicted, odd | ({without: reason} if without else {})
+    return Predicted({}, {}), odd | dict.fromkeys(rest, reason)
 
 
 def _by_gpu(observation: Observation, names: Iterable[str]) -> dict[int, list[str]]:
@@ -145,8 +170,23 @@ def _by_gpu(observation: Observation, names: Iterable[str]) -> dict[int, list[st
     return out
 
 
-def _load(name: str, belief: ModelState, scene: Scene, ratio: float | None, wall_s: float) -> Load:
-    reading, config = scene.observation.models[name], scene.config
+def _loads(
+    view: GpuView, predicted: Predicted, rules: Decide, wall_s: float
+) -> tuple[dict[str, Load], dict[str, str]]:
+    """Loads of the models predicted; those that raise, and why."""
+    loads, failed = dict[str, Load](), dict[str, str]()
+    for name, state in predicted.states.items():
+        try:
+            loads[name] = _load(name, state, view, rules, predicted.ratios.get(name), wall_s)
+        except Exception as error:  # whatever an odd reading makes of it
+            failed[name] = _describe_failure(error)
+    return loads, failed
+
+
+def _load(
+    name: str, belief: ModelState, view: GpuView, rules: Decide, ratio: float | None, wall_s: float
+) -> Load:
+    reading = view.readings[name]
     quantiles = reading.latency_quantiles_s or {}
     expected, rate, bias, daily = belief.expected, belief.rate, belief.bias, belief.daily
     per_s = rate.per_s
@@ -156,17 +196,17 @@ def _load(name: str, belief: ModelState, scene: Scene, ratio: float | None, wall
         model=name,
         rate_per_s=per_s,
         rate_upper_per_s=max(per_s, upper),
-        confident=rate.seen >= ENOUGH and belief.seen_s >= config.decide.warmup_s,
-        busy=belief.busy,
+        confident=rate.seen >= ENOUGH and belief.seen_s >= rules.warmup_s,
+        busy=belief.utilisation,
         mean_batch=belief.mean_batch,
-        burstiness=rate.burstiness,
+        burstiness=rate.arrival_scv,
         watched_s=belief.seen_s,
         remembered_per_s=max(
             rate.peak_per_s, daily.usual_per_s(wall_s), daily.usual_per_s(wall_s + HORIZON_S)
         ),
         bias=bias.mean,
-        bias_upper=bias.upper(config.decide.level),
-        learnt=belief.told,
+        bias_upper=bias.upper(rules.level),
+        learnt=belief.published_bias,
         live=belief.live,
         share_test=belief.trial.result() if belief.trial else None,
         changed=belief.changed,
@@ -177,8 +217,8 @@ def _load(name: str, belief: ModelState, scene: Scene, ratio: float | None, wall
         predicted_p50_ms=expected.p50_ms if expected else None,
         predicted_p99_ms=expected.p99_ms if expected else None,
         error_ratio=None if ratio is None else ratio - 1,
-        items_per_request=brought(belief, reading).mean,
-        stuck_s=stuck_s(belief, reading, scene.longest_ms(name, belief)) if waits else 0.0,
+        items_per_request=items_of(belief, reading).mean,
+        stuck_s=stuck_s(belief, reading, longest_ms(view, name, belief)) if waits else 0.0,
     )
 
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from igniterd.belief import EstimatorState, Expected, ModelState, brought, service_s
-from igniterd.config import Config
-from igniterd.estimators.bias import Measured, Point, learnt, pressure_of
-from igniterd.estimators.live_curve import followed, points, said
+from igniterd.belief import EstimatorState, Expected, ModelState, items_of, service_s
+from igniterd.config import Model
+from igniterd.estimators.bias import Measured, Point, pressure_of
+from igniterd.estimators.bias_filter import update_bias
+from igniterd.estimators.live_curve import describe, points, update_curve
 from igniterd.perf.api import Tenant
 from igniterd.predict import Demand, LatencyPredictor, Neighbours, quantised
 from igniterd.queueing.tail import SERVICE_CV, response_time
 from igniterd.records import (
+    Allocation,
     BiasEstimate,
     Changed,
     LiveService,
@@ -29,158 +32,195 @@ from igniterd.records import (
 )
 from igniterd.trial import measured, tried
 
-# smallest change of what was learnt that plans are told of
-TOLD_LEVEL, TOLD_TILT, TOLD_SD = 0.01, 0.01, 0.75
+# smallest changes of a bias estimate that are published to plans
+PUBLISH_LEVEL, PUBLISH_TILT, PUBLISH_SD = 0.01, 0.01, 0.75
 EXPECT_AGAIN = 0.03  # change of the predicted wait, roughly, that asks for a new prediction ...
 EXPECT_PAUSE_S, EXPECT_EVERY_S = 3.0, 60.0  # ... but not sooner, and not later
 LIVE_EVERY_S = 15.0  # the same for models without a profile: their curves change without a word
 
-Known = tuple[dict[str, ModelState], dict[str, float | None]]
-"""Beliefs, and measured over predicted time spent executing, by model."""
+
+class Predicted(NamedTuple):
+    """What one GPU's window gives, by model: the state after it, and measured over predicted time
+    spent executing (None: nothing to compare)."""
+
+    states: dict[str, ModelState]
+    ratios: dict[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """What the predictions of one tick rest on.
+class GpuView:
+    """What the predictions for one GPU rest on: the models ``names`` there, as read at ``at_s``.
 
-    ``profiled`` maps the configured names of the models that have a profile to their names in it;
-    without ``predictor`` nothing is profiled.
+    ``windows`` ended at ``end_s``; a model without one was not read anew. ``models`` are their
+    sections of the configuration. ``profiled`` maps the names of those that have a profile to their
+    names in it; without ``predictor`` nothing is profiled.
     """
 
-    observation: Observation
-    window: Window
-    config: Config
+    names: Sequence[str]
+    readings: Mapping[str, ModelReading]
+    windows: Mapping[str, ModelWindow]
+    models: Mapping[str, Model]
     profiled: Mapping[str, str]
     predictor: LatencyPredictor | None
+    at_s: float
+    end_s: float
 
-    def expected_of(self, there: Sequence[str], beliefs: EstimatorState) -> Known:
-        """The models ``there`` on one GPU: what was learnt in the window, and what is expected
-        now."""
-        known, errors = {name: beliefs[name] for name in there}, dict[str, float | None]()
-        modelled: list[str] = []
-        if self.predictor is not None:
-            modelled = self._modelled(there)
-            learnt_now, errors = self._calibrated(there, known, self.predictor)
-            known |= learnt_now
-            known |= self._expected(modelled, known, self.predictor)
-        for name in there:
-            if name not in modelled:
-                reading, at_s = self.observation.models[name], self.observation.at_s
-                known[name] = _lived(
-                    known[name], reading, self.window.models.get(name), at_s, there
-                )
-        return known, errors
-
-    def longest_ms(self, name: str, belief: ModelState) -> float:
-        """How long the largest batch of a model takes at most, about; 0 where nothing tells."""
-        reading = self.observation.models[name]
-        largest = max(1, reading.allocation.max_batch_size)
-        if self.predictor is not None and name in self.profiled:
-            largest = min(largest, self.predictor.model.max_batch(self.profiled[name]))
-            curve = self.predictor.curve_ms(
-                self.profiled[name],
-                max_batch=largest,
-                share=reading.allocation.effective_share,
-                beside=(),
-            )
-            return float(curve[-1]) * max(1.0, belief.bias.mean)
-        known = points(belief.curve, largest, self.observation.at_s)
-        return 0.0 if known is None else float(known.mean_ms[-1])
-
-    def _calibrated(
-        self, there: Sequence[str], beliefs: EstimatorState, predictor: LatencyPredictor
-    ) -> Known:
-        """Beliefs with the biases that the window taught."""
-        out, errors = dict[str, ModelState](), dict[str, float | None]()
-        # what is only watched, and runs without a share, shares the GPU like any neighbour that no
-        # profile tells of: the biases take it in
-        steered = [name for name in there if name in self.profiled]
-        tenants = self._tenants(steered, beliefs) if as_modelled(steered, self.observation) else {}
-        besides, arounds = (
-            others(tenants),
-            others({name: quantised(group) for name, group in tenants.items()}),
+    @classmethod
+    def of(
+        cls,
+        names: Sequence[str],
+        observation: Observation,
+        window: Window,
+        models: Mapping[str, Model],
+        profiled: Mapping[str, str],
+        predictor: LatencyPredictor | None,
+    ) -> GpuView:
+        """The part of a tick that is of ``names``."""
+        return cls(
+            names=names,
+            readings=observation.models,
+            windows=window.models,
+            models=models,
+            profiled=profiled,
+            predictor=predictor,
+            at_s=observation.at_s,
+            end_s=window.at_s,
         )
-        end_s = self.window.at_s
-        for name in tenants.keys() & self.window.models.keys():
-            seen, reading = self.window.models[name], self.observation.models[name]
-            if not seen.executions:
-                continue
-            belief, of = beliefs[name], self.profiled[name]
-            if end_s >= belief.settled_at_s:
-                belief = replace(
-                    belief,
-                    trial=tried(belief.trial, seen, reading, arounds[name], predictor, of, end_s),
-                )
-            found = measured(seen, reading, arounds[name], predictor, of)
-            errors[name] = _overall(found, seen)
-            point = Point(reading.allocation.effective_share, pressure_of(besides[name]))
-            out[name] = _calibrated(belief, found, end_s, point)
-        return out, errors
 
-    def _tenants(self, names: Sequence[str], beliefs: EstimatorState) -> dict[str, list[Tenant]]:
-        """The neighbours others feel, as measured, of ``names``, one an instance."""
-        out = {}
-        for name in names:
-            applied, belief = self.observation.models[name].allocation, beliefs[name]
-            share = applied.effective_share
-            out[name] = [
-                Tenant(self.profiled[name], belief.mean_batch, share, belief.busy)
-            ] * applied.instances
-        return out
+    def only(self, names: Sequence[str]) -> GpuView:
+        """The same GPU with ``names`` alone on it."""
+        return replace(self, names=names)
 
-    def _modelled(self, there: Sequence[str]) -> list[str]:
-        """The models of one GPU that the performance model can speak of as they run now.
+    def with_profile(self) -> list[str]:
+        """The models that have a profile."""
+        return [name for name in self.names if name in self.profiled]
+
+    def modelled(self) -> list[str]:
+        """The models that the performance model can speak of as they run now.
 
         Processes without shares take turns on the GPU, which is not what it is about: with one of
         them, it can speak of none. One that can be given none, and runs beside the others for good,
         is a neighbour with the whole GPU.
         """
-        names = [name for name in there if name in self.profiled]
-        return [] if any(self.observation.models[name].lacks_share for name in names) else names
+        names = self.with_profile()
+        return [] if any(self.readings[name].lacks_share for name in names) else names
 
-    def _expected(
-        self, names: Sequence[str], beliefs: EstimatorState, predictor: LatencyPredictor
-    ) -> dict[str, ModelState]:
-        """Predictions brought up to date, at present rates and allocations; all together, as models
-        slow each other."""
-        readings, at_s = (
-            {name: self.observation.models[name] for name in names},
-            self.observation.at_s,
+
+def predict_gpu(view: GpuView, before: EstimatorState) -> Predicted:
+    """The models of one GPU: what the window taught of service times, and what is predicted now."""
+    learnt, ratios = dict[str, ModelState](), dict[str, float | None]()
+    predicted, modelled = dict[str, ModelState](), list[str]()
+    states = {name: before[name] for name in view.names}
+    if view.predictor is not None:
+        learnt, ratios = _update_biases(view, states, view.predictor)
+        modelled = view.modelled()
+        predicted = _predict_together(view, modelled, states | learnt, view.predictor)
+    alone = {
+        name: _predict_from_traffic(view, name, (states | learnt)[name])
+        for name in view.names
+        if name not in modelled
+    }
+    return Predicted(states | learnt | predicted | alone, ratios)
+
+
+def longest_ms(view: GpuView, name: str, belief: ModelState) -> float:
+    """How long the largest batch of a model takes at most, about; 0 where nothing tells."""
+    allocation, predictor = view.readings[name].allocation, view.predictor
+    largest = max(1, allocation.max_batch_size)
+    if predictor is not None and name in view.profiled:
+        profiled_as = view.profiled[name]
+        largest = min(largest, predictor.model.max_batch(profiled_as))
+        curve = predictor.curve_ms(
+            profiled_as, max_batch=largest, share=allocation.effective_share, beside=()
         )
-        if not any(_outdated(beliefs[n], readings[n], at_s, names) for n in names):
-            return {}
-        allocations = {name: reading.allocation for name, reading in readings.items()}
-        demands = [self._demand(n, beliefs[n], readings[n], predictor) for n in names]
-        out = {}
-        for n, service in predictor.together(demands, allocations).items():
-            at = _now(beliefs[n], readings[n], at_s, names)
-            if not service.overloaded:
-                at = replace(
-                    at, mean_ms=service.mean_ms, p50_ms=service.p50_ms, p99_ms=service.p99_ms
-                )
-            out[n] = replace(beliefs[n], expected=at, live=None)
-        return out
-
-    def _demand(
-        self, name: str, belief: ModelState, reading: ModelReading, predictor: LatencyPredictor
-    ) -> Demand:
-        allocation, of = reading.allocation, self.profiled[name]
-        items = brought(belief, reading).mean
-        brings = math.ceil(items - 1e-6)
-        return Demand(
-            name,
-            of,
-            belief.rate.per_s * items,
-            self.config.by_name()[name].slo_p99_ms,
-            brings=brings,
-            max_batch=min(predictor.model.max_batch(of), max(1, brings, allocation.max_batch_size)),
-            learnt=belief.told,
-            burstiness=belief.rate.burstiness,
-            instances=allocation.instances,
-        )
+        return float(curve[-1]) * max(1.0, belief.bias.mean)
+    known = points(belief.curve, largest, view.at_s)
+    return 0.0 if known is None else float(known.mean_ms[-1])
 
 
-def _overall(measured: Sequence[Measured], window: ModelWindow) -> float | None:
+def _update_biases(
+    view: GpuView, states: EstimatorState, predictor: LatencyPredictor
+) -> tuple[dict[str, ModelState], dict[str, float | None]]:
+    """States with the biases that the window taught, and measured over predicted time.
+
+    What is only watched, and runs without a share, shares the GPU like any neighbour that no
+    profile tells of: the biases take it in.
+    """
+    names = view.with_profile()
+    if not as_modelled([view.readings[name] for name in names]):
+        return {}, {}
+    tenants = _tenants(view, names, states)
+    neighbours = others(tenants)
+    rounded = others({name: quantised(group) for name, group in tenants.items()})
+    out, ratios = dict[str, ModelState](), dict[str, float | None]()
+    for name in tenants.keys() & view.windows.keys():
+        window, reading = view.windows[name], view.readings[name]
+        if not window.executions:
+            continue
+        state, place = states[name], (rounded[name], predictor, view.profiled[name])
+        if view.end_s >= state.settled_at_s:
+            trial = tried(state.trial, window, reading, *place, view.end_s)
+            state = replace(state, trial=trial)
+        found = measured(window, reading, *place)
+        ratios[name] = _overall_ratio(found, window)
+        point = Point(reading.allocation.effective_share, pressure_of(neighbours[name]))
+        out[name] = _update_model_bias(state, found, view.end_s, point)
+    return out, ratios
+
+
+def _tenants(
+    view: GpuView, names: Sequence[str], states: EstimatorState
+) -> dict[str, list[Tenant]]:
+    """The neighbours others feel, as measured, of ``names``, one an instance."""
+    out = {}
+    for name in names:
+        applied, state = view.readings[name].allocation, states[name]
+        share = applied.effective_share
+        tenant = Tenant(view.profiled[name], state.mean_batch, share, state.utilisation)
+        out[name] = [tenant] * applied.instances
+    return out
+
+
+def _predict_together(
+    view: GpuView, names: Sequence[str], states: EstimatorState, predictor: LatencyPredictor
+) -> dict[str, ModelState]:
+    """Predictions brought up to date, at present rates and allocations; all together, as models
+    slow each other. Empty where the last ones still hold."""
+    readings = {name: view.readings[name] for name in names}
+    if not any(_is_outdated(states[n], readings[n], view.at_s, names) for n in names):
+        return {}
+    allocations = {name: reading.allocation for name, reading in readings.items()}
+    demands = [_demand(view, name, states[name], predictor) for name in names]
+    out = {}
+    for name, service in predictor.together(demands, allocations).items():
+        expected = _expected_for(states[name], readings[name], view.at_s, names)
+        if not service.overloaded:
+            expected = replace(
+                expected, mean_ms=service.mean_ms, p50_ms=service.p50_ms, p99_ms=service.p99_ms
+            )
+        out[name] = replace(states[name], expected=expected, live=None)
+    return out
+
+
+def _demand(view: GpuView, name: str, state: ModelState, predictor: LatencyPredictor) -> Demand:
+    reading, profiled_as = view.readings[name], view.profiled[name]
+    items = items_of(state, reading).mean
+    brings = math.ceil(items - 1e-6)
+    largest = max(1, brings, reading.allocation.max_batch_size)
+    return Demand(
+        name,
+        profiled_as,
+        state.rate.per_s * items,
+        view.models[name].slo_p99_ms,
+        brings=brings,
+        max_batch=min(predictor.model.max_batch(profiled_as), largest),
+        learnt=state.published_bias,
+        burstiness=state.rate.arrival_scv,
+        instances=reading.allocation.instances,
+    )
+
+
+def _overall_ratio(measured: Sequence[Measured], window: ModelWindow) -> float | None:
     """Measured over predicted time spent executing in all."""
     predicted_ms = sum(
         m.executions * window.service_ms[m.batch] / m.ratio for m in measured if m.ratio > 0
@@ -188,12 +228,12 @@ def _overall(measured: Sequence[Measured], window: ModelWindow) -> float | None:
     return 1000 * service_s(window) / predicted_ms if predicted_ms > 0 else None
 
 
-def _calibrated(
+def _update_model_bias(
     belief: ModelState, measured: Sequence[Measured], at_s: float, point: Point
 ) -> ModelState:
     if at_s < belief.settled_at_s or not measured:
         return belief
-    bias, factor = learnt(belief.bias, at_s, measured, point)
+    bias, factor = update_bias(belief.bias, at_s, measured, point)
     changed = belief.changed
     if factor is not None:
         changed = Changed(
@@ -201,15 +241,27 @@ def _calibrated(
             f"its service times became {factor:.2f} times what they were: what was learnt of "
             "them is forgotten",
         )
-    return replace(belief, bias=bias, told=_told(belief.told, bias.learnt), changed=changed)
+    return replace(
+        belief,
+        bias=bias,
+        published_bias=_publish(belief.published_bias, bias.estimate),
+        changed=changed,
+    )
 
 
-def _told(told: BiasEstimate | None, now: BiasEstimate | None) -> BiasEstimate | None:
-    """What plans are told: what they were told before, unless it has become something else."""
-    if told is None or now is None or told.share != now.share or told.pressure != now.pressure:
+def _publish(published: BiasEstimate | None, now: BiasEstimate | None) -> BiasEstimate | None:
+    """The estimate that plans read: ``published``, until ``now`` differs from it enough."""
+    if published is None or now is None:
         return now
-    level, tilt, sd = abs(now.level - told.level), abs(now.tilt - told.tilt), now.sd / told.sd
-    return told if level < TOLD_LEVEL and tilt < TOLD_TILT and TOLD_SD < sd < 1 / TOLD_SD else now
+    if (published.share, published.pressure) != (now.share, now.pressure):
+        return now
+    sd_ratio = now.sd / published.sd
+    still = (
+        abs(now.level - published.level) < PUBLISH_LEVEL
+        and abs(now.tilt - published.tilt) < PUBLISH_TILT
+        and PUBLISH_SD < sd_ratio < 1 / PUBLISH_SD
+    )
+    return published if still else now
 
 
 def others(groups: Mapping[str, Sequence[Tenant]]) -> dict[str, Neighbours]:
@@ -223,98 +275,104 @@ def others(groups: Mapping[str, Sequence[Tenant]]) -> dict[str, Neighbours]:
     return out
 
 
-def as_modelled(names: Sequence[str], observation: Observation) -> bool:
+def as_modelled(readings: Sequence[ModelReading]) -> bool:
     """Whether a GPU is shared the way the model is about: every process with a share, no more than
     all of it granted.
 
     While a host is taken over some processes take turns, and some may use all of it: what is
     measured then teaches nothing.
     """
-    readings = [observation.models[name] for name in names]
     return (
         not any(r.lacks_share for r in readings)
         and sum(r.allocation.granted or 0.0 for r in readings if r.owns_process) <= 1 + 1e-6
     )
 
 
-def _lived(
-    belief: ModelState,
-    reading: ModelReading,
-    window: ModelWindow | None,
-    at_s: float,
-    there: Sequence[str],
-) -> ModelState:
-    """``belief`` of a model that the performance model cannot speak of: its own traffic says how
+def _predict_from_traffic(view: GpuView, name: str, state: ModelState) -> ModelState:
+    """``state`` of a model that the performance model cannot speak of: its own traffic says how
     long it takes as it runs now."""
+    reading, at_s = view.readings[name], view.at_s
     allocation = reading.allocation
-    if window is not None and not window.restarted and at_s >= belief.settled_at_s:
-        curve = followed(
-            belief.curve,
-            at_s,
-            window.executions,
-            window.service_ms,
-            share=allocation.share,
-            instances=allocation.instances,
-        )
-        belief = replace(belief, curve=curve)
-    if not _outdated(belief, reading, at_s, there, LIVE_EVERY_S):
-        return belief
-    known = points(belief.curve, max(1, allocation.max_batch_size), at_s)
-    if known is None or belief.rate.per_s <= 0:
-        return replace(belief, expected=None)
+    state = _update_live_curve(state, allocation, view.windows.get(name), at_s)
+    if not _is_outdated(state, reading, at_s, view.names, LIVE_EVERY_S):
+        return state
+    known = points(state.curve, max(1, allocation.max_batch_size), at_s)
+    if known is None or state.rate.per_s <= 0:
+        return replace(state, expected=None)
     live = LiveService(
-        allocation.share,
-        tuple(map(float, known.mean_ms)),
-        tuple(map(float, known.error)),
-        said(known),
+        share=allocation.share,
+        mean_ms=tuple(map(float, known.mean_ms)),
+        error=tuple(map(float, known.error)),
+        said=describe(known),
     )
-    at = _now(belief, reading, at_s, there)
+    expected = _expected_for(state, reading, at_s, view.names)
     result = response_time(
-        at.rate_per_s * at.items,
+        expected.rate_per_s * expected.items,
         known.mean_ms,
         service_cv=SERVICE_CV,
         max_queue_delay_ms=allocation.max_queue_delay_us / 1000,
         instances=allocation.instances,
-        burstiness=belief.rate.burstiness,
+        burstiness=state.rate.arrival_scv,
     )
     if result.success:
-        at = replace(at, mean_ms=result.mean_ms, p50_ms=result.p50_ms, p99_ms=result.p99_ms)
-    return replace(belief, live=live, expected=at)
+        expected = replace(
+            expected, mean_ms=result.mean_ms, p50_ms=result.p50_ms, p99_ms=result.p99_ms
+        )
+    return replace(state, live=live, expected=expected)
 
 
-def _now(belief: ModelState, reading: ModelReading, at_s: float, there: Sequence[str]) -> Expected:
+def _update_live_curve(
+    state: ModelState, allocation: Allocation, window: ModelWindow | None, at_s: float
+) -> ModelState:
+    if window is None or window.restarted or at_s < state.settled_at_s:
+        return state
+    curve = update_curve(
+        state.curve,
+        at_s,
+        window.executions,
+        window.service_ms,
+        share=allocation.share,
+        instances=allocation.instances,
+    )
+    return replace(state, curve=curve)
+
+
+def _expected_for(
+    state: ModelState, reading: ModelReading, at_s: float, there: Sequence[str]
+) -> Expected:
     """What a prediction is for, before it is made."""
-    items = brought(belief, reading).mean
     return Expected(
         reading.allocation,
-        belief.rate.per_s,
-        belief.bias.mean,
-        at_s,
+        rate_per_s=state.rate.per_s,
+        bias=state.bias.mean,
+        at_s=at_s,
         beside=frozenset(there),
-        items=items,
+        items=items_of(state, reading).mean,
     )
 
 
-def _outdated(
-    belief: ModelState,
+def _is_outdated(
+    state: ModelState,
     reading: ModelReading,
     at_s: float,
     there: Sequence[str],
     every_s: float = EXPECT_EVERY_S,
 ) -> bool:
     """Whether the prediction was for something else than what is now."""
-    expected, allocation = belief.expected, reading.allocation
-    if expected is None or expected.allocation != allocation or expected.beside != frozenset(there):
+    expected = state.expected
+    if expected is None or expected.allocation != reading.allocation:
+        return True
+    if expected.beside != frozenset(there):
         return True
     age_s = at_s - expected.at_s
     if age_s < 0 or age_s >= every_s:
         return True
     if age_s < EXPECT_PAUSE_S:
         return False
-    now, then = (
-        belief.rate.per_s * brought(belief, reading).mean,
-        expected.rate_per_s * expected.items,
-    )
-    moved = abs(now - then) / max(now, then, 1e-9) + abs(belief.bias.mean / expected.bias - 1)
-    # a wait goes with busy / idle time
-    return moved * belief.busy / max(0.05, 1 - belief.busy) > EXPECT_AGAIN
+    now = state.rate.per_s * items_of(state, reading).mean
+    then = expected.rate_per_s * expected.items
+    rate_moved = abs(now - then) / max(now, then, 1e-9)
+    bias_moved = abs(state.bias.mean / expected.bias - 1)
+    # a wait grows as busy over idle time
+    wait_moved = (rate_moved + bias_moved) * state.utilisation / max(0.05, 1 - state.utilisation)
+    return wait_moved > EXPECT_AGAIN

@@ -18,7 +18,7 @@ from igniterd.config import Config
 from igniterd.decide.decide import PredictorPair
 from igniterd.decide.search import find
 from igniterd.errors import CannotRun, IgniterdError, ProfileError
-from igniterd.estimators.arrivals import Rate, updated
+from igniterd.estimators.arrivals import Rate, update_rate
 from igniterd.loop import Predictors
 from igniterd.perf import PerformanceModel, Profile, load_model
 from igniterd.predict import Demand, LatencyPredictor
@@ -158,7 +158,7 @@ def _compiled(predictor: PerformanceModel | None, level: float, model: str) -> N
 def _compile(predictor: PerformanceModel | None, level: float, model: str) -> None:
     """Ask once for what a tick asks for. Without profiles that is only the tails of live
     traffic."""
-    updated(Rate(), 1.0, 1.0, 1)
+    update_rate(Rate(), 1.0, 1.0, 1)
     for instances in (1, 2):  # several are evaluated by other kernels than one
         response_time(
             1.0,

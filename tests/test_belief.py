@@ -56,7 +56,8 @@ class Host:
             now,
             window,
             self.belief,
-            config=self.config,
+            rules=self.config.decide,
+            models=self.config.by_name(),
             profiled=self.profiled,
             predictor=self.predictor,
         )
@@ -210,6 +211,23 @@ def test_one_odd_model_is_left_out_and_the_others_go_on(
     assert told.loads["vgg19"].predicted_p99_ms is not None
     host.readings["alexnet"] = replace(host.readings["alexnet"], allocation=Allocation(0.3, 8))
     assert host.ticks(1).left_out == {}
+
+
+def test_nothing_that_is_given_is_written_into(tmp_path: Path) -> None:
+    """One model learns, one raises, one is away: what they were is what they were."""
+    host = Host(tmp_path)
+    host.ticks(20)
+    host.readings["alexnet"] = replace(host.readings["alexnet"], allocation=Allocation(math.nan, 8))
+    del host.readings["vgg19"]
+    given, readings, profiled = host.belief, dict(host.readings), dict(host.profiled)
+    before = dict(given)
+    told = host.tick()
+    assert set(told.left_out) == {"alexnet"}
+    assert all(given[name] is state for name, state in before.items())
+    assert set(given) == set(before)
+    assert host.belief["resnet50"] is not before["resnet50"]
+    assert host.belief["vgg19"] is before["vgg19"]
+    assert (host.readings, host.profiled) == (readings, profiled)
 
 
 def test_several_odd_ones_and_one_that_is_odd_only_beside_others(tmp_path: Path) -> None:

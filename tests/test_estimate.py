@@ -8,7 +8,8 @@ import pytest
 
 from igniterd.belief import SETTLE_S, ModelState
 from igniterd.estimate import HORIZON_S, estimate
-from igniterd.estimators.bias import Bias, Measured, Point, learnt
+from igniterd.estimators.bias import Bias, Measured, Point
+from igniterd.estimators.bias_filter import update_bias
 from igniterd.expect import as_modelled, others
 from igniterd.perf.api import Tenant
 from igniterd.records import Allocation, BatchStat, Load, ModelReading, Observation
@@ -73,7 +74,8 @@ class Host:
             now,
             window,
             self.belief,
-            config=self.config,
+            rules=self.config.decide,
+            models=self.config.by_name(),
             profiled=self.profiled,
             predictor=self.predictor,
         )
@@ -231,7 +233,8 @@ def test_nothing_is_forgotten_of_a_model_that_is_not_seen(tmp_path: Path) -> Non
         silent,
         between(host.seen, silent),
         host.belief,
-        config=host.config,
+        rules=host.config.decide,
+        models=host.config.by_name(),
         profiled=host.profiled,
         predictor=host.predictor,
     )
@@ -241,9 +244,11 @@ def test_nothing_is_forgotten_of_a_model_that_is_not_seen(tmp_path: Path) -> Non
 
 
 def test_a_model_that_was_away_keeps_what_was_learnt(tmp_path: Path) -> None:
-    bias, _ = learnt(Bias(), 1.0, [Measured(4, 100, 1.2)], Point(SHARE))
+    bias, _ = update_bias(Bias(), 1.0, [Measured(4, 100, 1.2)], Point(SHARE))
     host = Host(tmp_path)
-    host.belief = {"resnet50": ModelState(bias=bias, told=bias.learnt, copy=("1", "python"))}
+    host.belief = {
+        "resnet50": ModelState(bias=bias, published_bias=bias.estimate, copy=("1", "python"))
+    }
     assert host.tick().bias == bias.mean
 
 
@@ -251,17 +256,15 @@ def test_nothing_is_learnt_while_a_host_is_taken_over() -> None:
     """Some processes without a share, or more granted than there is: service times then are not
     what the model is about."""
 
-    def seen(*shares: float | None) -> Observation:
-        models = {
-            f"m{i}": ModelReading(f"m{i}", "1", "main", True, "python", Allocation(share, 8))
+    def seen(*shares: float | None) -> list[ModelReading]:
+        return [
+            ModelReading(f"m{i}", "1", "main", True, "python", Allocation(share, 8))
             for i, share in enumerate(shares)
-        }
-        return Observation(at_s=1.0, models=models)
+        ]
 
-    names = ["m0", "m1"]
-    assert as_modelled(names, seen(0.4, 0.6))
-    assert not as_modelled(names, seen(0.4, None))
-    assert not as_modelled(names, seen(1.0, 0.6))
+    assert as_modelled(seen(0.4, 0.6))
+    assert not as_modelled(seen(0.4, None))
+    assert not as_modelled(seen(1.0, 0.6))
 
 
 def test_each_model_feels_all_but_one_of_its_own_instances() -> None:

@@ -16,8 +16,9 @@ Four parts, each a constant amount of work a count:
 * The index of dispersion of the counts, from the squares of successive differences, to which
   neither a trend nor a level matters.
 
-Burstiness is read off that index. It is only ever believed to be above a Poisson process: counts of
-a second cannot show that arrivals are smooth within it.
+``arrival_scv``, the squared coefficient of variation of times between arrivals, is read off that
+index. It is only ever believed to be above a Poisson process: counts of a second cannot show that
+arrivals are smooth within it.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ FASTEST_PER_S = 0.1
 DISPERSION_S = 60.0  # time constant of the index of dispersion
 DISPERSION_PRIOR = 10.0  # counts of a Poisson process believed in beforehand
 DISPERSION_CLIP = 9.0  # a squared difference counts at most this many times what is expected
-# burstiness as plans see it: in steps, so that noise moves no plan
+# arrival_scv as plans see it: in steps, so that noise moves no plan
 BURSTS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 BURST_SIGMA = 2.0  # standard errors by which the next step must be passed
 
@@ -64,13 +65,13 @@ NOTHING: F64 = np.empty((0, 2))
 
 # log likelihood ratio; arrivals, seconds and arrivals x time since it left zero
 CusumSums = tuple[float, float, float, float]
-CALM: tuple[CusumSums, ...] = ((0.0, 0.0, 0.0, 0.0),) * len(STEPS)
+ZERO: tuple[CusumSums, ...] = ((0.0, 0.0, 0.0, 0.0),) * len(STEPS)
 
 
 class ForecastTarget(NamedTuple):
-    """What plans are made for: the quantile ``level`` of the rate ``horizon_s`` ahead."""
+    """What plans are made for: the ``quantile`` of the rate ``horizon_s`` ahead."""
 
-    level: float = 0.9
+    quantile: float = 0.9
     horizon_s: float = 8.0
 
 
@@ -147,13 +148,13 @@ class Rate:
     # (N, 2): seconds and arrivals of the last counts
     recent: F64 = field(default_factory=lambda: NOTHING, compare=False)
     foreseen: tuple[float, ...] = ()  # quantiles, after each of the last counts
-    upper_per_s: float = 0.0  # the quantile that plans are made for, see ``Aim``
+    upper_per_s: float = 0.0  # the quantile that plans are made for, see ``ForecastTarget``
     seen: float = 0.0
-    watch: tuple[CusumSums, ...] = CALM
+    cusum: tuple[CusumSums, ...] = ZERO
     last: tuple[int, float] | None = None  # the last count and its seconds
     dispersion: float = 1.0  # variance over mean of the counts
     dispersion_weight: float = DISPERSION_PRIOR
-    burstiness: float = 1.0  # one of BURSTS
+    arrival_scv: float = 1.0  # one of BURSTS
     # of the recent past, as far as it was more than noise; slowly forgotten
     peak_per_s: float = 0.0
 
@@ -167,7 +168,7 @@ class Rate:
         return _ahead(self.line, self.slope, self.dispersion, in_s)
 
 
-def _level_upper(line: WeightedSums, dispersion: float, deviations: float) -> float:
+def _mean_upper(line: WeightedSums, dispersion: float, deviations: float) -> float:
     """Upper quantile of the line's mean: trends are not looked at."""
     per_count = line.v0 / (line.e0 * line.e0) * max(1.0, dispersion)
     mean = line.n0 / line.e0
@@ -208,9 +209,8 @@ def _slope(line: WeightedSums, poisson: float) -> tuple[float, float]:
     spread = e2 - centre * e1
     if spread <= 1e-9 * e0:
         return 0.0, 0.0
-    return (n1 - centre * n0) / spread, poisson * (
-        v2 - 2 * centre * v1 + centre * centre * v0
-    ) / spread**2
+    squares = v2 - 2 * centre * v1 + centre * centre * v0
+    return (n1 - centre * n0) / spread, poisson * squares / spread**2
 
 
 def _trend(line: WeightedSums, poisson: float) -> tuple[float, float]:
@@ -233,12 +233,12 @@ def _expected(rate: Rate, in_s: float, span_s: float) -> tuple[float, float]:
     return per_s * span_s, max(1.0, rate.dispersion) + forecast.error_per_s**2 * span_s / per_s
 
 
-def _watched(
-    watch: tuple[CusumSums, ...], expected: float, dispersion: float, span_s: float, arrivals: int
+def _update_cusum(
+    cusum: tuple[CusumSums, ...], expected: float, dispersion: float, span_s: float, arrivals: int
 ) -> tuple[CusumSums, ...]:
     """Every sum after one more count, of which ``expected`` were expected."""
     out = []
-    for step, log, (ratio, counts, seconds, moment) in zip(STEPS, _LOGS, watch, strict=True):
+    for step, log, (ratio, counts, seconds, moment) in zip(STEPS, _LOGS, cusum, strict=True):
         gained = ratio + (arrivals * log - expected * step) / dispersion
         if gained > 0:
             out.append(
@@ -257,23 +257,22 @@ def _watched(
 _LOGS = tuple(math.log1p(step) for step in STEPS)
 
 
-def _dispersed(rate: Rate, span_s: float, arrivals: int) -> tuple[float, float]:
+def _update_dispersion(rate: Rate, span_s: float, arrivals: int) -> tuple[float, float]:
     """Index of dispersion and the weight behind it, with one more pair of counts."""
     if rate.last is None or rate.line.e0 <= 0:
         return rate.dispersion, rate.dispersion_weight
     counts, seconds = rate.last
-    level = (counts + arrivals) / (seconds + span_s)
-    if level * min(seconds, span_s) < 1:
+    mean_per_s = (counts + arrivals) / (seconds + span_s)
+    if mean_per_s * min(seconds, span_s) < 1:
         return rate.dispersion, rate.dispersion_weight
-    square = (arrivals / span_s - counts / seconds) ** 2 / (level * (1 / span_s + 1 / seconds))
+    square = (arrivals / span_s - counts / seconds) ** 2 / (mean_per_s * (1 / span_s + 1 / seconds))
     square = min(square, DISPERSION_CLIP * rate.dispersion)
     keep = math.exp(-span_s / DISPERSION_S)
     ours = keep * (rate.dispersion_weight - DISPERSION_PRIOR)
     total = ours + 1.0
     index = rate.dispersion * rate.dispersion_weight - DISPERSION_PRIOR  # the sum of squares so far
-    return (keep * index + square + DISPERSION_PRIOR) / (
-        total + DISPERSION_PRIOR
-    ), total + DISPERSION_PRIOR
+    weight = total + DISPERSION_PRIOR
+    return (keep * index + square + DISPERSION_PRIOR) / weight, weight
 
 
 def _since(counts: float, seconds: float, moment: float) -> WeightedSums:
@@ -282,7 +281,7 @@ def _since(counts: float, seconds: float, moment: float) -> WeightedSums:
     return WeightedSums(seconds, e1, e2, counts, moment, seconds, e1, e2)
 
 
-def _burstiness(now: float, dispersion: float, weight: float) -> float:
+def _arrival_scv(now: float, dispersion: float, weight: float) -> float:
     """The step of BURSTS to plan with: left only when the next one is passed for certain."""
     margin = 1 + BURST_SIGMA * math.sqrt(2.0 / weight)
     at = BURSTS.index(now)
@@ -293,44 +292,46 @@ def _burstiness(now: float, dispersion: float, weight: float) -> float:
     return BURSTS[at]
 
 
-def updated(
+def update_rate(
     rate: Rate, end_s: float, span_s: float, arrivals: int, aim: ForecastTarget = AIM
 ) -> Rate:
     """``rate`` with one more count of ``arrivals`` in the ``span_s`` > 0 seconds up to ``end_s``;
     plans are made for ``aim``."""
     since_s = span_s if rate.end_s is None else max(span_s, end_s - rate.end_s)
     line = rate.line.shifted(since_s).plus(-span_s / 2, span_s, arrivals)
-    dispersion, weight = _dispersed(rate, span_s, arrivals)
+    dispersion, weight = _update_dispersion(rate, span_s, arrivals)
     seen = rate.seen * math.exp(-since_s / MEMORY_S) + arrivals
-    watch = rate.watch
+    cusum = rate.cusum
     if rate.line.e0 > 0:
-        watch = _watched(watch, *_expected(rate, since_s - span_s / 2, span_s), span_s, arrivals)
-        worst, counts, seconds, moment = max(watch)
+        cusum = _update_cusum(
+            cusum, *_expected(rate, since_s - span_s / 2, span_s), span_s, arrivals
+        )
+        worst, counts, seconds, moment = max(cusum)
         if worst > ALARM:
-            line, seen, watch = _since(counts, seconds, moment), counts, CALM
+            line, seen, cusum = _since(counts, seconds, moment), counts, ZERO
     slope, _ = _trend(line, max(line.n0, 1.0) / line.e0 * max(1.0, dispersion))
-    recent = trends.remembered(
-        rate.recent if since_s - span_s < GAP_S else NOTHING, span_s, float(arrivals)
-    )
-    deviations = _deviations(aim.level)
+    few = line.n0 < FEW
+    earlier = rate.recent if since_s - span_s < GAP_S else NOTHING
+    recent = trends.remembered(earlier, span_s, float(arrivals))
+    deviations = _deviations(aim.quantile)
     high, since = trends.foreseen(recent, max(1.0, dispersion), deviations, aim.horizon_s)
     foreseen = (*rate.foreseen, high)[-CONFIRM:]
-    young = (
-        _level_upper(line, dispersion, deviations) if line.e0 < YOUNG_S or line.n0 < FEW else 0.0
-    )
+    young = few or line.e0 < YOUNG_S
+    least = _mean_upper(line, dispersion, deviations) if young else 0.0
     now = _ahead(line, slope, dispersion, 0.0)
+    peak_before = rate.peak_per_s * 0.5 ** (since_s / PEAK_HALF_LIFE_S)
     return Rate(
-        end_s,
-        line,
-        slope,
-        recent[since:],
-        foreseen,
-        max(young, high if line.n0 < FEW else min(foreseen)),
-        seen,
-        watch,
-        (arrivals, span_s),
-        dispersion,
-        weight,
-        _burstiness(rate.burstiness, dispersion, weight),
-        max(rate.peak_per_s * 0.5 ** (since_s / PEAK_HALF_LIFE_S), now.per_s - now.error_per_s),
+        end_s=end_s,
+        line=line,
+        slope=slope,
+        recent=recent[since:],
+        foreseen=foreseen,
+        upper_per_s=max(least, high if few else min(foreseen)),
+        seen=seen,
+        cusum=cusum,
+        last=(arrivals, span_s),
+        dispersion=dispersion,
+        dispersion_weight=weight,
+        arrival_scv=_arrival_scv(rate.arrival_scv, dispersion, weight),
+        peak_per_s=max(peak_before, now.per_s - now.error_per_s),
     )

@@ -21,7 +21,7 @@ learnt is forgotten, and what changed is said.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist
@@ -65,10 +65,10 @@ FEW = 5  # executions of a window below which nothing is learnt from it
 
 
 @lru_cache(maxsize=64)
-def _deviations(level: float) -> float:
+def _deviations(confidence: float) -> float:
     """Student's quantile (its first terms): a variance learnt from ``SCATTER_WINDOWS`` windows is
     not known exactly."""
-    z = NormalDist().inv_cdf(level)
+    z = NormalDist().inv_cdf(confidence)
     return z * (1 + (z * z + 1) / (4 * SCATTER_WINDOWS))
 
 
@@ -102,26 +102,26 @@ def pressure_of(neighbours: Iterable[Tenant]) -> float:
     return sum([t.share * t.duty for t in neighbours])
 
 
-def elsewhere(learnt: BiasEstimate, share: float, pressure: float) -> tuple[float, float, float]:
-    """Level, tilt and standard error that ``learnt`` gives at another share and beside other
+def elsewhere(estimate: BiasEstimate, share: float, pressure: float) -> tuple[float, float, float]:
+    """Level, tilt and standard error that ``estimate`` gives at another share and beside other
     neighbours.
 
     The farther they are, the less it says, and the less surely.
     """
-    if share == learnt.share and pressure == learnt.pressure:
-        return learnt.level, learnt.tilt, learnt.sd
-    like = Point(learnt.share, learnt.pressure).like(share, pressure)
-    level = like * learnt.level + (1 - like) * _carried(learnt.level)
+    if share == estimate.share and pressure == estimate.pressure:
+        return estimate.level, estimate.tilt, estimate.sd
+    like = Point(estimate.share, estimate.pressure).like(share, pressure)
+    level = like * estimate.level + (1 - like) * _carried(estimate.level)
     return (
         level,
-        like * learnt.tilt,
-        math.sqrt(like * like * learnt.sd**2 + (1 - like * like) * LEVEL_SD**2),
+        like * estimate.tilt,
+        math.sqrt(like * like * estimate.sd**2 + (1 - like * like) * LEVEL_SD**2),
     )
 
 
-def bound(sd: float, level: float) -> float:
+def bound(sd: float, confidence: float) -> float:
     """Upper bound over mean of a service time whose logarithm is known to ``sd``."""
-    return math.exp(_deviations(level) * sd)
+    return math.exp(_deviations(confidence) * sd)
 
 
 def _carried(level: float) -> float:
@@ -202,17 +202,23 @@ class Bias:
         """Measured over predicted service time of ``batch``."""
         return math.exp(self.coming + self.tilt * (math.log2(batch) - CENTRE))
 
-    def upper(self, level: float) -> float:
+    def upper(self, confidence: float) -> float:
         """Upper bound of :attr:`mean` over a coming window."""
-        return math.exp(self.coming + _deviations(level) * self.sd)
+        return math.exp(self.coming + _deviations(confidence) * self.sd)
 
     @property
-    def learnt(self) -> BiasEstimate | None:
+    def estimate(self) -> BiasEstimate | None:
         """For plans; None before anything is learnt."""
         if self.point is None or not self.windows:
             return None
         sd = math.sqrt(self.sd**2 + self.across)
-        return BiasEstimate(self.point.share, self.point.pressure, self.coming, self.tilt, sd)
+        return BiasEstimate(
+            share=self.point.share,
+            pressure=self.point.pressure,
+            level=self.coming,
+            tilt=self.tilt,
+            sd=sd,
+        )
 
     def ahead(self, seconds: float) -> State:
         """What is believed after ``seconds`` without news."""
@@ -259,167 +265,6 @@ class Bias:
         )
 
 
-class _Sums(NamedTuple):
-    """Information of one window: weights, and weighted innovations, times powers of the batch's
-    coordinate."""
-
-    w0: float = 0.0
-    w1: float = 0.0
-    w2: float = 0.0
-    r0: float = 0.0
-    r1: float = 0.0
-    plain: float = 0.0  # weights and innovations before any was held back
-    missed: float = 0.0
-
-
-_Seen = tuple[int, int, float, float]
-"""Batch size, executions, the batch's coordinate, and the mean logarithm of measured over
-predicted."""
-
-
-def _usable(measured: Iterable[Measured]) -> list[_Seen]:
-    # the logarithm of a mean of some is low by half its variance
-    return [
-        (
-            m.batch,
-            m.executions,
-            math.log2(m.batch) - CENTRE,
-            math.log(m.ratio) + SERVICE_CV**2 / (2 * m.executions),
-        )
-        for m in measured
-        if m.executions > 0 and 0 < m.ratio < math.inf
-    ]
-
-
-def _summed(now: State, scatter: float, usable: Sequence[_Seen]) -> _Sums:
-    if sum(seen[1] for seen in usable) < FEW:
-        return _Sums()
-    at, tilt, p_level, p_both, p_tilt = now
-    common = scatter * len(usable)  # of all batch sizes alike: it is not averaged away over them
-    w0 = w1 = w2 = r0 = r1 = plain = missed = 0.0
-    for _, executions, x, ratio in usable:
-        noise = SERVICE_CV**2 / executions + common
-        innovation = ratio - at - tilt * x
-        sd = math.sqrt(noise + p_level + 2 * x * p_both + x * x * p_tilt)
-        plain += 1 / noise
-        missed += innovation / noise
-        weight = min(1.0, CLIP_SIGMA * sd / abs(innovation)) / noise if innovation else 1 / noise
-        w0 += weight
-        w1 += weight * x
-        w2 += weight * x * x
-        r0 += weight * innovation
-        r1 += weight * innovation * x
-    return _Sums(w0, w1, w2, r0, r1, plain, missed)
-
-
-def _filtered(now: State, sums: _Sums) -> State:
-    """The Kalman filter's measurement update in information form, both parts of the state at
-    once."""
-    det = now.p_level * now.p_tilt - now.p_both * now.p_both
-    i_level, i_both, i_tilt = (
-        now.p_tilt / det + sums.w0,
-        -now.p_both / det + sums.w1,
-        now.p_level / det + sums.w2,
-    )
-    det = i_level * i_tilt - i_both * i_both
-    p_level, p_both, p_tilt = i_tilt / det, -i_both / det, i_level / det
-    level, tilt = (
-        now.level + p_level * sums.r0 + p_both * sums.r1,
-        now.tilt + p_both * sums.r0 + p_tilt * sums.r1,
-    )
-    return State(level, tilt, p_level, p_both, p_tilt)
-
-
-def learnt(
-    bias: Bias, at_s: float, measured: Iterable[Measured], point: Point
-) -> tuple[Bias, float | None]:
-    """``bias`` after a window of ``measured`` executions at ``point``.
-
-    Also the factor by which the model's service times have changed, when it has just become clear
-    that they have (None otherwise); everything learnt before is then forgotten.
-    """
-    seconds = 0.0 if bias.at_s is None else max(0.0, at_s - bias.at_s)
-    if not bias.is_at(point):
-        bias, seconds = bias.aged(seconds).moved(point), 0.0
-    # a Bias is made once, at the end: this runs for every model at every tick
-    now, usable = bias.ahead(seconds), _usable(measured)
-    sums = _summed(now, bias.scatter, usable)
-    if sums.plain <= 0:
-        return replace(bias, p_level=now.p_level, p_tilt=now.p_tilt, at_s=at_s), None
-    missed, by_chance = sums.missed / sums.plain, max(1 / sums.plain - bias.scatter, 0.0)
-    variance = by_chance + bias.scatter + now.p_level
-    innovation = missed / math.sqrt(variance)
-    innovation = max(-CHANGE_CLIP, min(CHANGE_CLIP, innovation))
-    above, below = (
-        max(0.0, bias.above + innovation - ALLOWED_SIGMA),
-        max(0.0, bias.below - innovation - ALLOWED_SIGMA),
-    )
-    if max(above, below) > CHANGE:
-        if abs(missed) > NOTABLE:
-            return Bias(
-                level=bias.level + missed, point=bias.point, at_s=at_s, windows=1
-            ), math.exp(missed)
-        now, above, below = now._replace(p_level=LEVEL_SD**2), 0.0, 0.0
-    drift, scatter = _paced(bias, bias.level + missed, by_chance, innovation)
-    last = (bias.level + missed, by_chance, innovation)
-    lag, p_lag = _lagging(
-        bias, max(-CLIP_SIGMA, min(CLIP_SIGMA, innovation)) * math.sqrt(variance), variance
-    )
-    now = _filtered(now, sums)
-    sizes, windows = _sized(bias, now.tilt, usable), bias.windows + 1
-    return Bias(
-        *now, drift, scatter, last, lag, p_lag, sizes, bias.point, at_s, windows, above, below
-    ), None
-
-
-def _sized(
-    bias: Bias, tilt: float, usable: Sequence[_Seen]
-) -> tuple[tuple[int, float, float], ...]:
-    """What each batch size leaves, with one more window; what a window does to all its sizes alike
-    is taken off first."""
-    found = {
-        batch: ((1 - BATCH_MEMORY) * executions, mean)
-        for batch, executions, mean in bias.sizes
-        if executions > 1
-    }
-    if len(usable) > 1:
-        left = [(batch, n, ratio - tilt * x) for batch, n, x, ratio in usable]
-        common = sum(n * y for _, n, y in left) / sum(n for _, n, _ in left)
-        for batch, n, y in left:
-            executions, mean = found.get(batch, (0.0, 0.0))
-            off = max(-LEVEL_SD, min(LEVEL_SD, y - common - mean))
-            total = executions + n
-            found[batch] = total, mean + off * n / total
-    return tuple((batch, executions, mean) for batch, (executions, mean) in found.items())
-
-
-def _lagging(bias: Bias, missed: float, variance: float) -> tuple[float, float]:
-    """The mean of the last innovations with one more in it, and its variance."""
-    weight = 1 / min(LAG_WINDOWS, bias.windows + 1.0)
-    p_lag = 0.0 if math.isinf(bias.p_lag) else bias.p_lag
-    return bias.lag + weight * (missed - bias.lag), (1 - weight) ** 2 * p_lag + weight**2 * variance
-
-
-def _paced(bias: Bias, ratio: float, by_chance: float, innovation: float) -> tuple[float, float]:
-    """How fast the level wanders, and how much windows scatter around it.
-
-    Where innovations agree with the ones before them the filter is too slow, where they alternate
-    it is too quick. The scatter is seen in successive differences, in which a slow wander does not
-    show.
-    """
-    if bias.last is None:
-        return bias.drift, bias.scatter
-    before, its_chance, its_innovation = bias.last
-    agree = max(-CLIP_SIGMA, min(CLIP_SIGMA, innovation * its_innovation))
-    drift = min(FASTEST, max(SLOWEST, bias.drift * math.exp(PACE * agree)))
-    chance = (by_chance + its_chance) / 2
-    excess = (
-        min((ratio - before) ** 2 / 2, CLIP_SIGMA**2 * (chance + bias.scatter)) / CLIPPED - chance
-    )
-    weight = 1 / min(SCATTER_WINDOWS, bias.windows + 10.0)
-    return drift, max(LEAST_SCATTER_SD**2, bias.scatter + weight * (excess - bias.scatter))
-
-
 _KEPT = ("level", "tilt", "p_level", "p_both", "p_tilt", "scatter", "drift")
 
 
@@ -455,13 +300,13 @@ def from_plain(plain: Mapping[str, Any], age_s: float) -> Bias:
     if min(p_level, p_tilt, scatter, drift, windows) <= 0 or p_level * p_tilt <= p_both**2:
         raise ValueError("an uncertainty out of range")
     bias = Bias(
-        level,
-        tilt,
-        p_level,
-        p_both,
-        p_tilt,
-        drift,
-        scatter,
+        level=level,
+        tilt=tilt,
+        p_level=p_level,
+        p_both=p_both,
+        p_tilt=p_tilt,
+        drift=drift,
+        scatter=scatter,
         point=Point(share, pressure),
         windows=windows,
     )

@@ -71,19 +71,15 @@ class Daily:
         bin_now, bin_there = int(wall_s // BIN_S), int((wall_s + horizon_s) // BIN_S)
         if bin_there != bin_now:
             return upper_per_s * self._jump(bin_there)
-        before = (
-            self.before_per_s
-            if self.at == bin_now and self.jump is None
-            else self.last_per_s
-            if self.at == bin_now - 1
-            else None
-        )
-        jump = self._jump(bin_now)
-        return (
-            max(upper_per_s, before * jump)
-            if before and jump > 1 and wall_s % BIN_S < SETTLED_S
-            else upper_per_s
-        )
+        before, jump = self._before(bin_now), self._jump(bin_now)
+        waits = wall_s % BIN_S < SETTLED_S
+        return max(upper_per_s, before * jump) if before and jump > 1 and waits else upper_per_s
+
+    def _before(self, bin_now: int) -> float | None:
+        """The rate before the jump that ``bin_now`` may begin with; None once it has shown."""
+        if self.at == bin_now and self.jump is None:
+            return self.before_per_s
+        return self.last_per_s if self.at == bin_now - 1 else None
 
     def _jump(self, at: int) -> float:
         """Factor by which the rate surely jumps up where the bin ``at`` begins; 1 where none is
@@ -97,32 +93,36 @@ class Daily:
         return math.exp(jump) if jump >= LEAST_JUMP else 1.0
 
 
-def lived(daily: Daily, wall_s: float, span_s: float, per_s: float) -> Daily:
+def update_daily(daily: Daily, wall_s: float, span_s: float, per_s: float) -> Daily:
     """``daily`` after ``span_s`` seconds at the rate ``per_s``."""
     at = int(wall_s // BIN_S)
     if at != daily.at:
         follows = daily.at is not None and at == daily.at + 1 and daily.last_per_s > 0
         return Daily(
-            _closed(daily),
-            at,
-            per_s * span_s,
-            span_s,
-            per_s,
-            per_s,
-            daily.last_per_s if follows else None,
+            bins=_close_bin(daily),
+            at=at,
+            area=per_s * span_s,
+            seen_s=span_s,
+            high_per_s=per_s,
+            last_per_s=per_s,
+            before_per_s=daily.last_per_s if follows else None,
         )
     jump = daily.jump
     if jump is None and daily.before_per_s and wall_s % BIN_S >= SETTLED_S:
         jump = math.log(max(per_s, 1e-3) / daily.before_per_s)
-    area, seen_s, high = (
-        daily.area + per_s * span_s,
-        daily.seen_s + span_s,
-        max(daily.high_per_s, per_s),
+    return Daily(
+        bins=daily.bins,
+        at=at,
+        area=daily.area + per_s * span_s,
+        seen_s=daily.seen_s + span_s,
+        high_per_s=max(daily.high_per_s, per_s),
+        last_per_s=per_s,
+        before_per_s=daily.before_per_s,
+        jump=jump,
     )
-    return Daily(daily.bins, at, area, seen_s, high, per_s, daily.before_per_s, jump)
 
 
-def _closed(daily: Daily) -> tuple[Bin | None, ...]:
+def _close_bin(daily: Daily) -> tuple[Bin | None, ...]:
     """The bins with the one just ended taken in."""
     if daily.at is None or daily.seen_s < FULL * BIN_S:
         return daily.bins
@@ -130,28 +130,32 @@ def _closed(daily: Daily) -> tuple[Bin | None, ...]:
     old, mean, jump = daily.bins[place], daily.area / daily.seen_s, daily.jump or 0.0
     jump, day = min(MOST_JUMP, max(-MOST_JUMP, jump)), daily.at // BINS % WEEK
     if old is None:
-        new = Bin(mean, daily.high_per_s, jump, 1, _weekly(NO_WEEKS, day, jump))
+        new = Bin(mean, daily.high_per_s, jump, 1, _update_week(NO_WEEKS, day, jump))
     else:
         new = Bin(
             old.mean_per_s + NEW_DAY * (mean - old.mean_per_s),
             max(daily.high_per_s, old.high_per_s + NEW_DAY * (daily.high_per_s - old.high_per_s)),
-            _least(old.jump, jump),
+            _update_least(old.jump, jump),
             old.days + 1,
-            _weekly(old.weekly, day, jump),
+            _update_week(old.weekly, day, jump),
         )
     return (*daily.bins[:place], new, *daily.bins[place + 1 :])
 
 
-def _least(least: float, jump: float) -> float:
+def _update_least(least: float, jump: float) -> float:
     """The least jump of late: it forgets upwards slowly, downwards at once."""
     return jump if jump < least else least + NEW_DAY * (jump - least)
 
 
-def _weekly(
+def _update_week(
     weekly: tuple[tuple[float, int], ...], day: int, jump: float
 ) -> tuple[tuple[float, int], ...]:
     least, weeks = weekly[day]
-    return (*weekly[:day], (_least(least, jump) if weeks else jump, weeks + 1), *weekly[day + 1 :])
+    return (
+        *weekly[:day],
+        (_update_least(least, jump) if weeks else jump, weeks + 1),
+        *weekly[day + 1 :],
+    )
 
 
 def to_plain(daily: Daily) -> list[list[float] | None]:

@@ -64,7 +64,7 @@ class Points:
     seen: F64
 
 
-def followed(
+def update_curve(
     curve: LiveCurve,
     at_s: float,
     executions: Mapping[int, int],
@@ -78,14 +78,14 @@ def followed(
     if (share, instances) != (curve.share, curve.instances):
         curve = LiveCurve(share, instances)
     fresh = {
-        b: _merged(curve.sizes.get(b), at_s, n, service_ms[b])
+        b: _merge(curve.sizes.get(b), at_s, n, service_ms[b])
         for b, n in executions.items()
         if n > 0 and service_ms[b] > 0
     }
     return replace(curve, sizes={**curve.sizes, **fresh}) if fresh else curve
 
 
-def _merged(old: Size | None, at_s: float, n: int, ms: float) -> Size:
+def _merge(old: Size | None, at_s: float, n: int, ms: float) -> Size:
     if old is None:
         return Size(float(n), ms, at_s)
     kept = old.executions * math.exp(-max(0.0, at_s - old.at_s) / MEMORY_S)
@@ -110,7 +110,7 @@ def points(curve: LiveCurve, largest: int, at_s: float) -> Points | None:
         [max(1e-3, k.executions * math.exp(-max(0.0, at_s - k.at_s) / MEMORY_S)) for k in known]
     )
     mean = np.array([k.mean_ms for k in known])
-    return _blended(_fitted(batch, mean, weight), top, largest)
+    return _blend(_fit_line(batch, mean, weight), top, largest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class _Fit:
     unit_ms: float
 
 
-def _fitted(batch: F64, mean_ms: F64, weight: F64) -> _Fit:
+def _fit_line(batch: F64, mean_ms: F64, weight: F64) -> _Fit:
     unit_ms, typical = (
         float(np.average(mean_ms, weights=weight)),
         float(np.average(batch, weights=weight)),
@@ -151,7 +151,7 @@ def _fitted(batch: F64, mean_ms: F64, weight: F64) -> _Fit:
     return _Fit(batch, y, noise, weight, line, covariance, step, typical, unit_ms)
 
 
-def _blended(fit: _Fit, top: int, largest: int) -> Points:
+def _blend(fit: _Fit, top: int, largest: int) -> Points:
     """The line everywhere, drawn towards the means where there are any; never falling with the
     batch."""
     at = np.arange(1.0, top + 1)
@@ -175,7 +175,7 @@ def where(share: float | None) -> str:
     return "as it runs now" if share is None else f"at a share of {share:.1%}"
 
 
-def said(known: Points) -> str:
+def describe(known: Points) -> str:
     """How sure it is, in words: ``batches 1 to 6 within 2 %, 7 to 8 not seen, within 5 %``."""
     tested = [i + 1 for i, n in enumerate(known.seen) if n >= 1]
     if not tested:

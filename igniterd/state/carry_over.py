@@ -59,7 +59,11 @@ def _of_service(known: ModelState, same_profile: bool) -> ModelState:
     """Predictions are made anew; a bias is measured over predicted, and says nothing of another
     profile."""
     known = replace(known, expected=None)
-    return known if same_profile else replace(known, bias=Bias(), told=None, live=None, trial=None)
+    return (
+        known
+        if same_profile
+        else replace(known, bias=Bias(), published_bias=None, live=None, trial=None)
+    )
 
 
 def _seen(seen: Observation | None, stay: set[str]) -> Observation | None:

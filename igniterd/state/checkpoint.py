@@ -111,7 +111,7 @@ def _model(known: Mapping[str, Any], profile: str, at_s: float, age_s: float) ->
     day = daily.from_plain(known["day"]) if known["day"] else daily.Daily()
     return ModelState(
         bias=bias,
-        told=bias.learnt,
+        published_bias=bias.estimate,
         curve=curve,
         daily=day,
         copy=(str(known["version"]), str(known["backend"])),
@@ -131,7 +131,7 @@ def service_times(path: Path, models: Iterable[str], wall_s: float) -> dict[str,
     for name, belief in known.items():
         points = livecurve.points(belief.curve, belief.curve.largest, 0.0)
         if points is not None:
-            out[name] = livecurve.where(belief.curve.share) + ": " + livecurve.said(points)
+            out[name] = livecurve.where(belief.curve.share) + ": " + livecurve.describe(points)
     return out
 
 

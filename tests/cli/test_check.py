@@ -24,7 +24,7 @@ from igniterd.clients.triton.version import named, too_old
 from igniterd.config import parse_config
 from igniterd.errors import NotNow, Refused
 from igniterd.estimate import ModelState
-from igniterd.estimators.live_curve import LiveCurve, followed
+from igniterd.estimators.live_curve import LiveCurve, update_curve
 from igniterd.loop import Predictors
 from igniterd.perf import builtin_profile
 from igniterd.records import Allocation, BoardReading, ModelReading
@@ -121,7 +121,9 @@ def test_show_without_a_daemon_says_so(tmp_path: Path) -> None:
 
 
 def test_what_traffic_has_taught_is_told_of_a_model_without_a_profile(tmp_path: Path) -> None:
-    curve = followed(LiveCurve(), 5.0, {1: 100, 2: 50}, {1: 10.0, 2: 15.0}, share=None, instances=1)
+    curve = update_curve(
+        LiveCurve(), 5.0, {1: 100, 2: 50}, {1: 10.0, 2: 15.0}, share=None, instances=1
+    )
     told = write(tmp_path, '[[model]]\nname = "bert"\nslo_p99_ms = 50\n')
     assert "Nothing is learnt of its service times yet" in runner.invoke(app, told).output.replace(
         "\n", " "

@@ -14,29 +14,29 @@ from igniterd.estimators.arrivals import (
     ForecastTarget,
     Rate,
     WeightedSums,
-    updated,
+    update_rate,
 )
 
 
 def fed(counts: object, rate: Rate | None = None, start_s: float = 0.0) -> Rate:
     rate = rate or Rate()
     for i, n in enumerate(counts):  # type: ignore[call-overload]
-        rate = updated(rate, start_s + i + 1.0, 1.0, int(n))
+        rate = update_rate(rate, start_s + i + 1.0, 1.0, int(n))
     return rate
 
 
 def test_one_and_two_counts_by_hand() -> None:
-    one = updated(Rate(), 1.0, 1.0, 10)
+    one = update_rate(Rate(), 1.0, 1.0, 10)
     assert one.per_s == pytest.approx(10.0)
     # the median and the quantile one deviation up of what a count of ten shows: 10 + 2/3, and 10 +
     # sqrt(11) + 1
-    assert updated(Rate(), 1.0, 1.0, 10, ForecastTarget(0.5, 0.0)).upper_per_s == pytest.approx(
+    assert update_rate(Rate(), 1.0, 1.0, 10, ForecastTarget(0.5, 0.0)).upper_per_s == pytest.approx(
         10.67, abs=0.05
     )
-    assert updated(
+    assert update_rate(
         Rate(), 1.0, 1.0, 10, ForecastTarget(0.841344746, 0.0)
     ).upper_per_s == pytest.approx(14.32, abs=0.1)
-    two = updated(one, 2.0, 1.0, 14)
+    two = update_rate(one, 2.0, 1.0, 14)
     old, new = math.exp(-1.5 / MEMORY_S), math.exp(-0.5 / MEMORY_S)
     # no slope can be told from noise yet
     assert two.per_s == pytest.approx((old * 10 + new * 14) / (old + new))
@@ -54,7 +54,7 @@ def test_steady_traffic_is_followed_quietly() -> None:
     rng = np.random.default_rng(4)
     rate, seen = Rate(), []
     for i, n in enumerate(rng.poisson(300, 600)):
-        rate = updated(rate, i + 1.0, 1.0, int(n))
+        rate = update_rate(rate, i + 1.0, 1.0, int(n))
         seen.append(rate.per_s / 300)
     assert np.std(seen[60:]) < 0.015
     assert np.abs(np.array(seen[60:]) - 1).max() < 0.06
@@ -80,7 +80,7 @@ def test_noise_alone_rarely_forgets() -> None:
     rng = np.random.default_rng(2)
     rate, alarms = Rate(), 0
     for i, n in enumerate(rng.poisson(75, 3000)):
-        before, rate = rate, updated(rate, i + 1.0, 1.0, int(n))
+        before, rate = rate, update_rate(rate, i + 1.0, 1.0, int(n))
         alarms += rate.line.e0 < before.line.e0 - 1
     assert alarms <= 3
 
@@ -111,7 +111,7 @@ def test_the_beginning_of_a_ramp_is_not_taken_for_a_row_of_steps() -> None:
         )
         rate = fed(counts[:90])
         for i, n in enumerate(counts[90:]):
-            rate = updated(rate, 91.0 + i, 1.0, int(n))
+            rate = update_rate(rate, 91.0 + i, 1.0, int(n))
             ready.append(rate.upper_per_s / (75 * (1 + 0.01 * (21 + i + 4))))
     assert np.mean(np.array(ready) >= 1) > 0.6
     assert np.max(ready) < 1.3
@@ -131,14 +131,14 @@ def test_a_step_that_is_past_makes_the_uncertainty_no_larger() -> None:
 
 def test_counts_before_a_long_gap_foresee_nothing() -> None:
     rate = fed([100] * 60)
-    assert len(updated(rate, 62.0, 1.0, 100).recent) == 61
-    assert len(updated(rate, 61.0 + GAP_S, 1.0, 100).recent) == 1
+    assert len(update_rate(rate, 62.0, 1.0, 100).recent) == 61
+    assert len(update_rate(rate, 61.0 + GAP_S, 1.0, 100).recent) == 1
 
 
 def test_counts_that_are_seldom_taken_are_remembered_too() -> None:
     rate = Rate()
     for i in range(30):
-        rate = updated(rate, 20.0 * (i + 1), 20.0, 600)
+        rate = update_rate(rate, 20.0 * (i + 1), 20.0, 600)
     assert len(rate.recent) == 12
     assert 30 < rate.upper_per_s < 32
 
@@ -158,23 +158,23 @@ def test_dispersion_tells_bursts_from_a_poisson_process_whatever_the_level_does(
     rng = np.random.default_rng(7)
     smooth = fed(rng.poisson(300 * (1 + 0.3 * np.sin(np.arange(300) / 40))))
     assert smooth.dispersion == pytest.approx(1.0, abs=0.35)
-    assert smooth.burstiness == 1.0
+    assert smooth.arrival_scv == 1.0
     clumped = fed(4 * rng.poisson(75, 300))
     assert clumped.dispersion == pytest.approx(4.0, rel=0.35)
-    assert clumped.burstiness in (3.0, 4.0)
+    assert clumped.arrival_scv in (3.0, 4.0)
 
 
 def test_burstiness_holds_still_under_noise() -> None:
     rng = np.random.default_rng(8)
     rate, changes = fed(rng.poisson(200, 100)), 0
     for i, n in enumerate(rng.poisson(200, 2000)):
-        before, rate = rate.burstiness, updated(rate, 101.0 + i, 1.0, int(n))
-        changes += rate.burstiness != before
+        before, rate = rate.arrival_scv, update_rate(rate, 101.0 + i, 1.0, int(n))
+        changes += rate.arrival_scv != before
     assert changes == 0
 
 
 def test_constant_arrivals_are_not_taken_for_smooth_ones() -> None:
-    assert fed([100] * 200).burstiness == 1.0
+    assert fed([100] * 200).arrival_scv == 1.0
 
 
 def test_the_peak_is_remembered_and_fades() -> None:
@@ -186,7 +186,7 @@ def test_the_peak_is_remembered_and_fades() -> None:
 
 def test_a_gap_in_the_counts_is_time_without_knowledge_not_without_traffic() -> None:
     rate = fed([100] * 30)
-    after = updated(rate, 60.0, 1.0, 100)  # 29 s unseen
+    after = update_rate(rate, 60.0, 1.0, 100)  # 29 s unseen
     assert after.per_s == pytest.approx(100.0)
     assert after.line.e0 < rate.line.e0
 
@@ -198,11 +198,11 @@ def test_upper_is_above_the_estimate_of_now_and_everything_is_finite(
     rate, now = Rate(), 0.0
     for span, n in counts:
         now += span
-        rate = updated(rate, now, span, n)
+        rate = update_rate(rate, now, span, n)
         assert math.isfinite(rate.per_s)
         assert rate.per_s >= 0
         assert math.isfinite(rate.upper_per_s)
         assert rate.upper_per_s >= 0
-        assert rate.burstiness in BURSTS
+        assert rate.arrival_scv in BURSTS
         assert rate.dispersion >= 0
         assert rate.peak_per_s >= rate.ahead(0.0).per_s - rate.ahead(0.0).error_per_s - 1e-9

@@ -16,9 +16,9 @@ from igniterd.estimators.bias import (
     Point,
     bound,
     elsewhere,
-    learnt,
     pressure_of,
 )
+from igniterd.estimators.bias_filter import update_bias
 from igniterd.perf.api import Tenant
 from igniterd.queueing.tail import SERVICE_CV
 from igniterd.records import BiasEstimate
@@ -48,7 +48,7 @@ def lived(
     rng = np.random.default_rng(3)
     bias = bias or Bias()
     for t in range(seconds):
-        bias, changed = learnt(
+        bias, changed = update_bias(
             bias,
             float(start_s + t),
             window(ratio * math.exp(rng.normal(0, 0.01)), rng, tilt=tilt),
@@ -66,21 +66,21 @@ def test_too_little_and_nonsense_change_nothing_but_the_time() -> None:
         [Measured(4, 10, 0.0)],
         [Measured(4, 0, 1.0)],
     ):
-        bias, changed = learnt(Bias(), 1.0, measured, HERE)
+        bias, changed = update_bias(Bias(), 1.0, measured, HERE)
         assert bias == Bias(at_s=1.0, point=HERE)
         assert changed is None
-        assert bias.learnt is None
+        assert bias.estimate is None
 
 
 def test_one_update_at_the_central_batch_by_hand() -> None:
-    bias, _ = learnt(Bias(), 1.0, [Measured(4, 100, math.exp(0.02))], HERE)
+    bias, _ = update_bias(Bias(), 1.0, [Measured(4, 100, math.exp(0.02))], HERE)
     noise = SERVICE_CV**2 / 100 + SCATTER_SD**2
     gain = LEVEL_SD**2 / (LEVEL_SD**2 + noise)
     # the logarithm of a mean is low by half its variance
     assert bias.level == pytest.approx(gain * (0.02 + SERVICE_CV**2 / 200))
     assert bias.p_level == pytest.approx((1 - gain) * LEVEL_SD**2)
     assert bias.tilt == pytest.approx(0.0)
-    assert bias.learnt == BiasEstimate(
+    assert bias.estimate == BiasEstimate(
         0.5, 0.0, bias.level, 0.0, math.sqrt(bias.sd**2 + BATCH_SD**2)
     )
 
@@ -100,7 +100,7 @@ def test_learns_that_large_batches_are_slower_than_small_ones() -> None:
 def test_follows_a_drift() -> None:
     rng, bias = np.random.default_rng(4), Bias()
     for t in range(180):
-        bias, changed = learnt(bias, float(t), window(1 + 0.1 * t / 180, rng), HERE)
+        bias, changed = update_bias(bias, float(t), window(1 + 0.1 * t / 180, rng), HERE)
         assert changed is None
     assert bias.mean == pytest.approx(1.1, rel=0.015)
 
@@ -113,7 +113,7 @@ def test_a_level_that_moves_is_met_and_one_that_rests_is_left_alone() -> None:
             if t >= 60:
                 behind.append(0.001 * t - moving.level)
                 off.append(0.001 * t - moving.coming)
-            moving, _ = learnt(
+            moving, _ = update_bias(
                 moving, float(t), window(math.exp(0.001 * t + rng.normal(0, 0.01)), rng), HERE
             )
     assert np.mean(behind) > 0.003
@@ -130,7 +130,7 @@ def test_the_bound_holds_as_often_as_it_says() -> None:
             true = 1.05 * math.exp(rng.normal(0, 0.012))
             if t >= 30:
                 held.append(true <= bias.upper(0.95))
-            bias, _ = learnt(bias, float(t), window(true, rng), HERE)
+            bias, _ = update_bias(bias, float(t), window(true, rng), HERE)
     assert 0.93 < np.mean(held) < 0.97
 
 
@@ -139,29 +139,29 @@ def test_batch_sizes_that_leave_the_line_widen_the_bound() -> None:
     off = dict(zip(SIZES, (0.06, -0.06, 0.06, -0.06, 0.06, -0.06), strict=True))
     for t in range(60):
         true = window(1.0, rng)
-        smooth, _ = learnt(smooth, float(t), true, HERE)
-        rough, _ = learnt(
+        smooth, _ = update_bias(smooth, float(t), true, HERE)
+        rough, _ = update_bias(
             rough,
             float(t),
             [replace(m, ratio=m.ratio * math.exp(off[m.batch])) for m in true],
             HERE,
         )
     assert math.sqrt(smooth.across) < BATCH_SD < 0.03 < math.sqrt(rough.across) < 0.07
-    assert rough.learnt is not None
-    assert rough.learnt.sd > math.sqrt(rough.across)
+    assert rough.estimate is not None
+    assert rough.estimate.sd > math.sqrt(rough.across)
     assert Bias().across == pytest.approx(BATCH_SD**2)
 
 
 def test_one_odd_window_moves_little() -> None:
     bias = lived(1.0)
-    odd, changed = learnt(bias, 60.0, window(5.0), HERE)
+    odd, changed = update_bias(bias, 60.0, window(5.0), HERE)
     assert odd.mean < 1.05
     assert changed is None
 
 
 def test_odd_batch_sizes_move_little_each() -> None:
     measured = [Measured(m.batch, m.executions, 4.0) if m.batch == 6 else m for m in window(1.0)]
-    odd, _ = learnt(lived(1.0), 60.0, measured, HERE)
+    odd, _ = update_bias(lived(1.0), 60.0, measured, HERE)
     assert odd.mean < 1.03
 
 
@@ -170,7 +170,7 @@ def test_a_model_that_has_become_another_is_noticed_once_and_believed(ratio: flo
     bias, noticed = lived(1.0), []
     rng = np.random.default_rng(5)
     for t in range(60, 100):
-        bias, changed = learnt(bias, float(t), window(ratio, rng), HERE)
+        bias, changed = update_bias(bias, float(t), window(ratio, rng), HERE)
         noticed += [changed] if changed else []
     assert len(noticed) == 1
     assert noticed[0] == pytest.approx(ratio, rel=0.12)
@@ -187,7 +187,7 @@ def test_time_without_news_takes_certainty_away_but_never_more_than_there_was_to
 
 
 def test_a_small_bias_stays_where_it_was_learnt_and_a_large_one_goes_along() -> None:
-    small, large = lived(1.03).learnt, lived(1.4).learnt
+    small, large = lived(1.03).estimate, lived(1.4).estimate
     assert small is not None
     assert large is not None
     assert elsewhere(small, 0.5, 0.0) == (small.level, small.tilt, small.sd)
@@ -197,20 +197,20 @@ def test_a_small_bias_stays_where_it_was_learnt_and_a_large_one_goes_along() -> 
 
 
 def test_certainty_falls_with_distance() -> None:
-    known = lived(1.1).learnt
+    known = lived(1.1).estimate
     assert known is not None
     spreads = [elsewhere(known, share, 0.0)[2] for share in (0.5, 0.45, 0.4, 0.3, 0.1)]
     assert spreads == sorted(spreads)
     assert spreads[-1] < LEVEL_SD * 1.01
     beside = [elsewhere(known, 0.5, pressure)[2] for pressure in (0.0, 0.1, 0.3, 0.5)]
     assert beside == sorted(beside)
-    moved, _ = learnt(lived(1.1), 60.0, [], Point(0.25))
+    moved, _ = update_bias(lived(1.1), 60.0, [], Point(0.25))
     assert moved.p_level > lived(1.1).p_level
     assert moved.point == Point(0.25)
 
 
 def test_small_moves_of_the_neighbours_are_no_move() -> None:
-    bias, _ = learnt(lived(1.1), 60.0, [], Point(0.5, 0.05))
+    bias, _ = update_bias(lived(1.1), 60.0, [], Point(0.5, 0.05))
     assert bias.point == HERE
 
 
@@ -239,7 +239,7 @@ def test_stays_finite_and_certain_to_a_degree(
     bias, now = Bias(), 0.0
     for ratio, n, batch, share, pressure, span in windows:
         now += span
-        bias, _ = learnt(
+        bias, _ = update_bias(
             bias, now, [Measured(batch, n, ratio), Measured(1, n, ratio)], Point(share, pressure)
         )
         assert math.isfinite(bias.level)

@@ -10,8 +10,8 @@ from igniterd.estimators.daily import (
     WEEK,
     Daily,
     from_plain,
-    lived,
     to_plain,
+    update_daily,
 )
 
 NINE = 9 * 3600.0
@@ -32,7 +32,7 @@ def days(
     daily = daily or Daily()
     for i in range(int(count * DAY_S / step_s)):
         at_s = since_s + (i + 1) * step_s
-        daily = lived(daily, at_s, step_s, rate(at_s - step_s / 2))  # type: ignore[operator]
+        daily = update_daily(daily, at_s, step_s, rate(at_s - step_s / 2))  # type: ignore[operator]
     return daily
 
 
@@ -69,7 +69,7 @@ def test_a_jump_that_is_due_is_waited_for_until_the_rate_shows_whether_it_came()
     for came in (200.0, 50.0):
         settled = daily
         for s in range(2, 13):
-            settled = lived(settled, nine + s, 1.0, came)
+            settled = update_daily(settled, nine + s, 1.0, came)
         assert settled.foreseen_per_s(came, nine + 12, 8.0) == came
 
 
@@ -116,7 +116,7 @@ def test_highs_fade_over_days() -> None:
 
 
 def test_half_seen_bins_do_not_count() -> None:
-    daily = lived(lived(Daily(), 10.0, 5.0, 100.0), BIN_S + 10, 5.0, 100.0)
+    daily = update_daily(update_daily(Daily(), 10.0, 5.0, 100.0), BIN_S + 10, 5.0, 100.0)
     assert daily.bins == (None,) * BINS
 
 

@@ -10,11 +10,11 @@ from igniterd.estimators.live_curve import (
     LiveCurve,
     Points,
     Size,
-    followed,
+    describe,
     from_plain,
     points,
-    said,
     to_plain,
+    update_curve,
     where,
 )
 from igniterd.lab.gpu.truth import Truth
@@ -29,7 +29,7 @@ def seen(
     service_ms: dict[int, float],
     share: float | None = 0.5,
 ) -> LiveCurve:
-    return followed(curve, at_s, executions, service_ms, share=share, instances=1)
+    return update_curve(curve, at_s, executions, service_ms, share=share, instances=1)
 
 
 def watched(model: str, share: float, seconds: int) -> LiveCurve:
@@ -60,7 +60,7 @@ def test_one_size_by_hand_and_wide_bounds_elsewhere() -> None:
     assert known.mean_ms[7] == pytest.approx(20.0 * 1.6)
     assert known.error[3] < 0.02
     assert known.error[7] > 0.1
-    assert said(known) == "batch 4 within 4 %, 1 to 3 and 5 to 8 not seen, within 70 %"
+    assert describe(known) == "batch 4 within 4 %, 1 to 3 and 5 to 8 not seen, within 70 %"
 
 
 def test_a_line_is_found_again() -> None:
@@ -122,7 +122,7 @@ def test_nonsense_is_not_taken_up(sizes: dict[str, list[float]]) -> None:
 
 def test_words() -> None:
     def at(error: list[float], tested: list[float]) -> str:
-        return said(Points(np.ones(len(error)), np.array(error), np.array(tested)))
+        return describe(Points(np.ones(len(error)), np.array(error), np.array(tested)))
 
     assert at([0.01, 0.012], [5, 9]) == "batches 1 to 2 within 3 %"
     assert (

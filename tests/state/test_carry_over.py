@@ -4,8 +4,9 @@ from igniterd.config import Config, parse_config
 from igniterd.decide.cooldown import Underway
 from igniterd.decide.decide import DecisionState
 from igniterd.estimate import Expected, ModelState
-from igniterd.estimators.arrivals import Rate, updated
-from igniterd.estimators.bias import Bias, Measured, Point, learnt
+from igniterd.estimators.arrivals import Rate, update_rate
+from igniterd.estimators.bias import Bias, Measured, Point
+from igniterd.estimators.bias_filter import update_bias
 from igniterd.loop import Carry, Predictors
 from igniterd.records import Allocation, ModelReading, Observation
 from igniterd.state.carry_over import resumed
@@ -22,13 +23,13 @@ def model(name: str, slo_ms: float = 20.0, more: str = "") -> str:
 def a_carry() -> Carry:
     rate, bias = Rate(), Bias()
     for second in range(20):
-        rate = updated(rate, second + 1.0, 1.0, 100)
-        bias, _ = learnt(bias, second + 1.0, [Measured(4, 50, 1.2)], Point(0.4, 0.3))
+        rate = update_rate(rate, second + 1.0, 1.0, 100)
+        bias, _ = update_bias(bias, second + 1.0, [Measured(4, 50, 1.2)], Point(0.4, 0.3))
     here = Allocation(0.4, 8)
     known = ModelState(
         rate=rate,
         bias=bias,
-        told=bias.learnt,
+        published_bias=bias.estimate,
         seen_s=20.0,
         expected=Expected(here, 100.0, 1.2, 19.0),
     )
@@ -80,7 +81,7 @@ def test_another_profile_forgets_the_bias_and_keeps_the_traffic() -> None:
     before = a_carry()
     after = resumed(before, OLD, KNOWN, OLD, Predictors(identities={"a": "2", "b": "1"}))
     assert after.belief["a"].rate == before.belief["a"].rate
-    assert (after.belief["a"].bias, after.belief["a"].told) == (Bias(), None)
+    assert (after.belief["a"].bias, after.belief["a"].published_bias) == (Bias(), None)
     assert after.belief["b"].bias == before.belief["b"].bias
 
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from igniterd.estimate import ModelState
-from igniterd.estimators.bias import LEVEL_SD, Bias, Measured, Point, learnt
-from igniterd.estimators.live_curve import LiveCurve, followed, points
+from igniterd.estimators.bias import LEVEL_SD, Bias, Measured, Point
+from igniterd.estimators.bias_filter import update_bias
+from igniterd.estimators.live_curve import LiveCurve, points, update_curve
 from igniterd.perf import builtin_profile
 from igniterd.state.checkpoint import (
     SAVE_EVERY_S,
@@ -33,12 +34,12 @@ IDENTITIES = {"resnet50": "abc", "bert": ""}
 def belief() -> dict[str, ModelState]:
     bias = Bias()
     for t in range(30):
-        bias, _ = learnt(bias, NOW_S - 30 + t, [Measured(4, 50, 1.1)], Point(0.4, 0.3))
-    curve = followed(
+        bias, _ = update_bias(bias, NOW_S - 30 + t, [Measured(4, 50, 1.1)], Point(0.4, 0.3))
+    curve = update_curve(
         LiveCurve(), NOW_S, {1: 100, 2: 50}, {1: 10.0, 2: 15.0}, share=None, instances=1
     )
     return {
-        "resnet50": ModelState(bias=bias, told=bias.learnt, copy=("1", "python")),
+        "resnet50": ModelState(bias=bias, published_bias=bias.estimate, copy=("1", "python")),
         "bert": ModelState(curve=curve, copy=("3", "onnxruntime")),
         "never seen": ModelState(),
     }
@@ -56,7 +57,7 @@ def test_taken_up_again_a_little_less_sure() -> None:
     assert after.bias.level == before.bias.level
     assert after.bias.point == Point(0.4, 0.3)
     assert before.bias.p_level < after.bias.p_level < LEVEL_SD**2
-    assert after.told is not None
+    assert after.published_bias is not None
     assert after.copy == ("1", "python")
     assert out["bert"].curve.sizes[2].mean_ms == 15.0
     assert out["bert"].copy == ("3", "onnxruntime")
