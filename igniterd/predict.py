@@ -94,35 +94,29 @@ class LiveCorrection(NamedTuple):
 
 
 class _Question(NamedTuple):
-    """One queue to solve: how ``demand`` fares at ``rate_per_s`` items."""
+    """One queue to solve: how ``demand`` fares at ``rate_per_s`` items, of which a request brings
+    ``brings`` and a batch has ``max_batch`` at most."""
 
     demand: Demand
     allocation: Allocation
     curve: Curve
     live: LiveCorrection
     rate_per_s: float
+    brings: int
+    max_batch: int
 
-    @property
-    def brings(self) -> int:
-        return max(1, self.demand.brings)
-
-    @property
-    def max_batch(self) -> int:
-        """The largest batch that is formed, in items: at least one request's."""
-        return min(max(self.allocation.max_batch_size, self.brings), self.demand.max_batch) or 1
-
-    @property
     def key(self) -> tuple[object, ...]:
         """What the answer depends on."""
+        demand, allocation, curve, live, rate_per_s, brings, max_batch = self
         return (
-            self.curve.number,
-            self.max_batch,
-            self.allocation.max_queue_delay_us,
-            self.allocation.instances,
-            self.rate_per_s,
-            self.live,
-            self.demand.burstiness,
-            self.brings,
+            curve.number,
+            max_batch,
+            allocation.max_queue_delay_us,
+            allocation.instances,
+            rate_per_s,
+            live,
+            demand.burstiness,
+            brings,
         )
 
 
@@ -231,14 +225,16 @@ class LatencyPredictor:
     def _question(
         self, demand: Demand, allocation: Allocation, beside: Neighbours, growth: float
     ) -> _Question:
-        share = allocation.effective_share
+        share, brings = allocation.effective_share, max(1, demand.brings)
         curve = self._curve(demand.profiled_as, demand.max_batch, share, beside)
         live, rate = self._live(demand, curve), self.planned_rate(demand, growth)
-        return _Question(demand, allocation, curve, live, rate)
+        # a batch holds one request at least
+        max_batch = min(max(allocation.max_batch_size, brings), demand.max_batch) or 1
+        return _Question(demand, allocation, curve, live, rate, brings, max_batch)
 
     def _remembered(self, question: _Question) -> LatencyPrediction:
-        known = self._served.get(question.key)
-        return known or self._served.keep(question.key, self._solve(question))
+        key = question.key()
+        return self._served.get(key) or self._served.keep(key, self._solve(question))
 
     def _solve(self, question: _Question) -> LatencyPrediction:
         """The answer of the queue. Its requests bring ``brings`` items each, executed together."""
@@ -313,7 +309,7 @@ class LatencyPredictor:
         """``value`` rounded up to the next power of ``step``, where this rounds."""
         if self.exact or not 0 < value < math.inf:
             return max(0.0, value)
-        return float(step ** math.ceil(math.log(value) / math.log(step) - 1e-9))
+        return float(step ** math.ceil(math.log(value, step) - 1e-9))
 
 
 def _overload(max_batch: float) -> LatencyPrediction:

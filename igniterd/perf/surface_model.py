@@ -161,12 +161,13 @@ class SurfaceModel:
         """Mean and guarded upper bound (ms): ``shares`` (n_shares,), ``batches`` (n_batches,) ->
         each (n_shares, n_batches)."""
         mean, upper = self._fitted(model, shares, neighbours, batches, level)
-        beyond = shares > self._trusted[model] + 1e-9
-        if beyond.any():
-            trusted, one = np.array([self._trusted[model]]), np.ones(1)
-            known = self._fitted(model, trusted, neighbours, np.append(one, batches), level)[0][0]
-            single = self._fitted(model, shares[beyond], neighbours, one, level)[0]
-            upper[beyond] = np.maximum(upper[beyond], known[1:] * single / known[0])
+        most = self._trusted[model] + 1e-9
+        if max(shares.tolist()) <= most:  # as it mostly is; many times faster than numpy's any()
+            return mean, upper
+        beyond, trusted, one = shares > most, np.array([self._trusted[model]]), np.ones(1)
+        known = self._fitted(model, trusted, neighbours, np.append(one, batches), level)[0][0]
+        single = self._fitted(model, shares[beyond], neighbours, one, level)[0]
+        upper[beyond] = np.maximum(upper[beyond], known[1:] * single / known[0])
         return mean, upper
 
     def _fitted(
