@@ -1,8 +1,12 @@
 """Documents on disk and on the wire: the same bytes as ever, and read again as they were."""
 
 import json
+import math
+
+import pytest
 
 from igniterd.belief import ModelState
+from igniterd.errors import ConfigError
 from igniterd.estimators.bias import Bias, Point
 from igniterd.estimators.daily import BINS, Bin, Daily
 from igniterd.estimators.live_curve import LiveCurve, Size
@@ -119,3 +123,36 @@ def test_a_checkpoint_is_written_and_read_as_ever() -> None:
         Point(0.5, 0.25),
     )
     assert out["b"] == ModelState(copy=("3", "onnxruntime"), told=out["b"].told)
+
+
+def tenant(**changed: object) -> dict[str, object]:
+    good = {"workload": "A", "model": "ssd", "rate_per_s": 1, "share": 0.6, "max_batch_size": 1}
+    return good | changed
+
+
+@pytest.mark.parametrize(
+    ("gpus", "said"),
+    [
+        (3, ["gpus is 3; should be a list of GPUs"]),
+        ([3, {"gpu": "v"}], ["gpus[0] is 3; should be a table", "gpus[1].tenants is missing"]),
+        ([{"gpu": "v", "tenants": [], "price_per_hour": math.inf}], ["price_per_hour is inf"]),
+        (
+            [{"gpu": "v", "tenants": [tenant(share="0.5"), tenant(share=True, model="")]}],
+            [
+                "gpus[0].tenants[0].share is '0.5'; should be a number above 0, at most 1",
+                "gpus[0].tenants[1].model is ''; should be a name",
+                "gpus[0].tenants[1].share is True",
+            ],
+        ),
+        ([{"gpu": "v", "tenants": [tenant(rate_per_s=10**400)]}], ["should be a number above 0"]),
+        ([{"gpu": "v", "tenants": [tenant(slo_p99_ms=math.nan)]}], ["slo_p99_ms is nan; should"]),
+        ([{"gpu": "v", "tenants": [tenant(predicted=3)]}], ["predicted is 3; should be a table"]),
+        ([{"gpu": "v", "tenants": [tenant(max_batch_size=4.5)]}], ["max_batch_size is 4.5"]),
+    ],
+)
+def test_all_faults_of_a_plan_are_named_at_once(gpus: object, said: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        plan_from_json({"gpus": gpus}, "here")
+    for part in said:
+        assert part in str(error.value)
+    assert len(str(error.value)) < 1000

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from pydantic import Field, field_validator
+
+from igniterd.documents import Document, Name, Whole, check
 from igniterd.errors import ConfigError
 from igniterd.planner.workloads import Infeasible
 
@@ -145,106 +147,86 @@ def read_plan(path: Path) -> ProvisionPlan:
     return plan_from_json(document, str(path))
 
 
+Positive = Annotated[float, Field(gt=0)]
+Figure = Annotated[float, Field(description="a finite number, or null")]
+
+
+class _Predicted(Document):
+    mean_ms: Figure | None = None
+    p99_ms: Figure | None = None
+
+
+class _Tenant(Document):
+    workload: Name
+    model: Name
+    rate_per_s: Annotated[Positive, Field(description="a number above 0")]
+    share: Annotated[float, Field(gt=0, le=1, description="a number above 0, at most 1")]
+    max_batch_size: Annotated[
+        Whole, Field(ge=1, le=4096, description="a whole number from 1 to 4096")
+    ]
+    max_queue_delay_us: Annotated[
+        Whole, Field(ge=0, le=3_600_000_000, description="whole microseconds, 0 or more")
+    ] = 0
+    slo_p99_ms: Annotated[Positive | None, Field(description="above 0, or left out")] = None
+    utilisation: Figure | None = None
+    predicted: Annotated[
+        _Predicted | None, Field(description='a table with "mean_ms" and "p99_ms"')
+    ] = None
+
+    def record(self) -> PlannedTenant:
+        predicted = self.predicted or _Predicted()
+        return PlannedTenant(
+            workload=self.workload,
+            model=self.model,
+            slo_p99_ms=math.nan if self.slo_p99_ms is None else self.slo_p99_ms,
+            rate_per_s=self.rate_per_s,
+            share=self.share,
+            max_batch_size=self.max_batch_size,
+            max_queue_delay_us=self.max_queue_delay_us,
+            mean_ms=predicted.mean_ms,
+            p99_ms=predicted.p99_ms,
+            utilisation=self.utilisation,
+        )
+
+
+class _Gpu(Document):
+    gpu: Annotated[str, Field(description="the name of a type of GPU")]
+    tenants: Annotated[list[_Tenant], Field(description="a list of tenants")]
+    price_per_hour: Figure | None = None
+
+    @field_validator("tenants")
+    @classmethod
+    def _fits(cls, tenants: list[_Tenant]) -> list[_Tenant]:
+        total = sum(tenant.share for tenant in tenants)
+        if total > 1 + 1e-6:
+            raise ValueError(f"have shares that add up to {total:.3f}; at most 1 can be granted")
+        return tenants
+
+    def record(self) -> PlannedGpu:
+        return PlannedGpu(
+            self.gpu, tuple(tenant.record() for tenant in self.tenants), self.price_per_hour
+        )
+
+
+class _Plan(Document):
+    gpus: Annotated[list[_Gpu], Field(description='a list of GPUs, each with "gpu" and "tenants"')]
+    strategy: Annotated[str, Field(description="the name of a strategy")] = ""
+    burstiness: Figure | None = None
+    lower_bound_gpus: Figure | None = None
+    planning_s: Figure | None = None
+
+
 def plan_from_json(document: object, source: str) -> ProvisionPlan:
     """The records of a plan's JSON. Needs ``gpus[].gpu`` and per tenant workload, model,
-    rate_per_s, share, max_batch_size."""
-    problems: list[str] = []
-    gpus: list[PlannedGpu] = []
-    entries = document.get("gpus") if isinstance(document, dict) else None
-    if not isinstance(entries, list):
-        raise ConfigError(
-            source, ['"gpus" should be a list of GPUs, each with "gpu" and "tenants"']
-        )
-    for g, entry in enumerate(entries):
-        tenants = entry.get("tenants") if isinstance(entry, dict) else None
-        if not isinstance(tenants, list) or not isinstance(entry.get("gpu"), str):
-            problems.append(f'gpus[{g}] should have a string "gpu" and a list "tenants"')
-            continue
-        seats = [
-            seat
-            for t, raw in enumerate(tenants)
-            if (seat := _seat(raw, f"gpus[{g}].tenants[{t}]", problems)) is not None
-        ]
-        gpus.append(PlannedGpu(entry["gpu"], tuple(seats), _optional(entry.get("price_per_hour"))))
-        if gpus[-1].allocated > 1 + 1e-6:
-            problems.append(
-                f"gpus[{g}]: shares add up to {gpus[-1].allocated:.3f}; at most 1 can be granted"
-            )
-    if problems:
-        raise ConfigError(source, problems)
-    assert isinstance(document, dict)  # noqa: S101  (checked above; for the type checker)
+    rate_per_s, share, max_batch_size; other keys are left alone. Raises :class:`ConfigError` with
+    all that is wrong in it."""
+    if not isinstance(document, dict):
+        raise ConfigError(source, ['should be a table with "gpus", a list of GPUs'])
+    plan = check(_Plan, document, source)
     return ProvisionPlan(
-        strategy=str(document.get("strategy", "")),
-        burstiness=_optional(document.get("burstiness")) or 0.0,
-        gpus=tuple(gpus),
-        lower_bound_gpus=_optional(document.get("lower_bound_gpus")),
-        planning_s=_optional(document.get("planning_s")) or 0.0,
+        strategy=plan.strategy,
+        burstiness=plan.burstiness or 0.0,
+        gpus=tuple(gpu.record() for gpu in plan.gpus),
+        lower_bound_gpus=plan.lower_bound_gpus,
+        planning_s=plan.planning_s or 0.0,
     )
-
-
-_MOST_BATCH = 4096
-_MOST_DELAY_US = 3_600_000_000
-_NUMBERS: Sequence[tuple[str, float, float]] = (("rate_per_s", 0.0, math.inf), ("share", 0.0, 1.0))
-
-
-def _seat(raw: object, where: str, problems: list[str]) -> PlannedTenant | None:
-    if not isinstance(raw, Mapping):
-        problems.append(f"{where} should be a table")
-        return None
-    before = len(problems)
-    names = [
-        key for key in ("workload", "model") if not isinstance(raw.get(key), str) or not raw[key]
-    ]
-    problems += [f"{where}.{key} is {raw.get(key)!r}; should be a name" for key in names]
-    for key, low, high in _NUMBERS:
-        value = _optional(raw.get(key))
-        if value is None or not low < value <= high:
-            problems.append(
-                f"{where}.{key} is {raw.get(key)!r}; should be a number above {low:g}"
-                + (f", at most {high:g}" if high < math.inf else "")
-            )
-    batch, delay_us = raw.get("max_batch_size"), raw.get("max_queue_delay_us", 0)
-    if not _whole(batch, 1, _MOST_BATCH):
-        problems.append(
-            f"{where}.max_batch_size is {batch!r}; should be a whole number from 1 to {_MOST_BATCH}"
-        )
-    if not _whole(delay_us, 0, _MOST_DELAY_US):
-        problems.append(
-            f"{where}.max_queue_delay_us is {delay_us!r}; should be whole microseconds, 0 or more"
-        )
-    slo = raw.get("slo_p99_ms")
-    if slo is not None and not (_optional(slo) or 0.0) > 0:
-        problems.append(f"{where}.slo_p99_ms is {slo!r}; should be above 0, or left out")
-    if len(problems) > before:
-        return None
-    predicted: Mapping[str, Any] = (
-        raw["predicted"] if isinstance(raw.get("predicted"), Mapping) else {}
-    )
-    return PlannedTenant(
-        workload=raw["workload"],
-        model=raw["model"],
-        slo_p99_ms=math.nan if slo is None else float(slo),
-        rate_per_s=float(raw["rate_per_s"]),
-        share=float(raw["share"]),
-        max_batch_size=int(raw["max_batch_size"]),
-        max_queue_delay_us=int(delay_us),
-        mean_ms=_optional(predicted.get("mean_ms")),
-        p99_ms=_optional(predicted.get("p99_ms")),
-        utilisation=_optional(raw.get("utilisation")),
-    )
-
-
-def _whole(value: object, least: int, most: int) -> bool:
-    number = _optional(value)
-    return number is not None and number.is_integer() and least <= number <= most
-
-
-def _optional(value: object) -> float | None:
-    """A finite number, or ``None``."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:  # a whole number of hundreds of digits
-        return None
-    return number if math.isfinite(number) else None

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError, PydanticKnownError
+
+from igniterd.documents import Document, faults
 from igniterd.errors import ConfigError
 
 REQUIRED = ("workload", "model", "slo_p99_ms", "rate_per_s")
@@ -85,6 +89,45 @@ def read_workloads(path: Path) -> tuple[tuple[Workload, ...], tuple[Infeasible, 
     return check_rows(rows)
 
 
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool):
+        raise PydanticKnownError("float_type")
+    return value
+
+
+def _process(value: object) -> object:
+    """A named arrival process as the number it stands for; nothing for an empty cell."""
+    if value in (None, ""):
+        return None
+    return ARRIVALS.get(str(value).strip().lower(), value)
+
+
+# the cells of a CSV file are text
+Above = Annotated[float, Field(gt=0, strict=False), BeforeValidator(_no_truth)]
+Scv = Annotated[float, Field(ge=0, strict=False), BeforeValidator(_no_truth)]
+
+
+class _Row(Document):
+    model: str
+    slo_p99_ms: Annotated[Above, Field(description="a P99 in milliseconds above 0, e.g. 25")]
+    rate_per_s: Annotated[Above, Field(description="requests a second above 0, e.g. 400")]
+    burstiness: Annotated[
+        Scv | None,
+        BeforeValidator(_process),
+        Field(
+            description="constant, poisson or a number from 0 (constant), 1 being Poisson",
+        ),
+    ] = None
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> str:
+        name = str(value or "").strip()
+        if not name:
+            raise PydanticCustomError("said", "is empty; name the profiled model it is served by")
+        return name
+
+
 def check_rows(
     rows: Sequence[Mapping[str, object]],
 ) -> tuple[tuple[Workload, ...], tuple[Infeasible, ...]]:
@@ -94,58 +137,27 @@ def check_rows(
     seen: set[str] = set()
     for number, row in enumerate(rows, 1):
         name = str(row.get("workload") or "").strip() or f"row {number}"
-        problems = (
-            [f"the name {name!r} is used before; give every workload a name of its own"]
-            if name in seen
-            else []
-        )
+        problems = []
+        if name in seen:
+            problems = [f"the name {name!r} is used before; give every workload a name of its own"]
         seen.add(name)
-        model = str(row.get("model") or "").strip()
-        if not model:
-            problems.append("model is empty; name the profiled model it is served by")
-        slo = _number(row, "slo_p99_ms", problems, "a P99 in milliseconds above 0, e.g. 25")
-        rate = _number(row, "rate_per_s", problems, "requests a second above 0, e.g. 400")
-        burst = _burstiness(row, problems)
+        try:
+            # an empty cell is a missing one
+            given = {key: value for key, value in row.items() if value not in (None, "")}
+            known = _Row.model_validate({"model": "", **given})
+        except ValidationError as error:
+            problems += faults(error, _Row, words=_said)
         if problems:
             bad.append(Infeasible(name, "; ".join(problems)))
-        else:
-            good.append(Workload(name, model, slo, rate, burst))
+            continue
+        good.append(
+            Workload(name, known.model, known.slo_p99_ms, known.rate_per_s, known.burstiness)
+        )
     return tuple(good), tuple(bad)
 
 
-def _number(row: Mapping[str, object], key: str, problems: list[str], right: str) -> float:
-    """A finite number above zero, or NaN and a line in ``problems``."""
-    raw = row.get(key)
-    value = _as_float(raw)
-    if value is None or not math.isfinite(value) or value <= 0:
-        problems.append(
-            f"{key} is {'missing' if raw in (None, '') else repr(raw)}; right would be {right}"
-        )
-        return math.nan
-    return value
-
-
-def _burstiness(row: Mapping[str, object], problems: list[str]) -> float | None:
-    raw = row.get("burstiness")
-    if raw in (None, ""):
-        return None
-    value = ARRIVALS.get(str(raw).strip().lower(), _as_float(raw))
-    if value is None or not math.isfinite(value) or value < 0:
-        problems.append(
-            f"burstiness is {raw!r}; right would be constant, poisson or a number from 0 "
-            "(constant), 1 being Poisson"
-        )
-        return None
-    return value
-
-
-def _as_float(raw: object) -> float | None:
-    if isinstance(raw, bool) or not isinstance(raw, int | float | str):
-        return None
-    try:
-        return float(raw)
-    except (ValueError, OverflowError):  # TOML's whole numbers have any length
-        return None
+def _said(path: str, found: str, right: str) -> str:
+    return f"{path} is {found or 'missing'}; right would be {right}"
 
 
 def _csv_rows(source: str, text: str) -> list[dict[str, object]]:

@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 
 from igniterd import __version__
+from igniterd.edgelog import EdgeLogger
 from igniterd.errors import Refused
 from igniterd.estimate import EstimatorState, ModelState
 from igniterd.estimators import bias as calibrate
@@ -145,7 +146,7 @@ class Checkpoint:
         self._log = structlog.get_logger("igniterd.state.checkpoint")
         self._kept_s: float | None = None
         self._writing: threading.Thread | None = None
-        self._failed = False
+        self._once, self._where = EdgeLogger("checkpoint"), {"path": str(path)}
 
     def recall(self, at_s: float, wall_s: float) -> dict[str, ModelState]:
         """What was learnt before; nothing, and a word in the log, where that cannot be read or is
@@ -203,12 +204,8 @@ class Checkpoint:
             make_folder(self.path.parent)
             replace_file(self.path, json.dumps(data, separators=(",", ":")))
         except (OSError, Refused) as error:
-            if not self._failed:
-                self._failed = True
-                self._log.warning(
-                    "what is learnt is not kept", path=str(self.path), reason=str(error)
-                )
+            self._once.failed(
+                "write", str(error), says="what is learnt is not kept", more=self._where
+            )
         else:
-            if self._failed:
-                self._failed = False
-                self._log.info("what is learnt is kept again", path=str(self.path))
+            self._once.worked("write", says="what is learnt is kept again", more=self._where)

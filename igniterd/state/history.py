@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 
+from igniterd.edgelog import EdgeLogger
 from igniterd.errors import Refused
 from igniterd.files import make_folder
 from igniterd.records import Tick
@@ -57,8 +58,9 @@ class History:
         self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(maxsize=1000)
         self._sampled_s = float("-inf")
         self._last = ""
-        self._failed = self._made_anew = False
+        self._made_anew = False
         self._log = structlog.get_logger("igniterd.state.history")
+        self._once, self._where = EdgeLogger("history"), {"path": str(path)}
         self._thread = threading.Thread(target=self._write, name="history", daemon=True)
         self._thread.start()
 
@@ -80,7 +82,7 @@ class History:
                 )
             )
         except queue.Full:
-            self._say_once("the disk does not keep up")
+            self._failed("the disk does not keep up")
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Write what is queued and stop."""
@@ -90,10 +92,8 @@ class History:
             return
         self._thread.join(timeout_s)
 
-    def _say_once(self, reason: str) -> None:
-        if not self._failed:
-            self._failed = True
-            self._log.warning("history is not written", path=str(self.path), reason=reason)
+    def _failed(self, reason: str) -> None:
+        self._once.failed("write", reason, says="history is not written", more=self._where)
 
     def _set_aside(self) -> None:
         """A file that SQLite cannot read makes room for a new one, and stays for whoever wants to
@@ -148,7 +148,7 @@ class History:
                     connection.execute(FORGET, (RECENT, KEEP_S))
                 self._shrink(connection)
             except (sqlite3.Error, OSError, Refused) as error:
-                self._say_once(str(error))
+                self._failed(str(error))
                 if connection is not None:
                     connection.close()
                     connection = None
@@ -156,8 +156,6 @@ class History:
                 if type(error) is sqlite3.DatabaseError:
                     self._set_aside()
             else:
-                if self._failed:
-                    self._failed = False
-                    self._log.info("history is written again", path=str(self.path))
+                self._once.worked("write", says="history is written again", more=self._where)
         if connection is not None:
             connection.close()

@@ -17,12 +17,14 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, ValidationError
 
 from igniterd.arrays import F64
+from igniterd.documents import Document, faults
 from igniterd.errors import CannotRun
 
 INPUT_FLOATS = 16  # each item carries a few floats: the time of the real transfer is in the tables
@@ -69,44 +71,64 @@ class LoadSpec:
 
     @classmethod
     def from_json(cls, text: str) -> LoadSpec:
-        """Raises ``ValueError`` naming the field that is wrong."""
+        """Raises ``ValueError`` naming every field that is wrong."""
         try:
-            raw = json.loads(text)
-            phases = tuple(phase_from(p) for p in raw["phases"])
-            requests = {str(m): str(r) for m, r in raw.get("requests", {}).items()}
-            return cls(
-                str(raw["url"]),
-                phases,
-                float(raw.get("deadline_s", 10.0)),
-                int(raw.get("seed", 0)),
-                requests,
-            )
-        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as problem:
-            raise ValueError(
-                f"the load's description is not right: {type(problem).__name__} {problem}"
-            ) from problem
+            return _read(_LoadDocument, json.loads(text)).record()
+        except json.JSONDecodeError as problem:
+            raise ValueError(f"{_WRONG}: it is not JSON: {problem}") from problem
 
 
-def phase_from(raw: Mapping[str, Any]) -> Phase:
-    """A phase from JSON's types. Raises ``ValueError`` naming the field that is wrong."""
-    name = str(raw.get("name", raw.get("phase", "")))
-    rates = {str(m): float(r) for m, r in raw["rates"].items()}
-    for model, rate in rates.items():
-        if not 0.0 <= rate < 1e5:
-            raise ValueError(
-                f"phase {name!r}: rates[{model!r}] is {rate}: give requests a second, 0 or more"
-            )
-    duration = raw.get("duration_s")
-    if duration is not None and not float(duration) > 0.0:
-        raise ValueError(
-            f"phase {name!r}: duration_s is {duration}: give seconds above 0, or leave it out"
-        )
-    return Phase(
-        name,
-        None if duration is None else float(duration),
-        rates,
-        Arrivals(raw.get("arrivals", Arrivals.POISSON)),
+def phase_from(raw: object) -> Phase:
+    """A phase from JSON's types. Raises ``ValueError`` naming every field that is wrong."""
+    return _read(_PhaseDocument, raw).record()
+
+
+_WRONG = "the load's description is not right"
+Rate = Annotated[float, Field(ge=0, lt=1e5, description="requests a second, 0 or more")]
+Above = Annotated[float, Field(gt=0, description="seconds above 0")]
+D = TypeVar("D", bound=Document)
+
+
+class _PhaseDocument(Document):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = ""
+    duration_s: Above | None = None
+    rates: dict[str, Rate]
+    arrivals: Annotated[
+        Arrivals, Field(strict=False, description=" or ".join(kind.value for kind in Arrivals))
+    ] = Arrivals.POISSON
+
+    def record(self) -> Phase:
+        return Phase(self.name, self.duration_s, self.rates, self.arrivals)
+
+
+class _LoadDocument(Document):
+    model_config = ConfigDict(extra="forbid")
+
+    url: Annotated[str, Field(description="host:port of Triton's gRPC endpoint")]
+    phases: Annotated[list[_PhaseDocument], Field(description="a list of phases")]
+    deadline_s: Above = 10.0
+    seed: int = 0
+    requests: dict[str, Annotated[str, Field(description="a request in base64")]] = Field(
+        default_factory=dict
     )
+
+    def record(self) -> LoadSpec:
+        return LoadSpec(
+            url=self.url,
+            phases=tuple(phase.record() for phase in self.phases),
+            deadline_s=self.deadline_s,
+            seed=self.seed,
+            requests=self.requests,
+        )
+
+
+def _read(schema: type[D], raw: object) -> D:
+    try:
+        return schema.model_validate(raw)
+    except ValidationError as error:
+        raise ValueError(f"{_WRONG}: {'; '.join(faults(error, schema))}") from error
 
 
 @dataclass(frozen=True, slots=True)

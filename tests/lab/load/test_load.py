@@ -199,18 +199,24 @@ def test_quantiles_count_failures_as_never(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("{", "description is not right"),
-        ('{"url": "x"}', "phases"),
+        ('{"url": "x"}', "phases is missing; should be a list of phases"),
+        ("[]", "the file is a list"),
+        (
+            '{"url": "x", "phases": [], "seed": true, "deadline_s": "1"}',
+            "seed is .*deadline_s is|deadline_s is .*seed is True",
+        ),
+        ('{"url": "x", "phases": [{"rates": {"a": NaN}}]}', "rates.a is nan"),
         (
             '{"url": "x", "phases": [{"name": "n", "duration_s": 1, "rates": {"a": -1}}]}',
-            r"phase 'n': rates\['a'\] is -1.0: give requests",
+            r"phases\[0\].rates.a is -1; should be requests a second, 0 or more",
         ),
         (
             '{"url": "x", "phases": [{"name": "n", "duration_s": 0, "rates": {}}]}',
-            "phase 'n': duration_s is 0: give seconds above 0",
+            r"phases\[0\].duration_s is 0; should be seconds above 0",
         ),
         (
             '{"url": "x", "phases": [{"name": "n", "rates": {}, "arrivals": "monthly"}]}',
-            "'monthly' is not a valid Arrivals",
+            "arrivals is 'monthly'; should be poisson or constant or bursty",
         ),
     ],
 )
