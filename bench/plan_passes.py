@@ -19,31 +19,19 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))  # at the end: PYTHONPATH may name another revision
 from bench.plan import paper, random_set
-from igniterd.planner import fill, local_search, single_type
+from igniterd.planner import fill, single_type
 from igniterd.planner.gpu_types import GpuType, parse_gpu
 from igniterd.planner.strategies import Request, plan, prepare
 
 Patch = tuple[Any, str, Any]
 """Module, name in it, what takes its place."""
 
-REPACKING: list[Patch] = [(single_type, "SMALL", 0), (single_type, "REPACKED", 0)]
-FILLINGS: list[Patch] = [(fill, "rounds", lambda items: 1)]
-EMPTYING: list[Patch] = [(fill, "empty_worst", lambda problem, settler, groups: groups)]
-SPLITS: list[Patch] = [(local_search, "_with_splits", lambda *_: None)]
-CALIBRATE: list[Patch] = [(single_type, "calibrate", lambda *_, **__: None)]
-CONSOLIDATE: list[Patch] = [(single_type, "consolidate", lambda placed, *_: placed)]
-SQUEEZE: list[Patch] = [(fill, "squeeze", lambda problem, settler, groups, *_, **__: groups)]
-FOUR = REPACKING + FILLINGS + EMPTYING + SPLITS
 VARIANTS: dict[str, list[Patch]] = {
     "as it is": [],
-    "without the four below": FOUR,
-    "without the four and calibrate": FOUR + CALIBRATE,
-    "without repacking": REPACKING,
-    "one filling": FILLINGS,
-    "no empty_worst in pack": EMPTYING,
-    "no splits": SPLITS,
-    "without the four and consolidate": FOUR + CONSOLIDATE,
-    "without the four and local search": FOUR + SQUEEZE,
+    "one seed": [(single_type, "TRIED", 1)],
+    "without calibrate": [(single_type, "calibrate", lambda *_, **__: None)],
+    "without consolidate": [(single_type, "consolidate", lambda placed, *_: placed)],
+    "without local search": [(fill, "squeeze", lambda problem, settler, groups, seed: groups)],
 }
 
 

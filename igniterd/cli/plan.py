@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,6 +15,7 @@ import typer
 
 from igniterd.cli.common import cannot, shown
 from igniterd.cli.wording import finite, given, picture_path
+from igniterd.errors import ConfigError
 
 if TYPE_CHECKING:
     from igniterd.cli.plan_sweep import Sweep
@@ -118,7 +121,7 @@ def plan(
         )
     if sweep is not None and (start is not None or emit is not None):
         raise typer.BadParameter("cannot go with --from or --emit", param_hint="--sweep")
-    with cannot():
+    with cannot(), _named_by_option():
         picture_path("--plot", plot, ".png", ".svg", ".pdf")
         if emit is not None:
             from igniterd.cli.plan_emit import new_folder
@@ -136,6 +139,19 @@ def plan(
         feasible = _swept(task, output, plot) if task.sweep else _planned(task, output, plot, emit)
     if not feasible:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _named_by_option() -> Iterator[None]:
+    """Name what the planner refuses by the option that gave it."""
+    try:
+        yield
+    except ConfigError as error:
+        for words, option in (("GPU", "--gpu"), ("running plan", "--from")):
+            if error.source == words or error.source.startswith(f"{words} "):
+                source = option + error.source.removeprefix(words)
+                raise ConfigError(source, error.problems) from error
+        raise
 
 
 def _process(arrivals: str, burstiness: float | None) -> float:

@@ -1,11 +1,9 @@
 """igniterd's search: which workloads share which GPU, in how few GPUs (or for how little money).
 
 1. Every item takes the kind of GPU on which what it needs there, among others, costs least.
-2. For each kind, :func:`igniterd.planner.kernels.fill.fill` packs the items, up to 200 of them
-   several times; between the times an item's price rises where its GPU was packed badly and falls
-   where it was packed well, so that awkward items are placed early. The best packing stays.
-3. Moves: the worst-filled GPUs are emptied into the rest, tenant by tenant, as long as that works;
-   with few workloads, a search over moves and swaps also tries to do with one GPU less.
+2. For each kind, :func:`igniterd.planner.kernels.fill.fill` packs the items.
+3. With few workloads, a search over moves and swaps tries to do with one GPU less
+   (:mod:`igniterd.planner.local_search`).
 """
 
 from __future__ import annotations
@@ -22,22 +20,19 @@ from igniterd.planner.local_search import SMALL, squeeze
 from igniterd.planner.problem import Problem, pick
 
 _ASKED = 16
-_RATE = 0.4
-"""How strongly prices follow how well a GPU was packed."""
 
 
-def pack(problem: Problem, settler: Settler, seed: int = 0, *, splits: bool = True) -> list[Pack]:
-    """Which items share which GPU; ``splits`` as for
-    :func:`igniterd.planner.local_search.squeeze`."""
+def pack(problem: Problem, settler: Settler, seed: int = 0) -> list[Pack]:
+    """Which items share which GPU; ``seed`` is of the local search."""
     groups: list[Pack] = []
     kinds = choose_kinds(problem)
     for kind in range(len(problem.gpus)):
         which = np.flatnonzero(kinds == kind)
         if which.size:
             groups += [(kind, members) for members in fill_kind(problem, kind, which)]
-    groups = empty_worst(problem, settler, apart(problem, settler, groups))
+    groups = apart(problem, settler, groups)
     if 2 <= problem.parent.size <= SMALL:
-        groups = squeeze(problem, settler, groups, seed, splits=splits)
+        groups = squeeze(problem, settler, groups, seed)
     return groups
 
 
@@ -82,38 +77,26 @@ def choose_kinds(problem: Problem) -> I64:
 
 
 def fill_kind(problem: Problem, kind: int, which: I64) -> list[list[int]]:
-    """The best of several fillings of one kind of GPU; see :mod:`igniterd.planner.kernels.fill`."""
+    """GPUs of one kind filled with these items; see :mod:`igniterd.planner.kernels.fill`."""
     t, items = problem.tables, pick(problem.items, which)
     if (problem.alone[kind, which] > t.units[kind]).any():
         raise ValueError("an item that fits no GPU alone has to be split before it is packed")
-    n, top = which.size, int(t.units[kind])
-    shape = (n, t.curve_ms.shape[1], t.gain_units.size)
+    n = which.size
     sketch = filling.Sketch(
-        np.zeros(n, np.int64), np.zeros((n, filling.STEPS)), np.zeros(n, np.int64), np.zeros(shape)
+        alone=np.zeros(n, np.int64),
+        steps=np.zeros((n, filling.STEPS)),
+        size=np.zeros(n, np.int64),
+        push=np.zeros((n, t.curve_ms.shape[1], t.gain_units.size)),
     )
     filling.sketch(t, items, kind, sketch)
+    order = np.argsort(-sketch.alone, kind="stable").astype(np.int64)
     memory, room = problem.memory(kind)[which], problem.room(kind)
-    price = sketch.alone.astype(np.float64)
-    gpu_of, best, fewest = np.zeros(n, np.int64), np.zeros(n, np.int64), n + 1
-    for _ in range(rounds(n)):
-        order = np.argsort(-price, kind="stable").astype(np.int64)
-        gpus = int(filling.fill(t, items, kind, sketch, price, order, memory, room, gpu_of))
-        if gpus < fewest:
-            fewest, best = gpus, gpu_of.copy()
-        if fewest * top <= sketch.alone.sum() + top - 1:
-            break
-        packed = np.bincount(gpu_of, weights=price, minlength=gpus)
-        price = price * (packed.mean() / packed[gpu_of]) ** _RATE
-    members: list[list[int]] = [[] for _ in range(fewest)]
-    for item, gpu in zip(which.tolist(), best.tolist(), strict=True):
+    gpu_of = np.zeros(n, np.int64)
+    gpus = int(filling.fill(t, items, kind, sketch, order, memory, room, gpu_of))
+    members: list[list[int]] = [[] for _ in range(gpus)]
+    for item, gpu in zip(which.tolist(), gpu_of.tolist(), strict=True):
         members[gpu].append(item)
     return members
-
-
-def rounds(items: int) -> int:
-    """Fillings tried: many where each is quick, few where there are many items and the law of large
-    numbers packs well."""
-    return 8 if items <= 200 else 1
 
 
 def empty_worst(

@@ -89,7 +89,7 @@ def parse_gpu(text: str) -> GpuType:
                 f"the count {count!r} should be a whole number above 0, as in v100@2.48x8"
             )
         if problems:
-            raise ConfigError(f"--gpu {text}", problems)
+            raise ConfigError(f"GPU {text}", problems)
         most = int(count) if count else None
     return GpuType(resolve_profile(name), price, most)
 
@@ -109,4 +109,4 @@ def check_gpus(gpus: tuple[GpuType, ...]) -> None:
             if gpu.price_per_hour is None
         ]
     if problems:
-        raise ConfigError("--gpu", problems)
+        raise ConfigError("GPU", problems)

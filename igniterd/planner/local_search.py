@@ -1,5 +1,5 @@
-"""One GPU less for a few workloads: moves and swaps that lower what overflows, and splitting what
-will not go in one piece."""
+"""One GPU less for a few workloads: moves, swaps and shifts of rate that lower what overflows
+(simulated annealing)."""
 
 from __future__ import annotations
 
@@ -16,34 +16,21 @@ _STEPS = 4000
 _HEAT = 1.5
 """Units of overflow a step may add at the start, on average; falls to nothing at the end (simulated
 annealing)."""
-_NEAR = 6
-"""Only a search that came within so many units of success is tried again with splits."""
-_SPLITS = 3
-"""Items split in two, largest first, when the others will not fit otherwise."""
 _SHIFT = 0.2
 """Chance that a step shifts rate between replicas of a workload, where there are any; and the part
 of the rate it shifts."""
 
 
-def squeeze(
-    problem: Problem, settler: Settler, groups: list[Pack], seed: int, *, splits: bool = True
-) -> list[Pack]:
+def squeeze(problem: Problem, settler: Settler, groups: list[Pack], seed: int) -> list[Pack]:
     """Do without the GPU that would save most, as often as that succeeds; never below the lower
-    bound.
-
-    ``splits``: also with large items split, which takes three times as long again where it does not
-    help.
-    """
+    bound."""
     rng = np.random.default_rng(seed)
     while len(groups) > max(1, least_gpus(problem)):
         spare = max(
             range(len(groups)),
             key=lambda g: (_price(problem, groups[g]), -_alone(problem, groups[g])),
         )
-        descent = _Descent(problem, settler, groups, spare, rng)
-        fewer = descent.run()
-        if fewer is None and splits and descent.least <= _NEAR:
-            fewer = _with_splits(problem, settler, groups, spare, rng)
+        fewer = _Descent(problem, settler, groups, spare, rng).run()
         if fewer is None:
             return groups
         groups = fewer
@@ -67,24 +54,6 @@ def _alone(problem: Problem, group: Pack) -> int:
     return int(problem.alone[group[0], group[1]].sum())
 
 
-def _with_splits(
-    problem: Problem, settler: Settler, groups: list[Pack], spare: int, rng: np.random.Generator
-) -> list[Pack] | None:
-    """The same with a large item split in halves; the problem keeps the split only if it helps."""
-    sizes = problem.alone.min(axis=0)
-    for item in np.argsort(-sizes, kind="stable")[:_SPLITS].tolist():
-        before = problem.snapshot()
-        half = problem.split(item)
-        trial = [
-            (kind, [*members, half] if item in members else members) for kind, members in groups
-        ]
-        fewer = _Descent(problem, settler, trial, spare, rng).run()
-        if fewer is not None:
-            return fewer
-        problem.restore(before)
-    return None
-
-
 class _Descent:
     """All items on all GPUs but one, with as little overflow as moves, swaps and shifts of rate can
     reach."""
@@ -104,7 +73,6 @@ class _Descent:
             over = [self.overflow(g, [*items, item]) for g, items in enumerate(self.members)]
             self.members[int(np.argmin(over))].append(item)
         self.cost = [self.overflow(g, items) for g, items in enumerate(self.members)]
-        self.least = sum(self.cost)
         self.replicated = np.unique(problem.parent).size < problem.parent.size
 
     def run(self) -> list[Pack] | None:
@@ -120,7 +88,6 @@ class _Descent:
                     if items
                 ]
             g = over[int(self.rng.integers(len(over)))]
-            self.least = min(self.least, sum(self.cost))
             heat = _HEAT * (1 - step / _STEPS)
             if self.replicated and self.rng.random() < _SHIFT:
                 self._shift(g, heat)

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,8 +24,6 @@ from igniterd.queueing.kernels.lookup import Tables
 
 MAX_REPLICAS = 256
 """A workload is split over at most so many GPUs: beyond that, something else is wrong."""
-_APIECE = 50
-"""Workloads whose bound is worth a thread."""
 _TABLE_MARGIN = 0.01
 """The search aims this far below the SLO: what the tables' interpolation errs by, so that few
 placements have to be mended."""
@@ -197,26 +193,11 @@ def pose(
     at_slo = items._replace(goal_ms=items.goal_ms / (1.0 - _TABLE_MARGIN))
     alone_at_slo = needs(tables, at_slo)
     for kind in range(len(gpus)):
-        _bound(tables, at_slo, kind, alone_at_slo[kind], problem.bound[kind])
+        bound_units(tables, at_slo, kind, alone_at_slo[kind], problem.bound[kind])
     _reject_hopeless(problem)
     _split_large(problem, parts or {})
     problem.stamp = [0] * problem.parent.size
     return problem
-
-
-def _bound(tables: Tables, items: Items, kind: int, alone: I64, out: F64) -> None:
-    """:func:`igniterd.planner.kernels.lower_bound.bound_units` on all processors."""
-
-    def part(which: I64) -> None:
-        found = np.empty(which.size)
-        bound_units(tables, pick(items, which), kind, alone[which], found)
-        out[which] = found
-
-    pieces = np.array_split(
-        np.arange(alone.size), min(max(1, alone.size // _APIECE), len(os.sched_getaffinity(0)))
-    )
-    with ThreadPoolExecutor(len(pieces)) as pool:
-        list(pool.map(part, pieces))
 
 
 def needs(tables: Tables, items: Items) -> I64:

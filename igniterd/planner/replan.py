@@ -80,13 +80,8 @@ def _running(
     names = [gpu.name for gpu in gpus]
     strange = sorted({gpu.gpu for gpu in start.gpus} - set(names))
     if strange:
-        raise ConfigError(
-            "--from",
-            [
-                f"the plan has GPUs of kind {kind}; offer them too with --gpu {kind}"
-                for kind in strange
-            ],
-        )
+        problems = [f"the plan has GPUs of kind {kind}; offer that kind too" for kind in strange]
+        raise ConfigError("running plan", problems)
     wanted = {w.name: w for w in workloads}
     before: dict[str, float] = {}
     for gpu in start.gpus:

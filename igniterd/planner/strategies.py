@@ -74,7 +74,7 @@ def plan(
         return replace(own, infeasible=(*rejected, *own.infeasible))
     if request.start is not None:
         raise ConfigError(
-            "--from",
+            "running plan",
             [f"strategy {strategy} plans from nothing; only igniterd starts from a running plan"],
         )
     plans = [_on_one_kind(request, gpu, strategy) for gpu in request.gpus]

@@ -98,7 +98,8 @@ def test_the_table_shows_shares_as_bars(few):
     ("args", "status", "said"),
     [
         (["--gpu", "t4000"], 1, "t4000"),
-        (["--gpu", "v100@cheap"], 1, "should be a number"),
+        (["--gpu", "v100@cheap"], 1, "--gpu v100@cheap: the price 'cheap' should be a number"),
+        (["--gpu", "v100", "--gpu", "v100"], 1, "--gpu: v100 is given twice"),
         (["--gpu", "v100@"], 1, "should be a number"),
         (["--gpu", "v100@1x0"], 1, "whole number above 0"),
         (["--sweep", "rate=3..1"], 1, "should be above 0 and not above HIGH"),
@@ -117,6 +118,23 @@ def test_wrong_usage_says_what_would_be_right(few, args, status, said):
     assert result.exit_code == status
     assert result.stdout == ""  # said before anything is planned
     assert said in " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("strategy", "said"),
+    [
+        ("igniterd", "--from: the plan has GPUs of kind slow; offer that kind too"),
+        ("igniter", "--from: strategy igniter plans from nothing"),
+    ],
+)
+def test_a_running_plan_that_cannot_be_used_is_named_by_its_option(
+    few, slow, tmp_path, strategy, said
+):
+    running = tmp_path / "plan.json"
+    running.write_text(run(few, "--gpu", f"{slow}@0.4", "--format", "json").stdout)
+    result = run(few, "--from", running, "--strategy", strategy)
+    assert result.exit_code == 1
+    assert said in " ".join(result.stderr.split())
 
 
 @pytest.fixture

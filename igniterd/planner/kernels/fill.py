@@ -128,38 +128,34 @@ def _search(
     memory: I64,
     room: int,
     top: int,
-    price: F64,
-    density: float,
     first: I64,
     after: I64,
     seed: int,
     shortlist: I64,
     sizes: I64,
-    values: F64,
+    packed: I64,
 ) -> int:
     """Depth-first completion of a GPU that starts with ``seed``; the best sets found, best first,
     into ``shortlist``; their number.
 
     ``first[units, model]`` is the first item of each list and ``after[item]`` the next one, -1 at
-    the end. Lists are gone through from the largest units down, two items of each. ``density`` is
-    the most price for a unit: what is still free can add no more.
+    the end. Lists are gone through from the largest units down, two items of each. What is
+    still free can add no more than itself to the units packed.
     """
     models = first.shape[1]
     chosen = np.empty(SEATS, np.int64)
     # columns: list being tried, item of it (-1: none yet), items tried, units, bytes
     slot, within, tried, used, taken = 0, 1, 2, 3, 4
     at = np.empty((SEATS, 5), np.int64)
-    worth = np.empty(SEATS)
+    worth = np.empty(SEATS, np.int64)
     chosen[0] = shortlist[0, 0] = seed
     sizes[0] = 1
-    worth[1] = values[0] = price[seed]
+    worth[1] = packed[0] = s.alone[seed]
     at[1] = ((top - s.alone[seed] + 1) * models - 1, -1, 0, s.alone[seed], memory[seed])
     found, depth, nodes = 1, 1, 0
     while depth >= 1 and nodes < _NODES:
         now = at[depth]
-        hopeless = (
-            found == _SHORTLIST and worth[depth] + density * (top - now[used]) <= values[found - 1]
-        )
+        hopeless = found == _SHORTLIST and worth[depth] + top - now[used] <= packed[found - 1]
         if now[slot] < models or hopeless:
             depth -= 1
             continue
@@ -182,11 +178,11 @@ def _search(
         if total > top or now[taken] + memory[item] > room:
             continue
         found = _remember(
-            shortlist, sizes, values, found, chosen, depth + 1, worth[depth] + price[item]
+            shortlist, sizes, packed, found, chosen, depth + 1, worth[depth] + s.alone[item]
         )
         if depth + 2 < SEATS and total < top:
             depth += 1
-            worth[depth] = worth[depth - 1] + price[item]
+            worth[depth] = worth[depth - 1] + s.alone[item]
             at[depth] = (
                 min(now[slot], (top - total + 1) * models - 1),
                 -1,
@@ -199,13 +195,13 @@ def _search(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _remember(
-    shortlist: I64, sizes: I64, values: F64, found: int, chosen: I64, count: int, worth: float
+    shortlist: I64, sizes: I64, packed: I64, found: int, chosen: I64, count: int, worth: int
 ) -> int:
-    """Insert a set into the list of the best: most worth first, of equal worth the one with fewer
+    """Insert a set into the list of the best: most units first, of equal ones the one with fewer
     tenants."""
     place = found
     while place > 0 and (
-        worth > values[place - 1] or (worth == values[place - 1] and count < sizes[place - 1])
+        worth > packed[place - 1] or (worth == packed[place - 1] and count < sizes[place - 1])
     ):
         place -= 1
     if place >= _SHORTLIST:
@@ -214,10 +210,10 @@ def _remember(
     for p in range(last, place, -1):
         shortlist[p] = shortlist[p - 1]
         sizes[p] = sizes[p - 1]
-        values[p] = values[p - 1]
+        packed[p] = packed[p - 1]
     shortlist[place, :count] = chosen[:count]
     sizes[place] = count
-    values[place] = worth
+    packed[place] = worth
     return last + 1
 
 
@@ -227,7 +223,6 @@ def fill(
     items: Items,
     kind: int,
     s: Sketch,
-    price: F64,
     order: I64,
     memory: I64,
     room: int,
@@ -253,15 +248,12 @@ def fill(
         gpu_of[i] = -1
     shortlist = np.empty((_SHORTLIST, SEATS), np.int64)
     sizes = np.empty(_SHORTLIST, np.int64)
-    values = np.empty(_SHORTLIST)
+    packed = np.empty(_SHORTLIST, np.int64)
     units = np.empty(SEATS, np.int64)
     option = np.empty(SEATS, np.int64)
     busy = np.empty(SEATS)
     batch = np.empty(SEATS)
     stretch = np.empty(SEATS)
-    density = 0.0
-    for p in range(order.shape[0]):
-        density = max(density, price[order[p]] / s.alone[order[p]])
     gpus = 0
     for p in range(order.shape[0]):
         seed = order[p]
@@ -274,14 +266,12 @@ def fill(
             memory,
             room,
             top,
-            price,
-            density,
             first,
             after,
             seed,
             shortlist,
             sizes,
-            values,
+            packed,
         )
         pick = found - 1
         for f in range(found):
