@@ -26,10 +26,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from igniterd.estimators.bias import CENTRE, Bias, Measured, Point, bound, elsewhere
+from igniterd.estimators import bias as shipped
+from igniterd.estimators.bias import CENTRE, Bias, Measured, Point
 from igniterd.estimators.bias_filter import update_bias
 from igniterd.lab.gpu.truth import Neighbour, Truth
 from igniterd.perf import builtin_profile, load_model
@@ -118,22 +120,33 @@ class Found:
     noticed: list[int]
 
 
-def run(scenario: Scenario, seeds: int) -> Found:
+@dataclass(frozen=True)
+class Code:
+    """The estimator that is measured: another one differs in its constants."""
+
+    bias: Any = shipped
+    update: Callable[..., tuple[Bias, float | None]] = update_bias
+
+
+SHIPPED = Code()
+
+
+def run(scenario: Scenario, seeds: int, code: Code = SHIPPED) -> Found:
     errors, raw, covered, margins, by_batch, sds = [], [], [], [], [], []
     noticed: list[int] = []
     for seed in range(seeds):
         rng = np.random.default_rng(FIRST_SEED + seed)
-        shape, bias = scenario.of_batches(rng), Bias()
+        shape, bias = scenario.of_batches(rng), code.bias.Bias()
         for t, common, measured in windows(scenario, rng, shape):
             now = scenario.bias(t)
             if t >= scenario.since and scenario.odd(int(t)) == 1.0 and bias.estimate is not None:
                 covered.append(common <= bias.upper(LEVEL))
                 margins.append(bias.upper(LEVEL) / common - 1)
-                width = bound(bias.estimate.sd, LEVEL)
+                width = code.bias.bound(bias.estimate.sd, LEVEL)
                 by_batch += [
                     common * k <= bias.at(b) * width for b, k in zip(SIZES, shape, strict=True)
                 ]
-            bias, changed = update_bias(bias, t, measured, Point(0.5))
+            bias, changed = code.update(bias, t, measured, code.bias.Point(0.5))
             noticed += [int(t)] if changed else []
             if t >= scenario.since:
                 true = {b: now * k for b, k in zip(SIZES, shape, strict=True)}
@@ -181,25 +194,7 @@ PLACES = [
 
 
 def tables(models: tuple[str, ...], label: str) -> None:
-    truth, model = Truth.v100(), load_model(builtin_profile("v100"))
-    rows: dict[str, list[tuple[float, ...]]] = {}
-    for me in models:
-        others = [m for m in model.models if m != me]
-        places = [
-            (s, tuple((others[ord(x) - ord("a")], 4, round((1 - s) / len(near), 4)) for x in near))
-            for s, near in PLACES
-        ]
-        for i, (share, near) in enumerate(places):
-            bias = _lived(truth, model, me, share, near)
-            for j, (then, beside) in enumerate(places):
-                kind = (
-                    "same place"
-                    if i == j
-                    else "same neighbours, other share"
-                    if near == beside
-                    else "other neighbours"
-                )
-                rows.setdefault(kind, []).extend(_bounds(truth, model, me, bias, then, beside))
+    rows = carried(models)
     print(f"\n{label}: true mean service time of batches 1 to 8 against the bound ({LEVEL:.0%})")
     print(f"  {'planned for':<32}{'model alone':>24}{'with live data':>26}{'error':>9}{'live':>7}")
     for kind, found in rows.items():
@@ -211,39 +206,67 @@ def tables(models: tuple[str, ...], label: str) -> None:
         )
 
 
+def carried(models: tuple[str, ...], code: Code = SHIPPED) -> dict[str, list[tuple[float, ...]]]:
+    """What each of ``models`` learnt at one place says of every other, by kind of move: a row a
+    batch size, see :func:`_bounds`."""
+    truth, model = Truth.v100(), load_model(builtin_profile("v100"))
+    rows: dict[str, list[tuple[float, ...]]] = {}
+    for me in models:
+        others = [m for m in model.models if m != me]
+        places = [
+            (s, tuple((others[ord(x) - ord("a")], 4, round((1 - s) / len(near), 4)) for x in near))
+            for s, near in PLACES
+        ]
+        for i, (share, near) in enumerate(places):
+            bias = _after_a_minute(truth, model, me, share, near, code)
+            for j, (then, beside) in enumerate(places):
+                kind = (
+                    "same place"
+                    if i == j
+                    else "same neighbours, other share"
+                    if near == beside
+                    else "other neighbours"
+                )
+                found = _bounds(truth, model, me, bias, then, beside, code)
+                rows.setdefault(kind, []).extend(found)
+    return rows
+
+
 def _neighbours(near: Near) -> tuple[list[Neighbour], list[Tenant]]:
     return [Neighbour(*n) for n in near], [Tenant(*n) for n in near]
 
 
-def _lived(truth: Truth, model: PerformanceModel, me: str, share: float, near: Near) -> Bias:
+def _after_a_minute(
+    truth: Truth, model: PerformanceModel, me: str, share: float, near: Near, code: Code
+) -> Bias:
     """A minute at one operating point."""
     rng = np.random.default_rng(7)
     theirs, tenants = _neighbours(near)
     mean, _ = model.service_curve_ms(me, share, tenants, 8, level=LEVEL)
     true = [truth.latency_ms(me, b, share, theirs) for b in range(1, 9)]
-    bias, point = Bias(), Point(share, sum(t.share for t in tenants))
+    bias, point = code.bias.Bias(), code.bias.Point(share, sum(t.share for t in tenants))
     for t in range(60):
         scatter = math.exp(rng.normal(0, SCATTER))
         seen = [
             Measured(b, 8, scatter * true[b - 1] / mean[b - 1] * rng.gamma(8 / CV**2, CV**2 / 8))
             for b in (1, 2, 3, 4, 6)
         ]
-        bias, _ = update_bias(bias, float(t), seen, point)
+        bias, _ = code.update(bias, float(t), seen, point)
     return bias
 
 
 def _bounds(
-    truth: Truth, model: PerformanceModel, me: str, bias: Bias, share: float, near: Near
+    truth: Truth, model: PerformanceModel, me: str, bias: Bias, share: float, near: Near, code: Code
 ) -> Iterator[tuple[float, ...]]:
     theirs, tenants = _neighbours(near)
     mean, upper = model.service_curve_ms(me, share, tenants, 8, level=LEVEL)
     assert bias.estimate is not None
-    level, tilt, sd = elsewhere(bias.estimate, share, sum(t.share for t in tenants))
+    level, tilt, sd = code.bias.elsewhere(bias.estimate, share, sum(t.share for t in tenants))
     for b in range(1, 9):
         true = truth.latency_ms(me, b, share, theirs)
         expected = float(mean[b - 1]) * math.exp(level + tilt * (math.log2(b) - CENTRE))
         own = float(upper[b - 1] / mean[b - 1])
-        width = min(own, bound(sd, LEVEL))
+        width = min(own, code.bias.bound(sd, LEVEL))
         yield (
             float(upper[b - 1]) / true,
             expected * width / true,

@@ -302,17 +302,16 @@ class Load:
     rate_per_s: float  # best estimate of the present arrival rate
     rate_upper_per_s: float  # what plans are made for: an upper quantile of the near-future rate
     confident: bool  # enough samples to decide on
-    busy: float = 0.0  # measured fraction of the time spent executing
+    utilisation: float = 0.0  # measured fraction of the time spent executing
     mean_batch: float = 1.0
     # squared coefficient of variation of the times between arrivals, in steps; never below 1
-    burstiness: float = 1.0
+    arrival_scv: float = 1.0
     # what the rate may be again soon: its recent peak, or what it is at this time of day
     remembered_per_s: float = 0.0
     bias: float = 1.0  # measured / predicted service time, learnt
     bias_upper: float = 1.0
-    learnt: BiasEstimate | None = (
-        None  # the same, in full, for plans; None before anything is learnt
-    )
+    # the same, in full, for plans; None before anything is learnt
+    published_bias: BiasEstimate | None = None
     live: LiveService | None = None  # where no profile says more
     share_test: ShareTest | None = None  # what service times say of its share
     changed: Changed | None = None  # the last time that what was learnt had to be forgotten

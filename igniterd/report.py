@@ -39,11 +39,11 @@ def _allocation(allocation: Allocation) -> dict[str, Any]:
 
 def _learnt(load: Load) -> dict[str, Any] | None:
     """What live traffic says of the bias, and where: None before anything is learnt."""
-    if load.learnt is None:
+    if load.published_bias is None:
         return None
-    return {name: number(value, 4) for name, value in dataclasses.asdict(load.learnt).items()} | {
-        "upper": number(load.bias_upper, 4)
-    }
+    return {
+        name: number(value, 4) for name, value in dataclasses.asdict(load.published_bias).items()
+    } | {"upper": number(load.bias_upper, 4)}
 
 
 def _live(live: LiveService | None) -> dict[str, Any] | None:
@@ -104,9 +104,9 @@ def _model_state(tick: Tick, model: Model) -> dict[str, Any]:
         state |= {
             "rate_per_s": number(load.rate_per_s),
             "rate_upper_per_s": number(load.rate_upper_per_s),
-            "busy": number(load.busy),
+            "busy": number(load.utilisation),
             "mean_batch": number(load.mean_batch),
-            "burstiness": number(load.burstiness),
+            "burstiness": number(load.arrival_scv),
             "remembered_per_s": number(load.remembered_per_s),
             "items_per_request": number(load.items_per_request),
             "stuck_s": number(load.stuck_s, 1),

@@ -254,7 +254,7 @@ def test_answers_that_come_late_are_no_bursts(tmp_path: Path) -> None:
             answered[name] = late_s
             host.readings[name] = replace(host.readings[name], at_s=late_s)
         told = host.tick()
-        assert all(load.burstiness == 1.0 for load in told.loads.values())
+        assert all(load.arrival_scv == 1.0 for load in told.loads.values())
     assert all(load.rate_per_s == pytest.approx(300, rel=0.05) for load in told.loads.values())
     assert all(load.rate_upper_per_s < 1.15 * 300 for load in told.loads.values())
 
@@ -373,11 +373,17 @@ def test_beliefs_stay_finite_and_rates_are_never_negative(
         assert set(told.loads) | set(told.left_out) == set(SLOS)
         for load in told.loads.values():
             assert (
-                min(load.rate_per_s, load.rate_upper_per_s, load.busy, load.stuck_s, load.watched_s)
+                min(
+                    load.rate_per_s,
+                    load.rate_upper_per_s,
+                    load.utilisation,
+                    load.stuck_s,
+                    load.watched_s,
+                )
                 >= 0
             )
             assert load.items_per_request >= 1
-            assert load.busy <= 1
+            assert load.utilisation <= 1
         assert finite(told.loads) == []
         for belief in host.belief.values():
             unset = replace(

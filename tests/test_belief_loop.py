@@ -50,7 +50,7 @@ async def test_answers_up_to_300_ms_late_are_no_bursts_and_no_overload(tmp_path:
 
     bench.host.read_models = late  # type: ignore[method-assign]
     await bench.run(300)
-    assert {load.burstiness for load in bench.ticks[-1].estimate.loads.values()} == {1.0}
+    assert {load.arrival_scv for load in bench.ticks[-1].estimate.loads.values()} == {1.0}
     assert not [tick.at_s for tick in bench.ticks if tick.plan.outcome is DecisionKind.INFEASIBLE]
 
 

@@ -98,8 +98,8 @@ def test_rate_bias_and_prediction_of_steady_traffic(tmp_path: Path) -> None:
     assert load.confident
     assert load.bias == pytest.approx(1.1, rel=0.01)
     assert load.bias < load.bias_upper < 1.14
-    assert load.learnt is not None
-    assert load.learnt.level == pytest.approx(math.log(1.1), abs=0.012)
+    assert load.published_bias is not None
+    assert load.published_bias.level == pytest.approx(math.log(1.1), abs=0.012)
     assert load.error_ratio == pytest.approx(0.1, abs=1e-6)
     assert load.predicted_p99_ms is not None
     assert load.predicted_mean_ms is not None
@@ -122,10 +122,10 @@ def test_predictions_are_asked_for_again_only_when_something_has_moved(tmp_path:
 
 def test_plans_are_not_told_of_noise(tmp_path: Path) -> None:
     host = Host(tmp_path)
-    told = host.ticks(60).learnt
+    told = host.ticks(60).published_bias
     host.ticks(10)
     host.tick(odd=1.01)
-    assert host.tick().learnt is told
+    assert host.tick().published_bias is told
 
 
 def test_the_first_executions_of_a_new_copy_do_not_count(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_another_version_or_backend_is_learnt_anew_and_said(
     host.reloaded(**change)
     load = host.tick()
     assert load.bias == 1.0
-    assert load.learnt is None
+    assert load.published_bias is None
     assert load.changed is not None
     assert (load.changed.at_s, load.changed.why) == (host.at_s, why)
 
@@ -181,7 +181,7 @@ def test_a_model_without_a_profile_is_learnt_from_its_traffic_and_its_p99_predic
     host, profiled = Host(tmp_path, profiled=False), Host(tmp_path)
     load, other = host.ticks(40), profiled.ticks(40)
     assert load.rate_per_s == pytest.approx(150.0, rel=0.01)
-    assert (load.bias, load.learnt, load.error_ratio) == (1.0, None, None)
+    assert (load.bias, load.published_bias, load.error_ratio) == (1.0, None, None)
     assert load.live is not None
     assert load.live.share == SHARE
     assert host.curve_ms is not None
@@ -196,7 +196,7 @@ def test_processes_that_take_turns_are_learnt_from_their_traffic_too(tmp_path: P
     host.allocation = Allocation(None, 8)
     load = host.ticks(20)
     assert load.live is not None
-    assert load.learnt is None
+    assert load.published_bias is None
     assert load.predicted_p99_ms is not None
 
 

@@ -36,7 +36,7 @@ async def test_a_host_slower_than_its_profile_is_learnt_and_held(tmp_path: Path)
     await bench.run(90)
     for name, load in bench.ticks[-1].estimate.loads.items():
         assert load.bias == pytest.approx(1.2, rel=0.1), name
-        assert load.learnt is not None
+        assert load.published_bias is not None
         assert bench.p99_ms(name, 40, 90) < SLOS[name]
     errors = [
         load.error_ratio

@@ -182,7 +182,7 @@ def test_what_was_learnt_is_in_the_state_and_a_changed_model_is_logged_once(tmp_
         confident=True,
         bias=1.1,
         bias_upper=1.13,
-        learnt=BiasEstimate(0.4, 0.3, 0.0953, 0.0, 0.012),
+        published_bias=BiasEstimate(0.4, 0.3, 0.0953, 0.0, 0.012),
         live=LiveService(
             None, (5.0, 7.0, 9.0, 11.0, 13.0), (0.01,) * 5, "batches 1 to 5 within 2 %"
         ),

@@ -111,14 +111,14 @@ def models_believed(tick: Tick, labels: Labels, slo_ms: Mapping[str, float]) -> 
     yield _by_model(
         "busy_ratio",
         "Fraction of the time spent executing.",
-        [(key, load.busy) for key, load in loads],
+        [(key, load.utilisation) for key, load in loads],
     )
     yield _by_model(
         "bias_ratio",
         "Learnt ratio of measured to predicted service time.",
         [(key, load.bias) for key, load in loads],
     )
-    uppers = [(key, load.bias_upper if load.learnt else None) for key, load in loads]
+    uppers = [(key, load.bias_upper if load.published_bias else None) for key, load in loads]
     yield _by_model(
         "bias_upper_ratio",
         "Upper bound of the learnt ratio; absent before anything is learnt.",
@@ -127,7 +127,7 @@ def models_believed(tick: Tick, labels: Labels, slo_ms: Mapping[str, float]) -> 
     yield _by_model(
         "arrival_burstiness_ratio",
         "Squared coefficient of variation of the times between arrivals.",
-        [(key, load.burstiness) for key, load in loads],
+        [(key, load.arrival_scv) for key, load in loads],
     )
     changed = [
         (key, tick.wall_time_s + load.changed.at_s - tick.at_s if load.changed else None)

@@ -50,8 +50,8 @@ def demands_of(
                 max_batch=largest,
                 min_batch=least,
                 bias=load.bias,
-                learnt=load.learnt,
-                burstiness=load.burstiness,
+                learnt=load.published_bias,
+                burstiness=load.arrival_scv,
                 steerable=steerable(reading, config)
                 and not (name in pinned and here.share is None),
                 instances=max(1, here.instances),

@@ -115,7 +115,7 @@ def a_tick(
                     300.0,
                     330.0,
                     True,
-                    busy=0.7,
+                    utilisation=0.7,
                     bias=1.1,
                     measured_p50_ms=20.0,
                     measured_p99_ms=p99_ms,
