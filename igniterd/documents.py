@@ -82,7 +82,9 @@ def _fault(problem: Any, schema: Any, words: Callable[[str, str, str], str]) -> 
         return f"{path} {problem['msg'].removeprefix('Value error, ')}"
     if problem["type"] == "extra_forbidden":
         return f"{path} means nothing here"
-    found = "" if problem["type"] == "missing" else _shown(problem["input"])
+    if problem["type"] == "missing":
+        return words(path, "", _right(schema, problem["loc"]))
+    found = _shown(problem["input"])
     item = problem["loc"] and isinstance(problem["loc"][-1], int)
     if item and problem["type"] in ("model_type", "dataclass_type"):
         return words(path, found, "a table")
