@@ -102,7 +102,8 @@ def path_of(location: Path, whole: str = "the file") -> str:
 
 def _shown(value: object) -> str:
     if isinstance(value, dict | list):
-        return "a table" if isinstance(value, dict) else "a list"
+        kind = "table" if isinstance(value, dict) else "list"
+        return f"a {kind}" if value else f"an empty {kind}"
     try:
         text = repr(value)
     except ValueError:  # a whole number of thousands of digits
