@@ -82,7 +82,9 @@ def _fault(problem: Any, schema: Any, words: Callable[[str, str, str], str]) -> 
         return f"{path} {problem['msg'].removeprefix('Value error, ')}"
     if problem["type"] == "extra_forbidden":
         return f"{path} means nothing here"
-    found = "" if problem["type"] == "missing" else _shown(problem["input"])
+    if problem["type"] == "missing":
+        return words(path, "", _right(schema, problem["loc"]))
+    found = _shown(problem["input"])
     item = problem["loc"] and isinstance(problem["loc"][-1], int)
     if item and problem["type"] in ("model_type", "dataclass_type"):
         return words(path, found, "a table")
@@ -100,7 +102,8 @@ def path_of(location: Path, whole: str = "the file") -> str:
 
 def _shown(value: object) -> str:
     if isinstance(value, dict | list):
-        return "a table" if isinstance(value, dict) else "a list"
+        kind = "table" if isinstance(value, dict) else "list"
+        return f"a {kind}" if value else f"an empty {kind}"
     try:
         text = repr(value)
     except ValueError:  # a whole number of thousands of digits

@@ -13,10 +13,7 @@ from igniterd.cli.common import cannot, shown
 from igniterd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from igniterd.perf import PerformanceModel
     from igniterd.perf.api import Prediction, Tenant
-
-Case = list["Tenant"]
 
 
 def register(app: typer.Typer) -> None:
@@ -70,11 +67,12 @@ def _answers(
     path: Path, gpu: str, kind: Literal["igniterd", "igniter"], level: float
 ) -> list[dict[str, Any]]:
     from igniterd.perf import load_model, resolve_profile
+    from igniterd.perf.cases import cases_of
 
     source = "standard input" if str(path) == "-" else str(path)
     given = _read(path, source)
     fitted = load_model(resolve_profile(gpu), kind)
-    found = _cases(given, fitted, source)
+    found = cases_of(given, fitted.models, source)
     return [
         {
             "tenants": [
@@ -105,69 +103,6 @@ def _read(path: Path, source: str) -> Any:
         raise ConfigError(source, [f"cannot be read: {exc.strerror or exc}"]) from exc
     except (ValueError, RecursionError) as exc:
         raise ConfigError(source, [f"not JSON: {exc}"]) from exc
-
-
-def _cases(given: Any, fitted: PerformanceModel, source: str) -> list[Case]:
-    """The cases as tenants; raises :class:`ConfigError` with every problem."""
-    problems: list[str] = []
-    if not isinstance(given, list):
-        raise ConfigError(source, ['must be a list of cases, each {"tenants": [...]}'])
-    found = [_case(item, f"[{index}]", fitted, problems) for index, item in enumerate(given)]
-    if problems:
-        raise ConfigError(source, problems)
-    return found
-
-
-def _case(item: Any, where: str, fitted: PerformanceModel, problems: list[str]) -> Case:
-    tenants = item.get("tenants") if isinstance(item, dict) and item.keys() == {"tenants"} else None
-    if not isinstance(tenants, list) or not tenants:
-        problems.append(f'{where}: must be {{"tenants": [...]}} with at least one tenant')
-        return []
-    case = [
-        _tenant(tenant, f"{where}.tenants[{index}]", fitted, problems)
-        for index, tenant in enumerate(tenants)
-    ]
-    total = sum(t.share for t in case if t)
-    if total > 1 + 1e-6:
-        problems.append(f"{where}: shares add up to {total:g}; a GPU has 1")
-    return [t for t in case if t]
-
-
-def _tenant(item: Any, where: str, fitted: PerformanceModel, problems: list[str]) -> Tenant | None:
-    from igniterd.perf.api import Tenant
-
-    if (
-        not isinstance(item, dict)
-        or not item.keys() >= {"model", "batch", "share"}
-        or item.keys() - {"model", "batch", "share", "duty"}
-    ):
-        problems.append(
-            f"{where}: must have model, batch and share (duty is optional), nothing else"
-        )
-        return None
-    before = len(problems)
-    if item["model"] not in fitted.models:
-        problems.append(
-            f"{where}.model: {item['model']!r} is not in the profile ({', '.join(fitted.models)})"
-        )
-    batch, share, duty = item["batch"], item["share"], item.get("duty", 1.0)
-    if not _is_number(batch) or not 1 <= batch <= 4096:
-        problems.append(f"{where}.batch: {batch!r} is not a number from 1 to 4096")
-    if not _is_number(share) or not 0 < share <= 1:
-        problems.append(
-            f"{where}.share: {share!r} is not above 0 and at most 1 (a fraction of the SMs)"
-        )
-    if not _is_number(duty) or not 0 <= duty <= 1:
-        problems.append(f"{where}.duty: {duty!r} is not from 0 to 1")
-    return (
-        None
-        if len(problems) > before
-        else Tenant(item["model"], float(batch), float(share), float(duty))
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _print_table(answers: list[dict[str, Any]]) -> None:

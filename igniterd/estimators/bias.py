@@ -74,12 +74,15 @@ As they are: sd 0.0129; margin 2.2 %; covered 95.2 %; error tilt 0.5 %; by batch
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from pydantic import Field, model_validator
+
+from igniterd.documents import Document
 from igniterd.perf.api import Tenant
 from igniterd.queueing.tail import SERVICE_CV
 from igniterd.records import BiasEstimate
@@ -320,6 +323,7 @@ class Bias:
         )
 
 
+Positive = Annotated[float, Field(gt=0)]
 _KEPT = ("level", "tilt", "p_level", "p_both", "p_tilt", "scatter", "drift")
 
 
@@ -334,35 +338,38 @@ def to_plain(bias: Bias) -> dict[str, Any] | None:
     }
 
 
-def from_plain(plain: Mapping[str, Any], age_s: float) -> Bias:
-    """What :func:`to_plain` gave, ``age_s`` seconds later. Raises ``ValueError``, ``KeyError`` or
-    ``TypeError`` for anything else."""
-    level, tilt, p_level, p_both, p_tilt, scatter, drift = kept = [
-        float(plain[name]) for name in _KEPT
-    ]
-    windows, share, pressure = (
-        int(plain["windows"]),
-        float(plain["share"]),
-        float(plain["pressure"]),
-    )
-    if (
-        not all(map(math.isfinite, (*kept, share, pressure)))
-        or abs(level) > MOST_LEVEL
-        or not 0 < share <= 1
-        or pressure < 0
-    ):
-        raise ValueError("a bias out of range")
-    if min(p_level, p_tilt, scatter, drift, windows) <= 0 or p_level * p_tilt <= p_both**2:
-        raise ValueError("an uncertainty out of range")
+class _Kept(Document):
+    level: Annotated[float, Field(ge=-MOST_LEVEL, le=MOST_LEVEL)]
+    tilt: float
+    p_level: Positive
+    p_both: float
+    p_tilt: Positive
+    scatter: Positive
+    drift: Positive
+    windows: Annotated[int, Field(gt=0)]
+    share: Annotated[float, Field(gt=0, le=1)]
+    pressure: Annotated[float, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _definite(self) -> _Kept:
+        if self.p_level * self.p_tilt <= self.p_both**2:
+            raise ValueError("should have a positive definite covariance")
+        return self
+
+
+def from_plain(plain: object, age_s: float) -> Bias:
+    """What :func:`to_plain` gave, ``age_s`` seconds later. Raises ``ValidationError``, a
+    ``ValueError``, for anything else."""
+    kept = _Kept.model_validate(plain)
     bias = Bias(
-        level=level,
-        tilt=tilt,
-        p_level=p_level,
-        p_both=p_both,
-        p_tilt=p_tilt,
-        drift=drift,
-        scatter=scatter,
-        point=Point(share, pressure),
-        windows=windows,
+        level=kept.level,
+        tilt=kept.tilt,
+        p_level=kept.p_level,
+        p_both=kept.p_both,
+        p_tilt=kept.p_tilt,
+        drift=kept.drift,
+        scatter=kept.scatter,
+        point=Point(kept.share, kept.pressure),
+        windows=kept.windows,
     )
     return bias.aged(max(0.0, age_s))

@@ -14,11 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from igniterd.arrays import F64
+from igniterd.documents import Document
 from igniterd.queueing.tail import SERVICE_CV
 
 MEMORY_S = 120.0
@@ -214,15 +216,20 @@ def to_plain(curve: LiveCurve, at_s: float) -> dict[str, Any]:
     return {"share": curve.share, "instances": curve.instances, "sizes": sizes}
 
 
-def from_plain(plain: Mapping[str, Any], at_s: float) -> LiveCurve:
-    """What :func:`to_plain` gave, as known at ``at_s``. Raises ``ValueError`` or ``KeyError`` for
-    anything else."""
-    share = plain["share"]
-    sizes = {int(b): Size(float(n), float(ms), at_s) for b, (n, ms) in plain["sizes"].items()}
-    good = all(
-        0 < b <= 4096 and 0 <= s.executions < math.inf and 0 < s.mean_ms < math.inf
-        for b, s in sizes.items()
-    )
-    if not good or not (share is None or 0 < float(share) <= 1):
-        raise ValueError("service times out of range")
-    return LiveCurve(None if share is None else float(share), int(plain["instances"]), sizes)
+Batch = Annotated[int, Field(strict=False, gt=0, le=4096)]  # keys of JSON are text
+Executions = Annotated[float, Field(ge=0)]
+Milliseconds = Annotated[float, Field(gt=0)]
+
+
+class _Kept(Document):
+    share: Annotated[float, Field(gt=0, le=1)] | None
+    instances: int
+    sizes: dict[Batch, Annotated[tuple[Executions, Milliseconds], Field(strict=False)]]
+
+
+def from_plain(plain: object, at_s: float) -> LiveCurve:
+    """What :func:`to_plain` gave, as known at ``at_s``. Raises ``ValidationError``, a
+    ``ValueError``, for anything else."""
+    kept = _Kept.model_validate(plain)
+    sizes = {b: Size(executions, ms, at_s) for b, (executions, ms) in kept.sizes.items()}
+    return LiveCurve(kept.share, kept.instances, sizes)

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from pydantic import ValidationError
 
 from igniterd import __version__
+from igniterd.documents import faults
 from igniterd.edgelog import EdgeLogger
 from igniterd.errors import Refused
 from igniterd.estimate import EstimatorState, ModelState
@@ -96,6 +98,9 @@ def recalled(
             continue
         try:
             out[name] = _model(known, identities[name], at_s, max(0.0, age_s))
+        except ValidationError as error:
+            words.append(f"{name}: {'; '.join(faults(error, object))}")
+            continue
         except _UNREADABLE as error:
             words.append(f"{name}: {error!r}")
             continue

@@ -64,24 +64,30 @@ def test_cases_are_read_from_standard_input_and_a_profile_from_a_path(tmp_path: 
     [
         ("{", "not JSON"),
         ("{}", "must be a list of cases"),
-        ('[{"tenants": []}]', "[0]: must be"),
-        ('[{"tenants": [{"model": "ssd"}]}]', "[0].tenants[0]: must have model, batch and share"),
+        ('[{"tenants": []}]', "[0].tenants is an empty list; should be a list of tenants"),
+        (
+            '[{"tenants": [{"model": "ssd"}]}]',
+            "[0].tenants[0].batch is missing; should be a number",
+        ),
         (
             '[{"tenants": [{"model": "bert", "batch": 1, "share": 1}]}]',
             "'bert' is not in the profile (alexnet, resnet50, vgg19, ssd)",
         ),
         (
             '[{"tenants": [{"model": "ssd", "batch": 0, "share": 1}]}]',
-            "batch: 0 is not a number from 1",
+            "batch is 0; should be a number from 1 to 4096",
         ),
-        ('[{"tenants": [{"model": "ssd", "batch": true, "share": 1}]}]', "batch: True is not"),
+        (
+            '[{"tenants": [{"model": "ssd", "batch": true, "share": 1}]}]',
+            "batch is True; should be",
+        ),
         (
             '[{"tenants": [{"model": "ssd", "batch": 1, "share": 20}]}]',
-            "share: 20 is not above 0 and at most 1",
+            "share is 20; should be above 0 and at most 1",
         ),
         (
             '[{"tenants": [{"model": "ssd", "batch": 1, "share": 1, "duty": 2}]}]',
-            "duty: 2 is not from 0 to 1",
+            "duty is 2; should be from 0 to 1",
         ),
         (
             '[{"tenants": [{"model": "ssd", "batch": 1, "share": 0.7}, {"model": "ssd", "batch": '

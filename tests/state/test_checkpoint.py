@@ -109,6 +109,16 @@ def test_a_model_with_nonsense_is_left_out_with_a_word_and_the_others_are_not(
     assert words[0].startswith("resnet50: ")
 
 
+def test_all_that_is_wrong_with_a_model_is_named() -> None:
+    data = kept()
+    bias = data["models"]["resnet50"]["bias"]
+    data["models"]["resnet50"]["bias"] = bias | {"level": "1", "windows": True, "share": math.nan}
+    _, words = recalled(data, IDENTITIES, 0.0, WALL_S)
+    assert len(words) == 1
+    for part in ("level is '1'", "windows is True", "share is nan"):
+        assert part in words[0]
+
+
 def test_identity_tells_profiles_apart() -> None:
     profile = builtin_profile("v100")
     slower = profile.time_scaled(2.0)

@@ -200,7 +200,7 @@ def test_quantiles_count_failures_as_never(tmp_path: Path) -> None:
     [
         ("{", "description is not right"),
         ('{"url": "x"}', "phases is missing; should be a list of phases"),
-        ("[]", "the file is a list"),
+        ("[]", "the file is an empty list"),
         (
             '{"url": "x", "phases": [], "seed": true, "deadline_s": "1"}',
             "seed is .*deadline_s is|deadline_s is .*seed is True",
