@@ -286,19 +286,15 @@ class LatencyPredictor:
         """
         if not self.exact:
             settled = UTILISATION_STEP / 2
+
+        def ask(question: tuple[Demand, Allocation, Neighbours]) -> LatencyPrediction:
+            return self.served(*question, growth=growth)
+
         turns = [FixedPoint(gpu) for gpu in gpus if gpu.demands]
         pending = turns
         for _ in range(ROUNDS):
-            questions = [
-                self._question(demand, allocation, beside, growth)
-                for turn in pending
-                for demand, allocation, beside in turn.asked(exact=self.exact)
-            ]
-            answers = iter(
-                map_threads(self._solve, questions)
-                if self.exact
-                else [self._remembered(question) for question in questions]
-            )
+            questions = [each for turn in pending for each in turn.asked(exact=self.exact)]
+            answers = iter(map_threads(ask, questions) if self.exact else map(ask, questions))
             pending = [turn for turn in pending if turn.moved(answers) > settled]
             if not pending:
                 break
