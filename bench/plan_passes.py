@@ -31,7 +31,7 @@ VARIANTS: dict[str, list[Patch]] = {
     "one seed": [(single_type, "TRIED", 1)],
     "without calibrate": [(single_type, "calibrate", lambda *_, **__: None)],
     "without consolidate": [(single_type, "consolidate", lambda placed, *_: placed)],
-    "without local search": [(fill, "squeeze", lambda problem, settler, groups, seed: groups)],
+    "without local search": [(fill, "drop_gpus", lambda problem, solver, groups, seed: groups)],
 }
 
 

@@ -136,7 +136,9 @@ def plan(
             sweep,
             (level, seed),
         )
-        feasible = _swept(task, output, plot) if task.sweep else _planned(task, output, plot, emit)
+        feasible = (
+            _run_sweep(task, output, plot) if task.sweep else _run_plan(task, output, plot, emit)
+        )
     if not feasible:
         raise typer.Exit(1)
 
@@ -184,7 +186,7 @@ def _task(
     return _Task(request, strategy, rejected, parse_sweep(sweep) if sweep is not None else None)
 
 
-def _timed(task: _Task) -> ProvisionPlan:
+def _plan_timed(task: _Task) -> ProvisionPlan:
     """The plan, with the time planning took: reading, fitting the models and loading compiled code
     are not counted."""
     from igniterd.planner import strategies
@@ -201,10 +203,10 @@ def _timed(task: _Task) -> ProvisionPlan:
     )
 
 
-def _planned(task: _Task, output: str, plot: Path | None, emit: Path | None) -> bool:
+def _run_plan(task: _Task, output: str, plot: Path | None, emit: Path | None) -> bool:
     from igniterd.cli.plan_table import plan_table
 
-    answer = _timed(task)
+    answer = _plan_timed(task)
     if output == "json":
         print(json.dumps(answer.as_json(), indent=1, allow_nan=False))
     else:
@@ -223,20 +225,20 @@ def _planned(task: _Task, output: str, plot: Path | None, emit: Path | None) -> 
         )
     for entry in answer.infeasible:
         print(f"igniterd plan: {entry.workload}: {entry.reason}", file=sys.stderr)
-    for sentence in _reliefs(task, answer):
+    for sentence in _describe_reliefs(task, answer):
         print(f"igniterd plan: {sentence}", file=sys.stderr)
     return answer.feasible
 
 
-def _reliefs(task: _Task, answer: ProvisionPlan) -> list[str]:
-    from igniterd.planner.relief import reliefs
+def _describe_reliefs(task: _Task, answer: ProvisionPlan) -> list[str]:
+    from igniterd.planner.relief import describe_reliefs
 
     if task.strategy != "igniterd":  # what igniterd itself would do with more of an SLO
         return []
-    return reliefs(answer, task.request)
+    return describe_reliefs(answer, task.request)
 
 
-def _swept(task: _Task, output: str, plot: Path | None) -> bool:
+def _run_sweep(task: _Task, output: str, plot: Path | None) -> bool:
     from igniterd.cli.plan_sweep import scaled
 
     if task.sweep is None:
@@ -244,7 +246,10 @@ def _swept(task: _Task, output: str, plot: Path | None) -> bool:
     points: Points = []
     for factor in task.sweep.factors:
         points.append(
-            (factor, _timed(replace(task, request=scaled(task.request, task.sweep.what, factor))))
+            (
+                factor,
+                _plan_timed(replace(task, request=scaled(task.request, task.sweep.what, factor))),
+            )
         )
         if sys.stderr.isatty():
             print(

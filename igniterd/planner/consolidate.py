@@ -1,4 +1,4 @@
-"""Fewer GPUs after mending: what mending scattered is gathered again, every step evaluated
+"""Fewer GPUs after repairs: what repairs scattered is gathered again, every step evaluated
 exactly."""
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ import numpy as np
 
 from igniterd.planner.evaluate import evaluate
 from igniterd.planner.fill import relocate
-from igniterd.planner.least_shares import Pack, Settler
+from igniterd.planner.least_shares import Pack, ShareSolver
 from igniterd.planner.repair import Placed, misses, place
 
 TRIES = 40
@@ -18,7 +18,7 @@ many there are."""
 _GONE = -(2**31)
 
 
-def consolidate(placed: Placed, settler: Settler, level: float, tries: int = TRIES) -> Placed:
+def consolidate(placed: Placed, solver: ShareSolver, level: float, tries: int = TRIES) -> Placed:
     """Empty the GPUs with least on them into the others, one after the other, as long as every P99
     holds where the tenants go.
 
@@ -50,11 +50,11 @@ def consolidate(placed: Placed, settler: Settler, level: float, tries: int = TRI
             for h in np.argsort(-spare, kind="stable")[: _HOSTS + 1].tolist()
             if h != g and spare[h] >= 0
         ]
-        moved = relocate(problem, settler, packs, packs[g][1], hosts)
+        moved = relocate(problem, solver, packs, packs[g][1], hosts)
         new = (
             {}
             if moved is None
-            else {h: settler.group(groups[h].kind, items) for h, items in moved.items()}
+            else {h: solver.group(groups[h].kind, items) for h, items in moved.items()}
         )
         held = {h: place(problem, group) for h, group in new.items()}
         evaluate([(problem.gpus[new[h].kind], held[h]) for h in new], level=level)

@@ -15,14 +15,14 @@ import numpy as np
 from igniterd.arrays import I64
 from igniterd.planner.kernels import fill as filling
 from igniterd.planner.kernels import shares as packing
-from igniterd.planner.least_shares import Pack, Settler
-from igniterd.planner.local_search import SMALL, squeeze
+from igniterd.planner.least_shares import Pack, ShareSolver
+from igniterd.planner.local_search import SMALL, drop_gpus
 from igniterd.planner.problem import Problem, pick
 
 _ASKED = 16
 
 
-def pack(problem: Problem, settler: Settler, seed: int = 0) -> list[Pack]:
+def pack(problem: Problem, solver: ShareSolver, seed: int = 0) -> list[Pack]:
     """Which items share which GPU; ``seed`` is of the local search."""
     groups: list[Pack] = []
     kinds = choose_kinds(problem)
@@ -30,13 +30,13 @@ def pack(problem: Problem, settler: Settler, seed: int = 0) -> list[Pack]:
         which = np.flatnonzero(kinds == kind)
         if which.size:
             groups += [(kind, members) for members in fill_kind(problem, kind, which)]
-    groups = apart(problem, settler, groups)
+    groups = separate_replicas(problem, solver, groups)
     if 2 <= problem.parent.size <= SMALL:
-        groups = squeeze(problem, settler, groups, seed)
+        groups = drop_gpus(problem, solver, groups, seed)
     return groups
 
 
-def apart(problem: Problem, settler: Settler, groups: list[Pack]) -> list[Pack]:
+def separate_replicas(problem: Problem, solver: ShareSolver, groups: list[Pack]) -> list[Pack]:
     """No two replicas of a workload on one GPU: they become one, or where that needs more than the
     GPU has, one of them moves."""
     groups = [(kind, list(members)) for kind, members in groups]
@@ -49,12 +49,12 @@ def apart(problem: Problem, settler: Settler, groups: list[Pack]) -> list[Pack]:
             rates = float(problem.items.rate[first]), float(problem.items.rate[item])
             members.remove(item)
             problem.set_item(first, rate=rates[0] + rates[1])
-            if settler.fits(kind, members):
+            if solver.fits(kind, members):
                 problem.set_item(item, rate=0.0)
                 continue
             problem.set_item(first, rate=rates[0])
             host = best_host(
-                problem, settler, groups, item, [h for h in range(len(groups)) if h != g], {}
+                problem, solver, groups, item, [h for h in range(len(groups)) if h != g], {}
             )
             if host is None:
                 groups.append((kind, [item]))
@@ -84,9 +84,9 @@ def fill_kind(problem: Problem, kind: int, which: I64) -> list[list[int]]:
     n = which.size
     sketch = filling.Sketch(
         alone=np.zeros(n, np.int64),
-        steps=np.zeros((n, filling.STEPS)),
+        slowdown_limit=np.zeros((n, filling.EXTRA_UNITS)),
         size=np.zeros(n, np.int64),
-        push=np.zeros((n, t.curve_ms.shape[1], t.gain_units.size)),
+        interference=np.zeros((n, t.curve_ms.shape[1], t.gain_units.size)),
     )
     filling.sketch(t, items, kind, sketch)
     order = np.argsort(-sketch.alone, kind="stable").astype(np.int64)
@@ -101,7 +101,7 @@ def fill_kind(problem: Problem, kind: int, which: I64) -> list[list[int]]:
 
 def empty_worst(
     problem: Problem,
-    settler: Settler,
+    solver: ShareSolver,
     groups: list[Pack],
     tries: int = 12,
     most_tenants: int = 64,
@@ -124,7 +124,7 @@ def empty_worst(
     gone: set[int] = set()
     for g in queue:
         hosts = [h for h in range(len(groups)) if h != g and h not in gone]
-        new = relocate(problem, settler, groups, groups[g][1], hosts)
+        new = relocate(problem, solver, groups, groups[g][1], hosts)
         if new is not None:
             gone.add(g)
             for host, members in new.items():
@@ -135,12 +135,12 @@ def empty_worst(
 
 
 def relocate(
-    problem: Problem, settler: Settler, groups: list[Pack], items: list[int], hosts: list[int]
+    problem: Problem, solver: ShareSolver, groups: list[Pack], items: list[int], hosts: list[int]
 ) -> dict[int, list[int]] | None:
     """New members of the hosts that take all of ``items``, or ``None``."""
     new: dict[int, list[int]] = {}
     for item in sorted(items, key=lambda i: -int(problem.alone[:, i].min())):
-        found = best_host(problem, settler, groups, item, hosts, new)
+        found = best_host(problem, solver, groups, item, hosts, new)
         if found is None:
             return None
         new[found] = [*new.get(found, groups[found][1]), item]
@@ -149,7 +149,7 @@ def relocate(
 
 def best_host(
     problem: Problem,
-    settler: Settler,
+    solver: ShareSolver,
     groups: list[Pack],
     item: int,
     hosts: Sequence[int],
@@ -165,19 +165,17 @@ def best_host(
         kind, members = groups[h][0], new.get(h, groups[h][1])
         left = (
             int(problem.tables.units[kind])
-            - sum(settler.alone(kind, i) for i in members)
-            - settler.alone(kind, item)
+            - sum(solver.alone(kind, i) for i in members)
+            - solver.alone(kind, item)
         )
         if left >= 0:
             roomy.append((-left, h))
     best, growth = None, np.inf
     for _, h in sorted(roomy)[:_ASKED]:
         kind, members = groups[h][0], new.get(h, groups[h][1])
-        if settler.fits(kind, [*members, item]):
-            before = settler.total(kind, members) if members else 0
-            more = (settler.total(kind, [*members, item]) - before) / int(
-                problem.tables.units[kind]
-            )
+        if solver.fits(kind, [*members, item]):
+            before = solver.total(kind, members) if members else 0
+            more = (solver.total(kind, [*members, item]) - before) / int(problem.tables.units[kind])
             if more < growth:
                 best, growth = h, more
     return best

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from igniterd.planner.kernels import shares as packing
-from igniterd.planner.kernels.shares import SEATS
+from igniterd.planner.kernels.shares import MAX_TENANTS
 from igniterd.planner.problem import Problem
 
 Pack = tuple[int, list[int]]
@@ -22,19 +22,18 @@ class Group:
     items: list[int]
     units: list[int] = field(default_factory=list)
     option: list[int] = field(default_factory=list)
-    busy: list[float] = field(default_factory=list)
-    batch: list[float] = field(default_factory=list)
-    stretch: list[float] = field(default_factory=list)
+    utilisation: list[float] = field(default_factory=list)
+    mean_batch: list[float] = field(default_factory=list)
+    slowdown: list[float] = field(default_factory=list)
     total: int = 0
 
 
-class Settler:
+class ShareSolver:
     """Asks the kernel what items need together, and remembers the answers."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self._ints = np.empty((2, SEATS), np.int64)
-        self._floats = np.empty((3, SEATS))
+        self._shares = packing.empty_shares()
         self._totals: dict[tuple[int, frozenset[tuple[int, int]]], int] = {}
 
     def total(self, kind: int, items: list[int]) -> int:
@@ -51,16 +50,17 @@ class Settler:
         items = sorted(items)
         total = self._ask(kind, items, 1) if items else 0
         n = len(items)
-        units, option = self._ints[:, :n].tolist()
-        busy, batch, stretch = self._floats[:, :n].tolist()
-        return Group(kind, items, units, option, busy, batch, stretch, total)
+        units, option, utilisation, mean_batch, slowdown = (
+            column[:n].tolist() for column in self._shares
+        )
+        return Group(kind, items, units, option, utilisation, mean_batch, slowdown, total)
 
     def fits(self, kind: int, items: list[int]) -> bool:
         """Whether the items hold together on one GPU, by shares and by memory; two replicas of one
         workload never do."""
         parents = self.problem.parent[items]
         if (
-            len(items) > SEATS
+            len(items) > MAX_TENANTS
             or np.unique(parents).size < len(items)
             or not self.problem.fits_memory(kind, items)
         ):
@@ -75,11 +75,8 @@ class Settler:
         # where the kernel ends may depend on the order by a unit
         who = np.array(sorted(items), dtype=np.int64)
         t = self.problem.tables
-        if len(items) > SEATS:
+        if len(items) > MAX_TENANTS:
             return len(items) * int(t.units[kind])
         ceiling = slack * int(t.units[kind])
-        return int(
-            packing.settle(
-                t, self.problem.items, kind, who, who.size, ceiling, *self._ints, *self._floats
-            )
-        )
+        args = (t, self.problem.items, kind, who, who.size, ceiling, self._shares)
+        return int(packing.least_shares(*args))

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from igniterd.planner.least_shares import Pack, Settler
+from igniterd.planner.least_shares import Pack, ShareSolver
 from igniterd.planner.problem import Problem
 
 SMALL = 60
@@ -21,7 +21,7 @@ _SHIFT = 0.2
 of the rate it shifts."""
 
 
-def squeeze(problem: Problem, settler: Settler, groups: list[Pack], seed: int) -> list[Pack]:
+def drop_gpus(problem: Problem, solver: ShareSolver, groups: list[Pack], seed: int) -> list[Pack]:
     """Do without the GPU that would save most, as often as that succeeds; never below the lower
     bound."""
     rng = np.random.default_rng(seed)
@@ -30,7 +30,7 @@ def squeeze(problem: Problem, settler: Settler, groups: list[Pack], seed: int) -
             range(len(groups)),
             key=lambda g: (_price(problem, groups[g]), -_alone(problem, groups[g])),
         )
-        fewer = _Descent(problem, settler, groups, spare, rng).run()
+        fewer = _Annealing(problem, solver, groups, spare, rng).run()
         if fewer is None:
             return groups
         groups = fewer
@@ -54,19 +54,19 @@ def _alone(problem: Problem, group: Pack) -> int:
     return int(problem.alone[group[0], group[1]].sum())
 
 
-class _Descent:
+class _Annealing:
     """All items on all GPUs but one, with as little overflow as moves, swaps and shifts of rate can
     reach."""
 
     def __init__(
         self,
         problem: Problem,
-        settler: Settler,
+        solver: ShareSolver,
         groups: list[Pack],
         spare: int,
         rng: np.random.Generator,
     ) -> None:
-        self.problem, self.settler, self.rng = problem, settler, rng
+        self.problem, self.solver, self.rng = problem, solver, rng
         self.kinds = [kind for g, (kind, _) in enumerate(groups) if g != spare]
         self.members = [list(items) for g, (_, items) in enumerate(groups) if g != spare]
         for item in sorted(groups[spare][1], key=lambda i: -int(problem.alone[:, i].min())):
@@ -102,7 +102,7 @@ class _Descent:
         if not items:
             return 0.0
         units = int(self.problem.tables.units[self.kinds[g]])
-        over = max(0, self.settler.total(self.kinds[g], items) - units)
+        over = max(0, self.solver.total(self.kinds[g], items) - units)
         twice = len({int(self.problem.parent[i]) for i in items}) < len(items)
         return over + (units if twice or not self.problem.fits_memory(self.kinds[g], items) else 0)
 

@@ -26,7 +26,7 @@ MAX_REPLICAS = 256
 """A workload is split over at most so many GPUs: beyond that, something else is wrong."""
 _TABLE_MARGIN = 0.01
 """The search aims this far below the SLO: what the tables' interpolation errs by, so that few
-placements have to be mended."""
+placements have to be repaired."""
 
 
 @dataclass(slots=True)

@@ -19,10 +19,10 @@ _MOST_RELIEF = 2.0
 _ROOM = (1.02, 1.06, 1.12, 1.2)
 """The search reads tables, which are about this close to the queue itself; what is said has been
 planned."""
-_MOST_SAID = 12
+_MAX_SENTENCES = 12
 
 
-def reliefs(plan: ProvisionPlan, request: Request) -> list[str]:
+def describe_reliefs(plan: ProvisionPlan, request: Request) -> list[str]:
     """A sentence for each workload that one GPU would carry at an SLO a little above its own."""
     kinds = {gpu.name: gpu for gpu in request.gpus}
     seats: dict[str, list[str]] = {}
@@ -31,7 +31,7 @@ def reliefs(plan: ProvisionPlan, request: Request) -> list[str]:
             seats.setdefault(seat.workload, []).append(gpu.gpu)
     spread = [w for w in request.workloads if len(seats.get(w.name, ())) > 1]
     said = []
-    for workload in spread[:_MOST_SAID]:
+    for workload in spread[:_MAX_SENTENCES]:
         kind = kinds[seats[workload.name][0]]
         enough_ms = _enough_ms(request, workload, kind)
         if enough_ms is not None:
@@ -60,7 +60,7 @@ def _enough_ms(request: Request, workload: Workload, kind: GpuType) -> float | N
         slo_ms = room * least_ms
         if not workload.slo_p99_ms < slo_ms <= _MOST_RELIEF * workload.slo_p99_ms:
             continue
-        slo_ms = _rounded_up(slo_ms)
+        slo_ms = _round_up(slo_ms)
         alone = (replace(workload, slo_p99_ms=slo_ms),)
         found = strategies.plan(
             replace(request, workloads=alone, gpus=(kind,), start=None, max_moves=None)
@@ -70,7 +70,7 @@ def _enough_ms(request: Request, workload: Workload, kind: GpuType) -> float | N
     return None
 
 
-def _rounded_up(ms: float) -> float:
+def _round_up(ms: float) -> float:
     """Three digits, never below."""
     step = 10.0 ** (math.floor(math.log10(ms)) - 2)
     return math.ceil(ms / step) * step

@@ -11,7 +11,7 @@ import numpy as np
 from igniterd.arrays import I64
 from igniterd.planner.evaluate import Placement, evaluate
 from igniterd.planner.fill import best_host, fill_kind
-from igniterd.planner.least_shares import Group, Pack, Settler
+from igniterd.planner.least_shares import Group, Pack, ShareSolver
 from igniterd.planner.problem import Problem
 from igniterd.queueing.kernels import lookup
 
@@ -49,9 +49,9 @@ class Placed:
         ]
 
 
-def check(problem: Problem, settler: Settler, packs: Sequence[Pack], level: float) -> Placed:
-    """Settle these GPUs and evaluate every placement exactly."""
-    groups = [settler.group(kind, items) for kind, items in packs]
+def check(problem: Problem, solver: ShareSolver, packs: Sequence[Pack], level: float) -> Placed:
+    """Solve these GPUs and evaluate every placement exactly."""
+    groups = [solver.group(kind, items) for kind, items in packs]
     placements = [place(problem, group) for group in groups]
     evaluate(
         [(problem.gpus[group.kind], p) for group, p in zip(groups, placements, strict=True)],
@@ -60,7 +60,7 @@ def check(problem: Problem, settler: Settler, packs: Sequence[Pack], level: floa
     return Placed(problem, groups, placements, {})
 
 
-def calibrate(problem: Problem, settler: Settler, level: float, split: bool = True) -> None:
+def calibrate(problem: Problem, solver: ShareSolver, level: float, split: bool = True) -> None:
     """Evaluate items exactly, each alone on a GPU, correct their goals, and ``split`` what then
     fits no GPU.
 
@@ -76,7 +76,7 @@ def calibrate(problem: Problem, settler: Settler, level: float, split: bool = Tr
     ]
     for _ in range(_CALIBRATIONS):
         groups = [
-            settler.group(_cheapest_kind(problem, i), [i])
+            solver.group(_cheapest_kind(problem, i), [i])
             for i in pending
             if _fits_somewhere(problem, i)
         ]
@@ -170,9 +170,10 @@ class Moves:
 NO_MOVE_LEFT = "would have to move to another GPU, and the moves allowed are used up"
 
 
-def mend(placed: Placed, settler: Settler, level: float, moves: Moves | None = None) -> Placed:
-    """Correct the goals where a P99 misses and settle again, moving who no longer fits, until
-    nobody misses.
+def repair(placed: Placed, solver: ShareSolver, level: float, moves: Moves | None = None) -> Placed:
+    """Correct the goals where a P99 misses and solve the shares again, until nobody misses.
+
+    A tenant that no longer fits moves.
 
     Who still misses in the end gets a GPU of its own, or replicas on several; who misses even then
     is left ``unplaced``.
@@ -185,12 +186,12 @@ def mend(placed: Placed, settler: Settler, level: float, moves: Moves | None = N
             break
         for g in missing:
             correct(problem, groups[g], placements[g], 0.997**turn, lower=_LOWER)
-        changed = resettle(problem, settler, groups, missing, moves, placed.unplaced)
+        changed = move_unfit(problem, solver, groups, missing, moves, placed.unplaced)
         placements += [[] for _ in range(len(groups) - len(placements))]
         for g in changed:
             placements[g] = place(problem, groups[g])
         evaluate([(problem.gpus[groups[g].kind], placements[g]) for g in changed], level=level)
-    _isolate(placed, settler, level)
+    _isolate(placed, solver, level)
     kept = [g for g, group in enumerate(groups) if group.items]
     return Placed(
         problem, [groups[g] for g in kept], [placements[g] for g in kept], placed.unplaced
@@ -216,7 +217,7 @@ def place(problem: Problem, group: Group, spare: float = 0.5) -> list[Placement]
         model = int(items.model[item])
         rate, c2 = 1e3 * float(items.rate[item]), problem.burstiness_of(item)
         batch = int(t.caps[group.option[k]])
-        busy, mean = group.busy[k], group.batch[k]
+        busy, mean = group.utilisation[k], group.mean_batch[k]
         if units[k] != group.units[k]:
             args = (
                 group.kind,
@@ -225,7 +226,7 @@ def place(problem: Problem, group: Group, spare: float = 0.5) -> list[Placement]
                 units[k],
                 group.option[k],
                 rate / 1e3,
-                group.stretch[k],
+                group.slowdown[k],
             )
             busy, mean = lookup.behaviour(t, *args)
         placements.append(
@@ -240,32 +241,32 @@ def table_p99(problem: Problem, group: Group, k: int, units: int) -> float:
     item = group.items[k]
     queue, model, rate = int(i.queue[item]), int(i.model[item]), float(i.rate[item])
     return float(
-        lookup.p99_ms(t, group.kind, queue, model, units, group.option[k], rate, group.stretch[k])
+        lookup.p99_ms(t, group.kind, queue, model, units, group.option[k], rate, group.slowdown[k])
     )
 
 
-def resettle(
+def move_unfit(
     problem: Problem,
-    settler: Settler,
+    solver: ShareSolver,
     groups: list[Group],
     missing: Sequence[int],
     moves: Moves,
     unplaced: dict[int, str],
     homeless: Sequence[int] = (),
 ) -> list[int]:
-    """Settle these GPUs again; tenants that no longer fit, and the ``homeless``, move to others or
+    """Solve these GPUs again; tenants that no longer fit, and the ``homeless``, move to others or
     to new ones. The GPUs that changed."""
     changed = set(missing)
     homeless = list(homeless)
     for g in missing:
         kind, items = groups[g].kind, list(groups[g].items)
-        while len(items) > 1 and not settler.fits(kind, items):
-            leaver = _leaver(problem, settler, kind, items)
+        while len(items) > 1 and not solver.fits(kind, items):
+            leaver = _leaver(problem, solver, kind, items)
             items.remove(leaver)
             homeless.append(leaver)
-        while not settler.fits(kind, items):  # not even alone any more: one replica more
+        while not solver.fits(kind, items):  # not even alone any more: one replica more
             homeless.append(problem.split(items[0]))
-        groups[g] = settler.group(kind, items)
+        groups[g] = solver.group(kind, items)
     for item in homeless:  # grows while it is gone through
         if not _fits_somewhere(problem, item):
             homeless += [item, problem.split(item)]
@@ -281,12 +282,12 @@ def resettle(
             unplaced[item] = NO_MOVE_LEFT
             continue
         host = best_host(
-            problem, settler, packs, item, _roomy(problem.alone[kinds, item], spare), {}
+            problem, solver, packs, item, _roomy(problem.alone[kinds, item], spare), {}
         )
         if host is None:
             left.append(item)
             continue
-        groups[host] = settler.group(groups[host].kind, [*groups[host].items, item])
+        groups[host] = solver.group(groups[host].kind, [*groups[host].items, item])
         packs[host] = (groups[host].kind, groups[host].items)
         spare[host] = int(problem.tables.units[groups[host].kind]) - groups[host].total
         changed.add(host)
@@ -294,7 +295,7 @@ def resettle(
         mine = [i for i in left if _cheapest_kind(problem, i) == kind]
         if mine:
             new = [
-                settler.group(kind, items)
+                solver.group(kind, items)
                 for items in fill_kind(problem, kind, np.array(mine, dtype=np.int64))
             ]
             changed.update(range(len(groups), len(groups) + len(new)))
@@ -302,7 +303,7 @@ def resettle(
     return sorted(changed)
 
 
-def _isolate(placed: Placed, settler: Settler, level: float) -> None:
+def _isolate(placed: Placed, solver: ShareSolver, level: float) -> None:
     """The last resort: tenants of GPUs that still miss, each on its own, in as many replicas as it
     takes."""
     problem, groups, placements = placed.problem, placed.groups, placed.placements
@@ -319,7 +320,7 @@ def _isolate(placed: Placed, settler: Settler, level: float) -> None:
         elif tries == _TRIES // 2 or problem.alone[kind, item] > problem.tables.units[kind]:
             queue += [(kind, item, tries + 1), (kind, problem.split(item), tries + 1)]
         else:
-            alone = settler.group(kind, [item])
+            alone = solver.group(kind, [item])
             placement = place(problem, alone)
             evaluate([(problem.gpus[kind], placement)], level=level)
             if misses(problem, alone, placement):
@@ -337,11 +338,11 @@ def _roomy(wanted: I64, spare: I64) -> list[int]:
     return [int(g) for g in enough[np.argsort(spare[enough], kind="stable")][:_ASKED]]
 
 
-def _leaver(problem: Problem, settler: Settler, kind: int, items: Sequence[int]) -> int:
+def _leaver(problem: Problem, solver: ShareSolver, kind: int, items: Sequence[int]) -> int:
     """The tenant to go: the smallest whose going is enough, else the largest."""
     sizes = sorted(items, key=lambda i: int(problem.alone[kind, i]))
     for item in sizes:
-        if settler.fits(kind, [i for i in items if i != item]):
+        if solver.fits(kind, [i for i in items if i != item]):
             return item
     return sizes[-1]
 

@@ -16,10 +16,10 @@ from igniterd.errors import ConfigError
 from igniterd.planner.evaluate import LEVEL
 from igniterd.planner.fill import empty_worst
 from igniterd.planner.gpu_types import GpuType
-from igniterd.planner.least_shares import Group, Pack, Settler
+from igniterd.planner.least_shares import Group, Pack, ShareSolver
 from igniterd.planner.plan import PlannedGpu, ProvisionPlan
 from igniterd.planner.problem import Problem, pose
-from igniterd.planner.repair import Moves, calibrate, check, mend, resettle
+from igniterd.planner.repair import Moves, calibrate, check, move_unfit, repair
 from igniterd.planner.single_type import to_plan, within_stock
 from igniterd.planner.workloads import Workload
 
@@ -55,21 +55,19 @@ def replan(
     """
     running = _running(start, workloads, gpus)
     problem = pose(workloads, gpus, burstiness, level=level, parts=running.parts)
-    settler = Settler(problem)
+    solver = ShareSolver(problem)
     # as when the running plan was made, or tables a hair off would move tenants that fit
-    calibrate(problem, settler, level, split=False)
+    calibrate(problem, solver, level, split=False)
     packs, new = _assigned(problem, running)
     moves = Moves(math.inf if max_moves is None else max_moves, new)
-    groups = [settler.group(kind, items) for kind, items in packs]
+    groups = [solver.group(kind, items) for kind, items in packs]
     unplaced: dict[int, str] = {}
-    crowded = [
-        g for g, (kind, items) in enumerate(packs) if items and not settler.fits(kind, items)
-    ]
-    resettle(problem, settler, groups, crowded, moves, unplaced, new)
-    groups = _fewer(problem, settler, groups, moves)
-    placed = check(problem, settler, [(g.kind, g.items) for g in groups], level)
+    crowded = [g for g, (kind, items) in enumerate(packs) if items and not solver.fits(kind, items)]
+    move_unfit(problem, solver, groups, crowded, moves, unplaced, new)
+    groups = _fewer(problem, solver, groups, moves)
+    placed = check(problem, solver, [(g.kind, g.items) for g in groups], level)
     placed.unplaced.update(unplaced)
-    placed = mend(placed, settler, level, moves)
+    placed = repair(placed, solver, level, moves)
     answer = to_plan(within_stock(placed), burstiness)
     return replace(answer, moves=describe_moves(start, _ordered(start, answer)))
 
@@ -112,18 +110,18 @@ def _assigned(problem: Problem, running: Running) -> tuple[list[Pack], list[int]
     return packs, [item for items in waiting.values() for item in items]
 
 
-def _fewer(problem: Problem, settler: Settler, groups: list[Group], moves: Moves) -> list[Group]:
+def _fewer(problem: Problem, solver: ShareSolver, groups: list[Group], moves: Moves) -> list[Group]:
     """Empty GPUs for which few enough moves are needed, while moves are left."""
     while True:
         room = min(moves.left, MOVES_PER_GPU)
         packs: list[Pack] = [(g.kind, g.items) for g in groups if g.items]
-        fewer = empty_worst(problem, settler, packs, tries=4, most_tenants=int(room), once=True)
+        fewer = empty_worst(problem, solver, packs, tries=4, most_tenants=int(room), once=True)
         if len(fewer) == len(packs):
             return [g for g in groups if g.items]
         homes = {item: n for n, (_, items) in enumerate(packs) for item in items}
         # a host's own tenants come first
         moves.left -= sum(homes[i] != homes[items[0]] for _, items in fewer for i in items)
-        groups = [settler.group(kind, items) for kind, items in fewer]
+        groups = [solver.group(kind, items) for kind, items in fewer]
 
 
 def _ordered(start: ProvisionPlan, answer: ProvisionPlan) -> list[PlannedGpu | None]:

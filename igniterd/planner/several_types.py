@@ -15,13 +15,13 @@ from dataclasses import replace
 from igniterd.planner.evaluate import LEVEL
 from igniterd.planner.gpu_types import GpuType
 from igniterd.planner.plan import ProvisionPlan
-from igniterd.planner.single_type import OUT_OF_STOCK, plan_own
+from igniterd.planner.single_type import OUT_OF_STOCK, plan_igniterd
 from igniterd.planner.workloads import Workload
 
 _WHOLE = 1e-6  # of a workload's rate: less than this is not left over
 
 
-def plan_kinds(
+def plan_types(
     workloads: Sequence[Workload],
     gpus: tuple[GpuType, ...],
     burstiness: float,
@@ -33,8 +33,8 @@ def plan_kinds(
     long as there are kinds, and once more."""
 
     def planned(offered: tuple[GpuType, ...]) -> ProvisionPlan:
-        return _handed_on(
-            plan_own(workloads, offered, burstiness, level=level, seed=seed),
+        return _plan_left_over(
+            plan_igniterd(workloads, offered, burstiness, level=level, seed=seed),
             workloads,
             gpus,
             level,
@@ -44,14 +44,14 @@ def plan_kinds(
     together = planned(gpus)
     if len(gpus) == 1:
         return together
-    best = min([together, *(planned((gpu,)) for gpu in gpus)], key=_worse)
+    best = min([together, *(planned((gpu,)) for gpu in gpus)], key=_rank)
     gpus_least, cost_least = together.lower_bound_gpus, together.lower_bound_cost_per_hour
     return replace(
         best, kinds=len(gpus), lower_bound_gpus=gpus_least, lower_bound_cost_per_hour=cost_least
     )
 
 
-def _worse(plan: ProvisionPlan) -> tuple[int, float, int]:
+def _rank(plan: ProvisionPlan) -> tuple[int, float, int]:
     return (
         len(plan.infeasible),
         math.inf if plan.cost_per_hour is None else plan.cost_per_hour,
@@ -59,7 +59,7 @@ def _worse(plan: ProvisionPlan) -> tuple[int, float, int]:
     )
 
 
-def _handed_on(
+def _plan_left_over(
     plan: ProvisionPlan,
     workloads: Sequence[Workload],
     gpus: tuple[GpuType, ...],
@@ -74,7 +74,7 @@ def _handed_on(
         if not left or not offered:
             return plan
         names = {w.name for w in left}
-        more = plan_own(left, offered, plan.burstiness, level=level, seed=seed)
+        more = plan_igniterd(left, offered, plan.burstiness, level=level, seed=seed)
         kept = tuple(entry for entry in plan.infeasible if entry.workload not in names)
         needed = (
             None

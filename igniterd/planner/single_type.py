@@ -19,11 +19,11 @@ from igniterd.planner.consolidate import consolidate
 from igniterd.planner.evaluate import LEVEL, Placement
 from igniterd.planner.fill import pack
 from igniterd.planner.gpu_types import GpuType
-from igniterd.planner.least_shares import Settler
+from igniterd.planner.least_shares import ShareSolver
 from igniterd.planner.lower_bound import lower_bounds
 from igniterd.planner.plan import PlannedGpu, PlannedTenant, ProvisionPlan
 from igniterd.planner.problem import Problem, pose
-from igniterd.planner.repair import Placed, calibrate, check, mend
+from igniterd.planner.repair import Placed, calibrate, check, repair
 from igniterd.planner.workloads import Infeasible, Workload
 
 OUT_OF_STOCK = "needs a GPU beyond the"
@@ -34,7 +34,7 @@ TRIED = 6
 """Seeds tried with few items."""
 
 
-def plan_own(
+def plan_igniterd(
     workloads: Sequence[Workload],
     gpus: tuple[GpuType, ...],
     burstiness: float,
@@ -54,26 +54,26 @@ def solve(problem: Problem, level: float, seed: int) -> Placed:
     Fewest workloads without a place count first, then money (or GPUs, where there are no prices),
     then the earlier seed. A plan whose shares would not fit one GPU less ends the trials.
     """
-    settler = Settler(problem)
-    calibrate(problem, settler, level)
+    solver = ShareSolver(problem)
+    calibrate(problem, solver, level)
     posed = problem.snapshot()
-    best, state = _solve_once(problem, settler, level, seed), problem.snapshot()
+    best, state = _solve_once(problem, solver, level, seed), problem.snapshot()
     for more in range(1, TRIED if posed[1].size <= FEW else 1):
         if not best.unplaced and len(best.groups) <= math.ceil(_needed_gpus(best) - 1e-9):
             break
         problem.restore(posed)
         posed = problem.snapshot()
-        other = _solve_once(problem, settler, level, seed + more)
+        other = _solve_once(problem, solver, level, seed + more)
         if _rank(other) < _rank(best):
             best, state = other, problem.snapshot()
     problem.restore(state)
     return best
 
 
-def _solve_once(problem: Problem, settler: Settler, level: float, seed: int) -> Placed:
+def _solve_once(problem: Problem, solver: ShareSolver, level: float, seed: int) -> Placed:
     """Pack, check, repair, and gather what repairs scattered."""
-    found = check(problem, settler, pack(problem, settler, seed), level)
-    return consolidate(mend(found, settler, level), settler, level)
+    found = check(problem, solver, pack(problem, solver, seed), level)
+    return consolidate(repair(found, solver, level), solver, level)
 
 
 def _rank(placed: Placed) -> tuple[int, float, int]:
@@ -120,7 +120,7 @@ def to_plan(placed: Placed, burstiness: float) -> ProvisionPlan:
     for group, placements in zip(placed.groups, placed.placements, strict=True):
         kind = problem.gpus[group.kind]
         seats = tuple(
-            _seat(problem, item, p) for item, p in zip(group.items, placements, strict=True)
+            _tenant(problem, item, p) for item, p in zip(group.items, placements, strict=True)
         )
         gpus.append(PlannedGpu(kind.name, seats, kind.price_per_hour))
     lost = {int(problem.parent[item]): why for item, why in placed.unplaced.items()}
@@ -138,7 +138,7 @@ def _needed_gpus(placed: Placed) -> float:
     return sum(group.total / int(units[group.kind]) for group in placed.groups)
 
 
-def _seat(problem: Problem, item: int, p: Placement) -> PlannedTenant:
+def _tenant(problem: Problem, item: int, p: Placement) -> PlannedTenant:
     workload = problem.workloads[int(problem.parent[item])]
     return PlannedTenant(
         workload.name,

@@ -15,7 +15,7 @@ from igniterd.planner.evaluate import LEVEL
 from igniterd.planner.gpu_types import GpuType, check_gpus
 from igniterd.planner.plan import PlannedGpu, ProvisionPlan
 from igniterd.planner.replan import replan
-from igniterd.planner.several_types import plan_kinds
+from igniterd.planner.several_types import plan_types
 from igniterd.planner.workloads import Infeasible, Workload
 
 Strategy = Literal["igniterd", "igniter", "ffd+", "ffd++", "gslice+", "gpu-lets+"]
@@ -55,7 +55,7 @@ def plan(
     check_gpus(request.gpus)
     if strategy == "igniterd":
         if request.start is None:
-            own = plan_kinds(
+            own = plan_types(
                 request.workloads,
                 request.gpus,
                 request.burstiness,
@@ -123,7 +123,7 @@ def _igniter(
 ) -> _Answer:
     demand = published.demand_of(gpu.published, request.workloads)
     allocation = published.place(gpu.published, demand, first_fit=first_fit, aware=aware)
-    gpus = published.seats(gpu.published, demand, allocation, gpu.name, gpu.price_per_hour)
+    gpus = published.to_gpus(gpu.published, demand, allocation, gpu.name, gpu.price_per_hour)
     return gpus, demand.rejected, float(demand.lower.sum()) / gpu.units
 
 

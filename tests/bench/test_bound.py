@@ -18,7 +18,7 @@ from bench.bound.parts import part_worth
 from bench.bound.proof import EFFORT, Proof, prove
 from igniterd.planner.gpu_types import GpuType
 from igniterd.planner.kernels import shares as packing
-from igniterd.planner.kernels.shares import SEATS, Items
+from igniterd.planner.kernels.shares import Items
 from igniterd.planner.lower_bound import curves, lower_bounds
 from igniterd.planner.problem import Problem, needs, pick, pose
 from igniterd.planner.workloads import Workload
@@ -49,13 +49,9 @@ def proof_of(posed) -> Callable[[Items], Proof]:
 
 def together(problem: Problem, items: Items, who: Sequence[int]) -> int:
     """Units these items need on one GPU, by the search's own rule."""
-    ints, floats = np.empty((2, SEATS), np.int64), np.empty((3, SEATS))
-    top = int(problem.tables.units[0])
-    return int(
-        packing.settle(
-            problem.tables, items, 0, np.array(who, dtype=np.int64), len(who), top, *ints, *floats
-        )
-    )
+    top, chosen = int(problem.tables.units[0]), np.array(who, dtype=np.int64)
+    shares = packing.empty_shares()
+    return int(packing.least_shares(problem.tables, items, 0, chosen, len(who), top, shares))
 
 
 def holds(

@@ -55,6 +55,7 @@ def cases() -> Iterator[Case]:
     yield Case(40, "poisson", "igniterd", MEAN, seed=1)
     yield Case(40, "poisson", "igniterd", UPPER, seed=1)
     yield Case(40, "poisson", "igniterd", UPPER, seed=3)
+    yield Case(300, "constant", "igniterd", UPPER, seed=1)  # calibrate and consolidate count here
 
 
 def count_gpus(case: Case, gpu: GpuType) -> dict[str, int]:

@@ -1,32 +1,32 @@
-"""What mending scattered is gathered again, and only where every P99 holds."""
+"""What repairs scattered is gathered again, and only where every P99 holds."""
 
 from __future__ import annotations
 
 import pytest
 
 from igniterd.planner.consolidate import consolidate
-from igniterd.planner.least_shares import Settler
+from igniterd.planner.least_shares import ShareSolver
 from igniterd.planner.problem import pose
-from igniterd.planner.repair import Placed, calibrate, check, mend
+from igniterd.planner.repair import Placed, calibrate, check, repair
 
 
 @pytest.fixture
-def scattered(v100, v100_workloads) -> tuple[Placed, Settler]:
+def scattered(v100, v100_workloads) -> tuple[Placed, ShareSolver]:
     """Every workload on a GPU of its own."""
     problem = pose(v100_workloads, (v100,), 0.0)
-    settler = Settler(problem)
-    calibrate(problem, settler, 0.95)
-    return mend(
-        check(problem, settler, [(0, [item]) for item in range(problem.parent.size)], 0.95),
-        settler,
+    solver = ShareSolver(problem)
+    calibrate(problem, solver, 0.95)
+    return repair(
+        check(problem, solver, [(0, [item]) for item in range(problem.parent.size)], 0.95),
+        solver,
         0.95,
-    ), settler
+    ), solver
 
 
 def test_tenants_move_together_and_hold(scattered):
-    placed, settler = scattered
+    placed, solver = scattered
     before = [list(group.items) for group in placed.groups]
-    fewer = consolidate(placed, settler, 0.95)
+    fewer = consolidate(placed, solver, 0.95)
     assert len(fewer.groups) < len(placed.groups)
     assert sorted(item for group in fewer.groups for item in group.items) == sorted(
         item for items in before for item in items
@@ -36,11 +36,11 @@ def test_tenants_move_together_and_hold(scattered):
 
 
 def test_what_misses_is_left_alone(scattered):
-    placed, settler = scattered
+    placed, solver = scattered
     placed.placements[0][0].p99_ms = 1e9
-    assert consolidate(placed, settler, 0.95) is placed
+    assert consolidate(placed, solver, 0.95) is placed
 
 
 def test_no_try_no_change(scattered):
-    placed, settler = scattered
-    assert len(consolidate(placed, settler, 0.95, tries=0).groups) == len(placed.groups)
+    placed, solver = scattered
+    assert len(consolidate(placed, solver, 0.95, tries=0).groups) == len(placed.groups)

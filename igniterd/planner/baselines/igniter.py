@@ -244,7 +244,7 @@ def place(
     return Allocation(gpu_of, units, gpus)
 
 
-def seats(
+def to_gpus(
     model: IgniterModel, demand: Demand, allocation: Allocation, gpu: str, price: float | None
 ) -> tuple[PlannedGpu, ...]:
     """The allocation as records, GPUs in the order they were opened."""

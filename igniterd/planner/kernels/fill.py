@@ -1,11 +1,14 @@
 """Compiled search that fills GPUs one after the other, for as many workloads as there are.
 
-Each GPU starts with the largest item left and is completed by the set of others that packs most
-into it (a bin completion with a bounded search tree; see Fleszar and Hindi, Computers & OR 29(7),
-2002, for the idea without interference). What is packed is counted in units an item needs alone, so
-that sets which disturb each other little win. Candidates come from one list for each (units alone,
-model), so the work for a GPU does not depend on how many items there are: cost grows linearly with
-their number.
+Theory. Each GPU starts with the largest item left. It is completed by the set of other items that
+packs most into it: a bin completion with a bounded search tree (see Fleszar and Hindi, Computers &
+OR 29(7), 2002, for the idea without interference). What is packed is counted in units an item needs
+alone, so sets that disturb each other little win. The tree reads a *sketch*: what each item needs
+alone, the slowdown it bears with so many units more, and the interference it causes there. The best
+few sets are then checked by :func:`igniterd.planner.kernels.shares.least_shares`.
+
+Left out. The tree ends after ``_NODES`` sets, and looks at two items of each list of (units alone,
+model). So the work for a GPU does not depend on how many items there are: the cost grows linearly.
 """
 
 from __future__ import annotations
@@ -16,15 +19,15 @@ import numpy as np
 from numba import njit
 
 from igniterd.arrays import F64, I64
-from igniterd.planner.kernels.shares import SEATS, Items, settle
+from igniterd.planner.kernels.shares import MAX_TENANTS, Items, empty_shares, least_shares
 from igniterd.queueing.kernels.lookup import Tables, calm_option, holds, least_units, pair_gain
 
-STEPS = 12
+EXTRA_UNITS = 12
 """Units an item may need above what it needs alone before it counts as not fitting beside
 others."""
 _NODES = 1500
 _SHORTLIST = 6
-_MOST_STRETCH = 1.6
+_MAX_SLOWDOWN = 1.6
 
 
 class Sketch(NamedTuple):
@@ -32,9 +35,9 @@ class Sketch(NamedTuple):
     ``Tables.gain_units``."""
 
     alone: I64  # (n,) units alone; above the GPU's where there is none
-    steps: F64  # (n, STEPS) largest slowdown at which alone + k units hold
+    slowdown_limit: F64  # (n, EXTRA_UNITS) largest slowdown at which alone + k units hold
     size: I64  # (n,) which of the V sizes
-    push: F64  # (n, M, V) slowdown it adds to a tenant of that model and size
+    interference: F64  # (n, M, V) slowdown it adds to a tenant of that model and size
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -49,11 +52,11 @@ def sketch(t: Tables, items: Items, kind: int, out: Sketch) -> None:
         if alone > top:
             continue
         low, hint = 1.0, 0
-        for k in range(STEPS):
-            if alone + k > top or low >= _MOST_STRETCH:
-                out.steps[i, k] = low if alone + k > top else _MOST_STRETCH
+        for k in range(EXTRA_UNITS):
+            if alone + k > top or low >= _MAX_SLOWDOWN:
+                out.slowdown_limit[i, k] = low if alone + k > top else _MAX_SLOWDOWN
                 continue
-            high, step = _MOST_STRETCH, 1.04
+            high, step = _MAX_SLOWDOWN, 1.04
             while low * step < high:
                 found = holds(t, kind, queue, m, alone + k, goal, rate, low * step, hint)
                 if found < 0:
@@ -67,29 +70,29 @@ def sketch(t: Tables, items: Items, kind: int, out: Sketch) -> None:
                     low, hint = middle, found
                 else:
                     high = middle
-            out.steps[i, k] = low
-        _, busy, batch = calm_option(t, kind, queue, m, alone, goal, rate, 1.0)
+            out.slowdown_limit[i, k] = low
+        _, utilisation, mean_batch = calm_option(t, kind, queue, m, alone, goal, rate, 1.0)
         best = 0
         for v in range(t.gain_units.shape[0]):
             if abs(t.gain_units[v] - alone) < abs(t.gain_units[best] - alone):
                 best = v
             for other in range(models):
-                out.push[i, other, v] = busy * pair_gain(
-                    t, kind, other, t.gain_units[v], m, alone, batch
+                out.interference[i, other, v] = utilisation * pair_gain(
+                    t, kind, other, t.gain_units[v], m, alone, mean_batch
                 )
         out.size[i] = best
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _need(s: Sketch, item: int, stretch: float, top: int) -> int:
-    for k in range(STEPS):
-        if stretch <= s.steps[item, k]:
+def _need(s: Sketch, item: int, slowdown: float, top: int) -> int:
+    for k in range(EXTRA_UNITS):
+        if slowdown <= s.slowdown_limit[item, k]:
             return s.alone[item] + k
     return 2 * top
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _together(s: Sketch, model: I64, overlap: float, chosen: I64, count: int, top: int) -> int:
+def _sum_needs(s: Sketch, model: I64, overlap: float, chosen: I64, count: int, top: int) -> int:
     """Units the first ``count`` of ``chosen`` need together, by the sketch."""
     total = 0
     for a in range(count):
@@ -97,9 +100,9 @@ def _together(s: Sketch, model: I64, overlap: float, chosen: I64, count: int, to
         worst, others = 0.0, 0.0
         for b in range(count):
             if b != a:
-                push = s.push[chosen[b], model[i], s.size[i]]
-                others += push
-                worst = max(worst, push)
+                interference = s.interference[chosen[b], model[i], s.size[i]]
+                others += interference
+                worst = max(worst, interference)
         total += _need(s, i, 1.0 + worst + overlap * (others - worst), top)
         if total > top:
             return total
@@ -107,7 +110,7 @@ def _together(s: Sketch, model: I64, overlap: float, chosen: I64, count: int, to
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _next(after: I64, item: int, chosen: I64, depth: int) -> int:
+def _next_free(after: I64, item: int, chosen: I64, depth: int) -> int:
     """The first item from ``item`` on along its list that is not among the ``chosen``; -1 when
     there is none."""
     while item != -1:
@@ -143,19 +146,19 @@ def _search(
     still free can add no more than itself to the units packed.
     """
     models = first.shape[1]
-    chosen = np.empty(SEATS, np.int64)
+    chosen = np.empty(MAX_TENANTS, np.int64)
     # columns: list being tried, item of it (-1: none yet), items tried, units, bytes
     slot, within, tried, used, taken = 0, 1, 2, 3, 4
-    at = np.empty((SEATS, 5), np.int64)
-    worth = np.empty(SEATS, np.int64)
+    at = np.empty((MAX_TENANTS, 5), np.int64)
+    value = np.empty(MAX_TENANTS, np.int64)
     chosen[0] = shortlist[0, 0] = seed
     sizes[0] = 1
-    worth[1] = packed[0] = s.alone[seed]
+    value[1] = packed[0] = s.alone[seed]
     at[1] = ((top - s.alone[seed] + 1) * models - 1, -1, 0, s.alone[seed], memory[seed])
     found, depth, nodes = 1, 1, 0
     while depth >= 1 and nodes < _NODES:
         now = at[depth]
-        hopeless = found == _SHORTLIST and worth[depth] + top - now[used] <= packed[found - 1]
+        hopeless = found == _SHORTLIST and value[depth] + top - now[used] <= packed[found - 1]
         if now[slot] < models or hopeless:
             depth -= 1
             continue
@@ -164,7 +167,7 @@ def _search(
             if now[within] == -1
             else after[now[within]]
         )
-        item = _next(after, head, chosen, depth)
+        item = _next_free(after, head, chosen, depth)
         if item == -1 or now[tried] >= 2:
             now[slot] -= 1
             now[within] = -1
@@ -174,15 +177,15 @@ def _search(
         now[tried] += 1
         nodes += 1
         chosen[depth] = item
-        total = _together(s, model, overlap, chosen, depth + 1, top)
+        total = _sum_needs(s, model, overlap, chosen, depth + 1, top)
         if total > top or now[taken] + memory[item] > room:
             continue
         found = _remember(
-            shortlist, sizes, packed, found, chosen, depth + 1, worth[depth] + s.alone[item]
+            shortlist, sizes, packed, found, chosen, depth + 1, value[depth] + s.alone[item]
         )
-        if depth + 2 < SEATS and total < top:
+        if depth + 2 < MAX_TENANTS and total < top:
             depth += 1
-            worth[depth] = worth[depth - 1] + s.alone[item]
+            value[depth] = value[depth - 1] + s.alone[item]
             at[depth] = (
                 min(now[slot], (top - total + 1) * models - 1),
                 -1,
@@ -195,13 +198,13 @@ def _search(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _remember(
-    shortlist: I64, sizes: I64, packed: I64, found: int, chosen: I64, count: int, worth: int
+    shortlist: I64, sizes: I64, packed: I64, found: int, chosen: I64, count: int, value: int
 ) -> int:
     """Insert a set into the list of the best: most units first, of equal ones the one with fewer
     tenants."""
     place = found
     while place > 0 and (
-        worth > packed[place - 1] or (worth == packed[place - 1] and count < sizes[place - 1])
+        value > packed[place - 1] or (value == packed[place - 1] and count < sizes[place - 1])
     ):
         place -= 1
     if place >= _SHORTLIST:
@@ -213,7 +216,7 @@ def _remember(
         packed[p] = packed[p - 1]
     shortlist[place, :count] = chosen[:count]
     sizes[place] = count
-    packed[place] = worth
+    packed[place] = value
     return last + 1
 
 
@@ -246,14 +249,10 @@ def fill(
             before[head] = i
         first[s.alone[i], items.model[i]] = i
         gpu_of[i] = -1
-    shortlist = np.empty((_SHORTLIST, SEATS), np.int64)
+    shortlist = np.empty((_SHORTLIST, MAX_TENANTS), np.int64)
     sizes = np.empty(_SHORTLIST, np.int64)
     packed = np.empty(_SHORTLIST, np.int64)
-    units = np.empty(SEATS, np.int64)
-    option = np.empty(SEATS, np.int64)
-    busy = np.empty(SEATS)
-    batch = np.empty(SEATS)
-    stretch = np.empty(SEATS)
+    needed = empty_shares()
     gpus = 0
     for p in range(order.shape[0]):
         seed = order[p]
@@ -275,23 +274,13 @@ def fill(
         )
         pick = found - 1
         for f in range(found):
-            if (
-                sizes[f] == 1
-                or settle(
-                    t, items, kind, shortlist[f], sizes[f], top, units, option, busy, batch, stretch
-                )
-                <= top
+            if sizes[f] == 1 or (
+                least_shares(t, items, kind, shortlist[f], sizes[f], top, needed) <= top
             ):
                 pick = f
                 break
         count = sizes[pick]
-        while (
-            count > 1
-            and settle(
-                t, items, kind, shortlist[pick], count, top, units, option, busy, batch, stretch
-            )
-            > top
-        ):
+        while count > 1 and least_shares(t, items, kind, shortlist[pick], count, top, needed) > top:
             count -= 1
         for a in range(count):
             i = shortlist[pick, a]

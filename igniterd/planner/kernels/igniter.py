@@ -24,7 +24,7 @@ from numba import njit
 
 from igniterd.arrays import F64, I64
 
-SEATS = 64
+MAX_TENANTS = 64
 """Most tenants of one GPU; a share is at least one unit, so boards of up to 128 SMs are covered."""
 
 # Columns of ``Case.coef``: what equations (1)-(11) need of one workload at its batch b.
@@ -69,7 +69,7 @@ class Case(NamedTuple):
 class Hosts(NamedTuple):
     """The GPUs so far; at most as many as workloads, n."""
 
-    members: I64  # (n, SEATS)
+    members: I64  # (n, MAX_TENANTS)
     counts: I64  # (n,) tenants
     used: I64  # (n,) units
     units_of: I64  # (n,) units of each workload
@@ -149,11 +149,11 @@ def _find_host(case: Case, hosts: Hosts, roomy: I64, w: int) -> int:
 
     With ``first_fit`` the first that holds. -1 where none does.
     """
-    units, work = np.empty(SEATS, np.int64), np.empty(SEATS)
+    units, work = np.empty(MAX_TENANTS, np.int64), np.empty(MAX_TENANTS)
     best, least = -1, case.capacity + 1
     for g in roomy:
         total = hosts.used[g] + case.lower[w]
-        if total > case.capacity or hosts.counts[g] == SEATS:
+        if total > case.capacity or hosts.counts[g] == MAX_TENANTS:
             continue
         if case.aware:
             ceiling = min(case.capacity, hosts.used[g] + least - 1)
@@ -168,7 +168,7 @@ def _find_host(case: Case, hosts: Hosts, roomy: I64, w: int) -> int:
 @njit(cache=True, nogil=True)
 def _add(case: Case, hosts: Hosts, g: int, w: int) -> None:
     """Put ``w`` on GPU ``g``."""
-    units, work = np.empty(SEATS, np.int64), np.empty(SEATS)
+    units, work = np.empty(MAX_TENANTS, np.int64), np.empty(MAX_TENANTS)
     count = hosts.counts[g]
     hosts.members[g, count] = w
     hosts.units_of[w] = case.lower[w]
@@ -189,7 +189,7 @@ def provision(case: Case, order: I64, gpu_of: I64, units_of: I64) -> int:
     """
     n = order.shape[0]
     hosts = Hosts(
-        np.empty((n, SEATS), np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64), units_of
+        np.empty((n, MAX_TENANTS), np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64), units_of
     )
     roomy, room, gpus, least = np.empty(n, np.int64), 0, 0, -1
     for w in order:

@@ -1,8 +1,13 @@
-"""Compiled arithmetic of igniterd's planner for the tenants of one GPU: what they need together, on
-the tables of ``lookup``.
+"""Compiled arithmetic of igniterd's planner for the tenants of one GPU: what they need together.
 
-These tables steer the search; what it finds is checked with the model and the queue themselves.
-``kind`` counts the kinds of GPU.
+Theory. A tenant's slowdown is 1, plus the interference of its worst neighbour, plus ``overlap``
+times that of the others. A neighbour's interference is its utilisation times a gain read from the
+tables of ``lookup``. What a tenant needs at a slowdown is the fewest units whose P99 is within its
+goal. Needs and utilisations depend on each other, so they are solved by turns from the needs alone.
+Units only rise from round to round, which ends at the least shares that hold.
+
+Left out. The tables interpolate: they steer the search, and what it finds is checked with the
+performance model and the queue themselves. ``kind`` counts the kinds of GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from igniterd.queueing.kernels.lookup import (
     pair_gain,
 )
 
-SEATS = 64
+MAX_TENANTS = 64
 """Most tenants of one GPU."""
 _ROUNDS = 12
 
@@ -34,31 +39,42 @@ class Items(NamedTuple):
     rate: F64  # requests/ms
 
 
+class Shares(NamedTuple):
+    """What each tenant of a GPU needs there and how it behaves; all (MAX_TENANTS,)."""
+
+    units: I64
+    option: I64  # which of the largest batches, an index of ``Tables.caps``
+    utilisation: F64
+    mean_batch: F64
+    slowdown: F64
+
+
+@njit(cache=True, nogil=True)
+def empty_shares() -> Shares:
+    """Room for the tenants of one GPU."""
+    return Shares(
+        np.empty(MAX_TENANTS, np.int64),
+        np.empty(MAX_TENANTS, np.int64),
+        np.empty(MAX_TENANTS),
+        np.empty(MAX_TENANTS),
+        np.empty(MAX_TENANTS),
+    )
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
-def settle(
-    t: Tables,
-    items: Items,
-    kind: int,
-    who: I64,
-    count: int,
-    ceiling: int,
-    units: I64,
-    option: I64,
-    busy: F64,
-    batch: F64,
-    stretch: F64,
+def least_shares(
+    t: Tables, items: Items, kind: int, who: I64, count: int, ceiling: int, out: Shares
 ) -> int:
     """Least units the first ``count`` of ``who`` need together on one GPU; their sum.
 
-    A tenant's need depends on how busy the others are, which depends on their shares and on how it
-    slows them: units only rise from round to round until nothing changes. Gives up, with a sum
-    above ``ceiling``, as soon as that is certain. Writes units, option, utilisation, mean batch and
-    slowdown of each, (count,).
+    Gives up, with a sum above ``ceiling``, as soon as that is certain. Writes what each needs into
+    ``out``.
     """
+    units, option, utilisation, mean_batch, slowdown = out
     total = 0
     for k in range(count):
         i = who[k]
-        stretch[k] = 1.0
+        slowdown[k] = 1.0
         units[k] = least_units(
             t, kind, items.queue[i], items.model[i], items.goal_ms[i], items.rate[i], 1.0, 1
         )
@@ -70,7 +86,7 @@ def settle(
             return total
         for k in range(count):
             i = who[k]
-            option[k], busy[k], batch[k] = calm_option(
+            option[k], utilisation[k], mean_batch[k] = calm_option(
                 t,
                 kind,
                 items.queue[i],
@@ -78,7 +94,7 @@ def settle(
                 units[k],
                 items.goal_ms[i],
                 items.rate[i],
-                stretch[k],
+                slowdown[k],
             )
         changed = False
         total = 0
@@ -87,14 +103,20 @@ def settle(
             worst, others = 0.0, 0.0
             for j in range(count):
                 if j != k:
-                    push = busy[j] * pair_gain(
-                        t, kind, items.model[i], units[k], items.model[who[j]], units[j], batch[j]
+                    interference = utilisation[j] * pair_gain(
+                        t,
+                        kind,
+                        items.model[i],
+                        units[k],
+                        items.model[who[j]],
+                        units[j],
+                        mean_batch[j],
                     )
-                    others += push
-                    worst = max(worst, push)
+                    others += interference
+                    worst = max(worst, interference)
             phi = 1.0 + worst + t.overlap[kind] * (others - worst)
-            changed = changed or abs(phi - stretch[k]) > 5e-4
-            stretch[k] = phi
+            changed = changed or abs(phi - slowdown[k]) > 5e-4
+            slowdown[k] = phi
             need = least_units(
                 t,
                 kind,
@@ -114,7 +136,7 @@ def settle(
             return total
     for k in range(count):
         i = who[k]
-        option[k], busy[k], batch[k] = calm_option(
+        option[k], utilisation[k], mean_batch[k] = calm_option(
             t,
             kind,
             items.queue[i],
@@ -122,7 +144,7 @@ def settle(
             units[k],
             items.goal_ms[i],
             items.rate[i],
-            stretch[k],
+            slowdown[k],
         )
     return total
 
@@ -141,8 +163,8 @@ def needs(t: Tables, items: Items, kind: int, out: I64) -> None:
 def crowded_needs(t: Tables, items: Items, kind: int, alone: I64, out: I64) -> None:
     """Write the least units of every item beside average neighbours into ``out`` (n,).
 
-    Average: for each unit of the GPU that the item leaves to others, the push all items have for
-    each unit they take, of two neighbours.
+    Average: for each unit of the GPU that the item leaves to others, the interference all items
+    have for each unit they take, of two neighbours.
     """
     n, models = items.model.shape[0], t.curve_ms.shape[1]
     pressure = np.zeros(models)
@@ -150,13 +172,13 @@ def crowded_needs(t: Tables, items: Items, kind: int, alone: I64, out: I64) -> N
     for j in range(n):
         if alone[j] <= t.units[kind]:
             m = items.model[j]
-            _, busy, batch = calm_option(
+            _, utilisation, mean_batch = calm_option(
                 t, kind, items.queue[j], m, alone[j], items.goal_ms[j], items.rate[j], 1.0
             )
             taken += alone[j]
             for i in range(models):
-                pressure[i] += busy * pair_gain(
-                    t, kind, i, max(1, t.units[kind] // 3), m, alone[j], batch
+                pressure[i] += utilisation * pair_gain(
+                    t, kind, i, max(1, t.units[kind] // 3), m, alone[j], mean_batch
                 )
     for i in range(n):
         out[i] = alone[i]
