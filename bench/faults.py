@@ -34,13 +34,11 @@ import numpy as np
 import structlog
 
 sys.path.append(str(Path(__file__).parents[1]))  # at the end: PYTHONPATH may name another revision
-from igniterd.decide.decide import PredictorPair
 from igniterd.errors import Refused, Unanswered, Unreachable
 from igniterd.loop import Loop, Predictors
 from igniterd.observe import Sources
-from igniterd.perf import builtin_profile, load_model
-from igniterd.predict import LatencyPredictor
 from igniterd.records import ModelReading, MpsReading, Tick
+from tests.factories import latency_model, predictor_pair
 from tests.hosts import config
 from tests.sim.host import SimHost, config_of
 
@@ -49,11 +47,7 @@ SLOS = {"alexnet": 150.0, "resnet50": 400.0, "vgg19": 600.0}  # ms
 OWNERS_BATCH = 8
 SETTLES_S = 90  # the take-over of all models is no fault's cost
 MOST_WAITING = 200  # clients give up
-_MODEL = load_model(builtin_profile("v100").time_scaled(SLOW))
-PREDICTORS = PredictorPair(
-    upper=LatencyPredictor(_MODEL, level=0.95),
-    mean=LatencyPredictor(_MODEL, level=0.95, upper=False),
-)
+PREDICTORS = predictor_pair(latency_model(time_scale=SLOW))
 
 
 def steps(at_s: float) -> float:

@@ -31,13 +31,12 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1]))  # at the end: PYTHONPATH may name another revision
 from igniterd.config import Config, parse_config
-from igniterd.decide.decide import PredictorPair
 from igniterd.decide.search import find
 from igniterd.loop import Loop, Predictors
 from igniterd.observe import Sources
-from igniterd.perf import builtin_profile, load_model
-from igniterd.predict import Demand, LatencyPredictor
+from igniterd.predict import Demand
 from igniterd.records import DecisionKind, Tick
+from tests.factories import latency_model, predictor_pair
 from tests.sim.host import SimHost
 
 T = TypeVar("T")
@@ -47,9 +46,7 @@ STEADY = {"alexnet": 400.0 / SLOW, "resnet50": 300.0 / SLOW, "vgg19": 150.0 / SL
 SHIFTED = {"alexnet": 400.0 / SLOW, "resnet50": 450.0 / SLOW, "vgg19": 75.0 / SLOW}
 SHIFT_AT_S, SEEN_S, RELOAD_S, SETTLE_S = 60, 45, 1.8, 30
 NAMES = "(alexnet resnet50 vgg19)"
-MODEL = load_model(builtin_profile("v100").time_scaled(SLOW))
-EXPECTS = LatencyPredictor(MODEL, level=0.95, upper=False)
-PROMISES = LatencyPredictor(MODEL, level=0.95)
+PREDICTORS = predictor_pair(latency_model(time_scale=SLOW))
 
 
 class Run:
@@ -70,7 +67,7 @@ class Run:
         )
         self.ticks: list[Tick] = []
         sources = Sources(tritons={"main": self.host}, models={"main": tuple(rates)})
-        knowledge = Predictors({m: m for m in rates}, PredictorPair(upper=PROMISES, mean=EXPECTS))
+        knowledge = Predictors({m: m for m in rates}, PREDICTORS)
         self.loop = Loop(
             settings,
             sources,
@@ -124,7 +121,7 @@ def limit() -> float:
 
     def fits(scale: float) -> bool:
         return find(
-            EXPECTS, [Demand(m, m, scale * rate, SLOS[m]) for m, rate in STEADY.items()]
+            PREDICTORS.mean, [Demand(m, m, scale * rate, SLOS[m]) for m, rate in STEADY.items()]
         ).feasible
 
     low, high = 0.5, 2.0

@@ -39,6 +39,7 @@ from igniterd.predict import Demand, LatencyPredictor
 from igniterd.records import ActResult, Observation, Tick
 from igniterd.report import Reporter
 from igniterd.window import between
+from tests.factories import predictor_pair
 from tests.sim.host import SimHost
 
 LIKE = ("alexnet", "resnet50", "vgg19", "ssd")
@@ -149,10 +150,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = settings(names, Path(folder))
     seen = observed(names, LatencyPredictor(model, level=config.decide.level), arguments.seconds)
-    predictors = PredictorPair(
-        LatencyPredictor(model, level=config.decide.level),
-        LatencyPredictor(model, level=config.decide.level, upper=False),
-    )
+    predictors = predictor_pair(model, level=config.decide.level)
     watch = cProfile.Profile()
     gc.collect()
     gc.freeze()  # as the daemon does when it has started

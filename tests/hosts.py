@@ -6,13 +6,11 @@ import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from igniterd.config import Config, parse_config
-from igniterd.decide.decide import PredictorPair
+from igniterd.config import Config
 from igniterd.loop import Loop, Predictors
 from igniterd.observe import Sources
-from igniterd.perf import builtin_profile, load_model
-from igniterd.predict import LatencyPredictor
 from igniterd.records import Tick
+from tests.factories import latency_model, predictor_pair, settings_of
 from tests.sim.host import SimHost
 
 SLOS = {"alexnet": 15.0, "resnet50": 40.0, "vgg19": 60.0}
@@ -22,27 +20,14 @@ def config(
     folder: Path, slos: Mapping[str, float] = SLOS, *, more: str = "", **priorities: int
 ) -> Config:
     """A configuration for ``slos``; every model is profiled."""
-    models = "".join(
-        f'[[model]]\nname = "{name}"\nslo_p99_ms = {slo}\npriority = {priorities.get(name, 1)}\n'
-        'profile = "v100.json"\n'
-        for name, slo in slos.items()
-    )
-    return parse_config(
-        f'[host]\nname = "test"\n[state]\ndirectory = "{folder}/state"\n{more}\n{models}',
-        source="test",
-        folder=folder,
-    )
+    return settings_of(folder, slos, more=more, priorities=priorities)
 
 
-_MODEL = load_model(builtin_profile("v100"))
+_MODEL = latency_model()
 
 
 def knowledge(settings: Config) -> Predictors:
-    level = settings.decide.level
-    predictors = PredictorPair(
-        upper=LatencyPredictor(_MODEL, level=level),
-        mean=LatencyPredictor(_MODEL, level=level, upper=False),
-    )
+    predictors = predictor_pair(_MODEL, level=settings.decide.level)
     return Predictors({model.name: model.name for model in settings.model}, predictors)
 
 

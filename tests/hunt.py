@@ -20,16 +20,15 @@ from typing import Any
 import numpy as np
 
 from igniterd.config import Config, parse_config
-from igniterd.decide.decide import PredictorPair
 from igniterd.decide.search import find
 from igniterd.decide.steps import granted
 from igniterd.errors import NotNow, NotServed, Refused, Unanswered, Unreachable
 from igniterd.loop import Loop, Predictors
 from igniterd.observe import Sources
-from igniterd.perf import builtin_profile, load_model
-from igniterd.predict import Demand, LatencyPredictor
+from igniterd.predict import Demand
 from igniterd.records import BatchStat, ModelReading, MpsReading, StepKind, Tick
 from igniterd.states import State
+from tests.factories import latency_model, predictor_pair
 from tests.sim.batcher import Batcher
 from tests.sim.host import SimHost, SimModel, config_of
 
@@ -49,11 +48,7 @@ CALM_S = 150.0  # after the last fault and the last pause, when everything that 
 COMFORT = 1.25
 MOST_WAITING = 50
 OURS = frozenset({StepKind.REVIVE, StepKind.ADOPT})  # upkeep: also of models that are not steered
-_MODEL = load_model(builtin_profile("v100").time_scaled(SLOW))
-PREDICTORS = PredictorPair(
-    upper=LatencyPredictor(_MODEL, level=0.95),
-    mean=LatencyPredictor(_MODEL, level=0.95, upper=False),
-)
+PREDICTORS = predictor_pair(latency_model(time_scale=SLOW))
 
 
 class Hunted(SimHost):

@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 
 from igniterd.config import Config, parse_config
-from igniterd.decide.decide import PredictorPair
 from igniterd.decide.search import find
 from igniterd.decide.steps import granted
 from igniterd.errors import Refused, Unreachable
 from igniterd.loop import Loop, Predictors
 from igniterd.observe import Sources
-from igniterd.perf import builtin_profile, load_model
-from igniterd.predict import Demand, LatencyPredictor
+from igniterd.predict import Demand
 from igniterd.records import DecisionKind, ModelReading, MpsReading, Tick
 from igniterd.states import State
+from tests.factories import latency_model, predictor_pair
 from tests.sim.batcher import Batcher
 from tests.sim.host import SimHost, config_of
 
@@ -34,11 +33,7 @@ COMFORT = 1.25  # a feasible plan that leaves room for rates this much higher mu
 CALM_S = 120.0  # after the last change of the world, when it must
 MOST_WAITING = 50
 JUDGED_S = 60.0  # of calm are judged together
-_MODEL = load_model(builtin_profile("v100").time_scaled(SLOW))
-PREDICTORS = PredictorPair(
-    upper=LatencyPredictor(_MODEL, level=0.95),
-    mean=LatencyPredictor(_MODEL, level=0.95, upper=False),
-)
+PREDICTORS = predictor_pair(latency_model(time_scale=SLOW))
 
 
 class FaultyHost(SimHost):

@@ -36,8 +36,7 @@ from igniterd.predict import (
     quantised,
 )
 from igniterd.records import Allocation, Estimate, Load, ModelReading, Observation, Plan
-from igniterd.standing import Standing
-from igniterd.states import State
+from igniterd.states import Standing, State
 
 GPU = parse_gpu("v100")
 LEVEL = 0.95

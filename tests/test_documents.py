@@ -122,7 +122,7 @@ def test_a_checkpoint_is_written_and_read_as_ever() -> None:
         12,
         Point(0.5, 0.25),
     )
-    assert out["b"] == ModelState(copy=("3", "onnxruntime"), told=out["b"].told)
+    assert out["b"] == ModelState(copy=("3", "onnxruntime"), published_bias=out["b"].published_bias)
 
 
 def tenant(**changed: object) -> dict[str, object]:

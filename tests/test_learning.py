@@ -24,15 +24,9 @@ def shares(bench: Bench) -> dict[str, float]:
     }
 
 
-def slower(bench: Bench, factor: float) -> None:
-    """Every model of the host now takes ``factor`` times as long."""
-    bench.host.slow = factor
-    bench.host._rates.clear()
-
-
 async def test_a_host_slower_than_its_profile_is_learnt_and_held(tmp_path: Path) -> None:
     bench = Bench(config(tmp_path), steady(), seed=5)
-    slower(bench, 1.2)
+    bench.host.slow_down(1.2)
     await bench.run(90)
     for name, load in bench.ticks[-1].estimate.loads.items():
         assert load.bias == pytest.approx(1.2, rel=0.1), name
@@ -53,7 +47,7 @@ async def test_models_that_become_slower_are_noticed_once_and_their_slos_kept(
     bench = Bench(config(tmp_path), steady(), seed=6)
     await bench.run(60)
     assert all(load.changed is None for load in bench.ticks[-1].estimate.loads.values())
-    slower(bench, 1.4)
+    bench.host.slow_down(1.4)
     await bench.run(60)
     for name, load in bench.ticks[-1].estimate.loads.items():
         assert load.changed is not None, name
@@ -65,7 +59,7 @@ async def test_models_that_become_slower_are_noticed_once_and_their_slos_kept(
 async def test_what_was_learnt_is_at_work_again_after_a_restart(tmp_path: Path) -> None:
     settings = config(tmp_path)
     bench = Bench(settings, steady(), seed=7)
-    slower(bench, 1.2)
+    bench.host.slow_down(1.2)
     await bench.run(60)
     identities = dict.fromkeys(SLOS, "same")
     kept = plain(bench.loop.carry.belief, identities, bench.clock(), 1e9)

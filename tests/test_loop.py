@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from igniterd.decide.decide import PredictorPair, decide
+from igniterd.decide.decide import decide
 from igniterd.errors import NotNow, NotServed, Unreachable
 from igniterd.loop import Carry, Loop
-from igniterd.predict import LatencyPredictor
 from igniterd.records import Allocation, BoardReading, DecisionKind, ModelReading, MpsReading, Tick
 from igniterd.states import State
+from tests.factories import predictor_pair
 from tests.hosts import SLOS, Bench, config
 
 pytestmark = pytest.mark.looptime
@@ -296,10 +296,7 @@ async def test_a_decision_replays_from_its_inputs(tmp_path: Path) -> None:
         carries.append(bench.loop.carry)
         await bench.run(1)
     known = bench.loop.knowledge
-    fresh = PredictorPair(
-        LatencyPredictor(known.predictors.upper.model, level=0.95),
-        LatencyPredictor(known.predictors.mean.model, level=0.95, upper=False),
-    )
+    fresh = predictor_pair(known.predictors.upper.model)
     replayed = 0
     for tick, after in zip(bench.ticks, [*carries[1:], bench.loop.carry], strict=True):
         if "is being reloaded" in tick.plan.why or tick.outcome.actuations:

@@ -51,7 +51,7 @@ class NvmlClient:
     ) -> None:
         """`library` is a module or object with pynvml's names; ``None`` imports pynvml."""
         self._library = library
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._retry_after_s = retry_after_s
         self._most_abandoned = most_abandoned
         self._clock = clock
@@ -73,12 +73,12 @@ class NvmlClient:
         try:
             # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the
             # answer.
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self.timeout_s):
                 return await answer
         except TimeoutError:
             self._abandon(worker)
             raise Unreachable(
-                f"NVML: no answer in {self._timeout_s:g} s; next try in {self._retry_after_s:g} s"
+                f"NVML: no answer in {self.timeout_s:g} s; next try in {self._retry_after_s:g} s"
             ) from None
 
     async def close(self) -> None:

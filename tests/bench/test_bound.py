@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ EXACTLY = 1.0 + 1e-6
 
 
 @pytest.fixture(scope="module")
-def posed(v100, v100_workloads) -> Problem:
+def posed(v100: Any, v100_workloads: Any) -> Problem:
     return pose(v100_workloads, (v100,), 1.0)
 
 
@@ -43,7 +44,7 @@ def some(problem: Problem, chosen: Sequence[tuple[int, float, float]]) -> Items:
 
 
 @pytest.fixture(scope="module")
-def proof_of(posed) -> Callable[[Items], Proof]:
+def proof_of(posed: Any) -> Callable[[Items], Proof]:
     return lambda whole: prove(posed.tables, whole, [1.0], QUICK)
 
 
@@ -104,7 +105,7 @@ like_the_paper = st.tuples(st.integers(0, 11), st.floats(1.0, 1.6), st.floats(0.
 
 @settings(max_examples=8)
 @given(chosen=st.lists(like_the_paper, min_size=2, max_size=8))
-def test_no_gpu_is_worth_more_than_one(posed, proof_of, chosen):
+def test_no_gpu_is_worth_more_than_one(posed: Any, proof_of: Any, chosen: Any) -> None:
     """Every set of up to four that the search's rule lets on one GPU; for any prices with that
     property the sum is a bound."""
     whole = some(posed, chosen)
@@ -119,8 +120,8 @@ def test_no_gpu_is_worth_more_than_one(posed, proof_of, chosen):
 @settings(max_examples=10)
 @given(chosen=st.lists(like_the_paper, min_size=2, max_size=3), seed=st.integers(0, 1000))
 def test_no_gpu_with_shares_and_batches_of_any_kind_is_worth_more_than_one(
-    posed, proof_of, chosen, seed
-):
+    posed: Any, proof_of: Any, chosen: Any, seed: int
+) -> None:
     """Shares above the least, and largest batches the search would not choose, change who disturbs
     whom: still no GPU beats its price."""
     whole = some(posed, chosen)
@@ -144,7 +145,7 @@ def test_no_gpu_with_shares_and_batches_of_any_kind_is_worth_more_than_one(
 
 @settings(max_examples=8)
 @given(chosen=st.lists(like_the_paper, min_size=1, max_size=5))
-def test_no_way_to_put_them_on_gpus_takes_fewer(posed, proof_of, chosen):
+def test_no_way_to_put_them_on_gpus_takes_fewer(posed: Any, proof_of: Any, chosen: Any) -> None:
     """All partitions of up to five workloads."""
     problem = some(posed, chosen)
     least = proof_of(problem).total
@@ -166,7 +167,9 @@ def test_no_way_to_put_them_on_gpus_takes_fewer(posed, proof_of, chosen):
     times=st.floats(1.0, 4.0),
     cuts=st.lists(st.floats(0.02, 1.0), min_size=1, max_size=4),
 )
-def test_parts_of_any_split_are_worth_the_whole_together(posed, chosen, times, cuts):
+def test_parts_of_any_split_are_worth_the_whole_together(
+    posed: Any, chosen: Any, times: Any, cuts: Any
+) -> None:
     t, whole = posed.tables, some(posed, [(chosen[0], chosen[1], chosen[2] * times)])
     one = np.zeros(1, dtype=np.int64)
     worth = part_worth(curves(t, whole, 1.05), whole.rate, [1.0], one, one)[0][0]
@@ -177,7 +180,7 @@ def test_parts_of_any_split_are_worth_the_whole_together(posed, chosen, times, c
         assert worth[units].sum() >= 1.0 - 1e-9
 
 
-def test_neighbours_raise_the_bound(posed):
+def test_neighbours_raise_the_bound(posed: Any) -> None:
     """Above the sum of what the workloads need alone."""
     whole = some(posed, [(i, 1.2, 0.7) for i in range(12)])
     alone = float(needs(posed.tables, whole).sum() / posed.tables.units[0])
@@ -187,7 +190,7 @@ def test_neighbours_raise_the_bound(posed):
     )
 
 
-def test_harm_is_not_above_what_any_neighbour_does(posed):
+def test_harm_is_not_above_what_any_neighbour_does(posed: Any) -> None:
     t, whole = posed.tables, posed.whole
     alone = needs(t, whole)[0]
     harm = np.zeros((whole.model.size, int(t.units[0]) + 1, len(posed.models), t.gain_units.size))
@@ -202,7 +205,9 @@ def test_harm_is_not_above_what_any_neighbour_does(posed):
             assert harm[j, units, whole.model[i], size] <= push + 1e-12
 
 
-def test_alike_workloads_are_grouped_and_the_bound_grows_with_them(posed, proof_of):
+def test_alike_workloads_are_grouped_and_the_bound_grows_with_them(
+    posed: Any, proof_of: Any
+) -> None:
     """Twice the workloads take twice the GPUs, in as many rows."""
     few = proof_of(posed.whole)
     twice = prove(
@@ -212,7 +217,7 @@ def test_alike_workloads_are_grouped_and_the_bound_grows_with_them(posed, proof_
     assert twice.worth.shape == (24,)
 
 
-def test_what_fits_no_gpu_is_bounded_by_its_parts(posed, proof_of):
+def test_what_fits_no_gpu_is_bounded_by_its_parts(posed: Any, proof_of: Any) -> None:
     """Four times the rate of W12: more than one GPU, no more than eight equal parts."""
     whole = some(posed, [(11, 1.0, 4.0)])
     assert needs(posed.tables, whole)[0, 0] > posed.tables.units[0]
@@ -222,19 +227,19 @@ def test_what_fits_no_gpu_is_bounded_by_its_parts(posed, proof_of):
 
 
 def test_a_second_kind_as_fast_and_twice_the_price_changes_little(
-    v100, v100_workloads, posed, proof_of
-):
+    v100: GpuType, v100_workloads: tuple[Workload, ...], posed: Any, proof_of: Any
+) -> None:
     both = pose(v100_workloads, (v100, GpuType(v100.profile, 6.12)), 1.0)
     assert prove(both.tables, both.whole, [3.06, 6.12], QUICK).total == pytest.approx(
         3.06 * proof_of(posed.whole).total, rel=0.02
     )
 
 
-def test_nothing_to_plan(posed, proof_of):
+def test_nothing_to_plan(posed: Any, proof_of: Any) -> None:
     assert proof_of(pick(posed.whole, np.zeros(0, dtype=np.int64))).total == 0.0
 
 
-def test_a_workload_may_be_split_over_kinds(v100):
+def test_a_workload_may_be_split_over_kinds(v100: GpuType) -> None:
     """The sum of least shares allows for a large part on one kind and a small one on another."""
     board = v100.profile.board.model_copy(update={"name": "other"})
     other = GpuType(v100.profile.model_copy(update={"board": board}), 3.06)

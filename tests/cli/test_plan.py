@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -57,7 +58,7 @@ def few(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("strategy", ["igniterd", "igniter", "gpu-lets+"])
-def test_the_json_keeps_its_contract(few, strategy):
+def test_the_json_keeps_its_contract(few: Any, strategy: str) -> None:
     result = run(few, "--strategy", strategy, "--format", "json")
     assert result.exit_code == 0
     document = json.loads(result.stdout)
@@ -71,7 +72,7 @@ def test_the_json_keeps_its_contract(few, strategy):
     assert {t["workload"] for gpu in document["gpus"] for t in gpu["tenants"]} == {"A", "B", "C"}
 
 
-def test_what_cannot_be_planned_is_named_and_the_rest_planned(tmp_path):
+def test_what_cannot_be_planned_is_named_and_the_rest_planned(tmp_path: Path) -> None:
     path = tmp_path / "w.csv"
     path.write_text(
         "workload,model,slo_p99_ms,rate_per_s\nok,alexnet,15,400\nfast,ssd,4,10\nodd,bert,20,10\n"
@@ -87,7 +88,7 @@ def test_what_cannot_be_planned_is_named_and_the_rest_planned(tmp_path):
         assert f"{name}: " in result.stderr
 
 
-def test_the_table_shows_shares_as_bars(few):
+def test_the_table_shows_shares_as_bars(few: Any) -> None:
     result = run(few, "--arrivals", "constant")
     assert result.exit_code == 0
     assert "█" in result.stdout
@@ -113,7 +114,7 @@ def test_the_table_shows_shares_as_bars(few):
         (["--strategy", "magic"], 2, "magic"),
     ],
 )
-def test_wrong_usage_says_what_would_be_right(few, args, status, said):
+def test_wrong_usage_says_what_would_be_right(few: Any, args: Any, status: Any, said: Any) -> None:
     result = run(few, *args)
     assert result.exit_code == status
     assert result.stdout == ""  # said before anything is planned
@@ -128,8 +129,8 @@ def test_wrong_usage_says_what_would_be_right(few, args, status, said):
     ],
 )
 def test_a_running_plan_that_cannot_be_used_is_named_by_its_option(
-    few, slow, tmp_path, strategy, said
-):
+    few: Any, slow: Any, tmp_path: Path, strategy: str, said: Any
+) -> None:
     running = tmp_path / "plan.json"
     running.write_text(run(few, "--gpu", f"{slow}@0.4", "--format", "json").stdout)
     result = run(few, "--from", running, "--strategy", strategy)
@@ -148,7 +149,7 @@ def slow(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_dear_gpu_that_would_be_half_empty_is_not_taken(few, slow):
+def test_a_dear_gpu_that_would_be_half_empty_is_not_taken(few: Any, slow: Any) -> None:
     """Each share costs less on the V100; a whole V100 costs more than what is needed of the
     other."""
     both = json.loads(
@@ -159,7 +160,7 @@ def test_a_dear_gpu_that_would_be_half_empty_is_not_taken(few, slow):
     assert both["cost_per_hour"] >= both["lower_bound_cost_per_hour"]
 
 
-def test_what_a_kind_that_ran_out_has_no_room_for_goes_to_another(few, slow):
+def test_what_a_kind_that_ran_out_has_no_room_for_goes_to_another(few: Any, slow: Any) -> None:
     """The V100 is cheaper for all of them, and there is one."""
     many = few.with_name("many.csv")
     rows = few.read_text().splitlines()
@@ -178,7 +179,7 @@ def test_what_a_kind_that_ran_out_has_no_room_for_goes_to_another(few, slow):
     )
 
 
-def test_a_model_that_no_memory_holds_is_named(few, tmp_path):
+def test_a_model_that_no_memory_holds_is_named(few: Any, tmp_path: Path) -> None:
     profile = builtin_profile("v100")
     models = profile.models | {
         "ssd": profile.models["ssd"].model_copy(update={"memory_bytes": 20 * 2**30})
@@ -194,19 +195,19 @@ def test_a_model_that_no_memory_holds_is_named(few, tmp_path):
     ]
 
 
-def test_a_plan_goes_from_one_command_to_the_next(few):
+def test_a_plan_goes_from_one_command_to_the_next(few: Any) -> None:
     made = CliRunner().invoke(app, ["plan", str(few), "--format", "json"]).stdout
     shell = "python -m igniterd simulate - --duration 1 --format json"
     assert json.loads(_piped(shell, made))["missed"] == []
 
 
-def test_a_missing_file():
+def test_a_missing_file() -> None:
     result = run("nowhere.csv")
     assert result.exit_code == 1
     assert "nowhere.csv" in result.output
 
 
-def test_sweep_needs_more_as_rates_grow(few, tmp_path):
+def test_sweep_needs_more_as_rates_grow(few: Any, tmp_path: Path) -> None:
     picture = tmp_path / "sweep.svg"
     result = run(few, "--sweep", "rate=0.5..6:3", "--format", "json", "--plot", picture)
     assert result.exit_code == 0
@@ -218,25 +219,25 @@ def test_sweep_needs_more_as_rates_grow(few, tmp_path):
     assert picture.read_text().startswith("<?xml")
 
 
-def test_sweep_by_slo_says_where_it_ends(few):
+def test_sweep_by_slo_says_where_it_ends(few: Any) -> None:
     result = run(few, "--sweep", "slo=0.05..1:2", "--strategy", "igniter")
     assert result.exit_code == 1
     assert "A: at 0.05 times" in result.stderr
 
 
-def test_default_points_of_a_sweep():
+def test_default_points_of_a_sweep() -> None:
     assert parse_sweep("rate=1..2").factors == pytest.approx((1.0, 1.2, 1.4, 1.6, 1.8, 2.0))
     with pytest.raises(ConfigError, match="2 to 200"):
         parse_sweep("rate=1..2:1")
 
 
-def test_a_plan_is_drawn(few, tmp_path):
+def test_a_plan_is_drawn(few: Any, tmp_path: Path) -> None:
     picture = tmp_path / "plan.png"
     assert run(few, "--strategy", "igniter", "--plot", picture).exit_code == 0
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_from_a_running_plan(few, tmp_path):
+def test_from_a_running_plan(few: Any, tmp_path: Path) -> None:
     running = tmp_path / "plan.json"
     running.write_text(run(few, "--format", "json").stdout)
     result = run(few, "--from", running, "--max-moves", 0, "--format", "json")
@@ -244,7 +245,7 @@ def test_from_a_running_plan(few, tmp_path):
     assert json.loads(result.stdout)["moves"] == []
 
 
-def test_emitted_configurations_are_what_the_daemon_accepts(few, tmp_path):
+def test_emitted_configurations_are_what_the_daemon_accepts(few: Any, tmp_path: Path) -> None:
     folder = tmp_path / "hosts"
     result = run(few, "--emit", folder, "--format", "json")
     assert result.exit_code == 0
@@ -275,7 +276,7 @@ def test_emitted_configurations_are_what_the_daemon_accepts(few, tmp_path):
     assert "not empty" in again.output
 
 
-def test_names_that_nothing_else_would_take_are_emitted_all_the_same(tmp_path):
+def test_names_that_nothing_else_would_take_are_emitted_all_the_same(tmp_path: Path) -> None:
     path = tmp_path / "odd.csv"
     names = ["_first", "-x", "日本", "größe", "gr.ße", "w" * 300, "a/../../b", "[/] :bug:"]
     path.write_text(
@@ -313,7 +314,7 @@ def test_names_that_nothing_else_would_take_are_emitted_all_the_same(tmp_path):
         ("workload,model,slo_p99_ms,rate_per_s\n", "holds no workload"),
     ],
 )
-def test_a_table_that_is_none_is_refused(tmp_path, text, said):
+def test_a_table_that_is_none_is_refused(tmp_path: Path, text: Any, said: Any) -> None:
     path = tmp_path / "w.csv"
     path.write_text(text)
     result = run(path)
@@ -321,7 +322,7 @@ def test_a_table_that_is_none_is_refused(tmp_path, text, said):
     assert said in result.stderr
 
 
-def test_figures_of_any_length_are_refused_by_workload(tmp_path):
+def test_figures_of_any_length_are_refused_by_workload(tmp_path: Path) -> None:
     path = tmp_path / "w.toml"
     path.write_text(
         f'[[workload]]\nname = "big"\nmodel = "alexnet"\nslo_p99_ms = 15\nrate_per_s = {10**400}\n'

@@ -169,10 +169,10 @@ async def test_a_hung_driver_costs_one_deadline_and_then_nothing(hanging: Hangin
 
 async def test_a_driver_that_comes_back_is_read_again(hanging: Hanging) -> None:
     client = NvmlClient(a_library(nvmlDeviceGetPowerUsage=hanging), timeout_s=5, retry_after_s=0)
-    client._timeout_s = 0.05
+    client.timeout_s = 0.05
     with pytest.raises(Unreachable):
         await client.read()
     hanging.let_go.set()
-    client._timeout_s = 5
+    client.timeout_s = 5
     assert (await client.read())[0].power_w == 1.0
     await client.close()

@@ -10,15 +10,11 @@ from igniterd.config import Decide
 from igniterd.decide.cooldown import CachedVerdict, DecisionState
 from igniterd.decide.gpu import JUDGE_APART_S, JUDGE_EVERY_S, GpuContext, PredictorPair
 from igniterd.decide.search import GROWTHS
-from igniterd.perf import builtin_profile, load_model
-from igniterd.predict import Demand, LatencyPrediction, LatencyPredictor
+from igniterd.predict import Demand, LatencyPrediction
 from igniterd.records import Allocation, DecisionKind
+from tests.factories import predictor_pair
 
-MODEL = load_model(builtin_profile("v100"))
-PREDICTORS = PredictorPair(
-    upper=LatencyPredictor(MODEL, level=0.95),
-    mean=LatencyPredictor(MODEL, level=0.95, upper=False),
-)
+PREDICTORS = predictor_pair()
 RATES = {"alexnet": 200.0, "resnet50": 100.0}
 WAITING_MS = 20
 

@@ -8,17 +8,13 @@ import pytest
 from igniterd.config import Decide
 from igniterd.decide import gpu
 from igniterd.decide.cooldown import DecisionState
-from igniterd.decide.gpu import LEAST_ROOM, GpuContext, GpuDecision, PredictorPair
+from igniterd.decide.gpu import LEAST_ROOM, GpuContext, GpuDecision
 from igniterd.decide.search import GpuPlan
-from igniterd.perf import builtin_profile, load_model
 from igniterd.predict import Demand, LatencyPredictor
 from igniterd.records import Allocation, DecisionKind
+from tests.factories import predictor_pair
 
-_MODEL = load_model(builtin_profile("v100"))
-PREDICTORS = PredictorPair(
-    upper=LatencyPredictor(_MODEL, level=0.95),
-    mean=LatencyPredictor(_MODEL, level=0.95, upper=False),
-)
+PREDICTORS = predictor_pair()
 SLO_MS, HERE = 40.0, Allocation(0.4, 8)
 
 

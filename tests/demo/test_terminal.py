@@ -2,6 +2,7 @@
 
 import io
 import math
+from pathlib import Path
 
 from rich.console import Console
 
@@ -44,7 +45,7 @@ def test_the_tables_fit_a_narrow_terminal() -> None:
     assert "at <20>/s" in text
 
 
-def test_the_end_says_where_the_page_is_and_what_is_wrong(tmp_path) -> None:
+def test_the_end_says_where_the_page_is_and_what_is_wrong(tmp_path: Path) -> None:
     on, run = console(200), recording(notes=["short of CPU"])
     good, bad = log(), log(slow={"vgg19": 300.0})
     ending(on, run, problems(good, run, figures(good, run)), tmp_path / "index.html")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from igniterd.planner.consolidate import consolidate
@@ -23,7 +25,7 @@ def scattered(v100, v100_workloads) -> tuple[Placed, ShareSolver]:
     ), solver
 
 
-def test_tenants_move_together_and_hold(scattered):
+def test_tenants_move_together_and_hold(scattered: Any) -> None:
     placed, solver = scattered
     before = [list(group.items) for group in placed.groups]
     fewer = consolidate(placed, solver, 0.95)
@@ -35,12 +37,12 @@ def test_tenants_move_together_and_hold(scattered):
     assert [list(group.items) for group in placed.groups] == before
 
 
-def test_what_misses_is_left_alone(scattered):
+def test_what_misses_is_left_alone(scattered: Any) -> None:
     placed, solver = scattered
     placed.placements[0][0].p99_ms = 1e9
     assert consolidate(placed, solver, 0.95) is placed
 
 
-def test_no_try_no_change(scattered):
+def test_no_try_no_change(scattered: Any) -> None:
     placed, solver = scattered
     assert len(consolidate(placed, solver, 0.95, tries=0).groups) == len(placed.groups)

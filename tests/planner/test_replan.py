@@ -4,10 +4,12 @@ allowed."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from igniterd.errors import ConfigError
+from igniterd.planner.gpu_types import GpuType
 from igniterd.planner.plan import ProvisionPlan, plan_from_json
 from igniterd.planner.strategies import Request, plan
 from igniterd.planner.workloads import Workload
@@ -28,21 +30,27 @@ def moved(answer: ProvisionPlan) -> int:
     return sum("-> nowhere" not in line and ": new ->" not in line for line in answer.moves)
 
 
-def test_nothing_changes_when_nothing_has_changed(v100, v100_workloads, running):
+def test_nothing_changes_when_nothing_has_changed(
+    v100: GpuType, v100_workloads: tuple[Workload, ...], running: Any
+) -> None:
     answer = plan(Request(v100_workloads, (v100,), 1.0, start=running, max_moves=0))
     assert answer.feasible
     assert homes(answer) == homes(running)
     assert answer.moves == ()
 
 
-def test_a_plan_survives_its_json(v100, v100_workloads, running):
+def test_a_plan_survives_its_json(
+    v100: GpuType, v100_workloads: tuple[Workload, ...], running: Any
+) -> None:
     again = plan_from_json(running.as_json(), "here")
     assert homes(again) == homes(running)
     answer = plan(Request(v100_workloads, (v100,), 1.0, start=again, max_moves=0))
     assert homes(answer) == homes(running)
 
 
-def test_growth_moves_few(v100, v100_workloads, running):
+def test_growth_moves_few(
+    v100: GpuType, v100_workloads: tuple[Workload, ...], running: Any
+) -> None:
     grown = [
         replace(w, rate_per_s=w.rate_per_s * (1.6 if w.name == "W4" else 1.0))
         for w in v100_workloads
@@ -53,7 +61,9 @@ def test_growth_moves_few(v100, v100_workloads, running):
     assert 0 < moved(answer) <= 3
 
 
-def test_no_move_is_made_that_is_not_allowed(v100, v100_workloads, running):
+def test_no_move_is_made_that_is_not_allowed(
+    v100: GpuType, v100_workloads: tuple[Workload, ...], running: Any
+) -> None:
     grown = [replace(w, rate_per_s=w.rate_per_s * 1.6) for w in v100_workloads]
     free = plan(Request(grown, (v100,), 1.0, start=running))
     assert moved(free) > 2
@@ -64,7 +74,9 @@ def test_no_move_is_made_that_is_not_allowed(v100, v100_workloads, running):
         assert all("moves allowed are used up" in entry.reason for entry in answer.infeasible)
 
 
-def test_a_new_workload_is_placed_without_a_move(v100, v100_workloads, running):
+def test_a_new_workload_is_placed_without_a_move(
+    v100: GpuType, v100_workloads: tuple[Workload, ...], running: Any
+) -> None:
     answer = plan(
         Request(
             [*v100_workloads, Workload("N", "alexnet", 25, 100)],
@@ -78,7 +90,9 @@ def test_a_new_workload_is_placed_without_a_move(v100, v100_workloads, running):
     assert [line.split(":")[0] for line in answer.moves] == ["N"]
 
 
-def test_workloads_that_left_leave_room(v100, v100_workloads, running):
+def test_workloads_that_left_leave_room(
+    v100: GpuType, v100_workloads: tuple[Workload, ...], running: Any
+) -> None:
     """With most of the traffic gone, GPUs are given back for few moves each."""
     stay = [w for w in v100_workloads if w.name in ("W1", "W2", "W3", "W6", "W11")]
     answer = plan(Request(stay, (v100,), 1.0, start=running))
@@ -89,13 +103,17 @@ def test_workloads_that_left_leave_room(v100, v100_workloads, running):
     assert moved(still) == 0
 
 
-def test_a_kind_that_is_not_offered(v100, v100_workloads, running):
+def test_a_kind_that_is_not_offered(
+    v100: GpuType, v100_workloads: tuple[Workload, ...], running: Any
+) -> None:
     other = replace(running, gpus=tuple(replace(gpu, gpu="t4") for gpu in running.gpus))
     with pytest.raises(ConfigError, match="kind t4"):
         plan(Request(v100_workloads, (v100,), 1.0, start=other))
 
 
-def test_only_igniterd_starts_from_a_plan(v100, v100_workloads, running):
+def test_only_igniterd_starts_from_a_plan(
+    v100: GpuType, v100_workloads: tuple[Workload, ...], running: Any
+) -> None:
     with pytest.raises(ConfigError, match="plans from nothing"):
         plan(Request(v100_workloads, (v100,), 1.0, start=running), "igniter")
 
@@ -121,7 +139,7 @@ def tenant(name: str = "A", **changed: object) -> dict[str, object]:
         ({"gpus": [{"gpu": "v100", "tenants": [tenant("A"), tenant("B")]}]}, "add up to 1.2"),
     ],
 )
-def test_what_is_no_plan_is_refused(document, said):
+def test_what_is_no_plan_is_refused(document: Any, said: Any) -> None:
     with pytest.raises(ConfigError, match="here") as error:
         plan_from_json(document, "here")
     assert said in str(error.value)

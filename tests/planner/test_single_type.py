@@ -4,6 +4,7 @@ what could."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +50,9 @@ def check(answer: ProvisionPlan, workloads: list[Workload], gpu: GpuType) -> Non
 @pytest.mark.parametrize(
     ("burstiness", "kind", "most"), [(0.0, Kind.CONSTANT, 6), (1.0, Kind.POISSON, 8)]
 )
-def test_the_papers_workloads_hold_in_replay(v100, v100_workloads, burstiness, kind, most):
+def test_the_papers_workloads_hold_in_replay(
+    v100: GpuType, v100_workloads: tuple[Workload, ...], burstiness: Any, kind: Any, most: Any
+) -> None:
     """Against the measured tables, which the plan's model has never seen, on seeds that nothing was
     chosen by."""
     answer = plan(Request(v100_workloads, (v100,), burstiness))
@@ -77,12 +80,16 @@ def test_the_papers_workloads_hold_in_replay(v100, v100_workloads, burstiness, k
         assert [(w.workload, w.p99_ms) for w in result.missed] == []
 
 
-def test_the_same_seed_gives_the_same_plan(v100, v100_workloads):
+def test_the_same_seed_gives_the_same_plan(
+    v100: GpuType, v100_workloads: tuple[Workload, ...]
+) -> None:
     one, other = (plan(Request(v100_workloads, (v100,), 1.0, seed=3)) for _ in range(2))
     assert one == other
 
 
-def test_what_is_predicted_is_what_the_model_and_the_queue_say(v100, v100_workloads):
+def test_what_is_predicted_is_what_the_model_and_the_queue_say(
+    v100: GpuType, v100_workloads: tuple[Workload, ...]
+) -> None:
     """Assessed from nothing, a plan comes to the P99s it was made with (up to where the fixed point
     was stopped)."""
     answer = plan(Request(v100_workloads, (v100,), 1.0))
@@ -93,7 +100,7 @@ def test_what_is_predicted_is_what_the_model_and_the_queue_say(v100, v100_worklo
 
 
 @pytest.mark.parametrize("slo", [6, 7, 8])
-def test_ssd_at_an_slo_near_its_fastest(v100, slo):
+def test_ssd_at_an_slo_near_its_fastest(v100: GpuType, slo: Any) -> None:
     workloads = [Workload("S", "ssd", slo, 10), Workload("ok", "alexnet", 15, 200)]
     answer = plan(Request(workloads, (v100,), 1.0))
     check(answer, workloads, v100)
@@ -106,14 +113,14 @@ def test_ssd_at_an_slo_near_its_fastest(v100, slo):
         assert eased.feasible
 
 
-def test_an_slo_no_share_can_meet_is_named(v100):
+def test_an_slo_no_share_can_meet_is_named(v100: GpuType) -> None:
     answer = plan(Request([Workload("S", "ssd", 4.0, 10)], (v100,), 1.0))
     assert not answer.feasible
     assert answer.gpus == ()
     assert "no number of replicas" in answer.infeasible[0].reason
 
 
-def test_vgg19_beyond_one_gpu_is_split(v100):
+def test_vgg19_beyond_one_gpu_is_split(v100: GpuType) -> None:
     workloads = [Workload("V", "vgg19", 20, 2000)]
     answer = plan(Request(workloads, (v100,), 1.0))
     check(answer, workloads, v100)
@@ -121,21 +128,21 @@ def test_vgg19_beyond_one_gpu_is_split(v100):
     assert len(answer.gpus) >= 4
 
 
-def test_alexnet_beyond_the_profiled_batches(v100):
+def test_alexnet_beyond_the_profiled_batches(v100: GpuType) -> None:
     workloads = [Workload("A", "alexnet", 100, 2000)]
     answer = plan(Request(workloads, (v100,), 1.0))
     check(answer, workloads, v100)
     assert len(answer.gpus) == 1
 
 
-def test_a_rate_beyond_all_replicas_says_the_largest(v100):
+def test_a_rate_beyond_all_replicas_says_the_largest(v100: GpuType) -> None:
     answer = plan(Request([Workload("V", "vgg19", 20, 1e6)], (v100,), 1.0))
     assert answer.infeasible[0].largest_rate_per_s is not None
     assert 0 < answer.infeasible[0].largest_rate_per_s < 1e6
     assert "replicas" in answer.infeasible[0].reason
 
 
-def test_random_sets_are_planned_whole(v100, v100_workloads):
+def test_random_sets_are_planned_whole(v100: GpuType, v100_workloads: tuple[Workload, ...]) -> None:
     rng = np.random.default_rng(5)
     for count in (1, 7, 40):
         workloads = [
@@ -159,7 +166,9 @@ def test_random_sets_are_planned_whole(v100, v100_workloads):
         assert answer.feasible
 
 
-def test_mending_does_not_scatter_tenants(v100, v100_workloads):
+def test_mending_does_not_scatter_tenants(
+    v100: GpuType, v100_workloads: tuple[Workload, ...]
+) -> None:
     """With constant arrivals, where the tables are worst, hardly more GPUs are taken than the
     shares needed fill."""
     rng = np.random.default_rng((2, 60))
@@ -178,7 +187,7 @@ def test_mending_does_not_scatter_tenants(v100, v100_workloads):
     assert len(answer.gpus) <= answer.needed_gpus + 2
 
 
-def test_arrivals_of_their_own(v100):
+def test_arrivals_of_their_own(v100: GpuType) -> None:
     """Bursty traffic needs more than Poisson, and Poisson more than constant."""
     needed = []
     for burstiness in (0.0, 1.0, 4.0):
@@ -209,7 +218,9 @@ def scaled_v100(
     return GpuType(profile.model_copy(update={"board": board, "models": models}), price, most)
 
 
-def test_kinds_are_mixed_where_that_is_cheaper(v100, v100_workloads):
+def test_kinds_are_mixed_where_that_is_cheaper(
+    v100: GpuType, v100_workloads: tuple[Workload, ...]
+) -> None:
     """A GPU half as fast at a fifth of the price takes what is not in a hurry; what only the fast
     one can hold stays there."""
     slow = scaled_v100(v100, 2.0, "slow", 0.6)
@@ -223,7 +234,7 @@ def test_kinds_are_mixed_where_that_is_cheaper(v100, v100_workloads):
     assert answer.cost_per_hour >= answer.lower_bound_cost_per_hour
 
 
-def test_a_kind_runs_out(v100, v100_workloads):
+def test_a_kind_runs_out(v100: GpuType, v100_workloads: tuple[Workload, ...]) -> None:
     few = GpuType(v100.profile, 3.06, 2)
     answer = plan(Request(v100_workloads, (few,), 1.0))
     assert len(answer.gpus) == 2
@@ -231,7 +242,7 @@ def test_a_kind_runs_out(v100, v100_workloads):
     assert "beyond the 2" in answer.infeasible[0].reason
 
 
-def test_memory_keeps_tenants_apart(v100):
+def test_memory_keeps_tenants_apart(v100: GpuType) -> None:
     """Two instances do not fit the memory of this board, small as their shares are."""
     tight = scaled_v100(v100, 1.0, "tight", 1.0, memory=8 * 2**30)
     workloads = [Workload(f"A{i}", "alexnet", 50, 50) for i in range(3)]
@@ -239,6 +250,6 @@ def test_memory_keeps_tenants_apart(v100):
     assert len(plan(Request(workloads, (v100,), 1.0)).gpus) == 1
 
 
-def test_two_kinds_of_one_name_are_refused(v100):
+def test_two_kinds_of_one_name_are_refused(v100: GpuType) -> None:
     with pytest.raises(Exception, match="given twice"):
         plan(Request([Workload("A", "alexnet", 50, 50)], (v100, parse_gpu("v100")), 1.0))

@@ -4,6 +4,7 @@ row."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,12 +12,12 @@ from igniterd.errors import ConfigError
 from igniterd.planner.workloads import Workload, check_rows, read_workloads
 
 
-def test_the_papers_workloads(v100_workloads):
+def test_the_papers_workloads(v100_workloads: tuple[Workload, ...]) -> None:
     assert len(v100_workloads) == 12
     assert v100_workloads[0] == Workload("W1", "alexnet", 10.0, 1200.0)
 
 
-def test_toml_says_the_same_as_csv(tmp_path: Path):
+def test_toml_says_the_same_as_csv(tmp_path: Path) -> None:
     (tmp_path / "w.csv").write_text(
         "workload,model,slo_p99_ms,rate_per_s,burstiness\nA,ssd,25,150,poisson\nB,ssd,40,50,\n"
     )
@@ -42,7 +43,7 @@ def test_toml_says_the_same_as_csv(tmp_path: Path):
         ({"slo_p99_ms": "0", "rate_per_s": "inf"}, ["slo_p99_ms is '0'", "rate_per_s is 'inf'"]),
     ],
 )
-def test_a_bad_row_is_named_with_all_that_is_wrong(row, said):
+def test_a_bad_row_is_named_with_all_that_is_wrong(row: Any, said: Any) -> None:
     good = {"workload": "G", "model": "ssd", "slo_p99_ms": "25", "rate_per_s": "10"}
     kept, rejected = check_rows([good, {**good, "workload": "B", **row}])
     assert [w.name for w in kept] == ["G"]
@@ -51,7 +52,7 @@ def test_a_bad_row_is_named_with_all_that_is_wrong(row, said):
         assert part in rejected[0].reason
 
 
-def test_a_name_used_twice_is_refused():
+def test_a_name_used_twice_is_refused() -> None:
     row = {"workload": "A", "model": "ssd", "slo_p99_ms": 25, "rate_per_s": 10}
     kept, rejected = check_rows([row, row])
     assert len(kept) == 1
@@ -68,7 +69,9 @@ def test_a_name_used_twice_is_refused():
         ("w.toml", "[model]\nname='x'\n", "[[workload]] tables only"),
     ],
 )
-def test_a_file_that_is_no_table_of_workloads(tmp_path: Path, name, text, said):
+def test_a_file_that_is_no_table_of_workloads(
+    tmp_path: Path, name: Any, text: Any, said: Any
+) -> None:
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(ConfigError, match="w\\.") as error:
@@ -76,6 +79,6 @@ def test_a_file_that_is_no_table_of_workloads(tmp_path: Path, name, text, said):
     assert said in str(error.value)
 
 
-def test_a_missing_file(tmp_path: Path):
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_workloads(tmp_path / "none.csv")

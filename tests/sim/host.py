@@ -321,6 +321,11 @@ class SimHost:
             (1 + len(others) - len(sharing)) * max(1.0, granted)
         )
 
+    def slow_down(self, factor: float) -> None:
+        """Every model takes ``factor`` times its true time from now on."""
+        self.slow = factor
+        self._rates.clear()
+
     def _rate(
         self, model: SimModel, share: float, beside: tuple[tuple[str, int, float | None], ...]
     ) -> float:

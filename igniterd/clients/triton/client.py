@@ -73,8 +73,8 @@ class TritonClient:
         which Triton sees it."""
         self.name = name
         self.url = url
-        self._timeout_s = timeout_s
-        self._reload_timeout_s = reload_timeout_s
+        self.timeout_s = timeout_s
+        self.reload_timeout_s = reload_timeout_s
         self._shares_dir = shares_dir
         self.reach = reach
         """How shares reach its models, beside the folder of shares."""
@@ -110,7 +110,7 @@ class TritonClient:
 
     async def index(self) -> tuple[IndexEntry, ...]:
         """Every model of the repository, loaded or not."""
-        return await self._index(self._timeout_s)
+        return await self._index(self.timeout_s)
 
     async def _index(self, timeout_s: float) -> tuple[IndexEntry, ...]:
         answer = await self._call(
@@ -171,15 +171,15 @@ class TritonClient:
         self._unsettled.forget(model)
         connected = self._channel.connected
         try:
-            await self._call("RepositoryModelLoad", request, timeout_s=self._reload_timeout_s)
+            await self._call("RepositoryModelLoad", request, timeout_s=self.reload_timeout_s)
         except Unanswered as error:
-            self._unsettled.unanswered(model, wanted, self._clock(), self._reload_timeout_s)
+            self._unsettled.unanswered(model, wanted, self._clock(), self.reload_timeout_s)
             raise Unanswered(
                 f"{error} ([[triton]] reload_timeout_s): it may finish loading {model} yet"
             ) from error
         except Unreachable:
             if connected:  # it was asked, and is heard of no more: if it has not ended, it goes on
-                self._unsettled.unanswered(model, wanted, self._clock(), self._reload_timeout_s)
+                self._unsettled.unanswered(model, wanted, self._clock(), self.reload_timeout_s)
             raise
         finally:
             self._forget_model(model)
@@ -237,7 +237,7 @@ class TritonClient:
         the deadline of a call.
         """
         wanted, losses, time_s = tuple(names), self._losses, asyncio.get_running_loop().time
-        until_s = time_s() + ROUNDS * self._timeout_s
+        until_s = time_s() + ROUNDS * self.timeout_s
         (served, at_s), metrics = await asyncio.gather(
             self._statistics(wanted), self._metrics.read()
         )
@@ -246,7 +246,7 @@ class TritonClient:
         marks = self._configs.marks()
 
         def left_s() -> float:
-            return max(0.0, min(self._timeout_s, until_s - time_s()))
+            return max(0.0, min(self.timeout_s, until_s - time_s()))
 
         due = self._configs.due(served, wanted, self._unsettled.__contains__)
         failed, missing, _, _ = await asyncio.gather(
@@ -308,7 +308,7 @@ class TritonClient:
     async def applied_now(self, names: Iterable[str]) -> dict[str, Allocation]:
         """What is applied at this moment, read anew: for whoever is about to change something.
         Without what cannot be read."""
-        return await self._configs.now(names, self._timeout_s)
+        return await self._configs.now(names, self.timeout_s)
 
     def read_configs_again(self) -> None:
         """The next :meth:`read_models` reads every configuration anew."""
@@ -390,5 +390,5 @@ class TritonClient:
 
     async def _call(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:
         return await self._channel.call(
-            method, request, self._timeout_s if timeout_s is None else timeout_s
+            method, request, self.timeout_s if timeout_s is None else timeout_s
         )

@@ -298,7 +298,7 @@ async def test_a_copy_whose_warm_up_hides_its_restart_is_seen_at_the_next_tick(
 async def test_a_load_that_is_finished_too_late_is_seen_at_the_next_tick(world: World) -> None:
     server, client, clock = world
     server.loading.clear()
-    client._reload_timeout_s = 0.1
+    client.reload_timeout_s = 0.1
     before = await client.config("m")
     with pytest.raises(Unanswered):
         await client.load("m", before | {"max_batch_size": 4})
@@ -319,7 +319,7 @@ async def test_a_load_that_is_never_finished_stands_in_the_way_no_longer_than_it
 ) -> None:
     server, client, clock = world
     server.loading.clear()
-    client._reload_timeout_s = 0.1
+    client.reload_timeout_s = 0.1
     with pytest.raises(Unanswered):
         await client.load("m", await client.config("m") | {"max_batch_size": 4})
     clock.now_s += 0.11
@@ -397,7 +397,7 @@ async def test_a_repository_that_is_slow_to_list_costs_only_the_model_that_is_mi
     world: World, name: str
 ) -> None:
     server, client, _ = world
-    client._timeout_s = 0.3
+    client.timeout_s = 0.3
     server.listed.clear()
     found = await in_ticks(client, ["m", name])
     assert isinstance(found["m"], ModelReading)
@@ -415,7 +415,7 @@ async def test_a_repository_that_is_slow_to_list_costs_only_the_model_that_is_mi
 
 async def test_a_configuration_that_does_not_come_costs_only_its_model(world: World) -> None:
     server, client, _ = world
-    client._timeout_s = 0.3
+    client.timeout_s = 0.3
     server.models |= {"slow": {"1": 3}, "gone": {"1": 3}}
     server.largest["slow"] = 8
     server.slow = {"slow"}
@@ -429,7 +429,7 @@ async def test_a_known_model_is_still_read_while_its_configuration_comes_too_lat
     world: World,
 ) -> None:
     server, client, clock = world
-    client._timeout_s = 0.3
+    client.timeout_s = 0.3
     await read(client)
     server.slow = {"m"}
     for _ in range(2):
@@ -448,7 +448,7 @@ async def test_a_model_that_was_reloaded_is_not_read_with_its_old_configuration(
     world: World,
 ) -> None:
     server, client, _ = world
-    client._timeout_s = 0.3
+    client.timeout_s = 0.3
     await read(client)
     server.slow, server.models["m"]["1"] = {"m"}, 0
     assert isinstance((await client.read_models(["m"]))["m"], Unanswered)
@@ -514,7 +514,7 @@ async def a_load_that_goes_on(world: World) -> None:
     server.models["busy"], server.largest["busy"] = {"1": 1000}, 8
     await client.read_models(["m", "busy"])
     server.loading.clear()
-    client._reload_timeout_s = 0.2
+    client.reload_timeout_s = 0.2
     with pytest.raises(Unanswered):
         await client.load("m", await client.config("m") | {"max_batch_size": 4})
     assert (await read(client)).loading
@@ -568,7 +568,7 @@ async def test_a_new_server_shows_by_the_marks_that_are_gone(world: World) -> No
     await client.load("marked", await client.config("marked"))
     await client.read_models(["m", "marked"])
     server.loading.clear()
-    client._reload_timeout_s = 0.2
+    client.reload_timeout_s = 0.2
     with pytest.raises(Unanswered):
         await client.load("m", await client.config("m") | {"max_batch_size": 4})
     for marks, loading in ((dict(server.marks), True), ({}, False)):
@@ -631,7 +631,7 @@ async def test_what_unmanaged_models_hold_of_each_gpu_is_told(world: World) -> N
 
 async def test_what_is_applied_is_read_anew_for_whoever_is_about_to_change_it(world: World) -> None:
     server, client, _ = world
-    client._timeout_s = 0.3
+    client.timeout_s = 0.3
     server.models |= {"slow": {"1": 3}, "gone": {"1": 3}}
     server.largest |= {"slow": 8, "gone": 8}
     await client.read_models(["m", "slow", "gone"])
@@ -645,7 +645,7 @@ async def test_a_server_that_does_not_answer_costs_one_deadline(world: World) ->
     server, client, _ = world
     assert (await read(client)).allocation == Allocation(None, 8, 100)
     server.silent.clear()
-    client._timeout_s = 0.2
+    client.timeout_s = 0.2
     with pytest.raises(Unreachable, match=r"no answer in 0\.2 s"):
         await client.read_models(["m"])
 

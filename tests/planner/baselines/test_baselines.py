@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 
 from igniterd.planner.baselines.gpu_lets import GPU_LETS
+from igniterd.planner.gpu_types import GpuType
 from igniterd.planner.strategies import STRATEGIES, Request, plan
 from igniterd.planner.workloads import Workload
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_workload_has_one_valid_place(v100, v100_workloads, strategy):
+def test_every_workload_has_one_valid_place(
+    v100: GpuType, v100_workloads: tuple[Workload, ...], strategy: str
+) -> None:
     answer = plan(Request(v100_workloads, (v100,)), strategy)
     placed = {}
     for gpu in answer.gpus:
@@ -24,7 +27,9 @@ def test_every_workload_has_one_valid_place(v100, v100_workloads, strategy):
         assert sum(len(gpu.tenants) for gpu in answer.gpus) == 12
 
 
-def test_gpus_used_are_what_the_paper_reports(v100, v100_workloads):
+def test_gpus_used_are_what_the_paper_reports(
+    v100: GpuType, v100_workloads: tuple[Workload, ...]
+) -> None:
     """Table 3: iGniter 6, GSLICE+ 6, gpu-lets+ 8, FFD+ 5."""
     used = {
         s: len(plan(Request(v100_workloads, (v100,)), s).gpus)
@@ -33,7 +38,9 @@ def test_gpus_used_are_what_the_paper_reports(v100, v100_workloads):
     assert used == {"igniter": 6, "gslice+": 6, "gpu-lets+": 8, "ffd+": 5}
 
 
-def test_gpu_lets_shares_are_from_the_list_and_pairs_at_most(v100, v100_workloads):
+def test_gpu_lets_shares_are_from_the_list_and_pairs_at_most(
+    v100: GpuType, v100_workloads: tuple[Workload, ...]
+) -> None:
     answer = plan(Request(v100_workloads, (v100,)), "gpu-lets+")
     for gpu in answer.gpus:
         assert len(gpu.tenants) <= 2
@@ -46,7 +53,7 @@ def test_gpu_lets_shares_are_from_the_list_and_pairs_at_most(v100, v100_workload
             assert 1e3 * seat.max_batch_size / curve[-1] >= seat.rate_per_s
 
 
-def test_ffd_plus_is_blind_to_neighbours(v100):
+def test_ffd_plus_is_blind_to_neighbours(v100: GpuType) -> None:
     """Two tenants whose least shares add up to the GPU: FFD+ puts them together, FFD++ sees that
     neither would hold."""
     workloads = [Workload("a", "vgg19", 20, 300), Workload("b", "vgg19", 40, 200)]
@@ -56,7 +63,7 @@ def test_ffd_plus_is_blind_to_neighbours(v100):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_an_unknown_model_is_named_and_the_rest_planned(v100, strategy):
+def test_an_unknown_model_is_named_and_the_rest_planned(v100: GpuType, strategy: str) -> None:
     answer = plan(
         Request([Workload("x", "bert", 50, 10), Workload("y", "ssd", 60, 10)], (v100,)), strategy
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from igniterd.perf.api import Tenant
 from igniterd.planner.baselines import igniter as published
-from igniterd.planner.gpu_types import parse_gpu
+from igniterd.planner.gpu_types import GpuType, parse_gpu
 from igniterd.planner.kernels import igniter as kernels
 from igniterd.planner.strategies import Request, plan
 from igniterd.planner.workloads import Workload
@@ -31,7 +33,7 @@ PRINTED = {
 """Batch and share in percent of the greedy algorithm on the published profile."""
 
 
-def test_the_printed_plan_comes_out(v100, v100_workloads):
+def test_the_printed_plan_comes_out(v100: GpuType, v100_workloads: tuple[Workload, ...]) -> None:
     answer = plan(Request(v100_workloads, (v100,)), "igniter")
     seats = {
         seat.workload: (seat.max_batch_size, round(100 * seat.share, 6))
@@ -44,7 +46,7 @@ def test_the_printed_plan_comes_out(v100, v100_workloads):
     assert answer.feasible
 
 
-def test_theorem_1_by_hand(v100):
+def test_theorem_1_by_hand(v100: GpuType) -> None:
     """W2 (alexnet, 15 ms, 400/s): b = ceil(15 * 0.4 / 2 / (1 + 0.4 * 602112 / 1e7)) = ceil(2.93) =
     3."""
     theorem = published.Theorem1(v100.published)
@@ -69,7 +71,7 @@ def rows(v100, workloads):
     ),
     st.booleans(),
 )
-def test_every_gpu_holds_what_algorithm_2_says(cases, first_fit):
+def test_every_gpu_holds_what_algorithm_2_says(cases: Any, first_fit: Any) -> None:
     v100 = parse_gpu("v100")
     base = [("alexnet", 10, 1200), ("resnet50", 20, 400), ("vgg19", 30, 400), ("ssd", 40, 50)]
     workloads = [
@@ -100,7 +102,9 @@ def provisioned(v100, demand, kernel):
     return kernel(case, demand.order, gpu_of, units), gpu_of.tolist(), units.tolist()
 
 
-def test_the_compiled_kernel_says_what_its_python_says(v100, v100_workloads):
+def test_the_compiled_kernel_says_what_its_python_says(
+    v100: GpuType, v100_workloads: tuple[Workload, ...]
+) -> None:
     demand = rows(v100, v100_workloads)
     one, other = (
         provisioned(v100, demand, kernel)
@@ -110,7 +114,7 @@ def test_the_compiled_kernel_says_what_its_python_says(v100, v100_workloads):
 
 
 @pytest.mark.parametrize("slo", [6, 7, 8])
-def test_an_slo_below_what_is_possible_is_named(v100, slo):
+def test_an_slo_below_what_is_possible_is_named(v100: GpuType, slo: Any) -> None:
     answer = plan(Request([Workload("S", "ssd", slo, 10)], (v100,)), "igniter")
     assert not answer.feasible
     assert answer.gpus == ()
@@ -125,7 +129,7 @@ def test_an_slo_below_what_is_possible_is_named(v100, slo):
     assert not barely.feasible
 
 
-def test_a_rate_one_gpu_cannot_serve_is_named_with_the_largest_it_can(v100):
+def test_a_rate_one_gpu_cannot_serve_is_named_with_the_largest_it_can(v100: GpuType) -> None:
     answer = plan(Request([Workload("V", "vgg19", 20, 2000)], (v100,)), "igniter")
     largest = answer.infeasible[0].largest_rate_per_s
     assert largest is not None
@@ -135,7 +139,7 @@ def test_a_rate_one_gpu_cannot_serve_is_named_with_the_largest_it_can(v100):
     ).feasible
 
 
-def test_batches_stay_within_the_profile(v100):
+def test_batches_stay_within_the_profile(v100: GpuType) -> None:
     answer = plan(Request([Workload("A", "alexnet", 100, 2000)], (v100,)), "igniter")
     seat = answer.gpus[0].tenants[0]
     assert seat.max_batch_size == 32
