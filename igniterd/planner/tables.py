@@ -12,9 +12,9 @@ from igniterd.arrays import F64, I64
 from igniterd.perf import PerformanceModel
 from igniterd.perf.api import Tenant
 from igniterd.planner.gpu_types import GpuType
-from igniterd.planner.queueing import respond
 from igniterd.queueing.kernels import lookup
 from igniterd.queueing.kernels.lookup import Tables
+from igniterd.queueing.parallel import response_times_threaded
 
 CAPS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
 """Largest batches considered, as far as a model was profiled. Queue delays are not: under Triton's
@@ -128,8 +128,8 @@ def _mend(t: Tables, burstiness: float, service_cv: float) -> None:
         np.array([cap for _, cap, _ in cases], dtype=np.int64),
         np.array([rate for _, _, rate in cases]),
     )
-    exact = respond(
-        1e3 * rates, curves, caps, np.zeros(caps.size), service_cv=service_cv, burstiness=burstiness
+    exact = response_times_threaded(
+        1e3 * rates, curves, batches=caps, service_cv=service_cv, burstiness=burstiness
     )
     for (kind, model, e, g, c), rate, p99, ok in zip(
         points, rates.tolist(), exact.p99_ms.tolist(), exact.ok.tolist(), strict=True
@@ -195,8 +195,8 @@ def _queue(caps: I64, log_shape: F64, burstiness: float, service_cv: float) -> t
     x, load, cap = shape[rows[:, 0]], loads[rows[:, 1]], caps[rows[:, 2]]
     curves = (x[:, None] + np.arange(1, caps[-1] + 1)) / (x[:, None] + 1.0)
     rates = 1e3 * load * cap / curves[np.arange(cap.size), cap - 1]
-    answer = respond(
-        rates, curves, cap, np.zeros(cap.size), service_cv=service_cv, burstiness=burstiness
+    answer = response_times_threaded(
+        rates, curves, batches=cap, service_cv=service_cv, burstiness=burstiness
     )
     out = []
     if is_random(burstiness):
