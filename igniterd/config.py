@@ -143,7 +143,8 @@ def _anchored(config: Config, folder: Path) -> Config:
         for model in config.model
     ]
     shares = None if config.state.shares is None else folder / config.state.shares
-    state = State.model_validate({"directory": folder / config.state.directory, "shares": shares})
+    there_too = {"directory": folder / config.state.directory, "shares": shares}
+    state = State.model_validate({**config.state.model_dump(), **there_too})
     return config.model_copy(
         update={"model": models, "state": state, "triton": servers, "mqtt": mqtt}
     )

@@ -242,3 +242,88 @@ def test_no_secret_is_repeated_in_what_is_said_of_it(more: str) -> None:
 def test_a_username_and_a_password_go_together(half: str) -> None:
     said = problems(f"[mqtt]\nurl = 'mqtt://broker'\n{half}\n{GOOD}")
     assert said.startswith("mqtt: username and password_file go together")
+
+
+EVERY_KEY = """
+[host]
+name = "gpu-z"
+cluster = "blue"
+[[triton]]
+name = "other"
+url = "10.0.0.1:9001"
+metrics_url = "http://10.0.0.1:9002/metrics"
+http_url = "http://10.0.0.1:9000"
+header = { token = "t" }
+ca_file = "/etc/ca"
+cert_file = "/etc/cert"
+key_file = "/etc/key"
+reload_timeout_s = 61.0
+python = "/opt/python3"
+shim_backend = "shim"
+repository = ["/models"]
+[gpu]
+source = "none"
+[mps]
+enabled = false
+control = "/opt/mps"
+pipe_directory = "/tmp/pipe"
+interval_s = 31.0
+prove_within_s = 32.0
+[loop]
+interval_s = 2.0
+mode = "advise"
+io_timeout_s = 0.5
+[decide]
+level = 0.9
+rate_level = 0.8
+slo_margin = 0.2
+dead_band = 0.1
+warmup_s = 9.0
+urgent_hold_s = 5.0
+hold_s = 61.0
+watch_s = 13.0
+respect_s = 601.0
+max_reloads_per_hour = 100
+[metrics]
+listen = "127.0.0.1:9410"
+hosts = ["gpu-a.example"]
+[mqtt]
+url = "mqtts://broker"
+username = "u"
+password_file = "/etc/password"
+ca_file = "/etc/ca"
+cert_file = "/etc/cert"
+key_file = "/etc/key"
+[state]
+directory = "/var/lib/other"
+history_mb = 7
+shares = "/opt/shares"
+[engines]
+environment = "/opt/engines"
+[[model]]
+name = "m"
+triton = "other"
+slo_p99_ms = 20.0
+priority = 2
+profile = "/etc/m.json"
+profile_model = "n"
+gpu = 1
+min_share = 0.1
+max_share = 0.9
+max_batch_size = 4
+client_batch = 2
+process = "own"
+"""
+
+
+def test_every_key_of_a_file_reaches_the_daemon() -> None:
+    """Also where relative paths are anchored: no section may fall back to its defaults there."""
+    folder = Path("/etc/igniterd")
+    given = parse_config(EVERY_KEY, source="x")
+    assert parse_config(EVERY_KEY, source="x", folder=folder) == given
+    plain = parse_config(GOOD, source="x").model_dump()
+    for section, default in plain.items():
+        found = given.model_dump()[section]
+        of, by = (found[0], default[0]) if isinstance(found, list) else (found, default)
+        for key in of:
+            assert by is None or of[key] != by[key], f"{section}.{key} is at its default"
