@@ -8,7 +8,7 @@ SEEDS  ?= 10
 BESIDE := tests/bench $(addprefix tests/integration/test_,batches.py oldest_triton.py release.py share_environment.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets check test unit fuzz demo bench bench-gpu clean
+.PHONY: help setup assets check test test-all unit coverage fuzz demo bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,15 +31,21 @@ check: $(STAMP)  ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: assets  ## all tests; real programs on loopback, nothing skipped but what needs a GPU, or another user where this one is not root
+test: assets  ## the tests; real programs on loopback. Left to test-all: what is marked slow. Skipped: what needs a GPU
 	@said=$$(mktemp -d); trap 'kill $$pure $$beside 2>/dev/null; rm -rf '$$said EXIT; \
-	nice -n 19 $(BIN)/python -m pytest -m 'not gpu and not integration' >$$said/pure 2>&1 & pure=$$!; \
-	nice -n 10 $(BIN)/python -m pytest $(BESIDE) -m 'integration and not gpu' >$$said/beside 2>&1 & beside=$$!; \
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(BESIDE)) -m 'integration and not gpu'; real=$$?; \
+	nice -n 19 $(BIN)/python -m pytest -m 'not gpu and not slow and not integration' >$$said/pure 2>&1 & pure=$$!; \
+	nice -n 10 $(BIN)/python -m pytest $(BESIDE) -m 'integration and not gpu and not slow' >$$said/beside 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(BESIDE)) -m 'integration and not gpu and not slow'; real=$$?; \
 	wait $$pure; other=$$?; wait $$beside; other=$$((other | $$?)); cat $$said/pure $$said/beside; exit $$((real | other))
 
+test-all: test  ## the tests, and those marked slow: hours of virtual time, many plans
+	$(BIN)/python -m pytest -n 2 -m 'slow and not gpu'
+
 unit: $(STAMP)  ## the tests that start no other program
-	$(BIN)/python -m pytest -n 2 -m 'not gpu and not integration'
+	$(BIN)/python -m pytest -n 2 -m 'not gpu and not slow and not integration'
+
+coverage: $(STAMP)  ## what the unit tests run of the package, and that it is no less than the floor
+	$(BIN)/python -m pytest -q -n 2 -m 'not gpu and not slow and not integration' --cov --cov-report=term:skip-covered
 
 fuzz: $(STAMP)  ## the Hypothesis properties on new examples, SEEDS=10 times as many as the tests' own, and hunts on SEEDS new hosts
 	@for i in $$(seq $(SEEDS)); do HYPOTHESIS_PROFILE=new $(BIN)/python -m pytest -q -m 'hypothesis and not integration' || exit 1; done

@@ -19,3 +19,12 @@ async def test_nothing_that_happens_breaks_a_promise(tmp_path: Path) -> None:
     assert seen.reloads >= 5
     # where nothing happens, next to nothing is moved
     assert seen.calm_reloads <= 12 * max(1.0, seen.calm_s / 3600)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [31, 32, 33])
+async def test_nor_do_two_hours_of_it(tmp_path: Path, seed: int) -> None:
+    seen = await Soak(tmp_path, seed).run(7200.0)
+    assert seen.broken == []
+    assert seen.late == []
+    assert len(seen.faults) >= 10
