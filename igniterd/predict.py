@@ -302,9 +302,16 @@ class LatencyPredictor:
         return [next(served).served if gpu.demands else {} for gpu in gpus]
 
     def _up(self, value: float, step: float) -> float:
-        """``value`` rounded up to the next power of ``step``, where this rounds."""
-        if self.exact or not 0 < value < math.inf:
-            return max(0.0, value)
+        """``value`` rounded up to the next power of ``step``, where this rounds; none is below 0.
+
+        Raises ``ValueError`` for what is not a number: such a model is not taken for an idle one.
+        """
+        if math.isnan(value):
+            raise ValueError(f"a rate, bias or bound is {value}; a number is needed")
+        if value <= 0:
+            return 0.0
+        if self.exact:
+            return value
         return float(step ** math.ceil(math.log(value, step) - 1e-9))
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -77,3 +79,11 @@ def test_a_measured_dispersion_counts_and_an_unmeasured_one_is_the_usual() -> No
     assert steady < usual < unsteady
     assert with_cv(None) == usual
     assert with_cv(5.0) == pytest.approx(with_cv(MAX_CV))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_rate_that_is_no_number_is_not_taken_for_none(exact: bool) -> None:
+    predictor = LatencyPredictor(MODEL, level=0.95, exact=exact)
+    odd = replace(DEMANDS[0], rate_per_s=float("nan"))
+    with pytest.raises(ValueError, match="nan"):
+        predictor.served(odd, Allocation(0.5, 8), ())
