@@ -400,7 +400,7 @@ async def test_what_came_of_a_step_is_not_lost_with_the_tick_that_should_have_to
     while not (bench.loop.acting and bench.loop.acting.done()):
         await bench.run(1)
     belief, bench.loop.carry = bench.loop.carry.belief, replace(bench.loop.carry, belief=None)
-    with pytest.raises(TypeError):
+    with pytest.raises(AttributeError):
         await bench.run(1)
     bench.loop.carry = replace(bench.loop.carry, belief=belief)
     await bench.run(1)
