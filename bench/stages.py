@@ -31,8 +31,11 @@ import structlog
 sys.path.append(str(Path(__file__).parents[1]))  # at the end: PYTHONPATH may name another revision
 from igniterd.clients.metrics import Metrics
 from igniterd.config import Config, parse_config
-from igniterd.decide.decide import DecisionState, PredictorPair, after, decide
+from igniterd.decide.cooldown import after
+from igniterd.decide.decide import decide
+from igniterd.decide.gpu import PredictorPair
 from igniterd.decide.search import find
+from igniterd.decide.state import DecisionState
 from igniterd.estimate import EstimatorState, estimate
 from igniterd.perf import builtin_profile, load_model
 from igniterd.predict import Demand, LatencyPredictor

@@ -22,8 +22,10 @@ from igniterd.act import Adopter, SecondCopies, act
 from igniterd.clients.shares import reach_of
 from igniterd.clients.triton.apply import Applier, Reloader
 from igniterd.config import Config
-from igniterd.decide.cooldown import alike
-from igniterd.decide.decide import DecisionState, PredictorPair, after, decide
+from igniterd.decide.cooldown import after, alike
+from igniterd.decide.decide import decide
+from igniterd.decide.gpu import PredictorPair
+from igniterd.decide.state import DecisionState
 from igniterd.edgelog import EdgeLogger
 from igniterd.errors import NotNow
 from igniterd.estimate import EstimatorState, estimate
@@ -182,7 +184,7 @@ class Loop:
         watch.lap("estimate")
         anew = {name for name, triton in self.triton_of.items() if triton in known.anew}
         held = after(
-            carry.held.with_none_pending(anew), outcome, load.loads, self.config.decide, now_s
+            carry.held.without_pending(anew), outcome, load.loads, self.config.decide, now_s
         )
         states = self._standings(view, known, held, load)
         plan, held = self._decide(load, view, held, proofs.dead, states, now_s)

@@ -8,7 +8,7 @@ is a :class:`Gap`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -84,6 +84,15 @@ class Allocation:
         """The part of the GPU that all instances together may use: each is a process of its own
         with ``share``. ``None`` without one."""
         return None if self.share is None else self.share * self.instances
+
+
+ROUNDING = 1e-9
+"""Shares add up to one GPU within this."""
+
+
+def granted_total(allocations: Iterable[Allocation]) -> float:
+    """The part of a GPU that is granted, instances included. One without a share takes none."""
+    return sum(a.granted or 0.0 for a in allocations)
 
 
 @dataclass(frozen=True, slots=True)

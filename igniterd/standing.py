@@ -16,7 +16,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from igniterd.config import Config
-from igniterd.decide.cooldown import DecisionState, alike, only
+from igniterd.decide.cooldown import alike
+from igniterd.decide.state import DecisionState, only
 from igniterd.evidence import stubs_of
 from igniterd.records import (
     ActResult,
@@ -330,10 +331,10 @@ def _reasons(
     yield State.OLD_COPY, _lingering(name, reading, view, facts)
     hand = facts.known.hands.get(name)
     yield State.BY_HAND, _by_hand(hand, now_s) if hand is not None and now_s < hand.until_s else ""
-    until_s = facts.held.refused_until_s.get(name, 0.0)
-    if now_s < until_s:
-        why = facts.held.refused_why.get(name, "its last change failed")
-        yield State.REFUSED, f"{why}; next try in {until_s - now_s:.0f} s"
+    hold = facts.held.of(name)
+    if now_s < hold.refused_until_s:
+        why = hold.refused_why or "its last change failed"
+        yield State.REFUSED, f"{why}; next try in {hold.refused_until_s - now_s:.0f} s"
     if load is None or load.watched_s < facts.config.decide.warmup_s:
         yield (
             State.WARMING,

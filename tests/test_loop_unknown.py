@@ -4,6 +4,7 @@ time."""
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -149,8 +150,8 @@ async def test_a_refusal_on_one_gpu_holds_up_no_other(tmp_path: Path) -> None:
     await bench.run(40)
     assert {d.step.model for d in moves(bench) if d.ok} == {"alexnet", "resnet50"}
     held = bench.loop.carry.held
-    assert set(held.gpus.values()) == {0, 1}
-    assert 1 not in held.moved_at_s
+    assert {hold.gpu for hold in held.models.values()} == {0, 1}
+    assert held.gpu(1).moved_at_s == -math.inf
 
 
 async def test_two_gpus_are_changed_side_by_side(tmp_path: Path) -> None:
@@ -316,7 +317,8 @@ async def test_nothing_is_reloaded_from_the_moment_mps_control_is_gone(tmp_path:
     mps.gone = True  # its last answer stands for half a minute
     await bench.run(40)
     assert not bench.host.loads
-    assert not bench.loop.carry.held.refused_until_s, "that is no refusal of the model's"
+    holds = bench.loop.carry.held.models.values()
+    assert not any(hold.refusals for hold in holds), "that is no refusal of the model's"
     mps.gone = False
     await bench.run(40)
     assert with_shares(bench.ticks[-1]) == set(SLOS)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from igniterd.decide.cooldown import DecisionState
+from igniterd.decide.state import DecisionState
 from igniterd.records import (
     ActResult,
     Actuation,

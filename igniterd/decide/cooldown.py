@@ -1,19 +1,25 @@
-"""What one decision leaves to the next, and the watch kept on every change. Pure."""
+"""Whether a change may be made now, and the watch kept on every change. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import inf
 
 from igniterd.config import Decide
+from igniterd.decide.state import DecisionState, ModelHold, Pause, Probation
 from igniterd.decide.steps import granted
-from igniterd.predict import LatencyPrediction
-from igniterd.records import ActResult, Actuation, Allocation, Load, Step, StepKind
+from igniterd.records import (
+    ROUNDING,
+    ActResult,
+    Actuation,
+    Allocation,
+    Load,
+    Step,
+    StepKind,
+    granted_total,
+)
 from igniterd.states import Cause
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 HOUR_S = 3600.0
 REFUSED_S = 60.0  # a model whose load was refused is left alone this long
@@ -26,182 +32,19 @@ UNTRIED = frozenset({Cause.HELD, Cause.BY_HAND})
 WORSE = 1.3  # measured this many times what was before and what was predicted: roll back
 
 
-@dataclass(frozen=True, slots=True)
-class Probation:
-    """A change under watch until it has proved itself."""
-
-    before: Allocation
-    at_s: float
-    mean_ms: float | None  # measured before the change
-    rate_per_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class LetGo:
-    """How often a model has been let go lately, and until when it stays so."""
-
-    times: int
-    until_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Underway:
-    """A plan being carried out step by step on one GPU.
-
-    It is valid for exactly the ``models`` it was made for, of which those in ``free`` could be
-    changed, and for the rates in ``made_for``; ``whys`` has the sentence of each change.
-    """
-
-    target: Mapping[str, Allocation]
-    free: frozenset[str] = frozenset()
-    made_for: Mapping[str, float] = field(default_factory=dict)
-    whys: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def models(self) -> frozenset[str]:
-        return frozenset(self.target)
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """How often in a row something came to nothing, and when it is tried next."""
-
-    times: int
-    until_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class CachedVerdict:
-    """A GPU found to hold every SLO with ``room`` to spare: true for as long as no rate has grown
-    by that much, until ``until_s``.
-
-    P99 only falls when a rate falls, so a GPU far from its limit need not be judged again at every
-    tick.
-    """
-
-    until_s: float
-    here: Mapping[str, Allocation]
-    rates: Mapping[str, float]
-    biases: Mapping[str, float]
-    bursts: Mapping[str, float]
-    served: Mapping[str, LatencyPrediction]
-    room: float
-    reserved: float = 0.0
-    # models that may be changed, and whether in their share
-    knobs: frozenset[tuple[str, bool]] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class DecisionState:
-    """All that outlives a decision. What is about one GPU is kept by GPU, so that one holds up no
-    other.
-
-    ``gone`` names the models that the plans let go, with the reasons.
-    """
-
-    gpus: Mapping[str, int] = field(default_factory=dict)  # of each model, when it was last seen
-    plans: Mapping[int, Underway] = field(default_factory=dict)
-    moved_at_s: Mapping[int, float] = field(default_factory=dict)
-    searched_at_s: Mapping[int, float] = field(default_factory=dict)
-    # GPUs whose last step was not let through
-    held_until_s: Mapping[int, float] = field(default_factory=dict)
-    reloads: tuple[float, ...] = ()
-    under_way: int = 0  # reloads that have begun and are not counted yet
-    # first shares, see ``takes_over``
-    took_over_s: Mapping[tuple[str, bool], float] = field(default_factory=dict)
-    gone: Mapping[str, str] = field(default_factory=dict)
-    let_go: Mapping[str, LetGo] = field(default_factory=dict)
-    needs: Mapping[str, float] = field(default_factory=dict)
-    least_share: Mapping[int, float] = field(default_factory=dict)  # by the last search
-    # how much of the margins its plan keeps
-    caution: Mapping[int, float] = field(default_factory=dict)
-    watches: Mapping[str, Probation] = field(default_factory=dict)
-    judged: Mapping[int, CachedVerdict] = field(default_factory=dict)
-    refused_until_s: Mapping[str, float] = field(default_factory=dict)
-    refusals_in_a_row: Mapping[str, int] = field(default_factory=dict)
-    refused_why: Mapping[str, str] = field(default_factory=dict)
-    # by loads that were not answered, and may end yet
-    asked: Mapping[str, Allocation] = field(default_factory=dict)
-    # the largest share that those may bring
-    pending: Mapping[str, float] = field(default_factory=dict)
-    # could not be given a process of their own
-    unhosted: Mapping[str, Pause] = field(default_factory=dict)
-    # were brought back, and may die again
-    revived: Mapping[str, Pause] = field(default_factory=dict)
-    # a prediction of it failed: why, until when
-    left_out: Mapping[str, tuple[str, float]] = field(default_factory=dict)
-
-    @property
-    def target(self) -> dict[str, Allocation]:
-        """What all plans under way lead to."""
-        return {model: a for plan in self.plans.values() for model, a in plan.target.items()}
-
-    def since_move_s(self, gpu: int, now_s: float) -> float:
-        return now_s - self.moved_at_s.get(gpu, float("-inf"))
-
-    def since_search_s(self, gpu: int, now_s: float) -> float:
-        return now_s - self.searched_at_s.get(gpu, float("-inf"))
-
-    def without_plan(self, gpu: int) -> DecisionState:
-        return (
-            self
-            if gpu not in self.plans
-            else replace(self, plans={g: p for g, p in self.plans.items() if g != gpu})
-        )
-
-    def with_none_pending(self, models: Collection[str]) -> DecisionState:
-        """``models`` are on a server that started anew: no load of before can end any more."""
-        gone = self.asked.keys() & set(models)
-        if not gone:
-            return self
-        return replace(
-            self,
-            asked=only(self.asked, self.asked.keys() - gone),
-            pending=only(self.pending, self.pending.keys() - gone),
-        )
-
-    def pruned(self, gpus: Mapping[str, int]) -> DecisionState:
-        """Less what is about models and GPUs that are not there any more."""
-        there, boards = gpus.keys(), set(gpus.values())
-        known = self.gone.keys() | self.let_go.keys() | self.watches.keys() | self.gpus.keys()
-        if (
-            known <= there
-            and self.judged.keys() | self.plans.keys() | self.least_share.keys() <= boards
-        ):
-            return self if self.gpus == gpus else replace(self, gpus=dict(gpus))
-        return replace(
-            self,
-            gpus=dict(gpus),
-            gone=only(self.gone, there),
-            let_go=only(self.let_go, there),
-            needs=only(self.needs, there),
-            watches=only(self.watches, there),
-            plans=only(self.plans, boards),
-            judged=only(self.judged, boards),
-            least_share=only(self.least_share, boards),
-            caution=only(self.caution, boards),
-        )
-
-
-def only(known: Mapping[K, V], there: Collection[K]) -> dict[K, V]:
-    """What is known of those that are ``there``."""
-    return {key: value for key, value in known.items() if key in there}
-
-
 def came_after_all(held: DecisionState, applied: Mapping[str, Allocation]) -> DecisionState:
     """``held`` without the failures of changes that are there now.
 
     Triton finishes a load that was not answered in time.
     """
-    came = {m for m, asked in held.asked.items() if m in applied and alike(asked, applied[m])}
-    if not came:
-        return held
-    return replace(
-        held,
-        asked={m: a for m, a in held.asked.items() if m not in came},
-        pending={m: s for m, s in held.pending.items() if m not in came},
-        refused_until_s={m: t for m, t in held.refused_until_s.items() if m not in came},
-        refusals_in_a_row={m: n for m, n in held.refusals_in_a_row.items() if m not in came},
+    return held.with_models(
+        {
+            model: replace(
+                held.of(model), asked=None, pending_share=None, refused_until_s=-inf, refusals=0
+            )
+            for model, asked in held.asked.items()
+            if model in applied and alike(asked, applied[model])
+        }
     )
 
 
@@ -220,17 +63,18 @@ def why_not_now(held: DecisionState, steps: Sequence[Step], rules: Decide, now_s
     before a step, and says no in the same way.
     """
     for step in steps:
-        until_s = held.refused_until_s.get(step.model, 0.0)
-        if now_s < until_s:
-            return f"{step.model}: its last change failed; next try in {until_s - now_s:.0f} s"
-        tried = held.unhosted.get(step.model)
+        hold = held.of(step.model)
+        if now_s < hold.refused_until_s:
+            wait_s = hold.refused_until_s - now_s
+            return f"{step.model}: its last change failed; next try in {wait_s:.0f} s"
+        tried = hold.unhosted
         if step.kind is StepKind.ADOPT and tried and now_s < tried.until_s:
             wait_s = tried.until_s - now_s
             return (
                 f"{step.model}: it could not be given a process of its own; next try in "
                 f"{wait_s:.0f} s"
             )
-        died = held.revived.get(step.model)
+        died = hold.revived
         if step.kind is StepKind.REVIVE and died and now_s < died.until_s:
             return (
                 f"{step.model}: it was brought back {died.times} times; next try in "
@@ -279,7 +123,7 @@ def rollbacks(
     ``applied``: the models of one GPU. They go through the same gate as every other change.
     """
     steps = []
-    for model, watch in held.watches.items():
+    for model, watch in held.on_probation.items():
         load = loads.get(model)
         if load is None or model not in applied or now_s < watch.at_s + rules.watch_s:
             continue
@@ -306,43 +150,51 @@ def _worse(watch: Probation, load: Load, model: str, applied: Mapping[str, Alloc
         return ""
     if granted(before) < granted(here):
         return ""  # a larger share never made its model slower: what is worse has another cause
-    # one without a share takes none
-    others = sum(a.granted or 0.0 for m, a in applied.items() if m != model)
-    if others + granted(before) > 1 + 1e-9:
+    others = granted_total(a for m, a in applied.items() if m != model)
+    if others + granted(before) > 1 + ROUNDING:
         return ""
     said = f"{watch.mean_ms:.1f} ms was before and {expected:.1f} ms predicted"
     return f"mean latency {measured:.1f} ms where {said}: taken back"
+
+
+def expire(hold: ModelHold, rules: Decide, now_s: float) -> ModelHold:
+    """Less what has proved itself, and a refusal whose pause is over."""
+    watch = hold.probation
+    if watch is not None and now_s >= watch.at_s + 2 * rules.watch_s:
+        hold = replace(hold, probation=None)
+    return replace(hold, refused_until_s=-inf) if -inf < hold.refused_until_s <= now_s else hold
 
 
 def after(
     held: DecisionState, outcome: ActResult, loads: Mapping[str, Load], rules: Decide, now_s: float
 ) -> DecisionState:
     """``held`` once the steps of a tick have been carried out (or refused)."""
+    expired = {
+        model: left
+        for model, hold in held.models.items()
+        if (left := expire(hold, rules, now_s)) is not hold
+    }
     held = replace(
-        held,
-        watches={m: w for m, w in held.watches.items() if now_s < w.at_s + 2 * rules.watch_s},
-        refused_until_s={m: t for m, t in held.refused_until_s.items() if t > now_s},
+        held.with_models(expired),
         reloads=tuple(at_s for at_s in held.reloads if at_s > now_s - HOUR_S),
         took_over_s={m: t for m, t in held.took_over_s.items() if t > now_s - HOUR_S},
     )
     for done in outcome.actuations:
-        held = _counted(held, done, now_s)
+        held = _count(held, done, now_s)
         model = done.step.model
         if done.ok:
-            held = _made(held, done.step, loads.get(model), now_s)
+            held = _confirm(held, done.step, loads.get(model), now_s)
         elif done.cause in UNTRIED:
             held = _put_off(held, model, now_s)
-        elif done.cause is Cause.LOST and not held.refusals_in_a_row.get(model):
+        elif done.cause is Cause.LOST and not held.of(model).refusals:
             # A server that goes away says nothing of the model, unless it does so at every try.
-            held = replace(
-                _put_off(held, model, now_s), refusals_in_a_row={**held.refusals_in_a_row, model: 1}
-            )
+            held = _put_off(held, model, now_s).with_model(model, refusals=1)
         else:
-            held = _failed(held, done, now_s)
+            held = _refuse(held, done, now_s)
     return held
 
 
-def _counted(held: DecisionState, done: Actuation, now_s: float) -> DecisionState:
+def _count(held: DecisionState, done: Actuation, now_s: float) -> DecisionState:
     """A reload that was tried counts, but for a model's first share, once an hour."""
     if done.cause in UNTRIED:
         return held
@@ -353,70 +205,53 @@ def _counted(held: DecisionState, done: Actuation, now_s: float) -> DecisionStat
 
 def _put_off(held: DecisionState, model: str, now_s: float) -> DecisionState:
     """Nothing can be said of the model: its GPU is looked at anew."""
-    gpu = held.gpus.get(model, 0)
-    return replace(held.without_plan(gpu), held_until_s={**held.held_until_s, gpu: now_s + HELD_S})
+    return held.with_gpu(held.gpu_of(model), plan=None, held_until_s=now_s + HELD_S)
 
 
-def _failed(held: DecisionState, done: Actuation, now_s: float) -> DecisionState:
+def _refuse(held: DecisionState, done: Actuation, now_s: float) -> DecisionState:
     step, model = done.step, done.step.model
+    hold = held.of(model)
     if step.kind is StepKind.ADOPT:  # what serves was not touched: any other change can be made
-        times = held.unhosted[model].times + 1 if model in held.unhosted else 1
-        return replace(
-            held, unhosted={**held.unhosted, model: Pause(times, now_s + _pause_s(times))}
-        )
-    times = held.refusals_in_a_row.get(model, 0) + 1
+        times = 1 if hold.unhosted is None else hold.unhosted.times + 1
+        return held.with_model(model, unhosted=Pause(times, now_s + _pause_s(times)))
+    times = hold.refusals + 1
     # It may come yet. Where before and after are the same, nothing that comes shows that it did not
     # fail.
     may_come = done.cause in (Cause.UNANSWERED, Cause.LOST) and step.before != step.after
-    asked, pending = held.asked, held.pending
-    if may_come:
-        asked = {**asked, model: step.after}
-        pending = {**pending, model: max(pending.get(model, 0.0), step.after.granted or 0.0)}
-    return replace(
-        held.without_plan(held.gpus.get(model, 0)),
-        refusals_in_a_row={**held.refusals_in_a_row, model: times},
-        refused_until_s={**held.refused_until_s, model: now_s + _pause_s(times)},
-        refused_why={**held.refused_why, model: done.error},
-        asked=asked,
-        pending=pending,
+    pending = max(hold.pending_share or 0.0, step.after.granted or 0.0)
+    return held.without_plan(held.gpu_of(model)).with_model(
+        model,
+        refusals=times,
+        refused_until_s=now_s + _pause_s(times),
+        refused_why=done.error,
+        asked=step.after if may_come else hold.asked,
+        pending_share=pending if may_come else hold.pending_share,
     )
 
 
-def _made(held: DecisionState, step: Step, load: Load | None, now_s: float) -> DecisionState:
-    model, gpu = step.model, held.gpus.get(step.model, 0)
-    held = replace(
-        held,
-        moved_at_s={**held.moved_at_s, gpu: now_s},
-        watches=_less(held.watches, model),
-        refusals_in_a_row=_less(held.refusals_in_a_row, model),
-        asked=_less(held.asked, model),
-        pending=_less(held.pending, model),
-        unhosted=_less(held.unhosted, model),
+def _confirm(held: DecisionState, step: Step, load: Load | None, now_s: float) -> DecisionState:
+    """The step was carried out, and read back."""
+    model, gpu = step.model, held.gpu_of(step.model)
+    held = held.with_gpu(gpu, moved_at_s=now_s).with_model(
+        model, probation=None, refusals=0, asked=None, pending_share=None, unhosted=None
     )
     if step.kind is StepKind.REVIVE:
-        before = held.revived.get(model)
-        times = before.times + 1 if before and now_s < before.until_s + DIES_S else 1
-        pause_s = 0.0 if times < DIES_TIMES else _pause_s(times - DIES_TIMES + 1)
-        return replace(held, revived={**held.revived, model: Pause(times, now_s + pause_s)})
+        return held.with_model(model, revived=_revived_again(held.of(model).revived, now_s))
     if step.kind is StepKind.ADOPT:
         return held
     if step.kind is StepKind.ROLLBACK:
-        why = "its last change was taken back"
-        return replace(
-            held.without_plan(gpu),
-            refused_until_s={**held.refused_until_s, model: now_s + 5 * REFUSED_S},
-            refused_why={**held.refused_why, model: why},
+        return held.without_plan(gpu).with_model(
+            model,
+            refused_until_s=now_s + 5 * REFUSED_S,
+            refused_why="its last change was taken back",
         )
     mean_ms, rate = (load.measured_mean_ms, load.rate_per_s) if load else (None, 0.0)
-    return replace(
-        held, watches={**held.watches, model: Probation(step.before, now_s, mean_ms, rate)}
-    )
+    return held.with_model(model, probation=Probation(step.before, now_s, mean_ms, rate))
 
 
-def _less(known: Mapping[str, V], model: str) -> Mapping[str, V]:
-    return (
-        {name: value for name, value in known.items() if name != model} if model in known else known
-    )
+def _revived_again(before: Pause | None, now_s: float) -> Pause:
+    times = before.times + 1 if before and now_s < before.until_s + DIES_S else 1
+    return Pause(times, now_s + (0.0 if times < DIES_TIMES else _pause_s(times - DIES_TIMES + 1)))
 
 
 def _pause_s(times: int) -> float:

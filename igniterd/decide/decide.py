@@ -17,9 +17,10 @@ from dataclasses import replace
 from functools import cache
 
 from igniterd.config import Config
-from igniterd.decide.cooldown import DecisionState, after, came_after_all, why_not_now
+from igniterd.decide.cooldown import came_after_all, why_not_now
 from igniterd.decide.demands import demands_of
 from igniterd.decide.gpu import CAUTIONS, GpuContext, GpuDecision, PredictorPair
+from igniterd.decide.state import DecisionState
 from igniterd.decide.steps import granted
 from igniterd.predict import Demand, LatencyPrediction
 from igniterd.records import (
@@ -42,8 +43,6 @@ UNKNOWN = (State.NOT_ANSWERING, State.UNPREDICTABLE, State.LOADING, State.UNREAD
 NOT_OURS = (State.STEERED, State.WATCHED)
 SAID = (*UNKNOWN, State.REFUSED, State.BY_HAND, State.OLD_COPY, State.UNSTEERABLE)
 """What a plan's sentence says of a model, beside what it decides."""
-
-__all__ = ["DecisionState", "PredictorPair", "after", "decide", "demands_of"]
 
 
 def decide(
@@ -80,7 +79,7 @@ def decide(
         verdicts = _verdicts(config, applied, {}, held)
         gpu, total = observation.models[upkeep.model].gpu_index, _total(applied)
         plan = Plan(
-            now_s, DecisionKind.MOVE, upkeep.why, verdicts, (upkeep,), not held.gone, None, total
+            now_s, DecisionKind.MOVE, upkeep.why, verdicts, (upkeep,), not held.shed, None, total
         )
         return plan, held.without_plan(gpu)
     blocked = _blocked(applied, profiled, predictors, known, now_s - began_s)
@@ -121,9 +120,9 @@ class Host:
     def part(self, gpu: int, held: DecisionState) -> GpuDecision:
         """The decision for one GPU. A model whose prediction fails is left out, and the others go
         on."""
-        left_out = {m: (why, t) for m, (why, t) in held.left_out.items() if self.now_s < t}
-        held = held if left_out.keys() == held.left_out.keys() else replace(held, left_out=left_out)
-        out = frozenset(left_out)
+        over = [m for m, (_, until_s) in held.left_out.items() if self.now_s >= until_s]
+        held = held.with_models({m: replace(held.of(m), left_out=None) for m in over})
+        out = frozenset(held.left_out)
         try:
             return self._case(gpu, held, out).decide()
         except Exception as error:  # whatever a reading nobody thought of does to a prediction
@@ -132,8 +131,8 @@ class Host:
                 why = f"GPU {gpu}: nothing can be predicted of it: {error!r}"
                 return GpuDecision(DecisionKind.WAIT, why, {}, {}, None, held)
             until_s = self.now_s + LEFT_OUT_S
-            held = replace(
-                held, left_out={**held.left_out, **{m: (why, until_s) for m, why in odd.items()}}
+            held = held.with_models(
+                {m: replace(held.of(m), left_out=(why, until_s)) for m, why in odd.items()}
             )
         try:
             return self._case(gpu, held, out | odd.keys()).decide()
@@ -238,7 +237,9 @@ def _pending(here: Mapping[str, Allocation], held: DecisionState, pinned: Collec
     now.
     """
     counts = {
-        m: share for m, share in held.pending.items() if m in here and (share < 1 or m in pinned)
+        m: share
+        for m in here
+        if (share := held.of(m).pending_share) is not None and (share < 1 or m in pinned)
     }
     more = (share - (here[m].granted or 0.0) for m, share in counts.items())
     return sum(max(0.0, each) for each in more)
@@ -411,11 +412,11 @@ def _merged(
         why="; ".join(dict.fromkeys(part.why for part in parts)),
         verdicts=_verdicts(config, target, served, held),
         steps=tuple(step for part in parts for step in part.steps),
-        feasible=not held.gone,
+        feasible=not held.shed,
         headroom=min(rooms) if rooms else None,
         allocated_share=_total(applied),
-        least_share=sum(held.least_share.values()) if held.least_share else None,
-        least_by_gpu=held.least_share,
+        least_share=sum(held.least_by_gpu.values()) if held.least_by_gpu else None,
+        least_by_gpu=held.least_by_gpu,
     )
 
 
@@ -434,11 +435,11 @@ def _verdicts(
         out[model.name] = Verdict(
             model=model.name,
             allocation=target[model.name],
-            feasible=model.name not in held.gone,
+            feasible=held.of(model.name).shed_why is None,
             predicted_p99_ms=service.p99_ms if service is not None and known else None,
             slo_p99_ms=model.slo_p99_ms,
             utilisation=service.busy if service is not None else None,
-            reason=held.gone.get(model.name, ""),
-            needs_share=held.needs.get(model.name),
+            reason=held.of(model.name).shed_why or "",
+            needs_share=held.of(model.name).needs_share,
         )
     return out

@@ -10,18 +10,12 @@ from math import inf
 
 from igniterd.config import Decide
 from igniterd.decide import words
-from igniterd.decide.cooldown import (
-    CachedVerdict,
-    DecisionState,
-    LetGo,
-    Underway,
-    rollbacks,
-    why_not_now,
-)
+from igniterd.decide.cooldown import rollbacks, why_not_now
 from igniterd.decide.search import GROWTHS, LEAST, GpuPlan, fewest_changes, find
+from igniterd.decide.state import CachedVerdict, DecisionState, Pause, Underway
 from igniterd.decide.steps import ordered
 from igniterd.predict import Demand, LatencyPrediction, LatencyPredictor
-from igniterd.records import Allocation, DecisionKind, Load, Step
+from igniterd.records import ROUNDING, Allocation, DecisionKind, Load, Step, granted_total
 
 CAUTIONS = (1.0, 0.5, 0.0)
 """How much of every margin a plan keeps. Margins are given up before a model is."""
@@ -106,12 +100,12 @@ class GpuContext:
     @property
     def caution(self) -> float:
         """The caution of the plan that is applied."""
-        return self.held.caution.get(self.gpu, 1.0)
+        return self.held.gpu(self.gpu).caution
 
     @property
-    def gone(self) -> dict[str, str]:
-        """The models of this GPU that are let go, with the reasons."""
-        return {m: reason for m, reason in self.held.gone.items() if m in self.here}
+    def shed(self) -> dict[str, str]:
+        """The models of this GPU that are shed, with the reasons."""
+        return {m: reason for m, reason in self.held.shed.items() if m in self.here}
 
     # ------------------------------------------------------------ judging
 
@@ -119,8 +113,7 @@ class GpuContext:
         """How the models fare as applied; None where some still run without the share they should
         have."""
         demands = self.demands(self.caution)
-        granted_shares = sum(a.granted for a in self.here.values() if a.granted is not None)
-        if granted_shares > self.capacity(demands) + 1e-9 or any(
+        if granted_total(self.here.values()) > self.capacity(demands) + ROUNDING or any(
             d.steerable and self.here[d.model].share is None for d in demands
         ):
             return None
@@ -143,7 +136,7 @@ class GpuContext:
         kept = [
             d
             for d in self.demands(self.caution)
-            if d.model not in self.held.gone and (d.model in self.pinned) is pinned
+            if d.model not in self.held.shed and (d.model in self.pinned) is pinned
         ]
         return [
             d.model
@@ -163,11 +156,11 @@ class GpuContext:
         def holds(growth: float) -> bool:
             served = predictor.together(demands, allocations, growth=growth)
             kept = (
-                d for d in demands if d.model not in self.held.gone and d.model not in self.pinned
+                d for d in demands if d.model not in self.held.shed and d.model not in self.pinned
             )
             return all(served[d.model].p99_ms <= d.slo_ms for d in kept)
 
-        before = self.held.judged.get(self.gpu)
+        before = self.held.gpu(self.gpu).verdict
         likely = len(GROWTHS) if before is None else bisect_right(GROWTHS, before.room)
         low, high = 0, len(GROWTHS)  # the first `low` rungs hold, rung `high` does not
         for rung in (likely - 1, likely):
@@ -180,16 +173,16 @@ class GpuContext:
 
     def known_roomy(self) -> CachedVerdict | None:
         """An earlier judgement that still stands, or None."""
-        judged = self.held.judged.get(self.gpu)
+        judged = self.held.gpu(self.gpu).verdict
         if (
             judged is None
             or judged.here != self.here
             or self.now_s >= judged.until_s
-            or self.gone
+            or self.shed
             or self.caution < 1
         ):
             return None
-        if self.reserved > judged.reserved + 1e-9 or not self.knobs <= judged.knobs:
+        if self.reserved > judged.reserved + ROUNDING or not self.knobs <= judged.knobs:
             return None
         grown = judged.room / ROOM_LEFT
         demands = self.demands(1.0)
@@ -215,12 +208,16 @@ class GpuContext:
             self.reserved,
             self.knobs,
         )
-        return replace(self.held, judged={**self.held.judged, self.gpu: judged})
+        return self.held.with_gpu(self.gpu, verdict=judged)
 
     def _judged_until_s(self) -> float:
         """When a judgement made now ends: the latest time at which none of another GPU does, or
         nearly."""
-        others = [judged.until_s for gpu, judged in self.held.judged.items() if gpu != self.gpu]
+        others = [
+            hold.verdict.until_s
+            for gpu, hold in self.held.gpus.items()
+            if gpu != self.gpu and hold.verdict is not None
+        ]
         latest = self.now_s + JUDGE_EVERY_S
         free = (latest - i * JUDGE_APART_S for i in range(int(JUDGE_EVERY_S / JUDGE_APART_S / 2)))
         return next(
@@ -250,7 +247,7 @@ class GpuContext:
             return self._stay(known.served, known.room, [])
         served = self.judge()
         late = self.late(served)
-        plan = self.held.plans.get(self.gpu)
+        plan = self.held.gpu(self.gpu).plan
         if (
             plan is not None
             and self._valid(plan)
@@ -259,17 +256,14 @@ class GpuContext:
             return self._carry_on(plan, served)
         room = self.room(self.here) if served is not None and self.free and not late else None
         content = (
-            not late and not self.gone and self.caution == 1.0 and (room is None or room >= ROOMY)
+            not late and not self.shed and self.caution == 1.0 and (room is None or room >= ROOMY)
         )
         if content and served is not None and room is not None:
             return replace(self, held=self._judged(served, room))._stay(served, room, [])
         pause_s = self.rules.urgent_hold_s if self._urgent(served, late) else RETRY_S
-        held = self.held
-        rests = (
-            min(held.since_search_s(self.gpu, self.now_s), held.since_move_s(self.gpu, self.now_s))
-            < pause_s
-        )
-        if content or rests or not self.free or self.now_s < held.held_until_s.get(self.gpu, -inf):
+        hold = self.held.gpu(self.gpu)
+        rests = self.now_s - max(hold.searched_at_s, hold.moved_at_s) < pause_s
+        if content or rests or not self.free or self.now_s < hold.held_until_s:
             return self._stay(served, room, late)
         return self._search(served, late, room)
 
@@ -296,11 +290,11 @@ class GpuContext:
     def _in_between(self, target: Mapping[str, Allocation]) -> bool:
         """Whether the GPU is half taken over: worse than any plan, so that this one is finished
         even if traffic has outgrown it."""
-        shares = [a.granted for a in self.here.values() if a.granted is not None]
-        most = self.capacity(self.demands(self.caution))
-        return sum(shares) > most + 1e-9 or (
-            bool(shares)
-            and any(self.here[m].share is None and target[m].share is not None for m in target)
+        if granted_total(self.here.values()) > self.capacity(self.demands(self.caution)) + ROUNDING:
+            return True
+        some = any(a.granted is not None for a in self.here.values())
+        return some and any(
+            self.here[m].share is None and target[m].share is not None for m in target
         )
 
     def _still_fits(self, plan: Underway) -> bool:
@@ -321,7 +315,7 @@ class GpuContext:
                 None,
                 self.held.without_plan(self.gpu),
             )
-        outcome = DecisionKind.INFEASIBLE if self.gone else DecisionKind.MOVE
+        outcome = DecisionKind.INFEASIBLE if self.shed else DecisionKind.MOVE
         return GpuDecision(
             outcome,
             f"carrying on: {words.changes(len(steps))} to go",
@@ -347,9 +341,9 @@ class GpuContext:
         held = self.held.without_plan(self.gpu)
         kept = self.late(served, pinned=True) if served is not None else []
         fixed = [f"{m} would miss, and is not changed: {self.pinned[m]}" for m in kept]
-        if self.gone:
+        if self.shed:
             why = "; ".join(
-                [*(f"{m} is let go: {reason}" for m, reason in self.gone.items()), *fixed]
+                [*(f"{m} is let go: {reason}" for m, reason in self.shed.items()), *fixed]
             )
             return GpuDecision(DecisionKind.INFEASIBLE, why, self.here, served or {}, room, held)
         if late:
@@ -401,70 +395,52 @@ class GpuContext:
     def _find(self) -> tuple[float, GpuPlan, Sequence[Demand]]:
         """The plan with the most caution that keeps every model, else that which expects the least;
         and what it is made for."""
-        waiting = any(
-            self.now_s < self.held.let_go[m].until_s for m in self.gone if m in self.held.let_go
-        )
+        pauses = (self.held.of(m).shed for m in self.shed)
+        waiting = any(pause is not None and self.now_s < pause.until_s for pause in pauses)
         for caution in CAUTIONS:
             demands = self._sought(caution)
             found = find(self.predictors.at(caution), demands, reserved=self.reserved)
-            if found.feasible and (not self.gone or (caution > 0 and not waiting)):
+            if found.feasible and (not self.shed or (caution > 0 and not waiting)):
                 return self._remembering(found) if caution == 1 else (caution, found, demands)
         # a model let go does not come back for a plan without margins, nor at once: it would soon
         # go again
         if found.feasible:
-            kept = [d for d in demands if d.model not in self.gone]
+            kept = [d for d in demands if d.model not in self.shed]
             found = find(
                 self.predictors.at(caution),
                 kept,
-                [d for d in demands if d.model in self.gone],
+                [d for d in demands if d.model in self.shed],
                 self.reserved,
             )
-            found = replace(found, reasons={**found.reasons, **self.gone})
+            found = replace(found, reasons={**found.reasons, **self.shed})
         return caution, found, demands
 
     def _search(
         self, served: dict[str, LatencyPrediction] | None, late: Sequence[str], room: float | None
     ) -> GpuDecision:
         caution, found, demands = self._find()
-        held = self.held
+        held = self.held.with_gpu(self.gpu, searched_at_s=self.now_s)
         if not found.feasible and self._nothing_left(demands):
-            held = replace(held, searched_at_s={**held.searched_at_s, self.gpu: self.now_s})
             return replace(self, held=held)._stay(served, room, late)
-        case = replace(
-            self,
-            held=replace(
-                held,
-                searched_at_s={**held.searched_at_s, self.gpu: self.now_s},
-                gone={m: r for m, r in held.gone.items() if m not in self.here}
-                | dict(found.reasons),
-                needs={m: s for m, s in held.needs.items() if m not in self.here}
-                | dict(found.needs),
-                let_go=self._let_go(found),
-                least_share={**held.least_share, self.gpu: found.least_share},
-            ),
-        )
+        held = self._with_found(held, found)
+        case = replace(self, held=held)
         target = fewest_changes(
             self.predictors.at(caution), demands, self.here, found, self.capacity(demands)
         )
-        back = set(self.gone) - set(found.reasons)
+        back = set(self.shed) - set(found.reasons)
         better = bool(late) or bool(back)
         lasting = found.headroom >= LEAST_ROOM
         if late and found.feasible and not back and not lasting:
             content = self._content_with_less()
             if content is not None:
-                return replace(
-                    case, held=replace(case.held, caution={**held.caution, self.gpu: content})
-                )._stay(served, room, [])
+                return case._with_caution(content)._stay(served, room, [])
         roomier = found.headroom >= (room or 1.0) * (1 + self.rules.dead_band) or (
             caution > self.caution and lasting
         )
-        gained = (
-            roomier and not back and held.since_move_s(self.gpu, self.now_s) >= self.rules.hold_s
-        )
+        rested_s = self.now_s - held.gpu(self.gpu).moved_at_s
+        gained = roomier and not back and rested_s >= self.rules.hold_s
         if target == self.here:
-            return replace(
-                case, held=replace(case.held, caution={**held.caution, self.gpu: caution})
-            )._stay(served, room, [])
+            return case._with_caution(caution)._stay(served, room, [])
         if not (better or gained):
             return case._stay(served, room, [])
         return case._move(
@@ -472,17 +448,17 @@ class GpuContext:
             caution,
             found,
             served,
-            words.reason(found, served, late, self.gone, self.here, room),
+            words.reason(found, served, late, self.shed, self.here, room),
         )
 
     def _nothing_left(self, demands: Sequence[Demand]) -> bool:
         """Whether what is not changed holds the GPU whole, or may soon: whoever took what is left
         would starve."""
-        fixed = sum(self.here[m].granted or 0.0 for m in self.pinned)
+        fixed = granted_total(self.here[m] for m in self.pinned)
         takers = sum(d.instances for d in demands if d.model in self.free and d.steerable)
         return (
-            any(m in self.held.pending for m in self.pinned)
-            or self.capacity(demands) - fixed < LEAST * takers - 1e-9
+            any(self.held.of(m).pending_share is not None for m in self.pinned)
+            or self.capacity(demands) - fixed < LEAST * takers - ROUNDING
         )
 
     def _content_with_less(self) -> float | None:
@@ -490,26 +466,33 @@ class GpuContext:
         SLO; None where none does."""
         for caution in CAUTIONS:
             if caution < self.caution:
-                less = replace(
-                    self, held=replace(self.held, caution={**self.held.caution, self.gpu: caution})
-                )
+                less = self._with_caution(caution)
                 served = less.judge()
                 if served is not None and not less.late(served):
                     return caution
         return None
 
-    def _let_go(self, found: GpuPlan) -> dict[str, LetGo]:
-        """Each time a model is let go it stays so for longer."""
-        out = dict(self.held.let_go)
-        for name in set(found.reasons) - set(self.gone):
-            before = out.get(name)
-            times = (
-                before.times + 1
-                if before and self.now_s < before.until_s + 10 * self.rules.hold_s
-                else 1
+    def _with_caution(self, caution: float) -> GpuContext:
+        return replace(self, held=self.held.with_gpu(self.gpu, caution=caution))
+
+    def _with_found(self, held: DecisionState, found: GpuPlan) -> DecisionState:
+        """``held`` with what the search found: whom it sheds, and what they would need. Each time a
+        model is shed it stays so for longer."""
+        changed = {}
+        for model in self.here:
+            hold, why = held.of(model), found.reasons.get(model)
+            pause = hold.shed
+            if why is not None and hold.shed_why is None:
+                pause = self._shed_again(pause)
+            changed[model] = replace(
+                hold, shed_why=why, shed=pause, needs_share=found.needs.get(model)
             )
-            out[name] = LetGo(times, self.now_s + self.rules.hold_s * min(16, 2 ** (times - 1)))
-        return out
+        return held.with_models(changed).with_gpu(self.gpu, least_share=found.least_share)
+
+    def _shed_again(self, before: Pause | None) -> Pause:
+        lately = before is not None and self.now_s < before.until_s + 10 * self.rules.hold_s
+        times = before.times + 1 if before is not None and lately else 1
+        return Pause(times, self.now_s + self.rules.hold_s * min(16, 2 ** (times - 1)))
 
     def _move(
         self,
@@ -536,9 +519,5 @@ class GpuContext:
         if against:
             return GpuDecision(outcome, against, self.here, served or {}, None, self.held)
         plan = Underway(target, self.free, {d.model: d.rate_per_s for d in demands}, whys)
-        held = replace(
-            self.held,
-            plans={**self.held.plans, self.gpu: plan},
-            caution={**self.held.caution, self.gpu: caution},
-        )
+        held = self.held.with_gpu(self.gpu, plan=plan, caution=caution)
         return GpuDecision(outcome, why, target, found.served, found.headroom, held, steps)

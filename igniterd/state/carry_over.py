@@ -12,8 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from igniterd.config import Config
-from igniterd.decide.cooldown import only
-from igniterd.decide.decide import DecisionState
+from igniterd.decide.state import DecisionState, GpuHold, only
 from igniterd.estimate import ModelState
 from igniterd.estimators.bias import Bias
 from igniterd.loop import Carry, Predictors
@@ -71,19 +70,18 @@ def _seen(seen: Observation | None, stay: set[str]) -> Observation | None:
 
 
 def _held(held: DecisionState, stay: set[str]) -> DecisionState:
-    return DecisionState(
-        gpus=only(held.gpus, stay),
-        moved_at_s=held.moved_at_s,
-        reloads=held.reloads,
+    """Reloads and failures are kept; plans and judgements are made anew, and so is who is shed."""
+    models = {
+        model: replace(held.of(model), shed_why=None, shed=None, needs_share=None, left_out=None)
+        for model in held.models.keys() & stay
+    }
+    gpus = {gpu: GpuHold(moved_at_s=hold.moved_at_s) for gpu, hold in held.gpus.items()}
+    return replace(
+        held,
+        models=models,
+        gpus=gpus,
+        under_way=0,
         took_over_s={key: at_s for key, at_s in held.took_over_s.items() if key[0] in stay},
-        watches=only(held.watches, stay),
-        refused_until_s=only(held.refused_until_s, stay),
-        refusals_in_a_row=only(held.refusals_in_a_row, stay),
-        refused_why=only(held.refused_why, stay),
-        asked=only(held.asked, stay),
-        pending=only(held.pending, stay),
-        unhosted=only(held.unhosted, stay),
-        revived=only(held.revived, stay),
     )
 
 

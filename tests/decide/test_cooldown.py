@@ -1,16 +1,16 @@
+from dataclasses import replace
+
 import pytest
 
 from igniterd.config import Decide
 from igniterd.decide.cooldown import (
     REFUSED_S,
-    DecisionState,
-    Probation,
-    Underway,
     after,
     came_after_all,
     rollbacks,
     why_not_now,
 )
+from igniterd.decide.state import DecisionState, GpuHold, ModelHold, Probation, Underway
 from igniterd.decide.steps import ordered
 from igniterd.records import ActResult, Actuation, Allocation, Load, Step, StepKind
 from igniterd.states import Cause
@@ -32,8 +32,13 @@ def done(step: Step, ok: bool = True, cause: Cause = Cause.REFUSED) -> ActResult
     return ActResult((Actuation(step, ok, 1.0, "" if ok else "no", Cause.NONE if ok else cause),))
 
 
+def on_probation(before: Allocation, **more: float) -> DecisionState:
+    watch = Probation(before, 0.0, 10.0, 100.0)
+    return DecisionState({"m": ModelHold(probation=watch, **more)})  # type: ignore[arg-type]
+
+
 def test_a_change_that_made_things_worse_is_taken_back() -> None:
-    held = DecisionState(watches={"m": Probation(LARGE, 0.0, 10.0, 100.0)})
+    held = on_probation(LARGE)
     late = RULES.watch_s + 1
     (step,) = rollbacks(held, load(20.0, 12.0), {"m": SMALL}, RULES, late)
     assert (step.kind, step.before, step.after) == (StepKind.ROLLBACK, SMALL, LARGE)
@@ -46,14 +51,17 @@ def test_a_change_that_made_things_worse_is_taken_back() -> None:
     assert not rollbacks(held, load(None, 12.0), {"m": SMALL}, RULES, late)
     # no room to go back to
     assert not rollbacks(held, load(20.0, 12.0), {"m": SMALL, "n": Allocation(0.9, 1)}, RULES, late)
-    grown = DecisionState(watches={"m": Probation(SMALL, 0.0, 10.0, 100.0)})
+    grown = on_probation(SMALL)
     # less share would only be worse
     assert not rollbacks(grown, load(20.0, 12.0), {"m": LARGE}, RULES, late)
 
 
 def test_a_refused_change_waits() -> None:
     held = after(
-        DecisionState(gpus={"m": 0}, plans={0: Underway({"m": LARGE}), 1: Underway({"n": LARGE})}),
+        DecisionState(
+            {"m": ModelHold(gpu=0)},
+            {0: GpuHold(Underway({"m": LARGE})), 1: GpuHold(Underway({"n": LARGE}))},
+        ),
         done(GROW, ok=False),
         {},
         RULES,
@@ -65,21 +73,21 @@ def test_a_refused_change_waits() -> None:
     held = after(held, done(GROW, ok=False), {}, RULES, 200.0)
     assert "next try in 120 s" in why_not_now(held, (GROW,), RULES, 200.0)
     held = after(held, done(GROW), load(1.0, 1.0), RULES, 400.0)
-    assert not held.refusals_in_a_row
+    assert held.of("m").refusals == 0
 
 
 @pytest.mark.parametrize("cause", [Cause.HELD, Cause.BY_HAND])
 def test_what_was_not_asked_of_triton_is_no_refusal_and_no_reload(cause: Cause) -> None:
     held = after(
-        DecisionState(gpus={"m": 0}, plans={0: Underway({"m": LARGE})}),
+        DecisionState({"m": ModelHold(gpu=0)}, {0: GpuHold(Underway({"m": LARGE}))}),
         done(GROW, ok=False, cause=cause),
         {},
         RULES,
         100.0,
     )
-    assert (held.reloads, dict(held.refused_until_s), held.plans) == ((), {}, {})
+    assert (held.reloads, held.of("m"), held.gpu(0).plan) == ((), ModelHold(gpu=0), None)
     assert why_not_now(held, (GROW,), RULES, 100.0) == ""
-    assert held.held_until_s[0] > 100.0, "the GPU is looked at anew, not at once"
+    assert held.gpu(0).held_until_s > 100.0, "the GPU is looked at anew, not at once"
 
 
 def test_a_server_lost_in_the_middle_is_no_refusal_unless_it_is_lost_each_time() -> None:
@@ -93,22 +101,18 @@ def test_a_server_lost_in_the_middle_is_no_refusal_unless_it_is_lost_each_time()
 
 
 def test_a_change_that_is_to_be_taken_back_goes_through_the_same_gate() -> None:
-    held = DecisionState(
-        watches={"m": Probation(LARGE, 0.0, 10.0, 100.0)},
-        reloads=tuple(float(i) for i in range(RULES.max_reloads_per_hour)),
-    )
+    used_up = tuple(float(i) for i in range(RULES.max_reloads_per_hour))
+    held = replace(on_probation(LARGE), reloads=used_up)
     late = RULES.watch_s + 100
     assert not rollbacks(held, load(20.0, 12.0), {"m": SMALL}, RULES, late), (
         "the hour's reloads are used up"
     )
-    held = DecisionState(
-        watches={"m": Probation(LARGE, 0.0, 10.0, 100.0)}, refused_until_s={"m": late + 60}
-    )
+    held = on_probation(LARGE, refused_until_s=late + 60)
     assert not rollbacks(held, load(20.0, 12.0), {"m": SMALL}, RULES, late), (
         "its last change was refused"
     )
     bare = {"m": SMALL, "in process": Allocation(None, 8)}
-    assert rollbacks(DecisionState(watches=held.watches), load(20.0, 12.0), bare, RULES, late), (
+    assert rollbacks(on_probation(LARGE), load(20.0, 12.0), bare, RULES, late), (
         "one without a share holds none"
     )
 
@@ -157,7 +161,7 @@ def test_a_change_that_came_after_its_deadline_did_not_fail() -> None:
     assert why_not_now(held, (GROW,), RULES, 2000.0)
     came = came_after_all(held, {"m": Allocation(0.35, 8)})
     assert why_not_now(came, (GROW,), RULES, 2000.0) == ""
-    assert (dict(came.asked), dict(came.refusals_in_a_row)) == ({}, {})
+    assert came.of("m") == ModelHold(refused_why="no")
     assert not after(held, done(step), load(1.0, 1.0), RULES, 2001.0).asked
 
 
@@ -177,11 +181,15 @@ def test_a_load_that_changes_nothing_to_see_and_fails_is_tried_again_after_growi
 def test_a_model_without_a_process_of_its_own_keeps_no_other_change_waiting() -> None:
     step = Step("m", StepKind.ADOPT, SMALL, SMALL)
     held = after(
-        DecisionState(plans={0: Underway({"n": LARGE})}), done(step, ok=False), {}, RULES, 0.0
+        DecisionState(gpus={0: GpuHold(Underway({"n": LARGE}))}),
+        done(step, ok=False),
+        {},
+        RULES,
+        0.0,
     )
     assert why_not_now(held, (GROW,), RULES, 1.0) == ""
     assert "it could not be given a process of its own; next try in 59 s" in why_not_now(
         held, (step,), RULES, 1.0
     )
     held = after(held, done(step), {}, RULES, 100.0)
-    assert held.unhosted == {}
+    assert held.of("m").unhosted is None

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igniterd.config import Decide
-from igniterd.decide.cooldown import CachedVerdict, DecisionState
 from igniterd.decide.gpu import JUDGE_APART_S, JUDGE_EVERY_S, GpuContext, PredictorPair
 from igniterd.decide.search import GROWTHS
+from igniterd.decide.state import CachedVerdict, DecisionState, GpuHold
 from igniterd.predict import Demand, LatencyPrediction
 from igniterd.records import Allocation, DecisionKind
 from tests.factories import predictor_pair
@@ -50,11 +50,12 @@ def test_gpus_with_room_are_judged_again_in_time_and_not_all_in_one_tick() -> No
             part = replace(gpu, held=held, now_s=100.0 + second).decide()
             assert part.outcome is DecisionKind.HOLD
             held = part.held
-            new = held.judged[gpu.gpu] is not before.judged.get(gpu.gpu)
+            new = held.gpu(gpu.gpu).verdict is not before.gpu(gpu.gpu).verdict
             again += new
             judged[gpu.gpu] += new
-            assert held.judged[gpu.gpu].until_s <= 100.0 + second + JUDGE_EVERY_S
-        ends = sorted(j.until_s for j in held.judged.values())
+        verdicts = [hold.verdict for hold in held.gpus.values() if hold.verdict is not None]
+        ends = sorted(verdict.until_s for verdict in verdicts)
+        assert ends[-1] <= 100.0 + second + JUDGE_EVERY_S
         assert all(later - earlier >= JUDGE_APART_S for earlier, later in pairwise(ends))
         assert again == 8 if second == 0 else again <= 1
     assert min(judged) >= 4  # at 0, within 60, 120 and 180 s
@@ -84,7 +85,9 @@ def test_the_room_found_is_the_same_wherever_it_was_before(
     held = (
         DecisionState()
         if before is None
-        else DecisionState(judged={0: CachedVerdict(0.0, {}, {}, {}, {}, {}, before)})
+        else DecisionState(
+            gpus={0: GpuHold(verdict=CachedVerdict(0.0, {}, {}, {}, {}, {}, before))}
+        )
     )
     asked = replace(case(100.0), held=held, predictors=PredictorPair(UpTo(most), UpTo(most)))  # type: ignore[arg-type]
     assert asked.room(asked.here) == max((g for g in GROWTHS if g <= most), default=1.0)

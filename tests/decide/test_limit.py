@@ -7,9 +7,9 @@ import pytest
 
 from igniterd.config import Decide
 from igniterd.decide import gpu
-from igniterd.decide.cooldown import DecisionState
 from igniterd.decide.gpu import LEAST_ROOM, GpuContext, GpuDecision
 from igniterd.decide.search import GpuPlan
+from igniterd.decide.state import DecisionState, GpuHold, ModelHold
 from igniterd.predict import Demand, LatencyPredictor
 from igniterd.records import Allocation, DecisionKind
 from tests.factories import predictor_pair
@@ -63,7 +63,9 @@ def decided(
         )
 
     monkeypatch.setattr(gpu, "find", found)
-    held = DecisionState(gpus={"m": 0}, caution={0: caution}, moved_at_s={0: now_s - 600.0})
+    held = DecisionState(
+        {"m": ModelHold(gpu=0)}, {0: GpuHold(caution=caution, moved_at_s=now_s - 600.0)}
+    )
     return GpuContext(0, demands, {"m": HERE}, held, Decide(), PREDICTORS, now_s).decide()
 
 
@@ -73,13 +75,13 @@ def test_noise_at_the_limit_costs_margins_and_no_reload(monkeypatch: pytest.Monk
     part = decided(monkeypatch, 1.0, 0.98 * carried(0.4))
     assert part.steps == ()
     assert part.outcome is not DecisionKind.MOVE
-    assert part.held.caution == {0: 0.0}
+    assert part.held.gpu(0).caution == 0.0
 
 
 def test_a_plan_with_room_is_worth_a_reload(monkeypatch: pytest.MonkeyPatch) -> None:
     part = decided(monkeypatch, LEAST_ROOM, 0.98 * carried(0.4))
     assert [(step.model, step.after.share) for step in part.steps] == [("m", 0.6)]
-    assert part.held.caution == {0: 0.5}
+    assert part.held.gpu(0).caution == 0.5
 
 
 def test_what_would_miss_without_margins_is_moved_whatever_room_that_leaves(

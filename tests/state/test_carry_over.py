@@ -1,8 +1,17 @@
 """What a changed configuration leaves of what was known."""
 
+from dataclasses import fields, replace
+
 from igniterd.config import Config, parse_config
-from igniterd.decide.cooldown import Underway
-from igniterd.decide.decide import DecisionState
+from igniterd.decide.state import (
+    CachedVerdict,
+    DecisionState,
+    GpuHold,
+    ModelHold,
+    Pause,
+    Probation,
+    Underway,
+)
 from igniterd.estimate import Expected, ModelState
 from igniterd.estimators.arrivals import Rate, update_rate
 from igniterd.estimators.bias import Bias, Measured, Point
@@ -35,14 +44,16 @@ def a_carry() -> Carry:
     )
     readings = {name: ModelReading(name, "1", "main", True, "python", here) for name in ("a", "b")}
     held = DecisionState(
-        gpus={"a": 0, "b": 0},
-        moved_at_s={0: 15.0},
+        {
+            "a": ModelHold(gpu=0, refused_until_s=75.0, refusals=1),
+            "b": ModelHold(gpu=0, shed_why="no room", refused_until_s=80.0, refusals=2),
+        },
+        {
+            0: GpuHold(
+                moved_at_s=15.0, plan=Underway({"a": here}, made_for={"a": 100.0}), caution=0.5
+            )
+        },
         reloads=(3.0, 15.0),
-        plans={0: Underway({"a": here}, made_for={"a": 100.0})},
-        gone={"b": "no room"},
-        refused_until_s={"a": 75.0, "b": 80.0},
-        refusals_in_a_row={"a": 1, "b": 2},
-        caution={0: 0.5},
     )
     return Carry(Observation(20.0, models=readings), {"a": known, "b": known}, held, 20)
 
@@ -73,8 +84,51 @@ def test_of_a_model_that_stays_traffic_and_service_times_stay_known() -> None:
 
 def test_what_was_done_stays_known_and_what_was_decided_does_not() -> None:
     held = resumed(a_carry(), OLD, KNOWN, settings(model("a")), KNOWN).held
-    kept = {"moved_at_s": {0: 15.0}, "refused_until_s": {"a": 75.0}, "refusals_in_a_row": {"a": 1}}
-    assert held == DecisionState(gpus={"a": 0}, reloads=(3.0, 15.0), **kept)  # type: ignore[arg-type]
+    assert held == DecisionState(
+        {"a": ModelHold(gpu=0, refused_until_s=75.0, refusals=1)},
+        {0: GpuHold(moved_at_s=15.0)},
+        reloads=(3.0, 15.0),
+    )
+
+
+DECIDED = {"shed_why", "shed", "needs_share", "left_out"}
+"""Of a model: what is decided anew under another configuration."""
+PLANNED = {"plan", "searched_at_s", "held_until_s", "least_share", "caution", "verdict"}
+"""Of a GPU."""
+
+
+def test_every_field_of_what_is_kept_is_either_carried_over_or_decided_anew() -> None:
+    """A field that is new must be put into one of the sets, or it stays."""
+    whole = ModelHold(
+        gpu=0,
+        shed_why="no room",
+        shed=Pause(1, 9.0),
+        needs_share=0.5,
+        probation=Probation(Allocation(0.4, 8), 1.0, 2.0, 3.0),
+        refused_until_s=75.0,
+        refusals=1,
+        refused_why="no",
+        asked=Allocation(0.4, 8),
+        pending_share=0.4,
+        unhosted=Pause(1, 9.0),
+        revived=Pause(2, 9.0),
+        left_out=("odd", 9.0),
+    )
+    for field in fields(ModelHold):
+        assert getattr(whole, field.name) != getattr(ModelHold(), field.name), field.name
+    board = GpuHold(
+        Underway({}), 15.0, 16.0, 17.0, 0.5, 0.5, CachedVerdict(1, {}, {}, {}, {}, {}, 1)
+    )
+    for field in fields(GpuHold):
+        assert getattr(board, field.name) != getattr(GpuHold(), field.name), field.name
+    before = replace(a_carry(), held=DecisionState({"a": whole}, {0: board}))
+    after = resumed(before, OLD, KNOWN, settings(model("a")), KNOWN).held
+    for field in fields(ModelHold):
+        kept = getattr(after.of("a"), field.name) == getattr(whole, field.name)
+        assert kept == (field.name not in DECIDED), field.name
+    for field in fields(GpuHold):
+        kept = getattr(after.gpu(0), field.name) == getattr(board, field.name)
+        assert kept == (field.name not in PLANNED), field.name
 
 
 def test_another_profile_forgets_the_bias_and_keeps_the_traffic() -> None:
