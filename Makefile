@@ -8,7 +8,7 @@ SEEDS  ?= 10
 BESIDE := tests/bench $(addprefix tests/integration/test_,batches.py oldest_triton.py release.py share_environment.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets check test unit fuzz demo bench bench-gpu clean
+.PHONY: help setup assets check test unit fuzz demo bench bench-gpu keys clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ bench: $(STAMP)  ## every benchmark whose figures README prints
 
 bench-gpu: $(STAMP)  ## the GPU harness, at most nine minutes; without a GPU: make bench-gpu ARGS=--emulated
 	@bench/gpu/run.sh $(ARGS)
+
+keys: $(STAMP)  ## write the table of configuration keys into systemd/README.md
+	@$(BIN)/python -m tests.tools.config_keys
 
 clean:  ## remove what make made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .demo out
