@@ -8,7 +8,7 @@ SEEDS  ?= 10
 BESIDE := tests/bench $(addprefix tests/integration/test_,batches.py oldest_triton.py release.py share_environment.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets check test unit fuzz demo bench bench-gpu keys clean
+.PHONY: help setup assets check test unit fuzz demo bench bench-gpu keys release clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ bench-gpu: $(STAMP)  ## the GPU harness, at most nine minutes; without a GPU: ma
 
 keys: $(STAMP)  ## write the table of configuration keys into systemd/README.md
 	@$(BIN)/python -m tests.tools.config_keys
+
+release: $(STAMP)  ## check the version against the Changes in README.md, and make a wheel in dist/
+	@$(BIN)/python -m tests.tools.release
 
 clean:  ## remove what make made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .demo out
