@@ -62,4 +62,4 @@ release: $(STAMP)  ## check the version against the Changes in README.md, and ma
 	@$(BIN)/python -m tests.tools.release
 
 clean:  ## remove what make made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .demo out
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .demo out build dist
