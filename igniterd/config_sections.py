@@ -210,8 +210,8 @@ class Decide(Section):
     respect_s: Seconds = 600.0
     """What somebody else has changed is left as it is for so long."""
     max_reloads_per_hour: Annotated[int, Field(ge=1, le=3600)] = 120
-    """A plan that would need more is not begun. What gives a host its first shares is not counted:
-    that is two reloads a model, once."""
+    """A plan that would need more is not begun. What gives a host its first shares, two
+    reloads a model, is not counted once an hour."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Decide:
