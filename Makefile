@@ -8,7 +8,7 @@ SEEDS  ?= 10
 BESIDE := tests/bench $(addprefix tests/integration/test_,batches.py oldest_triton.py release.py share_environment.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets check test unit fuzz demo bench bench-gpu keys release clean
+.PHONY: help setup assets check test unit fuzz demo bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,7 @@ bench: $(STAMP)  ## every benchmark whose figures README prints
 bench-gpu: $(STAMP)  ## the GPU harness, at most nine minutes; without a GPU: make bench-gpu ARGS=--emulated
 	@bench/gpu/run.sh $(ARGS)
 
+.PHONY: keys release
 keys: $(STAMP)  ## write the table of configuration keys into systemd/README.md
 	@$(BIN)/python -m tests.tools.config_keys
 
