@@ -61,5 +61,12 @@ bench: $(STAMP)  ## every benchmark whose figures README prints
 bench-gpu: $(STAMP)  ## the GPU harness, at most nine minutes; without a GPU: make bench-gpu ARGS=--emulated
 	@bench/gpu/run.sh $(ARGS)
 
+.PHONY: keys release
+keys: $(STAMP)  ## write the table of configuration keys into systemd/README.md
+	@$(BIN)/python -m tests.tools.config_keys
+
+release: $(STAMP)  ## check the version against the Changes in README.md, and make a wheel in dist/
+	@$(BIN)/python -m tests.tools.release
+
 clean:  ## remove what make made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .demo out
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .demo out build dist

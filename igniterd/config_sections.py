@@ -25,13 +25,20 @@ class Section(BaseModel):
 
 
 class Host(Section):
+    """Who this host is."""
+
     name: Name = Field(default_factory=lambda: socket.gethostname().split(".")[0] or "host")
-    """This host, as it appears in topics and metrics."""
+    """This host, as it appears in topics and metrics. By default the host's own name, up to the
+    first dot."""
     cluster: Name = "default"
+    """The cluster, as it appears in topics."""
 
 
 class Triton(Section):
+    """One Triton of this host. Repeat the section for each; without it there is one, ``main``."""
+
     name: Name = "main"
+    """What the models' ``triton`` refers to."""
     url: str = "127.0.0.1:8001"
     """gRPC address, host:port."""
     metrics_url: str | None = "http://127.0.0.1:8002/metrics"
@@ -43,8 +50,11 @@ class Triton(Section):
     header: dict[str, str] = Field(default_factory=dict)
     """Sent with every call, for servers started with ``--grpc-restricted-protocol``."""
     ca_file: Path | None = None
+    """Certificates (PEM) that the server's must be signed by; with it the connection is TLS."""
     cert_file: Path | None = None
+    """Certificate (PEM) of igniterd itself, where the server asks for one; with ``key_file``."""
     key_file: Path | None = None
+    """Key (PEM) of ``cert_file``."""
     reload_timeout_s: Seconds = 60.0
     """Longest wait for one model to reload."""
     python: Path | None = None
@@ -127,6 +137,8 @@ class Triton(Section):
 
 
 class Gpu(Section):
+    """Where the boards' counters come from."""
+
     source: str = "nvml"
     """``nvml``; ``none`` for a host whose counters cannot be read; ``emulated:FILE`` for an
     emulated board."""
@@ -140,10 +152,13 @@ class Gpu(Section):
 
 
 class Mps(Section):
+    """MPS control, and when a share counts."""
+
     enabled: bool = True
     """Whether this host shares its GPUs through MPS. Without it shares have no effect, and igniterd
     steers batching only."""
     control: str = "nvidia-cuda-mps-control"
+    """The control program: a name on ``PATH``, or a path."""
     pipe_directory: Path = Path("/tmp/nvidia-mps")  # noqa: S108 - NVIDIA's default
     """``CUDA_MPS_PIPE_DIRECTORY`` of the control daemon."""
     interval_s: Seconds = 30.0
@@ -153,9 +168,12 @@ class Mps(Section):
 
 
 class Loop(Section):
+    """The pace of ticks, and what the daemon may do."""
+
     interval_s: Seconds = 1.0
     """Seconds from the start of one tick to the start of the next."""
     mode: Literal["observe", "advise", "act"] = "act"
+    """``observe``: read. ``advise``: also decide and say. ``act``: also change models."""
     io_timeout_s: Seconds = 0.4
     """Longest wait for one answer; a tick makes two rounds of calls at most."""
 
@@ -192,8 +210,8 @@ class Decide(Section):
     respect_s: Seconds = 600.0
     """What somebody else has changed is left as it is for so long."""
     max_reloads_per_hour: Annotated[int, Field(ge=1, le=3600)] = 120
-    """A plan that would need more is not begun. What gives a host its first shares is not counted:
-    that is two reloads a model, once."""
+    """A plan that would need more is not begun. What gives a host its first shares, two
+    reloads a model, is not counted once an hour."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Decide:
@@ -205,9 +223,13 @@ class Decide(Section):
 
 
 class Metrics(Section):
+    """The admin address."""
+
     listen: str = "127.0.0.1:9409"
     """Address of /metrics, /state, /livez, /readyz and the status page."""
-    hosts: list[Name] = Field(default_factory=list)  # names of this host beside its own
+    hosts: list[Name] = Field(default_factory=list)
+    """Names this host is reached by, beside addresses, localhost and its own name. Requests under
+    other names are refused."""
 
     @field_validator("listen")
     @classmethod
@@ -224,12 +246,20 @@ class Metrics(Section):
 
 
 class Mqtt(Section):
+    """The broker that hints go to. Without the section there are none."""
+
     url: str
+    """Address of the broker, such as mqtts://broker:8883; ``mqtt`` or ``mqtts``."""
     username: str | None = None
+    """User, where the broker asks for one; with ``password_file``."""
     password_file: Path | None = None
+    """File with the password."""
     ca_file: Path | None = None
+    """Certificates (PEM) that the broker's must be signed by."""
     cert_file: Path | None = None
+    """Certificate (PEM) of igniterd itself, where the broker asks for one; with ``key_file``."""
     key_file: Path | None = None
+    """Key (PEM) of ``cert_file``."""
 
     @field_validator("url")
     @classmethod
@@ -254,14 +284,15 @@ class Mqtt(Section):
 
 
 class State(Section):
-    directory: Path = Path("/var/lib/igniterd")
-    """History and, where ``shares`` does not say otherwise, the environments of shares in
-    ``<directory>/shares``."""
-    shares: Path | None = None
-    """The environments of shares. Triton must see them under the same path; one that igniterd may
-    not write is filled by ``igniterd shares --install``."""
+    """Files on disk."""
 
-    history_mb: Annotated[int, Field(ge=1, le=1_000_000)] = 512  # the oldest rows go first
+    directory: Path = Path("/var/lib/igniterd")
+    """History, what is learnt, and the environments of shares where ``shares`` is unset."""
+    shares: Path | None = None
+    """The environments of shares; unset: ``<directory>/shares``. Triton must see them under the
+    same path. A folder that igniterd may not write is filled by ``igniterd shares --install``."""
+    history_mb: Annotated[int, Field(ge=1, le=1_000_000)] = 512
+    """Largest size of ``history.db``, MB. Beyond it the oldest rows go first."""
 
     @field_validator("directory", "shares")
     @classmethod
@@ -295,10 +326,14 @@ class Engines(Section):
 
 
 class Model(Section):
+    """One model. Repeat the section for each."""
+
     name: ModelName
     """As Triton has it: the name of a folder of its repository."""
     triton: Name = "main"
+    """``name`` of the Triton that serves it."""
     slo_p99_ms: Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
+    """P99 latency to stay at or below, ms."""
     priority: Annotated[int, Field(ge=1, le=1000)] = 1
     """1 is the most important: where not every SLO can be kept, the largest number is let go
     first."""
@@ -307,18 +342,19 @@ class Model(Section):
     profile_model: str | None = None
     """Name of the model inside the profile, when it is not ``name``."""
     gpu: Annotated[int, Field(ge=0, le=63)] | None = None
-    """Index of the GPU it runs on, for a model that chooses its GPU itself; None: as Triton's
-    instance_group says."""
+    """Index of the GPU it runs on, for a model that chooses its GPU itself; unset: as
+    Triton's instance_group says."""
     min_share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Least share it is given, as a fraction of the GPU."""
     max_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Largest share it is given, as a fraction of the GPU."""
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Largest batch igniterd may set; None: the largest one profiled."""
+    """Largest batch that igniterd may have formed; unset: the largest one profiled."""
     client_batch: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Largest batch that clients bring in one request; None: whatever the model's own configuration
-    admits."""
+    """Largest batch that clients bring in one request, where that is known; unset: as seen."""
     process: Literal["server", "own"] = "server"
-    """``own``: a model of ONNX Runtime, PyTorch or TensorRT runs in a process of its own, so that
-    it can have a share."""
+    """``server``: where Triton runs it. ``own``: in a process of its own, so that a model of ONNX
+    Runtime, PyTorch or TensorRT can have a share."""
 
     @field_validator("name")
     @classmethod
