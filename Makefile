@@ -55,7 +55,7 @@ demo: $(STAMP)  ## igniterd moving a real Triton on an emulated GPU, about three
 	@$(BIN)/python -m igniterd.lab.programs.fetch demo
 	@$(BIN)/igniterd demo
 
-bench: $(STAMP)  ## every benchmark whose figures README prints
+bench: $(STAMP)  ## every benchmark; bench/README.md has the figures
 	@for b in bench/*.py; do echo "== $$b"; $(BIN)/python $$b; done
 
 bench-gpu: $(STAMP)  ## the GPU harness, at most nine minutes; without a GPU: make bench-gpu ARGS=--emulated

@@ -35,7 +35,7 @@ import importlib.util
 import sys
 if sys.version_info < (3, 11):
     print("Python 3.11 or later")
-modules = "grpc tritonclient pynvml numpy numba prometheus_client structlog aiomqtt pydantic typer rich aiohttp scipy matplotlib"
+modules = "grpc tritonclient pynvml numpy numba prometheus_client structlog aiomqtt pydantic typer rich aiohttp scipy matplotlib jinja2"
 print(*(m for m in modules.split() if importlib.util.find_spec(m) is None))
 PY
 )
@@ -47,7 +47,7 @@ fi
 # tritonserver is fetched once; nothing is fetched when it is there.
 "$python" - <<'PY' || "$python" -m igniterd.lab.programs.fetch
 import sys
-from igniterd.lab import programs
+from igniterd.lab.programs import programs
 sys.exit(0 if (programs.triton_root() / "pytriton").is_dir() else 1)
 PY
 
