@@ -35,8 +35,9 @@ import structlog
 
 sys.path.append(str(Path(__file__).parents[1]))  # at the end: PYTHONPATH may name another revision
 from igniterd.errors import Refused, Unanswered, Unreachable
-from igniterd.loop import Loop, Predictors
+from igniterd.loop import Loop
 from igniterd.observe import Sources
+from igniterd.profiled import Predictors
 from igniterd.records import ModelReading, MpsReading, Tick
 from tests.factories import latency_model, predictor_pair
 from tests.hosts import config

@@ -22,11 +22,13 @@ from igniterd.edgelog import EdgeLogger
 from igniterd.errors import CannotRun, ConfigError
 from igniterd.estimate import ModelState
 from igniterd.health import Health
-from igniterd.loop import Carry, Loop, Predictors
+from igniterd.loop import Loop
 from igniterd.predictors import load_knowledge
+from igniterd.profiled import Predictors
 from igniterd.records import Tick
 from igniterd.resident import trim_rss
 from igniterd.setup import Setup, close_all, triton_client
+from igniterd.state.carry import Carry
 from igniterd.state.carry_over import resumed
 from igniterd.state.history import History
 from igniterd.state.lock import HostLock

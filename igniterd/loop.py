@@ -12,41 +12,34 @@ after its end takes up what came of it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
-from igniterd.act import Adopter, SecondCopies, act
-from igniterd.clients.shares import reach_of
-from igniterd.clients.triton.apply import Applier, Reloader
+from igniterd.act import Adopter
+from igniterd.acting import Acting
+from igniterd.clients.triton.apply import Reloader
 from igniterd.config import Config
-from igniterd.decide.cooldown import after, alike
+from igniterd.decide.cooldown import after
 from igniterd.decide.decide import decide
-from igniterd.decide.gpu import PredictorPair
 from igniterd.decide.state import DecisionState
 from igniterd.edgelog import EdgeLogger
-from igniterd.errors import NotNow
-from igniterd.estimate import EstimatorState, estimate
+from igniterd.estimate import estimate
 from igniterd.observe import Sources
+from igniterd.profiled import Predictors
 from igniterd.prove import Proofs, planned_view, prove
 from igniterd.records import (
     ActResult,
-    Actuation,
-    Allocation,
     Estimate,
-    Gap,
-    Load,
     Mode,
     Observation,
     Plan,
-    Step,
     Tick,
 )
 from igniterd.standing import Facts, Known, followed, scene, standings, stepped, unread_as_found
+from igniterd.state.carry import Carry
 from igniterd.state.released import FILE, Released
-from igniterd.states import Cause, Standing, State
+from igniterd.states import Standing, State
 from igniterd.window import between
 
 TOLD = frozenset(State) - {
@@ -60,50 +53,6 @@ TOLD = frozenset(State) - {
 """States that are said here; the others are told of as what they come from: gaps, or kinds of
 models."""
 STEP_ENDS_S = 3.0  # how long the end waits for a step under way
-
-
-@dataclass(frozen=True, slots=True)
-class Carry:
-    """All that outlives a tick."""
-
-    seen: Observation | None = None
-    belief: EstimatorState = field(default_factory=dict)
-    held: DecisionState = field(default_factory=DecisionState)
-    number: int = 0
-    proofs: Proofs = field(default_factory=Proofs)
-    loads: Mapping[str, Load] = field(default_factory=dict)
-    known: Known = field(default_factory=Known)
-
-
-@dataclass(frozen=True, slots=True)
-class Predictors:
-    """What does not change while the daemon runs: profiles, as predictors."""
-
-    # configured name -> name in the profile
-    profiled: Mapping[str, str] = field(default_factory=dict)
-    predictors: PredictorPair | None = None
-    # configured name -> what its profile is, in short
-    identities: Mapping[str, str] = field(default_factory=dict)
-    board: str = ""  # the board the profiles are of
-    sm_count: int | None = None
-    # configured name -> device memory of one instance, where profiled
-    copy_bytes: Mapping[str, int] = field(default_factory=dict)
-
-    def steerable(self, seen: Observation) -> Mapping[str, str]:
-        """``profiled``, less the models that are of a kind that can only be watched."""
-        return {
-            name: of
-            for name, of in self.profiled.items()
-            if name not in seen.models or not seen.models[name].left_alone
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class UnderWay:
-    """A step being carried out."""
-
-    step: Step
-    task: asyncio.Task[ActResult]
 
 
 class Stopwatch:
@@ -140,26 +89,20 @@ class Loop:
         self.knowledge = knowledge
         self.report = report
         self.wall_clock = wall_clock
-        self._adopter = adopter
         self._released = Released(config.state.directory / FILE)
+        self.actor = Acting(
+            config, sources, reloaders, knowledge.copy_bytes, self._released, adopter=adopter
+        )
         self.carry = Carry()
-        self.shares: Path = config.shares
         self.triton_of = {model.name: model.triton for model in config.model}
         self.mode = Mode(config.loop.mode)
-        self._acting: dict[int, UnderWay] = {}  # by GPU
-        # by GPU: why the profiles are not of its board, or an empty string
-        self._odd = dict[int, str]()
-        self._copies = SecondCopies(knowledge.copy_bytes)
-        # applied, by a look just before a step, otherwise than was known
-        self._found: dict[str, Allocation] = {}
-        self._come = ActResult()  # what came of steps, until a tick has been finished with it
         self._ports = {server.name: server.port for server in config.triton}
         self._said, self._told = EdgeLogger("models"), dict[str, State]()
 
     async def tick(self, now_s: float) -> Tick:
         """One turn at ``now_s`` (a monotonic clock)."""
         watch, carry, knowledge = Stopwatch(), self.carry, self.knowledge
-        outcome = self._arrived()
+        outcome = self.actor.take_results()
         seen = await self.sources.observe(now_s)
         watch.lap("observe")
         known = self._followed(seen, outcome)
@@ -187,10 +130,11 @@ class Loop:
             carry.held.without_pending(anew), outcome, load.loads, self.config.decide, now_s
         )
         states = self._standings(view, known, held, load)
-        plan, held = self._decide(load, view, held, proofs.dead, states, now_s)
+        boards = find_other_boards(knowledge, carry.other_boards, view)
+        plan, held = self._decide(load, view, held, proofs.dead, states, now_s, boards)
         watch.lap("decide")
         if plan.steps and self.mode is Mode.ACT:
-            self._begin(plan, view, known)
+            self.actor.begin(plan, view, known)
         watch.lap("act")
         shown, shares = (
             replace(seen, gaps=view.gaps),
@@ -210,8 +154,18 @@ class Loop:
             states,
         )
         known = replace(known, standings=states)
-        self.carry = Carry(whole, belief, held, carry.number + 1, proofs, load.loads, known)
-        self._come = ActResult()
+        self.carry = Carry(
+            seen=whole,
+            belief=belief,
+            held=held,
+            number=carry.number + 1,
+            proofs=proofs,
+            loads=load.loads,
+            known=known,
+            under_way=self.actor.under_way,
+            other_boards=boards,
+        )
+        self.actor.finish_tick()
         self._say(states)
         self.report(tick)
         return tick
@@ -230,11 +184,10 @@ class Loop:
 
     def _followed(self, seen: Observation, outcome: ActResult) -> Known:
         """What is known of the models after this observation, and whose hand changed them."""
-        acting = [under.step.model for under in self._acting.values()]
-        carry, found = self.carry, self._found
-        self._found = {}
+        acting = [step.model for step in self.actor.under_way.values()]
+        carry = self.carry
         return followed(
-            unread_as_found(carry.known, found, seen),
+            unread_as_found(carry.known, self.actor.found, seen),
             seen,
             outcome,
             config=self.config,
@@ -259,7 +212,7 @@ class Loop:
             left_out=left_out,
             released=self._released.why(),
             ports=self._ports,
-            acting=frozenset(under.step.model for under in self._acting.values()),
+            acting=frozenset(step.model for step in self.actor.under_way.values()),
         )
         return standings(view, facts)
 
@@ -283,110 +236,6 @@ class Loop:
         )
         return proofs, planned_view(whole, proofs)
 
-    def _begin(self, plan: Plan, view: Observation, known: Known) -> None:
-        """Set going the first step of a GPU on which none is under way."""
-        for step in plan.steps:
-            gpu = view.models[step.model].gpu_index
-            if gpu not in self._acting:
-                task = asyncio.create_task(
-                    self._act(replace(plan, steps=(step,)), step, view, known), name="act"
-                )
-                self._acting[gpu] = UnderWay(step, task)
-                return
-
-    async def _act(self, plan: Plan, step: Step, view: Observation, known: Known) -> ActResult:
-        """Carry out ``step``, the first of ``plan``, if the host lets it through at this moment."""
-        try:
-            refused, cause = await self._gate(step, view, known)
-        # an answer nobody thought of: this change is not made, and the daemon goes on
-        except Exception as error:
-            refused, cause = (
-                f"{step.model}: what must be known before a change is not: {error!r}",
-                Cause.HELD,
-            )
-        claimed = view.models[step.model].claimed_share
-        return await act(
-            plan,
-            self._applier(self.triton_of[step.model]),
-            refused,
-            claimed=claimed,
-            adopter=self._adopter,
-            cause=cause,
-        )
-
-    def _applier(self, triton: str) -> Applier:
-        reach = next(reach_of(server) for server in self.config.triton if server.name == triton)
-        return Applier(self.reloaders[triton], self.shares, reach, self.sources.processes)
-
-    async def _gate(self, step: Step, view: Observation, known: Known) -> tuple[str, Cause]:
-        """What must be asked of the host just before any change: why it must not be made, or an
-        empty string.
-
-        What can be told from what is known already was told by ``decide.hold.why_not_now``.
-        """
-        if step.model in self._released.now():
-            return f"{step.model}: it was given back to its owner", Cause.HELD
-        refused = self._copies.refused(step.model, view)
-        if refused:
-            return refused, Cause.REFUSED
-        if step.after.share is not None and view.mps is not None:
-            mps = await self.sources.mps_now(view.at_s)
-            if isinstance(mps, Gap):
-                return (
-                    "MPS control does not answer, and nothing is reloaded without it: "
-                    f"{mps.reason}",
-                    Cause.HELD,
-                )
-            if mps is not None and "FAULT" in mps.states.values():
-                return (
-                    "an MPS server is in FAULT: what is started now finds no MPS and runs "
-                    "without a share",
-                    Cause.HELD,
-                )
-        with contextlib.suppress(NotNow):  # a list that does not come is in nobody's way
-            going = await self.sources.tritons[self.triton_of[step.model]].old_copy(step.model)
-            if going:
-                return going, Cause.HELD
-        return await self._touched(step, view, known), Cause.BY_HAND
-
-    async def _touched(self, step: Step, view: Observation, known: Known) -> str:
-        """Which models of the step's GPU somebody else has changed since they were read, or an
-        empty string."""
-        server, gpu = self.triton_of[step.model], view.models[step.model].gpu_index
-        there = {
-            n: r.allocation
-            for n, r in known.last.items()
-            if r.triton == server and r.gpu_index == gpu and not r.left_alone
-        }
-        triton = self.sources.tritons[server]
-        now = await triton.applied_now(there)
-        # versions are counted in
-        as_read = {
-            name: replace(here, instances=there[name].instances) for name, here in now.items()
-        }
-        changed = {name: here for name, here in as_read.items() if not alike(here, there[name])}
-        if changed:
-            triton.read_configs_again()
-            self._found |= changed  # also of models that no tick reads now
-        return "; ".join(
-            f"{name}: somebody else changed it to {here}; planning anew"
-            for name, here in changed.items()
-        )
-
-    @property
-    def acting(self) -> asyncio.Task[ActResult] | None:
-        """A step under way, one that has ended first: its end is worth a tick at once."""
-        tasks = [under.task for under in self._acting.values()]
-        return next((task for task in tasks if task.done()), tasks[0] if tasks else None)
-
-    def _arrived(self) -> ActResult:
-        """What came of the steps set going by earlier ticks; nothing of those still under way."""
-        for gpu, under in list(self._acting.items()):
-            if under.task.done():
-                del self._acting[gpu]
-                self._come = ActResult(self._come.actuations + under.task.result().actuations)
-        return self._come
-
     def _decide(
         self,
         load: Estimate,
@@ -395,12 +244,14 @@ class Loop:
         dead: frozenset[str],
         states: Mapping[str, Standing],
         now_s: float,
+        boards: Mapping[int, str],
     ) -> tuple[Plan, DecisionState]:
-        busy = {gpu: f"{under.step.model} is being reloaded" for gpu, under in self._acting.items()}
+        under_way = self.actor.under_way
+        busy = {gpu: f"{step.model} is being reloaded" for gpu, step in under_way.items()}
         return decide(
             load,
             seen,
-            replace(held, under_way=len(self._acting)),
+            replace(held, under_way=len(under_way)),
             config=self.config,
             profiled=self.knowledge.steerable(seen),
             predictors=None if self.mode is Mode.OBSERVE else self.knowledge.predictors,
@@ -408,56 +259,27 @@ class Loop:
             dead=dead,
             standings=states,
             began_s=self.carry.known.began_s if self.carry.known.began_s is not None else now_s,
-            busy=self._strange(seen) | busy,
+            busy={gpu: why for gpu, why in boards.items() if why} | busy,
         )
-
-    def _strange(self, seen: Observation) -> dict[int, str]:
-        """Boards the profiles are not of: what was measured on another one must not be planned
-        with."""
-        known = self.knowledge.sm_count
-        for board in seen.boards:  # one that is not read now is as it was
-            if known is None or board.sm_count is None:
-                continue
-            self._odd[board.index] = (
-                ""
-                if board.sm_count == known
-                else (
-                    f"the profiles are of {self.knowledge.board} with {known} SMs, GPU "
-                    f"{board.index} is {board.name} "
-                    f"with {board.sm_count}: profile the models on this board"
-                )
-            )
-        return {gpu: why for gpu, why in self._odd.items() if why}
 
     def handed_on(self) -> Carry:
         """The carry for the loop that takes this one's place: nobody waits for the steps under way
         any more, and Triton may finish them yet."""
         carry, now_s = self.carry, self.carry.seen.at_s if self.carry.seen is not None else 0.0
         why = "it was under way when the configuration was read again"
-        left = (
-            Actuation(under.step, False, 0.0, why, Cause.UNANSWERED)
-            for under in self._acting.values()
-            if not under.task.done()
-        )
-        outcome = ActResult((*left, *self._arrived().actuations))
+        outcome = self.actor.unanswered(why)
         held = after(carry.held, outcome, carry.loads, self.config.decide, now_s)
-        return replace(carry, held=held, known=stepped(carry.known, outcome))
+        return replace(carry, held=held, known=stepped(carry.known, outcome), under_way={})
+
+    @property
+    def acting(self) -> asyncio.Task[ActResult] | None:
+        """A step under way, one that has ended first: its end is worth a tick at once."""
+        return self.actor.task
 
     async def close(self) -> str:
-        """Let go of the steps under way, if they do not end soon: Triton finishes them by itself,
-        or keeps the old copies.
-
-        Returns in words what is left undone, or an empty string.
-        """
-        left = []
-        tasks = [under.task for under in self._acting.values()]
-        if tasks:
-            await asyncio.wait(tasks, timeout=STEP_ENDS_S)
-            undone = [task for task in tasks if not task.done() and task.cancel()]
-            if undone:
-                await asyncio.wait(undone, timeout=1.0)
-            left = [_left(under) for under in self._acting.values()]
-            self._acting = {}
+        """End, as :meth:`Acting.close` does. Returns in words what is left undone, or an empty
+        string."""
+        left = await self.actor.close()
         readings, target = self.carry.known.last, self.carry.held.target
         otherwise = [m for m, a in target.items() if m in readings and readings[m].allocation != a]
         if otherwise:
@@ -467,15 +289,18 @@ class Loop:
         return "; ".join(filter(None, left))
 
 
-def _left(under: UnderWay) -> str:
-    """What is left of a step when the daemon ends."""
-    if not under.task.done() or under.task.cancelled():
-        step = under.step
-        return (
-            f"{step.model} is being reloaded to {step.after}: Triton finishes that by itself, "
-            "or keeps the old copy"
+def find_other_boards(
+    knowledge: Predictors, before: Mapping[int, str], seen: Observation
+) -> dict[int, str]:
+    """By GPU: why the profiles are not of its board, or an empty string. What was measured on
+    another board must not be planned with; one that is not read now is as it was (``before``)."""
+    found, known = dict(before), knowledge.sm_count
+    for board in seen.boards:
+        if known is None or board.sm_count is None:
+            continue
+        other = (
+            f"the profiles are of {knowledge.board} with {known} SMs, GPU {board.index} is "
+            f"{board.name} with {board.sm_count}: profile the models on this board"
         )
-    done = under.task.result().actuations
-    return "; ".join(
-        f"{a.step.model} {'reloaded to' if a.ok else 'kept, not'} {a.step.after}" for a in done
-    )
+        found[board.index] = "" if board.sm_count == known else other
+    return found

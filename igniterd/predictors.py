@@ -19,9 +19,9 @@ from igniterd.decide.gpu import PredictorPair
 from igniterd.decide.search import find
 from igniterd.errors import CannotRun, IgniterdError, ProfileError
 from igniterd.estimators.arrivals import Rate, update_rate
-from igniterd.loop import Predictors
 from igniterd.perf import PerformanceModel, Profile, load_model
 from igniterd.predict import Demand, LatencyPredictor
+from igniterd.profiled import Predictors
 from igniterd.queueing.tail import compiled_before, response_time
 from igniterd.records import Allocation
 from igniterd.state.checkpoint import identity

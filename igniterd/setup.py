@@ -26,8 +26,9 @@ from igniterd.clients.triton.channel import TlsFiles
 from igniterd.clients.triton.client import TritonClient
 from igniterd.config import Config, Triton
 from igniterd.estimate import ModelState
-from igniterd.loop import Loop, Predictors
+from igniterd.loop import Loop
 from igniterd.observe import Sources
+from igniterd.profiled import Predictors
 from igniterd.report import Reporter
 from igniterd.state.checkpoint import Checkpoint
 from igniterd.state.history import History

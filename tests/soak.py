@@ -15,9 +15,10 @@ from igniterd.config import Config, parse_config
 from igniterd.decide.search import find
 from igniterd.decide.steps import granted
 from igniterd.errors import Refused, Unreachable
-from igniterd.loop import Loop, Predictors
+from igniterd.loop import Loop
 from igniterd.observe import Sources
 from igniterd.predict import Demand
+from igniterd.profiled import Predictors
 from igniterd.records import DecisionKind, ModelReading, MpsReading, Tick
 from igniterd.states import State
 from tests.factories import latency_model, predictor_pair

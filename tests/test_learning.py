@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from igniterd.loop import Carry
+from igniterd.state.carry import Carry
 from igniterd.state.checkpoint import plain, recalled
 from tests.hosts import SLOS, Bench, config
 

@@ -10,8 +10,9 @@ import pytest
 from igniterd.decide.decide import decide
 from igniterd.decide.state import DecisionState
 from igniterd.errors import NotNow, NotServed, Unreachable
-from igniterd.loop import Carry, Loop
+from igniterd.loop import Loop
 from igniterd.records import Allocation, BoardReading, DecisionKind, ModelReading, MpsReading, Tick
+from igniterd.state.carry import Carry
 from igniterd.states import State
 from tests.factories import predictor_pair
 from tests.hosts import SLOS, Bench, config

@@ -158,7 +158,7 @@ async def test_two_gpus_are_changed_side_by_side(tmp_path: Path) -> None:
     bench = Bench(config(tmp_path), constant(STEADY))
     answering(bench, "vgg19", lambda r: replace(r, gpu_index=1))
     bench.host.reload_s = 20.0
-    while len(bench.loop._acting) < 2:
+    while len(bench.loop.actor.under_way) < 2:
         await bench.run(1)
         assert bench.now_s < 30
     assert "every SLO holds" not in bench.ticks[-1].plan.why
@@ -194,7 +194,7 @@ async def test_a_change_by_hand_is_seen_before_the_next_step(tmp_path: Path) -> 
     old, here = bench.ticks[-1].observation.models["vgg19"], bench.loop.carry.known
     assert here.last["vgg19"].allocation == old.allocation
     step = next(d.step for d in moves(bench) if d.step.model == "alexnet")
-    refused, cause = await bench.loop._gate(step, bench.ticks[-1].observation, here)
+    refused, cause = await bench.loop.actor.gate(step, bench.ticks[-1].observation, here)
     assert cause is Cause.BY_HAND
     assert "vgg19: somebody else changed it" in refused
 
@@ -393,7 +393,7 @@ async def test_a_step_under_way_when_the_configuration_is_read_again_is_no_hand(
     bench.host.reload_s = 20.0
     while bench.loop.acting is None:
         await bench.run(1)
-    step, old = bench.loop._acting[0].step, bench.loop
+    step, old = bench.loop.actor.under_way[0], bench.loop
     carry = resumed(old.handed_on(), old.config, old.knowledge, old.config, old.knowledge)
     await old.close()
     bench.host.reload_s = 0.6

@@ -14,7 +14,7 @@ from igniterd.cli.findings import Finding
 
 if TYPE_CHECKING:
     from igniterd.config import Config
-    from igniterd.loop import Predictors
+    from igniterd.profiled import Predictors
     from igniterd.records import BoardReading, ModelReading
 
 

@@ -11,7 +11,7 @@ from igniterd.cli.findings import Finding
 if TYPE_CHECKING:
     from igniterd.config import Config
     from igniterd.errors import IgniterdError
-    from igniterd.loop import Predictors
+    from igniterd.profiled import Predictors
     from igniterd.records import BoardReading, ModelReading, MpsReading, Stub
 
 PROCESSES_S = 5.0  # longest look at the host's processes

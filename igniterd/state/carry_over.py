@@ -15,9 +15,10 @@ from igniterd.config import Config
 from igniterd.decide.state import DecisionState, GpuHold, only
 from igniterd.estimate import ModelState
 from igniterd.estimators.bias import Bias
-from igniterd.loop import Carry, Predictors
+from igniterd.profiled import Predictors
 from igniterd.records import Observation
 from igniterd.standing import Known
+from igniterd.state.carry import Carry
 
 
 def resumed(carry: Carry, old: Config, then: Predictors, new: Config, now: Predictors) -> Carry:

@@ -25,8 +25,8 @@ from igniterd.config import parse_config
 from igniterd.errors import NotNow, Refused
 from igniterd.estimate import ModelState
 from igniterd.estimators.live_curve import LiveCurve, update_curve
-from igniterd.loop import Predictors
 from igniterd.perf import builtin_profile
+from igniterd.profiled import Predictors
 from igniterd.records import Allocation, BoardReading, ModelReading
 from igniterd.state.checkpoint import Checkpoint
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from igniterd.acting import STEP_ENDS_S
 from igniterd.cli.run import LEAVE_S
 from igniterd.config import Config, load_config
-from igniterd.loop import STEP_ENDS_S
 from igniterd.setup import CLOSE_S
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"

@@ -26,8 +26,9 @@ from igniterd.clients.triton.config import allocation_of
 from igniterd.clients.triton.config_change import with_allocation
 from igniterd.config import parse_config
 from igniterd.errors import NotServed, Refused
-from igniterd.loop import Loop, Predictors
+from igniterd.loop import Loop
 from igniterd.observe import Sources
+from igniterd.profiled import Predictors
 from igniterd.records import Allocation, DecisionKind, ModelReading, Tick
 from tests.hosts import knowledge
 from tests.integration.conftest import Host

@@ -16,8 +16,9 @@ from igniterd.estimate import Expected, ModelState
 from igniterd.estimators.arrivals import Rate, update_rate
 from igniterd.estimators.bias import Bias, Measured, Point
 from igniterd.estimators.bias_filter import update_bias
-from igniterd.loop import Carry, Predictors
+from igniterd.profiled import Predictors
 from igniterd.records import Allocation, ModelReading, Observation
+from igniterd.state.carry import Carry
 from igniterd.state.carry_over import resumed
 
 

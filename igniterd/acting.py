@@ -1,0 +1,217 @@
+"""Steps beside the ticks: the gate just before each, the tasks that carry them out, their end.
+
+A reload takes seconds, and for a large model minutes. One is under way at a time on each GPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from igniterd.act import Adopter, SecondCopies, act
+from igniterd.clients.shares import reach_of
+from igniterd.clients.triton.apply import Applier, Reloader
+from igniterd.config import Config
+from igniterd.decide.cooldown import alike
+from igniterd.errors import NotNow
+from igniterd.observe import Sources
+from igniterd.records import ActResult, Actuation, Allocation, Gap, Observation, Plan, Step
+from igniterd.standing import Known
+from igniterd.state.released import Released
+from igniterd.states import Cause
+
+STEP_ENDS_S = 3.0  # how long the end waits for a step under way
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """A step being carried out."""
+
+    step: Step
+    task: asyncio.Task[ActResult]
+
+
+class Acting:
+    """The steps of one host."""
+
+    def __init__(
+        self,
+        config: Config,
+        sources: Sources,
+        reloaders: Mapping[str, Reloader],
+        copy_bytes: Mapping[str, int],
+        released: Released,
+        *,
+        adopter: Adopter | None = None,
+    ) -> None:
+        """``copy_bytes``: device memory of one instance, by model; ``adopter`` gives models a
+        process of their own."""
+        self.config = config
+        self.sources = sources
+        self.reloaders = reloaders
+        self.triton_of = {model.name: model.triton for model in config.model}
+        self.found: dict[str, Allocation] = {}
+        """Applied otherwise than was known, by a look just before a step; until a tick has taken it
+        up."""
+        self._adopter = adopter
+        self._released = released
+        self._copies = SecondCopies(copy_bytes)
+        self._tasks: dict[int, UnderWay] = {}  # by GPU
+        self._results = ActResult()  # what came of steps, until a tick has been finished with it
+
+    def begin(self, plan: Plan, view: Observation, known: Known) -> None:
+        """Set going the first step of a GPU on which none is under way."""
+        for step in plan.steps:
+            gpu = view.models[step.model].gpu_index
+            if gpu not in self._tasks:
+                task = asyncio.create_task(
+                    self._carry_out(replace(plan, steps=(step,)), step, view, known), name="act"
+                )
+                self._tasks[gpu] = UnderWay(step, task)
+                return
+
+    async def _carry_out(
+        self, plan: Plan, step: Step, view: Observation, known: Known
+    ) -> ActResult:
+        """Carry out ``step``, the first of ``plan``, if the host lets it through at this moment."""
+        try:
+            refused, cause = await self.gate(step, view, known)
+        # an answer nobody thought of: this change is not made, and the daemon goes on
+        except Exception as error:
+            refused, cause = (
+                f"{step.model}: what must be known before a change is not: {error!r}",
+                Cause.HELD,
+            )
+        claimed = view.models[step.model].claimed_share
+        return await act(
+            plan,
+            self._applier(self.triton_of[step.model]),
+            refused,
+            claimed=claimed,
+            adopter=self._adopter,
+            cause=cause,
+        )
+
+    def _applier(self, triton: str) -> Applier:
+        reach = next(reach_of(server) for server in self.config.triton if server.name == triton)
+        return Applier(self.reloaders[triton], self.config.shares, reach, self.sources.processes)
+
+    async def gate(self, step: Step, view: Observation, known: Known) -> tuple[str, Cause]:
+        """What must be asked of the host just before any change: why it must not be made, or an
+        empty string.
+
+        What can be told from what is known already was told by ``decide.cooldown.why_not_now``.
+        """
+        if step.model in self._released.now():
+            return f"{step.model}: it was given back to its owner", Cause.HELD
+        refused = self._copies.refused(step.model, view)
+        if refused:
+            return refused, Cause.REFUSED
+        if step.after.share is not None and view.mps is not None:
+            mps = await self.sources.mps_now(view.at_s)
+            if isinstance(mps, Gap):
+                return (
+                    "MPS control does not answer, and nothing is reloaded without it: "
+                    f"{mps.reason}",
+                    Cause.HELD,
+                )
+            if mps is not None and "FAULT" in mps.states.values():
+                return (
+                    "an MPS server is in FAULT: what is started now finds no MPS and runs "
+                    "without a share",
+                    Cause.HELD,
+                )
+        with contextlib.suppress(NotNow):  # a list that does not come is in nobody's way
+            going = await self.sources.tritons[self.triton_of[step.model]].old_copy(step.model)
+            if going:
+                return going, Cause.HELD
+        return await self._touched(step, view, known), Cause.BY_HAND
+
+    async def _touched(self, step: Step, view: Observation, known: Known) -> str:
+        """Which models of the step's GPU somebody else has changed since they were read, or an
+        empty string."""
+        server, gpu = self.triton_of[step.model], view.models[step.model].gpu_index
+        there = {
+            n: r.allocation
+            for n, r in known.last.items()
+            if r.triton == server and r.gpu_index == gpu and not r.left_alone
+        }
+        triton = self.sources.tritons[server]
+        now = await triton.applied_now(there)
+        # versions are counted in
+        as_read = {
+            name: replace(here, instances=there[name].instances) for name, here in now.items()
+        }
+        changed = {name: here for name, here in as_read.items() if not alike(here, there[name])}
+        if changed:
+            triton.read_configs_again()
+            self.found |= changed  # also of models that no tick reads now
+        return "; ".join(
+            f"{name}: somebody else changed it to {here}; planning anew"
+            for name, here in changed.items()
+        )
+
+    @property
+    def task(self) -> asyncio.Task[ActResult] | None:
+        """A step under way, one that has ended first: its end is worth a tick at once."""
+        tasks = [under.task for under in self._tasks.values()]
+        return next((task for task in tasks if task.done()), tasks[0] if tasks else None)
+
+    @property
+    def under_way(self) -> dict[int, Step]:
+        """By GPU: the steps whose end was not taken up yet."""
+        return {gpu: under.step for gpu, under in self._tasks.items()}
+
+    def take_results(self) -> ActResult:
+        """What came of the steps set going by earlier ticks; nothing of those still under way."""
+        for gpu, under in list(self._tasks.items()):
+            if under.task.done():
+                del self._tasks[gpu]
+                self._results = ActResult(self._results.actuations + under.task.result().actuations)
+        return self._results
+
+    def finish_tick(self) -> None:
+        """What came of steps, and what was found before them, has been taken up by a whole tick."""
+        self._results, self.found = ActResult(), {}
+
+    def unanswered(self, why: str) -> ActResult:
+        """The steps that nobody waits for any more, and what came of the others."""
+        left = tuple(
+            Actuation(under.step, False, 0.0, why, Cause.UNANSWERED)
+            for under in self._tasks.values()
+            if not under.task.done()
+        )
+        return ActResult((*left, *self.take_results().actuations))
+
+    async def close(self) -> list[str]:
+        """Let go of the steps under way, if they do not end soon: Triton finishes them by itself,
+        or keeps the old copies.
+
+        Returns in words what is left undone.
+        """
+        left = []
+        tasks = [under.task for under in self._tasks.values()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=STEP_ENDS_S)
+            undone = [task for task in tasks if not task.done() and task.cancel()]
+            if undone:
+                await asyncio.wait(undone, timeout=1.0)
+            left = [_left(under) for under in self._tasks.values()]
+            self._tasks = {}
+        return left
+
+
+def _left(under: UnderWay) -> str:
+    """What is left of a step when the daemon ends."""
+    if not under.task.done() or under.task.cancelled():
+        step = under.step
+        return (
+            f"{step.model} is being reloaded to {step.after}: Triton finishes that by itself, "
+            "or keeps the old copy"
+        )
+    done = under.task.result().actuations
+    return "; ".join(
+        f"{a.step.model} {'reloaded to' if a.ok else 'kept, not'} {a.step.after}" for a in done
+    )
