@@ -33,7 +33,7 @@ from igniterd.clients.metrics import Metrics
 from igniterd.config import Config, parse_config
 from igniterd.decide.cooldown import after
 from igniterd.decide.decide import decide
-from igniterd.decide.gpu import PredictorPair
+from igniterd.decide.judge import PredictorPair
 from igniterd.decide.search import find
 from igniterd.decide.state import DecisionState
 from igniterd.estimate import EstimatorState, estimate

@@ -15,7 +15,7 @@ import numpy as np
 import structlog
 
 from igniterd.config import Config
-from igniterd.decide.gpu import PredictorPair
+from igniterd.decide.judge import PredictorPair
 from igniterd.decide.search import find
 from igniterd.errors import CannotRun, IgniterdError, ProfileError
 from igniterd.estimators.arrivals import Rate, update_rate

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from igniterd.config import Config, parse_config
-from igniterd.decide.gpu import PredictorPair
+from igniterd.decide.judge import PredictorPair
 from igniterd.perf import PerformanceModel, builtin_profile, load_model
 from igniterd.predict import LatencyPredictor
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from igniterd.clients.triton.config import allocation_of
-from igniterd.decide.gpu import PredictorPair
+from igniterd.decide.judge import PredictorPair
 from igniterd.decide.search import find
 from igniterd.errors import DeviceLost, Unreachable
 from igniterd.predict import Demand, LatencyPredictor

@@ -18,7 +18,7 @@ from igniterd.colocation import BATCH_STEP, IDLE, UTILISATION_STEP
 from igniterd.config import Config, parse_config
 from igniterd.data import v100
 from igniterd.decide.decide import decide
-from igniterd.decide.gpu import PredictorPair
+from igniterd.decide.judge import PredictorPair
 from igniterd.decide.state import DecisionState
 from igniterd.perf.api import Tenant
 from igniterd.planner.evaluate import Placement, evaluate

@@ -19,10 +19,18 @@ from functools import cache
 from igniterd.config import Config
 from igniterd.decide.cooldown import came_after_all, why_not_now
 from igniterd.decide.demands import demands_of
-from igniterd.decide.gpu import CAUTIONS, GpuContext, GpuDecision, PredictorPair
+from igniterd.decide.gpu import GpuContext, GpuDecision
+from igniterd.decide.host_plan import (
+    UNKNOWN,
+    merge,
+    qualify,
+    total_granted,
+    verdicts_of,
+    with_measured,
+)
+from igniterd.decide.judge import CAUTIONS, PredictorPair
 from igniterd.decide.state import DecisionState
-from igniterd.decide.steps import granted
-from igniterd.predict import Demand, LatencyPrediction
+from igniterd.predict import Demand
 from igniterd.records import (
     Allocation,
     DecisionKind,
@@ -31,18 +39,12 @@ from igniterd.records import (
     Plan,
     Step,
     StepKind,
-    Verdict,
 )
 from igniterd.states import Standing, State
 
 PATIENCE_S = 5.0  # a GPU waits so long for a model that was not read; then it goes on beside it
 UNSEEN_S = 30.0  # and so long, from the first tick, for one that was never read
 LEFT_OUT_S = 60.0  # a model whose prediction failed is not asked about again for so long
-UNKNOWN = (State.NOT_ANSWERING, State.UNPREDICTABLE, State.LOADING, State.UNREAD, State.UNSEEN)
-"""Where nothing is known of whether the SLO holds."""
-NOT_OURS = (State.STEERED, State.WATCHED)
-SAID = (*UNKNOWN, State.REFUSED, State.BY_HAND, State.OLD_COPY, State.UNSTEERABLE)
-"""What a plan's sentence says of a model, beside what it decides."""
 
 
 def decide(
@@ -76,17 +78,17 @@ def decide(
     )
     upkeep = _upkeep(dead, observation, held, config, known, busy or {}, now_s)
     if upkeep is not None:
-        verdicts = _verdicts(config, applied, {}, held)
-        gpu, total = observation.models[upkeep.model].gpu_index, _total(applied)
+        verdicts = verdicts_of(config, applied, {}, held)
+        gpu, total = observation.models[upkeep.model].gpu_index, total_granted(applied)
         plan = Plan(
             now_s, DecisionKind.MOVE, upkeep.why, verdicts, (upkeep,), not held.shed, None, total
         )
         return plan, held.without_plan(gpu)
     blocked = _blocked(applied, profiled, predictors, known, now_s - began_s)
     if blocked or predictors is None:
-        verdicts = _verdicts(config, applied, {}, held)
+        verdicts = verdicts_of(config, applied, {}, held)
         return Plan(
-            now_s, DecisionKind.WAIT, blocked, verdicts, allocated_share=_total(applied)
+            now_s, DecisionKind.WAIT, blocked, verdicts, allocated_share=total_granted(applied)
         ), held
     host = Host(estimate, observation, config, profiled, predictors, known, now_s, busy or {})
     parts: list[GpuDecision] = []
@@ -95,8 +97,8 @@ def decide(
     ):
         parts.append(host.part(gpu, held))
         held = parts[-1].held
-    plan = _qualified(_merged(parts, applied, held, config, now_s), observation, known)
-    return _measured(plan, estimate, config), held
+    plan = qualify(merge(parts, applied, held, config, now_s), observation, known)
+    return with_measured(plan, estimate, config), held
 
 
 class Host:
@@ -329,117 +331,3 @@ _KEPT_UP = frozenset(
         State.REFUSED,
     }
 )
-
-
-def _qualified(plan: Plan, observation: Observation, known: Mapping[str, Standing]) -> Plan:
-    """``plan`` with what it rests on.
-
-    Beside a model whose share has no effect, or that stays without one, there is no room to
-    promise; and nothing is said to hold of a model of which nothing is known.
-    """
-    said = {
-        name: s for name, s in known.items() if s.state in SAID and s.why and s.why not in plan.why
-    }
-    unknown = any(s.state in UNKNOWN for s in known.values())
-    models = observation.models
-    claimed = sorted(name for name, reading in models.items() if reading.claimed_share is not None)
-    bare = sorted(
-        n
-        for n, r in models.items()
-        if r.lacks_share and n not in claimed and n in known and known[n].state not in NOT_OURS
-    )
-    holds = (
-        "no SLO is promised" if bare else "every other SLO holds" if unknown else "every SLO holds"
-    )
-    why = plan.why.replace("every SLO holds", holds)
-    why = "; ".join(filter(None, [why, *(f"{name}: {s.why}" for name, s in said.items())]))
-    if claimed:
-        why += (
-            f"; but the share of {', '.join(claimed)} is not shown to have an effect: planned "
-            "as uncapped neighbours"
-        )
-    if bare:
-        why += f"; but {', '.join(bare)} without a share: planned as uncapped neighbours"
-    if plan.outcome is DecisionKind.HOLD and (bare or unknown):
-        plan = replace(plan, outcome=DecisionKind.WAIT)
-    if claimed or bare:
-        return replace(plan, why=why, headroom=None, least_share=None, least_by_gpu={})
-    return plan if why == plan.why else replace(plan, why=why)
-
-
-def _measured(plan: Plan, estimate: Estimate, config: Config) -> Plan:
-    """``plan`` without the claim that every SLO holds, where one is seen not to: by its mean
-    alone."""
-    said = []
-    for name, load in estimate.loads.items():
-        slo_ms = config.by_name()[name].slo_p99_ms
-        if (
-            load.measured_mean_ms is not None
-            and load.measured_mean_ms > slo_ms
-            and load.rate_per_s > 0
-        ):
-            said.append(
-                f"{name}: measured {load.measured_mean_ms:.0f} ms on average, above its SLO of "
-                f"{slo_ms:g} ms"
-            )
-    if not said or "every SLO holds" not in plan.why:
-        return plan
-    why = plan.why.replace("every SLO holds", "every SLO should hold")
-    return replace(plan, why="; ".join([why, *said]), headroom=None)
-
-
-def _total(applied: Mapping[str, Allocation]) -> float:
-    return sum(granted(a) for a in applied.values() if a.share is not None)
-
-
-def _merged(
-    parts: Sequence[GpuDecision],
-    applied: Mapping[str, Allocation],
-    held: DecisionState,
-    config: Config,
-    now_s: float,
-) -> Plan:
-    target, served = dict(applied), dict[str, LatencyPrediction]()
-    for part in parts:
-        target.update(part.target)
-        served.update(part.served)
-    rank = list(DecisionKind)
-    worst = max((part.outcome for part in parts), key=rank.index, default=DecisionKind.WAIT)
-    rooms = [part.headroom for part in parts if part.headroom is not None]
-    return Plan(
-        at_s=now_s,
-        outcome=worst,
-        why="; ".join(dict.fromkeys(part.why for part in parts)),
-        verdicts=_verdicts(config, target, served, held),
-        steps=tuple(step for part in parts for step in part.steps),
-        feasible=not held.shed,
-        headroom=min(rooms) if rooms else None,
-        allocated_share=_total(applied),
-        least_share=sum(held.least_by_gpu.values()) if held.least_by_gpu else None,
-        least_by_gpu=held.least_by_gpu,
-    )
-
-
-def _verdicts(
-    config: Config,
-    target: Mapping[str, Allocation],
-    served: Mapping[str, LatencyPrediction],
-    held: DecisionState,
-) -> dict[str, Verdict]:
-    out = {}
-    for model in config.model:
-        if model.name not in target:
-            continue
-        service = served.get(model.name)
-        known = service is not None and not service.overloaded
-        out[model.name] = Verdict(
-            model=model.name,
-            allocation=target[model.name],
-            feasible=held.of(model.name).shed_why is None,
-            predicted_p99_ms=service.p99_ms if service is not None and known else None,
-            slo_p99_ms=model.slo_p99_ms,
-            utilisation=service.busy if service is not None else None,
-            reason=held.of(model.name).shed_why or "",
-            needs_share=held.of(model.name).needs_share,
-        )
-    return out

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from igniterd.config import Config, Model
-from igniterd.decide.gpu import PredictorPair
+from igniterd.decide.judge import PredictorPair
 from igniterd.predict import Demand
 from igniterd.records import Estimate, Load, ModelReading, Observation
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igniterd.config import Decide
-from igniterd.decide.gpu import JUDGE_APART_S, JUDGE_EVERY_S, GpuContext, PredictorPair
+from igniterd.decide.gpu import GpuContext
+from igniterd.decide.judge import JUDGE_APART_S, JUDGE_EVERY_S, PredictorPair
 from igniterd.decide.search import GROWTHS
 from igniterd.decide.state import CachedVerdict, DecisionState, GpuHold
 from igniterd.predict import Demand, LatencyPrediction

@@ -1,0 +1,196 @@
+"""One GPU as it is applied: what is known of it, and whether its SLOs hold. Pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from igniterd.config import Decide
+from igniterd.decide.search import GROWTHS
+from igniterd.decide.state import CachedVerdict, DecisionState
+from igniterd.predict import Demand, LatencyPrediction, LatencyPredictor
+from igniterd.records import ROUNDING, Allocation, Load, granted_total
+
+CAUTIONS = (1.0, 0.5, 0.0)
+"""How much of every margin a plan keeps. Margins are given up before a model is."""
+# a GPU with head-room is judged again no later than this, and at once when a rate has used up most
+# of it
+JUDGE_EVERY_S = 60.0
+JUDGE_APART_S = 2.0  # and no two GPUs in the same tick for this alone: each takes some milliseconds
+ROOM_LEFT = 1.1
+BIAS_STEP = 1.03
+
+
+@dataclass(frozen=True, slots=True)
+class PredictorPair:
+    """``upper`` predicts with upper bounds of service times, ``mean`` with their means."""
+
+    upper: LatencyPredictor
+    mean: LatencyPredictor
+
+    def at(self, caution: float) -> LatencyPredictor:
+        return self.upper if caution > 0.5 else self.mean
+
+
+@dataclass(frozen=True, slots=True)
+class GpuJudge:
+    """What is known of one GPU. ``demands`` gives what to plan for at a caution.
+
+    ``pinned``: the models that may not be changed, and why; ``reserved``: the part of the GPU that
+    is held by what is not planned with; ``waits``: why nothing is decided now; ``no_shares``: why
+    no process may be started that is to have a share.
+    """
+
+    gpu: int
+    demands: Callable[[float], Sequence[Demand]]
+    here: Mapping[str, Allocation]  # as applied
+    held: DecisionState
+    rules: Decide
+    predictors: PredictorPair
+    now_s: float
+    pinned: Mapping[str, str] = field(default_factory=dict)
+    reserved: float = 0.0
+    waits: str = ""
+    no_shares: str = ""
+    # of a model on this GPU nothing is known: what others may grow by is not promised
+    unknown: bool = False
+    loads: Mapping[str, Load] = field(default_factory=dict)
+
+    @property
+    def free(self) -> frozenset[str]:
+        """The models that may be changed."""
+        return frozenset(self.here) - self.pinned.keys()
+
+    @property
+    def knobs(self) -> frozenset[tuple[str, bool]]:
+        """What may be turned: of each such model, whether its share too."""
+        return frozenset(
+            (d.model, d.steerable) for d in self.demands(CAUTIONS[0]) if d.model not in self.pinned
+        )
+
+    @property
+    def caution(self) -> float:
+        """The caution of the plan that is applied."""
+        return self.held.gpu(self.gpu).caution
+
+    @property
+    def shed(self) -> dict[str, str]:
+        """The models of this GPU that are shed, with the reasons."""
+        return {m: reason for m, reason in self.held.shed.items() if m in self.here}
+
+    def judge(self) -> dict[str, LatencyPrediction] | None:
+        """How the models fare as applied; None where some still run without the share they should
+        have."""
+        demands = self.demands(self.caution)
+        if granted_total(self.here.values()) > self.capacity(demands) + ROUNDING or any(
+            d.steerable and self.here[d.model].share is None for d in demands
+        ):
+            return None
+        return self.predictors.at(self.caution).together(demands, self.here)
+
+    def capacity(self, demands: Sequence[Demand]) -> float:
+        """What of the GPU there is to give."""
+        return 1.0 - self.reserved - sum(d.reserved for d in demands)
+
+    def late(
+        self, served: Mapping[str, LatencyPrediction] | None, *, pinned: bool = False
+    ) -> list[str]:
+        """Kept models that would miss, of those that may be changed, or of those that may not.
+
+        Planned at (1 - margin) of the SLO, moved at (1 - margin / 2): what was just planned does
+        not at once ask for more. Of few requests nothing is said for sure, until they are late in
+        fact.
+        """
+        slack = (1 - self.rules.slo_margin / 2) / (1 - self.rules.slo_margin)
+        kept = [
+            d
+            for d in self.demands(self.caution)
+            if d.model not in self.held.shed and (d.model in self.pinned) is pinned
+        ]
+        return [
+            d.model
+            for d in kept
+            if served is None or (served[d.model].p99_ms > d.slo_ms * slack and self._sure(d))
+        ]
+
+    def _sure(self, demand: Demand) -> bool:
+        load = self.loads.get(demand.model)
+        return load is None or load.confident or (load.measured_mean_ms or 0.0) > demand.slo_ms
+
+    def room(self, allocations: Mapping[str, Allocation]) -> float:
+        """The largest growth of all rates, on the ladder, under which the kept models hold: by
+        bisection from where it was before."""
+        demands, predictor = self.demands(self.caution), self.predictors.at(self.caution)
+
+        def holds(growth: float) -> bool:
+            served = predictor.together(demands, allocations, growth=growth)
+            kept = (
+                d for d in demands if d.model not in self.held.shed and d.model not in self.pinned
+            )
+            return all(served[d.model].p99_ms <= d.slo_ms for d in kept)
+
+        before = self.held.gpu(self.gpu).verdict
+        likely = len(GROWTHS) if before is None else bisect_right(GROWTHS, before.room)
+        low, high = 0, len(GROWTHS)  # the first `low` rungs hold, rung `high` does not
+        for rung in (likely - 1, likely):
+            if low <= rung < high:
+                low, high = (rung + 1, high) if holds(GROWTHS[rung]) else (low, rung)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if holds(GROWTHS[middle]) else (low, middle)
+        return GROWTHS[low - 1] if low else 1.0
+
+    def known_roomy(self) -> CachedVerdict | None:
+        """An earlier judgement that still stands, or None."""
+        judged = self.held.gpu(self.gpu).verdict
+        if (
+            judged is None
+            or judged.here != self.here
+            or self.now_s >= judged.until_s
+            or self.shed
+            or self.caution < 1
+        ):
+            return None
+        if self.reserved > judged.reserved + ROUNDING or not self.knobs <= judged.knobs:
+            return None
+        grown = judged.room / ROOM_LEFT
+        demands = self.demands(1.0)
+        still = all(
+            d.rate_per_s <= judged.rates[d.model] * grown
+            and d.bias <= judged.biases[d.model] * BIAS_STEP
+            and d.burstiness <= judged.bursts[d.model]
+            for d in demands
+        )
+        return judged if still else None
+
+    def with_verdict(self, served: Mapping[str, LatencyPrediction], room: float) -> DecisionState:
+        demands = self.demands(1.0)
+        rates, biases = {d.model: d.rate_per_s for d in demands}, {d.model: d.bias for d in demands}
+        judged = CachedVerdict(
+            self._verdict_until_s(),
+            self.here,
+            rates,
+            biases,
+            {d.model: d.burstiness for d in demands},
+            served,
+            room,
+            self.reserved,
+            self.knobs,
+        )
+        return self.held.with_gpu(self.gpu, verdict=judged)
+
+    def _verdict_until_s(self) -> float:
+        """When a judgement made now ends: the latest time at which none of another GPU does, or
+        nearly."""
+        others = [
+            hold.verdict.until_s
+            for gpu, hold in self.held.gpus.items()
+            if gpu != self.gpu and hold.verdict is not None
+        ]
+        latest = self.now_s + JUDGE_EVERY_S
+        free = (latest - i * JUDGE_APART_S for i in range(int(JUDGE_EVERY_S / JUDGE_APART_S / 2)))
+        return next(
+            (at_s for at_s in free if all(abs(at_s - other) >= JUDGE_APART_S for other in others)),
+            latest,
+        )
