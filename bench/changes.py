@@ -24,11 +24,12 @@ from igniterd.act import act
 from igniterd.clients.processes import ProcessTable
 from igniterd.clients.triton.apply import Applier
 from igniterd.clients.triton.client import TritonClient
+from igniterd.decisions import DecisionKind, Plan, Step, StepKind
 from igniterd.evidence import stubs_of
 from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
 from igniterd.lab.load.load import LoadSpec, Phase, RequestLog
 from igniterd.lab.programs.process import running
-from igniterd.records import Allocation, DecisionKind, ModelReading, Plan, Step, StepKind
+from igniterd.records import Allocation, ModelReading
 
 MODEL = "resnet50"
 RATE_PER_S = 40.0

@@ -34,11 +34,12 @@ import numpy as np
 import structlog
 
 sys.path.append(str(Path(__file__).parents[1]))  # at the end: PYTHONPATH may name another revision
+from igniterd.decisions import Tick
 from igniterd.errors import Refused, Unanswered, Unreachable
 from igniterd.loop import Loop
 from igniterd.observe import Sources
 from igniterd.profiled import Predictors
-from igniterd.records import ModelReading, MpsReading, Tick
+from igniterd.records import ModelReading, MpsReading
 from tests.factories import latency_model, predictor_pair
 from tests.hosts import config
 from tests.sim.host import SimHost, config_of

@@ -32,11 +32,11 @@ import numpy as np
 sys.path.append(str(Path(__file__).parents[1]))  # at the end: PYTHONPATH may name another revision
 from igniterd.config import Config, parse_config
 from igniterd.decide.search import find
+from igniterd.decisions import DecisionKind, Tick
 from igniterd.loop import Loop
 from igniterd.observe import Sources
 from igniterd.predict import Demand
 from igniterd.profiled import Predictors
-from igniterd.records import DecisionKind, Tick
 from tests.factories import latency_model, predictor_pair
 from tests.sim.host import SimHost
 

@@ -36,10 +36,11 @@ from igniterd.decide.decide import decide
 from igniterd.decide.judge import PredictorPair
 from igniterd.decide.search import find
 from igniterd.decide.state import DecisionState
+from igniterd.decisions import ActResult, Tick
 from igniterd.estimate import EstimatorState, estimate
 from igniterd.perf import builtin_profile, load_model
 from igniterd.predict import Demand, LatencyPredictor
-from igniterd.records import ActResult, Observation, Tick
+from igniterd.records import Observation
 from igniterd.report import Reporter
 from igniterd.window import between
 from tests.factories import predictor_pair

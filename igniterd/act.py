@@ -16,8 +16,9 @@ from typing import Protocol
 
 import structlog
 
+from igniterd.decisions import ActResult, Actuation, Plan, Step, StepKind
 from igniterd.errors import ChangedByHand, IgniterdError, Refused, Unanswered, Unreachable
-from igniterd.records import ActResult, Actuation, Allocation, Observation, Plan, Step, StepKind
+from igniterd.records import Allocation, Observation
 from igniterd.states import Cause
 
 

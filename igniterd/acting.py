@@ -15,9 +15,10 @@ from igniterd.clients.shares import reach_of
 from igniterd.clients.triton.apply import Applier, Reloader
 from igniterd.config import Config
 from igniterd.decide.cooldown import alike
+from igniterd.decisions import ActResult, Actuation, Plan, Step
 from igniterd.errors import NotNow
 from igniterd.observe import Sources
-from igniterd.records import ActResult, Actuation, Allocation, Gap, Observation, Plan, Step
+from igniterd.records import Allocation, Gap, Observation
 from igniterd.standing import Known
 from igniterd.state.released import Released
 from igniterd.states import Cause

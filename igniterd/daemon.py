@@ -18,6 +18,7 @@ from igniterd.adopt_compare import Terms
 from igniterd.clients.admin import AdminServer
 from igniterd.clients.systemd import Notifier
 from igniterd.config import Config
+from igniterd.decisions import Tick
 from igniterd.edgelog import EdgeLogger
 from igniterd.errors import CannotRun, ConfigError
 from igniterd.estimate import ModelState
@@ -25,7 +26,6 @@ from igniterd.health import Health
 from igniterd.loop import Loop
 from igniterd.predictors import load_knowledge
 from igniterd.profiled import Predictors
-from igniterd.records import Tick
 from igniterd.resident import trim_rss
 from igniterd.setup import Setup, close_all, triton_client
 from igniterd.state.carry import Carry

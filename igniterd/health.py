@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from igniterd.config import Config
-from igniterd.records import Tick
+from igniterd.decisions import Tick
 
 LATELY_TICKS = 5
 """What is older than so many intervals is late."""

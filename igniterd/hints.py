@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from igniterd.config import Config, Model
-from igniterd.records import DecisionKind, Tick
+from igniterd.decisions import DecisionKind, Tick
 from igniterd.states import State
 
 OFFER_LEAST = 0.05  # a smaller share is not worth a hint

@@ -23,19 +23,13 @@ from igniterd.config import Config
 from igniterd.decide.cooldown import after
 from igniterd.decide.decide import decide
 from igniterd.decide.state import DecisionState
+from igniterd.decisions import ActResult, Plan, Tick
 from igniterd.edgelog import EdgeLogger
 from igniterd.estimate import estimate
 from igniterd.observe import Sources
 from igniterd.profiled import Predictors
 from igniterd.prove import Proofs, planned_view, prove
-from igniterd.records import (
-    ActResult,
-    Estimate,
-    Mode,
-    Observation,
-    Plan,
-    Tick,
-)
+from igniterd.records import Estimate, Mode, Observation
 from igniterd.standing import Facts, Known, followed, scene, standings, stepped, unread_as_found
 from igniterd.state.carry import Carry
 from igniterd.state.released import FILE, Released

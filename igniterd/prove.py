@@ -24,9 +24,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from igniterd.config import Mps
+from igniterd.decisions import ActResult
 from igniterd.evidence import NO_PROCESS, SAME, Finding, by_process, serving, stubs_of
 from igniterd.records import (
-    ActResult,
     Effect,
     Gap,
     Load,

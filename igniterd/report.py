@@ -13,9 +13,10 @@ import structlog
 
 from igniterd import __version__
 from igniterd.config import Config, Model
+from igniterd.decisions import DecisionKind, StepKind, Tick
 from igniterd.edgelog import EdgeLogger, Lately
 from igniterd.hints import hints_of, number, qualified
-from igniterd.records import Allocation, DecisionKind, Gap, LiveService, Load, StepKind, Tick
+from igniterd.records import Allocation, Gap, LiveService, Load
 
 STATE_SCHEMA = 1
 STATE_EVERY_S = 5.0  # how often the snapshot goes to MQTT when nothing changes

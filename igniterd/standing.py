@@ -18,15 +18,9 @@ from dataclasses import dataclass, field, replace
 from igniterd.config import Config
 from igniterd.decide.cooldown import alike
 from igniterd.decide.state import DecisionState, only
+from igniterd.decisions import ActResult, StepKind
 from igniterd.evidence import stubs_of
-from igniterd.records import (
-    ActResult,
-    Allocation,
-    Load,
-    ModelReading,
-    Observation,
-    StepKind,
-)
+from igniterd.records import Allocation, Load, ModelReading, Observation
 from igniterd.states import Cause, Standing, State
 
 LINGER_S = 10.0  # an old copy may answer its last requests for so long

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from igniterd.config import Config
+from igniterd.decisions import Tick
 from igniterd.loop import Loop
 from igniterd.observe import Sources
 from igniterd.profiled import Predictors
-from igniterd.records import Tick
 from tests.factories import latency_model, predictor_pair, settings_of
 from tests.sim.host import SimHost
 

@@ -15,9 +15,10 @@ from typing import Any
 from igniterd.clients.triton.config import allocation_of
 from igniterd.decide.judge import PredictorPair
 from igniterd.decide.search import find
+from igniterd.decisions import DecisionKind, Tick
 from igniterd.errors import DeviceLost, Unreachable
 from igniterd.predict import Demand, LatencyPredictor
-from igniterd.records import BoardReading, DecisionKind, Stub, Tick
+from igniterd.records import BoardReading, Stub
 from igniterd.states import State
 from tests.hunt import COMFORT, FROZEN_S, PREDICTORS, Hunt, Hunted, Seen
 

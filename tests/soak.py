@@ -14,12 +14,13 @@ import numpy as np
 from igniterd.config import Config, parse_config
 from igniterd.decide.search import find
 from igniterd.decide.steps import granted
+from igniterd.decisions import DecisionKind, Tick
 from igniterd.errors import Refused, Unreachable
 from igniterd.loop import Loop
 from igniterd.observe import Sources
 from igniterd.predict import Demand
 from igniterd.profiled import Predictors
-from igniterd.records import DecisionKind, ModelReading, MpsReading, Tick
+from igniterd.records import ModelReading, MpsReading
 from igniterd.states import State
 from tests.factories import latency_model, predictor_pair
 from tests.sim.batcher import Batcher

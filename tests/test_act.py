@@ -7,18 +7,9 @@ from structlog.testing import capture_logs
 
 from igniterd.act import SecondCopies, act
 from igniterd.clients.triton.apply import Applier
+from igniterd.decisions import DecisionKind, Plan, Step, StepKind
 from igniterd.errors import Refused, Unreachable
-from igniterd.records import (
-    Allocation,
-    BoardReading,
-    DecisionKind,
-    ModelReading,
-    Observation,
-    Plan,
-    Step,
-    StepKind,
-    Stub,
-)
+from igniterd.records import Allocation, BoardReading, ModelReading, Observation, Stub
 from tests.sim.host import config_of
 
 BEFORE, THEN = Allocation(None, 8), Allocation(0.25, 4)

@@ -20,6 +20,7 @@ from igniterd.data import v100
 from igniterd.decide.decide import decide
 from igniterd.decide.judge import PredictorPair
 from igniterd.decide.state import DecisionState
+from igniterd.decisions import Plan
 from igniterd.perf.api import Tenant
 from igniterd.planner.evaluate import Placement, evaluate
 from igniterd.planner.gpu_types import parse_gpu
@@ -37,7 +38,7 @@ from igniterd.predict import (
     as_tenants,
     quantised,
 )
-from igniterd.records import Allocation, Estimate, Load, ModelReading, Observation, Plan
+from igniterd.records import Allocation, Estimate, Load, ModelReading, Observation
 from igniterd.states import Standing, State
 
 GPU = parse_gpu("v100")

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from igniterd.decisions import DecisionKind
 from igniterd.hints import hints_of
-from igniterd.records import DecisionKind, ModelReading
+from igniterd.records import ModelReading
 from igniterd.report import state_of
 from igniterd.states import State
 from tests.hosts import Bench, config

@@ -9,9 +9,10 @@ import pytest
 
 from igniterd.decide.decide import decide
 from igniterd.decide.state import DecisionState
+from igniterd.decisions import DecisionKind, Tick
 from igniterd.errors import NotNow, NotServed, Unreachable
 from igniterd.loop import Loop
-from igniterd.records import Allocation, BoardReading, DecisionKind, ModelReading, MpsReading, Tick
+from igniterd.records import Allocation, BoardReading, ModelReading, MpsReading
 from igniterd.state.carry import Carry
 from igniterd.states import State
 from tests.factories import predictor_pair

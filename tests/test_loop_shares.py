@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from igniterd.records import DecisionKind, Effect, StepKind, Tick
+from igniterd.decisions import DecisionKind, StepKind, Tick
+from igniterd.records import Effect
 from tests.hosts import Bench, config
 from tests.sim.host import SimModel, config_of
 

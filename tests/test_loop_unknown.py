@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from igniterd.decisions import Tick
 from igniterd.errors import Refused, Unanswered, Unreachable
 from igniterd.loop import Loop
-from igniterd.records import Allocation, BoardReading, ModelReading, Tick
+from igniterd.records import Allocation, BoardReading, ModelReading
 from igniterd.state.carry_over import resumed
 from igniterd.states import Cause, State
 from tests.hosts import SLOS, Bench, config

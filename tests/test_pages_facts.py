@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from igniterd import hints
 from igniterd.clients.metrics import Metrics
 from igniterd.clients.mqtt import MqttStatistics
-from igniterd.records import DecisionKind
+from igniterd.decisions import DecisionKind
 from igniterd.states import State
 from tests.clients.ticks import a_config, a_tick
 

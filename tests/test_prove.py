@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igniterd.config import Mps
+from igniterd.decisions import ActResult, Actuation, Step, StepKind
 from igniterd.evidence import stubs_of
 from igniterd.prove import CONNECT_S, DEAD_TICKS, MEND_AGAIN_S, Proofs, planned_view, prove
 from igniterd.records import (
-    ActResult,
-    Actuation,
     Allocation,
     Effect,
     Gap,
@@ -24,8 +23,6 @@ from igniterd.records import (
     MpsReading,
     Observation,
     ShareTest,
-    Step,
-    StepKind,
     Stub,
 )
 

@@ -5,15 +5,22 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from igniterd.hints import hints_of
-from igniterd.records import (
+from igniterd.decisions import (
     ActResult,
     Actuation,
+    DecisionKind,
+    Plan,
+    Step,
+    StepKind,
+    Tick,
+    Verdict,
+)
+from igniterd.hints import hints_of
+from igniterd.records import (
     Allocation,
     BiasEstimate,
     BoardReading,
     Changed,
-    DecisionKind,
     Estimate,
     Gap,
     LiveService,
@@ -21,11 +28,6 @@ from igniterd.records import (
     ModelReading,
     MpsReading,
     Observation,
-    Plan,
-    Step,
-    StepKind,
-    Tick,
-    Verdict,
     Window,
 )
 from igniterd.report import Reporter, state_of

@@ -6,7 +6,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from igniterd.config import parse_config
-from igniterd.records import ActResult, DecisionKind, Estimate, Gap, Observation, Plan, Tick, Window
+from igniterd.decisions import ActResult, DecisionKind, Plan, Tick
+from igniterd.records import Estimate, Gap, Observation, Window
 from igniterd.report import Reporter
 
 HOUR = 3600

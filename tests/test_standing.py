@@ -9,17 +9,8 @@ from typing import Any
 import pytest
 
 from igniterd.decide.state import DecisionState
-from igniterd.records import (
-    ActResult,
-    Actuation,
-    Allocation,
-    Load,
-    ModelReading,
-    Observation,
-    Step,
-    StepKind,
-    Stub,
-)
+from igniterd.decisions import ActResult, Actuation, Step, StepKind
+from igniterd.records import Allocation, Load, ModelReading, Observation, Stub
 from igniterd.standing import Facts, Known, followed, scene, standings, stepped
 from igniterd.states import Cause, State
 from tests.hosts import config

@@ -67,8 +67,9 @@ def _states(
     mps: MpsReading | None,
 ) -> Mapping[str, ShareState]:
     """As the daemon judges them at its second look, when nothing has just come."""
+    from igniterd.decisions import ActResult
     from igniterd.prove import Proofs, prove
-    from igniterd.records import ActResult, Observation
+    from igniterd.records import Observation
 
     proofs, emulated = Proofs(), settings.gpu.source.startswith("emulated:")
     for at_s in (0.0, 60.0):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
 from igniterd.clients.metric_families import MODEL, Labels
-from igniterd.records import DecisionKind, StepKind, Tick
+from igniterd.decisions import DecisionKind, StepKind, Tick
 from igniterd.states import State
 
 _RATIO_BUCKETS = (0.5, 0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)

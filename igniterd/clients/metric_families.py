@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from igniterd.clients.mqtt import MqttStatistics
-from igniterd.records import Effect, ModelReading, Tick
+from igniterd.decisions import Tick
+from igniterd.records import Effect, ModelReading
 from igniterd.states import State
 
 MODEL = ("model", "version")

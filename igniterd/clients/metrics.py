@@ -28,7 +28,8 @@ from igniterd.clients.metric_families import (
 )
 from igniterd.clients.mqtt import MqttStatistics
 from igniterd.config import Config
-from igniterd.records import Mode, Tick
+from igniterd.decisions import Tick
+from igniterd.records import Mode
 
 
 class Metrics(Collector):

@@ -9,16 +9,8 @@ from math import inf
 from igniterd.config import Decide
 from igniterd.decide.state import DecisionState, ModelHold, Pause, Probation
 from igniterd.decide.steps import granted
-from igniterd.records import (
-    ROUNDING,
-    ActResult,
-    Actuation,
-    Allocation,
-    Load,
-    Step,
-    StepKind,
-    granted_total,
-)
+from igniterd.decisions import ActResult, Actuation, Step, StepKind
+from igniterd.records import ROUNDING, Allocation, Load, granted_total
 from igniterd.states import Cause
 
 HOUR_S = 3600.0

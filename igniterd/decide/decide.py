@@ -30,16 +30,9 @@ from igniterd.decide.host_plan import (
 )
 from igniterd.decide.judge import CAUTIONS, PredictorPair
 from igniterd.decide.state import DecisionState
+from igniterd.decisions import DecisionKind, Plan, Step, StepKind
 from igniterd.predict import Demand
-from igniterd.records import (
-    Allocation,
-    DecisionKind,
-    Estimate,
-    Observation,
-    Plan,
-    Step,
-    StepKind,
-)
+from igniterd.records import Allocation, Estimate, Observation
 from igniterd.states import Standing, State
 
 PATIENCE_S = 5.0  # a GPU waits so long for a model that was not read; then it goes on beside it

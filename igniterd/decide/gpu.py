@@ -13,8 +13,9 @@ from igniterd.decide.judge import CAUTIONS, GpuJudge
 from igniterd.decide.search import GROWTHS, LEAST, GpuPlan, fewest_changes, find
 from igniterd.decide.state import DecisionState, Pause, Underway
 from igniterd.decide.steps import ordered
+from igniterd.decisions import DecisionKind, Step
 from igniterd.predict import Demand, LatencyPrediction
-from igniterd.records import ROUNDING, Allocation, DecisionKind, Step, granted_total
+from igniterd.records import ROUNDING, Allocation, granted_total
 
 REMEMBERING = 2.0
 """All margins, and rates as high as they were of late or usually are at this time: a plan for that

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from igniterd.records import Allocation, Step, StepKind
+from igniterd.decisions import Step, StepKind
+from igniterd.records import Allocation
 
 
 def granted(allocation: Allocation) -> float:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from igniterd.belief import EstimatorState
 from igniterd.decide.state import DecisionState
+from igniterd.decisions import Step
 from igniterd.prove import Proofs
-from igniterd.records import Load, Observation, Step
+from igniterd.records import Load, Observation
 from igniterd.standing import Known
 
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import structlog
 
+from igniterd.decisions import Tick
 from igniterd.edgelog import EdgeLogger
 from igniterd.errors import Refused
 from igniterd.files import make_folder
-from igniterd.records import Tick
 
 SAMPLE_EVERY_S = 60.0
 KEEP_S = 31 * 86_400

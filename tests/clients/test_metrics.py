@@ -7,7 +7,8 @@ from igniterd.clients.metric_counters import Histogram
 from igniterd.clients.metrics import Metrics, sources_of
 from igniterd.clients.mqtt import MqttStatistics
 from igniterd.config import parse_config
-from igniterd.records import DecisionKind, Estimate, Load, ModelWindow, Tick, Window
+from igniterd.decisions import DecisionKind, Tick
+from igniterd.records import Estimate, Load, ModelWindow, Window
 from igniterd.states import Standing, State
 from tests.clients.ticks import CONFIG, a_config, a_tick
 

@@ -1,23 +1,25 @@
 """A tick and a configuration to render, as full as they come."""
 
 from igniterd.config import Config, parse_config
-from igniterd.records import (
+from igniterd.decisions import (
     ActResult,
     Actuation,
+    DecisionKind,
+    Plan,
+    Step,
+    StepKind,
+    Tick,
+    Verdict,
+)
+from igniterd.records import (
     Allocation,
     BoardReading,
-    DecisionKind,
     Estimate,
     Gap,
     Load,
     ModelReading,
     ModelWindow,
     Observation,
-    Plan,
-    Step,
-    StepKind,
-    Tick,
-    Verdict,
     Window,
 )
 from igniterd.states import Standing, State

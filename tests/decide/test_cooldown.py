@@ -12,7 +12,8 @@ from igniterd.decide.cooldown import (
 )
 from igniterd.decide.state import DecisionState, GpuHold, ModelHold, Probation, Underway
 from igniterd.decide.steps import ordered
-from igniterd.records import ActResult, Actuation, Allocation, Load, Step, StepKind
+from igniterd.decisions import ActResult, Actuation, Step, StepKind
+from igniterd.records import Allocation, Load
 from igniterd.states import Cause
 
 RULES = Decide()

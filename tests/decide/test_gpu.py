@@ -11,8 +11,9 @@ from igniterd.decide.gpu import GpuContext
 from igniterd.decide.judge import JUDGE_APART_S, JUDGE_EVERY_S, PredictorPair
 from igniterd.decide.search import GROWTHS
 from igniterd.decide.state import CachedVerdict, DecisionState, GpuHold
+from igniterd.decisions import DecisionKind
 from igniterd.predict import Demand, LatencyPrediction
-from igniterd.records import Allocation, DecisionKind
+from igniterd.records import Allocation
 from tests.factories import predictor_pair
 
 PREDICTORS = predictor_pair()

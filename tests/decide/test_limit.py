@@ -10,8 +10,9 @@ from igniterd.decide import gpu
 from igniterd.decide.gpu import LEAST_ROOM, GpuContext, GpuDecision
 from igniterd.decide.search import GpuPlan
 from igniterd.decide.state import DecisionState, GpuHold, ModelHold
+from igniterd.decisions import DecisionKind
 from igniterd.predict import Demand, LatencyPredictor
-from igniterd.records import Allocation, DecisionKind
+from igniterd.records import Allocation
 from tests.factories import predictor_pair
 
 PREDICTORS = predictor_pair()

@@ -2,7 +2,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igniterd.decide.steps import granted, ordered
-from igniterd.records import Allocation, StepKind
+from igniterd.decisions import StepKind
+from igniterd.records import Allocation
 
 NAMES = "abcdef"
 

@@ -20,9 +20,10 @@ from igniterd.act import act
 from igniterd.clients.triton.apply import Applier
 from igniterd.clients.triton.client import TritonClient
 from igniterd.clients.triton.config import allocation_of
+from igniterd.decisions import DecisionKind, Plan, Step, StepKind
 from igniterd.lab.host import HostSpec
 from igniterd.lab.programs.process import free_ports
-from igniterd.records import DecisionKind, ModelReading, Plan, Step, StepKind
+from igniterd.records import ModelReading
 from tests.integration.odd import FLOATS, OddHost, OddModel, ensemble
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]

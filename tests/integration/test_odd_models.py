@@ -25,11 +25,12 @@ from igniterd.clients.shares import prepare_config
 from igniterd.clients.triton.config import allocation_of
 from igniterd.clients.triton.config_change import with_allocation
 from igniterd.config import parse_config
+from igniterd.decisions import DecisionKind, Tick
 from igniterd.errors import NotServed, Refused
 from igniterd.loop import Loop
 from igniterd.observe import Sources
 from igniterd.profiled import Predictors
-from igniterd.records import Allocation, DecisionKind, ModelReading, Tick
+from igniterd.records import Allocation, ModelReading
 from tests.hosts import knowledge
 from tests.integration.conftest import Host
 from tests.integration.odd import ECHO, FLOATS, ODD

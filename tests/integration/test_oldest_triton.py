@@ -24,11 +24,12 @@ from igniterd.clients.triton.config import LOAD_MARK, same_allocation
 from igniterd.clients.triton.config_change import marked
 from igniterd.clients.triton.info import Control
 from igniterd.clients.triton.version import named
+from igniterd.decisions import DecisionKind, Plan, Step, StepKind
 from igniterd.errors import Refused
 from igniterd.lab.gpu.boardfile import BoardFile
 from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
 from igniterd.lab.load.load import INPUT_FLOATS
-from igniterd.records import Allocation, DecisionKind, ModelReading, Plan, Step, StepKind
+from igniterd.records import Allocation, ModelReading
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 MODEL = "alexnet"

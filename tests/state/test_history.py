@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from igniterd.records import ActResult, DecisionKind, Estimate, Observation, Plan, Tick, Window
+from igniterd.decisions import ActResult, DecisionKind, Plan, Tick
+from igniterd.records import Estimate, Observation, Window
 from igniterd.state.history import KEEP_S, RECENT, SAMPLE_EVERY_S, SCHEMA, History
 
 
