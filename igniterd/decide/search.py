@@ -79,7 +79,7 @@ class Search:
         self.demands = list(demands)
         self.capacity = 1.0 - reserved - sum(d.reserved for d in demands)
         """What of the GPU there is to give."""
-        self.seats = [TenantSearch(predictor, d) for d in demands]
+        self.tenants = [TenantSearch(predictor, d) for d in demands]
 
     def settle(
         self, growth: float, fixed: Fixed | None = None, *, guess: bool = False
@@ -89,30 +89,30 @@ class Search:
 
         ``guess``: without asking the queue.
         """
-        for seat in self.seats:
-            seat.sit(growth, (fixed or {}).get(seat.demand.model))
+        for tenant in self.tenants:
+            tenant.start(growth, (fixed or {}).get(tenant.demand.model))
         for turn in range(SETTLE_ROUNDS):
             changed = False
-            for seat in self.seats:
-                if seat.fixed:
+            for tenant in self.tenants:
+                if tenant.fixed:
                     continue
-                beside = self._beside(seat)
+                beside = self._beside(tenant)
                 moved = (
-                    seat.guess(beside, turn < FREE_ROUNDS)
+                    tenant.guess(beside, turn < FREE_ROUNDS)
                     if guess
-                    else seat.check(beside, turn < FREE_ROUNDS)
+                    else tenant.check(beside, turn < FREE_ROUNDS)
                 )
                 if moved is None:
-                    return seat.demand.model
+                    return tenant.demand.model
                 changed |= moved
             if not changed:
                 break
         return self._allocations(), {
-            s.demand.model: s.service for s in self.seats if s.service is not None
+            s.demand.model: s.service for s in self.tenants if s.service is not None
         }
 
     def _allocations(self) -> dict[str, Allocation]:
-        return {seat.demand.model: seat.allocation for seat in self.seats}
+        return {tenant.demand.model: tenant.allocation for tenant in self.tenants}
 
     def total(self, allocations: Mapping[str, Allocation]) -> float:
         return sum(a.granted for a in allocations.values() if a.granted is not None)
@@ -147,11 +147,11 @@ class Search:
         return not isinstance(settled, str) and self.total(settled[0]) <= self.capacity + over + EPS
 
     def _positions(self) -> list[Candidate]:
-        return [seat.position for seat in self.seats]
+        return [tenant.position for tenant in self.tenants]
 
     def _back_to(self, positions: Sequence[Candidate]) -> None:
-        for seat, position in zip(self.seats, positions, strict=True):
-            seat.position = position
+        for tenant, position in zip(self.tenants, positions, strict=True):
+            tenant.position = position
 
     def widest(self) -> GpuPlan | None:
         """The plan with the largest common growth factor; None when the models do not fit on this
@@ -176,52 +176,54 @@ class Search:
             self.total(base[0]),
         )
 
-    def _beside(self, seat: TenantSearch) -> Neighbours:
-        return sum((s.as_neighbours for s in self.seats if s is not seat), seat.siblings)
+    def _beside(self, tenant: TenantSearch) -> Neighbours:
+        return sum((s.as_neighbours for s in self.tenants if s is not tenant), tenant.siblings)
 
     def _spread(self, growth: float) -> None:
         """Give what is left of the GPU to the models in proportion to their shares, and the rest of
         that to whoever is nearest to its SLO at ``growth``: a share unused helps nobody."""
         steered = [
-            seat for seat in self.seats if seat.demand.steerable and seat.demand.pinned is None
+            tenant
+            for tenant in self.tenants
+            if tenant.demand.steerable and tenant.demand.pinned is None
         ]
         if not steered:
             return
-        total = sum(seat.granted for seat in steered)
+        total = sum(tenant.granted for tenant in steered)
         pinned = sum(a.granted or 0.0 for d in self.demands if (a := d.pinned) is not None)
         units = max(total, math.floor((self.capacity - pinned) / self.unit + EPS))
         spare = units - total
-        for seat in steered:
-            more = min(spare * seat.position.units // total, seat.high - seat.position.units)
-            seat.move(seat.position.units + more)
-        left = units - sum(seat.granted for seat in steered)
-        strain = {seat: seat.strain(self._beside(seat)) for seat in self.seats}
+        for tenant in steered:
+            more = min(spare * tenant.position.units // total, tenant.high - tenant.position.units)
+            tenant.move(tenant.position.units + more)
+        left = units - sum(tenant.granted for tenant in steered)
+        slo_ratio = {tenant: tenant.slo_ratio(self._beside(tenant)) for tenant in self.tenants}
         while left > 0:
             growing = [
-                seat
-                for seat in steered
-                if seat.position.units < seat.high and seat.demand.instances <= left
+                tenant
+                for tenant in steered
+                if tenant.position.units < tenant.high and tenant.demand.instances <= left
             ]
             if not growing:
                 break
-            worst = max(growing, key=strain.__getitem__)
+            worst = max(growing, key=slo_ratio.__getitem__)
             worst.move(worst.position.units + 1)
-            strain[worst] = worst.strain(self._beside(worst))
+            slo_ratio[worst] = worst.slo_ratio(self._beside(worst))
             left -= worst.demand.instances
 
     def _roomy(self) -> dict[str, LatencyPrediction]:
         """Larger batch limits where they cost next to nothing at the present rates, and how all
-        then fare.
+        then do.
 
         A limit that is not reached now is room for a burst.
         """
         before = self._positions()
-        for seat in self.seats:
-            seat.sit(1.0)
+        for tenant in self.tenants:
+            tenant.start(1.0)
         for turn in range(2):
-            for seat in self.seats:
-                seat.widen(self._beside(seat), largest=turn > 0)
-        near = {s.demand.model: s.service for s in self.seats if s.service is not None}
+            for tenant in self.tenants:
+                tenant.enlarge_batch(self._beside(tenant), largest=turn > 0)
+        near = {s.demand.model: s.service for s in self.tenants if s.service is not None}
         served = self.predictor.together(self.demands, self._allocations(), near=near)
         if any(served[d.model].p99_ms > d.slo_ms for d in self.demands):
             self._back_to(before)
@@ -232,16 +234,16 @@ class Search:
 def find(
     predictor: LatencyPredictor,
     demands: Sequence[Demand],
-    flat_out: Sequence[Demand] = (),
+    best_effort: Sequence[Demand] = (),
     reserved: float = 0.0,
 ) -> GpuPlan:
     """The plan for one GPU: all models kept with the largest common head-room, or as many as fit,
     the most important first.
 
-    ``flat_out`` are let go from the beginning: they get what is left. ``reserved``: the part of the
-    GPU that others hold. A pinned model stays as it is, whatever is found.
+    ``best_effort`` are shed from the beginning: they get what is left. ``reserved``: the part of
+    the GPU that others hold. A pinned model stays as it is, whatever is found.
     """
-    if not flat_out:
+    if not best_effort:
         found = Search(
             predictor, sorted(demands, key=lambda d: (d.priority, d.model)), reserved
         ).widest()
@@ -258,16 +260,16 @@ def find(
     order = [
         d for d in sorted(demands, key=lambda d: (d.priority, d.model)) if d.model not in reasons
     ]
-    gone = [*flat_out, *(d for d in demands if d.model in reasons)]
+    shed = [*best_effort, *(d for d in demands if d.model in reasons)]
     while True:
-        fit = _fit(predictor, order, gone, reserved)
+        fit = _fit(predictor, order, shed, reserved)
         if fit is not None:
             return replace(
                 fit, reasons=reasons, needs={m: s for m, s in needs.items() if m in reasons}
             )
         out = _leaver(order, needs)
         order.remove(out)
-        gone.append(out)
+        shed.append(out)
         reasons[out.model] = (
             f"does not fit: it needs {needs[out.model]:.1%} of this GPU beside more important "
             "models "
@@ -296,22 +298,22 @@ def _hopeless(predictor: LatencyPredictor, demand: Demand) -> str:
 
 
 def _fit(
-    predictor: LatencyPredictor, kept: Sequence[Demand], gone: Sequence[Demand], reserved: float
+    predictor: LatencyPredictor, kept: Sequence[Demand], shed: Sequence[Demand], reserved: float
 ) -> GpuPlan | None:
-    """A plan that holds ``kept`` while ``gone`` run flat out on what is left; None if ``kept`` do
+    """A plan that holds ``kept`` while ``shed`` get no more than what is left; None if ``kept`` do
     not fit."""
-    if not gone:
+    if not shed:
         return Search(predictor, kept, reserved).widest()
     if not kept:
-        return _all_gone(predictor, gone, reserved)
+        return _all_shed(predictor, shed, reserved)
     unit = predictor.model.share_unit
-    floors = {d.model: TenantSearch(predictor, d).low for d in gone}
-    search, step = Search(predictor, [*kept, *gone], reserved), max(1, round(GIVE / unit))
-    spare = search.capacity - sum(floors[d.model] * d.instances for d in gone) * unit
+    floors = {d.model: TenantSearch(predictor, d).low for d in shed}
+    search, step = Search(predictor, [*kept, *shed], reserved), max(1, round(GIVE / unit))
+    spare = search.capacity - sum(floors[d.model] * d.instances for d in shed) * unit
 
     def settle(turn: int, guess: bool) -> Settled | str:
         fixed = {
-            d.model: _flat_out(d, round((floors[d.model] + turn * step) * unit, 6)) for d in gone
+            d.model: _best_effort(d, round((floors[d.model] + turn * step) * unit, 6)) for d in shed
         }
         return search.settle(1.0, fixed, guess=guess)
 
@@ -320,7 +322,7 @@ def _fit(
         return None
     allocations, near = most[1]
     names = frozenset(d.model for d in kept)
-    served = predictor.together([*kept, *gone], allocations, near=near)
+    served = predictor.together([*kept, *shed], allocations, near=near)
     return GpuPlan(
         allocations,
         served,
@@ -330,7 +332,7 @@ def _fit(
     )
 
 
-def _flat_out(demand: Demand, share: float) -> tuple[Allocation, LatencyPrediction]:
+def _best_effort(demand: Demand, share: float) -> tuple[Allocation, LatencyPrediction]:
     """A model let go: always busy, with its largest batch, on ``share``."""
     batch = demand.keeps_batch or demand.max_batch
     allocation = demand.pinned or Allocation(
@@ -339,14 +341,14 @@ def _flat_out(demand: Demand, share: float) -> tuple[Allocation, LatencyPredicti
     return allocation, LatencyPrediction(math.inf, math.inf, math.inf, 1.0, float(demand.max_batch))
 
 
-def _all_gone(predictor: LatencyPredictor, gone: Sequence[Demand], reserved: float) -> GpuPlan:
+def _all_shed(predictor: LatencyPredictor, shed: Sequence[Demand], reserved: float) -> GpuPlan:
     """Nobody can be held: equal shares of what is left, and said."""
-    pinned = sum(d.pinned.granted or 0.0 for d in gone if d.pinned is not None)
-    capacity = max(0.0, 1.0 - reserved - pinned - sum(d.reserved for d in gone))
-    takers = sum(d.instances for d in gone if d.pinned is None and d.steerable)
+    pinned = sum(d.pinned.granted or 0.0 for d in shed if d.pinned is not None)
+    capacity = max(0.0, 1.0 - reserved - pinned - sum(d.reserved for d in shed))
+    takers = sum(d.instances for d in shed if d.pinned is None and d.steerable)
     share = _equal(capacity, takers, predictor.model.share_unit)
-    allocations = {d.model: _flat_out(d, min(share, d.max_share))[0] for d in gone}
-    return GpuPlan(allocations, predictor.together(gone, allocations), frozenset(), 0.0, 0.0)
+    allocations = {d.model: _best_effort(d, min(share, d.max_share))[0] for d in shed}
+    return GpuPlan(allocations, predictor.together(shed, allocations), frozenset(), 0.0, 0.0)
 
 
 def _equal(capacity: float, takers: int, unit: float) -> float:

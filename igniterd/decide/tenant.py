@@ -106,7 +106,9 @@ class TenantSearch:
     def share(self, units: int) -> float:
         return round(min(1.0, units * self.unit), 6)
 
-    def sit(self, growth: float, fixed: tuple[Allocation, LatencyPrediction] | None = None) -> None:
+    def start(
+        self, growth: float, fixed: tuple[Allocation, LatencyPrediction] | None = None
+    ) -> None:
         """Begin at another growth of the rate, from the last position; or stay where ``fixed``
         says."""
         self.growth, self.fixed, self._failed = growth, fixed is not None, 0
@@ -141,7 +143,7 @@ class TenantSearch:
 
     def _least(self, curve: F64, low: int) -> tuple[int, int, LatencyPrediction]:
         """Least units that hold the SLO by guess (one more than ``high`` when none do), the best
-        largest batch there, and the fare."""
+        largest batch there, and how it does."""
         units, size, p99_ms, busy, batch = kernel.least_units(
             self.table,
             self.alone,
@@ -172,28 +174,28 @@ class TenantSearch:
         """To another share, faring as before."""
         self._take(units, self.position.size, self.service)
 
-    def strain(self, beside: Neighbours) -> float:
+    def slo_ratio(self, beside: Neighbours) -> float:
         """P99 over SLO where the model sits, by guess, with the largest batch that makes it least;
         which it takes."""
         curve = self._curve_ms(beside)
         size, p99_ms = kernel.best(self.table, curve, self.sizes, self.mend, self._rate)
-        fare = kernel.fare(self.table, curve, int(self.sizes[size]), self._rate)
+        found = kernel.evaluate(self.table, curve, int(self.sizes[size]), self._rate)
         self._take(
-            self.position.units, size, LatencyPrediction(p99_ms, math.nan, math.nan, *fare[1:])
+            self.position.units, size, LatencyPrediction(p99_ms, math.nan, math.nan, *found[1:])
         )
         return float(p99_ms) / self.demand.slo_ms
 
-    def widen(self, beside: Neighbours, *, largest: bool) -> None:
+    def enlarge_batch(self, beside: Neighbours, *, largest: bool) -> None:
         """Guess how the model fares where it sits; ``largest``: with the largest limit that costs
         next to nothing."""
         curve, size = self._curve_ms(beside), self.position.size
-        p99_ms, busy, batch = kernel.fare(self.table, curve, int(self.sizes[size]), self._rate)
+        p99_ms, busy, batch = kernel.evaluate(self.table, curve, int(self.sizes[size]), self._rate)
         if largest:
             limit_ms = min(p99_ms * ROOM_COST, max(p99_ms, self.demand.slo_ms / self.mend[size]))
             for wider in range(self.sizes.size - 1, size, -1):
-                fare = kernel.fare(self.table, curve, int(self.sizes[wider]), self._rate)
-                if fare[0] <= limit_ms:
-                    size, (p99_ms, busy, batch) = wider, fare
+                found = kernel.evaluate(self.table, curve, int(self.sizes[wider]), self._rate)
+                if found[0] <= limit_ms:
+                    size, (p99_ms, busy, batch) = wider, found
                     break
         self._take(
             self.position.units,
@@ -230,7 +232,7 @@ class TenantSearch:
 
     def _learn(self, curve: F64, size: int, p99_ms: float) -> None:
         """Correct the guesses by what the queue says of one."""
-        guessed = kernel.fare(self.table, curve, int(self.sizes[size]), self._rate)[0]
+        guessed = kernel.evaluate(self.table, curve, int(self.sizes[size]), self._rate)[0]
         if not math.isfinite(guessed):
             return
         ratio = p99_ms / guessed if math.isfinite(p99_ms) else self.mend[size] * OVER

@@ -13,7 +13,7 @@ def reason(
     found: GpuPlan,
     served: Mapping[str, LatencyPrediction] | None,
     late: Iterable[str],
-    gone: Iterable[str],
+    shed: Iterable[str],
     here: Mapping[str, Allocation],
     room: float | None,
 ) -> str:
@@ -28,8 +28,8 @@ def reason(
     if late:
         room_then = f"rates free to grow by {found.headroom - 1:.0%}"
         return f"{', '.join(late)} would miss; the plan holds every SLO with {room_then}"
-    if gone:
-        return f"{', '.join(gone)} fits again"
+    if shed:
+        return f"{', '.join(shed)} fits again"
     return f"rates may grow by {found.headroom - 1:.0%} instead of {(room or 1.0) - 1:.0%}"
 
 

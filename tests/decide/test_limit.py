@@ -48,7 +48,7 @@ def decided(
     def found(
         predictor: LatencyPredictor,
         asked: Sequence[Demand],
-        gone: Sequence[Demand] = (),
+        shed: Sequence[Demand] = (),
         reserved: float = 0.0,
     ) -> GpuPlan:
         target = {"m": replace(HERE, share=0.6)}

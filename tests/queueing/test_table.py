@@ -51,7 +51,7 @@ def test_guesses_are_near_the_queue_for_real_models(
     curve = MODEL.service_curve_ms(name, share, (), 32)[1]
     rate = load * cap / curve[cap - 1]
     exact = response_time(1e3 * rate, curve[:cap], burstiness=burstiness)
-    p99_ms, busy, batch = kernel.fare(
+    p99_ms, busy, batch = kernel.evaluate(
         guess.queue_table(burstiness), np.append(1.0, curve), cap, rate
     )
     assert p99_ms == pytest.approx(exact.p99_ms, rel=0.2)
@@ -68,7 +68,9 @@ def test_guesses_are_mostly_much_nearer() -> None:
         cap = int(rng.choice(SIZES))
         rate = rng.uniform(0.05, 0.96) * cap / curve[cap - 1]
         exact = response_time(1e3 * rate, curve[:cap])
-        p99_ms, busy, batch = kernel.fare(guess.queue_table(1.0), np.append(1.0, curve), cap, rate)
+        p99_ms, busy, batch = kernel.evaluate(
+            guess.queue_table(1.0), np.append(1.0, curve), cap, rate
+        )
         off.append(
             (
                 abs(p99_ms / exact.p99_ms - 1),
@@ -80,7 +82,7 @@ def test_guesses_are_mostly_much_nearer() -> None:
 
 
 def test_beyond_the_table_is_overload() -> None:
-    p99_ms, busy, batch = kernel.fare(guess.queue_table(1.0), straight(1.0, 4), 4, 2.0)
+    p99_ms, busy, batch = kernel.evaluate(guess.queue_table(1.0), straight(1.0, 4), 4, 2.0)
     assert (p99_ms, busy, batch) == (np.inf, 1.0, 4.0)
 
 
@@ -113,6 +115,6 @@ def test_least_units_hold_and_one_less_does_not_wherever_the_search_begins(
     if min(fares.values()) > goal:
         assert units == 41
     assert p99_ms == min(
-        kernel.fare(table, alone[min(units, 40) - 1] * ratio, int(b), rate)[0] for b in SIZES
+        kernel.evaluate(table, alone[min(units, 40) - 1] * ratio, int(b), rate)[0] for b in SIZES
     )
     assert 0 <= size < SIZES.size

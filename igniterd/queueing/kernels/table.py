@@ -60,7 +60,7 @@ def _read(table: F64, i: int, fi: float, j: int, fj: float, k: int, fk: float) -
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def fare(t: QueueTable, curve: F64, cap: int, rate: float) -> tuple[float, float, float]:
+def evaluate(t: QueueTable, curve: F64, cap: int, rate: float) -> tuple[float, float, float]:
     """(P99, utilisation, mean batch) under largest batch ``cap``; P99 is infinite beyond the
     table."""
     load = rate * curve[cap] / cap
@@ -81,7 +81,7 @@ def best(t: QueueTable, curve: F64, sizes: I64, mend: F64, rate: float) -> tuple
     """Index of the largest batch with the least P99, and that P99."""
     found, least = 0, np.inf
     for i in range(sizes.shape[0]):
-        value = mend[i] * fare(t, curve, sizes[i], rate)[0]
+        value = mend[i] * evaluate(t, curve, sizes[i], rate)[0]
         if value < least:
             found, least = i, value
     return found, least
@@ -93,10 +93,10 @@ def holds(
 ) -> int:
     """Index of a largest batch whose P99 reaches ``goal``, ``hint`` if it does; -1 when none
     does."""
-    if mend[hint] * fare(t, curve, sizes[hint], rate)[0] <= goal:
+    if mend[hint] * evaluate(t, curve, sizes[hint], rate)[0] <= goal:
         return hint
     for i in range(sizes.shape[0]):
-        if mend[i] * fare(t, curve, sizes[i], rate)[0] <= goal:
+        if mend[i] * evaluate(t, curve, sizes[i], rate)[0] <= goal:
             return i
     return -1
 
@@ -119,7 +119,7 @@ def least_units(
 
     ``alone`` (units, B + 1) are the service curves without neighbours, ``ratio`` (B + 1,) what
     neighbours and all else multiply them by. Also the index of the best largest batch there, and
-    its fare.
+    its evaluate.
     """
     curve = np.empty(ratio.shape[0])
     hint, at, bad, step = 0, min(max(start, low), high), low - 1, 1
@@ -147,5 +147,5 @@ def least_units(
             bad = middle
     curve[:] = alone[min(at, high) - 1] * ratio
     size = best(t, curve, sizes, mend, rate)[0]
-    p99, busy, batch = fare(t, curve, sizes[size], rate)
+    p99, busy, batch = evaluate(t, curve, sizes[size], rate)
     return at, size, mend[size] * p99, busy, batch
