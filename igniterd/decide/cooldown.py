@@ -115,7 +115,8 @@ def rollbacks(
     ``applied``: the models of one GPU. They go through the same gate as every other change.
     """
     steps = []
-    for model, watch in held.on_probation.items():
+    oldest_first = sorted(held.on_probation.items(), key=lambda each: each[1].at_s)
+    for model, watch in oldest_first:
         load = loads.get(model)
         if load is None or model not in applied or now_s < watch.at_s + rules.watch_s:
             continue

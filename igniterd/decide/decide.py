@@ -28,8 +28,8 @@ from igniterd.decide.host_plan import (
     verdicts_of,
     with_measured,
 )
-from igniterd.decide.judge import CAUTIONS, PredictorPair
-from igniterd.decide.state import DecisionState
+from igniterd.decide.judge import PredictorPair
+from igniterd.decide.state import ALL, LADDER, DecisionState, Margins
 from igniterd.decisions import DecisionKind, Plan, Step, StepKind
 from igniterd.predict import Demand
 from igniterd.records import Allocation, Estimate, Observation
@@ -142,8 +142,8 @@ class Host:
             try:
                 others = frozenset(self._there(gpu, out)) - {name}
                 case = self._case(gpu, held, out | others)
-                for caution in CAUTIONS:
-                    self.predictors.at(caution).together(case.demands(caution), case.here)
+                for margins in LADDER:
+                    self.predictors.at(margins).together(case.demands(margins), case.here)
             except Exception as error:  # see ``part``
                 odd[name] = f"a prediction of it failed: {error!r}"
         return odd
@@ -165,19 +165,19 @@ class Host:
         profiled = {name: self.profiled[name] for name in names}
 
         @cache
-        def demands(caution: float) -> Sequence[Demand]:
+        def demands(margins: Margins) -> Sequence[Demand]:
             found = demands_of(
                 self.estimate,
                 self.observation,
                 self.config,
                 profiled,
                 self.predictors,
-                caution,
+                margins,
                 pinned,
             )
             return found.get(gpu, [])
 
-        here = {d.model: self.observation.models[d.model].allocation for d in demands(CAUTIONS[0])}
+        here = {d.model: self.observation.models[d.model].allocation for d in demands(ALL)}
         return GpuContext(
             gpu,
             demands,

@@ -1,4 +1,4 @@
-"""What to plan for: each model's rate, SLO and limits, at a caution. Pure."""
+"""What to plan for: each model's rate, SLO and limits, at given margins. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from igniterd.config import Config, Model
 from igniterd.decide.judge import PredictorPair
+from igniterd.decide.state import ALL, Margins
 from igniterd.predict import Demand
 from igniterd.records import Estimate, Load, ModelReading, Observation
 
@@ -20,14 +21,13 @@ def demands_of(
     config: Config,
     profiled: Mapping[str, str],
     predictors: PredictorPair,
-    caution: float = 1.0,
+    margins: Margins = ALL,
     pinned: frozenset[str] = frozenset(),
 ) -> dict[int, list[Demand]]:
     """What to plan for on every GPU of the host, by its index.
 
-    ``caution`` 1: rates at their upper quantile and SLOs less their margin; 0: both as they are;
-    ``REMEMBERING``: as 1, but rates no lower than they were of late or usually are at this time,
-    where that is much more. ``pinned``: models that stay as they are.
+    ``margins`` say which rates and SLOs; remembered rates count where they are much higher.
+    ``pinned``: models that stay as they are.
     """
     out: dict[int, list[Demand]] = {}
     for name, model in config.by_name().items():
@@ -41,8 +41,8 @@ def demands_of(
             Demand(
                 model=name,
                 profiled_as=profiled[name],
-                rate_per_s=load.items_per_request * _rate(load, caution),
-                slo_ms=model.slo_p99_ms * (1 - min(1.0, caution) * config.decide.slo_margin),
+                rate_per_s=load.items_per_request * _rate(load, margins),
+                slo_ms=model.slo_p99_ms * (1 - margins.kept * config.decide.slo_margin),
                 priority=model.priority,
                 min_share=model.min_share,
                 max_share=model.max_share,
@@ -88,9 +88,9 @@ def items_brought(model: Model, load: Load) -> int:
     return max(1, math.ceil(load.items_per_request - FEW), model.client_batch or 1)
 
 
-def _rate(load: Load, caution: float) -> float:
-    if caution <= 1:
-        return load.rate_per_s + caution * (load.rate_upper_per_s - load.rate_per_s)
+def _rate(load: Load, margins: Margins) -> float:
+    if not margins.remembered:
+        return load.rate_per_s + margins.kept * (load.rate_upper_per_s - load.rate_per_s)
     return (
         load.remembered_per_s
         if load.remembered_per_s > MUCH_MORE * load.rate_upper_per_s

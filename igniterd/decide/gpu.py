@@ -9,17 +9,23 @@ from math import inf
 
 from igniterd.decide import words
 from igniterd.decide.cooldown import rollbacks, why_not_now
-from igniterd.decide.judge import CAUTIONS, GpuJudge
+from igniterd.decide.judge import GpuJudge
 from igniterd.decide.search import GROWTHS, LEAST, GpuPlan, fewest_changes, find
-from igniterd.decide.state import DecisionState, Pause, Underway
+from igniterd.decide.state import (
+    ALL,
+    LADDER,
+    NONE,
+    REMEMBERED,
+    DecisionState,
+    Margins,
+    Pause,
+    Underway,
+)
 from igniterd.decide.steps import ordered
 from igniterd.decisions import DecisionKind, Step
 from igniterd.predict import Demand, LatencyPrediction
 from igniterd.records import ROUNDING, Allocation, granted_total
 
-REMEMBERING = 2.0
-"""All margins, and rates as high as they were of late or usually are at this time: a plan for that
-is taken where there is room for it."""
 ROOM_TO_REMEMBER = 1.12  # head-room that such a plan must leave
 LEAST_ROOM = GROWTHS[0]
 """A plan without this head-room is outgrown by noise at once: nothing is reloaded for its margins
@@ -75,7 +81,10 @@ class GpuContext(GpuJudge):
             return self._carry_on(plan, served)
         room = self.room(self.here) if served is not None and self.free and not late else None
         content = (
-            not late and not self.shed and self.caution == 1.0 and (room is None or room >= ROOMY)
+            not late
+            and not self.shed
+            and self.margins.kept == 1
+            and (room is None or room >= ROOMY)
         )
         if content and served is not None and room is not None:
             return replace(self, held=self.with_verdict(served, room))._stay(served, room, [])
@@ -99,17 +108,17 @@ class GpuContext(GpuJudge):
     def _urgent(self, served: Mapping[str, LatencyPrediction] | None, late: Sequence[str]) -> bool:
         """Whether an SLO would be missed even if everything went as expected, not only within the
         margins."""
-        if not late or served is None or self.caution == 0:
+        if not late or served is None or self.margins.kept == 0:
             return bool(late)
-        expected = self.predictors.at(0.0).together(self.demands(0.0), self.here)
+        expected = self.predictors.at(NONE).together(self.demands(NONE), self.here)
         return any(
-            expected[d.model].p99_ms > d.slo_ms for d in self.demands(0.0) if d.model in late
+            expected[d.model].p99_ms > d.slo_ms for d in self.demands(NONE) if d.model in late
         )
 
     def _in_between(self, target: Mapping[str, Allocation]) -> bool:
         """Whether the GPU is half taken over: worse than any plan, so that this one is finished
         even if traffic has outgrown it."""
-        if granted_total(self.here.values()) > self.capacity(self.demands(self.caution)) + ROUNDING:
+        if granted_total(self.here.values()) > self.capacity(self.demands(self.margins)) + ROUNDING:
             return True
         some = any(a.granted is not None for a in self.here.values())
         return some and any(
@@ -119,7 +128,7 @@ class GpuContext(GpuJudge):
     def _still_fits(self, plan: Underway) -> bool:
         return all(
             d.rate_per_s <= OUTGROWN * plan.made_for.get(d.model, 0.0)
-            for d in self.demands(self.caution)
+            for d in self.demands(self.margins)
         )
 
     def _carry_on(self, plan: Underway, served: dict[str, LatencyPrediction] | None) -> GpuDecision:
@@ -177,8 +186,8 @@ class GpuContext(GpuJudge):
         why = "every SLO holds" + (
             f", with rates free to grow by {room - 1:.0%}" if room is not None else ""
         )
-        if self.caution < 1:
-            why += f", with {self.caution:.0%} of the margins: the GPU is nearly full"
+        if self.margins.kept < 1:
+            why += f", with {self.margins.kept:.0%} of the margins: the GPU is nearly full"
         return GpuDecision(DecisionKind.HOLD, why, self.here, served or {}, room, held)
 
     def _pause(self) -> str:
@@ -189,10 +198,10 @@ class GpuContext(GpuJudge):
             return "not changed: " + "; ".join(f"{m}: {why}" for m, why in self.pinned.items())
         return "waiting for the last change to settle"
 
-    def _sought(self, caution: float) -> Sequence[Demand]:
+    def _sought(self, margins: Margins) -> Sequence[Demand]:
         """What to plan for. The SLO of a model that misses it and cannot be changed asks for
         nothing."""
-        demands = self.demands(caution)
+        demands = self.demands(margins)
         served = self.judge() if self.pinned else None
         lost = (
             set(self.pinned)
@@ -201,50 +210,50 @@ class GpuContext(GpuJudge):
         )
         return [replace(d, slo_ms=inf) if d.model in lost else d for d in demands]
 
-    def _remembering(self, found: GpuPlan) -> tuple[float, GpuPlan, Sequence[Demand]]:
+    def _remembering(self, found: GpuPlan) -> tuple[Margins, GpuPlan, Sequence[Demand]]:
         """``found``, or a plan with room for what was and may soon be again: an idle model keeps
         its share while nobody needs it."""
-        demands, remembered = self._sought(1.0), self._sought(REMEMBERING)
+        demands, remembered = self._sought(ALL), self._sought(REMEMBERED)
         if found.headroom >= ROOM_TO_REMEMBER and remembered != demands:
-            wider = find(self.predictors.at(1.0), remembered, reserved=self.reserved)
+            wider = find(self.predictors.at(ALL), remembered, reserved=self.reserved)
             if wider.feasible and wider.headroom >= ROOM_TO_REMEMBER:
-                return 1.0, wider, remembered
-        return 1.0, found, demands
+                return ALL, wider, remembered
+        return ALL, found, demands
 
-    def _find(self) -> tuple[float, GpuPlan, Sequence[Demand]]:
-        """The plan with the most caution that keeps every model, else that which expects the least;
+    def _find(self) -> tuple[Margins, GpuPlan, Sequence[Demand]]:
+        """The plan with the most margins that keeps every model, else that which expects the least;
         and what it is made for."""
         pauses = (self.held.of(m).shed for m in self.shed)
         waiting = any(pause is not None and self.now_s < pause.until_s for pause in pauses)
-        for caution in CAUTIONS:
-            demands = self._sought(caution)
-            found = find(self.predictors.at(caution), demands, reserved=self.reserved)
-            if found.feasible and (not self.shed or (caution > 0 and not waiting)):
-                return self._remembering(found) if caution == 1 else (caution, found, demands)
+        for margins in LADDER:
+            demands = self._sought(margins)
+            found = find(self.predictors.at(margins), demands, reserved=self.reserved)
+            if found.feasible and (not self.shed or (margins.kept > 0 and not waiting)):
+                return self._remembering(found) if margins.kept == 1 else (margins, found, demands)
         # a model let go does not come back for a plan without margins, nor at once: it would soon
         # go again
         if found.feasible:
             kept = [d for d in demands if d.model not in self.shed]
             found = find(
-                self.predictors.at(caution),
+                self.predictors.at(margins),
                 kept,
                 [d for d in demands if d.model in self.shed],
                 self.reserved,
             )
             found = replace(found, reasons={**found.reasons, **self.shed})
-        return caution, found, demands
+        return margins, found, demands
 
     def _search(
         self, served: dict[str, LatencyPrediction] | None, late: Sequence[str], room: float | None
     ) -> GpuDecision:
-        caution, found, demands = self._find()
+        margins, found, demands = self._find()
         held = self.held.with_gpu(self.gpu, searched_at_s=self.now_s)
         if not found.feasible and self._nothing_left(demands):
             return replace(self, held=held)._stay(served, room, late)
         held = self._with_found(held, found)
         case = replace(self, held=held)
         target = fewest_changes(
-            self.predictors.at(caution), demands, self.here, found, self.capacity(demands)
+            self.predictors.at(margins), demands, self.here, found, self.capacity(demands)
         )
         back = set(self.shed) - set(found.reasons)
         better = bool(late) or bool(back)
@@ -252,19 +261,19 @@ class GpuContext(GpuJudge):
         if late and found.feasible and not back and not lasting:
             content = self._content_with_less()
             if content is not None:
-                return case._with_caution(content)._stay(served, room, [])
+                return case._with_margins(content)._stay(served, room, [])
         roomier = found.headroom >= (room or 1.0) * (1 + self.rules.dead_band) or (
-            caution > self.caution and lasting
+            margins.kept > self.margins.kept and lasting
         )
         rested_s = self.now_s - held.gpu(self.gpu).moved_at_s
         gained = roomier and not back and rested_s >= self.rules.hold_s
         if target == self.here:
-            return case._with_caution(caution)._stay(served, room, [])
+            return case._with_margins(margins)._stay(served, room, [])
         if not (better or gained):
             return case._stay(served, room, [])
         return case._move(
             target,
-            caution,
+            margins,
             found,
             served,
             words.reason(found, served, late, self.shed, self.here, room),
@@ -280,19 +289,19 @@ class GpuContext(GpuJudge):
             or self.capacity(demands) - fixed < LEAST * takers - ROUNDING
         )
 
-    def _content_with_less(self) -> float | None:
-        """The most caution, below that of the plan applied, at which what is applied holds every
+    def _content_with_less(self) -> Margins | None:
+        """The most margins, below that of the plan applied, at which what is applied holds every
         SLO; None where none does."""
-        for caution in CAUTIONS:
-            if caution < self.caution:
-                less = self._with_caution(caution)
+        for margins in LADDER:
+            if margins.kept < self.margins.kept:
+                less = self._with_margins(margins)
                 served = less.judge()
                 if served is not None and not less.late(served):
-                    return caution
+                    return margins
         return None
 
-    def _with_caution(self, caution: float) -> GpuContext:
-        return replace(self, held=self.held.with_gpu(self.gpu, caution=caution))
+    def _with_margins(self, margins: Margins) -> GpuContext:
+        return replace(self, held=self.held.with_gpu(self.gpu, margins=margins))
 
     def _with_found(self, held: DecisionState, found: GpuPlan) -> DecisionState:
         """``held`` with what the search found: whom it sheds, and what they would need. Each time a
@@ -316,12 +325,12 @@ class GpuContext(GpuJudge):
     def _move(
         self,
         target: Mapping[str, Allocation],
-        caution: float,
+        margins: Margins,
         found: GpuPlan,
         served: dict[str, LatencyPrediction] | None,
         why: str,
     ) -> GpuDecision:
-        demands = self.demands(caution)
+        demands = self.demands(margins)
         whys = {
             d.model: words.sentence(d, self.here[d.model], target[d.model], served, found)
             for d in demands
@@ -338,5 +347,5 @@ class GpuContext(GpuJudge):
         if against:
             return GpuDecision(outcome, against, self.here, served or {}, None, self.held)
         plan = Underway(target, self.free, {d.model: d.rate_per_s for d in demands}, whys)
-        held = self.held.with_gpu(self.gpu, plan=plan, caution=caution)
+        held = self.held.with_gpu(self.gpu, plan=plan, margins=margins)
         return GpuDecision(outcome, why, target, found.served, found.headroom, held, steps)

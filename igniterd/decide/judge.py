@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 
 from igniterd.config import Decide
 from igniterd.decide.search import GROWTHS
-from igniterd.decide.state import CachedVerdict, DecisionState
+from igniterd.decide.state import ALL, CachedVerdict, DecisionState, Margins
 from igniterd.predict import Demand, LatencyPrediction, LatencyPredictor
 from igniterd.records import ROUNDING, Allocation, Load, granted_total
 
-CAUTIONS = (1.0, 0.5, 0.0)
-"""How much of every margin a plan keeps. Margins are given up before a model is."""
 # a GPU with head-room is judged again no later than this, and at once when a rate has used up most
 # of it
 JUDGE_EVERY_S = 60.0
@@ -29,13 +27,13 @@ class PredictorPair:
     upper: LatencyPredictor
     mean: LatencyPredictor
 
-    def at(self, caution: float) -> LatencyPredictor:
-        return self.upper if caution > 0.5 else self.mean
+    def at(self, margins: Margins) -> LatencyPredictor:
+        return self.upper if margins.kept > 0.5 else self.mean
 
 
 @dataclass(frozen=True, slots=True)
 class GpuJudge:
-    """What is known of one GPU. ``demands`` gives what to plan for at a caution.
+    """What is known of one GPU. ``demands`` gives what to plan for at given margins.
 
     ``pinned``: the models that may not be changed, and why; ``reserved``: the part of the GPU that
     is held by what is not planned with; ``waits``: why nothing is decided now; ``no_shares``: why
@@ -43,7 +41,7 @@ class GpuJudge:
     """
 
     gpu: int
-    demands: Callable[[float], Sequence[Demand]]
+    demands: Callable[[Margins], Sequence[Demand]]
     here: Mapping[str, Allocation]  # as applied
     held: DecisionState
     rules: Decide
@@ -66,13 +64,13 @@ class GpuJudge:
     def knobs(self) -> frozenset[tuple[str, bool]]:
         """What may be turned: of each such model, whether its share too."""
         return frozenset(
-            (d.model, d.steerable) for d in self.demands(CAUTIONS[0]) if d.model not in self.pinned
+            (d.model, d.steerable) for d in self.demands(ALL) if d.model not in self.pinned
         )
 
     @property
-    def caution(self) -> float:
-        """The caution of the plan that is applied."""
-        return self.held.gpu(self.gpu).caution
+    def margins(self) -> Margins:
+        """Those of the plan that is applied."""
+        return self.held.gpu(self.gpu).margins
 
     @property
     def shed(self) -> dict[str, str]:
@@ -82,12 +80,12 @@ class GpuJudge:
     def judge(self) -> dict[str, LatencyPrediction] | None:
         """How the models fare as applied; None where some still run without the share they should
         have."""
-        demands = self.demands(self.caution)
+        demands = self.demands(self.margins)
         if granted_total(self.here.values()) > self.capacity(demands) + ROUNDING or any(
             d.steerable and self.here[d.model].share is None for d in demands
         ):
             return None
-        return self.predictors.at(self.caution).together(demands, self.here)
+        return self.predictors.at(self.margins).together(demands, self.here)
 
     def capacity(self, demands: Sequence[Demand]) -> float:
         """What of the GPU there is to give."""
@@ -105,7 +103,7 @@ class GpuJudge:
         slack = (1 - self.rules.slo_margin / 2) / (1 - self.rules.slo_margin)
         kept = [
             d
-            for d in self.demands(self.caution)
+            for d in self.demands(self.margins)
             if d.model not in self.held.shed and (d.model in self.pinned) is pinned
         ]
         return [
@@ -121,7 +119,7 @@ class GpuJudge:
     def room(self, allocations: Mapping[str, Allocation]) -> float:
         """The largest growth of all rates, on the ladder, under which the kept models hold: by
         bisection from where it was before."""
-        demands, predictor = self.demands(self.caution), self.predictors.at(self.caution)
+        demands, predictor = self.demands(self.margins), self.predictors.at(self.margins)
 
         def holds(growth: float) -> bool:
             served = predictor.together(demands, allocations, growth=growth)
@@ -149,13 +147,13 @@ class GpuJudge:
             or judged.here != self.here
             or self.now_s >= judged.until_s
             or self.shed
-            or self.caution < 1
+            or self.margins.kept < 1
         ):
             return None
         if self.reserved > judged.reserved + ROUNDING or not self.knobs <= judged.knobs:
             return None
         grown = judged.room / ROOM_LEFT
-        demands = self.demands(1.0)
+        demands = self.demands(ALL)
         still = all(
             d.rate_per_s <= judged.rates[d.model] * grown
             and d.bias <= judged.biases[d.model] * BIAS_STEP
@@ -165,7 +163,7 @@ class GpuJudge:
         return judged if still else None
 
     def with_verdict(self, served: Mapping[str, LatencyPrediction], room: float) -> DecisionState:
-        demands = self.demands(1.0)
+        demands = self.demands(ALL)
         rates, biases = {d.model: d.rate_per_s for d in demands}, {d.model: d.bias for d in demands}
         judged = CachedVerdict(
             self._verdict_until_s(),

@@ -19,6 +19,30 @@ V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
+class Margins:
+    """What a plan is made for. Margins are given up before a model is.
+
+    | margins | arrival rate | service times | SLO |
+    |---|---|---|---|
+    | ``REMEMBERED`` | as ``ALL``, no lower than of late or usual | upper | as ``ALL`` |
+    | ``ALL`` | upper quantile (``rate_level``) | upper bound (``level``) | less ``slo_margin`` |
+    | ``HALF`` | half way to it | mean | less half of ``slo_margin`` |
+    | ``NONE`` | as expected | mean | as it is |
+    """
+
+    kept: float
+    """The fraction of each margin that is kept."""
+    remembered: bool = False
+    """Whether rates are as high as they were of late, or usually are at this time."""
+
+
+REMEMBERED = Margins(1.0, remembered=True)
+ALL, HALF, NONE = Margins(1.0), Margins(0.5), Margins(0.0)
+LADDER = (ALL, HALF, NONE)
+"""In the order in which they are tried."""
+
+
+@dataclass(frozen=True, slots=True)
 class Probation:
     """A change under watch until it has proved itself."""
 
@@ -115,8 +139,8 @@ class GpuHold:
     """Its last step was not let through: nothing is begun before."""
     least_share: float | None = None
     """By the last search."""
-    caution: float = 1.0
-    """How much of the margins its plan keeps."""
+    margins: Margins = ALL
+    """What the plan that is applied keeps of them."""
     verdict: CachedVerdict | None = None
 
 
@@ -224,7 +248,7 @@ class DecisionState:
         boards = {
             index: hold
             if index in there
-            else replace(hold, plan=None, verdict=None, least_share=None, caution=1.0)
+            else replace(hold, plan=None, verdict=None, least_share=None, margins=ALL)
             for index, hold in self.gpus.items()
         }
         kept = {m: holds[m] for m in (*self.models, *gpus) if m in holds and holds[m] != NO_MODEL}

@@ -74,7 +74,8 @@ def _held(held: DecisionState, stay: set[str]) -> DecisionState:
     """Reloads and failures are kept; plans and judgements are made anew, and so is who is shed."""
     models = {
         model: replace(held.of(model), shed_why=None, shed=None, needs_share=None, left_out=None)
-        for model in held.models.keys() & stay
+        for model in held.models
+        if model in stay
     }
     gpus = {gpu: GpuHold(moved_at_s=hold.moved_at_s) for gpu, hold in held.gpus.items()}
     return replace(

@@ -9,7 +9,7 @@ from igniterd.config import Decide
 from igniterd.decide import gpu
 from igniterd.decide.gpu import LEAST_ROOM, GpuContext, GpuDecision
 from igniterd.decide.search import GpuPlan
-from igniterd.decide.state import DecisionState, GpuHold, ModelHold
+from igniterd.decide.state import HALF, NONE, DecisionState, GpuHold, Margins, ModelHold
 from igniterd.decisions import DecisionKind
 from igniterd.predict import Demand, LatencyPredictor
 from igniterd.records import Allocation
@@ -36,14 +36,14 @@ def decided(
     headroom: float,
     rate: float,
     *,
-    caution: float = 0.5,
+    margins: Margins = HALF,
     now_s: float = 1000.0,
 ) -> GpuDecision:
-    """``HERE`` at ``rate`` (with ``caution`` half: 5 % more), when the search finds a larger share
+    """``HERE`` at ``rate`` (with ``margins`` half: 5 % more), when the search finds a larger share
     with ``headroom``."""
 
-    def demands(at: float) -> Sequence[Demand]:
-        return [Demand("m", "resnet50", rate * (1 + 0.1 * at), SLO_MS)]
+    def demands(at: Margins) -> Sequence[Demand]:
+        return [Demand("m", "resnet50", rate * (1 + 0.1 * at.kept), SLO_MS)]
 
     def found(
         predictor: LatencyPredictor,
@@ -65,7 +65,7 @@ def decided(
 
     monkeypatch.setattr(gpu, "find", found)
     held = DecisionState(
-        {"m": ModelHold(gpu=0)}, {0: GpuHold(caution=caution, moved_at_s=now_s - 600.0)}
+        {"m": ModelHold(gpu=0)}, {0: GpuHold(margins=margins, moved_at_s=now_s - 600.0)}
     )
     return GpuContext(0, demands, {"m": HERE}, held, Decide(), PREDICTORS, now_s).decide()
 
@@ -76,13 +76,13 @@ def test_noise_at_the_limit_costs_margins_and_no_reload(monkeypatch: pytest.Monk
     part = decided(monkeypatch, 1.0, 0.98 * carried(0.4))
     assert part.steps == ()
     assert part.outcome is not DecisionKind.MOVE
-    assert part.held.gpu(0).caution == 0.0
+    assert part.held.gpu(0).margins == NONE
 
 
 def test_a_plan_with_room_is_worth_a_reload(monkeypatch: pytest.MonkeyPatch) -> None:
     part = decided(monkeypatch, LEAST_ROOM, 0.98 * carried(0.4))
     assert [(step.model, step.after.share) for step in part.steps] == [("m", 0.6)]
-    assert part.held.gpu(0).caution == 0.5
+    assert part.held.gpu(0).margins == HALF
 
 
 def test_what_would_miss_without_margins_is_moved_whatever_room_that_leaves(
@@ -95,5 +95,5 @@ def test_what_would_miss_without_margins_is_moved_whatever_room_that_leaves(
 def test_margins_alone_are_not_bought_back_by_a_plan_without_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert decided(monkeypatch, 1.0, 0.98 * carried(0.4), caution=0.0).steps == ()
-    assert len(decided(monkeypatch, LEAST_ROOM, 0.98 * carried(0.4), caution=0.0).steps) == 1
+    assert decided(monkeypatch, 1.0, 0.98 * carried(0.4), margins=NONE).steps == ()
+    assert len(decided(monkeypatch, LEAST_ROOM, 0.98 * carried(0.4), margins=NONE).steps) == 1

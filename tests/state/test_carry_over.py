@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 
 from igniterd.config import Config, parse_config
 from igniterd.decide.state import (
+    HALF,
     CachedVerdict,
     DecisionState,
     GpuHold,
@@ -51,7 +52,7 @@ def a_carry() -> Carry:
         },
         {
             0: GpuHold(
-                moved_at_s=15.0, plan=Underway({"a": here}, made_for={"a": 100.0}), caution=0.5
+                moved_at_s=15.0, plan=Underway({"a": here}, made_for={"a": 100.0}), margins=HALF
             )
         },
         reloads=(3.0, 15.0),
@@ -94,7 +95,7 @@ def test_what_was_done_stays_known_and_what_was_decided_does_not() -> None:
 
 DECIDED = {"shed_why", "shed", "needs_share", "left_out"}
 """Of a model: what is decided anew under another configuration."""
-PLANNED = {"plan", "searched_at_s", "held_until_s", "least_share", "caution", "verdict"}
+PLANNED = {"plan", "searched_at_s", "held_until_s", "least_share", "margins", "verdict"}
 """Of a GPU."""
 
 
@@ -118,7 +119,7 @@ def test_every_field_of_what_is_kept_is_either_carried_over_or_decided_anew() ->
     for field in fields(ModelHold):
         assert getattr(whole, field.name) != getattr(ModelHold(), field.name), field.name
     board = GpuHold(
-        Underway({}), 15.0, 16.0, 17.0, 0.5, 0.5, CachedVerdict(1, {}, {}, {}, {}, {}, 1)
+        Underway({}), 15.0, 16.0, 17.0, 0.5, HALF, CachedVerdict(1, {}, {}, {}, {}, {}, 1)
     )
     for field in fields(GpuHold):
         assert getattr(board, field.name) != getattr(GpuHold(), field.name), field.name
