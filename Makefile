@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 SEEDS  ?= 10
 # Real programs whose tests measure no time: they run beside those that do.
-BESIDE := tests/bench $(addprefix tests/integration/test_,batches.py oldest_triton.py release.py share_environment.py)
+BESIDE := tests/bench $(addprefix tests/integration/test_,batches.py clients_secured.py odd_models.py oldest_triton.py onnx_nodes.py profiler_secured.py release.py share_environment.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup assets check test test-all unit coverage fuzz demo bench bench-gpu clean
