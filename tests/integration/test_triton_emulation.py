@@ -97,21 +97,26 @@ async def settled(host: Host, model: str) -> ModelReading:
 
 async def test_triton_s_own_figures_agree(host: Host) -> None:
     """What the daemon sees, the compute time in Triton's statistics, is the table's time within a
-    few percent."""
+    few percent. Other work on the machine only lengthens it: the quickest of four rounds counts."""
     await share_out(host, vgg19=0.4)
-    before = await settled(host, "vgg19")
-    for _ in range(40):
-        await host.infer("vgg19", 4)
-    after = await settled(host, "vgg19")
-    old = {b.batch_size: b for b in before.batches}.get(4)
-    new = {b.batch_size: b for b in after.batches}[4]
-    count = new.count - (old.count if old else 0)
-    spent = sum(
+    rounds = [await mean_compute_ms(host, "vgg19", 4, requests=10) for _ in range(4)]
+    assert min(rounds) == pytest.approx(SLOW * TRUTH.solo_ms("vgg19", 4, 0.4), rel=0.06)
+
+
+async def mean_compute_ms(host: Host, model: str, batch: int, *, requests: int) -> float:
+    """Of so many requests of one batch each, by Triton's statistics."""
+    before = await settled(host, model)
+    for _ in range(requests):
+        await host.infer(model, batch)
+    after = await settled(host, model)
+    old = {b.batch_size: b for b in before.batches}.get(batch)
+    new = {b.batch_size: b for b in after.batches}[batch]
+    assert new.count - (old.count if old else 0) == requests
+    spent_ns = sum(
         getattr(new, f) - (getattr(old, f) if old else 0)
         for f in ("compute_input_ns", "compute_infer_ns", "compute_output_ns")
     )
-    assert count == 40
-    assert spent / count / 1e6 == pytest.approx(SLOW * TRUTH.solo_ms("vgg19", 4, 0.4), rel=0.06)
+    return float(spent_ns) / requests / 1e6
 
 
 async def test_the_board_s_power_follows_the_work(host: Host) -> None:
