@@ -31,7 +31,7 @@ check: $(STAMP)  ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: assets  ## the tests; real programs on loopback. Left to test-all: what is marked slow. Skipped: what needs a GPU
+test: assets  ## the tests; real programs on loopback. Left to test-all: what is marked slow. Skipped: what needs a GPU, or another user where this one is not root
 	@said=$$(mktemp -d); trap 'kill $$pure $$beside 2>/dev/null; rm -rf '$$said EXIT; \
 	nice -n 19 $(BIN)/python -m pytest -n 2 -m 'not gpu and not slow and not integration' >$$said/pure 2>&1 & pure=$$!; \
 	nice -n 10 $(BIN)/python -m pytest $(BESIDE) -m 'integration and not gpu and not slow' >$$said/beside 2>&1 & beside=$$!; \

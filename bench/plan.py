@@ -40,7 +40,8 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1]))  # at the end: PYTHONPATH may name another revision
 from bench.bound.proof import prove
-from igniterd.lab.replay.boards import MeasuredBoard, Replica
+from igniterd.cli.simulate import replicas_of
+from igniterd.lab.replay.boards import MeasuredBoard
 from igniterd.lab.replay.replay import Arrivals, Kind, Replayed, replay
 from igniterd.planner.gpu_types import GpuType, parse_gpu
 from igniterd.planner.plan import ProvisionPlan
@@ -88,21 +89,7 @@ def timed(request: Request, strategy: Strategy, repetitions: int) -> tuple[Provi
 
 def replayed(answer: ProvisionPlan, arrivals: str, seconds: float, seed: int) -> Replayed:
     """The plan against the measured tables."""
-    gpus = [
-        [
-            Replica(
-                s.workload,
-                s.model,
-                s.rate_per_s,
-                s.share,
-                s.max_batch_size,
-                s.max_queue_delay_us,
-                s.slo_p99_ms,
-            )
-            for s in gpu.tenants
-        ]
-        for gpu in answer.gpus
-    ]
+    gpus = replicas_of(answer)
     process = Arrivals(Kind.CONSTANT if arrivals == "constant" else Kind.POISSON)
     return replay(gpus, [MeasuredBoard()] * len(gpus), process, duration_s=seconds, seed=seed)
 

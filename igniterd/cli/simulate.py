@@ -79,7 +79,7 @@ def simulate(
         process = _arrivals(arrivals, burstiness)
         boards = _boards(read, against, gpu or [])
         _bearable(read, process, duration)
-        result = replay(_seats(read), boards, process, duration_s=duration, seed=seed)
+        result = replay(replicas_of(read), boards, process, duration_s=duration, seed=seed)
     if output == "json":
         print(json.dumps(_document(read, result, boards, process, seed), indent=1, allow_nan=False))
     else:
@@ -157,7 +157,9 @@ def _boards(plan: ProvisionPlan, against: str, profiles: list[str]) -> list[Boar
     return boards
 
 
-def _seats(plan: ProvisionPlan) -> list[list[Any]]:
+def replicas_of(plan: ProvisionPlan) -> list[list[Any]]:
+    """The tenants of each GPU of ``plan``, as :func:`igniterd.lab.replay.replay.replay` takes
+    them."""
     from igniterd.lab.replay.boards import Replica
 
     return [

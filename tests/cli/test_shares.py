@@ -12,6 +12,7 @@ from igniterd.cli.app import app
 from igniterd.clients.environments import share_path
 from igniterd.clients.shares import making_obstacle
 from igniterd.perf import builtin_profile
+from tests.users import as_root
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -98,7 +99,7 @@ def test_the_shim_backend_goes_into_the_backend_directory(tmp_path: Path) -> Non
     assert "not there: name Triton's backend directory" in err
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+@as_root
 def test_a_place_that_somebody_else_rules_is_said(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     os.chown(tmp_path / "theirs", 65534, 65534)
@@ -107,7 +108,7 @@ def test_a_place_that_somebody_else_rules_is_said(tmp_path: Path) -> None:
     assert "belongs to user nobody, who can put another folder in the place of" in err
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@as_root
 def test_check_says_whether_shares_can_be_made_or_are_there(tmp_path: Path) -> None:
     for above in (tmp_path, *(p for p in tmp_path.parents if "pytest-of-" in str(p))):
         above.chmod(0o755)

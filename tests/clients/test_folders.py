@@ -12,14 +12,13 @@ import pytest
 from igniterd.clients import folders
 from igniterd.clients.folders import File, Link, Tree, is_whole, make_whole
 from igniterd.errors import Refused
+from tests.users import NOBODY, as_root
 
 TREE: Tree = {
     "bin": {"go": File("#!/bin/sh\n", executable=True), "text": File("a\n")},
     "lib": {"on": Link("../bin")},
 }
 BELOW = ("v", "30")
-NOBODY = 65534
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make folders of other users")
 
 
 @contextlib.contextmanager

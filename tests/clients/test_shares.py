@@ -220,7 +220,7 @@ def test_a_place_that_cannot_be_written_is_a_refusal(tmp_path: Path) -> None:
         prepare_share(tmp_path / "shares", 0.3)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@as_root
 def test_what_root_installed_is_used_by_a_user_who_may_not_write(tmp_path: Path) -> None:
     shares = tmp_path / "shares"
     folder = prepare_share(shares, 0.3)

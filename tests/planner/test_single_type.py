@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from igniterd.lab.replay.boards import MeasuredBoard, Replica
+from igniterd.cli.simulate import replicas_of
+from igniterd.lab.replay.boards import MeasuredBoard
 from igniterd.lab.replay.replay import Arrivals, Kind, replay
 from igniterd.planner.evaluate import assess
 from igniterd.planner.gpu_types import GpuType, parse_gpu
@@ -58,21 +59,7 @@ def test_the_papers_workloads_hold_in_replay(
     answer = plan(Request(v100_workloads, (v100,), burstiness))
     check(answer, list(v100_workloads), v100)
     assert len(answer.gpus) <= most
-    gpus = [
-        [
-            Replica(
-                s.workload,
-                s.model,
-                s.rate_per_s,
-                s.share,
-                s.max_batch_size,
-                s.max_queue_delay_us,
-                s.slo_p99_ms,
-            )
-            for s in gpu.tenants
-        ]
-        for gpu in answer.gpus
-    ]
+    gpus = replicas_of(answer)
     for seed in REPLAY_SEEDS:
         result = replay(
             gpus, [MeasuredBoard()] * len(gpus), Arrivals(kind), duration_s=60.0, seed=seed
