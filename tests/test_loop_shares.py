@@ -9,7 +9,7 @@ import pytest
 from igniterd.decisions import DecisionKind, StepKind, Tick
 from igniterd.records import Effect
 from tests.hosts import Bench, config
-from tests.sim.host import SimModel, config_of
+from tests.sim.host import config_of
 
 pytestmark = pytest.mark.looptime
 
@@ -106,24 +106,12 @@ async def test_a_model_that_dies_again_and_again_is_not_reloaded_for_ever(tmp_pa
     assert reloads(made, "resnet50") - before <= 8
 
 
-def faster(made: Bench, name: str, factor: float) -> None:
-    """From now on the model executes so many times as fast, whatever its share."""
-    rate = made.host._rate
-
-    def faster(
-        model: SimModel, share: float, beside: tuple[tuple[str, int, float | None], ...]
-    ) -> float:
-        return rate(model, share, beside) * (factor if model.name == name else 1.0)
-
-    made.host._rate = faster  # type: ignore[method-assign]
-
-
 async def test_a_model_that_its_owner_made_twice_as_fast_still_has_its_share(
     tmp_path: Path,
 ) -> None:
     made = bench(tmp_path)
     await made.run(60)
-    faster(made, "vgg19", 2.2)
+    made.host.speed_up("vgg19", 2.2)
     await made.host.load("vgg19", made.host.models["vgg19"].config)
     await made.run(30)
     assert {tick.shares["vgg19"].effect for tick in made.ticks[-25:]} == {Effect.PROVEN}

@@ -26,6 +26,8 @@ from tests.test_loop import STEADY, Mps, answering, applied, constant, moves
 pytestmark = pytest.mark.looptime
 
 SHARES = "/var/lib/igniterd/shares/igniterd-v2"
+QUIET = {name: rate / 4 for name, rate in STEADY.items()}
+"""Where hours pass and the traffic does not matter."""
 RISING: dict[str, Callable[[float], float]] = {
     "alexnet": lambda _: 200.0,
     "resnet50": lambda t: 150.0 if t < 90 else 330.0,
@@ -202,7 +204,7 @@ async def test_a_change_by_hand_is_seen_before_the_next_step(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("after_s", [1.0, 5.0])
 async def test_whoever_undoes_every_change_is_left_to_it(tmp_path: Path, after_s: float) -> None:
-    bench = Bench(config(tmp_path), constant(STEADY))
+    bench = Bench(config(tmp_path), constant(QUIET))
     load, undoing = bench.host.load, []
 
     async def undone(model: str, config: dict[str, Any], *, exact: bool = False) -> None:
@@ -422,7 +424,7 @@ async def test_a_step_under_way_when_the_configuration_is_read_again_is_no_hand(
 
 async def test_pauses_grow_for_a_hand_that_undoes_reloads_that_take_long(tmp_path: Path) -> None:
     """Ticks go on while a model is being reloaded: what is known of the hand stays."""
-    bench = Bench(config(tmp_path), constant(STEADY))
+    bench = Bench(config(tmp_path), constant(QUIET))
     bench.host.reload_s = 2.5
     load, undoing = bench.host.load, []
 

@@ -171,10 +171,14 @@ class SimHost:
         self.silent = False
         self.control = ""
         self.processes = SimProcesses(self)
-        self._now_s = clock()
-        self._rates: dict[tuple[object, ...], float] = {}
+        self._now_s = self._since_s = clock()
+        self.faster: dict[str, float] = {}
+        self._executing: list[SimModel] = []
+        self._speeds: tuple[float, ...] = ()  # theirs, batches a second, since `_since_s`
+        self._known_speeds: dict[tuple[object, ...], tuple[float, ...]] = {}
+        self._executing_changed = True
         self._ties = itertools.count()
-        self._events: list[tuple[float, int, str]] = []
+        self._events: list[tuple[float, int, str, str]] = []  # time, number, what, model
         for model in self.models:
             self._next_arrival(model, self._now_s)
 
@@ -240,7 +244,7 @@ class SimHost:
 
     def remove(self, model: str) -> SimModel:
         """Somebody unloads it: nobody asks for it any more."""
-        self._events = [event for event in self._events if event[2].lstrip("?!") != model]
+        self._events = [event for event in self._events if event[3] != model]
         heapq.heapify(self._events)
         return self.models.pop(model)
 
@@ -285,24 +289,52 @@ class SimHost:
 
     def advance(self, until_s: float) -> None:
         """Let everything happen up to ``until_s``."""
+        self._executing_changed = True  # a share may have changed since the last call
         while True:
-            speeds = {n: self._speed(m) for n, m in self.models.items() if m.batch}
-            done = min(
-                ((self._now_s + self.models[n].left / v, n) for n, v in speeds.items()),
-                default=(math.inf, ""),
-            )
-            event = self._events[0][0] if self._events else math.inf
-            next_s = min(done[0], event, until_s)
-            for name, speed in speeds.items():
-                self.models[name].left -= (next_s - self._now_s) * speed
-                self.models[name].took_s += next_s - self._now_s
-            self._now_s = next_s
+            if self._executing_changed:
+                self._set_speeds()
+            event_s = self._events[0][0] if self._events else math.inf
+            first = self._first_done if self._first_done_s <= event_s else None
+            next_s = event_s if first is None else self._first_done_s
             if next_s >= until_s:
+                self._now_s = until_s
+                self._progress()
+                self._executing, self._speeds = [], ()
                 return
-            if done[0] <= event:
-                self._finish(self.models[done[1]])
+            self._now_s = next_s
+            if first is not None:
+                self._progress()
+                self._finish(first)
             else:
                 self._arrive()
+
+    def _set_speeds(self) -> None:
+        """How fast each batch in execution goes on, and which is done first. Both hold until
+        another batch begins or ends."""
+        self._progress()
+        executing = [m for m in self.models.values() if m.batch]
+        key = (
+            self.slow,
+            *[(m.name, m.like, len(m.batch), m.applied.share, m.gpu) for m in executing],
+        )
+        speeds = self._known_speeds.get(key)
+        if speeds is None:
+            speeds = tuple([self._speed(m) * self.faster.get(m.name, 1.0) for m in executing])
+            self._known_speeds[key] = speeds
+        self._executing, self._speeds = executing, speeds
+        self._executing_changed = False
+        left_s, first = math.inf, None
+        for model, speed in zip(executing, speeds, strict=True):
+            if model.left / speed < left_s:
+                left_s, first = model.left / speed, model
+        self._first_done_s, self._first_done = self._now_s + left_s, first
+
+    def _progress(self) -> None:
+        """Count what the batches have done at their speeds."""
+        passed_s, self._since_s = self._now_s - self._since_s, self._now_s
+        for model, speed in zip(self._executing, self._speeds, strict=True):
+            model.left -= passed_s * speed
+            model.took_s += passed_s
 
     def _speed(self, model: SimModel) -> float:
         """Batches a second at which the batch in execution progresses now."""
@@ -321,40 +353,42 @@ class SimHost:
             (1 + len(others) - len(sharing)) * max(1.0, granted)
         )
 
+    def speed_up(self, model: str, factor: float) -> None:
+        """The model executes so many times as fast from now on, whatever its share."""
+        self.faster[model] = factor
+        self._known_speeds.clear()
+
     def slow_down(self, factor: float) -> None:
         """Every model takes ``factor`` times its true time from now on."""
         self.slow = factor
-        self._rates.clear()
 
     def _rate(
         self, model: SimModel, share: float, beside: tuple[tuple[str, int, float | None], ...]
     ) -> float:
-        key = (model.like, len(model.batch), share, beside)
-        if key not in self._rates:
-            neighbours = [Neighbour(like, batch, theirs or 1.0) for like, batch, theirs in beside]
-            self._rates[key] = 1000 / (
-                self.truth.latency_ms(model.like, len(model.batch), share, neighbours) * self.slow
-            )
-        return self._rates[key]
+        neighbours = [Neighbour(like, batch, theirs or 1.0) for like, batch, theirs in beside]
+        return 1000 / (
+            self.truth.latency_ms(model.like, len(model.batch), share, neighbours) * self.slow
+        )
 
     def _next_arrival(self, name: str, now_s: float) -> None:
         rate = self.models[name].rate_per_s(now_s)
         if rate > 0:
-            heapq.heappush(
-                self._events, (now_s + self.rng.exponential(1 / rate), next(self._ties), name)
-            )
+            self._add(now_s + self.rng.exponential(1 / rate), "arrival", name)
         else:
-            heapq.heappush(self._events, (now_s + 1.0, next(self._ties), "?" + name))
+            self._add(now_s + 1.0, "no traffic", name)
+
+    def _add(self, at_s: float, what: str, name: str) -> None:
+        heapq.heappush(self._events, (at_s, next(self._ties), what, name))
 
     def _arrive(self) -> None:
-        at_s, _, name = heapq.heappop(self._events)
-        model = self.models[name.lstrip("?!")]
-        if name.startswith("!"):
+        at_s, _, what, name = heapq.heappop(self._events)
+        model = self.models[name]
+        if what == "alarm":
             if model.batcher.alarm_s <= at_s:  # else it was woken before, or is another copy's
                 self._wake(model)
             return
-        self._next_arrival(model.name, at_s)
-        if not name.startswith("?"):
+        self._next_arrival(name, at_s)
+        if what == "arrival":
             if model.brings > max(1, model.config["max_batch_size"]):
                 model.refused += 1
                 return
@@ -369,12 +403,13 @@ class SimHost:
     def _start(self, model: SimModel) -> None:
         """Begin a batch where one is ready and the instance is free; see to it that the batcher is
         woken."""
-        if model.batcher.ready and not model.batch:
+        batcher = model.batcher
+        if batcher.ready and not model.batch:
             self._execute(model)
-        if model.batcher.alarm_s < math.inf:
-            heapq.heappush(
-                self._events, (model.batcher.alarm_s, next(self._ties), "!" + model.name)
-            )
+        if batcher.alarm_s != batcher.alarm_told_s:
+            batcher.alarm_told_s = batcher.alarm_s
+            if batcher.alarm_s < math.inf:
+                self._add(batcher.alarm_s, "alarm", model.name)
 
     def _execute(self, model: SimModel) -> None:
         model.batch = model.batcher.take(self._now_s)
@@ -382,6 +417,7 @@ class SimHost:
         model.queue_ns += int(waited_s * 1e9)
         shape = 1 / DISPERSION_CV**2
         model.left, model.took_s = float(self.rng.gamma(shape, 1 / shape)), 0.0
+        self._executing_changed = True
 
     def _finish(self, model: SimModel) -> None:
         size = len(model.batch)
@@ -391,4 +427,5 @@ class SimHost:
         model.requests += size / model.brings
         model.latencies.extend((at_s, (self._now_s - at_s) * 1000) for at_s in model.batch)
         model.batch = ()
+        self._executing_changed = True
         self._start(model)
