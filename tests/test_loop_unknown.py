@@ -27,7 +27,7 @@ pytestmark = pytest.mark.looptime
 
 SHARES = "/var/lib/igniterd/shares/igniterd-v2"
 QUIET = {name: rate / 4 for name, rate in STEADY.items()}
-"""Where hours pass and the traffic does not matter."""
+"""For tests of half an hour that are not about traffic."""
 RISING: dict[str, Callable[[float], float]] = {
     "alexnet": lambda _: 200.0,
     "resnet50": lambda t: 150.0 if t < 90 else 330.0,

@@ -14,7 +14,7 @@ from igniterd.cli.common import cannot, shown
 from igniterd.cli.wording import given
 
 if TYPE_CHECKING:
-    from igniterd.lab.replay.boards import Board
+    from igniterd.lab.replay.boards import Board, Replica
     from igniterd.lab.replay.replay import Arrivals, Replayed, Served
     from igniterd.planner.plan import ProvisionPlan
 
@@ -157,7 +157,7 @@ def _boards(plan: ProvisionPlan, against: str, profiles: list[str]) -> list[Boar
     return boards
 
 
-def replicas_of(plan: ProvisionPlan) -> list[list[Any]]:
+def replicas_of(plan: ProvisionPlan) -> list[list[Replica]]:
     """The tenants of each GPU of ``plan``, as :func:`igniterd.lab.replay.replay.replay` takes
     them."""
     from igniterd.lab.replay.boards import Replica

@@ -1,10 +1,12 @@
 """Engines on a real GPU: with CUDA's and TensorRT's own code, and tensors that stay on the device.
 
-Run in a Python that has torch (CUDA), onnxruntime-gpu or tensorrt; each test skips without its own.
+Run in a Python that has torch (CUDA), onnx with onnxruntime-gpu, and tensorrt. A test fails without
+what it needs; ``-k pytorch`` and the like choose an engine.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +72,8 @@ def stays_on_the_device(model: Any, torch: Any) -> None:
 
 @pytest.fixture
 def torch_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    torch = pytest.importorskip("torch")
-    if not torch.cuda.is_available():
-        pytest.skip("torch sees no GPU")
+    torch = import_module("torch")
+    assert torch.cuda.is_available(), "torch sees no GPU"
 
     class Double(torch.nn.Module):  # type: ignore[name-defined,misc]
         def forward(self, x: Any) -> Any:
@@ -88,14 +89,14 @@ def test_pytorch(torch_model: Any) -> None:
 
 
 def test_pytorch_on_the_device(torch_model: Any) -> None:
-    stays_on_the_device(torch_model, pytest.importorskip("torch"))
+    stays_on_the_device(torch_model, import_module("torch"))
 
 
 @pytest.fixture
 def onnx_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        pytest.skip("onnxruntime is not onnxruntime-gpu")
+    onnx, onnxruntime = import_module("onnx"), import_module("onnxruntime")
+    there = onnxruntime.get_available_providers()
+    assert "CUDAExecutionProvider" in there, "onnxruntime is not onnxruntime-gpu"
     make, kind = onnx.helper, onnx.TensorProto.FLOAT
     x, y = (make.make_tensor_value_info(name, kind, ["n", 4]) for name in "xy")
     graph = make.make_graph([make.make_node("Add", ["x", "x"], ["y"])], "double", [x], [y])
@@ -112,13 +113,13 @@ def test_onnx_runtime(onnx_model: Any) -> None:
 
 
 def test_onnx_runtime_on_the_device(onnx_model: Any) -> None:
-    torch = pytest.importorskip("torch")
+    torch = import_module("torch")
     stays_on_the_device(onnx_model, torch)
 
 
 @pytest.fixture
 def plan_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    trt = pytest.importorskip("tensorrt")
+    trt = import_module("tensorrt")
     builder = trt.Builder(trt.Logger(trt.Logger.WARNING))
     flag = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
@@ -142,4 +143,4 @@ def test_tensorrt(plan_model: Any) -> None:
 
 
 def test_tensorrt_on_the_device(plan_model: Any) -> None:
-    stays_on_the_device(plan_model, pytest.importorskip("torch"))
+    stays_on_the_device(plan_model, import_module("torch"))

@@ -25,11 +25,15 @@ from tests.integration.test_engines import an_input, ask, host_it, ramp
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.asyncio(loop_scope="session"),
-    pytest.mark.skipif(
-        not programs.torch_libraries(),
-        reason=f"no PyTorch of Debian's here: run `{programs.FETCH}`",
-    ),
+    pytest.mark.usefixtures("torch_libraries"),
 ]
+
+
+@pytest.fixture(scope="session")
+def torch_libraries() -> None:
+    """`make assets` fetches them: without them nothing here was tried."""
+    assert programs.torch_libraries(), f"no PyTorch of Debian's here: run `{programs.FETCH}`"
+
 
 INDEXED: dict[str, object] = {
     "backend": "pytorch",

@@ -20,7 +20,6 @@ class Batcher:
         self.queue = deque(waiting)
         self.ready: deque[list[float]] = deque()
         self.alarm_s = math.inf
-        self.alarm_told_s = math.inf  # the caller's: the last of which it knows
         self._open = False  # the last batch that is ready may be topped up
         self._need = 0  # an arrival wakes the thread when so many are queued
 

@@ -172,7 +172,7 @@ class SimHost:
         self.control = ""
         self.processes = SimProcesses(self)
         self._now_s = self._since_s = clock()
-        self.faster: dict[str, float] = {}
+        self._faster: dict[str, float] = {}
         self._executing: list[SimModel] = []
         self._speeds: tuple[float, ...] = ()  # theirs, batches a second, since `_since_s`
         self._known_speeds: dict[tuple[object, ...], tuple[float, ...]] = {}
@@ -313,13 +313,10 @@ class SimHost:
         another batch begins or ends."""
         self._progress()
         executing = [m for m in self.models.values() if m.batch]
-        key = (
-            self.slow,
-            *[(m.name, m.like, len(m.batch), m.applied.share, m.gpu) for m in executing],
-        )
+        key = tuple([(m.name, m.like, len(m.batch), m.applied.share, m.gpu) for m in executing])
         speeds = self._known_speeds.get(key)
         if speeds is None:
-            speeds = tuple([self._speed(m) * self.faster.get(m.name, 1.0) for m in executing])
+            speeds = tuple([self._speed(m) * self._faster.get(m.name, 1.0) for m in executing])
             self._known_speeds[key] = speeds
         self._executing, self._speeds = executing, speeds
         self._executing_changed = False
@@ -355,12 +352,13 @@ class SimHost:
 
     def speed_up(self, model: str, factor: float) -> None:
         """The model executes so many times as fast from now on, whatever its share."""
-        self.faster[model] = factor
+        self._faster[model] = factor
         self._known_speeds.clear()
 
     def slow_down(self, factor: float) -> None:
         """Every model takes ``factor`` times its true time from now on."""
         self.slow = factor
+        self._known_speeds.clear()
 
     def _rate(
         self, model: SimModel, share: float, beside: tuple[tuple[str, int, float | None], ...]
@@ -403,13 +401,10 @@ class SimHost:
     def _start(self, model: SimModel) -> None:
         """Begin a batch where one is ready and the instance is free; see to it that the batcher is
         woken."""
-        batcher = model.batcher
-        if batcher.ready and not model.batch:
+        if model.batcher.ready and not model.batch:
             self._execute(model)
-        if batcher.alarm_s != batcher.alarm_told_s:
-            batcher.alarm_told_s = batcher.alarm_s
-            if batcher.alarm_s < math.inf:
-                self._add(batcher.alarm_s, "alarm", model.name)
+        if model.batcher.alarm_s < math.inf:
+            self._add(model.batcher.alarm_s, "alarm", model.name)
 
     def _execute(self, model: SimModel) -> None:
         model.batch = model.batcher.take(self._now_s)
