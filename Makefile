@@ -35,7 +35,7 @@ test: assets  ## the tests; real programs on loopback. Left to test-all: what is
 	@said=$$(mktemp -d); trap 'kill $$pure $$beside 2>/dev/null; rm -rf '$$said EXIT; \
 	nice -n 19 $(BIN)/python -m pytest -n 2 -m 'not gpu and not slow and not integration' >$$said/pure 2>&1 & pure=$$!; \
 	nice -n 10 $(BIN)/python -m pytest $(BESIDE) -m 'integration and not gpu and not slow' >$$said/beside 2>&1 & beside=$$!; \
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(BESIDE)) -m 'integration and not gpu and not slow'; real=$$?; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(BESIDE)) -m 'integration and not gpu and not slow'; real=$$?; \
 	wait $$pure; other=$$?; wait $$beside; other=$$((other | $$?)); cat $$said/pure $$said/beside; exit $$((real | other))
 
 test-all: test  ## the tests, and those marked slow: hours of virtual time, many plans

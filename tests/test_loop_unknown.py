@@ -61,7 +61,7 @@ def refusing(bench: Bench, name: str) -> None:
 async def test_a_reading_that_is_missed_now_and_then_gives_nothing_away(tmp_path: Path) -> None:
     rates: dict[str, Callable[[float], float]] = {
         "alexnet": lambda _: 300.0,
-        "resnet50": lambda t: 250.0 if int(t // 120) % 2 else 400.0,
+        "resnet50": lambda t: 250.0 if int(t // 60) % 2 else 400.0,
         "vgg19": lambda _: 150.0,
     }
     reloads = {}
@@ -75,7 +75,7 @@ async def test_a_reading_that_is_missed_now_and_then_gives_nothing_away(tmp_path
             return Unanswered("no answer in 0.4 s") if missed and count[0] % 7 == 0 else reading
 
         answering(bench, "vgg19", change)
-        for _ in range(300):
+        for _ in range(150):
             await bench.run(1)
             assert granted(bench) <= 1 + 1e-9
         reloads[missed] = len(bench.host.loads)
@@ -138,7 +138,7 @@ async def test_a_model_that_leaves_in_the_middle_of_a_plan_and_comes_back_freeze
 async def test_one_model_that_can_never_be_reloaded_keeps_nobody_from_a_share(
     tmp_path: Path,
 ) -> None:
-    bench = Bench(config(tmp_path), constant(STEADY))
+    bench = Bench(config(tmp_path), constant(QUIET))
     refusing(bench, "alexnet")
     await bench.run(300)
     assert with_shares(bench.ticks[-1]) == {"resnet50", "vgg19"}
@@ -172,7 +172,7 @@ async def test_two_gpus_are_changed_side_by_side(tmp_path: Path) -> None:
 
 
 async def test_a_change_by_hand_is_said_and_respected_for_ten_minutes(tmp_path: Path) -> None:
-    bench = Bench(config(tmp_path), constant({"alexnet": 200.0, "resnet50": 150.0, "vgg19": 75.0}))
+    bench = Bench(config(tmp_path), constant(QUIET))
     await bench.run(60)
     by_hand = config_of("alexnet", 4, f"{SHARES}/15")
     bench.host.models["alexnet"].reset(by_hand)
@@ -202,7 +202,7 @@ async def test_a_change_by_hand_is_seen_before_the_next_step(tmp_path: Path) -> 
     assert "vgg19: somebody else changed it" in refused
 
 
-@pytest.mark.parametrize("after_s", [1.0, 5.0])
+@pytest.mark.parametrize("after_s", [1.0, pytest.param(5.0, marks=pytest.mark.slow)])
 async def test_whoever_undoes_every_change_is_left_to_it(tmp_path: Path, after_s: float) -> None:
     bench = Bench(config(tmp_path), constant(QUIET))
     load, undoing = bench.host.load, []
@@ -422,6 +422,7 @@ async def test_a_step_under_way_when_the_configuration_is_read_again_is_no_hand(
     )
 
 
+@pytest.mark.slow
 async def test_pauses_grow_for_a_hand_that_undoes_reloads_that_take_long(tmp_path: Path) -> None:
     """Ticks go on while a model is being reloaded: what is known of the hand stays."""
     bench = Bench(config(tmp_path), constant(QUIET))

@@ -182,7 +182,7 @@ async def together(
     model = SurfaceModel(found)
     client = client_of(stage)
     todo = list(cases(stage.models, stage.max_batch))
-    longest_s, arranged = 4.0, -1
+    longest_s, arrange_s, arranged = 4.0, 0.0, -1
     try:
         server, meter = Server(client, originals, folder / "state" / "shares"), Meter(client, None)
         async with AsyncExitStack() as stack:
@@ -190,11 +190,15 @@ async def together(
                 n: await stack.enter_async_context(source(client, feed_of(c, stage.max_batch)))
                 for n, c in originals.items()
             }
-            while todo and time.monotonic() + longest_s < until_s:
+            while todo:
+                reloads_s = 0.0 if todo[0].arrangement == arranged else arrange_s
+                if time.monotonic() + reloads_s + longest_s >= until_s:
+                    break
                 case, began_s = todo.pop(0), time.monotonic()
                 if case.arrangement != arranged:
                     arranged = case.arrangement
                     await _arrange(server, arrangements(stage.models)[arranged], stage.max_batch)
+                    arrange_s = max(arrange_s, time.monotonic() - began_s)
                     began_s = time.monotonic()
                 records.append(
                     await _measured(

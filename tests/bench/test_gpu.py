@@ -7,6 +7,7 @@ import asyncio
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -331,7 +332,9 @@ async def test_a_short_emulated_run_measures_everything_but_the_profile(tmp_path
         await ended(program, 170.0)
         said = program.log_end(40)
     results = json.loads((tmp_path / "out.json").read_text())
-    assert [gap for gap in results["incomplete"] if "for want of time" not in gap] == [], said
+    # a busy machine may cut a phase short; what each must have all the same is asked below
+    short = re.compile(r"for want of time|stopped after the \d+ s it had")
+    assert [gap for gap in results["incomplete"] if not short.search(gap)] == [], said
     assert results["mode"] == "emulated"
     assert "not figures of a GPU" in results["remark"]
     assert {r["kind"] for r in results["together"]} >= {"triple", "pair"}
