@@ -8,9 +8,10 @@ The wheel has no ONNX Runtime or PyTorch backend. A Python-based backend stands 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,22 @@ class EngineHost(HostingTriton):
         super().__init__(folder, ports, HostSpec(tuple(models) if started else ()), complete=False)
         self._files = tuple(models)
 
+    def processes(self) -> Iterator[tuple[Path, list[str]]]:
+        """What this server has started, and its command line; other tests run servers meanwhile."""
+        parents = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                # the name before it, in brackets, may hold anything
+                parents[entry.name] = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+        for number in parents:
+            above: str | None = number
+            while above is not None and above != str(self.pid):
+                above = parents.get(above)
+            if above is not None and above != number:
+                with contextlib.suppress(OSError):
+                    line = Path("/proc", number, "cmdline").read_text(errors="replace")
+                    yield Path("/proc", number), line.split("\0")
+
     def prepare(self) -> None:
         self.repository.mkdir(parents=True)
         for model in self._files:
@@ -225,7 +242,7 @@ class Engines:
         return str(repository)
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def engines(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engines]:
     folder = tmp_path_factory.mktemp("engines")
     onnx = onnx_files(folder)

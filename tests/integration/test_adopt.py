@@ -28,11 +28,11 @@ from igniterd.clients.environments import base_env_of
 from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton.config import allocation_of
 from igniterd.clients.triton.config_change import with_allocation
-from igniterd.engines.hosting import hosting_of
+from igniterd.engines.hosting import SHADOW, hosting_of
 from igniterd.giveback import release
 from igniterd.lab.programs import programs
 from igniterd.records import Allocation
-from tests.integration.engine_host import Engines
+from tests.integration.engine_host import EngineHost, Engines
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
@@ -48,23 +48,15 @@ async def served(engines: Engines, model: str, version: str = "") -> np.ndarray[
     return np.asarray(answer.as_numpy("y"))
 
 
-def copies() -> list[str]:
+def copies(triton: EngineHost) -> list[str]:
     """Processes of copies that were loaded to be compared."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            found += [
-                w
-                for w in entry.read_text(errors="replace").split("\0")
-                if w.startswith("igniterd.shadow.")
-            ]
-    return found
+    return [w for _, words in triton.processes() for w in words if w.startswith(SHADOW)]
 
 
-async def nothing_left() -> None:
+async def nothing_left(triton: EngineHost) -> None:
     """A stub ends a moment after its model is gone."""
     async with asyncio.timeout(5.0):
-        while copies():  # noqa: ASYNC110  another process ends
+        while copies(triton):  # noqa: ASYNC110  another process ends
             await asyncio.sleep(0.05)
 
 
@@ -134,7 +126,7 @@ async def test_through_adoption_shares_and_release_no_request_fails(engines: Eng
     assert [t.batch for t in found.timings] == [1, 8]
     assert found.process_bytes is not None
     assert 20 << 20 < found.process_bytes < 500 << 20
-    await nothing_left()
+    await nothing_left(engines.triton)
 
 
 async def test_every_version_that_is_served_goes_on_being_served(engines: Engines) -> None:
@@ -172,7 +164,7 @@ async def refused(engines: Engines, model: str, terms: Terms) -> str:
     found = await adopt(engines.client, model, terms)
     assert found.outcome == "refused"
     assert await engines.client.config(model) == before
-    await nothing_left()
+    await nothing_left(engines.triton)
     await ready_again(engines)
     return found.why
 
@@ -228,14 +220,14 @@ async def test_a_command_that_is_ended_leaves_nothing_and_what_a_killed_one_leav
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         async with asyncio.timeout(20.0):
-            while not copies():  # noqa: ASYNC110  another process starts
+            while not copies(engines.triton):  # noqa: ASYNC110  another process starts
                 await asyncio.sleep(0.01)
             process.send_signal(number)
             _, said = await process.communicate()
         assert process.returncode == status
         if number != signal.SIGKILL:
             assert b"igniterd: stopped at net" in said
-            await nothing_left()
+            await nothing_left(engines.triton)
     async with asyncio.timeout(5.0):
         while not engines.client.copies:
             await engines.client.read_models(["net"])
@@ -243,7 +235,7 @@ async def test_a_command_that_is_ended_leaves_nothing_and_what_a_killed_one_leav
         CliRunner().invoke, app, ["release", "--all", "--url", engines.triton.url]
     )
     assert done.exit_code == 0, done.output
-    await nothing_left()
+    await nothing_left(engines.triton)
     await ready_again(engines)
 
 
@@ -254,13 +246,13 @@ async def test_a_cancelled_trial_leaves_nothing(engines: Engines, after_s: float
         adopt(engines.client, "net", replace(GENEROUS, items=items, dry_run=True))
     )
     async with asyncio.timeout(20.0):
-        while not copies():  # noqa: ASYNC110  another process starts
+        while not copies(engines.triton):  # noqa: ASYNC110  another process starts
             await asyncio.sleep(0.02)
     await asyncio.sleep(after_s)
     trial.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await trial
-    await nothing_left()
+    await nothing_left(engines.triton)
     await ready_again(engines)
     assert hosting_of(await engines.client.config("net")) is None
 

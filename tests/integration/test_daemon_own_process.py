@@ -125,7 +125,7 @@ async def test_the_daemon_adopts_gives_a_share_and_does_so_again_after_an_upgrad
             await triton.restart()  # nothing of igniterd's is in its files: the owner's own serves
             mps.set(triton=str(triton.pid))
             await _adopted_with_a_share(tmp_path, triton, mps, igniterd)
-            await nothing_left()
+            await nothing_left(triton)
     finally:
         await triton.stop()
 

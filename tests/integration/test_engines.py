@@ -27,7 +27,7 @@ from igniterd.errors import Refused
 from igniterd.lab.programs import programs
 from igniterd.records import Allocation
 from tests.integration.conftest import Host
-from tests.integration.engine_host import TYPES, XYZ, Engines, FileModel, floats
+from tests.integration.engine_host import TYPES, XYZ, EngineHost, Engines, FileModel, floats
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
@@ -321,12 +321,11 @@ async def test_versions_instances_warm_up_labels_and_cache_are_the_owner_s(
     assert told["2"].inference_stats.cache_hit.count >= 2
 
 
-def shares_of(model: str) -> set[str]:
+def shares_of(triton: EngineHost, model: str) -> set[str]:
     """What the processes of a model were started with."""
     found = set()
-    for entry in Path("/proc").glob("[0-9]*"):
+    for entry, words in triton.processes():
         with contextlib.suppress(OSError, IndexError):
-            words = (entry / "cmdline").read_text(errors="replace").split("\0")
             if words[0].endswith("_stub") and words[8].startswith(f"{model}_"):
                 variables = (entry / "environ").read_text(errors="replace").split("\0")
                 found |= {
@@ -352,7 +351,7 @@ async def test_a_share_is_one_load_with_the_files(engines: Engines) -> None:
     assert allocation_of(after).share == 0.3
     assert base_env_of(after) == engines.environment
     assert hosting_of(after) == hosting_of(before)
-    assert shares_of("shared") == {"30"}
+    assert shares_of(engines.triton, "shared") == {"30"}
     answer = await ask(engines, "shared", [an_input("x", ramp(2))])
     np.testing.assert_array_equal(answer.as_numpy("y"), 2 * ramp(2))
 
