@@ -28,10 +28,12 @@ REPEAT = 60
 
 
 @njit
-def repeated(times, times_of, knots, unit, transfer, floors, weights, who, batch, share, duty, out):  # type: ignore[no-untyped-def]
+def repeated(
+    times, times_of, knots, unit, transfer, floors, weights, who, batch, share, utilisation, out
+):  # type: ignore[no-untyped-def]
     for _ in range(times):
         kernel.latencies(
-            times_of, knots, unit, transfer, floors, weights, who, batch, share, duty, out
+            times_of, knots, unit, transfer, floors, weights, who, batch, share, utilisation, out
         )
 
 
@@ -69,7 +71,7 @@ def figures() -> dict[str, float]:
         random.integers(0, len(model.models), TENANTS),
         random.integers(1, 9, TENANTS).astype(np.float64),
     )
-    share, duty, out = (
+    share, utilisation, out = (
         np.full(TENANTS, 1 / TENANTS),
         random.uniform(0.3, 1, TENANTS),
         np.empty((TENANTS, 2)),
@@ -83,7 +85,8 @@ def figures() -> dict[str, float]:
         model.weights,
     )
     tenants = [
-        Tenant(model.models[w], b, s, d) for w, b, s, d in zip(who, batch, share, duty, strict=True)
+        Tenant(model.models[w], b, s, d)
+        for w, b, s, d in zip(who, batch, share, utilisation, strict=True)
     ]
     shares = model.share_unit * np.arange(1, 41)
 
@@ -92,10 +95,10 @@ def figures() -> dict[str, float]:
 
     return {
         f"mean latencies of {TENANTS} tenants, kernel": best_us(
-            lambda: repeated(500, *fitted, who, batch, share, duty, out), 500
+            lambda: repeated(500, *fitted, who, batch, share, utilisation, out), 500
         ),
         f"mean latencies of {TENANTS} tenants, from Python": best_us(
-            many(2000, lambda: model.latencies_ms(who, batch, share, duty, out)), 2000
+            many(2000, lambda: model.latencies_ms(who, batch, share, utilisation, out)), 2000
         ),
         "service curve, 32 batches, 3 neighbours": best_us(
             many(20, lambda: model.service_curve_ms("ssd", 0.3, tenants[:3], 32)), 20

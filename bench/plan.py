@@ -96,7 +96,7 @@ def replayed(answer: ProvisionPlan, arrivals: str, seconds: float, seed: int) ->
 
 def unsplit(request: Request) -> float:
     """GPUs no plan can do without that splits only what fits no GPU; takes seconds."""
-    problem = pose(request.workloads, request.gpus, request.burstiness, level=request.level)
+    problem = pose(request.workloads, request.gpus, request.arrival_scv, level=request.level)
     return prove(problem.tables, problem.whole, [1.0]).total
 
 

@@ -51,18 +51,18 @@ def switched_off(patches: Sequence[Patch]) -> Iterator[None]:
 def requests(gpu: GpuType, *, large: bool) -> dict[str, list[Request]]:
     """The sets, by the column they are added up in."""
     columns: dict[str, list[Request]] = {}
-    for letter, burstiness in (("c", 0.0), ("p", 1.0)):
+    for letter, arrival_scv in (("c", 0.0), ("p", 1.0)):
         for level in (0.5, 0.95):
             columns[f"12{letter} {level}"] = [
-                Request(paper(), (gpu,), burstiness, level=level, seed=seed) for seed in range(6)
+                Request(paper(), (gpu,), arrival_scv, level=level, seed=seed) for seed in range(6)
             ]
         for size, seeds in ((40, 3), (100, 2)):
             columns[f"{size}{letter}"] = [
-                Request(random_set(size, seed), (gpu,), burstiness, seed=seed)
+                Request(random_set(size, seed), (gpu,), arrival_scv, seed=seed)
                 for seed in range(1, seeds + 1)
             ]
         if large:
-            columns[f"1000{letter}"] = [Request(random_set(1000), (gpu,), burstiness)]
+            columns[f"1000{letter}"] = [Request(random_set(1000), (gpu,), arrival_scv)]
     return columns
 
 

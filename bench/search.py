@@ -49,7 +49,7 @@ def drawn(model: PerformanceModel, random: np.random.Generator) -> list[dict[str
                 "rate_per_s": round(float(load * 4000 / curve[3] * random.uniform(0.5, 1.2)), 2),
                 "slo_ms": round(slo_ms, 1),
                 "priority": int(random.integers(1, 4)),
-                "burstiness": float(random.choice([1.0, 1.0, 1.0, 2.0, 6.0])),
+                "arrival_scv": float(random.choice([1.0, 1.0, 1.0, 2.0, 6.0])),
                 "bias": round(float(random.uniform(0.95, 1.15)), 3),
             }
         )

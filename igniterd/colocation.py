@@ -12,6 +12,8 @@ from igniterd.records import Allocation, BiasEstimate
 
 UTILISATION_STEP = 0.05
 BATCH_STEP = 0.5
+BATCH_FELT = 0.2
+"""A batch that changes by 5 % counts as a utilisation that changes by 0.01."""
 IDLE = 0.005
 """A neighbour that executes less of the time is left out of a rounded question."""
 
@@ -43,7 +45,7 @@ class Demand:
     min_batch: int = 1  # requests that bring a batch of their own must not find the limit below it
     bias: float = 1.0
     learnt: BiasEstimate | None = None
-    burstiness: float = 1.0
+    arrival_scv: float = 1.0
     steerable: bool = True
     instances: int = 1
     reserved: float = 0.0
@@ -59,7 +61,7 @@ class LatencyPrediction:
     p99_ms: float
     p50_ms: float
     mean_ms: float
-    busy: float
+    utilisation: float
     mean_batch: float
 
     @property
@@ -105,14 +107,21 @@ class FixedPoint:
 
     def moved(self, answers: Iterator[LatencyPrediction]) -> float:
         """Take one answer for every model; the largest change of a utilisation, 0 where nobody has
-        a neighbour."""
+        a neighbour.
+
+        Who is always busy is not settled by that: a change of its batch counts too.
+        """
         before = self.tenants
         self.served = {demand.model: next(answers) for demand in self.gpu.demands}
         self.tenants = self._tenants(self.served)
         if sum(len(each) for each in before) == 1:
             return 0.0
         return max(
-            abs(now[0].duty - then[0].duty) for now, then in zip(self.tenants, before, strict=True)
+            max(
+                abs(now[0].utilisation - then[0].utilisation),
+                BATCH_FELT * abs(math.log(now[0].batch / then[0].batch)),
+            )
+            for now, then in zip(self.tenants, before, strict=True)
         )
 
 
@@ -124,10 +133,10 @@ def quantised(neighbours: Iterable[Tenant]) -> Neighbours:
             t.model,
             max(1.0, round(t.batch / BATCH_STEP) * BATCH_STEP),
             round(t.share, 4),
-            min(1.0, math.ceil(t.duty / UTILISATION_STEP) * UTILISATION_STEP),
+            min(1.0, math.ceil(t.utilisation / UTILISATION_STEP) * UTILISATION_STEP),
         )
         for t in neighbours
-        if t.duty > IDLE
+        if t.utilisation > IDLE
     )
 
 
@@ -140,5 +149,5 @@ def as_tenants(
     if service is None:
         one = Tenant(demand.profiled_as, max(1.0, allocation.max_batch_size / 4), share, 0.5)
     else:
-        one = Tenant(demand.profiled_as, service.mean_batch, share, service.busy)
+        one = Tenant(demand.profiled_as, service.mean_batch, share, service.utilisation)
     return (one,) * max(1, allocation.instances)

@@ -215,7 +215,7 @@ def _demand(view: GpuView, name: str, state: ModelState, predictor: LatencyPredi
         brings=brings,
         max_batch=min(predictor.model.max_batch(profiled_as), largest),
         learnt=state.published_bias,
-        burstiness=state.rate.arrival_scv,
+        arrival_scv=state.rate.arrival_scv,
         instances=reading.allocation.instances,
     )
 
@@ -312,7 +312,7 @@ def _predict_from_traffic(view: GpuView, name: str, state: ModelState) -> ModelS
         service_cv=SERVICE_CV,
         max_queue_delay_ms=allocation.max_queue_delay_us / 1000,
         instances=allocation.instances,
-        burstiness=state.rate.arrival_scv,
+        arrival_scv=state.rate.arrival_scv,
     )
     if result.success:
         expected = replace(

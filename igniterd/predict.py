@@ -115,7 +115,7 @@ class _Question(NamedTuple):
             allocation.instances,
             rate_per_s,
             live,
-            demand.burstiness,
+            demand.arrival_scv,
             brings,
         )
 
@@ -251,7 +251,7 @@ class LatencyPredictor:
             service_cv=cv,
             max_queue_delay_ms=allocation.max_queue_delay_us / 1000,
             instances=allocation.instances,
-            burstiness=demand.burstiness,
+            arrival_scv=demand.arrival_scv,
         )
         if not result.success:
             return _overload(float(service_ms.shape[0] * brings))
@@ -259,7 +259,7 @@ class LatencyPredictor:
             p99_ms=result.p99_ms,
             p50_ms=result.p50_ms,
             mean_ms=result.mean_ms,
-            busy=min(1.0, result.utilisation),
+            utilisation=min(1.0, result.utilisation),
             mean_batch=result.mean_batch * brings,
         )
 
@@ -277,15 +277,11 @@ class LatencyPredictor:
         return self.together_all([CoLocation(demands, allocations, near or {})], growth=growth)[0]
 
     def together_all(
-        self, gpus: Sequence[CoLocation], *, growth: float = 1.0, settled: float = SETTLED
+        self, gpus: Sequence[CoLocation], *, growth: float = 1.0
     ) -> list[dict[str, LatencyPrediction]]:
         """The same for many GPUs of this kind at once: the fixed point of busy times and mutual
-        slowing of each. An exact predictor solves the queues of a turn on all processors.
-
-        ``settled``: the change of a utilisation below which an exact one is content.
-        """
-        if not self.exact:
-            settled = UTILISATION_STEP / 2
+        slowing of each. An exact predictor solves the queues of a turn on all processors."""
+        settled = SETTLED if self.exact else UTILISATION_STEP / 2
 
         def ask(question: tuple[Demand, Allocation, Neighbours]) -> LatencyPrediction:
             return self.served(*question, growth=growth)

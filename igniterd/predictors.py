@@ -165,7 +165,7 @@ def _compile(predictor: PerformanceModel | None, level: float, model: str) -> No
             np.full(2, 10.0),
             max_queue_delay_ms=0.0,
             instances=instances,
-            burstiness=1.0,
+            arrival_scv=1.0,
         )
     if predictor is not None:
         predictors = _predictors(predictor, level)

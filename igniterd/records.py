@@ -257,7 +257,7 @@ class BiasEstimate:
 
     The logarithm of measured over predicted service time is ``level + tilt x (log2(batch) - 2)``,
     known to the standard error ``sd``, at this share and beside neighbours that keep ``pressure``
-    of the GPU busy (share x duty, summed).
+    of the GPU busy (share x utilisation, summed).
     """
 
     share: float

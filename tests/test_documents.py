@@ -17,7 +17,7 @@ from igniterd.state.checkpoint import plain, recalled
 
 PLAN = ProvisionPlan(
     strategy="igniterd",
-    burstiness=1.0,
+    arrival_scv=1.0,
     gpus=(
         PlannedGpu(
             "v100",
@@ -96,7 +96,7 @@ def test_a_plan_is_written_and_read_as_ever() -> None:
     again = plan_from_json(json.loads(PLAN_TEXT), "here")
     assert again.gpus[0].tenants[1] == PLAN.gpus[0].tenants[1]
     assert again.as_json()["gpus"] == PLAN.as_json()["gpus"]
-    assert (again.strategy, again.burstiness, again.lower_bound_gpus, again.planning_s) == (
+    assert (again.strategy, again.arrival_scv, again.lower_bound_gpus, again.planning_s) == (
         "igniterd",
         1.0,
         0.61,

@@ -30,7 +30,7 @@ def test_the_same_is_found_from_anywhere_near() -> None:
     again = predictor.together(DEMANDS, ALLOCATIONS, near=served)
     for name, service in served.items():
         assert again[name].p99_ms == pytest.approx(service.p99_ms, rel=0.02)
-        assert again[name].busy == pytest.approx(service.busy, abs=0.05)
+        assert again[name].utilisation == pytest.approx(service.utilisation, abs=0.05)
 
 
 def test_neighbours_and_traffic_only_ever_slow() -> None:
@@ -64,7 +64,7 @@ def test_instances_of_one_model_slow_each_other() -> None:
     assert served.p99_ms > 1.02 * undisturbed.p99_ms
     tenants = as_tenants(two, Allocation(0.3, 8, instances=2), served)
     assert len(tenants) == 2
-    assert tenants[0].duty == served.busy
+    assert tenants[0].utilisation == served.utilisation
 
 
 def test_a_measured_dispersion_counts_and_an_unmeasured_one_is_the_usual() -> None:

@@ -246,7 +246,7 @@ async def _measured(
                 "share": tenant.share,
                 "measured_ms": round(mean.ms, 4),
                 "measured_error": round(mean.error, 5),
-                "busy": round(seen.busy[i], 3),
+                "busy": round(seen.utilisation[i], 3),
                 "predicted_ms": round(told[i].latency_ms, 4),
                 "upper_ms": round(told[i].upper_ms, 4),
                 **({} if withheld is None else {"withheld_ms": round(withheld[i].latency_ms, 4)}),

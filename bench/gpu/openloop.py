@@ -173,7 +173,7 @@ def _compared(
                 "on_the_way_ms": round(way_ms[name], 3),
                 "predicted_p50_ms": finite(told[name].p50_ms + way_ms[name]),
                 "predicted_p99_ms": finite(told[name].p99_ms + way_ms[name]),
-                "predicted_busy": round(told[name].busy, 3),
+                "predicted_busy": round(told[name].utilisation, 3),
             }
         )
     return records

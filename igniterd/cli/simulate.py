@@ -207,7 +207,7 @@ def _document(
 ) -> dict[str, Any]:
     return {
         "arrivals": process.kind.value,
-        "burstiness": {"constant": 0.0, "poisson": 1.0, "bursty": process.burstiness}.get(
+        "burstiness": {"constant": 0.0, "poisson": 1.0, "bursty": process.arrival_scv}.get(
             process.kind.value
         ),
         "duration_s": result.duration_s,
@@ -261,7 +261,7 @@ def _print_table(
         if parts[w.workload] > 1:
             table.add_row("all", w.workload, w.model, "", "", "", *_figures(w))
     process_said = f"{process.kind.value} arrivals" + (
-        f" (burstiness {process.burstiness:g})" if process.kind.value == "bursty" else ""
+        f" (burstiness {process.arrival_scv:g})" if process.kind.value == "bursty" else ""
     )
     missed = ", ".join(w.workload for w in result.missed) or "none"
     against = " and ".join(dict.fromkeys(b.name for b in boards)) or "nothing: the plan has no GPU"

@@ -51,7 +51,7 @@ def demands_of(
                 min_batch=least,
                 bias=load.bias,
                 learnt=load.published_bias,
-                burstiness=load.arrival_scv,
+                arrival_scv=load.arrival_scv,
                 steerable=steerable(reading, config)
                 and not (name in pinned and here.share is None),
                 instances=max(1, here.instances),

@@ -132,7 +132,7 @@ def verdicts_of(
             feasible=held.of(model.name).shed_why is None,
             predicted_p99_ms=service.p99_ms if service is not None and known else None,
             slo_p99_ms=model.slo_p99_ms,
-            utilisation=service.busy if service is not None else None,
+            utilisation=service.utilisation if service is not None else None,
             reason=held.of(model.name).shed_why or "",
             needs_share=held.of(model.name).needs_share,
         )

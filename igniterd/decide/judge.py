@@ -157,7 +157,7 @@ class GpuJudge:
         still = all(
             d.rate_per_s <= judged.rates[d.model] * grown
             and d.bias <= judged.biases[d.model] * BIAS_STEP
-            and d.burstiness <= judged.bursts[d.model]
+            and d.arrival_scv <= judged.arrival_scv[d.model]
             for d in demands
         )
         return judged if still else None
@@ -170,7 +170,7 @@ class GpuJudge:
             self.here,
             rates,
             biases,
-            {d.model: d.burstiness for d in demands},
+            {d.model: d.arrival_scv for d in demands},
             served,
             room,
             self.reserved,

@@ -91,7 +91,7 @@ class CachedVerdict:
     here: Mapping[str, Allocation]
     rates: Mapping[str, float]
     biases: Mapping[str, float]
-    bursts: Mapping[str, float]
+    arrival_scv: Mapping[str, float]
     served: Mapping[str, LatencyPrediction]
     room: float
     reserved: float = 0.0

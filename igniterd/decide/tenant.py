@@ -68,7 +68,7 @@ class TenantSearch:
             dtype=np.int64,
         )
         self.mend, self.asked = np.ones(self.sizes.size), np.zeros(self.sizes.size, dtype=np.bool_)
-        self.table = queue_table(demand.burstiness)
+        self.table = queue_table(demand.arrival_scv)
         self.alone = np.pad(predictor.alone_ms(demand), ((0, 0), (1, 0)), constant_values=1.0)
         self.position = Candidate(self.low, 0)
         self.growth, self.fixed, self._failed, self._rate = 1.0, False, 0, 0.0
@@ -144,7 +144,7 @@ class TenantSearch:
     def _least(self, curve: F64, low: int) -> tuple[int, int, LatencyPrediction]:
         """Least units that hold the SLO by guess (one more than ``high`` when none do), the best
         largest batch there, and how it does."""
-        units, size, p99_ms, busy, batch = kernel.least_units(
+        units, size, p99_ms, utilisation, batch = kernel.least_units(
             self.table,
             self.alone,
             curve / self.alone[self.position.units - 1],
@@ -156,7 +156,7 @@ class TenantSearch:
             self.high,
             self.position.units,
         )
-        return units, size, LatencyPrediction(p99_ms, math.nan, math.nan, busy, batch)
+        return units, size, LatencyPrediction(p99_ms, math.nan, math.nan, utilisation, batch)
 
     def guess(self, beside: Neighbours, free: bool) -> bool | None:
         """Move to where the SLO holds by guess; whether that is a move, None if no share holds it.
@@ -189,18 +189,20 @@ class TenantSearch:
         """Guess how the model fares where it sits; ``largest``: with the largest limit that costs
         next to nothing."""
         curve, size = self._curve_ms(beside), self.position.size
-        p99_ms, busy, batch = kernel.evaluate(self.table, curve, int(self.sizes[size]), self._rate)
+        p99_ms, utilisation, batch = kernel.evaluate(
+            self.table, curve, int(self.sizes[size]), self._rate
+        )
         if largest:
             limit_ms = min(p99_ms * ROOM_COST, max(p99_ms, self.demand.slo_ms / self.mend[size]))
             for wider in range(self.sizes.size - 1, size, -1):
                 found = kernel.evaluate(self.table, curve, int(self.sizes[wider]), self._rate)
                 if found[0] <= limit_ms:
-                    size, (p99_ms, busy, batch) = wider, found
+                    size, (p99_ms, utilisation, batch) = wider, found
                     break
         self._take(
             self.position.units,
             size,
-            LatencyPrediction(p99_ms * self.mend[size], math.nan, math.nan, busy, batch),
+            LatencyPrediction(p99_ms * self.mend[size], math.nan, math.nan, utilisation, batch),
         )
 
     # ------------------------------------------------------------ the queue itself

@@ -156,8 +156,8 @@ class Point:
 
 
 def pressure_of(neighbours: Iterable[Tenant]) -> float:
-    """How much of the GPU ``neighbours`` keep busy: share x duty, summed."""
-    return sum([t.share * t.duty for t in neighbours])
+    """How much of the GPU ``neighbours`` keep busy: share x utilisation, summed."""
+    return sum([t.share * t.utilisation for t in neighbours])
 
 
 def elsewhere(estimate: BiasEstimate, share: float, pressure: float) -> tuple[float, float, float]:

@@ -17,14 +17,13 @@ class Tenant(NamedTuple):
     """One model executing on a GPU.
 
     ``batch`` may be fractional (a mean batch); ``share`` is a fraction of the SMs in (0, 1];
-    ``duty`` is the fraction of the time it is executing: 1 for a closed loop, its utilisation under
-    open arrivals.
+    ``utilisation`` is the fraction of the time it is executing: 1 for a closed loop.
     """
 
     model: str
     batch: float
     share: float
-    duty: float = 1.0
+    utilisation: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,11 +137,11 @@ class IgniterModel:
             np.stack([self._rows[t.model] for t in tenants]),
             np.stack([self._transfer[t.model] for t in tenants]),
         )
-        batch, share, duty = (
+        batch, share, utilisation = (
             np.array([getattr(t, f) for t in tenants], dtype=np.float64)
-            for f in ("batch", "share", "duty")
+            for f in ("batch", "share", "utilisation")
         )
-        published.latencies(rows, transfer, self._board_row, batch, share, duty, out)
+        published.latencies(rows, transfer, self._board_row, batch, share, utilisation, out)
         _answered(out)
         inside = self._inside(tenants)
         return tuple(
@@ -199,8 +199,8 @@ class IgniterModel:
                 np.array([tenant.share]),
                 state,
             )
-            around[:3] += tenant.duty * np.array([state[0, 1], state[0, 2], 1.0])
-            around[3] *= 1.0 - tenant.duty
+            around[:3] += tenant.utilisation * np.array([state[0, 1], state[0, 2], 1.0])
+            around[3] *= 1.0 - tenant.utilisation
         return around
 
     def _inside(self, tenants: Sequence[Tenant]) -> bool:

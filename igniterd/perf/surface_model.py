@@ -149,11 +149,11 @@ class SurfaceModel:
             level,
         )
 
-    def latencies_ms(self, who: I64, batch: F64, share: F64, duty: F64, out: F64) -> None:
+    def latencies_ms(self, who: I64, batch: F64, share: F64, utilisation: F64, out: F64) -> None:
         """Mean latencies of n tenants without any Python in between: ``who`` (n,) indexes
         ``models``; ``out`` is (n, 2), see the kernel."""
         own = (self.times, self.knots, self._unit, self.transfer, self.floors, self.weights)
-        kernel.latencies(*own, who, batch, share, duty, out)
+        kernel.latencies(*own, who, batch, share, utilisation, out)
 
     def _curves(
         self, model: str, shares: F64, neighbours: Sequence[Tenant], batches: F64, level: float
@@ -184,13 +184,13 @@ class SurfaceModel:
                 f"{model}: shares and batches, its own and its neighbours', must be above 0"
             )
         near = np.array([self._index[t.model] for t in neighbours], dtype=np.int64)
-        batch, share, duty = (
-            np.array([(t.batch, t.share, t.duty) for t in neighbours], dtype=np.float64)
+        batch, share, utilisation = (
+            np.array([(t.batch, t.share, t.utilisation) for t in neighbours], dtype=np.float64)
             .reshape(-1, 3)
             .T.copy()
         )
         terms = np.empty((near.shape[0], 6))
-        kernel.terms_of(self.weights[i], self.spreads[i], near, batch, share, duty, terms)
+        kernel.terms_of(self.weights[i], self.spreads[i], near, batch, share, utilisation, terms)
         mean, upper = (
             np.empty((shares.shape[0], batches.shape[0])),
             np.empty((shares.shape[0], batches.shape[0])),

@@ -9,13 +9,11 @@ from dataclasses import dataclass, replace
 
 from igniterd.planner.gpu_types import GpuType
 from igniterd.planner.plan import PlannedGpu, PlannedTenant, ProvisionPlan
-from igniterd.predict import SETTLED, CoLocation, Demand, LatencyPrediction
+from igniterd.predict import CoLocation, Demand, LatencyPrediction
 from igniterd.records import Allocation
 
 LEVEL = 0.95
 """Plans are made at this upper confidence bound of the service times."""
-_MANY, _SETTLED_MANY = 100, 0.02
-"""More GPUs than so many are evaluated more roughly, which moves a P99 by 0.2 %."""
 
 
 @dataclass(slots=True)
@@ -27,8 +25,8 @@ class Placement:
     max_batch: int
     delay_ms: float
     rate_per_s: float
-    burstiness: float
-    busy: float = 0.0  # fraction of the time it executes
+    arrival_scv: float
+    utilisation: float = 0.0  # fraction of the time it executes
     batch: float = 1.0  # mean batch
     mean_ms: float = math.nan
     p99_ms: float = math.nan
@@ -41,7 +39,7 @@ class Placement:
             self.rate_per_s,
             math.inf,
             max_batch=self.max_batch,
-            burstiness=self.burstiness,
+            arrival_scv=self.arrival_scv,
         )
 
     @property
@@ -56,30 +54,29 @@ class Placement:
             p99_ms=self.p99_ms,
             p50_ms=math.nan,
             mean_ms=self.mean_ms,
-            busy=self.busy,
+            utilisation=self.utilisation,
             mean_batch=self.batch,
         )
 
     def take(self, prediction: LatencyPrediction) -> None:
         """Fill in what is predicted."""
-        self.busy, self.batch = prediction.busy, prediction.mean_batch
+        self.utilisation, self.batch = prediction.utilisation, prediction.mean_batch
         self.mean_ms, self.p99_ms = prediction.mean_ms, prediction.p99_ms
 
 
 def evaluate(
     groups: Sequence[tuple[GpuType, Sequence[Placement]]], *, level: float = LEVEL
 ) -> None:
-    """Fill in ``busy``, ``batch``, ``mean_ms`` and ``p99_ms`` of every placement; a group is one
-    GPU.
+    """Fill in ``utilisation``, ``batch``, ``mean_ms`` and ``p99_ms`` of every placement; a group is
+    one GPU.
 
-    ``busy`` and ``batch`` as given are where the fixed point is sought from. A tenant that is given
-    more than it can serve is always busy with full batches, and its times are infinite.
+    ``utilisation`` and ``batch`` as given are where the fixed point is sought from. A tenant that
+    is given more than it can serve is always busy with full batches, and its times are infinite.
     """
-    settled = SETTLED if len(groups) <= _MANY else _SETTLED_MANY
     for kind in dict.fromkeys(gpu for gpu, _ in groups):
         mine = [placements for gpu, placements in groups if gpu is kind]
         predicted = kind.predictor(level).together_all(
-            [_co_location(placements) for placements in mine], settled=settled
+            [_co_location(placements) for placements in mine]
         )
         for placements, served in zip(mine, predicted, strict=True):
             for i, placement in enumerate(placements):
@@ -99,22 +96,22 @@ def _co_location(placements: Sequence[Placement]) -> CoLocation:
 def assess(
     plan: ProvisionPlan,
     gpus: Sequence[GpuType],
-    burstiness: dict[str, float],
+    arrival_scv: dict[str, float],
     *,
     level: float = LEVEL,
 ) -> ProvisionPlan:
     """The plan with every tenant's utilisation, mean and P99 as igniterd's model predicts them at
     the upper bound.
 
-    ``burstiness`` by workload name; a workload not in it has the plan's. This is how plans of other
-    strategies are judged too.
+    ``arrival_scv`` by workload name; a workload not in it has the plan's. This is how plans of
+    other strategies are judged too.
     """
     kinds = {gpu.name: gpu for gpu in gpus}
     groups = [
         (
             kinds[gpu.gpu],
             [
-                _placement(seat, burstiness.get(seat.workload, plan.burstiness))
+                _placement(seat, arrival_scv.get(seat.workload, plan.arrival_scv))
                 for seat in gpu.tenants
             ],
         )
@@ -130,18 +127,18 @@ def assess(
 def with_predictions(gpu: PlannedGpu, placements: Sequence[Placement]) -> PlannedGpu:
     """The GPU's record with what was predicted of its tenants."""
     seats = (
-        replace(seat, mean_ms=p.mean_ms, p99_ms=p.p99_ms, utilisation=p.busy)
+        replace(seat, mean_ms=p.mean_ms, p99_ms=p.p99_ms, utilisation=p.utilisation)
         for seat, p in zip(gpu.tenants, placements, strict=True)
     )
     return replace(gpu, tenants=tuple(seats))
 
 
-def _placement(seat: PlannedTenant, burstiness: float) -> Placement:
+def _placement(seat: PlannedTenant, arrival_scv: float) -> Placement:
     return Placement(
         seat.model,
         seat.share,
         seat.max_batch_size,
         seat.max_queue_delay_us / 1000.0,
         seat.rate_per_s,
-        burstiness,
+        arrival_scv,
     )

@@ -71,7 +71,7 @@ class ProvisionPlan:
     """The answer to "how many GPUs, of which type, who shares with whom"."""
 
     strategy: str
-    burstiness: float
+    arrival_scv: float
     gpus: tuple[PlannedGpu, ...]
     infeasible: tuple[Infeasible, ...] = ()
     lower_bound_gpus: float | None = None  # sum of least shares: no plan can do with fewer
@@ -113,7 +113,7 @@ class ProvisionPlan:
         return {
             "feasible": self.feasible,
             "strategy": self.strategy,
-            "burstiness": self.burstiness,
+            "burstiness": self.arrival_scv,
             "gpus": [
                 {
                     "gpu": gpu.gpu,
@@ -225,7 +225,7 @@ def plan_from_json(document: object, source: str) -> ProvisionPlan:
     plan = check(_Plan, document, source)
     return ProvisionPlan(
         strategy=plan.strategy,
-        burstiness=plan.burstiness or 0.0,
+        arrival_scv=plan.burstiness or 0.0,
         gpus=tuple(gpu.record() for gpu in plan.gpus),
         lower_bound_gpus=plan.lower_bound_gpus,
         planning_s=plan.planning_s or 0.0,

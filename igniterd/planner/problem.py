@@ -40,7 +40,7 @@ class Problem:
     gpus: tuple[GpuType, ...]
     models: tuple[str, ...]
     workloads: list[Workload]
-    burstiness: list[float]  # by workload
+    arrival_scv: list[float]  # by workload
     rejected: list[Infeasible]
     tables: Tables
     items: Items
@@ -54,7 +54,7 @@ class Problem:
     def burstiness_of(self, item: int) -> float:
         """Arrival process of an item: its workload's. A part of Poisson arrivals is Poisson, of
         constant ones taken in turn constant."""
-        return self.burstiness[int(self.parent[item])]
+        return self.arrival_scv[int(self.parent[item])]
 
     @property
     def whole(self) -> Items:
@@ -145,7 +145,7 @@ def _memory(gpu: GpuType, model: str) -> int:
 def pose(
     workloads: Sequence[Workload],
     gpus: tuple[GpuType, ...],
-    burstiness: float,
+    arrival_scv: float,
     *,
     level: float = LEVEL,
     parts: Mapping[str, Sequence[float]] | None = None,
@@ -165,8 +165,8 @@ def pose(
     }
     rejected += [Infeasible(w.name, large[w.model]) for w in workloads if w.model in large]
     kept = [w for w in workloads if w.model in known and w.model not in large]
-    c2 = [burstiness if w.burstiness is None else w.burstiness for w in kept]
-    queues = sorted(set(c2)) or [burstiness]
+    c2 = [arrival_scv if w.arrival_scv is None else w.arrival_scv for w in kept]
+    queues = sorted(set(c2)) or [arrival_scv]
     models = tuple(sorted({w.model for w in kept})) or tuple(known[:1])
     cv = max(gpu.service_cv(m) for gpu in gpus for m in models if m in gpu.model.models)
     tables = build_tables(gpus, models, queues, level=level, service_cv=cv)
@@ -247,7 +247,7 @@ def _reject_hopeless(problem: Problem) -> None:
             problem.rejected.append(_why(problem, w, most))
     keep = np.setdiff1d(np.arange(len(problem.workloads)), hopeless)
     problem.workloads = [problem.workloads[w] for w in keep.tolist()]
-    problem.burstiness = [problem.burstiness[w] for w in keep.tolist()]
+    problem.arrival_scv = [problem.arrival_scv[w] for w in keep.tolist()]
     problem.items, problem.alone, problem.bound = (
         pick(items, keep),
         problem.alone[:, keep],

@@ -47,10 +47,10 @@ def describe_reliefs(plan: ProvisionPlan, request: Request) -> list[str]:
 
 def _enough_ms(request: Request, workload: Workload, kind: GpuType) -> float | None:
     """The SLO at which all of it is planned on one GPU; None where that is far off."""
-    burstiness = request.burstiness_by_name()[workload.name]
+    arrival_scv = request.burstiness_by_name()[workload.name]
     most = kind.model.max_batch(workload.model)
     tries = [
-        Placement(workload.model, 1.0, cap, 0.0, workload.rate_per_s, burstiness)
+        Placement(workload.model, 1.0, cap, 0.0, workload.rate_per_s, arrival_scv)
         for cap in CAPS
         if cap <= most
     ]

@@ -217,7 +217,7 @@ def place(problem: Problem, group: Group, spare: float = 0.5) -> list[Placement]
         model = int(items.model[item])
         rate, c2 = 1e3 * float(items.rate[item]), problem.burstiness_of(item)
         batch = int(t.caps[group.option[k]])
-        busy, mean = group.utilisation[k], group.mean_batch[k]
+        utilisation, mean = group.utilisation[k], group.mean_batch[k]
         if units[k] != group.units[k]:
             args = (
                 group.kind,
@@ -228,9 +228,11 @@ def place(problem: Problem, group: Group, spare: float = 0.5) -> list[Placement]
                 rate / 1e3,
                 group.slowdown[k],
             )
-            busy, mean = lookup.behaviour(t, *args)
+            utilisation, mean = lookup.behaviour(t, *args)
         placements.append(
-            Placement(problem.models[model], units[k] / top, batch, 0.0, rate, c2, busy, mean)
+            Placement(
+                problem.models[model], units[k] / top, batch, 0.0, rate, c2, utilisation, mean
+            )
         )
     return placements
 

@@ -41,7 +41,7 @@ def replan(
     start: ProvisionPlan,
     workloads: Sequence[Workload],
     gpus: tuple[GpuType, ...],
-    burstiness: float,
+    arrival_scv: float,
     *,
     max_moves: int | None = None,
     level: float = LEVEL,
@@ -54,7 +54,7 @@ def replan(
     :class:`ConfigError` when ``start`` has a kind of GPU that is not offered.
     """
     running = _running(start, workloads, gpus)
-    problem = pose(workloads, gpus, burstiness, level=level, parts=running.parts)
+    problem = pose(workloads, gpus, arrival_scv, level=level, parts=running.parts)
     solver = ShareSolver(problem)
     # as when the running plan was made, or tables a hair off would move tenants that fit
     calibrate(problem, solver, level, split=False)
@@ -68,7 +68,7 @@ def replan(
     placed = check(problem, solver, [(g.kind, g.items) for g in groups], level)
     placed.unplaced.update(unplaced)
     placed = repair(placed, solver, level, moves)
-    answer = to_plan(within_stock(placed), burstiness)
+    answer = to_plan(within_stock(placed), arrival_scv)
     return replace(answer, moves=describe_moves(start, _ordered(start, answer)))
 
 

@@ -24,7 +24,7 @@ _WHOLE = 1e-6  # of a workload's rate: less than this is not left over
 def plan_types(
     workloads: Sequence[Workload],
     gpus: tuple[GpuType, ...],
-    burstiness: float,
+    arrival_scv: float,
     *,
     level: float = LEVEL,
     seed: int = 0,
@@ -34,7 +34,7 @@ def plan_types(
 
     def planned(offered: tuple[GpuType, ...]) -> ProvisionPlan:
         return _plan_left_over(
-            plan_igniterd(workloads, offered, burstiness, level=level, seed=seed),
+            plan_igniterd(workloads, offered, arrival_scv, level=level, seed=seed),
             workloads,
             gpus,
             level,
@@ -74,7 +74,7 @@ def _plan_left_over(
         if not left or not offered:
             return plan
         names = {w.name for w in left}
-        more = plan_igniterd(left, offered, plan.burstiness, level=level, seed=seed)
+        more = plan_igniterd(left, offered, plan.arrival_scv, level=level, seed=seed)
         kept = tuple(entry for entry in plan.infeasible if entry.workload not in names)
         needed = (
             None

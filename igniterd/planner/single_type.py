@@ -37,14 +37,14 @@ TRIED = 6
 def plan_igniterd(
     workloads: Sequence[Workload],
     gpus: tuple[GpuType, ...],
-    burstiness: float,
+    arrival_scv: float,
     *,
     level: float = LEVEL,
     seed: int = 0,
 ) -> ProvisionPlan:
     """The plan of igniterd's strategy."""
-    problem = pose(workloads, gpus, burstiness, level=level)
-    return to_plan(within_stock(solve(problem, level, seed)), burstiness)
+    problem = pose(workloads, gpus, arrival_scv, level=level)
+    return to_plan(within_stock(solve(problem, level, seed)), arrival_scv)
 
 
 def solve(problem: Problem, level: float, seed: int) -> Placed:
@@ -113,7 +113,7 @@ def within_stock(placed: Placed) -> Placed:
     return placed
 
 
-def to_plan(placed: Placed, burstiness: float) -> ProvisionPlan:
+def to_plan(placed: Placed, arrival_scv: float) -> ProvisionPlan:
     """The answer as records."""
     problem = placed.problem
     gpus = []
@@ -128,7 +128,13 @@ def to_plan(placed: Placed, burstiness: float) -> ProvisionPlan:
     bound, cost = lower_bounds(problem)
     needed = _needed_gpus(placed)
     return ProvisionPlan(
-        "igniterd", burstiness, tuple(gpus), (*problem.rejected, *out_of_stock), bound, cost, needed
+        "igniterd",
+        arrival_scv,
+        tuple(gpus),
+        (*problem.rejected, *out_of_stock),
+        bound,
+        cost,
+        needed,
     )
 
 
@@ -150,5 +156,5 @@ def _tenant(problem: Problem, item: int, p: Placement) -> PlannedTenant:
         round(1000 * p.delay_ms),
         p.mean_ms,
         p.p99_ms,
-        p.busy,
+        p.utilisation,
     )

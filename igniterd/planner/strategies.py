@@ -29,7 +29,7 @@ class Request:
 
     workloads: Sequence[Workload]
     gpus: tuple[GpuType, ...]
-    burstiness: float = 1.0
+    arrival_scv: float = 1.0
     level: float = LEVEL
     seed: int = 0
     start: ProvisionPlan | None = None
@@ -39,7 +39,7 @@ class Request:
     def burstiness_by_name(self) -> dict[str, float]:
         """Arrival process of every workload, by name."""
         return {
-            w.name: self.burstiness if w.burstiness is None else w.burstiness
+            w.name: self.arrival_scv if w.arrival_scv is None else w.arrival_scv
             for w in self.workloads
         }
 
@@ -58,7 +58,7 @@ def plan(
             own = plan_types(
                 request.workloads,
                 request.gpus,
-                request.burstiness,
+                request.arrival_scv,
                 level=request.level,
                 seed=request.seed,
             )
@@ -67,7 +67,7 @@ def plan(
                 request.start,
                 request.workloads,
                 request.gpus,
-                request.burstiness,
+                request.arrival_scv,
                 max_moves=request.max_moves,
                 level=request.level,
             )
@@ -112,7 +112,7 @@ def _on_one_kind(request: Request, gpu: GpuType, strategy: Strategy) -> Provisio
         )
     cost = None if gpu.price_per_hour is None else bound * gpu.price_per_hour
     needed = sum(seat.share for host in gpus for seat in host.tenants)
-    return ProvisionPlan(strategy, request.burstiness, gpus, rejected, bound, cost, needed)
+    return ProvisionPlan(strategy, request.arrival_scv, gpus, rejected, bound, cost, needed)
 
 
 _Answer = tuple[tuple[PlannedGpu, ...], tuple[Infeasible, ...], float]

@@ -34,7 +34,7 @@ _MEND_SHARES = (0.1, 0.3, 0.75)
 _MEND_LOADS = (0.12, 0.35, 0.65, 0.88)
 _GAIN_SHARES = (0.05, 0.15, 0.3, 0.5, 0.8)
 _GAIN_BATCHES = (1.0, 3.0, 8.0, 24.0)
-_GAIN_DUTY = 0.85
+_GAIN_UTILISATION = 0.85
 """How busy the neighbour is when its gain is taken: what tenants with the least share they need
 mostly are."""
 _GAIN_OVER = 8
@@ -44,13 +44,13 @@ _GAIN_OVER = 8
 def build_tables(
     gpus: Sequence[GpuType],
     models: Sequence[str],
-    burstiness: Sequence[float],
+    arrival_scv: Sequence[float],
     *,
     level: float,
     service_cv: float,
 ) -> Tables:
     """Tables for ``models`` (the order is their number) on ``gpus``, under each of the arrival
-    processes ``burstiness``.
+    processes ``arrival_scv``.
 
     A model that a kind of GPU has no profile of takes for ever there. ``level``: of the upper bound
     of the service times.
@@ -69,9 +69,9 @@ def build_tables(
                     name, shares, (), most, level=level
                 )[1]
     log_shape = _shapes(curves)
-    queues = [_queue(caps, log_shape, c2, service_cv) for c2 in burstiness]
+    queues = [_queue(caps, log_shape, c2, service_cv) for c2 in arrival_scv]
     load = np.array(LOADS)
-    p99, busy, batch = (
+    p99, utilisation, batch = (
         np.stack([_finer(part, log_shape, load) for part in parts])
         for parts in zip(*queues, strict=True)
     )
@@ -85,8 +85,8 @@ def build_tables(
         _between(log_shape),
         _between(load),
         p99,
-        np.array([is_random(c2) for c2 in burstiness]),
-        busy,
+        np.array([is_random(c2) for c2 in arrival_scv]),
+        utilisation,
         batch,
         mend,
         mend_units,
@@ -98,11 +98,11 @@ def build_tables(
         np.array([gpu.units for gpu in gpus], dtype=np.int64),
         most_batch,
     )
-    _mend(tables, burstiness[0], service_cv)
+    _mend(tables, arrival_scv[0], service_cv)
     return tables
 
 
-def _mend(t: Tables, burstiness: float, service_cv: float) -> None:
+def _mend(t: Tables, arrival_scv: float, service_cv: float) -> None:
     """Compare the tables with the queue under the real curves, at a few points, and fill ``t.mend``
     with the ratios."""
     points = [
@@ -129,7 +129,7 @@ def _mend(t: Tables, burstiness: float, service_cv: float) -> None:
         np.array([rate for _, _, rate in cases]),
     )
     exact = response_times_threaded(
-        1e3 * rates, curves, batches=caps, service_cv=service_cv, burstiness=burstiness
+        1e3 * rates, curves, batches=caps, service_cv=service_cv, arrival_scv=arrival_scv
     )
     for (kind, model, e, g, c), rate, p99, ok in zip(
         points, rates.tolist(), exact.p99_ms.tolist(), exact.ok.tolist(), strict=True
@@ -173,12 +173,14 @@ def _finer(table: F64, log_shape: F64, load: F64) -> F64:
     return table
 
 
-def is_random(burstiness: float) -> bool:
+def is_random(arrival_scv: float) -> bool:
     """Whether an arrival process is nearer to Poisson than to constant arrivals."""
-    return burstiness >= 0.5
+    return arrival_scv >= 0.5
 
 
-def _queue(caps: I64, log_shape: F64, burstiness: float, service_cv: float) -> tuple[F64, F64, F64]:
+def _queue(
+    caps: I64, log_shape: F64, arrival_scv: float, service_cv: float
+) -> tuple[F64, F64, F64]:
     """P99 as ``Tables`` has it, utilisation and mean batch, each (X, R, C), of the unit curve s(b)
     = (x + b) / (x + 1)."""
     # at no load at all there is no queue to evaluate; the limit is reached well before
@@ -196,10 +198,10 @@ def _queue(caps: I64, log_shape: F64, burstiness: float, service_cv: float) -> t
     curves = (x[:, None] + np.arange(1, caps[-1] + 1)) / (x[:, None] + 1.0)
     rates = 1e3 * load * cap / curves[np.arange(cap.size), cap - 1]
     answer = response_times_threaded(
-        rates, curves, batches=cap, service_cv=service_cv, burstiness=burstiness
+        rates, curves, batches=cap, service_cv=service_cv, arrival_scv=arrival_scv
     )
     out = []
-    if is_random(burstiness):
+    if is_random(arrival_scv):
         scale = 1.0 / (1.0 - load)
     else:
         batches = (
@@ -231,11 +233,11 @@ def _gains(gpu: GpuType, models: Sequence[str], shares: F64, level: float) -> F6
                         other,
                         min(batch, float(gpu.model.max_batch(other))),
                         float(share),
-                        _GAIN_DUTY,
+                        _GAIN_UTILISATION,
                     )
                     gain[i, j, :, v, w] = (
                         _upper(gpu.model, own, shares, (beside,), over, level) / alone - 1.0
-                    ).mean(axis=1) / _GAIN_DUTY
+                    ).mean(axis=1) / _GAIN_UTILISATION
     return np.maximum(gain, 0.0)
 
 
@@ -245,7 +247,7 @@ def _overlap(gpu: GpuType, level: float) -> float:
     share = np.array([0.25])
     found = []
     for name in gpu.model.models:
-        beside = Tenant(name, min(3.0, float(gpu.model.max_batch(name))), 0.25, _GAIN_DUTY)
+        beside = Tenant(name, min(3.0, float(gpu.model.max_batch(name))), 0.25, _GAIN_UTILISATION)
         alone, one, three = (
             float(_upper(gpu.model, name, share, [beside] * n, 1, level)[0, 0]) for n in (0, 1, 3)
         )

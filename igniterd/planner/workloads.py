@@ -34,15 +34,15 @@ ARRIVALS = {"constant": 0.0, "poisson": 1.0}
 class Workload:
     """One stream of requests to one model.
 
-    ``burstiness`` is the squared coefficient of variation of the gaps between arrivals: 0 constant,
-    1 Poisson, above 1 bursty; ``None`` takes the plan's.
+    ``arrival_scv`` is the squared coefficient of variation of the gaps between arrivals: 0
+    constant, 1 Poisson, above 1 bursty; ``None`` takes the plan's.
     """
 
     name: str
     model: str
     slo_p99_ms: float
     rate_per_s: float
-    burstiness: float | None = None
+    arrival_scv: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ class Measured:
     executed."""
 
     means: tuple[Mean, ...]
-    busy: tuple[float, ...]
+    utilisation: tuple[float, ...]
     drawn: Drawn
     took_s: float
 

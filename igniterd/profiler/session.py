@@ -336,7 +336,7 @@ class Session:
                 f"{helped} was faster beside another than alone, twice: this co-run is left out"
             )
             return
-        for tenant, part in zip(run, measured.busy, strict=True):
+        for tenant, part in zip(run, measured.utilisation, strict=True):
             if part < _IDLE_PART:
                 self._listener.say(
                     f"{tenant.model} executed only {100 * part:.0f} % of the time: requests do "

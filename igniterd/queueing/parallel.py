@@ -40,7 +40,7 @@ def map_threads(solve: Callable[[T], R], rows: Sequence[T]) -> list[R]:
 
 
 def response_times_threaded(
-    rates_per_s: F64, curves_ms: F64, *, batches: I64, service_cv: float, burstiness: float
+    rates_per_s: F64, curves_ms: F64, *, batches: I64, service_cv: float, arrival_scv: float
 ) -> TailRows:
     """:func:`igniterd.queueing.tail.response_times` for (R,) rates, (R, B) curves and (R,) largest
     batches, without a queue delay."""
@@ -51,7 +51,7 @@ def response_times_threaded(
             curves_ms[rows],
             batches=batches[rows],
             service_cv=service_cv,
-            burstiness=burstiness,
+            arrival_scv=arrival_scv,
         )
 
     workers = _workers(rates_per_s.size)

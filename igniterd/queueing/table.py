@@ -30,7 +30,7 @@ def build() -> F32:
     loads, caps = np.array(LOADS), np.array(CAPS)
     load, cap = (grid.ravel() for grid in np.meshgrid(loads, caps, indexing="ij"))
     out = np.empty((2, len(BURSTS), len(SHAPES), loads.size, caps.size))
-    for q, burstiness in enumerate(BURSTS):
+    for q, arrival_scv in enumerate(BURSTS):
         for i, x in enumerate(SHAPES):
             curve = (x + np.arange(1, caps[-1] + 1)) / (x + 1.0)
             found = response_times(
@@ -38,7 +38,7 @@ def build() -> F32:
                 curve,
                 batches=cap,
                 service_cv=SERVICE_CV,
-                burstiness=burstiness,
+                arrival_scv=arrival_scv,
             )
             out[0, q, i] = np.log(found.p99_ms * (1.0 - load)).reshape(loads.size, caps.size)
             out[1, q, i] = found.mean_batch.reshape(loads.size, caps.size)
@@ -54,10 +54,10 @@ def shipped() -> F32:
 
 
 @lru_cache(maxsize=32)
-def queue_table(burstiness: float) -> QueueTable:
-    """The batcher under arrivals of this burstiness (as for
+def queue_table(arrival_scv: float) -> QueueTable:
+    """The batcher under arrivals of this arrival_scv (as for
     :func:`igniterd.queueing.tail.response_time`), interpolated in its log(1 + ·)."""
-    place = float(np.interp(np.log1p(burstiness), np.log1p(BURSTS), np.arange(len(BURSTS))))
+    place = float(np.interp(np.log1p(arrival_scv), np.log1p(BURSTS), np.arange(len(BURSTS))))
     low = min(int(place), len(BURSTS) - 2)
     table = shipped()[:, low] + (shipped()[:, low + 1] - shipped()[:, low]) * np.float32(
         place - low

@@ -45,7 +45,7 @@ MAX_BATCH = 512
 SERVICE_CV = 0.1
 """Coefficient of variation of one service time where none was measured."""
 MAX_CV = 1.0
-MAX_BURSTINESS = 100.0
+MAX_SCV = 100.0
 MAX_INSTANCES = 64
 _QUANTILES = (0.5, 0.95, 0.99)
 
@@ -132,7 +132,7 @@ class _Case(NamedTuple):
 
     cv: float
     instances: int
-    burstiness: float
+    arrival_scv: float
 
 
 def response_time(
@@ -142,18 +142,18 @@ def response_time(
     service_cv: float = SERVICE_CV,
     max_queue_delay_ms: float = 0.0,
     instances: int = 1,
-    burstiness: float = 1.0,
+    arrival_scv: float = 1.0,
 ) -> TailResult:
     """Response time for open arrivals of ``rate_per_s``.
 
     ``service_ms``, shape (B,): mean service time of batches 1..B, B the largest batch.
-    ``service_cv``: coefficient of variation of one service time (0 to 1). ``burstiness``: squared
+    ``service_cv``: coefficient of variation of one service time (0 to 1). ``arrival_scv``: squared
     coefficient of variation of the times between arrivals (0 constant, 1 Poisson, above 1 bursty:
     hyperexponential with two phases of balanced means). Never raises for what the numbers are:
     ``status`` and ``message`` say what is wrong.
     """
     service = np.ascontiguousarray(service_ms, dtype=np.float64)
-    case = _Case(service_cv, instances, burstiness)
+    case = _Case(service_cv, instances, arrival_scv)
     problem = _problem(rate_per_s, service, max_queue_delay_ms, case)
     if problem:
         return TailResult(TailStatus.BAD_INPUT, message=problem)
@@ -183,7 +183,7 @@ def response_times(
     service_cv: float = SERVICE_CV,
     max_queue_delay_ms: ArrayLike = 0.0,
     instances: int = 1,
-    burstiness: float = 1.0,
+    arrival_scv: float = 1.0,
 ) -> TailRows:
     """Many evaluations in one call; rates, curves, batch limits and delays broadcast over the rows.
 
@@ -201,7 +201,7 @@ def response_times(
     n = np.broadcast_shapes(rates.shape, delays.shape, limits.shape, curves.shape[:1])
     rates, delays, limits = _spread(rates, n), _spread(delays, n), _spread(limits, n)
     curves = _spread(curves, (*n, most))
-    case = _Case(service_cv, instances, burstiness)
+    case = _Case(service_cv, instances, arrival_scv)
     for row in range(rates.size):
         if not 1 <= limits[row] <= most:
             raise ValueError(
@@ -250,10 +250,10 @@ def _distribution(
         return None
     if case.instances > 1 or (delay > 0.0 and service.size > 1):
         return _drawn(rate_per_ms, service, delay, case)
-    if 0.0 < case.burstiness < 1.0:
+    if 0.0 < case.arrival_scv < 1.0:
         smooth, random = (_chain(rate_per_ms, service, case.cv, scv) for scv in (0.0, 1.0))
-        return _between(smooth, random, case.burstiness)
-    return _chain(rate_per_ms, service, case.cv, case.burstiness)
+        return _between(smooth, random, case.arrival_scv)
+    return _chain(rate_per_ms, service, case.cv, case.arrival_scv)
 
 
 _times = lru_cache(maxsize=4)(drawn.draw_times)
@@ -262,7 +262,7 @@ _factors = lru_cache(maxsize=4)(drawn.draw_factors)
 
 def _drawn(rate: float, service: F64, delay: float, case: _Case) -> _Distribution:
     requests = drawn.requests_for(rate * service[-1] / (service.size * case.instances))
-    times, factors = _times(requests, float(case.burstiness)), _factors(requests, float(case.cv))
+    times, factors = _times(requests, float(case.arrival_scv)), _factors(requests, float(case.cv))
     cdf, step, mean, utilisation, batch = drawn.tail_drawn(
         rate, service, delay, case.instances, times, factors
     )
@@ -322,8 +322,8 @@ def _problem(rate: float, service: F64, delay: float, case: _Case) -> str:
             f"instances is {case.instances}: give 1 to {MAX_INSTANCES}",
         ),
         (
-            0.0 <= case.burstiness <= MAX_BURSTINESS,
-            f"burstiness is {case.burstiness}: give 0 (constant) to {MAX_BURSTINESS:g}",
+            0.0 <= case.arrival_scv <= MAX_SCV,
+            f"arrival_scv is {case.arrival_scv}: give 0 (constant) to {MAX_SCV:g}",
         ),
     )
     return next((message for good, message in checks if not good), "")

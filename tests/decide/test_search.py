@@ -153,7 +153,7 @@ def test_several_instances_are_planned_for_as_several() -> None:
     two = find(PREDICTOR, [demand("resnet50", 150.0, 60.0, instances=2)])
     assert two.feasible
     assert two.allocations["resnet50"].instances == 2
-    assert two.served["resnet50"].busy < one.served["resnet50"].busy
+    assert two.served["resnet50"].utilisation < one.served["resnet50"].utilisation
 
 
 def test_limits_on_shares_and_batches_are_kept() -> None:

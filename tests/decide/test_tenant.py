@@ -28,9 +28,9 @@ def settled(demand: Demand, growth: float = 1.0) -> TenantSearch | None:
 @settings(max_examples=30, deadline=None)
 @given(st.floats(20.0, 500.0), st.floats(12.0, 120.0), st.floats(1.0, 8.0))
 def test_what_is_settled_holds_by_the_queue_and_half_of_it_does_not(
-    rate: float, slo: float, burstiness: float
+    rate: float, slo: float, arrival_scv: float
 ) -> None:
-    demand = Demand("r", "resnet50", rate, slo, min_share=0.025, burstiness=burstiness)
+    demand = Demand("r", "resnet50", rate, slo, min_share=0.025, arrival_scv=arrival_scv)
     tenant = settled(demand)
     if tenant is None:
         best = min(

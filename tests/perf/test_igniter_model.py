@@ -85,8 +85,10 @@ def test_power_above_the_limit_slows_the_clock(igniter: IgniterModel) -> None:
 def test_an_idle_neighbour_costs_nothing_and_a_half_busy_one_less_than_a_busy_one(
     igniter: IgniterModel,
 ) -> None:
-    def beside(duty: float) -> float:
-        return igniter.predict([Tenant("ssd", 4, 0.4), Tenant("vgg19", 8, 0.5, duty)])[0].latency_ms
+    def beside(utilisation: float) -> float:
+        return igniter.predict([Tenant("ssd", 4, 0.4), Tenant("vgg19", 8, 0.5, utilisation)])[
+            0
+        ].latency_ms
 
     assert beside(0.0) == pytest.approx(igniter.predict([Tenant("ssd", 4, 0.4)])[0].latency_ms)
     assert beside(0.0) < beside(0.5) < beside(1.0)

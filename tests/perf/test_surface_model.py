@@ -77,7 +77,9 @@ def test_curves_predictions_and_the_kernel_say_the_same(case: list[Tenant], larg
     out = np.empty((len(case), 2))
     who = np.array([MODELS.index(t.model) for t in case])
     MODEL.latencies_ms(
-        who, *(np.array([getattr(t, f) for t in case]) for f in ("batch", "share", "duty")), out
+        who,
+        *(np.array([getattr(t, f) for t in case]) for f in ("batch", "share", "utilisation")),
+        out,
     )
     assert out[:, 0] == pytest.approx([p.latency_ms for p in MODEL.predict(case)])
 

@@ -49,14 +49,14 @@ def check(answer: ProvisionPlan, workloads: list[Workload], gpu: GpuType) -> Non
 
 
 @pytest.mark.parametrize(
-    ("burstiness", "kind", "most"), [(0.0, Kind.CONSTANT, 6), (1.0, Kind.POISSON, 8)]
+    ("arrival_scv", "kind", "most"), [(0.0, Kind.CONSTANT, 6), (1.0, Kind.POISSON, 8)]
 )
 def test_the_papers_workloads_hold_in_replay(
-    v100: GpuType, v100_workloads: tuple[Workload, ...], burstiness: Any, kind: Any, most: Any
+    v100: GpuType, v100_workloads: tuple[Workload, ...], arrival_scv: Any, kind: Any, most: Any
 ) -> None:
     """Against the measured tables, which the plan's model has never seen, on seeds that nothing was
     chosen by."""
-    answer = plan(Request(v100_workloads, (v100,), burstiness))
+    answer = plan(Request(v100_workloads, (v100,), arrival_scv))
     check(answer, list(v100_workloads), v100)
     assert len(answer.gpus) <= most
     gpus = replicas_of(answer)
@@ -177,8 +177,8 @@ def test_mending_does_not_scatter_tenants(
 def test_arrivals_of_their_own(v100: GpuType) -> None:
     """Bursty traffic needs more than Poisson, and Poisson more than constant."""
     needed = []
-    for burstiness in (0.0, 1.0, 4.0):
-        answer = plan(Request([Workload("A", "resnet50", 30, 300, burstiness)], (v100,), 1.0))
+    for arrival_scv in (0.0, 1.0, 4.0):
+        answer = plan(Request([Workload("A", "resnet50", 30, 300, arrival_scv)], (v100,), 1.0))
         needed.append(answer.needed_gpus)
     assert needed[0] < needed[1] < needed[2]
 

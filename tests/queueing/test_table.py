@@ -18,16 +18,16 @@ def straight(x: float, largest: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("x", "load", "cap", "burstiness"),
+    ("x", "load", "cap", "arrival_scv"),
     [(1.0, 0.62, 8, 1.0), (10.0, 0.82, 32, 4.0), (0.3, 0.93, 4, 0.0), (30.0, 0.16, 2, 16.0)],
 )
 def test_the_shipped_table_is_what_the_queue_says(
-    x: float, load: float, cap: int, burstiness: float
+    x: float, load: float, cap: int, arrival_scv: float
 ) -> None:
     curve = straight(x, cap)
-    exact = response_time(1e3 * load * cap / curve[cap], curve[1:], burstiness=burstiness)
+    exact = response_time(1e3 * load * cap / curve[cap], curve[1:], arrival_scv=arrival_scv)
     at = (
-        guess.BURSTS.index(burstiness),
+        guess.BURSTS.index(arrival_scv),
         guess.SHAPES.index(x),
         guess.LOADS.index(load),
         guess.CAPS.index(cap),
@@ -46,13 +46,13 @@ def test_the_shipped_table_is_what_the_queue_says(
     st.floats(1.0, 12.0),
 )
 def test_guesses_are_near_the_queue_for_real_models(
-    name: str, share: float, cap: int, load: float, burstiness: float
+    name: str, share: float, cap: int, load: float, arrival_scv: float
 ) -> None:
     curve = MODEL.service_curve_ms(name, share, (), 32)[1]
     rate = load * cap / curve[cap - 1]
-    exact = response_time(1e3 * rate, curve[:cap], burstiness=burstiness)
+    exact = response_time(1e3 * rate, curve[:cap], arrival_scv=arrival_scv)
     p99_ms, busy, batch = kernel.evaluate(
-        guess.queue_table(burstiness), np.append(1.0, curve), cap, rate
+        guess.queue_table(arrival_scv), np.append(1.0, curve), cap, rate
     )
     assert p99_ms == pytest.approx(exact.p99_ms, rel=0.2)
     assert busy == pytest.approx(exact.utilisation, abs=0.25)

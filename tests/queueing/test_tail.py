@@ -50,23 +50,23 @@ def test_constant_service_one_at_a_time_is_m_d_1(load: float) -> None:
         assert r.attainment(4.0 + t) == pytest.approx(exact, abs=0.006)
 
 
-@pytest.mark.parametrize("burstiness", [0.0, 2.0, 9.0])
+@pytest.mark.parametrize("arrival_scv", [0.0, 2.0, 9.0])
 @pytest.mark.parametrize("load", [0.4, 0.8])
-def test_exponential_service_behind_any_arrivals_is_g_m_1(burstiness: float, load: float) -> None:
+def test_exponential_service_behind_any_arrivals_is_g_m_1(arrival_scv: float, load: float) -> None:
     """The response of G/M/1 is exponential with rate mu (1 - sigma), sigma the root of sigma =
     A*(mu (1 - sigma))."""
     mu, rate = 0.25, 0.25 * load
 
     def transform(t: float) -> float:
-        if burstiness == 0.0:
+        if arrival_scv == 0.0:
             return math.exp(-t / rate)
-        p = 0.5 * (1 + math.sqrt((burstiness - 1) / (burstiness + 1)))
+        p = 0.5 * (1 + math.sqrt((arrival_scv - 1) / (arrival_scv + 1)))
         return p * 2 * p * rate / (2 * p * rate + t) + (1 - p) * 2 * (1 - p) * rate / (
             2 * (1 - p) * rate + t
         )
 
     sigma = brentq(lambda x: transform(mu * (1 - x)) - x, 0.0, 1.0 - 1e-6)
-    r = response_time(1000.0 * rate, [4.0], service_cv=1.0, burstiness=burstiness)
+    r = response_time(1000.0 * rate, [4.0], service_cv=1.0, arrival_scv=arrival_scv)
     assert r.mean_ms == pytest.approx(1 / (mu * (1 - sigma)), rel=0.015)
     assert r.p99_ms == pytest.approx(math.log(100) / (mu * (1 - sigma)), rel=0.015)
 
@@ -87,17 +87,20 @@ def test_exponential_batches_of_one_length_are_m_m_1_b(largest: int, load: float
 
 
 def test_constant_everything_below_capacity_waits_for_nothing() -> None:
-    r = response_time(240.0, [4.0, 5.0], service_cv=0.0, burstiness=0.0)
+    r = response_time(240.0, [4.0, 5.0], service_cv=0.0, arrival_scv=0.0)
     assert r.p99_ms == pytest.approx(4.0, rel=0.02)
     assert r.mean_batch == pytest.approx(1.0)
     assert r.utilisation == pytest.approx(0.96, rel=0.01)
 
 
 CASES = [
-    # largest, a, b: service a + b n; load; dispersion; burstiness
+    # largest, a, b: service a + b n; load; dispersion; arrival_scv
     (1, 4.0, 0.0, 0.7, 0.1, 0.0),
     (4, 3.0, 1.0, 0.8, 0.1, 0.0),
     (16, 4.0, 0.5, 0.6, 0.2, 0.0),
+    # constant arrivals that hardly ever wait, and batches of up to 32 that never form
+    (32, 10.5, 31.0, 0.56, 0.1, 0.0),
+    (32, 10.5, 31.0, 0.71, 0.1, 0.0),
     (4, 3.0, 1.0, 0.3, 0.05, 1.0),
     (8, 1.0, 2.0, 0.7, 0.1, 1.0),
     (8, 4.0, 0.5, 0.5, 0.3, 1.0),
@@ -109,16 +112,16 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("largest", "a", "b", "load", "cv", "burstiness"), CASES)
+@pytest.mark.parametrize(("largest", "a", "b", "load", "cv", "arrival_scv"), CASES)
 def test_it_is_what_events_one_by_one_come_to(
-    largest: int, a: float, b: float, load: float, cv: float, burstiness: float
+    largest: int, a: float, b: float, load: float, cv: float, arrival_scv: float
 ) -> None:
     """Median and P99 within 2 % of 1.5 million simulated requests (the simulation itself is good to
     about 0.7 %)."""
     curve = a + b * np.arange(1.0, largest + 1)
     rate = load * largest / curve[-1]
-    told = response_time(1000 * rate, curve, service_cv=cv, burstiness=burstiness)
-    seen, busy, batch = simulated(rate, curve, cv, 0.0, burstiness, 1_500_000)
+    told = response_time(1000 * rate, curve, service_cv=cv, arrival_scv=arrival_scv)
+    seen, busy, batch = simulated(rate, curve, cv, 0.0, arrival_scv, 1_500_000)
     assert told.p50_ms == pytest.approx(np.quantile(seen, 0.5), rel=0.02)
     assert told.p99_ms == pytest.approx(np.quantile(seen, 0.99), rel=0.02)
     assert told.mean_ms == pytest.approx(seen.mean(), rel=0.015)
@@ -127,7 +130,7 @@ def test_it_is_what_events_one_by_one_come_to(
 
 
 @pytest.mark.parametrize(
-    ("largest", "load", "cv", "delay", "burstiness"),
+    ("largest", "load", "cv", "delay", "arrival_scv"),
     [
         (4, 0.3, 0.05, 2.0, 1.0),
         (8, 0.5, 0.3, 1.5, 1.0),
@@ -137,7 +140,7 @@ def test_it_is_what_events_one_by_one_come_to(
     ],
 )
 def test_with_a_delay_what_is_drawn_is_enough(
-    largest: int, load: float, cv: float, delay: float, burstiness: float
+    largest: int, load: float, cv: float, delay: float, arrival_scv: float
 ) -> None:
     """Against many more requests of the same rule, which tests/queueing/test_batcher.py checks."""
     curve = 3.0 + np.arange(1.0, largest + 1)
@@ -147,9 +150,9 @@ def test_with_a_delay_what_is_drawn_is_enough(
         curve,
         service_cv=cv,
         max_queue_delay_ms=delay * curve[0],
-        burstiness=burstiness,
+        arrival_scv=arrival_scv,
     )
-    seen, busy, batch = simulated(rate, curve, cv, delay * curve[0], burstiness, 1_500_000)
+    seen, busy, batch = simulated(rate, curve, cv, delay * curve[0], arrival_scv, 1_500_000)
     assert told.p50_ms == pytest.approx(np.quantile(seen, 0.5), rel=0.02)
     assert told.p99_ms == pytest.approx(np.quantile(seen, 0.99), rel=0.04)
     assert told.utilisation == pytest.approx(busy, rel=0.01)
@@ -161,10 +164,10 @@ def test_one_at_a_time_a_delay_has_no_effect() -> None:
 
 
 def simulated(
-    rate: float, curve: np.ndarray, cv: float, delay: float, burstiness: float, requests: int
+    rate: float, curve: np.ndarray, cv: float, delay: float, arrival_scv: float, requests: int
 ) -> tuple[np.ndarray, float, float]:
     """Response times, utilisation and mean batch of an event-by-event simulation; rate per ms."""
-    times = np.cumsum(gaps_s(np.random.default_rng(7), requests, rate, burstiness))
+    times = np.cumsum(gaps_s(np.random.default_rng(7), requests, rate, arrival_scv))
     solo = np.concatenate([[0.0], curve])[None, :]
     latency, busy, batches = np.empty(requests), np.zeros(1), np.zeros(1, dtype=np.int64)
     offsets, none = np.array([0, requests]), np.zeros((1, 1, curve.size + 1, curve.size + 1))
@@ -186,34 +189,36 @@ def simulated(
     return latency, float(busy[0] / times[-1]), requests / int(batches[0])
 
 
-@pytest.mark.parametrize("burstiness", [0.25, 0.5])
-def test_between_constant_and_poisson_it_interpolates(burstiness: float) -> None:
+@pytest.mark.parametrize("arrival_scv", [0.25, 0.5])
+def test_between_constant_and_poisson_it_interpolates(arrival_scv: float) -> None:
     """Smoother than Poisson (gamma gaps): percentiles are interpolated, which is good to a few
     percent."""
     curve = 3.0 + np.arange(1.0, 9.0)
     rate = 0.6 * 8 / curve[-1]
-    told = response_time(1000 * rate, curve, burstiness=burstiness)
-    seen, *_ = simulated(rate, curve, 0.1, 0.0, burstiness, 500_000)
+    told = response_time(1000 * rate, curve, arrival_scv=arrival_scv)
+    seen, *_ = simulated(rate, curve, 0.1, 0.0, arrival_scv, 500_000)
     assert told.p50_ms == pytest.approx(np.quantile(seen, 0.5), rel=0.04)
     assert told.p99_ms == pytest.approx(np.quantile(seen, 0.99), rel=0.06)
 
 
 @pytest.mark.parametrize(
-    ("instances", "burstiness", "delay"), [(2, 1.0, 0.0), (3, 0.5, 4.0), (4, 4.0, 0.0)]
+    ("instances", "arrival_scv", "delay"), [(2, 1.0, 0.0), (3, 0.5, 4.0), (4, 4.0, 0.0)]
 )
 def test_one_instance_is_not_several_in_one(
-    instances: int, burstiness: float, delay: float
+    instances: int, arrival_scv: float, delay: float
 ) -> None:
     """Several instances share a queue: better than each with its part of the load, worse than one
     that many times faster."""
     curve = 4.0 + 0.5 * np.arange(1.0, 9.0)
     rate = 0.7 * instances * 8 / curve[-1] * 1000
     together = response_time(
-        rate, curve, instances=instances, burstiness=burstiness, max_queue_delay_ms=delay
+        rate, curve, instances=instances, arrival_scv=arrival_scv, max_queue_delay_ms=delay
     )
-    apart = response_time(rate / instances, curve, burstiness=burstiness, max_queue_delay_ms=delay)
+    apart = response_time(
+        rate / instances, curve, arrival_scv=arrival_scv, max_queue_delay_ms=delay
+    )
     faster = response_time(
-        rate, curve / instances, burstiness=burstiness, max_queue_delay_ms=delay / instances
+        rate, curve / instances, arrival_scv=arrival_scv, max_queue_delay_ms=delay / instances
     )
     assert faster.p99_ms < together.p99_ms < apart.p99_ms
     assert together.quantile(0.5) == together.p50_ms
@@ -252,7 +257,7 @@ def test_overload_is_said() -> None:
         ({"service_ms": [1.0, -2.0]}, "batch 2 is -2"),
         ({"service_cv": 1.5}, "service_cv is 1.5"),
         ({"max_queue_delay_ms": -1.0}, "max_queue_delay_ms is -1"),
-        ({"burstiness": -1.0}, "burstiness is -1"),
+        ({"arrival_scv": -1.0}, "arrival_scv is -1"),
         ({"instances": 0}, "instances is 0"),
     ],
 )
@@ -280,10 +285,10 @@ curves = st.builds(
     st.sampled_from([0.0, 0.5, 1.0, 3.0]),
 )
 def test_percentiles_are_ordered_and_above_the_service(
-    curve: np.ndarray, load: float, cv: float, delay: float, burstiness: float
+    curve: np.ndarray, load: float, cv: float, delay: float, arrival_scv: float
 ) -> None:
     rate = 1000.0 * load * curve.size / curve[-1]
-    r = response_time(rate, curve, service_cv=cv, max_queue_delay_ms=delay, burstiness=burstiness)
+    r = response_time(rate, curve, service_cv=cv, max_queue_delay_ms=delay, arrival_scv=arrival_scv)
     assert r.success
     assert r.p50_ms <= r.p95_ms <= r.p99_ms
     # percentiles are interpolated between the nodes of the distribution
@@ -296,10 +301,10 @@ def test_percentiles_are_ordered_and_above_the_service(
 @settings(max_examples=30, deadline=None)
 @given(curves, st.floats(0.05, 0.9), st.sampled_from([1.0, 3.0]))
 def test_more_load_never_shortens_the_tail(
-    curve: np.ndarray, load: float, burstiness: float
+    curve: np.ndarray, load: float, arrival_scv: float
 ) -> None:
     rate = 1000.0 * load * curve.size / curve[-1]
-    less, more = (response_time(r, curve, burstiness=burstiness) for r in (rate, rate * 1.05))
+    less, more = (response_time(r, curve, arrival_scv=arrival_scv) for r in (rate, rate * 1.05))
     assert more.p99_ms >= less.p99_ms * 0.997
     assert more.mean_ms >= less.mean_ms * 0.998
 
@@ -307,10 +312,12 @@ def test_more_load_never_shortens_the_tail(
 @settings(max_examples=30, deadline=None)
 @given(curves, st.floats(0.05, 0.9), st.sampled_from([1.0, 3.0]))
 def test_burstier_arrivals_never_shorten_the_tail(
-    curve: np.ndarray, load: float, burstiness: float
+    curve: np.ndarray, load: float, arrival_scv: float
 ) -> None:
     rate = 1000.0 * load * curve.size / curve[-1]
-    less, more = (response_time(rate, curve, burstiness=b) for b in (burstiness, burstiness * 1.5))
+    less, more = (
+        response_time(rate, curve, arrival_scv=b) for b in (arrival_scv, arrival_scv * 1.5)
+    )
     assert more.p99_ms >= less.p99_ms * 0.99
 
 
@@ -326,15 +333,15 @@ def test_rows_are_the_single_evaluations() -> None:
 
 
 @pytest.mark.parametrize("instances", [1, 2])
-@pytest.mark.parametrize("burstiness", [1.0, 4.0])
+@pytest.mark.parametrize("arrival_scv", [1.0, 4.0])
 @pytest.mark.parametrize("delay_ms", [0.0, 5.0])
 @pytest.mark.parametrize("rate_per_s", [1e-3, 1e-8, 1e-30, 1e-310])
 def test_a_rate_that_is_nearly_forgotten_is_that_of_a_request_alone(
-    instances: int, burstiness: float, delay_ms: float, rate_per_s: float
+    instances: int, arrival_scv: float, delay_ms: float, rate_per_s: float
 ) -> None:
     """As of a model that nobody has asked for hours: every figure must still be one."""
     service = np.linspace(20.0, 80.0, 8)
-    asked = {"max_queue_delay_ms": delay_ms, "instances": instances, "burstiness": burstiness}
+    asked = {"max_queue_delay_ms": delay_ms, "instances": instances, "arrival_scv": arrival_scv}
     found, rare = response_time(rate_per_s, service, **asked), response_time(1e-3, service, **asked)
     assert found.success
     assert found.mean_batch == pytest.approx(1.0, abs=1e-3)

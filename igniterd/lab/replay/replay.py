@@ -42,12 +42,12 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """How requests come. ``burstiness`` is the squared coefficient of variation of the gaps of
+    """How requests come. ``arrival_scv`` is the squared coefficient of variation of the gaps of
     ``bursty`` arrivals: hyperexponential with two phases of balanced means. ``trace`` has the
     arrival times (s, from 0) of each workload."""
 
     kind: Kind = Kind.POISSON
-    burstiness: float = BURSTY
+    arrival_scv: float = BURSTY
     trace: Mapping[str, F64] = field(default_factory=dict)
 
 
@@ -178,15 +178,15 @@ def read_trace(path: Path) -> dict[str, F64]:
     return {name: np.sort(np.asarray(times)) for name, times in found.items()}
 
 
-def gaps_s(rng: np.random.Generator, count: int, rate_per_s: float, burstiness: float) -> F64:
-    """Times (s) between arrivals whose squared coefficient of variation is ``burstiness``: 0
+def gaps_s(rng: np.random.Generator, count: int, rate_per_s: float, arrival_scv: float) -> F64:
+    """Times (s) between arrivals whose squared coefficient of variation is ``arrival_scv``: 0
     constant, below 1 gamma, 1 Poisson, above 1 hyperexponential with two phases of balanced means.
     Shape (count,)."""
-    if burstiness == 0.0:
+    if arrival_scv == 0.0:
         return np.full(count, 1.0 / rate_per_s)
-    if burstiness <= 1.0:
-        return rng.gamma(1.0 / burstiness, burstiness / rate_per_s, count)
-    p = 0.5 * (1.0 + math.sqrt((burstiness - 1.0) / (burstiness + 1.0)))
+    if arrival_scv <= 1.0:
+        return rng.gamma(1.0 / arrival_scv, arrival_scv / rate_per_s, count)
+    p = 0.5 * (1.0 + math.sqrt((arrival_scv - 1.0) / (arrival_scv + 1.0)))
     scale = np.where(rng.random(count) < p, 0.5 / p, 0.5 / (1.0 - p)) / rate_per_s
     return scale * rng.standard_exponential(count)
 
@@ -199,8 +199,8 @@ def _check(
         problems.append(f"{len(gpus)} GPUs and {len(boards)} boards: give a board for each")
     if not (math.isfinite(duration_s) and duration_s > 0.0):
         problems.append(f"duration {duration_s} s: give a positive number of seconds")
-    if process.kind is Kind.BURSTY and not 1.0 < process.burstiness <= 1000.0:
-        problems.append(f"burstiness {process.burstiness}: give a number above 1 (1 is Poisson)")
+    if process.kind is Kind.BURSTY and not 1.0 < process.arrival_scv <= 1000.0:
+        problems.append(f"burstiness {process.arrival_scv}: give a number above 1 (1 is Poisson)")
     problems += [
         f"workload {r.workload}: rate {r.rate_per_s}/s, largest batch {r.max_batch_size}, delay "
         f"{r.max_queue_delay_us} us: "
@@ -265,12 +265,12 @@ def _times_ms(
     if process.kind is Kind.TRACE:
         return dealt[at] * 1e3
     rng = np.random.default_rng((seed, *at))
-    burstiness = {Kind.CONSTANT: 0.0, Kind.POISSON: 1.0}.get(process.kind, process.burstiness)
+    arrival_scv = {Kind.CONSTANT: 0.0, Kind.POISSON: 1.0}.get(process.kind, process.arrival_scv)
     expected = replica.rate_per_s * duration_s
-    count = int(expected + 8.0 * math.sqrt(expected * max(1.0, burstiness))) + 16
-    times = np.cumsum(gaps_s(rng, count, replica.rate_per_s, burstiness))
+    count = int(expected + 8.0 * math.sqrt(expected * max(1.0, arrival_scv))) + 16
+    times = np.cumsum(gaps_s(rng, count, replica.rate_per_s, arrival_scv))
     while times[-1] < duration_s:
-        more = np.cumsum(gaps_s(rng, count, replica.rate_per_s, burstiness)) + times[-1]
+        more = np.cumsum(gaps_s(rng, count, replica.rate_per_s, arrival_scv)) + times[-1]
         times = np.concatenate([times, more])
     # tenants do not march in step
     times -= rng.random() / replica.rate_per_s if process.kind is Kind.CONSTANT else 0.0

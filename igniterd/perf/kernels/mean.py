@@ -8,7 +8,7 @@ Arrays, all float64 unless said:
 ``transfer``   (models, 2): load and feedback time (ms) of one item
 ``floors``     (models,): GPU time (ms) of batch 1 with the whole GPU, the scale of a model's fixed cost
 ``weights``    (models, models, 4): of the features of one victim beside one neighbour; ``spreads`` (models, models, 4, 4) their covariance
-``who``        (n,) int64: model of each tenant; ``batch``, ``share``, ``duty`` (n,)
+``who``        (n,) int64: model of each tenant; ``batch``, ``share``, ``utilisation`` (n,)
 
 One neighbour j slows the execution of i by the ratio e = w0 + w1 floor_i / t_i + w2 s_j + w3 s_j
 log2(b_j / s_j) / 7, t_i the GPU time alone: a constant, a cost per batch, and what grows with the
@@ -114,9 +114,9 @@ def rank(parts: F64, order: I64) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def combined(parts: F64, duty: F64, order: I64) -> float:
-    """Expected slowdown by n neighbours, ``parts`` (n,) their e, ``duty`` (n,) the fraction of the
-    time each executes; see ``OVERLAP``.
+def combined(parts: F64, utilisation: F64, order: I64) -> float:
+    """Expected slowdown by n neighbours, ``parts`` (n,) their e, ``utilisation`` (n,) the fraction
+    of the time each executes; see ``OVERLAP``.
 
     ``order`` (n,) is from ``rank``. Exact for neighbours that execute independently: the largest of
     those executing is neighbour j when j executes and no larger one does. One neighbour costs d e;
@@ -125,9 +125,9 @@ def combined(parts: F64, duty: F64, order: I64) -> float:
     total, largest, none = 0.0, 0.0, 1.0
     for k in range(order.shape[0]):
         j = order[k]
-        total += duty[j] * parts[j]
-        largest += none * duty[j] * parts[j]
-        none *= 1.0 - duty[j]
+        total += utilisation[j] * parts[j]
+        largest += none * utilisation[j] * parts[j]
+        none *= 1.0 - utilisation[j]
     return largest + OVERLAP * (total - largest)
 
 
@@ -142,7 +142,7 @@ def latencies(
     who: I64,
     batch: F64,
     share: F64,
-    duty: F64,
+    utilisation: F64,
     out: F64,
 ) -> None:
     """Write (n, 2) into ``out``: latency with both transfers, and the time a batch occupies a
@@ -158,17 +158,17 @@ def latencies(
         for j in range(n):
             parts[j] = beside(weights[m, who[j]], x, share[j], crowd[j]) if j != i else 0.0
         rank(parts, order)
-        cycle = alone * (1.0 + combined(parts, duty, order)) + transfer[m, 1] * batch[i]
+        cycle = alone * (1.0 + combined(parts, utilisation, order)) + transfer[m, 1] * batch[i]
         out[i, 0] = cycle + transfer[m, 0] * batch[i]
         out[i, 1] = cycle
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def terms_of(
-    weights: F64, spreads: F64, near: I64, batch: F64, share: F64, duty: F64, out: F64
+    weights: F64, spreads: F64, near: I64, batch: F64, share: F64, utilisation: F64, out: F64
 ) -> None:
-    """Write (n, 6) into ``out``, one row a neighbour: duty d, and over the victim's x = floor /
-    alone its e and the variance of e.
+    """Write (n, 6) into ``out``, one row a neighbour: utilisation d, and over the victim's x =
+    floor / alone its e and the variance of e.
 
     e = out[1] + out[2] x, variance = out[3] + out[4] x + out[5] x^2. ``weights`` (models, 4),
     ``spreads`` (models, 4, 4): the victim's.
@@ -176,7 +176,7 @@ def terms_of(
     for j in range(near.shape[0]):
         w, v = weights[near[j]], spreads[near[j]]
         s, c = share[j], crowding(batch[j], share[j])
-        out[j, 0] = duty[j]
+        out[j, 0] = utilisation[j]
         out[j, 1] = max(w[0] + w[2] * s + w[3] * c, 0.0)
         out[j, 2] = max(w[1], 0.0)
         out[j, 3] = (

@@ -10,9 +10,9 @@ Interference-Aware GPU Resource Provisioning for Predictable DNN Inference in th
 
     0 F (MHz)   1 P (W)   2 p_idle (W)   3 alpha_f (MHz/W)   4 alpha_sch   5 beta_sch (ms/kernel)
 
-A neighbour with ``duty`` below 1 counts for the part of the time it executes: the result is the
+A neighbour with ``utilisation`` below 1 counts for the part of the time it executes: the result is the
 expectation over which neighbours are executing for (6) and (8), and (9) is taken at the expected
-power. At duty 1 these are the published equations.
+power. At utilisation 1 these are the published equations.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def service_of(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def latencies(
-    coef: F64, transfer: F64, board: F64, batch: F64, share: F64, duty: F64, out: F64
+    coef: F64, transfer: F64, board: F64, batch: F64, share: F64, utilisation: F64, out: F64
 ) -> None:
     """Write (n, 2) into ``out``: latency and loop time (ms) of each of n tenants on one GPU;
-    ``batch``, ``share``, ``duty`` are (n,)."""
+    ``batch``, ``share``, ``utilisation`` are (n,)."""
     n = batch.shape[0]
     state = np.empty((n, 3))
     pressure(coef, batch, share, state)
@@ -86,10 +86,10 @@ def latencies(
         power, l2, busy, idle = 0.0, 0.0, 0.0, 1.0
         for j in range(n):
             if j != i:
-                power += duty[j] * state[j, 1]
-                l2 += duty[j] * state[j, 2]
-                busy += duty[j]
-                idle *= 1.0 - duty[j]
+                power += utilisation[j] * state[j, 1]
+                l2 += utilisation[j] * state[j, 2]
+                busy += utilisation[j]
+                idle *= 1.0 - utilisation[j]
         out[i, 0], out[i, 1] = service_of(
             coef[i], transfer[i], board, batch[i], share[i], power, l2, busy, idle
         )

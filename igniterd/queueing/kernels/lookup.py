@@ -7,8 +7,8 @@ Queue. The response time of Triton's batcher with service times s(b) = s(1) + (b
 in units of s(1), on three numbers only: the shape x = (s(1) - beta)/beta, the largest batch B, and
 the load rho = rate s(B)/B. A real curve is not quite straight: beta is taken over the batches that
 form at that rate, see :func:`working`; what is still amiss is evaluated at a few points a model and
-mended by ``mend``. ``p99[., x, rho, B]`` holds P99 (1 - rho) / s(1), ``busy`` the utilisation and
-``mean_batch`` the mean batch; between their points they are interpolated linearly in log x and in
+mended by ``mend``. ``p99[., x, rho, B]`` holds P99 (1 - rho) / s(1), ``utilisation`` and
+``mean_batch`` say themselves; between their points they are interpolated linearly in log x and in
 rho. An *option* is one of the largest batches considered; queue delays are not.
 
 Neighbours. A neighbour that executes a fraction d of the time makes every batch 1 + d gain as long.
@@ -42,7 +42,7 @@ class Tables(NamedTuple):
     p99: F64  # (Q, X, R, O)
     # (Q,) whether arrivals are rather random than constant: the scale of ``p99``
     random: NDArray[np.bool_]
-    busy: F64  # (Q, X, R, O)
+    utilisation: F64  # (Q, X, R, O)
     mean_batch: F64  # (Q, X, R, O)
     # (K, M, E, G, O) what P99 is to be multiplied by for the real curve, at E sizes and G loads,
     # under the first arrival process
@@ -132,7 +132,7 @@ def behaviour(
         return 1.0, float(cap)
     i, fi = _place(t.log_shape, working(curve, cap, rate * stretch)[0])
     j, fj = _place(t.load, load)
-    return _read(t.busy[queue], i, fi, j, fj, c), _read(t.mean_batch[queue], i, fi, j, fj, c)
+    return _read(t.utilisation[queue], i, fi, j, fj, c), _read(t.mean_batch[queue], i, fi, j, fj, c)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -182,9 +182,9 @@ def calm_option(
             t.caps[c] <= t.most_batch[kind, model]
             and p99_ms(t, kind, queue, model, units, c, rate, stretch) <= goal
         ):
-            busy, mean = behaviour(t, kind, queue, model, units, c, rate, stretch)
-            if busy < least - 1e-3:
-                best, least, batch = c, busy, mean
+            utilisation, mean = behaviour(t, kind, queue, model, units, c, rate, stretch)
+            if utilisation < least - 1e-3:
+                best, least, batch = c, utilisation, mean
     if best < 0:
         best, _ = best_option(t, kind, queue, model, units, goal, rate, stretch, False)
         least, batch = behaviour(t, kind, queue, model, units, best, rate, stretch)

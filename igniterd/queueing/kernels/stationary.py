@@ -62,6 +62,29 @@ def _reach(rate: float, scv: float, service: F64, cv: float) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _reach_constant(rate: float, service: F64, cv: float) -> int:
+    """Largest batch that matters where arrivals are constant: 6 standard deviations above the batch
+    m that reproduces itself, m = rate s(m).
+
+    Of what a batch exceeds m by, the next one inherits the part g = rate s'(m). With the spread of
+    one service, and a half for where in its period it ends, the variance of batches is ((cv m)^2 +
+    1/4) / (1 - g^2).
+    """
+    largest = service.shape[0]
+    if rate * service[0] * (1.0 + 5.0 * cv + 6.0 * cv * cv) < 1.0:
+        return min(2, largest)
+    m = 1
+    while m < largest and rate * service[m - 1] > m:
+        m += 1
+    far = min(largest, 2 * m + 1)
+    g = rate * (service[far - 1] - service[m - 1]) / max(1, far - m)
+    if m == largest or g > 0.99:
+        return largest
+    sd = np.sqrt(((cv * m) ** 2 + 0.25) / (1.0 - g * g))
+    return min(largest, int(m + 6.0 * sd) + 2)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _fill(inside: F64, tilt: F64, out: F64) -> None:
     """Add to ``out`` requests spread from node 0 to node x, ``inside[x]`` a node on average, half
     at either end.
@@ -176,7 +199,7 @@ def layout(
     nodes of ages and of responses.
     """
     largest = service.shape[0]
-    used = _reach(rate, scv, service, cv)
+    used = _reach(rate, scv, service, cv) if scv > 0.0 else _reach_constant(rate, service, cv)
     slow = service[used - 1] * (1.0 + 5.0 * cv + 6.0 * cv * cv)
     span, end, decay = slow, 2.0 * slow, np.inf
     if used == largest:

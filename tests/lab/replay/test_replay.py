@@ -114,9 +114,9 @@ def test_every_request_is_served_no_sooner_than_alone(
 
 
 @pytest.mark.parametrize(
-    ("kind", "burstiness"), [(Kind.CONSTANT, 0.0), (Kind.POISSON, 1.0), (Kind.BURSTY, 4.0)]
+    ("kind", "arrival_scv"), [(Kind.CONSTANT, 0.0), (Kind.POISSON, 1.0), (Kind.BURSTY, 4.0)]
 )
-def test_one_tenant_alone_is_the_stationary_queue(kind: Kind, burstiness: float) -> None:
+def test_one_tenant_alone_is_the_stationary_queue(kind: Kind, arrival_scv: float) -> None:
     """Two ways to the same figures that share no code: events on the measured tables, and the chain
     of the oldest request's age."""
     replica = Replica("w", "resnet50", 250.0, 0.4, 8, 0, 60.0)
@@ -124,7 +124,7 @@ def test_one_tenant_alone_is_the_stationary_queue(kind: Kind, burstiness: float)
         [[replica]], [MeasuredBoard()], Arrivals(kind, 4.0), duration_s=3000.0, seed=3
     ).workloads[0]
     curve = [Truth.v100().solo_ms("resnet50", b, 0.4) for b in range(1, 9)]
-    told = response_time(250.0, curve, service_cv=0.05, burstiness=burstiness)
+    told = response_time(250.0, curve, service_cv=0.05, arrival_scv=arrival_scv)
     assert found.p50_ms == pytest.approx(told.p50_ms, rel=0.02)
     assert found.p99_ms == pytest.approx(told.p99_ms, rel=0.03)
     assert found.utilisation == pytest.approx(told.utilisation, rel=0.01)
@@ -179,11 +179,11 @@ def test_a_trace_is_dealt_out_by_the_rates(tmp_path: Path) -> None:
     assert [done.replicas[0][1].requests, done.replicas[1][0].requests] == [300, 600]
 
 
-@pytest.mark.parametrize("burstiness", [0.0, 0.4, 1.0, 4.0])
-def test_gaps_have_the_rate_and_burstiness_asked_for(burstiness: float) -> None:
-    gaps = gaps_s(np.random.default_rng(2), 400_000, 50.0, burstiness)
+@pytest.mark.parametrize("arrival_scv", [0.0, 0.4, 1.0, 4.0])
+def test_gaps_have_the_rate_and_burstiness_asked_for(arrival_scv: float) -> None:
+    gaps = gaps_s(np.random.default_rng(2), 400_000, 50.0, arrival_scv)
     assert gaps.mean() == pytest.approx(1 / 50.0, rel=0.02)
-    assert gaps.var() * 2500.0 == pytest.approx(burstiness, rel=0.05, abs=1e-9)
+    assert gaps.var() * 2500.0 == pytest.approx(arrival_scv, rel=0.05, abs=1e-9)
 
 
 def test_overload_shows() -> None:
