@@ -32,6 +32,7 @@ from igniterd.engines.hosting import SHADOW, hosting_of
 from igniterd.giveback import release
 from igniterd.lab.programs import programs
 from igniterd.records import Allocation
+from tests.ctrl_c import HEARS
 from tests.integration.engine_host import EngineHost, Engines
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
@@ -140,6 +141,7 @@ async def test_every_version_that_is_served_goes_on_being_served(engines: Engine
     assert (await release(engines.client, "many")).outcome == "released"
     assert (await release(engines.client, "many")).outcome == "own already"
     assert [(await served(engines, "many", version))[0, 1] for version in ("1", "2")] == [2.0, 3.0]
+    await nothing_left(engines.triton)
 
 
 @pytest.fixture(scope="session")
@@ -214,17 +216,16 @@ async def test_a_command_that_is_ended_leaves_nothing_and_what_a_killed_one_leav
     ]
     for number, status in ((signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGKILL, -9)):
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "igniterd", *words),
+            *(*HEARS, sys.executable, "-m", "igniterd", *words),
             stderr=asyncio.subprocess.PIPE,
-            # tests in the background ignore it
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
-        async with asyncio.timeout(20.0):
-            while not copies(engines.triton):  # noqa: ASYNC110  another process starts
+        async with asyncio.timeout(30.0):
+            while not (copies(engines.triton) or process.returncode):  # noqa: ASYNC110  as above
                 await asyncio.sleep(0.01)
-            process.send_signal(number)
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
             _, said = await process.communicate()
-        assert process.returncode == status
+        assert process.returncode == status, said.decode()
         if number != signal.SIGKILL:
             assert b"igniterd: stopped at net" in said
             await nothing_left(engines.triton)

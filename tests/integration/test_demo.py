@@ -21,6 +21,7 @@ from igniterd.demo.scenario import paper
 from igniterd.demo.terminal import DemoConsole
 from igniterd.lab.load.load import RequestLog
 from igniterd.lab.programs.process import listens
+from tests.ctrl_c import HEARS
 
 pytestmark = pytest.mark.integration
 
@@ -30,12 +31,6 @@ def ports(folder: Path) -> list[int]:
     settings = tomllib.loads((folder / "igniterd.toml").read_text())
     places = [settings["triton"][0]["url"], settings["metrics"]["listen"], settings["mqtt"]["url"]]
     return [int(place.rpartition(":")[2]) for place in places]
-
-
-def hears_ctrl_c() -> None:
-    """Undo what a shell does to programs that it starts in the background, these tests among them:
-    they ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 async def silent(folder: Path) -> bool:
@@ -81,12 +76,12 @@ async def test_ctrl_c_stops_everything(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     pipe, both = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
     process = await asyncio.create_subprocess_exec(
+        *HEARS,
         *command,
         stdout=pipe,
         stderr=both,
         env=environment,
         start_new_session=True,
-        preexec_fn=hears_ctrl_c,
     )
     try:
         assert process.stdout is not None
