@@ -55,7 +55,7 @@ def shipped() -> F32:
 
 @lru_cache(maxsize=32)
 def queue_table(arrival_scv: float) -> QueueTable:
-    """The batcher under arrivals of this arrival_scv (as for
+    """The batcher under arrivals of this variability (as for
     :func:`igniterd.queueing.tail.response_time`), interpolated in its log(1 + ·)."""
     place = float(np.interp(np.log1p(arrival_scv), np.log1p(BURSTS), np.arange(len(BURSTS))))
     low = min(int(place), len(BURSTS) - 2)

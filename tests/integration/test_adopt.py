@@ -105,6 +105,12 @@ async def open_loop(
             await asyncio.gather(*sent)
 
 
+async def answered(engines: Engines, model: str) -> int:
+    """Requests since the model was loaded."""
+    found = (await engines.client.statistics(model)).model_stats
+    return sum(each.inference_stats.success.count for each in found)
+
+
 async def test_through_adoption_shares_and_release_no_request_fails(engines: Engines) -> None:
     client, before = engines.client, await engines.client.config("moving")
     terms = replace(GENEROUS, environment=engines.environment)
@@ -120,7 +126,9 @@ async def test_through_adoption_shares_and_release_no_request_fails(engines: Eng
             now = await client.config("moving")
             assert (allocation_of(now).share, hosting_of(now)) == (share, hosting_of(config))
         assert (await release(client, "moving")).outcome == "released"
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(10.0):  # some more, to what the owner has again
+            while await answered(engines, "moving") < 10:  # noqa: ASYNC110  the server counts
+                await asyncio.sleep(0.02)
     assert failures == []
     assert await client.config("moving") == before
     assert [o.same for o in found.outputs] == [True, True]

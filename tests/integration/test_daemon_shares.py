@@ -84,6 +84,11 @@ def shares(state: Mapping[str, Any]) -> dict[str, str]:
     return {m["name"]: m["share"]["state"] for m in state["models"] if m.get("share")}
 
 
+def rate(state: Mapping[str, Any], model: str) -> float:
+    """Requests/s of a model, 0 while it is not known."""
+    return next((m.get("rate_per_s") or 0.0 for m in state["models"] if m["name"] == model), 0.0)
+
+
 def on_board(triton: TritonHost) -> dict[int, float | None]:
     """The share of every process of the emulated board, as it took it from its own environment."""
     board = BoardFile(triton.board_path)
@@ -260,9 +265,10 @@ async def test_a_process_that_is_killed_is_brought_back_with_and_without_traffic
             await igniterd.until(lambda s: s["tick"] >= 2, 20.0)
             await revived("alexnet", 2)
             async with load(tmp_path, triton.url, {"resnet50": 100}) as log_path:
-                await asyncio.sleep(1.0)
+                await igniterd.until(lambda s: rate(s, "resnet50") > 10.0, 20.0)
                 await revived("resnet50", 1)
-                await asyncio.sleep(2.0)
+                after = await igniterd.until(lambda s: rate(s, "resnet50") > 10.0, 20.0)
+                await igniterd.until(lambda s: s["tick"] >= after["tick"] + 1, 20.0)
         log = RequestLog.read(log_path)
         assert log.ok[-10:].all()
         kinds = [line["kind"] for line in igniterd.said() if line["event"] == "moved"]

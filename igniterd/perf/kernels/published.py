@@ -10,7 +10,7 @@ Interference-Aware GPU Resource Provisioning for Predictable DNN Inference in th
 
     0 F (MHz)   1 P (W)   2 p_idle (W)   3 alpha_f (MHz/W)   4 alpha_sch   5 beta_sch (ms/kernel)
 
-A neighbour with ``utilisation`` below 1 counts for the part of the time it executes: the result is the
+A neighbour with ``utilisation`` below 1 counts for that part of the time: the result is the
 expectation over which neighbours are executing for (6) and (8), and (9) is taken at the expected
 power. At utilisation 1 these are the published equations.
 """  # noqa: E501

@@ -8,7 +8,7 @@ in units of s(1), on three numbers only: the shape x = (s(1) - beta)/beta, the l
 the load rho = rate s(B)/B. A real curve is not quite straight: beta is taken over the batches that
 form at that rate, see :func:`working`; what is still amiss is evaluated at a few points a model and
 mended by ``mend``. ``p99[., x, rho, B]`` holds P99 (1 - rho) / s(1), ``utilisation`` and
-``mean_batch`` say themselves; between their points they are interpolated linearly in log x and in
+``mean_batch`` what they say; between their points they are interpolated linearly in log x and in
 rho. An *option* is one of the largest batches considered; queue delays are not.
 
 Neighbours. A neighbour that executes a fraction d of the time makes every batch 1 + d gain as long.

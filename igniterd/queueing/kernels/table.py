@@ -3,7 +3,7 @@ in a tenth of a microsecond.
 
 With service times s(b) = s(1) + (b - 1) beta the response of the batcher depends, in units of s(1),
 only on the shape x = (s(1) - beta)/beta, the load rho = rate s(B)/B, the largest batch B and the
-arrival_scv of the arrivals. For one arrival_scv ``log_p99[x, rho, B]`` holds log(P99 (1 - rho) /
+``arrival_scv``. For one value of it ``log_p99[x, rho, B]`` holds log(P99 (1 - rho) /
 s(1)) and ``mean_batch`` the mean batch; between their points both are interpolated linearly in log
 x, rho and log B. A real curve is not quite straight: see
 :func:`igniterd.queueing.kernels.lookup.working` for the straight one that stands for it. Whoever
