@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from igniterd.planner.gpu_types import GpuType
 from igniterd.planner.plan import PlannedGpu, PlannedTenant, ProvisionPlan
+from igniterd.planner.workloads import Workload
 from igniterd.predict import CoLocation, Demand, LatencyPrediction
 from igniterd.records import Allocation
 
@@ -141,4 +142,20 @@ def _placement(seat: PlannedTenant, arrival_scv: float) -> Placement:
         seat.max_queue_delay_us / 1000.0,
         seat.rate_per_s,
         arrival_scv,
+    )
+
+
+def tenant_of(workload: Workload, p: Placement) -> PlannedTenant:
+    """The record of a workload, or a part of it, as it is placed."""
+    return PlannedTenant(
+        workload.name,
+        p.model,
+        workload.slo_p99_ms,
+        p.rate_per_s,
+        round(p.share, 9),
+        p.max_batch,
+        round(1000 * p.delay_ms),
+        p.mean_ms,
+        p.p99_ms,
+        p.utilisation,
     )

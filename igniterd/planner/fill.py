@@ -15,7 +15,7 @@ import numpy as np
 from igniterd.arrays import I64
 from igniterd.planner.kernels import fill as filling
 from igniterd.planner.kernels import shares as packing
-from igniterd.planner.least_shares import Pack, ShareSolver
+from igniterd.planner.least_shares import Pack, ShareSolver, sketched
 from igniterd.planner.local_search import SMALL, drop_gpus
 from igniterd.planner.problem import Problem, pick
 
@@ -82,13 +82,7 @@ def fill_kind(problem: Problem, kind: int, which: I64) -> list[list[int]]:
     if (problem.alone[kind, which] > t.units[kind]).any():
         raise ValueError("an item that fits no GPU alone has to be split before it is packed")
     n = which.size
-    sketch = filling.Sketch(
-        alone=np.zeros(n, np.int64),
-        slowdown_limit=np.zeros((n, filling.EXTRA_UNITS)),
-        size=np.zeros(n, np.int64),
-        interference=np.zeros((n, t.curve_ms.shape[1], t.gain_units.size)),
-    )
-    filling.sketch(t, items, kind, sketch)
+    sketch = sketched(t, items, kind)
     order = np.argsort(-sketch.alone, kind="stable").astype(np.int64)
     memory, room = problem.memory(kind)[which], problem.room(kind)
     gpu_of = np.zeros(n, np.int64)

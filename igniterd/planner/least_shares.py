@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from igniterd.planner.kernels import shares as packing
-from igniterd.planner.kernels.shares import MAX_TENANTS
+from igniterd.planner.kernels import sketch as sketches
+from igniterd.planner.kernels.shares import MAX_TENANTS, Items
+from igniterd.planner.kernels.sketch import Sketch
 from igniterd.planner.problem import Problem
+from igniterd.queueing.kernels.lookup import Tables
 
 Pack = tuple[int, list[int]]
 """A GPU in the search: the number of its kind, the items on it."""
@@ -80,3 +83,16 @@ class ShareSolver:
         ceiling = slack * int(t.units[kind])
         args = (t, self.problem.items, kind, who, who.size, ceiling, self._shares)
         return int(packing.least_shares(*args))
+
+
+def sketched(t: Tables, items: Items, kind: int) -> Sketch:
+    """The items on GPUs of one kind as searches see them."""
+    n = items.model.size
+    out = Sketch(
+        alone=np.zeros(n, np.int64),
+        slowdown_limit=np.zeros((n, sketches.EXTRA_UNITS)),
+        size=np.zeros(n, np.int64),
+        interference=np.zeros((n, t.curve_ms.shape[1], t.gain_units.size)),
+    )
+    sketches.sketch(t, items, kind, out)
+    return out

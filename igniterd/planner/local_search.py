@@ -73,7 +73,7 @@ class _Annealing:
             over = [self.overflow(g, [*items, item]) for g, items in enumerate(self.members)]
             self.members[int(np.argmin(over))].append(item)
         self.cost = [self.overflow(g, items) for g, items in enumerate(self.members)]
-        self.replicated = np.unique(problem.parent).size < problem.parent.size
+        self.replicated = problem.shifts and np.unique(problem.parent).size < problem.parent.size
 
     def run(self) -> list[Pack] | None:
         """The GPUs once nothing overflows; ``None``, and the problem as it was, when that is not

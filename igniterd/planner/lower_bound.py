@@ -100,19 +100,19 @@ def lower_bounds(problem: Problem) -> tuple[float, float | None]:
     added up, on the best kind for each."""
     if not problem.workloads:
         return 0.0, 0.0
-    gpus = _least(problem, [1.0] * len(problem.gpus))
+    gpus = least(problem, [1.0] * len(problem.gpus))
     prices = [gpu.price_per_hour for gpu in problem.gpus]
     known = [price for price in prices if price is not None]
-    return gpus, _least(problem, known) if len(known) == len(prices) else None
+    return gpus, least(problem, known) if len(known) == len(prices) else None
 
 
-def _least(problem: Problem, prices: Sequence[float]) -> float:
-    """The least shares at these prices of a whole GPU; a workload may also be split over kinds,
-    each of which serves a part."""
-    least = (problem.bound / problem.tables.units[:, None] * np.array(prices)[:, None]).min(axis=0)
+def least(problem: Problem, prices: Sequence[float], counts: Sequence[int] | None = None) -> float:
+    """The least shares at these prices of a whole GPU, ``counts`` times each workload's (once); a
+    workload may also be split over kinds, each of which serves a part."""
+    found = (problem.bound / problem.tables.units[:, None] * np.array(prices)[:, None]).min(axis=0)
     if len(prices) > 1:
         mixed = least_weights(
             curves(problem.tables, problem.whole, _ALIKE), problem.whole.rate, prices
         )[:, 0]
-        least = np.minimum(least, mixed)
-    return float(least.sum())
+        found = np.minimum(found, mixed)
+    return float(found.sum() if counts is None else found @ np.array(counts))

@@ -83,6 +83,8 @@ class ProvisionPlan:
     planning_s: float = 0.0  # filled in by whoever has a clock
     notes: tuple[str, ...] = ()
     kinds: int = 1  # of GPU that were offered
+    # what the lower bound was found by: "least shares", or "patterns" of the cuts offered
+    bound_by: str = "least shares"
 
     @property
     def feasible(self) -> bool:
@@ -125,6 +127,7 @@ class ProvisionPlan:
             "cost_per_hour": _rounded(self.cost_per_hour),
             "lower_bound_gpus": _rounded(self.lower_bound_gpus),
             "lower_bound_cost_per_hour": _rounded(self.lower_bound_cost_per_hour),
+            "lower_bound_by": self.bound_by,
             "needed_gpus": _rounded(self.needed_gpus),
             "planning_s": round(self.planning_s, 6),
             "infeasible": [entry.as_json() for entry in self.infeasible],

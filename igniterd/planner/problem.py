@@ -22,6 +22,8 @@ from igniterd.planner.workloads import Infeasible, Workload
 from igniterd.queueing.kernels import lookup
 from igniterd.queueing.kernels.lookup import Tables
 
+OUT_OF_STOCK = "needs a GPU beyond the"
+"""How the reason begins that a workload lost for want of GPUs is given."""
 MAX_REPLICAS = 256
 """A workload is split over at most so many GPUs: beyond that, something else is wrong."""
 _TABLE_MARGIN = 0.01
@@ -47,6 +49,7 @@ class Problem:
     parent: I64
     alone: I64
     bound: F64  # (K, W) fewest units each workload takes, however it is split
+    shifts: bool = True  # whether rate may be shifted between replicas
     # by item; never the same again once the item has changed
     stamp: list[int] = field(default_factory=list)
     _stamps: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -104,6 +107,14 @@ class Problem:
             self.items.goal_ms[item] = goal_ms
         self.stamp[item] = next(self._stamps)
         self.alone[:, item] = needs(self.tables, pick(self.items, np.array([item])))[:, 0]
+
+    def set_items(self, parent: I64, rate: F64) -> None:
+        """Replace all items: of each its workload and its rate (requests/ms)."""
+        first = np.unique(self.parent, return_index=True)[1]
+        goal = np.array([w.slo_p99_ms * (1.0 - _TABLE_MARGIN) for w in self.workloads])
+        self.items = pick(self.items, first[parent])._replace(rate=rate, goal_ms=goal[parent])
+        self.parent, self.alone = parent, needs(self.tables, self.items)
+        self.stamp = [next(self._stamps) for _ in parent]
 
     def without_idle(self, groups: list[tuple[int, list[int]]]) -> list[tuple[int, list[int]]]:
         """Drop the items without a rate; the groups with the numbers the others have then."""
@@ -241,7 +252,7 @@ def _reject_hopeless(problem: Problem) -> None:
     hopeless: list[int] = []
     for w in np.flatnonzero((problem.alone > t.units[:, None]).all(axis=0)).tolist():
         workload = problem.workloads[w]
-        most = max(_largest_rate(problem, kind, w) for kind in range(len(problem.gpus)))
+        most = max(largest_rate(problem, kind, w) for kind in range(len(problem.gpus)))
         if most * MAX_REPLICAS < workload.rate_per_s:
             hopeless.append(w)
             problem.rejected.append(_why(problem, w, most))
@@ -256,7 +267,7 @@ def _reject_hopeless(problem: Problem) -> None:
     problem.parent = np.arange(keep.size, dtype=np.int64)
 
 
-def _largest_rate(problem: Problem, kind: int, item: int) -> float:
+def largest_rate(problem: Problem, kind: int, item: int) -> float:
     """Requests a second one whole GPU serves within the item's SLO."""
     t, i = problem.tables, problem.items
     units = int(t.units[kind])
@@ -332,7 +343,7 @@ def _split_large(problem: Problem, parts: Mapping[str, Sequence[float]]) -> None
     for w, workload in enumerate(problem.workloads):
         given = parts.get(workload.name)
         if given is None and not fits[w]:
-            most = max(_largest_rate(problem, kind, w) for kind in range(len(problem.gpus)))
+            most = max(largest_rate(problem, kind, w) for kind in range(len(problem.gpus)))
             count = max(2, math.ceil(workload.rate_per_s / most - 1e-9))
             given = [workload.rate_per_s / count] * count
         rates += given or [workload.rate_per_s]

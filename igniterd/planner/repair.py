@@ -60,15 +60,21 @@ def check(problem: Problem, solver: ShareSolver, packs: Sequence[Pack], level: f
     return Placed(problem, groups, placements, {})
 
 
-def calibrate(problem: Problem, solver: ShareSolver, level: float, split: bool = True) -> None:
+def calibrate(
+    problem: Problem,
+    solver: ShareSolver,
+    level: float,
+    split: bool = True,
+    everything: bool = False,
+) -> None:
     """Evaluate items exactly, each alone on a GPU, correct their goals, and ``split`` what then
     fits no GPU.
 
-    Of many items only the large ones: an error of the tables costs the others a unit, but these a
-    second GPU.
+    Of many items only the large ones, unless ``everything`` is asked for: an error of the tables
+    costs the others a unit, but these a second GPU.
     """
     t = problem.tables
-    everything = problem.parent.size <= CALIBRATED
+    everything = everything or problem.parent.size <= CALIBRATED
     pending = [
         i
         for i in range(problem.parent.size)
@@ -107,9 +113,13 @@ def misses(problem: Problem, group: Group, placements: Sequence[Placement]) -> b
     if group.total > int(problem.tables.units[group.kind]):
         return True
     return any(
-        not p.p99_ms <= slo_ms(problem, i) * _TOLERANCE
-        for i, p in zip(group.items, placements, strict=True)
+        not holds(p, slo_ms(problem, i)) for i, p in zip(group.items, placements, strict=True)
     )
+
+
+def holds(placement: Placement, slo_ms: float) -> bool:
+    """Whether the P99 predicted is within the SLO, up to rounding."""
+    return placement.p99_ms <= slo_ms * _TOLERANCE
 
 
 def slo_ms(problem: Problem, item: int) -> float:
@@ -141,7 +151,7 @@ def correct(
             else 0.9 * float(problem.items.goal_ms[item]) / slo
         )
         goal = slo * _BELOW * factor * min(_CORRECTION[1], max(_CORRECTION[0], ratio))
-        missed = not placement.p99_ms <= slo * _TOLERANCE
+        missed = not holds(placement, slo)
         problem.set_item(
             item,
             goal_ms=min(

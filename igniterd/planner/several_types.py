@@ -12,12 +12,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from igniterd.planner.alike import alike
+from igniterd.planner.by_pattern import plan_by_pattern
 from igniterd.planner.evaluate import LEVEL
 from igniterd.planner.gpu_types import GpuType
 from igniterd.planner.plan import ProvisionPlan
-from igniterd.planner.single_type import OUT_OF_STOCK, plan_igniterd
+from igniterd.planner.problem import OUT_OF_STOCK
+from igniterd.planner.single_type import plan_igniterd
 from igniterd.planner.workloads import Workload
 
+_REPEATED = 2.0
+"""Workloads of a type, on average, from which on they are planned by pattern."""
+_FEW = 40
+"""Up to so many workloads, cut evenly, are planned by pattern in any case: packing cuts unevenly at
+first."""
+_BOTH = 200
+"""Up to so many workloads that are repeated are packed too."""
 _WHOLE = 1e-6  # of a workload's rate: less than this is not left over
 
 
@@ -28,17 +38,56 @@ def plan_types(
     *,
     level: float = LEVEL,
     seed: int = 0,
+    even: bool = False,
 ) -> ProvisionPlan:
-    """The plan of igniterd's strategy on the kinds of GPU offered. Takes about as many times as
-    long as there are kinds, and once more."""
+    """The plan of igniterd's strategy on the kinds of GPU offered: of patterns where workloads are
+    repeated, else packed; of both where that costs little, and then the better one.
+
+    ``even``: replicas of a workload get equal parts of its traffic.
+    """
+    copies = len(workloads) / max(1, len(alike(workloads)))
+    found = None
+    if copies >= _REPEATED or (even and len(workloads) <= _FEW):
+        found = plan_by_pattern(workloads, gpus, arrival_scv, level=level, even=even)
+    if found is not None and len(workloads) > _BOTH:
+        return found
+    packed = _plan_packed(workloads, gpus, arrival_scv, level, seed, even)
+    if found is None:
+        return packed
+    best, other = sorted((found, packed), key=_rank)
+    return _with_bounds(best, other)
+
+
+def _with_bounds(plan: ProvisionPlan, other: ProvisionPlan) -> ProvisionPlan:
+    """The plan with the higher of two bounds for each figure; both were proven."""
+    if (other.lower_bound_gpus or 0.0) <= (plan.lower_bound_gpus or 0.0):
+        return plan
+    return replace(
+        plan,
+        lower_bound_gpus=other.lower_bound_gpus,
+        lower_bound_cost_per_hour=other.lower_bound_cost_per_hour,
+        bound_by=other.bound_by,
+    )
+
+
+def _plan_packed(
+    workloads: Sequence[Workload],
+    gpus: tuple[GpuType, ...],
+    arrival_scv: float,
+    level: float,
+    seed: int,
+    even: bool,
+) -> ProvisionPlan:
+    """The workloads packed. Takes about as many times as long as there are kinds, and once more."""
 
     def planned(offered: tuple[GpuType, ...]) -> ProvisionPlan:
         return _plan_left_over(
-            plan_igniterd(workloads, offered, arrival_scv, level=level, seed=seed),
+            plan_igniterd(workloads, offered, arrival_scv, level=level, seed=seed, even=even),
             workloads,
             gpus,
             level,
             seed,
+            even,
         )
 
     together = planned(gpus)
@@ -65,6 +114,7 @@ def _plan_left_over(
     gpus: tuple[GpuType, ...],
     level: float,
     seed: int,
+    even: bool,
 ) -> ProvisionPlan:
     """The plan with what is left over for want of GPUs planned on those kinds there are still GPUs
     of."""
@@ -74,7 +124,7 @@ def _plan_left_over(
         if not left or not offered:
             return plan
         names = {w.name for w in left}
-        more = plan_igniterd(left, offered, plan.arrival_scv, level=level, seed=seed)
+        more = plan_igniterd(left, offered, plan.arrival_scv, level=level, seed=seed, even=even)
         kept = tuple(entry for entry in plan.infeasible if entry.workload not in names)
         needed = (
             None

@@ -14,20 +14,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from igniterd.planner.consolidate import consolidate
-from igniterd.planner.evaluate import LEVEL, Placement
+from igniterd.planner.evaluate import LEVEL, tenant_of
 from igniterd.planner.fill import pack
 from igniterd.planner.gpu_types import GpuType
 from igniterd.planner.least_shares import ShareSolver
 from igniterd.planner.lower_bound import lower_bounds
-from igniterd.planner.plan import PlannedGpu, PlannedTenant, ProvisionPlan
-from igniterd.planner.problem import Problem, pose
+from igniterd.planner.plan import PlannedGpu, ProvisionPlan
+from igniterd.planner.problem import OUT_OF_STOCK, Problem, pose
 from igniterd.planner.repair import Placed, calibrate, check, repair
 from igniterd.planner.workloads import Infeasible, Workload
 
-OUT_OF_STOCK = "needs a GPU beyond the"
-"""How the reason begins that a workload lost for want of GPUs is given."""
+_EVEN_TRIES = 4
 FEW = 24
 """Up to so many items several seeds are tried."""
 TRIED = 6
@@ -41,10 +41,33 @@ def plan_igniterd(
     *,
     level: float = LEVEL,
     seed: int = 0,
+    even: bool = False,
 ) -> ProvisionPlan:
-    """The plan of igniterd's strategy."""
-    problem = pose(workloads, gpus, arrival_scv, level=level)
-    return to_plan(within_stock(solve(problem, level, seed)), arrival_scv)
+    """The packed plan. ``even``: replicas of a workload get equal parts of its traffic; who was cut
+    unevenly is cut into as many equal parts, and all is packed again."""
+    parts: dict[str, list[float]] = {}
+    for _ in range(_EVEN_TRIES if even else 1):
+        problem = pose(workloads, gpus, arrival_scv, level=level, parts=parts)
+        problem.shifts = not even
+        plan = to_plan(within_stock(solve(problem, level, seed)), arrival_scv)
+        uneven = _uneven(plan) if even else {}
+        if not uneven:
+            return plan
+        parts |= uneven
+    note = f"not cut evenly after {_EVEN_TRIES} tries: {', '.join(sorted(uneven))}"
+    return replace(plan, notes=(*plan.notes, note))
+
+
+def _uneven(plan: ProvisionPlan) -> dict[str, list[float]]:
+    """Equal rates for the replicas of each workload whose replicas are not equal."""
+    rates: dict[str, list[float]] = {}
+    for seat in (seat for gpu in plan.gpus for seat in gpu.tenants):
+        rates.setdefault(seat.workload, []).append(seat.rate_per_s)
+    return {
+        name: [sum(each) / len(each)] * len(each)
+        for name, each in rates.items()
+        if max(each) > min(each) * (1.0 + 1e-6)
+    }
 
 
 def solve(problem: Problem, level: float, seed: int) -> Placed:
@@ -120,7 +143,8 @@ def to_plan(placed: Placed, arrival_scv: float) -> ProvisionPlan:
     for group, placements in zip(placed.groups, placed.placements, strict=True):
         kind = problem.gpus[group.kind]
         seats = tuple(
-            _tenant(problem, item, p) for item, p in zip(group.items, placements, strict=True)
+            tenant_of(problem.workloads[int(problem.parent[item])], p)
+            for item, p in zip(group.items, placements, strict=True)
         )
         gpus.append(PlannedGpu(kind.name, seats, kind.price_per_hour))
     lost = {int(problem.parent[item]): why for item, why in placed.unplaced.items()}
@@ -142,19 +166,3 @@ def _needed_gpus(placed: Placed) -> float:
     """The shares the tenants need where they are, added up, in GPUs."""
     units = placed.problem.tables.units
     return sum(group.total / int(units[group.kind]) for group in placed.groups)
-
-
-def _tenant(problem: Problem, item: int, p: Placement) -> PlannedTenant:
-    workload = problem.workloads[int(problem.parent[item])]
-    return PlannedTenant(
-        workload.name,
-        p.model,
-        workload.slo_p99_ms,
-        p.rate_per_s,
-        round(p.share, 9),
-        p.max_batch,
-        round(1000 * p.delay_ms),
-        p.mean_ms,
-        p.p99_ms,
-        p.utilisation,
-    )

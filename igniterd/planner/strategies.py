@@ -35,6 +35,9 @@ class Request:
     start: ProvisionPlan | None = None
     """A running plan to start from (strategy igniterd only); :mod:`igniterd.planner.replan`."""
     max_moves: int | None = None
+    even_splits: bool = False
+    """Replicas of a workload get equal parts of its traffic, for balancers that know no weights
+    (strategy igniterd, from nothing)."""
 
     def burstiness_by_name(self) -> dict[str, float]:
         """Arrival process of every workload, by name."""
@@ -53,6 +56,10 @@ def plan(
     :class:`igniterd.errors.ProfileError` for a profile that lacks what the strategy's model needs.
     """
     check_gpus(request.gpus)
+    if request.even_splits and (strategy != "igniterd" or request.start is not None):
+        raise ConfigError(
+            "even splits", ["are for strategy igniterd that plans from nothing, without --from"]
+        )
     if strategy == "igniterd":
         if request.start is None:
             own = plan_types(
@@ -61,6 +68,7 @@ def plan(
                 request.arrival_scv,
                 level=request.level,
                 seed=request.seed,
+                even=request.even_splits,
             )
         else:
             own = replan(
@@ -96,7 +104,9 @@ def prepare(request: Request, strategy: Strategy) -> None:
     first: dict[str, Workload] = {}
     for workload in request.workloads:
         first.setdefault(workload.model, workload)
-    plan(replace(request, workloads=tuple(first.values())[:2], start=None), strategy)
+    few = list(first.values())[:2]
+    copies = [replace(w, name=f"{w.name} again") for w in few]  # these are planned by pattern
+    plan(replace(request, workloads=(*few, *copies), start=None), strategy)
 
 
 def _on_one_kind(request: Request, gpu: GpuType, strategy: Strategy) -> ProvisionPlan:
