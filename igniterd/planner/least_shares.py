@@ -6,15 +6,23 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from igniterd.arrays import I64
 from igniterd.planner.kernels import shares as packing
 from igniterd.planner.kernels import sketch as sketches
 from igniterd.planner.kernels.shares import MAX_TENANTS, Items
 from igniterd.planner.kernels.sketch import Sketch
-from igniterd.planner.problem import Problem
+from igniterd.planner.problem import Problem, pick
 from igniterd.queueing.kernels.lookup import Tables
+from igniterd.queueing.parallel import map_threads
 
 Pack = tuple[int, list[int]]
 """A GPU in the search: the number of its kind, the items on it."""
+
+
+_CHUNK = 25
+"""Items one thread sketches at a time."""
+_Key = tuple[int, frozenset[tuple[int, int]]]
+"""A kind of GPU; items with their stamps."""
 
 
 @dataclass(slots=True)
@@ -37,16 +45,20 @@ class ShareSolver:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self._shares = packing.empty_shares()
-        self._totals: dict[tuple[int, frozenset[tuple[int, int]]], int] = {}
+        self._totals: dict[_Key, int] = {}
+        self._unfit: set[_Key] = set()
 
     def total(self, kind: int, items: list[int]) -> int:
         """Units the items need together on a GPU of this kind; above its units when they do not fit
         (by how much is a guide)."""
-        stamp = self.problem.stamp
-        key = (kind, frozenset((item, stamp[item]) for item in items))
+        key = self._key(kind, items)
         if key not in self._totals:
             self._totals[key] = self._ask(kind, items, 3)
         return self._totals[key]
+
+    def _key(self, kind: int, items: list[int]) -> _Key:
+        stamp = self.problem.stamp
+        return kind, frozenset((item, stamp[item]) for item in items)
 
     def group(self, kind: int, items: list[int]) -> Group:
         """The GPU with what everybody needs there."""
@@ -68,7 +80,14 @@ class ShareSolver:
             or not self.problem.fits_memory(kind, items)
         ):
             return False
-        return self.total(kind, items) <= int(self.problem.tables.units[kind])
+        top, key = int(self.problem.tables.units[kind]), self._key(kind, items)
+        if key not in self._totals and key not in self._unfit:
+            total = self._ask(kind, items, 1)  # gives up as soon as it is above the GPU's units
+            if total > top:
+                self._unfit.add(key)
+            else:
+                self._totals[key] = total
+        return key not in self._unfit and self._totals[key] <= top
 
     def alone(self, kind: int, item: int) -> int:
         """Units the item needs alone."""
@@ -86,13 +105,19 @@ class ShareSolver:
 
 
 def sketched(t: Tables, items: Items, kind: int) -> Sketch:
-    """The items on GPUs of one kind as searches see them."""
+    """The items on GPUs of one kind as searches see them; found on all processors."""
     n = items.model.size
-    out = Sketch(
-        alone=np.zeros(n, np.int64),
-        slowdown_limit=np.zeros((n, sketches.EXTRA_UNITS)),
-        size=np.zeros(n, np.int64),
-        interference=np.zeros((n, t.curve_ms.shape[1], t.gain_units.size)),
-    )
-    sketches.sketch(t, items, kind, out)
-    return out
+
+    def part(which: I64) -> Sketch:
+        out = Sketch(
+            alone=np.zeros(which.size, np.int64),
+            slowdown_limit=np.zeros((which.size, sketches.EXTRA_UNITS)),
+            size=np.zeros(which.size, np.int64),
+            interference=np.zeros((which.size, t.curve_ms.shape[1], t.gain_units.size)),
+        )
+        sketches.sketch(t, pick(items, which), kind, out)
+        return out
+
+    chunks = [np.arange(first, min(first + _CHUNK, n)) for first in range(0, n, _CHUNK)]
+    parts = map_threads(part, chunks or [np.arange(0)])
+    return Sketch(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))

@@ -21,11 +21,14 @@ from igniterd.planner.tables import build_tables
 from igniterd.planner.workloads import Infeasible, Workload
 from igniterd.queueing.kernels import lookup
 from igniterd.queueing.kernels.lookup import Tables
+from igniterd.queueing.parallel import map_threads
 
 OUT_OF_STOCK = "needs a GPU beyond the"
 """How the reason begins that a workload lost for want of GPUs is given."""
 MAX_REPLICAS = 256
 """A workload is split over at most so many GPUs: beyond that, something else is wrong."""
+_CHUNK = 25
+"""Workloads whose bounds one thread finds at a time."""
 _TABLE_MARGIN = 0.01
 """The search aims this far below the SLO: what the tables' interpolation errs by, so that few
 placements have to be repaired."""
@@ -203,12 +206,29 @@ def pose(
     # no margin where the other side is to be erred on
     at_slo = items._replace(goal_ms=items.goal_ms / (1.0 - _TABLE_MARGIN))
     alone_at_slo = needs(tables, at_slo)
-    for kind in range(len(gpus)):
-        bound_units(tables, at_slo, kind, alone_at_slo[kind], problem.bound[kind])
+    _bound(problem, at_slo, alone_at_slo)
     _reject_hopeless(problem)
     _split_large(problem, parts or {})
     problem.stamp = [0] * problem.parent.size
     return problem
+
+
+def _bound(problem: Problem, items: Items, alone: I64) -> None:
+    """Fill ``problem.bound``, on all processors."""
+    chunks = [
+        (kind, np.arange(first, min(first + _CHUNK, items.model.size)))
+        for kind in range(len(problem.gpus))
+        for first in range(0, items.model.size, _CHUNK)
+    ]
+
+    def part(chunk: tuple[int, I64]) -> F64:
+        kind, which = chunk
+        out = np.empty(which.size)
+        bound_units(problem.tables, pick(items, which), kind, alone[kind, which], out)
+        return out
+
+    for (kind, which), found in zip(chunks, map_threads(part, chunks), strict=True):
+        problem.bound[kind, which] = found
 
 
 def needs(tables: Tables, items: Items) -> I64:
