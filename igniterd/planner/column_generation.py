@@ -8,6 +8,7 @@ forbidden, and it goes on without.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,21 +17,25 @@ import numpy as np
 from igniterd.arrays import F64, I64
 from igniterd.planner.kernels import pricing
 from igniterd.planner.kernels.pricing import MOST_PIECES, Limits, Pieces
-from igniterd.planner.least_shares import sketched
+from igniterd.planner.kernels.sketch import slowdown_of
+from igniterd.planner.least_shares import copied, sketched
 from igniterd.planner.pattern_program import PatternProgram, Relaxed, Rounded
 from igniterd.planner.patterns import CALM, HOLDS, Pattern, PatternBook
 from igniterd.planner.problem import Problem
 from igniterd.planner.progress import report
+from igniterd.planner.repair import slo_ms
 
 _SETS = (100, 1_000)
 """Sets the search for patterns looks at for each first piece: more once fewer find nothing."""
+_CLOSING = 12
+"""Rounds spent on the bound when the search is done."""
 _DEEP = 20_000
 """The same once, for the bound."""
 SMALL = 160
 """With more pieces the search is not widened: the last per cent would take most of the time."""
 _WORK = 4_000
 """Pieces times rounds."""
-_ROUNDS = 20
+_ROUNDS = 12
 _PATIENCE = 1_000_000
 """Sets looked at before no more than the fewest are, each time: one to three seconds."""
 _SLOW = 0.005
@@ -38,8 +43,10 @@ _SLOW = 0.005
 _BROAD, _SO_MANY = 150, 500
 """Patterns offered to the integer program beyond those of the linear one, and workloads from which
 on rounding costs too little for it."""
-_MANY, _FAR = 1500, 0.1
+_MANY, _FAR = 1000, 0.1
 """With more patterns those are forgotten that are worth so much less than they cost."""
+_OFTEN, _LESS = 3, 1e-3
+"""A piece that missed so often bears so much less slowdown than it bore."""
 _WORTH = 1e-6
 _TIGHT = 0.9995
 """The program is done when its bound is this near."""
@@ -78,6 +85,7 @@ class _Search:
             )
             for kind in range(len(problem.gpus))
         ]
+        self.slo_ms = [slo_ms(problem, item) for item in range(n)]
         self.tops = [int(units) for units in problem.tables.units]
         self.rooms = [problem.room(kind) for kind in range(len(problem.gpus))]
         self.patterns: dict[Pattern, None] = {}
@@ -86,6 +94,8 @@ class _Search:
         self.within = HOLDS
         self.excused: set[Pattern] = set()
         self.patience = _PATIENCE
+        self.by_tables = self.kinds  # what bounds are found with
+        self.misses: Counter[tuple[int, int]] = Counter()
 
     def add(self, patterns: Iterable[Pattern]) -> int:
         """Patterns that were not known; how many."""
@@ -117,15 +127,24 @@ class _Search:
         # duals that no pattern exceeds are a bound, see A. A. Farley, Operations Research 38(5),
         # 1990
         bound = self.program.dual_cost(value, scarce) / max(1.0, most)
-        if bound > self.bound and self.within == HOLDS:
+        if bound > self.bound and self.within == HOLDS and self.kinds is self.by_tables:
             self.bound, self.best = bound, duals
         return self.add(found)
 
     def close(self) -> None:
-        """A bound from a deep search, where the shallow one has left it open."""
-        relaxed = self.program.relax(list(self.patterns))
-        if self.bound < _TIGHT * relaxed.cost and self.patience > 0:
-            self._widen(relaxed.duals, _DEEP)
+        """Bring the bound near, by the tables alone; what is found for it is forgotten again."""
+        held, learnt = dict(self.patterns), self.kinds
+        self.patience = _PATIENCE
+        self.kinds = self.by_tables
+        for turn in range(_CLOSING + 1):
+            relaxed = self.program.relax(list(self.patterns))
+            if self.bound >= _TIGHT * relaxed.cost:
+                break
+            spent = turn == _CLOSING or self.patience <= 0
+            if spent or not self.widen(relaxed, _SETS[-1]):
+                self._widen(relaxed.duals, _DEEP)
+                break
+        self.patterns, self.kinds = held, learnt
 
     def _price(self, kind: int, value: F64, cost: float, sets: int) -> tuple[list[Pattern], float]:
         pieces = self.kinds[kind]
@@ -197,7 +216,29 @@ class _Search:
         failed = [p for p in relaxed.used if not self.usable(p)]
         for pattern in failed:
             del self.patterns[pattern]
+            self.learn(pattern)
         return len(failed)
+
+    def learn(self, pattern: Pattern) -> None:
+        """Of pieces that have missed in several patterns: what they bore there is too much for the
+        units they had. The tables are too hopeful for some by a fifth, for many patterns alike."""
+        found, kind, top = self.book.known[pattern], pattern[0], self.tops[pattern[0]]
+        chosen = np.array(found.group.items, dtype=np.int64)
+        for place, (piece, p) in enumerate(zip(found.group.items, found.placements, strict=True)):
+            if p.p99_ms <= self.within * self.slo_ms[piece]:
+                continue
+            self.misses[kind, piece] += 1
+            if self.misses[kind, piece] < _OFTEN:
+                continue
+            if self.kinds is self.by_tables:
+                self.kinds = [one._replace(sketch=copied(one.sketch)) for one in self.by_tables]
+            pieces = self.kinds[kind]
+            bore = float(
+                slowdown_of(pieces.sketch, pieces.model, pieces.overlap, chosen, chosen.size, place)
+            )
+            more = max(0, round(top * p.share) - int(pieces.sketch.alone[piece]))
+            limits = pieces.sketch.slowdown_limit[piece, : more + 1]
+            limits[:] = np.minimum(limits, bore - _LESS)
 
 
 def best_mix(problem: Problem, program: PatternProgram, book: PatternBook) -> Mix | None:

@@ -121,3 +121,13 @@ def sketched(t: Tables, items: Items, kind: int) -> Sketch:
     chunks = [np.arange(first, min(first + _CHUNK, n)) for first in range(0, n, _CHUNK)]
     parts = map_threads(part, chunks or [np.arange(0)])
     return Sketch(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def copied(sketch: Sketch) -> Sketch:
+    """The same in arrays of its own."""
+    return Sketch(
+        sketch.alone.copy(),
+        sketch.slowdown_limit.copy(),
+        sketch.size.copy(),
+        sketch.interference.copy(),
+    )

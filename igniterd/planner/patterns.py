@@ -16,7 +16,7 @@ from igniterd.planner.repair import place, slo_ms
 
 Pattern = tuple[int, ...]
 """A kind of GPU, then the pieces on one of them, rising."""
-_TRIES = 5
+_TRIES = 4
 HOLDS = 1.0 + 1e-9
 CALM = 0.97
 """A pattern is used many times. Where it is one of those whose service times are above the bound,

@@ -84,18 +84,27 @@ def need_of(s: Sketch, item: int, slowdown: float, top: int) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def slowdown_of(
+    s: Sketch, model: I64, overlap: float, chosen: I64, count: int, place: int
+) -> float:
+    """What the one at a place among the first ``count`` of ``chosen`` bears from the others."""
+    i = chosen[place]
+    worst, others = 0.0, 0.0
+    for b in range(count):
+        if b != place:
+            interference = s.interference[chosen[b], model[i], s.size[i]]
+            others += interference
+            worst = max(worst, interference)
+    return 1.0 + worst + overlap * (others - worst)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def sum_needs(s: Sketch, model: I64, overlap: float, chosen: I64, count: int, top: int) -> int:
     """Units the first ``count`` of ``chosen`` need together, by the sketch."""
     total = 0
     for a in range(count):
-        i = chosen[a]
-        worst, others = 0.0, 0.0
-        for b in range(count):
-            if b != a:
-                interference = s.interference[chosen[b], model[i], s.size[i]]
-                others += interference
-                worst = max(worst, interference)
-        total += need_of(s, i, 1.0 + worst + overlap * (others - worst), top)
+        slowdown = slowdown_of(s, model, overlap, chosen, count, a)
+        total += need_of(s, chosen[a], slowdown, top)
         if total > top:
             return total
     return total
