@@ -36,12 +36,15 @@ PLAN = ProvisionPlan(
 PLAN_TEXT = (
     '{"feasible": false, "strategy": "igniterd", "burstiness": 1.0, "gpus": [{"gpu": "v100", '
     '"price_per_hour": 3.06, "tenants": [{"workload": "W1", "model": "alexnet", "slo_p99_ms": '
-    '10.0, "rate_per_s": 1200.0, "share": 0.25, "max_batch_size": 4, "max_queue_delay_us": 250, '
+    '10.0, "rate_per_s": 1200.0, "weight": 1.0, "share": 0.25, "max_batch_size": 4, '
+    '"max_queue_delay_us": 250, '
     '"utilisation": 0.75, "predicted": {"mean_ms": 3.1416, "p99_ms": 8.5}}, {"workload": "W2", '
-    '"model": "ssd", "slo_p99_ms": 25.0, "rate_per_s": 150.5, "share": 0.5, "max_batch_size": 2, '
+    '"model": "ssd", "slo_p99_ms": 25.0, "rate_per_s": 150.5, "weight": 1.0, "share": 0.5, '
+    '"max_batch_size": 2, '
     '"max_queue_delay_us": 0, "utilisation": null, "predicted": {"mean_ms": null, "p99_ms": '
     'null}}]}], "cost_per_hour": 3.06, "lower_bound_gpus": 0.61, "lower_bound_cost_per_hour": '
-    'null, "needed_gpus": null, "planning_s": 0.125, "infeasible": [{"workload": "W9", "reason": '
+    'null, "lower_bound_by": "least shares", "needed_gpus": null, "planning_s": 0.125, '
+    '"infeasible": [{"workload": "W9", "reason": '
     '"too fast", "least_slo_ms": 4.0}], "moves": [], "notes": ["a note"]}'
 )
 SPEC = LoadSpec(

@@ -84,6 +84,13 @@ def plan(
     max_moves: Annotated[
         int | None, typer.Option(min=0, help="With --from: move at most so many tenants.")
     ] = None,
+    even_splits: Annotated[
+        bool,
+        typer.Option(
+            "--even-splits",
+            help="Cut workloads into equal parts only, for balancers that know no weights.",
+        ),
+    ] = False,
     sweep: Annotated[
         str | None,
         typer.Option(
@@ -135,6 +142,7 @@ def plan(
             (start, max_moves),
             sweep,
             (level, seed),
+            even_splits,
         )
         feasible = (
             _run_sweep(task, output, plot) if task.sweep else _run_plan(task, output, plot, emit)
@@ -149,7 +157,11 @@ def _named_by_option() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        for words, option in (("GPU", "--gpu"), ("running plan", "--from")):
+        for words, option in (
+            ("GPU", "--gpu"),
+            ("running plan", "--from"),
+            ("even splits", "--even-splits"),
+        ):
             if error.source == words or error.source.startswith(f"{words} "):
                 source = option + error.source.removeprefix(words)
                 raise ConfigError(source, error.problems) from error
@@ -170,6 +182,7 @@ def _task(
     running: tuple[Path | None, int | None],
     sweep: str | None,
     how: tuple[float, int],
+    even_splits: bool,
 ) -> _Task:
     from igniterd.cli.plan_sweep import parse_sweep
     from igniterd.planner.gpu_types import parse_gpu
@@ -181,7 +194,14 @@ def _task(
     start = read_plan(running[0]) if running[0] is not None else None
     kinds = tuple(parse_gpu(text) for text in gpus)
     request = Request(
-        found, kinds, burstiness, level=how[0], seed=how[1], start=start, max_moves=running[1]
+        found,
+        kinds,
+        burstiness,
+        level=how[0],
+        seed=how[1],
+        start=start,
+        max_moves=running[1],
+        even_splits=even_splits,
     )
     return _Task(request, strategy, rejected, parse_sweep(sweep) if sweep is not None else None)
 

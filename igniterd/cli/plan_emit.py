@@ -1,6 +1,7 @@
 """``igniterd plan --emit DIR``: what makes a plan real, a folder for each GPU host.
 
     DIR/README.txt                          what to do with them
+    DIR/routes/                             for balancers, see :mod:`igniterd.cli.plan_routes`
     DIR/gpu-000-v100/igniterd.toml          configuration of the daemon, with the models and SLOs of this GPU
     DIR/gpu-000-v100/v100.profile.json      the profile the plan was made with
     DIR/gpu-000-v100/overrides/W1.json      fields of Triton's model configuration: merge, or load the model with
@@ -13,9 +14,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from igniterd.cli.plan_routes import HOW as HOW_ROUTES
+from igniterd.cli.plan_routes import Route, write_routes
 from igniterd.clients.environments import DEFAULT_SHARES
 from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton.config_change import with_allocation
@@ -58,24 +61,28 @@ def emit(plan: ProvisionPlan, profiles: Mapping[str, Profile], folder: Path) -> 
     as :func:`new_folder` does."""
     new_folder(folder)
     made = []
+    routes: dict[str, list[Route]] = {}
+    models, weights = _models(plan), plan.weights()
     for number, gpu in enumerate(plan.gpus):
         host = folder / f"gpu-{number:03d}-{_safe(gpu.gpu)}"
         make_folder(host / "overrides")
         profile = f"{_safe(gpu.gpu)}.profile.json"
         profiles[gpu.gpu].subset(sorted({seat.model for seat in gpu.tenants})).save(host / profile)
-        names = _names(gpu.tenants)
+        names = _names(gpu.tenants, models)
         text = _config(host.name, gpu, names, profile)
         # what is written is what the daemon will accept
         parse_config(text, source=f"{host.name}/igniterd.toml")
         replace_file(host / "igniterd.toml", text)
-        for seat, name in zip(gpu.tenants, names, strict=True):
+        for seat, name, weight in zip(gpu.tenants, names, weights[number], strict=True):
+            routes.setdefault(seat.workload, []).append(Route(host.name, name, weight))
             replace_file(
                 host / "overrides" / f"{name}.json",
                 json.dumps(_override(seat, name), indent=1) + "\n",
             )
             prepare_share(host / "state" / "shares", seat.share, install=True)
         made.append(host)
-    replace_file(folder / "README.txt", _HOW)
+    write_routes(routes, folder / "routes")
+    replace_file(folder / "README.txt", _HOW + HOW_ROUTES)
     return made
 
 
@@ -85,15 +92,33 @@ def _safe(name: str) -> str:
     return _NAME.sub("-", name)[:_LONGEST].strip("-._") or "model"
 
 
-def _names(seats: Sequence[PlannedTenant]) -> list[str]:
-    """Names Triton and the configuration accept, one a tenant."""
+def _models(plan: ProvisionPlan) -> dict[str, str]:
+    """A name of its own for every workload of the plan, the same on all its hosts: a balancer
+    routes by it."""
+    models: dict[str, str] = {}
+    taken: set[str] = set()
+    for seat in (seat for gpu in plan.gpus for seat in gpu.tenants):
+        if seat.workload not in models:
+            models[seat.workload] = _unlike(_safe(seat.workload), taken)
+            taken.add(models[seat.workload])
+    return models
+
+
+def _names(seats: Sequence[PlannedTenant], models: Mapping[str, str]) -> list[str]:
+    """The models' names on one host; a workload that is there twice has a second name."""
     names: list[str] = []
     for seat in seats:
-        name, n = _safe(seat.workload), 2
-        while name in names:
-            name, n = f"{_safe(seat.workload)}-{n}", n + 1
-        names.append(name)
+        name = models[seat.workload]
+        names.append(_unlike(name, {*models.values(), *names}) if name in names else name)
     return names
+
+
+def _unlike(name: str, taken: Collection[str]) -> str:
+    """The name, numbered where it is taken."""
+    free, n = name, 2
+    while free in taken:
+        free, n = f"{name}-{n}", n + 1
+    return free
 
 
 def _config(host: str, gpu: PlannedGpu, names: Sequence[str], profile: str) -> str:

@@ -35,10 +35,11 @@ def plan_table(plan: ProvisionPlan, *, most_gpus: int = 40) -> list[Table | Text
     table = Table(*_COLUMNS, box=None, pad_edge=False)
     for column in (1, *range(5, 12)):
         table.columns[column].justify = "right"
+    weights = plan.weights()
     for index, gpu in enumerate(plan.gpus[:most_gpus]):
         if index:
             table.add_section()
-        _gpu_rows(table, index, gpu)
+        _gpu_rows(table, index, gpu, weights[index])
     parts: list[Table | Text] = [table]
     if len(plan.gpus) > most_gpus:
         parts.append(
@@ -60,6 +61,8 @@ def summary(plan: ProvisionPlan) -> list[str]:
     lines += _bound(plan)
     if plan.needed_gpus is not None:
         lines.append(f"shares needed beside these neighbours: {plan.needed_gpus:.2f} GPUs")
+    if _uneven(plan):
+        lines.append("a balancer must weigh replicas: their parts are beside the workloads' names")
     lines += [*plan.notes]
     if plan.moves:
         lines += [
@@ -71,7 +74,7 @@ def summary(plan: ProvisionPlan) -> list[str]:
     return lines
 
 
-def _gpu_rows(table: Table, index: int, gpu: PlannedGpu) -> None:
+def _gpu_rows(table: Table, index: int, gpu: PlannedGpu, weights: Sequence[float]) -> None:
     for place, seat in enumerate(gpu.tenants):
         colour = _COLOURS[place % len(_COLOURS)]
         before = sum(other.share for other in gpu.tenants[:place])
@@ -79,7 +82,7 @@ def _gpu_rows(table: Table, index: int, gpu: PlannedGpu) -> None:
             f"{index} {gpu.gpu} {gpu.allocated:.0%}" if place == 0 else "",
             f"{100 * seat.share:.1f} %",
             Text(_bar(before, seat.share), style=colour),
-            seat.workload,
+            seat.workload if weights[place] == 1.0 else f"{seat.workload} {_part(weights[place])}",
             seat.model,
             f"{seat.rate_per_s:.5g}",
             str(seat.max_batch_size),
@@ -89,6 +92,20 @@ def _gpu_rows(table: Table, index: int, gpu: PlannedGpu) -> None:
             _p99(seat),
             f"{seat.slo_p99_ms:g}",
         )
+
+
+def _part(weight: float) -> str:
+    """A replica's part of the traffic; a small one is not shown as nothing."""
+    return f"{100 * weight:.0f} %" if weight >= 0.01 else f"{100 * weight:.2g} %"
+
+
+def _uneven(plan: ProvisionPlan) -> bool:
+    """Whether replicas of some workload get unequal parts."""
+    parts: dict[str, list[float]] = {}
+    for gpu, weights in zip(plan.gpus, plan.weights(), strict=True):
+        for seat, weight in zip(gpu.tenants, weights, strict=True):
+            parts.setdefault(seat.workload, []).append(weight)
+    return any(max(each) > min(each) * (1.0 + 1e-6) for each in parts.values())
 
 
 def _p99(seat: PlannedTenant) -> Text:
@@ -148,4 +165,5 @@ def _bound(plan: ProvisionPlan) -> list[str]:
         return []
     if plan.kinds > 1 and cost and plan.cost_per_hour is not None:
         return [f"lower bound {cost:.2f} an hour; gap {plan.cost_per_hour / cost - 1:.1%}"]
-    return [f"lower bound {gpus:.2f} GPUs, so {math.ceil(gpus - 1e-9)}; gap {plan.gap:.1%}"]
+    by = " (patterns of the cuts offered)" if plan.bound_by == "patterns" else ""
+    return [f"lower bound {gpus:.2f} GPUs{by}, so {math.ceil(gpus - 1e-9)}; gap {plan.gap:.1%}"]

@@ -37,13 +37,14 @@ class PlannedTenant:
     p99_ms: float | None = None
     utilisation: float | None = None
 
-    def as_json(self) -> dict[str, object]:
-        """One entry of ``tenants``."""
+    def as_json(self, weight: float) -> dict[str, object]:
+        """One entry of ``tenants``; ``weight`` is its part of the workload's traffic."""
         return {
             "workload": self.workload,
             "model": self.model,
             "slo_p99_ms": self.slo_p99_ms,
             "rate_per_s": round(self.rate_per_s, 6),
+            "weight": round(weight, 6),
             "share": round(self.share, 6),
             "max_batch_size": self.max_batch_size,
             "max_queue_delay_us": self.max_queue_delay_us,
@@ -106,6 +107,14 @@ class ProvisionPlan:
             return None
         return len(self.gpus) / math.ceil(self.lower_bound_gpus - 1e-9) - 1.0
 
+    def weights(self) -> list[list[float]]:
+        """Of each GPU's tenants: the part of its workload's planned traffic each gets."""
+        rates: dict[str, list[float]] = {}
+        for seat in (seat for gpu in self.gpus for seat in gpu.tenants):
+            rates.setdefault(seat.workload, []).append(seat.rate_per_s)
+        total = {name: math.fsum(each) for name, each in rates.items()}
+        return [[s.rate_per_s / total[s.workload] for s in gpu.tenants] for gpu in self.gpus]
+
     def timed(self, planning_s: float) -> ProvisionPlan:
         """The same plan with the time it took."""
         return replace(self, planning_s=planning_s)
@@ -120,9 +129,12 @@ class ProvisionPlan:
                 {
                     "gpu": gpu.gpu,
                     "price_per_hour": gpu.price_per_hour,
-                    "tenants": [seat.as_json() for seat in gpu.tenants],
+                    "tenants": [
+                        seat.as_json(weight)
+                        for seat, weight in zip(gpu.tenants, weights, strict=True)
+                    ],
                 }
-                for gpu in self.gpus
+                for gpu, weights in zip(self.gpus, self.weights(), strict=True)
             ],
             "cost_per_hour": _rounded(self.cost_per_hour),
             "lower_bound_gpus": _rounded(self.lower_bound_gpus),

@@ -25,6 +25,7 @@ TENANT = {
     "workload",
     "model",
     "rate_per_s",
+    "weight",
     "share",
     "max_batch_size",
     "max_queue_delay_us",
@@ -112,6 +113,7 @@ def test_the_table_shows_shares_as_bars(few: Any) -> None:
         (["--max-moves", "3"], 2, "needs --from"),
         (["--sweep", "rate=1..2", "--emit", "x"], 2, "cannot go with"),
         (["--strategy", "magic"], 2, "magic"),
+        (["--even-splits", "--strategy", "igniter"], 1, "--even-splits: are for strategy"),
     ],
 )
 def test_wrong_usage_says_what_would_be_right(few: Any, args: Any, status: Any, said: Any) -> None:
@@ -250,7 +252,7 @@ def test_emitted_configurations_are_what_the_daemon_accepts(few: Any, tmp_path: 
     result = run(few, "--emit", folder, "--format", "json")
     assert result.exit_code == 0
     document = json.loads(result.stdout)
-    hosts = sorted(path for path in folder.iterdir() if path.is_dir())
+    hosts = sorted(folder.glob("gpu-*"))
     assert len(hosts) == len(document["gpus"])
     for host, gpu in zip(hosts, document["gpus"], strict=True):
         config = load_config(host / "igniterd.toml")
