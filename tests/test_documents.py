@@ -45,7 +45,7 @@ PLAN_TEXT = (
     'null}}]}], "cost_per_hour": 3.06, "lower_bound_gpus": 0.61, "lower_bound_cost_per_hour": '
     'null, "lower_bound_by": "least shares", "needed_gpus": null, "planning_s": 0.125, '
     '"infeasible": [{"workload": "W9", "reason": '
-    '"too fast", "least_slo_ms": 4.0}], "moves": [], "notes": ["a note"]}'
+    '"too fast", "least_slo_ms": 4.0}], "moves": [], "notes": ["a note"], "advice": []}'
 )
 SPEC = LoadSpec(
     "127.0.0.1:8001",

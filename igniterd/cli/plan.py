@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 StrategyName = Literal["igniterd", "igniter", "ffd+", "ffd++", "gslice+", "gpu-lets+"]
 Points = list[tuple[float, "ProvisionPlan"]]
+
+
+_PATIENCE_S = 2.0
 
 
 def register(app: typer.Typer) -> None:
@@ -226,7 +229,8 @@ def _plan_timed(task: _Task) -> ProvisionPlan:
 def _run_plan(task: _Task, output: str, plot: Path | None, emit: Path | None) -> bool:
     from igniterd.cli.plan_table import plan_table
 
-    answer = _plan_timed(task)
+    with _progress():
+        answer = _advised(task, _plan_timed(task))
     if output == "json":
         print(json.dumps(answer.as_json(), indent=1, allow_nan=False))
     else:
@@ -245,17 +249,33 @@ def _run_plan(task: _Task, output: str, plot: Path | None, emit: Path | None) ->
         )
     for entry in answer.infeasible:
         print(f"igniterd plan: {entry.workload}: {entry.reason}", file=sys.stderr)
-    for sentence in _describe_reliefs(task, answer):
-        print(f"igniterd plan: {sentence}", file=sys.stderr)
     return answer.feasible
 
 
-def _describe_reliefs(task: _Task, answer: ProvisionPlan) -> list[str]:
-    from igniterd.planner.relief import describe_reliefs
+def _advised(task: _Task, answer: ProvisionPlan) -> ProvisionPlan:
+    from igniterd.planner.relief import advise
 
     if task.strategy != "igniterd":  # what igniterd itself would do with more of an SLO
-        return []
-    return describe_reliefs(answer, task.request)
+        return answer
+    return replace(answer, advice=advise(answer, task.request))
+
+
+@contextmanager
+def _progress(now: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """Say how far planning is, on standard error: not in the first seconds, then once a second."""
+    from igniterd.planner.progress import reported_to
+
+    began_s = said_s = now()
+
+    def tell(step: str) -> None:
+        nonlocal said_s
+        at_s = now()
+        if at_s - began_s >= _PATIENCE_S and at_s - said_s >= 1.0:
+            said_s = at_s
+            print(f"igniterd plan: {at_s - began_s:.0f} s: {step}", file=sys.stderr)
+
+    with reported_to(tell):
+        yield
 
 
 def _run_sweep(task: _Task, output: str, plot: Path | None) -> bool:
@@ -265,12 +285,9 @@ def _run_sweep(task: _Task, output: str, plot: Path | None) -> bool:
         raise ValueError("no sweep was asked for")
     points: Points = []
     for factor in task.sweep.factors:
-        points.append(
-            (
-                factor,
-                _plan_timed(replace(task, request=scaled(task.request, task.sweep.what, factor))),
-            )
-        )
+        with _progress():
+            request = scaled(task.request, task.sweep.what, factor)
+            points.append((factor, _plan_timed(replace(task, request=request))))
         if sys.stderr.isatty():
             print(
                 f"\r{len(points)} of {len(task.sweep.factors)} plans",

@@ -64,6 +64,8 @@ def summary(plan: ProvisionPlan) -> list[str]:
     if _uneven(plan):
         lines.append("a balancer must weigh replicas: their parts are beside the workloads' names")
     lines += [*plan.notes]
+    if plan.advice:
+        lines += ["what an SLO costs:", *(f"  {entry.sentence}" for entry in plan.advice)]
     if plan.moves:
         lines += [
             f"{len(plan.moves)} moves against the plan it started from:",

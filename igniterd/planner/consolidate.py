@@ -8,6 +8,7 @@ import numpy as np
 from igniterd.planner.evaluate import evaluate
 from igniterd.planner.fill import relocate
 from igniterd.planner.least_shares import Pack, ShareSolver
+from igniterd.planner.progress import report
 from igniterd.planner.repair import Placed, misses, place
 
 TRIES = 40
@@ -45,6 +46,7 @@ def consolidate(placed: Placed, solver: ShareSolver, level: float, tries: int = 
     for g in sorted(range(len(groups)), key=lambda g: (weight(g), g)):
         if failed >= tries:
             break
+        report(f"emptying one of {len(groups)} GPUs into the others")
         hosts = [
             h
             for h in np.argsort(-spare, kind="stable")[: _HOSTS + 1].tolist()

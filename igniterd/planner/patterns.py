@@ -18,6 +18,10 @@ Pattern = tuple[int, ...]
 """A kind of GPU, then the pieces on one of them, rising."""
 _TRIES = 4
 HOLDS = 1.0 + 1e-9
+_GIVES = 1.3
+"""P99 grows about like this power of how much smaller a share is: who could give a unit."""
+_FAR = 1.1
+"""Who misses by more gets two units."""
 CALM = 0.98
 """A pattern is used many times. Where it is one of those whose service times are above the bound,
 or its P99 by chance, everybody in it misses. So its P99s are held so far within the SLOs: it costs

@@ -68,6 +68,45 @@ class PlannedGpu:
 
 
 @dataclass(frozen=True, slots=True)
+class Advice:
+    """A workload whose SLO is the reason for its many GPUs; ``others`` like it are not told again.
+
+    ``load``: mean utilisation of its replicas. ``enough_slo_ms``: at it one GPU would do.
+    """
+
+    workload: str
+    others: int
+    gpu: str
+    gpus: int
+    load: float
+    slo_p99_ms: float
+    enough_slo_ms: float
+
+    @property
+    def sentence(self) -> str:
+        """In words."""
+        more = f" and {self.others} like it" if self.others else ""
+        each = " each" if self.others else ""
+        return (
+            f"{self.workload}{more}: at an SLO of {self.slo_p99_ms:g} ms {self.gpus} GPUs{each} at "
+            f"{self.load:.0%} load; one {self.gpu} would do with an SLO of "
+            f"{self.enough_slo_ms:.6g} ms"
+        )
+
+    def as_json(self) -> dict[str, object]:
+        """One entry of ``advice``."""
+        return {
+            "workload": self.workload,
+            "others": self.others,
+            "gpus": self.gpus,
+            "load": _rounded(self.load),
+            "slo_p99_ms": self.slo_p99_ms,
+            "enough_slo_ms": self.enough_slo_ms,
+            "sentence": self.sentence,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class ProvisionPlan:
     """The answer to "how many GPUs, of which type, who shares with whom"."""
 
@@ -83,6 +122,7 @@ class ProvisionPlan:
     moves: tuple[str, ...] = ()  # against the plan it was started from, in words
     planning_s: float = 0.0  # filled in by whoever has a clock
     notes: tuple[str, ...] = ()
+    advice: tuple[Advice, ...] = ()
     kinds: int = 1  # of GPU that were offered
     # what the lower bound was found by: "least shares", or "patterns" of the cuts offered
     bound_by: str = "least shares"
@@ -145,6 +185,7 @@ class ProvisionPlan:
             "infeasible": [entry.as_json() for entry in self.infeasible],
             "moves": list(self.moves),
             "notes": list(self.notes),
+            "advice": [entry.as_json() for entry in self.advice],
         }
 
 

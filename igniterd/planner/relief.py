@@ -7,42 +7,53 @@ import math
 from dataclasses import replace
 
 from igniterd.planner import strategies
+from igniterd.planner.alike import alike
 from igniterd.planner.evaluate import Placement, evaluate
 from igniterd.planner.gpu_types import GpuType
-from igniterd.planner.plan import ProvisionPlan
+from igniterd.planner.plan import Advice, PlannedTenant, ProvisionPlan
 from igniterd.planner.strategies import Request
 from igniterd.planner.tables import CAPS
 from igniterd.planner.workloads import Workload
 
-_MOST_RELIEF = 2.0
+_MOST_RELIEF = 3.0
 """An SLO above so many times the one asked for is another service, not a relief."""
 _ROOM = (1.02, 1.06, 1.12, 1.2)
 """The search reads tables, which are about this close to the queue itself; what is said has been
 planned."""
-_MAX_SENTENCES = 12
+_MOST = 12
+"""Pieces of advice; each is planned, which takes a moment."""
+_CARRIED = 1.0
+"""What executes more than all the time, over its replicas, is no case for one GPU."""
 
 
-def describe_reliefs(plan: ProvisionPlan, request: Request) -> list[str]:
-    """A sentence for each workload that one GPU would carry at an SLO a little above its own."""
+def advise(plan: ProvisionPlan, request: Request) -> tuple[Advice, ...]:
+    """What the SLO costs each workload that one GPU would carry at an SLO a little above its own;
+    once for all that are alike."""
     kinds = {gpu.name: gpu for gpu in request.gpus}
-    seats: dict[str, list[str]] = {}
+    seats: dict[str, list[tuple[str, PlannedTenant]]] = {}
     for gpu in plan.gpus:
         for seat in gpu.tenants:
-            seats.setdefault(seat.workload, []).append(gpu.gpu)
-    spread = [w for w in request.workloads if len(seats.get(w.name, ())) > 1]
-    said = []
-    for workload in spread[:_MAX_SENTENCES]:
-        kind = kinds[seats[workload.name][0]]
-        enough_ms = _enough_ms(request, workload, kind)
+            seats.setdefault(seat.workload, []).append((gpu.gpu, seat))
+    given: list[Advice] = []
+    for one in alike(request.workloads, 0.0):
+        mine = seats.get(one.workload.name, [])
+        load = sum(seat.utilisation or 0.0 for _, seat in mine)
+        if len(mine) < 2 or load > _CARRIED or len(given) == _MOST:
+            continue
+        enough_ms = _enough_ms(request, one.workload, kinds[mine[0][0]])
         if enough_ms is not None:
-            said.append(
-                f"{workload.name}: {workload.rate_per_s:g} requests/s take "
-                f"{len(seats[workload.name])} GPUs, because its "
-                f"SLO of {workload.slo_p99_ms:g} ms leaves them hardly a moment to wait for one "
-                "another; "
-                f"one {kind.name} would do with an SLO of {enough_ms:.6g} ms"
+            given.append(
+                Advice(
+                    one.workload.name,
+                    one.count - 1,
+                    mine[0][0],
+                    len(mine),
+                    load / len(mine),
+                    one.workload.slo_p99_ms,
+                    enough_ms,
+                )
             )
-    return said
+    return tuple(given)
 
 
 def _enough_ms(request: Request, workload: Workload, kind: GpuType) -> float | None:

@@ -13,6 +13,7 @@ from igniterd.planner.evaluate import Placement, evaluate
 from igniterd.planner.fill import best_host, fill_kind
 from igniterd.planner.least_shares import Group, Pack, ShareSolver
 from igniterd.planner.problem import Problem
+from igniterd.planner.progress import report
 from igniterd.queueing.kernels import lookup
 
 _ROUNDS = 8
@@ -194,6 +195,7 @@ def repair(placed: Placed, solver: ShareSolver, level: float, moves: Moves | Non
         missing = [g for g in range(len(groups)) if misses(problem, groups[g], placements[g])]
         if not missing:
             break
+        report(f"{len(groups)} GPUs evaluated; on {len(missing)} somebody misses its SLO")
         for g in missing:
             correct(problem, groups[g], placements[g], 0.997**turn, lower=_LOWER)
         changed = move_unfit(problem, solver, groups, missing, moves, placed.unplaced)

@@ -24,6 +24,7 @@ from igniterd.planner.least_shares import ShareSolver
 from igniterd.planner.lower_bound import lower_bounds
 from igniterd.planner.plan import PlannedGpu, ProvisionPlan
 from igniterd.planner.problem import OUT_OF_STOCK, Problem, pose
+from igniterd.planner.progress import report
 from igniterd.planner.repair import Placed, calibrate, check, repair
 from igniterd.planner.workloads import Infeasible, Workload
 
@@ -95,6 +96,7 @@ def solve(problem: Problem, level: float, seed: int) -> Placed:
 
 def _solve_once(problem: Problem, solver: ShareSolver, level: float, seed: int) -> Placed:
     """Pack, check, repair, and gather what repairs scattered."""
+    report(f"packing {problem.parent.size} replicas of {len(problem.workloads)} workloads")
     found = check(problem, solver, pack(problem, solver, seed), level)
     return consolidate(repair(found, solver, level), solver, level)
 

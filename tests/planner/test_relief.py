@@ -2,8 +2,8 @@
 drawn."""
 
 import json
-import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,21 +11,21 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from igniterd.cli.app import app
-
-SAID = re.compile(
-    r"igniterd plan: a: .* take (\d+) GPUs, .* one v100 would do with an SLO of ([\d.]+) ms"
-)
+from igniterd.cli.plan import _progress
+from igniterd.planner.progress import report
 
 
 def planned(
-    folder: Path, slo_ms: float, model: str = "vgg19", rate: float = 10, *more: str
-) -> tuple[int, str]:
-    """GPUs, and what is said beside the plan."""
+    folder: Path, slo_ms: float, model: str = "vgg19", rate: float = 10, copies: int = 1
+) -> tuple[int, list[dict[str, Any]]]:
+    """GPUs, and the advice."""
     path = folder / "w.csv"
-    path.write_text(f"workload,model,slo_p99_ms,rate_per_s\na,{model},{slo_ms},{rate}\n")
-    result = CliRunner().invoke(app, ["plan", str(path), "--format", "json", *more])
+    rows = "".join(f"a{n},{model},{slo_ms},{rate}\n" for n in range(copies))
+    path.write_text(f"workload,model,slo_p99_ms,rate_per_s\n{rows}")
+    result = CliRunner().invoke(app, ["plan", str(path), "--format", "json"])
     assert result.exit_code == 0, result.stderr
-    return len(json.loads(result.stdout)["gpus"]), result.stderr
+    document = json.loads(result.stdout)
+    return len(document["gpus"]), document["advice"]
 
 
 @pytest.mark.parametrize(
@@ -35,21 +35,40 @@ def planned(
 def test_an_slo_just_above_the_fastest_service_says_where_one_gpu_would_do(
     tmp_path: Path, model: str, slo_ms: float, rate: float
 ) -> None:
-    gpus, said = planned(tmp_path, slo_ms, model, rate)
+    gpus, advice = planned(tmp_path, slo_ms, model, rate)
     if gpus == 1:
-        assert said == ""
+        assert advice == []
         return
-    found = SAID.search(said)
-    assert found, said
-    assert int(found[1]) == gpus
-    at_least_ms = float(found[2])
-    assert at_least_ms > slo_ms
-    assert planned(tmp_path, at_least_ms, model, rate) == (1, ""), "it is true"
+    (one,) = advice
+    assert (one["workload"], one["gpus"], one["slo_p99_ms"]) == ("a0", gpus, slo_ms)
+    assert 0 < one["load"] < 0.5
+    assert one["enough_slo_ms"] > slo_ms
+    assert f"{one['enough_slo_ms']:.6g} ms" in one["sentence"]
+    assert planned(tmp_path, one["enough_slo_ms"], model, rate) == (1, []), "it is true"
+
+
+def test_copies_are_advised_once_and_the_table_says_it_too(tmp_path: Path) -> None:
+    _, advice = planned(tmp_path, 7.0, "ssd", 10, copies=3)
+    (one,) = advice
+    assert one["others"] == 2
+    result = CliRunner().invoke(app, ["plan", str(tmp_path / "w.csv")])
+    assert "and 2 like it: at an SLO of 7 ms" in " ".join(result.stdout.split())
 
 
 def test_requests_that_one_gpu_cannot_carry_need_no_word(tmp_path: Path) -> None:
-    gpus, said = planned(tmp_path, 60, "vgg19", 1500)
-    assert (gpus > 1, said) == (True, "")
+    gpus, advice = planned(tmp_path, 60, "vgg19", 1500)
+    assert (gpus > 1, advice) == (True, [])
+
+
+def test_progress_is_said_after_two_seconds_and_once_a_second(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    times = iter([0.0, 0.5, 1.9, 2.5, 2.9, 3.6, 4.0])
+    with _progress(lambda: next(times)):
+        for step in "abcdef":
+            report(step)
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["igniterd plan: 2 s: c", "igniterd plan: 4 s: e"]
 
 
 def test_a_sweep_is_drawn_so_that_the_bound_is_not_above_the_plan(
