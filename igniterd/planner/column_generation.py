@@ -20,7 +20,7 @@ from igniterd.planner.kernels.pricing import MOST_PIECES, Limits, Pieces
 from igniterd.planner.kernels.sketch import slowdown_of
 from igniterd.planner.least_shares import copied, sketched
 from igniterd.planner.pattern_program import PatternProgram, Relaxed, Rounded
-from igniterd.planner.patterns import CALM, HOLDS, Pattern, PatternBook
+from igniterd.planner.patterns import Pattern, PatternBook, in_hand
 from igniterd.planner.problem import Problem
 from igniterd.planner.progress import report
 from igniterd.planner.repair import slo_ms
@@ -91,7 +91,7 @@ class _Search:
         self.patterns: dict[Pattern, None] = {}
         self.bound = 0.0
         self.best: tuple[F64, F64] | None = None
-        self.within = HOLDS
+        self.calm = False  # whether patterns have to hold with something in hand
         self.excused: set[Pattern] = set()
         self.patience = _PATIENCE
         self.by_tables = self.kinds  # what bounds are found with
@@ -127,7 +127,7 @@ class _Search:
         # duals that no pattern exceeds are a bound, see A. A. Farley, Operations Research 38(5),
         # 1990
         bound = self.program.dual_cost(value, scarce) / max(1.0, most)
-        if bound > self.bound and self.within == HOLDS and self.kinds is self.by_tables:
+        if bound > self.bound and not self.calm and self.kinds is self.by_tables:
             self.bound, self.best = bound, duals
         return self.add(found)
 
@@ -157,9 +157,7 @@ class _Search:
 
     def _banned(self, kind: int) -> I64:
         code = self.kinds[kind].code
-        sums = [
-            int(code[list(p[1:])].sum()) for p in self.book.failing(self.within) if p[0] == kind
-        ]
+        sums = [int(code[list(p[1:])].sum()) for p in self.book.failing(self.calm) if p[0] == kind]
         return np.sort(np.array(sums, dtype=np.int64))
 
     def broaden(self, relaxed: Relaxed) -> None:
@@ -183,10 +181,10 @@ class _Search:
         }
 
     def keep_calm(self) -> None:
-        """From now on only patterns count that hold with time to spare; what else a workload could
-        not be served by is excused."""
-        self.within = CALM
-        tense = set(self.book.failing(CALM))
+        """From now on only patterns count that hold with something in hand; what else a workload
+        could not be served by is excused."""
+        self.calm = True
+        tense = set(self.book.failing(calm=True))
         self.excused = {
             (kind, i)
             for kind in range(len(self.kinds))
@@ -208,7 +206,7 @@ class _Search:
         """Whether a pattern was evaluated and holds as far as it has to."""
         if pattern not in self.book.known:
             return False
-        return self.book.holds(pattern, HOLDS if pattern in self.excused else self.within)
+        return self.book.holds(pattern, self.calm and pattern not in self.excused)
 
     def drop_failing(self, relaxed: Relaxed) -> int:
         """Evaluate what the program uses and forget what does not hold; how many."""
@@ -225,7 +223,8 @@ class _Search:
         found, kind, top = self.book.known[pattern], pattern[0], self.tops[pattern[0]]
         chosen = np.array(found.group.items, dtype=np.int64)
         for place, (piece, p) in enumerate(zip(found.group.items, found.placements, strict=True)):
-            if p.p99_ms <= self.within * self.slo_ms[piece]:
+            needed = p.p99_ms * (in_hand(p) if self.calm else 1.0)
+            if needed <= self.slo_ms[piece]:
                 continue
             self.misses[kind, piece] += 1
             if self.misses[kind, piece] < _OFTEN:
@@ -252,7 +251,7 @@ def best_mix(problem: Problem, program: PatternProgram, book: PatternBook) -> Mi
         if problem.alone[kind, i] <= top and problem.fits_memory(kind, [i])
     ]
     book.ask(alone)
-    search.add(p for p in alone if book.holds(p, HOLDS))
+    search.add(p for p in alone if book.holds(p, calm=False))
     if search.unserved():
         return None
     if program.offer.fraction.size <= SMALL:  # with more, no bound would be proven

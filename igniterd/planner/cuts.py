@@ -75,20 +75,21 @@ def _worthwhile(
 ) -> list[tuple[float, ...]]:
     """The cuts of a workload that are neither much dearer than another nor into tiny pieces; at
     ``most`` so many, the cheapest."""
-    parts = _possible(problem, w)
+    # one cut may be come by in several ways, a rounding apart
+    parts = {tuple(round(1e9 * part) for part in cut): cut for cut in _possible(problem, w)}
     if even:
-        parts = {cut for cut in parts if max(cut) - min(cut) < 1e-9}
-    need = {part: _need(problem, whole, w, part) for cut in parts for part in cut}
-    cost = {cut: sum(need[part] for part in cut) for cut in parts}
+        parts = {key: cut for key, cut in parts.items() if max(cut) - min(cut) < 1e-9}
+    need = {part: _need(problem, whole, w, part) for cut in parts.values() for part in cut}
+    cost = {cut: sum(need[part] for part in cut) for cut in parts.values()}
     least = min(cost.values())
     kept = [
         cut
-        for cut in parts
+        for cut in cost
         if cost[cut] <= _DEAREST * least
         and (len(cut) == 1 or min(need[part] for part in cut) >= _LEAST_PIECE)
     ]
     kept.sort(key=lambda cut: (cost[cut], len(cut), cut))
-    fewest = min(parts, key=lambda cut: (cost[cut] == math.inf, len(cut), cost[cut]))
+    fewest = min(cost, key=lambda cut: (cost[cut] == math.inf, len(cut), cost[cut]))
     return sorted({*kept[:most], fewest}, key=lambda cut: (len(cut), cut))
 
 
