@@ -69,7 +69,7 @@ def rows(
     gpu: GpuType, sets: dict[str, list[Workload]], arrivals: Sequence[str], seconds: float
 ) -> Iterator[str]:
     yield (
-        f"{'set':<12}{'arrivals':<10}{'GPUs':>6}{'bound':>9}{'above':>7}{'optimum':>9}"
+        f"{'set':<13}{'arrivals':<10}{'GPUs':>6}{'bound':>9}{'above':>7}{'optimum':>9}"
         f"{'packed':>8}{'even':>6}{'missed':>14}{'planning':>10}"
     )
     for name, found in sets.items():
@@ -84,7 +84,7 @@ def rows(
             bound = max(answer.lower_bound_gpus or 0.0, 1.0)
             above = len(answer.gpus) / math.ceil(bound - 1e-9) - 1.0
             yield (
-                f"{name:<12}{process:<10}{len(answer.gpus):>6}{bound:>9.2f}{above:>7.1%}"
+                f"{name:<13}{process:<10}{len(answer.gpus):>6}{bound:>9.2f}{above:>7.1%}"
                 f"{len(best.gpus):>9}{len(packed.gpus):>8}{len(even.gpus):>6}"
                 f"{f'{missed} of {len(found)}':>14}{took_s:>8.2f} s"
             )

@@ -63,7 +63,8 @@ class ShareSolver:
     def group(self, kind: int, items: list[int]) -> Group:
         """The GPU with what everybody needs there."""
         items = sorted(items)
-        total = self._ask(kind, items, 1) if items else 0
+        # with a ceiling at the GPU's units the kernel would give up before it has written anything
+        total = self._ask(kind, items, 3) if items else 0
         n = len(items)
         units, option, utilisation, mean_batch, slowdown = (
             column[:n].tolist() for column in self._shares

@@ -50,7 +50,13 @@ class PatternBook:
 
     def ask(self, patterns: Iterable[Pattern]) -> None:
         """Evaluate those not evaluated yet."""
-        pending = [self._sketch(p) for p in patterns if p not in self.known]
+        pending = []
+        for pattern in (p for p in patterns if p not in self.known):
+            group = self.solver.group(pattern[0], list(pattern[1:]))
+            if group.total >= 2 * int(self.solver.problem.tables.units[group.kind]):
+                self.known[pattern] = Evaluated(group, [], math.inf, math.inf)  # far above the GPU
+            else:
+                pending.append((group, place(self.solver.problem, group)))
         for _ in range(_TRIES):
             pending = self._try(pending)
 
@@ -63,10 +69,6 @@ class PatternBook:
     def failing(self, calm: bool) -> list[Pattern]:
         """All patterns that were found not to hold."""
         return [p for p in self.known if not self.holds(p, calm)]
-
-    def _sketch(self, pattern: Pattern) -> tuple[Group, list[Placement]]:
-        group = self.solver.group(pattern[0], list(pattern[1:]))
-        return group, place(self.solver.problem, group)
 
     def _try(
         self, pending: Sequence[tuple[Group, list[Placement]]]

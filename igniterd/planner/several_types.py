@@ -54,20 +54,31 @@ def plan_types(
     packed = _plan_packed(workloads, gpus, arrival_scv, level, seed, even)
     if found is None:
         return packed
-    best, other = sorted((found, packed), key=_rank)
-    return _with_bounds(best, other)
+    plans = [found, packed]
+    if not even:  # fewer cuts are a smaller search, which may go further
+        equal = plan_by_pattern(workloads, gpus, arrival_scv, level=level, even=True)
+        # its bound is of equal cuts only
+        plans += [] if equal is None else [_bounded_as(equal, found)]
+    best, *others = sorted(plans, key=_rank)
+    for other in others:
+        best = _with_bounds(best, other)
+    return best
 
 
-def _with_bounds(plan: ProvisionPlan, other: ProvisionPlan) -> ProvisionPlan:
-    """The plan with the higher of two bounds for each figure; both were proven."""
-    if (other.lower_bound_gpus or 0.0) <= (plan.lower_bound_gpus or 0.0):
-        return plan
+def _bounded_as(plan: ProvisionPlan, other: ProvisionPlan) -> ProvisionPlan:
     return replace(
         plan,
         lower_bound_gpus=other.lower_bound_gpus,
         lower_bound_cost_per_hour=other.lower_bound_cost_per_hour,
         bound_by=other.bound_by,
     )
+
+
+def _with_bounds(plan: ProvisionPlan, other: ProvisionPlan) -> ProvisionPlan:
+    """The plan with the higher of two bounds for each figure; both were proven."""
+    if (other.lower_bound_gpus or 0.0) <= (plan.lower_bound_gpus or 0.0):
+        return plan
+    return _bounded_as(plan, other)
 
 
 def _plan_packed(

@@ -79,3 +79,12 @@ def test_what_holds_holds_when_it_is_evaluated_again(book: PatternBook) -> None:
         evaluate([(problem.gpus[0], found.placements)], level=LEVEL)
         for item, p in zip(found.group.items, found.placements, strict=True):
             assert p.p99_ms <= slo_ms(problem, item) * 1.001
+
+
+def test_a_pattern_far_above_the_gpu_does_not_hold(v100: GpuType) -> None:
+    """What the tables never settle has no shares to be evaluated with."""
+    problem = pose([Workload("V", "vgg19", 20, 300)], (v100,), 1.0)
+    book = PatternBook(ShareSolver(problem), LEVEL)
+    book.ask([(0, 0, 0, 0, 0)])
+    assert not book.holds((0, 0, 0, 0, 0), calm=False)
+    assert book.failing(calm=False) == [(0, 0, 0, 0, 0)]
