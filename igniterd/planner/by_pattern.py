@@ -18,6 +18,7 @@ from igniterd.planner.pattern_program import PatternProgram
 from igniterd.planner.patterns import PatternBook
 from igniterd.planner.plan import PlannedGpu, ProvisionPlan
 from igniterd.planner.problem import OUT_OF_STOCK, Problem, pose
+from igniterd.planner.progress import report
 from igniterd.planner.repair import calibrate, holds
 from igniterd.planner.workloads import Infeasible, Workload
 
@@ -31,10 +32,13 @@ def plan_by_pattern(
     even: bool = False,
 ) -> ProvisionPlan | None:
     """The plan, or ``None`` where patterns give none (whoever asks packs instead)."""
-    for within in (ALIKE, 0.0):
-        found = _plan(workloads, alike(workloads, within), gpus, arrival_scv, level, even)
-        if found is not None:
-            return found
+    try:
+        for within in (ALIKE, 0.0):
+            found = _plan(workloads, alike(workloads, within), gpus, arrival_scv, level, even)
+            if found is not None:
+                return found
+    except ArithmeticError as error:  # the solver gave up, or reached its deadline
+        report(f"{error}; packing instead")
     return None
 
 

@@ -41,7 +41,7 @@ def plan_types(
     even: bool = False,
 ) -> ProvisionPlan:
     """The plan of igniterd's strategy on the kinds of GPU offered: of patterns where workloads are
-    repeated, else packed; of both where that costs little, and then the better one.
+    repeated, else packed; in every way where that costs little, and then the best one.
 
     ``even``: replicas of a workload get equal parts of its traffic.
     """

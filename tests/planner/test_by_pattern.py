@@ -14,6 +14,7 @@ from igniterd.lab.replay.replay import Arrivals, Kind, replay
 from igniterd.planner.by_pattern import plan_by_pattern
 from igniterd.planner.evaluate import assess
 from igniterd.planner.gpu_types import GpuType
+from igniterd.planner.pattern_program import PatternProgram
 from igniterd.planner.plan import ProvisionPlan
 from igniterd.planner.single_type import plan_igniterd
 from igniterd.planner.strategies import Request, plan
@@ -148,3 +149,16 @@ def test_a_model_that_was_not_profiled_is_named_for_each_copy(v100: GpuType) -> 
     assert {seat.workload for gpu in answer.gpus for seat in gpu.tenants} == {
         f"A.{n}" for n in range(4)
     }
+
+
+def test_where_the_solver_gives_up_the_workloads_are_packed(
+    v100: GpuType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def given_up(*_: object) -> None:
+        raise ArithmeticError("time limit")
+
+    monkeypatch.setattr(PatternProgram, "relax", given_up)
+    found = repeated([Workload("A", "alexnet", 50, 50)], 4)
+    answer = plan(Request(found, (v100,), 1.0))
+    check(answer, found, v100)
+    assert answer.bound_by == "least shares"
