@@ -21,12 +21,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # at the end: PYTHONPATH may name another revision
 from bench.plan import machine, paper, random_set, replayed
+from bench.plan_passes import Patch, switched_off
 from igniterd.planner import column_generation, patterns
 from igniterd.planner.gpu_types import GpuType, parse_gpu
 from igniterd.planner.plan import ProvisionPlan
@@ -40,21 +40,8 @@ def repeated(base: Sequence[Workload], copies: int) -> list[Workload]:
     return [replace(w, name=f"{w.name}.{n}") for w in base for n in range(copies)]
 
 
-@contextmanager
-def nothing_kept_in_hand() -> Iterator[None]:
-    """P99s up to the SLO itself, and ten times the work."""
-    changed = [
-        (patterns, "_DOUBT", 0.0),
-        (column_generation, "_WORK", 40_000),
-    ]
-    before = [(module, name, getattr(module, name)) for module, name, _ in changed]
-    try:
-        for module, name, value in changed:
-            setattr(module, name, value)
-        yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)
+NOTHING_IN_HAND: list[Patch] = [(patterns, "_DOUBT", 0.0), (column_generation, "_WORK", 40_000)]
+"""P99s up to the SLO itself, and ten times the work."""
 
 
 def planned(request: Request) -> tuple[ProvisionPlan, float]:
@@ -77,7 +64,7 @@ def rows(
             scv = ARRIVALS[process]
             answer, took_s = planned(Request(found, (gpu,), scv))
             even, _ = planned(Request(found, (gpu,), scv, even_splits=True))
-            with nothing_kept_in_hand():
+            with switched_off(NOTHING_IN_HAND):
                 best, _ = planned(Request(found, (gpu,), scv))
             packed = plan_igniterd(found, (gpu,), scv)
             missed = len(replayed(answer, process, seconds, 1).missed)

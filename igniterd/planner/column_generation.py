@@ -222,9 +222,9 @@ class _Search:
         units they had. The tables are too hopeful for some by a fifth, for many patterns alike."""
         found, kind, top = self.book.known[pattern], pattern[0], self.tops[pattern[0]]
         chosen = np.array(found.group.items, dtype=np.int64)
-        for place, (piece, p) in enumerate(
-            zip(found.group.items, found.placements, strict=bool(found.placements))
-        ):
+        if not found.placements:  # so far above the GPU that it was never tried
+            return
+        for place, (piece, p) in enumerate(zip(found.group.items, found.placements, strict=True)):
             needed = p.p99_ms * (in_hand(p) if self.calm else 1.0)
             if needed <= self.slo_ms[piece]:
                 continue

@@ -75,10 +75,12 @@ def _bounded_as(plan: ProvisionPlan, other: ProvisionPlan) -> ProvisionPlan:
 
 
 def _with_bounds(plan: ProvisionPlan, other: ProvisionPlan) -> ProvisionPlan:
-    """The plan with the higher of two bounds for each figure; both were proven."""
-    if (other.lower_bound_gpus or 0.0) <= (plan.lower_bound_gpus or 0.0):
-        return plan
-    return _bounded_as(plan, other)
+    """The plan with the bounds of whichever has the higher ones, GPUs first, then money."""
+
+    def height(one: ProvisionPlan) -> tuple[float, float]:
+        return one.lower_bound_gpus or 0.0, one.lower_bound_cost_per_hour or 0.0
+
+    return plan if height(other) <= height(plan) else _bounded_as(plan, other)
 
 
 def _plan_packed(
