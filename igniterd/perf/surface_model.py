@@ -3,8 +3,9 @@ adds to it.
 
 A profile may have shares at which only the smallest batch was measured (often the whole GPU). What
 larger batches gain there from the larger share is an extrapolation that no uncertainty of the fit
-covers. The upper bound covers it: beyond :func:`trusted_share` it is never below the mean under the
-other reading of the measurements, that larger batches gain no more than a single item does.
+covers. There are two readings of the measurements: the fit's, and that larger batches gain no more
+than a single item does. Beyond :func:`trusted_share` each has a chance of one half. The upper bound
+is exceeded as rarely as its level says under both together.
 
 Fitted from latencies alone: at most eleven solo points a model and a co-run an ordered pair are
 enough, fewer widen the bounds. The parts are explained where they are:
@@ -165,9 +166,11 @@ class SurfaceModel:
         if max(shares.tolist()) <= most:  # as it mostly is; many times faster than numpy's any()
             return mean, upper
         beyond, trusted, one = shares > most, np.array([self._trusted[model]]), np.ones(1)
-        known = self._fitted(model, trusted, neighbours, np.append(one, batches), level)[0][0]
+        # where the fit's reading is below for certain, the other may be exceeded twice as often
+        other = max(0.5, 2.0 * level - 1.0)
+        known = self._fitted(model, trusted, neighbours, np.append(one, batches), other)
         single = self._fitted(model, shares[beyond], neighbours, one, level)[0]
-        upper[beyond] = np.maximum(upper[beyond], known[1:] * single / known[0])
+        upper[beyond] = np.maximum(upper[beyond], known[1][0, 1:] * single / known[0][0, 0])
         return mean, upper
 
     def _fitted(

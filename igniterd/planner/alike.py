@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 from igniterd.planner.workloads import Workload
 
@@ -32,12 +31,12 @@ class WorkloadType:
 def alike(workloads: Sequence[Workload], within: float = ALIKE) -> list[WorkloadType]:
     """The types of these workloads. ``within`` 0 puts together only equals."""
 
-    def process(n: int) -> tuple[str, float]:
-        scv = workloads[n].arrival_scv
-        return workloads[n].model, -1.0 if scv is None else scv
-
+    served: dict[tuple[str, float], list[int]] = {}
+    for n, w in enumerate(workloads):
+        process = -1.0 if w.arrival_scv is None else w.arrival_scv
+        served.setdefault((w.model, process), []).append(n)
     found = []
-    for _, same in groupby(sorted(range(len(workloads)), key=process), process):
+    for _, same in sorted(served.items()):
         slo = {n: workloads[n].slo_p99_ms for n in same}
         for near in _near(slo, within):
             for members in _near({n: 1.0 / workloads[n].rate_per_s for n in near}, within):
@@ -53,12 +52,12 @@ def alike(workloads: Sequence[Workload], within: float = ALIKE) -> list[Workload
 def _near(value: dict[int, float], within: float) -> Iterator[list[int]]:
     """The keys, by values that are within a fraction of the least among them."""
     least, near = 0.0, list[int]()
-    for key in sorted(value, key=lambda key: (value[key], key)):
-        if near and value[key] > least * (1.0 + within) * (1.0 + 1e-12):
+    for one, key in sorted((one, key) for key, one in value.items()):
+        if near and one > least * (1.0 + within) * (1.0 + 1e-12):
             yield near
             near = []
         if not near:
-            least = value[key]
+            least = one
         near.append(key)
     if near:
         yield near

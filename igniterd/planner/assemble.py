@@ -57,8 +57,9 @@ def _seat(
     gpus: list[FilledGpu],
     seats: dict[int, deque[tuple[int, int]]],
 ) -> None:
-    """Give each piece of a workload a seat, on GPUs it is not on yet; on one of its own where the
-    seats left are all beside the workload itself."""
+    """Give each piece of a workload a seat, on GPUs it is not on yet. Where the seats left are all
+    beside the workload itself, somebody else who has such a piece changes with it; where nobody
+    can, it gets a GPU of its own."""
     taken: set[int] = set()
     for piece in pieces:
         free = seats.get(piece, deque())
@@ -68,8 +69,30 @@ def _seat(
                 break
             free.append((g, place))
         else:
-            kind = next(gpu.pattern[0] for gpu in gpus if piece in gpu.pattern[1:])
-            gpus.append(FilledGpu((kind, piece), [None]))
-            g, place = len(gpus) - 1, 0
+            g, place = _changed(piece, taken, free, gpus) or _opened(piece, gpus)
         gpus[g].who[place] = workload
         taken.add(g)
+
+
+def _changed(
+    piece: int, taken: set[int], free: deque[tuple[int, int]], gpus: list[FilledGpu]
+) -> tuple[int, int] | None:
+    """A seat for this piece whose workload went to a free one."""
+    for _ in range(len(free)):
+        to, seat = free.popleft()
+        for g, gpu in enumerate(gpus):
+            for place, one in enumerate(gpu.pattern[1:]):
+                other = gpu.who[place]
+                if one != piece or g in taken or other is None or other in gpus[to].who:
+                    continue
+                gpus[to].who[seat] = other
+                return g, place
+        free.append((to, seat))
+    return None
+
+
+def _opened(piece: int, gpus: list[FilledGpu]) -> tuple[int, int]:
+    """The seat of a GPU more, for this piece alone."""
+    kind = next(gpu.pattern[0] for gpu in gpus if piece in gpu.pattern[1:])
+    gpus.append(FilledGpu((kind, piece), [None]))
+    return len(gpus) - 1, 0

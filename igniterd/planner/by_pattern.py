@@ -3,10 +3,12 @@ linear program over patterns that were each evaluated exactly."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
-from igniterd.planner.alike import ALIKE, WorkloadType, alike
+from igniterd.planner.alike import WorkloadType, alike
 from igniterd.planner.assemble import FilledGpu, assemble
 from igniterd.planner.column_generation import best_mix
 from igniterd.planner.cuts import Offer, offer_cuts
@@ -30,16 +32,34 @@ def plan_by_pattern(
     *,
     level: float = LEVEL,
     even: bool = False,
+    types: list[WorkloadType] | None = None,
 ) -> ProvisionPlan | None:
-    """The plan, or ``None`` where patterns give none (whoever asks packs instead)."""
-    try:
-        for within in (ALIKE, 0.0):
-            found = _plan(workloads, alike(workloads, within), gpus, arrival_scv, level, even)
-            if found is not None:
-                return found
-    except ArithmeticError as error:  # the solver gave up, or reached its deadline
-        report(f"{error}; packing instead")
+    """The plan, or ``None`` where patterns give none (whoever asks packs instead). ``types``: of
+    the workloads, where they are known already."""
+    like = alike(workloads) if types is None else types
+    with _uncollected():
+        try:
+            found = _plan(workloads, like, gpus, arrival_scv, level, even)
+            if found is None:  # the hardest of the likes may be too hard
+                like = alike(workloads, 0.0)
+                found = _plan(workloads, like, gpus, arrival_scv, level, even)
+            return found
+        except ArithmeticError as error:  # the solver gave up, or reached its deadline
+            report(f"{error}; packing instead")
     return None
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for cycles meanwhile: it would look at every record of a large plan again and
+    again, and records form no cycles."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _plan(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from igniterd.planner.kernels.pricing import MOST_PIECES, Limits, Pieces
 from igniterd.planner.kernels.sketch import slowdown_of
 from igniterd.planner.least_shares import copied, sketched
 from igniterd.planner.pattern_program import PatternProgram, Relaxed, Rounded
-from igniterd.planner.patterns import Pattern, PatternBook, in_hand
+from igniterd.planner.patterns import Pattern, PatternBook
 from igniterd.planner.problem import Problem
 from igniterd.planner.progress import report
 from igniterd.planner.repair import slo_ms
@@ -91,8 +91,6 @@ class _Search:
         self.patterns: dict[Pattern, None] = {}
         self.bound = 0.0
         self.best: tuple[F64, F64] | None = None
-        self.calm = False  # whether patterns have to hold with something in hand
-        self.excused: set[Pattern] = set()
         self.patience = _PATIENCE
         self.by_tables = self.kinds  # what bounds are found with
         self.misses: Counter[tuple[int, int]] = Counter()
@@ -127,7 +125,7 @@ class _Search:
         # duals that no pattern exceeds are a bound, see A. A. Farley, Operations Research 38(5),
         # 1990
         bound = self.program.dual_cost(value, scarce) / max(1.0, most)
-        if bound > self.bound and not self.calm and self.kinds is self.by_tables:
+        if bound > self.bound and self.kinds is self.by_tables:
             self.bound, self.best = bound, duals
         return self.add(found)
 
@@ -157,7 +155,7 @@ class _Search:
 
     def _banned(self, kind: int) -> I64:
         code = self.kinds[kind].code
-        sums = [int(code[list(p[1:])].sum()) for p in self.book.failing(self.calm) if p[0] == kind]
+        sums = [int(code[list(p[1:])].sum()) for p in self.book.failing() if p[0] == kind]
         return np.sort(np.array(sums, dtype=np.int64))
 
     def broaden(self, relaxed: Relaxed) -> None:
@@ -180,33 +178,15 @@ class _Search:
             if len(p) == 2 or relaxed.duals[0][list(p[1:])].sum() >= (1.0 - _FAR) * cost[p[0]]
         }
 
-    def keep_calm(self) -> None:
-        """From now on only patterns count that hold with something in hand; what else a workload
-        could not be served by is excused."""
-        self.calm = True
-        tense = set(self.book.failing(calm=True))
-        self.excused = {
-            (kind, i)
-            for kind in range(len(self.kinds))
-            for w in self.unserved(tense)
-            for t, parts in self.program.offer.cuts
-            if t == w
-            for i in parts
-        }
-        for pattern in tense - self.excused:
-            self.patterns.pop(pattern, None)
-
-    def unserved(self, without: Container[Pattern] = ()) -> set[int]:
-        """Workloads of which no cut has only pieces that hold alone."""
-        alone = {p[1] for p in self.patterns if len(p) == 2 and p not in without}
+    def unserved(self) -> bool:
+        """Whether there is a workload of which no cut has only pieces that hold alone."""
+        alone = {p[1] for p in self.patterns if len(p) == 2}
         served = {w for w, parts in self.program.offer.cuts if alone.issuperset(parts)}
-        return set(range(self.program.counts.size)) - served
+        return len(served) < self.program.counts.size
 
     def usable(self, pattern: Pattern) -> bool:
-        """Whether a pattern was evaluated and holds as far as it has to."""
-        if pattern not in self.book.known:
-            return False
-        return self.book.holds(pattern, self.calm and pattern not in self.excused)
+        """Whether a pattern was evaluated and holds."""
+        return pattern in self.book.known and self.book.holds(pattern)
 
     def drop_failing(self, relaxed: Relaxed) -> int:
         """Evaluate what the program uses and forget what does not hold; how many."""
@@ -225,8 +205,7 @@ class _Search:
         if not found.placements:  # so far above the GPU that it was never tried
             return
         for place, (piece, p) in enumerate(zip(found.group.items, found.placements, strict=True)):
-            needed = p.p99_ms * (in_hand(p) if self.calm else 1.0)
-            if needed <= self.slo_ms[piece]:
+            if p.p99_ms <= self.slo_ms[piece]:
                 continue
             self.misses[kind, piece] += 1
             if self.misses[kind, piece] < _OFTEN:
@@ -253,14 +232,12 @@ def best_mix(problem: Problem, program: PatternProgram, book: PatternBook) -> Mi
         if problem.alone[kind, i] <= top and problem.fits_memory(kind, [i])
     ]
     book.ask(alone)
-    search.add(p for p in alone if book.holds(p, calm=False))
+    search.add(p for p in alone if book.holds(p))
     if search.unserved():
         return None
-    if program.offer.fraction.size <= SMALL:  # with more, no bound would be proven
-        _generate(search)
-        search.close()
-    search.keep_calm()
     _generate(search)
+    if program.offer.fraction.size <= SMALL:  # with more, no bound would be proven
+        search.close()
     _settle(search)
     search.broaden(program.relax(list(search.patterns)))
     patterns = [p for p in search.patterns if search.usable(p)]

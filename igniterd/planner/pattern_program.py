@@ -27,11 +27,16 @@ from igniterd.planner.patterns import Pattern
 _LEFT_OUT = 1e4
 """What a workload left out counts, in the dearest GPU: nobody is left out while a GPU is."""
 _REPLICA = 1e-4
-"""What one replica more counts, in the cheapest GPU, where the GPUs are the same."""
+"""What one replica more counts, in the cheapest GPU, where the GPUs are the same; nothing above
+``_FEW`` workloads, as the solver rounds a count of GPUs far sooner."""
 _NONE = 1e-7
-_GAP, _WIDE_GAP, _MANY = 5e-4, 0.03, 5000
-"""Relative; the wide one is for what is left over of more workloads."""
-_NODES = 400
+_FEW, _GAP = 200, 5e-4
+_NEAR = 0.9
+_MANY, _WIDE_GAP = 5000, 0.03
+"""Rounding is done when it is so near the linear program: relative up to ``_FEW`` workloads; then
+in GPUs of the cheapest kind, of which a whole one cannot be gained any more; above ``_MANY``
+relative to what is left over of them."""
+_NODES = 100
 _DEADLINE_S = 60.0
 
 
@@ -114,11 +119,48 @@ class PatternProgram:
         return float(self.counts @ least - self.most[limited] @ scarce[limited])
 
     def round(self, patterns: Sequence[Pattern]) -> Rounded | None:
-        """Solve the integer program over these patterns; ``None`` where no answer was found."""
-        matrix, cost = self._stated(patterns, _REPLICA)
+        """Solve the integer program over these patterns; ``None`` where no answer was found.
+
+        It knows no workload from another. Where the parts of one would have to share a GPU, it is
+        solved again without the patterns that have such a part twice, and the cheaper answer stays.
+        """
+        found = self._round(patterns)
+        if found is None or not (crowded := self._crowded(patterns, found)):
+            return found
+        apart = [all(p[1:].count(i) < 2 for i in crowded) for p in patterns]
+        other = self._round([p for p, kept in zip(patterns, apart, strict=True) if kept])
+        if other is None:
+            return found
+        left = iter(other.gpus)
+        other = Rounded([next(left) if kept else 0 for kept in apart], other.cuts)
+        more = self.prices.min() * sum(crowded.values())
+        return min(found, other, key=lambda r: self._cost(patterns, r) + more * (r is found))
+
+    def _crowded(self, patterns: Sequence[Pattern], found: Rounded) -> dict[int, int]:
+        """The pieces that some workload has more of than there are GPUs with one, and how many."""
+        there: Counter[int] = Counter()
+        for pattern, gpus in zip(patterns, found.gpus, strict=True):
+            there.update(dict.fromkeys({*pattern[1:]}, gpus))
+        lacking: dict[int, int] = {}
+        for (_, parts), n in zip(self.offer.cuts, found.cuts, strict=True):
+            for piece, most in Counter(parts if n else ()).items():
+                if most > there[piece]:
+                    lacking[piece] = max(lacking.get(piece, 0), most - there[piece])
+        return lacking
+
+    def _cost(self, patterns: Sequence[Pattern], found: Rounded) -> float:
+        return float(sum(n * self.prices[p[0]] for p, n in zip(patterns, found.gpus, strict=True)))
+
+    def _round(self, patterns: Sequence[Pattern]) -> Rounded | None:
+        workloads = self.counts.sum()
+        matrix, cost = self._stated(patterns, _REPLICA if workloads <= _FEW else 0.0)
         base, gap = np.zeros(cost.size), _GAP
-        if self.counts.sum() > _MANY:  # whole parts are kept, what is left over is rounded
-            base, gap = np.floor(self._solve(matrix, cost)[0] + _NONE), _WIDE_GAP
+        if workloads > _FEW:
+            x = self._solve(matrix, cost)[0]
+            gap = _NEAR * float(self.prices.min()) / max(float(cost @ x), 1e-9)
+            if workloads > _MANY:  # whole parts are kept, what is left over is rounded
+                base, gap = np.floor(x + _NONE), _WIDE_GAP
+        cost /= self.prices.min()  # a count, where there is one kind
         answer = milp(
             cost,
             constraints=LinearConstraint(matrix, self._least - matrix @ base, np.inf),

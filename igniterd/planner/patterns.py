@@ -22,12 +22,6 @@ _GIVES = 1.3
 """P99 grows about like this power of how much smaller a share is: who could give a unit."""
 _FAR = 1.1
 """Who misses by more gets two units."""
-_DOUBT = 0.013
-"""A service time may be so much longer than its bound, as a fraction. A pattern is used many times:
-where it is one that the model flatters, all its copies miss. Chosen so that hardly any missed in
-replays of eight sets: 2 of 5,196 (``bench/patterns.py --paper --sets 3 4 5 6 7 9 12 --arrivals
-poisson``)."""
-_LONGEST = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +32,6 @@ class Evaluated:
     group: Group
     placements: list[Placement]
     strain: float
-    tension: float  # the same with what is kept in hand
 
 
 @dataclass(slots=True)
@@ -55,21 +48,19 @@ class PatternBook:
         for pattern in (p for p in patterns if p not in self.known):
             group = self.solver.group(pattern[0], list(pattern[1:]))
             if group.total >= 2 * int(self.solver.problem.tables.units[group.kind]):
-                self.known[pattern] = Evaluated(group, [], math.inf, math.inf)  # far above the GPU
+                self.known[pattern] = Evaluated(group, [], math.inf)  # far above the GPU
             else:
                 pending.append((group, place(self.solver.problem, group)))
         for _ in range(_TRIES):
             pending = self._try(pending)
 
-    def holds(self, pattern: Pattern, calm: bool) -> bool:
-        """Whether every P99 of an evaluated pattern is within its SLO; ``calm``: with something in
-        hand."""
-        found = self.known[pattern]
-        return (found.tension if calm else found.strain) <= _HOLDS
+    def holds(self, pattern: Pattern) -> bool:
+        """Whether every P99 of an evaluated pattern is within its SLO."""
+        return self.known[pattern].strain <= _HOLDS
 
-    def failing(self, calm: bool) -> list[Pattern]:
+    def failing(self) -> list[Pattern]:
         """All patterns that were found not to hold."""
-        return [p for p in self.known if not self.holds(p, calm)]
+        return [p for p in self.known if not self.holds(p)]
 
     def _try(
         self, pending: Sequence[tuple[Group, list[Placement]]]
@@ -86,27 +77,16 @@ class PatternBook:
             strains = [
                 p.p99_ms / slo_ms(problem, i) for i, p in zip(group.items, placements, strict=True)
             ]
-            tensions = [s * in_hand(p) for s, p in zip(strains, placements, strict=True)]
-            worst, tension = max(strains), max(tensions)
-            if group.total > top:
-                worst = tension = math.inf
-            if pattern not in self.known or tension < self.known[pattern].tension:
-                self.known[pattern] = Evaluated(group, placements, worst, tension)
-            if tension <= _HOLDS:
+            worst = math.inf if group.total > top else max(strains)
+            if pattern not in self.known or worst < self.known[pattern].strain:
+                self.known[pattern] = Evaluated(group, placements, worst)
+            if worst <= _HOLDS:
                 continue
-            units = shifted([round(top * p.share) for p in placements], tensions, top)
+            units = shifted([round(top * p.share) for p in placements], strains, top)
             if units is not None:
                 new = [replace(p, share=u / top) for p, u in zip(placements, units, strict=True)]
                 left.append((replace(group, units=units, total=sum(units)), new))
         return left
-
-
-def in_hand(p: Placement) -> float:
-    """What a P99 is multiplied by before it is compared with the SLO: a service time that is
-    ``_DOUBT`` longer than thought lengthens a queue of random arrivals by 1/(1 - utilisation) of
-    that."""
-    queueing = min(p.utilisation / max(1.0 - p.utilisation, 1e-9), _LONGEST)
-    return 1.0 + _DOUBT * min(p.arrival_scv, 1.0) * queueing
 
 
 def shifted(units: Sequence[int], strain: Sequence[float], top: int) -> list[int] | None:

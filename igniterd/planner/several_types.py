@@ -45,10 +45,11 @@ def plan_types(
 
     ``even``: replicas of a workload get equal parts of its traffic.
     """
-    copies = len(workloads) / max(1, len(alike(workloads)))
+    types = alike(workloads)
+    copies = len(workloads) / max(1, len(types))
     found = None
     if copies >= _REPEATED or (even and len(workloads) <= _FEW):
-        found = plan_by_pattern(workloads, gpus, arrival_scv, level=level, even=even)
+        found = plan_by_pattern(workloads, gpus, arrival_scv, level=level, even=even, types=types)
     if found is not None and len(workloads) > _BOTH:
         return found
     packed = _plan_packed(workloads, gpus, arrival_scv, level, seed, even)

@@ -48,6 +48,16 @@ def test_two_halves_are_on_two_gpus() -> None:
     assert all(gpu.whole for gpu in gpus)
 
 
+def test_who_has_a_choice_changes_seats_with_who_has_none() -> None:
+    """The first workload took the GPUs with one seat each; the second cannot have both others."""
+    mix = Mix([((0, 1), 2), ((0, 1, 1), 1)], [0, 2, 0, 0, 0, 0], 0.0)
+    gpus, left_out = assemble(mix, OFFER, types([2, 0]))
+    assert left_out == []
+    assert len(gpus) == 3
+    assert placed(gpus) == {0: [1, 1], 1: [1, 1]}
+    assert all(len({*gpu.who}) == len(gpu.who) for gpu in gpus)
+
+
 def test_a_gpu_more_where_all_seats_are_beside_the_workload_itself() -> None:
     mix = Mix([((0, 1, 1), 1)], [0, 1, 0, 0, 0, 0], 0.0)
     gpus, left_out = assemble(mix, OFFER, types([1, 0]))

@@ -45,6 +45,18 @@ def test_the_integer_program_by_hand() -> None:
     assert rounded.gpus == [0, 1, 4, 0]
 
 
+def test_parts_of_one_workload_are_not_counted_on_one_gpu() -> None:
+    """Three thirds of B beside A would be one GPU. There is one B only: its other thirds would need
+    a GPU each. So A and B are alone."""
+    offer = Offer(np.array([1.0, 1.0, 1 / 3]), [(0, (0,)), (1, (1,)), (1, (2, 2, 2))])
+    patterns: list[Pattern] = [(0, 0), (0, 1), (0, 2), (0, 0, 2, 2, 2)]
+    one, four = (PatternProgram(offer, [n, n], [1.0], [math.inf]).round(patterns) for n in (1, 4))
+    assert one is not None
+    assert (one.gpus, one.cuts) == ([1, 1, 0, 0], [1, 1, 0])
+    assert four is not None
+    assert (four.gpus, four.cuts) == ([0, 0, 0, 4], [4, 0, 4]), "four can change among themselves"
+
+
 def test_who_is_beyond_the_stock_is_left_out() -> None:
     """Three GPUs serve A with half a B three times, which is one B: four of seven. Or two GPUs hold
     A with a half, and one three halves: two A and two B are four as well. Never five."""
