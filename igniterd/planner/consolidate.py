@@ -11,7 +11,7 @@ from igniterd.planner.least_shares import Pack, ShareSolver
 from igniterd.planner.progress import report
 from igniterd.planner.repair import Placed, misses, place
 
-TRIES = 40
+TRIES = 12
 """GPUs that could not be emptied before no more are tried."""
 _HOSTS = 200
 """Tenants go to one of so many GPUs with most to spare, so that a GPU's turn costs the same however

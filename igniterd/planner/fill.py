@@ -15,11 +15,13 @@ import numpy as np
 from igniterd.arrays import I64
 from igniterd.planner.kernels import fill as filling
 from igniterd.planner.kernels import shares as packing
-from igniterd.planner.least_shares import Pack, ShareSolver, sketched
+from igniterd.planner.least_shares import Group, Pack, ShareSolver, sketched
 from igniterd.planner.local_search import SMALL, drop_gpus
 from igniterd.planner.problem import Problem, pick
 
 _ASKED = 16
+_MANY = 8
+"""So many GPUs whose tenants no longer fit are filled anew, all of them together."""
 
 
 def pack(problem: Problem, solver: ShareSolver, seed: int = 0) -> list[Pack]:
@@ -91,6 +93,44 @@ def fill_kind(problem: Problem, kind: int, which: I64) -> list[list[int]]:
     for item, gpu in zip(which.tolist(), gpu_of.tolist(), strict=True):
         members[gpu].append(item)
     return members
+
+
+def fill_anew(
+    problem: Problem, solver: ShareSolver, groups: list[Group], missing: Sequence[int]
+) -> tuple[range, list[int]]:
+    """Fill the GPUs among these whose tenants no longer fit anew, all together, if they are many:
+    the GPUs this takes more, and who has no place.
+
+    One tenant after the other moved to a GPU with room for it would fill hardly any.
+    """
+    unfit = [g for g in missing if not solver.fits(groups[g].kind, groups[g].items)]
+    before = len(groups)
+    if len(unfit) < _MANY:
+        return range(before, before), []
+    packs, left = _refill(problem, [(groups[g].kind, groups[g].items) for g in unfit])
+    new = [solver.group(kind, items) for kind, items in packs]
+    new += [Group(groups[g].kind, []) for g in unfit[len(new) :]]
+    for g, group in zip(unfit, new, strict=False):
+        groups[g] = group
+    groups += new[len(unfit) :]
+    return range(before, len(groups)), left
+
+
+def _refill(problem: Problem, packs: Sequence[Pack]) -> tuple[list[Pack], list[int]]:
+    """The items of these GPUs on new ones, and those left without: replicas that would be beside
+    another of their workload, and what is too large for a GPU."""
+    new: list[Pack] = []
+    left: list[int] = []
+    for kind in range(len(problem.gpus)):
+        items = [i for of, members in packs if of == kind for i in members]
+        fits = [i for i in items if problem.alone[kind, i] <= problem.tables.units[kind]]
+        left += [i for i in items if problem.alone[kind, i] > problem.tables.units[kind]]
+        filled = fill_kind(problem, kind, np.array(fits, dtype=np.int64)) if fits else []
+        for members in filled:
+            first = {int(problem.parent[i]): i for i in reversed(members)}
+            new.append((kind, sorted(first.values(), key=members.index)))
+            left += [i for i in members if first[int(problem.parent[i])] != i]
+    return new, left
 
 
 def empty_worst(

@@ -10,7 +10,7 @@ import numpy as np
 
 from igniterd.arrays import I64
 from igniterd.planner.evaluate import Placement, evaluate
-from igniterd.planner.fill import best_host, fill_kind
+from igniterd.planner.fill import best_host, fill_anew, fill_kind
 from igniterd.planner.least_shares import Group, Pack, ShareSolver
 from igniterd.planner.problem import Problem
 from igniterd.planner.progress import report
@@ -218,6 +218,8 @@ def place(problem: Problem, group: Group, spare: float = 0.5) -> list[Placement]
     """
     t, items, top = problem.tables, problem.items, int(problem.tables.units[group.kind])
     units = list(group.units)
+    if not units:
+        return []
     for _ in range(math.ceil(spare * (top - sum(units)))):
         strain = [
             table_p99(problem, group, k, units[k]) / float(items.goal_ms[i])
@@ -272,7 +274,11 @@ def move_unfit(
     to new ones. The GPUs that changed."""
     changed = set(missing)
     homeless = list(homeless)
-    for g in missing:
+    if math.isinf(moves.left):
+        more, left = fill_anew(problem, solver, groups, missing)
+        changed.update(more)
+        homeless += left
+    for g in (g for g in missing if groups[g].items):
         kind, items = groups[g].kind, list(groups[g].items)
         while len(items) > 1 and not solver.fits(kind, items):
             leaver = _leaver(problem, solver, kind, items)

@@ -304,29 +304,23 @@ def _problem(rate: float, service: F64, delay: float, case: _Case) -> str:
     if not (service.min() > 0.0 and service.max() < math.inf):
         worst = int(np.flatnonzero(~((service > 0.0) & np.isfinite(service)))[0])
         return f"service_ms of batch {worst + 1} is {service[worst]}: give a positive number of ms"
-    checks = (
-        (
-            math.isfinite(rate) and rate > 0.0,
-            f"rate_per_s is {rate}: give a positive number of requests a second",
-        ),
-        (
-            0.0 <= case.cv <= MAX_CV,
-            f"service_cv is {case.cv}: give a number from 0 (constant) to {MAX_CV:g}",
-        ),
-        (
-            math.isfinite(delay) and delay >= 0.0,
-            f"max_queue_delay_ms is {delay}: give 0 or a positive number of ms",
-        ),
-        (
-            1 <= case.instances <= MAX_INSTANCES,
-            f"instances is {case.instances}: give 1 to {MAX_INSTANCES}",
-        ),
-        (
-            0.0 <= case.arrival_scv <= MAX_SCV,
-            f"arrival_scv is {case.arrival_scv}: give 0 (constant) to {MAX_SCV:g}",
-        ),
+    good = (
+        math.isfinite(rate) and rate > 0.0,
+        0.0 <= case.cv <= MAX_CV,
+        math.isfinite(delay) and delay >= 0.0,
+        1 <= case.instances <= MAX_INSTANCES,
+        0.0 <= case.arrival_scv <= MAX_SCV,
     )
-    return next((message for good, message in checks if not good), "")
+    if all(good):  # thousands are checked for a plan
+        return ""
+    messages = (
+        f"rate_per_s is {rate}: give a positive number of requests a second",
+        f"service_cv is {case.cv}: give a number from 0 (constant) to {MAX_CV:g}",
+        f"max_queue_delay_ms is {delay}: give 0 or a positive number of ms",
+        f"instances is {case.instances}: give 1 to {MAX_INSTANCES}",
+        f"arrival_scv is {case.arrival_scv}: give 0 (constant) to {MAX_SCV:g}",
+    )
+    return messages[good.index(False)]
 
 
 def _overload(rate: float, service: F64, instances: int) -> str:
