@@ -29,13 +29,13 @@ _SETS = (100, 1_000)
 """Sets the search for patterns looks at for each first piece: more once fewer find nothing."""
 _CLOSING = 12
 """Rounds spent on the bound when the search is done."""
-_DEEP = 20_000
+_DEEP = 100_000
 """The same once, for the bound."""
 SMALL = 160
 """With more pieces the search is not widened: the last per cent would take most of the time."""
 _WORK = 4_000
 """Pieces times rounds."""
-_ROUNDS = 12
+_ROUNDS, _SETTLING = 12, 8
 _PATIENCE = 1_000_000
 """Sets looked at before no more than the fewest are, each time: one to three seconds."""
 _SLOW = 0.005
@@ -92,6 +92,7 @@ class _Search:
         self.bound = 0.0
         self.best: tuple[F64, F64] | None = None
         self.patience = _PATIENCE
+        self.offered = np.ones(n)  # pieces that patterns are sought with
         self.by_tables = self.kinds  # what bounds are found with
         self.misses: Counter[tuple[int, int]] = Counter()
 
@@ -119,15 +120,22 @@ class _Search:
         found, most = [], 0.0
         for kind in range(len(self.kinds)):
             cost = float(self.program.prices[kind] + scarce[kind])
-            patterns, worth = self._price(kind, value, cost, sets)
+            patterns, worth = self._price(kind, value * self.offered, cost, sets)
             found += patterns
             most = max(most, worth / cost)
         # duals that no pattern exceeds are a bound, see A. A. Farley, Operations Research 38(5),
         # 1990
         bound = self.program.dual_cost(value, scarce) / max(1.0, most)
-        if bound > self.bound and self.kinds is self.by_tables:
+        if bound > self.bound and self.kinds is self.by_tables and self.offered.all():
             self.bound, self.best = bound, duals
         return self.add(found)
+
+    def offer_equal_parts(self, alone: bool) -> None:
+        """From now on patterns are sought with pieces of equal cuts only, or with all."""
+        equal = {parts[0] for _, parts in self.program.offer.cuts if len({*parts}) == 1}
+        self.offered[:] = 1.0
+        if alone:
+            self.offered[[i for i in range(self.offered.size) if i not in equal]] = 0.0
 
     def close(self) -> None:
         """Bring the bound near, by the tables alone; what is found for it is forgotten again."""
@@ -235,8 +243,11 @@ def best_mix(problem: Problem, program: PatternProgram, book: PatternBook) -> Mi
     search.add(p for p in alone if book.holds(p))
     if search.unserved():
         return None
+    search.offer_equal_parts(alone=True)  # a far smaller search, and often nearly the best
     _generate(search)
-    if program.offer.fraction.size <= SMALL:  # with more, no bound would be proven
+    search.offer_equal_parts(alone=False)
+    if program.offer.fraction.size <= SMALL:  # with more, what is left is not worth the time
+        _generate(search)
         search.close()
     _settle(search)
     search.broaden(program.relax(list(search.patterns)))
@@ -251,7 +262,7 @@ def _settle(search: _Search) -> None:
         relaxed = search.program.relax(list(search.patterns))
         if not search.drop_failing(relaxed):
             return
-        if turn < _ROUNDS:
+        if turn < _SETTLING:
             search.widen(relaxed, _SETS[0])
 
 

@@ -21,12 +21,13 @@ from igniterd.planner.problem import OUT_OF_STOCK
 from igniterd.planner.single_type import plan_igniterd
 from igniterd.planner.workloads import Workload
 
-_REPEATED = 2.0
-"""Workloads of a type, on average, from which on they are planned by pattern."""
+_REPEATED, _TYPES, _OFTEN = 2.0, 40, 10.0
+"""Workloads of a type, on average, from which on they are planned by pattern, and the same with
+more types than so many: there patterns gain less, and take minutes."""
 _FEW = 40
 """Up to so many workloads, cut evenly, are planned by pattern in any case: packing cuts unevenly at
 first."""
-_BOTH = 200
+_BOTH = 400
 """Up to so many workloads that are repeated are packed too."""
 _WHOLE = 1e-6  # of a workload's rate: less than this is not left over
 
@@ -41,38 +42,23 @@ def plan_types(
     even: bool = False,
 ) -> ProvisionPlan:
     """The plan of igniterd's strategy on the kinds of GPU offered: of patterns where workloads are
-    repeated, else packed; in every way where that costs little, and then the best one.
+    repeated, else packed; both where that costs little, and then the better one.
 
     ``even``: replicas of a workload get equal parts of its traffic.
     """
     types = alike(workloads)
     copies = len(workloads) / max(1, len(types))
     found = None
-    if copies >= _REPEATED or (even and len(workloads) <= _FEW):
+    repeated = copies >= (_REPEATED if len(types) <= _TYPES else _OFTEN)
+    if repeated or (even and len(workloads) <= _FEW):
         found = plan_by_pattern(workloads, gpus, arrival_scv, level=level, even=even, types=types)
     if found is not None and len(workloads) > _BOTH:
         return found
     packed = _plan_packed(workloads, gpus, arrival_scv, level, seed, even)
     if found is None:
         return packed
-    plans = [found, packed]
-    if not even:  # fewer cuts are a smaller search, which may go further
-        equal = plan_by_pattern(workloads, gpus, arrival_scv, level=level, even=True)
-        # its bound is of equal cuts only
-        plans += [] if equal is None else [_bounded_as(equal, found)]
-    best, *others = sorted(plans, key=_rank)
-    for other in others:
-        best = _with_bounds(best, other)
-    return best
-
-
-def _bounded_as(plan: ProvisionPlan, other: ProvisionPlan) -> ProvisionPlan:
-    return replace(
-        plan,
-        lower_bound_gpus=other.lower_bound_gpus,
-        lower_bound_cost_per_hour=other.lower_bound_cost_per_hour,
-        bound_by=other.bound_by,
-    )
+    best, other = sorted([found, packed], key=_rank)
+    return _with_bounds(best, other)
 
 
 def _with_bounds(plan: ProvisionPlan, other: ProvisionPlan) -> ProvisionPlan:
@@ -81,7 +67,14 @@ def _with_bounds(plan: ProvisionPlan, other: ProvisionPlan) -> ProvisionPlan:
     def height(one: ProvisionPlan) -> tuple[float, float]:
         return one.lower_bound_gpus or 0.0, one.lower_bound_cost_per_hour or 0.0
 
-    return plan if height(other) <= height(plan) else _bounded_as(plan, other)
+    if height(other) <= height(plan):
+        return plan
+    return replace(
+        plan,
+        lower_bound_gpus=other.lower_bound_gpus,
+        lower_bound_cost_per_hour=other.lower_bound_cost_per_hour,
+        bound_by=other.bound_by,
+    )
 
 
 def _plan_packed(
