@@ -35,7 +35,7 @@ SMALL = 160
 """With more pieces the search is not widened: the last per cent would take most of the time."""
 _WORK = 4_000
 """Pieces times rounds."""
-_ROUNDS, _SETTLING = 12, 8
+_ROUNDS, _SETTLING = 12, 4
 _PATIENCE = 1_000_000
 """Sets looked at before no more than the fewest are, each time: one to three seconds."""
 _SLOW = 0.005
