@@ -61,7 +61,7 @@ def summary(plan: ProvisionPlan) -> list[str]:
     lines += _bound(plan)
     if plan.needed_gpus is not None:
         lines.append(f"shares needed beside these neighbours: {plan.needed_gpus:.2f} GPUs")
-    if _uneven(plan):
+    if plan.uneven():
         lines.append("a balancer must weigh replicas: their parts are beside the workloads' names")
     lines += [*plan.notes]
     if plan.advice:
@@ -99,15 +99,6 @@ def _gpu_rows(table: Table, index: int, gpu: PlannedGpu, weights: Sequence[float
 def _part(weight: float) -> str:
     """A replica's part of the traffic; a small one is not shown as nothing."""
     return f"{100 * weight:.0f} %" if weight >= 0.01 else f"{100 * weight:.2g} %"
-
-
-def _uneven(plan: ProvisionPlan) -> bool:
-    """Whether replicas of some workload get unequal parts."""
-    parts: dict[str, list[float]] = {}
-    for gpu, weights in zip(plan.gpus, plan.weights(), strict=True):
-        for seat, weight in zip(gpu.tenants, weights, strict=True):
-            parts.setdefault(seat.workload, []).append(weight)
-    return any(max(each) > min(each) * (1.0 + 1e-6) for each in parts.values())
 
 
 def _p99(seat: PlannedTenant) -> Text:

@@ -4,6 +4,7 @@ linear program over patterns that were each evaluated exactly."""
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -93,6 +94,9 @@ def _plan(
     if mix is None:
         return None
     filled, left_out = assemble(mix, offer, types)
+    used = Counter(gpu.pattern[0] for gpu in filled)
+    if any(used[kind] > there for kind, there in enumerate(most)):
+        return None  # parts of one workload that could share no GPU took more than there are
     made = _seated(problem, offer, book, filled, workloads, level)
     if made is None:
         return None

@@ -122,7 +122,8 @@ class PatternProgram:
         """Solve the integer program over these patterns; ``None`` where no answer was found.
 
         It knows no workload from another. Where the parts of one would have to share a GPU, it is
-        solved again without the patterns that have such a part twice, and the cheaper answer stays.
+        solved again without the patterns that have such a part twice. The answer that leaves fewer
+        out, then the cheaper one, stays.
         """
         found = self._round(patterns)
         if found is None or not (crowded := self._crowded(patterns, found)):
@@ -134,7 +135,9 @@ class PatternProgram:
         left = iter(other.gpus)
         other = Rounded([next(left) if kept else 0 for kept in apart], other.cuts)
         more = self.prices.min() * sum(crowded.values())
-        return min(found, other, key=lambda r: self._cost(patterns, r) + more * (r is found))
+        left_out, cost = self._left_out_and_cost(patterns, found)
+        better = self._left_out_and_cost(patterns, other) < (left_out, cost + more)
+        return other if better else found
 
     def _crowded(self, patterns: Sequence[Pattern], found: Rounded) -> dict[int, int]:
         """The pieces that some workload has more of than there are GPUs with one, and how many."""
@@ -148,8 +151,14 @@ class PatternProgram:
                     lacking[piece] = max(lacking.get(piece, 0), most - there[piece])
         return lacking
 
-    def _cost(self, patterns: Sequence[Pattern], found: Rounded) -> float:
-        return float(sum(n * self.prices[p[0]] for p, n in zip(patterns, found.gpus, strict=True)))
+    def _left_out_and_cost(
+        self, patterns: Sequence[Pattern], found: Rounded
+    ) -> tuple[float, float]:
+        served = np.zeros(self.counts.size)
+        for (kind, _), n in zip(self.offer.cuts, found.cuts, strict=True):
+            served[kind] += n
+        cost = sum(n * self.prices[p[0]] for p, n in zip(patterns, found.gpus, strict=True))
+        return float(np.maximum(self.counts - served, 0.0).sum()), float(cost)
 
     def _round(self, patterns: Sequence[Pattern]) -> Rounded | None:
         workloads = self.counts.sum()

@@ -155,6 +155,13 @@ class ProvisionPlan:
         total = {name: math.fsum(each) for name, each in rates.items()}
         return [[s.rate_per_s / total[s.workload] for s in gpu.tenants] for gpu in self.gpus]
 
+    def uneven(self) -> dict[str, list[float]]:
+        """The rates (1/s) of the replicas of each workload whose replicas get unequal parts."""
+        rates: dict[str, list[float]] = {}
+        for seat in (seat for gpu in self.gpus for seat in gpu.tenants):
+            rates.setdefault(seat.workload, []).append(seat.rate_per_s)
+        return {name: each for name, each in rates.items() if max(each) > min(each) * (1.0 + 1e-6)}
+
     def timed(self, planning_s: float) -> ProvisionPlan:
         """The same plan with the time it took."""
         return replace(self, planning_s=planning_s)

@@ -51,24 +51,12 @@ def plan_igniterd(
         problem = pose(workloads, gpus, arrival_scv, level=level, parts=parts)
         problem.shifts = not even
         plan = to_plan(within_stock(solve(problem, level, seed)), arrival_scv)
-        uneven = _uneven(plan) if even else {}
+        uneven = plan.uneven() if even else {}
         if not uneven:
             return plan
-        parts |= uneven
+        parts |= {name: [sum(each) / len(each)] * len(each) for name, each in uneven.items()}
     note = f"not cut evenly after {_EVEN_TRIES} tries: {', '.join(sorted(uneven))}"
     return replace(plan, notes=(*plan.notes, note))
-
-
-def _uneven(plan: ProvisionPlan) -> dict[str, list[float]]:
-    """Equal rates for the replicas of each workload whose replicas are not equal."""
-    rates: dict[str, list[float]] = {}
-    for seat in (seat for gpu in plan.gpus for seat in gpu.tenants):
-        rates.setdefault(seat.workload, []).append(seat.rate_per_s)
-    return {
-        name: [sum(each) / len(each)] * len(each)
-        for name, each in rates.items()
-        if max(each) > min(each) * (1.0 + 1e-6)
-    }
 
 
 def solve(problem: Problem, level: float, seed: int) -> Placed:

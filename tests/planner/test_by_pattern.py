@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from igniterd.cli.simulate import replicas_of
 from igniterd.lab.replay.boards import MeasuredBoard
 from igniterd.lab.replay.replay import Arrivals, Kind, replay
+from igniterd.planner import by_pattern
+from igniterd.planner.assemble import FilledGpu, assemble
 from igniterd.planner.by_pattern import plan_by_pattern
 from igniterd.planner.evaluate import assess
 from igniterd.planner.gpu_types import GpuType
@@ -164,3 +167,21 @@ def test_where_the_solver_gives_up_the_workloads_are_packed(
     answer = plan(Request(found, (v100,), 1.0))
     check(answer, found, v100)
     assert answer.bound_by == "least shares"
+
+
+def test_stock_is_kept_to_where_parts_need_gpus_of_their_own(
+    v100: GpuType, v100_workloads: tuple[Workload, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan that opened more GPUs than there are is no plan: the caller packs."""
+    found = repeated(v100_workloads, 3)
+    needed = len(plan(Request(found, (v100,), 1.0)).gpus)
+    opened = [FilledGpu((0, 0), [None])]
+
+    def with_more(*args: Any) -> tuple[list[FilledGpu], list[int]]:
+        gpus, left_out = assemble(*args)
+        return gpus + opened * 1000, left_out
+
+    monkeypatch.setattr(by_pattern, "assemble", with_more)
+    stocked = GpuType(v100.profile, 3.06, needed)
+    assert plan_by_pattern(found, (stocked,), 1.0) is None
+    assert len(plan(Request(found, (stocked,), 1.0)).gpus) <= needed

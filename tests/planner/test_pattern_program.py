@@ -57,6 +57,16 @@ def test_parts_of_one_workload_are_not_counted_on_one_gpu() -> None:
     assert (four.gpus, four.cuts) == ([0, 0, 0, 4], [4, 0, 4]), "four can change among themselves"
 
 
+def test_nobody_is_left_out_for_the_parts_of_another() -> None:
+    """Of one GPU, to be shared by A and the thirds of B, neither answer holds. The one that is
+    cheaper because it leaves B out is not taken; whoever assembles it sees that it does not fit."""
+    offer = Offer(np.array([1.0, 1.0, 1 / 3]), [(0, (0,)), (1, (1,)), (1, (2, 2, 2))])
+    patterns: list[Pattern] = [(0, 0), (0, 1), (0, 2), (0, 0, 2, 2, 2)]
+    found = PatternProgram(offer, [1, 1], [1.0], [1]).round(patterns)
+    assert found is not None
+    assert (found.gpus, found.cuts) == ([0, 0, 0, 1], [1, 0, 1])
+
+
 def test_who_is_beyond_the_stock_is_left_out() -> None:
     """Three GPUs serve A with half a B three times, which is one B: four of seven. Or two GPUs hold
     A with a half, and one three halves: two A and two B are four as well. Never five."""
