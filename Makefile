@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 SEEDS  ?= 10
-# Real programs whose tests measure no time: they run beside those that do.
+# Real programs that need little of the machine: they run beside the others, and give way to them.
 BESIDE := tests/bench $(addprefix tests/integration/test_,batches.py clients_secured.py odd_models.py oldest_triton.py onnx_nodes.py profiler_secured.py release.py share_environment.py)
 
 .DEFAULT_GOAL := help
@@ -34,7 +34,7 @@ check: $(STAMP)  ## ruff, mypy --strict, import-linter
 test: assets  ## the tests; real programs on loopback. Left to test-all: what is marked slow. Skipped: what needs a GPU, or another user where this one is not root
 	@said=$$(mktemp -d); trap 'kill $$pure $$beside 2>/dev/null; rm -rf '$$said EXIT; \
 	nice -n 19 $(BIN)/python -m pytest -n 2 -m 'not gpu and not slow and not integration' >$$said/pure 2>&1 & pure=$$!; \
-	nice -n 10 $(BIN)/python -m pytest $(BESIDE) -m 'integration and not gpu and not slow' >$$said/beside 2>&1 & beside=$$!; \
+	nice -n 10 $(BIN)/python -m pytest -n 2 --dist loadfile $(BESIDE) -m 'integration and not gpu and not slow' >$$said/beside 2>&1 & beside=$$!; \
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(BESIDE)) -m 'integration and not gpu and not slow'; real=$$?; \
 	wait $$pure; other=$$?; wait $$beside; other=$$((other | $$?)); cat $$said/pure $$said/beside; exit $$((real | other))
 

@@ -1,5 +1,9 @@
 """The daemon as a user starts it, on a real Triton, MPS control and broker; only the silicon is
-emulated."""
+emulated.
+
+No latency is judged here: this machine has other work too. `bench/soak.py` judges P99s in virtual
+time, and `igniterd demo` measures them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,6 @@ from typing import Any
 
 import aiohttp
 import aiomqtt
-import numpy as np
 import pytest
 
 from igniterd.lab.host import EmulatedHost, EmulatedModel, HostSpec, emulated_host
@@ -130,10 +133,6 @@ async def load(folder: Path, url: str, rates: Mapping[str, float]) -> AsyncItera
         yield log
 
 
-def p99_ms(log: RequestLog, model: str) -> float:
-    return float(np.quantile(log.latency_ms[log.model == model], 0.99))
-
-
 def holds(state: dict[str, Any]) -> bool:
     shares = [m["applied"]["share"] for m in state["models"] if m["seen"]]
     return (
@@ -166,23 +165,6 @@ def answered(log_path: Path, count: int) -> bool:
     return log_path.read_bytes().count(b"\n") > count
 
 
-async def quiet_window(
-    log_path: Path, models: list[str], requests: int = 2500, windows: int = 4
-) -> dict[str, float]:
-    """P99 of the first window in which every one of ``models`` is within its SLO, or of the last:
-    this machine has other work too."""
-    figures: dict[str, float] = {}
-    for _ in range(windows):
-        before = len(RequestLog.read(log_path))
-        await until(partial(answered, log_path, before + requests), 60.0)
-        log = RequestLog.read(log_path)
-        recent = log.where(np.arange(len(log)) >= before)
-        figures = {model: p99_ms(recent, model) for model in models}
-        if all(figures[model] <= SLOS[model] for model in models):
-            break
-    return figures
-
-
 async def test_takes_over_a_host_and_asserts_it_again(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     spec = HostSpec(
@@ -197,8 +179,9 @@ async def test_takes_over_a_host_and_asserts_it_again(tmp_path: Path) -> None:
         ) as log_path:
             state = await igniterd.until(holds, 90.0)
             assert sum(m["applied"]["share"] for m in state["models"]) <= 1 + 1e-9
-            figures = await quiet_window(log_path, list(SLOS))
-            assert all(figures[m] <= SLOS[m] for m in SLOS), figures
+            assert all(m["feasible"] for m in state["models"])
+            before = len(RequestLog.read(log_path))
+            await until(partial(answered, log_path, before + 1000), 60.0)
         log = RequestLog.read(log_path)
         assert len(log) > 1000
         assert log.ok.all(), set(log.error[~log.ok])
@@ -265,18 +248,18 @@ async def test_says_what_does_not_fit_and_keeps_the_rest(tmp_path: Path) -> None
             return (
                 state["decision"]["outcome"] == "infeasible"
                 and not state["decision"]["steps"]
-                and any(m.get("feasible") is False for m in state["models"])
+                and {m["name"] for m in state["models"] if m.get("feasible") is False} == {"vgg19"}
                 and all(m.get("applied", {}).get("share") is not None for m in state["models"])
             )
 
         state = await igniterd.until(let_go, 90.0)
-        assert [m["name"] for m in state["models"] if m.get("feasible") is False] == ["vgg19"]
+        assert all(m["feasible"] for m in state["models"] if m["name"] != "vgg19")
+        assert sum(m["applied"]["share"] for m in state["models"]) <= 1 + 1e-9
         assert host.broker
         (hint,) = [d for _, d in await messages(host.broker.url, "igniterd/v1/lab/gpu-a/hint", 1)]
         assert (hint["data"]["kind"], hint["data"]["model"]) == ("shed", "vgg19")
-        figures = await quiet_window(log_path, ["alexnet", "resnet50"])
-        assert figures["alexnet"] <= SLOS["alexnet"]
-        assert figures["resnet50"] <= SLOS["resnet50"]
+        before = len(RequestLog.read(log_path))
+        await until(partial(answered, log_path, before + 1000), 60.0)
         assert RequestLog.read(log_path).ok.all()
 
 
