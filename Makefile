@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 SEEDS  ?= 10
+# Where this is not CI, who is not root does not act as other users.
+OTHERS := $(if $(CI)$(filter 0,$(shell id -u)),, and not root)
 # Real programs that need little of the machine: they run beside the others, and give way to them.
 BESIDE := tests/bench $(addprefix tests/integration/test_,batches.py clients_secured.py odd_models.py oldest_triton.py onnx_nodes.py profiler_secured.py release.py share_environment.py)
 
@@ -31,9 +33,9 @@ check: $(STAMP)  ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: assets  ## the tests; real programs on loopback. Left to test-all: what is marked slow. Skipped: what needs a GPU, or another user where this one is not root
+test: assets  ## the tests; real programs on loopback. Left to test-all: what is marked slow. Left out: what needs a GPU, and outside CI what only root can do
 	@said=$$(mktemp -d); trap 'kill $$pure $$beside 2>/dev/null; rm -rf '$$said EXIT; \
-	nice -n 19 $(BIN)/python -m pytest -n 2 -m 'not gpu and not slow and not integration' >$$said/pure 2>&1 & pure=$$!; \
+	nice -n 19 $(BIN)/python -m pytest -n 2 -m 'not gpu and not slow and not integration$(OTHERS)' >$$said/pure 2>&1 & pure=$$!; \
 	nice -n 10 $(BIN)/python -m pytest -n 2 --dist loadfile $(BESIDE) -m 'integration and not gpu and not slow' >$$said/beside 2>&1 & beside=$$!; \
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(BESIDE)) -m 'integration and not gpu and not slow'; real=$$?; \
 	wait $$pure; other=$$?; wait $$beside; other=$$((other | $$?)); cat $$said/pure $$said/beside; exit $$((real | other))
@@ -42,10 +44,10 @@ test-all: test  ## the tests, and those marked slow: hours of virtual time, many
 	$(BIN)/python -m pytest -n 2 -m 'slow and not gpu'
 
 unit: $(STAMP)  ## the tests that start no other program
-	$(BIN)/python -m pytest -n 2 -m 'not gpu and not slow and not integration'
+	$(BIN)/python -m pytest -n 2 -m 'not gpu and not slow and not integration$(OTHERS)'
 
 coverage: $(STAMP)  ## what the unit tests run of the package; fails below 91 %
-	$(BIN)/python -m pytest -q -n 2 -m 'not gpu and not slow and not integration' --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -q -n 2 -m 'not gpu and not slow and not integration$(OTHERS)' --cov --cov-report=term:skip-covered
 
 fuzz: $(STAMP)  ## the Hypothesis properties on new examples, SEEDS=10 times as many as the tests' own, and hunts on SEEDS new hosts
 	@for i in $$(seq $(SEEDS)); do HYPOTHESIS_PROFILE=new $(BIN)/python -m pytest -q -m 'hypothesis and not integration' || exit 1; done

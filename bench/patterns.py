@@ -20,6 +20,7 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))  # at the end: PYTHONPATH may name another revision
 from bench.plan import machine, paper, random_set, replayed
 from bench.plan_passes import Patch, switched_off
+from igniterd.lab.gpu.truth import Truth
+from igniterd.perf import load_model
 from igniterd.planner import column_generation
 from igniterd.planner.gpu_types import GpuType, parse_gpu
 from igniterd.planner.plan import ProvisionPlan
@@ -67,14 +70,30 @@ def rows(
             with switched_off(THOROUGH):
                 best, _ = planned(Request(found, (gpu,), scv))
             packed = plan_igniterd(found, (gpu,), scv)
-            missed = len(replayed(answer, process, seconds, 1).missed)
+            late = replayed(answer, process, seconds, 1).missed
             bound = max(answer.lower_bound_gpus or 0.0, 1.0)
             above = len(answer.gpus) / math.ceil(bound - 1e-9) - 1.0
             yield (
                 f"{name:<13}{process:<10}{len(answer.gpus):>6}{bound:>9.2f}{above:>7.1%}"
                 f"{len(best.gpus):>9}{len(packed.gpus):>8}{len(even.gpus):>6}"
-                f"{f'{missed} of {len(found)}':>14}{took_s:>8.2f} s"
+                f"{f'{len(late)} of {len(found)}':>14}{took_s:>8.2f} s"
             )
+            yield from misses(answer, {each.workload for each in late}, gpu)
+
+
+def misses(answer: ProvisionPlan, late: set[str], gpu: GpuType) -> Iterator[str]:
+    """What the workloads that miss are: how long their largest batch takes alone, as the model has
+    it and on the board of the replay."""
+    model, board = load_model(gpu.profile), Truth.v100()
+    seats = (seat for each in answer.gpus for seat in each.tenants if seat.workload in late)
+    for (name, share, batch), times in sorted(
+        Counter((seat.model, seat.share, seat.max_batch_size) for seat in seats).items()
+    ):
+        mean_ms = model.service_curve_ms(name, share, (), batch)[0][-1]
+        yield (
+            f"  of those missed, {times} x {name} on {share:.1%}: a batch of {batch} alone takes "
+            f"{mean_ms:.2f} ms as predicted, {board.solo_ms(name, batch, share):.2f} on the board"
+        )
 
 
 def large(gpu: GpuType, arrivals: Sequence[str]) -> Iterator[str]:

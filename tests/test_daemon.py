@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from igniterd.loop import Loop
 from igniterd.perf import builtin_profile
 from igniterd.predictors import fitted
 from igniterd.state.lock import HostLock
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -50,12 +51,6 @@ def settings(
         f'[state]\ndirectory = "{folder}"\n[[model]]\nname = "alexnet"\nslo_p99_ms = {slo_ms}\n'
     )
     return parse_config(text, source="test")
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110  the daemon's ticks make it true
-            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
@@ -347,7 +342,8 @@ async def test_of_many_hangups_the_last_configuration_counts(tmp_path: Path, now
         for number in range(10):  # while the first is being read
             slo_ms[0] = 30.0 + number
             made.rereading.set()
-            await asyncio.sleep(0.02)
+            ticks = made.loop.carry.number
+            await until(lambda then=ticks: made.loop.carry.number > then)
         number = made.loop.carry.number
         await until(lambda: made.loop.carry.number > number + 3)  # the old one ticks on
         assert made.config.model[0].slo_p99_ms == 15
@@ -547,7 +543,7 @@ async def test_an_error_in_a_task_that_nobody_waits_for_is_said_once(
             await until(lambda: made.loop.carry.number > 1)
             for _ in range(3):
                 task = asyncio.get_running_loop().create_task(dies())
-                await asyncio.sleep(0.01)
+                await asyncio.wait([task])
                 del task
                 gc.collect()
             await until(lambda: any("ZeroDivision" in str(line.get("reason")) for line in said))

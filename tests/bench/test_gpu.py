@@ -21,12 +21,13 @@ from bench.gpu import closedloop, loop, openloop, report
 from bench.gpu.budget import Budget
 from bench.gpu.stage import ROOT, Kind, networks
 from igniterd.errors import CannotRun
-from igniterd.lab.programs.process import Running, running
+from igniterd.lab.programs.process import running
 from igniterd.perf import builtin_profile
 from igniterd.perf.surface_model import SurfaceModel
 from igniterd.predict import LatencyPredictor
 from igniterd.profiler.partial import Done, Partial, Settings
 from igniterd.records import Allocation
+from tests.waiting import until_ended
 
 MODELS = ("alexnet", "resnet50", "vgg19", "ssd")
 PROFILE = builtin_profile("v100")
@@ -300,12 +301,6 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHON": sys.executable}
 
 
-async def ended(program: Running, timeout_s: float) -> None:
-    async with asyncio.timeout(timeout_s):
-        while program.alive:  # noqa: ASYNC110  another process makes it true
-            await asyncio.sleep(0.1)
-
-
 def of(folder: Path) -> Iterator[str]:
     """Processes that were started with something of ``folder``."""
     for process in Path("/proc").glob("[0-9]*/cmdline"):
@@ -329,7 +324,7 @@ async def test_a_short_emulated_run_measures_everything_but_the_profile(tmp_path
         log=tmp_path / "log",
         env=environment(),
     ) as program:
-        await ended(program, 170.0)
+        await until_ended(program, 170.0)
         said = program.log_end(40)
     results = json.loads((tmp_path / "out.json").read_text())
     # a busy machine may cut a phase short; what each must have all the same is asked below
@@ -366,7 +361,7 @@ async def test_told_to_stop_it_writes_what_it_has_and_leaves_nothing_running(
 
         await program.until(profiling, timeout_s=180.0)
         os.kill(program.pid, signal.SIGTERM)
-        await ended(program, 90.0)
+        await until_ended(program, 90.0)
     results = json.loads(output.read_text())
     assert results["incomplete"] == ["the rest: stopped by a signal"]
     assert results["triton"].startswith("2.")

@@ -22,6 +22,7 @@ from igniterd.errors import CannotRun
 from igniterd.records import BoardReading
 from igniterd.report import moves_of, state_of
 from tests.clients.ticks import a_config, a_tick
+from tests.waiting import until, until_answer
 
 
 class World:
@@ -290,11 +291,9 @@ async def test_a_thousand_idle_connections_leave_the_files_to_others(
     finally:
         for idle in held:
             idle.close()
-    async with asyncio.timeout(20):
-        asked = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
-        # The connections end when the kernel says so.
-        while status_of(await raw(server.address, asked)) != 200:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+    asked = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    # The connections end when the kernel says so.
+    await until_answer(lambda: raw(server.address, asked), lambda said: status_of(said) == 200)
     await server.close()
 
 
@@ -327,15 +326,18 @@ async def test_a_slow_peer_is_left(kind: str, monkeypatch: pytest.MonkeyPatch) -
     runner = server._runner
     assert runner is not None
     assert runner.server is not None
+    held = runner.server
+
+    def over() -> bool:
+        with contextlib.suppress(OSError):
+            if kind.startswith("drips"):
+                peer.send(b"X: y\r\n")
+        return not held.connections
+
     try:
-        async with asyncio.timeout(20):
-            while not runner.server.connections and b"livez" not in first:  # noqa: ASYNC110  those may be over by now
-                await asyncio.sleep(0.01)
-            while runner.server.connections:
-                with contextlib.suppress(OSError):
-                    if kind.startswith("drips"):
-                        peer.send(b"X: y\r\n")
-                await asyncio.sleep(0.05)
+        if b"livez" not in first:  # those may be over by now
+            await until(lambda: held.connections)
+        await until(over)
     finally:
         peer.close()
         await server.close()

@@ -1,7 +1,6 @@
 """The program is played by a small script: the answers are those of the control daemon of driver
 535."""
 
-import asyncio
 import contextlib
 import os
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from igniterd.clients.mps import MpsControl
 from igniterd.errors import Refused, Unreachable
 from igniterd.records import MpsReading
+from tests.waiting import until
 
 
 def a_control(folder: Path, body: str) -> str:
@@ -163,9 +163,7 @@ async def test_a_program_that_leaves_a_child_costs_no_file_and_no_process(
                 await control.read()
         else:
             assert (await control.read()).default_share == 1.0
-    async with asyncio.timeout(20):
-        while started_for(tmp_path):  # noqa: ASYNC110  the kernel's to end
-            await asyncio.sleep(0.05)
+    await until(lambda: not started_for(tmp_path))  # the kernel's to end
     assert open_files() <= files + 2  # what asyncio keeps once it has started a process
 
 

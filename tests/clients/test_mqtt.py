@@ -1,6 +1,5 @@
 """What needs no broker; the rest is in tests/integration."""
 
-import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from structlog.testing import capture_logs
 
 from igniterd.clients.mqtt import MqttPublisher
 from igniterd.errors import CannotRun
+from tests.waiting import until
 
 
 def test_files_that_cannot_be_read_are_said_at_the_start(tmp_path: Path) -> None:
@@ -97,12 +97,6 @@ async def test_a_name_that_no_resolver_takes_is_said_once_and_tried_again(name: 
         await until(lambda: publisher.statistics.failures > 3)
         await publisher.close()
     assert [line["event"] for line in said] == ["failing"]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.02)
 
 
 def test_a_password_in_another_encoding_is_said_and_not_shown(tmp_path: Path) -> None:

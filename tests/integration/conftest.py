@@ -7,7 +7,7 @@ A test that changes a model takes one that no other test uses.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from igniterd.lab.services import MpsHost, mps_host
 from igniterd.records import Allocation
 from tests.integration import odd
 from tests.integration.engine_host import engines  # noqa: F401  a fixture
+from tests.waiting import until
 
 SLOW = 4.0
 MODELS = (
@@ -42,13 +43,6 @@ MODELS = (
     EmulatedModel("counted", like="alexnet"),
     EmulatedModel("dying", like="alexnet"),
 )
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
-    """Wait for a condition. Raises ``TimeoutError``."""
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110  another process makes it true
-            await asyncio.sleep(0.02)
 
 
 class Host:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from igniterd.lab.programs import programs
 from igniterd.records import Allocation
 from tests.ctrl_c import HEARS
 from tests.integration.engine_host import EngineHost, Engines
+from tests.waiting import until, until_answer
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
@@ -56,17 +58,13 @@ def copies(triton: EngineHost) -> list[str]:
 
 async def nothing_left(triton: EngineHost) -> None:
     """A stub ends a moment after its model is gone."""
-    async with asyncio.timeout(5.0):
-        while copies(triton):  # noqa: ASYNC110  another process ends
-            await asyncio.sleep(0.05)
+    await until(lambda: not copies(triton))
 
 
 async def ready_again(engines: Engines) -> None:
     """While a copy is being unloaded Triton says that it is not ready, and for ever where a first
     load was refused."""
-    async with asyncio.timeout(5.0):
-        while not (await engines.client.server()).ready:  # noqa: ASYNC110  the server's doing
-            await asyncio.sleep(0.05)
+    await until_answer(engines.client.server, lambda server: server.ready)
 
 
 @contextlib.asynccontextmanager
@@ -126,9 +124,8 @@ async def test_through_adoption_shares_and_release_no_request_fails(engines: Eng
             now = await client.config("moving")
             assert (allocation_of(now).share, hosting_of(now)) == (share, hosting_of(config))
         assert (await release(client, "moving")).outcome == "released"
-        async with asyncio.timeout(10.0):  # some more, to what the owner has again
-            while await answered(engines, "moving") < 10:  # noqa: ASYNC110  the server counts
-                await asyncio.sleep(0.02)
+        # some more, to what the owner has again
+        await until_answer(lambda: answered(engines, "moving"), lambda count: count >= 10)
     assert failures == []
     assert await client.config("moving") == before
     assert [o.same for o in found.outputs] == [True, True]
@@ -222,14 +219,17 @@ async def test_a_command_that_is_ended_leaves_nothing_and_what_a_killed_one_leav
         "--input",
         str(tmp_path / "items.npz"),
     ]
+
+    def started_or_ended(process: asyncio.subprocess.Process) -> bool:
+        return bool(copies(engines.triton) or process.returncode)
+
     for number, status in ((signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGKILL, -9)):
         process = await asyncio.create_subprocess_exec(
             *(*HEARS, sys.executable, "-m", "igniterd", *words),
             stderr=asyncio.subprocess.PIPE,
         )
         async with asyncio.timeout(30.0):
-            while not (copies(engines.triton) or process.returncode):  # noqa: ASYNC110  as above
-                await asyncio.sleep(0.01)
+            await until(partial(started_or_ended, process))
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
             _, said = await process.communicate()
@@ -237,9 +237,7 @@ async def test_a_command_that_is_ended_leaves_nothing_and_what_a_killed_one_leav
         if number != signal.SIGKILL:
             assert b"igniterd: stopped at net" in said
             await nothing_left(engines.triton)
-    async with asyncio.timeout(5.0):
-        while not engines.client.copies:
-            await engines.client.read_models(["net"])
+    await until_answer(lambda: engines.client.read_models(["net"]), lambda _: engines.client.copies)
     done = await asyncio.to_thread(
         CliRunner().invoke, app, ["release", "--all", "--url", engines.triton.url]
     )
@@ -254,9 +252,7 @@ async def test_a_cancelled_trial_leaves_nothing(engines: Engines, after_s: float
     trial = asyncio.create_task(
         adopt(engines.client, "net", replace(GENEROUS, items=items, dry_run=True))
     )
-    async with asyncio.timeout(20.0):
-        while not copies(engines.triton):  # noqa: ASYNC110  another process starts
-            await asyncio.sleep(0.02)
+    await until(lambda: copies(engines.triton))
     await asyncio.sleep(after_s)
     trial.cancel()
     with contextlib.suppress(asyncio.CancelledError):

@@ -25,6 +25,7 @@ from igniterd.lab.host import HostSpec
 from igniterd.lab.programs.process import free_ports
 from igniterd.records import ModelReading
 from tests.integration.odd import FLOATS, OddHost, OddModel, ensemble
+from tests.integration.readings import counted, reading
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 LARGEST = 32
@@ -140,21 +141,13 @@ async def limit(client: TritonClient, model: str, largest: int, shares: Path) ->
     return await reading(client, model)
 
 
-async def reading(client: TritonClient, model: str) -> ModelReading:
-    found = (await client.read_models([model]))[model]
-    assert isinstance(found, ModelReading), found
-    return found
-
-
 async def formed(
     client: TritonClient, asking: InferenceServerClient, model: str, requests: int
 ) -> Counter[int]:
     """Batches that a backlog of so many single requests was executed in."""
     before = await reading(client, model)
     await asyncio.gather(*(ask(asking, model) for _ in range(requests)))
-    async with asyncio.timeout(10.0):
-        while (now := await reading(client, model)).success_count < before.success_count + requests:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    now = await counted(client, model, before.success_count + requests)
     counts = Counter({each.batch_size: each.count for each in now.batches})
     return counts - Counter({each.batch_size: each.count for each in before.batches})
 
@@ -194,25 +187,21 @@ async def test_a_request_above_the_largest_batch_is_in_no_count(
     with pytest.raises(InferenceServerException, match="batch-size must be <= 32"):
         await ask(asking, "two", LARGEST + 1)
     await ask(asking, "two", 1)
-    async with asyncio.timeout(10.0):
-        while (now := await reading(client, "two")).success_count == before.success_count:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    now = await counted(client, "two", before.success_count + 1)
     assert now.failure_count == before.failure_count
     assert now.rejected_count in (None, 0)
 
 
-@pytest.mark.parametrize(("model", "counted"), [("full", False), ("impatient", True)])
+@pytest.mark.parametrize(("model", "told"), [("full", False), ("impatient", True)])
 async def test_of_requests_that_a_queue_refuses_only_those_that_ran_out_of_time_are_counted_and_not_by_all(  # noqa: E501
-    host: OddHost, client: TritonClient, asking: InferenceServerClient, model: str, counted: bool
+    host: OddHost, client: TritonClient, asking: InferenceServerClient, model: str, told: bool
 ) -> None:
     answers = await asyncio.gather(*(ask(asking, model) for _ in range(12)), return_exceptions=True)
     refused = sum(isinstance(each, InferenceServerException) for each in answers)
     assert refused >= 8
-    async with asyncio.timeout(10.0):
-        while (now := await reading(client, model)).success_count < 12 - refused:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    now = await counted(client, model, 12 - refused)
     newer = host.spec.server == "24.10"
-    assert now.failure_count == (refused if counted and newer else 0)
+    assert now.failure_count == (refused if told and newer else 0)
     assert now.rejected_count == (now.failure_count if newer else None)
 
 

@@ -18,6 +18,7 @@ from igniterd.clients.mqtt import MqttPublisher
 from igniterd.clients.mqtt_client import BrokerClient, Message, size_of, until_lost
 from igniterd.lab.programs.process import free_ports, running
 from igniterd.lab.services import BrokerHost, broker_host
+from tests.waiting import until, until_answer
 
 pytestmark = pytest.mark.integration
 
@@ -65,12 +66,6 @@ async def publishing(url: str) -> AsyncIterator[MqttPublisher]:
         yield publisher
     finally:
         await publisher.close()
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.02)
 
 
 async def test_events_arrive_in_their_envelope(tmp_path: Path) -> None:
@@ -200,11 +195,12 @@ async def test_without_any_broker_nothing_waits_and_memory_is_bounded() -> None:
 async def kept_saying(publisher: MqttPublisher, state: dict[str, Any], until_said: Any) -> None:
     """A state and a hint now and then, as from the daemon, until it has come to what the test waits
     for."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not until_said():
-            publisher.publish("state", "igniterd.state", state, retain=True, expiry_s=30)
-            publisher.publish("hint", "igniterd.hint.shed", {"model": "vgg19"})
-            await asyncio.sleep(0.05)
+
+    async def say() -> None:
+        publisher.publish("state", "igniterd.state", state, retain=True, expiry_s=30)
+        publisher.publish("hint", "igniterd.hint.shed", {"model": "vgg19"})
+
+    await until_answer(say, lambda _: until_said(), every_s=0.05)
 
 
 @pytest.mark.parametrize("topics", ["hint", "status", "state"])

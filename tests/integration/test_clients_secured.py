@@ -1,6 +1,5 @@
 """TLS, passwords and restricted protocols, against the real servers."""
 
-import asyncio
 import base64
 import hashlib
 import os
@@ -20,6 +19,7 @@ from igniterd.errors import Unreachable
 from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost
 from igniterd.lab.programs import programs
 from igniterd.lab.programs.process import free_ports, listens, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -95,9 +95,7 @@ async def connects(publisher: MqttPublisher) -> bool:
     """Whether it came to a connection (True) or to a failure (False)."""
     await publisher.start()
     try:
-        async with asyncio.timeout(20):
-            while not (publisher.statistics.published or publisher.statistics.failures):  # noqa: ASYNC110 - there is no event for it
-                await asyncio.sleep(0.02)
+        await until(lambda: publisher.statistics.published or publisher.statistics.failures)
         return publisher.statistics.published > 0
     finally:
         await publisher.close()

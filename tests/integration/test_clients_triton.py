@@ -25,6 +25,8 @@ from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
 from igniterd.lab.load.load import INPUT_FLOATS
 from igniterd.lab.programs.process import free_ports
 from igniterd.records import Allocation, ModelReading
+from tests.integration.readings import counted, reading
+from tests.waiting import until, until_answer
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -54,12 +56,6 @@ async def infer(url: str, model: str, times: int) -> None:
             await sender.infer(model, [tensor], client_timeout=30)
 
 
-async def reading(client: TritonClient, model: str) -> ModelReading:
-    found = (await client.read_models([model]))[model]
-    assert isinstance(found, ModelReading), found
-    return found
-
-
 async def test_the_server_and_its_control_mode(client: TritonClient) -> None:
     info = await client.server()
     assert (info.live, info.ready, info.control) == (True, True, Control.EXPLICIT)
@@ -86,9 +82,7 @@ async def test_configurations_are_tritons_own(host: TritonHost, client: TritonCl
 async def test_readings_count_requests_and_batches(host: TritonHost, client: TritonClient) -> None:
     before = await reading(client, "resnet50")
     await infer(host.url, "resnet50", 5)
-    async with asyncio.timeout(10.0):  # Triton counts a moment after it has answered
-        while (after := await reading(client, "resnet50")).success_count < before.success_count + 5:  # noqa: ASYNC110 - only asking tells
-            await asyncio.sleep(0.05)
+    after = await counted(client, "resnet50", before.success_count + 5)
     assert after.success_count - before.success_count == 5
     assert (
         sum(batch.count for batch in after.batches) - sum(batch.count for batch in before.batches)
@@ -157,9 +151,7 @@ async def test_a_share_reaches_the_new_process_and_no_request_is_lost(
     await client.load("alexnet", with_allocation(config, target, str(shares)))
     await load  # raises when a request failed
     assert (await reading(client, "alexnet")).allocation == target
-    async with asyncio.timeout(20):
-        while stub_shares(host, "alexnet") != {"12.5"}:  # noqa: ASYNC110 - the old process takes a moment to end
-            await asyncio.sleep(0.05)
+    await until(lambda: stub_shares(host, "alexnet") == {"12.5"})  # the old process ends later
 
 
 async def test_a_refused_configuration_leaves_the_old_one_serving(
@@ -201,9 +193,8 @@ async def test_a_restarted_triton_is_seen_without_its_overrides(
         except Unreachable:
             return None
 
-    async with asyncio.timeout(20):
-        while (found := await back()) is None:  # noqa: ASYNC110 - only asking tells
-            await asyncio.sleep(0.05)
+    found = await until_answer(back, lambda found: found is not None)
+    assert found is not None
     seen = found["resnet50"]
     assert isinstance(seen, ModelReading)
     assert seen.allocation == Allocation(None, 8, 500), (
@@ -302,7 +293,5 @@ async def test_a_load_that_hangs_keeps_nobody_and_is_finished_by_triton(
     with pytest.raises(asyncio.CancelledError):
         await loading
     go.touch()
-    async with asyncio.timeout(30):
-        while share_of(await client.config("alexnet")) != 0.75:  # noqa: ASYNC110 - only asking tells
-            await asyncio.sleep(0.05)
+    await until_answer(lambda: client.config("alexnet"), lambda now: share_of(now) == 0.75)
     await infer(host.url, "alexnet", 5)

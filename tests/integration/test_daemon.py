@@ -29,7 +29,7 @@ from igniterd.lab.load.load import LoadSpec, Phase, RequestLog
 from igniterd.lab.programs import programs
 from igniterd.lab.programs.process import Running, free_ports, running
 from igniterd.perf import builtin_profile
-from tests.integration.conftest import until
+from tests.waiting import until, until_answer, until_ended
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
@@ -73,7 +73,7 @@ class Daemon:
         try:
             async with self.http.get("/state") as answer:
                 return await answer.json()
-        except aiohttp.ClientError:
+        except (aiohttp.ClientError, TimeoutError):  # it is slow to answer, or not there yet
             return {}
 
     async def text(self, path: str) -> tuple[int, str]:
@@ -84,17 +84,12 @@ class Daemon:
         self, condition: Callable[[dict[str, Any]], bool], timeout_s: float
     ) -> dict[str, Any]:
         """Wait for a state; the last one seen says why when it does not come."""
-        state: dict[str, Any] = {}
         try:
-            async with asyncio.timeout(timeout_s):
-                while not (state and condition(state)):
-                    await asyncio.sleep(0.3)
-                    state = await self.state()
-        except TimeoutError:
-            raise AssertionError(
-                f"not within {timeout_s:g} s: {json.dumps(state)[:2000]} | {self.program.log_end()}"
-            ) from None
-        return state
+            return await until_answer(
+                self.state, lambda state: state and condition(state), timeout_s, every_s=0.3
+            )
+        except AssertionError as error:
+            raise AssertionError(f"{str(error)[:2000]} | {self.program.log_end()}") from None
 
     def said(self) -> list[dict[str, Any]]:
         return [
@@ -214,9 +209,7 @@ async def test_takes_over_a_host_and_asserts_it_again(tmp_path: Path) -> None:
         await igniterd.until(holds, 60.0)
 
         os.kill(igniterd.program.pid, signal.SIGTERM)
-        async with asyncio.timeout(10.0):
-            while igniterd.program.alive:  # noqa: ASYNC110  another process makes it true
-                await asyncio.sleep(0.1)
+        await until_ended(igniterd.program, 10.0)
         assert (
             dict(await messages(host.broker.url, "igniterd/v1/lab/gpu-a/status", 1)).popitem()[1][
                 "data"
@@ -351,11 +344,7 @@ async def test_a_thousand_idle_connections_do_not_stop_the_steering(tmp_path: Pa
                     idle.connect(("127.0.0.1", port))
                 held.append(idle)
                 await asyncio.sleep(0)
-            state = {"tick": 0}
-            while state["tick"] < before["tick"] + 12:
-                await asyncio.sleep(0.3)
-                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                    state = (await made.state()) or state
+            await made.until(lambda s: s["tick"] >= before["tick"] + 12, 300.0)
         finally:
             for idle in held:
                 idle.close()

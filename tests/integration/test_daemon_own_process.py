@@ -20,11 +20,11 @@ from igniterd.lab.load.load import LoadSpec, Phase, RequestLog
 from igniterd.lab.programs.process import free_ports, running
 from igniterd.perf import builtin_profile
 from igniterd.profiler.inputs import feed_of
-from tests.integration.conftest import until
 from tests.integration.engine_host import XYZ, EngineHost, FileModel, floats, onnx_files
 from tests.integration.test_adopt import nothing_left
 from tests.integration.test_daemon import Daemon, answered, daemon
 from tests.integration.test_daemon_shares import PlayedMps
+from tests.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 

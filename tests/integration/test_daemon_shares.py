@@ -6,7 +6,6 @@ the real Triton: without a GPU nobody connects to a real MPS server.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from igniterd.lab.load.load import RequestLog
 from igniterd.lab.programs.process import free_ports
 from igniterd.perf import builtin_profile
 from tests.integration.test_daemon import SLOS, SLOW, Daemon, daemon, load
+from tests.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
@@ -256,10 +256,8 @@ async def test_a_process_that_is_killed_is_brought_back_with_and_without_traffic
                 gap = f"model:{model}"
                 await igniterd.until(lambda s: gap in {g["source"] for g in s["gaps"]}, 20.0)
                 await igniterd.until(lambda s: gap not in {g["source"] for g in s["gaps"]}, 40.0)
-                for _ in range(100):  # the old copy ends once what it was asked is answered
-                    if not processes(model) & before:
-                        break
-                    await asyncio.sleep(0.1)
+                # the old copy ends once what it was asked is answered
+                await until(lambda: not processes(model) & before)
                 assert len(processes(model) - before) == count == len(processes(model))
 
             await igniterd.until(lambda s: s["tick"] >= 2, 20.0)

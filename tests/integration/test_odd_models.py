@@ -30,10 +30,12 @@ from igniterd.errors import NotServed, Refused
 from igniterd.loop import Loop
 from igniterd.observe import Sources
 from igniterd.profiled import Predictors
-from igniterd.records import Allocation, ModelReading
+from igniterd.records import Allocation
 from tests.hosts import knowledge
 from tests.integration.conftest import Host
 from tests.integration.odd import ECHO, FLOATS, ODD
+from tests.integration.readings import counted, reading
+from tests.waiting import until_answer
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
@@ -42,12 +44,6 @@ def an_input(value: float = 0.0) -> list[InferInput]:
     tensor = InferInput("INPUT", [1, FLOATS], "FP32")
     tensor.set_data_from_numpy(np.full((1, FLOATS), value, np.float32))
     return [tensor]
-
-
-async def reading(host: Host, model: str) -> ModelReading:
-    found = (await host.client.read_models([model]))[model]
-    assert isinstance(found, ModelReading), found
-    return found
 
 
 async def state_of(host: Host, model: str) -> str:
@@ -103,13 +99,11 @@ async def test_an_override_loses_nothing_of_a_rich_configuration(host: Host) -> 
 
 
 async def test_answers_from_the_response_cache_are_not_counted(host: Host) -> None:
-    before = await reading(host, ODD)
+    before = await reading(host.client, ODD)
     async with InferenceServerClient(host.triton.url) as client:
         for value in (1.0, 2.0, 2.0, 2.0, 1.0):
             await client.infer(ODD, an_input(value))
-    async with asyncio.timeout(10.0):
-        while (now := await reading(host, ODD)).success_count < before.success_count + 2:  # noqa: ASYNC110  Triton counts a moment later
-            await asyncio.sleep(0.02)
+    now = await counted(host.client, ODD, before.success_count + 2)
     assert now.success_count == before.success_count + 2
     assert now.inference_count == before.inference_count + 2
 
@@ -119,7 +113,7 @@ async def test_an_ensemble_is_served_though_a_member_forms_smaller_batches(host:
     lowered."""
     config = await host.client.config("member")
     await host.client.load("member", with_allocation(config, Allocation(None, 2), str(host.shares)))
-    assert (await reading(host, "member")).allocation.max_batch_size == 2
+    assert (await reading(host.client, "member")).allocation.max_batch_size == 2
     assert await state_of(host, "pipe") == "READY"
     async with InferenceServerClient(host.triton.url) as client:
         await client.infer("pipe", an_input(1.0))
@@ -211,23 +205,22 @@ async def test_everything_is_taken_over_that_can_be_and_the_rest_is_left_alone(
     async with InferenceServerClient(host.triton.url) as talking, asked(host, "pipe") as failures:
         await talking.infer("talk", an_input(), sequence_id=7, sequence_start=True)
         with capture_logs() as said:
-            async with asyncio.timeout(60.0):
-                while not (
-                    ticks
-                    and ticks[-1].plan.outcome is DecisionKind.HOLD
-                    and ticks[-1].observation.models["member"].allocation.share
-                ):
-                    await loop.tick(time.monotonic())
-                    await asyncio.sleep(0.25)
+            await until_answer(
+                lambda: loop.tick(time.monotonic()),
+                lambda tick: (
+                    tick.plan.outcome is DecisionKind.HOLD
+                    and tick.observation.models["member"].allocation.share
+                ),
+                60.0,
+                every_s=0.25,
+            )
         await talking.infer("talk", an_input(), sequence_id=7, sequence_end=True)
     assert failures == []
     done = [each for tick in ticks for each in tick.outcome.actuations]
     assert all(each.ok for each in done), done
     assert {each.step.model for each in done} <= {"member", ODD}
-    assert [(await reading(host, model)).allocation.share is None for model in ("member", ODD)] == [
-        False,
-        False,
-    ]
+    for model in ("member", ODD):
+        assert (await reading(host.client, model)).allocation.share is not None
     assert (await configurations(host, (*alone, "last"))) == before
     assert allocation_of(await host.client.config("member")).max_batch_size >= 4
     assert await state_of(host, "pipe") == "READY"

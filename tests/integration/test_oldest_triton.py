@@ -30,6 +30,8 @@ from igniterd.lab.gpu.boardfile import BoardFile
 from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
 from igniterd.lab.load.load import INPUT_FLOATS
 from igniterd.records import Allocation, ModelReading
+from tests.integration.readings import counted, reading
+from tests.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 MODEL = "alexnet"
@@ -47,12 +49,6 @@ async def client(host: TritonHost) -> AsyncIterator[TritonClient]:
     made = TritonClient("main", host.url, host.metrics_url, timeout_s=5.0)
     yield made
     await made.close()
-
-
-async def reading(client: TritonClient) -> ModelReading:
-    found = (await client.read_models([MODEL]))[MODEL]
-    assert isinstance(found, ModelReading), found
-    return found
 
 
 def environments(host: TritonHost) -> list[str | None]:
@@ -99,7 +95,7 @@ async def test_it_says_what_it_is_and_what_it_serves(client: TritonClient) -> No
     assert (server.ready, server.control, server.too_old) == (True, Control.EXPLICIT, "")
     assert named(server.version) == "2.41.0 (23.12)"
     assert await client.refuses_loads() == ""
-    seen = await reading(client)
+    seen = await reading(client, MODEL)
     assert (seen.share_fixed, seen.batching_fixed, seen.allocation) == (
         "",
         "",
@@ -118,17 +114,15 @@ async def test_every_change_is_taken_and_put_back_without_a_failed_request(
             {"instances": 2},
             {"instances": 1},
         ):
-            before = (await reading(client)).allocation
+            before = (await reading(client, MODEL)).allocation
             after = replace(before, **change)  # type: ignore[arg-type]  # of mixed types
             plan = Plan(
                 0.0, DecisionKind.MOVE, "", steps=(Step(MODEL, StepKind.SHRINK, before, after),)
             )
             done = (await act(plan, Applier(client, shares))).actuations[0]
             assert done.ok, done.error
-            assert same_allocation((await reading(client)).allocation, after)
-        async with asyncio.timeout(10.0):
-            while environments(host) != ["30"]:  # noqa: ASYNC110  the old copies leave a moment later
-                await asyncio.sleep(0.05)
+            assert same_allocation((await reading(client, MODEL)).allocation, after)
+        await until(lambda: environments(host) == ["30"])  # the old copies leave a moment later
         serving = await client.config(MODEL)
         with pytest.raises(Refused):
             await client.load(
@@ -142,13 +136,9 @@ async def test_every_change_is_taken_and_put_back_without_a_failed_request(
         await client.load(MODEL, as_owned(serving, str(shares)), exact=True)
         assert await client.config(MODEL) == original
         assert LOAD_MARK not in original.get("parameters", {}), "nothing of ours is left"
-        async with asyncio.timeout(10.0):
-            while (seen := await reading(client)).success_count < 20:  # noqa: ASYNC110  clients ask on
-                await asyncio.sleep(0.02)
+        seen = await counted(client, MODEL, 20)  # clients ask on
     assert failures == []
-    async with asyncio.timeout(10.0):
-        while environments(host) != [None]:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+    await until(lambda: environments(host) == [None])
     assert seen.batches
     assert seen.pending_count is not None
 

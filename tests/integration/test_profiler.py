@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
@@ -16,9 +15,10 @@ from igniterd.clients.environments import ModelConfig
 from igniterd.clients.triton.client import TritonClient
 from igniterd.lab.gpu.truth import Neighbour, Truth, memory_bytes
 from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
-from igniterd.lab.programs.process import Running, running
+from igniterd.lab.programs.process import running
 from igniterd.perf.profile import Profile
 from igniterd.profiler.partial import Partial
+from tests.waiting import until_ended
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
@@ -58,12 +58,6 @@ def command(host: TritonHost, folder: Path, *more: str) -> list[str]:
     ]
 
 
-async def ended(program: Running, timeout_s: float) -> None:
-    async with asyncio.timeout(timeout_s):
-        while program.alive:  # noqa: ASYNC110  another process makes it true
-            await asyncio.sleep(0.1)
-
-
 async def test_a_profile_of_two_models_says_what_the_board_does(
     triton: TritonHost, tmp_path: Path
 ) -> None:
@@ -72,7 +66,7 @@ async def test_a_profile_of_two_models_says_what_the_board_does(
         triton, tmp_path, *MODELS, "--points", "4", "--min-share", "0.2", "--max-batch", "4"
     )
     async with running("profile", asked, log=tmp_path / "log", env=dict(os.environ)) as program:
-        await ended(program, 240.0)  # 50 s, on a host with nothing else to do less
+        await until_ended(program, 240.0)  # 50 s, on a host with nothing else to do less
         assert (tmp_path / "profile.json").exists(), program.log_end()
     assert await configs(triton) == before
     assert not (tmp_path / "profile.json.partial").exists()
@@ -119,7 +113,7 @@ async def test_interrupted_by_ctrl_c_it_leaves_the_server_as_it_was(
         await program.until(one_point, timeout_s=60.0)
         assert await configs(triton) != before
         os.kill(program.pid, signal.SIGINT)
-        await ended(program, 60.0)
+        await until_ended(program, 60.0)
     assert await configs(triton) == before
     assert Partial.read(partial).originals == {}
     assert not (tmp_path / "profile.json").exists()
@@ -139,12 +133,12 @@ async def test_killed_it_leaves_word_of_how_the_server_was(
 
         await program.until(changed, timeout_s=60.0)
         os.killpg(program.pid, signal.SIGKILL)
-        await ended(program, 30.0)
+        await until_ended(program, 30.0)
     assert Partial.read(partial).originals == {"resnet50": before["resnet50"]}
     back = [sys.executable, "-m", "igniterd", "profile", "--restore", str(partial)]
     async with running(
         "restore", back, log=tmp_path / "restore.log", env=dict(os.environ)
     ) as program:
-        await ended(program, 60.0)
+        await until_ended(program, 60.0)
         assert "resnet50: as it was" in program.log_end()
     assert await configs(triton) == before

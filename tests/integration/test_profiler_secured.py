@@ -3,7 +3,6 @@ configuration and by options."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
@@ -17,10 +16,11 @@ from igniterd.clients.environments import ModelConfig
 from igniterd.clients.triton.channel import TlsFiles
 from igniterd.clients.triton.client import TritonClient
 from igniterd.lab.host import TritonHost
-from igniterd.lab.programs.process import Running, running
+from igniterd.lab.programs.process import running
 from igniterd.perf.profile import Profile
 from igniterd.profiler.partial import Partial
 from tests.integration.test_clients_secured import Papers, strict_triton
+from tests.waiting import until_ended
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -89,13 +89,6 @@ def profile(*more: str) -> list[str]:
     return [sys.executable, "-m", "igniterd", "profile", *more]
 
 
-async def ended(program: Running, timeout_s: float) -> str:
-    async with asyncio.timeout(timeout_s):
-        while program.alive:  # noqa: ASYNC110  another process makes it true
-            await asyncio.sleep(0.1)
-    return program.log_end()
-
-
 async def test_as_the_configuration_says(
     triton: TritonHost, papers: Papers, tmp_path: Path
 ) -> None:
@@ -110,7 +103,7 @@ async def test_as_the_configuration_says(
         "3",
     )
     async with running("profile", asked, log=tmp_path / "log", env=dict(os.environ)) as program:
-        said = await ended(program, 120.0)
+        said = await until_ended(program, 120.0)
         assert output.exists(), said
     assert len(Profile.load(output).models["alexnet"].solo) == 3
     assert await config(triton, papers) == before
@@ -123,11 +116,11 @@ async def test_a_stranger_is_told_what_is_missing(
         "alexnet", "-o", str(tmp_path / "p.json"), "--triton", url(triton), "--gpu", "none"
     )
     async with running("profile", asked, log=tmp_path / "log", env=dict(os.environ)) as program:
-        assert url(triton) in await ended(program, 60.0)
+        assert url(triton) in await until_ended(program, 60.0)
     async with running(
         "profile", [*asked, *certificates(papers)], log=tmp_path / "log2", env=dict(os.environ)
     ) as program:
-        said = await ended(program, 60.0)
+        said = await until_ended(program, 60.0)
     assert "restricted" in said
     assert "--header" in said
     assert not (tmp_path / "p.json").exists()
@@ -155,7 +148,7 @@ async def test_by_options_killed_and_put_back_without_the_secret_on_disk(
 
         await program.until(changed, timeout_s=60.0)
         os.killpg(program.pid, signal.SIGKILL)
-        await ended(program, 30.0)
+        await until_ended(program, 30.0)
     assert SECRET not in partial.read_text()
     assert Partial.read(partial).originals == {"alexnet": before}
     for more, said in (
@@ -168,5 +161,5 @@ async def test_by_options_killed_and_put_back_without_the_secret_on_disk(
             log=tmp_path / "r.log",
             env=dict(os.environ),
         ) as program:
-            assert said in await ended(program, 90.0)
+            assert said in await until_ended(program, 90.0)
     assert await config(triton, papers) == before

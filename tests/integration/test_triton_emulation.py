@@ -11,7 +11,9 @@ import pytest
 
 from igniterd.lab.gpu.truth import Neighbour, Truth
 from igniterd.records import ModelReading
-from tests.integration.conftest import SLOW, Host, until
+from tests.integration.conftest import SLOW, Host
+from tests.integration.readings import reading
+from tests.waiting import until, until_answer
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
@@ -84,15 +86,13 @@ async def test_beside_one_and_two_neighbours(host: Host) -> None:
 async def settled(host: Host, model: str) -> ModelReading:
     """The model's statistics once they stand still: Triton counts a batch a moment after it has
     answered."""
-    async with asyncio.timeout(15.0):
-        last = None
-        while True:
-            now = (await host.client.read_models([model]))[model]
-            assert isinstance(now, ModelReading)
-            if now.batches == last:
-                return now
-            last = now.batches
-            await asyncio.sleep(0.2)
+    last: list[ModelReading] = []
+
+    def still(now: ModelReading) -> bool:
+        last.append(now)
+        return len(last) > 1 and last[-2].batches == now.batches
+
+    return await until_answer(lambda: reading(host.client, model), still, every_s=0.2)
 
 
 async def test_triton_s_own_figures_agree(host: Host) -> None:

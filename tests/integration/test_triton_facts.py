@@ -17,8 +17,10 @@ from igniterd.clients.triton.info import Control
 from igniterd.errors import Refused, Unanswered
 from igniterd.lab.host import EmulatedModel, HostSpec, triton_host
 from igniterd.lab.load.load import Arrivals, LoadSpec, Phase, load
-from igniterd.records import Allocation, ModelReading
-from tests.integration.conftest import Host, until
+from igniterd.records import Allocation
+from tests.integration.conftest import Host
+from tests.integration.readings import counted, reading
+from tests.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
@@ -26,21 +28,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")
 def environment(pid: int) -> dict[str, str]:
     parts = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return dict(p.decode().split("=", 1) for p in parts if b"=" in p)
-
-
-async def reading(host: Host, model: str) -> ModelReading:
-    found = (await host.client.read_models([model]))[model]
-    assert isinstance(found, ModelReading), found
-    return found
-
-
-async def reading_of(host: Host, model: str, requests: int) -> ModelReading:
-    """A reading that counts so many requests: Triton counts one a moment after it has answered
-    it."""
-    async with asyncio.timeout(10.0):
-        while (found := await reading(host, model)).success_count < requests:  # noqa: ASYNC110  Triton does it
-            await asyncio.sleep(0.02)
-    return found
 
 
 async def stub_of(host: Host, model: str) -> int:
@@ -82,7 +69,7 @@ async def test_a_share_reaches_the_new_process_and_the_old_one_leaves(host: Host
     assert environment(after)[VARIABLE] == "12.5"
     assert {c.pid: c.units for c in host.board.copies()}[after] == 5
     await until(lambda: before not in {c.pid for c in host.board.copies()})
-    assert (await reading(host, "shared")).allocation.share == 0.125
+    assert (await reading(host.client, "shared")).allocation.share == 0.125
 
 
 async def test_an_environment_that_the_model_came_with_is_sourced_first(
@@ -170,7 +157,7 @@ async def test_an_environment_that_bash_cannot_source_blocks_that_model_s_loads_
             # nothing wrong with this one, but it is never looked at
             await hasty.allocate("one", Allocation(0.2, 8))
         await there.give_share("other", 0.2)
-        assert (await reading(there, "other")).allocation.share == 0.2
+        assert (await reading(there.client, "other")).allocation.share == 0.2
         await hasty.close()
         await there.close()
 
@@ -189,21 +176,21 @@ async def test_a_process_that_dies_while_it_loads_is_refused(host: Host) -> None
 async def test_statistics_restart_at_zero_at_a_reload(host: Host) -> None:
     for _ in range(5):
         await host.infer("counted")
-    before = await reading_of(host, "counted", 5)
+    before = await counted(host.client, "counted", 5)
     await host.allocate("counted", replace(before.allocation, max_batch_size=4))
-    after = await reading(host, "counted")
+    after = await reading(host.client, "counted")
     assert after.success_count == 0
     assert after.batches == ()
     await host.infer("counted")
-    assert (await reading_of(host, "counted", 1)).success_count == 1
+    assert (await counted(host.client, "counted", 1)).success_count == 1
 
 
 async def test_another_count_of_instances_alone_is_not_a_reload(host: Host) -> None:
     await host.infer("counted")
-    before = await reading_of(host, "counted", 1)
+    before = await counted(host.client, "counted", 1)
     serving = await stub_of(host, "counted")
     await host.allocate("counted", replace(before.allocation, instances=2))
-    after = await reading_of(host, "counted", before.success_count + 1)  # counted on
+    after = await counted(host.client, "counted", before.success_count + 1)  # counted on
     assert after.allocation.instances == 2
     assert serving in {c.pid for c in host.board.copies()}
     await host.allocate("counted", before.allocation)
@@ -223,6 +210,6 @@ async def test_a_board_without_room_refuses_the_second_copy(host: Host, tmp_path
 async def test_percentiles_are_at_the_metrics_endpoint(host: Host) -> None:
     for _ in range(20):
         await host.infer("alexnet")
-    quantiles = (await reading(host, "alexnet")).latency_quantiles_s
+    quantiles = (await reading(host.client, "alexnet")).latency_quantiles_s
     assert quantiles is not None
     assert 0.0 < quantiles[0.5] <= quantiles[0.99] < 5.0

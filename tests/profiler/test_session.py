@@ -21,6 +21,7 @@ from igniterd.profiler.server import Server, for_measuring, restore
 from igniterd.profiler.session import Session
 from igniterd.records import Allocation, Stub
 from tests.profiler.fake import FakeBoard, FakeTriton, Heard, config_of, plain_ms
+from tests.waiting import until
 
 pytestmark = pytest.mark.looptime
 
@@ -89,9 +90,7 @@ async def test_interrupted_it_restores_and_goes_on_from_the_file(tmp_path: Path)
     configs = [config_of("big"), config_of("small")]
     triton, partial = FakeTriton(configs), asked(tmp_path, "big", "small")
     task = asyncio.create_task(session(triton, partial, tmp_path).run())
-    async with asyncio.timeout(3600.0):
-        while "big" not in partial.models or len(partial.models["big"].solo) < 4:  # noqa: ASYNC110  the task makes it true
-            await asyncio.sleep(0.1)
+    await until(lambda: "big" in partial.models and len(partial.models["big"].solo) >= 4, 3600.0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -1,6 +1,6 @@
 import json
+import queue
 import sqlite3
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -108,12 +108,17 @@ def test_a_database_with_another_table_is_set_aside(tmp_path: Path) -> None:
     assert (tmp_path / "history.db.unreadable").exists()
 
 
+def has_room(waiting: queue.Queue[object]) -> bool:
+    """As told by whoever holds its lock."""
+    return len(waiting.queue) < waiting.maxsize
+
+
 def filled(path: Path, count: int, limit: int, row: str = "x" * 10_000) -> History:
     """A history that was told of as many decisions, each of the size of ``row``."""
     history = History(path, limit)
     for number in range(count):
-        while history._queue.full():
-            time.sleep(0.01)
+        with history._queue.not_full:
+            assert history._queue.not_full.wait_for(partial(has_room, history._queue), 60.0)
         history.record(
             tick(float(number), DecisionKind.WAIT if number % 2 else DecisionKind.HOLD),
             lambda: {"models": row},

@@ -20,6 +20,7 @@ from igniterd.clients.triton.client import TritonClient
 from igniterd.errors import NotNow, NotServed, Refused, Unanswered, Unreachable
 from igniterd.lab.programs.process import free_ports
 from igniterd.records import Allocation, BatchStat, ModelReading
+from tests.waiting import until_answer
 
 
 class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
@@ -90,7 +91,7 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
     async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._called("config", context)
         if request.name in self.slow:
-            await asyncio.sleep(30.0)
+            await asyncio.Event().wait()
         if request.name not in self.largest:
             await context.abort(
                 grpc.StatusCode.NOT_FOUND,
@@ -408,9 +409,10 @@ async def test_a_repository_that_is_slow_to_list_costs_only_the_model_that_is_mi
     assert f"model '{name}': it is not served, and why is not known" in str(found[name])
     assert server.calls.count("index") == 1, "it is not asked for again while it is being listed"
     server.listed.set()
-    async with asyncio.timeout(5.0):
-        while isinstance((await client.read_models(["m", name]))[name], Unanswered):  # noqa: ASYNC110  it is listed meanwhile
-            await asyncio.sleep(0.02)
+    await until_answer(  # it is listed meanwhile
+        lambda: client.read_models(["m", name]),
+        lambda found: not isinstance(found[name], Unanswered),
+    )
     server.listed.clear()
     found = await in_ticks(client, ["m", name], 1)
     assert isinstance(found[name], Refused), "the last answer stands in for the next"

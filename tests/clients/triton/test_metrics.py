@@ -180,7 +180,7 @@ async def test_a_login_is_sent_and_never_said(path: str) -> None:
         if request.query.get("token") != "t0ken":
             raise web.HTTPForbidden
         if path == "/slow":
-            await asyncio.sleep(5)
+            await asyncio.Event().wait()
         if path == "/cut" and request.transport is not None:
             request.transport.abort()
         if path == "/elsewhere":
