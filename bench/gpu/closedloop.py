@@ -202,7 +202,13 @@ async def together(
                     began_s = time.monotonic()
                 records.append(
                     await _measured(
-                        case, arrangements(stage.models)[arranged], sources, meter, model, found
+                        case,
+                        arrangements(stage.models)[arranged],
+                        sources,
+                        meter,
+                        model,
+                        found,
+                        say,
                     )
                 )
                 longest_s = max(longest_s if records[1:] else 0.0, time.monotonic() - began_s)
@@ -228,9 +234,12 @@ async def _measured(
     meter: Meter,
     model: SurfaceModel,
     found: Profile,
+    say: Say,
 ) -> dict[str, Any]:
     tenants = [Tenant(name, batch, shares[name]) for name, batch in case.loads]
-    seen = await meter.measure([(sources[name], batch) for name, batch in case.loads], EFFORT)
+    seen = await meter.measure_undisturbed(
+        [(sources[name], batch) for name, batch in case.loads], EFFORT, say
+    )
     told = await asyncio.to_thread(model.predict, tenants, level=LEVEL)
     withheld = (
         await asyncio.to_thread(_without(found, case).predict, tenants)

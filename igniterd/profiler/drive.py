@@ -83,6 +83,8 @@ class ClosedLoop:
         self.model, self.batch = requests.feed.model, batch
         self.failure: NotNow | None = None
         """Why it stopped early."""
+        self.answered = 0
+        """Requests answered so far."""
         self._client, self._request, self._depth = client, requests.request(batch), depth
         self._over = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -111,6 +113,7 @@ class ClosedLoop:
         while not self._over:
             try:
                 await self._client.infer(self._request, timeout_s=REQUEST_TIMEOUT_S)
+                self.answered += 1
             except NotNow as problem:
                 self.failure, self._over = problem, True
 

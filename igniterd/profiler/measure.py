@@ -22,6 +22,8 @@ from igniterd.profiler.steady import Mean, Slice, mean_of
 from igniterd.records import BatchStat, ModelReading
 
 POLL_S = 0.08
+_COUNTED_S = 2.0
+"""Triton answers a request before it counts it: on a busy host by some ms. Waited for so long."""
 _TRIES = 3
 _SHALLOW, _DEEP = 2, 4
 _LONG_MS = 20.0  # executions longer than this leave time enough to bring the next request
@@ -113,6 +115,8 @@ class _Seen:
     batch: int
     last: dict[int, BatchStat] | None = None
     slices: list[Slice] = field(default_factory=list)
+    total: int = 0
+    """Executions since the first reading."""
 
     def update(self, reading: ModelReading) -> None:
         """Take over a reading. Raises :class:`Disturbed` for counters that somebody else moved."""
@@ -133,6 +137,7 @@ class _Seen:
         count, spent = _count(after) - _count(before), _spent_ns(after) - _spent_ns(before)
         if count < 0 or spent < 0:
             raise Disturbed(f"model {self.model} was reloaded by somebody else")
+        self.total += count
         self.slices.append(Slice(count, spent))
 
     @property
@@ -192,7 +197,18 @@ class Meter:
                     means, span_s = await self._settle(loops, seen, others, effort)
                 drawn = span.result
         shares = tuple(min(1.0, each.busy_ns / 1e9 / span_s) for each in seen)
+        await self._counted(loops, seen)
         return Measured(means, shares, drawn, now_s() - began_s)
+
+    async def _counted(self, loops: Sequence[ClosedLoop], seen: Sequence[_Seen]) -> None:
+        """Wait until every answered request is counted: counted later, it would pass for somebody
+        else's in the next measurement."""
+        until_s = now_s() + _COUNTED_S
+        while now_s() < until_s:
+            await self._read(seen, {})
+            if all(each.total >= loop.answered for loop, each in zip(loops, seen, strict=True)):
+                return
+            await asyncio.sleep(POLL_S)
 
     async def _warm(
         self,

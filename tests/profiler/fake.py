@@ -63,13 +63,14 @@ class Served:
 
 class FakeTriton:
     """``time_ms`` says how long a batch takes; ``refuses(model, batch)`` is a reason or empty;
-    ``down`` answers nothing."""
+    ``down`` answers nothing; an execution is counted ``counted_after_s`` after its answer."""
 
     def __init__(self, configs: Iterable[ModelConfig], time_ms: Time = plain_ms) -> None:
         self.models = {str(c["name"]): Served(copy.deepcopy(c)) for c in configs}
         self.time_ms = time_ms
         self.refuses: Callable[[str, int], str] = lambda model, batch: ""
         self.down = False
+        self.counted_after_s = 0.0
         self.after_infer: Callable[[int], None] = lambda count: None
         self.loads: list[tuple[str, float | None]] = []
         self.sent = 0
@@ -136,15 +137,24 @@ class FakeTriton:
             spent_s = self.time_ms(model, batch, share, others) / 1e3
             await asyncio.sleep(spent_s)
             served.executing = False
-            old, ns = served.stats.get(batch, BatchStat(batch, 0, 0, 0, 0)), round(spent_s * 1e9)
-            served.stats[batch] = BatchStat(
-                batch,
-                old.count + 1,
-                old.compute_input_ns,
-                old.compute_infer_ns + ns,
-                old.compute_output_ns,
+        if self.counted_after_s:
+            asyncio.get_running_loop().call_later(
+                self.counted_after_s, self._count, served, batch, spent_s
             )
-            served.inferences += batch
+        else:
+            self._count(served, batch, spent_s)
+
+    @staticmethod
+    def _count(served: Served, batch: int, spent_s: float) -> None:
+        old, ns = served.stats.get(batch, BatchStat(batch, 0, 0, 0, 0)), round(spent_s * 1e9)
+        served.stats[batch] = BatchStat(
+            batch,
+            old.count + 1,
+            old.compute_input_ns,
+            old.compute_infer_ns + ns,
+            old.compute_output_ns,
+        )
+        served.inferences += batch
 
     async def register_memory(self, name: str, key: str, size: int) -> None:
         raise Refused("fake: no shared memory")

@@ -270,6 +270,18 @@ async def test_traffic_of_others_meanwhile_voids_what_was_measured(tmp_path: Pat
         assert p.latency_ms == pytest.approx(plain_ms("big", p.batch, p.share, 0), rel=1e-3)
 
 
+async def test_requests_counted_after_their_answer_are_not_taken_for_somebody_elses(
+    tmp_path: Path,
+) -> None:
+    triton, heard = FakeTriton([config_of("big"), config_of("small")]), Heard()
+    triton.counted_after_s = 0.3  # a busy host: longer than from one measurement to the next
+    partial = asked(tmp_path, "big", "small")
+    await session(triton, partial, tmp_path, heard).run()
+    assert not [line for line in heard.said if "measuring this again" in line]
+    for p in partial.models["big"].solo:
+        assert p.latency_ms == pytest.approx(plain_ms("big", p.batch, p.share, 0), rel=1e-3)
+
+
 async def test_a_budget_is_kept_and_shared_out(tmp_path: Path) -> None:
     triton, partial = (
         FakeTriton([config_of("big"), config_of("small")]),
