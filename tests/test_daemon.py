@@ -25,6 +25,7 @@ from igniterd.config import Config, parse_config
 from igniterd.daemon import Daemon
 from igniterd.errors import CannotRun, ConfigError
 from igniterd.estimate import ModelState
+from igniterd.lab.programs.process import free_ports
 from igniterd.loop import Loop
 from igniterd.perf import builtin_profile
 from igniterd.predictors import fitted
@@ -551,9 +552,7 @@ async def test_an_error_in_a_task_that_nobody_waits_for_is_said_once(
 
 
 async def test_another_host_of_the_same_port_is_listened_on(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     hosts = ["0.0.0.0", "192.0.2.1", "localhost"]  # the second is no address of this host
 
     def reread() -> Config:
@@ -579,9 +578,7 @@ async def test_another_host_of_the_same_port_is_listened_on(tmp_path: Path) -> N
 async def test_hangups_that_all_move_the_address_end_with_the_last(
     tmp_path: Path, nowhere: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     slo_ms = [20.0]
 
     def reread() -> Config:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -15,6 +17,7 @@ from pathlib import Path
 from igniterd.errors import CannotRun
 
 _POLL_S = 0.05
+_LEAST_PORT = 10240  # fixed ports of known services are lower
 
 
 class Running:
@@ -108,12 +111,46 @@ async def running(
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback address that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Ports of the loopback address that nobody listens on, given to nobody else while this process
+    lives.
+
+    They lie below those the kernel gives to outgoing connections: any of these could take a port
+    before the program that it is meant for listens on it. Raises :class:`CannotRun` without enough.
+    """
+    ports = _candidates()
+    free = (port for port in random.sample(ports, len(ports)) if _is_free(port) and _take(port))
+    found = list(itertools.islice(free, count))
+    if len(found) < count:
+        raise CannotRun(f"{count} ports are wanted; of {ports[0]} to {ports[-1]} too few are free")
+    return found
+
+
+def _candidates() -> Sequence[int]:
+    try:
+        outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        outgoing = 32768  # Linux's default
+    return range(_LEAST_PORT, max(outgoing, 2 * _LEAST_PORT))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as asked, contextlib.suppress(OSError):
+        asked.bind(("127.0.0.1", port))
+        return True
+    return False
+
+
+def _take(port: int) -> bool:
+    """False when another process has taken it. An abstract socket is of the same network as the
+    port, and goes with its process."""
+    mark = socket.socket(socket.AF_UNIX)
+    try:
+        mark.bind(f"\0igniterd-port-{port}")
+    except OSError:
+        mark.close()
+        return False
+    mark.detach()  # open until the process ends
+    return True
 
 
 async def listens(port: int) -> bool:
