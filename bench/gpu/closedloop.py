@@ -195,22 +195,13 @@ async def together(
                 if time.monotonic() + reloads_s + longest_s >= until_s:
                     break
                 case, began_s = todo.pop(0), time.monotonic()
+                shares = arrangements(stage.models)[case.arrangement]
                 if case.arrangement != arranged:
                     arranged = case.arrangement
-                    await _arrange(server, arrangements(stage.models)[arranged], stage.max_batch)
+                    await _arrange(server, shares, stage.max_batch)
                     arrange_s = max(arrange_s, time.monotonic() - began_s)
                     began_s = time.monotonic()
-                records.append(
-                    await _measured(
-                        case,
-                        arrangements(stage.models)[arranged],
-                        sources,
-                        meter,
-                        model,
-                        found,
-                        say,
-                    )
-                )
+                records.append(await _measured(case, shares, sources, meter, model, found, say))
                 longest_s = max(longest_s if records[1:] else 0.0, time.monotonic() - began_s)
                 say(f"  {_worded(records[-1])}")
     finally:

@@ -30,6 +30,7 @@ from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton.config import allocation_of
 from igniterd.clients.triton.config_change import with_allocation
 from igniterd.engines.hosting import SHADOW, hosting_of
+from igniterd.errors import Refused
 from igniterd.giveback import release
 from igniterd.lab.programs import programs
 from igniterd.records import Allocation
@@ -246,14 +247,25 @@ async def test_a_command_that_is_ended_leaves_nothing_and_what_a_killed_one_leav
     await ready_again(engines)
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.6, 1.1])
-async def test_a_cancelled_trial_leaves_nothing(engines: Engines, after_s: float) -> None:
+async def executed_by_copies(engines: Engines) -> int:
+    """Batches that copies loaded to be compared have executed; -1 before one serves."""
+    counts = []
+    for name in {word.rpartition("_")[0] for word in copies(engines.triton)}:
+        with contextlib.suppress(Refused):
+            seen = await engines.client.statistics(name)
+            counts += [version.execution_count for version in seen.model_stats]
+    return sum(counts) if counts else -1
+
+
+@pytest.mark.parametrize("least", [-1, 0, 1], ids=["loading", "serving", "compared"])
+async def test_a_cancelled_trial_leaves_nothing(engines: Engines, least: int) -> None:
     items = {"x": np.zeros((8, 4), np.float32)}
     trial = asyncio.create_task(
         adopt(engines.client, "net", replace(GENEROUS, items=items, dry_run=True))
     )
     await until(lambda: copies(engines.triton))
-    await asyncio.sleep(after_s)
+    await until_answer(lambda: executed_by_copies(engines), lambda n: n >= least, every_s=0.002)
+    assert not trial.done()
     trial.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await trial

@@ -343,7 +343,6 @@ async def test_a_thousand_idle_connections_do_not_stop_the_steering(tmp_path: Pa
                 with contextlib.suppress(BlockingIOError):
                     idle.connect(("127.0.0.1", port))
                 held.append(idle)
-                await asyncio.sleep(0)
             await made.until(lambda s: s["tick"] >= before["tick"] + 12, 300.0)
         finally:
             for idle in held:
