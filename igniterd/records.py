@@ -32,7 +32,10 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class BoardReading:
-    """One GPU as NVML sees it; device level only (under MPS, NVML cannot tell tenants apart)."""
+    """One GPU as NVML sees it; device level only (under MPS, NVML cannot tell tenants apart).
+
+    A MIG instance is a GPU of its own, with its own UUID, memory and SMs.
+    """
 
     index: int
     uuid: str
@@ -46,6 +49,9 @@ class BoardReading:
     clock_event_reasons: int | None = None
     temperature_c: float | None = None
     sm_count: int | None = None
+    pci: str = ""  # its bus address, "00000000:3B:00.0": CUDA may number boards by it
+    parent: str = ""  # UUID of the board that a MIG instance is a part of
+    fault: str = ""  # why it was not read in full, with the words that mend it; empty where it was
 
 
 @dataclass(frozen=True, slots=True)
