@@ -91,7 +91,10 @@ def observed(
         for gpu, host in enumerate(hosts):
             host.advance(now[0])
             readings.update(
-                {m.name: replace(host._reading(m), gpu_index=gpu) for m in host.models.values()}
+                {
+                    m.name: replace(host._reading(m), gpus=(f"main:{gpu}",))
+                    for m in host.models.values()
+                }
             )
         out.append(Observation(now[0], models=readings))
     return out

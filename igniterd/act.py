@@ -10,7 +10,7 @@ moment: where it is known that they do not fit, Triton is not asked.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -47,9 +47,9 @@ async def _adopt(step: Step, adopter: Adopter | None) -> None:
         raise Refused(f"{step.model}: {why}")
 
 
-async def _apply(step: Step, changer: Changer, claimed: float | None) -> None:
+async def _apply(step: Step, changer: Changer, claimed: float | None, name: str) -> None:
     await changer.apply(
-        step.model,
+        name,
         _wanted(step, claimed),
         expected=(step.before, _expected(step, claimed)),
         anew=step.kind is StepKind.REVIVE or claimed is not None,
@@ -81,26 +81,31 @@ class Fits:
     unknown: str = ""
 
 
-def second_copy(model: str, seen: Observation, copy_bytes: Mapping[str, int]) -> Fits:
-    """``copy_bytes``: device memory (bytes) of one instance of each model, as profiled after its
+def second_copy(
+    model: str, seen: Observation, copy_bytes: Mapping[str, int], gpus: Sequence[str] = ()
+) -> Fits:
+    """``gpus``: of each instance of the copy; where it is now, if that is not given.
+
+    ``copy_bytes``: device memory (bytes) of one instance of each model, as profiled after its
     largest batch."""
     reading, each = seen.models[model], copy_bytes.get(model)
     if each is None:
         return Fits(unknown="its profile tells no memory_bytes")
-    board = next((board for board in seen.boards if board.index == reading.gpu_index), None)
-    if board is None or board.memory_used_bytes is None or board.memory_total_bytes is None:
-        return Fits(unknown="the memory of its GPU cannot be read")
-    needed, free = (
-        each * max(1, reading.allocation.instances),
-        board.memory_total_bytes - board.memory_used_bytes,
-    )
-    if needed <= free:
-        return Fits()
-    there = f"GPU {reading.gpu_index} has {free / 2**20:.0f} MiB free"
-    return Fits(
-        refused=f"{model}: a second copy takes {needed / 2**20:.0f} MiB while it is reloaded, "
-        f"and {there}"
-    )
+    boards = {board.uuid: board for board in seen.boards}
+    for gpu in gpus or dict.fromkeys(reading.gpus):
+        board = boards.get(gpu)
+        if board is None or board.memory_used_bytes is None or board.memory_total_bytes is None:
+            return Fits(unknown="the memory of its GPU cannot be read")
+        copies = gpus.count(gpu) if gpus else max(1, reading.instances_on(gpu))
+        needed = each * copies
+        free = board.memory_total_bytes - board.memory_used_bytes
+        if needed > free:
+            there = f"{gpu} has {free / 2**20:.0f} MiB free"
+            return Fits(
+                refused=f"{model}: a second copy takes {needed / 2**20:.0f} MiB while it is "
+                f"reloaded, and {there}"
+            )
+    return Fits()
 
 
 class SecondCopies:
@@ -111,9 +116,9 @@ class SecondCopies:
         self._copy_bytes = copy_bytes
         self._said: set[str] = set()
 
-    def refused(self, model: str, seen: Observation) -> str:
-        """Why ``model`` cannot be loaded beside itself, or an empty string."""
-        fits = second_copy(model, seen, self._copy_bytes)
+    def refused(self, model: str, seen: Observation, gpus: Sequence[str] = ()) -> str:
+        """Why ``model`` cannot be loaded beside itself, or on ``gpus``; or an empty string."""
+        fits = second_copy(model, seen, self._copy_bytes, gpus)
         if fits.unknown and fits.unknown not in self._said:
             self._said.add(fits.unknown)
             why = f"{fits.unknown}: whether a second copy fits while it is reloaded is not known"
@@ -129,13 +134,15 @@ async def act(
     claimed: float | None = None,
     adopter: Adopter | None = None,
     cause: Cause = Cause.REFUSED,
+    name: str = "",
 ) -> ActResult:
     """Carry out the first step of ``plan``; the ticks after it, reading the world anew, carry out
     the rest.
 
     ``changer`` is the client of the step's model. ``refused``: why the step must not be tried, if
     it must not, for ``cause``. ``claimed``: the share that the model's configuration names without
-    effect. ``adopter`` gives a model a process of its own.
+    effect. ``adopter`` gives a model a process of its own. ``name``: of the model as its Triton has
+    it, where that is not the step's.
     """
     if not plan.steps:
         return ActResult()
@@ -146,7 +153,7 @@ async def act(
         if step.kind is StepKind.ADOPT:
             await _adopt(step, adopter)
         else:
-            await _apply(step, changer, claimed)
+            await _apply(step, changer, claimed, name or step.model)
     except IgniterdError as error:
         return ActResult(
             (Actuation(step, False, time.monotonic() - began_s, str(error), _cause(error)),)

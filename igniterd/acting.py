@@ -28,9 +28,10 @@ STEP_ENDS_S = 3.0  # how long the end waits for a step under way
 
 @dataclass(frozen=True, slots=True)
 class UnderWay:
-    """A step being carried out."""
+    """A step being carried out, and the GPUs that it changes."""
 
     step: Step
+    gpus: frozenset[str]
     task: asyncio.Task[ActResult]
 
 
@@ -52,25 +53,27 @@ class Acting:
         self.config = config
         self.sources = sources
         self.reloaders = reloaders
-        self.triton_of = {model.name: model.triton for model in config.model}
+        self.triton_of = {model.tenant: model.triton for model in config.model}
+        self.names = {model.tenant: model.name for model in config.model}
+        """As Triton has them."""
         self.found: dict[str, Allocation] = {}
         """Applied otherwise than was known, by a look just before a step; until a tick has taken it
         up."""
         self._adopter = adopter
         self._released = released
         self._copies = SecondCopies(copy_bytes)
-        self._tasks: dict[int, UnderWay] = {}  # by GPU
+        self._tasks: list[UnderWay] = []
         self._results = ActResult()  # what came of steps, until a tick has been finished with it
 
     def begin(self, plan: Plan, view: Observation, known: Known) -> None:
         """Set going the first step of a GPU on which none is under way."""
         for step in plan.steps:
-            gpu = view.models[step.model].gpu_index
-            if gpu not in self._tasks:
+            gpus = gpus_of_step(step, view)
+            if not gpus & self.under_way.keys():
                 task = asyncio.create_task(
                     self._carry_out(replace(plan, steps=(step,)), step, view, known), name="act"
                 )
-                self._tasks[gpu] = UnderWay(step, task)
+                self._tasks.append(UnderWay(step, gpus, task))
                 return
 
     async def _carry_out(
@@ -93,6 +96,7 @@ class Acting:
             claimed=claimed,
             adopter=self._adopter,
             cause=cause,
+            name=self.names[step.model],
         )
 
     def _applier(self, triton: str) -> Applier:
@@ -107,7 +111,7 @@ class Acting:
         """
         if step.model in self._released.now():
             return f"{step.model}: it was given back to its owner", Cause.HELD
-        refused = self._copies.refused(step.model, view)
+        refused = self._copies.refused(step.model, view, gpus_after(step, view))
         if refused:
             return refused, Cause.REFUSED
         if step.after.share is not None and view.mps is not None:
@@ -125,7 +129,8 @@ class Acting:
                     Cause.HELD,
                 )
         with contextlib.suppress(NotNow):  # a list that does not come is in nobody's way
-            going = await self.sources.tritons[self.triton_of[step.model]].old_copy(step.model)
+            triton = self.sources.tritons[self.triton_of[step.model]]
+            going = await triton.old_copy(self.names[step.model])
             if going:
                 return going, Cause.HELD
         return await self._touched(step, view, known), Cause.BY_HAND
@@ -133,14 +138,15 @@ class Acting:
     async def _touched(self, step: Step, view: Observation, known: Known) -> str:
         """Which models of the step's GPU somebody else has changed since they were read, or an
         empty string."""
-        server, gpu = self.triton_of[step.model], view.models[step.model].gpu_index
+        server, gpus = self.triton_of[step.model], gpus_of_step(step, view)
         there = {
             n: r.allocation
             for n, r in known.last.items()
-            if r.triton == server and r.gpu_index == gpu and not r.left_alone
+            if r.triton == server and gpus & set(r.gpus) and not r.left_alone
         }
         triton = self.sources.tritons[server]
-        now = await triton.applied_now(there)
+        found = await triton.applied_now([self.names[name] for name in there])
+        now = {name: found[raw] for name in there if (raw := self.names[name]) in found}
         # versions are counted in
         as_read = {
             name: replace(here, instances=there[name].instances) for name, here in now.items()
@@ -157,19 +163,24 @@ class Acting:
     @property
     def task(self) -> asyncio.Task[ActResult] | None:
         """A step under way, one that has ended first: its end is worth a tick at once."""
-        tasks = [under.task for under in self._tasks.values()]
+        tasks = [under.task for under in self._tasks]
         return next((task for task in tasks if task.done()), tasks[0] if tasks else None)
 
     @property
-    def under_way(self) -> dict[int, Step]:
-        """By GPU: the steps whose end was not taken up yet."""
-        return {gpu: under.step for gpu, under in self._tasks.items()}
+    def steps(self) -> list[Step]:
+        """The steps whose end was not taken up yet."""
+        return [under.step for under in self._tasks]
+
+    @property
+    def under_way(self) -> dict[str, Step]:
+        """The same, by GPU that they change."""
+        return {gpu: under.step for under in self._tasks for gpu in under.gpus}
 
     def take_results(self) -> ActResult:
         """What came of the steps set going by earlier ticks; nothing of those still under way."""
-        for gpu, under in list(self._tasks.items()):
+        for under in list(self._tasks):
             if under.task.done():
-                del self._tasks[gpu]
+                self._tasks.remove(under)
                 self._results = ActResult(self._results.actuations + under.task.result().actuations)
         return self._results
 
@@ -181,7 +192,7 @@ class Acting:
         """The steps that nobody waits for any more, and what came of the others."""
         left = tuple(
             Actuation(under.step, False, 0.0, why, Cause.UNANSWERED)
-            for under in self._tasks.values()
+            for under in self._tasks
             if not under.task.done()
         )
         return ActResult((*left, *self.take_results().actuations))
@@ -193,15 +204,29 @@ class Acting:
         Returns in words what is left undone.
         """
         left = []
-        tasks = [under.task for under in self._tasks.values()]
+        tasks = [under.task for under in self._tasks]
         if tasks:
             await asyncio.wait(tasks, timeout=STEP_ENDS_S)
             undone = [task for task in tasks if not task.done() and task.cancel()]
             if undone:
                 await asyncio.wait(undone, timeout=1.0)
-            left = [_left(under) for under in self._tasks.values()]
-            self._tasks = {}
+            left = [_left(under) for under in self._tasks]
+            self._tasks = []
         return left
+
+
+def gpus_after(step: Step, view: Observation) -> tuple[str, ...]:
+    """The GPU of each instance once the step is made; those of now where it moves none."""
+    reading = view.models[step.model]
+    there = view.devices.get(reading.triton, ())
+    if step.after.devices == reading.allocation.devices or not step.after.devices:
+        return reading.gpu_of_each
+    return tuple(there[device] for device in step.after.devices if device < len(there))
+
+
+def gpus_of_step(step: Step, view: Observation) -> frozenset[str]:
+    """The GPUs on which the step's model is, and will be."""
+    return frozenset(gpus_after(step, view)) | set(view.models[step.model].gpus)
 
 
 def _left(under: UnderWay) -> str:

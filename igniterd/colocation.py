@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from igniterd.estimators.bias import pressure_of
 from igniterd.perf.api import Tenant
 from igniterd.records import Allocation, BiasEstimate
 
@@ -23,13 +24,14 @@ Neighbours = tuple[Tenant, ...]
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """One model to be served on one GPU.
+    """One model to be served on one GPU, or on several that are predicted together.
 
     ``rate_per_s`` and ``slo_ms`` are what to plan for (margins included); ``bias`` multiplies
     predicted service times, unless ``learnt`` says more of it; ``steerable`` says whether a share
     can be given to it alone (a process of its own). ``reserved``: a part of the GPU that is not
     planned with and that it may hold all the same. ``pinned``: it stays as it is here;
-    ``keeps_batch``: its batches do.
+    ``keeps_batch``: its batches do. ``gpus``: the GPU of each instance, where several are predicted
+    together; ``devices``: their numbers in its server, as its allocation has them.
     """
 
     model: str
@@ -51,6 +53,17 @@ class Demand:
     reserved: float = 0.0
     pinned: Allocation | None = None
     keeps_batch: int | None = None
+    gpus: tuple[str, ...] = ()
+    devices: tuple[int, ...] = ()
+
+    def instances_on(self, gpu: str) -> int:
+        """Its instances on ``gpu``; all of them where there is only one."""
+        return self.gpus.count(gpu) if self.gpus else self.instances
+
+    @property
+    def most_instances(self) -> int:
+        """Instances on the GPU that has most of them."""
+        return max(map(self.gpus.count, set(self.gpus)), default=self.instances)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +101,8 @@ class FixedPoint:
 
     def __init__(self, gpu: CoLocation) -> None:
         self.gpu = gpu
+        self.gpus = [demand.gpus for demand in gpu.demands]
+        self.several = any(self.gpus)
         self.served: dict[str, LatencyPrediction] = {}
         self.tenants = self._tenants(gpu.near)
 
@@ -102,7 +117,10 @@ class FixedPoint:
         beside it too."""
         tenants = self.tenants if exact else [quantised(each) for each in self.tenants]
         for i, demand in enumerate(self.gpu.demands):
-            beside = sum(tenants[:i] + tenants[i + 1 :], tenants[i][1:])
+            if self.several:
+                beside = beside_on_busiest(i, self.gpus, tenants)
+            else:
+                beside = sum(tenants[:i] + tenants[i + 1 :], tenants[i][1:])
             yield demand, self.gpu.allocations[demand.model], beside
 
     def moved(self, answers: Iterator[LatencyPrediction]) -> float:
@@ -123,6 +141,27 @@ class FixedPoint:
             )
             for now, then in zip(self.tenants, before, strict=True)
         )
+
+
+def beside_on_busiest(
+    i: int, gpus: Sequence[tuple[str, ...]], tenants: Sequence[Neighbours]
+) -> Neighbours:
+    """Whom model ``i`` feels on the GPU where the others keep most busy.
+
+    ``gpus``: of each model, the GPU of each instance. A model on several GPUs has one queue, and an
+    instance serves as fast as its GPU lets it; all are taken to be as slow as the slowest.
+    """
+    return max((_beside_on(gpu, i, gpus, tenants) for gpu in sorted(set(gpus[i]))), key=pressure_of)
+
+
+def _beside_on(
+    gpu: str, i: int, gpus: Sequence[tuple[str, ...]], tenants: Sequence[Neighbours]
+) -> Neighbours:
+    found: Neighbours = tenants[i][: gpus[i].count(gpu) - 1]
+    for j, there in enumerate(gpus):
+        if j != i:
+            found += tenants[j][: there.count(gpu)]
+    return found
 
 
 def quantised(neighbours: Iterable[Tenant]) -> Neighbours:

@@ -70,11 +70,16 @@ class Config(Section):
             f"triton.name {name!r} is given twice"
             for name in sorted({n for n in servers if servers.count(n) > 1})
         ]
-        names = [model.name for model in self.model]
+        served = [(model.triton, model.name) for model in self.model]
         problems += [
-            f"model.name {name!r} is given twice"
-            for name in sorted({n for n in names if names.count(n) > 1})
+            f"model.name {name!r} is given twice for triton {server!r}: a name is once on a server"
+            for server, name in sorted({each for each in served if served.count(each) > 1})
         ]
+        names = [model.name for model in self.model]
+        for model in self.model:
+            # a name has no slash in it
+            several = names.count(model.name) > 1
+            model._tenant = f"{model.triton}/{model.name}" if several else model.name
         problems += [
             f"model {model.name!r}: triton {model.triton!r} is not one of {', '.join(servers)}"
             for model in self.model
@@ -96,7 +101,8 @@ class Config(Section):
         return self.state.shares or self.state.directory / "shares"
 
     def by_name(self) -> dict[str, Model]:
-        return {model.name: model for model in self.model}
+        """The models, by what they are called on this host (:attr:`Model.tenant`)."""
+        return {model.tenant: model for model in self.model}
 
 
 def _path_of(location: tuple[int | str, ...]) -> str:

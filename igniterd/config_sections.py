@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from igniterd.addresses import check_url, is_header
 
@@ -57,6 +57,8 @@ class Triton(Section):
     """Key (PEM) of ``cert_file``."""
     reload_timeout_s: Seconds = 60.0
     """Longest wait for one model to reload."""
+    gpus: list[str] = Field(default_factory=list)
+    """UUIDs of its GPUs, in the server's own order."""
     python: Path | None = None
     """The server's ``python3`` as Triton sees it, where it is not at the place it was built for (a
     copied tree, uv)."""
@@ -352,9 +354,21 @@ class Model(Section):
     """Largest batch that igniterd may have formed; unset: the largest one profiled."""
     client_batch: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Largest batch that clients bring in one request, where that is known; unset: as seen."""
+    _tenant: str = PrivateAttr("")
     process: Literal["server", "own"] = "server"
     """``server``: where Triton runs it. ``own``: in a process of its own, so that a model of ONNX
     Runtime, PyTorch or TensorRT can have a share."""
+
+    @property
+    def tenant(self) -> str:
+        """What it is called on this host: its name, after that of its Triton where several serve a
+        model of this name."""
+        return self._tenant or self.name
+
+    @property
+    def profiles(self) -> tuple[Path, ...]:
+        """Its profiles, one a kind of board."""
+        return () if self.profile is None else (self.profile,)
 
     @field_validator("name")
     @classmethod

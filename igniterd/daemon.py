@@ -107,13 +107,12 @@ class Daemon:
 
     async def _adopt(self, model: str) -> str:
         """Give a model a process of its own; returns why not, or an empty string."""
-        server = next(
-            s for s in self.config.triton if s.name == self.config.by_name()[model].triton
-        )
+        told = self.config.by_name()[model]
+        server = next(s for s in self.config.triton if s.name == told.triton)
         terms = Terms(tuple(server.repository), self.config.engines.environment)
         client = triton_client(server, self.config, ADOPT_CALL_S)  # no tick waits for it
         try:
-            found = await adopt(client, model, terms)
+            found = await adopt(client, told.name, terms)
         finally:
             await client.close()
             self.setup.tritons[server.name].read_configs_again()

@@ -74,7 +74,7 @@ class Plan:
     allocated_share: float = 0.0
     # what the SLOs need at the present rates, by the last search; the rest could be given away
     least_share: float | None = None
-    least_by_gpu: Mapping[int, float] = field(default_factory=dict)  # the same of each GPU
+    least_by_gpu: Mapping[str, float] = field(default_factory=dict)  # the same of each GPU
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ the others go on.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from igniterd.belief import (
@@ -26,9 +26,13 @@ from igniterd.belief import (
 from igniterd.config import Decide, Model
 from igniterd.estimators.arrivals import ForecastTarget
 from igniterd.expect import GpuView, Predicted, longest_ms, predict_gpu
+from igniterd.placement import groups_of
 from igniterd.predict import LatencyPredictor
 from igniterd.records import Estimate, Load, ModelWindow, Observation, Window
 from igniterd.window import answered_s
+
+BasisOf = Callable[[tuple[str, ...]], tuple[Mapping[str, str], LatencyPredictor | None]]
+"""What predictions on GPUs rest on: ``profiled`` and ``predictor`` of their kind of board."""
 
 ENOUGH = 20  # requests seen before a rate is trusted
 # how far ahead plans are made: a change takes that long from being seen to being served
@@ -47,13 +51,15 @@ def estimate(
     profiled: Mapping[str, str],
     predictor: LatencyPredictor | None,
     wall_s: float = 0.0,
+    basis: BasisOf | None = None,
 ) -> tuple[Estimate, dict[str, ModelState]]:
     """What holds now, and ``belief`` after ``window``.
 
     ``rules`` and ``models`` are sections of the configuration, the latter by name. ``profiled``
     maps the configured names of the models that have a profile to their names in it; ``predictor``
     predicts with mean service times (None: nothing is profiled, and predictions rest on live
-    traffic alone). ``wall_s``: the time of day, seconds UTC.
+    traffic alone). ``wall_s``: the time of day, seconds UTC. ``basis``: what predictions on some
+    GPUs rest on; without it, on ``profiled`` and ``predictor`` everywhere.
 
     A model that was not read this time keeps its belief, and its load is what it was. One whose
     prediction raises keeps its belief too, has no load, and is named in ``left_out``.
@@ -61,8 +67,9 @@ def estimate(
     states, no_state = _update_states(observation, window, belief, rules, wall_s)
     known, loads = dict[str, ModelState](), dict[str, Load]()
     no_prediction, no_load = dict[str, str](), dict[str, str]()
-    for names in _by_gpu(observation, states).values():
-        view = GpuView.of(names, observation, window, models, profiled, predictor)
+    basis = basis or (lambda _: (profiled, predictor))
+    for gpus, names in _by_gpu(observation, states):
+        view = GpuView.of(names, observation, window, models, *basis(gpus), gpus)
         predicted, odd = _leave_out_odd(view, states)
         loads_here, failed = _loads(view, predicted, rules, wall_s)
         known |= predicted.states
@@ -163,11 +170,16 @@ def _leave_out_odd(view: GpuView, states: EstimatorState) -> tuple[Predicted, di
     return Predicted({}, {}), odd | dict.fromkeys(rest, reason)
 
 
-def _by_gpu(observation: Observation, names: Iterable[str]) -> dict[int, list[str]]:
-    out: dict[int, list[str]] = {}
-    for name in names:
-        out.setdefault(observation.models[name].gpu_index, []).append(name)
-    return out
+def _by_gpu(
+    observation: Observation, names: Iterable[str]
+) -> Iterator[tuple[tuple[str, ...], Sequence[str]]]:
+    """GPUs that share models, and the models there; last, those that are on none."""
+    wanted = list(names)
+    for group in groups_of(observation.models, wanted):
+        yield group.gpus, group.models
+    nowhere = [name for name in wanted if not observation.models[name].gpus]
+    if nowhere:
+        yield (), nowhere
 
 
 def _loads(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from igniterd.belief import EstimatorState, Expected, ModelState, items_of, service_s
+from igniterd.colocation import beside_on_busiest
 from igniterd.config import Model
 from igniterd.estimators.bias import Measured, Point, pressure_of
 from igniterd.estimators.bias_filter import update_bias
@@ -64,6 +65,7 @@ class GpuView:
     predictor: LatencyPredictor | None
     at_s: float
     end_s: float
+    gpus: tuple[str, ...] = ()  # several, where models are on more than one
 
     @classmethod
     def of(
@@ -74,6 +76,7 @@ class GpuView:
         models: Mapping[str, Model],
         profiled: Mapping[str, str],
         predictor: LatencyPredictor | None,
+        gpus: tuple[str, ...] = (),
     ) -> GpuView:
         """The part of a tick that is of ``names``."""
         return cls(
@@ -85,6 +88,7 @@ class GpuView:
             predictor=predictor,
             at_s=observation.at_s,
             end_s=window.at_s,
+            gpus=gpus,
         )
 
     def only(self, names: Sequence[str]) -> GpuView:
@@ -150,8 +154,8 @@ def _update_biases(
     if not as_modelled([view.readings[name] for name in names]):
         return {}, {}
     tenants = _tenants(view, names, states)
-    neighbours = others(tenants)
-    rounded = others({name: quantised(group) for name, group in tenants.items()})
+    neighbours = _neighbours(view, tenants)
+    rounded = _neighbours(view, {name: quantised(group) for name, group in tenants.items()})
     out, ratios = dict[str, ModelState](), dict[str, float | None]()
     for name in tenants.keys() & view.windows.keys():
         window, reading = view.windows[name], view.readings[name]
@@ -166,6 +170,17 @@ def _update_biases(
         point = Point(reading.allocation.effective_share, pressure_of(neighbours[name]))
         out[name] = _update_model_bias(state, found, view.end_s, point)
     return out, ratios
+
+
+def _neighbours(view: GpuView, tenants: Mapping[str, Sequence[Tenant]]) -> Mapping[str, Neighbours]:
+    """Whom each model feels, on the GPU where that is most of several."""
+    if len(view.gpus) < 2:
+        return others(tenants)
+    gpus, felt = [view.readings[name].gpu_of_each for name in tenants], list(tenants.values())
+    return {
+        name: beside_on_busiest(i, gpus, [tuple(each) for each in felt])
+        for i, name in enumerate(tenants)
+    }
 
 
 def _tenants(
@@ -217,6 +232,7 @@ def _demand(view: GpuView, name: str, state: ModelState, predictor: LatencyPredi
         learnt=state.published_bias,
         arrival_scv=state.rate.arrival_scv,
         instances=reading.allocation.instances,
+        gpus=reading.gpu_of_each if len(view.gpus) > 1 else (),
     )
 
 
@@ -282,9 +298,9 @@ def as_modelled(readings: Sequence[ModelReading]) -> bool:
     While a host is taken over some processes take turns, and some may use all of it: what is
     measured then teaches nothing.
     """
-    return (
-        not any(r.lacks_share for r in readings)
-        and sum(r.allocation.granted or 0.0 for r in readings if r.owns_process) <= 1 + 1e-6
+    return not any(r.lacks_share for r in readings) and all(
+        sum(r.granted_on(gpu) for r in readings if r.owns_process) <= 1 + 1e-6
+        for gpu in {gpu for r in readings for gpu in r.gpus}
     )
 
 

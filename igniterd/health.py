@@ -39,7 +39,7 @@ class Health:
         urls = {server.name: server.url for server in config.triton}
         stay = {name for name in urls if self._urls.get(name) == urls[name]}
         self._read_s = {name: at_s for name, at_s in self._read_s.items() if name in stay}
-        self._models = {name: {m.name for m in config.model if m.triton == name} for name in urls}
+        self._models = {name: {m.tenant for m in config.model if m.triton == name} for name in urls}
         self._urls, self._unread, self._silent = urls, {}, {}
 
     def finished(self, tick: Tick) -> None:

@@ -25,12 +25,12 @@ def number(value: float | None, digits: int = 3) -> float | None:
 
 def not_judged(tick: Tick, config: Config) -> dict[str, str]:
     """The configured models of which this tick cannot say whether their SLO holds, and why."""
-    found = {model.name: _why_not_judged(tick, model) for model in config.model}
+    found = {model.tenant: _why_not_judged(tick, model) for model in config.model}
     return {name: why for name, why in found.items() if why}
 
 
 def _why_not_judged(tick: Tick, model: Model) -> str:
-    name, seen = model.name, tick.observation
+    name, seen = model.tenant, tick.observation
     reading, standing = seen.models.get(name), tick.standings.get(name)
     odd = tick.estimate.left_out.get(name, "") or stuck(tick, name)
     if odd:
@@ -95,13 +95,13 @@ def hints_of(tick: Tick, config: Config) -> Iterator[dict[str, Any]]:
                 "state": share.effect.value,
                 "reason": share.reason,
             }
-    for model in config.model:
-        reason, load = stuck(tick, model.name), tick.estimate.loads.get(model.name)
+    for name in config.by_name():
+        reason, load = stuck(tick, name), tick.estimate.loads.get(name)
         if reason:
             waits_s = number(load.stuck_s if load else None, 1)
             yield {
                 "kind": "not_answering",
-                "model": model.name,
+                "model": name,
                 "stuck_s": waits_s,
                 "reason": reason,
             }
@@ -116,14 +116,14 @@ def _offers(tick: Tick, config: Config) -> Iterator[dict[str, Any]]:
     unclear = not_judged(tick, config)
     if any(name not in seen.models for name in unclear if name not in seen.absent):
         return  # wherever it runs
-    boards = {board.index: board for board in seen.boards}
+    boards = {board.uuid: board for board in seen.boards}
     for gpu, least in plan.least_by_gpu.items():
-        there = [name for name, reading in seen.models.items() if reading.gpu_index == gpu]
+        there = [name for name, reading in seen.models.items() if gpu in reading.gpus]
         room = 1 - least - seen.foreign.get(gpu, 0.0)
         if not there or any(name in unclear for name in there) or room < OFFER_LEAST:
             continue
         board, free = boards.get(gpu), None
         if board and board.memory_total_bytes is not None and board.memory_used_bytes is not None:
             free = board.memory_total_bytes - board.memory_used_bytes
-        named = {"gpu_index": gpu, "gpu": board.name if board else None}
+        named = {"gpu_uuid": gpu, "gpu": board.name if board else None}
         yield {"kind": "offer", **named, "share": round(room, 4), "memory_free_bytes": free}

@@ -27,7 +27,7 @@ from igniterd.decisions import ActResult, Plan, Tick
 from igniterd.edgelog import EdgeLogger
 from igniterd.estimate import estimate
 from igniterd.observe import Sources
-from igniterd.profiled import Predictors
+from igniterd.profiled import Bases, Predictors, kinds_of_boards
 from igniterd.prove import Proofs, planned_view, prove
 from igniterd.records import Estimate, Mode, Observation
 from igniterd.standing import Facts, Known, followed, scene, standings, stepped, unread_as_found
@@ -88,7 +88,7 @@ class Loop:
             config, sources, reloaders, knowledge.copy_bytes, self._released, adopter=adopter
         )
         self.carry = Carry()
-        self.triton_of = {model.name: model.triton for model in config.model}
+        self.triton_of = {model.tenant: model.triton for model in config.model}
         self.mode = Mode(config.loop.mode)
         self._ports = {server.name: server.port for server in config.triton}
         self._said, self._told = EdgeLogger("models"), dict[str, State]()
@@ -101,7 +101,9 @@ class Loop:
         watch.lap("observe")
         known = self._followed(seen, outcome)
         whole = scene(seen, known)
-        proofs, view = self._proven(seen, whole, outcome)
+        boards = {**carry.boards, **{board.uuid: board for board in seen.boards}}
+        bases = Bases(knowledge, kinds_of_boards(knowledge, boards))
+        proofs, view = self._proven(seen, bases.of_one_kind(whole), outcome)
         watch.lap("prove")
         window = between(carry.seen, seen)
         watch.lap("window")
@@ -117,6 +119,7 @@ class Loop:
             profiled=profiled,
             predictor=mean,
             wall_s=wall_s,
+            basis=bases.mean,
         )
         watch.lap("estimate")
         anew = {name for name, triton in self.triton_of.items() if triton in known.anew}
@@ -124,8 +127,7 @@ class Loop:
             carry.held.without_pending(anew), outcome, load.loads, self.config.decide, now_s
         )
         states = self._standings(view, known, held, load)
-        boards = find_other_boards(knowledge, carry.other_boards, view)
-        plan, held = self._decide(load, view, held, proofs.dead, states, now_s, boards)
+        plan, held = self._decide(load, view, held, proofs.dead, states, now_s, bases)
         watch.lap("decide")
         if plan.steps and self.mode is Mode.ACT:
             self.actor.begin(plan, view, known)
@@ -157,7 +159,7 @@ class Loop:
             loads=load.loads,
             known=known,
             under_way=self.actor.under_way,
-            other_boards=boards,
+            boards=boards,
         )
         self.actor.finish_tick()
         self._say(states)
@@ -178,7 +180,7 @@ class Loop:
 
     def _followed(self, seen: Observation, outcome: ActResult) -> Known:
         """What is known of the models after this observation, and whose hand changed them."""
-        acting = [step.model for step in self.actor.under_way.values()]
+        acting = [step.model for step in self.actor.steps]
         carry = self.carry
         return followed(
             unread_as_found(carry.known, self.actor.found, seen),
@@ -202,11 +204,11 @@ class Loop:
             known=known,
             held=held,
             loads=load.loads,
-            profiled=self.knowledge.profiled,
+            profiled=self.knowledge.all_profiled,
             left_out=left_out,
             released=self._released.why(),
             ports=self._ports,
-            acting=frozenset(step.model for step in self.actor.under_way.values()),
+            acting=frozenset(step.model for step in self.actor.steps),
         )
         return standings(view, facts)
 
@@ -238,14 +240,16 @@ class Loop:
         dead: frozenset[str],
         states: Mapping[str, Standing],
         now_s: float,
-        boards: Mapping[int, str],
+        bases: Bases,
     ) -> tuple[Plan, DecisionState]:
         under_way = self.actor.under_way
+        others = {gpu: bases.of(gpu).why for r in seen.models.values() for gpu in r.gpus}
+        waits = {gpu: f"{gpu}: {why}" for gpu, why in others.items() if why}
         busy = {gpu: f"{step.model} is being reloaded" for gpu, step in under_way.items()}
         return decide(
             load,
             seen,
-            replace(held, under_way=len(under_way)),
+            replace(held, under_way=len(self.actor.steps)),
             config=self.config,
             profiled=self.knowledge.steerable(seen),
             predictors=None if self.mode is Mode.OBSERVE else self.knowledge.predictors,
@@ -253,7 +257,8 @@ class Loop:
             dead=dead,
             standings=states,
             began_s=self.carry.known.began_s if self.carry.known.began_s is not None else now_s,
-            busy={gpu: why for gpu, why in boards.items() if why} | busy,
+            busy=waits | busy,
+            basis=bases.pair,
         )
 
     def handed_on(self) -> Carry:
@@ -281,20 +286,3 @@ class Loop:
                 f"a plan was under way; last seen otherwise than planned: {', '.join(otherwise)}"
             )
         return "; ".join(filter(None, left))
-
-
-def find_other_boards(
-    knowledge: Predictors, before: Mapping[int, str], seen: Observation
-) -> dict[int, str]:
-    """By GPU: why the profiles are not of its board, or an empty string. What was measured on
-    another board must not be planned with; one that is not read now is as it was (``before``)."""
-    found, known = dict(before), knowledge.sm_count
-    for board in seen.boards:
-        if known is None or board.sm_count is None:
-            continue
-        other = (
-            f"the profiles are of {knowledge.board} with {known} SMs, GPU {board.index} is "
-            f"{board.name} with {board.sm_count}: profile the models on this board"
-        )
-        found[board.index] = "" if board.sm_count == known else other
-    return found

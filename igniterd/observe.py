@@ -10,7 +10,9 @@ from typing import Protocol, TypeVar
 
 import structlog
 
+from igniterd.devices import Devices, ServerFacts, devices_of
 from igniterd.errors import IgniterdError, NotNow, NotServed
+from igniterd.placement import gpu_named, placed
 from igniterd.records import (
     Allocation,
     BoardReading,
@@ -43,7 +45,13 @@ class TritonSource(Protocol):
 
     @property
     def foreign_shares(self) -> Mapping[int, float]:
-        """What those hold of each GPU by their shares, whoever gave them."""
+        """What those hold of each GPU, by its device number, by their shares, whoever gave
+        them."""
+        ...
+
+    @property
+    def gpu_labels(self) -> tuple[str, ...]:
+        """The UUIDs that label the GPUs on its metrics page, in the page's order."""
         ...
 
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]: ...
@@ -94,8 +102,13 @@ class Sources:
     boards: BoardSource | None = None
     mps: MpsSource | None = None
     processes: ProcessSource | None = None
-    # of models that choose their GPU themselves
-    gpus: Mapping[str, int] = field(default_factory=dict)
+    # tenants -> as their Triton has them, where that is not the same
+    names: Mapping[str, str] = field(default_factory=dict)
+    # the GPU of models whose own configuration does not tell it: a device number, or a UUID
+    gpus: Mapping[str, int | str] = field(default_factory=dict)
+    # Triton -> the UUIDs that the configuration gives it, in its own order
+    devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    emulated: bool = False  # an instance on the CPU stands for one on the first GPU
     mps_interval_s: float = 30.0
     timeout_s: float = 0.4
     _refusals: dict[str, str] = field(default_factory=dict, init=False)
@@ -107,6 +120,7 @@ class Sources:
     _pids: frozenset[int] = field(default=frozenset(), init=False)
     _fixed: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
     _unmanaged: dict[str, frozenset[str]] = field(default_factory=dict, init=False)
+    _known_boards: tuple[BoardReading, ...] = field(default=(), init=False)
 
     async def _ask(
         self, source: str, answer: Awaitable[T], now_s: float, timeout_s: float | None = None
@@ -183,6 +197,9 @@ class Sources:
             host, asyncio.gather(*servers)
         )
         gaps = [answer for answer in (seen_boards, seen_mps, seen_stubs) if isinstance(answer, Gap)]
+        if isinstance(seen_boards, tuple) and seen_boards:
+            self._known_boards = seen_boards
+        devices = {name: self._devices(name) for name in names}
         models: dict[str, ModelReading] = {}
         absent, unread = set[str](), dict[str, str]()
         for name, answer in zip(names, seen, strict=True):
@@ -197,13 +214,20 @@ class Sources:
             control = await self._control(name, now_s)
             if control is not None:
                 gaps.append(control)
+            if devices[name].wrong:
+                gaps.append(Gap(f"gpus:{name}", devices[name].wrong, now_s))
             metrics_gap = self.tritons[name].metrics_gap
             if metrics_gap is not None:
                 gaps.append(metrics_gap)
             for model, reading in answer.items():
                 if isinstance(reading, ModelReading):
-                    models[model] = self._with_gpu(model, reading)
-                    self._log_fixed(models[model])
+                    models[model] = placed(
+                        reading,
+                        devices[name],
+                        self.gpus.get(model),
+                        cpu_counts=self.emulated,
+                    )
+                    self._log_fixed(model, models[model])
                 else:
                     gaps.append(Gap(f"model:{model}", str(reading), now_s))
                     if isinstance(reading, NotServed):
@@ -219,9 +243,23 @@ class Sources:
             absent=frozenset(absent),
             mps=seen_mps if isinstance(seen_mps, MpsReading) else None,
             unread=unread,
-            foreign=self._foreign(),
+            foreign=self._foreign(devices),
             stubs=seen_stubs if isinstance(seen_stubs, tuple) else None,
             gaps=tuple(gaps),
+            devices={name: each.gpus for name, each in devices.items() if each.gpus},
+        )
+
+    def _devices(self, triton: str) -> Devices:
+        """The GPUs of one Triton. Without boards to look at, one Triton is taken to be alone on
+        those it names."""
+        facts = ServerFacts(labels=self.tritons[triton].gpu_labels)
+        found = devices_of(triton, self.devices.get(triton, ()), self._known_boards, facts)
+        if found.gpus or found.ambiguous or found.wrong or len(self.tritons) == 1:
+            return found
+        return replace(
+            found,
+            ambiguous=f"no GPU of this host is read, and there are {len(self.tritons)} Tritons: "
+            f"which GPUs they share is not known. Give [[triton]] gpus for {triton}",
         )
 
     async def _read_models(self, triton: str, now_s: float) -> dict[str, ModelReading | NotNow]:
@@ -229,18 +267,22 @@ class Sources:
         answers."""
         clock = asyncio.get_running_loop().time
         began_s = clock()
-        found = await self.tritons[triton].read_models(self.models[triton])
+        tenants = {self.names.get(tenant, tenant): tenant for tenant in self.models[triton]}
+        found = await self.tritons[triton].read_models(tenants)
         at_s = now_s + clock() - began_s
         return {
-            m: replace(r, at_s=at_s) if isinstance(r, ModelReading) and r.at_s is None else r
+            tenants[m]: replace(r, at_s=at_s)
+            if isinstance(r, ModelReading) and r.at_s is None
+            else r
             for m, r in found.items()
         }
 
-    def _foreign(self) -> dict[int, float]:
+    def _foreign(self, devices: Mapping[str, Devices]) -> dict[str, float]:
         """What models that nobody configured hold of each GPU."""
-        out = dict[int, float]()
-        for triton in self.tritons.values():
-            for gpu, share in triton.foreign_shares.items():
+        out = dict[str, float]()
+        for name, triton in self.tritons.items():
+            for number, share in triton.foreign_shares.items():
+                gpu = gpu_named(name, devices[name], number)
                 out[gpu] = out.get(gpu, 0.0) + share
         return out
 
@@ -252,25 +294,14 @@ class Sources:
             self._mps_due_s = now_s + CONNECTED_S
         self._ran = executing
 
-    def _with_gpu(self, model: str, reading: ModelReading) -> ModelReading:
-        """The reading with the GPU that the configuration says; one on several GPUs is only watched
-        when it does not say."""
-        if model in self.gpus:
-            gpu = self.gpus[model]
-            return reading if reading.gpu_index == gpu else replace(reading, gpu_index=gpu)
-        if reading.several_gpus and not reading.left_alone:
-            why = reading.several_gpus
-            return replace(reading, left_alone=why, share_fixed=why, batching_fixed=why)
-        return reading
-
-    def _log_fixed(self, reading: ModelReading) -> None:
+    def _log_fixed(self, tenant: str, reading: ModelReading) -> None:
         """What igniterd leaves as it is, and why, is said once and again when it changes."""
         why = (reading.left_alone, reading.share_fixed, reading.batching_fixed)
-        if not any(why) and reading.model not in self._fixed:
+        if not any(why) and tenant not in self._fixed:
             return
         said = tuple(dict.fromkeys(filter(None, why)))
-        if said != self._fixed.get(reading.model, ()):
-            self._fixed[reading.model] = said
+        if said != self._fixed.get(tenant, ()):
+            self._fixed[tenant] = said
             what = (
                 "watched, not steered"
                 if reading.left_alone
@@ -279,7 +310,7 @@ class Sources:
                 else "steered now"
             )
             structlog.get_logger("igniterd").info(
-                what, model=reading.model, **({"why": "; ".join(said)} if said else {})
+                what, model=tenant, **({"why": "; ".join(said)} if said else {})
             )
 
     def _log_unmanaged(self, triton: str) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import structlog
 
-from igniterd.config import Config
+from igniterd.config import Config, Model
 from igniterd.decide.judge import PredictorPair
 from igniterd.decide.search import find
 from igniterd.errors import CannotRun, IgniterdError, ProfileError
@@ -89,38 +90,68 @@ def fitted(profile: Profile, *, timeout_s: float = FIT_TIMEOUT_S) -> Performance
 def load_knowledge(config: Config) -> Predictors:
     """Read the profiles the configuration names and fit the model to them.
 
-    Raises :class:`ProfileError` naming the model and the file for one that is unreadable, lacks the
-    model, or is for another board than the others.
+    A model may have a profile of each kind of board. Raises :class:`ProfileError` naming the model
+    and the file for one that is unreadable, lacks the model, or is the second of one kind.
     """
-    profiled: dict[str, str] = {}
-    merged: Profile | None = None
+    kinds: list[tuple[Profile, dict[str, str]]] = []
     for model in config.model:
-        if model.profile is None:
-            continue
-        profile, name = Profile.load(model.profile), model.profile_model or model.name
-        if name not in profile.models:
-            raise ProfileError(
-                f"model {model.name}: {model.profile} profiles {', '.join(profile.models)}, not "
-                f"{name}; "
-                "set profile_model, or profile this model"
-            )
-        profiled[model.name] = name
-        merged = profile if merged is None else merged.merge(profile)
-    if merged is None:
+        for path in model.profiles:
+            _take(kinds, model, path)
+    if not kinds:
         _compiled(None, config.decide.level, "")
         return Predictors()
-    predictor, level = fitted(merged), config.decide.level
-    predictors = _predictors(predictor, level)
-    _check_slos(config, profiled, predictors.mean)
-    _compiled(predictor, level, next(iter(profiled.values())))
-    identities = {name: identity(merged, model) for name, model in profiled.items()}
-    sizes = {
-        name: size
-        for name, of in profiled.items()
-        if (size := merged.models[of].memory_bytes) is not None
+    found = [_kind(profile, profiled, config.decide.level) for profile, profiled in kinds]
+    _check_slos(config, found)
+    for kind in found:
+        if kind.predictors is not None:
+            _compiled(
+                kind.predictors.upper.model,
+                config.decide.level,
+                next(iter(kind.profiled.values())),
+            )
+    identities = {
+        name: "+".join(kind.identities[name] for kind in found if name in kind.identities)
+        for kind in found
+        for name in kind.identities
     }
+    return replace(found[0], identities=identities, others=tuple(found[1:]))
+
+
+def _take(kinds: list[tuple[Profile, dict[str, str]]], model: Model, path: Path) -> None:
+    """Add one profile of one model to those of its kind of board."""
+    profile, name = Profile.load(path), model.profile_model or model.name
+    if name not in profile.models:
+        raise ProfileError(
+            f"model {model.tenant}: {path} profiles {', '.join(profile.models)}, not {name}; "
+            "set profile_model, or profile this model"
+        )
+    for at, (merged, profiled) in enumerate(kinds):
+        if merged.board == profile.board:
+            if model.tenant in profiled:
+                raise ProfileError(
+                    f"model {model.tenant}: two of its profiles are of {profile.board.name}: keep "
+                    f"one; {path} is the second"
+                )
+            kinds[at] = (merged.merge(profile), {**profiled, model.tenant: name})
+            return
+    kinds.append((profile, {model.tenant: name}))
+
+
+def _kind(merged: Profile, profiled: dict[str, str], level: float) -> Predictors:
+    """What the profiles of one kind of board say."""
+    board = merged.board
     return Predictors(
-        profiled, predictors, identities, merged.board.name, merged.board.sm_count, sizes
+        profiled,
+        _predictors(fitted(merged), level),
+        {name: identity(merged, of) for name, of in profiled.items()},
+        board.name,
+        board.sm_count,
+        {
+            name: size
+            for name, of in profiled.items()
+            if (size := merged.models[of].memory_bytes) is not None
+        },
+        board.memory_bytes,
     )
 
 
@@ -175,22 +206,28 @@ def _compile(predictor: PerformanceModel | None, level: float, model: str) -> No
         find(predictors.mean, [demand, replace(demand, model="beside")])
 
 
-def _check_slos(config: Config, profiled: dict[str, str], predictor: LatencyPredictor) -> None:
-    """Refuse an SLO below the fastest possible latency: no share on this board could ever hold
-    it."""
+def _check_slos(config: Config, kinds: Sequence[Predictors]) -> None:
+    """Refuse an SLO below the fastest possible latency: no share on any of its boards could ever
+    hold it."""
     problems = []
     for model in config.model:
-        if model.name not in profiled:
-            continue
-        mean_ms, _ = predictor.model.service_curve_ms(
-            profiled[model.name], model.max_share, (), 1, level=predictor.level
-        )
-        fastest_ms = float(mean_ms[0])
-        if fastest_ms > model.slo_p99_ms:
+        fastest = {
+            kind.board: _fastest_ms(kind.predictors.mean, kind.profiled[model.tenant], model)
+            for kind in kinds
+            if kind.predictors is not None and model.tenant in kind.profiled
+        }
+        if fastest and min(fastest.values()) > model.slo_p99_ms:
+            least = min(fastest.values())
             problems.append(
-                f"model {model.name}: slo_p99_ms = {model.slo_p99_ms:g}, but one request alone "
-                f"takes {fastest_ms:.3g} ms "
-                f"with max_share = {model.max_share:g} on this board"
+                f"model {model.tenant}: slo_p99_ms = {model.slo_p99_ms:g}, but one request alone "
+                f"takes {least:.3g} ms with max_share = {model.max_share:g} on this board"
             )
     if problems:
         raise CannotRun("; ".join(problems))
+
+
+def _fastest_ms(predictor: LatencyPredictor, profiled_as: str, model: Model) -> float:
+    mean_ms, _ = predictor.model.service_curve_ms(
+        profiled_as, model.max_share, (), 1, level=predictor.level
+    )
+    return float(mean_ms[0])

@@ -70,13 +70,15 @@ class Allocation:
     """What is applied to one model: the knobs igniterd turns.
 
     ``share`` is ``None`` when the model runs without an MPS share of its own (no override, or an
-    in-process backend).
+    in-process backend). ``devices``: its server's number of the GPU of each instance, in order;
+    empty where the configuration names none.
     """
 
     share: float | None
     max_batch_size: int
     max_queue_delay_us: int = 0
     instances: int = 1
+    devices: tuple[int, ...] = ()
 
     @property
     def effective_share(self) -> float:
@@ -84,12 +86,19 @@ class Allocation:
         return 1.0 if self.share is None else self.share
 
     @property
+    def most_instances(self) -> int:
+        """Instances on the GPU that has most of them."""
+        return max(map(self.devices.count, set(self.devices)), default=self.instances)
+
+    @property
     def granted(self) -> float | None:
-        """The part of the GPU that all instances together may use: each is a process of its own
-        with ``share``. ``None`` without one."""
-        return None if self.share is None else self.share * self.instances
+        """The part of a GPU that its instances there may use together: each is a process of its own
+        with ``share``. Of the GPU that has most of them. ``None`` without a share."""
+        return None if self.share is None else self.share * self.most_instances
 
 
+UNNAMED_GPU = "main:0"
+"""A GPU of which no UUID is known: a Triton's name, and its number there."""
 ROUNDING = 1e-9
 """Shares add up to one GPU within this."""
 
@@ -120,20 +129,23 @@ class ModelReading:
     batches: tuple[BatchStat, ...] = ()
     # measured by Triton (summary_latencies), e.g. {0.5: …, 0.99: …}
     latency_quantiles_s: Mapping[float, float] | None = None
-    gpu_index: int = 0
+    # the GPU of each instance, or the one of all; none where all run on the CPU
+    gpus: tuple[str, ...] = (UNNAMED_GPU,)
     share_fixed: str = ""  # why it cannot be given a share of its own; empty where it can
     # why its batches are formed as they are, whatever is set; empty where they can be steered
     batching_fixed: str = ""
     # why it is only watched: neither steered nor predicted, whatever its profile says
     left_alone: str = ""
-    several_gpus: str = ""  # the same, unless the configuration says which GPU it is on
+    # the same, unless the configuration of igniterd says which GPU it is on
+    chooses_gpu: str = ""
+    on_cpu: bool = False  # every instance that its configuration has
     # whether it runs in processes of its own, so that an MPS share can be given to it alone
     owns_process: bool = True
     # that Triton may give the processes of its instances
     instance_names: frozenset[str] = frozenset()
     # what its configuration names where that is not planned with: it is not proven
     claimed_share: float | None = None
-    reserved_share: float = 0.0  # what it may hold of the GPU all the same, by all its instances
+    reserved_share: float = 0.0  # what its instances may hold of a GPU all the same
     loading: bool = False  # a load that was not answered in time may still be going on
     # why igniterd must not change it: its owner says so on the model (IGNITERD_HANDS_OFF)
     hands_off: str = ""
@@ -141,6 +153,19 @@ class ModelReading:
     rejected_count: int | None = None
     # when its counts were answered, on the observation's clock; None: with the observation
     at_s: float | None = None
+
+    @property
+    def gpu_of_each(self) -> tuple[str, ...]:
+        """The GPU of each of its instances."""
+        return self.gpus * self.allocation.instances if len(self.gpus) == 1 else self.gpus
+
+    def instances_on(self, gpu: str) -> int:
+        """Its instances on ``gpu``."""
+        return self.gpu_of_each.count(gpu)
+
+    def granted_on(self, gpu: str) -> float:
+        """The part of ``gpu`` that its instances may use by their share; 0 without one."""
+        return (self.allocation.share or 0.0) * self.instances_on(gpu)
 
     @property
     def lacks_share(self) -> bool:
@@ -197,11 +222,13 @@ class Observation:
     # configured models that were not read this time, and why
     unread: Mapping[str, str] = field(default_factory=dict)
     # GPU -> share held by models that nobody configured
-    foreign: Mapping[int, float] = field(default_factory=dict)
+    foreign: Mapping[str, float] = field(default_factory=dict)
     mps: MpsReading | None = None
     # None where the host's processes are not looked at, or not to be had
     stubs: tuple[Stub, ...] | None = None
     gaps: tuple[Gap, ...] = ()
+    # Triton -> its GPUs by device number, where they are known
+    devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Effect(StrEnum):

@@ -76,10 +76,11 @@ def _share(tick: Tick, name: str) -> dict[str, Any] | None:
 
 
 def _model_state(tick: Tick, model: Model) -> dict[str, Any]:
-    name, reading = model.name, tick.observation.models.get(model.name)
+    name, reading = model.tenant, tick.observation.models.get(model.tenant)
     load, verdict = tick.estimate.loads.get(name), tick.plan.verdicts.get(name)
     state: dict[str, Any] = {
         "name": name,
+        "triton": model.triton,
         "slo_p99_ms": model.slo_p99_ms,
         "priority": model.priority,
         "seen": reading is not None,
@@ -88,7 +89,6 @@ def _model_state(tick: Tick, model: Model) -> dict[str, Any]:
     if reading is not None:
         state |= {
             "version": reading.version,
-            "triton": reading.triton,
             "backend": reading.backend,
             "ready": reading.ready,
         }
@@ -99,7 +99,10 @@ def _model_state(tick: Tick, model: Model) -> dict[str, Any]:
                 )
             )
         }
-        state |= {"gpu_index": reading.gpu_index, "applied": _allocation(reading.allocation)}
+        state |= {
+            "gpus": list(dict.fromkeys(reading.gpus)),
+            "applied": _allocation(reading.allocation),
+        }
         state |= {"share": _share(tick, name)}
     if load is not None:
         state |= {
@@ -237,7 +240,7 @@ class Reporter:
         history: Callable[[Tick, Callable[[], dict[str, Any]]], None] | None = None,
     ) -> None:
         self.config = config
-        self._names = sorted(model.name for model in config.model)
+        self._names = sorted(model.tenant for model in config.model)
         self._tick: Tick | None = None
         self._state: dict[str, Any] = {}
         self._metrics, self._publisher, self._history = metrics, publisher, history
@@ -374,7 +377,7 @@ class Reporter:
                 "state", "igniterd.state", self.state, qos=1, retain=True, expiry_s=STATE_EXPIRY_S
             )
         hints = list(hints_of(tick, self.config))
-        kinds = json.dumps([(h["kind"], h.get("model", h.get("gpu_index"))) for h in hints])
+        kinds = json.dumps([(h["kind"], h.get("model", h.get("gpu_uuid"))) for h in hints])
         if hints and (kinds != self._hinted or tick.at_s - self._hint_sent_s >= HINT_EVERY_S):
             self._hint_sent_s, self._hinted = tick.at_s, kinds
             for hint in hints:

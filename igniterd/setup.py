@@ -49,7 +49,6 @@ def triton_client(server: Triton, config: Config, timeout_s: float | None = None
         reload_timeout_s=server.reload_timeout_s,
         headers=server.header,
         tls=tls,
-        gpus={model.name: model.gpu for model in config.model if model.gpu is not None},
         shares_dir=str(config.shares),
         reach=reach_of(server),
     )
@@ -112,13 +111,16 @@ class Setup:
         self.sources = Sources(
             tritons=self.tritons,
             models={
-                name: tuple(m.name for m in config.model if m.triton == name)
+                name: tuple(m.tenant for m in config.model if m.triton == name)
                 for name in self.tritons
             },
             boards=self.nvml,
             mps=mps_client(config),
             processes=ProcessTable(),
-            gpus={m.name: m.gpu for m in config.model if m.gpu is not None},
+            names={m.tenant: m.name for m in config.model},
+            devices={server.name: tuple(server.gpus) for server in config.triton},
+            emulated=config.gpu.source.startswith("emulated:"),
+            gpus={m.tenant: m.gpu for m in config.model if m.gpu is not None},
             mps_interval_s=config.mps.interval_s,
             timeout_s=config.loop.io_timeout_s,
         )
@@ -143,7 +145,7 @@ class Setup:
         self.loop = Loop(
             config, self.sources, self.tritons, knowledge, self.reporter, adopter=adopter
         )
-        self.identities = {m.name: knowledge.identities.get(m.name, "") for m in config.model}
+        self.identities = {m.tenant: knowledge.identities.get(m.tenant, "") for m in config.model}
         self.memory: Checkpoint = (
             before.memory
             if before and same_place

@@ -133,7 +133,7 @@ def between_readings(before: ModelReading, after: ModelReading, span_s: float) -
         failed=failed,
         executions=count,
         service_ms=mean_ms,
-        restarted=restarted or before.gpu_index != after.gpu_index,
+        restarted=restarted or before.gpus != after.gpus,
         queue_ms=queue_ns / succeeded / 1e6 if succeeded > 0 and 0 <= queue_ns < math.inf else None,
         items=items if succeeded <= items <= MOST_ITEMS * succeeded else succeeded,
         pending=pending,

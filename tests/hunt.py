@@ -382,7 +382,8 @@ class Hunt:
 
     def _loop(self) -> Loop:
         names = {host.name: tuple(host.models) for host in self.hosts.values()}
-        sources = Sources(tritons=self.hosts, models=names, mps=self.mps)
+        devices = dict.fromkeys(names, tuple(f"GPU-{n}" for n in range(self.gpus)))
+        sources = Sources(tritons=self.hosts, models=names, mps=self.mps, devices=devices)
         profiled = {
             name: name.split("-")[0]
             for group in names.values()

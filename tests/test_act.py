@@ -133,10 +133,10 @@ async def test_a_missed_deadline_after_a_load_is_no_failure_of_the_load(tmp_path
 def seen(free_mib: int | None, instances: int = 1) -> Observation:
     """A host whose GPU 1 has so much memory left, and ``m`` on it."""
     used = None if free_mib is None else 16384 * 2**20 - free_mib * 2**20
-    other = BoardReading(0, "a", "V100", memory_used_bytes=0, memory_total_bytes=2**34)
-    board = BoardReading(1, "b", "V100", memory_used_bytes=used, memory_total_bytes=2**34)
+    other = BoardReading(0, "GPU-0", "V100", memory_used_bytes=0, memory_total_bytes=2**34)
+    board = BoardReading(1, "GPU-1", "V100", memory_used_bytes=used, memory_total_bytes=2**34)
     reading = ModelReading(
-        "m", "1", "main", True, "python", Allocation(0.5, 8, instances=instances), gpu_index=1
+        "m", "1", "main", True, "python", Allocation(0.5, 8, instances=instances), gpus=("GPU-1",)
     )
     return Observation(0.0, boards=(other, board), models={"m": reading})
 
@@ -146,7 +146,7 @@ def test_a_second_copy_that_does_not_fit_is_refused_before_triton_is_asked() -> 
     assert copies.refused("m", seen(1000)) == ""
     assert (
         copies.refused("m", seen(999))
-        == "m: a second copy takes 1000 MiB while it is reloaded, and GPU 1 has 999 MiB free"
+        == "m: a second copy takes 1000 MiB while it is reloaded, and GPU-1 has 999 MiB free"
     )
     assert copies.refused("m", seen(1999, instances=2)).startswith(
         "m: a second copy takes 2000 MiB"

@@ -302,7 +302,7 @@ def test_a_neighbour_that_leaves_changes_the_prediction_at_once(tmp_path: Path) 
     host.ticks(30)
     beside = host.belief["vgg19"].expected
     for name in ("alexnet", "resnet50"):
-        host.readings[name] = replace(host.readings[name], gpu_index=1)
+        host.readings[name] = replace(host.readings[name], gpus=("main:1",))
     host.ticks(1)
     alone = host.belief["vgg19"].expected
     assert beside is not None
@@ -342,7 +342,7 @@ odd_readings = st.builds(
     pending_count=st.none() | counts,
     queue_ns=counts,
     version=st.sampled_from(["1", "1", "1", "2"]),
-    gpu_index=st.sampled_from([0, 0, 0, 1]),
+    gpus=st.sampled_from([("main:0",)] * 3 + [("main:1",)]),
     batches=st.lists(
         st.builds(
             BatchStat, st.sampled_from([1, 2, 8, 0, 512]), counts, st.just(0), counts, st.just(0)

@@ -116,7 +116,7 @@ def test_rule_between_fields() -> None:
 
 def test_references_and_duplicates() -> None:
     said = problems(GOOD + 'triton = "other"\n[[model]]\nname = "resnet50"\nslo_p99_ms = 1\n')
-    assert "model.name 'resnet50' is given twice" in said
+    assert "model.name 'resnet50' is given twice" not in said, "it is on another Triton"
     assert "model 'resnet50': triton 'other' is not one of main" in said
 
 
@@ -254,6 +254,7 @@ url = "10.0.0.1:9001"
 metrics_url = "http://10.0.0.1:9002/metrics"
 http_url = "http://10.0.0.1:9000"
 header = { token = "t" }
+gpus = ["GPU-1"]
 ca_file = "/etc/ca"
 cert_file = "/etc/cert"
 key_file = "/etc/key"

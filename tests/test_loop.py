@@ -240,8 +240,8 @@ async def test_profiles_of_another_board_are_not_planned_with(tmp_path: Path) ->
     bench.loop.sources.boards = OtherBoard()
     await bench.run(15)
     assert bench.ticks[-1].plan.why == (
-        "the profiles are of v100 with 80 SMs, GPU 0 is NVIDIA H100 with 132: profile the models "
-        "on this board"
+        "GPU-1: the profiles are of v100 with 80 SMs, and it is NVIDIA H100 with 132 SMs: profile "
+        "the models on this board"
     )
     assert not bench.host.loads
 
@@ -278,7 +278,7 @@ async def test_what_would_not_fit_beside_itself_is_not_reloaded(tmp_path: Path) 
     await bench.run(14)
     refused = [done.error for done in moves(bench) if not done.ok]
     assert refused == [
-        "alexnet: a second copy takes 1001 MiB while it is reloaded, and GPU 0 has 1000 MiB free"
+        "alexnet: a second copy takes 1001 MiB while it is reloaded, and GPU-1 has 1000 MiB free"
     ]
     assert "alexnet" not in {model for _, model, _ in bench.host.loads}
 

@@ -148,18 +148,18 @@ async def test_one_model_that_can_never_be_reloaded_keeps_nobody_from_a_share(
 
 async def test_a_refusal_on_one_gpu_holds_up_no_other(tmp_path: Path) -> None:
     bench = Bench(config(tmp_path), constant(STEADY))
-    answering(bench, "vgg19", lambda r: replace(r, gpu_index=1))
+    bench.host.models["vgg19"].put(1)
     refusing(bench, "vgg19")
     await bench.run(40)
     assert {d.step.model for d in moves(bench) if d.ok} == {"alexnet", "resnet50"}
     held = bench.loop.carry.held
-    assert {hold.gpu for hold in held.models.values()} == {0, 1}
-    assert held.gpu(1).moved_at_s == -math.inf
+    assert {hold.gpu for hold in held.models.values()} == {"main:0", "main:1"}
+    assert held.gpu("main:1").moved_at_s == -math.inf
 
 
 async def test_two_gpus_are_changed_side_by_side(tmp_path: Path) -> None:
     bench = Bench(config(tmp_path), constant(STEADY))
-    answering(bench, "vgg19", lambda r: replace(r, gpu_index=1))
+    bench.host.models["vgg19"].put(1)
     bench.host.reload_s = 20.0
     while len(bench.loop.actor.under_way) < 2:
         await bench.run(1)
@@ -386,7 +386,7 @@ async def test_a_board_that_is_not_read_for_a_moment_is_still_the_odd_one(tmp_pa
     boards.gone = True
     await bench.run(20)
     assert not bench.host.loads
-    assert "GPU 0 is T4" in bench.ticks[-1].plan.why
+    assert "it is T4" in bench.ticks[-1].plan.why
 
 
 async def test_a_step_under_way_when_the_configuration_is_read_again_is_no_hand(
@@ -396,7 +396,7 @@ async def test_a_step_under_way_when_the_configuration_is_read_again_is_no_hand(
     bench.host.reload_s = 20.0
     while bench.loop.acting is None:
         await bench.run(1)
-    step, old = bench.loop.actor.under_way[0], bench.loop
+    step, old = bench.loop.actor.steps[0], bench.loop
     carry = resumed(old.handed_on(), old.config, old.knowledge, old.config, old.knowledge)
     await old.close()
     bench.host.reload_s = 0.6

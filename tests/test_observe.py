@@ -10,7 +10,11 @@ from igniterd.observe import Sources
 from igniterd.records import Allocation, Gap, ModelReading, MpsReading, Stub
 
 PLAIN = ModelReading("m", "1", "main", True, "python", Allocation(None, 8))
-SEVERAL = "it runs on GPUs 0, 1"
+CHOOSES = "KIND_MODEL"
+
+
+def on(*devices: int) -> Allocation:
+    return replace(PLAIN.allocation, instances=len(devices), devices=devices)
 
 
 class Triton:
@@ -23,6 +27,7 @@ class Triton:
         self.answers = answers
         self.unmanaged_models: frozenset[str] = frozenset()
         self.foreign_shares: dict[int, float] = {}
+        self.gpu_labels: tuple[str, ...] = ()
 
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
         return {name: self.answers[name] for name in names}
@@ -37,19 +42,45 @@ def sources(triton: Triton, **gpus: int) -> Sources:
     return Sources(tritons={"main": triton}, models={"main": tuple(triton.answers)}, gpus=gpus)
 
 
-async def test_a_model_on_several_gpus_is_only_watched_unless_the_configuration_says_which() -> (
-    None
-):
-    triton = Triton(m=replace(PLAIN, gpu_index=0, several_gpus=SEVERAL))
+async def test_a_model_that_chooses_its_gpu_is_watched_until_it_is_told_which() -> None:
+    triton = Triton(m=replace(PLAIN, chooses_gpu=CHOOSES))
     seen = (await sources(triton).observe(0.0)).models["m"]
-    assert (seen.left_alone, seen.share_fixed, seen.batching_fixed, seen.gpu_index) == (
-        SEVERAL,
-        SEVERAL,
-        SEVERAL,
-        0,
+    assert (seen.left_alone, seen.share_fixed, seen.batching_fixed, seen.gpus) == (
+        CHOOSES,
+        CHOOSES,
+        CHOOSES,
+        ("main:0",),
     )
     told = (await sources(triton, m=1).observe(0.0)).models["m"]
-    assert (told.left_alone, told.share_fixed, told.gpu_index) == ("", "", 1)
+    assert (told.left_alone, told.share_fixed, told.gpus) == ("", "", ("main:1",))
+
+
+async def test_the_same_name_on_two_tritons_is_two_tenants_on_the_gpus_of_the_host() -> None:
+    one, other = Triton(m=replace(PLAIN, allocation=on(0, 1))), Triton(m=PLAIN)
+    other.name = "other"
+    there = Sources(
+        tritons={"main": one, "other": other},
+        models={"main": ("main/m",), "other": ("other/m",)},
+        names={"main/m": "m", "other/m": "m"},
+        devices={"main": ("GPU-b", "GPU-a"), "other": ("GPU-a",)},
+    )
+    seen = await there.observe(0.0)
+    assert {name: r.gpus for name, r in seen.models.items()} == {
+        "main/m": ("GPU-b", "GPU-a"),
+        "other/m": ("GPU-a",),
+    }
+    assert seen.devices == {"main": ("GPU-b", "GPU-a"), "other": ("GPU-a",)}
+
+
+async def test_where_no_gpu_is_read_two_tritons_are_watched_until_it_is_told_which_they_share() -> (
+    None
+):
+    one, other = Triton(m=PLAIN), Triton(n=replace(PLAIN, model="n", triton="other"))
+    other.name = "other"
+    there = Sources(tritons={"main": one, "other": other}, models={"main": ("m",), "other": ("n",)})
+    seen = await there.observe(0.0)
+    assert "Give [[triton]] gpus for main" in seen.models["m"].left_alone
+    assert seen.models["m"].gpus != seen.models["n"].gpus
 
 
 async def test_a_model_that_is_not_served_is_told_from_one_that_is_on_its_way() -> None:

@@ -44,7 +44,9 @@ class Published:
 
 
 def reading(name: str, gpu: int = 0) -> ModelReading:
-    return ModelReading(name, "1", "main", True, "python", Allocation(0.25, 8), gpu_index=gpu)
+    return ModelReading(
+        name, "1", "main", True, "python", Allocation(0.25, 8), gpus=(f"GPU-{gpu}",)
+    )
 
 
 NOTHING_DONE = ActResult()
@@ -86,7 +88,7 @@ HOLD = Plan(
     {name: Verdict(name, Allocation(0.25, 8), True, None, slo) for name, slo in SLOS.items()},
     headroom=1.12,
     least_share=0.8,
-    least_by_gpu={0: 0.8},
+    least_by_gpu={"GPU-0": 0.8},
 )
 LET_GO = Plan(
     0.0,
@@ -105,7 +107,7 @@ def test_hints_by_hand(tmp_path: Path) -> None:
     settings = config(tmp_path)
     offer = {
         "kind": "offer",
-        "gpu_index": 0,
+        "gpu_uuid": "GPU-0",
         "gpu": "V100 0",
         "share": 0.2,
         "memory_free_bytes": 12,
@@ -256,24 +258,29 @@ def test_a_process_of_its_own_that_is_refused_again_and_again_is_said_once(
 def test_room_is_offered_gpu_by_gpu(tmp_path: Path) -> None:
     settings, now = (
         config(tmp_path),
-        tick(1, replace(HOLD, least_share=1.25, least_by_gpu={0: 0.55, 1: 0.7, 2: 0.1})),
+        tick(
+            1,
+            replace(
+                HOLD, least_share=1.25, least_by_gpu={"GPU-0": 0.55, "GPU-1": 0.7, "GPU-2": 0.1}
+            ),
+        ),
     )
     there = {
         "alexnet": reading("alexnet"),
         "resnet50": reading("resnet50", 1),
         "vgg19": reading("vgg19", 1),
     }
-    now = replace(now, observation=replace(now.observation, models=there, foreign={1: 0.1}))
+    now = replace(now, observation=replace(now.observation, models=there, foreign={"GPU-1": 0.1}))
     offers = [
-        (hint["gpu_index"], hint["gpu"], hint["share"], hint["memory_free_bytes"])
+        (hint["gpu_uuid"], hint["gpu"], hint["share"], hint["memory_free_bytes"])
         for hint in hints_of(now, settings)
     ]
-    assert offers == [(0, "V100 0", 0.45, 12), (1, "V100 1", 0.2, 11)], (
+    assert offers == [("GPU-0", "V100 0", 0.45, 12), ("GPU-1", "V100 1", 0.2, 11)], (
         "nobody is on GPU 2 any more"
     )
-    assert [(h["kind"], h.get("gpu_index")) for h in hints_of(stuck(now), settings)] == [
+    assert [(h["kind"], h.get("gpu_uuid")) for h in hints_of(stuck(now), settings)] == [
         ("not_answering", None),
-        ("offer", 0),
+        ("offer", "GPU-0"),
     ]
     unread = replace(
         now, observation=replace(now.observation, models={}, unread={"vgg19": "no answer"})
@@ -283,14 +290,17 @@ def test_room_is_offered_gpu_by_gpu(tmp_path: Path) -> None:
 
 def test_each_offer_is_published_though_the_other_has_not_gone_yet(tmp_path: Path) -> None:
     broker = Published()
-    now = tick(1, replace(HOLD, least_by_gpu={0: 0.5, 1: 0.5}))
+    now = tick(1, replace(HOLD, least_by_gpu={"GPU-0": 0.5, "GPU-1": 0.5}))
     there = {name: reading(name, gpu) for gpu, name in enumerate(("alexnet", "resnet50"))} | {
         "vgg19": reading("vgg19")
     }
     Reporter(config(tmp_path), publisher=broker)(
         replace(now, observation=replace(now.observation, models=there))
     )
-    assert [data["gpu_index"] for suffix, _, data in broker.sent if suffix == "hint"] == [0, 1]
+    assert [data["gpu_uuid"] for suffix, _, data in broker.sent if suffix == "hint"] == [
+        "GPU-0",
+        "GPU-1",
+    ]
 
 
 def test_a_model_that_does_not_answer_is_never_one_whose_slo_holds(

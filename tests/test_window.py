@@ -190,7 +190,7 @@ def test_items_of_requests() -> None:
 
 
 def test_a_model_on_another_gpu_is_another_copy() -> None:
-    moved = between_readings(reading(100), replace(reading(130), gpu_index=1), 1.0)
+    moved = between_readings(reading(100), replace(reading(130), gpus=("main:1",)), 1.0)
     assert (moved.restarted, moved.arrivals) == (True, 30)
 
 

@@ -253,7 +253,7 @@ async def _board(
     settings: Config | None, client: TritonClient, model: str
 ) -> Callable[[], Coroutine[Any, Any, int | None]] | None:
     """How the memory in use of the model's board is read; ``None`` where it cannot be."""
-    from igniterd.clients.triton.config import gpu_index_of
+    from igniterd.clients.triton.config import devices_of_instances
     from igniterd.profiler.board import Probe
     from igniterd.setup import nvml_client
 
@@ -262,7 +262,8 @@ async def _board(
     with contextlib.suppress(IgniterdError, ImportError, OSError):
         source = nvml_client(settings)
         if source is not None:
-            return Probe(source, gpu_index_of(await client.config(model))).memory_used_bytes
+            devices = devices_of_instances(await client.config(model))
+            return Probe(source, devices[0] if devices else 0).memory_used_bytes
     return None
 
 

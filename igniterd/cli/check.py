@@ -112,18 +112,18 @@ def _check_files(
     if settings.mqtt is not None:
         yield _broker(settings)
     for model in settings.model:
-        if model.name in knowledge.profiled:
+        if model.tenant in knowledge.all_profiled:
             yield Finding(
                 "ok",
-                f"profile of {model.name}",
-                f"{model.profile} ({knowledge.profiled[model.name]})",
+                f"profile of {model.tenant}",
+                f"{', '.join(map(str, model.profiles))} ({knowledge.all_profiled[model.tenant]})",
             )
         else:
             yield Finding(
                 "warn",
-                f"profile of {model.name}",
+                f"profile of {model.tenant}",
                 "none: its traffic is watched, its share and batching are left alone. "
-                f"{_explain_no_profile(learnt.get(model.name))} "
+                f"{_explain_no_profile(learnt.get(model.tenant))} "
                 "A profile adds other shares, larger batches and the effect of neighbours, so "
                 "that all of them are planned for its P99 of "
                 f"{model.slo_p99_ms:g} ms: igniterd profile {model.name}",

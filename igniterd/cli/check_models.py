@@ -32,7 +32,7 @@ def _left_as_it_is(reading: ModelReading, *, gpu_given: bool, own: bool) -> Iter
     if reading.hands_off:
         yield f"it is left as it is: {reading.hands_off}"
         return
-    alone = reading.left_alone or ("" if gpu_given else reading.several_gpus)
+    alone = reading.left_alone or ("" if gpu_given else reading.chooses_gpu)
     if alone:
         yield f"it is watched, not steered: {alone}"
         return

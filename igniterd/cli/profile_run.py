@@ -19,7 +19,7 @@ from igniterd.cli.profile_access import Access, client_of, mps_warning
 from igniterd.clients.nvml import NvmlClient
 from igniterd.clients.processes import ProcessTable
 from igniterd.clients.triton.client import TritonClient
-from igniterd.clients.triton.config import gpu_index_of
+from igniterd.clients.triton.config import devices_of_instances
 from igniterd.errors import CannotRun
 from igniterd.profiler.board import Counters, Probe
 from igniterd.profiler.partial import Partial, Settings
@@ -52,7 +52,11 @@ def run_stoppable(work: Coroutine[Any, Any, None]) -> None:
 
 async def _open_probe(settings: Settings, client: TritonClient) -> tuple[Probe | None, int]:
     """The board the models run on, or ``None`` where it is not to be read, and its index."""
-    indices = {gpu_index_of(await client.config(model)) for model in settings.models}
+    indices = {
+        device
+        for model in settings.models
+        for device in devices_of_instances(await client.config(model)) or (0,)
+    }
     if len(indices) > 1:
         raise CannotRun(
             f"the models run on GPUs {', '.join(map(str, sorted(indices)))}: profile those of "

@@ -228,9 +228,9 @@ def _ready(tick: Tick, name: str) -> bool:
 
 
 def _uuid(tick: Tick, reading: ModelReading) -> str:
-    return next(
-        (board.uuid for board in tick.observation.boards if board.index == reading.gpu_index), ""
-    )
+    """The GPU it is on; of several, all, as one label."""
+    known = {board.uuid for board in tick.observation.boards}
+    return ",".join(gpu for gpu in dict.fromkeys(reading.gpus) if gpu in known)
 
 
 def host_planned(tick: Tick) -> Iterator[Metric]:
@@ -250,14 +250,9 @@ def host_planned(tick: Tick) -> Iterator[Metric]:
         labels=("gpu_uuid",),
     )
     for board in tick.observation.boards:
-        shares = [
-            reading.allocation.granted or 0.0
-            for reading in tick.observation.models.values()
-            if reading.gpu_index == board.index
-        ]
-        allocated.add_metric(
-            (board.uuid,), sum(shares) + tick.observation.foreign.get(board.index, 0.0)
-        )
+        held = sum(r.granted_on(board.uuid) for r in tick.observation.models.values())
+        others = tick.observation.foreign.get(board.uuid, 0.0)
+        allocated.add_metric((board.uuid,), held + others)
         if tick.plan.headroom is not None:
             headroom.add_metric((board.uuid,), tick.plan.headroom)
     yield from (allocated, headroom)

@@ -41,7 +41,7 @@ class Metrics(Collector):
         set later."""
         self.mqtt = mqtt
         self._config = config
-        self._slo_ms = {model.name: model.slo_p99_ms for model in config.model}
+        self._slo_ms = {model.tenant: model.slo_p99_ms for model in config.model}
         self._sources = tuple(sources_of(config))
         self._tick: Tick | None = None
         self._versions: dict[str, str] = {}

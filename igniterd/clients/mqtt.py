@@ -161,7 +161,7 @@ class MqttPublisher:
         """Put down an event of type `kind` for topic ``…/<suffix>``; never waits, never fails.
 
         It replaces one of the same topic, kind and model (``data["model"]``, or
-        ``data["gpu_index"]``) that has not been sent yet.
+        ``data["gpu_uuid"]``) that has not been sent yet.
         """
         message = Message(self._prefix + suffix, self._event(kind, data), qos, retain, expiry_s)
         if retain:
@@ -169,7 +169,7 @@ class MqttPublisher:
             self._enqueue((message.topic,), message)
         else:
             self._enqueue(
-                (message.topic, kind, str(data.get("model", data.get("gpu_index", "")))), message
+                (message.topic, kind, str(data.get("model", data.get("gpu_uuid", "")))), message
             )
 
     def set_status(self, status: str, reason: str = "") -> None:

@@ -12,7 +12,7 @@ it stops no decision but its own.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -29,11 +29,17 @@ from igniterd.decide.host_plan import (
     with_measured,
 )
 from igniterd.decide.judge import PredictorPair
+from igniterd.decide.room import Reserved
 from igniterd.decide.state import ALL, LADDER, DecisionState, Margins
 from igniterd.decisions import DecisionKind, Plan, Step, StepKind
+from igniterd.placement import GpuGroup, groups_of
 from igniterd.predict import Demand
 from igniterd.records import Allocation, Estimate, Observation
 from igniterd.states import Standing, State
+
+BasisOf = Callable[[tuple[str, ...]], tuple[Mapping[str, str], PredictorPair | None]]
+"""What predictions on GPUs rest on: the configured names of the models that have a profile of such
+a board, with their names in it, and the predictors of that kind of board, if there are any."""
 
 PATIENCE_S = 5.0  # a GPU waits so long for a model that was not read; then it goes on beside it
 UNSEEN_S = 30.0  # and so long, from the first tick, for one that was never read
@@ -52,7 +58,8 @@ def decide(
     dead: frozenset[str] = frozenset(),
     standings: Mapping[str, Standing] | None = None,
     began_s: float = float("-inf"),
-    busy: Mapping[int, str] | None = None,
+    busy: Mapping[str, str] | None = None,
+    basis: BasisOf | None = None,
 ) -> tuple[Plan, DecisionState]:
     """The plan of this tick and what it leaves to the next. The same inputs always give the same
     plan.
@@ -60,19 +67,19 @@ def decide(
     ``observation`` holds every model that is not gone, read now or not; ``standings``: the state of
     each (without them all may be changed). ``dead``: models whose process is gone though Triton
     calls them ready. ``began_s``: the first tick. ``busy``: GPUs for which nothing is decided, and
-    why.
+    why. ``basis``: what predictions on some GPUs rest on; without it, on ``profiled`` and
+    ``predictors`` everywhere.
     """
     applied = {name: reading.allocation for name, reading in observation.models.items()}
-    held = came_after_all(
-        held.pruned({name: r.gpu_index for name, r in observation.models.items()}), applied
-    )
+    groups = groups_of(observation.models, observation.models)
+    held = came_after_all(held.pruned({m: g.name for g in groups for m in g.models}), applied)
     known = (
         standings if standings is not None else {name: Standing(State.STEERED) for name in applied}
     )
     upkeep = _upkeep(dead, observation, held, config, known, busy or {}, now_s)
     if upkeep is not None:
         verdicts = verdicts_of(config, applied, {}, held)
-        gpu, total = observation.models[upkeep.model].gpu_index, total_granted(applied)
+        gpu, total = held.gpu_of(upkeep.model), total_granted(observation)
         plan = Plan(
             now_s, DecisionKind.MOVE, upkeep.why, verdicts, (upkeep,), not held.shed, None, total
         )
@@ -81,16 +88,16 @@ def decide(
     if blocked or predictors is None:
         verdicts = verdicts_of(config, applied, {}, held)
         return Plan(
-            now_s, DecisionKind.WAIT, blocked, verdicts, allocated_share=total_granted(applied)
+            now_s, DecisionKind.WAIT, blocked, verdicts, allocated_share=total_granted(observation)
         ), held
-    host = Host(estimate, observation, config, profiled, predictors, known, now_s, busy or {})
+    basis = basis or (lambda _: (profiled, predictors))
+    host = Host(estimate, observation, config, basis, known, now_s, busy or {})
     parts: list[GpuDecision] = []
-    for gpu in sorted(
-        {observation.models[name].gpu_index for name in applied.keys() & profiled.keys()}
-    ):
-        parts.append(host.part(gpu, held))
-        held = parts[-1].held
-    plan = qualify(merge(parts, applied, held, config, now_s), observation, known)
+    for group in groups:
+        if any(model in profiled for model in group.models):
+            parts.append(host.part(group, held))
+            held = parts[-1].held
+    plan = qualify(merge(parts, observation, held, config, now_s), observation, known)
     return with_measured(plan, estimate, config), held
 
 
@@ -102,28 +109,30 @@ class Host:
         estimate: Estimate,
         observation: Observation,
         config: Config,
-        profiled: Mapping[str, str],
-        predictors: PredictorPair,
+        basis: BasisOf,
         known: Mapping[str, Standing],
         now_s: float,
-        busy: Mapping[int, str],
+        busy: Mapping[str, str],
     ) -> None:
         self.busy = busy
         self.estimate, self.observation, self.config = estimate, observation, config
-        self.profiled, self.predictors, self.known, self.now_s = profiled, predictors, known, now_s
+        self.basis, self.known, self.now_s = basis, known, now_s
 
-    def part(self, gpu: int, held: DecisionState) -> GpuDecision:
-        """The decision for one GPU. A model whose prediction fails is left out, and the others go
-        on."""
+    def part(self, gpu: GpuGroup, held: DecisionState) -> GpuDecision:
+        """The decision for one GPU, or for several that share models. A model whose prediction
+        fails is left out, and the others go on."""
         over = [m for m, (_, until_s) in held.left_out.items() if self.now_s >= until_s]
         held = held.with_models({m: replace(held.of(m), left_out=None) for m in over})
         out = frozenset(held.left_out)
+        if self.basis(gpu.gpus)[1] is None:
+            why = self._waits(gpu) or f"{gpu.name}: there is no profile of its kind of board"
+            return GpuDecision(DecisionKind.WAIT, why, {}, {}, None, held)
         try:
             return self._case(gpu, held, out).decide()
         except Exception as error:  # whatever a reading nobody thought of does to a prediction
             odd = self._odd(gpu, held, out)
             if not odd:
-                why = f"GPU {gpu}: nothing can be predicted of it: {error!r}"
+                why = f"{gpu.name}: nothing can be predicted of it: {error!r}"
                 return GpuDecision(DecisionKind.WAIT, why, {}, {}, None, held)
             until_s = self.now_s + LEFT_OUT_S
             held = held.with_models(
@@ -132,90 +141,105 @@ class Host:
         try:
             return self._case(gpu, held, out | odd.keys()).decide()
         except Exception as error:
-            why = f"GPU {gpu}: nothing can be predicted of it: {error!r}"
+            why = f"{gpu.name}: nothing can be predicted of it: {error!r}"
             return GpuDecision(DecisionKind.WAIT, why, {}, {}, None, held)
 
-    def _odd(self, gpu: int, held: DecisionState, out: frozenset[str]) -> dict[str, str]:
+    def _odd(self, gpu: GpuGroup, held: DecisionState, out: frozenset[str]) -> dict[str, str]:
         """The models of which no prediction can be made even alone, and why not."""
         odd = {}
-        for name in self._there(gpu, out):
+        for name in self.there(gpu, out):
             try:
-                others = frozenset(self._there(gpu, out)) - {name}
+                others = frozenset(self.there(gpu, out)) - {name}
                 case = self._case(gpu, held, out | others)
                 for margins in LADDER:
-                    self.predictors.at(margins).together(case.demands(margins), case.here)
+                    case.predictors.at(margins).together(case.demands(margins), case.here)
             except Exception as error:  # see ``part``
                 odd[name] = f"a prediction of it failed: {error!r}"
         return odd
 
-    def _there(self, gpu: int, out: frozenset[str]) -> list[str]:
-        models = self.observation.models
+    def there(self, gpu: GpuGroup, out: frozenset[str]) -> list[str]:
+        """The models there of which a prediction may be made, less those left ``out``."""
+        profiled, predictors = self.basis(gpu.gpus)
+        readings = self.observation.models
         return [
-            m for m in self.profiled if m in models and models[m].gpu_index == gpu and m not in out
+            m
+            for m in gpu.models
+            if predictors is not None
+            and m in profiled
+            and m not in out
+            and not readings[m].left_alone
         ]
 
-    def _case(self, gpu: int, held: DecisionState, out: frozenset[str]) -> GpuContext:
-        names = self._there(gpu, out)
+    def _case(self, gpu: GpuGroup, held: DecisionState, out: frozenset[str]) -> GpuContext:
+        all_profiled, predictors = self.basis(gpu.gpus)
+        assert predictors is not None  # noqa: S101  ``there`` names nobody without one
         names = [
             n
-            for n in names
+            for n in self.there(gpu, out)
             if self.known[n].state is not State.UNPREDICTABLE and n in self.estimate.loads
         ]
         pinned = frozenset(name for name in names if not self.known[name].free)
-        profiled = {name: self.profiled[name] for name in names}
+        profiled = {name: all_profiled[name] for name in names}
 
         @cache
         def demands(margins: Margins) -> Sequence[Demand]:
-            found = demands_of(
+            return demands_of(
                 self.estimate,
                 self.observation,
                 self.config,
                 profiled,
-                self.predictors,
+                predictors,
                 margins,
                 pinned,
+                several=len(gpu.gpus) > 1,
             )
-            return found.get(gpu, [])
 
         here = {d.model: self.observation.models[d.model].allocation for d in demands(ALL)}
         return GpuContext(
-            gpu,
+            gpu.name,
             demands,
             here,
             held,
             self.config.decide,
-            self.predictors,
+            predictors,
             self.now_s,
             pinned={name: self.known[name].why for name in here if name in pinned},
-            reserved=self._reserved(gpu, here) + _pending(here, held, pinned),
+            reserved=self._reserved(gpu, here, held, pinned),
             waits=self._waits(gpu),
             no_shares=_no_shares(self.observation, self.config),
-            unknown=any(
-                self.known[m].state in UNKNOWN
-                for m, r in self.observation.models.items()
-                if r.gpu_index == gpu and m in self.known
-            ),
+            unknown=any(m in self.known and self.known[m].state in UNKNOWN for m in gpu.models),
             loads=self.estimate.loads,
         )
 
-    def _reserved(self, gpu: int, here: Mapping[str, Allocation]) -> float:
-        """What models that are not planned with hold of the GPU, whoever gave it to them."""
-        others = [
-            r
-            for name, r in self.observation.models.items()
-            if name not in here and r.gpu_index == gpu
-        ]
-        held = sum((r.allocation.granted or 0.0) + r.reserved_share for r in others)
-        return held + self.observation.foreign.get(gpu, 0.0)
+    def _reserved(
+        self,
+        gpu: GpuGroup,
+        here: Mapping[str, Allocation],
+        held: DecisionState,
+        pinned: Collection[str],
+    ) -> Reserved:
+        """What of each GPU is held by what is not planned with, or may soon be."""
+        by_gpu = {}
+        for each in gpu.gpus:
+            others = (
+                r
+                for m, r in self.observation.models.items()
+                if m not in here and r.instances_on(each)
+            )
+            kept = sum(r.granted_on(each) + r.reserved_share for r in others)
+            pending = _pending(each, self.observation, here, held, pinned)
+            by_gpu[each] = kept + pending + self.observation.foreign.get(each, 0.0)
+        return by_gpu if len(gpu.gpus) > 1 else by_gpu[gpu.name]
 
-    def _waits(self, gpu: int) -> str:
+    def _waits(self, gpu: GpuGroup) -> str:
         """Why nothing is decided for this GPU in this tick: most often a reading that may come with
         the next."""
-        if gpu in self.busy:
-            return self.busy[gpu]
-        for name, reading in self.observation.models.items():
+        for each in gpu.gpus:
+            if each in self.busy:
+                return self.busy[each]
+        for name in gpu.models:
             standing = self.known.get(name)
-            if standing is None or reading.gpu_index != gpu:
+            if standing is None:
                 continue
             if standing.state is State.UNREAD and self.now_s - standing.since_s < PATIENCE_S:
                 return f"{name} was not read: {standing.why}"
@@ -225,8 +249,14 @@ class Host:
         return ""
 
 
-def _pending(here: Mapping[str, Allocation], held: DecisionState, pinned: Collection[str]) -> float:
-    """What loads that were not answered would add to the shares when they end after all.
+def _pending(
+    gpu: str,
+    observation: Observation,
+    here: Mapping[str, Allocation],
+    held: DecisionState,
+    pinned: Collection[str],
+) -> float:
+    """What loads that were not answered would add to the shares of ``gpu`` when they end after all.
 
     The whole GPU, through which a take-over passes, can be kept free for none that may be changed
     now.
@@ -234,7 +264,9 @@ def _pending(here: Mapping[str, Allocation], held: DecisionState, pinned: Collec
     counts = {
         m: share
         for m in here
-        if (share := held.of(m).pending_share) is not None and (share < 1 or m in pinned)
+        if (share := held.of(m).pending_share) is not None
+        and observation.models[m].instances_on(gpu)
+        and (share < 1 or m in pinned)
     }
     more = (share - (here[m].granted or 0.0) for m, share in counts.items())
     return sum(max(0.0, each) for each in more)
@@ -281,7 +313,7 @@ def _upkeep(
     held: DecisionState,
     config: Config,
     known: Mapping[str, Standing],
-    busy: Mapping[int, str],
+    busy: Mapping[str, str],
     now_s: float,
 ) -> Step | None:
     """The load that a model needs whatever its traffic: one whose process has died is brought back,
@@ -289,9 +321,13 @@ def _upkeep(
     often."""
     if config.loop.mode != "act" or _no_shares(observation, config):
         return None
-    own = {model.name for model in config.model if model.process == "own"}
+    own = {model.tenant for model in config.model if model.process == "own"}
     for name, reading in sorted(observation.models.items()):
-        if name not in known or known[name].state not in _KEPT_UP or reading.gpu_index in busy:
+        if (
+            name not in known
+            or known[name].state not in _KEPT_UP
+            or busy.keys() & set(reading.gpus)
+        ):
             continue
         as_it_is = replace(
             reading.allocation, share=reading.claimed_share or reading.allocation.share

@@ -23,13 +23,16 @@ def demands_of(
     predictors: PredictorPair,
     margins: Margins = ALL,
     pinned: frozenset[str] = frozenset(),
-) -> dict[int, list[Demand]]:
-    """What to plan for on every GPU of the host, by its index.
+    *,
+    several: bool = False,
+) -> list[Demand]:
+    """What to plan for of the models that ``profiled`` names; those of one GPU, or of ``several``
+    that are planned together.
 
     ``margins`` say which rates and SLOs; remembered rates count where they are much higher.
     ``pinned``: models that stay as they are.
     """
-    out: dict[int, list[Demand]] = {}
+    out: list[Demand] = []
     for name, model in config.by_name().items():
         if name not in profiled or name not in observation.models or name not in estimate.loads:
             continue
@@ -37,7 +40,7 @@ def demands_of(
         largest = predictors.upper.model.max_batch(profiled[name])
         least, largest = batches(model, reading, load, largest)
         here = reading.allocation
-        out.setdefault(reading.gpu_index, []).append(
+        out.append(
             Demand(
                 model=name,
                 profiled_as=profiled[name],
@@ -58,6 +61,8 @@ def demands_of(
                 reserved=reading.reserved_share,
                 pinned=here if name in pinned else None,
                 keeps_batch=here.max_batch_size if reading.batching_fixed else None,
+                gpus=reading.gpu_of_each if several else (),
+                devices=here.devices,
             )
         )
     return out

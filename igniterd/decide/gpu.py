@@ -9,8 +9,11 @@ from math import inf
 
 from igniterd.decide import words
 from igniterd.decide.cooldown import rollbacks, why_not_now
+from igniterd.decide.fewest import fewest_changes
 from igniterd.decide.judge import GpuJudge
-from igniterd.decide.search import GROWTHS, LEAST, GpuPlan, fewest_changes, find
+from igniterd.decide.room import granted_on
+from igniterd.decide.search import GROWTHS, GpuPlan, find
+from igniterd.decide.shed import LEAST
 from igniterd.decide.state import (
     ALL,
     LADDER,
@@ -24,7 +27,7 @@ from igniterd.decide.state import (
 from igniterd.decide.steps import ordered
 from igniterd.decisions import DecisionKind, Step
 from igniterd.predict import Demand, LatencyPrediction
-from igniterd.records import ROUNDING, Allocation, granted_total
+from igniterd.records import ROUNDING, Allocation
 
 ROOM_TO_REMEMBER = 1.12  # head-room that such a plan must leave
 LEAST_ROOM = GROWTHS[0]
@@ -118,7 +121,7 @@ class GpuContext(GpuJudge):
     def _in_between(self, target: Mapping[str, Allocation]) -> bool:
         """Whether the GPU is half taken over: worse than any plan, so that this one is finished
         even if traffic has outgrown it."""
-        if granted_total(self.here.values()) > self.capacity(self.demands(self.margins)) + ROUNDING:
+        if not self.room_for(self.demands(self.margins)).holds(self.here):
             return True
         some = any(a.granted is not None for a in self.here.values())
         return some and any(
@@ -253,7 +256,7 @@ class GpuContext(GpuJudge):
         held = self._with_found(held, found)
         case = replace(self, held=held)
         target = fewest_changes(
-            self.predictors.at(margins), demands, self.here, found, self.capacity(demands)
+            self.predictors.at(margins), demands, self.here, found, self.room_for(demands)
         )
         back = set(self.shed) - set(found.reasons)
         better = bool(late) or bool(back)
@@ -282,12 +285,15 @@ class GpuContext(GpuJudge):
     def _nothing_left(self, demands: Sequence[Demand]) -> bool:
         """Whether what is not changed holds the GPU whole, or may soon: whoever took what is left
         would starve."""
-        fixed = granted_total(self.here[m] for m in self.pinned)
-        takers = sum(d.instances for d in demands if d.model in self.free and d.steerable)
-        return (
-            any(self.held.of(m).pending_share is not None for m in self.pinned)
-            or self.capacity(demands) - fixed < LEAST * takers - ROUNDING
-        )
+        if any(self.held.of(m).pending_share is not None for m in self.pinned):
+            return True
+        takers = [d for d in demands if d.model in self.free and d.steerable]
+        for gpu, capacity in self.room_for(demands).capacity.items():
+            fixed = sum(granted_on(d, d.pinned, gpu) for d in demands if d.pinned is not None)
+            taken = LEAST * sum(d.instances_on(gpu) for d in takers)
+            if taken and capacity - fixed < taken - ROUNDING:
+                return True
+        return not takers
 
     def _content_with_less(self) -> Margins | None:
         """The most margins, below that of the plan applied, at which what is applied holds every
@@ -315,7 +321,9 @@ class GpuContext(GpuJudge):
             changed[model] = replace(
                 hold, shed_why=why, shed=pause, needs_share=found.needs.get(model)
             )
-        return held.with_models(changed).with_gpu(self.gpu, least_share=found.least_share)
+        return held.with_models(changed).with_gpu(
+            self.gpu, least={gpu or self.gpu: least for gpu, least in found.least.items()}
+        )
 
     def _shed_again(self, before: Pause | None) -> Pause:
         lately = before is not None and self.now_s < before.until_s + 10 * self.rules.hold_s

@@ -8,7 +8,6 @@ from dataclasses import replace
 from igniterd.config import Config
 from igniterd.decide.gpu import GpuDecision
 from igniterd.decide.state import DecisionState
-from igniterd.decide.steps import granted
 from igniterd.decisions import DecisionKind, Plan, Verdict
 from igniterd.predict import LatencyPrediction
 from igniterd.records import Allocation, Estimate, Observation
@@ -82,18 +81,20 @@ def with_measured(plan: Plan, estimate: Estimate, config: Config) -> Plan:
     return replace(plan, why="; ".join([why, *said]), headroom=None)
 
 
-def total_granted(applied: Mapping[str, Allocation]) -> float:
-    return sum(granted(a) for a in applied.values() if a.share is not None)
+def total_granted(observation: Observation) -> float:
+    """What all models are granted, of all GPUs."""
+    return sum(r.granted_on(gpu) for r in observation.models.values() for gpu in set(r.gpus))
 
 
 def merge(
     parts: Sequence[GpuDecision],
-    applied: Mapping[str, Allocation],
+    observation: Observation,
     held: DecisionState,
     config: Config,
     now_s: float,
 ) -> Plan:
-    target, served = dict(applied), dict[str, LatencyPrediction]()
+    target = {name: reading.allocation for name, reading in observation.models.items()}
+    served = dict[str, LatencyPrediction]()
     for part in parts:
         target.update(part.target)
         served.update(part.served)
@@ -108,7 +109,7 @@ def merge(
         steps=tuple(step for part in parts for step in part.steps),
         feasible=not held.shed,
         headroom=min(rooms) if rooms else None,
-        allocated_share=total_granted(applied),
+        allocated_share=total_granted(observation),
         least_share=sum(held.least_by_gpu.values()) if held.least_by_gpu else None,
         least_by_gpu=held.least_by_gpu,
     )
@@ -121,19 +122,19 @@ def verdicts_of(
     held: DecisionState,
 ) -> dict[str, Verdict]:
     out = {}
-    for model in config.model:
-        if model.name not in target:
+    for name, model in config.by_name().items():
+        if name not in target:
             continue
-        service = served.get(model.name)
+        service = served.get(name)
         known = service is not None and not service.overloaded
-        out[model.name] = Verdict(
-            model=model.name,
-            allocation=target[model.name],
-            feasible=held.of(model.name).shed_why is None,
+        out[name] = Verdict(
+            model=name,
+            allocation=target[name],
+            feasible=held.of(name).shed_why is None,
             predicted_p99_ms=service.p99_ms if service is not None and known else None,
             slo_p99_ms=model.slo_p99_ms,
             utilisation=service.utilisation if service is not None else None,
-            reason=held.of(model.name).shed_why or "",
-            needs_share=held.of(model.name).needs_share,
+            reason=held.of(name).shed_why or "",
+            needs_share=held.of(name).needs_share,
         )
     return out

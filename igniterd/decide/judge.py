@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from igniterd.config import Decide
+from igniterd.decide.room import Reserved, Room, grown
 from igniterd.decide.search import GROWTHS
 from igniterd.decide.state import ALL, CachedVerdict, DecisionState, Margins
 from igniterd.predict import Demand, LatencyPrediction, LatencyPredictor
-from igniterd.records import ROUNDING, Allocation, Load, granted_total
+from igniterd.records import Allocation, Load
 
 # a GPU with head-room is judged again no later than this, and at once when a rate has used up most
 # of it
@@ -33,14 +34,16 @@ class PredictorPair:
 
 @dataclass(frozen=True, slots=True)
 class GpuJudge:
-    """What is known of one GPU. ``demands`` gives what to plan for at given margins.
+    """What is known of one GPU, or of several that are decided for together. ``demands`` gives what
+    to plan for at given margins.
 
+    ``gpu`` is its name, by which what is kept of it is found.
     ``pinned``: the models that may not be changed, and why; ``reserved``: the part of the GPU that
     is held by what is not planned with; ``waits``: why nothing is decided now; ``no_shares``: why
     no process may be started that is to have a share.
     """
 
-    gpu: int
+    gpu: str
     demands: Callable[[Margins], Sequence[Demand]]
     here: Mapping[str, Allocation]  # as applied
     held: DecisionState
@@ -48,7 +51,7 @@ class GpuJudge:
     predictors: PredictorPair
     now_s: float
     pinned: Mapping[str, str] = field(default_factory=dict)
-    reserved: float = 0.0
+    reserved: Reserved = 0.0
     waits: str = ""
     no_shares: str = ""
     # of a model on this GPU nothing is known: what others may grow by is not promised
@@ -81,15 +84,15 @@ class GpuJudge:
         """How the models fare as applied; None where some still run without the share they should
         have."""
         demands = self.demands(self.margins)
-        if granted_total(self.here.values()) > self.capacity(demands) + ROUNDING or any(
+        if not self.room_for(demands).holds(self.here) or any(
             d.steerable and self.here[d.model].share is None for d in demands
         ):
             return None
         return self.predictors.at(self.margins).together(demands, self.here)
 
-    def capacity(self, demands: Sequence[Demand]) -> float:
-        """What of the GPU there is to give."""
-        return 1.0 - self.reserved - sum(d.reserved for d in demands)
+    def room_for(self, demands: Sequence[Demand]) -> Room:
+        """What there is to give."""
+        return Room.of(demands, self.reserved)
 
     def late(
         self, served: Mapping[str, LatencyPrediction] | None, *, pinned: bool = False
@@ -150,12 +153,12 @@ class GpuJudge:
             or self.margins.kept < 1
         ):
             return None
-        if self.reserved > judged.reserved + ROUNDING or not self.knobs <= judged.knobs:
+        if grown(self.reserved, judged.reserved) or not self.knobs <= judged.knobs:
             return None
-        grown = judged.room / ROOM_LEFT
+        growth = judged.room / ROOM_LEFT
         demands = self.demands(ALL)
         still = all(
-            d.rate_per_s <= judged.rates[d.model] * grown
+            d.rate_per_s <= judged.rates[d.model] * growth
             and d.bias <= judged.biases[d.model] * BIAS_STEP
             and d.arrival_scv <= judged.arrival_scv[d.model]
             for d in demands

@@ -19,10 +19,12 @@ had it (``bench/search.py``). One that is configured counts in how a model fares
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from igniterd.decide.steps import granted
+from igniterd.colocation import beside_on_busiest
+from igniterd.decide.room import Reserved, Room, granted_on
+from igniterd.decide.shed import best_effort_of, equal_shares
 from igniterd.decide.tenant import EPS, Candidate, TenantSearch
 from igniterd.predict import Demand, LatencyPrediction, LatencyPredictor, Neighbours
 from igniterd.records import Allocation
@@ -35,8 +37,6 @@ CLOSE = 1.0
 """Units of share by which a guess may be above the whole GPU and still be looked into."""
 HOPELESS = 0.08
 """Part of a GPU by which it may not."""
-LEAST = 0.01
-"""The least share that MPS knows."""
 GIVE = 0.05
 """Steps in which those let go are given more of what is left."""
 
@@ -54,13 +54,20 @@ class GpuPlan:
     served: Mapping[str, LatencyPrediction]
     kept: frozenset[str]
     headroom: float
-    least_share: float  # the sum of the least shares at the present rates: what the GPU must give
+    # by GPU (``room.ONE`` where there is one): the sum of the least shares at the present rates,
+    # which it must give
+    least: Mapping[str, float]
     reasons: Mapping[str, str] = field(default_factory=dict)
     needs: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def feasible(self) -> bool:
         return not self.reasons
+
+    @property
+    def least_share(self) -> float:
+        """What all GPUs together must give."""
+        return sum(self.least.values())
 
 
 Settled = tuple[dict[str, Allocation], dict[str, LatencyPrediction]]
@@ -72,13 +79,13 @@ class Search:
     factor to the next."""
 
     def __init__(
-        self, predictor: LatencyPredictor, demands: Sequence[Demand], reserved: float = 0.0
+        self, predictor: LatencyPredictor, demands: Sequence[Demand], reserved: Reserved = 0.0
     ) -> None:
         self.predictor = predictor
         self.unit = predictor.model.share_unit
         self.demands = list(demands)
-        self.capacity = 1.0 - reserved - sum(d.reserved for d in demands)
-        """What of the GPU there is to give."""
+        self.room = Room.of(demands, reserved)
+        self.several = any(demand.gpus for demand in demands)
         self.tenants = [TenantSearch(predictor, d) for d in demands]
 
     def settle(
@@ -114,8 +121,17 @@ class Search:
     def _allocations(self) -> dict[str, Allocation]:
         return {tenant.demand.model: tenant.allocation for tenant in self.tenants}
 
-    def total(self, allocations: Mapping[str, Allocation]) -> float:
-        return sum(a.granted for a in allocations.values() if a.granted is not None)
+    def least(
+        self, allocations: Mapping[str, Allocation], names: Iterable[str]
+    ) -> dict[str, float]:
+        """What ``names`` are granted, by GPU."""
+        kept = set(names)
+        return {
+            gpu: sum(
+                granted_on(d, allocations[d.model], gpu) for d in self.demands if d.model in kept
+            )
+            for gpu in self.room.capacity
+        }
 
     def highest(
         self, count: int, settle: Callable[[int, bool], Settled | str]
@@ -144,7 +160,7 @@ class Search:
         return None
 
     def _fits(self, settled: Settled | str, over: float = 0.0) -> bool:
-        return not isinstance(settled, str) and self.total(settled[0]) <= self.capacity + over + EPS
+        return not isinstance(settled, str) and self.room.holds(settled[0], over=over + EPS)
 
     def _positions(self) -> list[Candidate]:
         return [tenant.position for tenant in self.tenants]
@@ -158,7 +174,7 @@ class Search:
         GPU together."""
         if not self._fits(self.settle(1.0, guess=True), HOPELESS):
             return None
-        base = self.settle(1.0)
+        base, names = self.settle(1.0), frozenset(d.model for d in self.demands)
         if isinstance(base, str) or not self._fits(base):
             return None
         least = self._positions()
@@ -171,12 +187,24 @@ class Search:
         return GpuPlan(
             self._allocations(),
             served,
-            frozenset(d.model for d in self.demands),
+            names,
             headroom,
-            self.total(base[0]),
+            self.least(base[0], names),
         )
 
+    def overfull(self) -> frozenset[str]:
+        """The GPUs that the models do not fit on, by guess."""
+        settled = self.settle(1.0, guess=True)
+        if isinstance(settled, str):
+            return frozenset(next(d.gpus for d in self.demands if d.model == settled))
+        return self.room.overfull(settled[0], over=EPS)
+
     def _beside(self, tenant: TenantSearch) -> Neighbours:
+        if self.several:
+            felt = [s.as_neighbours for s in self.tenants]
+            return beside_on_busiest(
+                self.tenants.index(tenant), [d.gpus for d in self.demands], felt
+            )
         return sum((s.as_neighbours for s in self.tenants if s is not tenant), tenant.siblings)
 
     def _spread(self, growth: float) -> None:
@@ -189,27 +217,43 @@ class Search:
         ]
         if not steered:
             return
-        total = sum(tenant.granted for tenant in steered)
-        pinned = sum(a.granted or 0.0 for d in self.demands if (a := d.pinned) is not None)
-        units = max(total, math.floor((self.capacity - pinned) / self.unit + EPS))
-        spare = units - total
+        spare = self._units_left()
+        total = {gpu: sum(tenant.granted_on(gpu) for tenant in steered) for gpu in spare}
         for tenant in steered:
-            more = min(spare * tenant.position.units // total, tenant.high - tenant.position.units)
-            tenant.move(tenant.position.units + more)
-        left = units - sum(tenant.granted for tenant in steered)
+            units = tenant.position.units
+            more = min(
+                spare[gpu] * units // total[gpu] for gpu in spare if tenant.demand.instances_on(gpu)
+            )
+            tenant.move(units + max(0, min(more, tenant.high - units)))
+        left = self._units_left()
         slo_ratio = {tenant: tenant.slo_ratio(self._beside(tenant)) for tenant in self.tenants}
-        while left > 0:
+        while True:
             growing = [
                 tenant
                 for tenant in steered
-                if tenant.position.units < tenant.high and tenant.demand.instances <= left
+                if tenant.position.units < tenant.high
+                and all(tenant.demand.instances_on(gpu) <= left[gpu] for gpu in left)
             ]
             if not growing:
                 break
             worst = max(growing, key=slo_ratio.__getitem__)
             worst.move(worst.position.units + 1)
             slo_ratio[worst] = worst.slo_ratio(self._beside(worst))
-            left -= worst.demand.instances
+            for gpu in left:
+                left[gpu] -= worst.demand.instances_on(gpu)
+
+    def _units_left(self) -> dict[str, int]:
+        """By GPU: whole units of share that nobody has."""
+        left = {}
+        for gpu, capacity in self.room.capacity.items():
+            pinned = sum(granted_on(d, d.pinned, gpu) for d in self.demands if d.pinned is not None)
+            granted = sum(
+                tenant.granted_on(gpu)
+                for tenant in self.tenants
+                if tenant.demand.steerable and tenant.demand.pinned is None
+            )
+            left[gpu] = max(0, math.floor((capacity - pinned) / self.unit + EPS) - granted)
+        return left
 
     def _roomy(self) -> dict[str, LatencyPrediction]:
         """Larger batch limits where they cost next to nothing at the present rates, and how all
@@ -235,7 +279,7 @@ def find(
     predictor: LatencyPredictor,
     demands: Sequence[Demand],
     best_effort: Sequence[Demand] = (),
-    reserved: float = 0.0,
+    reserved: Reserved = 0.0,
 ) -> GpuPlan:
     """The plan for one GPU: all models kept with the largest common head-room, or as many as fit,
     the most important first.
@@ -267,7 +311,7 @@ def find(
             return replace(
                 fit, reasons=reasons, needs={m: s for m, s in needs.items() if m in reasons}
             )
-        out = _leaver(order, needs)
+        out = _leaver(_in_the_way(predictor, order, reserved), needs)
         order.remove(out)
         shed.append(out)
         reasons[out.model] = (
@@ -275,6 +319,16 @@ def find(
             "models "
             f"(priority {out.priority}); all together would need more than 100 %"
         )
+
+
+def _in_the_way(
+    predictor: LatencyPredictor, order: Sequence[Demand], reserved: Reserved
+) -> Sequence[Demand]:
+    """Those of whom one has to go: of several GPUs, the models on one that is overfull."""
+    if not any(demand.gpus for demand in order):
+        return order
+    overfull = Search(predictor, order, reserved).overfull()
+    return [d for d in order if overfull & set(d.gpus)] or order
 
 
 def _leaver(order: Sequence[Demand], needs: Mapping[str, float]) -> Demand:
@@ -298,22 +352,24 @@ def _hopeless(predictor: LatencyPredictor, demand: Demand) -> str:
 
 
 def _fit(
-    predictor: LatencyPredictor, kept: Sequence[Demand], shed: Sequence[Demand], reserved: float
+    predictor: LatencyPredictor, kept: Sequence[Demand], shed: Sequence[Demand], reserved: Reserved
 ) -> GpuPlan | None:
     """A plan that holds ``kept`` while ``shed`` get no more than what is left; None if ``kept`` do
     not fit."""
     if not shed:
         return Search(predictor, kept, reserved).widest()
     if not kept:
-        return _all_shed(predictor, shed, reserved)
+        allocations = equal_shares(shed, reserved, predictor.model.share_unit)
+        return GpuPlan(allocations, predictor.together(shed, allocations), frozenset(), 0.0, {})
     unit = predictor.model.share_unit
     floors = {d.model: TenantSearch(predictor, d).low for d in shed}
     search, step = Search(predictor, [*kept, *shed], reserved), max(1, round(GIVE / unit))
-    spare = search.capacity - sum(floors[d.model] * d.instances for d in shed) * unit
+    spare = max(search.room.capacity.values())
 
     def settle(turn: int, guess: bool) -> Settled | str:
         fixed = {
-            d.model: _best_effort(d, round((floors[d.model] + turn * step) * unit, 6)) for d in shed
+            d.model: best_effort_of(d, round((floors[d.model] + turn * step) * unit, 6))
+            for d in shed
         }
         return search.settle(1.0, fixed, guess=guess)
 
@@ -323,63 +379,4 @@ def _fit(
     allocations, near = most[1]
     names = frozenset(d.model for d in kept)
     served = predictor.together([*kept, *shed], allocations, near=near)
-    return GpuPlan(
-        allocations,
-        served,
-        names,
-        1.0,
-        search.total({m: a for m, a in allocations.items() if m in names}),
-    )
-
-
-def _best_effort(demand: Demand, share: float) -> tuple[Allocation, LatencyPrediction]:
-    """A model let go: always busy, with its largest batch, on ``share``."""
-    batch = demand.keeps_batch or demand.max_batch
-    allocation = demand.pinned or Allocation(
-        share if demand.steerable else None, batch, 0, demand.instances
-    )
-    return allocation, LatencyPrediction(math.inf, math.inf, math.inf, 1.0, float(demand.max_batch))
-
-
-def _all_shed(predictor: LatencyPredictor, shed: Sequence[Demand], reserved: float) -> GpuPlan:
-    """Nobody can be held: equal shares of what is left, and said."""
-    pinned = sum(d.pinned.granted or 0.0 for d in shed if d.pinned is not None)
-    capacity = max(0.0, 1.0 - reserved - pinned - sum(d.reserved for d in shed))
-    takers = sum(d.instances for d in shed if d.pinned is None and d.steerable)
-    share = _equal(capacity, takers, predictor.model.share_unit)
-    allocations = {d.model: _best_effort(d, min(share, d.max_share))[0] for d in shed}
-    return GpuPlan(allocations, predictor.together(shed, allocations), frozenset(), 0.0, 0.0)
-
-
-def _equal(capacity: float, takers: int, unit: float) -> float:
-    """``capacity`` in equal parts: whole units, or thousandths where there are more takers than
-    units."""
-    if not takers:
-        return 1.0
-    units = math.floor(capacity / takers / unit + EPS)
-    return (
-        round(units * unit, 6) if units else max(LEAST, math.floor(capacity / takers * 1000) / 1000)
-    )
-
-
-def fewest_changes(
-    predictor: LatencyPredictor,
-    demands: Sequence[Demand],
-    here: Mapping[str, Allocation],
-    found: GpuPlan,
-    capacity: float,
-) -> dict[str, Allocation]:
-    """The plan without the changes that are not worth a reload: those whose absence leaves half its
-    head-room."""
-    target = dict(found.allocations)
-    growth = 1 + (found.headroom - 1) / 2 if found.feasible else 1.0
-    for name in sorted(target, key=lambda m: abs(granted(target[m]) - granted(here[m]))):
-        if target[name] == here[name] or (here[name].share is None) != (target[name].share is None):
-            continue
-        candidate = {**target, name: here[name]}
-        if sum(granted(a) for a in candidate.values() if a.share is not None) > capacity + 1e-9:
-            continue
-        served = predictor.together(demands, candidate, growth=max(1.0, growth))
-        if all(served[d.model].p99_ms <= d.slo_ms for d in demands if d.model in found.kept):
-            target = candidate
-    return target
+    return GpuPlan(allocations, served, names, 1.0, search.least(allocations, names))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, TypeVar
 
+from igniterd.decide.room import Reserved
 from igniterd.predict import LatencyPrediction
 from igniterd.records import Allocation
 
@@ -94,7 +95,7 @@ class CachedVerdict:
     arrival_scv: Mapping[str, float]
     served: Mapping[str, LatencyPrediction]
     room: float
-    reserved: float = 0.0
+    reserved: Reserved = 0.0
     # models that may be changed, and whether in their share
     knobs: frozenset[tuple[str, bool]] = frozenset()
 
@@ -103,8 +104,8 @@ class CachedVerdict:
 class ModelHold:
     """What is kept of one model."""
 
-    gpu: int | None = None
-    """Where it was seen last; None: not there now."""
+    gpu: str | None = None
+    """Where it was seen last, the first of several decided for together; None: not there now."""
     shed_why: str | None = None
     """Why the plan sheds it; None: it does not."""
     shed: Pause | None = None
@@ -137,8 +138,8 @@ class GpuHold:
     searched_at_s: float = -inf
     held_until_s: float = -inf
     """Its last step was not let through: nothing is begun before."""
-    least_share: float | None = None
-    """By the last search."""
+    least: Mapping[str, float] = field(default_factory=dict)
+    """By the last search: the least that its plan takes, by GPU."""
     margins: Margins = ALL
     """What the plan that is applied keeps of them."""
     verdict: CachedVerdict | None = None
@@ -153,7 +154,7 @@ class DecisionState:
     """All that outlives a decision."""
 
     models: Mapping[str, ModelHold] = field(default_factory=dict)
-    gpus: Mapping[int, GpuHold] = field(default_factory=dict)
+    gpus: Mapping[str, GpuHold] = field(default_factory=dict)
     reloads: tuple[float, ...] = ()
     """When, in the last hour."""
     under_way: int = 0
@@ -164,12 +165,12 @@ class DecisionState:
     def of(self, model: str) -> ModelHold:
         return self.models.get(model, NO_MODEL)
 
-    def gpu(self, index: int) -> GpuHold:
-        return self.gpus.get(index, NO_GPU)
+    def gpu(self, name: str) -> GpuHold:
+        return self.gpus.get(name, NO_GPU)
 
-    def gpu_of(self, model: str) -> int:
-        """Where the model was seen last; 0 where it never was."""
-        return self.of(model).gpu or 0
+    def gpu_of(self, model: str) -> str:
+        """Where the model was seen last; empty where it never was."""
+        return self.of(model).gpu or ""
 
     def with_model(self, model: str, **changes: Any) -> DecisionState:
         return self.with_models({model: replace(self.of(model), **changes)})
@@ -181,10 +182,10 @@ class DecisionState:
         models = {m: hold for m, hold in {**self.models, **changed}.items() if hold != NO_MODEL}
         return replace(self, models=models)
 
-    def with_gpu(self, index: int, **changes: Any) -> DecisionState:
-        return replace(self, gpus={**self.gpus, index: replace(self.gpu(index), **changes)})
+    def with_gpu(self, name: str, **changes: Any) -> DecisionState:
+        return replace(self, gpus={**self.gpus, name: replace(self.gpu(name), **changes)})
 
-    def without_plan(self, gpu: int) -> DecisionState:
+    def without_plan(self, gpu: str) -> DecisionState:
         return self if self.gpu(gpu).plan is None else self.with_gpu(gpu, plan=None)
 
     @property
@@ -207,9 +208,9 @@ class DecisionState:
         return {m: h.probation for m, h in self.models.items() if h.probation is not None}
 
     @property
-    def least_by_gpu(self) -> dict[int, float]:
+    def least_by_gpu(self) -> dict[str, float]:
         """The least share that each GPU's plan takes, by the last search."""
-        return {g: h.least_share for g, h in self.gpus.items() if h.least_share is not None}
+        return {gpu: least for hold in self.gpus.values() for gpu, least in hold.least.items()}
 
     @property
     def target(self) -> dict[str, Allocation]:
@@ -226,7 +227,7 @@ class DecisionState:
             }
         )
 
-    def pruned(self, gpus: Mapping[str, int]) -> DecisionState:
+    def pruned(self, gpus: Mapping[str, str]) -> DecisionState:
         """Less what is about models and GPUs that are not there any more.
 
         ``gpus``: of each model that is there. Failures of a model outlive its absence.
@@ -246,10 +247,10 @@ class DecisionState:
             )
         there = set(gpus.values())
         boards = {
-            index: hold
-            if index in there
-            else replace(hold, plan=None, verdict=None, least_share=None, margins=ALL)
-            for index, hold in self.gpus.items()
+            name: hold
+            if name in there
+            else replace(hold, plan=None, verdict=None, least={}, margins=ALL)
+            for name, hold in self.gpus.items()
         }
         kept = {m: holds[m] for m in (*self.models, *gpus) if m in holds and holds[m] != NO_MODEL}
         return replace(self, models=kept, gpus=boards)

@@ -54,7 +54,7 @@ class TenantSearch:
     def __init__(self, predictor: LatencyPredictor, demand: Demand) -> None:
         self.predictor, self.demand = predictor, demand
         self.unit = predictor.model.share_unit
-        most = 1 / demand.instances  # each instance is a process with the whole share
+        most = 1 / demand.most_instances  # each instance is a process with the whole share
         self.low = max(1, math.ceil(min(demand.min_share, most) / self.unit - EPS))
         self.high = max(self.low, math.floor(min(demand.max_share, most) / self.unit + EPS))
         if not demand.steerable:
@@ -86,10 +86,9 @@ class TenantSearch:
         """What one instance of the model feels of the others."""
         return self.position.as_neighbours[1:] if self.demand.instances > 1 else ()
 
-    @property
-    def granted(self) -> int:
-        """Units of share that its instances may use together."""
-        return self.position.units * self.demand.instances
+    def granted_on(self, gpu: str) -> int:
+        """Units of share of ``gpu`` that its instances there may use together."""
+        return self.position.units * self.demand.instances_on(gpu)
 
     @property
     def allocation(self) -> Allocation:
@@ -100,7 +99,11 @@ class TenantSearch:
             return self.demand.pinned
         share = self.share(units) if self.demand.steerable else None
         return Allocation(
-            share, self.demand.keeps_batch or int(self.sizes[size]), 0, self.demand.instances
+            share,
+            self.demand.keeps_batch or int(self.sizes[size]),
+            0,
+            self.demand.instances,
+            self.demand.devices,
         )
 
     def share(self, units: int) -> float:

@@ -9,7 +9,7 @@ from igniterd.belief import EstimatorState
 from igniterd.decide.state import DecisionState
 from igniterd.decisions import Step
 from igniterd.prove import Proofs
-from igniterd.records import Load, Observation
+from igniterd.records import BoardReading, Load, Observation
 from igniterd.standing import Known
 
 
@@ -29,7 +29,7 @@ class Carry:
     proofs: Proofs = field(default_factory=Proofs)
     loads: Mapping[str, Load] = field(default_factory=dict)
     known: Known = field(default_factory=Known)
-    under_way: Mapping[int, Step] = field(default_factory=dict)
+    under_way: Mapping[str, Step] = field(default_factory=dict)
     """By GPU: the step being carried out when the tick ended."""
-    other_boards: Mapping[int, str] = field(default_factory=dict)
-    """By GPU: why the profiles are not of its board."""
+    boards: Mapping[str, BoardReading] = field(default_factory=dict)
+    """By GPU: what was last read of it."""

@@ -254,5 +254,7 @@ def test_what_is_stuck_refused_and_left_out() -> None:
 
 def test_shares_that_nobody_configured_count_on_their_gpu() -> None:
     now = a_tick()
-    page = after(replace(now, observation=replace(now.observation, foreign={0: 0.45, 1: 0.2})))
+    page = after(
+        replace(now, observation=replace(now.observation, foreign={"GPU-a": 0.45, "GPU-b": 0.2}))
+    )
     assert page.value("igniterd_gpu_allocated_ratio", gpu_uuid="GPU-a") == pytest.approx(0.75)

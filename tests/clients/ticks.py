@@ -55,6 +55,7 @@ def a_reading(name: str, share: float | None, **more: object) -> ModelReading:
         "allocation": Allocation(
             share=share, max_batch_size=8, max_queue_delay_us=1500, instances=1
         ),
+        "gpus": ("GPU-a",),
     }
     return ModelReading(**(given | more))  # type: ignore[arg-type]
 

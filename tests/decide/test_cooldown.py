@@ -60,8 +60,8 @@ def test_a_change_that_made_things_worse_is_taken_back() -> None:
 def test_a_refused_change_waits() -> None:
     held = after(
         DecisionState(
-            {"m": ModelHold(gpu=0)},
-            {0: GpuHold(Underway({"m": LARGE})), 1: GpuHold(Underway({"n": LARGE}))},
+            {"m": ModelHold(gpu="a")},
+            {"a": GpuHold(Underway({"m": LARGE})), "b": GpuHold(Underway({"n": LARGE}))},
         ),
         done(GROW, ok=False),
         {},
@@ -80,15 +80,15 @@ def test_a_refused_change_waits() -> None:
 @pytest.mark.parametrize("cause", [Cause.HELD, Cause.BY_HAND])
 def test_what_was_not_asked_of_triton_is_no_refusal_and_no_reload(cause: Cause) -> None:
     held = after(
-        DecisionState({"m": ModelHold(gpu=0)}, {0: GpuHold(Underway({"m": LARGE}))}),
+        DecisionState({"m": ModelHold(gpu="a")}, {"a": GpuHold(Underway({"m": LARGE}))}),
         done(GROW, ok=False, cause=cause),
         {},
         RULES,
         100.0,
     )
-    assert (held.reloads, held.of("m"), held.gpu(0).plan) == ((), ModelHold(gpu=0), None)
+    assert (held.reloads, held.of("m"), held.gpu("a").plan) == ((), ModelHold(gpu="a"), None)
     assert why_not_now(held, (GROW,), RULES, 100.0) == ""
-    assert held.gpu(0).held_until_s > 100.0, "the GPU is looked at anew, not at once"
+    assert held.gpu("a").held_until_s > 100.0, "the GPU is looked at anew, not at once"
 
 
 def test_a_server_lost_in_the_middle_is_no_refusal_unless_it_is_lost_each_time() -> None:
@@ -182,7 +182,7 @@ def test_a_load_that_changes_nothing_to_see_and_fails_is_tried_again_after_growi
 def test_a_model_without_a_process_of_its_own_keeps_no_other_change_waiting() -> None:
     step = Step("m", StepKind.ADOPT, SMALL, SMALL)
     held = after(
-        DecisionState(gpus={0: GpuHold(Underway({"n": LARGE}))}),
+        DecisionState(gpus={"a": GpuHold(Underway({"n": LARGE}))}),
         done(step, ok=False),
         {},
         RULES,

@@ -25,7 +25,7 @@ def case(slo_ms: float) -> GpuContext:
     """Both models on half of the GPU, with a queue delay that somebody has set."""
     demands = [Demand(name, name, rate, slo_ms, max_batch=8) for name, rate in RATES.items()]
     here = {name: Allocation(0.5, 8, 1000 * WAITING_MS) for name in RATES}
-    return GpuContext(0, lambda _: demands, here, DecisionState(), Decide(), PREDICTORS, 100.0)
+    return GpuContext("a", lambda _: demands, here, DecisionState(), Decide(), PREDICTORS, 100.0)
 
 
 def test_a_delay_that_somebody_set_stays_where_every_slo_holds_with_it() -> None:
@@ -44,8 +44,8 @@ def test_a_delay_that_costs_an_slo_is_taken_away() -> None:
 
 
 def test_gpus_with_room_are_judged_again_in_time_and_not_all_in_one_tick() -> None:
-    gpus = [replace(case(200.0), gpu=gpu) for gpu in range(8)]
-    held, judged = DecisionState(), [0] * 8
+    gpus = [replace(case(200.0), gpu=f"GPU-{gpu}") for gpu in range(8)]
+    held, judged = DecisionState(), dict.fromkeys((gpu.gpu for gpu in gpus), 0)
     for second in range(200):
         before, again = held, 0
         for gpu in gpus:
@@ -60,7 +60,7 @@ def test_gpus_with_room_are_judged_again_in_time_and_not_all_in_one_tick() -> No
         assert ends[-1] <= 100.0 + second + JUDGE_EVERY_S
         assert all(later - earlier >= JUDGE_APART_S for earlier, later in pairwise(ends))
         assert again == 8 if second == 0 else again <= 1
-    assert min(judged) >= 4  # at 0, within 60, 120 and 180 s
+    assert min(judged.values()) >= 4  # at 0, within 60, 120 and 180 s
 
 
 class UpTo:
@@ -88,7 +88,7 @@ def test_the_room_found_is_the_same_wherever_it_was_before(
         DecisionState()
         if before is None
         else DecisionState(
-            gpus={0: GpuHold(verdict=CachedVerdict(0.0, {}, {}, {}, {}, {}, before))}
+            gpus={"a": GpuHold(verdict=CachedVerdict(0.0, {}, {}, {}, {}, {}, before))}
         )
     )
     asked = replace(case(100.0), held=held, predictors=PredictorPair(UpTo(most), UpTo(most)))  # type: ignore[arg-type]

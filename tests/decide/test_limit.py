@@ -59,15 +59,15 @@ def decided(
             predictor.together(asked, target),
             frozenset(["m"] if feasible else []),
             headroom,
-            0.6,
+            {"": 0.6},
             reasons,
         )
 
     monkeypatch.setattr(gpu, "find", found)
     held = DecisionState(
-        {"m": ModelHold(gpu=0)}, {0: GpuHold(margins=margins, moved_at_s=now_s - 600.0)}
+        {"m": ModelHold(gpu="a")}, {"a": GpuHold(margins=margins, moved_at_s=now_s - 600.0)}
     )
-    return GpuContext(0, demands, {"m": HERE}, held, Decide(), PREDICTORS, now_s).decide()
+    return GpuContext("a", demands, {"m": HERE}, held, Decide(), PREDICTORS, now_s).decide()
 
 
 def test_noise_at_the_limit_costs_margins_and_no_reload(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,13 +76,13 @@ def test_noise_at_the_limit_costs_margins_and_no_reload(monkeypatch: pytest.Monk
     part = decided(monkeypatch, 1.0, 0.98 * carried(0.4))
     assert part.steps == ()
     assert part.outcome is not DecisionKind.MOVE
-    assert part.held.gpu(0).margins == NONE
+    assert part.held.gpu("a").margins == NONE
 
 
 def test_a_plan_with_room_is_worth_a_reload(monkeypatch: pytest.MonkeyPatch) -> None:
     part = decided(monkeypatch, LEAST_ROOM, 0.98 * carried(0.4))
     assert [(step.model, step.after.share) for step in part.steps] == [("m", 0.6)]
-    assert part.held.gpu(0).margins == HALF
+    assert part.held.gpu("a").margins == HALF
 
 
 def test_what_would_miss_without_margins_is_moved_whatever_room_that_leaves(

@@ -59,12 +59,20 @@ class SimModel:
 
     def __post_init__(self) -> None:
         self.batcher = Batcher(1, 0.0)
+        self.put(self.gpu)
+
+    def put(self, gpu: int) -> None:
+        """Its configuration names the GPU; the first is the server's own choice."""
+        if gpu:
+            group = {"count": 1, "kind": "KIND_GPU", "gpus": [gpu]}
+            self.config = self.config | {"instance_group": [group]}
         self.reset(self.config)
 
     def reset(self, config: dict[str, Any]) -> None:
         """A new copy serves: its statistics start at zero. What waits is queued; nothing has been
         made of it yet."""
         self.config, self.applied = copy.deepcopy(config), allocation_of(config)
+        self.gpu = self.applied.devices[0] if self.applied.devices else 0
         self.batcher = Batcher(
             self.formed, self.applied.max_queue_delay_us / 1e6, self.batcher.waiting
         )
@@ -207,6 +215,10 @@ class SimHost:
                 held[model.gpu] = held.get(model.gpu, 0.0) + model.applied.granted
         return held
 
+    @property
+    def gpu_labels(self) -> tuple[str, ...]:
+        return ()
+
     def read_configs_again(self) -> None:
         """Nothing is remembered of them."""
 
@@ -239,7 +251,8 @@ class SimHost:
     def restart(self) -> None:
         """Triton restarts: what was loaded over its files is gone."""
         for model in self.models.values():
-            model.reset(config_of(model.name))
+            model.config = config_of(model.name)
+            model.put(model.gpu)
             self._wake(model)
 
     def remove(self, model: str) -> SimModel:
@@ -281,7 +294,6 @@ class SimHost:
             queue_ns=model.queue_ns,
             batches=batches,
             instance_names=frozenset({f"{model.name}_0_0"}),
-            gpu_index=model.gpu,
             at_s=self._now_s,
         )
 

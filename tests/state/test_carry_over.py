@@ -47,11 +47,11 @@ def a_carry() -> Carry:
     readings = {name: ModelReading(name, "1", "main", True, "python", here) for name in ("a", "b")}
     held = DecisionState(
         {
-            "a": ModelHold(gpu=0, refused_until_s=75.0, refusals=1),
-            "b": ModelHold(gpu=0, shed_why="no room", refused_until_s=80.0, refusals=2),
+            "a": ModelHold(gpu="a", refused_until_s=75.0, refusals=1),
+            "b": ModelHold(gpu="a", shed_why="no room", refused_until_s=80.0, refusals=2),
         },
         {
-            0: GpuHold(
+            "a": GpuHold(
                 moved_at_s=15.0, plan=Underway({"a": here}, made_for={"a": 100.0}), margins=HALF
             )
         },
@@ -87,22 +87,22 @@ def test_of_a_model_that_stays_traffic_and_service_times_stay_known() -> None:
 def test_what_was_done_stays_known_and_what_was_decided_does_not() -> None:
     held = resumed(a_carry(), OLD, KNOWN, settings(model("a")), KNOWN).held
     assert held == DecisionState(
-        {"a": ModelHold(gpu=0, refused_until_s=75.0, refusals=1)},
-        {0: GpuHold(moved_at_s=15.0)},
+        {"a": ModelHold(gpu="a", refused_until_s=75.0, refusals=1)},
+        {"a": GpuHold(moved_at_s=15.0)},
         reloads=(3.0, 15.0),
     )
 
 
 DECIDED = {"shed_why", "shed", "needs_share", "left_out"}
 """Of a model: what is decided anew under another configuration."""
-PLANNED = {"plan", "searched_at_s", "held_until_s", "least_share", "margins", "verdict"}
+PLANNED = {"plan", "searched_at_s", "held_until_s", "least", "margins", "verdict"}
 """Of a GPU."""
 
 
 def test_every_field_of_what_is_kept_is_either_carried_over_or_decided_anew() -> None:
     """A field that is new must be put into one of the sets, or it stays."""
     whole = ModelHold(
-        gpu=0,
+        gpu="a",
         shed_why="no room",
         shed=Pause(1, 9.0),
         needs_share=0.5,
@@ -119,17 +119,17 @@ def test_every_field_of_what_is_kept_is_either_carried_over_or_decided_anew() ->
     for field in fields(ModelHold):
         assert getattr(whole, field.name) != getattr(ModelHold(), field.name), field.name
     board = GpuHold(
-        Underway({}), 15.0, 16.0, 17.0, 0.5, HALF, CachedVerdict(1, {}, {}, {}, {}, {}, 1)
+        Underway({}), 15.0, 16.0, 17.0, {"a": 0.5}, HALF, CachedVerdict(1, {}, {}, {}, {}, {}, 1)
     )
     for field in fields(GpuHold):
         assert getattr(board, field.name) != getattr(GpuHold(), field.name), field.name
-    before = replace(a_carry(), held=DecisionState({"a": whole}, {0: board}))
+    before = replace(a_carry(), held=DecisionState({"a": whole}, {"a": board}))
     after = resumed(before, OLD, KNOWN, settings(model("a")), KNOWN).held
     for field in fields(ModelHold):
         kept = getattr(after.of("a"), field.name) == getattr(whole, field.name)
         assert kept == (field.name not in DECIDED), field.name
     for field in fields(GpuHold):
-        kept = getattr(after.gpu(0), field.name) == getattr(board, field.name)
+        kept = getattr(after.gpu("a"), field.name) == getattr(board, field.name)
         assert kept == (field.name not in PLANNED), field.name
 
 

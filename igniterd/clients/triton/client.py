@@ -62,15 +62,13 @@ class TritonClient:
         headers: Mapping[str, str] | None = None,
         tls: TlsFiles | None = None,
         config_max_age_s: float = 60.0,
-        gpus: Mapping[str, int] | None = None,
         shares_dir: str = DEFAULT_SHARES,
         reach: Reach = PLAIN,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`url` is ``host:port`` of the gRPC endpoint; `http_url` is asked only for what gRPC
-        cannot tell; `headers` go with every call (``--grpc-restricted-protocol``); `gpus`: of
-        models that choose theirs themselves; `shares_dir`: the folder of shares, under the path at
-        which Triton sees it."""
+        cannot tell; `headers` go with every call (``--grpc-restricted-protocol``);
+        `shares_dir`: the folder of shares, under the path at which Triton sees it."""
         self.name = name
         self.url = url
         self.timeout_s = timeout_s
@@ -86,7 +84,6 @@ class TritonClient:
             Looks(shares_dir, timeout_s),
             self._list.forget,
             max_age_s=config_max_age_s,
-            gpus=gpus or {},
             shares_dir=shares_dir,
             reach=reach,
             clock=clock,
@@ -219,8 +216,13 @@ class TritonClient:
 
     @property
     def foreign_shares(self) -> Mapping[int, float]:
-        """What they hold of each GPU by their shares, whoever gave them."""
+        """What they hold of each GPU by their shares, whoever gave them; by device number."""
         return self._others.shares
+
+    @property
+    def gpu_labels(self) -> tuple[str, ...]:
+        """The UUIDs that label the GPUs on its metrics page, in the page's order."""
+        return ()
 
     @property
     def copies(self) -> frozenset[str]:

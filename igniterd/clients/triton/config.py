@@ -38,39 +38,39 @@ OWN_LIMIT = "IGNITERD_OWNER_BATCH"
 LOAD_MARK = "IGNITERD_LOAD"
 
 
-def gpus_of(config: ModelConfig) -> tuple[int, ...]:
-    """The GPUs that its instance groups name, in order; none for a model that chooses its GPU
-    itself."""
+def devices_of_instances(config: ModelConfig) -> tuple[int, ...]:
+    """The device number of each instance that executes on a GPU that the configuration names, in
+    order; none for what runs on the CPU, or chooses its GPU itself.
+
+    A group has its count of instances on each of its GPUs.
+    """
     return tuple(
         sorted(
-            {
-                int(gpu)
-                for group in config.get("instance_group", ())
-                for gpu in group.get("gpus", ())
-            }
+            int(gpu)
+            for group in config.get("instance_group", ())
+            if not group.get("passive")
+            for gpu in group.get("gpus", ())
+            for _ in range(int(group.get("count", 1)))
         )
     )
 
 
-def gpu_index_of(config: ModelConfig) -> int:
-    """The GPU of the first instance group that names one; 0 otherwise."""
-    for group in config.get("instance_group", ()):
-        if group.get("gpus"):
-            return int(group["gpus"][0])
-    return 0
+def kinds_of(config: ModelConfig) -> frozenset[str]:
+    """The kinds of its instance groups: ``KIND_GPU``, ``KIND_CPU``, ``KIND_MODEL``,
+    ``KIND_AUTO``."""
+    return frozenset(group.get("kind", "KIND_AUTO") for group in config.get("instance_group", ()))
 
 
-def held_by_gpu(config: ModelConfig, shares_dir: str = DEFAULT_SHARES) -> dict[int, float]:
-    """What all its instances may use of each GPU by the share that its configuration names; empty
-    without one."""
+def held_by_device(config: ModelConfig, shares_dir: str = DEFAULT_SHARES) -> dict[int, float]:
+    """What its instances may use of each GPU by the share that its configuration names; empty
+    without one, and on the CPU. What names no GPU is on its server's first."""
     share = share_of(config, shares_dir)
-    held: dict[int, float] = {}
-    for group in config.get("instance_group", ({},)) if share is not None else ():
-        if group.get("kind") == "KIND_CPU" or group.get("passive"):
-            continue
-        for gpu in group.get("gpus") or (0,):
-            held[int(gpu)] = held.get(int(gpu), 0.0) + (share or 0.0) * int(group.get("count", 1))
-    return held
+    if share is None or kinds_of(config) == {"KIND_CPU"}:
+        return {}
+    devices = devices_of_instances(config)
+    if not devices:
+        return {0: share * max(1, _instances(config.get("instance_group", ())))}
+    return {device: share * devices.count(device) for device in set(devices)}
 
 
 def _instances(groups: Iterable[Mapping[str, Any]]) -> int:
@@ -100,6 +100,7 @@ def allocation_of(config: ModelConfig, shares_dir: str = DEFAULT_SHARES) -> Allo
         max_batch_size=max(1, formed) if batched else 1,
         max_queue_delay_us=delay_us,
         instances=max(1, _instances(config.get("instance_group", ()))),
+        devices=devices_of_instances(config),
     )
 
 
@@ -126,8 +127,10 @@ def instance_names_of(config: ModelConfig) -> frozenset[str]:
 
 def same_allocation(one: Allocation, other: Allocation) -> bool:
     """Whether two allocations are the same once written down (a share has three decimals of a
-    percent)."""
-    return replace(one, share=None) == replace(other, share=None) and same_share(one, other)
+    percent). One that names no devices is wherever the other is."""
+    somewhere = not one.devices or not other.devices or one.devices == other.devices
+    here, there = (replace(each, share=None, devices=()) for each in (one, other))
+    return somewhere and here == there and same_share(one, other)
 
 
 def sizes_of(config: ModelConfig) -> tuple[int, ...]:

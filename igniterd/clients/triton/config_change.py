@@ -20,7 +20,7 @@ from igniterd.clients.triton.config import (
     same_share,
     sizes_of,
 )
-from igniterd.clients.triton.obstacles import batching_obstacle, several_gpus, share_obstacle
+from igniterd.clients.triton.obstacles import batching_obstacle, share_obstacle
 from igniterd.errors import Refused
 from igniterd.records import Allocation
 
@@ -56,7 +56,9 @@ def with_allocation(
         present.max_queue_delay_us,
     ):
         _set_batching(result, target)
-    if target.instances != present.instances:
+    if target.devices and target.devices != present.devices:
+        _set_devices(result, target.devices)
+    elif target.instances != present.instances:
         _set_instances(result, target.instances)
     return result
 
@@ -154,9 +156,27 @@ def _set_instances(config: ModelConfig, instances: int) -> None:
             f"{config.get('name', '?')}: has {len(groups)} instance groups; igniterd changes the "
             "count of one"
         )
-    if groups and len(groups[0].get("gpus", ())) > 1:
-        raise Refused(f"{config.get('name', '?')}: {several_gpus(config)}")
+    gpus = len(groups[0].get("gpus", ())) if groups else 0
+    if gpus > 1 and instances % gpus:
+        raise Refused(
+            f"{config.get('name', '?')}: {instances} instances on {gpus} GPUs: a group has as many "
+            "on each of its GPUs"
+        )
     if groups:
-        groups[0]["count"] = instances
+        groups[0]["count"] = instances // max(1, gpus)
     else:
         config["instance_group"] = [{"count": instances}]
+
+
+def _set_devices(config: ModelConfig, devices: tuple[int, ...]) -> None:
+    """Put the instances on ``devices``, the device number of each."""
+    name, groups = config.get("name", "?"), config.get("instance_group", [])
+    wanted = sorted(set(devices))
+    counts = {devices.count(device) for device in wanted}
+    on_gpu = [group for group in groups if group.get("gpus") and not group.get("passive")]
+    if len(on_gpu) != 1 or len(groups) != 1 or len(counts) != 1:
+        raise Refused(
+            f"{name}: its instances cannot be put on GPUs {', '.join(map(str, devices))}: igniterd "
+            "moves a model of one instance group, with as many instances on each of its GPUs"
+        )
+    groups[0] |= {"kind": "KIND_GPU", "gpus": wanted, "count": counts.pop()}

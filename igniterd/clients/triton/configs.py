@@ -37,18 +37,12 @@ class Configurations:
         moved: Callable[[str], None],
         *,
         max_age_s: float,
-        gpus: Mapping[str, int],
         shares_dir: str,
         reach: Reach,
         clock: Callable[[], float],
     ) -> None:
         self._ask, self._looks, self._moved, self._clock = ask, looks, moved, clock
-        self._max_age_s, self._gpus, self._shares_dir, self._reach = (
-            max_age_s,
-            gpus,
-            shares_dir,
-            reach,
-        )
+        self._max_age_s, self._shares_dir, self._reach = max_age_s, shares_dir, reach
         self._known: dict[str, Known] = {}
         self._reloads: dict[str, int] = {}
         # what the last load of each model was to bring, and its mark
@@ -179,7 +173,6 @@ class Configurations:
             known = known_of(
                 message,
                 now_s - age_s,
-                self._gpus.get(name),
                 shares_dir=self._shares_dir,
                 reach=self._reach,
                 own=own,

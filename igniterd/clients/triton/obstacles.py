@@ -13,7 +13,7 @@ from igniterd.clients.environments import (
     parameter,
     way_obstacle,
 )
-from igniterd.clients.triton.config import gpus_of
+from igniterd.clients.triton.config import kinds_of
 
 HANDS_OFF = "IGNITERD_HANDS_OFF"
 """A parameter that the owner of a model sets: igniterd then leaves the model as it is."""
@@ -91,8 +91,7 @@ def left_alone(config: ModelConfig) -> str:
             "it is decoupled: when the last answer to a request is sent is not told by "
             "Triton's statistics"
         )
-    kinds = {group.get("kind", "KIND_AUTO") for group in config.get("instance_group", ())}
-    if "KIND_CPU" in kinds and len(kinds) > 1:
+    if len(kinds := kinds_of(config)) > 1 and "KIND_CPU" in kinds:
         return (
             "it has instances on a GPU and on the CPU, and which of them serves a request is "
             "not told"
@@ -100,13 +99,11 @@ def left_alone(config: ModelConfig) -> str:
     return ""
 
 
-def several_gpus(config: ModelConfig) -> str:
-    """Why a model that is on more than one GPU is only watched, or an empty string."""
-    gpus = gpus_of(config)
-    if len(gpus) < 2:
+def chooses_gpu(config: ModelConfig) -> str:
+    """Why the GPU of a model is not told by its configuration, or an empty string."""
+    if "KIND_MODEL" not in kinds_of(config):
         return ""
-    names = ", ".join(map(str, gpus))
     return (
-        f"it runs on GPUs {names}, and igniterd steers models on one: name one in "
-        f"instance_group {{ gpus }}, or give [[model]] gpu"
+        "its instance_group is KIND_MODEL: its own code chooses its GPU, and its configuration "
+        "does not tell which; give [[model]] gpu"
     )

@@ -16,14 +16,14 @@ from igniterd.clients.environments import (
     backend_of,
     runs_in_stubs,
 )
-from igniterd.clients.triton.config import allocation_of, gpu_index_of, instance_names_of, mark_of
+from igniterd.clients.triton.config import allocation_of, instance_names_of, kinds_of, mark_of
 from igniterd.clients.triton.json_config import config_to_dict, unknown_fields
 from igniterd.clients.triton.metrics import ModelMetrics, ModelVersion
 from igniterd.clients.triton.obstacles import (
     batching_obstacle,
+    chooses_gpu,
     hands_off,
     left_alone,
-    several_gpus,
     share_obstacle,
 )
 from igniterd.errors import Refused
@@ -55,12 +55,12 @@ class Known:
     message: Any
     backend: str
     allocation: Allocation
-    gpu_index: int
     owns_process: bool
     share_fixed: str
     batching_fixed: str
     left_alone: str
-    several_gpus: str
+    chooses_gpu: str
+    on_cpu: bool
     instance_names: frozenset[str]
     unknown: tuple[str, ...]
     mark: str
@@ -98,14 +98,12 @@ class Known:
 def known_of(
     message: Any,
     read_at_s: float,
-    gpu_index: int | None = None,
     *,
     shares_dir: str = DEFAULT_SHARES,
     reach: Reach = PLAIN,
     own: Own = Own.UNSEEN,
 ) -> Known:
-    """What a ``ModelConfig`` message says; of a model that is known to run on ``gpu_index``, if
-    that is given.
+    """What a ``ModelConfig`` message says.
 
     ``own`` is what was seen of the environment the model came with.
     """
@@ -114,12 +112,12 @@ def known_of(
         message=message,
         backend=backend_of(config),
         allocation=allocation_of(config, shares_dir),
-        gpu_index=gpu_index_of(config) if gpu_index is None else gpu_index,
         owns_process=runs_in_stubs(config),
         share_fixed=share_obstacle(config, shares_dir, reach=reach, own=own),
         batching_fixed=batching_obstacle(config),
         left_alone=left_alone(config),
-        several_gpus=several_gpus(config),
+        chooses_gpu=chooses_gpu(config),
+        on_cpu=kinds_of(config) == {"KIND_CPU"},
         instance_names=instance_names_of(config),
         unknown=unknown_fields(message),
         mark=mark_of(config),
@@ -191,7 +189,11 @@ def reading(
             or f"it serves versions {', '.join(known.versions)} at once, whose service times are "
             "not told apart"
         )
-        allocation = replace(allocation, instances=many * allocation.instances)
+        allocation = replace(
+            allocation,
+            instances=many * allocation.instances,
+            devices=tuple(sorted(many * allocation.devices)),
+        )
     failed, inferences, queue_ns = (
         latest.inference_stats.fail.count,
         latest.inference_count,
@@ -220,11 +222,11 @@ def reading(
         latency_quantiles_s=_slowest(
             [m.quantiles_s for m in measured if m.quantiles_s is not None]
         ),
-        gpu_index=known.gpu_index,
         share_fixed=alone or unloadable or known.share_fixed,
         batching_fixed=alone or unloadable or known.batching_fixed,
         left_alone=alone,
-        several_gpus=known.several_gpus,
+        chooses_gpu=known.chooses_gpu,
+        on_cpu=known.on_cpu,
         owns_process=known.owns_process,
         instance_names=known.instance_names,
         loading=loading,

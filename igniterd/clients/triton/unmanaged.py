@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from heapq import nsmallest
 from typing import Any
 
-from igniterd.clients.triton.config import held_by_gpu
+from igniterd.clients.triton.config import held_by_device
 from igniterd.clients.triton.json_config import config_to_dict
 from igniterd.clients.triton.reading import Served
 from igniterd.engines.hosting import SHADOW
@@ -29,7 +29,7 @@ class _Unmanaged:
     versions: tuple[str, ...]
     read_at_s: float
     seen_at_s: float  # when it was in truth: ``read_at_s`` is put earlier
-    shares: dict[int, float]  # GPU -> what it holds of it
+    shares: dict[int, float]  # device number -> what it holds of it
 
 
 class UnmanagedModels:
@@ -80,16 +80,16 @@ class UnmanagedModels:
 
     def _shares_of(self, message: Any, now: Served) -> dict[int, float]:
         try:
-            held = held_by_gpu(config_to_dict(message), self._shares_dir)
+            held = held_by_device(config_to_dict(message), self._shares_dir)
         except Exception:  # a configuration nobody thought of, of a model nobody asked about
             return {}
-        return {gpu: share * len(now.versions) for gpu, share in held.items()}
+        return {device: share * len(now.versions) for device, share in held.items()}
 
     @property
     def shares(self) -> dict[int, float]:
-        """What they hold of each GPU, whoever gave it to them."""
+        """What they hold of each GPU, by its device number, whoever gave it to them."""
         held: dict[int, float] = {}
         for model in self._seen.values():
-            for gpu, share in model.shares.items():
-                held[gpu] = held.get(gpu, 0.0) + share
+            for device, share in model.shares.items():
+                held[device] = held.get(device, 0.0) + share
         return held

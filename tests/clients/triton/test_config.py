@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from tritonclient.grpc import model_config_pb2
 from igniterd.clients.environments import base_env_of, share_path
 from igniterd.clients.triton.config import (
     allocation_of,
-    gpu_index_of,
+    devices_of_instances,
     own_limit_of,
     preferred_sizes_of,
     same_allocation,
@@ -19,8 +20,8 @@ from igniterd.clients.triton.config_change import marked, same_but_instances, wi
 from igniterd.clients.triton.json_config import config_to_dict
 from igniterd.clients.triton.obstacles import (
     batching_obstacle,
+    chooses_gpu,
     left_alone,
-    several_gpus,
     share_obstacle,
 )
 from igniterd.errors import Refused
@@ -148,9 +149,11 @@ def test_a_smaller_batch_is_a_preferred_size_and_refuses_nobody() -> None:
 
 def test_with_a_delay_preferred_sizes_are_no_limit() -> None:
     delayed = {"preferred_batch_size": [2, 4], "max_queue_delay_microseconds": 200}
-    assert allocation_of(a_config(dynamic_batching=delayed)) == Allocation(None, 8, 200)
+    assert allocation_of(a_config(dynamic_batching=delayed)) == Allocation(
+        None, 8, 200, devices=(2,)
+    )
     assert allocation_of(a_config(dynamic_batching={"preferred_batch_size": [2, 4]})) == Allocation(
-        None, 4, 0
+        None, 4, 0, devices=(2,)
     )
     with pytest.raises(
         Refused, match="with a delay Triton forms batches up to max_batch_size, which is 8"
@@ -189,7 +192,7 @@ def test_a_model_without_dynamic_batching_forms_batches_of_one() -> None:
 def test_a_delay_without_a_batch_dimension_is_none() -> None:
     config = a_config(max_batch_size=0)
     config["dynamic_batching"]["max_queue_delay_microseconds"] = 500
-    assert allocation_of(config) == Allocation(None, 1, 0)
+    assert allocation_of(config) == Allocation(None, 1, 0, devices=(2,))
 
 
 def test_preferred_sizes_that_give_way_are_remembered_and_come_back() -> None:
@@ -300,7 +303,12 @@ def test_no_field_of_a_configuration_is_lost_in_an_override(choice: int) -> None
         (
             a_config(instance_group=[{"count": 1, "gpus": [0, 1]}]),
             Allocation(None, 8, instances=1),
-            "it runs on GPUs 0, 1",
+            "1 instances on 2 GPUs",
+        ),
+        (
+            a_config(instance_group=[{"count": 2, "gpus": [0, 1]}]),
+            Allocation(None, 8, instances=3, devices=(0, 0, 1)),
+            "cannot be put on GPUs 0, 0, 1",
         ),
         (a_config(max_batch_size=0), Allocation(None, 4), "no batch dimension"),
         (a_config(sequence_batching={}), Allocation(None, 4), "it has sequence_batching"),
@@ -320,9 +328,25 @@ def test_what_cannot_be_applied_is_refused_with_a_reason(
         with_allocation(config, target, SHARES)
 
 
-def test_the_gpu_is_the_first_one_named() -> None:
-    assert gpu_index_of(a_config()) == 2
-    assert gpu_index_of({"instance_group": [{"kind": "KIND_CPU"}]}) == 0
+def test_a_group_has_its_count_of_instances_on_each_of_its_gpus() -> None:
+    assert devices_of_instances(a_config()) == (2,)
+    assert devices_of_instances({"instance_group": [{"kind": "KIND_CPU", "count": 2}]}) == ()
+    both = a_config(instance_group=[{"count": 2, "gpus": [3, 1]}])
+    assert devices_of_instances(both) == (1, 1, 3, 3)
+    assert allocation_of(both).most_instances == 2
+
+
+def test_a_move_changes_the_gpus_of_the_group_and_nothing_else() -> None:
+    config = a_config(instance_group=[{"name": "g", "count": 2, "gpus": [0], "kind": "KIND_GPU"}])
+    here = allocation_of(config, SHARES)
+    moved = with_allocation(config, replace(here, devices=(1, 1)), SHARES)
+    assert moved["instance_group"] == [{"name": "g", "count": 2, "gpus": [1], "kind": "KIND_GPU"}]
+    spread = with_allocation(config, replace(here, devices=(0, 1)), SHARES)
+    assert spread["instance_group"] == [
+        {"name": "g", "count": 1, "gpus": [0, 1], "kind": "KIND_GPU"}
+    ]
+    assert same_but_instances(config, moved)
+    assert allocation_of(moved, SHARES) == replace(here, devices=(1, 1))
 
 
 def test_instances_are_counted_on_every_gpu_they_are_on() -> None:
@@ -334,8 +358,9 @@ def test_instances_are_counted_on_every_gpu_they_are_on() -> None:
         ]
     )
     assert allocation_of(config).instances == 5
-    assert "it runs on GPUs 0, 1, 3" in several_gpus(config)
-    assert several_gpus(a_config()) == ""
+    assert allocation_of(config).devices == (0, 1, 1, 3, 3)
+    assert chooses_gpu(a_config()) == ""
+    assert "KIND_MODEL" in chooses_gpu(a_config(instance_group=[{"kind": "KIND_MODEL"}]))
 
 
 def test_a_message_becomes_tritons_own_json() -> None:
