@@ -183,6 +183,8 @@ class Sources:
             host, asyncio.gather(*servers)
         )
         gaps = [answer for answer in (seen_boards, seen_mps, seen_stubs) if isinstance(answer, Gap)]
+        if isinstance(seen_boards, tuple):
+            gaps += [Gap(f"nvml:{b.uuid}", b.fault, now_s) for b in seen_boards if b.fault]
         models: dict[str, ModelReading] = {}
         absent, unread = set[str](), dict[str, str]()
         for name, answer in zip(names, seen, strict=True):
