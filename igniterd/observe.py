@@ -199,6 +199,7 @@ class Sources:
         gaps = [answer for answer in (seen_boards, seen_mps, seen_stubs) if isinstance(answer, Gap)]
         if isinstance(seen_boards, tuple) and seen_boards:
             self._known_boards = seen_boards
+            gaps += [Gap(f"nvml:{b.uuid}", b.fault, now_s) for b in seen_boards if b.fault]
         devices = {name: self._devices(name) for name in names}
         models: dict[str, ModelReading] = {}
         absent, unread = set[str](), dict[str, str]()

@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from igniterd.errors import NotNow, NotServed, Refused
 from igniterd.observe import Sources
-from igniterd.records import Allocation, Gap, ModelReading, MpsReading, Stub
+from igniterd.records import Allocation, BoardReading, Gap, ModelReading, MpsReading, Stub
 
 PLAIN = ModelReading("m", "1", "main", True, "python", Allocation(None, 8))
 CHOOSES = "KIND_MODEL"
@@ -183,3 +183,17 @@ async def test_mps_control_is_asked_again_once_a_model_has_executed() -> None:
             triton.answers["m"] = replace(PLAIN, success_count=1)
         await there.observe(float(at_s))
     assert control.asked == 2
+
+
+class Boards:
+    async def read(self) -> tuple[BoardReading, ...]:
+        fault = "GPU 1 (GPU-b): it has fallen off the bus: reset it or restart the host"
+        return BoardReading(0, "GPU-a", "V100"), BoardReading(1, "GPU-b", "V100", fault=fault)
+
+
+async def test_a_board_in_trouble_is_a_gap_of_its_own() -> None:
+    observation = await Sources({}, {}, boards=Boards()).observe(0.0)
+    assert [board.uuid for board in observation.boards] == ["GPU-a", "GPU-b"]
+    (gap,) = observation.gaps
+    assert gap.source == "nvml:GPU-b"
+    assert gap.reason.startswith("GPU 1 (GPU-b): it has fallen off the bus")

@@ -33,7 +33,16 @@ def an_hour(tick: Callable[[int], Tick]) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize(
-    "source", ["nvml", "triton:main", "metrics:main", "share:vgg19", "model:vgg19", "processes"]
+    "source",
+    [
+        "nvml",
+        "nvml:GPU-a",
+        "triton:main",
+        "metrics:main",
+        "share:vgg19",
+        "model:vgg19",
+        "processes",
+    ],
 )
 @pytest.mark.parametrize("period", [2, 3, 60])
 def test_a_source_that_flaps_is_summed_up(source: str, period: int) -> None:
@@ -91,3 +100,14 @@ def test_a_host_at_its_limit_does_not_fill_the_log(outcome: DecisionKind) -> Non
         Plan(0.0, outcome, "vgg19 does not fit"),
     )
     assert 2 <= len(an_hour(lambda n: a_tick(n, plans[n % 2]))) <= 2 * HOUR / 600 + 2
+
+
+def test_a_lost_board_is_told_once_and_once_when_it_is_back() -> None:
+    def tick(n: int) -> Tick:
+        why = f"GPU 1 (GPU-a): cannot be read: power (NVML said {n})"
+        gaps = [Gap("nvml:GPU-a", why, float(n))] if 100 <= n < 400 else []
+        return a_tick(n, Plan(float(n), DecisionKind.HOLD, "every SLO holds"), *gaps)
+
+    told = [line for line in an_hour(tick) if line["event"] != "decision"]
+    assert [line["event"] for line in told] == ["source silent", "source answers again"]
+    assert [line["source"] for line in told] == ["nvml:GPU-a"] * 2

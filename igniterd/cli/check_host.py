@@ -138,4 +138,5 @@ async def boards(settings: Config, read: list[BoardReading]) -> AsyncIterator[Fi
         await client.close()
     read.extend(boards)
     for board in boards:
-        yield Finding("ok", f"GPU {board.index}", f"{board.name}, {board.uuid}")
+        level = "warn" if board.fault else "ok"
+        yield Finding(level, f"GPU {board.index}", board.fault or f"{board.name}, {board.uuid}")

@@ -161,11 +161,12 @@ class Probe:
         """The board now. Raises :class:`igniterd.errors.IgniterdError`, :class:`ReadingUnsupported`
         when there is no such board."""
         boards = await self._source.read()
-        if not 0 <= self._index < len(boards):
+        board = next((board for board in boards if board.index == self._index), None)
+        if board is None:
             raise ReadingUnsupported(
                 f"GPU {self._index} is not one of the {len(boards)} boards of this host"
             )
-        return boards[self._index]
+        return board
 
     async def memory_used_bytes(self) -> int | None:
         with contextlib.suppress(IgniterdError):

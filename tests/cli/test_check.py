@@ -16,7 +16,7 @@ import structlog
 from typer.testing import CliRunner
 
 from igniterd.cli.app import app
-from igniterd.cli.check_host import copies
+from igniterd.cli.check_host import boards, copies
 from igniterd.cli.check_triton import of_triton
 from igniterd.clients.triton.client import TritonClient
 from igniterd.clients.triton.info import Control, ServerInfo
@@ -270,3 +270,20 @@ def test_the_daemon_says_each_once_at_its_start(tmp_path: Path) -> None:
         deadline.cancel()
     assert sum("a secret can be read by others" in line for line in log) == 1
     assert not any(secret in line for line in log for secret in ("s3cret", "k3y"))
+
+
+async def test_a_board_in_trouble_is_a_warning_with_what_mends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fault = "GPU 1 (GPU-b): it has fallen off the bus: reset it or restart the host"
+
+    class Nvml:
+        async def read(self) -> tuple[BoardReading, ...]:
+            return BoardReading(0, "GPU-a", "V100"), BoardReading(1, "GPU-b", "V100", fault=fault)
+
+        async def close(self) -> None: ...
+
+    monkeypatch.setattr("igniterd.setup.nvml_client", lambda _: Nvml())
+    settings = parse_config('[state]\ndirectory = "/tmp"\n' + ALEXNET, source="test")
+    found = [(f.level, f.said) async for f in boards(settings, [])]
+    assert found == [("ok", "V100, GPU-a"), ("warn", fault)]

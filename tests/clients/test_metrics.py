@@ -181,6 +181,12 @@ def test_a_silent_source_is_down_and_keeps_its_last_success() -> None:
     )
 
 
+def test_a_board_in_trouble_does_not_take_nvml_down() -> None:
+    page = after(a_tick(0), a_tick(5, gaps=("nvml:GPU-b",)))
+    assert page.value("igniterd_source_up", source="nvml") == 1
+    assert page.value("igniterd_last_success_timestamp_seconds", source="nvml") == 1_700_000_005
+
+
 def test_only_sources_that_are_configured_count() -> None:
     assert list(sources_of(a_config())) == [
         "nvml",

@@ -1,105 +1,58 @@
 import threading
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pynvml
 import pytest
 
 from igniterd.clients.nvml import NvmlClient
-from igniterd.errors import CannotRun, DeviceLost, Unreachable
-from igniterd.records import BoardReading
-
-NAMES = ["Tesla V100-SXM2-16GB", "Tesla P4"]
-
-
-def fails(code: int) -> Callable[..., NoReturn]:
-    def call(*_: Any) -> NoReturn:
-        raise pynvml.NVMLError(code)
-
-    return call
-
-
-not_supported = fails(pynvml.NVML_ERROR_NOT_SUPPORTED)
-
-
-def only_first(value: Any) -> Callable[..., Any]:
-    """A reading that only board 0 gives."""
-    return lambda board, *_: value if board == 0 else not_supported()
+from igniterd.clients.nvml_calls import kernel_driver_version
+from igniterd.errors import CannotRun, Unreachable
+from tests.clients.nvml_library import Host, a_board, fails, lost
+from tests.waiting import until, until_answer
 
 
 def a_library(**overrides: Any) -> Any:
-    """Two boards under pynvml's names, the second without most readings. The event reasons have
-    their older name only."""
-    constants = {name: getattr(pynvml, name) for name in dir(pynvml) if name.startswith("NVML_")}
-    functions = {
-        "nvmlInit": lambda: None,
-        "nvmlShutdown": lambda: None,
-        "nvmlDeviceGetCount": lambda: 2,
-        "nvmlDeviceGetHandleByIndex": lambda index: index,
-        "nvmlDeviceGetUUID": lambda board: b"GPU-b" if board else "GPU-a",
-        "nvmlDeviceGetName": lambda board: NAMES[board],
-        "nvmlDeviceGetPowerUsage": only_first(251_500),
-        "nvmlDeviceGetEnforcedPowerLimit": only_first(300_000),
-        "nvmlDeviceGetClockInfo": only_first(1380),
-        "nvmlDeviceGetMaxClockInfo": only_first(1530),
-        "nvmlDeviceGetMemoryInfo": only_first(SimpleNamespace(used=3 << 30, total=16 << 30)),
-        "nvmlDeviceGetCurrentClocksThrottleReasons": only_first(4),
-        "nvmlDeviceGetTemperature": only_first(61),
-        "nvmlDeviceGetNumGpuCores": lambda board: [5120, 2560][board],
-        "nvmlDeviceGetCudaComputeCapability": lambda board: [(7, 0), (6, 1)][board],
-    }
-    return SimpleNamespace(NVMLError=pynvml.NVMLError, **(constants | functions | overrides))
+    """Two boards."""
+    return Host([a_board("a"), a_board("b")], overrides=overrides).library
 
 
-async def test_readings_and_gaps() -> None:
-    client = NvmlClient(a_library(), timeout_s=5)
-    first, second = await client.read()
-    assert first == BoardReading(
-        index=0,
-        uuid="GPU-a",
-        name=NAMES[0],
-        power_w=251.5,
-        power_limit_w=300.0,
-        sm_clock_mhz=1380.0,
-        max_sm_clock_mhz=1530.0,
-        memory_used_bytes=3 << 30,
-        memory_total_bytes=16 << 30,
-        clock_event_reasons=4,
-        temperature_c=61.0,
-        sm_count=80,
-    )
-    assert second == BoardReading(index=1, uuid="GPU-b", name=NAMES[1], sm_count=20)
+async def test_the_boards_are_read_and_given_back() -> None:
+    host = Host([a_board("a"), a_board("b")])
+    client = NvmlClient(host.library, timeout_s=5)
+    assert [(board.uuid, board.power_w) for board in await client.read()] == [
+        ("GPU-a", 251.5),
+        ("GPU-b", 251.5),
+    ]
     await client.close()
+    await until(lambda: host.calls == ["nvmlInit", "nvmlShutdown"], timeout_s=5)
 
 
 async def test_what_never_changes_is_asked_once() -> None:
-    asked: list[int] = []
+    asked: list[str] = []
 
-    def name(board: int) -> str:
-        asked.append(board)
-        return NAMES[board]
+    def name(handle: Any) -> str:
+        asked.append(handle.board["nvmlDeviceGetUUID"].decode())
+        return "Tesla V100"
 
-    client = NvmlClient(a_library(nvmlDeviceGetName=name), timeout_s=5)
+    boards = [a_board(letter, nvmlDeviceGetName=name) for letter in "ab"]
+    client = NvmlClient(Host(boards).library, timeout_s=5)
     for _ in range(3):
         await client.read()
-    assert asked == [0, 1]
+    assert asked == ["GPU-a", "GPU-b"]
     await client.close()
 
 
-async def test_a_lost_board_is_looked_for_anew() -> None:
-    calls: list[str] = []
-    library = a_library(
-        nvmlInit=lambda: calls.append("init"),
-        nvmlShutdown=lambda: calls.append("shutdown"),
-        nvmlDeviceGetPowerUsage=fails(pynvml.NVML_ERROR_GPU_IS_LOST),
-    )
-    client = NvmlClient(library, timeout_s=5)
-    with pytest.raises(DeviceLost, match="nvmlDeviceGetPowerUsage: GPU is lost"):
-        await client.read()
-    library.nvmlDeviceGetPowerUsage = only_first(1000)
-    assert (await client.read())[0].power_w == 1.0
-    assert calls == ["init", "shutdown", "init"]
+async def test_a_lost_board_does_not_cost_the_others() -> None:
+    host = Host([a_board("a", nvmlDeviceGetPowerUsage=lost), a_board("b")])
+    client = NvmlClient(host.library, timeout_s=5, clock=lambda: host.now_s)
+    first, second = await client.read()
+    assert "it has fallen off the bus" in first.fault
+    assert (second.power_w, second.fault) == (251.5, "")
+    host.boards[0] = a_board("a")
+    host.now_s += 30
+    assert [board.power_w for board in await client.read()] == [251.5, 251.5]
     await client.close()
 
 
@@ -133,6 +86,43 @@ class Hanging:
         self.entered.release()
         self.let_go.wait(60)
         return 1000
+
+
+@pytest.mark.parametrize("loaded", [b"12.550.54.15", None])
+async def test_a_replaced_driver_that_refuses_the_library_is_named(loaded: bytes | None) -> None:
+    refused = fails(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
+    library = a_library(nvmlInit=refused, nvmlSystemGetNVMLVersion=lambda: loaded)
+    client = NvmlClient(library, timeout_s=5, kernel_version=lambda: "570.86.10")
+    words = "550.54.15" if loaded else "not of it"
+    with pytest.raises(
+        Unreachable,
+        match="NVML: restart igniterd: the driver is now 570.86.10, the library loaded is "
+        f"{words} .*restart the host",
+    ):
+        await client.read()
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.90.07  Fri May 31 09:35:42 UTC",
+            "550.90.07",
+        ),
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.158.01  Release Build",
+            "570.158.01",
+        ),
+        ("", ""),
+        ("something else 1.2.3", ""),
+    ],
+)
+def test_the_kernel_tells_which_driver_it_has(tmp_path: Path, said: str, version: str) -> None:
+    path = tmp_path / "version"
+    path.write_text(f"{said}\nGCC version:  gcc version 12.3.0\n")
+    assert kernel_driver_version(path) == version
+    assert kernel_driver_version(tmp_path / "missing") == ""
 
 
 @pytest.fixture
@@ -175,4 +165,28 @@ async def test_a_driver_that_comes_back_is_read_again(hanging: Hanging) -> None:
     hanging.let_go.set()
     client.timeout_s = 5
     assert (await client.read())[0].power_w == 1.0
+    await client.close()
+
+
+async def test_a_driver_that_is_slow_to_begin_is_asked_again_as_soon_as_it_has(
+    hanging: Hanging,
+) -> None:
+    host = Host([a_board("a")], overrides={"nvmlInit": hanging})
+    client = NvmlClient(host.library, timeout_s=0.05, retry_after_s=1e9)
+    with pytest.raises(Unreachable, match="no answer in"):
+        await client.read()
+    with pytest.raises(Unreachable, match="has not answered for"):
+        await client.read()
+    hanging.let_go.set()
+    client.timeout_s = 5
+
+    async def is_read() -> bool:
+        try:
+            return (await client.read())[0].power_w == 251.5
+        except Unreachable:
+            return False
+
+    await until_answer(is_read, bool, timeout_s=5)
+    assert hanging.entered.acquire(blocking=False)
+    assert not hanging.entered.acquire(blocking=False), "it is not begun a second time"
     await client.close()

@@ -14,7 +14,7 @@ from typing import Any
 import pynvml
 import pytest
 
-from igniterd.errors import CannotRun, NotNow, Unreachable
+from igniterd.errors import CannotRun, NotNow, ReadingUnsupported, Unreachable
 from igniterd.profiler import bandwidth
 from igniterd.profiler.board import (
     MIB,
@@ -211,6 +211,16 @@ def test_bandwidth_is_that_of_the_quickest_copy() -> None:
 def test_a_driver_without_a_gpu_is_a_reason() -> None:
     with pytest.raises(CannotRun, match="cuInit answered 100"):
         bandwidth.copy_rate(Cuda("cuInit"), 0)
+
+
+async def test_the_board_is_found_by_its_index_and_not_by_its_place() -> None:
+    class Source:
+        async def read(self) -> tuple[BoardReading, ...]:
+            return tuple(BoardReading(index, f"GPU-{index}", "Board") for index in (2, 0, -1))
+
+    assert (await Probe(Source(), 2).read()).uuid == "GPU-2"
+    with pytest.raises(ReadingUnsupported, match="GPU 1 is not one of the 3 boards"):
+        await Probe(Source(), 1).read()
 
 
 async def test_where_it_cannot_be_measured_the_child_says_why(
