@@ -17,6 +17,9 @@ BackendName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[a-z
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
+_UUID = re.compile(r"(GPU|MIG)-[A-Za-z0-9][A-Za-z0-9/-]*")
+_MOST_GPUS = 64
+
 
 class Section(BaseModel):
     """A table of the file: frozen, no unknown keys, no figure that is none."""
@@ -66,6 +69,23 @@ class Triton(Section):
     repository: list[str] = Field(default_factory=list)
     """Folders of models as this server sees them, for models in a process of their own; empty: read
     from its command line."""
+    gpus: list[str] = Field(default_factory=list)
+    """UUIDs of the GPUs this server sees (``nvidia-smi -L``), the one it calls 0 first; empty:
+    found out, which ``igniterd check --live`` shows."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _uuids(cls, value: list[str]) -> list[str]:
+        if wrong := [uuid for uuid in value if not _UUID.fullmatch(uuid)]:
+            raise ValueError(
+                f"{', '.join(map(repr, wrong))}: should be UUIDs as nvidia-smi -L shows them, "
+                "GPU-… or MIG-…"
+            )
+        if twice := sorted({uuid for uuid in value if value.count(uuid) > 1}):
+            raise ValueError(
+                f"{', '.join(twice)}: given twice; a server has one number for each of its GPUs"
+            )
+        return value
 
     @field_validator("repository")
     @classmethod
@@ -212,6 +232,8 @@ class Decide(Section):
     max_reloads_per_hour: Annotated[int, Field(ge=1, le=3600)] = 120
     """A plan that would need more is not begun. What gives a host its first shares, two
     reloads a model, is not counted once an hour."""
+    consolidate: bool = False
+    """Whether to empty a GPU when its models fit on the others."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Decide:
@@ -337,17 +359,21 @@ class Model(Section):
     priority: Annotated[int, Field(ge=1, le=1000)] = 1
     """1 is the most important: where not every SLO can be kept, the largest number is let go
     first."""
-    profile: Path | None = None
-    """Profile of this model on this GPU; without one the model is observed, not steered."""
+    profile: Path | list[Path] | None = None
+    """Profile of this model on this GPU, or one for each kind of GPU it may run on; without one the
+    model is observed, not steered."""
     profile_model: str | None = None
     """Name of the model inside the profile, when it is not ``name``."""
-    gpu: Annotated[int, Field(ge=0, le=63)] | None = None
-    """Index of the GPU it runs on, for a model that chooses its GPU itself; unset: as
-    Triton's instance_group says."""
+    gpu: int | str | None = None
+    """GPU it runs on, for a model that chooses its GPU itself: a device number of its Triton (0 to
+    63), or a UUID; unset: as Triton's instance_group says."""
     min_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Least share it is given, as a fraction of the GPU."""
     max_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Largest share it is given, as a fraction of the GPU."""
+    reserve_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """What it takes of its GPU while it is not steered, as a fraction of the GPU, where its
+    statistics do not tell; unset: as they tell."""
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Largest batch that igniterd may have formed; unset: the largest one profiled."""
     client_batch: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -370,6 +396,32 @@ class Model(Section):
                 "control characters"
             )
         return value
+
+    @field_validator("gpu", mode="before")
+    @classmethod
+    def _a_gpu(cls, value: object) -> object:
+        number = type(value) is int and 0 <= value < _MOST_GPUS
+        if value is None or number or (isinstance(value, str) and _UUID.fullmatch(value)):
+            return value
+        raise ValueError(
+            f"should be a device number of its Triton, 0 to {_MOST_GPUS - 1}, or a UUID as "
+            "nvidia-smi -L shows it, GPU-… or MIG-…"
+        )
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _files(cls, value: object) -> object:
+        several = isinstance(value, list) and value and all(isinstance(v, str) for v in value)
+        if value is None or isinstance(value, str | Path) or several:
+            return value
+        raise ValueError("should be the path of a profile, or a list of such paths")
+
+    @property
+    def profiles(self) -> tuple[Path, ...]:
+        """Its profiles, in the order given; empty without one."""
+        if self.profile is None:
+            return ()
+        return tuple(self.profile) if isinstance(self.profile, list) else (self.profile,)
 
     @model_validator(mode="after")
     def _ordered(self) -> Model:

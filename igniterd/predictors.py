@@ -95,17 +95,17 @@ def load_knowledge(config: Config) -> Predictors:
     profiled: dict[str, str] = {}
     merged: Profile | None = None
     for model in config.model:
-        if model.profile is None:
-            continue
-        profile, name = Profile.load(model.profile), model.profile_model or model.name
-        if name not in profile.models:
-            raise ProfileError(
-                f"model {model.name}: {model.profile} profiles {', '.join(profile.models)}, not "
-                f"{name}; "
-                "set profile_model, or profile this model"
-            )
-        profiled[model.name] = name
-        merged = profile if merged is None else merged.merge(profile)
+        name = model.profile_model or model.name
+        for path in model.profiles:
+            profile = Profile.load(path)
+            if name not in profile.models:
+                raise ProfileError(
+                    f"model {model.name}: {path} profiles {', '.join(profile.models)}, not "
+                    f"{name}; "
+                    "set profile_model, or profile this model"
+                )
+            profiled[model.name] = name
+            merged = profile if merged is None else merged.merge(profile)
     if merged is None:
         _compiled(None, config.decide.level, "")
         return Predictors()

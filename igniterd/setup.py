@@ -49,7 +49,7 @@ def triton_client(server: Triton, config: Config, timeout_s: float | None = None
         reload_timeout_s=server.reload_timeout_s,
         headers=server.header,
         tls=tls,
-        gpus={model.name: model.gpu for model in config.model if model.gpu is not None},
+        gpus={m.name: m.gpu for m in config.model if isinstance(m.gpu, int)},
         shares_dir=str(config.shares),
         reach=reach_of(server),
     )
@@ -118,7 +118,7 @@ class Setup:
             boards=self.nvml,
             mps=mps_client(config),
             processes=ProcessTable(),
-            gpus={m.name: m.gpu for m in config.model if m.gpu is not None},
+            gpus={m.name: m.gpu for m in config.model if isinstance(m.gpu, int)},
             mps_interval_s=config.mps.interval_s,
             timeout_s=config.loop.io_timeout_s,
         )

@@ -85,7 +85,7 @@ def _read_curves(settings: Config, live: bool) -> dict[str, str]:
     from igniterd.estimators.live_curve import where
     from igniterd.state.checkpoint import service_times
 
-    names = [model.name for model in settings.model if model.profile is None]
+    names = [model.name for model in settings.model if not model.profiles]
     known = (
         service_times(settings.state.directory / "learnt.json", names, time.time()) if names else {}
     )
@@ -116,7 +116,7 @@ def _check_files(
             yield Finding(
                 "ok",
                 f"profile of {model.name}",
-                f"{model.profile} ({knowledge.profiled[model.name]})",
+                f"{', '.join(map(str, model.profiles))} ({knowledge.profiled[model.name]})",
             )
         else:
             yield Finding(

@@ -105,8 +105,8 @@ def _kind(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         annotated = (m for part in inner[1:] for m in getattr(part, "metadata", [part]))
         return _kind(inner[0], [*annotated, *metadata])
     if origin in (Union, types.UnionType):
-        (one,) = (choice for choice in inner if choice is not types.NoneType)
-        return _kind(one, metadata)
+        choices = [choice for choice in inner if choice is not types.NoneType]
+        return " or ".join(_kind(choice, metadata) for choice in choices)
     if origin is Literal:
         return ", ".join(f'`"{choice}"`' for choice in inner)
     if origin is list:
