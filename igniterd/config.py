@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from igniterd.addresses import is_secret
+from igniterd.config_model import Model
 from igniterd.config_sections import (
     Decide,
     Engines,
@@ -22,7 +23,6 @@ from igniterd.config_sections import (
     Host,
     Loop,
     Metrics,
-    Model,
     Mps,
     Mqtt,
     Section,

@@ -1,8 +1,8 @@
 """The table of configuration keys in ``systemd/README.md``, written from the configuration's types.
 
 ``python -m tests.tools.config_keys`` (``make keys``) rewrites what stands between the two markers.
-Keys, kinds and defaults come from the models of :mod:`igniterd.config_sections`. What a key means
-is the docstring under its field. So nothing is written twice.
+Keys, kinds and defaults come from the models of :mod:`igniterd.config`. What a key means is the
+docstring under its field. So nothing is written twice.
 """
 
 from __future__ import annotations

@@ -212,6 +212,11 @@ class TritonClient:
         return self._metrics.gap
 
     @property
+    def gpu_labels(self) -> tuple[str, ...]:
+        """UUIDs of the GPUs that its metrics page named when it was last read, in its order."""
+        return self._metrics.gpu_labels
+
+    @property
     def unmanaged_models(self) -> frozenset[str]:
         """Models that were served at the last :meth:`read_models` though nobody asked about
         them."""
