@@ -50,7 +50,12 @@ def test_a_page_without_the_families_is_empty() -> None:
 
 def test_the_gpus_of_the_page_are_those_of_their_own_lines() -> None:
     parser = MetricsParser()
-    parser.parse(
+
+    def labels(page: bytes) -> tuple[str, ...]:
+        parser.parse(page)
+        return parser.gpu_labels
+
+    page = (
         b"# HELP nv_gpu_utilization GPU utilization rate [0.0 - 1.0)\n"
         b"# TYPE nv_gpu_utilization gauge\n"
         b'nv_gpu_utilization{gpu_uuid="GPU-b"} 0\n'
@@ -59,9 +64,8 @@ def test_the_gpus_of_the_page_are_those_of_their_own_lines() -> None:
         b'nv_gpu_power_limit{gpu_uuid="GPU-a"} 250\n'
         b'nv_gpu_power_limit{gpu_uuid="GPU-b"} 250\n'
     )
-    assert parser.gpu_labels == ("GPU-b", "GPU-a")
-    parser.parse(PAGE)
-    assert parser.gpu_labels == ()
+    assert labels(page) == ("GPU-b", "GPU-a")
+    assert labels(PAGE) == ()
 
 
 HEAD = b"# HELP nv_inference_pending_request_count x\n"
