@@ -165,6 +165,7 @@ class _Seen:
         if len(self._shown) < len(self._boards) or self._mig:
             # somebody chose among the GPUs, perhaps with a CUDA_VISIBLE_DEVICES of another order
             raise _Unclear(f"{unread}, and its metrics page names some GPUs without their order")
+        self._not_remapped()
         return self._ordered(self._shown), (
             "its metrics page names every GPU of this host and they are of one kind: bus order, on "
             f"the assumption that no CUDA_VISIBLE_DEVICES reorders them ({unread})"

@@ -111,6 +111,7 @@ def test_what_is_known(
         (PAIR, ServerFacts("GPU-bb,GPU-aa", readable=True, confined=True), "its container shows"),
         (PAIR, ServerFacts("0", readable=True, remapped="1,0"), "MPS control runs with"),
         (PAIR, ServerFacts(readable=True, remapped="1,0"), "MPS control runs with"),
+        (PAIR, ServerFacts(labels=("GPU-aa", "GPU-bb"), remapped="1,0"), "MPS control runs with"),
         ((replace(PAIR[0], pci=""), PAIR[1]), read(), "bus address"),
         (MIG, ServerFacts(labels=("GPU-aa",)), "without their order"),
         (MIG, read("0"), "MIG instances"),
