@@ -23,7 +23,7 @@ from pathlib import Path
 
 from igniterd.clients.environments import VARIABLE
 from igniterd.clients.receipt import share_of_receipt
-from igniterd.clients.servers import MPS, SERVER, Program, facts_by_port, grpc_port_of
+from igniterd.clients.servers import MPS, SERVER, WANTED, Program, facts_by_port, grpc_port_of
 from igniterd.devices import ServerFacts
 from igniterd.errors import Unreachable
 from igniterd.records import Stub
@@ -161,7 +161,8 @@ class ProcessTable:
             environment = {}  # as of one that is just starting or ending
         pids = dict(_pairs(self._text(pid, "status"))).get("NSpid", "").split()
         words = self._text(pid, "cmdline").split("\0")
-        found = Program(name, words, environment or None, self._network(pid), len(pids) > 1)
+        told = {n: environment[n] for n in WANTED & environment.keys()} if environment else None
+        found = Program(name, words, told, self._network(pid), len(pids) > 1)
         return found if found.stays else None
 
     def _network(self, pid: int | str) -> str:

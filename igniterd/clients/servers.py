@@ -12,6 +12,7 @@ SERVER = "tritonserver"
 MPS = "nvidia-cuda-mps"  # control and server: the kernel keeps fifteen characters of a name
 
 _VISIBLE, _ORDER, _CONTAINER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"
+WANTED = frozenset({_VISIBLE, _ORDER, _CONTAINER})  # nothing else of an environment is kept
 _DEFAULT_GRPC_PORT = 8001
 _DAEMON = frozenset({"-d", "-f"})  # arguments of MPS control that stays; others only ask it
 
@@ -22,7 +23,7 @@ class Program:
 
     name: str
     words: Sequence[str]  # its arguments
-    environment: Mapping[str, str] | None = None  # None: not readable
+    environment: Mapping[str, str] | None = None  # what is wanted of it; None: not readable
     network: str = ""  # the network namespace; empty where it is not readable
     other_pids: bool = False  # whether it has a pid namespace of its own
 
