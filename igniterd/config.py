@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from igniterd.addresses import is_secret
+from igniterd.config_model import Model
 from igniterd.config_sections import (
     Decide,
     Engines,
@@ -22,7 +23,6 @@ from igniterd.config_sections import (
     Host,
     Loop,
     Metrics,
-    Model,
     Mps,
     Mqtt,
     Section,
@@ -85,7 +85,8 @@ class Config(Section):
             for model in self.model
             if model.triton not in servers
         ]
-        floor = sum(model.min_share for model in self.model if model.profile is not None)
+        problems += self._unknown_gpus()
+        floor = sum(model.min_share for model in self.model if model.profiles)
         # eight boards a host is the most there are; per board the search itself says infeasible
         if floor > 8:
             problems.append(
@@ -94,6 +95,18 @@ class Config(Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _unknown_gpus(self) -> list[str]:
+        """Models on a GPU that their Triton does not have, where its GPUs are given."""
+        given = {server.name: server.gpus for server in self.triton if server.gpus}
+        return [
+            f"model {model.name!r}: gpu {model.gpu!r} is not one of the GPUs of triton "
+            f"{model.triton!r}: {', '.join(f'{n} {u}' for n, u in enumerate(gpus))}"
+            for model in self.model
+            if model.gpu is not None
+            and (gpus := given.get(model.triton))
+            and model.gpu not in (*range(len(gpus)), *gpus)
+        ]
 
     @property
     def shares(self) -> Path:
@@ -142,18 +155,21 @@ def _anchored(config: Config, folder: Path) -> Config:
     tls = ("ca_file", "cert_file", "key_file")
     servers = [there(server, *tls) for server in config.triton]
     mqtt = None if config.mqtt is None else there(config.mqtt, *tls, "password_file")
-    models = [
-        model.model_copy(update={"profile": folder / model.profile})
-        if model.profile is not None
-        else model
-        for model in config.model
-    ]
+    models = [_with_profiles_in(folder, model) for model in config.model]
     shares = None if config.state.shares is None else folder / config.state.shares
     there_too = {"directory": folder / config.state.directory, "shares": shares}
     state = State.model_validate({**config.state.model_dump(), **there_too})
     return config.model_copy(
         update={"model": models, "state": state, "triton": servers, "mqtt": mqtt}
     )
+
+
+def _with_profiles_in(folder: Path, model: Model) -> Model:
+    profile = model.profile
+    if profile is None:
+        return model
+    there = [folder / p for p in profile] if isinstance(profile, list) else folder / profile
+    return model.model_copy(update={"profile": there})
 
 
 def parse_config(text: str, *, source: str, folder: Path | None = None) -> Config:

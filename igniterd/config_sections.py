@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from igniterd.addresses import check_url, is_header
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 BackendName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[a-z][a-z0-9_]*$")]
-ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+UUID = re.compile(r"(GPU|MIG)-[A-Za-z0-9][A-Za-z0-9/-]*")
+"""Of a GPU or a MIG instance, as ``nvidia-smi -L`` shows it."""
 
 
 class Section(BaseModel):
@@ -57,8 +59,6 @@ class Triton(Section):
     """Key (PEM) of ``cert_file``."""
     reload_timeout_s: Seconds = 60.0
     """Longest wait for one model to reload."""
-    gpus: list[str] = Field(default_factory=list)
-    """UUIDs of its GPUs, in the server's own order."""
     python: Path | None = None
     """The server's ``python3`` as Triton sees it, where it is not at the place it was built for (a
     copied tree, uv)."""
@@ -68,6 +68,23 @@ class Triton(Section):
     repository: list[str] = Field(default_factory=list)
     """Folders of models as this server sees them, for models in a process of their own; empty: read
     from its command line."""
+    gpus: list[str] = Field(default_factory=list)
+    """UUIDs of the GPUs this server sees (``nvidia-smi -L``), the one it calls 0 first; empty:
+    found out, which ``igniterd check --live`` shows."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _uuids(cls, value: list[str]) -> list[str]:
+        if wrong := [uuid for uuid in value if not UUID.fullmatch(uuid)]:
+            raise ValueError(
+                f"{', '.join(map(repr, wrong))}: should be UUIDs as nvidia-smi -L shows them, "
+                "GPU-… or MIG-…"
+            )
+        if twice := sorted({uuid for uuid in value if value.count(uuid) > 1}):
+            raise ValueError(
+                f"{', '.join(twice)}: given twice; a server has one number for each of its GPUs"
+            )
+        return value
 
     @field_validator("repository")
     @classmethod
@@ -214,6 +231,8 @@ class Decide(Section):
     max_reloads_per_hour: Annotated[int, Field(ge=1, le=3600)] = 120
     """A plan that would need more is not begun. What gives a host its first shares, two
     reloads a model, is not counted once an hour."""
+    consolidate: bool = False
+    """Whether to empty a GPU when its models fit on the others."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Decide:
@@ -325,70 +344,3 @@ class Engines(Section):
                 "should be a path from the root with only letters, digits and . _ / + - in it"
             )
         return value
-
-
-class Model(Section):
-    """One model. Repeat the section for each."""
-
-    name: ModelName
-    """As Triton has it: the name of a folder of its repository."""
-    triton: Name = "main"
-    """``name`` of the Triton that serves it."""
-    slo_p99_ms: Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
-    """P99 latency to stay at or below, ms."""
-    priority: Annotated[int, Field(ge=1, le=1000)] = 1
-    """1 is the most important: where not every SLO can be kept, the largest number is let go
-    first."""
-    profile: Path | None = None
-    """Profile of this model on this GPU; without one the model is observed, not steered."""
-    profile_model: str | None = None
-    """Name of the model inside the profile, when it is not ``name``."""
-    gpu: Annotated[int, Field(ge=0, le=63)] | None = None
-    """Index of the GPU it runs on, for a model that chooses its GPU itself; unset: as
-    Triton's instance_group says."""
-    min_share: Annotated[float, Field(gt=0, le=1)] = 0.05
-    """Least share it is given, as a fraction of the GPU."""
-    max_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Largest share it is given, as a fraction of the GPU."""
-    max_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Largest batch that igniterd may have formed; unset: the largest one profiled."""
-    client_batch: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Largest batch that clients bring in one request, where that is known; unset: as seen."""
-    _tenant: str = PrivateAttr("")
-    process: Literal["server", "own"] = "server"
-    """``server``: where Triton runs it. ``own``: in a process of its own, so that a model of ONNX
-    Runtime, PyTorch or TensorRT can have a share."""
-
-    @property
-    def tenant(self) -> str:
-        """What it is called on this host: its name, after that of its Triton where several serve a
-        model of this name."""
-        return self._tenant or self.name
-
-    @property
-    def profiles(self) -> tuple[Path, ...]:
-        """Its profiles, one a kind of board."""
-        return () if self.profile is None else (self.profile,)
-
-    @field_validator("name")
-    @classmethod
-    def _a_folder(cls, value: str) -> str:
-        if (
-            "/" in value
-            or value in (".", "..")
-            or not value.isprintable()
-            or value != value.strip()
-        ):
-            raise ValueError(
-                "should be the name of the model's folder in Triton's repository: no slash, no "
-                "control characters"
-            )
-        return value
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Model:
-        if self.min_share > self.max_share:
-            raise ValueError(
-                f"min_share ({self.min_share:g}) must not be above max_share ({self.max_share:g})"
-            )
-        return self

@@ -41,9 +41,9 @@ def _why_not_judged(tick: Tick, model: Model) -> str:
         return "Triton does not serve it" if name in seen.absent else "not seen"
     if standing is not None and standing.state in _UNJUDGED:
         return standing.why or standing.state.value
-    spoken_of = model.profile is not None and name in tick.plan.verdicts
+    spoken_of = bool(model.profiles) and name in tick.plan.verdicts
     return reading.left_alone or (
-        "" if spoken_of else "no plan speaks of it" if model.profile else "it has no profile"
+        "" if spoken_of else "no plan speaks of it" if model.profiles else "it has no profile"
     )
 
 

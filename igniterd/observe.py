@@ -88,6 +88,10 @@ class ProcessSource(Protocol):
         """The stub processes of this host."""
         ...
 
+    async def servers(self) -> Mapping[int, ServerFacts]:
+        """What the environment of each tritonserver says, by its gRPC port, at the last read."""
+        ...
+
 
 @dataclass(slots=True)
 class Sources:
@@ -108,6 +112,7 @@ class Sources:
     gpus: Mapping[str, int | str] = field(default_factory=dict)
     # Triton -> the UUIDs that the configuration gives it, in its own order
     devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ports: Mapping[str, int] = field(default_factory=dict)  # of each Triton, for gRPC
     emulated: bool = False  # an instance on the CPU stands for one on the first GPU
     mps_interval_s: float = 30.0
     timeout_s: float = 0.4
@@ -120,6 +125,7 @@ class Sources:
     _pids: frozenset[int] = field(default=frozenset(), init=False)
     _fixed: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
     _unmanaged: dict[str, frozenset[str]] = field(default_factory=dict, init=False)
+    _facts: Mapping[int, ServerFacts] = field(default_factory=dict, init=False)
     _known_boards: tuple[BoardReading, ...] = field(default=(), init=False)
 
     async def _ask(
@@ -159,6 +165,8 @@ class Sources:
             return None
         answer = await self._ask("processes", self.processes.read(), now_s)
         if isinstance(answer, tuple):
+            facts = await self._ask("processes", self.processes.servers(), now_s)
+            self._facts = {} if isinstance(facts, Gap) else facts
             pids = frozenset(stub.pid for stub in answer)
             if pids - self._pids:
                 self._mps_due_s = now_s + CONNECTED_S
@@ -253,7 +261,8 @@ class Sources:
     def _devices(self, triton: str) -> Devices:
         """The GPUs of one Triton. Without boards to look at, one Triton is taken to be alone on
         those it names."""
-        facts = ServerFacts(labels=self.tritons[triton].gpu_labels)
+        facts = self._facts.get(self.ports.get(triton, 0), ServerFacts())
+        facts = replace(facts, labels=self.tritons[triton].gpu_labels)
         found = devices_of(triton, self.devices.get(triton, ()), self._known_boards, facts)
         if found.gpus or found.ambiguous or found.wrong or len(self.tritons) == 1:
             return found

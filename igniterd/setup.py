@@ -119,6 +119,7 @@ class Setup:
             processes=ProcessTable(),
             names={m.tenant: m.name for m in config.model},
             devices={server.name: tuple(server.gpus) for server in config.triton},
+            ports={server.name: server.port for server in config.triton if server.port},
             emulated=config.gpu.source.startswith("emulated:"),
             gpus={m.tenant: m.gpu for m in config.model if m.gpu is not None},
             mps_interval_s=config.mps.interval_s,

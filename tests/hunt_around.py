@@ -16,6 +16,7 @@ from igniterd.clients.triton.config import allocation_of
 from igniterd.decide.judge import PredictorPair
 from igniterd.decide.search import find
 from igniterd.decisions import DecisionKind, Tick
+from igniterd.devices import ServerFacts
 from igniterd.errors import DeviceLost, Unreachable
 from igniterd.predict import Demand, LatencyPredictor
 from igniterd.records import BoardReading, Stub
@@ -54,6 +55,9 @@ class Processes:
             there = await host.processes.read()
             stubs += [replace(stub, grpc_port=self.ports[name]) for stub in there]
         return tuple(stubs)
+
+    async def servers(self) -> dict[int, ServerFacts]:
+        return {}
 
 
 class Failing(LatencyPredictor):

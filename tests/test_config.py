@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from igniterd.config import load_config, parse_config
+from igniterd.config import Model, load_config, parse_config
 from igniterd.errors import ConfigError
 
 GOOD = """
@@ -244,6 +244,79 @@ def test_a_username_and_a_password_go_together(half: str) -> None:
     assert said.startswith("mqtt: username and password_file go together")
 
 
+GPUS = '[[triton]]\ngpus = ["GPU-0a", "MIG-0b"]\n'
+
+
+def test_gpus_of_a_triton_are_uuids_in_its_own_order() -> None:
+    assert parse_config(GPUS + GOOD, source="x").triton[0].gpus == ["GPU-0a", "MIG-0b"]
+    shared = f"{GPUS}name = 'a'\n{GPUS}name = 'b'\n{GOOD}triton = 'a'\n"
+    assert [t.gpus for t in parse_config(shared, source="x").triton] == [["GPU-0a", "MIG-0b"]] * 2
+    assert problems(GPUS.replace("MIG-0b", "GPU-0a") + GOOD) == (
+        "triton[0].gpus: GPU-0a: given twice; a server has one number for each of its GPUs"
+    )
+
+
+@pytest.mark.parametrize("uuid", ["", "0", "GPU-", "gpu-0a", "GPU-0a GPU-0b", " GPU-0a", "GPU-ü"])
+def test_what_is_no_uuid_is_refused(uuid: str) -> None:
+    assert problems(GPUS.replace("MIG-0b", uuid) + GOOD) == (
+        f"triton[0].gpus: {uuid!r}: should be UUIDs as nvidia-smi -L shows them, GPU-… or MIG-…"
+    )
+
+
+@pytest.mark.parametrize("gpu", ["0", "63", '"GPU-0a"', '"MIG-GPU-0a/1/0"'])
+def test_the_gpu_of_a_model_is_a_number_or_a_uuid(gpu: str) -> None:
+    model = parse_config(f"{GOOD}gpu = {gpu}\n", source="x").model[0]
+    assert model.gpu == (int(gpu) if gpu.isdecimal() else gpu.strip('"'))
+
+
+@pytest.mark.parametrize("gpu", ["-1", "64", "1.0", "true", '"1"', '"A100"', "[0]"])
+def test_another_gpu_of_a_model_is_refused(gpu: str) -> None:
+    said = problems(f"{GOOD}gpu = {gpu}\n")
+    assert said.startswith(
+        "model[0].gpu: should be a device number of its Triton, 0 to 63, or a UUID as "
+    )
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("gpu", ["2", '"GPU-0c"'])
+def test_a_model_on_a_gpu_that_its_triton_does_not_have_is_refused(gpu: str) -> None:
+    said = problems(f"{GPUS}{GOOD}gpu = {gpu}\n")
+    assert f"model 'resnet50': gpu {gpu.replace(chr(34), chr(39))} is not one of the GPUs" in said
+    assert said.endswith("of triton 'main': 0 GPU-0a, 1 MIG-0b")
+
+
+@pytest.mark.parametrize("gpu", ["1", '"MIG-0b"'])
+def test_a_model_on_a_gpu_of_its_triton_is_taken(gpu: str) -> None:
+    assert parse_config(f"{GPUS}{GOOD}gpu = {gpu}\n", source="x").model[0].gpu is not None
+
+
+def test_profiles_of_a_model_are_in_the_files_folder(tmp_path: Path) -> None:
+    one = 'profile = "profiles/resnet50.json"'
+
+    def model(profile: str) -> Model:
+        text = GOOD.replace(one, profile)
+        return parse_config(text, source="x", folder=tmp_path).model[0]
+
+    assert model("").profiles == ()
+    assert model(one).profiles == (tmp_path / "profiles/resnet50.json",)
+    several = model('profile = ["a.json", "/b.json"]')
+    assert several.profiles == (tmp_path / "a.json", Path("/b.json"))
+    assert several.profile == [tmp_path / "a.json", Path("/b.json")]
+
+
+@pytest.mark.parametrize("profile", ["5", "[]", "[5]", '["a.json", true]', "{ a = 'b' }"])
+def test_a_profile_that_is_no_path_is_refused(profile: str) -> None:
+    text = GOOD.replace('"profiles/resnet50.json"', profile)
+    said = problems(text)
+    assert said.startswith("model[0].profile: should be the path of a profile, or a list of")
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("share", ["0", "1.5", "nan", '"all"'])
+def test_a_reserve_that_is_no_share_is_refused(share: str) -> None:
+    assert problems(f"{GOOD}reserve_share = {share}\n").startswith("model[0].reserve_share: ")
+
+
 EVERY_KEY = """
 [host]
 name = "gpu-z"
@@ -254,7 +327,6 @@ url = "10.0.0.1:9001"
 metrics_url = "http://10.0.0.1:9002/metrics"
 http_url = "http://10.0.0.1:9000"
 header = { token = "t" }
-gpus = ["GPU-1"]
 ca_file = "/etc/ca"
 cert_file = "/etc/cert"
 key_file = "/etc/key"
@@ -262,6 +334,7 @@ reload_timeout_s = 61.0
 python = "/opt/python3"
 shim_backend = "shim"
 repository = ["/models"]
+gpus = ["GPU-0a", "GPU-0b"]
 [gpu]
 source = "none"
 [mps]
@@ -285,6 +358,7 @@ hold_s = 61.0
 watch_s = 13.0
 respect_s = 601.0
 max_reloads_per_hour = 100
+consolidate = true
 [metrics]
 listen = "127.0.0.1:9410"
 hosts = ["gpu-a.example"]
@@ -311,6 +385,7 @@ profile_model = "n"
 gpu = 1
 min_share = 0.1
 max_share = 0.9
+reserve_share = 0.3
 max_batch_size = 4
 client_batch = 2
 process = "own"

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from structlog.testing import capture_logs
 
+from igniterd.devices import ServerFacts
 from igniterd.errors import NotNow, NotServed, Refused
 from igniterd.observe import Sources
 from igniterd.records import Allocation, BoardReading, Gap, ModelReading, MpsReading, Stub
@@ -132,6 +133,9 @@ STUB = Stub(10, (10,), 5, None, "/models/m/1/model.py", "m_0_0")
 class Processes:
     def __init__(self, *stubs: Stub) -> None:
         self.stubs = stubs
+
+    async def servers(self) -> dict[int, ServerFacts]:
+        return {}
 
     async def read(self) -> tuple[Stub, ...]:
         return self.stubs

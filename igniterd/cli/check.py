@@ -85,7 +85,7 @@ def _read_curves(settings: Config, live: bool) -> dict[str, str]:
     from igniterd.estimators.live_curve import where
     from igniterd.state.checkpoint import service_times
 
-    names = [model.name for model in settings.model if model.profile is None]
+    names = [model.tenant for model in settings.model if not model.profiles]
     known = (
         service_times(settings.state.directory / "learnt.json", names, time.time()) if names else {}
     )
@@ -161,14 +161,23 @@ def _explain_no_profile(learnt: str | None) -> str:
 
 
 async def _check_live(settings: Config, knowledge: Predictors) -> AsyncIterator[Finding]:
+    from igniterd.cli.check_devices import devices
     from igniterd.cli.check_folders import folders
-    from igniterd.cli.check_host import boards, copies, mps_control, read_mps, read_stubs
+    from igniterd.cli.check_host import (
+        boards,
+        copies,
+        mps_control,
+        read_mps,
+        read_servers,
+        read_stubs,
+    )
     from igniterd.cli.check_shares import shares
     from igniterd.cli.check_triton import of_triton
     from igniterd.records import MpsReading
     from igniterd.setup import triton_client
 
     readings: dict[str, ModelReading] = {}
+    labels: dict[str, tuple[str, ...]] = {}
     mps = await read_mps(settings)
     for server in settings.triton:
         there: dict[str, ModelReading] = {}
@@ -176,6 +185,7 @@ async def _check_live(settings: Config, knowledge: Predictors) -> AsyncIterator[
         try:
             async for finding in of_triton(client, settings, there):
                 yield finding
+            labels[server.name] = client.gpu_labels
             if there and settings.mps.enabled:
                 version = (await client.server()).version
                 for finding in shares(
@@ -193,6 +203,8 @@ async def _check_live(settings: Config, knowledge: Predictors) -> AsyncIterator[
     yield mps_control(settings, mps)
     read: list[BoardReading] = []
     async for finding in boards(settings, read):
+        yield finding
+    for finding in devices(settings, read, labels, await read_servers()):
         yield finding
     for finding in copies(readings, read, knowledge):
         yield finding

@@ -10,6 +10,7 @@ from igniterd.cli.findings import Finding
 
 if TYPE_CHECKING:
     from igniterd.config import Config
+    from igniterd.devices import ServerFacts
     from igniterd.errors import IgniterdError
     from igniterd.profiled import Predictors
     from igniterd.records import BoardReading, ModelReading, MpsReading, Stub
@@ -53,6 +54,19 @@ async def read_stubs() -> tuple[Stub, ...] | None:
             return await ProcessTable().read()
     except (IgniterdError, TimeoutError):
         return None
+
+
+async def read_servers() -> Mapping[int, ServerFacts]:
+    """What each tritonserver of this host was started with, by its gRPC port; empty where the table
+    of processes cannot be read."""
+    from igniterd.clients.processes import ProcessTable
+    from igniterd.errors import IgniterdError
+
+    try:
+        async with asyncio.timeout(PROCESSES_S):
+            return await ProcessTable().servers()
+    except (IgniterdError, TimeoutError):
+        return {}
 
 
 async def read_mps(settings: Config) -> MpsReading | IgniterdError | None:

@@ -151,9 +151,5 @@ def _units(told: Config, folder: Path) -> list[float]:
             file=sys.stderr,
         )
     return sorted(
-        {
-            Profile.load(model.profile).board.share_unit
-            for model in told.model
-            if model.profile is not None
-        }
+        {Profile.load(path).board.share_unit for model in told.model for path in model.profiles}
     )

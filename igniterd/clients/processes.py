@@ -1,4 +1,5 @@
-"""The host's process table: which share each stub process of Triton was really started with.
+"""The host's process table: which share each stub process of Triton was really started with, and
+which GPUs each tritonserver was told to see.
 
 Triton says OK to a share that nothing reads. Only the process itself tells: its start-up leaves a
 receipt in its own name (``/proc/PID/comm``, which every user may read, in every pid namespace), and
@@ -9,19 +10,21 @@ it. Those are no instances. One that died stays in the table as a zombie, which 
 next load.
 
 A scan costs little: what a process is does not change once it is a few seconds old, so only young
-ones and stubs are looked at each time.
+ones, stubs and servers are looked at each time. What a server was started with is read once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from igniterd.clients.environments import VARIABLE
 from igniterd.clients.receipt import share_of_receipt
+from igniterd.clients.servers import MPS, SERVER, WANTED, Program, facts_by_port, grpc_port_of
+from igniterd.devices import ServerFacts
 from igniterd.errors import Unreachable
 from igniterd.records import Stub
 
@@ -30,9 +33,7 @@ STUB = "triton_python_backend_stub"
 _COMM = STUB[:15]  # the kernel keeps fifteen characters of a name
 _YOUNG_SCANS = 20  # a process may become a stub by exec for so many scans after it was first seen
 _FULL_EVERY = 30  # scans after which every process is looked at again: pids are used anew
-_DEFAULT_GRPC_PORT = 8001
 _PATH, _INSTANCE = 1, 8  # of a stub's arguments
-_SERVER = "tritonserver"
 _ENDED = ("Z", "X")  # states of a process that has ended and is in the table until its parent asks
 _JOIN_S = 0.2  # longest wait for another's look at the table to end
 
@@ -41,13 +42,15 @@ _JOIN_S = 0.2  # longest wait for another's look at the table to end
 class _Known:
     """A process that was looked at: how often, and what it is, with its start time in ticks.
 
-    ``worker``: it was forked by a model's code, and looks like the model's process.
+    ``worker``: it was forked by a model's code, and looks like the model's process. ``program``:
+    it is no stub, but a server.
     """
 
     scans: int
     stub: Stub | None = None
     started: str = ""
     worker: bool = False
+    program: Program | None = None
 
 
 class ProcessTable:
@@ -60,6 +63,7 @@ class ProcessTable:
         self._ports: dict[int, int | None] = {}
         self._parents: dict[int, bool] = {}  # of this scan: whether each is a tritonserver
         self._scans = 0
+        self._servers: Mapping[int, ServerFacts] = {}
         self._reading: asyncio.Future[tuple[Stub, ...]] | None = None
 
     async def read(self) -> tuple[Stub, ...]:
@@ -78,6 +82,20 @@ class ProcessTable:
         self._reading = asyncio.ensure_future(asyncio.to_thread(self.scan))
         return await asyncio.shield(self._reading)
 
+    async def servers(self) -> Mapping[int, ServerFacts]:
+        """What the environment of each tritonserver says, by the port that its arguments give for
+        gRPC, as the last :meth:`read` saw it.
+
+        Not for the port of another host. Where servers in several containers claim one port,
+        nothing is read of it. Raises what :meth:`read` does where there was none yet.
+        """
+        reading = self._reading
+        if reading is None:
+            await self.read()
+        elif not reading.done():
+            await asyncio.shield(reading)
+        return self._servers
+
     def scan(self) -> tuple[Stub, ...]:
         """The same, in this thread."""
         try:
@@ -91,6 +109,8 @@ class ProcessTable:
         found = tuple(k.stub for _, k in sorted(self._known.items()) if k.stub is not None)
         servers = {stub.server_pid for stub in found}
         self._ports = {pid: port for pid, port in self._ports.items() if pid in servers}
+        programs = (k.program for k in self._known.values() if k.program is not None)
+        self._servers = facts_by_port(programs, self._network("self"))
         return found
 
     def _looked_at(self, pid: int, full: bool) -> _Known:
@@ -98,11 +118,17 @@ class ProcessTable:
         known.scans += 1
         if known.stub is not None:
             return self._again(pid, known)
-        if (
-            (known.scans <= _YOUNG_SCANS or full)
-            and not self._same_worker(pid, known)
-            and self._is_stub(pid)
-        ):
+        if known.program is not None:
+            state, started = self._stat(pid)
+            if started == known.started and state not in _ENDED:
+                return known
+            known = _Known(1)
+        if (known.scans > _YOUNG_SCANS and not full) or self._same_worker(pid, known):
+            return known
+        name = self._text(pid, "comm").strip()
+        if name in (SERVER, MPS):
+            known.started, known.program = self._stat(pid)[1], self._program(pid, name)
+        if known.program is None and self._is_stub(pid, name):
             state, started = self._stat(pid)
             known.stub = self._stub(pid, int(started or 0)) if state not in _ENDED else None
             known.started, known.worker = started, known.stub is None and self._is_worker(pid)
@@ -124,8 +150,28 @@ class ProcessTable:
             known.stub = self._with_share(known.stub)
         return known
 
-    def _is_stub(self, pid: int) -> bool:
-        name = self._text(pid, "comm").strip()
+    def _program(self, pid: int, name: str) -> Program | None:
+        """``None`` for what only looks like one: it has ended, is about to become a stub, or asks
+        MPS control a question."""
+        if self._stat(pid)[0] in _ENDED or self._is_servers(self._parent(pid)):
+            return None
+        try:
+            environment = self._environment(pid)
+        except OSError:
+            environment = {}  # as of one that is just starting or ending
+        pids = dict(_pairs(self._text(pid, "status"))).get("NSpid", "").split()
+        words = self._text(pid, "cmdline").split("\0")
+        told = {n: environment[n] for n in WANTED & environment.keys()} if environment else None
+        found = Program(name, words, told, self._network(pid), len(pids) > 1)
+        return found if found.stays else None
+
+    def _network(self, pid: int | str) -> str:
+        try:
+            return str((self._proc / str(pid) / "ns" / "net").readlink())
+        except OSError:
+            return ""
+
+    def _is_stub(self, pid: int, name: str) -> bool:
         return (
             name == _COMM
             or share_of_receipt(name) is not None
@@ -136,7 +182,7 @@ class ProcessTable:
         """Whether ``parent`` is a tritonserver: it has no children but stubs, whatever they call
         themselves."""
         if parent not in self._parents:
-            known = parent in self._ports or self._text(parent, "comm").strip() == _SERVER
+            known = parent in self._ports or self._text(parent, "comm").strip() == SERVER
             self._parents[parent] = known
         return self._parents[parent]
 
@@ -179,7 +225,7 @@ class ProcessTable:
     def _environment(self, pid: int) -> dict[str, str]:
         data = (self._proc / str(pid) / "environ").read_bytes()
         lines = (line.partition("=") for line in data.decode(errors="replace").split("\0"))
-        return {name: value for name, _, value in lines}
+        return {name: value for name, _, value in lines if name}
 
     def _port(self, server: int) -> int | None:
         """The port its server was told to answer gRPC at; ``None`` where its arguments are
@@ -206,18 +252,6 @@ class ProcessTable:
 def _is_stubs(words: Sequence[str]) -> bool:
     """Whether these are a stub's arguments."""
     return words[0].endswith(STUB) and len(words) > _INSTANCE
-
-
-def grpc_port_of(words: Iterable[str]) -> int | None:
-    """The gRPC port in tritonserver's arguments: ``--grpc-port=N``, ``--grpc-port N``, or its
-    default."""
-    words = list(words)
-    for number, word in enumerate(words):
-        name, _, value = word.partition("=")
-        if name == "--grpc-port":
-            value = value or (words[number + 1] if number + 1 < len(words) else "")
-            return int(value) if value.isdecimal() else None
-    return _DEFAULT_GRPC_PORT
 
 
 def _pairs(status: str) -> Iterable[tuple[str, str]]:

@@ -102,6 +102,7 @@ def test_live_names_what_does_not_answer(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "bad  Triton main" in result.output
     assert "MPS control" in result.output
+    assert "ok  Triton main GPUs: no GPU of this host is read" in result.output
 
 
 def test_wrong_usage_is_two(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igniterd.clients.processes import ProcessTable, grpc_port_of
+from igniterd.clients.processes import ProcessTable
 from igniterd.clients.receipt import LONGEST, receipt_of, share_of_receipt
+from igniterd.clients.servers import grpc_port_of
 from igniterd.clients.triton.config import instance_names_of
+from igniterd.devices import ServerFacts
 from igniterd.errors import Unreachable
 
 STUB = "/opt/tritonserver/backends/python/triton_python_backend_stub"
@@ -30,6 +32,7 @@ def process(
     nspid: str = "",
     environment: dict[str, str] | None = None,
     state: str = "S",
+    network: str = "",
 ) -> None:
     folder = proc / str(pid)
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,6 +44,10 @@ def process(
     (folder / "stat").write_text(f"{pid} ({comm} ) odd) {fields}\n")
     if environment is not None:
         (folder / "environ").write_text("".join(f"{k}={v}\0" for k, v in environment.items()))
+    if network:
+        (folder / "ns").mkdir(exist_ok=True)
+        (folder / "ns" / "net").unlink(missing_ok=True)
+        (folder / "ns" / "net").symlink_to(network)
 
 
 def stub(
@@ -50,8 +57,13 @@ def stub(
     process(proc, pid, comm, words, **more)  # type: ignore[arg-type]
 
 
-def server(proc: Path, pid: int, *words: str) -> None:
-    process(proc, pid, "tritonserver", ("tritonserver", *words))
+def server(proc: Path, pid: int, *words: str, **more: object) -> None:
+    process(proc, pid, "tritonserver", ("tritonserver", *words), **more)  # type: ignore[arg-type]
+
+
+async def facts(table: ProcessTable) -> dict[int, ServerFacts]:
+    await table.read()
+    return dict(await table.servers())
 
 
 def test_a_receipt_is_read_by_anyone(tmp_path: Path) -> None:
@@ -157,6 +169,103 @@ async def test_a_table_that_is_not_there_is_said(tmp_path: Path) -> None:
 async def test_this_machine_s_own_table_can_be_read() -> None:
     table = ProcessTable()
     assert all(found.pid != os.getpid() for found in await table.read())
+
+
+async def test_servers_without_stubs_say_which_gpus_they_see(tmp_path: Path) -> None:
+    told = {"CUDA_VISIBLE_DEVICES": "1,0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "HOME": "/"}
+    server(tmp_path, 5, "--grpc-port=9001", environment=told)
+    server(tmp_path, 6, environment={"HOME": "/"})
+    server(tmp_path, 7, "--grpc-port", "9002")
+    server(tmp_path, 8, "--grpc-port=9003", environment={})  # as of one that is just ending
+    process(tmp_path, 9, "python3", ("python3", "--grpc-port=9004"), environment=told)
+    # without a look before: it looks itself
+    assert await ProcessTable(tmp_path).servers() == {
+        9001: ServerFacts("1,0", "PCI_BUS_ID", readable=True),
+        8001: ServerFacts(readable=True),
+        9002: ServerFacts(),
+        9003: ServerFacts(),
+    }
+
+
+async def test_an_environment_of_another_user_s_server_is_not_readable(tmp_path: Path) -> None:
+    server(tmp_path, 5)
+    (tmp_path / "5" / "environ").mkdir()  # root may read any file, and nobody a folder
+    assert await facts(ProcessTable(tmp_path)) == {8001: ServerFacts()}
+
+
+async def test_a_server_that_started_anew_is_read_anew(tmp_path: Path) -> None:
+    table = ProcessTable(tmp_path)
+    server(tmp_path, 5, environment={"CUDA_VISIBLE_DEVICES": "0"})
+    assert (await facts(table))[8001].visible == "0"
+    for _ in range(40):
+        assert (await facts(table))[8001].visible == "0"
+    server(tmp_path, 5, environment={"CUDA_VISIBLE_DEVICES": "1"}, started=900)
+    assert (await facts(table))[8001].visible == "1"
+    server(tmp_path, 5, started=900, state="Z", environment={})
+    assert await facts(table) == {}
+    process(tmp_path, 5, "sleep", ("sleep", "1"), started=2000)
+    assert await facts(table) == {}
+
+
+async def test_what_a_server_was_started_with_is_read_once(tmp_path: Path) -> None:
+    table = ProcessTable(tmp_path)
+    server(tmp_path, 5, environment={"CUDA_VISIBLE_DEVICES": "0"})
+    first = await facts(table)
+    for name in ("environ", "cmdline", "comm", "status"):
+        (tmp_path / "5" / name).unlink()
+    assert await facts(table) == first
+
+
+async def test_a_server_s_child_that_is_about_to_become_a_stub_is_no_server(
+    tmp_path: Path,
+) -> None:
+    table = ProcessTable(tmp_path)
+    server(tmp_path, 5, environment={"A": "b"})
+    server(tmp_path, 6, environment={"CUDA_VISIBLE_DEVICES": "1"}, parent=5)
+    assert await facts(table) == {8001: ServerFacts(readable=True)}
+    stub(tmp_path, 6, parent=5)
+    assert [found.pid for found in table.scan()] == [6]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"nspid": "5\t1", "environment": {"A": "b"}},
+        {"environment": {"NVIDIA_VISIBLE_DEVICES": "2,3"}},
+    ],
+)
+async def test_a_server_in_a_container_may_see_fewer_gpus(
+    tmp_path: Path, more: dict[str, object]
+) -> None:
+    server(tmp_path, 5, **more)
+    assert await facts(ProcessTable(tmp_path)) == {8001: ServerFacts(readable=True, confined=True)}
+
+
+async def test_a_port_that_two_servers_claim_is_that_of_this_network(tmp_path: Path) -> None:
+    zero, one = ({"CUDA_VISIBLE_DEVICES": n} for n in "01")
+    server(tmp_path, 5, environment=zero, network="net:[1]")
+    server(tmp_path, 6, environment=one, network="net:[2]")
+    assert await facts(ProcessTable(tmp_path)) == {8001: ServerFacts()}
+    (tmp_path / "self" / "ns").mkdir(parents=True)
+    (tmp_path / "self" / "ns" / "net").symlink_to("net:[2]")
+    assert await facts(ProcessTable(tmp_path)) == {8001: ServerFacts("1", readable=True)}
+    server(tmp_path, 5, environment=one, network="net:[2]")  # as with --reuse-grpc-port
+    assert await facts(ProcessTable(tmp_path)) == {8001: ServerFacts("1", readable=True)}
+
+
+async def test_an_mps_control_that_renumbers_gpus_is_seen(tmp_path: Path) -> None:
+    table, mps = ProcessTable(tmp_path), "nvidia-cuda-mps"
+    server(tmp_path, 5, environment={"A": "b"})
+    visible = {"CUDA_VISIBLE_DEVICES": "1,0"}
+    process(tmp_path, 8, mps, ("nvidia-cuda-mps-control",), environment=visible)
+    assert (await facts(table))[8001].remapped is None  # it only asks
+    process(tmp_path, 9, mps, ("nvidia-cuda-mps-control", "-d"), environment=visible)
+    assert (await facts(table))[8001].remapped == "1,0"
+    shutil.rmtree(tmp_path / "9")
+    process(tmp_path, 10, mps, ("/usr/bin/nvidia-cuda-mps-server",), environment=visible)
+    assert (await facts(table))[8001].remapped == "1,0"
+    shutil.rmtree(tmp_path / "10")
+    assert (await facts(table))[8001].remapped is None
 
 
 def test_the_port_of_a_server() -> None:

@@ -24,12 +24,15 @@ from igniterd.records import Effect, ModelReading
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
 LOOK = """
-import json, os
+import asyncio, concurrent.futures.thread, json, os  # now: another user may not read them
 from igniterd.clients.processes import ProcessTable
 if os.geteuid() == 0:
     os.setgroups([])
     os.setresuid(65534, 65534, 65534)
-print(json.dumps([(s.pid, s.share, s.by, s.environment_read) for s in ProcessTable().scan()]))
+table = ProcessTable()
+stubs = [(s.pid, s.share, s.by, s.environment_read) for s in table.scan()]
+readable = {port: facts.readable for port, facts in asyncio.run(table.servers()).items()}
+print(json.dumps([stubs, readable]))
 """
 
 
@@ -52,12 +55,14 @@ def first_child(pid: int) -> int:
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
-def seen_by_nobody() -> list[tuple[int, float | None, str, bool]]:
-    """The stubs of this host as another user reads them; as this one where it is not root."""
+def seen_by_nobody() -> tuple[list[list[int | float | str | None]], dict[str, bool]]:
+    """The stubs of this host as another user reads them, as this one where it is not root, and
+    whether the environment of each server can be read, by its port."""
     done = subprocess.run(
         [sys.executable, "-c", LOOK], capture_output=True, text=True, timeout=60, check=True
     )
-    return [tuple(row) for row in json.loads(done.stdout)]
+    stubs, readable = json.loads(done.stdout)
+    return stubs, readable
 
 
 @pytest.mark.parametrize("launcher", ["24.10", "25.08"])
@@ -77,12 +82,17 @@ async def test_a_share_is_proven_through_pid_namespaces_and_for_another_user(
         reading = (await client.read_models(["alexnet"]))["alexnet"]
         await client.close()
         assert isinstance(reading, ModelReading)
-        (stub,) = stubs_of(reading, await ProcessTable().read(), host.grpc_port)
+        table = ProcessTable()
+        (stub,) = stubs_of(reading, await table.read(), host.grpc_port)
         assert len(stub.pids) == 2  # the host's pid, and the container's
         assert stub.pids[1] < stub.pid
         finding = by_process(reading, 0.125, [stub], new=False)
         assert (finding.effect, finding.said) == (Effect.PROVEN, f"receipt of process {stub.pid}")
-        (theirs,) = [row for row in seen_by_nobody() if row[0] == stub.pid]
-        assert theirs[1:3] == (0.125, "receipt")
+        facts = (await table.servers())[host.grpc_port]
+        assert (facts.readable, facts.confined) == (True, True)
+        stubs, readable = seen_by_nobody()
+        (theirs,) = [row for row in stubs if row[0] == stub.pid]
+        assert theirs[1:3] == [0.125, "receipt"]
+        assert readable[str(host.grpc_port)] == (os.geteuid() != 0)
     finally:
         await host.stop()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from igniterd.clients.environments import VARIABLE
+from igniterd.clients.processes import ProcessTable
 from igniterd.clients.shares import prepare_share
 from igniterd.clients.triton.client import TritonClient
 from igniterd.clients.triton.config import allocation_of
@@ -43,6 +44,12 @@ async def test_the_server_takes_configurations(host: Host) -> None:
     server = await host.client.server()
     assert server.ready
     assert server.control is Control.EXPLICIT
+
+
+async def test_its_environment_is_found_by_its_port(host: Host) -> None:
+    facts = (await ProcessTable().servers())[host.triton.grpc_port]
+    given = environment(host.triton.pid).get("CUDA_VISIBLE_DEVICES")
+    assert (facts.visible, facts.readable, facts.confined) == (given, True, False)
 
 
 async def test_hot_reload_under_load_loses_no_request(host: Host, tmp_path: Path) -> None:

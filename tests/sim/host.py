@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from igniterd.clients.triton.config import allocation_of
+from igniterd.devices import ServerFacts
 from igniterd.errors import NotNow, NotServed, Refused, Unreachable
 from igniterd.lab.gpu.truth import DISPERSION_CV, Neighbour, Truth
 from igniterd.records import Allocation, BatchStat, Gap, ModelReading, Stub
@@ -122,6 +123,9 @@ class SimProcesses:
         if self.gone:
             raise Unreachable("the host's process table: hidden")
         return tuple(stub for name in self._host.models if (stub := self._stub(name)) is not None)
+
+    async def servers(self) -> dict[int, ServerFacts]:
+        return {}
 
     def _stub(self, name: str) -> Stub | None:
         model = self._host.models[name]

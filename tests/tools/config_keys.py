@@ -1,8 +1,8 @@
 """The table of configuration keys in ``systemd/README.md``, written from the configuration's types.
 
 ``python -m tests.tools.config_keys`` (``make keys``) rewrites what stands between the two markers.
-Keys, kinds and defaults come from the models of :mod:`igniterd.config_sections`. What a key means
-is the docstring under its field. So nothing is written twice.
+Keys, kinds and defaults come from the models of :mod:`igniterd.config`. What a key means is the
+docstring under its field. So nothing is written twice.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def _kind(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         annotated = (m for part in inner[1:] for m in getattr(part, "metadata", [part]))
         return _kind(inner[0], [*annotated, *metadata])
     if origin in (Union, types.UnionType):
-        (one,) = (choice for choice in inner if choice is not types.NoneType)
-        return _kind(one, metadata)
+        choices = [choice for choice in inner if choice is not types.NoneType]
+        return " or ".join(_kind(choice, metadata) for choice in choices)
     if origin is Literal:
         return ", ".join(f'`"{choice}"`' for choice in inner)
     if origin is list:

@@ -209,6 +209,11 @@ class TritonClient:
         return self._metrics.gap
 
     @property
+    def gpu_labels(self) -> tuple[str, ...]:
+        """UUIDs of the GPUs that its metrics page named when it was last read, in its order."""
+        return self._metrics.gpu_labels
+
+    @property
     def unmanaged_models(self) -> frozenset[str]:
         """Models that were served at the last :meth:`read_models` though nobody asked about
         them."""
@@ -218,11 +223,6 @@ class TritonClient:
     def foreign_shares(self) -> Mapping[int, float]:
         """What they hold of each GPU by their shares, whoever gave them; by device number."""
         return self._others.shares
-
-    @property
-    def gpu_labels(self) -> tuple[str, ...]:
-        """The UUIDs that label the GPUs on its metrics page, in the page's order."""
-        return ()
 
     @property
     def copies(self) -> frozenset[str]:

@@ -1,5 +1,5 @@
-"""The few lines of Triton's metrics page that igniterd reads: pending and rejected requests, and
-latency quantiles.
+"""The few lines of Triton's metrics page that igniterd reads: pending and rejected requests,
+latency quantiles, and which GPUs there are.
 
 prometheus_client parses the lines. It is given only those of the families wanted, and only where
 they differ from the last page's: of 64 models, one page costs 2.2 to 8.7 ms of CPU (one model in
@@ -10,6 +10,7 @@ cores).
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -28,6 +29,10 @@ ModelVersion = tuple[str, str]
 _SUMMARY = "nv_inference_request_summary_us"
 _PENDING = "nv_inference_pending_request_count"
 _FAILURE = "nv_inference_request_failure"
+# Only these: the label of a model's own lines is the UUID of another device where
+# CUDA_VISIBLE_DEVICES is set, as Triton takes CUDA's number for DCGM's
+_GPU = "nv_gpu_"
+_GPU_LABEL = re.compile(rb'gpu_uuid="([^"\\]+)"')
 _MOST_REQUESTS = 1e9  # more is no count of requests
 _LONGEST_S = 1e6  # nor is more a latency
 _NO_SUMMARIES = (
@@ -57,6 +62,8 @@ class MetricsParser:
 
     note: str = ""
     """Why the last page says nothing of the P99, though it is one of Triton's."""
+    gpu_labels: tuple[str, ...] = ()
+    """UUIDs of the GPUs on the last page, in its order, which is none of the server's."""
     _spoilt: set[tuple[str, ModelVersion]] = field(default_factory=set)
     _before: dict[str, dict[bytes, Sample]] = field(default_factory=dict)
 
@@ -84,6 +91,7 @@ class MetricsParser:
         self.note = _NO_SUMMARIES if found and not quantiles else ""
         if quantiles and 0.99 not in map(_as_number, quantiles):
             self.note = _NO_P99
+        self.gpu_labels = _gpu_labels(page)
         return found
 
     def _samples(self, page: bytes, name: str, having: bytes = b"") -> Iterable[Sample]:
@@ -102,6 +110,11 @@ class MetricsParser:
         if count is None:
             self._spoilt.add(key)
         return None if key in self._spoilt or count is None else (so_far or 0) + count
+
+
+def _gpu_labels(page: bytes) -> tuple[str, ...]:
+    found = (_GPU_LABEL.search(line) for line in _lines(page, _GPU.encode()))
+    return tuple(dict.fromkeys(label[1].decode(errors="replace") for label in found if label))
 
 
 def _lines(page: bytes, prefix: bytes) -> Iterator[bytes]:
@@ -181,6 +194,11 @@ class MetricsPage:
         """Why the last page that was read says nothing of the P99, or an empty string."""
         return self._parser.note
 
+    @property
+    def gpu_labels(self) -> tuple[str, ...]:
+        """UUIDs of the GPUs that the last page that was read names."""
+        return self._parser.gpu_labels
+
     async def read(self) -> dict[ModelVersion, ModelMetrics]:
         """Raises :class:`~igniterd.errors.Unreachable` or, on what is no page of Triton,
         :class:`~igniterd.errors.Refused`."""
@@ -221,6 +239,11 @@ class MetricsSource:
         self._triton, self._clock = triton, clock
         self._page = MetricsPage(url, timeout_s) if url else None
         self._noted = ""  # what the last page was said to lack
+
+    @property
+    def gpu_labels(self) -> tuple[str, ...]:
+        """UUIDs of the GPUs that the last page that was read names; empty without one."""
+        return self._page.gpu_labels if self._page is not None else ()
 
     async def read(self) -> dict[ModelVersion, ModelMetrics]:
         """What the page says now; empty without a page or an answer."""

@@ -48,6 +48,26 @@ def test_a_page_without_the_families_is_empty() -> None:
     assert MetricsParser().parse(b"# HELP nv_gpu_utilization y\nnv_gpu_utilization 1\n") == {}
 
 
+def test_the_gpus_of_the_page_are_those_of_their_own_lines() -> None:
+    parser = MetricsParser()
+
+    def labels(page: bytes) -> tuple[str, ...]:
+        parser.parse(page)
+        return parser.gpu_labels
+
+    page = (
+        b"# HELP nv_gpu_utilization GPU utilization rate [0.0 - 1.0)\n"
+        b"# TYPE nv_gpu_utilization gauge\n"
+        b'nv_gpu_utilization{gpu_uuid="GPU-b"} 0\n'
+        b'nv_gpu_utilization{gpu_uuid="GPU-a"} 0\n'
+        b'nv_inference_count{gpu_uuid="GPU-c",model="m",version="1"} 3\n'
+        b'nv_gpu_power_limit{gpu_uuid="GPU-a"} 250\n'
+        b'nv_gpu_power_limit{gpu_uuid="GPU-b"} 250\n'
+    )
+    assert labels(page) == ("GPU-b", "GPU-a")
+    assert labels(PAGE) == ()
+
+
 HEAD = b"# HELP nv_inference_pending_request_count x\n"
 
 
