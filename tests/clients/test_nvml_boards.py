@@ -74,6 +74,12 @@ def test_a_vgpu_without_power_and_clocks_is_read() -> None:
     assert not board.fault
 
 
+def test_a_limit_of_zero_is_none_that_is_known() -> None:
+    zero = {"nvmlDeviceGetEnforcedPowerLimit": 0, "nvmlDeviceGetMaxClockInfo": 0}
+    (board,) = read(a_board("a", **zero))
+    assert (board.power_limit_w, board.max_sm_clock_mhz, board.fault) == (None, None, "")
+
+
 def test_memory_shared_with_the_host_is_unknown_and_not_zero() -> None:
     (board,) = read(a_board("a", nvmlDeviceGetMemoryInfo=SimpleNamespace(used=0, total=0)))
     assert (board.memory_used_bytes, board.memory_total_bytes) == (None, None)
@@ -170,6 +176,57 @@ def test_a_board_that_stays_lost_begins_nvml_anew_ever_more_rarely() -> None:
     assert set(apart[5:]) == {RENEW_MOST_S}
 
 
+def test_the_pause_of_a_board_that_was_back_is_short_again() -> None:
+    host = Host([a_board("a", nvmlDeviceGetPowerUsage=lost)])
+    reader = host.reader()
+    reader.read()
+    host.now_s += RENEW_S
+    reader.read()
+    host.boards[0]["nvmlDeviceGetPowerUsage"] = 251_500
+    host.now_s += 2 * RENEW_S
+    assert reader.read() == (as_read("a", 0),)
+    host.boards[0]["nvmlDeviceGetPowerUsage"] = lost
+    reader.read()
+    before = host.begun
+    host.now_s += RENEW_S
+    reader.read()
+    assert host.begun == before + 1
+
+
+@pytest.mark.parametrize(
+    "ill", [unanswered(UNKNOWN), dict.fromkeys([*V100, "nvmlDeviceGetUUID"], fails(UNKNOWN))]
+)
+def test_a_board_that_never_answered_is_read_once_it_does(ill: dict[str, Any]) -> None:
+    host = Host([a_board("a"), a_board("b") | ill])
+    reader = host.reader()
+    assert reader.read()[1].uuid == "index-1"
+    host.boards[1] = a_board("b")
+    host.now_s += RENEW_S
+    assert reader.read() == (as_read("a", 0), as_read("b", 1))
+
+
+def test_handles_that_are_good_for_nothing_are_renewed() -> None:
+    """Somebody else in the process has shut NVML down, say."""
+    host = Host([a_board("a")])
+    reader = host.reader()
+    reader.read()
+    host.begun += 1
+    (board,) = reader.read()
+    assert (board.uuid, board.power_w) == ("GPU-a", None)
+    assert "power (Invalid Argument)" in board.fault
+    host.now_s += RENEW_S
+    assert reader.read() == (as_read("a", 0),)
+
+
+def test_a_board_with_another_index_now_is_not_taken_for_the_one_without_a_uuid() -> None:
+    host = Host([a_board("a", nvmlDeviceGetPowerUsage=lost), a_board("b")])
+    reader = host.reader()
+    reader.read()
+    host.boards[:] = [a_board("b"), unanswered(UNKNOWN)]
+    host.now_s += RENEW_S
+    assert [board.uuid for board in reader.read()] == ["GPU-b", "index-1", "GPU-a"]
+
+
 def test_healthy_boards_never_begin_nvml_anew() -> None:
     host = Host([a_board("a"), a_board("b", **dict.fromkeys(V100, not_supported))])
     reader = host.reader()
@@ -247,6 +304,15 @@ def test_a_board_that_nvml_no_longer_lists_is_still_told_of() -> None:
     host.boards.insert(1, a_board("b"))
     host.now_s += 2 * RENEW_S
     assert reader.read() == tuple(as_read(letter, n) for n, letter in enumerate("abc"))
+
+
+def test_a_board_that_is_gone_keeps_the_index_that_nobody_else_has() -> None:
+    host = Host([a_board("a"), a_board("b", nvmlDeviceGetPowerUsage=lost)])
+    reader = host.reader()
+    reader.read()
+    del host.boards[1]
+    host.now_s += RENEW_S
+    assert [(board.uuid, board.index) for board in reader.read()] == [("GPU-a", 0), ("GPU-b", 1)]
 
 
 def test_two_boards_with_one_uuid_are_two_boards() -> None:
@@ -341,6 +407,8 @@ def test_instances_come_and_go() -> None:
     larger = SimpleNamespace(multiprocessorCount=42, memorySizeMB=19968)
     host.boards[0]["slices"] = {0: a_slice("y", nvmlDeviceGetAttributes=larger), 1: a_slice("z")}
     assert [(b.uuid, b.sm_count) for b in reader.read()] == [("MIG-y", 42), ("MIG-z", 14)]
+    host.boards[0]["slices"] = {0: a_slice("x", nvmlDeviceGetAttributes=larger)}
+    assert [(b.uuid, b.sm_count) for b in reader.read()] == [("MIG-x", 42)]
     assert host.calls == ["nvmlInit"]
 
 
