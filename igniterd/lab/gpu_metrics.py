@@ -33,9 +33,9 @@ class GpuMetrics:
         application = web.Application()
         application.router.add_get("/metrics", self._page)
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0))
-        self._runner = web.AppRunner(application, access_log=None)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self._port, shutdown_timeout=1.0).start()
+        await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
