@@ -18,8 +18,7 @@ class GpuMetrics:
     """The page at ``source`` with a line of ``nv_gpu_utilization`` for each GPU, at
     ``http://127.0.0.1:PORT/metrics``.
 
-    ``uuids`` are in the server's order of devices. The utilisation is always 0: igniterd reads the
-    labels alone.
+    The utilisation is always 0: igniterd reads the labels alone.
     """
 
     def __init__(self, source: str, port: int, uuids: Sequence[str]) -> None:

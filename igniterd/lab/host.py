@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import aiohttp
 
@@ -55,7 +56,8 @@ class HostSpec:
     Without ``boards`` the host has one V100 of ``memory_bytes``, CUDA has no device, and models run
     on KIND_CPU. With them the server sees CUDA devices: ``visible_devices`` is its
     CUDA_VISIBLE_DEVICES, ``device_order`` its CUDA_DEVICE_ORDER. With ``gpu_metrics`` its page of
-    metrics names its GPUs, as it does where Triton reads DCGM.
+    metrics names its GPUs, as it does where Triton reads DCGM: by their device numbers, or from the
+    last to the first. The order says nothing: Triton keeps its series in a hash table.
     """
 
     models: tuple[Servable, ...]
@@ -70,13 +72,13 @@ class HostSpec:
     boards: tuple[EmulatedBoard, ...] = ()
     visible_devices: str | None = None
     device_order: str | None = None
-    gpu_metrics: bool = False
+    gpu_metrics: Literal["", "forward", "backward"] = ""
 
     def __post_init__(self) -> None:
         given = [
             name
             for name in ("visible_devices", "device_order", "gpu_metrics")
-            if getattr(self, name) not in (None, False)
+            if getattr(self, name) not in (None, "")
         ]
         if given and not self.boards:
             raise ValueError(f"{given[0]} is of CUDA devices, and without boards there is none")
@@ -173,6 +175,8 @@ class TritonHost:
         if self._gpu_metrics_port is not None:
             page = f"http://127.0.0.1:{self.metrics_port}/metrics"
             uuids = [board.uuid for board in self.spec.devices]
+            if self.spec.gpu_metrics == "backward":
+                uuids.reverse()
             await self._stack.enter_async_context(GpuMetrics(page, self._gpu_metrics_port, uuids))
 
     async def stop(self) -> None:
@@ -234,6 +238,11 @@ class TritonHost:
         spec = self.spec
         for kind in {board.kind for board in spec.boards} or {"v100"}:
             truth_of(kind).tables().save(self.folder / f"truth-{kind}.npz")
+        self.prepare_boards()
+
+    def prepare_boards(self) -> None:
+        """Write the empty boards, unless they are another server's."""
+        spec = self.spec
         if self._boards_of is not None:
             return
         if spec.boards:

@@ -132,7 +132,7 @@ async def two(release: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIt
         slow_factor=SLOW,
         server=release,
         boards=BOARDS,
-        gpu_metrics=True,
+        gpu_metrics="forward",
     )
     async with (
         triton_host(spec, tmp_path_factory.mktemp("two") / "triton") as triton,
@@ -241,9 +241,9 @@ async def test_a_server_for_each_gpu_and_one_for_all(tmp_path: Path) -> None:
     """The same model on several servers: each numbers the devices it sees from 0, and all are on
     the same boards."""
     model = EmulatedModel("same", like="alexnet")
-    first = HostSpec((model,), boards=BOARDS, visible_devices="1", gpu_metrics=True)
+    first = HostSpec((model,), boards=BOARDS, visible_devices="1", gpu_metrics="forward")
     by_uuid = HostSpec((model,), boards=BOARDS, visible_devices=V100.uuid[:12])
-    by_bus = HostSpec((model,), boards=BOARDS, device_order="PCI_BUS_ID")
+    by_bus = HostSpec((model,), boards=BOARDS, device_order="PCI_BUS_ID", gpu_metrics="backward")
     async with (
         emulated_host(first, tmp_path, mps=False, broker=False, beside=(by_uuid, by_bus)) as host,
         server(host.tritons[0]) as one,
@@ -264,6 +264,8 @@ async def test_a_server_for_each_gpu_and_one_for_all(tmp_path: Path) -> None:
             assert executed(each, board) == before + 1
         page = await metrics_page(one)
         assert page.count("nv_gpu_utilization{") == page.count(T4.uuid) == 1
+        page = await metrics_page(both)
+        assert page.index(V100.uuid) < page.index(T4.uuid)
 
 
 def executed(server: Server, board: EmulatedBoard) -> int:

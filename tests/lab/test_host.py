@@ -32,7 +32,7 @@ async def test_mps_control_is_up_when_it_answers_with_a_number(
 
 
 @pytest.mark.parametrize(
-    "given", [{"visible_devices": "0"}, {"device_order": "PCI_BUS_ID"}, {"gpu_metrics": True}]
+    "given", [{"visible_devices": "0"}, {"device_order": "PCI_BUS_ID"}, {"gpu_metrics": "forward"}]
 )
 def test_devices_are_of_boards(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(given))} is of CUDA devices"):

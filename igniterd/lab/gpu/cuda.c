@@ -18,7 +18,6 @@ void *memset(void *, int, size_t);
 char *getenv(const char *);
 size_t strlen(const char *);
 int strncmp(const char *, const char *, size_t);
-int strncasecmp(const char *, const char *, size_t);
 long strtol(const char *, char **, int);
 int pthread_once(int *, void (*)(void));
 int pthread_key_create(unsigned *, void (*)(void *));
@@ -104,7 +103,7 @@ static int by_prefix(const Board *boards, int count, const char *prefix, size_t 
 {
     int i, found = -1;
     for (i = 0; i < count; ++i)
-        if (length <= strlen(boards[i].uuid) && !strncasecmp(boards[i].uuid, prefix, length)) {
+        if (length <= strlen(boards[i].uuid) && !strncmp(boards[i].uuid, prefix, length)) {
             if (found >= 0) return -1; /* not one board's alone */
             found = i;
         }
