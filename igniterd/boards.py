@@ -14,7 +14,8 @@ EMULATED = "emulated:"
 def nvml_library(source: str, *, field: str) -> Any:
     """An object with pynvml's names; ``None`` for ``none``.
 
-    ``source`` is ``nvml``, ``none`` or ``emulated:FILE``, the board file of a running lab host.
+    ``source`` is ``nvml``, ``none`` or ``emulated:FILE``, the board file of a running lab host, or
+    the folder of the files of its boards.
     ``field`` names the setting in errors. Raises :class:`~igniterd.errors.CannotRun` for a board
     file that cannot be read and for a host without pynvml.
     """
@@ -29,5 +30,5 @@ def nvml_library(source: str, *, field: str) -> Any:
     except (OSError, ValueError) as error:
         raise CannotRun(
             f"{field} = {source!r}: {error}; it takes emulated:FILE with the board file of a "
-            "running host of the lab"
+            "running host of the lab, or with the folder of its board files"
         ) from error

@@ -6,6 +6,7 @@ import pytest
 from igniterd.boards import nvml_library
 from igniterd.errors import CannotRun
 from igniterd.lab.gpu.boardfile import BoardFile
+from igniterd.lab.gpu.boards import boards_of, create_boards
 from igniterd.lab.gpu.nvml import EmulatedNvml
 
 
@@ -22,6 +23,14 @@ def test_a_board_file_is_read_by_the_lab(tmp_path: Path) -> None:
     library = nvml_library(f"emulated:{board.path}", field="gpu.source")
     assert isinstance(library, EmulatedNvml)
     assert library.nvmlDeviceGetCount() == 1
+
+
+def test_a_folder_of_board_files_is_read_by_the_lab(tmp_path: Path) -> None:
+    create_boards(tmp_path / "boards", boards_of("v100", "t4"), slow_factor=1.0)
+    library = nvml_library(f"emulated:{tmp_path / 'boards'}", field="gpu.source")
+    assert library.nvmlDeviceGetCount() == 2
+    with pytest.raises(CannotRun, match=r"gpu\.source = .*has no board file \(\*\.board\)"):
+        nvml_library(f"emulated:{tmp_path}", field="gpu.source")
 
 
 def test_a_missing_board_file_is_named_with_its_setting(tmp_path: Path) -> None:

@@ -8,85 +8,41 @@ way out. All listen on loopback at ports found free. ``emulated_host`` starts th
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import sysconfig
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal
 
 import aiohttp
 
-from igniterd.lab.gpu.boardfile import BoardFile
+from igniterd.lab.gpu.boards import EmulatedBoard, create_boards
+from igniterd.lab.gpu.cuda import cuda_environment, visible_boards
 from igniterd.lab.gpu.executor import HANDOVER_S, SLICE_S
-from igniterd.lab.gpu.truth import BOARD_MEMORY_BYTES, DISPERSION_CV, MAX_BATCH, Truth
-from igniterd.lab.load.load import INPUT_FLOATS
+from igniterd.lab.gpu.kinds import truth_of
+from igniterd.lab.gpu.truth import BOARD_MEMORY_BYTES, DISPERSION_CV
+from igniterd.lab.gpu_metrics import GpuMetrics
+from igniterd.lab.models import EmulatedModel, Servable, pbtxt
 from igniterd.lab.programs import programs
 from igniterd.lab.programs.launcher import Launcher, launcher_environment
 from igniterd.lab.programs.process import Running, free_ports, running
 from igniterd.lab.services import BrokerHost, MpsHost, broker_host, mps_host
 
+__all__ = (
+    "EmulatedHost",
+    "EmulatedModel",
+    "HostSpec",
+    "Servable",
+    "TritonHost",
+    "emulated_host",
+    "triton_host",
+)
+
 _READY_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class EmulatedModel:
-    """A model in the repository. ``like`` names the measured model it behaves like (by default its
-    own name).
-
-    ``max_queue_delay_us`` None leaves Triton's default dynamic batching; ``parameters`` are added
-    to its configuration.
-    """
-
-    name: str
-    like: str = ""
-    max_batch_size: int = 8
-    max_queue_delay_us: int | None = None
-    instances: int = 1
-    parameters: dict[str, str] = field(default_factory=dict)
-
-    def config(self) -> dict[str, object]:
-        """Its ModelConfig, in JSON's names. Raises ``ValueError`` for a batch that was not
-        measured."""
-        if not 1 <= self.max_batch_size <= MAX_BATCH:
-            raise ValueError(
-                f"model {self.name}: max_batch_size {self.max_batch_size} was not measured: give "
-                f"1 to {MAX_BATCH}"
-            )
-        batching = (
-            {}
-            if self.max_queue_delay_us is None
-            else {"max_queue_delay_microseconds": self.max_queue_delay_us}
-        )
-        texts = {"emulated_model": self.like or self.name, **self.parameters}
-        return {
-            "name": self.name,
-            "backend": "python",
-            "max_batch_size": self.max_batch_size,
-            "input": [{"name": "INPUT", "data_type": "TYPE_FP32", "dims": [INPUT_FLOATS]}],
-            "output": [{"name": "OUTPUT", "data_type": "TYPE_FP32", "dims": [1]}],
-            "instance_group": [{"kind": "KIND_CPU", "count": self.instances}],
-            "dynamic_batching": batching,
-            "parameters": {key: {"string_value": text} for key, text in texts.items()},
-        }
-
-
-class Servable(Protocol):
-    """A model that a Triton can be started with."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def max_batch_size(self) -> int: ...
-
-    def config(self) -> dict[str, object]:
-        """Its ModelConfig, in JSON's names."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +52,12 @@ class HostSpec:
 
     ``launcher``: the version of Triton whose way of starting a model's process in its environment
     is taken.
+
+    Without ``boards`` the host has one V100 of ``memory_bytes``, CUDA has no device, and models run
+    on KIND_CPU. With them the server sees CUDA devices: ``visible_devices`` is its
+    CUDA_VISIBLE_DEVICES, ``device_order`` its CUDA_DEVICE_ORDER. With ``gpu_metrics`` its page of
+    metrics names its GPUs, as it does where Triton reads DCGM: by their device numbers, or from the
+    last to the first. The order says nothing: Triton keeps its series in a hash table.
     """
 
     models: tuple[Servable, ...]
@@ -107,10 +69,29 @@ class HostSpec:
     memory_bytes: int = BOARD_MEMORY_BYTES
     launcher: Launcher = "24.10"
     server: str = programs.SERVER  # a release of programs.SERVERS
+    boards: tuple[EmulatedBoard, ...] = ()
+    visible_devices: str | None = None
+    device_order: str | None = None
+    gpu_metrics: Literal["", "forward", "backward"] = ""
+
+    def __post_init__(self) -> None:
+        given = [
+            name
+            for name in ("visible_devices", "device_order", "gpu_metrics")
+            if getattr(self, name) not in (None, "")
+        ]
+        if given and not self.boards:
+            raise ValueError(f"{given[0]} is of CUDA devices, and without boards there is none")
+
+    @property
+    def devices(self) -> tuple[EmulatedBoard, ...]:
+        """The boards that the server sees, by their device numbers."""
+        return visible_boards(self.boards, self.visible_devices, self.device_order)
 
 
 class TritonHost:
-    """A running tritonserver with its emulated board.
+    """A running tritonserver with its emulated boards: its own, or with ``boards_of`` those of
+    another one.
 
     One with models of another kind is made by overriding ``prepare``, ``_environment`` and
     ``ready_s``.
@@ -119,10 +100,18 @@ class TritonHost:
     ready_s = _READY_S
     """Longest wait for the server, and 2 s more for each model."""
 
-    def __init__(self, spec: HostSpec, folder: Path, ports: Sequence[int]) -> None:
+    def __init__(
+        self,
+        spec: HostSpec,
+        folder: Path,
+        ports: Sequence[int],
+        boards_of: TritonHost | None = None,
+    ) -> None:
         self.spec = spec
         self.folder = folder
         self.http_port, self.grpc_port, self.metrics_port = ports
+        self._gpu_metrics_port = free_ports(1)[0] if spec.gpu_metrics else None
+        self._boards_of = boards_of
         self._stack = AsyncExitStack()
         self._program: Running | None = None
 
@@ -137,12 +126,15 @@ class TritonHost:
 
     @property
     def metrics_url(self) -> str:
-        return f"http://127.0.0.1:{self.metrics_port}/metrics"
+        return f"http://127.0.0.1:{self._gpu_metrics_port or self.metrics_port}/metrics"
 
     @property
     def board_path(self) -> Path:
-        """File of the emulated board, for :class:`igniterd.lab.gpu.nvml.EmulatedNvml`."""
-        return self.folder / "board"
+        """For :class:`igniterd.lab.gpu.nvml.EmulatedNvml`: the file of the emulated board, or the
+        folder with one for each of the boards that were given."""
+        if self._boards_of is not None:
+            return self._boards_of.board_path
+        return self.folder / ("boards" if self.spec.boards else "board")
 
     @property
     def repository(self) -> Path:
@@ -180,6 +172,12 @@ class TritonHost:
                     return False
 
             await self._program.until(ready, timeout_s=self.ready_s + 2.0 * len(self.spec.models))
+        if self._gpu_metrics_port is not None:
+            page = f"http://127.0.0.1:{self.metrics_port}/metrics"
+            uuids = [board.uuid for board in self.spec.devices]
+            if self.spec.gpu_metrics == "backward":
+                uuids.reverse()
+            await self._stack.enter_async_context(GpuMetrics(page, self._gpu_metrics_port, uuids))
 
     async def stop(self) -> None:
         """Stop it; the board and the repository stay."""
@@ -219,58 +217,69 @@ class TritonHost:
             "PYTHONUNBUFFERED": "1",
             "OPENBLAS_NUM_THREADS": "1",  # numpy in each stub would start a thread for every core
             "IGNITERD_EMULATOR": str(self.folder),
+            "IGNITERD_EMULATOR_BOARDS": str(self.board_path),
             "IGNITERD_EMULATOR_SEED": str(self.spec.seed),
             "IGNITERD_EMULATOR_CV": str(self.spec.dispersion_cv),
             "IGNITERD_EMULATOR_SLICE_S": str(self.spec.slice_s),
             "IGNITERD_EMULATOR_HANDOVER_S": str(self.spec.handover_s),
         }
-        kept = {k: v for k, v in os.environ.items() if k != "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"}
+        spec = self.spec
+        if spec.boards:
+            ours |= cuda_environment(spec.boards, spec.visible_devices, spec.device_order)
+        others = {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"}
+        kept = {k: v for k, v in os.environ.items() if k not in others}
         return kept | program.environment() | ours
 
     def prepare(self) -> None:
-        """Write the model repository, the tables and the empty board."""
+        """Write the model repository, the tables and the empty boards."""
         self.repository.mkdir(parents=True)
         for model in self.spec.models:
             self._place(model, Path(__file__).parent / "gpu" / "triton_model.py")
-        Truth.v100().tables().save(self.folder / "truth.npz")
-        BoardFile.create(
-            self.board_path, slow_factor=self.spec.slow_factor, memory_bytes=self.spec.memory_bytes
-        ).close()
+        spec = self.spec
+        for kind in {board.kind for board in spec.boards} or {"v100"}:
+            truth_of(kind).tables().save(self.folder / f"truth-{kind}.npz")
+        self.prepare_boards()
+
+    def prepare_boards(self) -> None:
+        """Write the empty boards, unless they are another server's."""
+        spec = self.spec
+        if self._boards_of is not None:
+            return
+        if spec.boards:
+            create_boards(self.board_path, spec.boards, slow_factor=spec.slow_factor)
+        else:
+            board = EmulatedBoard(memory_bytes=spec.memory_bytes)
+            board.create(self.board_path, slow_factor=spec.slow_factor)
 
     def _place(self, model: Servable, code: Path) -> None:
         """A model of the repository, run by ``code`` in the Python that runs this."""
         version = self.repository / model.name / "1"
         version.mkdir(parents=True)
         shutil.copy(code, version / "model.py")
-        (version.parent / "config.pbtxt").write_text(_pbtxt(model.config()))
+        if isinstance(model, EmulatedModel) and self.spec.boards:
+            config = model.config_on_boards()
+        else:
+            config = model.config()
+        (version.parent / "config.pbtxt").write_text(pbtxt(config))
         stub = programs.python_stub(self.spec.server)
         (version.parent / stub.name).symlink_to(stub)  # the backend's own may be for another Python
 
 
-def _pbtxt(message: dict[str, object], indent: str = "") -> str:
-    """A ModelConfig in protobuf's text format, which is what a model repository holds."""
-    lines = []
-    for key, value in message.items():
-        if key == "parameters" and isinstance(value, dict):
-            value = [{"key": k, "value": v} for k, v in value.items()]  # noqa: PLW2901  a map is a list of entries there
-        for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, dict):
-                lines.append(f"{indent}{key} {{\n{_pbtxt(each, indent + '  ')}{indent}}}\n")
-            else:
-                enum = key in ("data_type", "kind")
-                lines.append(f"{indent}{key}: {each if enum else json.dumps(each)}\n")
-    return "".join(lines)
-
-
 @asynccontextmanager
-async def triton_host(spec: HostSpec, folder: Path | None = None) -> AsyncIterator[TritonHost]:
+async def triton_host(
+    spec: HostSpec, folder: Path | None = None, *, boards_of: TritonHost | None = None
+) -> AsyncIterator[TritonHost]:
     """A real tritonserver with emulated models, ready. ``folder`` (new or empty; by default a
     temporary one) keeps its files and log.
 
-    Raises :class:`igniterd.errors.CannotRun` when it does not come up, with the end of its log.
+    With ``boards_of`` it stands beside that one, on the same boards. Raises
+    :class:`igniterd.errors.CannotRun` when it does not come up, with the end of its log, and
+    ``ValueError`` for boards that are not those of the other.
     """
+    if boards_of is not None:
+        _check_beside(spec, boards_of.spec)
     with tempfile.TemporaryDirectory(prefix="igniterd-") as temporary:
-        host = TritonHost(spec, folder or Path(temporary), free_ports(3))
+        host = TritonHost(spec, folder or Path(temporary), free_ports(3), boards_of)
         host.folder.mkdir(parents=True, exist_ok=True)
         host.prepare()
         try:
@@ -280,24 +289,55 @@ async def triton_host(spec: HostSpec, folder: Path | None = None) -> AsyncIterat
             await asyncio.shield(host.stop())
 
 
+def _check_beside(spec: HostSpec, first: HostSpec) -> None:
+    for name in ("boards", "slow_factor", "memory_bytes"):
+        if (own := getattr(spec, name)) != (theirs := getattr(first, name)):
+            raise ValueError(
+                f"{name} {own!r} of a server beside another one is of their boards: give its "
+                f"{theirs!r}"
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class EmulatedHost:
-    """The whole host; ``mps`` and ``broker`` are ``None`` where they were not asked for."""
+    """The whole host; ``mps`` and ``broker`` are ``None`` where they were not asked for.
+
+    ``beside`` are the servers on the same boards as ``triton``.
+    """
 
     triton: TritonHost
     mps: MpsHost | None
     broker: BrokerHost | None
+    beside: tuple[TritonHost, ...] = ()
+
+    @property
+    def tritons(self) -> tuple[TritonHost, ...]:
+        """Every server."""
+        return (self.triton, *self.beside)
 
 
 @asynccontextmanager
 async def emulated_host(
-    spec: HostSpec, folder: Path, *, mps: bool = True, broker: bool = True
+    spec: HostSpec,
+    folder: Path,
+    *,
+    mps: bool = True,
+    broker: bool = True,
+    beside: Sequence[HostSpec] = (),
 ) -> AsyncIterator[EmulatedHost]:
-    """Everything at once, each with its files in a folder of its own under ``folder``."""
+    """Everything at once, each with its files in a folder of its own under ``folder``.
+
+    ``beside`` are more servers on the boards of the first. Raises as :func:`triton_host`.
+    """
+    for other in beside:
+        _check_beside(other, spec)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        yield EmulatedHost(
-            mps=await enter(mps_host(folder / "mps")) if mps else None,
-            broker=await enter(broker_host(folder / "broker")) if broker else None,
-            triton=await enter(triton_host(spec, folder / "triton")),
-        )
+        own_mps = await enter(mps_host(folder / "mps")) if mps else None
+        own_broker = await enter(broker_host(folder / "broker")) if broker else None
+        triton = await enter(triton_host(spec, folder / "triton"))
+        others = [
+            await enter(triton_host(other, folder / f"triton-{n}", boards_of=triton))
+            for n, other in enumerate(beside, start=2)
+        ]
+        yield EmulatedHost(triton, own_mps, own_broker, tuple(others))

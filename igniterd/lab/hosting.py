@@ -33,8 +33,10 @@ class HostingTriton(TritonHost):
         self._complete = complete
 
     def prepare(self) -> None:
-        """An empty repository."""
+        """An empty repository, and the boards that were given."""
         self.repository.mkdir(parents=True)
+        if self.spec.boards:
+            self.prepare_boards()
 
     def _command(self) -> list[str]:
         return [

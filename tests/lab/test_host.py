@@ -1,9 +1,12 @@
 """What counts as a program being up."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from igniterd.lab.gpu.boards import boards_of
+from igniterd.lab.host import HostSpec, emulated_host
 from igniterd.lab.programs import programs
 from igniterd.lab.services import mps_host
 
@@ -26,3 +29,23 @@ async def test_mps_control_is_up_when_it_answers_with_a_number(
     async with mps_host(tmp_path / "mps") as host:
         assert await host.ask("get_default_active_thread_percentage") == "100.0"
     assert (tmp_path / "asked").read_text().count("x") == 5
+
+
+@pytest.mark.parametrize(
+    "given", [{"visible_devices": "0"}, {"device_order": "PCI_BUS_ID"}, {"gpu_metrics": "forward"}]
+)
+def test_devices_are_of_boards(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(given))} is of CUDA devices"):
+        HostSpec((), **given)
+
+
+async def test_servers_of_one_host_are_on_the_same_boards(tmp_path: Path) -> None:
+    spec = HostSpec((), boards=boards_of("t4"), slow_factor=2.0)
+    for other, said in (
+        (HostSpec((), slow_factor=2.0), r"boards \(\) of a server beside another one"),
+        (HostSpec((), boards=spec.boards), "slow_factor 1.0 of a server beside another one"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            async with emulated_host(spec, tmp_path / "host", beside=(other,)):
+                pass
+    assert not (tmp_path / "host").exists()

@@ -4,16 +4,20 @@ for each loaded copy of a model.
 Every copy announces its model, share, memory and what it executes now, so that copies slow each
 other and the board can say how much power it draws. All fields are 8-byte floats, written one at a
 time by the slot's owner alone (such a store is never seen half done); claiming a slot takes a file
-lock. Times are CLOCK_MONOTONIC seconds, which all processes of a machine share. The standard
-library is all this module needs, because Triton's stub processes import it.
+lock. Times are CLOCK_MONOTONIC seconds, which all processes of a machine share. Behind the slots
+stands what the board is, in JSON: it never changes. The standard library is all this module needs,
+because Triton's stub processes import it.
+
+A host with several boards has a folder with one such file, ``*.board``, for each.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +75,16 @@ class Copy:
     executions: int
 
 
+def board_paths(path: Path) -> list[Path]:
+    """The board file at ``path``, or all of the folder there. Raises ``ValueError`` for a folder
+    without one."""
+    if not path.is_dir():
+        return [path]
+    if found := sorted(path.glob("*.board")):
+        return found
+    raise ValueError(f"{path} has no board file (*.board)")
+
+
 class BoardFile:
     """The board, opened. Make one with :meth:`create`; other processes :meth:`open` it."""
 
@@ -81,11 +95,22 @@ class BoardFile:
         self.cells = memoryview(self._map).cast("d")
         if self.cells[_H_MAGIC] != _MAGIC:
             raise ValueError(f"{path} is not a board file of this version")
+        with path.open("rb") as file:
+            file.seek(_BYTES)
+            self.about: dict[str, str] = json.loads(file.read() or b"{}")
+        """What it is: ``kind``, ``uuid``, ``pci``; empty where nothing was said."""
 
     @classmethod
-    def create(cls, path: Path, *, slow_factor: float, memory_bytes: int) -> BoardFile:
+    def create(
+        cls,
+        path: Path,
+        *,
+        slow_factor: float,
+        memory_bytes: int,
+        about: Mapping[str, str] | None = None,
+    ) -> BoardFile:
         """A new board without tenants. Times of the tables are multiplied by ``slow_factor``."""
-        path.write_bytes(bytes(_BYTES))
+        path.write_bytes(bytes(_BYTES) + json.dumps(dict(about or {})).encode())
         with path.open("r+b") as file, mmap.mmap(file.fileno(), _BYTES) as area:
             cells = memoryview(area).cast("d")
             cells[_H_MAGIC], cells[_H_SLOW], cells[_H_MEMORY] = (

@@ -1,10 +1,10 @@
 """The emulated model: what Triton's Python backend runs. ``host.py`` copies this file into the
 model repository as ``model.py``.
 
-It runs in Triton's stub process. Its MPS share is ``CUDA_MPS_ACTIVE_THREAD_PERCENTAGE`` in its own
-environment, read when it is loaded, as a CUDA context would. Other settings come from the server's
-environment (see ``host.py``) and from the model's parameter ``emulated_model``, the name of the
-measured model it behaves like.
+It runs in Triton's stub process, on the board that its device number means to CUDA there. Its MPS
+share is ``CUDA_MPS_ACTIVE_THREAD_PERCENTAGE`` in its own environment, read when it is loaded, as a
+CUDA context would. Other settings come from the server's environment (see ``host.py``) and from the
+model's parameter ``emulated_model``, the name of the measured model it behaves like.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ sys.path[:0] = os.environ["IGNITERD_EMULATOR_PATH"].split(":")
 import numpy as np  # noqa: E402
 import triton_python_backend_utils as pb_utils  # noqa: E402
 
-from igniterd.lab.gpu.boardfile import BoardFile, OutOfMemory, Slot  # noqa: E402
+from igniterd.lab.gpu.boardfile import BoardFile, OutOfMemory, Slot, board_paths  # noqa: E402
 from igniterd.lab.gpu.executor import HANDOVER_S, SLICE_S, Dispersion, Executor, Rates  # noqa: E402
 from igniterd.lab.gpu.truth import DISPERSION_CV, MAX_BATCH, TruthTables, memory_bytes, share_units  # noqa: E402
 
@@ -43,7 +43,9 @@ class TritonPythonModel:
             config["parameters"].get("emulated_model", {}).get("string_value") or args["model_name"]
         )
         folder = Path(os.environ["IGNITERD_EMULATOR"])
-        tables = TruthTables.load(folder / "truth.npz")
+        board = _board(Path(os.environ["IGNITERD_EMULATOR_BOARDS"]), args)
+        kind = board.about.get("kind", "v100")
+        tables = TruthTables.load(folder / f"truth-{kind}.npz")
         if name not in tables.models:
             raise pb_utils.TritonModelException(
                 f"emulated_model {name!r} was not measured: use one of {', '.join(tables.models)}"
@@ -52,7 +54,6 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(
                 f"max_batch_size {config['max_batch_size']}: measured up to {MAX_BATCH}"
             )
-        board = BoardFile(folder / "board")
         units = _units(os.environ.get(_INSTANCE_SHARE))
         self._slot = self._claim(
             board, tables.models.index(name), units, memory_bytes(name, config["max_batch_size"])
@@ -100,6 +101,22 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Leave the board."""
         self._slot.release()
+
+
+def _board(path: Path, args: dict[str, str]) -> BoardFile:
+    """The one board of a host without CUDA, or the one of this instance's device."""
+    if not path.is_dir():
+        return BoardFile(path)
+    if args["model_instance_kind"] != "GPU":
+        raise pb_utils.TritonModelException(
+            f"an instance of kind {args['model_instance_kind']}: on a host with boards, emulated "
+            "models run on KIND_GPU"
+        )
+    device, pci = int(args["model_instance_device_id"]), ctypes.create_string_buffer(32)
+    if error := ctypes.CDLL(None).cudaDeviceGetPCIBusId(pci, len(pci), device):
+        raise pb_utils.TritonModelException(f"CUDA device {device}: error {error}")
+    boards = map(BoardFile, board_paths(path))
+    return next(board for board in boards if board.about["pci"] == pci.value.decode())
 
 
 def _output(items: int) -> Any:

@@ -55,14 +55,14 @@ STRAGGLER_FACTOR = 1.5  # ... takes half as long again
 _DATA = Path(__file__).parents[2] / "data" / "v100"
 _MIB = 2**20
 _CONTEXT_BYTES = 400 * _MIB  # CUDA context, cuDNN and workspace of one process
-_WEIGHTS_BYTES = {
+WEIGHTS_BYTES = {
     "alexnet": 233 * _MIB,
     "resnet50": 98 * _MIB,
     "vgg19": 548 * _MIB,
     "ssd": 100 * _MIB,
 }
 # for each item of a batch
-_ACTIVATION_BYTES = {
+ACTIVATION_BYTES = {
     "alexnet": 6 * _MIB,
     "resnet50": 24 * _MIB,
     "vgg19": 40 * _MIB,
@@ -138,6 +138,8 @@ class Truth:
     """The measured board. Make one with :meth:`v100`."""
 
     def __init__(self, solo: TruthTables, board: dict[str, Any]) -> None:
+        self.board = board
+        """The board's own figures, with the names of ``profile.json``'s ``hardware``."""
         self._tables = solo
         self._index = {name: i for i, name in enumerate(solo.models)}
         self.idle_power_w = solo.idle_power_w
@@ -236,7 +238,7 @@ class Truth:
 
 def memory_bytes(model: str, max_batch: int) -> int:
     """Board memory of one loaded copy of a measured model."""
-    return _CONTEXT_BYTES + _WEIGHTS_BYTES[model] + _ACTIVATION_BYTES[model] * max(1, max_batch)
+    return _CONTEXT_BYTES + WEIGHTS_BYTES[model] + ACTIVATION_BYTES[model] * max(1, max_batch)
 
 
 def neighbour_weight(units: int, own_units: int) -> float:

@@ -2,13 +2,13 @@
 [demo]``.
 
 tritonserver comes out of NVIDIA's ``nvidia-pytriton`` wheel (through this Python's pip), and the
-oldest one that igniterd steers out of an older wheel; the MQTT broker, the MPS control daemon and
-promtool are Debian packages, unpacked into the cache and not installed; the environment that hosted
-models run in comes from pip. Wheels are checked against hashes kept here, Debian's packages by apt
-against the signatures of the machine's own sources. No root is needed, nothing outside the cache is
-written, and what is there already (in the cache or on PATH) is not fetched again. Exit status 1
-only when the newer tritonserver is missing in the end: everything but the tests of the oldest one
-and of hosted models runs on it.
+oldest one that igniterd steers out of an older wheel; the MQTT broker, the MPS control daemon,
+promtool and, where there is no C compiler, a small one are Debian packages, unpacked into the cache
+and not installed; the environment that hosted models run in comes from pip. Wheels are checked
+against hashes kept here, Debian's packages by apt against the signatures of the machine's own
+sources. No root is needed, nothing outside the cache is written, and what is there already (in the
+cache or on PATH) is not fetched again. Exit status 1 only when the newer tritonserver is missing in
+the end: everything but the tests of the oldest one and of hosted models runs on it.
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ _DEBIAN = {
         "install the package nvidia-cuda-mps (Debian: component non-free), or NVIDIA's driver",
     ),
     "promtool": (("prometheus",), False, "install the package prometheus"),
+    "C compiler": (("tcc",), False, "install the package gcc or tcc"),
 }
 _FIND: dict[str, Callable[[], programs.Program | None]] = {
     "mosquitto": programs.mosquitto,
     "nvidia-cuda-mps-control": programs.mps_control,
     "promtool": programs.promtool,
+    "C compiler": programs.c_compiler,
 }
 
 

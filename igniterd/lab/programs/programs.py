@@ -198,6 +198,20 @@ def promtool() -> Program | None:
     return _on_path_or_unpacked("promtool")
 
 
+def c_compiler() -> Program | None:
+    """The machine's own compiler, else Debian's small one, which brings all that it needs."""
+    own = shutil.which("cc") or shutil.which("gcc")
+    return Program(Path(own)) if own else _on_path_or_unpacked("tcc")
+
+
+def tcc_folder(compiler: Program) -> Path | None:
+    """Where an unpacked tcc has its own files, which it looks for where it was built for; ``None``
+    for any other compiler."""
+    if not compiler.path.is_relative_to(debian_root()):
+        return None
+    return debian_root() / "usr/lib/x86_64-linux-gnu/tcc"
+
+
 def required(program: Program | None, name: str) -> Program:
     """``program``, or :class:`CannotRun` saying how to get it."""
     if program is None:

@@ -8,6 +8,7 @@ import pynvml
 import pytest
 
 from igniterd.lab.gpu.boardfile import BoardFile
+from igniterd.lab.gpu.boards import EmulatedBoard, boards_of, create_boards
 from igniterd.lab.gpu.nvml import EmulatedNvml
 from igniterd.lab.gpu.truth import Truth
 
@@ -81,3 +82,38 @@ def test_errors_are_nvml_s_own(board: BoardFile) -> None:
         nvml.nvmlDeviceGetHandleByIndex(1)
     assert wrong.value.value == pynvml.NVML_ERROR_INVALID_ARGUMENT
     assert nvml.NVMLError is pynvml.NVMLError
+
+
+def test_several_boards_are_numbered_by_the_bus(tmp_path: Path) -> None:
+    v100, t4 = boards_of("v100", "t4")
+    t4 = EmulatedBoard("t4", t4.uuid, "0000:03:00.0", 2**30)
+    create_boards(tmp_path / "boards", (v100, t4), slow_factor=1.0)
+    nvml = EmulatedNvml(tmp_path / "boards")
+    assert nvml.nvmlDeviceGetCount() == 2
+    assert [nvml.nvmlDeviceGetUUID(n) for n in range(2)] == [t4.uuid, v100.uuid]
+    assert nvml.nvmlDeviceGetHandleByUUID(v100.uuid.encode()) == 1
+    assert nvml.nvmlDeviceGetHandleByPciBusId("00000000:03:00.0") == 0
+    assert nvml.nvmlDeviceGetHandleByPciBusId(v100.pci.encode()) == 1
+    info = nvml.nvmlDeviceGetPciInfo(0)
+    assert (info.busId, info.busIdLegacy, info.bus) == ("00000000:03:00.0", "0000:03:00.0", 3)
+    assert "T4" in nvml.nvmlDeviceGetName(0)
+    assert [nvml.nvmlDeviceGetNumGpuCores(n) for n in range(2)] == [2560, 5120]
+    assert [nvml.nvmlDeviceGetCudaComputeCapability(n) for n in range(2)] == [(7, 5), (7, 0)]
+    assert [nvml.nvmlDeviceGetEnforcedPowerLimit(n) for n in range(2)] == [70_000, 300_000]
+    with pytest.raises(pynvml.NVMLError) as missing:
+        nvml.nvmlDeviceGetHandleByUUID("GPU-0")
+    assert missing.value.value == pynvml.NVML_ERROR_NOT_FOUND
+
+
+def test_a_tenant_shows_on_its_own_board_alone(tmp_path: Path) -> None:
+    boards = boards_of("v100", "v100")
+    create_boards(tmp_path / "boards", boards, slow_factor=1.0)
+    nvml = EmulatedNvml(tmp_path / "boards")
+    idle = nvml.nvmlDeviceGetMemoryInfo(0).used
+    board = BoardFile(tmp_path / "boards" / f"{boards[1].uuid}.board")
+    board.claim(model=2, units=40, memory_bytes=2**30).begin(32, 245.5, now_s=0.0)
+    assert nvml.nvmlDeviceGetMemoryInfo(0).used == idle
+    assert nvml.nvmlDeviceGetMemoryInfo(1).used == idle + 2**30
+    clocks = [nvml.nvmlDeviceGetClockInfo(n, nvml.NVML_CLOCK_SM) for n in range(2)]
+    assert clocks[0] > clocks[1]
+    assert [len(nvml.nvmlDeviceGetComputeRunningProcesses(n)) for n in range(2)] == [0, 1]

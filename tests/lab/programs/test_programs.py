@@ -81,7 +81,12 @@ def test_a_missing_package_is_explained_and_does_not_stop_the_rest(
     monkeypatch.setattr(fetch, "_FIND", dict.fromkeys(fetch._DEBIAN, lambda: None))
     monkeypatch.setattr(fetch, "fetch_engines", lambda _: [])
     said: list[str] = []
-    assert fetch.fetch(said.append) == ["mosquitto", "nvidia-cuda-mps-control", "promtool"]
+    assert fetch.fetch(said.append) == [
+        "mosquitto",
+        "nvidia-cuda-mps-control",
+        "promtool",
+        "C compiler",
+    ]
     assert "mosquitto: to have it, install the package mosquitto; igniterd finds it on PATH" in said
 
 
