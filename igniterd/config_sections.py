@@ -231,6 +231,9 @@ class Decide(Section):
     max_reloads_per_hour: Annotated[int, Field(ge=1, le=3600)] = 120
     """A plan that would need more is not begun. What gives a host its first shares, two
     reloads a model, is not counted once an hour."""
+    moves: bool = True
+    """Whether models may be moved between the GPUs of a Triton where one GPU cannot hold its
+    SLOs."""
     consolidate: bool = False
     """Whether to empty a GPU when its models fit on the others."""
 

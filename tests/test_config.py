@@ -359,6 +359,7 @@ watch_s = 13.0
 respect_s = 601.0
 max_reloads_per_hour = 100
 consolidate = true
+moves = false
 [metrics]
 listen = "127.0.0.1:9410"
 hosts = ["gpu-a.example"]
