@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from igniterd.config import Config
 from igniterd.decide.gpu import GpuContext, GpuDecision
-from igniterd.decide.moves import DemandOn, Found, Host
+from igniterd.decide.moves import DemandOn, Found, Host, Side
 from igniterd.decide.relocation import begun, carried_on, relocation_of
 from igniterd.decide.state import ALL, DecisionState, Margins
 from igniterd.decisions import DecisionKind
@@ -54,8 +54,8 @@ class Between:
         relocation = held.relocation
         if relocation is None:
             return None, held
-        cases = self._cases(groups, held, only=relocation.gpus)
-        part = carried_on(relocation, cases, held, self.busy)
+        sides = self._sides(groups, held, only=relocation.gpus)
+        part = carried_on(relocation, sides, held, self.busy)
         return (part, held) if part is not None else (None, held.without_relocation())
 
     def sought(
@@ -67,34 +67,31 @@ class Between:
         source, every_s = self._source(groups, parts, held)
         if source is None or self.now_s - held.gpu(source).sought_at_s < every_s:
             return None, held
-        cases = self._cases(groups, held)
-        if source not in cases or len(cases) < 2:
+        sides = {side.group.name: side for side in self._sides(groups, held)}
+        if source not in sides or len([g for s in sides.values() for g in s.group.gpus]) < 2:
             return None, held
         held = held.with_gpu(source, sought_at_s=self.now_s)
         tried = {m: until_s for m, until_s in held.tried_moves.items() if until_s > self.now_s}
-        host = Host(
-            cases,
-            {gpu: self._movable(case) for gpu, case in cases.items()},
-            self._demand_on,
-            set(tried),
-        )
-        relieves = bool(cases[source].shed) or held.gpu(source).margins.kept < 1
-        if cases[source].shed:
+        movable = {m: gpu for side in sides.values() for m, gpu in self._movable(side).items()}
+        host = Host(list(sides.values()), movable, self._demand_on, set(tried))
+        shed = sides[source].case.shed
+        relieves = bool(shed) or held.gpu(source).margins.kept < 1
+        if shed:
             found = host.relieved(source)
         elif relieves:  # it holds them, with less in hand than it should have
             found = host.relieved(source, (ALL,))
         else:
-            found = self._emptied(host, source, held)
+            found = self._emptied(host, sides[source], held)
         until_s = self.now_s + AGAIN_S
         tried |= {moves: until_s for moves in host.tried if moves not in tried}
         held = replace(held, tried_moves=tried)
-        return self._begin(found, source, cases, held, relieves=relieves)
+        return self._begin(found, source, list(sides.values()), held, relieves=relieves)
 
     def _begin(
         self,
         found: Found | None,
         source: str,
-        cases: Mapping[str, GpuContext],
+        sides: Sequence[Side],
         held: DecisionState,
         *,
         relieves: bool,
@@ -104,7 +101,7 @@ class Between:
         to = ", ".join(f"{model} to {gpu}" for model, gpu in sorted(found.to.items()))
         aim = "relieves" if relieves else "empties"
         relocation = relocation_of(found, f"{to} {aim} {source}")
-        part = carried_on(relocation, cases, held, self.busy)
+        part = carried_on(relocation, sides, held, self.busy)
         if part is None or part.outcome is not DecisionKind.MOVE:
             return None, held
         held = begun(relocation, found, held)
@@ -133,48 +130,47 @@ class Between:
         due = [gpu for gpu in fills if self.now_s - rested[gpu] >= EMPTY_S]
         return (min(due, key=lambda gpu: (fills[gpu], gpu)) if due else None), EMPTY_S
 
-    def _emptied(self, host: Host, source: str, held: DecisionState) -> Found | None:
+    def _emptied(self, host: Host, source: Side, held: DecisionState) -> Found | None:
         stays_s = STAYS * self.config.decide.hold_s
-        if any(
-            self.now_s - held.of(model).relocated_at_s < stays_s
-            for model in host.cases[source].here
-        ):
+        if any(self.now_s - held.of(m).relocated_at_s < stays_s for m in source.case.here):
             return None
-        return host.emptied(source)
+        return host.emptied(source.group.name)
 
-    def _cases(
+    def _sides(
         self, groups: Sequence[GpuGroup], held: DecisionState, only: frozenset[str] = frozenset()
-    ) -> dict[str, GpuContext]:
-        """What is known of each GPU that models may be moved from or to: not of those that share a
-        model, nor of those of which nothing can be predicted."""
-        several = {gpu for group in groups if len(group.gpus) > 1 for gpu in group.gpus}
-        single = {group.name: group for group in groups if len(group.gpus) == 1}
+    ) -> list[Side]:
+        """The GPUs that models may be moved from or to: not those of which nothing can be
+        predicted, nor, unless asked for (``only``), those where a step is under way."""
         known = dict.fromkeys(gpu for gpus in self.observation.devices.values() for gpu in gpus)
-        for gpu in known:
-            if gpu not in several:
-                single.setdefault(gpu, GpuGroup((gpu,)))
-        out = {}
-        for gpu, group in single.items():
-            if only and gpu not in only:
+        used = {gpu for group in groups for gpu in group.gpus}
+        idle = [GpuGroup((gpu,)) for gpu in known if gpu not in used]
+        out = []
+        for group in [*groups, *idle]:
+            here = set(group.gpus)
+            if (only and not only & here) or (not only and here & self.busy.keys()):
                 continue
-            case = self.case_of(group, held) if gpu not in self.busy or only else None
+            case = self.case_of(group, held)
             if case is not None:
-                out[gpu] = case
+                out.append(Side(group, case))
         return out
 
-    def _movable(self, case: GpuContext) -> list[str]:
-        """The models of one GPU that may be moved: it is known on which device number they are, and
-        nobody has said that they belong there."""
-        readings = self.observation.models
-        return [
-            m
-            for m in case.here
-            if m in case.free
-            and m not in self._told
-            and readings[m].allocation.devices
-            and len(self.observation.devices.get(readings[m].triton, ())) > 1
-            and case.here[m].share is not None
-        ]
+    def _movable(self, side: Side) -> dict[str, str]:
+        """The models that may be moved, with their GPU: it is known on which device number they
+        are, and nobody has said that they belong there."""
+        case, found = side.case, dict[str, str]()
+        for name in case.here:
+            reading = self.observation.models[name]
+            several = len(self.observation.devices.get(reading.triton, ())) > 1
+            if (
+                name in case.free
+                and name not in self._told
+                and reading.allocation.devices
+                and several
+                and len(set(reading.gpus)) == 1
+                and case.here[name].share is not None
+            ):
+                found[name] = reading.gpus[0]
+        return found
 
     def _demand_on(self, model: str, gpu: str, margins: Margins) -> Demand | None:
         reading = self.observation.models[model]

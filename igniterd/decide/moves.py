@@ -1,219 +1,266 @@
 """Which models to move between the GPUs of a host, and where to. Pure.
 
 A GPU that cannot hold its SLOs is relieved of the fewest tenants: of one, else of two, else of
-three. A GPU is emptied where all of its tenants fit on the others. Guesses (see
-:mod:`igniterd.decide.tenant`) say whom it would help to move, and where there is room; the search
-of one GPU (:mod:`igniterd.decide.search`) then plans every GPU that a move touches, and what it
-does not confirm is not done.
+three. A GPU is emptied where all of its tenants fit on the others. What each GPU needs, and what
+each model would need elsewhere, is guessed (see :mod:`igniterd.decide.tenant`) to rank the moves.
+The search of one GPU (:mod:`igniterd.decide.search`) then plans all that a move touches, and what
+it does not confirm is not done.
+
+GPUs that share a model are one case: they are planned together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from igniterd.decide.fewest import fewest_changes
 from igniterd.decide.gpu import LEAST_ROOM, ROOM_TO_REMEMBER, GpuContext
-from igniterd.decide.room import ONE, Room
-from igniterd.decide.search import GpuPlan, Search, find
+from igniterd.decide.room import Room
+from igniterd.decide.search import HOPELESS, GpuPlan, Search, find
 from igniterd.decide.state import ALL, HALF, REMEMBERED, Margins
-from igniterd.decide.tenant import EPS
-from igniterd.predict import Demand, LatencyPrediction, LatencyPredictor
+from igniterd.placement import GpuGroup
+from igniterd.predict import Demand, LatencyPrediction
 from igniterd.records import Allocation
 
 MOST_TENANTS = 3
 """Moved together to relieve one GPU."""
 MOST_CONFIRMED = 2
-"""Guesses that are looked into in one tick: each costs the searches of two GPUs or more."""
-USED_FIRST = 1.0
-"""What a GPU that is in use is preferred by, where GPUs are to be emptied."""
+"""Moves that are looked into in one tick: each costs the searches of two GPUs or more."""
+MUCH = 2.0
+"""Parts of a GPU that a model needs where no share is enough."""
 
+Moves = Mapping[str, str]
+"""Model -> its new GPU."""
 DemandOn = Callable[[str, str, Margins], Demand | None]
 """What to plan for of a model on a GPU where it is not, at given margins; ``None`` where it cannot
 be moved there."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """``to``: model -> its new GPU. ``target``: what all models of the GPUs touched are to have."""
+class Side:
+    """GPUs that are planned together, and what is known of them."""
 
-    to: Mapping[str, str]
+    group: GpuGroup
+    case: GpuContext
+
+    def by_gpu(self, found: Mapping[str, float]) -> dict[str, float]:
+        """``found`` by UUID, where it is by :data:`igniterd.decide.room.ONE`."""
+        return {gpu or self.group.name: value for gpu, value in found.items()}
+
+    def on(self, demand: Demand, gpu: str) -> Demand:
+        """``demand`` placed on one of these GPUs."""
+        if len(self.group.gpus) == 1:
+            return replace(demand, gpus=())
+        return replace(demand, gpus=(gpu,) * demand.instances)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """``target``: what all models of the GPUs ``touched`` are to have; ``made_for``: the rates."""
+
+    to: Moves
     target: Mapping[str, Allocation]
     served: Mapping[str, LatencyPrediction]
     headroom: float
     margins: Margins
     touched: frozenset[str]
-    made_for: Mapping[str, float] = field(default_factory=dict)
+    made_for: Mapping[str, float]
 
 
 @dataclass(slots=True)
 class Host:
-    """The GPUs of a host, each with its case, and what their models would be elsewhere.
+    """The GPUs of a host. ``movable``: models that may be moved, with the GPU they are on."""
 
-    ``movable``: by GPU, the models that may be moved from it.
-    """
-
-    cases: Mapping[str, GpuContext]
-    movable: Mapping[str, Sequence[str]]
+    sides: Sequence[Side]
+    movable: Mapping[str, str]
     demand_on: DemandOn
     tried: set[tuple[tuple[str, str], ...]] = field(default_factory=set)
-    _guessed: dict[tuple[str, tuple[str, ...]], float | None] = field(default_factory=dict)
+    _needs: dict[str, dict[str, float]] = field(default_factory=dict)
+    _alone: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def relieved(self, source: str, ladder: Sequence[Margins] = (ALL, HALF)) -> Found | None:
-        """The fewest moves after which ``source`` and the GPUs they lead to hold every SLO, with
-        one of the margins of ``ladder``."""
+        """The fewest moves after which the GPUs of ``source`` (a name of a group) and those that
+        they lead to hold every SLO, with one of the margins of ``ladder``."""
+        return self._first(self._reliefs(self._side(source)), ladder, LEAST_ROOM)
+
+    def emptied(self, source: str) -> Found | None:
+        """Moves that leave no model on ``source``, with room to spare where they lead to."""
+        side = self._side(source)
+        leavers = list(side.case.here)
+        if not leavers or any(self.movable.get(m) != source for m in leavers):
+            return None
+        placed = self._placed(leavers, hot={source}, used=True)
+        return self._first([placed[1]] if placed else [], (REMEMBERED,), ROOM_TO_REMEMBER)
+
+    def _first(
+        self, moves: Iterable[Moves], ladder: Sequence[Margins], least_room: float
+    ) -> Found | None:
         confirmed = 0
-        for moves in self._reliefs(source):
-            key = tuple(sorted(moves.items()))
+        for each in moves:
+            key = tuple(sorted(each.items()))
             if key in self.tried:
                 continue
             self.tried.add(key)
             for margins in ladder:
-                found = self._confirmed(source, moves, margins, LEAST_ROOM)
+                found = self._confirmed(each, margins, least_room)
                 if found is not None:
                     return found
             confirmed += 1
             if confirmed == MOST_CONFIRMED:
-                return None
+                break
         return None
 
-    def emptied(self, source: str) -> Found | None:
-        """Moves that leave no model on ``source``, with room to spare where they lead to."""
-        leavers = list(self.cases[source].here)
-        if not leavers or set(leavers) != set(self.movable[source]):
-            return None
-        moves = self._placed(source, leavers, used=True)
-        key = tuple(sorted((moves or {}).items()))
-        if moves is None or key in self.tried:
-            return None
-        self.tried.add(key)
-        return self._confirmed(source, moves, REMEMBERED, ROOM_TO_REMEMBER)
-
-    def fullness(self, gpu: str) -> float:
-        """About what the models there need of the GPU; above 1 where no share is enough."""
-        guess = self._guess(gpu, self._demands(gpu, ALL))
-        return 2.0 if guess is None else guess
+    def _side(self, gpu: str) -> Side:
+        return next(side for side in self.sides if gpu in side.group.gpus)
 
     # ------------------------------------------------------------ guesses
 
-    def _reliefs(self, source: str) -> Iterator[dict[str, str]]:
-        """Moves that help by guess: those of fewer models first, then those that leave most
-        room."""
-        demands = {d.model: d for d in self._demands(source, ALL)}
+    def needs(self, side: Side) -> dict[str, float]:
+        """About what part of each GPU its models need at least; above what there is where no share
+        is enough."""
+        if side.group.name not in self._needs:
+            self._needs[side.group.name] = self._guessed(side)
+        return self._needs[side.group.name]
+
+    def _guessed(self, side: Side) -> dict[str, float]:
+        demands = side.case.demands(ALL)
+        if not demands:
+            return dict.fromkeys(side.group.gpus, 0.0)
+        search = Search(side.case.predictors.at(ALL), demands, side.case.reserved)
+        settled = search.settle(1.0, guess=True)
+        if not isinstance(settled, str):
+            return side.by_gpu(search.least(settled[0], [d.model for d in demands]))
+        needs = dict.fromkeys(side.group.gpus, 0.0)
+        for d in demands:
+            for gpu in set(d.gpus) or {side.group.name}:
+                needs[gpu] += self._alone_on(side, gpu, d)
+        return needs
+
+    def _alone_on(self, side: Side, gpu: str, demand: Demand) -> float:
+        """About what the model needs of a GPU that it has to itself."""
+        key = (demand.model, gpu)
+        if key not in self._alone:
+            alone = replace(demand, gpus=(), pinned=None)
+            settled = Search(side.case.predictors.at(ALL), [alone]).settle(1.0, guess=True)
+            self._alone[key] = (
+                MUCH if isinstance(settled, str) else settled[0][demand.model].granted or 1.0
+            )
+        return self._alone[key]
+
+    def _spare(self, side: Side, gpu: str) -> float:
+        """About what of the GPU nobody needs."""
+        return capacities(side)[gpu] - self.needs(side)[gpu]
+
+    def _reliefs(self, side: Side) -> Iterator[Moves]:
+        """Moves that may help: those of fewer models first, then those that leave most room."""
+        spare = {gpu: self._spare(side, gpu) for gpu in side.group.gpus}
+        hot = {gpu for gpu, left in spare.items() if left < 0} or {
+            min(spare, key=spare.__getitem__)
+        }
+        demands = {d.model: d for d in side.case.demands(ALL)}
+        movers = [m for m, gpu in self.movable.items() if gpu in hot and m in demands]
         for count in range(1, MOST_TENANTS + 1):
-            ranked = []
-            for leavers in combinations(self.movable[source], count):
-                rest = [d for m, d in demands.items() if m not in leavers]
-                left = self._guess(source, rest)
-                if left is None or left > self._capacity(source):
+            ranked = list[tuple[float, int, Moves]]()
+            for leavers in combinations(movers, count):
+                freed = dict(spare)
+                for model in leavers:
+                    freed[self.movable[model]] += self._alone_on(
+                        side, self.movable[model], demands[model]
+                    )
+                if min(freed[gpu] for gpu in hot) < -HOPELESS:
                     continue
-                moves = self._placed(source, leavers, used=False)
-                if moves is not None:
-                    ranked.append((max(self._filled(moves, g) for g in moves.values()), moves))
-            yield from (moves for _, moves in sorted(ranked, key=lambda each: each[0]))
+                placed = self._placed(leavers, hot=hot, used=False)
+                if placed is not None:
+                    ranked.append((-placed[0], len(ranked), placed[1]))
+            yield from (moves for _, _, moves in sorted(ranked, key=lambda each: each[:2]))
 
-    def _placed(self, source: str, leavers: Sequence[str], *, used: bool) -> dict[str, str] | None:
-        """A GPU for each of ``leavers``, the one that needs most first, where it leaves most room;
-        ``None`` where one fits nowhere. ``used``: GPUs that are in use come first."""
-        needs = {d.model: self._alone(source, d) for d in self._demands(source, ALL)}
-        moves: dict[str, str] = {}
+    def _placed(
+        self, leavers: Sequence[str], *, hot: set[str], used: bool
+    ) -> tuple[float, Moves] | None:
+        """A GPU for each of ``leavers`` that is not ``hot``, where it leaves most room, and the
+        least room left; ``None`` where one fits nowhere. ``used``: GPUs in use come first."""
+        taken, moves, least = dict[str, float](), dict[str, str](), 1.0
+        needs = {m: self._need_anywhere(m) for m in leavers}
         for model in sorted(leavers, key=lambda m: (-needs[m], m)):
-            rooms = []
-            for gpu in self.cases:
-                if gpu == source or self.cases[gpu].waits or self.cases[gpu].shed:
+            best: tuple[bool, float, str] | None = None
+            for side in self.sides:
+                if side.case.waits or (side.case.shed and not hot & set(side.group.gpus)):
                     continue
-                filled = self._filled({**moves, model: gpu}, gpu)
-                if filled <= 1.0:
-                    prefers = USED_FIRST if used and self.cases[gpu].here else 0.0
-                    rooms.append((prefers - filled, gpu))
-            if not rooms:
+                for gpu in side.group.gpus:
+                    demand = None if gpu in hot else self.demand_on(model, gpu, ALL)
+                    if demand is None:
+                        continue
+                    need = self._alone_on(side, gpu, demand)
+                    left = self._spare(side, gpu) - taken.get(gpu, 0.0) - need
+                    here = (used and bool(side.case.here), left, gpu)
+                    if left >= -HOPELESS and (best is None or here > best):
+                        best = here
+            if best is None:
                 return None
-            moves[model] = max(rooms)[1]
-        return moves
+            _, left, gpu = best
+            taken[gpu] = taken.get(gpu, 0.0) + self._alone[model, gpu]
+            moves[model], least = gpu, min(least, left)
+        return least, moves
 
-    def _filled(self, moves: Mapping[str, str], gpu: str) -> float:
-        """About what part of what ``gpu`` has to give is needed once ``moves`` are made; above 1
-        where they cannot be."""
-        coming = [m for m, to in moves.items() if to == gpu]
-        demands = list(self._demands(gpu, ALL))
-        for model in coming:
-            demand = self.demand_on(model, gpu, ALL)
-            if demand is None:
-                return 2.0
-            demands.append(demand)
-        guess = self._guess(gpu, demands)
-        capacity = self._capacity(gpu)
-        return 2.0 if guess is None or capacity <= 0 else guess / capacity
-
-    def _alone(self, gpu: str, demand: Demand) -> float:
-        return self._guess(gpu, [demand]) or 1.0
-
-    def _guess(self, gpu: str, demands: Sequence[Demand]) -> float | None:
-        """About the least share that ``demands`` need together on ``gpu``; ``None`` where no share
-        holds one of them."""
-        key = (gpu, tuple(d.model for d in demands))
-        if key not in self._guessed:
-            self._guessed[key] = _least(self._predictor(gpu, ALL), demands)
-        return self._guessed[key]
-
-    def _capacity(self, gpu: str) -> float:
-        case = self.cases[gpu]
-        return Room.of([], case.reserved).capacity[ONE] + EPS
-
-    def _demands(self, gpu: str, margins: Margins) -> Sequence[Demand]:
-        return self.cases[gpu].demands(margins)
-
-    def _predictor(self, gpu: str, margins: Margins) -> LatencyPredictor:
-        return self.cases[gpu].predictors.at(margins)
+    def _need_anywhere(self, model: str) -> float:
+        side = self._side(self.movable[model])
+        demand = next(d for d in side.case.demands(ALL) if d.model == model)
+        return self._alone_on(side, self.movable[model], demand)
 
     # ------------------------------------------------------------ the search itself
 
-    def _confirmed(
-        self, source: str, moves: Mapping[str, str], margins: Margins, least_room: float
-    ) -> Found | None:
-        """The plan of every GPU that ``moves`` touch; ``None`` where one cannot hold its SLOs."""
+    def _confirmed(self, moves: Moves, margins: Margins, least_room: float) -> Found | None:
+        """The plan of all that ``moves`` touch; ``None`` where a GPU cannot hold its SLOs."""
         target, served = dict[str, Allocation](), dict[str, LatencyPrediction]()
-        rooms, rates = [], dict[str, float]()
-        for gpu in dict.fromkeys([source, *moves.values()]):
-            stay = [d for d in self._demands(gpu, margins) if d.model not in moves]
-            come = [
-                demand
-                for model, to in moves.items()
-                if to == gpu and (demand := self.demand_on(model, gpu, margins)) is not None
-            ]
-            if not stay and not come:
+        rooms, rates, touched = [], dict[str, float](), set[str]()
+        ends = {*moves.values(), *(self.movable[m] for m in moves)}
+        for side in self.sides:
+            if not ends & set(side.group.gpus):
                 continue
-            planned = self._plan(gpu, stay, come, margins)
+            touched |= set(side.group.gpus)
+            demands = self._after(side, moves, margins)
+            if not demands:
+                continue
+            planned = self._plan(side, demands, moves, margins)
             if planned is None or planned.headroom < least_room:
                 return None
             target |= planned.allocations
             served |= planned.served
             rooms.append(planned.headroom)
-            rates |= {d.model: d.rate_per_s for d in (*stay, *come)}
-        touched = frozenset([source, *moves.values()])
-        return Found(dict(moves), target, served, min(rooms), margins, touched, rates)
+            rates |= {d.model: d.rate_per_s for d in demands}
+        return Found(moves, target, served, min(rooms), margins, frozenset(touched), rates)
+
+    def _after(self, side: Side, moves: Moves, margins: Margins) -> list[Demand]:
+        """What is to be served there once ``moves`` are made."""
+        stay = [d for d in side.case.demands(margins) if d.model not in moves]
+        come = [
+            side.on(demand, gpu)
+            for model, gpu in moves.items()
+            if gpu in side.group.gpus
+            and (demand := self.demand_on(model, gpu, margins)) is not None
+        ]
+        return [*stay, *come]
 
     def _plan(
-        self, gpu: str, stay: Sequence[Demand], come: Sequence[Demand], margins: Margins
+        self, side: Side, demands: Sequence[Demand], moves: Moves, margins: Margins
     ) -> GpuPlan | None:
-        predictor, reserved = self._predictor(gpu, margins), self.cases[gpu].reserved
-        found = find(predictor, [*stay, *come], reserved=reserved)
+        predictor, reserved = side.case.predictors.at(margins), side.case.reserved
+        found = find(predictor, demands, reserved=reserved)
         if not found.feasible:
             return None
-        here = {d.model: self.cases[gpu].here[d.model] for d in stay}
-        here |= {d.model: found.allocations[d.model] for d in come}
-        demands = [*stay, *come]
+        here = {
+            d.model: found.allocations[d.model] if d.model in moves else side.case.here[d.model]
+            for d in demands
+        }
         room = Room.of(demands, reserved)
-        allocations = fewest_changes(predictor, demands, here, found, room)
-        return replace(found, allocations=allocations)
+        return replace(found, allocations=fewest_changes(predictor, demands, here, found, room))
 
 
-def _least(predictor: LatencyPredictor, demands: Sequence[Demand]) -> float | None:
-    if not demands:
-        return 0.0
-    search = Search(predictor, demands)
-    settled = search.settle(1.0, guess=True)
-    if isinstance(settled, str):
-        return None
-    return sum(search.least(settled[0], [d.model for d in demands]).values())
+def capacities(side: Side) -> dict[str, float]:
+    """What there is to give, by GPU. A GPU without models of ours has what others leave."""
+    reserved = side.case.reserved
+    found = side.by_gpu(Room.of(side.case.demands(ALL), reserved).capacity)
+    free = 1.0 - (reserved if isinstance(reserved, float | int) else max(reserved.values()))
+    return {gpu: found.get(gpu, free) for gpu in side.group.gpus}

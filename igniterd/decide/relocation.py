@@ -8,13 +8,13 @@ until that is ready. So stopping after any step leaves a host that serves.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from igniterd.decide.cooldown import why_not_now
-from igniterd.decide.gpu import OUTGROWN, GpuContext, GpuDecision
-from igniterd.decide.moves import Found
-from igniterd.decide.room import ONE
+from igniterd.decide.gpu import OUTGROWN, GpuDecision
+from igniterd.decide.moves import Found, Side, capacities
+from igniterd.decide.room import ONE, Room
 from igniterd.decide.state import ALL, DecisionState, Relocation
 from igniterd.decide.steps import kind_of
 from igniterd.decisions import DecisionKind, Step, StepKind
@@ -27,21 +27,18 @@ def relocation_of(found: Found, why: str) -> Relocation:
 
 
 def carried_on(
-    relocation: Relocation,
-    cases: Mapping[str, GpuContext],
-    held: DecisionState,
-    busy: Mapping[str, str],
+    relocation: Relocation, sides: Sequence[Side], held: DecisionState, busy: Mapping[str, str]
 ) -> GpuDecision | None:
     """The decision for the GPUs of ``relocation``: its next step, or to wait; ``None`` where it is
     over, or does not suit any more.
 
-    ``cases``: of each GPU of the host that may be decided for; ``busy``: those where a step is
-    under way, and why.
+    ``sides``: the GPUs of the host that may be decided for; ``busy``: those where a step is under
+    way, and why.
     """
+    there = [side for side in sides if relocation.gpus & set(side.group.gpus)]
+    here = {m: a for side in there for m, a in side.case.here.items()}
     waits = [busy[gpu] for gpu in sorted(relocation.gpus) if gpu in busy]
-    waits += [c.waits for gpu, c in cases.items() if gpu in relocation.gpus and c.waits]
-    there = {gpu: cases[gpu] for gpu in sorted(relocation.gpus) if gpu in cases}
-    here = {m: a for case in there.values() for m, a in case.here.items()}
+    waits += [side.case.waits for side in there if side.case.waits]
     if waits:
         return GpuDecision(DecisionKind.WAIT, waits[0], here, {}, None, held)
     changes = [m for m in relocation.target if here.get(m) != relocation.target[m]]
@@ -50,10 +47,10 @@ def carried_on(
     step = next(_steps(relocation, there, changes), None)
     if step is None:
         return None
-    case = next(case for case in there.values() if step.model in case.here)
-    no_shares = case.no_shares if step.after.share is not None else ""
+    case = there[0].case
     late = max(held.gpu(gpu).held_until_s for gpu in relocation.gpus)
     settling = "its last step was not let through" if case.now_s < late else ""
+    no_shares = case.no_shares if step.after.share is not None else ""
     against = no_shares or settling or why_not_now(held, (step,), case.rules, case.now_s)
     if against:
         return GpuDecision(DecisionKind.WAIT, against, here, {}, None, held)
@@ -63,16 +60,16 @@ def carried_on(
 
 def _suits(
     relocation: Relocation,
-    there: Mapping[str, GpuContext],
+    there: Sequence[Side],
     here: Mapping[str, Allocation],
     changes: Collection[str],
 ) -> bool:
     """Whether it was made for these models and this traffic, and all that it changes may be
     changed."""
-    if here.keys() != relocation.target.keys() or any(a.share is None for a in here.values()):
+    if here.keys() != relocation.target.keys() or any(here[m].share is None for m in changes):
         return False
-    free = {model for case in there.values() for model in case.free}
-    rates = {d.model: d.rate_per_s for case in there.values() for d in case.demands(ALL)}
+    free = {model for side in there for model in side.case.free}
+    rates = {d.model: d.rate_per_s for side in there for d in side.case.demands(ALL)}
     return free >= set(changes) and all(
         rates.get(model, 0.0) <= OUTGROWN * made_for
         for model, made_for in relocation.made_for.items()
@@ -80,30 +77,49 @@ def _suits(
 
 
 def _steps(
-    relocation: Relocation, there: Mapping[str, GpuContext], changes: Collection[str]
+    relocation: Relocation, there: Sequence[Side], changes: Collection[str]
 ) -> Iterator[Step]:
-    """The steps that may be made now, the one to be made first."""
-    gpu_of = {model: gpu for gpu, case in there.items() for model in case.here}
-    spare = {
-        gpu: case.room_for(case.demands(ALL)).capacity.get(ONE, 0.0)
-        - sum(a.granted or 0.0 for a in case.here.values())
-        for gpu, case in there.items()
+    """The steps that may be made now, the one to be made first: what gives, then what moves, then
+    what takes."""
+    spare = {}
+    on = dict[str, dict[str, int]]()  # model -> GPU -> instances
+    here = {m: a for side in there for m, a in side.case.here.items()}
+    for side in there:
+        demands = side.case.demands(ALL)
+        for d in demands:
+            gpus = d.gpus or (side.group.name,) * d.instances
+            on[d.model] = {gpu: gpus.count(gpu) for gpu in set(gpus)}
+        room = Room.of(demands, side.case.reserved)
+        for gpu, capacity in capacities(side).items():
+            key = gpu if gpu in room.capacity else ONE
+            spare[gpu] = capacity - (room.granted(key, side.case.here) if demands else 0.0)
+    moves = {m for m in changes if relocation.to.get(m, "") not in ("", *on[m])}
+    more = {m: _more(here[m], relocation.target[m], on[m]) for m in changes if m not in moves}
+    more |= {
+        m: {relocation.to[m]: relocation.target[m].granted or 0.0} for m in changes if m in moves
     }
-    growth = {}
-    for model in changes:
-        gpu, target = gpu_of[model], relocation.target[model]
-        moves = relocation.to.get(model, gpu) != gpu
-        before = 0.0 if moves else (there[gpu].here[model].granted or 0.0)
-        growth[model] = (moves, (target.granted or 0.0) - before)
-    in_place = [m for m in changes if not growth[m][0]]
-    order = sorted((m for m in in_place if growth[m][1] <= 0), key=lambda m: (growth[m][1], m))
-    order += sorted(m for m in changes if growth[m][0])
-    order += sorted((m for m in in_place if growth[m][1] > 0), key=lambda m: (growth[m][1], m))
+    order = sorted(
+        changes, key=lambda m: (1 if m in moves else 0 if _gives(more[m]) else 2, _sum(more[m]), m)
+    )
     for model in order:
-        moves, more = growth[model]
-        to = relocation.to[model] if moves else gpu_of[model]
-        if more <= 0 or more <= spare.get(to, 0.0) + ROUNDING:
-            yield _step(relocation, there[gpu_of[model]].here[model], model, moves)
+        if all(
+            part <= max(0.0, spare.get(gpu, 0.0)) + ROUNDING for gpu, part in more[model].items()
+        ):
+            yield _step(relocation, here[model], model, model in moves)
+
+
+def _more(here: Allocation, target: Allocation, on: Mapping[str, int]) -> dict[str, float]:
+    """What of each GPU a change in place takes more; less than 0 where it gives."""
+    grown = (target.share or 0.0) - (here.share or 0.0)
+    return {gpu: grown * instances for gpu, instances in on.items()}
+
+
+def _gives(more: Mapping[str, float]) -> bool:
+    return all(part <= 0 for part in more.values())
+
+
+def _sum(more: Mapping[str, float]) -> float:
+    return sum(more.values())
 
 
 def _step(relocation: Relocation, before: Allocation, model: str, moves: bool) -> Step:
