@@ -125,6 +125,11 @@ def service_s(window: ModelWindow) -> float:
     return sum(n * window.service_ms[batch] for batch, n in window.executions.items()) / 1000
 
 
+def on_another_board(belief: ModelState) -> ModelState:
+    """``belief``, less what is measured over predicted: it says nothing of another profile."""
+    return replace(belief, bias=Bias(), published_bias=None, live=None, trial=None, expected=None)
+
+
 def forget_other_model(belief: ModelState, reading: ModelReading, at_s: float) -> ModelState:
     """``belief``, less what was learnt of another version or another backend."""
     copy = (reading.version, reading.backend)

@@ -18,6 +18,7 @@ from dataclasses import replace
 
 from igniterd.act import Adopter
 from igniterd.acting import Acting
+from igniterd.belief import on_another_board
 from igniterd.clients.triton.apply import Reloader
 from igniterd.config import Config
 from igniterd.decide.cooldown import after
@@ -110,10 +111,12 @@ class Loop:
         mean = knowledge.predictors.mean if knowledge.predictors else None
         wall_s = self.wall_clock()
         profiled = knowledge.steerable(view)
+        moved = bases.other_kind(carry.seen, view)
+        believed = {n: on_another_board(b) if n in moved else b for n, b in carry.belief.items()}
         load, belief = estimate(
             view,
             window,
-            carry.belief,
+            believed if moved else carry.belief,
             rules=self.config.decide,
             models=self.config.by_name(),
             profiled=profiled,

@@ -67,7 +67,8 @@ class BoardKind:
     why: str = ""
 
 
-UNKNOWN_KIND = BoardKind(Predictors())
+NOTHING = Predictors()
+UNKNOWN_KIND = BoardKind(NOTHING)
 
 
 def kinds_of_boards(
@@ -82,7 +83,7 @@ def kinds_of_boards(
             found[gpu] = BoardKind(knowledge.kinds[reasons.index("")])
         else:
             why = f"{'; '.join(reasons)}: profile the models on this board"
-            found[gpu] = BoardKind(Predictors(), why)
+            found[gpu] = BoardKind(NOTHING, why)
     return found
 
 
@@ -101,7 +102,7 @@ class Bases:
         """Of GPUs of one kind; on others nothing can be predicted."""
         kinds = [self.of(gpu).known for gpu in gpus]
         same = bool(kinds) and all(kind is kinds[0] for kind in kinds)
-        return kinds[0] if same else Predictors()
+        return kinds[0] if same else NOTHING
 
     def pair(self, gpus: Sequence[str]) -> tuple[Mapping[str, str], PredictorPair | None]:
         """For the decision."""
@@ -112,6 +113,18 @@ class Bases:
         """For the estimate."""
         profiled, pair = self.pair(gpus)
         return profiled, pair.mean if pair else None
+
+    def other_kind(self, before: Observation | None, seen: Observation) -> set[str]:
+        """The models that are on another kind of board than before."""
+        if before is None:
+            return set()
+        return {
+            name
+            for name, now in seen.models.items()
+            if (was := before.models.get(name)) is not None
+            and was.gpus != now.gpus
+            and self.on(was.gpus) is not self.on(now.gpus)
+        }
 
     def of_one_kind(self, seen: Observation) -> Observation:
         """``seen``, in which a model on boards of several kinds, or on one of a kind that it has no

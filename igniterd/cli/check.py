@@ -14,6 +14,7 @@ from igniterd.cli.findings import Finding
 
 if TYPE_CHECKING:
     from igniterd.config import Config
+    from igniterd.devices import Devices
     from igniterd.profiled import Predictors
     from igniterd.records import BoardReading, ModelReading
 
@@ -161,7 +162,7 @@ def _explain_no_profile(learnt: str | None) -> str:
 
 
 async def _check_live(settings: Config, knowledge: Predictors) -> AsyncIterator[Finding]:
-    from igniterd.cli.check_devices import devices
+    from igniterd.cli.check_devices import devices, kinds, on_their_gpus
     from igniterd.cli.check_folders import folders
     from igniterd.cli.check_host import (
         boards,
@@ -204,8 +205,12 @@ async def _check_live(settings: Config, knowledge: Predictors) -> AsyncIterator[
     read: list[BoardReading] = []
     async for finding in boards(settings, read):
         yield finding
-    for finding in devices(settings, read, labels, await read_servers()):
+    known: dict[str, Devices] = {}
+    for finding in devices(settings, read, labels, await read_servers(), known):
         yield finding
+    for finding in kinds(read, knowledge):
+        yield finding
+    readings = on_their_gpus(settings, readings, known)
     for finding in copies(readings, read, knowledge):
         yield finding
     for finding in folders(settings):

@@ -48,8 +48,9 @@ async def of_triton(
             "--load-model for each model. "
             f"{info.control_reason}",
         )
-    names = [m.name for m in settings.model if m.triton == client.name]
-    for name, reading in (await client.read_models(names)).items():
+    tenants = {m.name: m.tenant for m in settings.model if m.triton == client.name}
+    for raw, reading in (await client.read_models(tenants)).items():
+        name = tenants[raw]
         if not isinstance(reading, ModelReading):
             yield Finding("bad", f"model {name}", str(reading))
             continue

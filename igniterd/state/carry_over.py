@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from igniterd.belief import ModelState, on_another_board
 from igniterd.config import Config
 from igniterd.decide.state import DecisionState, GpuHold, only
-from igniterd.estimate import ModelState
-from igniterd.estimators.bias import Bias
 from igniterd.profiled import Predictors
 from igniterd.records import Observation
 from igniterd.standing import Known
@@ -58,12 +57,7 @@ def resumed(carry: Carry, old: Config, then: Predictors, new: Config, now: Predi
 def _of_service(known: ModelState, same_profile: bool) -> ModelState:
     """Predictions are made anew; a bias is measured over predicted, and says nothing of another
     profile."""
-    known = replace(known, expected=None)
-    return (
-        known
-        if same_profile
-        else replace(known, bias=Bias(), published_bias=None, live=None, trial=None)
-    )
+    return replace(known, expected=None) if same_profile else on_another_board(known)
 
 
 def _seen(seen: Observation | None, stay: set[str]) -> Observation | None:

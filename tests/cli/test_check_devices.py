@@ -24,7 +24,7 @@ def found(
     """The finding of one Triton at port 9001, whose configuration has ``more``."""
     text = f'[[triton]]\nname = "main"\nurl = "127.0.0.1:9001"\n{more}\n{MODEL}'
     servers = {} if facts is None else {9001: facts}
-    (finding,) = devices(parse_config(text, source="test"), boards, {"main": labels}, servers)
+    (finding,) = devices(parse_config(text, source="test"), boards, {"main": labels}, servers, {})
     assert finding.what == "Triton main GPUs"
     return finding
 
@@ -82,7 +82,7 @@ def test_a_host_whose_gpus_are_not_read() -> None:
 def test_every_triton_has_a_line() -> None:
     text = f'[[triton]]\nname = "main"\n[[triton]]\nname = "b"\nurl = "127.0.0.1:9001"\n{MODEL}'
     settings = parse_config(text, source="test")
-    assert [f.what for f in devices(settings, BOARDS, {}, {})] == [
+    assert [f.what for f in devices(settings, BOARDS, {}, {}, {})] == [
         "Triton main GPUs",
         "Triton b GPUs",
     ]
