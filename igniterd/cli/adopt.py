@@ -253,6 +253,7 @@ async def _board(
     settings: Config | None, client: TritonClient, model: str
 ) -> Callable[[], Coroutine[Any, Any, int | None]] | None:
     """How the memory in use of the model's board is read; ``None`` where it cannot be."""
+    from igniterd.cli.profile_run import board_index
     from igniterd.clients.triton.config import devices_of_instances
     from igniterd.profiler.board import Probe
     from igniterd.setup import nvml_client
@@ -263,7 +264,9 @@ async def _board(
         source = nvml_client(settings)
         if source is not None:
             devices = devices_of_instances(await client.config(model))
-            return Probe(source, devices[0] if devices else 0).memory_used_bytes
+            boards = await source.read()
+            index = await board_index(boards, client.url, devices[0] if devices else 0)
+            return Probe(source, index).memory_used_bytes
     return None
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,15 @@ from igniterd.clients.nvml import NvmlClient
 from igniterd.clients.processes import ProcessTable
 from igniterd.clients.triton.client import TritonClient
 from igniterd.clients.triton.config import devices_of_instances
-from igniterd.errors import CannotRun
+from igniterd.devices import ServerFacts, devices_of
+from igniterd.errors import CannotRun, IgniterdError
 from igniterd.profiler.board import Counters, Probe
 from igniterd.profiler.partial import Partial, Settings
 from igniterd.profiler.server import restore
 from igniterd.profiler.session import Session
+from igniterd.records import BoardReading
+
+PROCESSES_S = 5.0  # longest look at the processes of the host
 
 
 def run_stoppable(work: Coroutine[Any, Any, None]) -> None:
@@ -62,11 +66,37 @@ async def _open_probe(settings: Settings, client: TritonClient) -> tuple[Probe |
             f"the models run on GPUs {', '.join(map(str, sorted(indices)))}: profile those of "
             "one GPU at a time"
         )
-    (index,) = indices
+    (device,) = indices
     library = nvml_library(settings.gpu, field="--gpu")
     if library is None:
-        return None, index
-    return Probe(NvmlClient(library, timeout_s=2.0), index, Counters(library, index)), index
+        return None, device
+    source = NvmlClient(library, timeout_s=2.0)
+    index = await board_index(await source.read(), client.url, device)
+    return Probe(source, index, Counters(library, index)), device
+
+
+async def board_index(boards: Sequence[BoardReading], url: str, device: int) -> int:
+    """NVML's index of the GPU that the Triton at ``url`` calls ``device``.
+
+    Raises :class:`CannotRun` where that cannot be told: figures of another board would be taken for
+    this one's.
+    """
+    servers: Mapping[int, ServerFacts] = {}
+    with contextlib.suppress(IgniterdError, TimeoutError):
+        async with asyncio.timeout(PROCESSES_S):
+            servers = await ProcessTable().servers()
+    port = url.rpartition(":")[2]
+    facts = servers.get(int(port) if port.isdecimal() else 0, ServerFacts())
+    found = devices_of("main", (), boards, facts)
+    if device < len(found.gpus):
+        return next(board.index for board in boards if board.uuid == found.gpus[device])
+    if len(boards) <= 1:
+        return device
+    why = (found.ambiguous or found.rests_on).partition(";")[0]
+    raise CannotRun(
+        f"which of the {len(boards)} boards of this host is device {device} of the Triton at {url} "
+        f"is not known: {why}. Start it with CUDA_VISIBLE_DEVICES=UUID of the board to profile"
+    )
 
 
 async def measure_models(
