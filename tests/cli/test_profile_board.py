@@ -19,5 +19,5 @@ async def test_the_only_board_of_a_host_is_its_server_s() -> None:
 
 async def test_a_board_that_is_not_known_is_not_guessed() -> None:
     boards = [board(0, "T4"), board(1, "V100")]
-    with pytest.raises(CannotRun, match="which of the 2 boards .* CUDA_VISIBLE_DEVICES=UUID"):
+    with pytest.raises(CannotRun, match=r"which of the 2 boards .* CUDA_VISIBLE_DEVICES=UUID"):
         await board_index(boards, "127.0.0.1:1", 0)
