@@ -20,7 +20,7 @@ from igniterd.errors import IgniterdError
 if TYPE_CHECKING:
     from igniterd.adopt_compare import Adoption
     from igniterd.clients.triton.client import TritonClient
-    from igniterd.config import Config, Triton
+    from igniterd.config import Config, Model, Triton
 
 _TIMEOUT_S, _RELOAD_S = 10.0, 180.0
 _MIB = 2.0**20
@@ -183,7 +183,7 @@ async def each(
         for server, client in _clients(settings, url):
             async with _closing(client):
                 try:
-                    mine = [m for m in models or () if _is_of(m, server, settings)]
+                    mine = [name for m in models or () for name in _on(m, server, settings)]
                     if found_on is not None:
                         mine, unread = await found_on(client, server)
                         silent += [f"{name}: {why}" for name, why in unread.items()]
@@ -240,13 +240,24 @@ def _clients(settings: Config | None, url: str | None) -> list[tuple[Triton | No
     return [(server, triton_client(server, patient)) for server in settings.triton]
 
 
-def _is_of(model: str, server: Triton | None, settings: Config | None) -> bool:
-    """Whether a model is this server's. One that the configuration does not name is the first
-    one's."""
-    if settings is None or server is None:
-        return True
+def tenants_of(model: str, settings: Config | None) -> list[Model]:
+    """The configured models that are meant by a name: the one that is called so on this host, or
+    all of that name, on whatever Triton they are."""
+    if settings is None:
+        return []
     told = settings.by_name().get(model)
-    return server.name == (settings.triton[0].name if told is None else told.triton)
+    return [told] if told is not None else [m for m in settings.model if m.name == model]
+
+
+def _on(model: str, server: Triton | None, settings: Config | None) -> list[str]:
+    """What is meant by a name on this server, as the server calls it. One that the configuration
+    does not name is the first one's."""
+    if settings is None or server is None:
+        return [model]
+    told = tenants_of(model, settings)
+    if not told:
+        return [model] if server.name == settings.triton[0].name else []
+    return [each.name for each in told if each.triton == server.name]
 
 
 async def _board(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from igniterd.cli.adopt import Format, Models, Url, each, end
+from igniterd.cli.adopt import Format, Models, Url, each, end, tenants_of
 from igniterd.cli.common import cannot, configured
 from igniterd.cli.wording import names, one_of
 from igniterd.errors import CannotRun
@@ -85,9 +85,11 @@ def take(
             "give the daemon's configuration: it says where the list of released models is",
             param_hint="--config",
         )
-    wanted = names(models or [])
+    named = names(models or [])
     with cannot():
-        gone = taken_again(configured(config).state.directory, None if every else wanted)
+        settings = configured(config)
+        wanted = _tenants(named, settings)
+        gone = taken_again(settings.state.directory, None if every else wanted)
         print(
             "\n".join(f"{name}: igniterd steers it again" for name in gone)
             or "no model was released"
@@ -118,11 +120,11 @@ async def _released(
         client: TritonClient, server: Triton | None
     ) -> tuple[list[str], dict[str, str]]:
         there, unread = await touched_models(client, shares)
-        await _told(settings, [*there, *unread])
+        await _told(settings, _tenants([*there, *unread], settings, server))
         return there, unread
 
     if models is not None:
-        await _told(settings, models)
+        await _told(settings, _tenants(models, settings))
     found, silent = await each(models, settings, url, work, found_on if models is None else None)
     if beside:
         _note(
@@ -130,6 +132,16 @@ async def _released(
             "them no longer holds"
         )
     return found, silent
+
+
+def _tenants(models: list[str], settings: Config | None, server: Triton | None = None) -> list[str]:
+    """What the daemon calls them; those of ``server`` alone, if that is given."""
+    called = []
+    for model in models:
+        told = tenants_of(model, settings)
+        there = [m.tenant for m in told if server is None or m.triton == server.name]
+        called += there or [model]
+    return called
 
 
 async def _told(settings: Config | None, models: list[str]) -> None:
