@@ -4,14 +4,14 @@ through. Pure."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from igniterd.decide import words
 from igniterd.decide.cooldown import rollbacks, why_not_now
 from igniterd.decide.fewest import fewest_changes
 from igniterd.decide.judge import GpuJudge
-from igniterd.decide.room import granted_on
+from igniterd.decide.room import by_gpu, granted_on
 from igniterd.decide.search import GROWTHS, GpuPlan, find
 from igniterd.decide.shed import LEAST
 from igniterd.decide.state import (
@@ -49,6 +49,10 @@ class GpuDecision:
     headroom: float | None
     held: DecisionState
     steps: tuple[Step, ...] = ()
+    reserved: Mapping[str, float] = field(default_factory=dict)
+    """By GPU: what is left free for what is not planned with."""
+    takes: Mapping[str, float] = field(default_factory=dict)
+    """By model that is not planned with: the most it is reckoned to take of a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,9 @@ class GpuContext(GpuJudge):
     """One GPU to decide for."""
 
     def decide(self) -> GpuDecision:
+        return replace(self._decision(), reserved=by_gpu(self.reserved, self.gpu), takes=self.takes)
+
+    def _decision(self) -> GpuDecision:
         if self.waits:
             return GpuDecision(DecisionKind.WAIT, self.waits, self.here, {}, None, self.held)
         return self._taken_back() or self._decided()

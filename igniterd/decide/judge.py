@@ -39,8 +39,8 @@ class GpuJudge:
 
     ``gpu`` is its name, by which what is kept of it is found.
     ``pinned``: the models that may not be changed, and why; ``reserved``: the part of the GPU that
-    is held by what is not planned with; ``waits``: why nothing is decided now; ``no_shares``: why
-    no process may be started that is to have a share.
+    is taken by what is not planned with, ``takes``: the same by model; ``waits``: why nothing is
+    decided now; ``no_shares``: why no process may be started that is to have a share.
     """
 
     gpu: str
@@ -52,6 +52,7 @@ class GpuJudge:
     now_s: float
     pinned: Mapping[str, str] = field(default_factory=dict)
     reserved: Reserved = 0.0
+    takes: Mapping[str, float] = field(default_factory=dict)
     waits: str = ""
     no_shares: str = ""
     # of a model on this GPU nothing is known: what others may grow by is not promised

@@ -62,6 +62,14 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """What an uncapped neighbour is reckoned to take of a GPU, and until when at the least."""
+
+    level: float
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Underway:
     """A plan being carried out step by step on one GPU.
 
@@ -127,6 +135,9 @@ class ModelHold:
     """It was brought back, and may die again."""
     left_out: tuple[str, float] | None = None
     """A prediction of it failed: why, until when."""
+    uncapped: Part | None = None
+    """What it takes of the GPU that has most of its instances, while it is not planned with and
+    confined to no share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +154,8 @@ class GpuHold:
     margins: Margins = ALL
     """What the plan that is applied keeps of them."""
     verdict: CachedVerdict | None = None
+    foreign: Part | None = None
+    """What models take that nobody configured, and that no share confines."""
 
 
 NO_MODEL = ModelHold()
@@ -244,6 +257,7 @@ class DecisionState:
                 shed=None,
                 needs_share=None,
                 probation=None,
+                uncapped=None,
             )
         there = set(gpus.values())
         boards = {

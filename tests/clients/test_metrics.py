@@ -28,6 +28,7 @@ CONTRACT = {
     "max_queue_delay_seconds",
     "gpu_allocated_ratio",
     "gpu_headroom_ratio",
+    "gpu_reserved_ratio",
     "feasible",
     "decisions",
     "actuations",
@@ -106,6 +107,7 @@ def test_the_latest_tick_is_shown() -> None:
     assert page.value("igniterd_max_queue_delay_seconds", **RESNET) == 0.0015
     assert page.value("igniterd_gpu_allocated_ratio", gpu_uuid="GPU-a") == 0.3
     assert page.value("igniterd_gpu_headroom_ratio", gpu_uuid="GPU-a") == 1.2
+    assert page.value("igniterd_gpu_reserved_ratio", gpu_uuid="GPU-a") == 0.15
     assert page.value("igniterd_gpu_sm_clock_hertz", gpu_uuid="GPU-a") == 1.38e9
     assert page.value("igniterd_feasible") == 0
     assert page.value("igniterd_model_feasible", **VGG) == 0
