@@ -26,9 +26,13 @@ def settings_beside(tmp_path: Path, more: str = "") -> Config:
     return config(tmp_path, SLOS, more=watched)
 
 
+def steady(rate: float) -> Rate:
+    return lambda _: rate
+
+
 def bench(settings: Config, watched: Rate) -> Bench:
     """``watched`` is like vgg19 and runs inside tritonserver."""
-    made = Bench(settings, {name: (lambda _, r=rate: r) for name, rate in RATES.items()})
+    made = Bench(settings, {name: steady(rate) for name, rate in RATES.items()})
     model = SimModel(
         "watched",
         "vgg19",
