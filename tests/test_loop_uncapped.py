@@ -75,6 +75,25 @@ async def test_a_part_that_is_configured_is_left_free_whatever_is_measured(tmp_p
     assert 0 < granted(made) <= 0.4 + 1e-6
 
 
+async def test_slos_are_kept_beside_a_neighbour_that_leaves_plans_too_little(
+    tmp_path: Path,
+) -> None:
+    """A plan within what it leaves would let models go, and help nobody but the neighbour."""
+    made = bench(settings_beside(tmp_path), lambda at_s: 170.0 if 40 < at_s < 140 else 30.0)
+    await made.run(140)
+    last = made.ticks[-1]
+    assert last.plan.takes["watched"] > 0.6
+    assert last.plan.reserved == {"main:0": last.plan.takes["watched"]}
+    assert last.plan.feasible
+    assert "with nothing left free for models that no share confines" in last.plan.why
+    for name, slo_ms in SLOS.items():
+        assert made.p99_ms(name, 60, 140) <= slo_ms
+    await made.run(120)  # and once there is less of it, its part is left free again
+    last = made.ticks[-1]
+    assert "nothing left free" not in last.plan.why
+    assert 0 < granted(made) <= 1 - last.plan.takes["watched"] + 1e-6
+
+
 async def test_the_part_is_given_back_a_while_after_the_traffic_has_gone(tmp_path: Path) -> None:
     made = bench(settings_beside(tmp_path), lambda at_s: 65.0 if at_s < 60 else 0.0)
     await made.run(60)

@@ -217,6 +217,7 @@ class Host:
             pinned={name: self.known[name].why for name in here if name in pinned},
             reserved=self._reserved(gpu, here, others, pinned),
             takes=others.takes,
+            bound=self._reserved(gpu, here, others, pinned, bound=True),
             waits=self._waits(gpu),
             no_shares=_no_shares(self.observation, self.config),
             unknown=any(m in self.known and self.known[m].state in UNKNOWN for m in gpu.models),
@@ -229,11 +230,14 @@ class Host:
         here: Mapping[str, Allocation],
         others: Beside,
         pinned: Collection[str],
+        *,
+        bound: bool = False,
     ) -> Reserved:
-        """What of each GPU is taken by what is not planned with, or may soon be."""
+        """What of each GPU is taken by what is not planned with, or may soon be; or what of that is
+        ``bound``."""
         by_gpu = {
             each: part + _pending(each, self.observation, here, others.held, pinned)
-            for each, part in others.by_gpu.items()
+            for each, part in (others.bound if bound else others.by_gpu).items()
         }
         return by_gpu if len(gpu.gpus) > 1 else by_gpu[gpu.name]
 

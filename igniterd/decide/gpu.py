@@ -16,7 +16,6 @@ from igniterd.decide.search import GROWTHS, GpuPlan, find
 from igniterd.decide.shed import LEAST
 from igniterd.decide.state import (
     ALL,
-    LADDER,
     NONE,
     REMEMBERED,
     DecisionState,
@@ -196,7 +195,9 @@ class GpuContext(GpuJudge):
         why = "every SLO holds" + (
             f", with rates free to grow by {room - 1:.0%}" if room is not None else ""
         )
-        if self.margins.kept < 1:
+        if self.margins.crowded:
+            why += ", with nothing left free for models that no share confines"
+        elif self.margins.kept < 1:
             why += f", with {self.margins.kept:.0%} of the margins: the GPU is nearly full"
         return GpuDecision(DecisionKind.HOLD, why, self.here, served or {}, room, held)
 
@@ -235,9 +236,9 @@ class GpuContext(GpuJudge):
         and what it is made for."""
         pauses = (self.held.of(m).shed for m in self.shed)
         waiting = any(pause is not None and self.now_s < pause.until_s for pause in pauses)
-        for margins in LADDER:
-            demands = self._sought(margins)
-            found = find(self.predictors.at(margins), demands, reserved=self.reserved)
+        for margins in self.ladder:
+            demands, reserved = self._sought(margins), self.reserved_at(margins)
+            found = find(self.predictors.at(margins), demands, reserved=reserved)
             if found.feasible and (not self.shed or (margins.kept > 0 and not waiting)):
                 return self._remembering(found) if margins.kept == 1 else (margins, found, demands)
         # a model let go does not come back for a plan without margins, nor at once: it would soon
@@ -248,7 +249,7 @@ class GpuContext(GpuJudge):
                 self.predictors.at(margins),
                 kept,
                 [d for d in demands if d.model in self.shed],
-                self.reserved,
+                reserved,
             )
             found = replace(found, reasons={**found.reasons, **self.shed})
         return margins, found, demands
@@ -263,7 +264,7 @@ class GpuContext(GpuJudge):
         held = self._with_found(held, found)
         case = replace(self, held=held)
         target = fewest_changes(
-            self.predictors.at(margins), demands, self.here, found, self.room_for(demands)
+            self.predictors.at(margins), demands, self.here, found, self.room_for(demands, margins)
         )
         back = set(self.shed) - set(found.reasons)
         better = bool(late) or bool(back)
@@ -305,7 +306,7 @@ class GpuContext(GpuJudge):
     def _content_with_less(self) -> Margins | None:
         """The most margins, below that of the plan applied, at which what is applied holds every
         SLO; None where none does."""
-        for margins in LADDER:
+        for margins in self.ladder:
             if margins.kept < self.margins.kept:
                 less = self._with_margins(margins)
                 served = less.judge()

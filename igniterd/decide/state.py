@@ -29,17 +29,24 @@ class Margins:
     | ``ALL`` | upper quantile (``rate_level``) | upper bound (``level``) | less ``slo_margin`` |
     | ``HALF`` | half way to it | mean | less half of ``slo_margin`` |
     | ``NONE`` | as expected | mean | as it is |
+    | ``CROWDED`` | as ``NONE`` | mean | as it is |
+
+    ``CROWDED`` also leaves nothing free for neighbours that no share confines: that their SLO is
+    kept is not promised, and that of the models planned with is.
     """
 
     kept: float
     """The fraction of each margin that is kept."""
     remembered: bool = False
     """Whether rates are as high as they were of late, or usually are at this time."""
+    crowded: bool = False
+    """Whether nothing is left free for what uncapped neighbours are seen to take."""
 
 
 REMEMBERED = Margins(1.0, remembered=True)
 ALL, HALF, NONE = Margins(1.0), Margins(0.5), Margins(0.0)
-LADDER = (ALL, HALF, NONE)
+CROWDED = Margins(0.0, crowded=True)
+LADDER = (ALL, HALF, NONE, CROWDED)
 """In the order in which they are tried."""
 
 

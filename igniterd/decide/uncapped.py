@@ -29,10 +29,13 @@ MOST_GROWTH = 1.25
 class Beside:
     """What is not planned with on some GPUs.
 
-    ``by_gpu``: the part that it takes of each; ``takes``: by model, the most that it takes of one.
+    ``by_gpu``: the part that it takes of each; ``bound``: what of that is held by shares or
+    reserved by the configuration, so that no plan may give it away; ``takes``: by model, the most
+    that it takes of one.
     """
 
     by_gpu: Mapping[str, float]
+    bound: Mapping[str, float]
     takes: Mapping[str, float]
     held: DecisionState
 
@@ -65,8 +68,9 @@ def beside(
             parts = {gpu: taken(reading, gpu, told, part) for gpu in here}
             takes[name] = max(parts.values())
             for gpu, each in parts.items():
-                into = free if _bound(reading, gpu) < each else bound
-                into[gpu] += each
+                sure = max(_bound(reading, gpu), told or 0.0)
+                bound[gpu] += sure
+                free[gpu] += each - sure
         if (here or name in planned) and held.of(name).uncapped != part:
             changed[name] = part
     for name, part in changed.items():
@@ -78,7 +82,8 @@ def beside(
         bound[gpu] += observation.foreign.get(gpu, 0.0)
         free[gpu] += part.level if part is not None else 0.0
     # those without a share take turns: together they take no more than all of it
-    return Beside({gpu: bound[gpu] + min(1.0, free[gpu]) for gpu in gpus}, takes, held)
+    by_gpu = {gpu: bound[gpu] + min(1.0, free[gpu]) for gpu in gpus}
+    return Beside(by_gpu, bound, takes, held)
 
 
 def taken(reading: ModelReading, gpu: str, told: float | None, part: Part | None) -> float:

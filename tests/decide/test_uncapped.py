@@ -112,6 +112,16 @@ def test_those_without_a_share_take_no_more_than_all_together() -> None:
     assert by_gpu == pytest.approx({"a": 1.2})
 
 
+def test_only_shares_and_what_is_configured_can_never_be_given_away() -> None:
+    held = DecisionState()
+    both: dict[str, Any] = {"foreign": {"a": 0.2}, "foreign_busy": {"a": 0.3}}
+    for told, bound, whole in ((None, 0.2, 0.9), (0.1, 0.3, 0.6)):
+        models = {"m": Model(name="m", slo_p99_ms=10.0, reserve_share=told)}
+        found = beside(("a",), (), seen(reading(), **both), {"m": load(0.4)}, models, held, WARM_S)
+        assert found.bound == pytest.approx({"a": bound})
+        assert found.by_gpu == pytest.approx({"a": whole})
+
+
 def test_more_counts_at_once_and_much_less_only_after_a_while() -> None:
     part = after(None, 0.28, 0.0)
     assert part is not None and part.level == pytest.approx(0.3)
