@@ -9,6 +9,7 @@ from igniterd.decide.state import (
     DecisionState,
     GpuHold,
     ModelHold,
+    Part,
     Pause,
     Probation,
     Underway,
@@ -115,11 +116,19 @@ def test_every_field_of_what_is_kept_is_either_carried_over_or_decided_anew() ->
         unhosted=Pause(1, 9.0),
         revived=Pause(2, 9.0),
         left_out=("odd", 9.0),
+        uncapped=Part(0.2, 9.0),
     )
     for field in fields(ModelHold):
         assert getattr(whole, field.name) != getattr(ModelHold(), field.name), field.name
     board = GpuHold(
-        Underway({}), 15.0, 16.0, 17.0, {"a": 0.5}, HALF, CachedVerdict(1, {}, {}, {}, {}, {}, 1)
+        Underway({}),
+        15.0,
+        16.0,
+        17.0,
+        {"a": 0.5},
+        HALF,
+        CachedVerdict(1, {}, {}, {}, {}, {}, 1),
+        Part(0.1, 9.0),
     )
     for field in fields(GpuHold):
         assert getattr(board, field.name) != getattr(GpuHold(), field.name), field.name
