@@ -11,11 +11,12 @@ from igniterd.decide import words
 from igniterd.decide.cooldown import rollbacks, why_not_now
 from igniterd.decide.fewest import fewest_changes
 from igniterd.decide.judge import GpuJudge
-from igniterd.decide.room import by_gpu, granted_on
+from igniterd.decide.room import Reserved, by_gpu, granted_on
 from igniterd.decide.search import GROWTHS, GpuPlan, find
 from igniterd.decide.shed import LEAST
 from igniterd.decide.state import (
     ALL,
+    LADDER,
     NONE,
     REMEMBERED,
     DecisionState,
@@ -90,10 +91,7 @@ class GpuContext(GpuJudge):
             return self._carry_on(plan, served)
         room = self.room(self.here) if served is not None and self.free and not late else None
         content = (
-            not late
-            and not self.shed
-            and self.margins.kept == 1
-            and (room is None or room >= ROOMY)
+            not late and not self.shed and self.margins == ALL and (room is None or room >= ROOMY)
         )
         if content and served is not None and room is not None:
             return replace(self, held=self.with_verdict(served, room))._stay(served, room, [])
@@ -221,15 +219,17 @@ class GpuContext(GpuJudge):
         )
         return [replace(d, slo_ms=inf) if d.model in lost else d for d in demands]
 
-    def _remembering(self, found: GpuPlan) -> tuple[Margins, GpuPlan, Sequence[Demand]]:
+    def _remembering(
+        self, found: GpuPlan, demands: Sequence[Demand], reserved: Reserved
+    ) -> tuple[GpuPlan, Sequence[Demand]]:
         """``found``, or a plan with room for what was and may soon be again: an idle model keeps
         its share while nobody needs it."""
-        demands, remembered = self._sought(ALL), self._sought(REMEMBERED)
+        remembered = self._sought(REMEMBERED)
         if found.headroom >= ROOM_TO_REMEMBER and remembered != demands:
-            wider = find(self.predictors.at(ALL), remembered, reserved=self.reserved)
+            wider = find(self.predictors.at(ALL), remembered, reserved=reserved)
             if wider.feasible and wider.headroom >= ROOM_TO_REMEMBER:
-                return ALL, wider, remembered
-        return ALL, found, demands
+                return wider, remembered
+        return found, demands
 
     def _find(self) -> tuple[Margins, GpuPlan, Sequence[Demand]]:
         """The plan with the most margins that keeps every model, else that which expects the least;
@@ -240,7 +240,9 @@ class GpuContext(GpuJudge):
             demands, reserved = self._sought(margins), self.reserved_at(margins)
             found = find(self.predictors.at(margins), demands, reserved=reserved)
             if found.feasible and (not self.shed or (margins.kept > 0 and not waiting)):
-                return self._remembering(found) if margins.kept == 1 else (margins, found, demands)
+                if margins.kept == 1:
+                    found, demands = self._remembering(found, demands, reserved)
+                return margins, found, demands
         # a model let go does not come back for a plan without margins, nor at once: it would soon
         # go again
         if found.feasible:
@@ -274,7 +276,7 @@ class GpuContext(GpuJudge):
             if content is not None:
                 return case._with_margins(content)._stay(served, room, [])
         roomier = found.headroom >= (room or 1.0) * (1 + self.rules.dead_band) or (
-            margins.kept > self.margins.kept and lasting
+            LADDER.index(margins) < LADDER.index(self.margins) and lasting
         )
         rested_s = self.now_s - held.gpu(self.gpu).moved_at_s
         gained = roomier and not back and rested_s >= self.rules.hold_s
@@ -307,7 +309,7 @@ class GpuContext(GpuJudge):
         """The most margins, below that of the plan applied, at which what is applied holds every
         SLO; None where none does."""
         for margins in self.ladder:
-            if margins.kept < self.margins.kept:
+            if LADDER.index(margins) > LADDER.index(self.margins):
                 less = self._with_margins(margins)
                 served = less.judge()
                 if served is not None and not less.late(served):

@@ -162,7 +162,7 @@ class GpuJudge:
             or judged.here != self.here
             or self.now_s >= judged.until_s
             or self.shed
-            or self.margins.kept < 1
+            or self.margins != ALL
         ):
             return None
         if grown(self.reserved, judged.reserved) or not self.knobs <= judged.knobs:

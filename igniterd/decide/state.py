@@ -29,10 +29,10 @@ class Margins:
     | ``ALL`` | upper quantile (``rate_level``) | upper bound (``level``) | less ``slo_margin`` |
     | ``HALF`` | half way to it | mean | less half of ``slo_margin`` |
     | ``NONE`` | as expected | mean | as it is |
-    | ``CROWDED`` | as ``NONE`` | mean | as it is |
 
-    ``CROWDED`` also leaves nothing free for neighbours that no share confines: that their SLO is
-    kept is not promised, and that of the models planned with is.
+    Where even ``NONE`` keeps no plan, nothing is left free for neighbours that no share confines:
+    their SLO is not promised, and that of the models planned with is. Then the margins are tried
+    again, ``CROWDED``.
     """
 
     kept: float
@@ -45,8 +45,8 @@ class Margins:
 
 REMEMBERED = Margins(1.0, remembered=True)
 ALL, HALF, NONE = Margins(1.0), Margins(0.5), Margins(0.0)
-CROWDED = Margins(0.0, crowded=True)
-LADDER = (ALL, HALF, NONE, CROWDED)
+CROWDED = tuple(replace(margins, crowded=True) for margins in (ALL, HALF, NONE))
+LADDER = (ALL, HALF, NONE, *CROWDED)
 """In the order in which they are tried."""
 
 
