@@ -122,7 +122,8 @@ def smooth(old: float | None, new: float, span_s: float) -> float:
 
 def service_s(window: ModelWindow) -> float:
     """Seconds spent executing, of all instances together."""
-    return sum(n * window.service_ms[batch] for batch, n in window.executions.items()) / 1000
+    told_ms = sum(n * window.service_ms[batch] for batch, n in window.executions.items())
+    return told_ms / 1000 + window.busy_s
 
 
 def on_another_board(belief: ModelState) -> ModelState:

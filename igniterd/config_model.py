@@ -39,8 +39,8 @@ class Model(Section):
     max_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Largest share it is given, as a fraction of the GPU."""
     reserve_share: Annotated[float, Field(gt=0, le=1)] | None = None
-    """What it takes of its GPU while it is not steered, as a fraction of the GPU, where its
-    statistics do not tell; unset: as they tell."""
+    """What it takes of its GPU while it is not steered, as a fraction of the GPU; plans leave that
+    free. Unset: the part of the time that it executes."""
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Largest batch that igniterd may have formed; unset: the largest one profiled."""
     client_batch: Annotated[int, Field(ge=1, le=4096)] | None = None

@@ -76,6 +76,12 @@ class Plan:
     # what the SLOs need at the present rates, by the last search; the rest could be given away
     least_share: float | None = None
     least_by_gpu: Mapping[str, float] = field(default_factory=dict)  # the same of each GPU
+    # ``headroom`` of each GPU that is planned
+    headroom_by_gpu: Mapping[str, float] = field(default_factory=dict)
+    # by GPU that is planned: what is left free for what is not planned with
+    reserved: Mapping[str, float] = field(default_factory=dict)
+    # by model that is not planned with: the most it is reckoned to take of a GPU
+    takes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,7 @@ def _offers(tick: Tick, config: Config) -> Iterator[dict[str, Any]]:
     boards = {board.uuid: board for board in seen.boards}
     for gpu, least in plan.least_by_gpu.items():
         there = [name for name, reading in seen.models.items() if gpu in reading.gpus]
-        room = 1 - least - seen.foreign.get(gpu, 0.0)
+        room = 1 - least - plan.reserved.get(gpu, seen.foreign.get(gpu, 0.0))
         if not there or any(name in unclear for name in there) or room < OFFER_LEAST:
             continue
         board, free = boards.get(gpu), None

@@ -50,6 +50,12 @@ class TritonSource(Protocol):
         ...
 
     @property
+    def foreign_busy(self) -> Mapping[int, float]:
+        """The part of the time, at most 1, that those without a share execute on each GPU, by its
+        device number."""
+        ...
+
+    @property
     def gpu_labels(self) -> tuple[str, ...]:
         """The UUIDs that label the GPUs on its metrics page, in the page's order."""
         ...
@@ -253,6 +259,7 @@ class Sources:
             mps=seen_mps if isinstance(seen_mps, MpsReading) else None,
             unread=unread,
             foreign=self._foreign(devices),
+            foreign_busy=self._foreign_busy(devices),
             stubs=seen_stubs if isinstance(seen_stubs, tuple) else None,
             gaps=tuple(gaps),
             devices={name: each.gpus for name, each in devices.items() if each.gpus},
@@ -294,6 +301,15 @@ class Sources:
             for number, share in triton.foreign_shares.items():
                 gpu = gpu_named(name, devices[name], number)
                 out[gpu] = out.get(gpu, 0.0) + share
+        return out
+
+    def _foreign_busy(self, devices: Mapping[str, Devices]) -> dict[str, float]:
+        """The part of the time that those of them execute on each GPU that have no share."""
+        out = dict[str, float]()
+        for name, triton in self.tritons.items():
+            for number, busy in triton.foreign_busy.items():
+                gpu = gpu_named(name, devices[name], number)
+                out[gpu] = min(1.0, out.get(gpu, 0.0) + busy)
         return out
 
     def _executing(self, models: Mapping[str, ModelReading], now_s: float) -> None:

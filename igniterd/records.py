@@ -127,6 +127,8 @@ class ModelReading:
     pending_count: int | None = None
     queue_ns: int = 0
     batches: tuple[BatchStat, ...] = ()
+    # spent executing by all instances, where ``batches`` are not told; else 0
+    busy_ns: int = 0
     # measured by Triton (summary_latencies), e.g. {0.5: …, 0.99: …}
     latency_quantiles_s: Mapping[float, float] | None = None
     # the GPU of each instance, or the one of all; none where all run on the CPU
@@ -223,6 +225,8 @@ class Observation:
     unread: Mapping[str, str] = field(default_factory=dict)
     # GPU -> share held by models that nobody configured
     foreign: Mapping[str, float] = field(default_factory=dict)
+    # GPU -> fraction of the time that those of them execute that have no share
+    foreign_busy: Mapping[str, float] = field(default_factory=dict)
     mps: MpsReading | None = None
     # None where the host's processes are not looked at, or not to be had
     stubs: tuple[Stub, ...] | None = None
@@ -273,6 +277,8 @@ class ModelWindow:
     items: int = 0
     pending: int | None = None  # requests waiting or executing at its end
     rejected: int = 0  # requests whose time in the queue ran out
+    # spent executing by all instances, where ``executions`` are not told; else 0
+    busy_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

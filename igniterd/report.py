@@ -102,8 +102,9 @@ def _model_state(tick: Tick, model: Model) -> dict[str, Any]:
         state |= {
             "gpus": list(dict.fromkeys(reading.gpus)),
             "applied": _allocation(reading.allocation),
+            "share": _share(tick, name),
+            "takes": number(tick.plan.takes.get(name), 4),
         }
-        state |= {"share": _share(tick, name)}
     if load is not None:
         state |= {
             "rate_per_s": number(load.rate_per_s),
@@ -178,7 +179,10 @@ def state_of(
             "steps": [{"model": s.model, "kind": s.kind.value, "why": s.why} for s in plan.steps],
         },
         "models": [_model_state(tick, model) for model in config.model],
-        "boards": [dataclasses.asdict(board) for board in tick.observation.boards],
+        "boards": [
+            dataclasses.asdict(board) | {"reserved": number(plan.reserved.get(board.uuid), 4)}
+            for board in tick.observation.boards
+        ],
         "gaps": [{"source": gap.source, "reason": gap.reason} for gap in tick.observation.gaps],
         "last_moves": list(last_moves),
         "stage_ms": {stage: round(seconds * 1000, 3) for stage, seconds in tick.stage_s.items()},

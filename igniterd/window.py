@@ -48,6 +48,7 @@ def _counts(reading: ModelReading) -> tuple[object, ...]:
         reading.failure_count,
         reading.inference_count,
         reading.batches,
+        reading.busy_ns,
         *waits,
     )
 
@@ -60,7 +61,7 @@ def _sound(reading: ModelReading) -> bool:
         _items(reading),
         *(batch.count for batch in reading.batches),
     )
-    return all(0 <= count < math.inf for count in counts)
+    return all(0 <= count < math.inf for count in (*counts, reading.busy_ns))
 
 
 def _pending(reading: ModelReading) -> int | None:
@@ -138,6 +139,7 @@ def between_readings(before: ModelReading, after: ModelReading, span_s: float) -
         items=items if succeeded <= items <= MOST_ITEMS * succeeded else succeeded,
         pending=pending,
         rejected=rejected if 0 <= rejected <= MOST_PER_S * max(1.0, span_s) else 0,
+        busy_s=max(0, after.busy_ns - (base.busy_ns if base else 0)) / 1e9,
     )
 
 

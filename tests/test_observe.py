@@ -28,6 +28,7 @@ class Triton:
         self.answers = answers
         self.unmanaged_models: frozenset[str] = frozenset()
         self.foreign_shares: dict[int, float] = {}
+        self.foreign_busy: dict[int, float] = {}
         self.gpu_labels: tuple[str, ...] = ()
 
     async def read_models(self, names: Iterable[str]) -> dict[str, ModelReading | NotNow]:
@@ -125,6 +126,22 @@ async def test_models_that_the_configuration_does_not_name_are_said_once() -> No
             triton.unmanaged_models = frozenset(unmanaged)
             await there.observe(0.0)
     assert [line["models"] for line in said] == ["a, b", "b, c"]
+
+
+async def test_what_models_that_nobody_configured_take_is_told_by_gpu() -> None:
+    triton = Triton(m=PLAIN)
+    triton.foreign_shares, triton.foreign_busy = {0: 0.2}, {0: 0.4, 1: 0.7}
+    seen = await sources(triton).observe(0.0)
+    assert seen.foreign == {"main:0": 0.2}
+    assert seen.foreign_busy == {"main:0": 0.4, "main:1": 0.7}
+    other = Triton(n=PLAIN)
+    other.foreign_busy = {0: 0.9}
+    both = Sources(
+        tritons={"main": triton, "other": other},
+        models={"main": ("m",), "other": ("n",)},
+        devices={"main": ("GPU-a", "GPU-b"), "other": ("GPU-b",)},
+    )
+    assert (await both.observe(0.0)).foreign_busy == {"GPU-a": 0.4, "GPU-b": 1.0}
 
 
 STUB = Stub(10, (10,), 5, None, "/models/m/1/model.py", "m_0_0")

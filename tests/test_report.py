@@ -151,6 +151,23 @@ def test_says_a_silence_once_and_its_end_once(
     assert said.count("every SLO holds") == 1
 
 
+def test_what_is_not_steered_is_in_the_state(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    state = state_of(
+        tick(1, replace(HOLD, takes={"vgg19": 0.15}, reserved={"GPU-0": 0.2})), settings
+    )
+    takes = {model["name"]: model["takes"] for model in state["models"] if model["seen"]}
+    assert takes.pop("vgg19") == 0.15
+    assert set(takes.values()) == {None}
+    assert [board["reserved"] for board in state["boards"]] == [0.2, None]
+
+
+def test_an_offer_is_less_what_is_not_steered(tmp_path: Path) -> None:
+    plan = replace(HOLD, least_by_gpu={"GPU-0": 0.5}, reserved={"GPU-0": 0.2})
+    (offer,) = hints_of(tick(1, plan), config(tmp_path))
+    assert offer["share"] == 0.3
+
+
 def test_publishes_state_when_it_moves_and_hints_when_they_change(tmp_path: Path) -> None:
     broker = Published()
     reporter = Reporter(config(tmp_path), publisher=broker)

@@ -47,6 +47,12 @@ def test_rates_by_hand() -> None:
     assert not window.restarted
 
 
+def test_the_time_executing_is_told_where_executions_are_not() -> None:
+    before, after = (replace(reading(n), busy_ns=n * MS) for n in (100, 350))
+    assert between_readings(before, after, 1.0).busy_s == 0.25
+    assert between_readings(after, before, 1.0).busy_s == 0.1, "another copy: all that it counts"
+
+
 def test_a_reload_is_seen_and_counts_from_zero() -> None:
     window = between_readings(reading(1000, b4=(250, 5000)), reading(12, b4=(3, 60)), 1.0)
     assert window.restarted

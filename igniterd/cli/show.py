@@ -118,6 +118,8 @@ def _learnt(model: dict[str, Any], now_s: float) -> Iterator[Text]:
     if share is not None and share["state"] != "proven":
         said = f"{model['name']}: share {share['applied']:.1%} is "
         yield Text.assemble(said, (share["state"], "red"), f": {share['reason']}")
+    if model.get("takes"):
+        yield Text(f"{model['name']}: not steered, takes {model['takes']:.0%} of its GPU")
     for why in model.get("fixed", ()):
         yield Text(f"{model['name']}: left as it is: {why}")
     live, changed = model.get("live"), model.get("changed")
@@ -203,7 +205,9 @@ def _host(state: dict[str, Any]) -> Iterator[Text]:
     for board in state["boards"]:
         power = "-" if board["power_w"] is None else f"{board['power_w']:.0f} W"
         clock = "-" if board["sm_clock_mhz"] is None else f"{board['sm_clock_mhz']:.0f} MHz"
-        yield Text(f"GPU {board['index']} {board['name']}: {power}, {clock}")
+        taken = board.get("reserved")
+        rest = f", not steered {taken:.0%}" if taken else ""
+        yield Text(f"GPU {board['index']} {board['name']}: {power}, {clock}{rest}")
     for gap in state["gaps"]:
         if gap["source"].startswith("share:"):
             continue  # said with its model

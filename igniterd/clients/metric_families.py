@@ -246,16 +246,23 @@ def host_planned(tick: Tick) -> Iterator[Metric]:
     )
     headroom = GaugeMetricFamily(
         "igniterd_gpu_headroom_ratio",
-        "Factor by which every arrival rate may grow with all SLOs kept; 1 is none.",
+        "Factor by which every arrival rate there may grow with all SLOs kept; 1 is none.",
         labels=("gpu_uuid",),
     )
+    reserved = GaugeMetricFamily(
+        "igniterd_gpu_reserved_ratio",
+        "Part of the GPU that plans leave free for what is not planned with.",
+        labels=("gpu_uuid",),
+    )
+    for gpu, part in tick.plan.reserved.items():
+        reserved.add_metric((gpu,), part)
     for board in tick.observation.boards:
         held = sum(r.granted_on(board.uuid) for r in tick.observation.models.values())
         others = tick.observation.foreign.get(board.uuid, 0.0)
         allocated.add_metric((board.uuid,), held + others)
-        if tick.plan.headroom is not None:
-            headroom.add_metric((board.uuid,), tick.plan.headroom)
-    yield from (allocated, headroom)
+        if board.uuid in tick.plan.headroom_by_gpu:
+            headroom.add_metric((board.uuid,), tick.plan.headroom_by_gpu[board.uuid])
+    yield from (allocated, headroom, reserved)
 
 
 def boards(tick: Tick) -> Iterator[Metric]:

@@ -75,7 +75,7 @@ class Between:
         movable = {m: gpu for side in sides.values() for m, gpu in self._movable(side).items()}
         host = Host(list(sides.values()), movable, self._demand_on, set(tried))
         shed = sides[source].case.shed
-        relieves = bool(shed) or held.gpu(source).margins.kept < 1
+        relieves = bool(shed) or held.gpu(source).margins != ALL
         if shed:
             found = host.relieved(source)
         elif relieves:  # it holds them, with less in hand than it should have
@@ -113,7 +113,7 @@ class Between:
         """The GPU that moves are looked for from, and how often."""
         shed = held.shed
         troubled = [g.name for g in groups if any(m in shed for m in g.models)]
-        strained = [g.name for g in groups if held.gpu(g.name).margins.kept < 1]
+        strained = [g.name for g in groups if held.gpu(g.name).margins != ALL]
         if troubled or strained:
             first = min(troubled or strained, key=lambda gpu: (held.gpu(gpu).sought_at_s, gpu))
             return first, SEEK_S

@@ -32,6 +32,7 @@ from igniterd.decide.host_plan import (
 from igniterd.decide.judge import PredictorPair
 from igniterd.decide.room import Reserved
 from igniterd.decide.state import ALL, LADDER, DecisionState, Margins
+from igniterd.decide.uncapped import Beside, beside
 from igniterd.decide.upkeep import no_shares, upkeep_of
 from igniterd.decisions import DecisionKind, Plan
 from igniterd.placement import GpuGroup, groups_of
@@ -230,6 +231,16 @@ class Host:
             )
 
         here = {d.model: self.observation.models[d.model].allocation for d in demands(ALL)}
+        others = beside(
+            gpu.gpus,
+            here,
+            self.observation,
+            self.estimate.loads,
+            self.config.by_name(),
+            held,
+            self.config.decide.warmup_s,
+        )
+        held = others.held
         return GpuContext(
             gpu.name,
             demands,
@@ -239,7 +250,9 @@ class Host:
             predictors,
             self.now_s,
             pinned={name: self.known[name].why for name in here if name in pinned},
-            reserved=self._reserved(gpu, here, held, pinned),
+            reserved=self._reserved(gpu, here, others, pinned),
+            takes=others.takes,
+            bound=self._reserved(gpu, here, others, pinned, bound=True),
             waits=self._waits(gpu),
             no_shares=no_shares(self.observation, self.config),
             unknown=any(m in self.known and self.known[m].state in UNKNOWN for m in gpu.models),
@@ -273,20 +286,17 @@ class Host:
         self,
         gpu: GpuGroup,
         here: Mapping[str, Allocation],
-        held: DecisionState,
+        others: Beside,
         pinned: Collection[str],
+        *,
+        bound: bool = False,
     ) -> Reserved:
-        """What of each GPU is held by what is not planned with, or may soon be."""
-        by_gpu = {}
-        for each in gpu.gpus:
-            others = (
-                r
-                for m, r in self.observation.models.items()
-                if m not in here and r.instances_on(each)
-            )
-            kept = sum(r.granted_on(each) + r.reserved_share for r in others)
-            pending = _pending(each, self.observation, here, held, pinned)
-            by_gpu[each] = kept + pending + self.observation.foreign.get(each, 0.0)
+        """What of each GPU is taken by what is not planned with, or may soon be; or what of that is
+        ``bound``."""
+        by_gpu = {
+            each: part + _pending(each, self.observation, here, others.held, pinned)
+            for each, part in (others.bound if bound else others.by_gpu).items()
+        }
         return by_gpu if len(gpu.gpus) > 1 else by_gpu[gpu.name]
 
     def _waits(self, gpu: GpuGroup) -> str:

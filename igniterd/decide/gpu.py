@@ -4,14 +4,14 @@ through. Pure."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from igniterd.decide import words
 from igniterd.decide.cooldown import rollbacks, why_not_now
 from igniterd.decide.fewest import fewest_changes
 from igniterd.decide.judge import GpuJudge
-from igniterd.decide.room import granted_on
+from igniterd.decide.room import Reserved, by_gpu, granted_on
 from igniterd.decide.search import GROWTHS, GpuPlan, find
 from igniterd.decide.shed import LEAST
 from igniterd.decide.state import (
@@ -49,6 +49,10 @@ class GpuDecision:
     headroom: float | None
     held: DecisionState
     steps: tuple[Step, ...] = ()
+    reserved: Mapping[str, float] = field(default_factory=dict)
+    """By GPU: what is left free for what is not planned with."""
+    takes: Mapping[str, float] = field(default_factory=dict)
+    """By model that is not planned with: the most it is reckoned to take of a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,9 @@ class GpuContext(GpuJudge):
     """One GPU to decide for."""
 
     def decide(self) -> GpuDecision:
+        return replace(self._decision(), reserved=by_gpu(self.reserved, self.gpu), takes=self.takes)
+
+    def _decision(self) -> GpuDecision:
         if self.waits:
             return GpuDecision(DecisionKind.WAIT, self.waits, self.here, {}, None, self.held)
         return self._taken_back() or self._decided()
@@ -84,10 +91,7 @@ class GpuContext(GpuJudge):
             return self._carry_on(plan, served)
         room = self.room(self.here) if served is not None and self.free and not late else None
         content = (
-            not late
-            and not self.shed
-            and self.margins.kept == 1
-            and (room is None or room >= ROOMY)
+            not late and not self.shed and self.margins == ALL and (room is None or room >= ROOMY)
         )
         if content and served is not None and room is not None:
             return replace(self, held=self.with_verdict(served, room))._stay(served, room, [])
@@ -189,7 +193,9 @@ class GpuContext(GpuJudge):
         why = "every SLO holds" + (
             f", with rates free to grow by {room - 1:.0%}" if room is not None else ""
         )
-        if self.margins.kept < 1:
+        if self.margins.crowded:
+            why += ", with nothing left free for models that no share confines"
+        elif self.margins.kept < 1:
             why += f", with {self.margins.kept:.0%} of the margins: the GPU is nearly full"
         return GpuDecision(DecisionKind.HOLD, why, self.here, served or {}, room, held)
 
@@ -213,26 +219,30 @@ class GpuContext(GpuJudge):
         )
         return [replace(d, slo_ms=inf) if d.model in lost else d for d in demands]
 
-    def _remembering(self, found: GpuPlan) -> tuple[Margins, GpuPlan, Sequence[Demand]]:
+    def _remembering(
+        self, found: GpuPlan, demands: Sequence[Demand], reserved: Reserved
+    ) -> tuple[GpuPlan, Sequence[Demand]]:
         """``found``, or a plan with room for what was and may soon be again: an idle model keeps
         its share while nobody needs it."""
-        demands, remembered = self._sought(ALL), self._sought(REMEMBERED)
+        remembered = self._sought(REMEMBERED)
         if found.headroom >= ROOM_TO_REMEMBER and remembered != demands:
-            wider = find(self.predictors.at(ALL), remembered, reserved=self.reserved)
+            wider = find(self.predictors.at(ALL), remembered, reserved=reserved)
             if wider.feasible and wider.headroom >= ROOM_TO_REMEMBER:
-                return ALL, wider, remembered
-        return ALL, found, demands
+                return wider, remembered
+        return found, demands
 
     def _find(self) -> tuple[Margins, GpuPlan, Sequence[Demand]]:
         """The plan with the most margins that keeps every model, else that which expects the least;
         and what it is made for."""
         pauses = (self.held.of(m).shed for m in self.shed)
         waiting = any(pause is not None and self.now_s < pause.until_s for pause in pauses)
-        for margins in LADDER:
-            demands = self._sought(margins)
-            found = find(self.predictors.at(margins), demands, reserved=self.reserved)
+        for margins in self.ladder:
+            demands, reserved = self._sought(margins), self.reserved_at(margins)
+            found = find(self.predictors.at(margins), demands, reserved=reserved)
             if found.feasible and (not self.shed or (margins.kept > 0 and not waiting)):
-                return self._remembering(found) if margins.kept == 1 else (margins, found, demands)
+                if margins.kept == 1:
+                    found, demands = self._remembering(found, demands, reserved)
+                return margins, found, demands
         # a model let go does not come back for a plan without margins, nor at once: it would soon
         # go again
         if found.feasible:
@@ -241,7 +251,7 @@ class GpuContext(GpuJudge):
                 self.predictors.at(margins),
                 kept,
                 [d for d in demands if d.model in self.shed],
-                self.reserved,
+                reserved,
             )
             found = replace(found, reasons={**found.reasons, **self.shed})
         return margins, found, demands
@@ -256,7 +266,7 @@ class GpuContext(GpuJudge):
         held = self._with_found(held, found)
         case = replace(self, held=held)
         target = fewest_changes(
-            self.predictors.at(margins), demands, self.here, found, self.room_for(demands)
+            self.predictors.at(margins), demands, self.here, found, self.room_for(demands, margins)
         )
         back = set(self.shed) - set(found.reasons)
         better = bool(late) or bool(back)
@@ -266,7 +276,7 @@ class GpuContext(GpuJudge):
             if content is not None:
                 return case._with_margins(content)._stay(served, room, [])
         roomier = found.headroom >= (room or 1.0) * (1 + self.rules.dead_band) or (
-            margins.kept > self.margins.kept and lasting
+            LADDER.index(margins) < LADDER.index(self.margins) and lasting
         )
         rested_s = self.now_s - held.gpu(self.gpu).moved_at_s
         gained = roomier and not back and rested_s >= self.rules.hold_s
@@ -298,8 +308,8 @@ class GpuContext(GpuJudge):
     def _content_with_less(self) -> Margins | None:
         """The most margins, below that of the plan applied, at which what is applied holds every
         SLO; None where none does."""
-        for margins in LADDER:
-            if margins.kept < self.margins.kept:
+        for margins in self.ladder:
+            if LADDER.index(margins) > LADDER.index(self.margins):
                 less = self._with_margins(margins)
                 served = less.judge()
                 if served is not None and not less.late(served):

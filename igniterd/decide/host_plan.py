@@ -56,7 +56,9 @@ def qualify(plan: Plan, observation: Observation, known: Mapping[str, Standing])
     if plan.outcome is DecisionKind.HOLD and (bare or unknown):
         plan = replace(plan, outcome=DecisionKind.WAIT)
     if claimed or bare:
-        return replace(plan, why=why, headroom=None, least_share=None, least_by_gpu={})
+        return replace(
+            plan, why=why, headroom=None, headroom_by_gpu={}, least_share=None, least_by_gpu={}
+        )
     return plan if why == plan.why else replace(plan, why=why)
 
 
@@ -78,7 +80,7 @@ def with_measured(plan: Plan, estimate: Estimate, config: Config) -> Plan:
     if not said or "every SLO holds" not in plan.why:
         return plan
     why = plan.why.replace("every SLO holds", "every SLO should hold")
-    return replace(plan, why="; ".join([why, *said]), headroom=None)
+    return replace(plan, why="; ".join([why, *said]), headroom=None, headroom_by_gpu={})
 
 
 def total_granted(observation: Observation) -> float:
@@ -112,7 +114,16 @@ def merge(
         allocated_share=total_granted(observation),
         least_share=sum(held.least_by_gpu.values()) if held.least_by_gpu else None,
         least_by_gpu=held.least_by_gpu,
+        headroom_by_gpu=_headroom_by_gpu(parts),
+        reserved={gpu: taken for part in parts for gpu, taken in part.reserved.items()},
+        takes={model: taken for part in parts for model, taken in part.takes.items()},
     )
+
+
+def _headroom_by_gpu(parts: Sequence[GpuDecision]) -> dict[str, float]:
+    """Of GPUs that are decided for together, the same."""
+    rooms = ((part.reserved, part.headroom) for part in parts)
+    return {gpu: room for gpus, room in rooms if room is not None for gpu in gpus}
 
 
 def verdicts_of(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from igniterd.config import Decide
 from igniterd.decide.room import Reserved, Room, grown
 from igniterd.decide.search import GROWTHS
-from igniterd.decide.state import ALL, CachedVerdict, DecisionState, Margins
+from igniterd.decide.state import ALL, LADDER, CachedVerdict, DecisionState, Margins
 from igniterd.predict import Demand, LatencyPrediction, LatencyPredictor
 from igniterd.records import Allocation, Load
 
@@ -39,8 +39,8 @@ class GpuJudge:
 
     ``gpu`` is its name, by which what is kept of it is found.
     ``pinned``: the models that may not be changed, and why; ``reserved``: the part of the GPU that
-    is held by what is not planned with; ``waits``: why nothing is decided now; ``no_shares``: why
-    no process may be started that is to have a share.
+    is taken by what is not planned with, ``takes``: the same by model; ``waits``: why nothing is
+    decided now; ``no_shares``: why no process may be started that is to have a share.
     """
 
     gpu: str
@@ -52,6 +52,8 @@ class GpuJudge:
     now_s: float
     pinned: Mapping[str, str] = field(default_factory=dict)
     reserved: Reserved = 0.0
+    takes: Mapping[str, float] = field(default_factory=dict)
+    bound: Reserved | None = None  # of ``reserved``, what is held by shares; None: all of it
     waits: str = ""
     no_shares: str = ""
     # of a model on this GPU nothing is known: what others may grow by is not promised
@@ -90,9 +92,19 @@ class GpuJudge:
             return None
         return self.predictors.at(self.margins).together(demands, self.here)
 
-    def room_for(self, demands: Sequence[Demand]) -> Room:
-        """What there is to give."""
-        return Room.of(demands, self.reserved)
+    def room_for(self, demands: Sequence[Demand], margins: Margins | None = None) -> Room:
+        """What there is to give; at the margins applied, unless others are given."""
+        return Room.of(demands, self.reserved_at(margins or self.margins))
+
+    def reserved_at(self, margins: Margins) -> Reserved:
+        """What is left free for what is not planned with."""
+        return self.bound if margins.crowded and self.bound is not None else self.reserved
+
+    @property
+    def ladder(self) -> tuple[Margins, ...]:
+        """The margins to try."""
+        crowded = self.bound is not None and grown(self.reserved, self.bound)
+        return tuple(margins for margins in LADDER if crowded or not margins.crowded)
 
     def late(
         self, served: Mapping[str, LatencyPrediction] | None, *, pinned: bool = False
@@ -150,7 +162,7 @@ class GpuJudge:
             or judged.here != self.here
             or self.now_s >= judged.until_s
             or self.shed
-            or self.margins.kept < 1
+            or self.margins != ALL
         ):
             return None
         if grown(self.reserved, judged.reserved) or not self.knobs <= judged.knobs:

@@ -23,6 +23,11 @@ def grown(now: Reserved, before: Reserved) -> bool:
     return any(held > before.get(gpu, 0.0) + ROUNDING for gpu, held in now.items())
 
 
+def by_gpu(reserved: Reserved, gpu: str) -> Mapping[str, float]:
+    """``reserved`` by GPU; ``gpu`` is the only one where it names none."""
+    return {gpu: reserved} if isinstance(reserved, float | int) else reserved
+
+
 def _largest(reserved: Reserved) -> float:
     return reserved if isinstance(reserved, float | int) else max(reserved.values(), default=0.0)
 

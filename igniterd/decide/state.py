@@ -29,17 +29,24 @@ class Margins:
     | ``ALL`` | upper quantile (``rate_level``) | upper bound (``level``) | less ``slo_margin`` |
     | ``HALF`` | half way to it | mean | less half of ``slo_margin`` |
     | ``NONE`` | as expected | mean | as it is |
+
+    Where even ``NONE`` keeps no plan, nothing is left free for neighbours that no share confines:
+    their SLO is not promised, and that of the models planned with is. Then the margins are tried
+    again, ``CROWDED``.
     """
 
     kept: float
     """The fraction of each margin that is kept."""
     remembered: bool = False
     """Whether rates are as high as they were of late, or usually are at this time."""
+    crowded: bool = False
+    """Whether nothing is left free for what uncapped neighbours are seen to take."""
 
 
 REMEMBERED = Margins(1.0, remembered=True)
 ALL, HALF, NONE = Margins(1.0), Margins(0.5), Margins(0.0)
-LADDER = (ALL, HALF, NONE)
+CROWDED = tuple(replace(margins, crowded=True) for margins in (ALL, HALF, NONE))
+LADDER = (ALL, HALF, NONE, *CROWDED)
 """In the order in which they are tried."""
 
 
@@ -58,6 +65,14 @@ class Pause:
     """How often in a row something came to nothing, and when it is tried next."""
 
     times: int
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What an uncapped neighbour is reckoned to take of a GPU, and until when at the least."""
+
+    level: float
     until_s: float
 
 
@@ -144,6 +159,9 @@ class ModelHold:
     """A prediction of it failed: why, until when."""
     relocated_at_s: float = -inf
     """When it was moved to another GPU last."""
+    uncapped: Part | None = None
+    """What it takes of the GPU that has most of its instances, while it is not planned with and
+    confined to no share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +180,8 @@ class GpuHold:
     margins: Margins = ALL
     """What the plan that is applied keeps of them."""
     verdict: CachedVerdict | None = None
+    foreign: Part | None = None
+    """What models take that nobody configured, and that no share confines."""
 
 
 NO_MODEL = ModelHold()
@@ -277,6 +297,7 @@ class DecisionState:
                 shed=None,
                 needs_share=None,
                 probation=None,
+                uncapped=None,
             )
         there = set(gpus.values())
         boards = {

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from igniterd.decide.search import GpuPlan
 from igniterd.predict import Demand, LatencyPrediction
-from igniterd.records import Allocation
+from igniterd.records import ROUNDING, Allocation, granted_total
 
 
 def reason(
@@ -23,7 +23,7 @@ def reason(
     if served is None:
         bare = ", ".join(m for m, a in here.items() if a.share is None)
         if not bare:
-            return "more than the whole GPU is granted: back to a plan"
+            return f"more is granted than {_there_is(here)}: back to a plan"
         return f"taking over: {bare} without a share; {found.least_share:.1%} of the GPU is needed"
     if late:
         room_then = f"rates free to grow by {found.headroom - 1:.0%}"
@@ -31,6 +31,12 @@ def reason(
     if shed:
         return f"{', '.join(shed)} fits again"
     return f"rates may grow by {found.headroom - 1:.0%} instead of {(room or 1.0) - 1:.0%}"
+
+
+def _there_is(here: Mapping[str, Allocation]) -> str:
+    """What the shares of ``here`` are too much for."""
+    whole = granted_total(here.values()) > 1 + ROUNDING
+    return "the whole GPU" if whole else "what is not planned with leaves"
 
 
 def changes(count: int) -> str:

@@ -71,7 +71,10 @@ def _held(held: DecisionState, stay: set[str]) -> DecisionState:
         for model in held.models
         if model in stay
     }
-    gpus = {gpu: GpuHold(moved_at_s=hold.moved_at_s) for gpu, hold in held.gpus.items()}
+    gpus = {
+        gpu: GpuHold(moved_at_s=hold.moved_at_s, foreign=hold.foreign)
+        for gpu, hold in held.gpus.items()
+    }
     return replace(
         held,
         models=models,

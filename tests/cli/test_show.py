@@ -121,6 +121,15 @@ def test_reasons_are_shown_as_they_are_and_no_proxy_is_asked(
     assert json.loads(CliRunner().invoke(app, [*server.admin, "--format", "json"]).stdout) == STATE
 
 
+def test_what_is_not_steered_is_said_with_what_it_takes(server: Answering) -> None:
+    board = STATE["boards"][0] | {"reserved": 0.15}
+    more = {"boards": [board], "models": [MODEL | FIGURES | {"takes": 0.15}]}
+    server.answer = (200, json.dumps(STATE | more).encode())
+    shown = CliRunner().invoke(app, server.admin).stdout
+    assert "bert: not steered, takes 15% of its GPU" in shown
+    assert "100 W, -, not steered 15%" in shown
+
+
 def test_a_model_without_traffic_yet_has_a_row(server: Answering) -> None:
     unseen = {"name": "gone", "slo_p99_ms": 10.0, "seen": False}
     server.answer = (

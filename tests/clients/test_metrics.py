@@ -28,6 +28,7 @@ CONTRACT = {
     "max_queue_delay_seconds",
     "gpu_allocated_ratio",
     "gpu_headroom_ratio",
+    "gpu_reserved_ratio",
     "feasible",
     "decisions",
     "actuations",
@@ -88,6 +89,15 @@ def test_every_name_of_the_contract_is_there() -> None:
     assert all(family.documentation for family in after(a_tick()).families.values())
 
 
+def test_each_gpu_has_a_headroom_of_its_own() -> None:
+    now = a_tick()
+    boards = [replace(now.observation.boards[0], uuid=f"GPU-{each}") for each in "abc"]
+    page = after(replace(now, observation=replace(now.observation, boards=tuple(boards))))
+    assert page.value("igniterd_gpu_headroom_ratio", gpu_uuid="GPU-a") == 1.2
+    assert page.value("igniterd_gpu_headroom_ratio", gpu_uuid="GPU-b") == 1.5
+    assert not page.has("igniterd_gpu_headroom_ratio", gpu_uuid="GPU-c")
+
+
 def test_the_latest_tick_is_shown() -> None:
     page = after(a_tick(0), a_tick(1))
     assert page.value("igniterd_slo_latency_seconds", **RESNET) == 0.040
@@ -106,6 +116,7 @@ def test_the_latest_tick_is_shown() -> None:
     assert page.value("igniterd_max_queue_delay_seconds", **RESNET) == 0.0015
     assert page.value("igniterd_gpu_allocated_ratio", gpu_uuid="GPU-a") == 0.3
     assert page.value("igniterd_gpu_headroom_ratio", gpu_uuid="GPU-a") == 1.2
+    assert page.value("igniterd_gpu_reserved_ratio", gpu_uuid="GPU-a") == 0.15
     assert page.value("igniterd_gpu_sm_clock_hertz", gpu_uuid="GPU-a") == 1.38e9
     assert page.value("igniterd_feasible") == 0
     assert page.value("igniterd_model_feasible", **VGG) == 0

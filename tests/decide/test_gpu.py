@@ -10,10 +10,18 @@ from igniterd.config import Decide
 from igniterd.decide.gpu import GpuContext
 from igniterd.decide.judge import JUDGE_APART_S, JUDGE_EVERY_S, PredictorPair
 from igniterd.decide.search import GROWTHS
-from igniterd.decide.state import CachedVerdict, DecisionState, GpuHold
+from igniterd.decide.state import (
+    ALL,
+    CROWDED,
+    CachedVerdict,
+    DecisionState,
+    GpuHold,
+    ModelHold,
+    Pause,
+)
 from igniterd.decisions import DecisionKind
 from igniterd.predict import Demand, LatencyPrediction
-from igniterd.records import Allocation
+from igniterd.records import ROUNDING, Allocation
 from tests.factories import predictor_pair
 
 PREDICTORS = predictor_pair()
@@ -41,6 +49,34 @@ def test_a_delay_that_costs_an_slo_is_taken_away() -> None:
     assert part.outcome is DecisionKind.MOVE
     assert {step.after.max_queue_delay_us for step in part.steps} == {0}
     assert all(part.served[name].p99_ms <= 25.0 for name in RATES)
+
+
+def test_what_is_only_seen_to_be_taken_is_given_up_before_a_model_is() -> None:
+    beside = replace(case(25.0), reserved=0.9, takes={"other": 0.9})
+    part = replace(beside, bound=0.0).decide()
+    assert part.outcome is DecisionKind.MOVE
+    assert part.held.gpu("a").margins == CROWDED[0]
+    assert all(part.served[name].p99_ms <= 25.0 for name in RATES)
+    # what is held by shares is nobody's to give away
+    held = replace(beside, bound=0.9).decide()
+    assert held.outcome is DecisionKind.INFEASIBLE
+    assert (
+        (part.reserved, part.takes) == (held.reserved, held.takes) == ({"a": 0.9}, {"other": 0.9})
+    )
+
+
+def test_a_model_let_go_comes_back_though_a_neighbour_is_always_busy() -> None:
+    held = DecisionState({"alexnet": ModelHold(gpu="a", shed_why="no room", shed=Pause(1, 50.0))})
+    part = replace(case(25.0), reserved=0.9, bound=0.0, held=held).decide()
+    assert part.held.shed == {}
+    assert part.served["alexnet"].p99_ms <= 25.0
+
+
+def test_what_is_seen_to_be_taken_is_left_free_where_that_costs_no_slo() -> None:
+    part = replace(case(40.0), reserved=0.3, bound=0.0).decide()
+    assert part.outcome is DecisionKind.MOVE
+    assert part.held.gpu("a").margins is ALL
+    assert sum(a.granted or 0.0 for a in part.target.values()) <= 0.7 + ROUNDING
 
 
 def test_gpus_with_room_are_judged_again_in_time_and_not_all_in_one_tick() -> None:

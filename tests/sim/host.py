@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from igniterd.clients.triton.config import allocation_of
+from igniterd.clients.triton.unmanaged import BusyClock
 from igniterd.devices import ServerFacts
 from igniterd.errors import NotNow, NotServed, Refused, Unreachable
 from igniterd.lab.gpu.truth import DISPERSION_CV, Neighbour, Truth
@@ -191,6 +192,7 @@ class SimHost:
         self.control = ""
         self.processes = SimProcesses(self)
         self._now_s = self._since_s = clock()
+        self._clocks: dict[str, BusyClock] = {}
         self._faster: dict[str, float] = {}
         self._executing: list[SimModel] = []
         self._speeds: tuple[float, ...] = ()  # theirs, batches a second, since `_since_s`
@@ -225,6 +227,18 @@ class SimHost:
             ):
                 held[model.gpu] = held.get(model.gpu, 0.0) + model.applied.granted
         return held
+
+    @property
+    def foreign_busy(self) -> dict[int, float]:
+        """The part of the time that those without a share execute on each GPU."""
+        busy = dict[int, float]()
+        for model in self.models.values():
+            if self.asked_about is not None and model.name not in self.asked_about:
+                clock = self._clocks.setdefault(model.name, BusyClock(0, self._now_s))
+                clock.read(sum(ns for _, ns in model.stats.values()), self._now_s)
+                if model.applied.share is None:
+                    busy[model.gpu] = min(1.0, busy.get(model.gpu, 0.0) + clock.busy)
+        return busy
 
     @property
     def gpu_labels(self) -> tuple[str, ...]:

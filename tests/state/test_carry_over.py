@@ -9,6 +9,7 @@ from igniterd.decide.state import (
     DecisionState,
     GpuHold,
     ModelHold,
+    Part,
     Pause,
     Probation,
     Underway,
@@ -116,6 +117,7 @@ def test_every_field_of_what_is_kept_is_either_carried_over_or_decided_anew() ->
         revived=Pause(2, 9.0),
         left_out=("odd", 9.0),
         relocated_at_s=3.0,
+        uncapped=Part(0.2, 9.0),
     )
     for field in fields(ModelHold):
         assert getattr(whole, field.name) != getattr(ModelHold(), field.name), field.name
@@ -128,6 +130,7 @@ def test_every_field_of_what_is_kept_is_either_carried_over_or_decided_anew() ->
         {"a": 0.5},
         HALF,
         CachedVerdict(1, {}, {}, {}, {}, {}, 1),
+        Part(0.1, 9.0),
     )
     for field in fields(GpuHold):
         assert getattr(board, field.name) != getattr(GpuHold(), field.name), field.name

@@ -215,14 +215,18 @@ class TritonClient:
 
     @property
     def unmanaged_models(self) -> frozenset[str]:
-        """Models that were served at the last :meth:`read_models` though nobody asked about
-        them."""
+        """Models served at the last :meth:`read_models` though nobody asked about them."""
         return self._others.names
 
     @property
     def foreign_shares(self) -> Mapping[int, float]:
         """What they hold of each GPU by their shares, whoever gave them; by device number."""
         return self._others.shares
+
+    @property
+    def foreign_busy(self) -> Mapping[int, float]:
+        """The part of the time that those without a share execute on each GPU."""
+        return self._others.busy
 
     @property
     def copies(self) -> frozenset[str]:
@@ -357,8 +361,7 @@ class TritonClient:
     async def _look_at_others(
         self, due: list[str], served: Mapping[str, Served], limit_s: float
     ) -> None:
-        """Read the configurations of models that nobody asked about. One that cannot be read is no
-        fault."""
+        """Read the configurations of models nobody asked about; one not read is no fault."""
         now_s = self._clock()
         answers = await asyncio.gather(
             *(self._config_message(name, limit_s) for name in due), return_exceptions=True

@@ -73,6 +73,19 @@ def held_by_device(config: ModelConfig, shares_dir: str = DEFAULT_SHARES) -> dic
     return {device: share * devices.count(device) for device in set(devices)}
 
 
+def uncapped_by_device(config: ModelConfig, shares_dir: str = DEFAULT_SHARES) -> dict[int, float]:
+    """Which part of its instances is on each GPU; empty with a share, on the CPU, and of an
+    ensemble, which executes nothing itself. What names no GPU is on its server's first."""
+    if (
+        share_of(config, shares_dir) is not None
+        or "ensemble_scheduling" in config
+        or kinds_of(config) == {"KIND_CPU"}
+    ):
+        return {}
+    devices = devices_of_instances(config) or (0,)
+    return {device: devices.count(device) / len(devices) for device in set(devices)}
+
+
 def _instances(groups: Iterable[Mapping[str, Any]]) -> int:
     """Instances that execute: a group has its count of them on each of its GPUs."""
     return sum(

@@ -61,6 +61,7 @@ class Known:
     left_alone: str
     chooses_gpu: str
     on_cpu: bool
+    ensemble: bool
     instance_names: frozenset[str]
     unknown: tuple[str, ...]
     mark: str
@@ -90,6 +91,11 @@ class Known:
     seen_at_s: float = float("-inf")  # when Triton last said so; ``read_at_s`` may be put earlier
     restarted: bool = False  # counters of its batches restarted since
 
+    @property
+    def counts_busy(self) -> bool:
+        """Whether only its time executing is told: an ensemble's is that of its members."""
+        return bool(self.left_alone) and not self.ensemble
+
     def restarted_in(self, served: Served) -> bool:
         """Whether what is served now is not the copy that this was read of."""
         return self.restarted or served.executed < self.success or served.versions != self.versions
@@ -118,6 +124,7 @@ def known_of(
         left_alone=left_alone(config),
         chooses_gpu=chooses_gpu(config),
         on_cpu=kinds_of(config) == {"KIND_CPU"},
+        ensemble="ensemble_scheduling" in config,
         instance_names=instance_names_of(config),
         unknown=unknown_fields(message),
         mark=mark_of(config),
@@ -219,6 +226,7 @@ def reading(
         pending_count=sum(pending) if pending else None,
         queue_ns=queue_ns,
         batches=() if known.left_alone else tuple(known.batches.values()),
+        busy_ns=spent_ns(known.batches.values()) if known.counts_busy else 0,
         latency_quantiles_s=_slowest(
             [m.quantiles_s for m in measured if m.quantiles_s is not None]
         ),
@@ -245,6 +253,11 @@ def _check(served: Served) -> None:
                 f"model {each.name!r}: Triton counts {largest} requests and {counts.queue.ns} ns "
                 "of waiting, which cannot be"
             )
+
+
+def spent_ns(batches: Iterable[BatchStat]) -> int:
+    """The time that executions of ``batches`` took."""
+    return sum(b.compute_input_ns + b.compute_infer_ns + b.compute_output_ns for b in batches)
 
 
 def _slowest(all_quantiles: Sequence[Mapping[float, float]]) -> Mapping[float, float] | None:

@@ -634,6 +634,51 @@ async def test_what_unmanaged_models_hold_of_each_gpu_is_told(world: World) -> N
     assert client.foreign_shares == {}
 
 
+async def test_how_busy_unmanaged_models_without_a_share_are_is_told(world: World) -> None:
+    server, client, clock = world
+    cpu = {"count": 1, "kind": model_config_pb2.ModelInstanceGroup.KIND_CPU}
+    server.more |= {
+        "wide": {"instance_group": [{"count": 1, "gpus": [0, 1]}]},
+        "held": shared("25", {"count": 1, "gpus": [0]}),
+        "cpu": {"instance_group": [cpu]},
+    }
+    server.ensembles["pipe"] = (8, ("m",))
+    server.models |= {name: {"1": 0} for name in ("wide", "held", "cpu", "pipe")}
+    server.largest |= dict.fromkeys(("wide", "held", "cpu", "pipe"), 8)
+    server.batches = [(4, 10, 10**12)]
+    await read(client)
+    assert client.foreign_busy == {0: 0.0, 1: 0.0}, "nothing is known of the time before"
+    for second in range(60):
+        clock.now_s += 1
+        server.batches = [(4, 11 + second, 10**12 + (second + 1) * 400_000_000)]
+        await read(client)
+    # two instances, together 0.4 s of every second
+    assert client.foreign_busy == pytest.approx({0: 0.2, 1: 0.2}, rel=0.01)
+    clock.now_s += 1
+    server.batches = [(4, 1, 300_000_000)]  # another copy's
+    await read(client)
+    assert client.foreign_busy == pytest.approx({0: 0.2, 1: 0.2}, rel=0.01)
+    for _ in range(60):
+        clock.now_s += 1
+        await read(client)
+    assert client.foreign_busy == pytest.approx({0: 0.0, 1: 0.0}, abs=0.01)
+
+
+async def test_of_what_is_only_watched_the_time_it_executes_is_told(world: World) -> None:
+    server, client, _ = world
+    server.batches = [(1, 10, 3_000_000), (2, 5, 4_000_000)]
+    server.more = {"m": {"model_transaction_policy": {"decoupled": True}}}
+    decoupled = await read(client)
+    assert (decoupled.batches, decoupled.busy_ns) == ((), 7_000_000)
+    client.read_configs_again()
+    server.more = {}
+    plain = await read(client)
+    assert (len(plain.batches), plain.busy_ns) == (2, 0)
+    client.read_configs_again()
+    server.ensembles["m"] = (8, ("other",))
+    assert (await read(client)).busy_ns == 0
+
+
 async def test_what_is_applied_is_read_anew_for_whoever_is_about_to_change_it(world: World) -> None:
     server, client, _ = world
     client.timeout_s = SOON_S
