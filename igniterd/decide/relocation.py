@@ -15,7 +15,7 @@ from igniterd.decide.cooldown import why_not_now
 from igniterd.decide.gpu import OUTGROWN, GpuDecision
 from igniterd.decide.moves import Found, Side, capacities
 from igniterd.decide.room import ONE, Room
-from igniterd.decide.state import ALL, DecisionState, Relocation
+from igniterd.decide.state import ALL, REMEMBERED, DecisionState, Relocation
 from igniterd.decide.steps import kind_of
 from igniterd.decisions import DecisionKind, Step, StepKind
 from igniterd.records import ROUNDING, Allocation
@@ -131,6 +131,7 @@ def _step(relocation: Relocation, before: Allocation, model: str, moves: bool) -
 
 def begun(relocation: Relocation, found: Found, held: DecisionState) -> DecisionState:
     """``held`` once ``relocation`` has begun: the GPUs' own plans give way to it."""
+    margins = ALL if found.margins == REMEMBERED else found.margins
     for gpu in relocation.gpus:
-        held = held.without_plan(gpu).with_gpu(gpu, verdict=None, margins=found.margins)
+        held = held.without_plan(gpu).with_gpu(gpu, verdict=None, margins=margins)
     return replace(held, relocation=relocation)
