@@ -104,7 +104,11 @@ class Acting:
         return Applier(self.reloaders[triton], self.config.shares, reach, self.sources.processes)
 
     def no_memory(self, model: str, view: Observation, gpu: str) -> str:
-        """Why all instances of ``model`` find no memory on ``gpu``, or an empty string."""
+        """Why all instances of ``model`` find no memory on ``gpu``, or an empty string. A board
+        that does not tell, as it is in trouble, has none."""
+        board = next((board for board in view.boards if board.uuid == gpu), None)
+        if board is not None and board.fault and board.memory_used_bytes is None:
+            return f"{gpu}: {board.fault}"
         instances = max(1, view.models[model].allocation.instances)
         return self._copies.refused(model, view, (gpu,) * instances)
 

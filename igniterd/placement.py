@@ -101,6 +101,8 @@ def _told(reading: ModelReading, devices: Devices, told: int | str) -> tuple[str
     if isinstance(told, int):
         gpu = gpu_named(reading.triton, devices, told)
         here = len(devices.gpus)
+        if devices.wrong or devices.ambiguous:
+            return gpu, devices.wrong or devices.ambiguous
         beyond = f"[[model]] gpu = {told}, and Triton {reading.triton} has {here}: give a number "
         return gpu, f"{beyond}below {here}, or a UUID" if here and told >= here else ""
     if devices.gpus and told not in devices.gpus:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from igniterd.act import SecondCopies
 from igniterd.clients.triton.config import allocation_of
 from igniterd.config import Config
+from igniterd.decide.state import Relocation
 from igniterd.decisions import StepKind, Tick
 from igniterd.errors import Unanswered
 from igniterd.loop import Loop
@@ -32,12 +34,18 @@ class Boards:
     """Two boards of one kind; ``used`` bytes of each."""
 
     def __init__(self) -> None:
-        self.used = dict.fromkeys(GPUS, 2**30)
+        self.used: dict[str, int | None] = dict.fromkeys(GPUS, 2**30)
+        self.faults = dict.fromkeys(GPUS, "")
 
     async def read(self) -> tuple[BoardReading, ...]:
         return tuple(
             BoardReading(
-                index, gpu, "V100", memory_used_bytes=self.used[gpu], memory_total_bytes=2**34
+                index,
+                gpu,
+                "V100",
+                memory_used_bytes=self.used[gpu],
+                memory_total_bytes=2**34,
+                fault=self.faults[gpu],
             )
             for index, gpu in enumerate(GPUS)
         )
@@ -173,6 +181,30 @@ async def test_a_gpu_without_memory_for_it_is_given_no_model(tmp_path: Path) -> 
     bench.boards.used["GPU-b"] = 2**30
     await bench.run(90)
     assert len(bench.moved) == 1
+
+
+async def test_a_board_that_is_lost_is_given_no_model(tmp_path: Path) -> None:
+    bench = TwoGpus(tmp_path, HOT, HOMES)
+    bench.boards.used["GPU-b"], bench.boards.faults["GPU-b"] = None, "GPU is lost"
+    await bench.run(100)
+    assert bench.moved == []
+
+
+async def test_moves_end_where_a_device_number_has_become_another_gpu(tmp_path: Path) -> None:
+    """Its server was started anew, and sees the GPUs in another order."""
+    bench = TwoGpus(tmp_path, HOT, HOMES)
+    await bench.run(38)
+    here = {m: r.allocation for m, r in bench.ticks[-1].observation.models.items()}
+    smaller = replace(here["vgg19"], share=0.3, devices=(0,))
+    relocation = Relocation(
+        {"vgg19": "GPU-a"}, here | {"vgg19": smaller}, frozenset(GPUS), dict.fromkeys(HOT, 1e4)
+    )
+    held = replace(bench.loop.carry.held, relocation=relocation)
+    bench.loop.carry = replace(bench.loop.carry, held=held)
+    bench.loop.sources.devices = {"main": GPUS[::-1]}
+    await bench.run(4)
+    assert max(bench.granted) <= 1 + 1e-9
+    assert bench.gpus == HOMES
 
 
 async def test_a_model_that_is_said_to_belong_on_its_gpu_stays(tmp_path: Path) -> None:

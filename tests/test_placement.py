@@ -62,6 +62,13 @@ def test_what_the_configuration_tells_is_checked() -> None:
     assert "give a number below 2" in placed(model, KNOWN, 5).left_alone
 
 
+def test_a_number_tells_no_gpu_where_it_is_not_known_what_the_server_calls_so() -> None:
+    unclear = Devices(ambiguous="two Tritons; gpus = [...]")
+    assert placed(on(0), unclear, 0).left_alone == "two Tritons; gpus = [...]"
+    assert placed(on(0), Devices(("GPU-x",), wrong="none is"), 0).left_alone == "none is"
+    assert placed(on(0), unclear, "GPU-b").left_alone == "", "a UUID does"
+
+
 def test_gpus_that_share_a_model_belong_together() -> None:
     models = {
         "a": replace(PLAIN, gpus=("1",)),

@@ -10,7 +10,7 @@ from igniterd.config import Config
 from igniterd.decide.gpu import GpuContext, GpuDecision
 from igniterd.decide.moves import DemandOn, Found, Host, Side
 from igniterd.decide.relocation import begun, carried_on, relocation_of
-from igniterd.decide.state import ALL, DecisionState, Margins
+from igniterd.decide.state import ALL, DecisionState, Margins, Relocation
 from igniterd.decisions import DecisionKind
 from igniterd.placement import GpuGroup
 from igniterd.predict import Demand
@@ -54,9 +54,19 @@ class Between:
         relocation = held.relocation
         if relocation is None:
             return None, held
+        if any(self._elsewhere(relocation, model) for model in relocation.to):
+            return None, held.without_relocation()
         sides = self._sides(groups, held, only=relocation.gpus)
         part = carried_on(relocation, sides, held, self.busy)
         return (part, held) if part is not None else (None, held.without_relocation())
+
+    def _elsewhere(self, relocation: Relocation, model: str) -> bool:
+        """Whether the device number that the model is to have is another GPU by now: its server
+        was started anew with others."""
+        reading = self.observation.models.get(model)
+        there = self.observation.devices.get(reading.triton, ()) if reading is not None else ()
+        numbers = relocation.target[model].devices
+        return {there[n] for n in numbers if n < len(there)} != {relocation.to[model]}
 
     def sought(
         self, groups: Sequence[GpuGroup], parts: Sequence[GpuDecision], held: DecisionState

@@ -133,6 +133,8 @@ def _worse(watch: Probation, load: Load, model: str, applied: Mapping[str, Alloc
     """Why the change under watch is to be taken back, or an empty string."""
     here, before = applied[model], watch.before
     measured, expected = load.measured_mean_ms, load.predicted_mean_ms
+    if before.devices != here.devices:
+        return ""  # somebody moved it since: it is not taken back to where it was
     if before == here or measured is None or expected is None or watch.mean_ms is None:
         return ""
     if (

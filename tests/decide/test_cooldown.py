@@ -57,6 +57,13 @@ def test_a_change_that_made_things_worse_is_taken_back() -> None:
     assert not rollbacks(grown, load(20.0, 12.0), {"m": LARGE}, RULES, late)
 
 
+def test_a_model_that_was_moved_since_is_not_taken_back_to_where_it_was() -> None:
+    held = on_probation(replace(LARGE, devices=(0,)))
+    late, loads = RULES.watch_s + 1, load(20.0, 12.0)
+    assert rollbacks(held, loads, {"m": replace(SMALL, devices=(0,))}, RULES, late)
+    assert not rollbacks(held, loads, {"m": replace(SMALL, devices=(1,))}, RULES, late)
+
+
 def test_a_refused_change_waits() -> None:
     held = after(
         DecisionState(
