@@ -1,7 +1,7 @@
 """A random test that hunts for the next defect of the loop: random hosts to which random things
 happen, in virtual time.
 
-One or two GPUs, one or two Tritons, two to six models, some only watched, marked hands off, or
+One to three GPUs, one or two Tritons, two to six models, some only watched, marked hands off, or
 served by nobody's configuration. What must be true is checked at every tick against the world
 itself, not against what the daemon believes of it. ``make fuzz`` runs it on new seeds;
 ``tests/test_hunt.py`` on a few.
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from igniterd.clients.triton.config import allocation_of
 from igniterd.config import Config, parse_config
 from igniterd.decide.search import find
 from igniterd.decide.steps import granted
@@ -29,6 +30,7 @@ from igniterd.observe import Sources
 from igniterd.predict import Demand
 from igniterd.profiled import Predictors
 from igniterd.records import BatchStat, ModelReading, MpsReading
+from igniterd.state.carry_over import resumed
 from igniterd.states import State
 from tests.factories import latency_model, predictor_pair
 from tests.sim.batcher import Batcher
@@ -73,6 +75,8 @@ class Hunted(SimHost):
         self.owned: dict[str, dict[str, Any]] = {}  # the configuration of each model's file
         self.by_hand: dict[str, float] = {}  # when somebody else changed it last
         self.unread: set[str] = set()  # in the last answer
+        self.others: tuple[Hunted, ...] = (self,)  # the Tritons of this host
+        self.moved: list[tuple[float, str, int, int]] = []  # by our loads: when, what, from, to
         self.broken: list[str] = []
         self.loaded: list[tuple[float, str]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -141,6 +145,16 @@ class Hunted(SimHost):
         return await super().config(model)
 
     async def load(self, model: str, config: dict[str, Any], *, exact: bool = False) -> None:
+        """Triton finishes it, also when nobody waits for it any more."""
+        task = asyncio.create_task(self._load(model, config))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.wait({task})
+        if task.cancelled():
+            raise Unreachable(f"Triton {self.name!r}: it went away")
+        task.result()
+
+    async def _load(self, model: str, config: dict[str, Any]) -> None:
         self._there(model)
         self._answer()
         began_s = self.clock()
@@ -164,19 +178,21 @@ class Hunted(SimHost):
         if model not in self.models:
             return
         self.advance(self.clock())
-        before, shared = self._granted(model), self._shared(model)
+        gpu, was = Hunted.gpu_after(config), self.models[model].gpu
+        before, shared = self._granted(gpu), self._shared(gpu)
         self.processes.died.discard(model)
         self.by_hand.pop(model, None)  # a change that came while it was being loaded is gone
         self.models[model].reset(config)
         self._wake(self.models[model])
         self.loads.append((self.clock(), model, config))
+        if gpu != was:
+            self.moved.append((self.clock(), model, was, gpu))
         if (
-            self._granted(model) > max(1.0, before) + 1e-6
-            and self._shared(model) > max(1.0, shared) + 1e-6
+            self._granted(gpu) > max(1.0, before) + 1e-6
+            and self._shared(gpu) > max(1.0, shared) + 1e-6
         ):
             self.broken.append(
-                f"{model}: {before:.3f} -> {self._granted(model):.3f} of GPU "
-                f"{self.models[model].gpu} granted"
+                f"{model}: {before:.3f} -> {self._granted(gpu):.3f} of GPU {gpu} granted"
             )
         until_s, after_s = self.undone.get(model, (0.0, 0.0))
         if self.clock() < until_s:
@@ -236,29 +252,37 @@ class Hunted(SimHost):
         hand_s = self.by_hand.get(model)
         if hand_s is not None and now_s < hand_s + RESPECT_S - 1.0:
             self.broken.append(f"{model}: changed by hand {now_s - hand_s:.0f} s ago, and loaded")
-        kept = {
-            k: v
-            for k, v in config.items()
-            if k not in ("max_batch_size", "dynamic_batching", "parameters")
-        }
-        if kept != {k: v for k, v in self.models[model].config.items() if k in kept}:
+        present = self.models[model].config
+        if _rest(config) != _rest(present):
             self.broken.append(f"{model}: more than its batching and share changed: {config}")
 
-    def _on(self, model: str) -> list[SimModel]:
-        return [m for m in self.models.values() if m.gpu == self.models[model].gpu]
+    @staticmethod
+    def gpu_after(config: dict[str, Any]) -> int:
+        """Where the model is once it is loaded."""
+        devices = allocation_of(config).devices
+        return devices[0] if devices else 0
 
-    def _granted(self, model: str) -> float:
+    def _on(self, gpu: int) -> list[tuple[Hunted, SimModel]]:
+        return [(h, m) for h in self.others for m in h.models.values() if m.gpu == gpu]
+
+    def _granted(self, gpu: int) -> float:
         """A model without a share may use the whole GPU; so may one whose share has no effect."""
         return sum(
-            1.0 if m.name in self.processes.ignores else granted(m.applied) for m in self._on(model)
+            1.0 if m.name in h.processes.ignores else granted(m.applied) for h, m in self._on(gpu)
         )
 
-    def _shared(self, model: str) -> float:
+    def _shared(self, gpu: int) -> float:
         return sum(
-            m.applied.granted or 0.0
-            for m in self._on(model)
-            if m.name not in self.processes.ignores
+            m.applied.granted or 0.0 for h, m in self._on(gpu) if m.name not in h.processes.ignores
         )
+
+
+def _rest(config: Mapping[str, Any]) -> dict[str, Any]:
+    """All of a configuration that igniterd leaves as it is: a model may be moved, and keeps the
+    count of its instances."""
+    ours = ("max_batch_size", "dynamic_batching", "parameters", "instance_group")
+    groups = [{k: v for k, v in g.items() if k != "gpus"} for g in config["instance_group"]]
+    return {k: v for k, v in config.items() if k not in ours} | {"instance_group": groups}
 
 
 class Mps:
@@ -281,6 +305,7 @@ class Seen:
     ticks: int = 0
     faults: dict[str, int] = field(default_factory=dict)
     reloads: int = 0
+    moves: int = 0
     broken: list[str] = field(default_factory=list)
     # what happened, to be read beside what is broken
     story: list[str] = field(default_factory=list)
@@ -296,7 +321,7 @@ class Hunt:
         self.began_s, self.seen, self.wall_s = self.clock(), Seen(), 1.7e9
         self.rates: dict[str, float] = {}
         self.slos: dict[str, float] = {}
-        self.gpus = int(self.rng.integers(1, 3))
+        self.gpus = int(self.rng.integers(1, 4))
         self.hosts = self._hosts(seed)
         self.mps = Mps(self.clock)
         self.watched = self._watched()
@@ -304,13 +329,16 @@ class Hunt:
         self.undo: list[tuple[float, Callable[[], None]]] = []
         self.ticks: deque[Tick] = deque(maxlen=3)
         self.unknown_since: dict[str, float] = {}
+        self.moved_from: dict[str, tuple[int, int]] = {}  # and after how many faults
+        self.happened = 0
         self.loop = self._loop()
 
     # ------------------------------------------------------------ the world
 
     def _hosts(self, seed: int) -> dict[str, Hunted]:
-        """Two Tritons have a GPU each, one has all of them."""
-        servers = ("main", "other") if self.gpus == 2 and self.rng.random() < 0.5 else ("main",)
+        """Each Triton sees all GPUs; where there are two, the models of one begin on the second
+        GPU."""
+        servers = ("main", "other") if self.gpus > 1 and self.rng.random() < 0.5 else ("main",)
         hosts = {
             name: Hunted(self.clock, self.rng, name=name, slow=SLOW, seed=seed + n, reload_s=1.8)
             for n, name in enumerate(servers)
@@ -320,12 +348,16 @@ class Hunt:
             name, gpu = f"{like}-{number}", int(self.rng.integers(self.gpus))
             host = hosts["other" if gpu == 1 and len(servers) == 2 else "main"]
             config = config_of(name, int(self.rng.choice([1, 4, 8, 16, 32])))
-            model = SimModel(name, like, self._rate(name), config, gpu=gpu)
+            # what names no device is on its server's first, and stays there
+            named = gpu > 0 or (self.gpus > 1 and self.rng.random() < 0.8)
+            model = SimModel(name, like, self._rate(name), config, gpu=gpu, named=named)
             self.slos[name] = LIKE[like][0] * float(self.rng.uniform(0.8, 2.0))
             self.rates[name] = LIKE[like][1] * float(self.rng.uniform(0.1, 1.0))
-            host.owned[name] = copy.deepcopy(config)
+            host.owned[name] = copy.deepcopy(model.config)
             host.models[name] = model
             host._next_arrival(name, self.clock())
+        for host in hosts.values():
+            host.others = tuple(hosts.values())
         for gpu in range(self.gpus):
             self._made_to_fit(gpu, hosts)
         return hosts
@@ -374,6 +406,8 @@ class Hunt:
             for name in host.models
         )
         rules = f"[decide]\nrespect_s = {RESPECT_S}\nmax_reloads_per_hour = {CAP}\n"
+        if self.rng.random() < 0.3:
+            rules += "consolidate = true\n"
         return parse_config(
             f'[host]\nname = "hunt"\n[state]\ndirectory = "{folder}"\n{rules}{servers}{models}',
             source="hunt",
@@ -421,6 +455,7 @@ class Hunt:
         for due in [u for u in self.undo if u[0] <= now_s]:
             due[1]()
             self.undo.remove(due)
+            self.happened += 1
         try:
             await self.loop.tick(now_s)
         except Exception as error:  # whatever it is: no tick may fail
@@ -477,6 +512,8 @@ class Hunt:
 
     def _fault(self) -> None:
         name = str(self.rng.choice([each for each in dir(self) if each.startswith("happens_")]))
+        if self.gpus > 1 and self.rng.random() < 0.25:  # moves are seldom needed otherwise
+            name = "happens_crowd"
         host = self.hosts[str(self.rng.choice(list(self.hosts)))]
         if not host.models:
             return
@@ -488,6 +525,7 @@ class Hunt:
             f"{name.removeprefix('happens_')} {host.name} {model} for "
             f"{until_s - self.clock():.0f} s"
         )
+        self.happened += 1
         getattr(self, name)(host, model, until_s)
         self.seen.faults[name.removeprefix("happens_")] = (
             self.seen.faults.get(name.removeprefix("happens_"), 0) + 1
@@ -527,10 +565,19 @@ class Hunt:
         host.nonsense[model] = until_s
 
     def happens_hand(self, host: Hunted, model: str, _: float) -> None:
-        config = config_of(
-            model, host.owned[model]["max_batch_size"], f"{SHARES}/{int(self.rng.integers(1, 90))}"
-        )
-        host.change_by_hand(model, config)
+        self._by_hand(host, model, f"{SHARES}/{int(self.rng.integers(1, 90))}")
+
+    def _by_hand(self, host: Hunted, model: str, path: str) -> None:
+        """Somebody else gives it a share, where it is."""
+        config = config_of(model, host.owned[model]["max_batch_size"], path)
+        group = copy.deepcopy(host.models[model].config["instance_group"])
+        host.change_by_hand(model, config | {"instance_group": group})
+
+    def happens_moved_by_hand(self, host: Hunted, model: str, _: float) -> None:
+        """Somebody else puts it on another GPU."""
+        config = copy.deepcopy(host.models[model].config)
+        group = {"count": 1, "kind": "KIND_GPU", "gpus": [int(self.rng.integers(self.gpus))]}
+        host.change_by_hand(model, config | {"instance_group": [group]})
 
     def happens_odd_hand(self, host: Hunted, model: str, _: float) -> None:
         path = str(
@@ -545,7 +592,7 @@ class Hunt:
                 ]
             )
         )
-        host.change_by_hand(model, config_of(model, host.owned[model]["max_batch_size"], path))
+        self._by_hand(host, model, path)
 
     def happens_undoing(self, host: Hunted, model: str, until_s: float) -> None:
         host.undone[model] = (until_s + 300.0, float(self.rng.uniform(0.3, 20.0)))
@@ -588,6 +635,36 @@ class Hunt:
             self._made_to_fit(gpu, self.hosts)
         self._drained()
 
+    def happens_crowd(self, host: Hunted, _: str, __: float) -> None:
+        """What all GPUs together can hold, and one of them may not."""
+        hot = int(self.rng.integers(self.gpus))
+        for each in self.hosts.values():
+            for name, model in each.models.items():
+                factor = self.rng.uniform(0.5, 1.2) if model.gpu == hot else 0.1
+                self.rates[name] = LIKE[name.split("-")[0]][1] * float(factor)
+        self._drained()
+
+    def happens_daemon_killed(self, _: Hunted, __: str, ___: float) -> None:
+        """The next one knows nothing."""
+        self._let_go()
+        self.loop = self._loop()
+        for host in self.hosts.values():
+            host.by_hand.clear()
+            host.loaded.clear()
+
+    def happens_config_read_again(self, _: Hunted, __: str, ___: float) -> None:
+        old, carry = self.loop, self.loop.handed_on()
+        self._let_go()
+        self.loop = self._loop()
+        self.loop.carry = resumed(carry, self.config, old.knowledge, self.config, old.knowledge)
+
+    def _let_go(self) -> None:
+        """Nobody waits for the steps under way any more."""
+        for under in self.loop.actor._tasks:
+            under.task.cancel()
+        self.ticks.clear()
+        self.unknown_since.clear()
+
     def happens_burst(self, host: Hunted, model: str, until_s: float) -> None:
         before = self.rates[model]
         self.rates[model] = 5 * before
@@ -604,15 +681,32 @@ class Hunt:
         models = sum(len(host.owned) for host in self.hosts.values())
         if recent > CAP + 2 * models + len(self.hosts):
             self._broken(f"{recent} reloads in an hour")
+        self._check_moved(now_s)
         if self.ticks:
             self._check_said(now_s, self.ticks[-1])
+
+    def _check_moved(self, now_s: float) -> None:
+        """Nothing is moved forth and back while nothing else happens."""
+        for host in self.hosts.values():
+            while host.moved:
+                _, model, was, gpu = host.moved.pop(0)
+                self._tell(f"{model} was moved from GPU {was} to {gpu}")
+                before = self.moved_from.get(model)
+                if before is not None and before == (gpu, self.happened):
+                    self._broken(f"{model} was moved back to GPU {gpu}")
+                self.moved_from[model] = (was, self.happened)
+                self.seen.moves += 1
 
     def _check_said(self, now_s: float, tick: Tick) -> None:
         why = tick.plan.why
         if "carrying on: 0 changes" in why:
             self._broken(why)
         for host in self.hosts.values():
-            stuck = {name for name, (until_s, _) in host.stuck.items() if now_s < until_s}
+            stuck = {
+                name
+                for name, (until_s, _) in host.stuck.items()
+                if now_s < until_s and name in host.models
+            }
             unread = {
                 name for name in host.models if name in host.unread or now_s < host.silent_until
             }
@@ -650,8 +744,9 @@ class Hunt:
 
     def _check_rest(self, since_s: float) -> None:
         """Everything that can be held is: on a GPU where all models are steered, and fit with
-        room."""
+        room; and where moving one model would make it so, it is moved."""
         tick = self.ticks[-1]
+        self._check_stranded(tick)
         for gpu in range(self.gpus):
             there = [
                 m for host in self.hosts.values() for m in host.models.values() if m.gpu == gpu
@@ -672,6 +767,33 @@ class Hunt:
                         f"at rest {late} of {len(taken)} requests to {model.name} are late: "
                         f"{tick.plan.why}; {applied}"
                     )
+
+    def _check_stranded(self, tick: Tick) -> None:
+        """Where one move of one model is enough to hold every SLO with room to spare, it was
+        made."""
+        if any(s.state is not State.STEERED for s in tick.standings.values()):
+            return
+        on = {
+            gpu: [m.name for h in self.hosts.values() for m in h.models.values() if m.gpu == gpu]
+            for gpu in range(self.gpus)
+        }
+        shed = [v.model for v in tick.plan.verdicts.values() if not v.feasible]
+        movers = {n for h in self.hosts.values() for n, m in h.models.items() if m.applied.devices}
+        for gpu, here in on.items():
+            if not set(here) & set(shed):
+                continue
+            for name in movers & set(here):
+                stay = [n for n in here if n != name]
+                for other in on.keys() - {gpu}:
+                    rooms = [
+                        self._room(names, self.hosts) if names else 9.0
+                        for names in (stay, [*on[other], name])
+                    ]
+                    if min(rooms) >= COMFORT:
+                        self._broken(
+                            f"{name} on GPU {other} would leave room {rooms}, and stays on {gpu}: "
+                            f"{tick.plan.why}"
+                        )
 
 
 async def hunted(folder: Path, seed: int, seconds: float) -> Seen:

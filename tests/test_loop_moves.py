@@ -6,12 +6,15 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from igniterd.act import SecondCopies
+from igniterd.clients.triton.config import allocation_of
 from igniterd.config import Config
 from igniterd.decisions import StepKind, Tick
+from igniterd.errors import Unanswered
 from igniterd.loop import Loop
 from igniterd.observe import Sources
 from igniterd.records import BoardReading
@@ -243,3 +246,30 @@ async def test_a_move_that_triton_refuses_is_not_tried_again_at_once(tmp_path: P
     await bench.run(120)
     assert len(set(bench.gpus.values())) == 2
     assert bench.ticks[-1].plan.feasible, bench.ticks[-1].plan.why
+
+
+async def test_room_is_kept_for_a_move_that_was_not_answered_and_may_end_yet(
+    tmp_path: Path,
+) -> None:
+    rates = HOT | {"vgg19": step(10.0, 200.0, 70.0)}
+    bench = TwoGpus(tmp_path, rates, HOMES)
+    load, late = bench.host.load, list[asyncio.Task[None]]()
+
+    async def hangs(model: str, config: dict[str, Any], *, exact: bool = False) -> None:
+        if allocation_of(config).devices == bench.host.models[model].applied.devices or late:
+            return await load(model, config, exact=exact)
+
+        async def ends() -> None:
+            await asyncio.sleep(100.0)
+            await load(model, config)
+
+        late.append(asyncio.create_task(ends()))
+        await asyncio.sleep(3.0)
+        raise Unanswered("no answer in 3 s")
+
+    bench.host.load = hangs  # type: ignore[method-assign]
+    await bench.run(95)
+    assert late, "the move was begun"
+    await bench.run(110)
+    assert late[0].done()
+    assert max(bench.granted) <= 1 + 1e-9

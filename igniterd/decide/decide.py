@@ -337,7 +337,17 @@ def _pending(
         and (share < 1 or m in pinned)
     }
     more = (share - (here[m].granted or 0.0) for m, share in counts.items())
-    return sum(max(0.0, each) for each in more)
+    come = (held.of(m).pending_share or 0.0 for m in held.asked if gpu in _to(m, observation, held))
+    return sum(max(0.0, each) for each in more) + sum(come)
+
+
+def _to(model: str, observation: Observation, held: DecisionState) -> set[str]:
+    """The GPUs, other than its own, to which a load that was not answered may bring the model."""
+    reading, asked = observation.models.get(model), held.asked[model]
+    if reading is None:
+        return set()
+    there = observation.devices.get(reading.triton, ())
+    return {there[n] for n in asked.devices if n < len(there)} - set(reading.gpus)
 
 
 def _blocked(
