@@ -5,6 +5,7 @@ What it says is in ``page.html.j2``; here are its figures, as text where they ha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import resources
@@ -20,6 +21,9 @@ from igniterd.demo.terminal import gpus_of, ms, reason
 from igniterd.demo.timeline import Timeline
 from igniterd.lab.load.load import RequestLog
 
+_TO_GO = re.compile(r": \d+ to go$")
+_GOES_ON = re.compile(r"^carrying on|is being reloaded$|^every SLO holds")
+"""What a decision about several GPUs says of one for which nothing is decided now."""
 _STYLE = resources.files("igniterd").joinpath("data", "demo.css").read_text(encoding="utf-8")
 
 
@@ -159,8 +163,15 @@ class Page:
             if phase.begin_s <= sample.at_s < phase.end_s
             and sample.outcome in ("move", "infeasible")
         ]
-        kept = dict.fromkeys(why for why in said if not why.startswith("carrying on"))
+        kept = dict.fromkeys(filter(None, map(self._decided, said)))
         return [self.recording.said(why) for why in kept]
+
+    def _decided(self, why: str) -> str:
+        """What was decided anew; empty where a plan is only carried on."""
+        if len(self.recording.gpus) < 2:
+            return "" if why.startswith("carrying on") else why
+        parts = [_TO_GO.sub("", part) for part in why.split("; ")]
+        return "; ".join(part for part in parts if not _GOES_ON.search(part))
 
     def _move(self, number: int, move: Move, phase: PhaseResult) -> dict[str, Any]:
         return {
