@@ -103,6 +103,11 @@ class Acting:
         reach = next(reach_of(server) for server in self.config.triton if server.name == triton)
         return Applier(self.reloaders[triton], self.config.shares, reach, self.sources.processes)
 
+    def no_memory(self, model: str, view: Observation, gpu: str) -> str:
+        """Why all instances of ``model`` find no memory on ``gpu``, or an empty string."""
+        instances = max(1, view.models[model].allocation.instances)
+        return self._copies.refused(model, view, (gpu,) * instances)
+
     async def gate(self, step: Step, view: Observation, known: Known) -> tuple[str, Cause]:
         """What must be asked of the host just before any change: why it must not be made, or an
         empty string.

@@ -22,6 +22,7 @@ class StepKind(StrEnum):
     BATCHING = "batching"
     ROLLBACK = "rollback"
     REVIVE = "revive"  # the same again, for a model whose process has died
+    RELOCATE = "relocate"  # to another GPU of its server
     ADOPT = "adopt"  # a process of its own, for a model that runs inside tritonserver
 
 

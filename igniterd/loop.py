@@ -259,6 +259,7 @@ class Loop:
             began_s=self.carry.known.began_s if self.carry.known.began_s is not None else now_s,
             busy=waits | busy,
             basis=bases.pair,
+            fits=lambda model, gpu: self.actor.no_memory(model, seen, gpu),
         )
 
     def handed_on(self) -> Carry:

@@ -212,6 +212,8 @@ def _refuse(held: DecisionState, done: Actuation, now_s: float) -> DecisionState
     # fail.
     may_come = done.cause in (Cause.UNANSWERED, Cause.LOST) and step.before != step.after
     pending = max(hold.pending_share or 0.0, step.after.granted or 0.0)
+    if held.relocation is not None and model in held.relocation.target:
+        held = held.without_relocation()
     return held.without_plan(held.gpu_of(model)).with_model(
         model,
         refusals=times,
@@ -232,6 +234,11 @@ def _confirm(held: DecisionState, step: Step, load: Load | None, now_s: float) -
         return held.with_model(model, revived=_revived_again(held.of(model).revived, now_s))
     if step.kind is StepKind.ADOPT:
         return held
+    if step.kind is StepKind.RELOCATE:  # what it was where it was says nothing of where it is
+        to = held.relocation.to.get(model, gpu) if held.relocation else gpu
+        return held.with_gpu(to, moved_at_s=now_s, verdict=None).with_model(
+            model, relocated_at_s=now_s, shed_why=None, needs_share=None
+        )
     if step.kind is StepKind.ROLLBACK:
         return held.without_plan(gpu).with_model(
             model,

@@ -17,7 +17,8 @@ from dataclasses import replace
 from functools import cache
 
 from igniterd.config import Config
-from igniterd.decide.cooldown import came_after_all, why_not_now
+from igniterd.decide.between import Between
+from igniterd.decide.cooldown import came_after_all
 from igniterd.decide.demands import demands_of
 from igniterd.decide.gpu import GpuContext, GpuDecision
 from igniterd.decide.host_plan import (
@@ -31,7 +32,8 @@ from igniterd.decide.host_plan import (
 from igniterd.decide.judge import PredictorPair
 from igniterd.decide.room import Reserved
 from igniterd.decide.state import ALL, LADDER, DecisionState, Margins
-from igniterd.decisions import DecisionKind, Plan, Step, StepKind
+from igniterd.decide.upkeep import no_shares, upkeep_of
+from igniterd.decisions import DecisionKind, Plan
 from igniterd.placement import GpuGroup, groups_of
 from igniterd.predict import Demand
 from igniterd.records import Allocation, Estimate, Observation
@@ -60,6 +62,7 @@ def decide(
     began_s: float = float("-inf"),
     busy: Mapping[str, str] | None = None,
     basis: BasisOf | None = None,
+    fits: Callable[[str, str], str] | None = None,
 ) -> tuple[Plan, DecisionState]:
     """The plan of this tick and what it leaves to the next. The same inputs always give the same
     plan.
@@ -68,7 +71,7 @@ def decide(
     each (without them all may be changed). ``dead``: models whose process is gone though Triton
     calls them ready. ``began_s``: the first tick. ``busy``: GPUs for which nothing is decided, and
     why. ``basis``: what predictions on some GPUs rest on; without it, on ``profiled`` and
-    ``predictors`` everywhere.
+    ``predictors`` everywhere. ``fits``: why a model finds no memory on a GPU, or an empty string.
     """
     applied = {name: reading.allocation for name, reading in observation.models.items()}
     groups = groups_of(observation.models, observation.models)
@@ -76,7 +79,7 @@ def decide(
     known = (
         standings if standings is not None else {name: Standing(State.STEERED) for name in applied}
     )
-    upkeep = _upkeep(dead, observation, held, config, known, busy or {}, now_s)
+    upkeep = upkeep_of(dead, observation, held, config, known, busy or {}, now_s)
     if upkeep is not None:
         verdicts = verdicts_of(config, applied, {}, held)
         gpu, total = held.gpu_of(upkeep.model), total_granted(observation)
@@ -92,13 +95,45 @@ def decide(
         ), held
     basis = basis or (lambda _: (profiled, predictors))
     host = Host(estimate, observation, config, basis, known, now_s, busy or {})
-    parts: list[GpuDecision] = []
-    for group in groups:
-        if any(model in profiled for model in group.models):
-            parts.append(host.part(group, held))
-            held = parts[-1].held
+    ours = [group for group in groups if any(model in profiled for model in group.models)]
+    parts, held = _parts(host, ours, held, fits or (lambda _model, _gpu: ""))
     plan = qualify(merge(parts, observation, held, config, now_s), observation, known)
     return with_measured(plan, estimate, config), held
+
+
+def _parts(
+    host: Host,
+    groups: Sequence[GpuGroup],
+    held: DecisionState,
+    fits: Callable[[str, str], str],
+) -> tuple[list[GpuDecision], DecisionState]:
+    """The decisions for all GPUs. One for those between which models are moved, and one for each of
+    the others."""
+    between = Between(
+        host.observation, host.config, host.case, host.demand_on, fits, host.busy, host.now_s
+    )
+    failed = ""
+    try:
+        moving, held = between.under_way(groups, held)
+    except Exception as error:  # as in ``Host.part``
+        moving, held, failed = None, held.without_relocation(), repr(error)
+    apart = held.relocation.gpus if held.relocation is not None else frozenset()
+    parts = {}
+    for group in groups:
+        if not apart & set(group.gpus):
+            parts[group.name] = host.part(group, held)
+            held = parts[group.name].held
+    if moving is None:
+        try:
+            moving, held = between.sought(groups, list(parts.values()), held)
+        except Exception as error:  # see above
+            failed = failed or repr(error)
+        if moving is not None and held.relocation is not None:
+            parts = {gpu: p for gpu, p in parts.items() if gpu not in held.relocation.gpus}
+    if failed:
+        why = f"which models to move cannot be told: {failed}"
+        moving = GpuDecision(DecisionKind.WAIT, why, {}, {}, None, held)
+    return [*([moving] if moving is not None else []), *parts.values()], held
 
 
 class Host:
@@ -206,10 +241,33 @@ class Host:
             pinned={name: self.known[name].why for name in here if name in pinned},
             reserved=self._reserved(gpu, here, held, pinned),
             waits=self._waits(gpu),
-            no_shares=_no_shares(self.observation, self.config),
+            no_shares=no_shares(self.observation, self.config),
             unknown=any(m in self.known and self.known[m].state in UNKNOWN for m in gpu.models),
             loads=self.estimate.loads,
         )
+
+    def case(self, gpu: GpuGroup, held: DecisionState) -> GpuContext | None:
+        """What is known of one GPU; ``None`` where nothing can be predicted of it."""
+        if self.basis(gpu.gpus)[1] is None:
+            return None
+        return self._case(gpu, held, frozenset(held.left_out))
+
+    def demand_on(self, model: str, gpu: str, margins: Margins) -> Demand | None:
+        """What to plan for of ``model`` on a GPU where it is not; ``None`` where that cannot be
+        told. What its traffic has taught holds on its own kind of board."""
+        profiled, predictors = self.basis((gpu,))
+        if predictors is None or model not in profiled or model not in self.estimate.loads:
+            return None
+        (demand,) = demands_of(
+            self.estimate,
+            self.observation,
+            self.config,
+            {model: profiled[model]},
+            predictors,
+            margins,
+        )
+        same = self.basis(tuple(dict.fromkeys(self.observation.models[model].gpus)))[1]
+        return demand if same is predictors else replace(demand, bias=1.0, learnt=None)
 
     def _reserved(
         self,
@@ -272,23 +330,6 @@ def _pending(
     return sum(max(0.0, each) for each in more)
 
 
-def _no_shares(observation: Observation, config: Config) -> str:
-    """Why no process may be started that is to have a share, or an empty string."""
-    if config.loop.mode != "act":
-        return ""
-    gap = next((gap for gap in observation.gaps if gap.source == "mps"), None)
-    if gap is not None and not config.gpu.source.startswith("emulated:"):
-        return (
-            "MPS control does not answer, and nothing with a share is reloaded without it: "
-            f"{gap.reason}"
-        )
-    if observation.mps is not None and "FAULT" in observation.mps.states.values():
-        return (
-            "an MPS server is in FAULT: what is started now finds no MPS and runs without a share"
-        )
-    return ""
-
-
 def _blocked(
     applied: Mapping[str, Allocation],
     profiled: Mapping[str, str],
@@ -305,58 +346,3 @@ def _blocked(
     if predictors is None:
         return "mode is observe: reading only"
     return "" if applied.keys() & profiled.keys() else "no model with a profile is served now"
-
-
-def _upkeep(
-    dead: frozenset[str],
-    observation: Observation,
-    held: DecisionState,
-    config: Config,
-    known: Mapping[str, Standing],
-    busy: Mapping[str, str],
-    now_s: float,
-) -> Step | None:
-    """The load that a model needs whatever its traffic: one whose process has died is brought back,
-    and one that its owner wants in a process of its own is given it. One at a time, none too
-    often."""
-    if config.loop.mode != "act" or _no_shares(observation, config):
-        return None
-    own = {model.tenant for model in config.model if model.process == "own"}
-    for name, reading in sorted(observation.models.items()):
-        if (
-            name not in known
-            or known[name].state not in _KEPT_UP
-            or busy.keys() & set(reading.gpus)
-        ):
-            continue
-        as_it_is = replace(
-            reading.allocation, share=reading.claimed_share or reading.allocation.share
-        )
-        if name in dead:
-            why = (
-                "Triton calls it ready, but its process is gone and its requests fail: loaded again"
-            )
-            step = Step(name, StepKind.REVIVE, as_it_is, as_it_is, why)
-        elif name in own and not reading.owns_process:
-            why = (
-                "its owner wants it in a process of its own, and its backend "
-                f"{reading.backend} runs inside tritonserver"
-            )
-            step = Step(name, StepKind.ADOPT, as_it_is, as_it_is, why)
-        else:
-            continue
-        if not reading.left_alone and not why_not_now(held, (step,), config.decide, now_s):
-            return step
-    return None
-
-
-_KEPT_UP = frozenset(
-    {
-        State.STEERED,
-        State.WATCHED,
-        State.WARMING,
-        State.NOT_ANSWERING,
-        State.UNPREDICTABLE,
-        State.REFUSED,
-    }
-)

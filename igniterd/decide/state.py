@@ -80,6 +80,21 @@ class Underway:
 
 
 @dataclass(frozen=True, slots=True)
+class Relocation:
+    """Moves between GPUs under way.
+
+    ``to``: model -> its new GPU; ``target``: what all models of ``gpus`` are to have;
+    ``made_for``: the rates planned for.
+    """
+
+    to: Mapping[str, str]
+    target: Mapping[str, Allocation]
+    gpus: frozenset[str]
+    made_for: Mapping[str, float] = field(default_factory=dict)
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class CachedVerdict:
     """A GPU found to hold every SLO with ``room`` to spare: true for as long as no rate has grown
     by that much, until ``until_s``.
@@ -127,6 +142,8 @@ class ModelHold:
     """It was brought back, and may die again."""
     left_out: tuple[str, float] | None = None
     """A prediction of it failed: why, until when."""
+    relocated_at_s: float = -inf
+    """When it was moved to another GPU last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +155,8 @@ class GpuHold:
     searched_at_s: float = -inf
     held_until_s: float = -inf
     """Its last step was not let through: nothing is begun before."""
+    sought_at_s: float = -inf
+    """When moves from it were looked for last."""
     least: Mapping[str, float] = field(default_factory=dict)
     """By the last search: the least that its plan takes, by GPU."""
     margins: Margins = ALL
@@ -161,6 +180,10 @@ class DecisionState:
     """Reloads that have begun and are not counted yet."""
     took_over_s: Mapping[tuple[str, bool], float] = field(default_factory=dict)
     """First shares, see :func:`igniterd.decide.cooldown.takes_over`."""
+    relocation: Relocation | None = None
+    """The moves under way."""
+    tried_moves: Mapping[tuple[tuple[str, str], ...], float] = field(default_factory=dict)
+    """Moves that were looked into and came to nothing, and until when they are not again."""
 
     def of(self, model: str) -> ModelHold:
         return self.models.get(model, NO_MODEL)
@@ -217,6 +240,16 @@ class DecisionState:
         """What all plans under way lead to."""
         plans = (hold.plan for hold in self.gpus.values() if hold.plan is not None)
         return {model: a for plan in plans for model, a in plan.target.items()}
+
+    def without_relocation(self) -> DecisionState:
+        """Once it is over, or dropped: nobody is shed on account of how things were before."""
+        if self.relocation is None:
+            return self
+        clear = {
+            model: replace(self.of(model), shed_why=None, needs_share=None)
+            for model in self.relocation.target
+        }
+        return replace(self.with_models(clear), relocation=None)
 
     def without_pending(self, models: Collection[str]) -> DecisionState:
         """``models`` are on a server that started anew: no load of before can end any more."""

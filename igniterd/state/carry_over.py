@@ -83,6 +83,8 @@ def _held(held: DecisionState, stay: set[str]) -> DecisionState:
         models=models,
         gpus=gpus,
         under_way=0,
+        relocation=None,
+        tried_moves={},
         took_over_s={key: at_s for key, at_s in held.took_over_s.items() if key[0] in stay},
     )
 

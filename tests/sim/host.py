@@ -43,6 +43,7 @@ class SimModel:
     rate_per_s: Callable[[float], float]
     config: dict[str, Any]
     gpu: int = 0
+    named: bool = False  # by its configuration
     backend: str = "python"  # any other runs inside tritonserver
     brings: int = 1
     refused: int = 0
@@ -64,10 +65,16 @@ class SimModel:
 
     def put(self, gpu: int) -> None:
         """Its configuration names the GPU; the first is the server's own choice."""
-        if gpu:
-            group = {"count": 1, "kind": "KIND_GPU", "gpus": [gpu]}
-            self.config = self.config | {"instance_group": [group]}
-        self.reset(self.config)
+        if gpu or self.named:
+            self.put_on(gpu)
+        else:
+            self.reset(self.config)
+
+    def put_on(self, gpu: int) -> None:
+        """Its configuration names the GPU, whichever it is."""
+        self.named = True
+        group = {"count": 1, "kind": "KIND_GPU", "gpus": [gpu]}
+        self.reset(self.config | {"instance_group": [group]})
 
     def reset(self, config: dict[str, Any]) -> None:
         """A new copy serves: its statistics start at zero. What waits is queued; nothing has been

@@ -95,7 +95,7 @@ def test_what_was_done_stays_known_and_what_was_decided_does_not() -> None:
 
 DECIDED = {"shed_why", "shed", "needs_share", "left_out"}
 """Of a model: what is decided anew under another configuration."""
-PLANNED = {"plan", "searched_at_s", "held_until_s", "least", "margins", "verdict"}
+PLANNED = {"plan", "searched_at_s", "held_until_s", "sought_at_s", "least", "margins", "verdict"}
 """Of a GPU."""
 
 
@@ -115,11 +115,19 @@ def test_every_field_of_what_is_kept_is_either_carried_over_or_decided_anew() ->
         unhosted=Pause(1, 9.0),
         revived=Pause(2, 9.0),
         left_out=("odd", 9.0),
+        relocated_at_s=3.0,
     )
     for field in fields(ModelHold):
         assert getattr(whole, field.name) != getattr(ModelHold(), field.name), field.name
     board = GpuHold(
-        Underway({}), 15.0, 16.0, 17.0, {"a": 0.5}, HALF, CachedVerdict(1, {}, {}, {}, {}, {}, 1)
+        Underway({}),
+        15.0,
+        16.0,
+        17.0,
+        18.0,
+        {"a": 0.5},
+        HALF,
+        CachedVerdict(1, {}, {}, {}, {}, {}, 1),
     )
     for field in fields(GpuHold):
         assert getattr(board, field.name) != getattr(GpuHold(), field.name), field.name

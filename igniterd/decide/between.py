@@ -1,0 +1,186 @@
+"""The part of a host's decision that is about several of its GPUs: which models to move, and when
+that is looked for. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from igniterd.config import Config
+from igniterd.decide.gpu import GpuContext, GpuDecision
+from igniterd.decide.moves import DemandOn, Found, Host
+from igniterd.decide.relocation import begun, carried_on, relocation_of
+from igniterd.decide.state import ALL, DecisionState, Margins
+from igniterd.decisions import DecisionKind
+from igniterd.placement import GpuGroup
+from igniterd.predict import Demand
+from igniterd.records import Observation
+
+SEEK_S = 10.0
+"""How often moves from a GPU in trouble are looked for."""
+EMPTY_S = 60.0
+"""How often moves that would empty a GPU are."""
+AGAIN_S = 60.0
+"""Moves that were looked into and came to nothing are not looked into again for so long."""
+STAYS = 5.0
+"""Times ``hold_s``: how long a model stays where it was moved to, but from a GPU in trouble."""
+
+CaseOf = Callable[[GpuGroup, DecisionState], GpuContext | None]
+
+
+class Between:
+    """What moves rest on in one tick. ``case_of`` gives what is known of one GPU; ``fits`` says why
+    a model finds no memory on a GPU, or an empty string; ``busy``: GPUs for which nothing is
+    decided, and why."""
+
+    def __init__(
+        self,
+        observation: Observation,
+        config: Config,
+        case_of: CaseOf,
+        demand_on: DemandOn,
+        fits: Callable[[str, str], str],
+        busy: Mapping[str, str],
+        now_s: float,
+    ) -> None:
+        self.observation, self.config, self.now_s = observation, config, now_s
+        self.case_of, self.demand_on, self.fits, self.busy = case_of, demand_on, fits, busy
+        self._told = {name for name, model in config.by_name().items() if model.gpu is not None}
+
+    def under_way(
+        self, groups: Sequence[GpuGroup], held: DecisionState
+    ) -> tuple[GpuDecision | None, DecisionState]:
+        """The decision for the GPUs of the moves under way, if they go on."""
+        relocation = held.relocation
+        if relocation is None:
+            return None, held
+        cases = self._cases(groups, held, only=relocation.gpus)
+        part = carried_on(relocation, cases, held, self.busy)
+        return (part, held) if part is not None else (None, held.without_relocation())
+
+    def sought(
+        self, groups: Sequence[GpuGroup], parts: Sequence[GpuDecision], held: DecisionState
+    ) -> tuple[GpuDecision | None, DecisionState]:
+        """Moves to begin, for a GPU in trouble or to empty one; and that they were looked for."""
+        if not self.config.decide.moves or held.relocation is not None:
+            return None, held
+        source, every_s = self._source(groups, parts, held)
+        if source is None or self.now_s - held.gpu(source).sought_at_s < every_s:
+            return None, held
+        cases = self._cases(groups, held)
+        if source not in cases or len(cases) < 2:
+            return None, held
+        held = held.with_gpu(source, sought_at_s=self.now_s)
+        tried = {m: until_s for m, until_s in held.tried_moves.items() if until_s > self.now_s}
+        host = Host(
+            cases,
+            {gpu: self._movable(case) for gpu, case in cases.items()},
+            self._demand_on,
+            set(tried),
+        )
+        relieves = bool(cases[source].shed) or held.gpu(source).margins.kept < 1
+        if cases[source].shed:
+            found = host.relieved(source)
+        elif relieves:  # it holds them, with less in hand than it should have
+            found = host.relieved(source, (ALL,))
+        else:
+            found = self._emptied(host, source, held)
+        until_s = self.now_s + AGAIN_S
+        tried |= {moves: until_s for moves in host.tried if moves not in tried}
+        held = replace(held, tried_moves=tried)
+        return self._begin(found, source, cases, held, relieves=relieves)
+
+    def _begin(
+        self,
+        found: Found | None,
+        source: str,
+        cases: Mapping[str, GpuContext],
+        held: DecisionState,
+        *,
+        relieves: bool,
+    ) -> tuple[GpuDecision | None, DecisionState]:
+        if found is None:
+            return None, held
+        to = ", ".join(f"{model} to {gpu}" for model, gpu in sorted(found.to.items()))
+        aim = "relieves" if relieves else "empties"
+        relocation = relocation_of(found, f"{to} {aim} {source}")
+        part = carried_on(relocation, cases, held, self.busy)
+        if part is None or part.outcome is not DecisionKind.MOVE:
+            return None, held
+        held = begun(relocation, found, held)
+        return replace(part, served=found.served, headroom=found.headroom, held=held), held
+
+    def _source(
+        self, groups: Sequence[GpuGroup], parts: Sequence[GpuDecision], held: DecisionState
+    ) -> tuple[str | None, float]:
+        """The GPU that moves are looked for from, and how often."""
+        shed = held.shed
+        troubled = [g.name for g in groups if any(m in shed for m in g.models)]
+        strained = [g.name for g in groups if held.gpu(g.name).margins.kept < 1]
+        if troubled or strained:
+            first = min(troubled or strained, key=lambda gpu: (held.gpu(gpu).sought_at_s, gpu))
+            return first, SEEK_S
+        quiet = all(part.outcome is DecisionKind.HOLD for part in parts) and not self.busy
+        if not self.config.decide.consolidate or not quiet or len(groups) < 2:
+            return None, 0.0
+        latest = max(held.gpu(group.name).moved_at_s for group in groups)
+        if self.now_s - latest < 2 * self.config.decide.hold_s:
+            return None, 0.0
+        fills = {g.name: sum(held.gpu(g.name).least.values()) for g in groups if len(g.gpus) == 1}
+        if not fills:
+            return None, 0.0
+        rested = {gpu: held.gpu(gpu).sought_at_s for gpu in fills}
+        due = [gpu for gpu in fills if self.now_s - rested[gpu] >= EMPTY_S]
+        return (min(due, key=lambda gpu: (fills[gpu], gpu)) if due else None), EMPTY_S
+
+    def _emptied(self, host: Host, source: str, held: DecisionState) -> Found | None:
+        stays_s = STAYS * self.config.decide.hold_s
+        if any(
+            self.now_s - held.of(model).relocated_at_s < stays_s
+            for model in host.cases[source].here
+        ):
+            return None
+        return host.emptied(source)
+
+    def _cases(
+        self, groups: Sequence[GpuGroup], held: DecisionState, only: frozenset[str] = frozenset()
+    ) -> dict[str, GpuContext]:
+        """What is known of each GPU that models may be moved from or to: not of those that share a
+        model, nor of those of which nothing can be predicted."""
+        several = {gpu for group in groups if len(group.gpus) > 1 for gpu in group.gpus}
+        single = {group.name: group for group in groups if len(group.gpus) == 1}
+        known = dict.fromkeys(gpu for gpus in self.observation.devices.values() for gpu in gpus)
+        for gpu in known:
+            if gpu not in several:
+                single.setdefault(gpu, GpuGroup((gpu,)))
+        out = {}
+        for gpu, group in single.items():
+            if only and gpu not in only:
+                continue
+            case = self.case_of(group, held) if gpu not in self.busy or only else None
+            if case is not None:
+                out[gpu] = case
+        return out
+
+    def _movable(self, case: GpuContext) -> list[str]:
+        """The models of one GPU that may be moved: it is known on which device number they are, and
+        nobody has said that they belong there."""
+        readings = self.observation.models
+        return [
+            m
+            for m in case.here
+            if m in case.free
+            and m not in self._told
+            and readings[m].allocation.devices
+            and len(self.observation.devices.get(readings[m].triton, ())) > 1
+            and case.here[m].share is not None
+        ]
+
+    def _demand_on(self, model: str, gpu: str, margins: Margins) -> Demand | None:
+        reading = self.observation.models[model]
+        there = self.observation.devices.get(reading.triton, ())
+        if gpu not in there or self.fits(model, gpu):
+            return None
+        demand = self.demand_on(model, gpu, margins)
+        devices = (there.index(gpu),) * reading.allocation.instances
+        return None if demand is None else replace(demand, devices=devices)

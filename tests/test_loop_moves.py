@@ -1,0 +1,245 @@
+"""Models moved between the GPUs of a simulated host, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from igniterd.act import SecondCopies
+from igniterd.config import Config
+from igniterd.decisions import StepKind, Tick
+from igniterd.loop import Loop
+from igniterd.observe import Sources
+from igniterd.records import BoardReading
+from tests.factories import settings_of
+from tests.hosts import knowledge
+from tests.sim.host import SimHost
+
+pytestmark = pytest.mark.looptime
+SLOS = {"alexnet": 15.0, "resnet50": 40.0, "vgg19": 60.0, "ssd": 60.0}
+GPUS = ("GPU-a", "GPU-b")
+TAKEN_OVER_S = 30.0  # until then, models pass through the whole GPU
+
+
+class Boards:
+    """Two boards of one kind; ``used`` bytes of each."""
+
+    def __init__(self) -> None:
+        self.used = dict.fromkeys(GPUS, 2**30)
+
+    async def read(self) -> tuple[BoardReading, ...]:
+        return tuple(
+            BoardReading(
+                index, gpu, "V100", memory_used_bytes=self.used[gpu], memory_total_bytes=2**34
+            )
+            for index, gpu in enumerate(GPUS)
+        )
+
+
+class TwoGpus:
+    """One Triton over two GPUs, with its models where ``homes`` says, by device number."""
+
+    def __init__(
+        self,
+        folder: Path,
+        rates: Mapping[str, Callable[[float], float]],
+        homes: Mapping[str, int],
+        *,
+        decide: str = "",
+        slos: Mapping[str, float] = SLOS,
+    ) -> None:
+        self.clock = asyncio.get_running_loop().time
+        self.began_s = self.clock()
+        self.config: Config = settings_of(
+            folder, {m: slos[m] for m in rates}, more=f"[decide]\n{decide}"
+        )
+        shifted = {name: (name, self._shifted(rate)) for name, rate in rates.items()}
+        self.host = SimHost(shifted, self.clock, seed=1, max_batch=8)
+        for name, gpu in homes.items():
+            self.host.models[name].put_on(gpu)
+        self.boards = Boards()
+        self.ticks: list[Tick] = []
+        self.granted: list[float] = []
+        sources = Sources(
+            tritons={"main": self.host},
+            models={"main": tuple(rates)},
+            boards=self.boards,
+            devices={"main": GPUS},
+        )
+        self.loop = Loop(
+            self.config,
+            sources,
+            {"main": self.host},
+            knowledge(self.config),
+            self._tick,
+            wall_clock=self.clock,
+        )
+
+    def _shifted(self, rate: Callable[[float], float]) -> Callable[[float], float]:
+        return lambda at_s: rate(at_s - self.began_s)
+
+    def _tick(self, tick: Tick) -> None:
+        self.ticks.append(tick)
+        readings = tick.observation.models.values()
+        if tick.at_s - self.began_s >= TAKEN_OVER_S:
+            self.granted += [sum(r.granted_on(gpu) for r in readings) for gpu in GPUS]
+
+    async def run(self, seconds: int) -> None:
+        for _ in range(seconds):
+            began_s = self.clock()
+            await self.loop.tick(began_s)
+            await asyncio.sleep(max(0.0, began_s + 1.0 - self.clock()))
+
+    @property
+    def gpus(self) -> dict[str, int]:
+        return {name: model.gpu for name, model in self.host.models.items()}
+
+    @property
+    def moved(self) -> list[str]:
+        return [
+            done.step.model
+            for tick in self.ticks
+            for done in tick.outcome.actuations
+            if done.ok and done.step.kind is StepKind.RELOCATE
+        ]
+
+    def late(self, since_s: float) -> dict[str, bool]:
+        return {
+            m: self.host.p99_ms(m, self.began_s + since_s, math.inf) > slo
+            for m, slo in SLOS.items()
+            if m in self.host.models
+        }
+
+
+def constant(rate: float) -> Callable[[float], float]:
+    return lambda _: rate
+
+
+def step(before: float, after: float, at_s: float) -> Callable[[float], float]:
+    return lambda now_s: before if now_s < at_s else after
+
+
+async def test_a_gpu_that_cannot_hold_its_slos_gives_a_model_to_the_one_that_has_room(
+    tmp_path: Path,
+) -> None:
+    rates = {
+        "alexnet": step(400.0, 1000.0, 40.0),
+        "resnet50": step(300.0, 800.0, 40.0),
+        "vgg19": constant(60.0),
+    }
+    bench = TwoGpus(tmp_path, rates, {"alexnet": 0, "resnet50": 0, "vgg19": 1})
+    await bench.run(40)
+    assert bench.moved == []
+    await bench.run(60)
+    assert len(bench.moved) == 1, "the fewest tenants"
+    assert len(set(bench.gpus.values())) == 2
+    assert bench.loop.carry.held.relocation is None
+    assert bench.ticks[-1].plan.feasible, bench.ticks[-1].plan.why
+    await bench.run(30)
+    assert not any(bench.late(100.0).values())
+    assert max(bench.granted) <= 1 + 1e-9
+
+
+HOT = {
+    "alexnet": step(400.0, 1000.0, 40.0),
+    "resnet50": step(300.0, 800.0, 40.0),
+    "vgg19": constant(60.0),
+}
+HOMES = {"alexnet": 0, "resnet50": 0, "vgg19": 1}
+
+
+async def test_without_moves_models_stay_where_they_are(tmp_path: Path) -> None:
+    bench = TwoGpus(tmp_path, HOT, HOMES, decide="moves = false\n")
+    await bench.run(100)
+    assert bench.moved == []
+    assert bench.gpus == HOMES
+
+
+async def test_a_gpu_without_memory_for_it_is_given_no_model(tmp_path: Path) -> None:
+    bench = TwoGpus(tmp_path, HOT, HOMES)
+    sizes = dict.fromkeys(HOT, 2**31)
+    bench.loop.actor._copies = SecondCopies(sizes)
+    await bench.run(35)
+    bench.boards.used["GPU-b"] = 2**34 - 2**30
+    await bench.run(65)
+    assert bench.moved == []
+    bench.boards.used["GPU-b"] = 2**30
+    await bench.run(90)
+    assert len(bench.moved) == 1
+
+
+async def test_a_model_that_is_said_to_belong_on_its_gpu_stays(tmp_path: Path) -> None:
+    bench = TwoGpus(tmp_path, HOT, HOMES)
+    models = [
+        m.model_copy(update={"gpu": HOMES[m.name]}) if m.name != "resnet50" else m
+        for m in bench.config.model
+    ]
+    bench.loop.config = bench.config.model_copy(update={"model": models})
+    await bench.run(100)
+    assert bench.moved == ["resnet50"]
+
+
+async def test_a_gpu_is_emptied_when_its_models_fit_on_the_others(tmp_path: Path) -> None:
+    rates = {"alexnet": constant(100.0), "resnet50": constant(60.0), "vgg19": constant(20.0)}
+    bench = TwoGpus(tmp_path, rates, HOMES, decide="consolidate = true\n")
+    await bench.run(300)
+    assert len(set(bench.gpus.values())) == 1, bench.ticks[-1].plan.why
+    assert bench.moved == ["vgg19"], "the emptier one is emptied, and nothing moves back"
+    await bench.run(600)
+    assert bench.moved == ["vgg19"]
+    assert not any(bench.late(310.0).values())
+
+
+async def test_an_emptied_gpu_is_used_again_when_it_is_needed(tmp_path: Path) -> None:
+    rates = {
+        "alexnet": step(100.0, 1000.0, 300.0),
+        "resnet50": step(60.0, 800.0, 300.0),
+        "vgg19": constant(60.0),
+    }
+    bench = TwoGpus(tmp_path, rates, HOMES, decide="consolidate = true\n")
+    await bench.run(290)
+    assert len(set(bench.gpus.values())) == 1
+    await bench.run(90)
+    assert len(set(bench.gpus.values())) == 2
+    assert bench.ticks[-1].plan.feasible, bench.ticks[-1].plan.why
+
+
+@pytest.mark.parametrize("after", range(41, 52))
+async def test_whenever_the_daemon_is_killed_the_host_serves_and_the_next_one_goes_on(
+    tmp_path: Path, after: int
+) -> None:
+    bench = TwoGpus(tmp_path, HOT, HOMES)
+    bench.host.reload_s = 2.5
+    await bench.run(after)
+    if bench.loop.acting is not None:
+        bench.loop.acting.cancel()
+    old, before = bench.loop, len(bench.ticks)
+    bench.loop = Loop(
+        bench.config, old.sources, {"main": bench.host}, old.knowledge, bench._tick,
+        wall_clock=bench.clock,
+    )  # fmt: skip
+    await bench.run(110)
+    assert bench.ticks[-1].plan.feasible, bench.ticks[-1].plan.why
+    assert len(set(bench.gpus.values())) == 2
+    assert max(bench.granted) <= 1 + 1e-9
+    moved = {gpu for tick in bench.ticks[before:] for gpu in tick.observation.models["vgg19"].gpus}
+    assert moved <= set(GPUS)
+    assert not any(bench.late(after + 80.0).values())
+
+
+async def test_a_move_that_triton_refuses_is_not_tried_again_at_once(tmp_path: Path) -> None:
+    bench = TwoGpus(tmp_path, HOT, HOMES)
+    await bench.run(40)
+    bench.host.refuse = dict.fromkeys(("alexnet", "resnet50"), "no such device")
+    await bench.run(60)
+    refused = [
+        done.step.kind for tick in bench.ticks for done in tick.outcome.actuations if not done.ok
+    ]
+    assert refused.count(StepKind.RELOCATE) <= 2
+    await bench.run(120)
+    assert len(set(bench.gpus.values())) == 2
+    assert bench.ticks[-1].plan.feasible, bench.ticks[-1].plan.why
