@@ -1,7 +1,7 @@
 """Hosts of four and of eight GPUs under shifting traffic: what moving models between GPUs is worth,
 and what deciding for so many costs.
 
-    python bench/hosts.py [--hours 0.5] [--gpus 4 8] [--seeds 1] [--short]
+    python bench/hosts.py [--hours 0.4] [--gpus 4 8] [--seeds 1] [--short]
 
 In virtual time, see ``bench/hosts_world.py``. The same traffic is served in four set-ups:
 
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--hours", type=float, default=0.5, help="virtual, of each seed: one day")
+    parser.add_argument("--hours", type=float, default=0.4, help="virtual, of each seed: one day")
     parser.add_argument("--gpus", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--short", action="store_true", help="four minutes, one seed, two GPUs")

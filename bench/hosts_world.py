@@ -44,7 +44,7 @@ MODEL = latency_model(time_scale=SLOW)
 STEP_S = 5  # rates are constant for so long
 EVERY_S = 480.0  # between two shifts of a model, in the mean
 LEAST, LARGEST = 0.04, 0.6  # parts of a GPU that one model needs
-MOST = 0.7  # of the host that all models need
+MOST = 0.75  # of the host that all models need
 RELOAD_S = 1.8
 SETTLES_S = 180  # what it takes to give all models their first shares is not counted
 GIVE_UP_S = 10.0  # clients wait no longer
@@ -106,12 +106,12 @@ def traffic(gpus: int, seed: int, seconds: float) -> list[Asked]:
 
 def _needs(at_s: F64, day_s: float, rng: np.random.Generator) -> F64:
     """The part of a GPU that a model needs, over the time."""
-    usual, phase = float(rng.uniform(0.15, 0.35)), float(rng.uniform(-0.06, 0.06))
-    day = 0.35 + 0.65 * (0.5 - 0.5 * np.cos(2 * math.pi * (at_s / day_s + phase)))
+    usual, phase = float(rng.uniform(0.2, 0.5)), float(rng.uniform(-0.06, 0.06))
+    day = 0.25 + 0.75 * (0.5 - 0.5 * np.cos(2 * math.pi * (at_s / day_s + phase)))
     shift, factor = np.zeros_like(at_s), 0.0
     begins_s = float(rng.exponential(EVERY_S))
     while begins_s < day_s:
-        after = float(np.clip(rng.normal(0.0, 0.5), -1.2, 0.9))
+        after = float(np.clip(rng.normal(0.0, 0.6), -1.4, 1.0))
         takes_s = float(rng.choice([1.0, rng.uniform(60.0, 180.0)]))
         shift += (after - factor) * np.clip((at_s - begins_s) / takes_s, 0.0, 1.0)
         factor, begins_s = after, begins_s + float(rng.exponential(EVERY_S))
