@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,9 +115,21 @@ class Config(Section):
         """The folder of share environments."""
         return self.state.shares or self.state.directory / "shares"
 
-    def by_name(self) -> dict[str, Model]:
+    def by_name(self) -> Mapping[str, Model]:
         """The models, by what they are called on this host (:attr:`Model.tenant`)."""
-        return {model.tenant: model for model in self.model}
+        models, named = self.named
+        # a copy with other models takes over what was named before
+        return named if models is self.model else _named(self.model)
+
+    @cached_property
+    def named(self) -> tuple[list[Model], Mapping[str, Model]]:
+        """Of :meth:`by_name`, which is asked many times a tick: the models it was made of, and what
+        it was."""
+        return self.model, _named(self.model)
+
+
+def _named(models: list[Model]) -> Mapping[str, Model]:
+    return {model.tenant: model for model in models}
 
 
 def _path_of(location: tuple[int | str, ...]) -> str:

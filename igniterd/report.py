@@ -35,6 +35,7 @@ def _allocation(allocation: Allocation) -> dict[str, Any]:
         "max_batch_size": allocation.max_batch_size,
         "max_queue_delay_us": allocation.max_queue_delay_us,
         "instances": allocation.instances,
+        "devices": list(allocation.devices),
     }
 
 

@@ -21,19 +21,26 @@ def measured(
     where that says nothing of the model."""
     if window.restarted or not window.executions or reading.allocation.share is None:
         return []
-    most = predictor.model.max_batch(profiled_as)
-    largest = max(window.executions)
-    if largest > most:
+    if max(window.executions) > predictor.model.max_batch(profiled_as):
         return []
-    # one curve for the windows to come too
-    largest = max(largest, min(most, reading.allocation.max_batch_size))
     curve = predictor.curve_ms(
-        profiled_as, max_batch=largest, share=reading.allocation.share, beside=beside
+        profiled_as,
+        max_batch=_asked(window, reading, predictor, profiled_as),
+        share=reading.allocation.share,
+        beside=beside,
     )
     return [
         Measured(batch, n, window.service_ms[batch] / float(curve[batch - 1]))
         for batch, n in window.executions.items()
     ]
+
+
+def _asked(
+    window: ModelWindow, reading: ModelReading, predictor: LatencyPredictor, profiled_as: str
+) -> int:
+    """Up to which batch a curve is asked for: one for the windows to come too."""
+    most = predictor.model.max_batch(profiled_as)
+    return max(*window.executions, min(most, reading.allocation.max_batch_size))
 
 
 def tried(
@@ -63,9 +70,11 @@ def tried(
     found = measured(window, claims, beside, predictor, profiled_as)
     if not found:
         return trial
-    largest = max(each.batch for each in found)
+    # the gain of the whole GPU matters to the answer alone, and its curve costs three of others
+    whole = 1.0 if trial.answer is None else share
+    largest = _asked(window, reading, predictor, profiled_as)
     share_ms, whole_ms = (
         predictor.curve_ms(profiled_as, max_batch=largest, share=s, beside=beside)
-        for s in (share, 1.0)
+        for s in (share, whole)
     )
     return trial.measured(found, share_ms, whole_ms, at_s)

@@ -290,6 +290,14 @@ def test_a_model_on_a_gpu_of_its_triton_is_taken(gpu: str) -> None:
     assert parse_config(f"{GPUS}{GOOD}gpu = {gpu}\n", source="x").model[0].gpu is not None
 
 
+def test_a_copy_with_other_models_knows_those_by_name() -> None:
+    given = parse_config(GOOD, source="x")
+    (name,) = given.by_name()
+    other = given.model[0].model_copy(update={"slo_p99_ms": 77.0})
+    assert given.model_copy(update={"model": [other]}).by_name()[name].slo_p99_ms == 77.0
+    assert parse_config(GOOD, source="x") == given, "asked or not, they are equal"
+
+
 def test_profiles_of_a_model_are_in_the_files_folder(tmp_path: Path) -> None:
     one = 'profile = "profiles/resnet50.json"'
 

@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from igniterd.demo.recording import Recording
+    from igniterd.demo.scenario import Scenario
     from igniterd.demo.terminal import DemoConsole
     from igniterd.lab.load.load import RequestLog
 
@@ -20,6 +21,13 @@ def register(app: typer.Typer) -> None:
     def demo(
         folder: Path = typer.Option(
             Path(".demo"), "--folder", metavar="FOLDER", help="Where everything of the run is kept."
+        ),
+        gpus: int = typer.Option(
+            1,
+            "--gpus",
+            min=1,
+            max=2,
+            help="With 2, traffic shifts to more than one GPU holds, and a model is moved.",
         ),
         seed: int = typer.Option(
             1, min=0, help="Another one gives other arrivals and service times."
@@ -40,9 +48,10 @@ def register(app: typer.Typer) -> None:
         ),
     ) -> None:
         """Show igniterd at work on this machine, no GPU needed (about three minutes): real
-        tritonserver, emulated V100."""
+        tritonserver, emulated V100s."""
         from igniterd.cli.common import cannot
         from igniterd.cli.wording import picture_path
+        from igniterd.demo.scenario import paper, two_gpus
         from igniterd.demo.terminal import DemoConsole
 
         console = DemoConsole()
@@ -52,21 +61,21 @@ def register(app: typer.Typer) -> None:
                 recording, log = _last(folder.resolve())
                 wrong = _shown(console, recording, log, folder.resolve(), picture)
             else:
+                play = two_gpus if gpus > 1 else paper
                 wrong = _played(
-                    console, folder, seed=seed, frozen=frozen, keep=keep, picture=picture
+                    console, folder, play(frozen=frozen, seed=seed), keep=keep, picture=picture
                 )
         raise typer.Exit(1 if wrong else 0)
 
 
 def _played(
-    console: DemoConsole, folder: Path, *, seed: int, frozen: bool, keep: bool, picture: Path | None
+    console: DemoConsole, folder: Path, scenario: Scenario, *, keep: bool, picture: Path | None
 ) -> list[str]:
     """Play and show; what is not as it should be."""
     import asyncio
 
     from igniterd.demo.environment import workplace
     from igniterd.demo.runner import play
-    from igniterd.demo.scenario import paper
 
     wrong: list[str] = []
     shown = False
@@ -78,7 +87,7 @@ def _played(
             wrong.extend(_shown(console, recording, log, place, picture))
 
         try:
-            asyncio.run(play(paper(frozen=frozen, seed=seed), place, console, show, keep=keep))
+            asyncio.run(play(scenario, place, console, show, keep=keep))
         except (KeyboardInterrupt, asyncio.CancelledError) as reason:
             console.quiet()
             console.say("told to stop: everything that was started is stopped")

@@ -85,6 +85,13 @@ def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
+def _on(model: dict[str, Any], state: dict[str, Any]) -> str:
+    """Which of several GPUs it is on, by the numbers of the lines below."""
+    numbers = {board["uuid"]: str(n) for n, board in enumerate(state["boards"])}
+    gpus = [numbers.get(gpu, gpu) for gpu in model.get("gpus", ())]
+    return f" on GPU {', '.join(gpus)}" if gpus and len(state["boards"]) > 1 else ""
+
+
 def _allocation(applied: dict[str, Any] | None) -> str:
     if applied is None:
         return "-"
@@ -178,7 +185,7 @@ def _models(state: dict[str, Any]) -> Table:
                 name,
                 "no traffic seen",
                 "",
-                _allocation(model["applied"]),
+                _allocation(model["applied"]) + _on(model, state),
                 "",
                 "",
                 f"{model['slo_p99_ms']:g}",
@@ -189,7 +196,7 @@ def _models(state: dict[str, Any]) -> Table:
             name,
             f"{model['rate_per_s']:.1f}",
             f"{model['busy']:.0%}",
-            _allocation(model["applied"]),
+            _allocation(model["applied"]) + _on(model, state),
             _ms(model["measured"]["p99"]),
             _ms(model["predicted"]["p99"]),
             f"{model['slo_p99_ms']:g}",
@@ -202,12 +209,13 @@ def _host(state: dict[str, Any]) -> Iterator[Text]:
     """Boards, what does not answer, the latest moves."""
     from rich.text import Text
 
-    for board in state["boards"]:
+    for number, board in enumerate(state["boards"]):
         power = "-" if board["power_w"] is None else f"{board['power_w']:.0f} W"
         clock = "-" if board["sm_clock_mhz"] is None else f"{board['sm_clock_mhz']:.0f} MHz"
         taken = board.get("reserved")
         rest = f", not steered {taken:.0%}" if taken else ""
-        yield Text(f"GPU {board['index']} {board['name']}: {power}, {clock}{rest}")
+        uuid = f" {board['uuid']}" if len(state["boards"]) > 1 else ""
+        yield Text(f"GPU {number} {board['name']}{uuid}: {power}, {clock}{rest}")
     for gap in state["gaps"]:
         if gap["source"].startswith("share:"):
             continue  # said with its model

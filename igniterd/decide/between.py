@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 
 from igniterd.config import Config
 from igniterd.decide.gpu import GpuContext, GpuDecision
@@ -58,7 +59,16 @@ class Between:
             return None, held.without_relocation()
         sides = self._sides(groups, held, only=relocation.gpus)
         part = carried_on(relocation, sides, held, self.busy)
-        return (part, held) if part is not None else (None, held.without_relocation())
+        if part is not None:
+            return part, held
+        dropped = any(
+            self.observation.models[m].allocation != a
+            for m, a in relocation.target.items()
+            if m in self.observation.models
+        )
+        for gpu in relocation.gpus if dropped else ():  # what takes its place is sought at once
+            held = held.with_gpu(gpu, sought_at_s=-inf)
+        return None, held.without_relocation()
 
     def _elsewhere(self, relocation: Relocation, model: str) -> bool:
         """Whether the device number that the model is to have is another GPU by now: its server

@@ -83,7 +83,14 @@ class Host:
     def relieved(self, source: str, ladder: Sequence[Margins] = (ALL, HALF)) -> Found | None:
         """The fewest moves after which the GPUs of ``source`` (a name of a group) and those that
         they lead to hold every SLO, with one of the margins of ``ladder``."""
-        return self._first(self._reliefs(self._side(source)), ladder, LEAST_ROOM)
+        side, confirmed = self._side(source), 0
+        for moves in self._reliefs(side):
+            for margins in ladder:
+                found, tries = self._first(moves, margins, LEAST_ROOM, MOST_CONFIRMED - confirmed)
+                confirmed += tries
+                if found is not None or confirmed >= MOST_CONFIRMED:
+                    return found
+        return None
 
     def emptied(self, source: str) -> Found | None:
         """Moves that leave no model on ``source``, with room to spare where they lead to."""
@@ -92,25 +99,27 @@ class Host:
         if not leavers or any(self.movable.get(m) != source for m in leavers):
             return None
         placed = self._placed(leavers, hot={source}, used=True)
-        return self._first([placed[1]] if placed else [], (REMEMBERED,), ROOM_TO_REMEMBER)
+        moves = [placed[1]] if placed else []
+        return self._first(moves, REMEMBERED, ROOM_TO_REMEMBER, 1)[0]
 
     def _first(
-        self, moves: Iterable[Moves], ladder: Sequence[Margins], least_room: float
-    ) -> Found | None:
-        confirmed = 0
-        for each in moves:
-            key = tuple(sorted(each.items()))
+        self, candidates: Iterable[Moves], margins: Margins, least_room: float, most: int
+    ) -> tuple[Found | None, int]:
+        """The first of ``candidates`` that is confirmed, of ``most`` looked into, and how many
+        were."""
+        tries = 0
+        for moves in candidates:
+            key = (*sorted(moves.items()), ("", str(margins.kept)))
+            if tries == most:
+                break
             if key in self.tried:
                 continue
+            tries += 1
+            found = self._confirmed(moves, margins, least_room)
+            if found is not None:
+                return found, tries
             self.tried.add(key)
-            for margins in ladder:
-                found = self._confirmed(each, margins, least_room)
-                if found is not None:
-                    return found
-            confirmed += 1
-            if confirmed == MOST_CONFIRMED:
-                break
-        return None
+        return None, tries
 
     def _side(self, gpu: str) -> Side:
         return next(side for side in self.sides if gpu in side.group.gpus)
@@ -153,8 +162,9 @@ class Host:
         """About what of the GPU nobody needs."""
         return capacities(side)[gpu] - self.needs(side)[gpu]
 
-    def _reliefs(self, side: Side) -> Iterator[Moves]:
-        """Moves that may help: those of fewer models first, then those that leave most room."""
+    def _reliefs(self, side: Side) -> Iterator[list[Moves]]:
+        """Moves that may help, those of fewer models first; of as many, in the order of the room
+        that they leave."""
         spare = {gpu: self._spare(side, gpu) for gpu in side.group.gpus}
         hot = {gpu for gpu, left in spare.items() if left < 0} or {
             min(spare, key=spare.__getitem__)
@@ -174,7 +184,7 @@ class Host:
                 placed = self._placed(leavers, hot=hot, used=False)
                 if placed is not None:
                     ranked.append((-placed[0], len(ranked), placed[1]))
-            yield from (moves for _, _, moves in sorted(ranked, key=lambda each: each[:2]))
+            yield [moves for _, _, moves in sorted(ranked, key=lambda each: each[:2])]
 
     def _placed(
         self, leavers: Sequence[str], *, hot: set[str], used: bool

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from igniterd.perf import Profile, load_model
-from igniterd.predict import Demand, LatencyPredictor
+from igniterd.predict import Demand, LatencyPrediction, LatencyPredictor
 from igniterd.records import Allocation
 
 LEVEL = 0.95
@@ -21,8 +21,9 @@ def expected_p99_ms(
 ) -> dict[str, float | None]:
     """The P99 (ms) of each model in ``slos_ms``; ``None`` is overload.
 
-    ``rates_per_s`` and ``allocations`` name every model; ``bias`` multiplies the predicted service
-    times of those it names. The first call compiles the model: it may take a minute or two.
+    ``rates_per_s`` and ``allocations`` name every model; those with the same ``devices`` are on one
+    GPU. ``bias`` multiplies the predicted service times of those it names. The first call compiles
+    the model: it may take a minute or two.
     """
     model = load_model(profile)
     predictor = LatencyPredictor(model, level=LEVEL, upper=False)
@@ -37,8 +38,12 @@ def expected_p99_ms(
         )
         for name, slo_ms in slos_ms.items()
     ]
-    served = predictor.together(demands, dict(allocations))
+    there = dict[tuple[int, ...], list[Demand]]()
+    for demand in demands:
+        there.setdefault(allocations[demand.model].devices, []).append(demand)
+    served: dict[str, LatencyPrediction] = {}
+    for each in there.values():
+        served |= predictor.together(each, {d.model: allocations[d.model] for d in each})
     return {
-        name: None if service.overloaded else round(service.p99_ms, 2)
-        for name, service in served.items()
+        name: None if served[name].overloaded else round(served[name].p99_ms, 2) for name in slos_ms
     }

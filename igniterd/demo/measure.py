@@ -64,7 +64,7 @@ def problems(log: RequestLog, recording: Recording, results: Sequence[Figures]) 
     """What is not as it should be, in sentences; empty when all is well.
 
     Judged phases must hold every P99, and no request may fail anywhere but in a phase whose plan
-    was frozen on purpose.
+    was frozen on purpose. With several GPUs a model must have been moved between them.
     """
     judged = {p.key: p.title for p in recording.phases if p.judged}
     missed = [
@@ -79,6 +79,8 @@ def problems(log: RequestLog, recording: Recording, results: Sequence[Figures]) 
         reasons, counts = np.unique(log.error[~log.ok], return_counts=True)
         most = reasons[int(np.argmax(counts))]
         missed.append(f"{failed} of {len(log)} requests failed, most with: {most}")
+    if len(recording.gpus) > 1 and not any(m.relocates and m.ok for m in recording.moves):
+        missed.append("no model was moved to another GPU")
     return missed
 
 

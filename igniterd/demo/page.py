@@ -5,6 +5,7 @@ What it says is in ``page.html.j2``; here are its figures, as text where they ha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import resources
@@ -16,10 +17,13 @@ from markupsafe import Markup
 from igniterd import __version__
 from igniterd.demo.measure import Figures
 from igniterd.demo.recording import Message, Move, PhaseResult, Recording
-from igniterd.demo.terminal import ms, reason
+from igniterd.demo.terminal import gpus_of, ms, reason
 from igniterd.demo.timeline import Timeline
 from igniterd.lab.load.load import RequestLog
 
+_TO_GO = re.compile(r": \d+ to go$")
+_GOES_ON = re.compile(r"^carrying on|is being reloaded$|^every SLO holds")
+"""What a decision about several GPUs says of one for which nothing is decided now."""
 _STYLE = resources.files("igniterd").joinpath("data", "demo.css").read_text(encoding="utf-8")
 
 
@@ -47,6 +51,9 @@ class Page:
         return templates.get_template("page.html.j2").render(
             style=Markup(_STYLE),  # noqa: S704  a file of this package
             run=run,
+            heading=self._heading(),
+            boards=f"{_count(len(run.gpus))} emulated V100s" if run.gpus else "an emulated V100",
+            option=f" --gpus {len(run.gpus)}" if run.gpus else "",
             when=f"{datetime.fromtimestamp(run.began_s, UTC):%Y-%m-%d %H:%M} UTC",
             slow=f"{run.slow_factor:g}",
             problems=self.problems,
@@ -60,6 +67,12 @@ class Page:
         )
 
     # ------------------------------------------------------------ the top
+
+    def _heading(self) -> str:
+        run = self.recording
+        many = len(run.gpus) > 1
+        where = f"{_count(len(run.gpus))} shared GPUs" if many else "one shared GPU"
+        return f"{_count(len(run.models))} models and their SLOs on {where}"
 
     def _facts(self) -> Iterator[tuple[str, str]]:
         """Pairs of a figure and what it means."""
@@ -78,6 +91,12 @@ class Page:
                 f"{len(reloads)} changes",
                 f"made under traffic, each a reload of at most {longest_s:.1f} s",
             )
+        for move in reloads:
+            if move.relocates:
+                yield (
+                    gpus_of(move, "→"),
+                    f"{move.model} moved under traffic, in {move.duration_s:.1f} s",
+                )
         for phase in run.phases:
             settled_s = self._settled_s(phase)
             if phase.judged and settled_s is not None:
@@ -133,7 +152,8 @@ class Page:
             for sample in self.recording.samples
             if sample.at_s <= at_s and model in sample.applied
         ]
-        return str(before[-1] if before else self.recording.initial[model])
+        applied = before[-1] if before else self.recording.initial[model]
+        return f"{applied}" if applied.gpu is None else f"GPU {applied.gpu}: {applied}"
 
     def _reasons(self, phase: PhaseResult) -> list[str]:
         """The decisions behind the changes, in the daemon's words."""
@@ -143,7 +163,15 @@ class Page:
             if phase.begin_s <= sample.at_s < phase.end_s
             and sample.outcome in ("move", "infeasible")
         ]
-        return list(dict.fromkeys(why for why in said if not why.startswith("carrying on")))
+        kept = dict.fromkeys(filter(None, map(self._decided, said)))
+        return [self.recording.said(why) for why in kept]
+
+    def _decided(self, why: str) -> str:
+        """What was decided anew; empty where a plan is only carried on."""
+        if len(self.recording.gpus) < 2:
+            return "" if why.startswith("carrying on") else why
+        parts = [_TO_GO.sub("", part) for part in why.split("; ")]
+        return "; ".join(part for part in parts if not _GOES_ON.search(part))
 
     def _move(self, number: int, move: Move, phase: PhaseResult) -> dict[str, Any]:
         return {
@@ -152,10 +180,12 @@ class Page:
             "ok": move.ok,
             "after_s": f"{move.at_s - phase.begin_s:.0f}",
             "model": move.model,
+            "gpus": gpus_of(move, "→"),
+            "relocates": move.relocates,
             "before": move.before,
             "after": move.after,
             "took_s": f"{move.duration_s:.1f}",
-            "why": reason(move) if move.ok else f"refused: {move.error}",
+            "why": self.recording.said(reason(move)) if move.ok else f"refused: {move.error}",
         }
 
     # ------------------------------------------------------------ the rest
@@ -176,22 +206,35 @@ class Page:
 
     def _messages(self) -> Iterator[dict[str, str]]:
         """Statuses and hints; what is said again is left out."""
-        last = ""
+        lately, kind = set[str](), ""
         for message in self.recording.messages:
-            said, key = _describe(message), _key(message)
-            if not said or key == last:
+            said, key = _describe(message, self.recording), _key(message)
+            if not said:
                 continue
-            last = key
+            lately, kind = lately if _kind(message) == kind else set(), _kind(message)
+            if key in lately:
+                continue
+            lately.add(key)
             at_s = message.at_s - self.timeline.begin_s
-            yield {"at_s": f"{at_s:.0f}", "topic": message.topic, "said": said}
+            yield {"at_s": f"{at_s:.0f}", "topic": message.topic, "said": self.recording.said(said)}
 
 
 def _key(message: Message) -> str:
     data = message.data
-    return f"{message.topic} {data.get('kind')} {data.get('status')} {data.get('model')}"
+    return f"{_kind(message)} {data.get('status')} {data.get('model')} {data.get('gpu_uuid')}"
 
 
-def _describe(message: Message) -> str:
+def _kind(message: Message) -> str:
+    return f"{message.topic} {message.data.get('kind')}"
+
+
+def _count(number: int) -> str:
+    """A small number in words."""
+    words = ("no", "one", "two", "three", "four", "five", "six")
+    return words[number] if number < len(words) else str(number)
+
+
+def _describe(message: Message, run: Recording) -> str:
     """A status or a hint in words; empty for a snapshot."""
     data = message.data
     if message.topic == "state":
@@ -199,7 +242,8 @@ def _describe(message: Message) -> str:
     if "status" in data:
         return f"{data['status']}" + (f": {data['reason']}" if data.get("reason") else "")
     if data.get("kind") == "offer":
-        return f"offer: {float(str(data['share'])):.1%} of {data.get('gpu')} could be given away"
+        gpu = data.get("gpu_uuid") if data.get("gpu_uuid") in run.gpus else data.get("gpu")
+        return f"offer: {float(str(data['share'])):.1%} of {gpu} could be given away"
     if data.get("kind") == "shed":
         return f"shed: {data.get('model')}: {data.get('reason')}"
     return ""

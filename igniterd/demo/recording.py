@@ -20,15 +20,18 @@ class _Frozen(BaseModel):
 
 
 class Applied(_Frozen):
-    """What is applied to a model; ``share`` None: it takes turns with the others."""
+    """What is applied to a model; ``share`` None: it takes turns with the others. ``gpu``: the
+    number that its server gives its GPU, None where it knows of none."""
 
     share: float | None
     max_batch_size: int
     max_queue_delay_us: int = 0
+    gpu: int | None = None
 
     def allocation(self) -> Allocation:
         """The same, as the predictor wants it."""
-        return Allocation(self.share, self.max_batch_size, self.max_queue_delay_us)
+        devices = () if self.gpu is None else (self.gpu,)
+        return Allocation(self.share, self.max_batch_size, self.max_queue_delay_us, devices=devices)
 
     def __str__(self) -> str:
         share = "no share" if self.share is None else f"{self.share:.1%}"
@@ -63,6 +66,11 @@ class Move(_Frozen):
     duration_s: float
     why: str
     error: str = ""
+
+    @property
+    def relocates(self) -> bool:
+        """Whether it was to another GPU."""
+        return self.before.gpu != self.after.gpu
 
 
 class Message(_Frozen):
@@ -104,6 +112,8 @@ class Recording(_Frozen):
     """What the model, with what it had learnt, predicts after the shift if the plan before it had
     stood still; None is overload."""
     notes: list[str] = Field(default_factory=list)
+    gpus: list[str] = Field(default_factory=list)
+    """UUIDs of the GPUs by their server's numbers; empty where it knows of none."""
 
     def save(self, folder: Path) -> None:
         (folder / FILE).write_text(self.model_dump_json(indent=1), encoding="utf-8")
@@ -124,10 +134,18 @@ class Recording(_Frozen):
     def models(self) -> list[str]:
         return list(self.slos_ms)
 
+    def said(self, text: str) -> str:
+        """A sentence of the daemon, which calls GPUs by their UUIDs, with their numbers."""
+        for number, uuid in enumerate(self.gpus):
+            text = text.replace(uuid, f"GPU {number}")
+        return text
+
 
 def applied_from(raw: dict[str, Any]) -> Applied:
     """From the daemon's JSON."""
+    devices = raw["devices"]
     return Applied(
+        gpu=devices[0] if devices else None,
         share=raw["share"],
         max_batch_size=raw["max_batch_size"],
         max_queue_delay_us=raw["max_queue_delay_us"],

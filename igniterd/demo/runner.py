@@ -222,20 +222,25 @@ async def _start(scenario: Scenario, folder: Path, console: DemoConsole) -> Asyn
 
 async def _record(run: DemoRun, began_s: float, log: RequestLog) -> Recording:
     scenario, watch = run.scenario, run.watch
-    batch = scenario.host().models
+    devices = run.environment.host.triton.spec.devices if scenario.boards else ()
+    initial = {
+        model.name: Applied(share=None, max_batch_size=model.max_batch_size, gpu=served.gpu)
+        for served, model in zip(scenario.models, scenario.host().models, strict=True)
+    }
     notes = [*run.environment.notes, *short_of_cpu(log, run.results)]
     return Recording(
         began_s=began_s,
         machine=f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         slow_factor=scenario.slow_factor,
         slos_ms={m.name: scenario.slo_ms(m.name) for m in scenario.models},
-        initial={m.name: Applied(share=None, max_batch_size=m.max_batch_size) for m in batch},
+        initial=initial,
         phases=run.results,
         samples=watch.samples,
         moves=watch.moves,
         messages=watch.messages,
         forecast_p99_ms=await _forecast_standing_still(run),
         notes=notes,
+        gpus=[board.uuid for board in devices],
     )
 
 

@@ -61,7 +61,8 @@ class DemoConsole:
 
 def describe_move(move: Move) -> str:
     """A change in one sentence."""
-    what = f"{move.model}: {move.before} -> {move.after}"
+    what = f"{move.model}: {'' if not move.relocates else f'{gpus_of(move)}, '}"
+    what += f"{move.before} -> {move.after}"
     return (
         f"{what} ({move.kind}, {move.duration_s:.1f} s)"
         if move.ok
@@ -69,10 +70,19 @@ def describe_move(move: Move) -> str:
     )
 
 
+def gpus_of(move: Move, arrow: str = "->") -> str:
+    """Where a model is, and where it is moved to; empty where its server knows of no GPU."""
+    here, there = (f"GPU {each.gpu}" for each in (move.before, move.after))
+    if move.before.gpu is None and move.after.gpu is None:
+        return ""
+    return f"{here} {arrow} {there}" if move.relocates else here
+
+
 def reason(move: Move) -> str:
     """Why, without what was changed, which the daemon's sentence says first."""
     what, _, why = move.why.partition(": ")
-    return why if " -> " in what and why else move.why
+    changed = " -> " in what or move.relocates
+    return why if changed and why else move.why
 
 
 def progress(
@@ -140,9 +150,8 @@ def _changes(console: Console, recording: Recording, phase: PhaseResult) -> None
         return
     for move in moves:
         line = escape(f"  +{move.at_s - phase.begin_s:.0f} s  {describe_move(move)}")
-        console.print(
-            f"{line}\n      [dim]{escape(reason(move))}[/]", highlight=False, soft_wrap=True
-        )
+        why = escape(recording.said(reason(move)))
+        console.print(f"{line}\n      [dim]{why}[/]", highlight=False, soft_wrap=True)
 
 
 def ending(console: Console, recording: Recording, problems: Sequence[str], page: Path) -> None:

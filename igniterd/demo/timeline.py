@@ -1,5 +1,5 @@
-"""The timeline of a run as one SVG: traffic, P99 against SLO, shares, largest batches, and every
-change igniterd made.
+"""The timeline of a run as one SVG: traffic, P99 against SLO, the shares of each GPU, largest
+batches, and every change igniterd made.
 
 It carries its own style (light and dark), so that the same text is a picture of its own and a part
 of the page.
@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from importlib import resources
-from itertools import pairwise
 
 from markupsafe import Markup
 
+from igniterd.demo.lanes import Lane, crossings
 from igniterd.demo.layout import apart, join_batches, runs_of, spans, wrap_title
 from igniterd.demo.markup import Scale, el, nice_ticks, points
 from igniterd.demo.measure import Figures, Trace, trace
-from igniterd.demo.recording import Applied, Move, Recording
+from igniterd.demo.recording import Move, Recording
 from igniterd.demo.terminal import describe_move
 from igniterd.lab.load.load import RequestLog
 
@@ -55,7 +55,7 @@ class Timeline:
         panels = [
             self._rates(),
             *(self._p99(i, m) for i, m in enumerate(self.recording.models)),
-            self._shares(),
+            *self._lanes(),
             self._batches(),
         ]
         bottom = self.y - _GAP + 8
@@ -229,53 +229,22 @@ class Timeline:
                 class_=f"name halo mid {f't{index}' if found.held else 'bad'}",
             )
 
-    def _shares(self) -> Markup:
-        scale = Scale(0, 1, self.y + _SHARES, self.y)
-        body = []
+    def _lanes(self) -> Iterator[Markup]:
+        """A panel of shares for each GPU, and which model went from which to which."""
         every = {m: spans(self.recording, m) for m in self.recording.models}
-        cuts = sorted({s.begin_s for each in every.values() for s in each} | {self.end_s})
-        for a, b in pairwise(cuts):
-            here = {
-                m: next(s.applied for s in each if s.begin_s <= a < s.end_s)
-                for m, each in every.items()
-            }
-            body += list(self._stack(here, self.x(a), self.x(b), scale))
-        return self._panel(
-            _SHARES, "share of the GPU (MPS)", "", scale, [], *body, *self._percents(scale)
-        )
+        lanes, panels = list[Lane](), list[Markup]()
+        for gpu in range(len(self.recording.gpus)) or (None,):
+            scale = Scale(0, 1, self.y + _SHARES, self.y)
+            lanes.append(Lane(gpu, every, self.x, scale))
+            title = "share of the GPU (MPS)" if gpu is None else f"GPU {gpu}: shares (MPS)"
+            body = (*lanes[-1].drawn(), *self._percents(scale))
+            panels.append(self._panel(_SHARES, title, "", scale, [], *body))
+        yield from panels
+        yield from crossings(lanes, every)
 
     def _percents(self, scale: Scale) -> Iterator[Markup]:
         for part in (0.0, 0.5, 1.0):
             yield el("text", f"{part:.0%}", x=LEFT - 8, y=scale(part) + 4, class_="soft small end")
-
-    def _stack(
-        self, applied: dict[str, Applied], x0: float, x1: float, scale: Scale
-    ) -> Iterator[Markup]:
-        """One stretch of time: shares above each other; models without one own what is left in
-        turns."""
-        below, bare = 0.0, [m for m, a in applied.items() if a.share is None]
-        for i, (model, now) in enumerate(applied.items()):
-            if now.share is None:
-                continue
-            y0, y1 = scale(below), scale(below + now.share)
-            below += now.share
-            tip = el("title", f"{model}: {now}")
-            yield el("rect", tip, x=x0, y=y1, width=x1 - x0, height=y0 - y1, class_=f"cut a{i}")
-            if x1 - x0 > 96 and y0 - y1 > 13:
-                yield el(
-                    "text",
-                    f"{model} {now.share:.1%}",
-                    x=(x0 + x1) / 2,
-                    y=(y0 + y1) / 2 + 4,
-                    class_=f"name mid t{i}",
-                )
-        if bare and x1 - x0 > 130:
-            text = (
-                "no shares: the models take turns"
-                if len(bare) == len(applied)
-                else f"{', '.join(bare)}: in turns"
-            )
-            yield el("text", text, x=(x0 + x1) / 2, y=scale(below / 2 + 0.5) + 4, class_="soft mid")
 
     def _batches(self) -> Markup:
         rows = len(self.recording.models)
@@ -318,7 +287,8 @@ class Timeline:
     def _flag(self, number: int, move: Move, place: float, top: float, bottom: float) -> Markup:
         index, x, y = self.recording.models.index(move.model), self.x(move.at_s), _HEAD + 10
         began = self.x(move.at_s - move.duration_s)
-        tip = f"{number}. {move.at_s - self.begin_s:.0f} s: {describe_move(move)}. {move.why}"
+        tip = f"{number}. {move.at_s - self.begin_s:.0f} s: {describe_move(move)}. "
+        tip += self.recording.said(move.why)
         return el(
             "g",
             el("title", tip),

@@ -41,7 +41,8 @@ class ShareTrial:
     """The trial of one share, begun at ``since_s``.
 
     ``level`` is the mean log of measured over predicted service time, ``gain`` that of predicted
-    over what the whole GPU would take, both over ``executions``. ``answer`` is final.
+    over what the whole GPU would take, both over ``executions``, the latter until there is an
+    ``answer``, which is final.
     """
 
     share: float

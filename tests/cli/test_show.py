@@ -33,7 +33,15 @@ STATE: dict[str, Any] = {
     "time_s": 1e9,
     "decision": {"outcome": "hold", "why": "a reason with [/] and [red] :bug: in it"},
     "models": [MODEL | FIGURES],
-    "boards": [{"index": 0, "name": "Tesla [V100]", "power_w": 100.0, "sm_clock_mhz": None}],
+    "boards": [
+        {
+            "index": 0,
+            "uuid": "GPU-a",
+            "name": "Tesla [V100]",
+            "power_w": 100.0,
+            "sm_clock_mhz": None,
+        }
+    ],
     "gaps": [{"source": "mps", "reason": "[Errno 2] no such file"}],
     "last_moves": [{"ok": False, "model": "bert", "why": "grow [x]", "error": "refused [y]"}],
 }
@@ -128,6 +136,19 @@ def test_what_is_not_steered_is_said_with_what_it_takes(server: Answering) -> No
     shown = CliRunner().invoke(app, server.admin).stdout
     assert "bert: not steered, takes 15% of its GPU" in shown
     assert "100 W, -, not steered 15%" in shown
+
+
+def test_of_several_gpus_it_is_said_which_a_model_is_on(server: Answering) -> None:
+    boards = [STATE["boards"][0] | {"uuid": uuid} for uuid in ("GPU-a", "GPU-b")]
+    models = [
+        MODEL | FIGURES | {"name": "one", "gpus": ["GPU-b"]},
+        MODEL | FIGURES | {"name": "both", "gpus": ["GPU-a", "GPU-b"]},
+    ]
+    server.answer = (200, json.dumps(STATE | {"boards": boards, "models": models}).encode())
+    shown = " ".join(CliRunner().invoke(app, server.admin).stdout.split())
+    assert "GPU 1 Tesla [V100] GPU-b: 100 W" in shown
+    assert "on GPU 0, 1" in shown
+    assert "on GPU 1 " in shown
 
 
 def test_a_model_without_traffic_yet_has_a_row(server: Answering) -> None:

@@ -130,3 +130,60 @@ def log(
         ok=ok,
         error=np.where(ok, "", "UNAVAILABLE: gone"),
     )
+
+
+GPUS = ["GPU-aaaa", "GPU-bbbb"]
+OLD, NEW = (
+    Applied(share=0.5, max_batch_size=8, gpu=0),
+    Applied(share=0.75, max_batch_size=6, gpu=1),
+)
+STAYS = Applied(share=0.375, max_batch_size=4, gpu=0)
+
+
+def on_two(**other: object) -> Recording:
+    """The same run on two GPUs: both models begin on GPU 0, and at 1025 s vgg19 goes to GPU 1."""
+    run = recording()
+    bare = Applied(share=None, max_batch_size=8, gpu=0)
+    why = f"vgg19 to {GPUS[1]} relieves {GPUS[0]}"
+    samples = [
+        s.model_copy(
+            update={
+                "outcome": "move" if s.at_s in (1022, 1024) else "hold",
+                "why": f"{why}: {1025 - s.at_s:.0f} to go; alexnet is being reloaded",
+                "applied": {"alexnet": STAYS, "vgg19": NEW if s.at_s >= 1025 else OLD}
+                if s.at_s >= 1016
+                else {"alexnet": bare, "vgg19": bare},
+            }
+        )
+        for s in run.samples
+    ]
+    change = run.moves[0].model_copy(update={"before": bare, "after": STAYS})
+    move = Move(
+        at_s=1025.0,
+        model="vgg19",
+        kind="relocate",
+        before=OLD,
+        after=NEW,
+        ok=True,
+        duration_s=2.5,
+        why=f"to {GPUS[1]}: {why}",
+    )
+    offers = [
+        Message(
+            at_s=1026.0 + n,
+            topic="hint",
+            retained=False,
+            data={"kind": "offer", "gpu": "V100", "gpu_uuid": GPUS[n % 2], "share": 0.25},
+        )
+        for n in range(4)
+    ]
+    made = run.model_copy(
+        update={
+            "initial": {"alexnet": bare, "vgg19": bare},
+            "samples": samples,
+            "moves": [change, move],
+            "messages": offers,
+            "gpus": GPUS,
+        }
+    )
+    return made.model_copy(update=other)

@@ -4,10 +4,14 @@ import csv
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from igniterd.cli.app import app
+from igniterd.demo import runner
 from igniterd.demo.recording import REQUESTS
+from igniterd.demo.scenario import Scenario, paper, two_gpus
+from igniterd.errors import CannotRun
 from igniterd.lab.load.load import LOG_FIELDS, RequestLog
 from tests.demo.runs import log, recording
 
@@ -64,3 +68,35 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["demo", "--folder", str(tmp_path)])
     assert result.exit_code == 1
     assert "not empty" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ([], paper()),
+        (["--gpus", "1", "--frozen"], paper(frozen=True)),
+        (["--gpus", "2", "--seed", "3"], two_gpus(seed=3)),
+        (["--gpus", "2", "--frozen"], two_gpus(frozen=True)),
+    ],
+    ids=["one", "one, frozen", "two", "two, frozen"],
+)
+def test_what_is_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], wanted: Scenario
+) -> None:
+    played: list[Scenario] = []
+
+    async def play(scenario: Scenario, *_: object, **__: object) -> None:
+        played.append(scenario)
+        raise CannotRun("not here")
+
+    monkeypatch.setattr(runner, "play", play)
+    result = CliRunner().invoke(app, ["demo", "--folder", str(tmp_path / "run"), *given])
+    assert result.exit_code == 1 and "not here" in result.stderr
+    assert played == [wanted]
+
+
+@pytest.mark.parametrize("count", ["0", "3"])
+def test_a_number_of_gpus_that_is_not_played(tmp_path: Path, count: str) -> None:
+    result = CliRunner().invoke(app, ["demo", "--folder", str(tmp_path / "run"), "--gpus", count])
+    assert result.exit_code == 2
+    assert not (tmp_path / "run").exists()

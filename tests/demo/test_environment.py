@@ -9,25 +9,33 @@ import pytest
 
 from igniterd.clients.shares import prepare_share
 from igniterd.config import load_config
+from igniterd.decide.search import find
 from igniterd.demo.environment import Environment, configure, private_state, workplace
-from igniterd.demo.scenario import AFTER, BEFORE, paper
+from igniterd.demo.forecast import LEVEL
+from igniterd.demo.scenario import AFTER, BEFORE, DemoPhase, Scenario, paper, two_gpus
 from igniterd.errors import CannotRun
 from igniterd.lab.host import EmulatedHost, TritonHost
 from igniterd.lab.programs.process import Running
 from igniterd.lab.programs.programs import Program
 from igniterd.lab.services import BrokerHost, MpsHost
-from igniterd.perf import Profile
+from igniterd.perf import Profile, builtin_profile, load_model
+from igniterd.predict import Demand, LatencyPredictor
 from igniterd.records import Mode
 from tests.users import NOBODY, as_root
 
 
 def made(
-    folder: Path, *, mps: Program | None = None, broker: bool = False, state: Path | None = None
+    folder: Path,
+    *,
+    mps: Program | None = None,
+    broker: bool = False,
+    state: Path | None = None,
+    play: Scenario | None = None,
 ) -> Environment:
     """One in which nothing runs."""
     never = Running("never started", None, folder / "log")  # type: ignore[arg-type]
     host = EmulatedHost(
-        triton=TritonHost(paper().host(), folder / "triton", (8000, 8001, 8002)),
+        triton=TritonHost((play or paper()).host(), folder / "triton", (8000, 8001, 8002)),
         mps=MpsHost(mps, folder / "pipes", never) if mps else None,
         broker=BrokerHost(1883, never) if broker else None,
     )
@@ -158,3 +166,47 @@ def test_the_scenario_is_the_papers_slowed() -> None:
     ]
     # three minutes with all that starts and stops
     assert sum(a.settle_s + a.measured_s for a in play.phases) < 160
+
+
+def test_the_scenario_of_two_gpus_does_not_fit_on_one() -> None:
+    """By igniterd's own model: before the shift each GPU holds its models. After it GPU 0 does not,
+    even without margins; with one of them beside those of GPU 1 both do."""
+    play = two_gpus(slow_factor=1.0)
+    assert play.host().devices == play.boards
+    homes = {m.name: m.gpu for m in play.models}
+    on_0 = [m for m, gpu in homes.items() if gpu == 0]
+    on_1 = [m for m, gpu in homes.items() if gpu == 1]
+    _, steered, shifted = play.phases
+    assert fits(play, steered, on_0) and fits(play, steered, on_1)
+    assert not fits(play, shifted, on_0, margins=False)
+    moved = [m for m in on_0 if fits(play, shifted, [*on_1, m])]
+    assert any(fits(play, shifted, [each for each in on_0 if each != m]) for m in moved)
+    assert sum(a.settle_s + a.measured_s for a in play.phases) < 170
+
+
+def fits(play: Scenario, phase: DemoPhase, models: list[str], *, margins: bool = True) -> bool:
+    """Whether shares of one GPU hold the SLOs of ``models``; with margins for 1.2 times their
+    rates and 90 % of their SLOs."""
+    model = load_model(builtin_profile("v100"))
+    rate, slo = (1.2, 0.9) if margins else (1.0, 1.0)
+    demands = [
+        Demand(
+            m,
+            m,
+            phase.rates_per_s[m] * rate,
+            play.slo_ms(m) * slo,
+            max_batch=model.max_batch(m),
+        )
+        for m in models
+    ]
+    return find(LatencyPredictor(model, level=LEVEL, upper=False), demands).feasible
+
+
+def test_the_configuration_of_two_gpus_leaves_the_map_to_the_daemon(tmp_path: Path) -> None:
+    here = made(tmp_path, play=two_gpus())
+    configure(here, two_gpus())
+    settings = load_config(here.config)
+    assert settings.gpu.source == f"emulated:{tmp_path / 'triton' / 'boards'}"
+    assert list(settings.triton[0].gpus) == []
+    assert [m.gpu for m in settings.model] == [None] * 3
+    assert settings.decide.moves

@@ -1,5 +1,7 @@
 """The forecast of the page is what the predictor says."""
 
+from dataclasses import replace
+
 import pytest
 
 from igniterd.demo.forecast import LEVEL, expected_p99_ms
@@ -36,3 +38,23 @@ def test_more_than_a_share_can_serve_is_overload() -> None:
     )
     assert found["vgg19"] is None
     assert found["alexnet"] is not None
+
+
+def test_models_on_different_gpus_do_not_slow_each_other() -> None:
+    apart = {name: replace(given, devices=(n,)) for n, (name, given) in enumerate(GIVEN.items())}
+    found, together = (
+        expected_p99_ms(
+            builtin_profile("v100"), slos_ms=SLOS, rates_per_s=RATES, allocations=each, bias={}
+        )
+        for each in (apart, GIVEN)
+    )
+    for name, slo_ms in SLOS.items():
+        alone = expected_p99_ms(
+            builtin_profile("v100"),
+            slos_ms={name: slo_ms},
+            rates_per_s=RATES,
+            allocations=GIVEN,
+            bias={},
+        )
+        assert found[name] == alone[name]
+        assert (found[name] or 0) < (together[name] or 0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from igniterd.demo.measure import figures, problems, short_of_cpu, trace
 from igniterd.lab.load.load import RequestLog
-from tests.demo.runs import log, phase, recording
+from tests.demo.runs import log, on_two, phase, recording
 
 
 def test_figures_are_of_the_measured_part() -> None:
@@ -41,6 +41,17 @@ def test_a_missed_slo_is_named_in_judged_phases_only() -> None:
         update={"phases": [run.phases[0], phase("steered", 1010.0, 1020.0, 1030.0)]}
     )
     assert problems(seen, unjudged, figures(seen, unjudged)) == []
+
+
+def test_on_two_gpus_a_model_must_have_been_moved() -> None:
+    run = on_two()
+    assert problems(log(), run, figures(log(), run)) == []
+    refused = [m.model_copy(update={"ok": not m.relocates}) for m in run.moves]
+    for moves in (run.moves[:1], refused):
+        still = run.model_copy(update={"moves": moves})
+        assert problems(log(), still, figures(log(), still)) == [
+            "no model was moved to another GPU"
+        ]
 
 
 @pytest.mark.parametrize(

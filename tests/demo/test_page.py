@@ -7,7 +7,7 @@ from igniterd.demo.measure import figures, problems
 from igniterd.demo.page import Page
 from igniterd.demo.recording import Recording
 from igniterd.lab.load.load import RequestLog
-from tests.demo.runs import log, recording
+from tests.demo.runs import log, on_two, recording
 
 VOID = {"meta"}
 
@@ -77,3 +77,25 @@ def test_a_frozen_phase_that_was_played_needs_no_forecast() -> None:
     )
     assert "Had the plan stood still" in page(log(), run)
     assert "Had the plan stood still" not in page(log(), played)
+
+
+def test_two_gpus_are_told_of_by_their_numbers() -> None:
+    html = page(log(), on_two())
+    text = Reader(html).text
+    assert "two models and their SLOs on two shared GPUs" in text
+    assert "on two emulated V100s" in text
+    assert "0 is GPU-aaaa, 1 is GPU-bbbb." in text
+    assert text.count("vgg19 to GPU 1 relieves GPU 0.") == 1  # each of its steps said it
+    assert "is being reloaded" not in text
+    assert "vgg19 moved under traffic, in 2.5 s" in text
+    assert "<b>GPU 0 → GPU 1</b>: 50.0%, batch 8 → 75.0%, batch 6" in html
+    assert "GPU 1: 75.0%, batch 6" in text  # at the end
+    assert [text.count(f"offer: 25.0% of GPU {n} could") for n in (0, 1)] == [1, 1]
+    assert "igniterd demo --gpus 2 --keep" in text
+
+
+def test_one_gpu_is_not_counted() -> None:
+    text = Reader(page(log(), recording())).text
+    assert "two models and their SLOs on one shared GPU" in text
+    assert "on an emulated V100" in text
+    assert "--gpus" not in text

@@ -10,6 +10,7 @@ from igniterd.errors import CannotRun
 from igniterd.report import moves_of, state_of
 from tests.demo.runs import recording
 from tests.hosts import Bench, config
+from tests.test_loop_moves import HOMES, HOT, TwoGpus
 
 
 @pytest.mark.looptime
@@ -39,6 +40,20 @@ async def test_samples_and_moves_are_what_the_daemon_reports(tmp_path: Path) -> 
         done.step.model for each in bench.ticks for done in each.outcome.actuations
     ]
     assert all(m.ok and m.before.share is None and m.after.share is not None for m in found[:3])
+
+
+@pytest.mark.looptime
+async def test_a_move_to_another_gpu_is_read_as_one(tmp_path: Path) -> None:
+    bench = TwoGpus(tmp_path, HOT, HOMES)
+    await bench.run(100)
+    moves = tuple(m for tick in bench.ticks for m in moves_of(tick))
+    found = moves_from({"last_moves": json.loads(json.dumps(moves))})
+    (moved,) = [m for m in found if m.relocates]
+    assert [moved.model] == bench.moved
+    assert (moved.before.gpu, moved.after.gpu) == (0, 1)
+    sample = sample_from(json.loads(json.dumps(state_of(bench.ticks[-1], bench.config, moves))))
+    assert {m: a.gpu for m, a in sample.applied.items()} == bench.gpus
+    assert Recording.said(recording(gpus=["GPU-a", "GPU-b"]), moved.why).endswith("relieves GPU 0")
 
 
 def test_it_comes_back_as_it_was_saved(tmp_path: Path) -> None:

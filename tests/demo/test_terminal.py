@@ -8,8 +8,17 @@ from rich.console import Console
 
 from igniterd.demo.measure import figures, problems
 from igniterd.demo.recording import Move
-from igniterd.demo.terminal import DemoConsole, describe_move, ending, ms, progress, reason, tables
-from tests.demo.runs import BARE, GIVEN, SLOS, log, recording
+from igniterd.demo.terminal import (
+    DemoConsole,
+    describe_move,
+    ending,
+    gpus_of,
+    ms,
+    progress,
+    reason,
+    tables,
+)
+from tests.demo.runs import BARE, GIVEN, NEW, OLD, SLOS, log, on_two, recording
 
 
 def console(width: int = 80) -> Console:
@@ -43,6 +52,17 @@ def test_the_tables_fit_a_narrow_terminal() -> None:
     assert "1,300" in text and "0.00%" in text
     assert "alexnet: no share, batch 8 -> 25.0%, batch 4, waits 1.5 ms" in text
     assert "at <20>/s" in text
+
+
+def test_a_move_to_another_gpu_is_told_as_one() -> None:
+    on, run = console(), on_two()
+    tables(on, run, figures(log(), run))
+    assert "vgg19: GPU 0 -> GPU 1, 50.0%, batch 8 -> 75.0%, batch 6 (relocate, 2.5 s)" in said(on)
+    assert "      vgg19 to GPU 1 relieves GPU 0" in said(on)
+    assert "GPU-" not in said(on)
+    refused = move(before=OLD, after=NEW, ok=False, error="no memory")
+    assert "GPU 0 -> GPU 1" in describe_move(refused) and "REFUSED" in describe_move(refused)
+    assert [gpus_of(move()), gpus_of(move(before=OLD, after=OLD))] == ["", "GPU 0"]
 
 
 def test_the_end_says_where_the_page_is_and_what_is_wrong(tmp_path: Path) -> None:

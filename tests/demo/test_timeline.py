@@ -11,7 +11,7 @@ from igniterd.demo.layout import apart, spans
 from igniterd.demo.measure import figures
 from igniterd.demo.recording import Applied, Recording
 from igniterd.demo.timeline import Timeline
-from tests.demo.runs import BARE, GIVEN, log, recording
+from tests.demo.runs import BARE, GIVEN, log, on_two, recording
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -50,12 +50,26 @@ def test_every_change_has_a_flag_that_says_why() -> None:
     assert "at <20>/s" in tip
 
 
-def test_nothing_lies_outside_the_picture() -> None:
-    svg = drawn(recording())
+@pytest.mark.parametrize("run", [recording(), on_two()], ids=["one GPU", "two"])
+def test_nothing_lies_outside_the_picture(run: Recording) -> None:
+    svg = drawn(run)
     _, _, width, height = map(float, (svg.get("viewBox") or "").split())
     for box in svg.iter(f"{SVG}rect"):
         x, y, w, h = (float(box.get(key) or "nan") for key in ("x", "y", "width", "height"))
         assert 0 <= x <= x + w <= width + 0.1 and 0 <= y <= y + h <= height + 0.1
+
+
+def test_every_gpu_has_a_lane_and_a_move_between_them_an_arrow() -> None:
+    svg = drawn(on_two())
+    said = texts(svg)
+    assert "GPU 0: shares (MPS)" in said and "GPU 1: shares (MPS)" in said
+    assert "vgg19 to GPU 1" in said
+    assert len([g for g in svg.iter(f"{SVG}g") if g.get("class") == "crossing"]) == 1
+    tips = [
+        g.findtext(f"{SVG}title") or "" for g in svg.iter(f"{SVG}g") if g.get("class") == "flag"
+    ]
+    assert tips[1].startswith("2. 25 s: vgg19: GPU 0 -> GPU 1, 50.0%, batch 8 -> 75.0%, batch 6")
+    assert tips[1].endswith("vgg19 to GPU 1 relieves GPU 0")
 
 
 def test_a_run_without_samples_or_moves_is_drawn_too() -> None:

@@ -17,7 +17,7 @@ from igniterd.demo.measure import figures, problems
 from igniterd.demo.page import Page
 from igniterd.demo.recording import Recording
 from igniterd.demo.runner import play
-from igniterd.demo.scenario import paper
+from igniterd.demo.scenario import paper, two_gpus
 from igniterd.demo.terminal import DemoConsole
 from igniterd.lab.load.load import RequestLog
 from igniterd.lab.programs.process import listens
@@ -68,6 +68,39 @@ async def test_a_short_run_moves_the_host_and_loses_nothing(tmp_path: Path) -> N
     html = Page(run, log, results, problems(log, run, results)).html()
     assert all(move.why.partition(": ")[2][:12] in html for move in run.moves)
     assert Recording.load(folder) == run
+
+
+async def test_on_two_gpus_a_model_moves_to_the_one_that_has_room_and_nothing_is_lost(
+    tmp_path: Path,
+) -> None:
+    whole = two_gpus()
+    phases = tuple(replace(phase, measured_s=2.0) for phase in whole.phases[1:])
+    seen: list[tuple[Recording, RequestLog]] = []
+    with workplace(tmp_path / "demo") as folder:
+        await play(
+            replace(whole, phases=phases),
+            folder,
+            DemoConsole(Console(quiet=True)),
+            lambda run, log: seen.append((run, log)),
+        )
+        assert await silent(folder)
+    run, log = seen[0]
+    assert log.failed == 0
+    assert run.gpus == [board.uuid for board in whole.boards]
+    moves = [m for m in run.moves if m.relocates and m.ok]
+    assert moves, run.samples[-1].why
+    assert all(m.at_s > run.phases[-1].begin_s and m.kind == "relocate" for m in moves)
+    homes, ends = run.initial, run.samples[-1].applied
+    moved = {m for m in homes if homes[m].gpu != ends[m].gpu}
+    assert moved == {m.model for m in moves} and {ends[m].gpu for m in moved} == {1}
+    for sample in run.samples:
+        if all(a.share for a in sample.applied.values()) and sample.at_s > run.phases[-1].begin_s:
+            for gpu in (0, 1):
+                granted = [a.share or 0 for a in sample.applied.values() if a.gpu == gpu]
+                assert sum(granted) <= 1 + 1e-9
+    results = figures(log, run)
+    html = Page(run, log, results, problems(log, run, results)).html()
+    assert "GPU 0 → GPU 1" in html and "GPU-" not in html.partition("Phase by phase")[2]
 
 
 async def test_ctrl_c_stops_everything(tmp_path: Path) -> None:

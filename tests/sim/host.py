@@ -15,7 +15,7 @@ import copy
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,6 +156,26 @@ class SimProcesses:
         )
 
 
+@dataclass(slots=True)
+class SimGpu:
+    """What is executed on one GPU, from one call of ``SimHost.advance`` to the next."""
+
+    since_s: float
+    models: list[SimModel] = field(default_factory=list)
+    executing: list[SimModel] = field(default_factory=list)
+    speeds: tuple[float, ...] = ()  # theirs, batches a second, since ``since_s``
+    changed: bool = True  # another batch has begun or ended
+    done_s: float = math.inf  # when the first of them is done
+    first: SimModel | None = None
+
+    def progress(self, now_s: float) -> None:
+        """Count what the batches have done at their speeds."""
+        passed_s, self.since_s = now_s - self.since_s, now_s
+        for model, speed in zip(self.executing, self.speeds, strict=True):
+            model.left -= passed_s * speed
+            model.took_s += passed_s
+
+
 class SimHost:
     """A host with one Triton, read and changed like a real one; time is what ``clock`` says.
     Models on one GPU slow each other; all are on GPU 0 unless ``SimModel.gpu`` says otherwise.
@@ -191,13 +211,11 @@ class SimHost:
         self.silent = False
         self.control = ""
         self.processes = SimProcesses(self)
-        self._now_s = self._since_s = clock()
+        self._now_s = clock()
         self._clocks: dict[str, BusyClock] = {}
         self._faster: dict[str, float] = {}
-        self._executing: list[SimModel] = []
-        self._speeds: tuple[float, ...] = ()  # theirs, batches a second, since `_since_s`
+        self._gpus: dict[int, SimGpu] = {}
         self._known_speeds: dict[tuple[object, ...], tuple[float, ...]] = {}
-        self._executing_changed = True
         self._ties = itertools.count()
         self._events: list[tuple[float, int, str, str]] = []  # time, number, what, model
         for model in self.models:
@@ -326,56 +344,65 @@ class SimHost:
 
     def advance(self, until_s: float) -> None:
         """Let everything happen up to ``until_s``."""
-        self._executing_changed = True  # a share may have changed since the last call
+        gpus = self._gpus = self._gpus_now()  # a share may have changed since the last call
+        boards = list(gpus.values())
         while True:
-            if self._executing_changed:
-                self._set_speeds()
+            done_s, first = math.inf, None
+            for gpu in boards:
+                if gpu.changed:
+                    self._set_speeds(gpu)
+                if gpu.done_s < done_s:
+                    done_s, first = gpu.done_s, gpu
             event_s = self._events[0][0] if self._events else math.inf
-            first = self._first_done if self._first_done_s <= event_s else None
-            next_s = event_s if first is None else self._first_done_s
+            next_s = min(event_s, done_s)
             if next_s >= until_s:
                 self._now_s = until_s
-                self._progress()
-                self._executing, self._speeds = [], ()
+                for gpu in boards:
+                    gpu.progress(until_s)
+                self._gpus = {}
                 return
             self._now_s = next_s
-            if first is not None:
-                self._progress()
-                self._finish(first)
+            if first is not None and done_s <= event_s:
+                assert first.first is not None
+                first.progress(next_s)
+                self._finish(first.first)
             else:
                 self._arrive()
 
-    def _set_speeds(self) -> None:
+    def _gpus_now(self) -> dict[int, SimGpu]:
+        gpus = dict[int, SimGpu]()
+        for model in self.models.values():
+            gpus.setdefault(model.gpu, SimGpu(self._now_s)).models.append(model)
+        return gpus
+
+    def _set_speeds(self, gpu: SimGpu) -> None:
         """How fast each batch in execution goes on, and which is done first. Both hold until
         another batch begins or ends."""
-        self._progress()
-        executing = [m for m in self.models.values() if m.batch]
-        key = tuple([(m.name, m.like, len(m.batch), m.applied.share, m.gpu) for m in executing])
+        gpu.progress(self._now_s)
+        executing = [m for m in gpu.models if m.batch]
+        key = tuple([(m.name, m.like, len(m.batch), m.applied.share) for m in executing])
         speeds = self._known_speeds.get(key)
         if speeds is None:
-            speeds = tuple([self._speed(m) * self._faster.get(m.name, 1.0) for m in executing])
+            speeds = tuple(
+                [self._speed(m, executing) * self._faster.get(m.name, 1.0) for m in executing]
+            )
             self._known_speeds[key] = speeds
-        self._executing, self._speeds = executing, speeds
-        self._executing_changed = False
-        left_s, first = math.inf, None
+        gpu.executing, gpu.speeds, gpu.changed = executing, speeds, False
+        left_s, gpu.first = math.inf, None
         for model, speed in zip(executing, speeds, strict=True):
             if model.left / speed < left_s:
-                left_s, first = model.left / speed, model
-        self._first_done_s, self._first_done = self._now_s + left_s, first
+                left_s, gpu.first = model.left / speed, model
+        gpu.done_s = self._now_s + left_s
 
-    def _progress(self) -> None:
-        """Count what the batches have done at their speeds."""
-        passed_s, self._since_s = self._now_s - self._since_s, self._now_s
-        for model, speed in zip(self._executing, self._speeds, strict=True):
-            model.left -= passed_s * speed
-            model.took_s += passed_s
+    def _changed(self, model: SimModel) -> None:
+        if model.gpu in self._gpus:
+            self._gpus[model.gpu].changed = True
 
-    def _speed(self, model: SimModel) -> float:
-        """Batches a second at which the batch in execution progresses now."""
+    def _speed(self, model: SimModel, executing: Sequence[SimModel]) -> float:
+        """Batches a second at which the batch in execution progresses now, beside the others that
+        the GPU is ``executing``."""
         share = model.applied.share
-        others = [
-            m for m in self.models.values() if m.batch and m is not model and m.gpu == model.gpu
-        ]
+        others = [m for m in executing if m is not model]
         sharing = [m for m in others if m.applied.share is not None]
         # a process without a share takes turns with every other such, and with all that share as
         # one
@@ -449,7 +476,7 @@ class SimHost:
         model.queue_ns += int(waited_s * 1e9)
         shape = 1 / DISPERSION_CV**2
         model.left, model.took_s = float(self.rng.gamma(shape, 1 / shape)), 0.0
-        self._executing_changed = True
+        self._changed(model)
 
     def _finish(self, model: SimModel) -> None:
         size = len(model.batch)
@@ -459,5 +486,5 @@ class SimHost:
         model.requests += size / model.brings
         model.latencies.extend((at_s, (self._now_s - at_s) * 1000) for at_s in model.batch)
         model.batch = ()
-        self._executing_changed = True
+        self._changed(model)
         self._start(model)
