@@ -149,8 +149,8 @@ class Fleet(SimHost):
         self.made: dict[str, Allocation] = {}  # being loaded
         self.over, self.moved = list[str](), list[float]()
         for a in asked:
-            config = config_of(a.name, 32)
-            model = SimModel(a.name, a.like, self._shifted(a), config, gpu=gpus.index(a.gpu))
+            model = SimModel(a.name, a.like, self._shifted(a), config_of(a.name, 32))
+            model.put_on(gpus.index(a.gpu))  # only who names its GPU may be moved
             self.add(model)
 
     def _shifted(self, asked: Asked) -> Callable[[float], float]:
