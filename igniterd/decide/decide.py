@@ -46,6 +46,9 @@ a board, with their names in it, and the predictors of that kind of board, if th
 
 PATIENCE_S = 5.0  # a GPU waits so long for a model that was not read; then it goes on beside it
 UNSEEN_S = 30.0  # and so long, from the first tick, for one that was never read
+MOST_SEARCHED = 2
+"""GPUs searched in one tick, each for tens of milliseconds where nothing is remembered; of their
+steps one a tick is begun anyway."""
 LEFT_OUT_S = 60.0  # a model whose prediction failed is not asked about again for so long
 
 
@@ -119,11 +122,14 @@ def _parts(
     except Exception as error:  # as in ``Host.part``
         moving, held, failed = None, held.without_relocation(), repr(error)
     apart = held.relocation.gpus if held.relocation is not None else frozenset()
-    parts = {}
-    for group in groups:
+    parts, searched = dict[str, GpuDecision](), 0
+    # those that were searched longest ago come first: each gets its turn
+    for group in sorted(groups, key=lambda g: held.gpu(g.name).searched_at_s):
         if not apart & set(group.gpus):
-            parts[group.name] = host.part(group, held)
-            held = parts[group.name].held
+            part = host.part(group, held, may_search=searched < MOST_SEARCHED)
+            parts[group.name], held = part, part.held
+            searched += held.gpu(group.name).searched_at_s == host.now_s
+    parts = {group.name: parts[group.name] for group in groups if group.name in parts}
     if moving is None:
         try:
             moving, held = between.sought(groups, list(parts.values()), held)
@@ -154,7 +160,7 @@ class Host:
         self.estimate, self.observation, self.config = estimate, observation, config
         self.basis, self.known, self.now_s = basis, known, now_s
 
-    def part(self, gpu: GpuGroup, held: DecisionState) -> GpuDecision:
+    def part(self, gpu: GpuGroup, held: DecisionState, *, may_search: bool = True) -> GpuDecision:
         """The decision for one GPU, or for several that share models. A model whose prediction
         fails is left out, and the others go on."""
         over = [m for m, (_, until_s) in held.left_out.items() if self.now_s >= until_s]
@@ -164,7 +170,7 @@ class Host:
             why = self._waits(gpu) or f"{gpu.name}: there is no profile of its kind of board"
             return GpuDecision(DecisionKind.WAIT, why, {}, {}, None, held)
         try:
-            return self._case(gpu, held, out).decide()
+            return replace(self._case(gpu, held, out), may_search=may_search).decide()
         except Exception as error:  # whatever a reading nobody thought of does to a prediction
             odd = self._odd(gpu, held, out)
             if not odd:
@@ -175,7 +181,8 @@ class Host:
                 {m: replace(held.of(m), left_out=(why, until_s)) for m, why in odd.items()}
             )
         try:
-            return self._case(gpu, held, out | odd.keys()).decide()
+            case = self._case(gpu, held, out | odd.keys())
+            return replace(case, may_search=may_search).decide()
         except Exception as error:
             why = f"{gpu.name}: nothing can be predicted of it: {error!r}"
             return GpuDecision(DecisionKind.WAIT, why, {}, {}, None, held)

@@ -98,7 +98,8 @@ class GpuContext(GpuJudge):
         pause_s = self.rules.urgent_hold_s if self._urgent(served, late) else RETRY_S
         hold = self.held.gpu(self.gpu)
         rests = self.now_s - max(hold.searched_at_s, hold.moved_at_s) < pause_s
-        if content or rests or not self.free or self.now_s < hold.held_until_s:
+        held_back = not self.may_search or self.now_s < hold.held_until_s
+        if content or rests or not self.free or held_back:
             return self._stay(served, room, late)
         return self._search(served, late, room)
 

@@ -55,6 +55,7 @@ class GpuJudge:
     takes: Mapping[str, float] = field(default_factory=dict)
     bound: Reserved | None = None  # of ``reserved``, what is held by shares; None: all of it
     waits: str = ""
+    may_search: bool = True  # not where enough GPUs were searched in this tick
     no_shares: str = ""
     # of a model on this GPU nothing is known: what others may grow by is not promised
     unknown: bool = False
