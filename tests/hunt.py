@@ -760,11 +760,13 @@ class Hunt:
                 continue
             for model in there:
                 taken = [ms for at_s, ms in model.latencies if at_s >= since_s]
-                late = sum(ms > self.slos[model.name] for ms in taken)
-                if late > 0.01 * len(taken) + 3 * (0.01 * max(1, len(taken))) ** 0.5 + 1:
+                # what one request brings is late together
+                late = sum(ms > self.slos[model.name] for ms in taken) / model.brings
+                came = len(taken) / model.brings
+                if late > 0.01 * came + 3 * (0.01 * max(1.0, came)) ** 0.5 + 1:
                     applied = {m.name: m.applied for m in there}
                     self._broken(
-                        f"at rest {late} of {len(taken)} requests to {model.name} are late: "
+                        f"at rest {late:.0f} of {came:.0f} requests to {model.name} are late: "
                         f"{tick.plan.why}; {applied}"
                     )
 
