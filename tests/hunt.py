@@ -415,7 +415,7 @@ class Hunt:
         )
 
     def _loop(self) -> Loop:
-        names = {host.name: tuple(host.models) for host in self.hosts.values()}
+        names = {host.name: tuple(host.owned) for host in self.hosts.values()}
         devices = dict.fromkeys(names, tuple(f"GPU-{n}" for n in range(self.gpus)))
         sources = Sources(tritons=self.hosts, models=names, mps=self.mps, devices=devices)
         profiled = {
@@ -690,7 +690,8 @@ class Hunt:
         for host in self.hosts.values():
             while host.moved:
                 _, model, was, gpu = host.moved.pop(0)
-                self._tell(f"{model} was moved from GPU {was} to {gpu}")
+                why = self.ticks[-1].plan.why if self.ticks else ""
+                self._tell(f"{model} was moved from GPU {was} to {gpu}: {why}")
                 before = self.moved_from.get(model)
                 if before is not None and before == (gpu, self.happened):
                     self._broken(f"{model} was moved back to GPU {gpu}")
