@@ -415,7 +415,7 @@ class Hunt:
         )
 
     def _loop(self) -> Loop:
-        names = {host.name: tuple(host.models) for host in self.hosts.values()}
+        names = {host.name: tuple(host.owned) for host in self.hosts.values()}
         devices = dict.fromkeys(names, tuple(f"GPU-{n}" for n in range(self.gpus)))
         sources = Sources(tritons=self.hosts, models=names, mps=self.mps, devices=devices)
         profiled = {
@@ -690,7 +690,8 @@ class Hunt:
         for host in self.hosts.values():
             while host.moved:
                 _, model, was, gpu = host.moved.pop(0)
-                self._tell(f"{model} was moved from GPU {was} to {gpu}")
+                why = self.ticks[-1].plan.why if self.ticks else ""
+                self._tell(f"{model} was moved from GPU {was} to {gpu}: {why}")
                 before = self.moved_from.get(model)
                 if before is not None and before == (gpu, self.happened):
                     self._broken(f"{model} was moved back to GPU {gpu}")
@@ -760,11 +761,13 @@ class Hunt:
                 continue
             for model in there:
                 taken = [ms for at_s, ms in model.latencies if at_s >= since_s]
-                late = sum(ms > self.slos[model.name] for ms in taken)
-                if late > 0.01 * len(taken) + 3 * (0.01 * max(1, len(taken))) ** 0.5 + 1:
+                # what one request brings is late together
+                late = sum(ms > self.slos[model.name] for ms in taken) / model.brings
+                came = len(taken) / model.brings
+                if late > 0.01 * came + 3 * (0.01 * max(1.0, came)) ** 0.5 + 1:
                     applied = {m.name: m.applied for m in there}
                     self._broken(
-                        f"at rest {late} of {len(taken)} requests to {model.name} are late: "
+                        f"at rest {late:.0f} of {came:.0f} requests to {model.name} are late: "
                         f"{tick.plan.why}; {applied}"
                     )
 

@@ -46,6 +46,8 @@ class Between:
     ) -> None:
         self.observation, self.config, self.now_s = observation, config, now_s
         self.case_of, self.demand_on, self.fits, self.busy = case_of, demand_on, fits, busy
+        self.source: str | None = None
+        """From which moves were looked for in this tick."""
         self._told = {name for name, model in config.by_name().items() if model.gpu is not None}
 
     def under_way(
@@ -87,10 +89,10 @@ class Between:
         source, every_s = self._source(groups, parts, held)
         if source is None or self.now_s - held.gpu(source).sought_at_s < every_s:
             return None, held
+        held, self.source = held.with_gpu(source, sought_at_s=self.now_s), source
         sides = {side.group.name: side for side in self._sides(groups, held)}
         if source not in sides or len([g for s in sides.values() for g in s.group.gpus]) < 2:
             return None, held
-        held = held.with_gpu(source, sought_at_s=self.now_s)
         tried = {m: until_s for m, until_s in held.tried_moves.items() if until_s > self.now_s}
         movable = {m: gpu for side in sides.values() for m, gpu in self._movable(side).items()}
         host = Host(list(sides.values()), movable, self._demand_on, set(tried))
@@ -134,9 +136,14 @@ class Between:
         shed = held.shed
         troubled = [g.name for g in groups if any(m in shed for m in g.models)]
         strained = [g.name for g in groups if held.gpu(g.name).margins != ALL]
+        busy = {g.name for g in groups if self.busy.keys() & set(g.gpus)}
+        for names in (troubled, strained):  # one that nothing helps stands in no other's way
+            rested = {gpu: held.gpu(gpu).sought_at_s for gpu in names if gpu not in busy}
+            due = [gpu for gpu, sought_s in rested.items() if self.now_s - sought_s >= SEEK_S]
+            if due:
+                return min(due, key=lambda gpu: (rested[gpu], gpu)), SEEK_S
         if troubled or strained:
-            first = min(troubled or strained, key=lambda gpu: (held.gpu(gpu).sought_at_s, gpu))
-            return first, SEEK_S
+            return None, 0.0
         quiet = all(part.outcome is DecisionKind.HOLD for part in parts) and not self.busy
         if not self.config.decide.consolidate or not quiet or len(groups) < 2:
             return None, 0.0

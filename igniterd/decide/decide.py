@@ -135,6 +135,8 @@ def _parts(
             moving, held = between.sought(groups, list(parts.values()), held)
         except Exception as error:  # see above
             failed = failed or repr(error)
+            if between.source is not None:  # the others' turn comes before it is tried again
+                held = held.with_gpu(between.source, sought_at_s=host.now_s)
         if moving is not None and held.relocation is not None:
             parts = {gpu: p for gpu, p in parts.items() if gpu not in held.relocation.gpus}
     if failed:
