@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +306,27 @@ async def test_room_is_kept_for_a_move_that_was_not_answered_and_may_end_yet(
     await bench.run(110)
     assert late[0].done()
     assert max(bench.granted) <= 1 + 1e-9
+
+
+async def test_for_margins_alone_a_model_is_not_moved_again_at_once(tmp_path: Path) -> None:
+    def swing(low: float, high: float, phase: int) -> Callable[[float], float]:
+        return lambda now_s: high if now_s >= 40 and int(now_s // 60) % 2 == phase else low
+
+    rates = {
+        "alexnet": constant(400.0),
+        "resnet50": swing(300.0, 800.0, 0),
+        "vgg19": swing(60.0, 160.0, 1),
+        "ssd": constant(20.0),
+    }
+    bench = TwoGpus(tmp_path, rates, {"alexnet": 0, "resnet50": 0, "vgg19": 1, "ssd": 1})
+    await bench.run(600)
+    shed = {t.number for t in bench.ticks if not t.plan.feasible}
+    moves = [
+        (tick.number, done.step.model)
+        for tick in bench.ticks
+        for done in tick.outcome.actuations
+        if done.ok and done.step.kind is StepKind.RELOCATE
+    ]
+    for (first, model), (later, other) in pairwise(moves):
+        lately = any(first < n <= later for n in shed)
+        assert model != other or lately or later - first >= 300, moves

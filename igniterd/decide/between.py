@@ -94,9 +94,14 @@ class Between:
         if source not in sides or len([g for s in sides.values() for g in s.group.gpus]) < 2:
             return None, held
         tried = {m: until_s for m, until_s in held.tried_moves.items() if until_s > self.now_s}
-        movable = {m: gpu for side in sides.values() for m, gpu in self._movable(side).items()}
-        host = Host(list(sides.values()), movable, self._demand_on, set(tried))
         shed = sides[source].case.shed
+        movable = {
+            m: gpu
+            for side in sides.values()
+            for m, gpu in self._movable(side).items()
+            if shed or self._rested(m, held)
+        }
+        host = Host(list(sides.values()), movable, self._demand_on, set(tried))
         relieves = bool(shed) or held.gpu(source).margins != ALL
         if shed:
             found = host.relieved(source)
@@ -158,10 +163,14 @@ class Between:
         return (min(due, key=lambda gpu: (fills[gpu], gpu)) if due else None), EMPTY_S
 
     def _emptied(self, host: Host, source: Side, held: DecisionState) -> Found | None:
-        stays_s = STAYS * self.config.decide.hold_s
-        if any(self.now_s - held.of(m).relocated_at_s < stays_s for m in source.case.here):
+        if not all(self._rested(m, held) for m in source.case.here):
             return None
         return host.emptied(source.group.name)
+
+    def _rested(self, model: str, held: DecisionState) -> bool:
+        """Whether it may be moved though no SLO asks for it."""
+        stays_s = STAYS * self.config.decide.hold_s
+        return self.now_s - held.of(model).relocated_at_s >= stays_s
 
     def _sides(
         self, groups: Sequence[GpuGroup], held: DecisionState, only: frozenset[str] = frozenset()

@@ -51,6 +51,7 @@ def resumed(carry: Carry, old: Config, then: Predictors, new: Config, now: Predi
         carry.proofs,
         only(carry.loads, stay),
         known,
+        boards=carry.boards,
     )
 
 
