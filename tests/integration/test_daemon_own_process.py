@@ -55,7 +55,7 @@ def repository(onnx: Mapping[str, bytes]) -> list[FileModel]:
 def write_config(folder: Path, triton: EngineHost, control: Path, admin_port: int) -> Path:
     builtin_profile("v100").time_scaled(SLOW).save(folder / "v100.json")
     models = "".join(
-        f'[[model]]\nname = "{m}"\nslo_p99_ms = {SLO_MS}\nprocess = "own"\n' for m in NAMES
+        f'[[model]]\nname = "{m}"\nslo_p99_ms = {SLO_MS}\nprocess = "own"\ngpu = 0\n' for m in NAMES
     )
     path = folder / "igniterd.toml"
     path.write_text(
