@@ -96,7 +96,8 @@ class Host:
         """Moves that leave no model on ``source``, with room to spare where they lead to."""
         side = self._side(source)
         leavers = list(side.case.here)
-        if not leavers or any(self.movable.get(m) != source for m in leavers):
+        stay = set(side.group.models) - set(leavers)  # what is not planned with is not moved
+        if stay or not leavers or any(self.movable.get(m) != source for m in leavers):
             return None
         placed = self._placed(leavers, hot={source}, used=True)
         moves = [placed[1]] if placed else []

@@ -23,7 +23,7 @@ from igniterd.records import ROUNDING, Allocation
 
 def relocation_of(found: Found, why: str) -> Relocation:
     """``found`` as moves to be carried out."""
-    return Relocation(found.to, found.target, found.touched, found.made_for, why)
+    return Relocation(found.to, found.target, found.touched, found.made_for, why, found.margins)
 
 
 def carried_on(
@@ -69,7 +69,7 @@ def _suits(
     if here.keys() != relocation.target.keys() or any(here[m].share is None for m in changes):
         return False
     free = {model for side in there for model in side.case.free}
-    rates = {d.model: d.rate_per_s for side in there for d in side.case.demands(ALL)}
+    rates = {d.model: d.rate_per_s for side in there for d in side.case.demands(relocation.margins)}
     return free >= set(changes) and all(
         rates.get(model, 0.0) <= OUTGROWN * made_for
         for model, made_for in relocation.made_for.items()

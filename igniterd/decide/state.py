@@ -99,7 +99,7 @@ class Relocation:
     """Moves between GPUs under way.
 
     ``to``: model -> its new GPU; ``target``: what all models of ``gpus`` are to have;
-    ``made_for``: the rates planned for.
+    ``made_for``: the rates planned for, at ``margins``.
     """
 
     to: Mapping[str, str]
@@ -107,6 +107,7 @@ class Relocation:
     gpus: frozenset[str]
     made_for: Mapping[str, float] = field(default_factory=dict)
     why: str = ""
+    margins: Margins = ALL
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from igniterd.decide.gpu import GpuContext
 from igniterd.decide.moves import Found, Host, Side
 from igniterd.decide.relocation import carried_on, relocation_of
 from igniterd.decide.search import find
-from igniterd.decide.state import ALL, DecisionState, Margins
+from igniterd.decide.state import ALL, HALF, DecisionState, Margins
 from igniterd.decisions import StepKind
 from igniterd.placement import GpuGroup
 from igniterd.predict import Demand
@@ -114,6 +115,32 @@ def test_two_models_go_where_one_is_not_enough() -> None:
     found = Case(homes).host.relieved("A")
     assert found is not None
     assert len(found.to) == 2
+
+
+def test_moves_planned_for_less_traffic_than_it_may_be_are_begun_at_that() -> None:
+    case = Case(OVERFULL)
+    found = case.host.relieved("A")
+    assert found is not None
+    half = {model: rate / 1.3 for model, rate in found.made_for.items()}
+    with_half = replace(relocation_of(found, "because"), made_for=half, margins=HALF)
+
+    def demands(side: Side) -> Callable[[Margins], list[Demand]]:
+        here = list(side.case.demands(ALL))
+        slower = [replace(d, rate_per_s=d.rate_per_s / 1.3) for d in here]
+        return lambda margins: slower if margins == HALF else here
+
+    sides = [Side(s.group, replace(s.case, demands=demands(s))) for s in case.sides]
+    assert carried_on(with_half, sides, DecisionState(relocation=with_half), {}) is not None
+    at_all = replace(with_half, margins=ALL)
+    assert carried_on(at_all, sides, DecisionState(relocation=at_all), {}) is None, "outgrown"
+
+
+def test_a_gpu_with_a_model_that_is_not_planned_with_is_not_emptied() -> None:
+    case = Case({"alexnet": ("A", 50.0), "vgg19": ("B", 20.0)})
+    assert case.host.emptied("B") is not None
+    watched = replace(case.sides[1].group, models=("vgg19", "watched"))
+    case.sides[1] = replace(case.sides[1], group=watched)
+    assert case.host.emptied("B") is None
 
 
 def test_what_came_to_nothing_is_not_looked_into_again() -> None:
