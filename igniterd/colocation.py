@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from igniterd.estimators.bias import pressure_of
 from igniterd.perf.api import Tenant
-from igniterd.records import Allocation, BiasEstimate
+from igniterd.records import Allocation, BiasEstimate, most_on_one
 
 UTILISATION_STEP = 0.05
 BATCH_STEP = 0.5
@@ -63,7 +63,7 @@ class Demand:
     @property
     def most_instances(self) -> int:
         """Instances on the GPU that has most of them."""
-        return max(map(self.gpus.count, set(self.gpus)), default=self.instances)
+        return most_on_one(self.gpus, self.instances)
 
 
 @dataclass(frozen=True, slots=True)

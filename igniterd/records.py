@@ -8,7 +8,8 @@ is a :class:`Gap`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -88,7 +89,7 @@ class Allocation:
     @property
     def most_instances(self) -> int:
         """Instances on the GPU that has most of them."""
-        return max(map(self.devices.count, set(self.devices)), default=self.instances)
+        return most_on_one(self.devices, self.instances)
 
     @property
     def granted(self) -> float | None:
@@ -99,6 +100,14 @@ class Allocation:
 
 UNNAMED_GPU = "main:0"
 """A GPU of which no UUID is known: a Triton's name, and its number there."""
+
+
+def most_on_one(places: Sequence[int] | Sequence[str], default: int) -> int:
+    """Of the GPUs of so many instances, how many are on the one that has most; ``default`` where
+    none is named."""
+    return max(Counter(places).values(), default=default)
+
+
 ROUNDING = 1e-9
 """Shares add up to one GPU within this."""
 

@@ -14,16 +14,13 @@ import pytest
 
 from igniterd.act import SecondCopies
 from igniterd.clients.triton.config import allocation_of
-from igniterd.config import Config
 from igniterd.decide.state import Relocation
-from igniterd.decisions import StepKind, Tick
+from igniterd.decisions import StepKind
 from igniterd.errors import Unanswered
 from igniterd.loop import Loop
-from igniterd.observe import Sources
 from igniterd.records import BoardReading
 from tests.factories import settings_of
-from tests.hosts import knowledge
-from tests.sim.host import SimHost
+from tests.hosts import Bench
 
 pytestmark = pytest.mark.looptime
 SLOS = {"alexnet": 15.0, "resnet50": 40.0, "vgg19": 60.0, "ssd": 60.0}
@@ -52,7 +49,7 @@ class Boards:
         )
 
 
-class TwoGpus:
+class TwoGpus(Bench):
     """One Triton over two GPUs, with its models where ``homes`` says, by device number."""
 
     def __init__(
@@ -62,49 +59,25 @@ class TwoGpus:
         homes: Mapping[str, int],
         *,
         decide: str = "",
-        slos: Mapping[str, float] = SLOS,
     ) -> None:
-        self.clock = asyncio.get_running_loop().time
-        self.began_s = self.clock()
-        self.config: Config = settings_of(
-            folder, {m: slos[m] for m in rates}, more=f"[decide]\n{decide}"
-        )
-        shifted = {name: (name, self._shifted(rate)) for name, rate in rates.items()}
-        self.host = SimHost(shifted, self.clock, seed=1, max_batch=8)
+        slos = {model: SLOS[model] for model in rates}
+        self.config = settings_of(folder, slos, more=f"[decide]\n{decide}")
+        super().__init__(self.config, rates)
         for name, gpu in homes.items():
             self.host.models[name].put_on(gpu)
         self.boards = Boards()
-        self.ticks: list[Tick] = []
-        self.granted: list[float] = []
-        sources = Sources(
-            tritons={"main": self.host},
-            models={"main": tuple(rates)},
-            boards=self.boards,
-            devices={"main": GPUS},
-        )
-        self.loop = Loop(
-            self.config,
-            sources,
-            {"main": self.host},
-            knowledge(self.config),
-            self._tick,
-            wall_clock=self.clock,
-        )
+        self.loop.sources.boards = self.boards
+        self.loop.sources.devices = {"main": GPUS}
 
-    def _shifted(self, rate: Callable[[float], float]) -> Callable[[float], float]:
-        return lambda at_s: rate(at_s - self.began_s)
-
-    def _tick(self, tick: Tick) -> None:
-        self.ticks.append(tick)
-        readings = tick.observation.models.values()
-        if tick.at_s - self.began_s >= TAKEN_OVER_S:
-            self.granted += [sum(r.granted_on(gpu) for r in readings) for gpu in GPUS]
-
-    async def run(self, seconds: int) -> None:
-        for _ in range(seconds):
-            began_s = self.clock()
-            await self.loop.tick(began_s)
-            await asyncio.sleep(max(0.0, began_s + 1.0 - self.clock()))
+    @property
+    def granted(self) -> list[float]:
+        """Of each GPU, at each tick since the take-over."""
+        return [
+            sum(r.granted_on(gpu) for r in tick.observation.models.values())
+            for tick in self.ticks
+            if tick.at_s - self.began_s >= TAKEN_OVER_S
+            for gpu in GPUS
+        ]
 
     @property
     def gpus(self) -> dict[str, int]:
@@ -121,7 +94,7 @@ class TwoGpus:
 
     def late(self, since_s: float) -> dict[str, bool]:
         return {
-            m: self.host.p99_ms(m, self.began_s + since_s, math.inf) > slo
+            m: self.p99_ms(m, since_s, math.inf) > slo
             for m, slo in SLOS.items()
             if m in self.host.models
         }
@@ -255,7 +228,7 @@ async def test_whenever_the_daemon_is_killed_the_host_serves_and_the_next_one_go
         bench.loop.acting.cancel()
     old, before = bench.loop, len(bench.ticks)
     bench.loop = Loop(
-        bench.config, old.sources, {"main": bench.host}, old.knowledge, bench._tick,
+        bench.config, old.sources, {"main": bench.host}, old.knowledge, bench.ticks.append,
         wall_clock=bench.clock,
     )  # fmt: skip
     await bench.run(110)

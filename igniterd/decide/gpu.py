@@ -11,7 +11,7 @@ from igniterd.decide import words
 from igniterd.decide.cooldown import rollbacks, why_not_now
 from igniterd.decide.fewest import fewest_changes
 from igniterd.decide.judge import GpuJudge
-from igniterd.decide.room import Reserved, by_gpu, granted_on
+from igniterd.decide.room import Reserved, by_gpu, granted_on, named
 from igniterd.decide.search import GROWTHS, GpuPlan, find
 from igniterd.decide.shed import LEAST
 from igniterd.decide.state import (
@@ -302,9 +302,10 @@ class GpuContext(GpuJudge):
         for gpu, capacity in self.room_for(demands).capacity.items():
             fixed = sum(granted_on(d, d.pinned, gpu) for d in demands if d.pinned is not None)
             taken = LEAST * sum(d.instances_on(gpu) for d in takers)
-            if taken and capacity - fixed < taken - ROUNDING:
+            # one on which nobody takes anything is no obstacle to the others
+            if (taken or not takers) and capacity - fixed < taken - ROUNDING:
                 return True
-        return not takers
+        return False
 
     def _content_with_less(self) -> Margins | None:
         """The most margins, below that of the plan applied, at which what is applied holds every
@@ -332,9 +333,7 @@ class GpuContext(GpuJudge):
             changed[model] = replace(
                 hold, shed_why=why, shed=pause, needs_share=found.needs.get(model)
             )
-        return held.with_models(changed).with_gpu(
-            self.gpu, least={gpu or self.gpu: least for gpu, least in found.least.items()}
-        )
+        return held.with_models(changed).with_gpu(self.gpu, least=named(found.least, self.gpu))
 
     def _shed_again(self, before: Pause | None) -> Pause:
         lately = before is not None and self.now_s < before.until_s + 10 * self.rules.hold_s

@@ -17,7 +17,7 @@ from itertools import combinations
 
 from igniterd.decide.fewest import fewest_changes
 from igniterd.decide.gpu import LEAST_ROOM, ROOM_TO_REMEMBER, GpuContext
-from igniterd.decide.room import Room
+from igniterd.decide.room import Room, named
 from igniterd.decide.search import HOPELESS, GpuPlan, Search, find
 from igniterd.decide.state import ALL, HALF, REMEMBERED, Margins
 from igniterd.placement import GpuGroup
@@ -44,10 +44,6 @@ class Side:
 
     group: GpuGroup
     case: GpuContext
-
-    def by_gpu(self, found: Mapping[str, float]) -> dict[str, float]:
-        """``found`` by UUID, where it is by :data:`igniterd.decide.room.ONE`."""
-        return {gpu or self.group.name: value for gpu, value in found.items()}
 
     def on(self, demand: Demand, gpu: str) -> Demand:
         """``demand`` placed on one of these GPUs."""
@@ -141,7 +137,8 @@ class Host:
         search = Search(side.case.predictors.at(ALL), demands, side.case.reserved)
         settled = search.settle(1.0, guess=True)
         if not isinstance(settled, str):
-            return side.by_gpu(search.least(settled[0], [d.model for d in demands]))
+            least = search.least(settled[0], [d.model for d in demands])
+            return named(least, side.group.name)
         needs = dict.fromkeys(side.group.gpus, 0.0)
         for d in demands:
             for gpu in set(d.gpus) or {side.group.name}:
@@ -272,6 +269,6 @@ class Host:
 def capacities(side: Side) -> dict[str, float]:
     """What there is to give, by GPU. A GPU without models of ours has what others leave."""
     reserved = side.case.reserved
-    found = side.by_gpu(Room.of(side.case.demands(ALL), reserved).capacity)
+    found = named(Room.of(side.case.demands(ALL), reserved).capacity, side.group.name)
     free = 1.0 - (reserved if isinstance(reserved, float | int) else max(reserved.values()))
     return {gpu: found.get(gpu, free) for gpu in side.group.gpus}

@@ -28,6 +28,11 @@ def by_gpu(reserved: Reserved, gpu: str) -> Mapping[str, float]:
     return {gpu: reserved} if isinstance(reserved, float | int) else reserved
 
 
+def named(found: Mapping[str, float], gpu: str) -> dict[str, float]:
+    """``found`` by UUID, where it is by :data:`ONE`: that one is ``gpu``."""
+    return {each or gpu: value for each, value in found.items()}
+
+
 def _largest(reserved: Reserved) -> float:
     return reserved if isinstance(reserved, float | int) else max(reserved.values(), default=0.0)
 

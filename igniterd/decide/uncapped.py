@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from igniterd.config_model import Model
 from igniterd.decide.state import DecisionState, Part
-from igniterd.records import ROUNDING, Load, ModelReading, Observation
+from igniterd.records import ROUNDING, Load, ModelReading, Observation, most_on_one
 
 STEP = 0.05  # of a GPU: what is reckoned with is a multiple
 IDLE = 0.005  # less than this is nothing
@@ -90,7 +90,7 @@ def taken(reading: ModelReading, gpu: str, told: float | None, part: Part | None
     """What a model takes of ``gpu``: at least what it holds by its share; ``told`` by the
     configuration, or ``part``, which is of the GPU that has most of its instances."""
     if told is None and part is not None:
-        told = part.level * reading.instances_on(gpu) / _most_instances(reading)
+        told = part.level * reading.instances_on(gpu) / most_on_one(reading.gpu_of_each, 1)
     return max(_bound(reading, gpu), told or 0.0)
 
 
@@ -120,11 +120,7 @@ def _busy(reading: ModelReading, load: Load | None, warmup_s: float) -> float | 
     """Its busy time on the GPU that has most of its instances; None where that is not known yet."""
     if load is None or load.watched_s < warmup_s:
         return None
-    return busy_part(load, _most_instances(reading))
-
-
-def _most_instances(reading: ModelReading) -> int:
-    return max(1, *(reading.instances_on(gpu) for gpu in set(reading.gpus)))
+    return busy_part(load, most_on_one(reading.gpu_of_each, 1))
 
 
 def _bound(reading: ModelReading, gpu: str) -> float:
