@@ -10,7 +10,7 @@ from math import inf
 from igniterd.config import Config
 from igniterd.decide.gpu import GpuContext, GpuDecision
 from igniterd.decide.moves import DemandOn, Found, Host, Side
-from igniterd.decide.relocation import begun, carried_on, relocation_of
+from igniterd.decide.relocation import begun, carried_on
 from igniterd.decide.state import ALL, DecisionState, Margins, Relocation
 from igniterd.decisions import DecisionKind
 from igniterd.placement import GpuGroup
@@ -125,13 +125,13 @@ class Between:
     ) -> tuple[GpuDecision | None, DecisionState]:
         if found is None:
             return None, held
-        to = ", ".join(f"{model} to {gpu}" for model, gpu in sorted(found.to.items()))
+        to = ", ".join(f"{model} to {gpu}" for model, gpu in sorted(found.relocation.to.items()))
         aim = "relieves" if relieves else "empties"
-        relocation = relocation_of(found, f"{to} {aim} {source}")
+        relocation = replace(found.relocation, why=f"{to} {aim} {source}")
         part = carried_on(relocation, sides, held, self.busy)
         if part is None or part.outcome is not DecisionKind.MOVE:
             return None, held
-        held = begun(relocation, found, held)
+        held = begun(relocation, held)
         return replace(part, served=found.served, headroom=found.headroom, held=held), held
 
     def _source(

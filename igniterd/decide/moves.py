@@ -19,7 +19,7 @@ from igniterd.decide.fewest import fewest_changes
 from igniterd.decide.gpu import LEAST_ROOM, ROOM_TO_REMEMBER, GpuContext
 from igniterd.decide.room import Room, named
 from igniterd.decide.search import HOPELESS, GpuPlan, Search, find
-from igniterd.decide.state import ALL, HALF, REMEMBERED, Margins
+from igniterd.decide.state import ALL, HALF, REMEMBERED, Margins, Relocation
 from igniterd.placement import GpuGroup
 from igniterd.predict import Demand, LatencyPrediction
 from igniterd.records import Allocation
@@ -54,15 +54,11 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """``target``: what all models of the GPUs ``touched`` are to have; ``made_for``: the rates."""
+    """Moves that were confirmed, and how the models of the GPUs that they touch fare then."""
 
-    to: Moves
-    target: Mapping[str, Allocation]
+    relocation: Relocation
     served: Mapping[str, LatencyPrediction]
     headroom: float
-    margins: Margins
-    touched: frozenset[str]
-    made_for: Mapping[str, float]
 
 
 @dataclass(slots=True)
@@ -238,7 +234,8 @@ class Host:
             served |= planned.served
             rooms.append(planned.headroom)
             rates |= {d.model: d.rate_per_s for d in demands}
-        return Found(moves, target, served, min(rooms), margins, frozenset(touched), rates)
+        relocation = Relocation(moves, target, frozenset(touched), rates, margins)
+        return Found(relocation, served, min(rooms))
 
     def _after(self, side: Side, moves: Moves, margins: Margins) -> list[Demand]:
         """What is to be served there once ``moves`` are made."""

@@ -13,17 +13,12 @@ from dataclasses import replace
 
 from igniterd.decide.cooldown import why_not_now
 from igniterd.decide.gpu import OUTGROWN, GpuDecision
-from igniterd.decide.moves import Found, Side, capacities
+from igniterd.decide.moves import Side, capacities
 from igniterd.decide.room import ONE, Room
 from igniterd.decide.state import ALL, REMEMBERED, DecisionState, Relocation
 from igniterd.decide.steps import kind_of
 from igniterd.decisions import DecisionKind, Step, StepKind
 from igniterd.records import ROUNDING, Allocation
-
-
-def relocation_of(found: Found, why: str) -> Relocation:
-    """``found`` as moves to be carried out."""
-    return Relocation(found.to, found.target, found.touched, found.made_for, why, found.margins)
 
 
 def carried_on(
@@ -129,9 +124,9 @@ def _step(relocation: Relocation, before: Allocation, model: str, moves: bool) -
     return Step(model, kind, before, after, why)
 
 
-def begun(relocation: Relocation, found: Found, held: DecisionState) -> DecisionState:
+def begun(relocation: Relocation, held: DecisionState) -> DecisionState:
     """``held`` once ``relocation`` has begun: the GPUs' own plans give way to it."""
-    margins = ALL if found.margins == REMEMBERED else found.margins
+    margins = ALL if relocation.margins == REMEMBERED else relocation.margins
     for gpu in relocation.gpus:
         held = held.without_plan(gpu).with_gpu(gpu, verdict=None, margins=margins)
     return replace(held, relocation=relocation)

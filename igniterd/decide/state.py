@@ -106,8 +106,8 @@ class Relocation:
     target: Mapping[str, Allocation]
     gpus: frozenset[str]
     made_for: Mapping[str, float] = field(default_factory=dict)
-    why: str = ""
     margins: Margins = ALL
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from igniterd.config import Decide
 from igniterd.decide.gpu import GpuContext
 from igniterd.decide.moves import Found, Host, Side
-from igniterd.decide.relocation import carried_on, relocation_of
+from igniterd.decide.relocation import carried_on
 from igniterd.decide.search import find
 from igniterd.decide.state import ALL, HALF, DecisionState, Margins
 from igniterd.decisions import StepKind
@@ -66,7 +66,7 @@ class Case:
 def carried_out(case: Case, found: Found) -> list[StepKind]:
     """The kinds of the steps until ``found`` is applied; after each, no GPU gives more than it
     has."""
-    relocation, kinds = relocation_of(found, "because"), list[StepKind]()
+    relocation, kinds = found.relocation, list[StepKind]()
     homes = dict(case.homes)
     applied = {m: a for side in case.sides for m, a in side.case.here.items()}
     for _ in range(2 * len(homes) + 1):
@@ -79,7 +79,7 @@ def carried_out(case: Case, found: Found) -> list[StepKind]:
         homes[step.model] = (GPUS[step.after.devices[0]], homes[step.model][1])
         case = Case(homes, applied)
         assert all(granted <= 1 + 1e-9 for granted in case.granted().values()), kinds
-    assert all(applied[m] == a for m, a in found.target.items()), kinds
+    assert all(applied[m] == a for m, a in found.relocation.target.items()), kinds
     return kinds
 
 
@@ -95,7 +95,7 @@ def test_the_one_model_that_helps_goes_where_most_room_is_left() -> None:
     case = Case(OVERFULL)
     found = case.host.relieved("A")
     assert found is not None
-    (to,) = found.to.values()
+    (to,) = found.relocation.to.values()
     assert to == "B"
     assert found.headroom >= 1.03
     kinds = carried_out(case, found)
@@ -114,15 +114,15 @@ def test_two_models_go_where_one_is_not_enough() -> None:
     homes: Homes = {f"vgg19-{n}": ("A", 140.0) for n in range(4)} | {"ssd": ("C", 20.0)}
     found = Case(homes).host.relieved("A")
     assert found is not None
-    assert len(found.to) == 2
+    assert len(found.relocation.to) == 2
 
 
 def test_moves_planned_for_less_traffic_than_it_may_be_are_begun_at_that() -> None:
     case = Case(OVERFULL)
     found = case.host.relieved("A")
     assert found is not None
-    half = {model: rate / 1.3 for model, rate in found.made_for.items()}
-    with_half = replace(relocation_of(found, "because"), made_for=half, margins=HALF)
+    half = {model: rate / 1.3 for model, rate in found.relocation.made_for.items()}
+    with_half = replace(found.relocation, made_for=half, margins=HALF)
 
     def demands(side: Side) -> Callable[[Margins], list[Demand]]:
         here = list(side.case.demands(ALL))
@@ -147,9 +147,9 @@ def test_what_came_to_nothing_is_not_looked_into_again() -> None:
     host = Case(OVERFULL).host
     found = host.relieved("A")
     assert found is not None
-    host.tried = {(*sorted(found.to.items()), ("", str(ALL.kept)))}
+    host.tried = {(*sorted(found.relocation.to.items()), ("", str(ALL.kept)))}
     other = host.relieved("A", (ALL,))
-    assert other is None or other.to != found.to
+    assert other is None or other.relocation.to != found.relocation.to
 
 
 @settings(deadline=None, max_examples=25)
@@ -167,5 +167,7 @@ def test_whatever_is_moved_every_state_in_between_is_within_every_gpu(homes: Hom
     for source in GPUS:
         for found in (case.host.relieved(source), case.host.emptied(source)):
             if found is not None:
-                assert set(found.to) <= {m for m, (gpu, _) in homes.items() if gpu == source}
+                assert set(found.relocation.to) <= {
+                    m for m, (gpu, _) in homes.items() if gpu == source
+                }
                 carried_out(case, found)
