@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from igniterd.cli.common import cannot, shown
+from igniterd.cli.wording import share_text
 from igniterd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ def predict(
 
     CASES.json: [{"tenants": [{"model": "alexnet", "batch": 3, "share": 0.2}, {"model": "ssd",
     "batch": 3, "share": 0.8}]}, ...]
+
+    A tenant without "share" is uncapped: it may use the whole GPU, as a model that runs inside
+    tritonserver does. The shares below 1 of a case add up to at most 1. "duty" is the fraction of
+    the time it executes (1 when left out). In the answer an uncapped tenant has the share 1.
     """
     with cannot():
         answers = _answers(cases, gpu, model, level)
@@ -128,7 +133,7 @@ def _print_table(answers: list[dict[str, Any]]) -> None:
                 str(index) if place == 0 else "",
                 t["model"],
                 f"{t['batch']:g}",
-                f"{t['share']:.3g}",
+                share_text(t["share"], ".3g"),
                 f"{t['latency_ms']:.2f}",
                 f"{t['upper_ms']:.2f}",
                 f"{t['throughput_per_s']:.1f}",

@@ -12,6 +12,7 @@ import numpy as np
 
 from igniterd import pictures
 from igniterd.arrays import F64
+from igniterd.cli.wording import share_text
 from igniterd.perf.api import Tenant
 from igniterd.perf.profile import ModelProfile, Profile, SoloPoint
 from igniterd.perf.surface import Surface
@@ -140,7 +141,7 @@ def _pairs(profile: Profile, fitted: SurfaceModel) -> Table:
         predicted = fitted.predict([Tenant(t.model, t.batch, t.share) for t in run.tenants])
         for place, (t, p) in enumerate(zip(run.tenants, predicted, strict=True)):
             others = ", ".join(
-                f"{o.model} b{o.batch} {o.share:.3g}"
+                f"{o.model} b{o.batch} {share_text(o.share, '.3g')}"
                 for k, o in enumerate(run.tenants)
                 if k != place
             )
@@ -151,7 +152,7 @@ def _pairs(profile: Profile, fitted: SurfaceModel) -> Table:
                 _pct(t.latency_ms / alone - 1),
                 _pct(p.latency_ms / t.latency_ms - 1),
             )
-            table.add_row(t.model, str(t.batch), f"{t.share:.3g}", others, *cells)
+            table.add_row(t.model, str(t.batch), share_text(t.share, ".3g"), others, *cells)
     return table
 
 

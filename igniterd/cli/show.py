@@ -95,7 +95,7 @@ def _on(model: dict[str, Any], state: dict[str, Any]) -> str:
 def _allocation(applied: dict[str, Any] | None) -> str:
     if applied is None:
         return "-"
-    share = "whole" if applied["share"] is None else f"{applied['share']:.1%}"
+    share = "uncapped" if applied["share"] is None else f"{applied['share']:.1%}"
     delay = (
         f", {applied['max_queue_delay_us'] / 1000:g} ms" if applied["max_queue_delay_us"] else ""
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from igniterd.cli.common import cannot, shown
-from igniterd.cli.wording import given
+from igniterd.cli.wording import given, share_text
 
 if TYPE_CHECKING:
     from igniterd.lab.replay.boards import Board, Replica
@@ -70,7 +70,12 @@ def simulate(
     ] = "table",
 ) -> None:
     """Replay a plan in virtual time: P50, P99, attainment and utilisation of every workload and
-    replica."""
+    replica.
+
+    A tenant of the plan without "share" is uncapped: it may use the whole GPU. Beside others such
+    a tenant was not measured: its GPU is replayed against the model, and refused with --against
+    measured. The shares below 1 on a GPU add up to at most 1.
+    """
     with cannot():
         from igniterd.lab.replay.replay import replay
         from igniterd.planner.plan import read_plan
@@ -127,12 +132,13 @@ def _bearable(plan: ProvisionPlan, process: Arrivals, duration_s: float) -> None
 
 
 def _boards(plan: ProvisionPlan, against: str, profiles: list[str]) -> list[Board]:
-    """A board for each GPU of the plan; kinds and models without measured tables take the
-    performance model."""
+    """A board for each GPU of the plan; kinds and models without measured tables, and GPUs with
+    uncapped tenants beside others, take the performance model."""
     from igniterd.errors import CannotRun
     from igniterd.lab.gpu.truth import MAX_BATCH, Truth
     from igniterd.lab.replay.boards import MeasuredBoard, ModelBoard
     from igniterd.perf import load_model, resolve_profile
+    from igniterd.perf.api import UNCAPPED
 
     given = {p.board.name: p for p in map(resolve_profile, profiles)}
     measured = MeasuredBoard()
@@ -141,7 +147,9 @@ def _boards(plan: ProvisionPlan, against: str, profiles: list[str]) -> list[Boar
     for gpu in plan.gpus:
         if gpu.gpu == "v100" and gpu.gpu not in given:
             known = all(
-                t.model in Truth.v100().models and t.max_batch_size <= MAX_BATCH
+                t.model in Truth.v100().models
+                and t.max_batch_size <= MAX_BATCH
+                and not (t.share >= UNCAPPED and len(gpu.tenants) > 1)
                 for t in gpu.tenants
             )
             if against == "measured" or (against == "auto" and known):
@@ -250,7 +258,7 @@ def _print_table(
         for place, (seat, r) in enumerate(zip(gpu.tenants, replicas, strict=True)):
             parts[r.workload] = parts.get(r.workload, 0) + 1
             knobs = (
-                f"{seat.share:.1%}",
+                share_text(seat.share, ".1%"),
                 str(seat.max_batch_size),
                 f"{seat.max_queue_delay_us / 1e3:g}",
             )

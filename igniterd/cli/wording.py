@@ -1,4 +1,4 @@
-"""Checks of options that several verbs have."""
+"""Checks of options, and words, that several verbs have."""
 
 from __future__ import annotations
 
@@ -40,6 +40,13 @@ def finite(value: float | None) -> float | None:
 def given(path: Path) -> Path:
     """The file to read; ``-`` is standard input."""
     return Path("/dev/stdin") if str(path) == "-" else path
+
+
+def share_text(share: float, form: str) -> str:
+    """A share in a table; a share of 1 caps nothing."""
+    from igniterd.perf.api import UNCAPPED
+
+    return "uncapped" if share >= UNCAPPED else format(share, form)
 
 
 def picture_path(option: str, path: Path | None, *endings: str) -> None:

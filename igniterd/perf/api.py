@@ -6,23 +6,33 @@ published iGniter model and igniterd's own can be exchanged by name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from igniterd.arrays import F64
 
+UNCAPPED = 1.0
+"""The share of a tenant without one: an MPS percentage of 100 is no cap."""
+
+
+def capped_total(shares: Iterable[float]) -> float:
+    """Sum of the shares that cap their process. A GPU grants at most 1 of them; any number of
+    uncapped tenants may be beside."""
+    return sum(share for share in shares if share < UNCAPPED)
+
 
 class Tenant(NamedTuple):
     """One model executing on a GPU.
 
-    ``batch`` may be fractional (a mean batch); ``share`` is a fraction of the SMs in (0, 1];
-    ``utilisation`` is the fraction of the time it is executing: 1 for a closed loop.
+    ``batch`` may be fractional (a mean batch); ``share`` is a fraction of the SMs in (0, 1],
+    ``UNCAPPED`` where no cap holds it; ``utilisation`` is the fraction of the time it is executing:
+    1 for a closed loop.
     """
 
     model: str
     batch: float
-    share: float
+    share: float = UNCAPPED
     utilisation: float = 1.0
 
 

@@ -1,4 +1,8 @@
-"""Cases of ``igniterd predict``: tenants that share a GPU, as JSON."""
+"""Cases of ``igniterd predict``: tenants that share a GPU, as JSON.
+
+A tenant without ``share``, or with ``null`` or 1, is uncapped. The shares below 1 add up to at most
+1 in a case.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,28 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from igniterd.documents import Document, check
 from igniterd.errors import ConfigError
-from igniterd.perf.api import Tenant
+from igniterd.perf.api import UNCAPPED, Tenant, capped_total
 
 
 class _Tenant(Document, extra="forbid"):
     model: Annotated[str, Field(description="the name of a model of the profile")]
     batch: Annotated[float, Field(ge=1, le=4096, description="a number from 1 to 4096")]
-    share: Annotated[
-        float,
-        Field(gt=0, le=1, description="above 0 and at most 1 (a fraction of the SMs)"),
-    ]
+    share: (
+        Annotated[
+            float,
+            Field(
+                gt=0,
+                le=1,
+                description="above 0 and at most 1 (a fraction of the SMs), or left out",
+            ),
+        ]
+        | None
+    ) = None
     duty: Annotated[float, Field(ge=0, le=1, description="from 0 to 1")] = 1.0
+
+    @property
+    def effective_share(self) -> float:
+        return UNCAPPED if self.share is None else self.share
 
     @field_validator("model")
     @classmethod
@@ -36,9 +51,12 @@ class _Case(Document, extra="forbid"):
     @field_validator("tenants")
     @classmethod
     def _fit(cls, tenants: list[_Tenant]) -> list[_Tenant]:
-        total = sum(tenant.share for tenant in tenants)
+        total = capped_total(tenant.effective_share for tenant in tenants)
         if total > 1 + 1e-6:
-            raise ValueError(f"have shares that add up to {total:g}; a GPU has 1")
+            raise ValueError(
+                f"have shares that add up to {total:g}; those below 1 may add up to at most 1 "
+                "(leave out the share of a model that has none)"
+            )
         return tenants
 
 
@@ -47,4 +65,7 @@ def cases_of(data: object, models: Collection[str], source: str) -> list[list[Te
     if not isinstance(data, list):
         raise ConfigError(source, ['must be a list of cases, each {"tenants": [...]}'])
     cases = check(list[_Case], data, source, context=models)
-    return [[Tenant(t.model, t.batch, t.share, t.duty) for t in case.tenants] for case in cases]
+    return [
+        [Tenant(t.model, t.batch, t.effective_share, t.duty) for t in case.tenants]
+        for case in cases
+    ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from igniterd.perf.api import capped_total
+
 if TYPE_CHECKING:
     from igniterd.perf.profile import Profile, SoloPoint
 
@@ -79,9 +81,12 @@ def co_run_problems(profile: Profile) -> list[str]:
         unknown = sorted({t.model for t in run.tenants} - profile.models.keys())
         if unknown:
             problems.append(f"{where}: {', '.join(unknown)}: no such model in this profile")
-        total = sum(t.share for t in run.tenants)
+        total = capped_total(t.share for t in run.tenants)
         if total > 1 + 1e-6:
-            problems.append(f"{where}: shares add up to {total:g}, above 1")
+            problems.append(
+                f"{where}: shares add up to {total:g}, above 1 (leave out the share of a tenant "
+                "that had none)"
+            )
         for tenant in run.tenants:
             solo = [
                 p

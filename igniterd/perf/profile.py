@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from igniterd.errors import ProfileError, Refused
 from igniterd.files import replace_file
+from igniterd.perf.api import UNCAPPED
 from igniterd.perf.plausible import board_problems, co_run_problems, model_problems
 
 FORMAT = "igniterd-profile"
@@ -104,15 +105,17 @@ class ModelProfile(_Part):
 
 
 class CoTenant(_Part):
+    """One closed loop of a co-run. Without ``share`` no cap held it."""
+
     model: Name
     batch: Batch
-    share: Share
+    share: Share = UNCAPPED
     latency_ms: Milliseconds
     latency_error: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 class CoRun(_Part):
-    """Two or more closed loops at once on one GPU."""
+    """Two or more closed loops at once on one GPU. Their shares below 1 add up to at most 1."""
 
     tenants: Annotated[tuple[CoTenant, ...], Field(min_length=2)]
     power_w: Watts | None = None

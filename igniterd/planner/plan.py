@@ -18,13 +18,15 @@ from pydantic import Field, field_validator
 
 from igniterd.documents import Document, Name, Whole, check
 from igniterd.errors import ConfigError
+from igniterd.perf.api import UNCAPPED, capped_total
 from igniterd.planner.workloads import Infeasible
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTenant:
     """One workload, or one replica of it, on one GPU. A replica has ``rate_per_s`` below the
-    workload's."""
+    workload's. Beside others, a ``share`` of 1 is none (``UNCAPPED``): only what was read has it,
+    no strategy plans it."""
 
     workload: str
     model: str
@@ -223,7 +225,10 @@ class _Tenant(Document):
     workload: Name
     model: Name
     rate_per_s: Annotated[Positive, Field(description="a number above 0")]
-    share: Annotated[float, Field(gt=0, le=1, description="a number above 0, at most 1")]
+    share: (
+        Annotated[float, Field(gt=0, le=1, description="a number above 0, at most 1, or left out")]
+        | None
+    ) = None
     max_batch_size: Annotated[
         Whole, Field(ge=1, le=4096, description="a whole number from 1 to 4096")
     ]
@@ -236,6 +241,10 @@ class _Tenant(Document):
         _Predicted | None, Field(description='a table with "mean_ms" and "p99_ms"')
     ] = None
 
+    @property
+    def effective_share(self) -> float:
+        return UNCAPPED if self.share is None else self.share
+
     def record(self) -> PlannedTenant:
         predicted = self.predicted or _Predicted()
         return PlannedTenant(
@@ -243,7 +252,7 @@ class _Tenant(Document):
             model=self.model,
             slo_p99_ms=math.nan if self.slo_p99_ms is None else self.slo_p99_ms,
             rate_per_s=self.rate_per_s,
-            share=self.share,
+            share=self.effective_share,
             max_batch_size=self.max_batch_size,
             max_queue_delay_us=self.max_queue_delay_us,
             mean_ms=predicted.mean_ms,
@@ -260,9 +269,12 @@ class _Gpu(Document):
     @field_validator("tenants")
     @classmethod
     def _fits(cls, tenants: list[_Tenant]) -> list[_Tenant]:
-        total = sum(tenant.share for tenant in tenants)
+        total = capped_total(tenant.effective_share for tenant in tenants)
         if total > 1 + 1e-6:
-            raise ValueError(f"have shares that add up to {total:.3f}; at most 1 can be granted")
+            raise ValueError(
+                f"have shares that add up to {total:.3f}; at most 1 can be granted (leave out the "
+                "share of a model that has none)"
+            )
         return tenants
 
     def record(self) -> PlannedGpu:
@@ -281,8 +293,9 @@ class _Plan(Document):
 
 def plan_from_json(document: object, source: str) -> ProvisionPlan:
     """The records of a plan's JSON. Needs ``gpus[].gpu`` and per tenant workload, model,
-    rate_per_s, share, max_batch_size; other keys are left alone. Raises :class:`ConfigError` with
-    all that is wrong in it."""
+    rate_per_s, max_batch_size; without share it is uncapped; other keys are left alone. Raises
+    :class:`ConfigError` with all that is wrong in it.
+    """
     if not isinstance(document, dict):
         raise ConfigError(source, ['should be a table with "gpus", a list of GPUs'])
     plan = check(_Plan, document, source)

@@ -92,7 +92,7 @@ def test_cases_are_read_from_standard_input_and_a_profile_from_a_path(tmp_path: 
         (
             '[{"tenants": [{"model": "ssd", "batch": 1, "share": 0.7}, {"model": "ssd", "batch": '
             '1, "share": 0.7}]}]',
-            "add up to 1.4",
+            "those below 1 may add up to at most 1",
         ),
     ],
 )

@@ -21,7 +21,7 @@ from igniterd.lab.gpu.truth import (
     neighbour_weight,
     share_units,
 )
-from igniterd.perf.api import PerformanceModel, Tenant
+from igniterd.perf.api import UNCAPPED, PerformanceModel, Tenant
 from igniterd.predict import service_cv
 
 _KNOTS = (1, 2, 4, 8, 16, 32)  # batches at which a model is asked for interference
@@ -29,7 +29,8 @@ _KNOTS = (1, 2, 4, 8, 16, 32)  # batches at which a model is asked for interfere
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One workload, or its part, on one GPU. ``slo_p99_ms`` is NaN where none is known."""
+    """One workload, or its part, on one GPU. ``share`` is ``UNCAPPED`` without one. ``slo_p99_ms``
+    is NaN where none is known."""
 
     workload: str
     model: str
@@ -57,13 +58,17 @@ class Board(Protocol):
         """``solo_ms[i, batch]`` alone and ``excess[i, j, batch_i, batch_j]`` beside another that
         executes; index 0 of batches is unused.
 
-        Raises :class:`CannotRun` for a model or batch it does not know.
+        Raises :class:`CannotRun` for a model, a batch or an uncapped replica that it does not know.
         """
         ...
 
 
 class MeasuredBoard:
-    """The measured V100, see :mod:`igniterd.lab.gpu.truth`, with the emulator's dispersion."""
+    """The measured V100, see :mod:`igniterd.lab.gpu.truth`, with the emulator's dispersion.
+
+    Pairs were measured at shares that add up to 1, so it refuses a replica that is uncapped beside
+    others. One that is alone has the whole GPU, which was measured.
+    """
 
     name = "measured tables"
 
@@ -85,6 +90,12 @@ class MeasuredBoard:
                     f"workload {r.workload}: batches of {r.max_batch_size} were not measured; at "
                     f"most {MAX_BATCH} were"
                 )
+            if r.share >= UNCAPPED and len(replicas) > 1:
+                raise CannotRun(
+                    f"workload {r.workload}: it has no share, and what is uncapped beside others "
+                    "was not measured; give it a share below 1, or replay against the model "
+                    "(--against model)"
+                )
         full = self._truth.tables([r.model for r in replicas])
         units = [share_units(r.share) for r in replicas]
         n = len(replicas)
@@ -100,7 +111,7 @@ class MeasuredBoard:
 
 class ModelBoard:
     """A performance model in place of measurements. Interference is taken pair by pair and added
-    up."""
+    up, as well where one of a pair, or both, are uncapped."""
 
     def __init__(self, model: PerformanceModel) -> None:
         self._model = model
@@ -130,12 +141,15 @@ class ModelBoard:
     def _excess(self, one: Replica, other: Replica, largest: int) -> F64:
         key = one.model, one.share, other.model, other.share
         if key not in self._pairs:
+            share = other.share
+            if max(one.share, share) < UNCAPPED:  # no rounding may take them above one GPU
+                share = min(share, 1.0 - one.share)
             alone = {b: self._latency(Tenant(one.model, b, one.share)) for b in _KNOTS}
             rows = [
                 [
                     self._latency(
                         Tenant(one.model, b, one.share),
-                        Tenant(other.model, c, min(other.share, 1.0 - one.share)),
+                        Tenant(other.model, c, share),
                     )
                     / alone[b]
                     - 1.0

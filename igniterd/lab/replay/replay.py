@@ -5,6 +5,10 @@ Each GPU is replayed event by event (:mod:`igniterd.lab.replay.kernels.batches`)
 from a board of
 :mod:`igniterd.lab.replay.boards`: the measured tables, which know nothing of the equations that made the plan, or a performance model.
 
+A replica with the share ``UNCAPPED`` (1) beside others is held by no cap. Only the performance model
+answers for it: what it runs at with the whole GPU allowed, times what the model says that each
+neighbour adds. The measured tables refuse such a GPU.
+
 Replicas of one workload on several GPUs get streams of their own, at the rates the plan gives them;
 a trace is dealt out to them in proportion to those rates, as evenly as whole requests allow.
 """  # noqa: E501
@@ -26,6 +30,7 @@ from igniterd.arrays import F64
 from igniterd.errors import ConfigError
 from igniterd.lab.replay.boards import Board, Replica
 from igniterd.lab.replay.kernels.batches import replay_gpu
+from igniterd.perf.api import capped_total
 
 BURSTY = 4.0
 """Squared coefficient of variation of the gaps of bursty arrivals, where none is given."""
@@ -215,10 +220,11 @@ def _check(
         )
     ]
     for g, gpu in enumerate(gpus):
-        total = sum(r.share for r in gpu)
-        if total > 1.0 + 1e-6 or any(not r.share > 0.0 for r in gpu):
+        total = capped_total(r.share for r in gpu)
+        if total > 1.0 + 1e-6 or not all(0.0 < r.share <= 1.0 for r in gpu):
             problems.append(
-                f"gpus[{g}]: shares must be above 0 and add up to at most 1, not {total:g}"
+                f"gpus[{g}]: shares must be above 0 and at most 1, and those below 1 add up to at "
+                f"most 1, not {total:g}"
             )
     if process.kind is Kind.TRACE:
         unknown = {r.workload for gpu in gpus for r in gpu} - process.trace.keys()
