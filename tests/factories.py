@@ -1,11 +1,14 @@
 """What many tests make alike: predictors and configurations of the built-in V100 profile."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from igniterd.config import Config, parse_config
 from igniterd.decide.judge import PredictorPair
-from igniterd.perf import PerformanceModel, builtin_profile, load_model
+from igniterd.lab.gpu.floor import NO_FLOOR, HostFloor
+from igniterd.lab.gpu.truth import Neighbour, Truth
+from igniterd.perf import PerformanceModel, Profile, builtin_profile, load_model
+from igniterd.perf.profile import CoTenant
 from igniterd.predict import LatencyPredictor
 
 LEVEL = 0.95
@@ -48,3 +51,57 @@ def settings_of(
         source="test",
         folder=folder,
     )
+
+
+def profile_of_truth(floors: Mapping[str, HostFloor]) -> Profile:
+    """The V100's profile as it would be measured of the emulated board, at the shipped points, with
+    ``floors`` (by model) under the times; without the published method's inputs."""
+    truth, shipped = Truth.v100(), builtin_profile("v100")
+    floor_of = {name: floors.get(name, NO_FLOOR) for name in shipped.models}
+
+    def took_ms(me: CoTenant, others: Sequence[CoTenant]) -> float:
+        near = [
+            Neighbour(
+                o.model,
+                o.batch,
+                o.share,
+                floor_of[o.model].busy(truth.solo_ms(o.model, o.batch, o.share)),
+            )
+            for o in others
+        ]
+        return truth.latency_ms(me.model, me.batch, me.share, near, floor_of[me.model])
+
+    models = {
+        name: model.model_copy(
+            update={
+                "igniter": None,
+                "solo": tuple(
+                    p.model_copy(
+                        update={
+                            "latency_ms": truth.latency_ms(
+                                name, p.batch, p.share, floor=floor_of[name]
+                            )
+                        }
+                    )
+                    for p in model.solo
+                ),
+            }
+        )
+        for name, model in shipped.models.items()
+    }
+    runs = tuple(
+        run.model_copy(
+            update={
+                "tenants": tuple(
+                    t.model_copy(
+                        update={"latency_ms": took_ms(t, run.tenants[:i] + run.tenants[i + 1 :])}
+                    )
+                    for i, t in enumerate(run.tenants)
+                )
+            }
+        )
+        for run in shipped.co_runs
+    )
+    made = shipped.model_copy(update={"models": models, "co_runs": runs})
+    made.check("profile of the truth")
+    return made

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from igniterd.lab.gpu.floor import HostFloor
 from igniterd.lab.gpu.truth import MAX_BATCH
 from igniterd.lab.load.load import INPUT_FLOATS
 
@@ -18,6 +19,10 @@ class EmulatedModel:
     ``max_queue_delay_us`` None leaves Triton's default dynamic batching; ``parameters`` are added
     to its configuration. ``gpus`` are device numbers of its server, each with ``instances``: they
     are for a host whose boards are given. None there leaves the devices to Triton.
+
+    With ``host_ms`` (ms, before the host's slow factor) its host takes that long to launch a batch
+    of any size, and ``1 + host_rise`` times as long beside a neighbour: see
+    :class:`~igniterd.lab.gpu.floor.HostFloor`.
     """
 
     name: str
@@ -27,10 +32,12 @@ class EmulatedModel:
     instances: int = 1
     parameters: dict[str, str] = field(default_factory=dict)
     gpus: tuple[int, ...] | None = None
+    host_ms: float = 0.0
+    host_rise: float = 0.0
 
     def config(self) -> dict[str, object]:
         """Its ModelConfig, in JSON's names. Raises ``ValueError`` for a batch that was not
-        measured."""
+        measured, and for a floor that is none."""
         if not 1 <= self.max_batch_size <= MAX_BATCH:
             raise ValueError(
                 f"model {self.name}: max_batch_size {self.max_batch_size} was not measured: give "
@@ -41,7 +48,7 @@ class EmulatedModel:
             if self.max_queue_delay_us is None
             else {"max_queue_delay_microseconds": self.max_queue_delay_us}
         )
-        texts = {"emulated_model": self.like or self.name, **self.parameters}
+        texts = {"emulated_model": self.like or self.name, **self._floor(), **self.parameters}
         return {
             "name": self.name,
             "backend": "python",
@@ -62,6 +69,15 @@ class EmulatedModel:
             if self.instances != 1:
                 config["instance_group"] = [{"count": self.instances}]
         return config
+
+    def _floor(self) -> dict[str, str]:
+        try:
+            floor = HostFloor(self.host_ms, self.host_rise)
+        except ValueError as problem:
+            raise ValueError(f"model {self.name}: host_ms, host_rise: {problem}") from None
+        if not floor.ms:
+            return {}
+        return {"emulated_host_ms": repr(floor.ms), "emulated_host_rise": repr(floor.rise)}
 
     def _groups(self) -> list[dict[str, object]]:
         if self.gpus is None:

@@ -26,6 +26,27 @@ def test_no_device_is_not_a_choice() -> None:
         EmulatedModel("m", gpus=()).config()
 
 
+def test_a_host_floor_is_two_parameters_and_no_floor_is_none() -> None:
+    texts = EmulatedModel("m", like="alexnet", host_ms=6.0, host_rise=0.4).config()["parameters"]
+    assert texts == {
+        "emulated_model": {"string_value": "alexnet"},
+        "emulated_host_ms": {"string_value": "6.0"},
+        "emulated_host_rise": {"string_value": "0.4"},
+    }
+    assert EmulatedModel("m", like="alexnet").config()["parameters"] == {
+        "emulated_model": {"string_value": "alexnet"}
+    }
+
+
+def test_a_floor_that_is_none_is_refused_with_its_model() -> None:
+    with pytest.raises(
+        ValueError, match=r"model m: host_ms, host_rise: .*ms is -1\.0: give a time"
+    ):
+        EmulatedModel("m", host_ms=-1.0).config()
+    with pytest.raises(ValueError, match=r"model m: .*rise is 0\.4 and ms is 0.*give ms above 0"):
+        EmulatedModel("m", host_rise=0.4).config()
+
+
 def test_a_list_of_numbers_is_written_as_several_fields() -> None:
     text = pbtxt({"instance_group": [{"kind": "KIND_GPU", "gpus": [0, 2]}]})
     assert text == "instance_group {\n  kind: KIND_GPU\n  gpus: 0\n  gpus: 2\n}\n"

@@ -25,6 +25,7 @@ from igniterd.clients.triton.config import allocation_of
 from igniterd.clients.triton.unmanaged import BusyClock
 from igniterd.devices import ServerFacts
 from igniterd.errors import NotNow, NotServed, Refused, Unreachable
+from igniterd.lab.gpu.floor import NO_FLOOR, HostFloor
 from igniterd.lab.gpu.truth import DISPERSION_CV, Neighbour, Truth
 from igniterd.records import Allocation, BatchStat, Gap, ModelReading, Stub
 from tests.sim.batcher import Batcher
@@ -47,6 +48,7 @@ class SimModel:
     named: bool = False  # by its configuration
     backend: str = "python"  # any other runs inside tritonserver
     brings: int = 1
+    floor: HostFloor = NO_FLOOR
     refused: int = 0
     batch: tuple[float, ...] = ()  # arrival times of the requests being executed
     left: float = 0.0  # of the batch, as a fraction
@@ -404,14 +406,22 @@ class SimHost:
         share = model.applied.share
         others = [m for m in executing if m is not model]
         sharing = [m for m in others if m.applied.share is not None]
+        beside = [self._neighbour(m) for m in sharing]
         # a process without a share takes turns with every other such, and with all that share as
         # one
+        turns = 1 + sum(self._neighbour(m).busy for m in others if m.applied.share is None)
         if share is None:
-            return self._rate(model, 1.0, ()) / (1 + len(others) - len(sharing) + bool(sharing))
-        beside = tuple((m.like, len(m.batch), m.applied.share) for m in sharing)
-        granted = share + sum(s or 0.0 for _, _, s in beside)
-        return self._rate(model, share, beside) / (
-            (1 + len(others) - len(sharing)) * max(1.0, granted)
+            turns += min(1.0, sum(n.busy for n in beside))
+            on_gpu = self._rate(model, 1.0, ()) / turns
+        else:
+            granted = share + sum(n.share * n.busy for n in beside)
+            on_gpu = self._rate(model, share, beside) / (turns * max(1.0, granted))
+        least_ms = model.floor.least_ms(beside=bool(others)) * self.slow
+        return min(on_gpu, 1000 / least_ms) if least_ms else on_gpu
+
+    def _rate(self, model: SimModel, share: float, beside: Sequence[Neighbour]) -> float:
+        return 1000 / (
+            self.truth.latency_ms(model.like, len(model.batch), share, beside) * self.slow
         )
 
     def speed_up(self, model: str, factor: float) -> None:
@@ -424,13 +434,15 @@ class SimHost:
         self.slow = factor
         self._known_speeds.clear()
 
-    def _rate(
-        self, model: SimModel, share: float, beside: tuple[tuple[str, int, float | None], ...]
-    ) -> float:
-        neighbours = [Neighbour(like, batch, theirs or 1.0) for like, batch, theirs in beside]
-        return 1000 / (
-            self.truth.latency_ms(model.like, len(model.batch), share, neighbours) * self.slow
-        )
+    def _neighbour(self, model: SimModel) -> Neighbour:
+        batch, share = len(model.batch), model.applied.share or 1.0
+        busy = model.floor.busy(self.truth.solo_ms(model.like, batch, share))
+        return Neighbour(model.like, batch, share, busy)
+
+    def bind_to_host(self, model: str, floor: HostFloor) -> None:
+        """From now on, the model's host takes so long to launch a batch."""
+        self.models[model].floor = floor
+        self._known_speeds.clear()
 
     def _next_arrival(self, name: str, now_s: float) -> None:
         rate = self.models[name].rate_per_s(now_s)

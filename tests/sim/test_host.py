@@ -6,6 +6,7 @@ import copy
 import pytest
 
 from igniterd.clients.triton.config import allocation_of
+from igniterd.lab.gpu.floor import HostFloor
 from igniterd.records import ModelReading
 from tests.sim.host import SimHost, config_of
 
@@ -47,3 +48,25 @@ async def test_a_preferred_size_refuses_nobody() -> None:
     assert allocation_of(config).max_batch_size == 2
     assert host.models["alexnet"].refused == 0
     assert {each.batch_size for each in reading.batches} == {6}
+
+
+async def test_a_host_bound_model_takes_its_floor_and_more_beside_a_neighbour() -> None:
+    clock = asyncio.get_running_loop().time
+    host = SimHost({n: (n, lambda _: 20.0) for n in ("alexnet", "vgg19")}, clock)
+    host.bind_to_host("alexnet", HostFloor(6.0, 0.5))
+    host.speed_up("vgg19", 1e6)  # it hardly ever executes
+    await asyncio.sleep(30.0)
+    assert await mean_ms(host) == pytest.approx(6.0, rel=0.02)
+    for model in host.models.values():
+        model.reset(model.config)
+    host.speed_up("vgg19", 1e-6)  # its first batch does not end
+    await asyncio.sleep(30.0)
+    assert await mean_ms(host) == pytest.approx(9.0, rel=0.02)
+
+
+async def mean_ms(host: SimHost) -> float:
+    """Of a batch of one of alexnet, as Triton counts."""
+    reading = (await host.read_models(["alexnet"]))["alexnet"]
+    assert isinstance(reading, ModelReading)
+    one = next(each for each in reading.batches if each.batch_size == 1)
+    return (one.compute_infer_ns + one.compute_input_ns + one.compute_output_ns) / one.count / 1e6

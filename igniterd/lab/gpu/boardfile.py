@@ -25,7 +25,7 @@ from pathlib import Path
 SLOTS = 256
 _FIELDS = 16  # floats in the header, and in a slot
 _BYTES = 8 * _FIELDS * (SLOTS + 1)
-_MAGIC = 1.69e9
+_MAGIC = 1.70e9
 
 # header
 # _H_TOP: slots ever used, from the first
@@ -45,7 +45,9 @@ _H_MAGIC, _H_SLOW, _H_MEMORY, _H_CLAIMS, _H_ENERGY, _H_TOP = range(6)
     _LAST_ENDED,
     _ENERGY,
     _COUNT,
-) = range(13)
+    _BUSY,
+    _LAST_BUSY,
+) = range(15)
 
 
 class OutOfMemory(Exception):
@@ -58,7 +60,8 @@ class Copy:
     share; ``batch`` is 0 while it is idle.
 
     ``energy_j`` is what its finished executions drew above idle; ``power_w`` is what the running
-    one draws.
+    one draws. ``busy`` is the part of the time, in (0, 1], for which the running one keeps the GPU
+    busy beside others.
     """
 
     pid: int
@@ -73,6 +76,7 @@ class Copy:
     last_ended_s: float
     energy_j: float
     executions: int
+    busy: float = 1.0
 
 
 def board_paths(path: Path) -> list[Path]:
@@ -217,6 +221,7 @@ class BoardFile:
             last_ended_s=v[_LAST_ENDED],
             energy_j=v[_ENERGY],
             executions=int(v[_COUNT]),
+            busy=v[_BUSY],
         )
 
     @contextmanager
@@ -233,10 +238,10 @@ class Slot:
         self._board = board
         self._base = base
 
-    def begin(self, batch: int, power_w: float, now_s: float) -> None:
-        """An execution starts."""
+    def begin(self, batch: int, power_w: float, now_s: float, busy: float = 1.0) -> None:
+        """An execution starts. Beside others it keeps the GPU busy for ``busy`` of the time."""
         cells, base = self._board.cells, self._base
-        cells[base + _STARTED], cells[base + _POWER] = now_s, power_w
+        cells[base + _STARTED], cells[base + _POWER], cells[base + _BUSY] = now_s, power_w, busy
         cells[base + _BATCH] = float(batch)
 
     def end(self, now_s: float) -> None:
@@ -248,13 +253,16 @@ class Slot:
             started,
             now_s,
         )
+        cells[base + _LAST_BUSY] = cells[base + _BUSY]
         cells[base + _ENERGY] += cells[base + _POWER] * (now_s - started)
         cells[base + _COUNT] += 1.0
         cells[base + _BATCH] = 0.0
 
-    def others(self, since_s: float, now_s: float) -> list[tuple[int, int, int, float, float]]:
-        """Executions of other copies that overlap [since_s, now_s]: (model, units, batch, from_s,
-        to_s), clipped to it.
+    def others(
+        self, since_s: float, now_s: float
+    ) -> list[tuple[int, int, int, float, float, float]]:
+        """Executions of other copies that overlap [since_s, now_s]: (model, units, batch, busy,
+        from_s, to_s), clipped to it.
 
         A copy shows its running execution and the one before, so this is exact for spans no longer
         than two executions.
@@ -267,12 +275,14 @@ class Slot:
             last_started, last_ended = cells[base + _LAST_STARTED], cells[base + _LAST_ENDED]
             who = (int(cells[base + _MODEL]), int(cells[base + _UNITS]))
             if batch and started != last_started and started < now_s:
-                found.append((*who, int(batch), max(since_s, started), now_s))
+                busy = cells[base + _BUSY]
+                found.append((*who, int(batch), busy, max(since_s, started), now_s))
             if last_ended > since_s:
                 found.append(
                     (
                         *who,
                         int(cells[base + _LAST_BATCH]),
+                        cells[base + _LAST_BUSY],
                         max(since_s, last_started),
                         min(now_s, last_ended),
                     )

@@ -9,6 +9,9 @@ that depends on who else executes:
 - A process without an MPS share owns the whole board while it runs, and so does the group of all
   processes with one: a board without MPS runs one at a time. n of these busy together each get 1/n
   of the time (time slices are much shorter than an execution).
+- A copy with a host floor does its work no faster than its host launches it. Others count it with
+  the part of the time for which it keeps the GPU busy: in their slowdown, in the shares that exceed
+  the board, and as so much of a turn.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from math import log, sqrt
 from typing import NamedTuple
 
 from igniterd.lab.gpu.boardfile import Slot
+from igniterd.lab.gpu.floor import NO_FLOOR, HostFloor
 from igniterd.lab.gpu.truth import (
     DISPERSION_CV,
     STRAGGLER_CHANCE,
@@ -39,37 +43,58 @@ _NEARLY_S = 20e-6  # work left that is not worth another sleep
 
 
 class Running(NamedTuple):
-    """Another copy that executes: indices into the tables; ``units`` is 0 without an MPS share."""
+    """Another copy that executes: indices into the tables; ``units`` is 0 without an MPS share;
+    ``busy`` is the part of the time, in (0, 1], for which it keeps the GPU busy."""
 
     model: int
     units: int
     batch: int
+    busy: float = 1.0
 
 
 class Rates:
-    """The rate of work of one copy: its model and units (0 without an MPS share)."""
+    """The rate of work of one copy: its model, units (0 without an MPS share) and host floor.
 
-    def __init__(self, tables: TruthTables, model: int, units: int) -> None:
+    By batch: ``solo_ms`` is its time alone, ``busy`` the part of its time for which it keeps the
+    GPU busy, ``added_w`` the power above idle that it draws.
+    """
+
+    def __init__(
+        self, tables: TruthTables, model: int, units: int, floor: HostFloor = NO_FLOOR
+    ) -> None:
         self._shared = units > 0
         self.units = units if self._shared else UNITS
         # Plain lists: one figure out of a list is several times quicker to get than one out of an
         # array.
-        self.solo_ms: list[float] = tables.solo_ms[model, :, self.units].tolist()
-        self.power_w: list[float] = tables.power_w[model, :, self.units].tolist()
+        gpu_ms: list[float] = tables.solo_ms[model, :, self.units].tolist()
+        power_w: list[float] = tables.power_w[model, :, self.units].tolist()
+        self.solo_ms = [floor.batch_ms(ms, beside=False) for ms in gpu_ms]
+        # Index 0 is no batch. Of the time alone: the GPU's, and the floor beside others.
+        self._gpu_part = [0.0, *(g / t for g, t in zip(gpu_ms[1:], self.solo_ms[1:], strict=True))]
+        self._raised = [0.0, *(floor.least_ms(beside=True) / t for t in self.solo_ms[1:])]
+        self.busy = [0.0, *(floor.busy(ms) for ms in gpu_ms[1:])]
+        idle_w = tables.idle_power_w
+        self.added_w = [(w - idle_w) * b for w, b in zip(power_w, self.busy, strict=True)]
         self._excess: list[list[list[float]]] = tables.excess[model, :, :, :, self.units].tolist()
         self._weight = [neighbour_weight(u, self.units) for u in range(UNITS + 1)]
 
     def rate(self, batch: int, others: Sequence[Running]) -> float:
         """Work done in a second, in seconds of executing alone; in (0, 1]."""
-        without = sum(1 for o in others if o.units == 0)
+        if not others:
+            return 1.0
+        longer = self._gpu_part[batch] * self._gpu_slowdown(batch, others)
+        return 1.0 / max(self._raised[batch], longer)
+
+    def _gpu_slowdown(self, batch: int, others: Sequence[Running]) -> float:
+        without = sum(o.busy for o in others if o.units == 0)
         beside = [o for o in others if o.units > 0]
         if not self._shared:
-            return 1.0 / (1 + without + (1 if beside else 0))
+            return 1.0 + without + min(1.0, sum(o.busy for o in beside))
         slowdown = 1.0 + sum(
-            self._excess[o.model][batch][o.batch] * self._weight[o.units] for o in beside
+            self._excess[o.model][batch][o.batch] * self._weight[o.units] * o.busy for o in beside
         )
-        granted = self.units + sum(o.units for o in beside)
-        return 1.0 / (slowdown * max(1.0, granted / UNITS) * (1 + without))
+        granted = self.units + sum(o.units * o.busy for o in beside)
+        return slowdown * max(1.0, granted / UNITS) * (1.0 + without)
 
 
 class Dispersion:
@@ -106,14 +131,13 @@ class Executor:
         dispersion: Dispersion,
         *,
         slow_factor: float,
-        idle_power_w: float,
         slice_s: float = SLICE_S,
         handover_s: float = HANDOVER_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self._rates, self._slot, self._dispersion = rates, slot, dispersion
-        self._slow, self._idle_w, self._slice_s = slow_factor, idle_power_w, slice_s
+        self._slow, self._slice_s = slow_factor, slice_s
         self._ended_s = 0.0
         self._handover_s, self._clock, self._sleep = handover_s, clock, sleep
 
@@ -123,11 +147,13 @@ class Executor:
         arrived = self._clock() if started_s is None else started_s
         start = now = max(arrived - self._handover_s, self._ended_s)
         work = self._rates.solo_ms[batch] / 1e3 * self._slow * self._dispersion.draw()
-        self._slot.begin(batch, self._rates.power_w[batch] - self._idle_w, start)
+        self._slot.begin(batch, self._rates.added_w[batch], start, self._rates.busy[batch])
         try:
             while work > _NEARLY_S:
                 present = self._slot.others(now, now + 1e-9)
-                rate = self._rates.rate(batch, [Running(m, u, b) for m, u, b, _, _ in present])
+                rate = self._rates.rate(
+                    batch, [Running(m, u, b, p) for m, u, b, p, _, _ in present]
+                )
                 wake = now + min(work / rate, self._slice_s)
                 self._sleep(max(0.0, wake - self._clock()))
                 before, now = now, self._clock()
@@ -144,8 +170,8 @@ class Executor:
         done = 0.0
         for a, b in pairwise(cuts):
             during = [
-                Running(model, units, size)
-                for model, units, size, start, end in seen
+                Running(model, units, size, busy)
+                for model, units, size, busy, start, end in seen
                 if start < b and end > a
             ]
             done += (b - a) * self._rates.rate(batch, during)

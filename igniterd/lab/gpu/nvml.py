@@ -54,7 +54,8 @@ class _Board:
         return [self._tenant(c) for c in self.file.copies() if c.batch]
 
     def _tenant(self, copy: Copy) -> Neighbour:
-        return Neighbour(self.truth.models[copy.model], copy.batch, (copy.units or UNITS) / UNITS)
+        share = (copy.units or UNITS) / UNITS
+        return Neighbour(self.truth.models[copy.model], copy.batch, share, copy.busy)
 
     def _energy_j(self, now_s: float) -> float:
         """Energy above idle since the board was made."""

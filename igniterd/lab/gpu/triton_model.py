@@ -4,7 +4,8 @@ model repository as ``model.py``.
 It runs in Triton's stub process, on the board that its device number means to CUDA there. Its MPS
 share is ``CUDA_MPS_ACTIVE_THREAD_PERCENTAGE`` in its own environment, read when it is loaded, as a
 CUDA context would. Other settings come from the server's environment (see ``host.py``) and from the
-model's parameter ``emulated_model``, the name of the measured model it behaves like.
+model's parameters: ``emulated_model``, the name of the measured model it behaves like, and
+``emulated_host_ms`` and ``emulated_host_rise``, its host's floor.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import triton_python_backend_utils as pb_utils  # noqa: E402
 
 from igniterd.lab.gpu.boardfile import BoardFile, OutOfMemory, Slot, board_paths  # noqa: E402
 from igniterd.lab.gpu.executor import HANDOVER_S, SLICE_S, Dispersion, Executor, Rates  # noqa: E402
+from igniterd.lab.gpu.floor import HostFloor  # noqa: E402
 from igniterd.lab.gpu.truth import DISPERSION_CV, MAX_BATCH, TruthTables, memory_bytes, share_units  # noqa: E402
 
 _PR_SET_TIMERSLACK = 29
@@ -39,9 +41,8 @@ class TritonPythonModel:
         """Load the tables and take a place on the board; what is wrong is said in the load's
         error."""
         config = json.loads(args["model_config"])
-        name = (
-            config["parameters"].get("emulated_model", {}).get("string_value") or args["model_name"]
-        )
+        name = _text(config, "emulated_model") or args["model_name"]
+        floor = _floor(config)
         folder = Path(os.environ["IGNITERD_EMULATOR"])
         board = _board(Path(os.environ["IGNITERD_EMULATOR_BOARDS"]), args)
         kind = board.about.get("kind", "v100")
@@ -63,14 +64,13 @@ class TritonPythonModel:
         self._ready = False
         setting = os.environ.get
         self._executor = Executor(
-            Rates(tables, tables.models.index(name), units),
+            Rates(tables, tables.models.index(name), units, floor),
             self._slot,
             Dispersion(
                 f"{setting('IGNITERD_EMULATOR_SEED', '0')} {args['model_name']} {board.claims}",
                 cv=float(setting("IGNITERD_EMULATOR_CV", DISPERSION_CV)),
             ),
             slow_factor=board.slow_factor,
-            idle_power_w=tables.idle_power_w,
             slice_s=float(setting("IGNITERD_EMULATOR_SLICE_S", SLICE_S)),
             handover_s=float(setting("IGNITERD_EMULATOR_HANDOVER_S", HANDOVER_S)),
         )
@@ -117,6 +117,20 @@ def _board(path: Path, args: dict[str, str]) -> BoardFile:
         raise pb_utils.TritonModelException(f"CUDA device {device}: error {error}")
     boards = map(BoardFile, board_paths(path))
     return next(board for board in boards if board.about["pci"] == pci.value.decode())
+
+
+def _text(config: dict[str, Any], parameter: str) -> str:
+    return str(config["parameters"].get(parameter, {}).get("string_value", ""))
+
+
+def _floor(config: dict[str, Any]) -> HostFloor:
+    try:
+        ms, rise = (float(_text(config, f"emulated_host_{key}") or 0.0) for key in ("ms", "rise"))
+        return HostFloor(ms, rise)
+    except ValueError as problem:
+        raise pb_utils.TritonModelException(
+            f"emulated_host_ms, emulated_host_rise: {problem}"
+        ) from None
 
 
 def _output(items: int) -> Any:

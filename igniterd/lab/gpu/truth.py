@@ -18,6 +18,12 @@ Beside others (``pairs.csv``)
     1`` from ``profile.json``, one figure for all batches and shares. With several neighbours the
     excesses add. Each is scaled by share_b / (1 - share_a), at most 1: a neighbour that holds less
     of the GPU than it held when it was measured disturbs less.
+Host (not measured in these tables; without a :class:`~igniterd.lab.gpu.floor.HostFloor` no effect)
+    A batch takes the longer of the GPU's time, as above, and the host's. Beside any neighbour that
+    executes the host takes 1 + ``rise`` times as long, whoever it is and however many there are. A
+    model with a floor keeps the GPU busy for a part of its time: the GPU's time alone over the
+    longer of that and the raised floor. Its excess on others, its part of an over-granted board,
+    its turns and the power that it adds are multiplied by that part.
 Power, clock (``profile.json``: 9 points a model, 1 to 5 copies of vgg19)
     Board power is idle power plus what each tenant adds when alone, at most the board's limit. The
     clock is the lowest any tenant has alone, and no higher than vgg19's copies ran at the same
@@ -41,6 +47,7 @@ from typing import Any
 import numpy as np
 
 from igniterd.arrays import F64
+from igniterd.lab.gpu.floor import NO_FLOOR, HostFloor
 
 SHARE_UNIT = 0.025  # two of the V100's 80 SMs
 UNITS = 40  # units in the whole board
@@ -82,11 +89,13 @@ def share_units(share: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A tenant executing at the same moment: its model, its batch (1..32) and its share (0, 1]."""
+    """A tenant executing at the same moment: its model, its batch (1..32), its share (0, 1] and the
+    part of the time, in (0, 1], for which it keeps the GPU busy."""
 
     model: str
     batch: int
     share: float
+    busy: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,20 +193,28 @@ class Truth:
     def slowdown(
         self, model: str, batch: int, share: float, neighbours: Sequence[Neighbour] = ()
     ) -> float:
-        """Latency beside these neighbours, all executing, as a multiple (>= 1) of the latency
+        """The GPU's time beside these neighbours, all executing, as a multiple (>= 1) of its time
         alone."""
         row, own, units = self._row(model), _batch(batch), share_units(share)
         return 1.0 + sum(
             float(self._tables.excess[row, self._row(n.model), own, _batch(n.batch), units])
             * neighbour_weight(share_units(n.share), units)
+            * n.busy
             for n in neighbours
         )
 
     def latency_ms(
-        self, model: str, batch: int, share: float, neighbours: Sequence[Neighbour] = ()
+        self,
+        model: str,
+        batch: int,
+        share: float,
+        neighbours: Sequence[Neighbour] = (),
+        floor: HostFloor = NO_FLOOR,
     ) -> float:
-        """Mean latency (ms) beside these neighbours: :meth:`solo_ms` times :meth:`slowdown`."""
-        return self.solo_ms(model, batch, share) * self.slowdown(model, batch, share, neighbours)
+        """Mean latency (ms) beside these neighbours: :meth:`solo_ms` times :meth:`slowdown`, or the
+        host's ``floor`` where that is longer."""
+        gpu_ms = self.solo_ms(model, batch, share) * self.slowdown(model, batch, share, neighbours)
+        return floor.batch_ms(gpu_ms, beside=bool(neighbours))
 
     def added_power_w(self, model: str, batch: int, share: float) -> float:
         """Power (W) above idle that a model adds while it executes."""
@@ -208,13 +225,13 @@ class Truth:
 
     def board_power_w(self, tenants: Sequence[Neighbour]) -> float:
         """Board power (W) while these tenants execute."""
-        added = sum(self.added_power_w(t.model, t.batch, t.share) for t in tenants)
+        added = sum(self.added_power_w(t.model, t.batch, t.share) * t.busy for t in tenants)
         return min(self.power_limit_w, self.idle_power_w + added)
 
     def board_clock_mhz(self, tenants: Sequence[Neighbour]) -> float:
         """SM clock (MHz) while these tenants execute."""
         demand = self.idle_power_w + sum(
-            self.added_power_w(t.model, t.batch, t.share) for t in tenants
+            self.added_power_w(t.model, t.batch, t.share) * t.busy for t in tenants
         )
         alone = [
             float(self._tables.clock_mhz[self._row(t.model), _batch(t.batch), share_units(t.share)])

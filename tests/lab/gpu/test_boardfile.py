@@ -46,12 +46,15 @@ def test_memory_runs_out_and_comes_back(board: BoardFile) -> None:
 def test_others_clips_to_the_span_and_counts_no_execution_twice(board: BoardFile) -> None:
     me = board.claim(model=0, units=8, memory_bytes=0)
     other = board.claim(model=1, units=16, memory_bytes=0)
-    other.begin(3, 0.0, now_s=1.0)
-    assert me.others(2.0, 4.0) == [(1, 16, 3, 2.0, 4.0)]
+    other.begin(3, 0.0, now_s=1.0, busy=0.25)
+    assert me.others(2.0, 4.0) == [(1, 16, 3, 0.25, 2.0, 4.0)]
     other.end(3.0)
-    assert me.others(2.0, 4.0) == [(1, 16, 3, 2.0, 3.0)]
+    assert me.others(2.0, 4.0) == [(1, 16, 3, 0.25, 2.0, 3.0)]
     other.begin(4, 0.0, now_s=3.5)
-    assert sorted(me.others(2.0, 4.0)) == [(1, 16, 3, 2.0, 3.0), (1, 16, 4, 3.5, 4.0)]
+    assert sorted(me.others(2.0, 4.0)) == [
+        (1, 16, 3, 0.25, 2.0, 3.0),
+        (1, 16, 4, 1.0, 3.5, 4.0),
+    ]
     assert me.others(3.1, 3.2) == []
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from igniterd.lab.gpu.boardfile import BoardFile
 from igniterd.lab.gpu.executor import Dispersion, Executor, Rates, Running
+from igniterd.lab.gpu.floor import NO_FLOOR, HostFloor
 from igniterd.lab.gpu.truth import MAX_BATCH, UNITS, Neighbour, Truth
 
 TRUTH = Truth.v100()
@@ -37,17 +38,18 @@ class Clock:
         self.events = [e for e in self.events if e[0] > self.now]
 
 
-def executor(path: Path, clock: Clock, model: int, units: int) -> tuple[Executor, BoardFile]:
+def executor(
+    path: Path, clock: Clock, model: int, units: int, floor: HostFloor = NO_FLOOR
+) -> tuple[Executor, BoardFile]:
     board = BoardFile.create(path / "board", slow_factor=4.0, memory_bytes=10**10)
     slot = board.claim(model=model, units=units, memory_bytes=0)
     calm = Dispersion("x", cv=0.0, chance=0.0)
-    rates = Rates(TABLES, model, units)
+    rates = Rates(TABLES, model, units, floor)
     made = Executor(
         rates,
         slot,
         calm,
         slow_factor=4.0,
-        idle_power_w=53.5,
         slice_s=0.004,
         handover_s=0.0,
         clock=clock,
@@ -56,7 +58,8 @@ def executor(path: Path, clock: Clock, model: int, units: int) -> tuple[Executor
     return made, board
 
 
-shared = st.builds(Running, st.integers(0, 3), st.integers(1, 20), st.integers(1, MAX_BATCH))
+parts = st.floats(0.01, 1.0)  # of the time, for which the GPU is kept busy
+shared = st.builds(Running, st.integers(0, 3), st.integers(1, 20), st.integers(1, MAX_BATCH), parts)
 
 
 @given(
@@ -65,8 +68,10 @@ shared = st.builds(Running, st.integers(0, 3), st.integers(1, 20), st.integers(1
 def test_rate_is_the_truth_while_shares_fit(
     model: int, units: int, batch: int, others: list[Running]
 ) -> None:
-    granted = units + sum(o.units for o in others)
-    neighbours = [Neighbour(TABLES.models[o.model], o.batch, o.units / UNITS) for o in others]
+    granted = units + sum(o.units * o.busy for o in others)
+    neighbours = [
+        Neighbour(TABLES.models[o.model], o.batch, o.units / UNITS, o.busy) for o in others
+    ]
     slowdown = TRUTH.slowdown(TABLES.models[model], batch, units / UNITS, neighbours) * max(
         1.0, granted / UNITS
     )
@@ -82,6 +87,71 @@ def test_without_mps_the_board_is_time_sliced() -> None:
     assert bare.rate(1, [Running(VGG19, 10, 8), Running(RESNET50, 10, 4)]) == pytest.approx(1 / 2)
     beside_bare = Rates(TABLES, VGG19, 10).rate(8, [Running(ALEXNET, 0, 1)])
     assert beside_bare == pytest.approx(1 / 2)
+
+
+def test_the_rate_of_a_host_bound_copy_is_the_truth_with_its_floor() -> None:
+    floor, alone_ms = HostFloor(6.0, 0.4), 6.0
+    copy = Rates(TABLES, ALEXNET, 16, floor)
+    assert copy.solo_ms[1] == alone_ms > TRUTH.solo_ms("alexnet", 1, 0.4)
+    assert copy.rate(1, []) == 1.0
+    beside = [Running(VGG19, 24, 8)]
+    assert copy.rate(1, beside) == pytest.approx(1 / 1.4)
+    assert copy.rate(32, beside) == pytest.approx(
+        copy.solo_ms[32] / TRUTH.latency_ms("alexnet", 32, 0.4, [Neighbour("vgg19", 8, 0.6)], floor)
+    )
+
+
+def test_a_copy_that_is_host_bound_counts_for_the_time_that_it_keeps_the_gpu_busy() -> None:
+    busy = Rates(TABLES, ALEXNET, 16, HostFloor(6.0, 0.4)).busy
+    quarter = TRUTH.solo_ms("alexnet", 4, 0.4) / (6.0 * 1.4)
+    assert busy[4] == pytest.approx(quarter)
+    assert 0 < busy[1] < busy[4] < busy[32] == 1.0
+    victim = Rates(TABLES, VGG19, 24)
+    whole, part = (victim.rate(8, [Running(ALEXNET, 16, 4, b)]) for b in (1.0, busy[4]))
+    assert 1 / part - 1 == pytest.approx((1 / whole - 1) * quarter)
+    # turns and an over-granted board go with it as well
+    bare = Rates(TABLES, VGG19, 0)
+    assert bare.rate(8, [Running(ALEXNET, 0, 4, 0.25)]) == pytest.approx(1 / 1.25)
+    assert bare.rate(8, [Running(ALEXNET, 16, 4, 0.25)] * 2) == pytest.approx(1 / 1.5)
+    assert bare.rate(8, [Running(ALEXNET, 16, 4, 0.75)] * 2) == pytest.approx(1 / 2)
+    greedy = Rates(TABLES, VGG19, 40).rate(8, [Running(ALEXNET, 40, 4, 0.25)])
+    own = TRUTH.slowdown("vgg19", 8, 1.0, [Neighbour("alexnet", 4, 1.0, 0.25)])
+    assert greedy == pytest.approx(1 / (own * 1.25))
+
+
+others = st.builds(Running, st.integers(0, 3), st.integers(0, 20), st.integers(1, MAX_BATCH), parts)
+floors = st.builds(HostFloor, st.floats(0.1, 50.0), st.floats(0.0, 0.6))
+
+
+@given(
+    st.integers(0, 3),
+    st.integers(0, 39),
+    st.integers(1, MAX_BATCH),
+    st.lists(others, max_size=3),
+    floors,
+)
+def test_a_floor_never_quickens_and_is_never_beaten(
+    model: int, units: int, batch: int, beside: list[Running], floor: HostFloor
+) -> None:
+    floored, free = Rates(TABLES, model, units, floor), Rates(TABLES, model, units)
+    took_ms = floored.solo_ms[batch] / floored.rate(batch, beside)
+    assert took_ms >= floor.least_ms(beside=bool(beside)) * (1 - 1e-9)
+    assert took_ms >= free.solo_ms[batch] / free.rate(batch, beside) * (1 - 1e-9)
+    assert 0.0 < floored.rate(batch, beside) <= 1.0
+
+
+def test_a_host_bound_copy_is_slower_while_a_neighbour_executes(tmp_path: Path) -> None:
+    clock = Clock()
+    one, board = executor(tmp_path, clock, ALEXNET, 12, HostFloor(6.0, 0.5))
+    assert one.execute(1) * 1e3 == pytest.approx(4.0 * 6.0, abs=0.03)
+    (copy,) = board.copies()
+    added_w = TRUTH.added_power_w("alexnet", 1, 0.3)
+    part = TRUTH.solo_ms("alexnet", 1, 0.3) / 9.0
+    assert (copy.busy, copy.energy_j) == pytest.approx((part, added_w * part * 0.024), rel=2e-3)
+    other = board.claim(model=VGG19, units=28, memory_bytes=0)
+    comes = clock.now + 0.012  # half is done by then
+    clock.events.append((comes, lambda: other.begin(8, 0.0, comes)))
+    assert one.execute(1) * 1e3 == pytest.approx(12.0 + 12.0 * 1.5, abs=0.05)
 
 
 def test_alone_it_takes_the_measured_time(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from igniterd.lab.gpu.floor import HostFloor
 from igniterd.lab.gpu.truth import MAX_BATCH, UNITS, Neighbour, Truth, share_units
 
 DATA = Path(__file__).parents[3] / "igniterd" / "data" / "v100"
@@ -77,6 +78,49 @@ def test_a_neighbour_with_half_the_share_it_was_measured_with_disturbs_half() ->
     whole = TRUTH.slowdown("alexnet", 4, 0.2, [Neighbour("vgg19", 8, 0.8)]) - 1.0
     half = TRUTH.slowdown("alexnet", 4, 0.2, [Neighbour("vgg19", 8, 0.4)]) - 1.0
     assert half == pytest.approx(whole / 2)
+
+
+def test_a_host_floor_by_hand() -> None:
+    """alexnet at batch 2 and 20 % takes 2.5 ms alone, and 17 ms at 32."""
+    floor, near = HostFloor(6.0, 0.4), [Neighbour("vgg19", 8, 0.8)]
+    for share in (0.2, 0.5, 1.0):
+        assert TRUTH.solo_ms("alexnet", 2, share) < 6.0
+        assert TRUTH.latency_ms("alexnet", 2, share, floor=floor) == 6.0
+        assert TRUTH.latency_ms("alexnet", 2, share, near, floor) == pytest.approx(8.4)
+        assert TRUTH.latency_ms("alexnet", 2, share, near * 3, floor) == pytest.approx(8.4)
+    bound_by_gpu = TRUTH.latency_ms("alexnet", 32, 0.2, near)
+    assert bound_by_gpu > 8.4
+    assert TRUTH.latency_ms("alexnet", 32, 0.2, near, floor) == bound_by_gpu
+
+
+def test_a_neighbour_that_keeps_the_gpu_busy_a_third_of_the_time_disturbs_a_third() -> None:
+    whole, third = (
+        TRUTH.slowdown("alexnet", 4, 0.2, [Neighbour("vgg19", 8, 0.8, busy)]) - 1.0
+        for busy in (1.0, 1 / 3)
+    )
+    assert third == pytest.approx(whole / 3)
+    power_w = TRUTH.board_power_w([Neighbour("alexnet", 16, 0.5, 0.5)])
+    assert power_w == pytest.approx((53.5 + 184.57142857142858) / 2)
+
+
+@given(
+    names,
+    batches,
+    shares,
+    st.lists(st.builds(Neighbour, names, batches, shares, st.floats(0.01, 1.0)), max_size=3),
+    st.builds(HostFloor, st.floats(0.1, 100.0), st.floats(0.0, 0.6)),
+)
+def test_a_floor_is_never_beaten_never_quickens_and_never_turns_a_share_around(
+    model: str, batch: int, share: float, neighbours: list[Neighbour], floor: HostFloor
+) -> None:
+    took_ms = TRUTH.latency_ms(model, batch, share, neighbours, floor)
+    assert took_ms >= floor.least_ms(beside=bool(neighbours))
+    assert took_ms >= TRUTH.latency_ms(model, batch, share, neighbours)
+    assert took_ms >= TRUTH.latency_ms(model, batch, share, floor=floor)
+    more = min(1.0, share + 1 / UNITS)
+    assert TRUTH.latency_ms(model, batch, more, floor=floor) <= TRUTH.latency_ms(
+        model, batch, share, floor=floor
+    )
 
 
 def test_a_copy_of_itself() -> None:
