@@ -28,13 +28,9 @@ REPEAT = 60
 
 
 @njit
-def repeated(
-    times, times_of, knots, unit, transfer, floors, weights, who, batch, share, utilisation, out
-):  # type: ignore[no-untyped-def]
+def repeated(times, fitted, rest):  # type: ignore[no-untyped-def]
     for _ in range(times):
-        kernel.latencies(
-            times_of, knots, unit, transfer, floors, weights, who, batch, share, utilisation, out
-        )
+        kernel.latencies(*fitted, *rest)
 
 
 def best_us(what: Callable[[], object], times: int = 1) -> float:
@@ -77,13 +73,10 @@ def figures() -> dict[str, float]:
         np.empty((TENANTS, 2)),
     )
     fitted = (
-        model.times,
-        model.knots,
-        model.share_unit,
-        model.transfer,
-        model.floors,
-        model.weights,
+        *(model.gpus, model.hosts, model.knots, model.share_unit, model.transfer, model.floors),
+        *(model.weights, model.contention, model.rises),
     )
+    given = (who, batch, share, utilisation, out)
     tenants = [
         Tenant(model.models[w], b, s, d)
         for w, b, s, d in zip(who, batch, share, utilisation, strict=True)
@@ -95,10 +88,10 @@ def figures() -> dict[str, float]:
 
     return {
         f"mean latencies of {TENANTS} tenants, kernel": best_us(
-            lambda: repeated(500, *fitted, who, batch, share, utilisation, out), 500
+            lambda: repeated(500, fitted, given), 500
         ),
         f"mean latencies of {TENANTS} tenants, from Python": best_us(
-            many(2000, lambda: model.latencies_ms(who, batch, share, utilisation, out)), 2000
+            many(2000, lambda: model.latencies_ms(*given)), 2000
         ),
         "service curve, 32 batches, 3 neighbours": best_us(
             many(20, lambda: model.service_curve_ms("ssd", 0.3, tenants[:3], 32)), 20

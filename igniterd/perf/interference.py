@@ -1,10 +1,11 @@
-"""What neighbours cost: weights of the interference features for every ordered pair of models,
-learnt from co-runs.
+"""What neighbours cost, learnt from co-runs: weights of the interference features for every ordered
+pair of models, what an uncapped neighbour costs, and how much more the host takes beside others.
 
 A pair that was never measured together has the weights of the prior: what pairs of models do on
 average, and how far they differ from it. Each co-run in the profile narrows its pair. On the V100's
 measurements neither L2 nor DRAM use nor power foretold the weights of an unseen pair better than
-the average does (``bench/accuracy.py``), so none of them is asked for.
+the average does (``bench/accuracy.py``), so none of them is asked for. How much more the host takes
+is one figure a victim: whoever the neighbour is, it hardly differs.
 """
 
 from __future__ import annotations
@@ -20,43 +21,73 @@ from numpy.typing import NDArray
 
 from igniterd.arrays import F64
 from igniterd.perf.kernels import mean as kernel
+from igniterd.perf.trend import greater
 
 FEATURES = kernel.FEATURES
 NOISE_SD = 0.012  # of one measured slowdown: the features' own misfit, and the measurement
 _SURFACE_GAIN = 1.2  # an error of the solo time carries into the slowdown by about 1 + the slowdown
 _RIDGE = 1e-4  # least variance of a weight, so that a prior of few pairs is not taken for certain
+_ROUNDS = 5
+_MISSED = 0.1  # of the time alone: a co-run that is fitted no better is odd
+CONTENTION = (0.65, 0.3)
+"""Mean and standard deviation over pairs of what an uncapped neighbour costs, in terms of how long
+its kernels are (``bench/foreign.py``: the uncapped pairs on a V100, KACE, SoCC 2024)."""
+_CONTENTION_MISFIT = 0.15  # of it, relative: what no co-run takes away
+RISE = (0.2, 0.2)
+"""Mean and standard deviation over models of how much more the host takes beside others
+(``bench/foreign.py``: 0 to 0.6 on an A100 and a V100)."""
+_RISE_MISFIT = 0.03
+_BLOCK = FEATURES + 1  # the weights of one neighbour, and its contention
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """Another tenant of a co-run."""
+    """Another tenant of a co-run. ``load`` is its GPU time over that of batch 1 with the whole GPU,
+    ``busy`` the fraction of its time that it executes on the GPU."""
 
     model: int
     batch: float
     share: float
+    load: float = 1.0
+    busy: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class CoRunSample:
-    """One tenant's latency in a co-run. ``alone_ms`` is the predicted GPU time alone, ``variance``
-    that of its logarithm."""
+    """One tenant of a co-run: what it took (``time_ms``, without transfers), and what is predicted
+    of it alone: the GPU's part and the host's (ms), and the ``variance`` of the logarithm of the
+    time. ``floor_ms`` is its GPU time of batch 1 with the whole GPU."""
 
     victim: int
+    time_ms: float
     gpu_ms: float
-    alone_ms: float
     variance: float
     floor_ms: float
     neighbours: tuple[Neighbour, ...]
+    host_ms: float = 0.0
+    share: float = 0.0
+
+    @property
+    def alone_ms(self) -> float:
+        return float(greater(self.host_ms, self.gpu_ms))
 
     @property
     def slowdown(self) -> float:
         """Measured slowdown (ratio above 1)."""
-        return self.gpu_ms / self.alone_ms - 1.0
+        return self.time_ms / self.alone_ms - 1.0
+
+    @property
+    def capped(self) -> bool:
+        """Whether nobody's kernels run on another's SMs."""
+        return all(kernel.contended(self.share, n.share) == 0 for n in self.neighbours)
 
     def features(self, neighbour: Neighbour) -> F64:
-        """Shape (4,): see ``kernels.mean``."""
+        """Shape (5,): see ``kernels.mean``; the last one is of what is contended for."""
         crowd = float(kernel.crowding(neighbour.batch, neighbour.share))
-        return np.array([1.0, self.floor_ms / self.alone_ms, neighbour.share, crowd])
+        both = float(kernel.contended(self.share, neighbour.share))
+        x = self.floor_ms / self.gpu_ms
+        apart = np.array([1.0, x, neighbour.share, crowd])
+        return neighbour.busy * np.append(apart, both * neighbour.load * x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +114,15 @@ def shipped_prior() -> Prior:
 def estimate_prior(observations: Sequence[CoRunSample]) -> Prior:
     """Mean and covariance over ordered pairs of the least-squares weights of each.
 
-    Runs beside a copy and co-runs of more than two are left out.
+    Runs beside a copy, co-runs of more than two, of uncapped tenants and of what waits for its host
+    are left out.
 
     Raises ``ValueError`` with fewer than two ordered pairs that have four observations.
     """
     pairs: dict[tuple[int, int], list[CoRunSample]] = {}
     for seen in observations:
-        if len(seen.neighbours) == 1 and seen.neighbours[0].model != seen.victim:
+        apart = seen.capped and seen.host_ms <= 0
+        if apart and len(seen.neighbours) == 1 and seen.neighbours[0].model != seen.victim:
             pairs.setdefault((seen.victim, seen.neighbours[0].model), []).append(seen)
     fits = [_least_squares(group) for group in pairs.values() if len(group) >= FEATURES]
     if len(fits) < 2:
@@ -100,66 +133,165 @@ def estimate_prior(observations: Sequence[CoRunSample]) -> Prior:
     return Prior(weights.mean(axis=0), np.cov(weights.T) + _RIDGE * np.eye(FEATURES))
 
 
-def learn(models: int, observations: Sequence[CoRunSample], prior: Prior) -> tuple[F64, F64]:
-    """Posterior weights (models, models, 4), victim first, and their covariances (models, models,
-    4, 4).
+@dataclass(frozen=True, slots=True)
+class Interference:
+    """Posterior, victim first: ``weights`` (models, models, 4) with their covariances ``spreads``
+    (models, models, 4, 4), ``contention`` (models, models, 2) and ``rises`` (models, 2) each with a
+    mean and a variance."""
 
-    Linear in the weights but for which neighbour of a larger co-run is the worst; that is settled
-    in three rounds.
+    weights: F64
+    spreads: F64
+    contention: F64
+    rises: F64
+
+
+def learn(models: int, observations: Sequence[CoRunSample], prior: Prior) -> Interference:
+    """What the co-runs say of every ordered pair of ``models`` models.
+
+    Linear in the weights but for which neighbour of a larger co-run is the worst and for whether
+    the host is waited for; that is settled in five rounds.
     """
-    weights = np.broadcast_to(prior.mean, (models, models, FEATURES)).copy()
-    spreads = np.broadcast_to(prior.covariance, (models, models, FEATURES, FEATURES)).copy()
+    start = np.append(np.tile(np.append(prior.mean, CONTENTION[0]), models), RISE[0])
+    spread = np.zeros((start.shape[0], start.shape[0]))
+    for model in range(models):
+        at = _block(model)
+        spread[at, at][:FEATURES, :FEATURES] = prior.covariance
+        spread[at, at][FEATURES, FEATURES] = CONTENTION[1] ** 2
+    spread[-1, -1] = RISE[1] ** 2
+    flat = np.tile(start, (models, 1))
+    after = np.tile(spread, (models, 1, 1))
     for victim in range(models):
         seen = [o for o in observations if o.victim == victim]
         if seen:
-            weights[victim], spreads[victim] = _posterior(models, seen, prior)
-    return _non_negative(weights, spreads), spreads
+            flat[victim], after[victim] = _posterior(start, spread, seen)
+    return _parted(models, flat, after)
+
+
+def _parted(models: int, flat: F64, after: F64) -> Interference:
+    """``flat`` (models, models * 5 + 1) and its covariances, as what they are of."""
+    blocks = flat[:, :-1].reshape(models, models, _BLOCK)
+    spreads = np.array([[v[_block(j), _block(j)] for j in range(models)] for v in after])
+    spreads = (spreads + spreads.transpose(0, 1, 3, 2)) / 2
+    cost = np.maximum(blocks[..., FEATURES], 0.0)
+    unsure = spreads[..., FEATURES, FEATURES] + (_CONTENTION_MISFIT * cost) ** 2
+    weights, weighed = blocks[..., :FEATURES], spreads[..., :FEATURES, :FEATURES]
+    return Interference(
+        np.ascontiguousarray(_non_negative(weights, weighed)),
+        np.ascontiguousarray(weighed),
+        np.stack([cost, unsure], axis=-1),
+        np.stack([np.maximum(flat[:, -1], 0.0), after[:, -1, -1] + _RISE_MISFIT**2], axis=-1),
+    )
 
 
 def _least_squares(group: Sequence[CoRunSample]) -> F64:
-    features = np.array([o.features(o.neighbours[0]) for o in group])
+    features = np.array([o.features(o.neighbours[0])[:FEATURES] for o in group])
     return np.asarray(
         np.linalg.lstsq(features, np.array([o.slowdown for o in group]), rcond=None)[0]
     )
 
 
-def _posterior(models: int, seen: Sequence[CoRunSample], prior: Prior) -> tuple[F64, F64]:
-    """Weights (models, 4) and covariances (models, 4, 4) of one victim, by Gauss-Newton from the
-    prior."""
-    start = np.tile(prior.mean, models)
-    spread = np.kron(np.eye(models), prior.covariance)
-    noise = np.diag([_SURFACE_GAIN**2 * o.variance + NOISE_SD**2 for o in seen])
+def _posterior(start: F64, spread: F64, seen: Sequence[CoRunSample]) -> tuple[F64, F64]:
+    """What is known of one victim, (models * 5 + 1,) and its covariance.
+
+    No part of a slowdown is below 0. Where that leaves capped co-runs that contradict each other,
+    those slowest against the prior are left to it, one after another, until the rest agree; how
+    slow they were is what the cost of a batch may still be.
+    """
+    doubt = np.zeros_like(start)
     measured = np.array([o.slowdown for o in seen])
+    own = np.array([_SURFACE_GAIN**2 * o.variance + NOISE_SD**2 for o in seen])
+    capped = np.array([o.capped for o in seen])
+    odd = np.where(capped, np.maximum(measured - _linearised(start, seen)[0], 0.0), 0.0)
+    for _ in seen:
+        flat, after = _conditioned(start, spread, seen, measured, own)
+        missed = np.abs(measured - _predicted(flat, seen)) > np.maximum(_MISSED, 3 * np.sqrt(own))
+        worst = int(odd.argmax())
+        if odd[worst] <= 0 or not (missed & capped).any():
+            break
+        own[worst] += odd[worst] ** 2
+        doubt[_cost_of_a_batch(seen[worst])] += _still_so(seen[worst], odd[worst])
+        odd[worst] = 0.0
+    return flat, after + np.diag(doubt)
+
+
+def _cost_of_a_batch(o: CoRunSample) -> int:
+    """Where its weight lies for the neighbour that was felt most."""
+    most = max(o.neighbours, key=lambda n: float(np.sum(o.features(n))))
+    return _BLOCK * most.model + 1
+
+
+def _still_so(o: CoRunSample, excess: float) -> float:
+    """Variance of that weight when the ``excess`` over the prior is two standard deviations."""
+    return (excess / (2.0 * o.floor_ms / o.gpu_ms)) ** 2
+
+
+def _conditioned(
+    start: F64, spread: F64, seen: Sequence[CoRunSample], measured: F64, own: F64
+) -> tuple[F64, F64]:
+    """Posterior by Gauss-Newton from the prior, given slowdowns ``measured`` (n,) and their
+    variances ``own`` (n,)."""
     flat = start
-    for _ in range(3):
-        predicted, slope = _linearised(flat, seen)
+    for _ in range(_ROUNDS):
+        predicted, slope, contended = _linearised(flat, seen)
+        noise = np.diag(own + (_CONTENTION_MISFIT * contended) ** 2)
         gain = spread @ slope.T @ np.linalg.inv(slope @ spread @ slope.T + noise)
         flat = start + gain @ (measured - predicted - slope @ (start - flat))
-    after = spread - gain @ slope @ spread
-    blocks = np.array([after[_span(j), _span(j)] for j in range(models)])
-    return flat.reshape(models, FEATURES), (blocks + blocks.transpose(0, 2, 1)) / 2
+    return flat, spread - gain @ slope @ spread
 
 
-def _linearised(flat: F64, seen: Sequence[CoRunSample]) -> tuple[F64, F64]:
-    """Predicted slowdowns (n,) at the weights ``flat`` (models * 4,) and their derivatives (n,
-    models * 4)."""
+def _predicted(flat: F64, seen: Sequence[CoRunSample]) -> F64:
+    """Slowdowns (n,) as the kernel has them: no part of them is below 0."""
+    bounded = flat.copy()
+    bounded[1:-1:_BLOCK] = np.maximum(bounded[1:-1:_BLOCK], 0.0)
+    predicted = _linearised(bounded, seen)[0]
+    for row, o in enumerate(seen):
+        phi = [(o.features(n), bounded[_block(n.model)]) for n in o.neighbours]
+        below = sum(min(float(f[[0, 2, 3]] @ w[[0, 2, 3]]), 0.0) for f, w in phi)
+        predicted[row] -= below if o.host_ms <= 0 else 0.0
+    return predicted
+
+
+def _linearised(flat: F64, seen: Sequence[CoRunSample]) -> tuple[F64, F64, F64]:
+    """Predicted slowdowns (n,) at ``flat`` (m,), their derivatives (n, m), and what part of them is
+    contention (n,)."""
     predicted, slope = np.zeros(len(seen)), np.zeros((len(seen), flat.shape[0]))
+    contended = np.zeros(len(seen))
     for row, o in enumerate(seen):
         phi = [o.features(n) for n in o.neighbours]
-        parts = np.array(
-            [float(f @ flat[_span(n.model)]) for f, n in zip(phi, o.neighbours, strict=True)]
-        )
-        worst = int(parts.argmax())
+        at = [flat[_block(n.model)] for n in o.neighbours]
+        parts = np.array([f[:-1] @ w[:-1] for f, w in zip(phi, at, strict=True)])
+        both = np.array([float(kernel.contended(o.share, n.share)) for n in o.neighbours])
+        worst = int(((1.0 - both) * parts).argmax())
         counted = np.where(np.arange(len(parts)) == worst, 1.0, kernel.OVERLAP)
-        predicted[row] = float(counted @ parts)
+        counted = (1.0 - both) * counted + both
+        queued = sum(float(f[-1] * w[-1]) for f, w in zip(phi, at, strict=True))
+        slow = float(counted @ parts) + queued
         for f, n, part in zip(phi, o.neighbours, counted, strict=True):
-            slope[row, _span(n.model)] += part * f
-    return predicted, slope
+            # beside uncapped ones the weights are taken as they are: all that is new is contention
+            learns = part if o.capped else 0.0
+            slope[row, _block(n.model)] += f * np.append(np.full(FEATURES, learns), 1.0)
+        predicted[row], follows = _waited_for(o, slow, float(flat[-1]))
+        slope[row] *= follows[0]
+        slope[row, -1] = follows[1]
+        contended[row] = follows[0] * queued
+    return predicted, slope, contended
 
 
-def _span(model: int) -> slice:
-    """Where the weights beside ``model`` lie in those of one victim, flat."""
-    return slice(FEATURES * model, FEATURES * (model + 1))
+def _waited_for(o: CoRunSample, slow: float, rise: float) -> tuple[float, tuple[float, float]]:
+    """Slowdown of the whole where that of the GPU part is ``slow``, and its derivatives over that
+    and over the ``rise`` of the host."""
+    gpu = o.gpu_ms * max(1.0 + slow, 0.05)
+    if o.host_ms <= 0:
+        return slow, (1.0, 0.0)
+    host, alone = o.host_ms * max(1.0 + rise, 0.05), o.alone_ms
+    time = float(greater(host, gpu))
+    by_gpu, by_host = (float(kernel.sharp(part / time) * time / part) for part in (gpu, host))
+    return time / alone - 1.0, (by_gpu * o.gpu_ms / alone, by_host * o.host_ms / alone)
+
+
+def _block(model: int) -> slice:
+    """Where what is known beside ``model`` lies in that of one victim, flat."""
+    return slice(_BLOCK * model, _BLOCK * (model + 1))
 
 
 def _non_negative(weights: F64, spreads: F64) -> F64:

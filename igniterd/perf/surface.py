@@ -1,39 +1,51 @@
-r"""The solo surface: GPU time of one batch alone, for every batch and share, from a handful of
+r"""The solo surface: time of one batch alone, for every batch and share, from a handful of
 measurements.
 
 The time of a batch depends on the work per SM far more than on batch and share apart: an SM runs
 its part of every layer in whole waves of thread blocks, so at equal u = batch / share the times
 agree to a percent or two, and between them they climb in steps that no formula in batch and share
-can follow. Hence
+can follow. Hence the GPU part of the trend (:mod:`igniterd.perf.trend`) times one plus a Gaussian
+process: steps in log u, whose part of the time falls as u grows, and a small free deviation in
+(log b, log s). Coefficients and process are conditioned on the measurements together, so that the
+variance is known everywhere. The result is tabulated and made monotone: the mean of the envelopes
+from below and above.
 
-.. math:: t(b, s) = (k_1 b + k_2) / s + k_3 + k_4 b
-
-with non-negative k (work, weights fetched per batch, fixed cost, memory traffic that more SMs do
-not speed up), times one plus a Gaussian process: steps in log u, whose part of the time falls as u
-grows, and a small free deviation in (log b, log s). Coefficients and process are conditioned on the
-measurements together, so that the variance is known everywhere. The result is tabulated and made
-monotone: the mean of the envelopes from below and above.
+Whether the host sets a floor, how the terms of the trend combine and how noisy the measurements are
+is asked of the measurements: every hypothesis has the likelihood of what was measured. The plainest
+one (no floor, terms that add, the V100's noise) is taken alone where none is likelier; else all of
+them, each by its probability, and where they differ the variance says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from igniterd.arrays import F64
+from igniterd.perf.process import (
+    NOISE_SD,
+    Hypothesis,
+    Process,
+    prior_covariance,
+)
+from igniterd.perf.trend import fit, greater
 
-STEP_SD = 0.07  # of the steps, relative to the time, at little work per SM
-STEP_WORK = 10.0  # items per GPU at which the steps have halved
-STEP_LENGTH = 0.2  # correlation length in log u
-FREE_SD = 0.008
-FREE_LENGTH = 0.5
-NOISE_SD = 0.006  # of one measured mean, relative
-# k over k_1: where the measurements leave a coefficient open
-_TYPICAL = np.array([1.0, 0.2, 1.0, 0.05])
-_FLOOR = np.array([0.0, 0.3, 0.5, 0.03])  # least standard deviation of k, over k_1
-_OPENNESS = 3.0  # the typical k may be wrong by this factor before it weighs on the fit
-_MISFIT = 0.03
+__all__ = ["NOISE_SD", "Grid", "Parts", "Surface", "make_grid", "prior_covariance"]
+
+POWERS = (1.0, 2.0, 4.0)
+FLOORS = (0.85, 0.9, 0.93, 0.96, 0.98, 1.0, 1.02, 1.04)  # over the least time measured
+NOISES = (NOISE_SD, 0.02, 0.05, 0.1)
+SCALES = (1.0, 2.0, 4.0)  # of the deviations from the trend
+# what a hypothesis that is less plain must gain in log likelihood
+_FLOOR_COST, _POWER_COST, _NOISE_COST, _SCALE_COST = 6.0, 1.0, 1.0, 2.0
+# more measurements than a profile has say no more: none of the forms is exactly true
+_SAYING = 11
+_PLAINER = 2.0  # the plainest is taken alone where none is likelier by this (log)
+_KEPT = 7.0  # a hypothesis this much less likely (log) than the best is left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +75,22 @@ def make_grid(max_batch: int, unit: float) -> Grid:
     return Grid(np.union1d(dense, sparse), unit, max(1, int(1 / unit + 1e-9)))
 
 
-@dataclass(frozen=True, slots=True)
+class Parts(NamedTuple):
+    """What the time of a batch is made of, each array of one shape: ``gpu`` and ``host`` (ms; 0
+    where the host is never waited for), ``variance`` of the logarithm of the time."""
+
+    gpu: F64
+    host: F64
+    variance: F64
+
+
+@dataclass(frozen=True)
 class Surface:
-    """Posterior of the solo surface, given ``batch``, ``share`` and ``gpu_ms`` (n,): GPU times (ms)
+    """Posterior of the solo surface, given ``batch``, ``share`` and ``gpu_ms`` (n,): times (ms)
     measured alone, without transfers.
 
-    ``error`` (n,) is the relative standard error of each mean where it is known; it adds to
-    ``NOISE_SD``.
+    ``error`` (n,) is the relative standard error of each mean where it is known; it adds to the
+    noise.
     """
 
     batch: F64
@@ -77,100 +98,85 @@ class Surface:
     gpu_ms: F64
     error: F64 | None = None
 
+    @cached_property
+    def hypotheses(self) -> tuple[tuple[float, Process], ...]:
+        """Those that may be so, each with its probability, the likeliest first."""
+        found = sorted(self._tried(), key=lambda h: -h[0])
+        best = found[0][0]
+        plain = [h for h in found if h[1].plain and h[0] > best - _PLAINER]
+        kept = plain or [h for h in found if h[0] > best - _KEPT]
+        total = sum(np.exp(each - best) for each, _ in kept)
+        return tuple(
+            (
+                float(np.exp(each - best) / total),
+                Process(h, self.batch, self.share, self.gpu_ms, self._error),
+            )
+            for each, h in kept
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Whether the plainest hypothesis explains what was measured."""
+        return self.hypotheses[0][1].of.plain
+
+    @property
+    def floored(self) -> bool:
+        """Whether a floor that the host sets is likelier than none."""
+        return sum(weight for weight, p in self.hypotheses if p.of.trend.host_ms > 0) > 0.5
+
     def at(self, batch: F64, share: F64) -> tuple[F64, F64]:
         """Mean (ms) and variance of its logarithm at (batch, share), each (m,)."""
-        k = _coefficients(self.batch, self.share, self.gpu_ms)
-        known = _covariance(k, self.batch, self.share, self.batch, self.share) + self._noise()
-        cross = _covariance(k, batch, share, self.batch, self.share)
-        solved = np.linalg.solve(
-            known, np.column_stack([self.gpu_ms / _trend(k, self.batch, self.share) - 1.0, cross.T])
+        gpu, host, variance = self.parts(batch, share)
+        return (greater(host, gpu) if self.floored else gpu), variance
+
+    def parts(self, batch: F64, share: F64) -> Parts:
+        """The same, in its parts."""
+        floored = self.floored
+        found = [(w, p, p.at(batch, share)) for w, p in self.hypotheses]
+        alike = [(w, each) for w, p, each in found if (p.of.trend.host_ms > 0) == floored]
+        total = sum(w for w, _ in alike)
+        gpu = np.exp(sum(w * np.log(each.gpu) for w, each in alike) / total)
+        host = np.zeros_like(gpu)
+        if floored:
+            host = np.exp(sum(w * np.log(each.host) for w, each in alike) / total)
+        mean = np.log(greater(host, gpu) if floored else gpu)
+        variance = sum(
+            w * (each.variance + (np.log(each.time()) - mean) ** 2) for w, _, each in found
         )
-        deviation = cross @ solved[:, 0]
-        variance = _prior_variance(k, batch, share) - np.einsum("ij,ji->i", cross, solved[:, 1:])
-        return _trend(k, batch, share) * np.maximum(1.0 + deviation, 0.05), np.maximum(
-            variance, 0.0
-        )
+        return Parts(gpu, host, np.asarray(variance))
 
     def covariance_left(self, batch: F64, share: F64, batch2: F64, share2: F64) -> F64:
         """Covariance (n, m) of the relative times at (batch, share) with those at (batch2, share2)
-        that the measurements leave."""
-        k = _coefficients(self.batch, self.share, self.gpu_ms)
-        known = _covariance(k, self.batch, self.share, self.batch, self.share) + self._noise()
-        one, other = (
-            _covariance(k, b, s, self.batch, self.share)
-            for b, s in ((batch, share), (batch2, share2))
-        )
-        return np.asarray(
-            _covariance(k, batch, share, batch2, share2) - one @ np.linalg.solve(known, other.T)
-        )
+        that the measurements leave, under the likeliest hypothesis."""
+        return self.hypotheses[0][1].covariance_left(batch, share, batch2, share2)
 
-    def table(self, grid: Grid) -> tuple[F64, F64]:
+    def table(self, grid: Grid) -> Parts:
         """Times (ms), monotone, and variances of their logarithms, each (batches, units)."""
         shape = (grid.batches.shape[0], grid.units)
         batch, share = np.repeat(grid.batches, grid.units), np.tile(grid.shares, shape[0])
-        time, variance = self.at(batch, share)
-        return _monotone(time.reshape(shape)), variance.reshape(shape)
+        gpu, host, variance = (part.reshape(shape) for part in self.parts(batch, share))
+        return Parts(_monotone(gpu), _monotone(host), variance)
 
-    def _noise(self) -> F64:
-        """Covariance (n, n) of the measurements' own errors."""
-        error = np.zeros_like(self.gpu_ms) if self.error is None else self.error
-        return np.diag(NOISE_SD**2 + error**2)
+    @property
+    def _error(self) -> F64:
+        return np.zeros_like(self.gpu_ms) if self.error is None else self.error
 
-
-def prior_covariance(batch: F64, share: F64, batch2: F64, share2: F64) -> F64:
-    """Covariance (n, m) of the relative times of a model nothing is known of yet; for choosing what
-    to measure."""
-    return _covariance(_TYPICAL, batch, share, batch2, share2)
-
-
-def _basis(batch: F64, share: F64) -> F64:
-    return np.stack([batch / share, 1 / share, np.ones_like(batch), batch], axis=1)
-
-
-def _trend(k: F64, batch: F64, share: F64) -> F64:
-    return np.asarray(_basis(batch, share) @ k)
-
-
-def _coefficients(batch: F64, share: F64, gpu_ms: F64) -> F64:
-    """Non-negative least squares of the relative error, drawn weakly to the typical proportions."""
-    relative = _basis(batch, share) / gpu_ms[:, None]
-    typical = _TYPICAL / np.mean(relative @ _TYPICAL)
-    pull = _MISFIT / (_OPENNESS * typical)
-    # 80 MB that only a fit needs: a process that is given a fitted model does without
-    from scipy.optimize import nnls
-
-    k, _ = nnls(
-        np.vstack([relative, np.diag(pull)]), np.concatenate([np.ones_like(gpu_ms), pull * typical])
-    )
-    return np.asarray(np.maximum(k, 1e-9 * typical))
-
-
-def _scaled_basis(k: F64, batch: F64, share: F64) -> F64:
-    spread = np.maximum(k, _FLOOR * k[0])
-    return np.asarray(_basis(batch, share) * spread / _trend(k, batch, share)[:, None])
-
-
-def _step_sd(batch: F64, share: F64) -> F64:
-    return np.asarray(STEP_SD / (1.0 + batch / share / STEP_WORK))
-
-
-def _covariance(k: F64, batch: F64, share: F64, batch2: F64, share2: F64) -> F64:
-    log_b, log_s, log_b2, log_s2 = np.log(batch), np.log(share), np.log(batch2), np.log(share2)
-    work = np.abs((log_b - log_s)[:, None] - (log_b2 - log_s2)[None, :])
-    apart = np.hypot(log_b[:, None] - log_b2[None, :], log_s[:, None] - log_s2[None, :])
-    steps = (
-        _step_sd(batch, share)[:, None]
-        * _step_sd(batch2, share2)[None, :]
-        * np.exp(-work / STEP_LENGTH)
-    )
-    trend = _scaled_basis(k, batch, share) @ _scaled_basis(k, batch2, share2).T
-    return np.asarray(trend + steps + FREE_SD**2 * np.exp(-apart / FREE_LENGTH))
-
-
-def _prior_variance(k: F64, batch: F64, share: F64) -> F64:
-    return np.asarray(
-        (_scaled_basis(k, batch, share) ** 2).sum(axis=1) + _step_sd(batch, share) ** 2 + FREE_SD**2
-    )
+    def _tried(self) -> Iterator[tuple[float, Hypothesis]]:
+        """Every hypothesis and its log likelihood, less what it costs to be less plain."""
+        least, tempered = float(self.gpu_ms.min()), min(1.0, _SAYING / self.batch.shape[0])
+        for power in POWERS:
+            for floor in (0.0, *FLOORS):
+                trend = fit(self.batch, self.share, self.gpu_ms, floor * least, power)
+                likely = Process.likelihoods(
+                    trend, self.batch, self.share, self.gpu_ms, self._error, NOISES, SCALES
+                )
+                cost = _FLOOR_COST * (floor > 0) + _POWER_COST * (power > 1)
+                for (i, noise), (j, scale) in (
+                    (a, b) for a in enumerate(NOISES) for b in enumerate(SCALES)
+                ):
+                    gained = tempered * float(likely[i, j]) - cost
+                    gained -= _NOISE_COST * (i > 0) + _SCALE_COST * (j > 0)
+                    yield gained, Hypothesis(trend, noise, scale)
 
 
 def _monotone(time: F64) -> F64:

@@ -22,10 +22,10 @@ import numpy as np
 
 from igniterd.arrays import F64, I64
 from igniterd.perf import interference, surface
-from igniterd.perf.api import Prediction, Tenant
+from igniterd.perf.api import Prediction, Tenant, capped_total
 from igniterd.perf.interference import CoRunSample, Neighbour, Prior
 from igniterd.perf.kernels import mean as kernel
-from igniterd.perf.profile import ModelProfile, Profile
+from igniterd.perf.profile import CoTenant, ModelProfile, Profile
 
 _deviations = lru_cache(maxsize=64)(NormalDist().inv_cdf)
 
@@ -58,13 +58,14 @@ class SurfaceModel:
             _surface(m, float(t.sum())) for m, t in zip(models, self.transfer, strict=True)
         ]
         tables = [s.table(self._grid) for s in self._surfaces]
-        self.times = np.stack([t for t, _ in tables])
-        self.variances = np.stack([v for _, v in tables])
-        self.floors = np.ascontiguousarray(self.times[:, 0, -1])
+        self.gpus = np.stack([t.gpu for t in tables])
+        self.hosts = np.stack([t.host for t in tables])
+        self.variances = np.stack([t.variance for t in tables])
+        self.floors = np.ascontiguousarray(self.gpus[:, 0, -1])
         observed = observations(profile, self)
-        self.weights, self.spreads = interference.learn(
-            len(models), observed, prior or interference.shipped_prior()
-        )
+        found = interference.learn(len(models), observed, prior or interference.shipped_prior())
+        self.weights, self.spreads = found.weights, found.spreads
+        self.contention, self.rises = found.contention, found.rises
         self._noise = np.array([surface.NOISE_SD**2, interference.NOISE_SD**2])
 
     @property
@@ -86,13 +87,33 @@ class SurfaceModel:
     def service_cv(self, model: str) -> float | None:
         return self._service_cv[model]
 
-    def alone(self, model: str, batch: float, share: float) -> tuple[float, float]:
-        """GPU time (ms) of one batch alone, without transfers, and the variance of its
-        logarithm."""
+    def plain(self, model: str) -> bool:
+        """Whether the plainest solo surface explains what was measured of ``model``."""
+        return self._surfaces[self._index[model]].plain
+
+    def host_bound_to(self, model: str, share: float) -> int:
+        """The largest batch, of those profiled, that waits for its host at ``share``: more SMs do
+        not speed it up. 0 where there is none."""
+        found = 0
+        for batch in range(1, self.max_batch(model) + 1):
+            gpu, host = self.parts(model, batch, share)
+            if gpu >= host:
+                break
+            found = batch
+        return found
+
+    def parts(self, model: str, batch: float, share: float) -> tuple[float, float]:
+        """GPU and host time (ms) of one batch alone, without transfers; it takes the greater."""
         i = self._index[model]
-        time = kernel.alone_ms(self.times[i], self.knots, self._unit, batch, share)
-        return float(time), float(
-            kernel.spread_of(self.variances[i], self.knots, self._unit, batch, share)
+        at = (self.knots, self._unit, batch, share)
+        return float(kernel.gpu_ms(self.gpus[i], *at)), float(kernel.host_ms(self.hosts[i], *at))
+
+    def alone(self, model: str, batch: float, share: float) -> tuple[float, float]:
+        """Time (ms) of one batch alone, without transfers, and the variance of its logarithm."""
+        gpu, host = self.parts(model, batch, share)
+        spread = self.variances[self._index[model]]
+        return float(kernel.greater(host, gpu)), float(
+            kernel.spread_of(spread, self.knots, self._unit, batch, share)
         )
 
     def predict(self, tenants: Sequence[Tenant], *, level: float = 0.95) -> tuple[Prediction, ...]:
@@ -153,8 +174,9 @@ class SurfaceModel:
     def latencies_ms(self, who: I64, batch: F64, share: F64, utilisation: F64, out: F64) -> None:
         """Mean latencies of n tenants without any Python in between: ``who`` (n,) indexes
         ``models``; ``out`` is (n, 2), see the kernel."""
-        own = (self.times, self.knots, self._unit, self.transfer, self.floors, self.weights)
-        kernel.latencies(*own, who, batch, share, utilisation, out)
+        own = (self.gpus, self.hosts, self.knots, self._unit, self.transfer, self.floors)
+        beside = (self.weights, self.contention, self.rises)
+        kernel.latencies(*own, *beside, who, batch, share, utilisation, out)
 
     def _curves(
         self, model: str, shares: F64, neighbours: Sequence[Tenant], batches: F64, level: float
@@ -192,19 +214,25 @@ class SurfaceModel:
             .reshape(-1, 3)
             .T.copy()
         )
-        terms = np.empty((near.shape[0], 6))
-        kernel.terms_of(self.weights[i], self.spreads[i], near, batch, share, utilisation, terms)
+        terms = np.empty((near.shape[0], kernel.TERMS))
+        tables = (self.gpus, self.hosts, self.knots, self._unit, self.floors)
+        learnt = (self.weights[i], self.spreads[i], self.contention[i])
+        # the whole GPU is a cap like any other while a share is searched for
+        own_share = float(shares[0]) if shares.shape[0] == 1 else 0.0
+        kernel.terms_of(*tables, *learnt, near, batch, share, utilisation, own_share, terms)
         mean, upper = (
             np.empty((shares.shape[0], batches.shape[0])),
             np.empty((shares.shape[0], batches.shape[0])),
         )
         own = (
-            self.times[i],
+            self.gpus[i],
+            self.hosts[i],
             self.variances[i],
             self.knots,
             self._unit,
             self.transfer[i],
             self.floors[i],
+            self.rises[i],
         )
         kernel.curves(*own, terms, self._noise, batches, shares, _deviations(level), mean, upper)
         return mean, upper
@@ -214,7 +242,9 @@ class SurfaceModel:
             largest, low, high = self._ranges[t.model]
             return 1 <= t.batch <= largest and low - 1e-9 <= t.share <= high + 1e-9
 
-        return sum(t.share for t in tenants) <= 1 + 1e-6 and all(within(t) for t in tenants)
+        return capped_total(t.share for t in tenants) <= 1 + 1e-6 and all(
+            within(t) for t in tenants
+        )
 
 
 def observations(profile: Profile, model: SurfaceModel) -> list[CoRunSample]:
@@ -224,18 +254,35 @@ def observations(profile: Profile, model: SurfaceModel) -> list[CoRunSample]:
     for run in profile.co_runs:
         for place, me in enumerate(run.tenants):
             others = tuple(
-                Neighbour(index[t.model], t.batch, t.share)
+                _neighbour(model, index[t.model], t)
                 for k, t in enumerate(run.tenants)
                 if k != place
             )
-            alone, variance = model.alone(me.model, me.batch, me.share)
-            i = index[me.model]
-            gpu = max(
-                me.latency_ms - float(model.transfer[i].sum()) * me.batch, 0.05 * me.latency_ms
-            )
-            doubt = variance + ((me.latency_error or 0.0) * me.latency_ms / gpu) ** 2
-            found.append(CoRunSample(i, gpu, alone, doubt, float(model.floors[i]), others))
+            found.append(_sample(profile.models[me.model], model, me, others))
     return found
+
+
+def _sample(
+    of: ModelProfile, model: SurfaceModel, me: CoTenant, others: tuple[Neighbour, ...]
+) -> CoRunSample:
+    i = model.models.index(me.model)
+    gpu, host = model.parts(me.model, me.batch, me.share)
+    alone, variance = model.alone(me.model, me.batch, me.share)
+    transfer = float(model.transfer[i].sum()) * me.batch
+    time = max(me.latency_ms - transfer, 0.05 * me.latency_ms)
+    here = [p.latency_ms for p in of.solo if (p.batch, p.share) == (me.batch, me.share)]
+    if here and not model.plain(me.model):
+        # what it took alone just there is surer than a surface that its points lie off
+        off = max(here[0] - transfer, 0.05 * here[0]) / alone
+        gpu, host, variance = gpu * off, host * off, min(variance, 2 * surface.NOISE_SD**2)
+    doubt = variance + ((me.latency_error or 0.0) * me.latency_ms / time) ** 2
+    return CoRunSample(i, time, gpu, doubt, float(model.floors[i]), others, host, me.share)
+
+
+def _neighbour(model: SurfaceModel, index: int, of: CoTenant) -> Neighbour:
+    gpu, host = model.parts(of.model, of.batch, of.share)
+    load, busy = gpu / float(model.floors[index]), gpu / float(kernel.greater(host, gpu))
+    return Neighbour(index, of.batch, of.share, load, busy)
 
 
 def trusted_share(model: ModelProfile) -> float:

@@ -34,7 +34,7 @@ def observation(
     """A co-run without noise: parts by the features, the worst in full and a third of the
     others."""
     blank = CoRunSample(victim, 1.0, alone_ms, 1e-8, 2.0, others)
-    parts = np.array([blank.features(o) @ weights for o in others])
+    parts = np.array([blank.features(o)[:FEATURES] @ weights for o in others])
     return CoRunSample(victim, alone_ms * (1 + together(parts)), alone_ms, 1e-8, 2.0, others)
 
 
@@ -48,15 +48,17 @@ def grid(victim: int, model: int, weights: np.ndarray = TRUE) -> list[CoRunSampl
 
 
 def test_the_weights_of_a_pair_are_found() -> None:
-    weights, spreads = learn(2, grid(0, 1), OPEN)
-    features = np.array([o.features(o.neighbours[0]) for o in grid(0, 1)])
+    found = learn(2, grid(0, 1), OPEN)
+    weights, spreads = found.weights, found.spreads
+    features = np.array([o.features(o.neighbours[0])[:FEATURES] for o in grid(0, 1)])
     assert features @ weights[0, 1] == pytest.approx(features @ TRUE, abs=2e-3)
     assert np.trace(spreads[0, 1]) < 0.1 * FEATURES
 
 
 def test_what_was_not_seen_keeps_the_prior() -> None:
     prior = Prior(TRUE, 0.01 * np.eye(FEATURES))
-    weights, spreads = learn(3, grid(0, 1, 2 * TRUE), prior)
+    found = learn(3, grid(0, 1, 2 * TRUE), prior)
+    weights, spreads = found.weights, found.spreads
     assert weights[1, 0] == pytest.approx(TRUE) and weights[0, 2] == pytest.approx(TRUE)
     assert spreads[0, 2] == pytest.approx(prior.covariance)
     assert weights[0, 1][0] > TRUE[0]
@@ -68,10 +70,13 @@ def test_three_at_once_teach_about_both_neighbours() -> None:
         observation(0, Neighbour(1, b, 0.3), Neighbour(2, b, 0.4), weights=1.5 * TRUE)
         for b in (1, 4, 16)
     ]
-    weights, spreads = learn(3, seen, prior)
+    found = learn(3, seen, prior)
+    weights, spreads = found.weights, found.spreads
 
     def predicted(o: CoRunSample) -> float:
-        return together(np.array([o.features(n) @ weights[0, n.model] for n in o.neighbours]))
+        return together(
+            np.array([o.features(n)[:FEATURES] @ weights[0, n.model] for n in o.neighbours])
+        )
 
     assert [predicted(o) for o in seen] == pytest.approx([o.slowdown for o in seen], abs=0.01)
     assert all(np.trace(spreads[0, j]) < np.trace(prior.covariance) for j in (1, 2))
@@ -96,7 +101,7 @@ def test_the_shipped_prior_is_what_the_tool_writes() -> None:
 
 def test_a_cost_per_batch_below_nothing_is_not_believed() -> None:
     odd = TRUE * np.array([1, -1, 1, 1])
-    weights, _ = learn(2, grid(0, 1, odd), OPEN)
+    weights = learn(2, grid(0, 1, odd), OPEN).weights
     assert weights[0, 1, 1] == pytest.approx(0, abs=1e-12)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from igniterd.data.v100 import build
 from igniterd.perf import load_model
-from igniterd.perf.api import Tenant
+from igniterd.perf.api import UNCAPPED, Tenant
 from igniterd.perf.interference import estimate_prior
 from igniterd.perf.kernels import mean as kernel
 from igniterd.perf.profile import builtin_profile
@@ -20,8 +20,13 @@ MODELS = ("alexnet", "resnet50", "vgg19", "ssd")
 MODEL = SurfaceModel(builtin_profile("v100"))
 
 tenants = st.builds(
-    Tenant, st.sampled_from(MODELS), st.floats(1, 80), st.floats(0.02, 1), st.floats(0, 1)
+    Tenant,
+    st.sampled_from(MODELS),
+    st.floats(1, 80),
+    st.floats(0.02, 0.999) | st.just(UNCAPPED),
+    st.floats(0, 1),
 )
+capped = tenants.filter(lambda t: t.share < UNCAPPED)
 neighbourhoods = st.lists(tenants, max_size=5)
 
 
@@ -30,7 +35,7 @@ def latency(*case: Tenant) -> float:
 
 
 @settings(deadline=None)
-@given(tenants, neighbourhoods, st.floats(1, 2), st.floats(0.3, 1))
+@given(capped, neighbourhoods, st.floats(1, 2), st.floats(0.3, 1))
 def test_latency_never_falls_when_there_is_more_work_or_less_gpu(
     me: Tenant, beside: list[Tenant], more: float, less: float
 ) -> None:
@@ -56,7 +61,7 @@ def test_the_bound_is_above_the_mean_and_rises_with_the_level(
     me: Tenant, beside: list[Tenant], level: float
 ) -> None:
     at, higher = (MODEL.predict([me, *beside], level=x)[0] for x in (level, (1 + level) / 2))
-    assert at.latency_ms <= at.upper_ms <= higher.upper_ms < 100 * at.latency_ms
+    assert at.latency_ms <= at.upper_ms <= higher.upper_ms < 1000 * at.latency_ms
     assert at.throughput_per_s >= 1000 * me.batch / at.latency_ms
 
 
@@ -67,13 +72,11 @@ def test_curves_predictions_and_the_kernel_say_the_same(case: list[Tenant], larg
     shares = np.array([0.1, me.share])
     mean, upper = MODEL.share_curves_ms(me.model, shares, beside, largest, level=0.9)
     single, bound = MODEL.service_curve_ms(me.model, me.share, beside, largest, level=0.9)
-    assert (
-        mean.shape == upper.shape == (2, largest)
-        and mean[1] == pytest.approx(single)
-        and upper[1] == pytest.approx(bound)
-    )
+    assert mean.shape == upper.shape == (2, largest)
+    if me.share < UNCAPPED:
+        assert mean[1] == pytest.approx(single) and upper[1] == pytest.approx(bound)
     last = MODEL.predict([Tenant(me.model, largest, me.share), *beside], level=0.9)[0]
-    assert (last.latency_ms, last.upper_ms) == pytest.approx((mean[1, -1], upper[1, -1]))
+    assert (last.latency_ms, last.upper_ms) == pytest.approx((single[-1], bound[-1]))
     out = np.empty((len(case), 2))
     who = np.array([MODELS.index(t.model) for t in case])
     MODEL.latencies_ms(
@@ -85,23 +88,30 @@ def test_curves_predictions_and_the_kernel_say_the_same(case: list[Tenant], larg
 
 
 def test_compiled_and_plain_kernels_agree() -> None:
-    table, spread, knots = MODEL.times[3], MODEL.variances[3], MODEL.knots
+    table, spread, knots = MODEL.gpus[3], MODEL.variances[3], MODEL.knots
     for batch, share in ((1.0, 1.0), (2.5, 0.33), (200.0, 0.01), (0.5, 0.025)):
-        assert kernel.alone_ms(table, knots, 0.025, batch, share) == pytest.approx(
-            kernel.alone_ms.py_func(table, knots, 0.025, batch, share)
+        assert kernel.gpu_ms(table, knots, 0.025, batch, share) == pytest.approx(
+            kernel.gpu_ms.py_func(table, knots, 0.025, batch, share)
         )
-    terms = np.array([[1.0, 0.1, 0.02, 1e-3, 1e-4, 1e-4], [0.5, 0.2, 0.0, 2e-3, 0.0, 1e-4]])
+    terms = np.array(
+        [
+            [1.0, 0.1, 0.02, 1e-3, 1e-4, 1e-4, 0.0, 0.0, 1.0, 0.0],
+            [0.5, 0.2, 0.0, 2e-3, 0.0, 1e-4, 0.7, 0.01, 0.6, 1.0],
+        ]
+    )
     shapes = (np.array([1.0, 7.0]), np.array([0.2, 0.9]), 1.645)
     found = []
     for curves in (kernel.curves, kernel.curves.py_func):
         mean, upper = np.empty((2, 2)), np.empty((2, 2))
         curves(
             table,
+            np.full_like(table, 5.0),
             spread,
             knots,
             0.025,
             np.array([0.1, 0.2]),
             4.0,
+            np.array([0.3, 0.01]),
             terms,
             np.array([1e-5, 1e-4]),
             *shapes[:2],
@@ -118,23 +128,52 @@ def test_a_table_is_read_by_hand() -> None:
     knots = np.array([1.0, 2.0, 4.0])
 
     def read(batch: float, share: float) -> float:
-        return float(kernel.alone_ms(table, knots, 0.5, batch, share))
+        return float(kernel.gpu_ms(table, knots, 0.5, batch, share))
 
     assert [read(1, 0.5), read(2, 1.0), read(4, 0.5)] == [10, 10, 40]  # nodes
     assert [read(1.5, 0.5), read(3, 1.0), read(1, 0.75)] == [14, 20, 8]  # between
     assert [read(6, 1.0), read(1, 0.25), read(0.3, 1.0)] == [50, 20, 6]  # beyond
 
 
+def row(
+    d: float, e: tuple[float, float], v: tuple[float, float, float], queued: float = 0.0
+) -> list[float]:
+    """A neighbour's terms: contended for in full when ``queued``."""
+    return [d, *e, *v, queued, queued**2 / 100, d, 1.0 if queued else 0.0]
+
+
 def test_two_neighbours_by_hand() -> None:
-    terms = np.array([[1.0, 0.08, 0.0, 1e-4, 0.0, 0.0], [1.0, 0.06, 0.0, 4e-4, 0.0, 0.0]])
+    terms = np.array([row(1, (0.08, 0), (1e-4, 0, 0)), row(1, (0.06, 0), (4e-4, 0, 0))])
     work = np.empty(2), np.empty(2, np.int64)
     slow, variance = kernel.slowdown(terms, 0.5, *work)
     assert slow == pytest.approx(0.1)
     assert variance == pytest.approx(1e-4 + 4e-4 / 9 + 0.02**2)
-    one, known = kernel.slowdown(
-        np.array([[0.5, 0.08, 0.04, 1e-4, 1e-4, 4e-4]]), 0.5, *(w[:1] for w in work)
-    )
+    half = np.array([row(0.5, (0.08, 0.04), (1e-4, 1e-4, 4e-4))])
+    one, known = kernel.slowdown(half, 0.5, *(w[:1] for w in work))
     assert (one, known) == pytest.approx((0.05, 0.25 * 2.5e-4))
+
+
+def test_uncapped_neighbours_add_up_by_hand() -> None:
+    """At x = 0.5: 0.02 + 0.8 / 2 and, half of the time, 0.04 + 0.4 / 2."""
+    terms = np.array([row(1, (0.02, 0), (0, 0, 0), 0.8), row(0.5, (0.04, 0), (0, 0, 0), 0.4)])
+    slow, variance = kernel.slowdown(terms, 0.5, np.empty(2), np.empty(2, np.int64))
+    assert slow == pytest.approx(0.42 + 0.12)
+    of_each = (0.08 / 2) ** 2 + (0.5 * 0.04 / 2) ** 2
+    assert variance == pytest.approx(of_each + (kernel.ADDING_SD * 0.12) ** 2)
+
+
+def test_who_is_contended_with_by_hand() -> None:
+    """Another that is uncapped is everywhere; a capped one meets an uncapped victim on its part."""
+    assert [kernel.contended(*shares) for shares in ((0.4, 1.0), (1.0, 1.0))] == [1, 1]
+    assert [kernel.contended(*shares) for shares in ((1.0, 0.3), (0.7, 0.3))] == [0.3, 0]
+
+
+@settings(deadline=None)
+@given(st.floats(0, 100), st.floats(0.01, 100))
+def test_a_batch_takes_the_greater_of_host_and_gpu(host: float, gpu: float) -> None:
+    found = kernel.greater(host, gpu)
+    assert max(host, gpu) * (1 - 1e-12) <= found <= 1.06 * max(host, gpu)
+    assert kernel.sharp(gpu / 100) == pytest.approx((gpu / 100) ** kernel.SHARPNESS)
 
 
 def test_an_unprofiled_model_and_nonsense_are_refused() -> None:
@@ -156,6 +195,7 @@ def test_an_unprofiled_model_and_nonsense_are_refused() -> None:
         ([("ssd", 4, 0.6), ("alexnet", 4, 0.4)], True),
         ([("ssd", 4, 0.6), ("alexnet", 4, 0.5)], False),
         ([("ssd", 4, 0.6), ("alexnet", 40, 0.4)], False),
+        ([("ssd", 4, 0.6), ("alexnet", 4, UNCAPPED)], True),
     ],
 )
 def test_whether_it_was_profiled_is_said(

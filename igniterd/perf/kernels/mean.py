@@ -2,18 +2,31 @@
 
 Arrays, all float64 unless said:
 
-``times``      (models, batch knots, share units): GPU time (ms) of one batch alone, without transfers; share node k is (k + 1) units
-``variances``  the same shape: variance of its logarithm
+``gpus``       (models, batch knots, share units): GPU time (ms) of one batch alone, without transfers; share node k is (k + 1) units
+``hosts``      the same shape: what launching it takes the host (ms), 0 where that is never waited for
+``variances``  the same shape: variance of the logarithm of the time
 ``knots``      (batch knots,): batches of the table, ascending, 1, 2, 3, ... at first
 ``transfer``   (models, 2): load and feedback time (ms) of one item
 ``floors``     (models,): GPU time (ms) of batch 1 with the whole GPU, the scale of a model's fixed cost
 ``weights``    (models, models, 4): of the features of one victim beside one neighbour; ``spreads`` (models, models, 4, 4) their covariance
+``contention`` (models, models, 2): what one uncapped neighbour costs a victim, mean and variance; see below
+``rises``      (models, 2): how much more the host takes beside others, relative, mean and variance
 ``who``        (n,) int64: model of each tenant; ``batch``, ``share``, ``utilisation`` (n,)
 
-One neighbour j slows the execution of i by the ratio e = w0 + w1 floor_i / t_i + w2 s_j + w3 s_j
-log2(b_j / s_j) / 7, t_i the GPU time alone: a constant, a cost per batch, and what grows with the
-neighbour's part of the GPU and the work it queues there. Several neighbours cost less than the sum
-of their e, and one that executes a fraction d of the time counts for d of it; see ``combined``.
+A batch takes the greater of its host's time h and its GPU time g (smoothly, see ``greater``).
+
+One capped neighbour j slows the GPU part of i by the ratio e = w0 + w1 floor_i / g_i + w2 s_j + w3 s_j
+log2(b_j / s_j) / 7: a constant, a cost per batch, and what grows with the neighbour's part of the
+GPU and the work it queues there. Several neighbours cost less than the sum of their e, and one that
+executes a fraction d of the time counts for d of it; see ``combined``.
+
+An uncapped one (share 1) has its kernels queue for the same SMs, and each waits for one of the
+other's: e = c (g_j / floor_j) / (g_i / floor_i), the ratio of how long the kernels are, each in
+terms of batch 1 with the whole GPU. These add up. A capped neighbour of an uncapped victim contends
+for its part of the SMs.
+
+Any neighbour slows the host by the same ratio. One whose host is waited for executes on the GPU for
+g / t of its time only.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -24,11 +37,19 @@ from numba import njit
 from igniterd.arrays import F64, I64
 
 FEATURES = 4
+TERMS = 10
+"""What is kept of a neighbour for one victim, see ``terms_of``."""
+SHARPNESS = 12
+"""Host and GPU make a time by their SHARPNESS-norm: a maximum whose corner is rounded by 6 %."""
 OVERLAP = 1.0 / 3.0
 """Of several executing neighbours the worst counts in full and each other for this part, as what
 they contend for (clock, L2, DRAM) is contended already. Four equal neighbours then cost twice what
 one does, which is about what the published measurements of up to five co-located copies show
 (clock, scheduling gaps and L2 use together); nothing finer than that has been measured."""
+
+ADDING_SD = 0.25
+"""What several uncapped neighbours cost is the sum of what each does; all but the worst may be off
+by this (relative, one standard deviation)."""
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
@@ -71,15 +92,40 @@ def solo(table: F64, knots: F64, unit: float, batch: float, share: float) -> flo
     return low + (high - low) * fb
 
 
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def sharp(ratio: float) -> float:
+    """``ratio`` to the power of SHARPNESS."""
+    square = ratio * ratio
+    fourth = square * square
+    return fourth * fourth * fourth
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def greater(host: float, gpu: float) -> float:
+    """Time (ms) of a batch that takes the host and the GPU so long."""
+    if host <= 0.0:
+        return gpu
+    most = max(host, gpu)
+    return most * (sharp(host / most) + sharp(gpu / most)) ** (1.0 / SHARPNESS)
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
-def alone_ms(table: F64, knots: F64, unit: float, batch: float, share: float) -> float:
+def gpu_ms(table: F64, knots: F64, unit: float, batch: float, share: float) -> float:
     """GPU time (ms) of one batch alone; below one unit it grows with 1 / share."""
     return solo(table, knots, unit, batch, share) * max(1.0, unit / share)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def host_ms(table: F64, knots: F64, unit: float, batch: float, share: float) -> float:
+    """Host time (ms) of one batch alone; beyond the last batch of the table, that of the last."""
+    if table[0, 0] <= 0.0:
+        return 0.0
+    return solo(table, knots, unit, min(batch, knots[-1]), share)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def spread_of(spread: F64, knots: F64, unit: float, batch: float, share: float) -> float:
-    """Variance of the logarithm of ``alone_ms``; beyond the last batch of the table, that of the
+    """Variance of the logarithm of the time alone; beyond the last batch of the table, that of the
     last."""
     return solo(spread, knots, unit, min(batch, knots[-1]), share)
 
@@ -131,14 +177,26 @@ def combined(parts: F64, utilisation: F64, order: I64) -> float:
     return largest + OVERLAP * (total - largest)
 
 
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def contended(mine: float, others: float) -> float:
+    """What part of a victim's SMs one neighbour's kernels run on too: all of them where that one is
+    uncapped, its own part where only the victim is."""
+    if others >= 1.0:
+        return 1.0
+    return others if mine >= 1.0 else 0.0
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def latencies(
-    times: F64,
+    gpus: F64,
+    hosts: F64,
     knots: F64,
     unit: float,
     transfer: F64,
     floors: F64,
     weights: F64,
+    contention: F64,
+    rises: F64,
     who: I64,
     batch: F64,
     share: F64,
@@ -148,35 +206,74 @@ def latencies(
     """Write (n, 2) into ``out``: latency with both transfers, and the time a batch occupies a
     closed loop, which hides loading (ms)."""
     n = who.shape[0]
-    crowd, parts, order = np.empty(n), np.empty(n), np.empty(n, np.int64)
+    work, order = np.empty((4, n)), np.empty(n, np.int64)
+    crowd, parts, gpu, felt = work[0], work[1], work[2], work[3]
+    uncapped = False
     for j in range(n):
+        m = who[j]
         crowd[j] = crowding(batch[j], share[j])
+        gpu[j] = gpu_ms(gpus[m], knots, unit, batch[j], share[j])
+        felt[j] = utilisation[j]
+        uncapped |= share[j] >= 1.0
+        if hosts[m, 0, 0] > 0.0:
+            host = host_ms(hosts[m], knots, unit, batch[j], share[j])
+            felt[j] *= gpu[j] / greater(host, gpu[j])
     for i in range(n):
         m = who[i]
-        alone = alone_ms(times[m], knots, unit, batch[i], share[i])
-        x = floors[m] / alone
+        x = floors[m] / gpu[i]
+        queued = 0.0
         for j in range(n):
             parts[j] = beside(weights[m, who[j]], x, share[j], crowd[j]) if j != i else 0.0
+        if uncapped:
+            for j in range(n):
+                both = contended(share[i], share[j]) if j != i else 0.0
+                waits = contention[m, who[j], 0] * gpu[j] / floors[who[j]] * x
+                queued += felt[j] * both * (parts[j] + waits)
+                parts[j] *= 1.0 - both
         rank(parts, order)
-        cycle = alone * (1.0 + combined(parts, utilisation, order)) + transfer[m, 1] * batch[i]
+        cycle = gpu[i] * (1.0 + combined(parts, felt, order) + queued)
+        if hosts[m, 0, 0] > 0.0:
+            nobody = 1.0
+            for j in range(n):
+                nobody *= 1.0 - utilisation[j] if j != i else 1.0
+            host = host_ms(hosts[m], knots, unit, batch[i], share[i])
+            cycle = greater(host * (1.0 + rises[m, 0] * (1.0 - nobody)), cycle)
+        cycle += transfer[m, 1] * batch[i]
         out[i, 0] = cycle + transfer[m, 0] * batch[i]
         out[i, 1] = cycle
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def terms_of(
-    weights: F64, spreads: F64, near: I64, batch: F64, share: F64, utilisation: F64, out: F64
+    gpus: F64,
+    hosts: F64,
+    knots: F64,
+    unit: float,
+    floors: F64,
+    weights: F64,
+    spreads: F64,
+    contention: F64,
+    near: I64,
+    batch: F64,
+    share: F64,
+    utilisation: F64,
+    own_share: float,
+    out: F64,
 ) -> None:
-    """Write (n, 6) into ``out``, one row a neighbour: utilisation d, and over the victim's x =
-    floor / alone its e and the variance of e.
+    """Write (n, TERMS) into ``out``, one row a neighbour: how much of the time it executes on the
+    GPU, and over the victim's x = floor / g its e and the variance of e.
 
-    e = out[1] + out[2] x, variance = out[3] + out[4] x + out[5] x^2. ``weights`` (models, 4),
-    ``spreads`` (models, 4, 4): the victim's.
+    Without contention: e = out[1] + out[2] x, variance = out[3] + out[4] x + out[5] x^2. Contention
+    adds out[6] x, variance = out[7] x^2. out[8] is the utilisation, out[9] the part of the SMs that
+    is contended for. ``weights`` (models, 4), ``spreads`` (models, 4, 4), ``contention`` (models,
+    2) and ``own_share``: the victim's.
     """
     for j in range(near.shape[0]):
-        w, v = weights[near[j]], spreads[near[j]]
+        k = near[j]
+        w, v = weights[k], spreads[k]
         s, c = share[j], crowding(batch[j], share[j])
-        out[j, 0] = utilisation[j]
+        both = contended(own_share, s)
+        out[j, 0] = out[j, 8] = utilisation[j]
         out[j, 1] = max(w[0] + w[2] * s + w[3] * c, 0.0)
         out[j, 2] = max(w[1], 0.0)
         out[j, 3] = (
@@ -187,42 +284,63 @@ def terms_of(
         )
         out[j, 4] = 2.0 * (v[0, 1] + v[1, 2] * s + v[1, 3] * c)
         out[j, 5] = v[1, 1]
+        out[j, 6] = out[j, 7] = 0.0
+        out[j, 9] = both
+        if both == 0.0 and hosts[k, 0, 0] <= 0.0:
+            continue
+        gpu = gpu_ms(gpus[k], knots, unit, batch[j], s)
+        host = host_ms(hosts[k], knots, unit, batch[j], s)
+        if host > 0.0:
+            out[j, 0] *= gpu / greater(host, gpu)
+        load = both * gpu / floors[k]
+        out[j, 6] = contention[k, 0] * load
+        out[j, 7] = contention[k, 1] * load * load
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def slowdown(terms: F64, x: float, parts: F64, order: I64) -> tuple[float, float]:
-    """(slowdown, its variance) of one victim at ``x`` = floor / alone; ``terms`` (n, 6) of its
-    neighbours, see ``terms_of``.
+    """(slowdown of the GPU part, its variance) of one victim at ``x`` = floor / g; ``terms`` (n,
+    TERMS) of its neighbours, see ``terms_of``.
 
     ``parts`` and ``order`` (n,) are work space. The variance is that of the weights, plus what is
-    not known about how several neighbours add: half the way to the plain sum counts as one standard
-    deviation.
+    not known about how several capped neighbours add: half the way to the plain sum counts as one
+    standard deviation.
     """
-    total = 0.0
+    total, queued, most, unsure = 0.0, 0.0, 0.0, 0.0
     for j in range(terms.shape[0]):
-        parts[j] = terms[j, 1] + terms[j, 2] * x
-        total += terms[j, 0] * parts[j]
+        d, both = terms[j, 0], terms[j, 9]
+        whole = terms[j, 1] + terms[j, 2] * x
+        parts[j] = (1.0 - both) * whole
+        total += d * parts[j]
+        if both > 0.0:
+            one = d * (both * whole + terms[j, 6] * x)
+            queued += one
+            most = max(most, one)
+            unsure += d * d * terms[j, 7]
     rank(parts, order)
     slow = combined(parts, terms[:, 0], order)
-    variance = (0.5 * (total - slow)) ** 2
+    variance = (0.5 * (total - slow)) ** 2 + (ADDING_SD * (queued - most)) ** 2 + unsure * x * x
     none = 1.0
     for k in range(terms.shape[0]):
         j = order[k]
-        d = terms[j, 0]
-        slope = d * (OVERLAP + (1.0 - OVERLAP) * none)  # of the slowdown over this neighbour's e
+        d, both = terms[j, 0], terms[j, 9]
+        # of the slowdown over this neighbour's e
+        slope = d * ((1.0 - both) * (OVERLAP + (1.0 - OVERLAP) * none) + both)
         none *= 1.0 - d
         variance += slope * slope * (terms[j, 3] + (terms[j, 4] + terms[j, 5] * x) * x)
-    return slow, variance
+    return slow + queued, variance
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def curves(
-    table: F64,
+    gpus: F64,
+    hosts: F64,
     spread: F64,
     knots: F64,
     unit: float,
     transfer: F64,
     floor_ms: float,
+    rise: F64,
     terms: F64,
     noise: F64,
     batches: F64,
@@ -233,23 +351,37 @@ def curves(
 ) -> None:
     """Write the latency (ms) of one tenant into ``mean`` and ``upper``, each (n_shares, n_batches).
 
-    ``table`` and ``spread`` are the tenant's own times and variances, ``terms`` (n, 6) its
-    neighbours' (see ``terms_of``), ``noise`` (2,) the variance of one measurement alone and what
-    comes on top beside neighbours. The bound lies ``deviations`` standard deviations of the
-    logarithm of the GPU time above the mean.
+    ``gpus``, ``hosts`` and ``spread`` are the tenant's own times and variances, ``rise`` (2,) that
+    of its host, ``terms`` (n, TERMS) its neighbours' (see ``terms_of``), ``noise`` (2,) the
+    variance of one measurement alone and what comes on top beside neighbours. The bound lies
+    ``deviations`` standard deviations of the logarithm of the time above the mean.
     """
     n = terms.shape[0]
     parts, order = np.empty(n), np.empty(n, np.int64)
+    nobody = 1.0
+    for j in range(n):
+        nobody *= 1.0 - terms[j, 8]
     for s in range(shares.shape[0]):
         for b in range(batches.shape[0]):
             size = batches[b]
-            alone = alone_ms(table, knots, unit, size, shares[s])
+            gpu = gpu_ms(gpus, knots, unit, size, shares[s])
+            host = host_ms(hosts, knots, unit, size, shares[s])
             variance = spread_of(spread, knots, unit, size, shares[s]) + noise[0]
-            gpu = alone
-            if n > 0:
-                slow, doubt = slowdown(terms, floor_ms / alone, parts, order)
-                gpu = alone * (1.0 + slow)
-                variance += doubt / (1.0 + slow) ** 2 + noise[1]
+            if n == 0:
+                time = greater(host, gpu)
+            else:
+                slow, doubt = slowdown(terms, floor_ms / gpu, parts, order)
+                gpu *= 1.0 + slow
+                time = gpu
+                doubt /= (1.0 + slow) ** 2
+                if host > 0.0:
+                    longer = 1.0 + rise[0] * (1.0 - nobody)
+                    host *= longer
+                    time = greater(host, gpu)
+                    follows = sharp(gpu / time)
+                    risen = (1.0 - follows) * (1.0 - nobody) / longer
+                    doubt = follows * follows * doubt + risen * risen * rise[1]
+                variance += doubt + noise[1]
             moved = (transfer[0] + transfer[1]) * size
-            mean[s, b] = gpu + moved
-            upper[s, b] = gpu * np.exp(deviations * np.sqrt(variance)) + moved
+            mean[s, b] = time + moved
+            upper[s, b] = time * np.exp(deviations * np.sqrt(variance)) + moved
