@@ -36,16 +36,17 @@ from igniterd.perf.trend import fit, greater
 
 __all__ = ["NOISE_SD", "Grid", "Parts", "Surface", "make_grid", "prior_covariance"]
 
-POWERS = (1.0, 2.0, 4.0)
+POWERS = (1.0, 1.5, 2.0, 3.0, 6.0)
 FLOORS = (0.85, 0.9, 0.93, 0.96, 0.98, 1.0, 1.02, 1.04)  # over the least time measured
 NOISES = (NOISE_SD, 0.02, 0.05, 0.1)
 SCALES = (1.0, 2.0, 4.0)  # of the deviations from the trend
 # what a hypothesis that is less plain must gain in log likelihood
-_FLOOR_COST, _POWER_COST, _NOISE_COST, _SCALE_COST = 6.0, 1.0, 1.0, 2.0
+_FLOOR_COST, _POWER_COST, _NOISE_COST, _SCALE_COST = 6.0, 0.0, 1.0, 2.0
+_UNLISTED = 2.0  # how far hypotheses differ counts so often: these are not all there are
 # more measurements than a profile has say no more: none of the forms is exactly true
 _SAYING = 11
-_PLAINER = 2.0  # the plainest is taken alone where none is likelier by this (log)
-_KEPT = 7.0  # a hypothesis this much less likely (log) than the best is left out
+_PLAINER = 3.0  # the plainest is taken alone where none is likelier by this (log)
+_KEPT = 5.0  # a hypothesis this much less likely (log) than the best is left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,8 @@ class Surface:
             host = np.exp(sum(w * np.log(each.host) for w, each in alike) / total)
         mean = np.log(greater(host, gpu) if floored else gpu)
         variance = sum(
-            w * (each.variance + (np.log(each.time()) - mean) ** 2) for w, _, each in found
+            w * (each.variance + _UNLISTED * (np.log(each.time()) - mean) ** 2)
+            for w, _, each in found
         )
         return Parts(gpu, host, np.asarray(variance))
 

@@ -273,7 +273,7 @@ def _sample(
     here = [p.latency_ms for p in of.solo if (p.batch, p.share) == (me.batch, me.share)]
     if here and not model.plain(me.model):
         # what it took alone just there is surer than a surface that its points lie off
-        off = max(here[0] - transfer, 0.05 * here[0]) / alone
+        off = (max(here[0] - transfer, 0.05 * here[0]) / alone) ** 0.5
         gpu, host, variance = gpu * off, host * off, min(variance, 2 * surface.NOISE_SD**2)
     doubt = variance + ((me.latency_error or 0.0) * me.latency_ms / time) ** 2
     return CoRunSample(i, time, gpu, doubt, float(model.floors[i]), others, host, me.share)

@@ -1,13 +1,13 @@
 r"""The trend of a solo surface: what the time of a batch alone follows from, before any deviation.
 
 .. math:: t = (h^n + g^n)^{1/n}, \qquad
-          g = \left(\left(\frac{k_1 b + k_2}{s}\right)^p + (k_3 + k_4 b)^p\right)^{1/p}
+          g = \left((k_1 b / s)^p + (k_2 / s)^p + (k_3 + k_4 b)^p\right)^{1/p}
 
 The GPU part g has the work and the weights fetched per batch, which more SMs speed up, and a fixed
-cost and memory traffic, which they do not. The two follow each other (p = 1: layers of both kinds)
-or hide behind each other (large p: every layer is bound by the greater, as in LLMs). The host part
-h is what launching kernels takes: with a large n the time is the greater of both. All k are at
-least 0.
+cost and memory traffic, which they do not. These follow each other (p = 1: layers of all kinds) or
+hide behind each other (large p: every layer is bound by the greatest, as in LLMs). The host part h
+is what launching kernels takes: with a large n the time is the greater of both. All k are at least
+0.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ TYPICAL = np.array([1.0, 0.2, 1.0, 0.05])
 _FLOOR = np.array([0.0, 0.3, 0.5, 0.03])  # least standard deviation of k, over k_1
 _OPENNESS = 3.0  # the typical k may be wrong by this factor before it weighs on the fit
 _MISFIT = 0.03
-_SPED_UP = np.array([1.0, 1.0, 0.0, 0.0])  # which terms more SMs speed up
+# terms that may hide behind each other: the work, the weights fetched, and what more SMs do not
+# speed up
+_APART = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
 _ROUNDS = 10
 _ABOVE = 1.1  # a time above the host's by this factor is the GPU's
 
@@ -55,11 +57,11 @@ class Trend:
         """g (n,) and its derivatives (n, 4)."""
         if self.power == 1:
             return np.asarray(basis @ self.k), basis
-        one, other = basis @ (self.k * _SPED_UP), basis @ (self.k * (1 - _SPED_UP))
-        most = np.maximum(one, other)
-        gpu = most * ((one / most) ** self.power + (other / most) ** self.power) ** (1 / self.power)
-        parts = (one / gpu)[:, None] * _SPED_UP + (other / gpu)[:, None] * (1 - _SPED_UP)
-        return gpu, np.asarray(basis * parts ** (self.power - 1))
+        parts = np.stack([basis @ (self.k * own) for own in _APART])
+        most = parts.max(axis=0)
+        gpu = most * ((parts / most) ** self.power).sum(axis=0) ** (1 / self.power)
+        slopes = (parts / gpu) ** (self.power - 1)
+        return gpu, np.asarray(basis * (slopes.T @ _APART))
 
 
 def fit(batch: F64, share: F64, time_ms: F64, host_ms: float, power: float) -> Trend:
