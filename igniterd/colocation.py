@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from igniterd.estimators.bias import pressure_of
-from igniterd.perf.api import Tenant
+from igniterd.perf.api import UNCAPPED, Tenant
 from igniterd.records import Allocation, BiasEstimate, most_on_one
 
 UTILISATION_STEP = 0.05
@@ -17,6 +17,10 @@ BATCH_FELT = 0.2
 """A batch that changes by 5 % counts as a utilisation that changes by 0.01."""
 IDLE = 0.005
 """A neighbour that executes less of the time is left out of a rounded question."""
+
+CONTENDED = 4.0
+"""Who executes on the same SMs slows a model about so many times as much as who keeps as much busy
+beside it (pairs on a V100: 4 to 7). GPUs are compared by it, nothing is predicted with it."""
 
 Neighbours = tuple[Tenant, ...]
 """Who else executes on the GPU, one an instance; of a rounded question as :func:`quantised`."""
@@ -146,12 +150,18 @@ class FixedPoint:
 def beside_on_busiest(
     i: int, gpus: Sequence[tuple[str, ...]], tenants: Sequence[Neighbours]
 ) -> Neighbours:
-    """Whom model ``i`` feels on the GPU where the others keep most busy.
+    """Whom model ``i`` feels on the GPU where the others slow it most, by what they keep busy.
 
     ``gpus``: of each model, the GPU of each instance. A model on several GPUs has one queue, and an
     instance serves as fast as its GPU lets it; all are taken to be as slow as the slowest.
     """
-    return max((_beside_on(gpu, i, gpus, tenants) for gpu in sorted(set(gpus[i]))), key=pressure_of)
+    own = max((t.share for t in tenants[i]), default=0.0)  # idle ones may be left out
+
+    def felt(beside: Neighbours) -> float:
+        contending = [t for t in beside if max(own, t.share) >= UNCAPPED]
+        return pressure_of(beside) + (CONTENDED - 1.0) * pressure_of(contending)
+
+    return max((_beside_on(gpu, i, gpus, tenants) for gpu in sorted(set(gpus[i]))), key=felt)
 
 
 def _beside_on(

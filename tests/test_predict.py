@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from igniterd.colocation import beside_on_busiest
 from igniterd.perf import Profile, builtin_profile, load_model
 from igniterd.perf.api import Tenant
 from igniterd.predict import Demand, LatencyPredictor, as_tenants, quantised
@@ -22,6 +23,31 @@ def test_neighbours_are_felt_in_steps_and_never_less_busy_than_they_are() -> Non
     (near,) = quantised([Tenant("alexnet", 3.3, 0.2, 0.42), Tenant("vgg19", 1.0, 0.5, 0.001)])
     assert near == Tenant("alexnet", 3.5, 0.2, pytest.approx(0.45))
     assert quantised([Tenant("alexnet", 0.4, 0.2, 1.0)]) == (Tenant("alexnet", 1.0, 0.2, 1.0),)
+
+
+CAPPED_OTHERS = Tenant("vgg19", 4, 0.5), Tenant("ssd", 4, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("own", "uncapped", "slower"),
+    [
+        (0.3, 0.4, "b"),  # it executes on all SMs, where shares kept 0.7 busy of others
+        (0.3, 0.1, "a"),
+        (1.0, 0.4, "a"),  # who has no share meets everybody on the same SMs
+    ],
+)
+def test_of_several_gpus_the_one_is_felt_whose_tenants_slow_most(
+    own: float, uncapped: float, slower: str
+) -> None:
+    me = Tenant("resnet50", 4, own)
+    groups = [(me, me), *((t,) for t in CAPPED_OTHERS), (Tenant("vgg19", 4, 1.0, uncapped),)]
+    beside = beside_on_busiest(0, [("a", "b"), ("a",), ("a",), ("b",)], groups)
+    assert beside == (CAPPED_OTHERS if slower == "a" else groups[3])
+    slowed = {
+        gpu: MODEL.predict([me, *near])[0].latency_ms
+        for gpu, near in (("a", CAPPED_OTHERS), ("b", groups[3]))
+    }
+    assert max(slowed, key=slowed.__getitem__) == slower
 
 
 def test_the_same_is_found_from_anywhere_near() -> None:

@@ -156,7 +156,9 @@ class Point:
 
 
 def pressure_of(neighbours: Iterable[Tenant]) -> float:
-    """How much of the GPU ``neighbours`` keep busy: share x utilisation, summed."""
+    """How much of the GPU ``neighbours`` keep busy: share x utilisation, summed. Uncapped ones
+    overlap, so that it may be above 1: as they slow by the sum of what each does, it goes on
+    telling places apart there."""
     return sum([t.share * t.utilisation for t in neighbours])
 
 

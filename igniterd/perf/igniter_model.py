@@ -16,7 +16,7 @@ from scipy.optimize import curve_fit
 
 from igniterd.arrays import F64
 from igniterd.errors import ProfileError
-from igniterd.perf.api import Prediction, Tenant
+from igniterd.perf.api import Prediction, Tenant, capped_total
 from igniterd.perf.kernels import published
 from igniterd.perf.profile import Copies, IgniterInputs, ModelProfile, Profile
 
@@ -208,7 +208,9 @@ class IgniterModel:
             top, low, high = self._range[t.model]
             return 1 <= t.batch <= top and low - 1e-9 <= t.share <= high + 1e-9
 
-        return sum(t.share for t in tenants) <= 1 + 1e-6 and all(within(t) for t in tenants)
+        return capped_total(t.share for t in tenants) <= 1 + 1e-6 and all(
+            within(t) for t in tenants
+        )
 
 
 def _answered(out: F64) -> None:

@@ -126,6 +126,7 @@ class ProvisionPlan:
     notes: tuple[str, ...] = ()
     advice: tuple[Advice, ...] = ()
     kinds: int = 1  # of GPU that were offered
+    uncapped: tuple[str, ...] = ()  # workloads that were read without a share
     # what the lower bound was found by: "least shares", or "patterns" of the cuts offered
     bound_by: str = "least shares"
 
@@ -277,6 +278,12 @@ class _Gpu(Document):
             )
         return tenants
 
+    @property
+    def uncapped(self) -> list[_Tenant]:
+        """Who has no share. Alone on its GPU, a share of 1 may have been planned."""
+        alone = len(self.tenants) == 1
+        return [t for t in self.tenants if t.share is None or (t.share >= UNCAPPED and not alone)]
+
     def record(self) -> PlannedGpu:
         return PlannedGpu(
             self.gpu, tuple(tenant.record() for tenant in self.tenants), self.price_per_hour
@@ -299,10 +306,12 @@ def plan_from_json(document: object, source: str) -> ProvisionPlan:
     if not isinstance(document, dict):
         raise ConfigError(source, ['should be a table with "gpus", a list of GPUs'])
     plan = check(_Plan, document, source)
+    uncapped = {seat.workload for gpu in plan.gpus for seat in gpu.uncapped}
     return ProvisionPlan(
         strategy=plan.strategy,
         arrival_scv=plan.burstiness or 0.0,
         gpus=tuple(gpu.record() for gpu in plan.gpus),
         lower_bound_gpus=plan.lower_bound_gpus,
         planning_s=plan.planning_s or 0.0,
+        uncapped=tuple(sorted(uncapped)),
     )

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from igniterd.errors import ConfigError
+from igniterd.perf.api import UNCAPPED
 from igniterd.planner.evaluate import LEVEL
 from igniterd.planner.fill import empty_worst
 from igniterd.planner.gpu_types import GpuType
@@ -50,7 +51,7 @@ def replan(
     come after, emptied ones go.
 
     Workloads that are no longer asked for leave, new ones are placed, changed ones keep their GPUs
-    as far as they fit. Raises
+    as far as they fit. Everybody is planned with a share, and the notes say who had none. Raises
     :class:`ConfigError` when ``start`` has a kind of GPU that is not offered.
     """
     running = _running(start, workloads, gpus)
@@ -69,7 +70,24 @@ def replan(
     placed.unplaced.update(unplaced)
     placed = repair(placed, solver, level, moves)
     answer = to_plan(within_stock(placed), arrival_scv)
-    return replace(answer, moves=describe_moves(start, _ordered(start, answer)))
+    return replace(
+        answer,
+        moves=describe_moves(start, _ordered(start, answer)),
+        notes=(*answer.notes, *first_shares(start, answer)),
+    )
+
+
+def first_shares(start: ProvisionPlan, answer: ProvisionPlan) -> tuple[str, ...]:
+    """A note on the workloads of ``start`` without a share that ``answer`` gives one; none when
+    there are none."""
+    given = {s.workload for gpu in answer.gpus for s in gpu.tenants if s.share < UNCAPPED}
+    names = [name for name in start.uncapped if name in given]
+    if not names:
+        return ()
+    return (
+        f"had no share in the running plan and get one here: {', '.join(names)} (a share needs a "
+        "process of its own: igniterd adopt)",
+    )
 
 
 def _running(

@@ -247,6 +247,20 @@ def test_from_a_running_plan(few: Any, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["moves"] == []
 
 
+def test_a_running_plan_without_a_share_is_answered_with_a_note(few: Any, tmp_path: Path) -> None:
+    running = tmp_path / "plan.json"
+    document = json.loads(run(few, "--format", "json").stdout)
+    seats = [seat for gpu in document["gpus"] for seat in gpu["tenants"]]
+    capped = next(seat for seat in seats if seat["share"] < 1)
+    del capped["share"]
+    running.write_text(json.dumps(document))
+    said = f"had no share in the running plan and get one here: {capped['workload']} ("
+    shown = run(few, "--from", running, "--max-moves", 0)
+    assert shown.exit_code == 0 and said in " ".join(shown.stdout.split())
+    (note,) = json.loads(run(few, "--from", running, "--format", "json").stdout)["notes"]
+    assert note.startswith(said)
+
+
 def test_emitted_configurations_are_what_the_daemon_accepts(few: Any, tmp_path: Path) -> None:
     folder = tmp_path / "hosts"
     result = run(few, "--emit", folder, "--format", "json")

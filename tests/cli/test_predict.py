@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -57,6 +58,56 @@ def test_cases_are_read_from_standard_input_and_a_profile_from_a_path(tmp_path: 
     outside = json.dumps([{"tenants": [{"model": "ssd", "batch": 64, "share": 0.5}]}])
     result = run(app, ["predict", "-", "--gpu", str(path)], input=outside)
     assert result.exit_code == 0 and "outside profile" in result.stdout
+
+
+UNCAPPED = [{"model": "vgg19", "batch": 4}, {"model": "vgg19", "batch": 4, "share": None}]
+
+
+def predicted(*tenants: dict[str, object]) -> list[dict[str, Any]]:
+    """What is answered for one case."""
+    result = run(
+        app, ["predict", "-", "--format", "json"], input=json.dumps([{"tenants": tenants}])
+    )
+    assert result.exit_code == 0, result.stderr
+    (answer,) = json.loads(result.stdout)
+    return list(answer["tenants"])
+
+
+def test_a_share_that_is_missing_null_or_1_is_none() -> None:
+    answers = [predicted(tenant)[0] for tenant in (*UNCAPPED, UNCAPPED[0] | {"share": 1})]
+    assert answers[0]["share"] == 1
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_shares_count_towards_one_gpu_beside_any_number_without() -> None:
+    capped = {"model": "ssd", "batch": 2, "share": 0.4}
+    assert [t["share"] for t in predicted(*UNCAPPED, capped)] == [1, 1, 0.4]
+    cases = [{"tenants": [*UNCAPPED, capped | {"share": 0.6}, capped | {"share": 0.6}]}]
+    refused = run(app, ["predict", "-"], input=json.dumps(cases))
+    assert refused.exit_code == 1
+    assert (
+        "[0].tenants have shares that add up to 1.2; those below 1 may add up to at most 1 (leave "
+        "out the share of a model that has none)" in " ".join(refused.stderr.split())
+    )
+
+
+def test_the_table_says_who_is_uncapped() -> None:
+    cases = [{"tenants": [*UNCAPPED, {"model": "ssd", "batch": 2, "share": 0.4}]}]
+    result = run(app, ["predict", "-"], input=json.dumps(cases))
+    shares = [line.split()[-4] for line in result.stdout.splitlines()[1:]]
+    assert shares == ["uncapped", "uncapped", "0.4"]
+
+
+def test_an_uncapped_neighbour_slows_much_more_and_each_more_as_much_again() -> None:
+    me = {"model": "resnet50", "batch": 4, "share": 0.5}
+
+    def slowdown(*neighbours: dict[str, object]) -> float:
+        return float(predicted(me, *neighbours)[0]["latency_ms"] / alone - 1)
+
+    alone = predicted(me)[0]["latency_ms"]
+    one = slowdown(UNCAPPED[0])
+    assert one > 5 * slowdown(UNCAPPED[0] | {"share": 0.5}) > 0
+    assert slowdown(*UNCAPPED) == pytest.approx(2 * one, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,14 @@ def test_what_is_not_steered_is_said_with_what_it_takes(server: Answering) -> No
     assert "100 W, -, not steered 15%" in shown
 
 
+def test_who_has_no_share_is_shown_as_uncapped(server: Answering) -> None:
+    applied = {"applied": APPLIED | {"share": None}}
+    server.answer = (200, json.dumps(STATE | {"models": [MODEL | FIGURES | applied]}).encode())
+    assert "uncapped, batch 8" in " ".join(CliRunner().invoke(app, server.admin).stdout.split())
+    server.answer = (200, json.dumps(STATE).encode())
+    assert "uncapped" not in CliRunner().invoke(app, server.admin).stdout
+
+
 def test_of_several_gpus_it_is_said_which_a_model_is_on(server: Answering) -> None:
     boards = [STATE["boards"][0] | {"uuid": uuid} for uuid in ("GPU-a", "GPU-b")]
     models = [

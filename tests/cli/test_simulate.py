@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from igniterd.cli.app import app
 
@@ -105,6 +105,56 @@ def test_against_the_model(tmp_path: Path) -> None:
         ],
     )
     assert json.loads(done.stdout)["gpus"][0]["against"].startswith("the model")
+
+
+def simulate(plan: str, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["simulate", plan, "--duration", "5", *arguments])
+
+
+WITHOUT_SHARE = {name: value for name, value in TENANT.items() if name != "share"}
+OTHER = TENANT | {"workload": "W2", "model": "ssd", "rate_per_s": 30.0, "share": 0.5}
+
+
+def test_beside_a_tenant_without_a_share_the_model_answers(tmp_path: Path) -> None:
+    busy = {"rate_per_s": 1000.0}
+    plan = write(tmp_path, WITHOUT_SHARE | busy, OTHER)
+    told = json.loads(simulate(plan, "--format", "json").stdout)
+    assert told["gpus"][0]["against"].startswith("the model")
+    capped = write(tmp_path, TENANT | busy | {"share": 0.5}, OTHER)
+    beside = json.loads(simulate(capped, "--against", "model", "--format", "json").stdout)
+    # it takes the other's SMs, which a cap would have kept from it
+    assert told["workloads"][1]["mean_ms"] > 1.15 * beside["workloads"][1]["mean_ms"]
+
+
+@pytest.mark.parametrize("share", [{}, {"share": None}, {"share": 1.0}])
+def test_a_tenant_without_a_share_is_shown_as_uncapped(
+    tmp_path: Path, share: dict[str, object]
+) -> None:
+    done = simulate(write(tmp_path, WITHOUT_SHARE | share, OTHER))
+    assert done.exit_code == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["0", "v100", "W1", "alexnet", "uncapped"] in [row[:5] for row in rows]
+    assert ["W2", "ssd", "50.0%"] in [row[:3] for row in rows]
+
+
+def test_the_measured_tables_refuse_it_by_name(tmp_path: Path) -> None:
+    done = simulate(write(tmp_path, OTHER, WITHOUT_SHARE), "--against", "measured")
+    assert done.exit_code == 1
+    said = " ".join(done.stderr.split())
+    assert "workload W1: it has no share" in said and "(--against model)" in said
+
+
+def test_alone_on_its_gpu_it_was_measured(tmp_path: Path) -> None:
+    plan = write(tmp_path, WITHOUT_SHARE)
+    for against in ("auto", "measured"):
+        told = json.loads(simulate(plan, "--against", against, "--format", "json").stdout)
+        assert told["gpus"][0]["against"] == "measured tables"
+
+
+def test_shares_above_a_gpu_are_refused_whoever_has_none(tmp_path: Path) -> None:
+    done = simulate(write(tmp_path, OTHER, OTHER | {"share": 0.6}, WITHOUT_SHARE))
+    assert done.exit_code == 1
+    assert "add up to 1.100" in done.stderr and "leave out the share" in done.stderr
 
 
 @pytest.mark.parametrize(

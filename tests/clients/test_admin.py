@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
+from igniterd.cli.show import _allocation
 from igniterd.clients import admin
 from igniterd.clients.admin import MOST_CONNECTIONS, AdminServer
 from igniterd.errors import CannotRun
@@ -167,6 +168,14 @@ def test_the_page_asks_for_what_the_state_has() -> None:
         }
         assert asked
         assert asked <= names, f"{letter}: {asked - names}"
+
+
+def test_the_page_calls_who_has_no_share_what_show_calls_it() -> None:
+    """Its words for an allocation, in both places, come of one function."""
+    page = (files("igniterd.data") / "status.html").read_text(encoding="utf-8")
+    word = _allocation({"share": None, "max_batch_size": 8, "max_queue_delay_us": 0}).split(",")[0]
+    assert page.count(f'a => a.share === null ? "{word}" : pct(a.share)') == 1
+    assert page.count("a.share") == 2 and page.count("cap(a)") == 2
 
 
 async def raw(address: tuple[str, int], said: bytes) -> bytes:

@@ -16,7 +16,9 @@ from igniterd.estimators.bias import (
     Point,
     bound,
     elsewhere,
+    from_plain,
     pressure_of,
+    to_plain,
 )
 from igniterd.estimators.bias_filter import update_bias
 from igniterd.perf.api import Tenant
@@ -218,6 +220,17 @@ def test_pressure_and_bound_by_hand() -> None:
     assert pressure_of([Tenant("a", 1, 0.5, 0.4), Tenant("b", 1, 0.25, 1.0)]) == pytest.approx(0.45)
     assert bound(0.0, 0.5) == 1.0
     assert math.exp(1.6449 * 0.02) < bound(0.02, 0.95) < math.exp(1.68 * 0.02)  # Student's quantile
+
+
+def test_a_second_uncapped_neighbour_is_another_place() -> None:
+    """It slows as much again, so what was learnt beside one says little beside two."""
+    one = [Tenant("a", 1)]
+    here, there = pressure_of(one), pressure_of(one * 2)
+    assert (here, there) == (1.0, 2.0)
+    assert Point(0.5, here).like(0.5, there) < 0.02
+    bias, _ = update_bias(lived(1.1), 60.0, window(1.1), Point(0.5, there))
+    kept = from_plain(to_plain(bias), 0.0)
+    assert kept.point == Point(0.5, there) and not kept.is_at(Point(0.5, here))
 
 
 @given(

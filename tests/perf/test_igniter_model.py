@@ -128,6 +128,7 @@ def test_outside_the_profiled_range_is_said(igniter: IgniterModel) -> None:
     assert not igniter.predict([Tenant("alexnet", 40, 0.5)])[0].inside
     assert not igniter.predict([Tenant("alexnet", 4, 0.05)])[0].inside
     assert not igniter.predict([Tenant("alexnet", 4, 0.6), Tenant("ssd", 4, 0.6)])[0].inside
+    assert igniter.predict([Tenant("alexnet", 4, 0.6), Tenant("ssd", 4)])[0].inside
 
 
 def test_a_profile_without_the_published_inputs_is_refused() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from igniterd.data.v100 import build
 from igniterd.errors import ProfileError
+from igniterd.perf.api import UNCAPPED
 from igniterd.perf.profile import Profile, builtin_profile, json_schema, resolve_profile
 
 
@@ -101,6 +102,39 @@ def test_a_wrong_co_run_is_named(data: dict[str, Any]) -> None:
         and "1.1, above 1" in text
         and "a neighbour cannot help" in text
     )
+
+
+def co_run(data: dict[str, Any], *shares: float | None) -> dict[str, Any]:
+    """``data`` with one co-run of ssd, slower than alone, in ``shares``."""
+    tenants: list[dict[str, object]] = [
+        {"model": "ssd", "batch": 4, "latency_ms": 900.0} | ({} if s is None else {"share": s})
+        for s in shares
+    ]
+    return data | {"co_runs": [{"tenants": tenants}]}
+
+
+def test_who_had_no_share_in_a_co_run_is_read_back_without_a_cap(data: dict[str, Any]) -> None:
+    profile = Profile.parse(json.dumps(co_run(data, None, 0.5, None)))
+    assert [t.share for t in profile.co_runs[0].tenants] == [UNCAPPED, 0.5, UNCAPPED]
+    again = Profile.parse(profile.dump())
+    assert again == profile and again.dump() == profile.dump()
+    assert Profile.parse(json.dumps(co_run(data, 1.0, 0.5, 1.0))) == profile
+
+
+def test_only_caps_of_a_co_run_count_towards_one_gpu(data: dict[str, Any]) -> None:
+    Profile.parse(json.dumps(co_run(data, 0.5, None, 0.5, 1.0)))
+    text = refused(co_run(data, 0.6, None, 0.6))
+    assert (
+        "co_runs.0: shares add up to 1.2, above 1 (leave out the share of a tenant that had none)"
+        in text
+    )
+
+
+def test_the_schema_asks_no_share_of_a_co_run(data: dict[str, Any]) -> None:
+    tenant = json_schema()["$defs"]["CoTenant"]
+    assert tenant["required"] == ["model", "batch", "latency_ms"]
+    assert tenant["properties"]["share"]["default"] == UNCAPPED
+    assert "share" in json_schema()["$defs"]["SoloPoint"]["required"]
 
 
 def test_what_is_no_file_or_no_json_is_said(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from igniterd.errors import ConfigError
 from igniterd.planner.gpu_types import GpuType
 from igniterd.planner.plan import ProvisionPlan, plan_from_json
+from igniterd.planner.replan import first_shares
 from igniterd.planner.strategies import Request, plan
 from igniterd.planner.workloads import Workload
 
@@ -101,6 +102,51 @@ def test_workloads_that_left_leave_room(
     assert {seat.workload for gpu in answer.gpus for seat in gpu.tenants} == {w.name for w in stay}
     still = plan(Request(stay, (v100,), 1.0, start=running, max_moves=0))
     assert moved(still) == 0
+
+
+NOTE = "had no share in the running plan and get one here: "
+
+
+def unshared(running: ProvisionPlan, *names: str) -> ProvisionPlan:
+    """``running`` as read from a file in which ``names`` have no share."""
+    document: dict[str, Any] = running.as_json()
+    for seat in (seat for gpu in document["gpus"] for seat in gpu["tenants"]):
+        if seat["workload"] in names:
+            del seat["share"]
+    return plan_from_json(document, "here")
+
+
+def test_who_had_no_share_and_gets_one_is_noted(
+    v100: GpuType, v100_workloads: tuple[Workload, ...], running: Any
+) -> None:
+    start = unshared(running, "W6", "W4")
+    answer = plan(Request(v100_workloads, (v100,), 1.0, start=start, max_moves=0))
+    assert homes(answer) == homes(running)
+    assert [note.startswith(f"{NOTE}W4, W6 (") for note in answer.notes] == [True]
+    assert "igniterd adopt" in answer.notes[0]
+    assert answer.as_json()["notes"] == list(answer.notes)
+
+
+def test_who_left_had_a_share_or_gets_none_is_not_noted(v100: GpuType) -> None:
+    alone = {"rate_per_s": 50.0, "max_batch_size": 4}
+    seats = [tenant("A", share=None, **alone), tenant("B", share=1.0, **alone)]
+    document = {"gpus": [{"gpu": "v100", "tenants": [seat]} for seat in seats]}
+    start = plan_from_json(document, "here")
+    assert start.uncapped == ("A",)
+    both = [Workload(name, "ssd", 60, 50) for name in "AB"]
+    together = plan(Request(both, (v100,), 1.0, start=start))
+    assert len(together.gpus) == 1 and together.notes[0].startswith(f"{NOTE}A (")
+    assert first_shares(start, together) == together.notes
+    assert first_shares(start, start) == ()  # a whole GPU of its own: no cap
+    assert plan(Request(both[1:], (v100,), 1.0, start=start)).notes == ()
+
+
+@pytest.mark.parametrize("share", [None, 1.0])
+def test_beside_others_a_share_of_1_is_none(share: float | None) -> None:
+    seats = [tenant("A", share=share), tenant("B", share=0.4), tenant("C", share=0.6)]
+    read = plan_from_json({"gpus": [{"gpu": "v100", "tenants": seats}]}, "here")
+    assert [seat.share for seat in read.gpus[0].tenants] == [1.0, 0.4, 0.6]
+    assert read.uncapped == ("A",)
 
 
 def test_a_kind_that_is_not_offered(

@@ -14,7 +14,7 @@ from igniterd.cli.profile_access import Access, host_of, mps_warning
 from igniterd.cli.profile_run import report_left_behind
 from igniterd.cli.profile_show import residuals
 from igniterd.lab.programs.process import free_ports
-from igniterd.perf.profile import builtin_profile
+from igniterd.perf.profile import CoRun, CoTenant, builtin_profile
 from igniterd.perf.surface_model import SurfaceModel
 from igniterd.profiler.partial import Partial, Settings
 from igniterd.state.lock import HostLock
@@ -235,6 +235,20 @@ def test_a_profile_is_shown_and_drawn(tmp_path: Path) -> None:
     assert f"{len(builtin_profile('v100').co_runs)} co-runs" in text
     assert (tmp_path / "v100.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "v100.png").stat().st_size > 50_000
+
+
+def test_who_had_no_share_in_a_co_run_is_shown_as_uncapped(tmp_path: Path) -> None:
+    whole = builtin_profile("v100")
+    one, other = whole.co_runs[0].tenants
+    kept = {"model": one.model, "batch": one.batch, "latency_ms": one.latency_ms * 2}
+    tenants = (CoTenant.model_validate(kept), other)
+    whole.model_copy(update={"co_runs": (CoRun(tenants=tenants),)}).save(tmp_path / "p.json")
+    code, text = run("--show", str(tmp_path / "p.json"))
+    rows = [line.split() for line in text.splitlines()]
+    assert code == 0
+    beside = [other.model, f"b{other.batch}", f"{other.share:.3g}"]
+    assert [one.model, str(one.batch), "uncapped", *beside] in [row[:6] for row in rows]
+    assert [one.model, f"b{one.batch}", "uncapped"] in [row[3:6] for row in rows]
 
 
 def test_residuals_are_of_the_fit_and_of_the_fit_without_the_point() -> None:

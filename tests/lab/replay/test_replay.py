@@ -18,6 +18,7 @@ from igniterd.lab.replay.boards import MeasuredBoard, ModelBoard, Replica
 from igniterd.lab.replay.kernels.batches import replay_gpu
 from igniterd.lab.replay.replay import Arrivals, Kind, gaps_s, read_trace, replay
 from igniterd.perf import load_model, resolve_profile
+from igniterd.perf.api import Tenant
 from igniterd.queueing.tail import response_time
 
 
@@ -141,10 +142,31 @@ def test_the_boards_tables_are_the_truth_and_the_model() -> None:
     )
     model = load_model(resolve_profile("v100"))
     modelled = ModelBoard(model).tables(pair)
-    from igniterd.perf.api import Tenant
-
     both = model.predict([Tenant("alexnet", 4, 0.4), Tenant("vgg19", 2, 0.6)])
     assert modelled[0][0, 4] * (1 + modelled[1][0, 1, 4, 2]) == pytest.approx(both[0].latency_ms)
+
+
+@pytest.mark.parametrize("shares", [(0.4, 1.0), (1.0, 0.4), (1.0, 1.0), (0.4, 0.6)])
+def test_pairs_of_the_models_board_are_its_predictions_with_and_without_caps(
+    shares: tuple[float, float],
+) -> None:
+    model = load_model(resolve_profile("v100"))
+    pair = [
+        Replica(name, name, 1.0, share, 8)
+        for name, share in zip(("alexnet", "vgg19"), shares, strict=True)
+    ]
+    solo, excess = ModelBoard(model).tables(pair)
+    both = model.predict([Tenant("alexnet", 4, shares[0]), Tenant("vgg19", 2, shares[1])])
+    found = solo[0, 4] * (1 + excess[0, 1, 4, 2]), solo[1, 2] * (1 + excess[1, 0, 2, 4])
+    assert found == pytest.approx([p.latency_ms for p in both])
+
+
+def test_the_measured_tables_know_the_uncapped_alone_only() -> None:
+    uncapped, other = Replica("a", "alexnet", 1.0, 1.0, 8), Replica("b", "vgg19", 1.0, 0.4, 4)
+    solo, _ = MeasuredBoard().tables([uncapped])
+    assert solo[0, 3] == pytest.approx(Truth.v100().solo_ms("alexnet", 3, 1.0))
+    with pytest.raises(CannotRun, match="workload a: it has no share"):
+        MeasuredBoard().tables([other, uncapped])
 
 
 def test_the_same_seed_is_the_same_replay_on_any_number_of_threads() -> None:
