@@ -152,6 +152,7 @@ def _kind(merged: Profile, profiled: dict[str, str], level: float) -> Predictors
             if (size := merged.models[of].memory_bytes) is not None
         },
         board.memory_bytes,
+        {name: min(p.share for p in merged.models[of].solo) for name, of in profiled.items()},
     )
 
 

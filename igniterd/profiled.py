@@ -26,6 +26,8 @@ class Predictors:
     # configured name -> device memory of one instance, where profiled
     copy_bytes: Mapping[str, int] = field(default_factory=dict)
     memory_bytes: int | None = None  # of the board
+    # configured name -> smallest share at which it was measured
+    least_shares: Mapping[str, float] = field(default_factory=dict)
     others: tuple[Predictors, ...] = ()
 
     @property

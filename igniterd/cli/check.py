@@ -47,11 +47,7 @@ def register(app: typer.Typer) -> None:
             findings += [Finding("warn", "secrets", said) for said in exposed(settings, config)]
             findings += asyncio.run(_collect(settings, knowledge)) if live else []
         if form == "json":
-            print(
-                json.dumps(
-                    [{"level": f.level, "what": f.what, "said": f.said} for f in findings], indent=2
-                )
-            )
+            print(json.dumps([f.as_json() for f in findings], indent=2))
         else:
             _print(findings)
         if any(f.level == "bad" for f in findings):
@@ -119,6 +115,7 @@ def _check_files(
                 f"profile of {model.tenant}",
                 f"{', '.join(map(str, model.profiles))} ({knowledge.all_profiled[model.tenant]})",
             )
+            yield from _host_bound(model.tenant, knowledge)
         else:
             yield Finding(
                 "warn",
@@ -129,6 +126,20 @@ def _check_files(
                 "that all of them are planned for its P99 of "
                 f"{model.slo_p99_ms:g} ms: igniterd profile {model.name}",
             )
+
+
+def _host_bound(name: str, knowledge: Predictors) -> Iterator[Finding]:
+    """Whether a model waits for its host, on each kind of board that it has a profile of."""
+    from igniterd.cli.host_bound import host_bound
+
+    for kind in knowledge.kinds:
+        if name not in kind.profiled or kind.predictors is None:
+            continue
+        model, profiled_as = kind.predictors.mean.model, kind.profiled[name]
+        bound = host_bound(model, profiled_as, kind.least_shares[name])
+        if bound is not None:
+            board = f" on {kind.board}" if knowledge.others else ""
+            yield Finding("warn", f"model {name}{board}", bound.sentence, bound.as_json())
 
 
 def _broker(settings: Config) -> Finding:

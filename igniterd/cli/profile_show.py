@@ -12,6 +12,7 @@ import numpy as np
 
 from igniterd import pictures
 from igniterd.arrays import F64
+from igniterd.cli.host_bound import host_bound
 from igniterd.cli.wording import share_text
 from igniterd.perf.api import Tenant
 from igniterd.perf.profile import ModelProfile, Profile, SoloPoint
@@ -109,6 +110,9 @@ def describe(profile: Profile) -> Iterator[Table | str]:
                 str(p.batch), f"{p.share:.3g}", *cells, _whole(p.power_w), _whole(p.clock_mhz)
             )
         yield table
+        bound = host_bound(fitted, name, min(p.share for p in model.solo))
+        if bound is not None:
+            yield f"{name}: {bound.sentence}"
         foretold = [abs(r.foretold_error) for r in found if r.foretold_error is not None]
         if foretold:
             yield (

@@ -34,6 +34,9 @@ OVER = 1.1
 """How much is added to a guess where the queue says overload."""
 ROOM_COST = 1.02
 """Of the P99, for a larger batch limit."""
+WORTH = 0.1
+"""What a larger share must bring: the least fall of the P99 for the growth of the share, both as
+logarithms."""
 EPS = 1e-9
 
 
@@ -187,6 +190,26 @@ class TenantSearch:
             self.position.units, size, LatencyPrediction(p99_ms, math.nan, math.nan, *found[1:])
         )
         return float(p99_ms) / self.demand.slo_ms
+
+    def enough(self, beside: Neighbours) -> int:
+        """Fewest units, from where the model sits, beyond which no share is worth more by guess:
+        what waits for its host is no faster there.
+
+        ``high`` where that is less than twice as much: so far the bound of the service times has
+        ripples, and dips where they were measured.
+        """
+        first = self.position.units
+        factors = self._curve_ms(beside) / self.alone[first - 1]
+        p99_ms = np.array(
+            [
+                kernel.best(self.table, curve * factors, self.sizes, self.mend, self._rate)[1]
+                for curve in self.alone[first - 1 : self.high]
+            ]
+        )
+        # the same at every share where what is gained is just worth it
+        value = p99_ms * np.arange(first, self.high + 1) ** WORTH
+        units = first + int(np.argmax(value <= np.minimum.accumulate(value[::-1])[::-1]))
+        return units if 2 * units <= self.high and math.isfinite(value[-1]) else self.high
 
     def enlarge_batch(self, beside: Neighbours, *, largest: bool) -> None:
         """Guess how the model fares where it sits; ``largest``: with the largest limit that costs

@@ -14,6 +14,7 @@ from igniterd.planner.fill import best_host, fill_anew, fill_kind
 from igniterd.planner.least_shares import Group, Pack, ShareSolver
 from igniterd.planner.problem import Problem
 from igniterd.planner.progress import report
+from igniterd.planner.spare import give, table_p99
 from igniterd.queueing.kernels import lookup
 
 _ROUNDS = 8
@@ -211,21 +212,13 @@ def repair(placed: Placed, solver: ShareSolver, level: float, moves: Moves | Non
 
 
 def place(problem: Problem, group: Group, spare: float = 0.5) -> list[Placement]:
-    """Placements of a GPU: what the search found, and a part of the spare units given, one by one,
-    to whoever is nearest to its SLO.
+    """Placements of a GPU: what the search found, and up to a part of the spare units given, see
+    :func:`igniterd.planner.spare.give`.
 
     What is not given is left for a new tenant or a surge.
     """
     t, items, top = problem.tables, problem.items, int(problem.tables.units[group.kind])
-    units = list(group.units)
-    if not units:
-        return []
-    for _ in range(math.ceil(spare * (top - sum(units)))):
-        strain = [
-            table_p99(problem, group, k, units[k]) / float(items.goal_ms[i])
-            for k, i in enumerate(group.items)
-        ]
-        units[int(np.argmax(strain))] += 1
+    units = give(problem, group, math.ceil(spare * (top - sum(group.units))))
     placements = []
     for k, item in enumerate(group.items):
         model = int(items.model[item])
@@ -249,16 +242,6 @@ def place(problem: Problem, group: Group, spare: float = 0.5) -> list[Placement]
             )
         )
     return placements
-
-
-def table_p99(problem: Problem, group: Group, k: int, units: int) -> float:
-    """P99 (ms) of tenant ``k`` of a group on ``units``, by the search's tables."""
-    i, t = problem.items, problem.tables
-    item = group.items[k]
-    queue, model, rate = int(i.queue[item]), int(i.model[item]), float(i.rate[item])
-    return float(
-        lookup.p99_ms(t, group.kind, queue, model, units, group.option[k], rate, group.slowdown[k])
-    )
 
 
 def move_unfit(

@@ -6,9 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igniterd.decide.search import find
+from igniterd.decide.search import GpuPlan, find
+from igniterd.lab.gpu.floor import HostFloor
 from igniterd.perf import builtin_profile, load_model
 from igniterd.predict import Demand, LatencyPredictor
+from igniterd.records import Allocation
+from tests.factories import profile_of_truth
 
 MODEL = load_model(builtin_profile("v100"))
 PREDICTOR = LatencyPredictor(MODEL, level=0.95)
@@ -24,6 +27,35 @@ def test_one_model_alone_gets_the_whole_gpu_and_all_its_headroom() -> None:
     assert found.headroom == 4.0  # the top of the ladder
     assert found.allocations["alexnet"].share == 1.0
     assert found.least_share < 0.2
+
+
+@pytest.fixture(scope="module", params=[("alexnet", 6.0), ("resnet50", 10.0)], ids=lambda p: p[0])
+def floored(request: pytest.FixtureRequest) -> tuple[str, LatencyPredictor]:
+    """A model that waits for its host, and the predictor of its GPU."""
+    name, floor_ms = request.param
+    profile = profile_of_truth({name: HostFloor(floor_ms, 0.4)})
+    return name, LatencyPredictor(load_model(profile), level=0.95)
+
+
+def test_a_model_that_waits_for_its_host_gets_no_share_that_buys_nothing(
+    floored: tuple[str, LatencyPredictor],
+) -> None:
+    name, predictor = floored
+    wanted = demand(name, 20.0, 40.0)
+    found = find(predictor, [wanted])
+    assert (found.feasible, found.headroom) == (True, 4.0)
+    mine = found.allocations[name]
+    assert mine.granted <= 0.3
+    whole = predictor.served(wanted, Allocation(1.0, mine.max_batch_size), ())
+    assert found.served[name].p99_ms < 1.05 * whole.p99_ms
+
+
+def test_its_neighbour_gets_that_share(floored: tuple[str, LatencyPredictor]) -> None:
+    name, predictor = floored
+    found: GpuPlan = find(predictor, [demand(name, 20.0, 24.0), demand("vgg19", 5.0, 60.0)])
+    assert found.feasible
+    assert sum(a.granted for a in found.allocations.values()) == pytest.approx(1.0)
+    assert found.allocations[name].granted <= 0.3
 
 
 def test_three_models_fit_together_as_the_measured_tables_say() -> None:
