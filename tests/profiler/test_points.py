@@ -13,9 +13,7 @@ from igniterd.profiler.points import (
     Point,
     Span,
     Unknown,
-    co_runs,
     most_out_of_order,
-    operating_points,
 )
 
 TRUTH = Truth.v100()
@@ -86,30 +84,3 @@ def test_the_point_that_contradicts_most_is_named() -> None:
     assert most_out_of_order(right, 0.05) is None
     assert most_out_of_order(right | {(16, 0.5): (1.5, 0.01)}, 0.05) == (16, 0.5)
     assert most_out_of_order({(1, 1.0): (2.0, 0.3), (2, 1.0): (1.0, 0.01)}, 0.05) == (1, 1.0)
-
-
-@given(st.integers(2, 9), st.sampled_from([0.025, 2 / 132, 2 / 108, 0.5]))
-def test_every_pair_runs_both_ways_within_one_gpu(count: int, unit: float) -> None:
-    largest = {f"m{i}": 1 << i for i in range(count)}
-    fast, slow = co_runs(largest, unit, even=False), co_runs(largest, unit, even=True)
-    for runs in (fast, slow):
-        assert sorted((a.model, b.model) for a, b in runs) == sorted(
-            (a, b) for a in largest for b in largest if a != b
-        )
-    for a, b in (*fast, *slow):
-        assert a.share > 0 and b.share > 0 and a.share + b.share <= 1 + 1e-9
-        for t in (a, b):
-            assert (t.batch, t.share) in {
-                p
-                for even in (False, True)
-                for p in operating_points(largest[t.model], unit, even=even)
-            }
-            assert t.batch <= largest[t.model]
-    shares: dict[str, float] = {}
-    changes = 0
-    for run in fast:
-        for t in run:
-            changes += shares.get(t.model) != t.share
-            shares[t.model] = t.share
-    assert changes <= 3 * count
-    assert len({(t.model, t.share) for run in slow for t in run}) == count
