@@ -18,7 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from igniterd.arrays import F64
 from igniterd.perf.surface import Surface
+from igniterd.perf.trend import greater
 from igniterd.profiler.points import Point
 
 MORE, LESS = (0.6, 2), (0.4, 16)
@@ -67,25 +69,28 @@ def operating_points(
 def _on_the_floor(surface: Surface, usual: Point) -> Point:
     """With the largest batch, halved from the usual one, that waits for the host beside others too;
     one item where none does."""
-    batch, share = usual
-    while batch > 1:
-        gpu, host, _ = surface.parts(np.array([float(batch)]), np.array([share]))
-        if gpu[0] * BELOW <= host[0]:
-            break
-        batch //= 2
-    return batch, share
+    batches = [usual[0] >> i for i in range(usual[0].bit_length())]
+    gpu, host = _parts(surface, batches, usual[1])
+    below = (b for b, waits in zip(batches, gpu * BELOW <= host, strict=True) if waits)
+    return next(below, 1), usual[1]
 
 
 def _above_the_knee(surface: Surface, usual: Point, largest: int) -> Point:
     """With the least batch, doubled from the usual one, whose time alone is well above the
     host's."""
-    batch, share = usual
-    while batch < largest:
-        at = np.array([float(batch)]), np.array([share])
-        if surface.at(*at)[0][0] > ABOVE * surface.parts(*at).host[0]:
-            break
-        batch = min(2 * batch, largest)
-    return batch, share
+    doubled = (usual[0] << i for i in range(largest.bit_length()))
+    batches = [*(b for b in doubled if b < largest), largest]
+    gpu, host = _parts(surface, batches, usual[1])
+    above = (
+        b for b, is_so in zip(batches, greater(host, gpu) > ABOVE * host, strict=True) if is_so
+    )
+    return next(above, largest), usual[1]
+
+
+def _parts(surface: Surface, batches: Sequence[int], share: float) -> tuple[F64, F64]:
+    """The GPU's part and the host's (ms), each (batches,)."""
+    gpu, host, _ = surface.parts(np.array(batches, dtype=np.float64), np.full(len(batches), share))
+    return gpu, host
 
 
 def co_runs(points: Mapping[str, tuple[Point, Point]], *, even: bool) -> tuple[Run, ...]:

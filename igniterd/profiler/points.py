@@ -88,6 +88,7 @@ class Unknown:
         follows = (gpu / greater(host, gpu)) ** _FOLLOWS if self.surface.floored else 1.0
         counted = np.repeat(weight, _SHARES) * follows
         self._weight = counted / np.sum(counted)
+        self._expected = dict[Point, tuple[float, float]]()
 
     def of(self, span: Span, measured: Mapping[Point, tuple[float, float]]) -> bool:
         """Whether this is what is left unknown of ``span`` once ``measured`` is known."""
@@ -103,17 +104,26 @@ class Unknown:
         ``errors``; shape (points,)."""
         batch, share = np.array(points, dtype=np.float64).T
         across = self.surface.covariance_left(self._batch, self._share, batch, share)
-        _, own = self.surface.at(batch, share)
+        _, own = self._at(points)
         return np.asarray(self._weight @ across**2 / (own + NOISE_SD**2 + errors**2))
 
     def times_ms(self, points: Sequence[Point]) -> F64:
         """What a batch is expected to take at each of ``points``, shape (points,)."""
-        batch, share = np.array(points, dtype=np.float64).T
-        return self.surface.at(batch, share)[0]
+        return self._at(points)[0]
 
     def time_ms(self, point: Point) -> float:
         """What a batch is expected to take there."""
         return float(self.times_ms([point])[0])
+
+    def _at(self, points: Sequence[Point]) -> tuple[F64, F64]:
+        """Mean (ms) and variance of its logarithm, each (points,). Kept: where there are many
+        hypotheses, asking once for many points is much quicker than one by one."""
+        if fresh := [p for p in points if p not in self._expected]:
+            mean, variance = self.surface.at(*np.array(fresh, dtype=np.float64).T)
+            found = zip(mean.tolist(), variance.tolist(), strict=True)
+            self._expected |= zip(fresh, found, strict=True)
+        mean, variance = np.array([self._expected[p] for p in points]).T
+        return mean, variance
 
     def best(self, price: Callable[[Point, float], tuple[float, float]]) -> Point | None:
         """The candidate with the most gain a second, those below ``CHEAP_S`` by gain alone;
@@ -137,10 +147,11 @@ class Unknown:
         """The last corner, with as large a batch as can be measured in ``limit_s``; ``None`` when
         none can, or when the least share has been measured with more than the least batch."""
         low, (few, *more) = self._span.shares[0], self._span.batches
-        if any(b > few and s == low for b, s in self._measured):
+        if not more or any(b > few and s == low for b, s in self._measured):
             return None
         ends = [(b, low) for b in reversed(more)]
-        return next((p for p in ends if price(p, self.time_ms(p))[0] <= limit_s), None)
+        expected = zip(ends, self.times_ms(ends), strict=True)
+        return next((p for p, ms in expected if price(p, float(ms))[0] <= limit_s), None)
 
 
 def _use(span: Span) -> tuple[F64, F64]:
