@@ -17,7 +17,7 @@ from igniterd.errors import CannotRun, IgniterdError, NotNow, Refused, Unreachab
 from igniterd.perf.profile import CoRun, CoTenant, SoloPoint
 from igniterd.profiler.board import Drawn, Probe, now_s
 from igniterd.profiler.drive import ClosedLoop, Inferring, Source, busy
-from igniterd.profiler.points import Run
+from igniterd.profiler.pairs import Run
 from igniterd.profiler.steady import Mean, Slice, mean_of
 from igniterd.records import BatchStat, ModelReading
 

@@ -1,17 +1,13 @@
-"""Which points to measure, of a model alone and of pairs. Pure.
+"""Which points to measure of a model alone. Pure.
 
-Alone: the point that takes most off what is still unknown, for the time it costs. The solo surface
-(:mod:`igniterd.perf.surface`) knows how certain it is everywhere. What is left unknown is its
-variance averaged over the region of use: every batch to the largest, each weighed by 1 / batch
-because small ones are run more, at ten shares. A candidate at the share that is applied already
-costs its measurement alone; any other costs a reload as well. Where reloads are slow, that is what
-makes several batches be measured at one share before the next is tried.
-
-Pairs: two co-runs each. One model has more of the GPU and small batches, the other less and large
-ones, then the other way round, as in the shipped profile; in an order of few reloads. Where reloads
-are slow, every model gets half the GPU once, and a pair's two co-runs differ in their batches
-alone. Every model is also measured alone as it will be in its co-runs, so that what a neighbour
-costs is a difference of two measurements.
+The ends of the range first, then the point that takes most off what is still unknown, for the time
+it costs. The solo surface (:mod:`igniterd.perf.surface`) knows how certain it is everywhere. What
+is left unknown is its variance averaged over the region of use: every batch to the largest, each
+weighed by 1 / batch because small ones are run more, at ten shares. Where a batch waits for its
+host, one figure says nearly all: such places count by how far the time follows the GPU there, so
+points go to the knee and beyond. A candidate at the share that is applied already costs its
+measurement alone; any other costs a reload as well. Where reloads are slow, that is what makes
+several batches be measured at one share before the next is tried.
 """
 
 from __future__ import annotations
@@ -22,13 +18,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from igniterd.arrays import F64
-from igniterd.perf.surface import NOISE_SD, Surface
+from igniterd.perf.surface import NOISE_SD, Surface, make_grid
+from igniterd.perf.trend import greater
 
 Point = tuple[int, float]
 """(batch, share)."""
 CHEAP_S = 4.0
 """A minute a model, its pairs included, leaves about this long for each of eleven points."""
+FAR = 3.0
+"""A point that takes this many times as long as there is for one is too slow to be measured for
+being an end of the range."""
 _SHARES = 10
+_FOLLOWS = 8.0  # a time falls from the GPU's to the host's within a tenth or two of the knee
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +61,9 @@ class Span:
 
     @property
     def corners(self) -> tuple[Point, ...]:
-        """What is measured first: the ends of both ranges, but not the largest batch at the
-        smallest share, which takes longest."""
-        low, high = self.shares[0], self.shares[-1]
-        return tuple(
-            dict.fromkeys(
-                ((self.batches[0], high), (self.batches[-1], high), (self.batches[0], low))
-            )
-        )
+        """What is measured first: the ends of both ranges, the one that takes longest last."""
+        few, most, low, high = self.batches[0], self.batches[-1], self.shares[0], self.shares[-1]
+        return tuple(dict.fromkeys(((few, high), (most, high), (few, low), (most, low))))
 
     def within(self, most_batch: int) -> Span:
         """The range without batches above ``most_batch``."""
@@ -83,31 +79,51 @@ class Unknown:
     def __init__(self, span: Span, measured: Mapping[Point, tuple[float, float]]) -> None:
         batch, share = np.array(list(measured), dtype=np.float64).reshape(-1, 2).T
         time, error = np.array(list(measured.values())).reshape(-1, 2).T
-        self._surface = Surface(batch, share, time, error)
-        self._span, self._measured = span, frozenset(measured)
-        use = np.arange(1.0, span.max_batch + 1)
+        self.surface = Surface(batch, share, time, error)
+        self._span, self._measured = span, dict(measured)
+        use, weight = _use(span)
         shares = np.linspace(span.shares[0], span.shares[-1], _SHARES)
         self._batch, self._share = np.repeat(use, _SHARES), np.tile(shares, use.shape[0])
-        self._weight = 1.0 / self._batch / np.sum(1.0 / self._batch)
+        gpu, host, self._variance = self.surface.parts(self._batch, self._share)
+        follows = (gpu / greater(host, gpu)) ** _FOLLOWS if self.surface.floored else 1.0
+        counted = np.repeat(weight, _SHARES) * follows
+        self._weight = counted / np.sum(counted)
+        self._expected = dict[Point, tuple[float, float]]()
+
+    def of(self, span: Span, measured: Mapping[Point, tuple[float, float]]) -> bool:
+        """Whether this is what is left unknown of ``span`` once ``measured`` is known."""
+        return self._span == span and self._measured == measured
 
     @property
     def deviation(self) -> float:
         """Standard deviation of the relative time, root mean square over the region of use."""
-        _, variance = self._surface.at(self._batch, self._share)
-        return float(np.sqrt(self._weight @ variance))
+        return float(np.sqrt(self._weight @ self._variance))
 
     def gains(self, points: Sequence[Point], errors: F64) -> F64:
         """How much of the mean variance each of ``points`` would take away, measured to relative
         ``errors``; shape (points,)."""
         batch, share = np.array(points, dtype=np.float64).T
-        across = self._surface.covariance_left(self._batch, self._share, batch, share)
-        _, own = self._surface.at(batch, share)
+        across = self.surface.covariance_left(self._batch, self._share, batch, share)
+        _, own = self._at(points)
         return np.asarray(self._weight @ across**2 / (own + NOISE_SD**2 + errors**2))
+
+    def times_ms(self, points: Sequence[Point]) -> F64:
+        """What a batch is expected to take at each of ``points``, shape (points,)."""
+        return self._at(points)[0]
 
     def time_ms(self, point: Point) -> float:
         """What a batch is expected to take there."""
-        mean, _ = self._surface.at(np.array([float(point[0])]), np.array([point[1]]))
-        return float(mean[0])
+        return float(self.times_ms([point])[0])
+
+    def _at(self, points: Sequence[Point]) -> tuple[F64, F64]:
+        """Mean (ms) and variance of its logarithm, each (points,). Kept: where there are many
+        hypotheses, asking once for many points is much quicker than one by one."""
+        if fresh := [p for p in points if p not in self._expected]:
+            mean, variance = self.surface.at(*np.array(fresh, dtype=np.float64).T)
+            found = zip(mean.tolist(), variance.tolist(), strict=True)
+            self._expected |= zip(fresh, found, strict=True)
+        mean, variance = np.array([self._expected[p] for p in points]).T
+        return mean, variance
 
     def best(self, price: Callable[[Point, float], tuple[float, float]]) -> Point | None:
         """The candidate with the most gain a second, those below ``CHEAP_S`` by gain alone;
@@ -119,10 +135,33 @@ class Unknown:
         open_points = [p for p in self._span.candidates if p not in self._measured]
         if not open_points:
             return None
-        cost_s, error = np.array([price(p, self.time_ms(p)) for p in open_points]).T
+        expected = zip(open_points, self.times_ms(open_points), strict=True)
+        cost_s, error = np.array([price(p, float(ms)) for p, ms in expected]).T
         return open_points[
             int(np.argmax(self.gains(open_points, error) / np.maximum(cost_s, CHEAP_S)))
         ]
+
+    def slowest(
+        self, price: Callable[[Point, float], tuple[float, float]], limit_s: float
+    ) -> Point | None:
+        """The last corner, with as large a batch as can be measured in ``limit_s``; ``None`` when
+        none can, or when the least share has been measured with more than the least batch."""
+        low, (few, *more) = self._span.shares[0], self._span.batches
+        if not more or any(b > few and s == low for b, s in self._measured):
+            return None
+        ends = [(b, low) for b in reversed(more)]
+        expected = zip(ends, self.times_ms(ends), strict=True)
+        return next((p for p, ms in expected if price(p, float(ms))[0] <= limit_s), None)
+
+
+def _use(span: Span) -> tuple[F64, F64]:
+    """Batches that stand for every one to the largest, and their weights: the sum of 1 / batch
+    over those each stands for."""
+    use = make_grid(span.max_batch, span.unit).batches
+    use = use[use <= span.max_batch]
+    every = np.arange(1.0, span.max_batch + 1)
+    nearest = np.searchsorted(0.5 * (use[1:] + use[:-1]), every)
+    return use, np.bincount(nearest, 1.0 / every, use.shape[0]).astype(np.float64)
 
 
 def most_out_of_order(measured: Mapping[Point, tuple[float, float]], slack: float) -> Point | None:
@@ -140,67 +179,3 @@ def most_out_of_order(measured: Mapping[Point, tuple[float, float]], slack: floa
                 conflicts[hard] += 1
     worst = max(measured, key=lambda p: (conflicts[p], measured[p][1]))
     return worst if conflicts[worst] else None
-
-
-MORE, LESS = (0.6, 2), (0.4, 16)
-"""(share, batch) of the two tenants of a co-run."""
-EVEN = (4, 8)
-"""Batches at half the GPU each."""
-SLOW_RELOAD_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One tenant of a co-run."""
-
-    model: str
-    batch: int
-    share: float
-
-
-Run = tuple[Setting, Setting]
-
-
-def operating_points(largest: int, unit: float, *, even: bool) -> tuple[Point, Point]:
-    """(batch, share) of the two tenants of a co-run, shares in whole units of the board; ``even``:
-    half the GPU each."""
-    if even:
-        half = _units(0.5, unit)
-        return (min(EVEN[0], largest), half), (min(EVEN[1], largest), half)
-    less = _units(LESS[0], unit)
-    return (min(LESS[1], largest), less), (min(MORE[1], largest), _units(1.0 - less, unit))
-
-
-def co_runs(largest: dict[str, int], unit: float, *, even: bool) -> tuple[Run, ...]:
-    """The co-runs of every pair of the models, ``largest`` their largest batches."""
-    models = list(largest)
-    pairs = [(a, b) for a in models for b in models if a != b] if even else _few_flips(models)
-    points = {m: operating_points(largest[m], unit, even=even) for m in models}
-    return tuple((Setting(a, *points[a][0]), Setting(b, *points[b][1])) for a, b in pairs)
-
-
-def _few_flips(models: Sequence[str]) -> list[tuple[str, str]]:
-    """Every ordered pair (less, more), so that few models change their share from one to the next.
-
-    The models take the lesser share one after another, and then give it back in the same order: 2 n
-    - 1 changes in all.
-    """
-    order, done = list[tuple[str, str]](), set[tuple[str, str]]()
-
-    def add(less: Sequence[str], more: Sequence[str]) -> None:
-        fresh = [(s, g) for s in less for g in more if (s, g) not in done]
-        order.extend(fresh)
-        done.update(fresh)
-
-    for count in range(1, len(models)):
-        add(models[:count], models[count:])
-    for count in range(1, len(models)):
-        add(models[count:], models[:count])
-    return order
-
-
-def _units(share: float, unit: float) -> float:
-    """``share`` as a whole number of units, at most the largest one that fits half the board
-    twice."""
-    units = round(1.0 / unit)
-    return max(1, int(share * units + 1e-9)) / units

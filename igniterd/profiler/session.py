@@ -16,25 +16,18 @@ from igniterd.clients.environments import PLAIN, Reach
 from igniterd.errors import CannotRun, Refused
 from igniterd.perf.profile import CoRun
 from igniterd.profiler.board import Probe, board_of, check_quiet, now_s
+from igniterd.profiler.choice import Choice
 from igniterd.profiler.measure import Effort, Measured, Meter
 from igniterd.profiler.model import Client, Model, check_inputs, prepare_model
+from igniterd.profiler.pairs import Run, co_runs
 from igniterd.profiler.partial import Partial
-from igniterd.profiler.points import (
-    SLOW_RELOAD_S,
-    Point,
-    Run,
-    Unknown,
-    co_runs,
-    most_out_of_order,
-    operating_points,
-)
+from igniterd.profiler.points import Point, most_out_of_order
 from igniterd.profiler.server import ProcessSource, Server, originals_of, restore
 
 # points this far out of order are measured again, before the profile's own check would refuse them
 SLACK = 0.05
 PAIRS_PART = 0.35  # of a budget
 RESTORE_S = 60.0
-_TYPICAL_CV = 0.03  # dispersion of single executions before any were seen
 # a loop that executes less of the time than this does not slow its neighbours as it should
 _IDLE_PART = 0.9
 
@@ -149,20 +142,22 @@ class Session:
         alone_until_s = start_s + (self._deadline_s - start_s) * (
             1 - PAIRS_PART if with_pairs else 1.0
         )
+        choice = Choice(self.partial, self._effort, server)
         for place, model in enumerate(models):
             start_s = now_s()
-            await self._alone(
-                model, server, meter, start_s + (alone_until_s - start_s) / (len(models) - place)
-            )
+            until_s = start_s + (alone_until_s - start_s) / (len(models) - place)
+            await self._alone(model, server, meter, choice, until_s)
         if with_pairs:
-            await self._beside(models, server, meter)
+            await self._beside(models, server, meter, choice)
 
     # ------------------------------------------------------------ alone
 
-    async def _alone(self, model: Model, server: Server, meter: Meter, until_s: float) -> None:
+    async def _alone(
+        self, model: Model, server: Server, meter: Meter, choice: Choice, until_s: float
+    ) -> None:
         """The solo points of one model that are still missing."""
         done, began_s = self.partial.models[model.name], now_s()
-        while (point := self._next(model, server, until_s)) is not None:
+        while (point := choice.next(model, until_s, self._deadline_s)) is not None:
             self._tell(f"{model.name} alone: batch {point[0]}, share {point[1]:.3g}")
             try:
                 await self._point(model, point, server, meter, self._effort)
@@ -172,6 +167,7 @@ class Session:
                 model = self._shrunk(model, point[0], error)
                 continue
             self._did += 1
+        self._expected -= max(0, self.partial.settings.points - len(done.solo))
         await self._put_in_order(model, server, meter)
         done.spent_s += now_s() - began_s
         self._write()
@@ -201,62 +197,12 @@ class Session:
         self._listener.say(
             f"{model.name}: a batch of {refused} was refused ({error}); profiling up to {most}"
         )
+        return self._allowed(model)
+
+    def _allowed(self, model: Model) -> Model:
+        """The model without the batches that it refused."""
+        most = self.partial.models[model.name].most_batch or model.span.max_batch
         return replace(model, span=model.span.within(most))
-
-    def _next(self, model: Model, server: Server, until_s: float) -> Point | None:
-        """The point to measure now, or ``None``: accurate enough, enough points, or out of time."""
-        done = self.partial.models[model.name].solo
-        measured = self.partial.models[model.name].measured()
-        missing = [c for c in self._wanted(model, server) if c not in measured]
-        if missing:
-            return (
-                missing[0]
-                if now_s() < (until_s if len(measured) >= 3 else self._deadline_s)
-                else None
-            )
-        unknown = Unknown(model.span, measured)
-        enough = (
-            len(done) >= self.partial.settings.points
-            or unknown.deviation <= self.partial.settings.accuracy
-        )
-        if enough and len(done) >= 3:
-            self._expected -= max(0, self.partial.settings.points - len(done))
-            return None
-        present, cvs = (
-            server.share(model.name),
-            [p.latency_cv for p in done if p.latency_cv is not None],
-        )
-        cv = sum(cvs) / len(cvs) if cvs else _TYPICAL_CV
-
-        def price(point: Point, ms: float) -> tuple[float, float]:
-            cost_s, error = self._effort.expected(ms, cv)
-            return cost_s + (0.0 if point[1] == present else server.reload_s), error
-
-        best = unknown.best(price)
-        if best is None or (
-            len(done) >= 3 and now_s() + price(best, unknown.time_ms(best))[0] > until_s
-        ):
-            return None
-        return best
-
-    def _wanted(self, model: Model, server: Server) -> tuple[Point, ...]:
-        """The points that are measured whatever the fit says: the ends of the range, and the
-        model's part in co-runs."""
-        corners, board = model.span.corners, self.partial.board
-        others = [
-            name
-            for name in self.partial.settings.models
-            if name != model.name and server.steerable(name)
-        ]
-        if not (self.partial.settings.pairs and others and server.steerable(model.name) and board):
-            return corners
-        if self.partial.even is None:
-            if len(self.partial.models[model.name].solo) < len(corners):
-                return corners  # until it is known what a reload takes
-            self.partial.even = server.reload_s > SLOW_RELOAD_S
-        own = operating_points(model.span.max_batch, board.share_unit, even=self.partial.even)
-        room = self.partial.settings.points - len(corners)
-        return tuple(dict.fromkeys((*corners, *own[:room])))
 
     async def _point(
         self, model: Model, point: Point, server: Server, meter: Meter, effort: Effort
@@ -275,7 +221,9 @@ class Session:
 
     # ------------------------------------------------------------ beside others
 
-    async def _beside(self, models: list[Model], server: Server, meter: Meter) -> None:
+    async def _beside(
+        self, models: list[Model], server: Server, meter: Meter, choice: Choice
+    ) -> None:
         """The co-runs of pairs that are still missing, while there is time."""
         named = {m.name: m for m in models if server.steerable(m.name)}
         board = self.partial.board
@@ -288,11 +236,8 @@ class Session:
             self._listener.say(f"{', '.join(left_out)}: {why}; its pairs are not measured")
         if board is None or len(named) < 2:
             return
-        largest = {
-            m.name: self.partial.models[m.name].most_batch or m.span.max_batch
-            for m in named.values()
-        }
-        wanted = co_runs(largest, board.share_unit, even=bool(self.partial.even))
+        points = {name: choice.settings(self._allowed(m)) for name, m in named.items()}
+        wanted = co_runs(points, even=bool(self.partial.even))
         have = {_key(run) for run in self.partial.co_runs}
         todo = [
             run for run in wanted if frozenset((t.model, t.batch, t.share) for t in run) not in have

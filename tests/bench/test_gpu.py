@@ -98,7 +98,7 @@ def test_no_budget_is_refused() -> None:
 def test_nothing_measured_together_was_profiled() -> None:
     """Shares and batches of co-locations differ from those that `igniterd profile` runs
     together."""
-    from igniterd.profiler.points import co_runs
+    from igniterd.profiler.pairs import co_runs, operating_points
 
     for largest in (8, 32):
         shares = closedloop.arrangements(MODELS)
@@ -108,7 +108,8 @@ def test_nothing_measured_together_was_profiled() -> None:
             if c.kind != "alone"
         }
         for even in (False, True):
-            profiled = co_runs(dict.fromkeys(MODELS, largest), 0.025, even=even)
+            points = operating_points(largest, 0.025, even=even)
+            profiled = co_runs(dict.fromkeys(MODELS, points), even=even)
             assert measured.isdisjoint(
                 {frozenset((t.model, t.batch, t.share) for t in run) for run in profiled}
             )

@@ -13,9 +13,8 @@ from igniterd.profiler.points import (
     Point,
     Span,
     Unknown,
-    co_runs,
+    _use,
     most_out_of_order,
-    operating_points,
 )
 
 TRUTH = Truth.v100()
@@ -76,6 +75,60 @@ def test_a_dear_reload_keeps_it_at_the_share_that_is_applied() -> None:
     assert best[1] == 0.1
 
 
+FLAT, KNEE = 11.5, 72.0
+"""A floor (ms), and the work per GPU (batch / share) above which the time climbs."""
+
+
+def flat_then_steep(point: Point) -> float:
+    """Time (ms), good to a percent in no order."""
+    off = 0.01 * np.sin(37.0 * point[0] + 91.0 * point[1])
+    return float(FLAT * max(1.0, point[0] / point[1] / KNEE) * (1 + off))
+
+
+@pytest.mark.parametrize("largest", [64, 256, 512])
+def test_points_reach_the_knee_of_a_floored_model_and_are_not_spent_on_the_floor(
+    largest: int,
+) -> None:
+    span = Span(largest, 0.1, 2 / 132)
+    first = (*span.corners, (2, 0.6), (min(128, largest), 0.4))
+    known = {p: (flat_then_steep(p), 0.004) for p in first}
+    while len(known) < 11:
+        unknown = Unknown(span, known)
+        assert unknown.surface.floored
+        best = unknown.best(cheap)
+        assert best is not None
+        known[best] = flat_then_steep(best), 0.004
+    work = [b / s / KNEE for b, s in list(known)[len(first) :]]
+    assert min(work) > 0.4
+    assert any(w < 1.2 for w in work) and any(1.2 < w < 3.0 for w in work)
+    assert Unknown(span, known).deviation < 0.03
+
+
+def test_every_batch_counts_for_1_over_itself_however_many_there_are() -> None:
+    """The region of use has fewer batches than there are, with the weights of all."""
+    span = Span(512, 0.1, 0.025)
+    use, weight = _use(span)
+    assert use.shape[0] < 150 and use[-1] == 512
+    assert weight.sum() == pytest.approx(np.sum(1.0 / np.arange(1.0, 513.0)))
+    assert np.array_equal(weight[:60], 1.0 / use[:60])
+    assert _use(Span(1, 0.1, 0.025))[0].tolist() == [1.0]
+
+
+def test_the_slowest_corner_has_as_large_a_batch_as_there_is_time_for() -> None:
+    span = Span(48, 0.1, 0.025)
+    known = measured("ssd", (1, 1.0), (32, 1.0), (1, 0.1))
+    unknown = Unknown(span, known)
+
+    def ten(point: Point, ms: float) -> tuple[float, float]:
+        return 0.01 * ms, 0.005
+
+    assert unknown.slowest(ten, 1e6) == (48, 0.1)
+    assert unknown.slowest(ten, 0.01 * unknown.time_ms((16, 0.1)) + 1e-9) == (16, 0.1)
+    assert unknown.slowest(ten, 0.0) is None
+    assert Unknown(span, known | measured("ssd", (8, 0.1))).slowest(ten, 1e6) is None
+    assert Unknown(Span(48, 1.0, 0.025), known).slowest(ten, 1e6) is None
+
+
 def test_every_candidate_measured_leaves_none() -> None:
     span = Span(2, 1.0, 0.5)
     assert Unknown(span, measured("alexnet", (1, 1.0), (2, 1.0))).best(cheap) is None
@@ -86,30 +139,3 @@ def test_the_point_that_contradicts_most_is_named() -> None:
     assert most_out_of_order(right, 0.05) is None
     assert most_out_of_order(right | {(16, 0.5): (1.5, 0.01)}, 0.05) == (16, 0.5)
     assert most_out_of_order({(1, 1.0): (2.0, 0.3), (2, 1.0): (1.0, 0.01)}, 0.05) == (1, 1.0)
-
-
-@given(st.integers(2, 9), st.sampled_from([0.025, 2 / 132, 2 / 108, 0.5]))
-def test_every_pair_runs_both_ways_within_one_gpu(count: int, unit: float) -> None:
-    largest = {f"m{i}": 1 << i for i in range(count)}
-    fast, slow = co_runs(largest, unit, even=False), co_runs(largest, unit, even=True)
-    for runs in (fast, slow):
-        assert sorted((a.model, b.model) for a, b in runs) == sorted(
-            (a, b) for a in largest for b in largest if a != b
-        )
-    for a, b in (*fast, *slow):
-        assert a.share > 0 and b.share > 0 and a.share + b.share <= 1 + 1e-9
-        for t in (a, b):
-            assert (t.batch, t.share) in {
-                p
-                for even in (False, True)
-                for p in operating_points(largest[t.model], unit, even=even)
-            }
-            assert t.batch <= largest[t.model]
-    shares: dict[str, float] = {}
-    changes = 0
-    for run in fast:
-        for t in run:
-            changes += shares.get(t.model) != t.share
-            shares[t.model] = t.share
-    assert changes <= 3 * count
-    assert len({(t.model, t.share) for run in slow for t in run}) == count

@@ -71,6 +71,53 @@ async def test_profiles_two_models_and_leaves_the_server_as_it_was(tmp_path: Pat
     assert all(left_s >= 0 and done <= total for done, total, left_s, _ in heard.steps)
 
 
+HOST_MS, ITEM_MS = 5.0, 0.1
+
+
+def hosted_ms(model: str, batch: int, share: float, neighbours: int) -> float:
+    """The longer of what the host takes, a fifth more beside others, and of the GPU."""
+    gpu_ms = (ITEM_MS * (batch + 1) / share + 0.2) * (1.0 + 0.1 * neighbours)
+    return max(HOST_MS * (1.0 + 0.2 * neighbours), gpu_ms) * 1.01374
+
+
+@pytest.mark.parametrize("reload_s", [1.0, 8.0])
+async def test_floored_models_are_met_on_the_floor_and_well_above_the_knee(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reload_s: float
+) -> None:
+    monkeypatch.setattr("tests.profiler.fake.RELOAD_S", reload_s)
+    configs = [config_of(name, max_batch=128) for name in ("a", "b")]
+    triton, partial = FakeTriton(configs, hosted_ms), asked(tmp_path, "a", "b")
+    await session(triton, partial, tmp_path).run()
+    profile = partial.profile(origin="test")
+    profile.check()
+    assert len(profile.co_runs) == 2
+    for name, model in profile.models.items():
+        alone = {(p.batch, p.share): p.latency_ms for p in model.solo}
+        assert max(b for b, s in alone if s == 0.1) == 128
+        met = [
+            (t.batch, t.share) for run in profile.co_runs for t in run.tenants if t.model == name
+        ]
+        on_floor, above = sorted(alone[p] for p in met)  # each was measured alone too
+        assert on_floor < 1.05 * HOST_MS
+        assert above > 2.3 * HOST_MS
+        spent = [p for p in alone if p[0] / p[1] < 0.3 * HOST_MS / ITEM_MS]
+        assert len(spent) <= 4  # both ends, the setting on the floor, one before it was known
+
+
+async def test_the_slowest_corner_is_a_smaller_batch_where_it_would_take_too_long(
+    tmp_path: Path,
+) -> None:
+    def slow_ms(model: str, batch: int, share: float, neighbours: int) -> float:
+        return 10.0 * plain_ms(model, batch, share, neighbours)
+
+    triton, partial = FakeTriton([config_of("big")], slow_ms), asked(tmp_path, "big", points=4)
+    await session(triton, partial, tmp_path).run()
+    assert [(p.batch, p.share) for p in partial.models["big"].solo][3] == (2, 0.1)
+    quick = asked(tmp_path, "big", points=4)
+    await session(FakeTriton([config_of("big")]), quick, tmp_path).run()
+    assert [(p.batch, p.share) for p in quick.models["big"].solo][3] == (32, 0.1)
+
+
 async def test_one_reload_serves_several_batches(tmp_path: Path) -> None:
     triton, partial = FakeTriton([config_of("big")]), asked(tmp_path, "big", accuracy=0.001)
     await session(triton, partial, tmp_path).run()
@@ -83,7 +130,8 @@ async def test_one_reload_serves_several_batches(tmp_path: Path) -> None:
 async def test_stops_at_the_accuracy_asked_for(tmp_path: Path) -> None:
     triton, partial = FakeTriton([config_of("big")]), asked(tmp_path, "big", accuracy=0.3)
     await session(triton, partial, tmp_path).run()
-    assert len(partial.models["big"].solo) == 3
+    ends = {(1, 0.1), (1, 1.0), (32, 0.1), (32, 1.0)}
+    assert {(p.batch, p.share) for p in partial.models["big"].solo} == ends
 
 
 async def test_interrupted_it_restores_and_goes_on_from_the_file(tmp_path: Path) -> None:
