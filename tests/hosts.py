@@ -10,6 +10,7 @@ from igniterd.config import Config
 from igniterd.decisions import Tick
 from igniterd.loop import Loop
 from igniterd.observe import Sources
+from igniterd.perf import PerformanceModel
 from igniterd.profiled import Predictors
 from tests.factories import latency_model, predictor_pair, settings_of
 from tests.sim.host import SimHost
@@ -27,15 +28,17 @@ def config(
 _MODEL = latency_model()
 
 
-def knowledge(settings: Config) -> Predictors:
-    predictors = predictor_pair(_MODEL, level=settings.decide.level)
+def knowledge(settings: Config, model: PerformanceModel = _MODEL) -> Predictors:
+    """What is known of the configured models, all of them in ``model``."""
+    predictors = predictor_pair(model, level=settings.decide.level)
     return Predictors({model.name: model.name for model in settings.model}, predictors)
 
 
 class Bench:
     """A loop on a simulated host; ``run`` ticks it once a second of virtual time.
 
-    With ``proves`` it looks at the host's processes, as a daemon does.
+    With ``proves`` it looks at the host's processes, as a daemon does. It knows the V100's profile,
+    or another ``model`` of the same names.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Bench:
         seed: int = 1,
         max_batch: int = 8,
         proves: bool = False,
+        model: PerformanceModel = _MODEL,
     ) -> None:
         self.clock = asyncio.get_running_loop().time
         self.began_s = self.clock()
@@ -67,7 +71,7 @@ class Bench:
             settings,
             sources,
             {"main": self.host},
-            knowledge(settings),
+            knowledge(settings, model),
             self.ticks.append,
             wall_clock=self.clock,
         )

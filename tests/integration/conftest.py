@@ -42,6 +42,7 @@ MODELS = (
     EmulatedModel("refusing", like="alexnet"),
     EmulatedModel("counted", like="alexnet"),
     EmulatedModel("dying", like="alexnet"),
+    EmulatedModel("eager", like="alexnet", host_ms=6.0, host_rise=0.4),
 )
 
 
