@@ -39,7 +39,7 @@ from igniterd.colocation import (
 )
 from igniterd.estimators.bias import CENTRE, bound, elsewhere, pressure_of
 from igniterd.memo import Memo
-from igniterd.perf.api import PerformanceModel
+from igniterd.perf.api import UNCAPPED, PerformanceModel, Tenant
 from igniterd.queueing.parallel import map_threads
 from igniterd.queueing.tail import MAX_CV, SERVICE_CV, response_time
 from igniterd.records import Allocation
@@ -59,6 +59,9 @@ RATE_STEP = 1.02
 BIAS_STEP = 1.01
 TILT_STEP = 0.02
 BOUND_STEP = 1.02
+SAME_PLACE = 0.1
+"""Beside uncapped neighbours, a bound from live traffic counts where their pressure is within this
+of where it was learnt."""
 ROUNDS = 4
 """Turns of the fixed point at most; each shrinks the error by the slowdown (about 0.1)."""
 SETTLED = 0.004
@@ -82,6 +85,8 @@ class Curve:
     upper_ms: F64
     share: float
     pressure: float
+    cv: float = SERVICE_CV  # of one service time
+    contended: bool = False  # an uncapped neighbour executes on the same SMs
 
 
 class LiveCorrection(NamedTuple):
@@ -185,16 +190,39 @@ class LatencyPredictor:
         mean, upper = self.model.service_curve_ms(
             profiled_as, share, beside, max_batch, level=self.level
         )
-        return Curve(next(self._numbers), mean, upper, share, pressure_of(beside))
+        loose = [t for t in beside if t.share >= UNCAPPED]
+        cv = service_cv(self.model, profiled_as)
+        if loose:
+            cv = self._dispersed(cv, profiled_as, share, loose, mean)
+        return Curve(next(self._numbers), mean, upper, share, pressure_of(beside), cv, bool(loose))
+
+    def _dispersed(
+        self, cv: float, profiled_as: str, share: float, loose: Sequence[Tenant], mean_ms: F64
+    ) -> float:
+        """``cv`` and what uncapped neighbours add that execute some of the time: a batch that meets
+        one is slower by all that it costs, another is not. At the middle of the batches."""
+        at = len(mean_ms) // 2
+
+        def ms(beside: Neighbours) -> float:
+            found = self.model.service_curve_ms(profiled_as, share, beside, at + 1)
+            return float(found[0][at])
+
+        alone, variance = ms(()), cv**2
+        for t in loose:
+            met = ms((t._replace(utilisation=1.0),)) - alone
+            variance += t.utilisation * (1.0 - t.utilisation) * (met / float(mean_ms[at])) ** 2
+        return min(MAX_CV, math.sqrt(variance))
 
     def _live(self, demand: Demand, curve: Curve) -> LiveCorrection:
         if demand.learnt is None:
             return LiveCorrection(self._up(demand.bias, BIAS_STEP))
         log_bias, tilt, sd = elsewhere(demand.learnt, curve.share, curve.pressure)
+        # what was learnt beside others says little of a neighbour that meets it on the same SMs
+        unlike = curve.contended and abs(curve.pressure - demand.learnt.pressure) > SAME_PLACE
         return LiveCorrection(
             self._up(math.exp(log_bias), BIAS_STEP),
             tilt if self.exact else round(tilt / TILT_STEP) * TILT_STEP,
-            self._up(bound(sd, self.level), BOUND_STEP) if self.upper else math.inf,
+            self._up(bound(sd, self.level), BOUND_STEP) if self.upper and not unlike else math.inf,
         )
 
     def _corrected(self, curve: Curve, max_batch: int, live: LiveCorrection) -> F64:
@@ -241,7 +269,7 @@ class LatencyPredictor:
         demand, allocation, brings = question.demand, question.allocation, question.brings
         items_ms = self._corrected(question.curve, question.max_batch, question.live)
         service_ms = of_requests(items_ms, brings)
-        cv = service_cv(self.model, demand.profiled_as)
+        cv = question.curve.cv
         if question.rate_per_s <= 0:
             first = float(service_ms[0])
             return LatencyPrediction(first * (1 + 2.33 * cv), first, first, 0.0, float(brings))

@@ -117,7 +117,7 @@ async def test_a_model_that_its_owner_made_twice_as_fast_still_has_its_share(
     assert {tick.shares["vgg19"].effect for tick in made.ticks[-25:]} == {Effect.PROVEN}
     loads = made.ticks[-1].estimate.loads["vgg19"]
     assert loads.share_test is not None
-    assert loads.share_test.verdict is Effect.REFUTED  # times alone would say so
+    assert loads.share_test.verdict is not Effect.PROVEN  # times alone would not say so
 
 
 async def test_one_that_cannot_be_mended_keeps_nobody_from_being_steered(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from igniterd.perf import Profile, builtin_profile, load_model
 from igniterd.perf.api import Tenant
 from igniterd.predict import Demand, LatencyPredictor, as_tenants, quantised
 from igniterd.queueing.tail import MAX_CV, SERVICE_CV
-from igniterd.records import Allocation
+from igniterd.records import Allocation, BiasEstimate
 
 MODEL = load_model(builtin_profile("v100"))
 DEMANDS = [
@@ -105,6 +105,36 @@ def test_a_measured_dispersion_counts_and_an_unmeasured_one_is_the_usual() -> No
     assert steady < usual < unsteady
     assert with_cv(None) == usual
     assert with_cv(5.0) == pytest.approx(with_cv(MAX_CV))
+
+
+def test_an_uncapped_neighbour_that_comes_and_goes_spreads_the_service_times() -> None:
+    """By hand: a batch that meets it takes what it takes beside one that never rests."""
+    predictor = LatencyPredictor(MODEL, level=0.95, upper=False, exact=True)
+    alone = MODEL.service_curve_ms("resnet50", 0.4, (), 5)[0][4]
+
+    def cv(d: float, share: float) -> float:
+        return predictor._curve("resnet50", 8, 0.4, (Tenant("vgg19", 4, share, d),)).cv
+
+    met = MODEL.service_curve_ms("resnet50", 0.4, [Tenant("vgg19", 4)], 5)[0][4]
+    half = MODEL.service_curve_ms("resnet50", 0.4, [Tenant("vgg19", 4, 1.0, 0.5)], 5)[0][4]
+    more = 0.25 * ((met - alone) / half) ** 2
+    assert cv(0.5, 1.0) == pytest.approx((SERVICE_CV**2 + more) ** 0.5)
+    assert cv(0.5, 1.0) > 1.3 * SERVICE_CV
+    assert cv(1.0, 1.0) == cv(0.5, 0.6) == SERVICE_CV
+
+
+@pytest.mark.parametrize(("pressure", "kept"), [(1.0, True), (0.5, False)])
+def test_a_bound_learnt_elsewhere_does_not_count_beside_an_uncapped_neighbour(
+    pressure: float, kept: bool
+) -> None:
+    predictor = LatencyPredictor(MODEL, level=0.95, exact=True)
+    learnt = BiasEstimate(0.5, pressure, 0.0, 0.0, 0.02)
+    demand = Demand("r", "resnet50", 50.0, 100.0, learnt=learnt, max_batch=8)
+    beside = (Tenant("vgg19", 4),)
+    mean, upper = MODEL.service_curve_ms("resnet50", 0.5, beside, 8)
+    found = predictor.corrected_ms(demand, 0.5, beside)
+    assert (found < upper).all() if kept else found == pytest.approx(upper)
+    assert (found > mean).all()
 
 
 @pytest.mark.parametrize("exact", [False, True])

@@ -46,7 +46,7 @@ _UNLISTED = 2.0  # how far hypotheses differ counts so often: these are not all 
 # more measurements than a profile has say no more: none of the forms is exactly true
 _SAYING = 11
 _PLAINER = 3.0  # the plainest is taken alone where none is likelier by this (log)
-_KEPT = 5.0  # a hypothesis this much less likely (log) than the best is left out
+_KEPT = 6.0  # a hypothesis this much less likely (log) than the best is left out
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,9 @@ async def test_floored_models_are_met_on_the_floor_and_well_above_the_knee(
         assert on_floor < 1.05 * HOST_MS
         assert above > 2.3 * HOST_MS
         spent = [p for p in alone if p[0] / p[1] < 0.3 * HOST_MS / ITEM_MS]
-        assert len(spent) <= 4  # both ends, the setting on the floor, one before it was known
+        # both ends, the setting on the floor, one before it was known; where a reload is slow,
+        # one batch more at the share that is applied costs little
+        assert len(spent) <= (4 if reload_s < 5 else 6)
 
 
 async def test_the_slowest_corner_is_a_smaller_batch_where_it_would_take_too_long(
