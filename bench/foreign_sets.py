@@ -18,6 +18,8 @@ model, and a co-run for each ordered pair. All others are judged on.
 - ``v100-mps-rapp``: github.com/KontonGu/RaPP, commit 600348c. 69 torchvision networks, V100 16 GB.
 - ``a100-mps-muxserve-llama``: github.com/hao-ai-lab/MuxServe, commit 2231480 (ICML 2024),
   Apache-2.0. LLaMA prefill and decode on one to eight A100s, each length a model of its own.
+- ``triton-nvidia-examples``: github.com/NVIDIA/DeepLearningExamples, commit 729963d, Apache-2.0 and
+  BSD-3: only how P99 and mean of static batches compare (clients bring the batch, one at a time).
 """
 
 from __future__ import annotations
@@ -199,6 +201,15 @@ def muxserve(folder: Path) -> Set:
         _alone(found, me, float(row["ms"]), row["profile"] == "1", f"{row['table']}, {gpus}")
     found.cases = [case for case in found.cases if case.tenants[0].model in found.solo]
     return found
+
+
+def static_tails(folder: Path) -> list[float]:
+    """P99 over mean of batches that clients brought one at a time, one a row."""
+    return [
+        float(row["p99"]) / float(row["avg"])
+        for row in rows(folder)
+        if row["section"].startswith("Offline") and row["p99"] and row["avg"]
+    ]
 
 
 SETS: dict[str, Callable[[Path], Set]] = {

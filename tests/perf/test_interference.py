@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igniterd.data.v100 import build
+from igniterd.perf.api import UNCAPPED
 from igniterd.perf.interference import (
     FEATURES,
     CoRunSample,
@@ -141,3 +142,63 @@ def test_it_is_the_expectation_over_who_executes(neighbours: list[tuple[float, f
             np.array([e if on else 0.0 for (e, _), on in zip(neighbours, executing, strict=True)])
         )
     assert combined(neighbours) == pytest.approx(expected, abs=1e-9)
+
+
+def floored(rise: float, model: int, *, beside_ms: float = 0.0) -> CoRunSample:
+    """A victim whose host takes 5 ms and its GPU 1 ms, its host slower by ``rise``."""
+    time = beside_ms or 5.0 * (1 + rise)
+    return CoRunSample(0, time, 1.0, 1e-6, 1.0, (Neighbour(model, 2, 0.4),), 5.0, 0.6)
+
+
+def test_one_co_run_on_the_floor_tells_how_much_it_rises_beside_anybody() -> None:
+    before = learn(3, [], shipped_prior()).rises[0]
+    mean, variance = learn(3, [floored(0.45, 1)], shipped_prior()).rises[0]
+    assert before == pytest.approx([0.2, 0.2**2 + 0.03**2])
+    assert mean == pytest.approx(0.45, abs=0.02) and variance < 0.05**2
+    assert 0.2 + 1.65 * before[1] ** 0.5 > 0.5  # until then the bound admits it
+
+
+def test_a_floor_hides_what_the_gpu_part_would_have_taken() -> None:
+    """No slowdown of a GPU part of 1 ms shows behind 5 ms of the host."""
+    found = learn(2, [floored(0.3, 1)], shipped_prior())
+    assert found.weights[0, 1] == pytest.approx(shipped_prior().mean, abs=0.01)
+
+
+def uncapped(cost: float, load: float, gpu_ms: float = 10.0) -> CoRunSample:
+    """A victim of 10 ms (2 ms at batch 1) beside one uncapped neighbour."""
+    near = (Neighbour(1, 4, UNCAPPED, load),)
+    blank = CoRunSample(0, 1.0, gpu_ms, 1e-6, 2.0, near, share=UNCAPPED)
+    e = blank.features(near[0]) @ np.append(shipped_prior().mean, cost)
+    return CoRunSample(0, gpu_ms * (1 + e), gpu_ms, 1e-6, 2.0, near, share=UNCAPPED)
+
+
+def test_what_an_uncapped_neighbour_costs_is_learnt_and_leaves_the_weights() -> None:
+    found = learn(2, [uncapped(1.2, 8.0)], shipped_prior())
+    assert 1.0 < found.contention[0, 1, 0] < 1.2  # drawn to the usual 0.65 a little
+    assert found.contention[1, 0, 0] == pytest.approx(0.65)
+    assert found.weights[0, 1] == pytest.approx(shipped_prior().mean)
+
+
+def test_of_two_that_contradict_each_other_the_slower_is_left_to_the_prior_and_to_the_bound() -> (
+    None
+):
+    """At batch 2 beside another 170 % slower, at batch 16 hardly: no form has both."""
+    small = CoRunSample(0, 2.7 * 3.0, 3.0, 1e-6, 2.0, (Neighbour(1, 16, 0.4),), share=0.6)
+    large = CoRunSample(0, 1.05 * 24.0, 24.0, 1e-6, 2.0, (Neighbour(1, 2, 0.6),), share=0.4)
+    found = learn(2, [small, large], shipped_prior())
+    weights, spread = found.weights[0, 1], found.spreads[0, 1]
+
+    def slow(o: CoRunSample) -> tuple[float, float]:
+        f = o.features(o.neighbours[0])[:FEATURES]
+        return float(f @ weights), float(f @ spread @ f) ** 0.5
+
+    assert slow(large)[0] == pytest.approx(0.05, abs=0.05)
+    mean, sd = slow(small)
+    assert mean < 0.5 and mean + 2.2 * sd > 1.7
+
+
+def test_what_agrees_is_believed_however_slow_it_is() -> None:
+    steep = 5 * TRUE
+    found = learn(2, grid(0, 1, steep), shipped_prior())
+    features = np.array([o.features(o.neighbours[0])[:FEATURES] for o in grid(0, 1)])
+    assert features @ found.weights[0, 1] == pytest.approx(features @ steep, abs=0.05)

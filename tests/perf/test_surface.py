@@ -1,11 +1,14 @@
 """The solo surface: through what was measured, certain there, monotone everywhere, and indifferent
 to the unit of time."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from igniterd.arrays import F64
 from igniterd.data.v100 import build
 from igniterd.perf.surface import Surface, make_grid
 
@@ -108,3 +111,66 @@ def test_grids_begin_at_one_and_reach_the_largest_batch(
         and (np.diff(grid.batches) >= 1).all()
     )
     assert grid.units == units and grid.shares[-1] == pytest.approx(units * unit)
+
+
+SPREAD = (
+    (1, 0.2),
+    (1, 0.5),
+    (1, 1.0),
+    (2, 0.6),
+    (4, 0.4),
+    (4, 0.8),
+    (16, 0.4),
+    (32, 0.7),
+    (64, 0.2),
+    (64, 1.0),
+)
+
+
+def measured(time: Callable[[F64, F64], F64], noise: float = 0.0) -> Surface:
+    batch, share = np.array(SPREAD, dtype=float).T
+    off = 1 + noise * np.array([1, -1, -1, 1, 1, -1, 1, -1, 1, -1])
+    return Surface(batch, share, time(batch, share) * off)
+
+
+def eager(batch: F64, share: F64) -> F64:
+    """A network whose launches take the host 5 ms."""
+    return np.asarray(np.maximum(5.0, (0.2 * batch + 0.1) / share + 0.5 + 0.1 * batch))
+
+
+def test_a_floor_is_found_where_the_times_have_one() -> None:
+    surface = measured(eager)
+    assert surface.floored and not surface.plain
+    batch, share = np.array([1.0, 8, 8, 48]), np.array([0.7, 0.2, 1.0, 0.5])
+    assert surface.at(batch, share)[0] == pytest.approx(eager(batch, share), rel=0.05)
+    assert surface.parts(batch, share).host == pytest.approx(5.0, rel=0.03)
+
+
+def test_no_floor_is_seen_where_there_is_none() -> None:
+    surface = measured(lambda b, s: (0.5 * b + 0.3) / s + 1 + 0.05 * b)
+    assert surface.plain and not surface.floored
+    assert not surface.table(make_grid(64, 0.05)).host.any()
+
+
+def test_flat_and_then_steep_is_followed() -> None:
+    """As an LLM decodes: the weights fetched hide what they are multiplied with."""
+
+    def decode(batch: F64, share: F64) -> F64:
+        return np.asarray(np.maximum(0.16 * batch / share, 4 / share) ** 2 + 11**2) ** 0.5
+
+    surface = measured(decode)
+    batch, share = np.array([8.0, 16, 48]), np.array([0.3, 0.9, 0.5])
+    assert surface.at(batch, share)[0] == pytest.approx(decode(batch, share), rel=0.12)
+
+
+def test_noise_widens_the_bound_of_a_new_measurement() -> None:
+    quiet = measured(eager)
+    noisy = measured(eager, noise=0.08)
+    at = np.array([16.0]), np.array([0.6])
+    assert noisy.at(*at)[1] > 2 * quiet.at(*at)[1]
+
+
+def test_probabilities_of_what_is_kept_add_up_to_one() -> None:
+    kept = measured(eager, noise=0.02).hypotheses
+    assert sum(weight for weight, _ in kept) == pytest.approx(1)
+    assert [w for w, _ in kept] == sorted((w for w, _ in kept), reverse=True)

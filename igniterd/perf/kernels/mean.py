@@ -47,7 +47,7 @@ they contend for (clock, L2, DRAM) is contended already. Four equal neighbours t
 one does, which is about what the published measurements of up to five co-located copies show
 (clock, scheduling gaps and L2 use together); nothing finer than that has been measured."""
 
-ADDING_SD = 0.25
+ADDING_SD = 0.4
 """What several uncapped neighbours cost is the sum of what each does; all but the worst may be off
 by this (relative, one standard deviation)."""
 
