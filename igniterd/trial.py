@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from igniterd.estimators.bias import Measured
 from igniterd.estimators.effect import ShareTrial
+from igniterd.perf.api import UNCAPPED, WHOLE
 from igniterd.predict import LatencyPredictor, Neighbours
 from igniterd.records import ModelReading, ModelWindow
 
@@ -71,10 +72,9 @@ def tried(
     if not found:
         return trial
     # the gain of the whole GPU matters to the answer alone, and its curve costs three of others
-    whole = 1.0 if trial.answer is None else share
+    asked = (share, UNCAPPED, WHOLE) if trial.answer is None else (share, share, share)
     largest = _asked(window, reading, predictor, profiled_as)
-    share_ms, whole_ms = (
-        predictor.curve_ms(profiled_as, max_batch=largest, share=s, beside=beside)
-        for s in (share, whole)
+    share_ms, whole_ms, free_ms = (
+        predictor.curve_ms(profiled_as, max_batch=largest, share=s, beside=beside) for s in asked
     )
-    return trial.measured(found, share_ms, whole_ms, at_s)
+    return trial.measured(found, share_ms, whole_ms, at_s, free_ms)

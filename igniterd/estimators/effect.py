@@ -2,7 +2,9 @@
 
 Two hypotheses. The share is real: measured over predicted service time is what it was before the
 share came, or 1 where nothing was measured. It is not: the process has the whole GPU, and measured
-over predicted is smaller by the gain that the whole GPU brings, which the profile tells.
+over predicted is smaller by the gain that the whole GPU brings, which the profile tells. Who has
+the whole GPU contends with its neighbours for their SMs, and how much that costs is known less
+well: a share is shown against the gain with contention, refuted against the greater one without.
 
 The mean log ratio over all executions since the share came is compared with both. Its error has a
 part that executions average out (the dispersion of one execution) and a part that they do not (the
@@ -41,8 +43,8 @@ class ShareTrial:
     """The trial of one share, begun at ``since_s``.
 
     ``level`` is the mean log of measured over predicted service time, ``gain`` that of predicted
-    over what the whole GPU would take, both over ``executions``, the latter until there is an
-    ``answer``, which is final.
+    over what the whole GPU would take, ``freely`` without contention, all over ``executions``, the
+    latter two until there is an ``answer``, which is final.
     """
 
     share: float
@@ -50,6 +52,7 @@ class ShareTrial:
     reference: float | None = None
     level: float = 0.0
     gain: float = 0.0
+    freely: float = 0.0
     executions: float = 0.0
     answer: ShareTest | None = None
     weak: bool = False
@@ -65,11 +68,19 @@ class ShareTrial:
         return ShareTrial(share, now_s, reference, weak=same or (reference is None and self.weak))
 
     def measured(
-        self, measured: Sequence[Measured], share_ms: F64, whole_ms: F64, now_s: float
+        self,
+        measured: Sequence[Measured],
+        share_ms: F64,
+        whole_ms: F64,
+        now_s: float,
+        free_ms: F64 | None = None,
     ) -> ShareTrial:
-        """With the executions of a window. ``share_ms`` and ``whole_ms``: predicted service times
-        (ms) of batches 1, 2, ... at the share and with the whole GPU, shape (largest batch,)."""
+        """With the executions of a window. ``share_ms``, ``whole_ms`` and ``free_ms``: predicted
+        service times (ms) of batches 1, 2, ... at the share, with the whole GPU, and there without
+        contention, shape (largest batch,)."""
+        free_ms = whole_ms if free_ms is None else free_ms
         level, gain, executions = self.level, self.gain, self.executions
+        freely = self.freely
         for each in measured:
             if each.ratio <= 0 or each.batch > len(share_ms):
                 continue
@@ -78,7 +89,9 @@ class ShareTrial:
             level += min(1.0, weight) * (math.log(each.ratio) - level)
             gained = math.log(share_ms[each.batch - 1] / whole_ms[each.batch - 1])
             gain += min(1.0, weight) * (gained - gain)
-        now = replace(self, level=level, gain=gain, executions=executions)
+            most = math.log(share_ms[each.batch - 1] / free_ms[each.batch - 1])
+            freely += min(1.0, weight) * (most - freely)
+        now = replace(self, level=level, gain=gain, freely=freely, executions=executions)
         return now if self.answer is not None else replace(now, answer=now._answer(now_s))
 
     def result(self) -> ShareTest | None:
@@ -96,7 +109,7 @@ class ShareTrial:
         sd, off = self._sd(), self._off()
         if self.gain < SIGMAS * sd:  # the whole GPU would be hardly faster: times cannot tell
             return self._test(None) if now_s - self.since_s > OPEN_S else None
-        if off < -max(self.gain / 2, SIGMAS * sd):
+        if off < -max(self.freely / 2, SIGMAS * sd):
             return self._test(Effect.REFUTED)
         if off > -self.gain / 2 and off + self.gain > SIGMAS * sd:
             return self._test(Effect.PROVEN)
@@ -110,8 +123,9 @@ class ShareTrial:
         return math.hypot(model, EXECUTION_SD / math.sqrt(min(self.executions, MEMORY)))
 
     def _said(self) -> str:
+        least, most = math.exp(-self.freely), math.exp(-self.gain)
+        whole = f"{most:.2f}" if most - least < 0.02 else f"{least:.2f} to {most:.2f}"
         return (
             f"its executions take {math.exp(self._off()):.2f} times what {self.share:.1%} of the "
-            "GPU "
-            f"predicts, where the whole GPU predicts {math.exp(-self.gain):.2f} times"
+            f"GPU predicts, where the whole GPU predicts {whole} times"
         )

@@ -14,6 +14,8 @@ from igniterd.arrays import F64
 
 UNCAPPED = 1.0
 """The share of a tenant without one: an MPS percentage of 100 is no cap."""
+WHOLE = 0.9999
+"""A cap at the whole GPU: what it takes a process that contends with nobody for SMs."""
 
 
 def capped_total(shares: Iterable[float]) -> float:

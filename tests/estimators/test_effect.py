@@ -110,3 +110,16 @@ def test_noise_refutes_no_real_share_and_proves_no_missing_one(
 @pytest.mark.parametrize("ratio", [0.0, -1.0])
 def test_measurements_that_are_none_are_left_out(ratio: float) -> None:
     assert after(ShareTrial(0.5, 0.0), ratio).result() is None
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"), [(1.0, Effect.PROVEN), (0.82, None), (0.5, Effect.REFUTED)]
+)
+def test_what_contention_may_explain_refutes_nothing(ratio: float, expected: Effect | None) -> None:
+    """The whole GPU takes half as long, with contention up to 0.75 times as long."""
+    trial = after(ShareTrial(1.0, 0.0), 1.0).again(0.5, 0.0)
+    seen = [Measured(2, 200, ratio)]
+    now = trial.measured(seen, SHARE_MS, 0.75 * SHARE_MS, 1.0, 0.5 * SHARE_MS)
+    found = now.result()
+    assert found is not None and found.verdict is expected
+    assert "where the whole GPU predicts 0.50 to 0.75 times" in found.said
