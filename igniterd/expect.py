@@ -156,6 +156,9 @@ def _update_biases(
     tenants = _tenants(view, names, states)
     neighbours = _neighbours(view, tenants)
     rounded = _neighbours(view, {name: quantised(group) for name, group in tenants.items()})
+    # tried beside others without shares, all would be predicted to contend, and none does
+    as_named = _tenants(view, names, states, claimed=True)
+    claimed = _neighbours(view, {name: quantised(group) for name, group in as_named.items()})
     out, ratios = dict[str, ModelState](), dict[str, float | None]()
     for name in tenants.keys() & view.windows.keys():
         window, reading = view.windows[name], view.readings[name]
@@ -163,7 +166,7 @@ def _update_biases(
             continue
         state, place = states[name], (rounded[name], predictor, view.profiled[name])
         if view.end_s >= state.settled_at_s:
-            trial = tried(state.trial, window, reading, *place, view.end_s)
+            trial = tried(state.trial, window, reading, claimed[name], *place[1:], view.end_s)
             state = replace(state, trial=trial)
         found = measured(window, reading, *place)
         ratios[name] = _overall_ratio(found, window)
@@ -184,13 +187,15 @@ def _neighbours(view: GpuView, tenants: Mapping[str, Sequence[Tenant]]) -> Mappi
 
 
 def _tenants(
-    view: GpuView, names: Sequence[str], states: EstimatorState
+    view: GpuView, names: Sequence[str], states: EstimatorState, *, claimed: bool = False
 ) -> dict[str, list[Tenant]]:
-    """The neighbours others feel, as measured, of ``names``, one an instance."""
+    """The neighbours others feel, as measured, one an instance; ``claimed``: with the shares that
+    their configurations name, believed or not."""
     out = {}
     for name in names:
-        applied, state = view.readings[name].allocation, states[name]
-        share = applied.effective_share
+        reading, state = view.readings[name], states[name]
+        applied = reading.allocation
+        share = (claimed and reading.claimed_share) or applied.effective_share
         tenant = Tenant(view.profiled[name], state.mean_batch, share, state.utilisation)
         out[name] = [tenant] * applied.instances
     return out
