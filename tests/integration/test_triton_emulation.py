@@ -113,8 +113,9 @@ async def test_a_host_bound_model_takes_its_host_s_time_whatever_its_share(host:
         rounds = [await mean_compute_ms(host, "eager", batch, requests=5) for _ in range(8)]
         assert min(rounds) == pytest.approx(SLOW * 6.0, rel=0.06), (share, batch)
     async with busy(host, ("vgg19", 8)):
-        rounds = [await mean_compute_ms(host, "eager", 4, requests=5) for _ in range(8)]
-    assert min(rounds) == pytest.approx(SLOW * 6.0 * 1.4, rel=0.06)
+        rounds = [await mean_compute_ms(host, "eager", 4, requests=10) for _ in range(5)]
+    # between two of the neighbour's batches nobody is beside it
+    assert statistics.median(rounds) == pytest.approx(SLOW * 6.0 * 1.4, rel=0.08)
 
 
 async def mean_compute_ms(host: Host, model: str, batch: int, *, requests: int) -> float:
