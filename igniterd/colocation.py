@@ -20,7 +20,7 @@ IDLE = 0.005
 
 CONTENDED = 4.0
 """Who executes on the same SMs slows a model about so many times as much as who keeps as much busy
-beside it (pairs on a V100: 4 to 7). GPUs are compared by it, nothing is predicted with it."""
+beside it, by what the model predicts. GPUs are compared by it, nothing is predicted with it."""
 
 Neighbours = tuple[Tenant, ...]
 """Who else executes on the GPU, one an instance; of a rounded question as :func:`quantised`."""

@@ -31,11 +31,11 @@ _ROUNDS = 5
 _MISSED = 0.1  # of the time alone: a co-run that is fitted no better is odd
 CONTENTION = (0.65, 0.3)
 """Mean and standard deviation over pairs of what an uncapped neighbour costs, in terms of how long
-its kernels are (``bench/foreign.py``: the uncapped pairs on a V100, KACE, SoCC 2024)."""
+its kernels are. Chosen on the uncapped pairs of ``bench/foreign.py`` (V100, KACE, SoCC 2024)."""
 _CONTENTION_MISFIT = 0.15  # of it, relative: what no co-run takes away
 RISE = (0.2, 0.2)
-"""Mean and standard deviation over models of how much more the host takes beside others
-(``bench/foreign.py``: 0 to 0.6 on an A100 and a V100)."""
+"""Mean and standard deviation over models of how much more the host takes beside others. Chosen so
+that the bound admits what the pairs of ``bench/foreign.py`` on an A100 show (gpu-lets)."""
 _RISE_MISFIT = 0.03
 _BLOCK = FEATURES + 1  # the weights of one neighbour, and its contention
 
