@@ -200,18 +200,19 @@ def _posterior(start: F64, spread: F64, seen: Sequence[CoRunSample]) -> tuple[F6
     doubt = np.zeros_like(start)
     measured = np.array([o.slowdown for o in seen])
     own = np.array([_SURFACE_GAIN**2 * o.variance + NOISE_SD**2 for o in seen])
-    capped = np.array([o.capped for o in seen])
+    capped, gpus = np.array([(o.capped, o.host_ms <= 0) for o in seen]).T
     odd = np.where(capped, np.maximum(measured - _linearised(start, seen)[0], 0.0), 0.0)
-    for _ in seen:
+    while True:
         flat, after = _conditioned(start, spread, seen, measured, own)
         missed = np.abs(measured - _predicted(flat, seen)) > np.maximum(_MISSED, 3 * np.sqrt(own))
-        worst = int(odd.argmax())
-        if odd[worst] <= 0 or not (missed & capped).any():
-            break
+        # what waits for its host is slow for another reason, unless that leaves it unexplained
+        left = np.where(missed | gpus, odd, 0.0)
+        worst = int(left.argmax())
+        if left[worst] <= 0 or not (missed & capped).any():
+            return flat, after + np.diag(doubt)
         own[worst] += odd[worst] ** 2
         doubt[_cost_of_a_batch(seen[worst])] += _still_so(seen[worst], odd[worst])
         odd[worst] = 0.0
-    return flat, after + np.diag(doubt)
 
 
 def _cost_of_a_batch(o: CoRunSample) -> int:

@@ -202,3 +202,12 @@ def test_what_agrees_is_believed_however_slow_it_is() -> None:
     found = learn(2, grid(0, 1, steep), shipped_prior())
     features = np.array([o.features(o.neighbours[0])[:FEATURES] for o in grid(0, 1)])
     assert features @ found.weights[0, 1] == pytest.approx(features @ steep, abs=0.05)
+
+
+def test_an_odd_co_run_takes_nothing_from_what_the_floor_told() -> None:
+    """Its neighbour is hardly on the GPU, and it is 40 % slower there: nothing explains that."""
+    idle = (Neighbour(2, 2, 0.6, busy=0.05),)
+    odd = CoRunSample(0, 1.4 * 16.0, 16.0, 1e-6, 1.0, idle, 5.0, 0.4)
+    told = [floored(0.7, model) for model in (1, 3, 4)]
+    alone, found = (learn(5, seen, shipped_prior()).rises[0] for seen in (told, [*told, odd]))
+    assert found == pytest.approx(alone, abs=0.02)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from igniterd.perf.kernels import mean as kernel
 from igniterd.perf.trend import Trend, fit, greater
 
 K = np.array([0.5, 0.4, 1.0, 0.1])
@@ -30,6 +31,7 @@ def test_the_host_is_waited_for_by_hand() -> None:
     assert time == pytest.approx([6.0, 25.7], rel=1e-3)
     assert follows == pytest.approx([0.0, 1.0], abs=1e-3)
     assert greater(3.0, 3.0) == pytest.approx(3 * 2 ** (1 / 12))
+    assert greater(6.0, 5.5) == pytest.approx(kernel.greater(6.0, 5.5))
 
 
 powers = st.sampled_from([1.0, 1.5, 2.0, 6.0])
