@@ -4,10 +4,11 @@ of the upper bound.
     python bench/calibrate.py [--seeds 60] [--plot calibrate.png]
 
 Part one: made-up models whose true bias is known, a window a second, gamma executions (coefficient
-of variation 0.1) and a window scatter that the estimator is not told. ``error``: root mean square
-of learnt / true - 1 at the batches executed; ``covered`` and ``margin``: how often the bound (0.95)
-is above the mean service time of the next window, and its mean excess; ``by batch``: the same of
-every batch size by itself, with the bound that plans are made with.
+of variation 0.1 but where another is named) and a window scatter that the estimator is not told.
+``error``: root mean square of learnt / true - 1 at the batches executed; ``covered`` and
+``margin``: how often the bound (0.95) is above the mean service time of the next window, and its
+mean excess; ``by batch``: the same of every batch size by itself, with the bound that plans are
+made with; ``cv``: the dispersion of single executions as learnt at the end.
 
 Part two: the measured V100 tables against igniterd's model (its own profile points): a model runs
 at one operating point, then plans are made for another. How often is the true mean service time
@@ -55,6 +56,7 @@ class Scenario:
     odd: Callable[[int], float] = lambda _: 1.0
     tilt: float = 0.0
     spread: float = 0.0  # of single batch sizes
+    cv: float = CV  # of single executions
     seconds: int = 240
     since: int = 20
 
@@ -71,14 +73,14 @@ def windows(
     scenario: Scenario, rng: np.random.Generator, shape: list[float]
 ) -> Iterator[tuple[float, float, list[Measured]]]:
     for t in range(scenario.seconds):
-        total = scenario.executions(t)
+        total, one = scenario.executions(t), scenario.cv**2
         counts = rng.multinomial(total, np.full(len(SIZES), 1 / len(SIZES)))
         common = math.exp(rng.normal(0, SCATTER)) * scenario.bias(t) * scenario.odd(t)
         yield (
             float(t),
             common,
             [
-                Measured(b, int(n), common * k * rng.gamma(n / CV**2, CV**2 / n))
+                Measured(b, int(n), common * k * rng.gamma(n / one, one / n))
                 for b, n, k in zip(SIZES, counts, shape, strict=True)
                 if n
             ],
@@ -92,6 +94,8 @@ SCENARIOS = (
     Scenario("single batch sizes off by 3 %", lambda _: 1.0, spread=0.03),
     Scenario("drifts +10 % in 3 minutes", lambda t: 1 + 0.1 * t / 180),
     Scenario("wanders by 5 % (60 s)", lambda t: 1 + 0.05 * math.sin(t / 60 * 2 * math.pi)),
+    Scenario("executions differ by 2 %", lambda _: 1.0, cv=0.02),
+    Scenario("executions differ by 30 %", lambda _: 1.0, cv=0.3),
     Scenario(
         "one window in 20 is 3 x as slow", lambda _: 1.0, odd=lambda t: 3.0 if t % 20 == 7 else 1.0
     ),
@@ -117,6 +121,7 @@ class Found:
     margin: float
     by_batch: float
     sd: float
+    cv: float
     noticed: list[int]
 
 
@@ -132,7 +137,7 @@ SHIPPED = Code()
 
 
 def run(scenario: Scenario, seeds: int, code: Code = SHIPPED) -> Found:
-    errors, raw, covered, margins, by_batch, sds = [], [], [], [], [], []
+    errors, raw, covered, margins, by_batch, sds, cvs = [], [], [], [], [], [], []
     noticed: list[int] = []
     for seed in range(seeds):
         rng = np.random.default_rng(FIRST_SEED + seed)
@@ -153,6 +158,7 @@ def run(scenario: Scenario, seeds: int, code: Code = SHIPPED) -> Found:
                 errors += [bias.at(b) / k - 1 for b, k in true.items()]
                 raw += [m.ratio / true[m.batch] - 1 for m in measured]
                 sds.append(bias.sd)
+        cvs.append(bias.dispersion.cv)
     rms = [float(np.sqrt(np.mean(np.square(x)))) for x in (errors, raw)]
     return Found(
         *rms,
@@ -160,6 +166,7 @@ def run(scenario: Scenario, seeds: int, code: Code = SHIPPED) -> Found:
         float(np.mean(margins)),
         float(np.mean(by_batch)),
         float(np.mean(sds)),
+        float(np.mean(cvs)),
         noticed,
     )
 
@@ -167,14 +174,14 @@ def run(scenario: Scenario, seeds: int, code: Code = SHIPPED) -> Found:
 def made_up(seeds: int) -> None:
     print(f"\nMade-up models, {seeds} seeds (scatter of a window {SCATTER:.1%}, {LEVEL:.0%} bound)")
     print(
-        f"  {'':<38}{'error':>7}{'window':>8}{'covered':>9}{'margin':>8}{'by batch':>10}{'sd':>7}  changes noticed"  # noqa: E501
+        f"  {'':<38}{'error':>7}{'window':>8}{'covered':>9}{'margin':>8}{'by batch':>10}{'sd':>7}{'cv':>7}  changes noticed"  # noqa: E501
     )
     for scenario in SCENARIOS:
         found = run(scenario, seeds)
         said = f"{len(found.noticed) / seeds:.2f} a run" + (
             f", the first at {np.median(found.noticed):.0f} s" if found.noticed else ""
         )
-        figures = f"{found.error:>7.1%}{found.raw:>8.1%}{found.covered:>9.1%}{found.margin:>8.1%}{found.by_batch:>10.1%}{found.sd:>7.3f}"  # noqa: E501
+        figures = f"{found.error:>7.1%}{found.raw:>8.1%}{found.covered:>9.1%}{found.margin:>8.1%}{found.by_batch:>10.1%}{found.sd:>7.3f}{found.cv:>7.3f}"  # noqa: E501
         print(f"  {scenario.name:<38}{figures}  {said}")
     print("  (window: the error of taking each window's ratio as it is)")
 

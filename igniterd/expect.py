@@ -15,26 +15,22 @@ from typing import NamedTuple
 from igniterd.belief import EstimatorState, Expected, ModelState, items_of, service_s
 from igniterd.colocation import beside_on_busiest
 from igniterd.config import Model
+from igniterd.corrections import update_model_bias
 from igniterd.estimators.bias import Measured, Point, pressure_of
-from igniterd.estimators.bias_filter import update_bias
 from igniterd.estimators.live_curve import describe, points, update_curve
 from igniterd.perf.api import Tenant
 from igniterd.predict import Demand, LatencyPredictor, Neighbours, quantised
-from igniterd.queueing.tail import SERVICE_CV, response_time
+from igniterd.queueing.tail import MAX_CV, response_time
 from igniterd.records import (
     Allocation,
-    BiasEstimate,
-    Changed,
     LiveService,
     ModelReading,
     ModelWindow,
     Observation,
     Window,
 )
-from igniterd.trial import measured, tried
+from igniterd.trial import dispersion, measured, tried
 
-# smallest changes of a bias estimate that are published to plans
-PUBLISH_LEVEL, PUBLISH_TILT, PUBLISH_SD = 0.01, 0.01, 0.75
 EXPECT_AGAIN = 0.03  # change of the predicted wait, roughly, that asks for a new prediction ...
 EXPECT_PAUSE_S, EXPECT_EVERY_S = 3.0, 60.0  # ... but not sooner, and not later
 LIVE_EVERY_S = 15.0  # the same for models without a profile: their curves change without a word
@@ -171,7 +167,9 @@ def _update_biases(
         found = measured(window, reading, *place)
         ratios[name] = _overall_ratio(found, window)
         point = Point(reading.allocation.effective_share, pressure_of(neighbours[name]))
-        out[name] = _update_model_bias(state, found, view.end_s, point)
+        out[name] = update_model_bias(
+            state, found, view.end_s, point, dispersion(window, reading, *place)
+        )
     return out, ratios
 
 
@@ -249,42 +247,6 @@ def _overall_ratio(measured: Sequence[Measured], window: ModelWindow) -> float |
     return 1000 * service_s(window) / predicted_ms if predicted_ms > 0 else None
 
 
-def _update_model_bias(
-    belief: ModelState, measured: Sequence[Measured], at_s: float, point: Point
-) -> ModelState:
-    if at_s < belief.settled_at_s or not measured:
-        return belief
-    bias, factor = update_bias(belief.bias, at_s, measured, point)
-    changed = belief.changed
-    if factor is not None:
-        changed = Changed(
-            at_s,
-            f"its service times became {factor:.2f} times what they were: what was learnt of "
-            "them is forgotten",
-        )
-    return replace(
-        belief,
-        bias=bias,
-        published_bias=_publish(belief.published_bias, bias.estimate),
-        changed=changed,
-    )
-
-
-def _publish(published: BiasEstimate | None, now: BiasEstimate | None) -> BiasEstimate | None:
-    """The estimate that plans read: ``published``, until ``now`` differs from it enough."""
-    if published is None or now is None:
-        return now
-    if (published.share, published.pressure) != (now.share, now.pressure):
-        return now
-    sd_ratio = now.sd / published.sd
-    still = (
-        abs(now.level - published.level) < PUBLISH_LEVEL
-        and abs(now.tilt - published.tilt) < PUBLISH_TILT
-        and PUBLISH_SD < sd_ratio < 1 / PUBLISH_SD
-    )
-    return published if still else now
-
-
 def others(groups: Mapping[str, Sequence[Tenant]]) -> dict[str, Neighbours]:
     """Whom each model feels, of ``groups`` of tenants: the others, and all but one of its own, as
     an instance feels the others too."""
@@ -325,12 +287,13 @@ def _predict_from_traffic(view: GpuView, name: str, state: ModelState) -> ModelS
         mean_ms=tuple(map(float, known.mean_ms)),
         error=tuple(map(float, known.error)),
         said=describe(known),
+        cv=state.curve.dispersion.cv,
     )
     expected = _expected_for(state, reading, at_s, view.names)
     result = response_time(
         expected.rate_per_s * expected.items,
         known.mean_ms,
-        service_cv=SERVICE_CV,
+        service_cv=min(MAX_CV, live.cv),
         max_queue_delay_ms=allocation.max_queue_delay_us / 1000,
         instances=allocation.instances,
         arrival_scv=state.rate.arrival_scv,

@@ -8,8 +8,8 @@ executing, and how long a tenant executes depends on how slowed it is;
 Questions and rounding. ``exact=True`` answers what is asked. Without it, answers are remembered on
 rounded questions, because a search and the ticks after it ask nearly the same again and again:
 
-- a rate is rounded up to a power of 1.02, a bias and a bound from live traffic to powers of 1.01
-  and 1.02,
+- a rate is rounded up to a power of 1.02; a bias, a bound and a dispersion from live traffic to
+  powers of 1.01, 1.02 and 1.05,
 - how busy a neighbour is, up to a multiple of 0.05, and its mean batch to the nearest half.
 
 So a remembered answer is the exact one for a slightly harder question, but for the neighbours'
@@ -59,6 +59,7 @@ RATE_STEP = 1.02
 BIAS_STEP = 1.01
 TILT_STEP = 0.02
 BOUND_STEP = 1.02
+CV_STEP = 1.05
 SAME_PLACE = 0.1
 """Beside uncapped neighbours, a bound from live traffic counts where their pressure is within this
 of where it was learnt."""
@@ -85,17 +86,20 @@ class Curve:
     upper_ms: F64
     share: float
     pressure: float
-    cv: float = SERVICE_CV  # of one service time
+    cv: float = SERVICE_CV  # of one service time alone
+    met_cv: float = 0.0  # what meeting uncapped neighbours adds to it
     contended: bool = False  # an uncapped neighbour executes on the same SMs
 
 
 class LiveCorrection(NamedTuple):
     """What live traffic makes of a curve: ``bias`` at the central batch, ``tilt`` with every
-    doubling of the batch, ``bound`` the upper bound over the mean where that is tighter."""
+    doubling of the batch, ``bound`` the upper bound over the mean where that is tighter, ``cv`` the
+    dispersion of one service time where that is learnt."""
 
     bias: float
     tilt: float = 0.0
     bound: float = math.inf
+    cv: float | None = None
 
 
 class _Question(NamedTuple):
@@ -159,6 +163,14 @@ class LatencyPredictor:
         curve = self._curve(demand.profiled_as, demand.max_batch, share, beside)
         return self._corrected(curve, demand.max_batch, self._live(demand, curve))
 
+    def dispersion(
+        self, profiled_as: str, *, max_batch: int, share: float, beside: Neighbours
+    ) -> tuple[float, float]:
+        """Coefficient of variation of one service time: as profiled, and what uncapped neighbours
+        add to it."""
+        curve = self._curve(profiled_as, max_batch, share, beside)
+        return curve.cv, curve.met_cv
+
     def alone_ms(self, demand: Demand) -> F64:
         """Service time (ms) alone as profiled, shape (units, max_batch): on 1, 2, … units of
         share."""
@@ -192,26 +204,26 @@ class LatencyPredictor:
         )
         loose = [t for t in beside if t.share >= UNCAPPED]
         cv = service_cv(self.model, profiled_as)
-        if loose:
-            cv = self._dispersed(cv, profiled_as, share, loose, mean)
-        return Curve(next(self._numbers), mean, upper, share, pressure_of(beside), cv, bool(loose))
+        met = self._met_cv(profiled_as, share, loose, mean) if loose else 0.0
+        pressure = pressure_of(beside)
+        return Curve(next(self._numbers), mean, upper, share, pressure, cv, met, bool(loose))
 
-    def _dispersed(
-        self, cv: float, profiled_as: str, share: float, loose: Sequence[Tenant], mean_ms: F64
+    def _met_cv(
+        self, profiled_as: str, share: float, loose: Sequence[Tenant], mean_ms: F64
     ) -> float:
-        """``cv`` and what uncapped neighbours add that execute some of the time: a batch that meets
-        one is slower by all that it costs, another is not. At the middle of the batches."""
+        """The dispersion that uncapped neighbours add that execute some of the time: a batch that
+        meets one is slower by all that it costs, another is not. At the middle of the batches."""
         at = len(mean_ms) // 2
 
         def ms(beside: Neighbours) -> float:
             found = self.model.service_curve_ms(profiled_as, share, beside, at + 1)
             return float(found[0][at])
 
-        alone, variance = ms(()), cv**2
+        alone, variance = ms(()), 0.0
         for t in loose:
             met = ms((t._replace(utilisation=1.0),)) - alone
             variance += t.utilisation * (1.0 - t.utilisation) * (met / float(mean_ms[at])) ** 2
-        return min(MAX_CV, math.sqrt(variance))
+        return math.sqrt(variance)
 
     def _live(self, demand: Demand, curve: Curve) -> LiveCorrection:
         if demand.learnt is None:
@@ -223,6 +235,7 @@ class LatencyPredictor:
             self._up(math.exp(log_bias), BIAS_STEP),
             tilt if self.exact else round(tilt / TILT_STEP) * TILT_STEP,
             self._up(bound(sd, self.level), BOUND_STEP) if self.upper and not unlike else math.inf,
+            None if demand.learnt.cv is None else self._up(demand.learnt.cv, CV_STEP),
         )
 
     def _corrected(self, curve: Curve, max_batch: int, live: LiveCorrection) -> F64:
@@ -267,9 +280,11 @@ class LatencyPredictor:
     def _solve(self, question: _Question) -> LatencyPrediction:
         """The answer of the queue. Its requests bring ``brings`` items each, executed together."""
         demand, allocation, brings = question.demand, question.allocation, question.brings
-        items_ms = self._corrected(question.curve, question.max_batch, question.live)
+        curve, live = question.curve, question.live
+        items_ms = self._corrected(curve, question.max_batch, live)
         service_ms = of_requests(items_ms, brings)
-        cv = question.curve.cv
+        own = curve.cv if live.cv is None else live.cv
+        cv = min(MAX_CV, math.hypot(own, curve.met_cv))
         if question.rate_per_s <= 0:
             first = float(service_ms[0])
             return LatencyPrediction(first * (1 + 2.33 * cv), first, first, 0.0, float(brings))

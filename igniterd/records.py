@@ -305,7 +305,8 @@ class BiasEstimate:
 
     The logarithm of measured over predicted service time is ``level + tilt x (log2(batch) - 2)``,
     known to the standard error ``sd``, at this share and beside neighbours that keep ``pressure``
-    of the GPU busy (share x utilisation, summed).
+    of the GPU busy (share x utilisation, summed). ``cv``: the coefficient of variation of one
+    service time, without what uncapped neighbours add to it; None: as profiled.
     """
 
     share: float
@@ -313,6 +314,7 @@ class BiasEstimate:
     level: float
     tilt: float
     sd: float
+    cv: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,13 +334,14 @@ class LiveService:
     allocation.
 
     Mean service time and its relative standard error for batches 1, 2, …; ``said`` puts the error
-    in words.
+    in words. ``cv``: the dispersion of one service time.
     """
 
     share: float | None
     mean_ms: tuple[float, ...]
     error: tuple[float, ...]
     said: str
+    cv: float
 
 
 @dataclass(frozen=True, slots=True)

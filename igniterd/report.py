@@ -57,7 +57,7 @@ def _live(live: LiveService | None) -> dict[str, Any] | None:
         {"batch": b, "mean_ms": number(live.mean_ms[b - 1]), "error": number(live.error[b - 1], 4)}
         for b in shown
     ]
-    return {"share": live.share, "said": live.said, "points": points}
+    return {"share": live.share, "said": live.said, "cv": number(live.cv, 4), "points": points}
 
 
 def _share(tick: Tick, name: str) -> dict[str, Any] | None:

@@ -36,6 +36,20 @@ def measured(
     ]
 
 
+def dispersion(
+    window: ModelWindow,
+    reading: ModelReading,
+    beside: Neighbours,
+    predictor: LatencyPredictor,
+    profiled_as: str,
+) -> tuple[float, float]:
+    """Coefficient of variation of one service time, as profiled and what uncapped neighbours add to
+    it; of what :func:`measured` compares."""
+    largest = _asked(window, reading, predictor, profiled_as)
+    share = reading.allocation.effective_share
+    return predictor.dispersion(profiled_as, max_batch=largest, share=share, beside=beside)
+
+
 def _asked(
     window: ModelWindow, reading: ModelReading, predictor: LatencyPredictor, profiled_as: str
 ) -> int:

@@ -9,6 +9,7 @@ from igniterd.belief import ModelState
 from igniterd.errors import ConfigError
 from igniterd.estimators.bias import Bias, Point
 from igniterd.estimators.daily import BINS, Bin, Daily
+from igniterd.estimators.dispersion import Dispersion
 from igniterd.estimators.live_curve import LiveCurve, Size
 from igniterd.lab.load.load import Arrivals, LoadSpec, Phase
 from igniterd.planner.plan import PlannedGpu, PlannedTenant, ProvisionPlan, plan_from_json
@@ -69,6 +70,7 @@ BIAS = Bias(
     point=Point(0.5, 0.25),
     windows=12,
     at_s=500.0,
+    dispersion=Dispersion(0.125, 0.25, 64.0),
 )
 WEEK = ((1.5, 2), (0.0, 0), (0.0, 0), (0.25, 1), (0.0, 0), (0.0, 0), (0.0, 0))
 DAY = Daily((Bin(12.5, 20.0, 0.75, 3, WEEK), *[None] * (BINS - 1)))
@@ -81,7 +83,7 @@ BELIEF = {
     ),
     "b": ModelState(copy=("3", "onnxruntime")),
 }
-LEARNT_TEXT = (
+WITHOUT_DISPERSION = (
     '{"format":"igniterd-learnt","version":1,"saved_s":1700000000.0,"models":{"a":{"version":"1",'
     '"backend":"python","profile":"abc","bias":{"level":0.125,"tilt":-0.0625,"p_level":0.25,'
     '"p_both":0.0,"p_tilt":0.5,"scatter":0.01,"drift":0.001,"windows":12,"share":0.5,"pressure":'
@@ -91,6 +93,12 @@ LEARNT_TEXT = (
     * (BINS - 1)
     + ']},"b":{"version":"3","backend":"onnxruntime","profile":"","bias":null,"curve":null,"day":'
     "null}}}"
+)
+LEARNT_TEXT = WITHOUT_DISPERSION.replace(
+    '"pressure":0.25}',
+    '"pressure":0.25,"dispersion":{"usual":0.125,"variance":0.25,"freedom":64.0}}',
+).replace(
+    '"4":[3.0,7.25]}', '"4":[3.0,7.25]},"dispersion":{"usual":0.1,"variance":0.0,"freedom":0.0}'
 )
 
 
@@ -125,7 +133,15 @@ def test_a_checkpoint_is_written_and_read_as_ever() -> None:
         12,
         Point(0.5, 0.25),
     )
+    assert out["a"].bias.dispersion == BIAS.dispersion
     assert out["b"] == ModelState(copy=("3", "onnxruntime"), published_bias=out["b"].published_bias)
+
+
+def test_a_checkpoint_of_before_dispersion_was_learnt_is_taken_up() -> None:
+    out, words = recalled(json.loads(WITHOUT_DISPERSION), {"a": "abc", "b": ""}, 500.0, 1.7e9)
+    assert words == []
+    assert (out["a"].bias.level, out["a"].bias.dispersion) == (0.125, Dispersion())
+    assert out["a"].curve == BELIEF["a"].curve
 
 
 def tenant(**changed: object) -> dict[str, object]:

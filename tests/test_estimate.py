@@ -12,6 +12,7 @@ from igniterd.estimators.bias import Bias, Measured, Point
 from igniterd.estimators.bias_filter import update_bias
 from igniterd.expect import as_modelled, others
 from igniterd.perf.api import Tenant
+from igniterd.queueing.tail import SERVICE_CV
 from igniterd.records import Allocation, BatchStat, Load, ModelReading, Observation
 from igniterd.window import between
 from tests.hosts import config, knowledge
@@ -118,6 +119,21 @@ def test_predictions_are_asked_for_again_only_when_something_has_moved(tmp_path:
     host.allocation = replace(host.allocation, max_batch_size=4)
     host.tick()
     assert host.belief["resnet50"].expected is not before
+
+
+@pytest.mark.parametrize("profiled", [True, False])
+def test_windows_that_are_all_alike_tell_that_executions_are(
+    tmp_path: Path, profiled: bool
+) -> None:
+    host = Host(tmp_path, profiled=profiled)
+    first, later = host.ticks(5), host.ticks(120)
+    assert first.predicted_p99_ms is not None
+    assert later.predicted_p99_ms is not None
+    told = later.published_bias if profiled else later.live
+    assert told is not None
+    assert told.cv is not None
+    assert told.cv < 0.5 * SERVICE_CV
+    assert later.predicted_p99_ms < first.predicted_p99_ms
 
 
 def test_plans_are_not_told_of_noise(tmp_path: Path) -> None:

@@ -105,3 +105,19 @@ async def test_an_idle_model_gives_way_to_one_that_needs_its_share(tmp_path: Pat
     await bench.run(60)
     assert shares(bench)["vgg19"] < before["vgg19"] - 0.05
     assert bench.p99_ms("resnet50", 80, 100) < SLOS["resnet50"]
+
+
+@pytest.mark.parametrize(("true", "least", "most"), [(0.02, 0.0, 0.07), (0.3, 0.15, 0.35)])
+async def test_how_much_service_times_differ_is_learnt_and_predicted_with(
+    tmp_path: Path, true: float, least: float, most: float
+) -> None:
+    """The profile tells none of it, so that the usual 0.1 is taken at first."""
+    bench = Bench(config(tmp_path), steady(alexnet=60.0, resnet50=40.0, vgg19=15.0), seed=5)
+    bench.host.dispersion_cv = true
+    await bench.run(240)
+    for name, load in bench.ticks[-1].estimate.loads.items():
+        assert load.published_bias is not None
+        assert load.published_bias.cv is not None
+        assert least < load.published_bias.cv < most, name
+        measured = bench.p99_ms(name, 120, 240)
+        assert load.predicted_p99_ms == pytest.approx(measured, rel=0.1), name

@@ -112,15 +112,36 @@ def test_an_uncapped_neighbour_that_comes_and_goes_spreads_the_service_times() -
     predictor = LatencyPredictor(MODEL, level=0.95, upper=False, exact=True)
     alone = MODEL.service_curve_ms("resnet50", 0.4, (), 5)[0][4]
 
-    def cv(d: float, share: float) -> float:
-        return predictor._curve("resnet50", 8, 0.4, (Tenant("vgg19", 4, share, d),)).cv
+    def met_cv(d: float, share: float) -> float:
+        beside = (Tenant("vgg19", 4, share, d),)
+        own, met = predictor.dispersion("resnet50", max_batch=8, share=0.4, beside=beside)
+        assert own == SERVICE_CV
+        return met
 
     met = MODEL.service_curve_ms("resnet50", 0.4, [Tenant("vgg19", 4)], 5)[0][4]
     half = MODEL.service_curve_ms("resnet50", 0.4, [Tenant("vgg19", 4, 1.0, 0.5)], 5)[0][4]
     more = 0.25 * ((met - alone) / half) ** 2
-    assert cv(0.5, 1.0) == pytest.approx((SERVICE_CV**2 + more) ** 0.5)
-    assert cv(0.5, 1.0) > 1.3 * SERVICE_CV
-    assert cv(1.0, 1.0) == cv(0.5, 0.6) == SERVICE_CV
+    assert met_cv(0.5, 1.0) == pytest.approx(more**0.5)
+    assert met_cv(0.5, 1.0) > 0.8 * SERVICE_CV
+    assert met_cv(1.0, 1.0) == met_cv(0.5, 0.6) == 0.0
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_dispersion_from_live_traffic_counts_instead_of_the_profiles(exact: bool) -> None:
+    predictor = LatencyPredictor(MODEL, level=0.95, exact=exact)
+
+    def p99_ms(cv: float | None, *beside: Tenant) -> float:
+        learnt = BiasEstimate(0.5, 1.0, 0.0, 0.0, 0.02, cv)
+        demand = Demand("r", "resnet50", 50.0, 100.0, learnt=learnt, max_batch=8)
+        return predictor.served(demand, Allocation(0.5, 8), beside).p99_ms
+
+    assert p99_ms(0.02) < p99_ms(SERVICE_CV) < p99_ms(0.4)
+    assert p99_ms(None) == pytest.approx(p99_ms(SERVICE_CV), rel=0.01)
+    # what an uncapped neighbour adds is on top of it
+    comes_and_goes = Tenant("vgg19", 4, 1.0, 0.5)
+    own, met = predictor.dispersion("resnet50", max_batch=8, share=0.5, beside=(comes_and_goes,))
+    assert p99_ms(0.0, comes_and_goes) < p99_ms(own, comes_and_goes)
+    assert met > 0
 
 
 @pytest.mark.parametrize(("pressure", "kept"), [(1.0, True), (0.5, False)])

@@ -203,9 +203,9 @@ def test_what_was_learnt_is_in_the_state_and_a_changed_model_is_logged_once(tmp_
         confident=True,
         bias=1.1,
         bias_upper=1.13,
-        published_bias=BiasEstimate(0.4, 0.3, 0.0953, 0.0, 0.012),
+        published_bias=BiasEstimate(0.4, 0.3, 0.0953, 0.0, 0.012, 0.03),
         live=LiveService(
-            None, (5.0, 7.0, 9.0, 11.0, 13.0), (0.01,) * 5, "batches 1 to 5 within 2 %"
+            None, (5.0, 7.0, 9.0, 11.0, 13.0), (0.01,) * 5, "batches 1 to 5 within 2 %", 0.07
         ),
         changed=Changed(7.0, "version 1 -> 2"),
     )
@@ -228,9 +228,10 @@ def test_what_was_learnt_is_in_the_state_and_a_changed_model_is_logged_once(tmp_
         "level": 0.0953,
         "tilt": 0.0,
         "sd": 0.012,
+        "cv": 0.03,
         "upper": 1.13,
     }
-    assert vgg19["live"]["said"] == "batches 1 to 5 within 2 %"
+    assert (vgg19["live"]["said"], vgg19["live"]["cv"]) == ("batches 1 to 5 within 2 %", 0.07)
     assert [point["batch"] for point in vgg19["live"]["points"]] == [1, 2, 3, 4, 5]
     assert vgg19["changed"] == {"time_s": 1007.0, "why": "version 1 -> 2"}
 

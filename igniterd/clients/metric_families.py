@@ -125,6 +125,12 @@ def models_believed(tick: Tick, labels: Labels, slo_ms: Mapping[str, float]) -> 
         "Upper bound of the learnt ratio; absent before anything is learnt.",
         uppers,
     )
+    told = [(key, load.live or load.published_bias) for key, load in loads]
+    yield _by_model(
+        "service_dispersion_ratio",
+        "Learnt coefficient of variation of one service time; absent before anything is learnt.",
+        [(key, known.cv if known else None) for key, known in told],
+    )
     yield _by_model(
         "arrival_burstiness_ratio",
         "Squared coefficient of variation of the times between arrivals.",

@@ -22,7 +22,7 @@ OCTAVES and PRESSURE on the measured V100 tables, so their rows are no held-out 
 stands beside it. Half and twice its value, the others as they are, give the figures below;
 ``bench/constants.py --seeds 3`` made them (2 cores, Python 3.11; seeds 70000 to 70002) and says
 what a figure is. A dash: none moves by a tenth. Not studied: CENTRE and MOST_LEVEL (conventions),
-SERVICE_CV (the queue's too), SAME_PRESSURE, and CLIPPED (kept, where CLIP_SIGMA changes).
+SAME_PRESSURE, and CLIPPED (kept, where CLIP_SIGMA changes).
 
 As they are: sd 0.0129; margin 2.2 %; covered 95.2 %; error tilt 0.5 %; by batch 95.1 %; error drift
 0.7 %; covered drift 93.0 %; error wander 1.2 %; error odd 1.1 %; error few 0.7 %; noticed 3; false
@@ -75,7 +75,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from statistics import NormalDist
 from typing import Annotated, Any, NamedTuple
@@ -83,8 +83,8 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, model_validator
 
 from igniterd.documents import Document
+from igniterd.estimators.dispersion import Dispersion, Kept
 from igniterd.perf.api import Tenant
-from igniterd.queueing.tail import SERVICE_CV
 from igniterd.records import BiasEstimate
 
 CENTRE = 2.0  # log2 of the batch at which the level is meant
@@ -215,6 +215,7 @@ class Bias:
     last: tuple[float, float, float] | None = None
     lag: float = 0.0  # mean of the last innovations: how far the level is behind one that moves
     p_lag: float = math.inf  # its variance, were there none
+    dispersion: Dispersion = field(default_factory=Dispersion)  # of single service times
     # batch, executions, mean of what is left after level and tilt
     sizes: tuple[tuple[int, float, float], ...] = ()
     point: Point | None = None
@@ -250,8 +251,9 @@ class Bias:
         """Variance of single batch sizes around level and tilt: what they were seen to leave, and
         what is usual."""
         square, count = BATCH_SIZES * BATCH_SD**2, 0.0
+        one = self.dispersion.cv**2
         for _, executions, left in self.sizes:
-            by_chance = SERVICE_CV**2 / executions
+            by_chance = one / executions
             part = BATCH_SD**2 / (BATCH_SD**2 + by_chance)
             square += part * (left * left - by_chance)
             count += part
@@ -278,6 +280,7 @@ class Bias:
             level=self.coming,
             tilt=self.tilt,
             sd=sd,
+            cv=self.dispersion.cv,
         )
 
     def ahead(self, seconds: float) -> State:
@@ -322,6 +325,7 @@ class Bias:
             lag=0.0,
             p_lag=math.inf,
             sizes=(),
+            dispersion=self.dispersion.elsewhere(),
         )
 
 
@@ -337,6 +341,7 @@ def to_plain(bias: Bias) -> dict[str, Any] | None:
         "windows": bias.windows,
         "share": bias.point.share,
         "pressure": bias.point.pressure,
+        "dispersion": bias.dispersion.plain(),
     }
 
 
@@ -351,6 +356,7 @@ class _Kept(Document):
     windows: Annotated[int, Field(gt=0)]
     share: Annotated[float, Field(gt=0, le=1)]
     pressure: Annotated[float, Field(ge=0)]
+    dispersion: Kept = Kept()
 
     @model_validator(mode="after")
     def _definite(self) -> _Kept:
@@ -373,5 +379,6 @@ def from_plain(plain: object, age_s: float) -> Bias:
         scatter=kept.scatter,
         point=Point(kept.share, kept.pressure),
         windows=kept.windows,
+        dispersion=kept.dispersion.recalled(),
     )
     return bias.aged(max(0.0, age_s))

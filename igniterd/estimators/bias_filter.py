@@ -30,7 +30,7 @@ from igniterd.estimators.bias import (
     Point,
     State,
 )
-from igniterd.queueing.tail import SERVICE_CV
+from igniterd.estimators.dispersion import Dispersion, Moments
 
 
 class _Sums(NamedTuple):
@@ -51,28 +51,28 @@ _Seen = tuple[int, int, float, float]
 predicted."""
 
 
-def _usable(measured: Iterable[Measured]) -> list[_Seen]:
+def _usable(measured: Iterable[Measured], variance: float) -> list[_Seen]:
     # the logarithm of a mean of some is low by half its variance
     return [
         (
             m.batch,
             m.executions,
             math.log2(m.batch) - CENTRE,
-            math.log(m.ratio) + SERVICE_CV**2 / (2 * m.executions),
+            math.log(m.ratio) + variance / (2 * m.executions),
         )
         for m in measured
         if m.executions > 0 and 0 < m.ratio < math.inf
     ]
 
 
-def _sum_window(now: State, scatter: float, usable: Sequence[_Seen]) -> _Sums:
+def _sum_window(now: State, scatter: float, variance: float, usable: Sequence[_Seen]) -> _Sums:
     if sum(seen[1] for seen in usable) < FEW:
         return _Sums()
     at, tilt, p_level, p_both, p_tilt = now
     common = scatter * len(usable)  # of all batch sizes alike: it is not averaged away over them
     w0 = w1 = w2 = r0 = r1 = plain = missed = 0.0
     for _, executions, x, ratio in usable:
-        noise = SERVICE_CV**2 / executions + common
+        noise = variance / executions + common
         innovation = ratio - at - tilt * x
         sd = math.sqrt(noise + p_level + 2 * x * p_both + x * x * p_tilt)
         plain += 1 / noise
@@ -105,9 +105,16 @@ def _kalman_update(now: State, sums: _Sums) -> State:
 
 
 def update_bias(
-    bias: Bias, at_s: float, measured: Iterable[Measured], point: Point
+    bias: Bias,
+    at_s: float,
+    measured: Iterable[Measured],
+    point: Point,
+    *,
+    usual_cv: float | None = None,
+    met_cv: float = 0.0,
 ) -> tuple[Bias, float | None]:
-    """``bias`` after a window of ``measured`` executions at ``point``.
+    """``bias`` after a window of ``measured`` executions at ``point``. ``usual_cv``: the profile's
+    dispersion of one service time; ``met_cv``: what uncapped neighbours add to it here.
 
     Also the factor by which the model's service times have changed, when it has just become clear
     that they have (None otherwise); everything learnt before is then forgotten.
@@ -116,8 +123,12 @@ def update_bias(
     if not bias.is_at(point):
         bias, seconds = bias.aged(seconds).moved(point), 0.0
     # a Bias is made once, at the end: this runs for every model at every tick
-    now, usable = bias.ahead(seconds), _usable(measured)
-    sums = _sum_window(now, bias.scatter, usable)
+    now, dispersion = bias.ahead(seconds), bias.dispersion
+    if usual_cv is not None and usual_cv != dispersion.usual:
+        dispersion = replace(dispersion, usual=usual_cv)
+    one = dispersion.cv**2 + met_cv**2
+    usable = _usable(measured, one)
+    sums = _sum_window(now, bias.scatter, one, usable)
     if sums.plain <= 0:
         return replace(bias, p_level=now.p_level, p_tilt=now.p_tilt, at_s=at_s), None
     missed, by_chance = sums.missed / sums.plain, max(1 / sums.plain - bias.scatter, 0.0)
@@ -128,12 +139,15 @@ def update_bias(
     below = max(0.0, bias.below - innovation - ALLOWED_SIGMA)
     if max(above, below) > CHANGE:
         if abs(missed) > NOTABLE:
-            return Bias(level=ratio, point=bias.point, at_s=at_s, windows=1), math.exp(missed)
+            fresh = Dispersion(dispersion.usual)
+            again = Bias(level=ratio, point=bias.point, at_s=at_s, windows=1, dispersion=fresh)
+            return again, math.exp(missed)
         now, above, below = now._replace(p_level=LEVEL_SD**2), 0.0, 0.0
     drift, scatter = _update_pace(bias, ratio, by_chance, innovation)
     believed_miss = _clip(innovation, CLIP_SIGMA) * math.sqrt(variance)
     lag, p_lag = _update_lag(bias, believed_miss, variance)
     now = _kalman_update(now, sums)
+    window = {batch: Moments(executions, log) for batch, executions, _, log in usable}
     updated = Bias(
         level=now.level,
         tilt=now.tilt,
@@ -145,6 +159,7 @@ def update_bias(
         last=(ratio, by_chance, innovation),
         lag=lag,
         p_lag=p_lag,
+        dispersion=dispersion.after(window, scatter=bias.scatter, met_cv=met_cv),
         sizes=_update_sizes(bias, now.tilt, usable),
         point=bias.point,
         at_s=at_s,

@@ -21,6 +21,8 @@ from pydantic import Field
 
 from igniterd.arrays import F64
 from igniterd.documents import Document
+from igniterd.estimators.dispersion import Dispersion, Moments
+from igniterd.estimators.dispersion import Kept as KeptDispersion
 from igniterd.queueing.tail import SERVICE_CV
 
 MEMORY_S = 120.0
@@ -49,6 +51,7 @@ class LiveCurve:
     share: float | None = None
     instances: int = 1
     sizes: Mapping[int, Size] = field(default_factory=dict)
+    dispersion: Dispersion = field(default_factory=Dispersion)  # of single service times
 
     @property
     def largest(self) -> int:
@@ -78,23 +81,29 @@ def update_curve(
     """``curve`` with one more window: executions and their mean service time (ms) by batch size.
     Another share begins another curve."""
     if (share, instances) != (curve.share, curve.instances):
-        curve = LiveCurve(share, instances)
-    fresh = {
-        b: _merge(curve.sizes.get(b), at_s, n, service_ms[b])
-        for b, n in executions.items()
-        if n > 0 and service_ms[b] > 0
-    }
-    return replace(curve, sizes={**curve.sizes, **fresh}) if fresh else curve
+        curve = LiveCurve(share, instances, dispersion=curve.dispersion.elsewhere())
+    seen = {b: (n, service_ms[b]) for b, n in executions.items() if n > 0 and service_ms[b] > 0}
+    if not seen:
+        return curve
+    # a curve that was steady follows a lasting change no slower
+    most = max(curve.dispersion.cv, SERVICE_CV) ** 2
+    fresh = {b: _merge(curve.sizes.get(b), at_s, n, ms, most) for b, (n, ms) in seen.items()}
+    window = {b: Moments(n, math.log(ms)) for b, (n, ms) in seen.items()}
+    return replace(
+        curve,
+        sizes={**curve.sizes, **fresh},
+        dispersion=curve.dispersion.after(window, scatter=SCATTER_SD**2),
+    )
 
 
-def _merge(old: Size | None, at_s: float, n: int, ms: float) -> Size:
+def _merge(old: Size | None, at_s: float, n: int, ms: float, variance: float) -> Size:
     if old is None:
         return Size(float(n), ms, at_s)
     kept = old.executions * math.exp(-max(0.0, at_s - old.at_s) / MEMORY_S)
     spread = (
         CLIP_SIGMA
         * old.mean_ms
-        * math.sqrt(SERVICE_CV**2 * (1 / n + 1 / max(1.0, kept)) + SCATTER_SD**2)
+        * math.sqrt(variance * (1 / n + 1 / max(1.0, kept)) + SCATTER_SD**2)
     )
     # one odd window is held back; the next ones may go on from there
     ms = min(old.mean_ms + spread, max(old.mean_ms - spread, ms))
@@ -112,7 +121,7 @@ def points(curve: LiveCurve, largest: int, at_s: float) -> Points | None:
         [max(1e-3, k.executions * math.exp(-max(0.0, at_s - k.at_s) / MEMORY_S)) for k in known]
     )
     mean = np.array([k.mean_ms for k in known])
-    return _blend(_fit_line(batch, mean, weight), top, largest)
+    return _blend(_fit_line(batch, mean, weight, curve.dispersion.cv**2), top, largest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,21 +140,21 @@ class _Fit:
     unit_ms: float
 
 
-def _fit_line(batch: F64, mean_ms: F64, weight: F64) -> _Fit:
+def _fit_line(batch: F64, mean_ms: F64, weight: F64, variance: float) -> _Fit:
     unit_ms, typical = (
         float(np.average(mean_ms, weights=weight)),
         float(np.average(batch, weights=weight)),
     )
     y = mean_ms / unit_ms
-    noise = y**2 * (SERVICE_CV**2 / weight + SCATTER_SD**2)
+    noise = y**2 * (variance / weight + SCATTER_SD**2)
     x = np.stack([np.ones_like(batch), batch / typical - 1])
     step = STEP_SD
     for _ in range(2):  # the second time with the steps that the first has shown
-        variance = noise + (step * y) ** 2
-        covariance: F64 = np.linalg.inv((x / variance) @ x.T + np.diag([1.0, SLOPE_SD**-2])).astype(
+        spread = noise + (step * y) ** 2
+        covariance: F64 = np.linalg.inv((x / spread) @ x.T + np.diag([1.0, SLOPE_SD**-2])).astype(
             np.float64
         )
-        line = covariance @ (x @ (y / variance) + np.array([1.0, SLOPE / SLOPE_SD**2]))
+        line = covariance @ (x @ (y / spread) + np.array([1.0, SLOPE / SLOPE_SD**2]))
         if batch.size < 3:
             break
         missed = ((y - line @ x) ** 2 - noise) / y**2
@@ -213,7 +222,12 @@ def to_plain(curve: LiveCurve, at_s: float) -> dict[str, Any]:
         ]
         for b, s in curve.sizes.items()
     }
-    return {"share": curve.share, "instances": curve.instances, "sizes": sizes}
+    return {
+        "share": curve.share,
+        "instances": curve.instances,
+        "sizes": sizes,
+        "dispersion": curve.dispersion.plain(),
+    }
 
 
 Batch = Annotated[int, Field(strict=False, gt=0, le=4096)]  # keys of JSON are text
@@ -225,6 +239,7 @@ class _Kept(Document):
     share: Annotated[float, Field(gt=0, le=1)] | None
     instances: int
     sizes: dict[Batch, Annotated[tuple[Executions, Milliseconds], Field(strict=False)]]
+    dispersion: KeptDispersion = KeptDispersion()
 
 
 def from_plain(plain: object, at_s: float) -> LiveCurve:
@@ -232,4 +247,4 @@ def from_plain(plain: object, at_s: float) -> LiveCurve:
     ``ValueError``, for anything else."""
     kept = _Kept.model_validate(plain)
     sizes = {b: Size(executions, ms, at_s) for b, (executions, ms) in kept.sizes.items()}
-    return LiveCurve(kept.share, kept.instances, sizes)
+    return LiveCurve(kept.share, kept.instances, sizes, kept.dispersion.recalled())

@@ -83,7 +83,7 @@ def test_one_update_at_the_central_batch_by_hand() -> None:
     assert bias.p_level == pytest.approx((1 - gain) * LEVEL_SD**2)
     assert bias.tilt == pytest.approx(0.0)
     assert bias.estimate == BiasEstimate(
-        0.5, 0.0, bias.level, 0.0, math.sqrt(bias.sd**2 + BATCH_SD**2)
+        0.5, 0.0, bias.level, 0.0, math.sqrt(bias.sd**2 + BATCH_SD**2), SERVICE_CV
     )
 
 

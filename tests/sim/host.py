@@ -204,6 +204,7 @@ class SimHost:
         self.truth = Truth.v100()
         self.clock, self.slow, self.reload_s = clock, slow, reload_s
         self.rng = np.random.default_rng(seed)
+        self.dispersion_cv = DISPERSION_CV
         self.models = {
             n: SimModel(n, like, rate, config_of(n, max_batch))
             for n, (like, rate) in models.items()
@@ -486,7 +487,7 @@ class SimHost:
         model.batch = model.batcher.take(self._now_s)
         waited_s = sum(self._now_s - at_s for at_s in model.batch) / model.brings
         model.queue_ns += int(waited_s * 1e9)
-        shape = 1 / DISPERSION_CV**2
+        shape = 1 / self.dispersion_cv**2
         model.left, model.took_s = float(self.rng.gamma(shape, 1 / shape)), 0.0
         self._changed(model)
 
