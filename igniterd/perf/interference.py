@@ -157,8 +157,9 @@ class Interference:
 def learn(models: int, observations: Sequence[CoRunSample], prior: Prior) -> Interference:
     """What the co-runs say of every ordered pair of ``models`` models.
 
-    Linear in the weights but for which neighbour of a larger co-run is the worst and for whether
-    the host is waited for; that is settled in five rounds.
+    Capped ones come first; those with uncapped tenants tell contention, given what is then known of
+    the weights. Linear but for which neighbour of a larger co-run is the worst and for whether the
+    host is waited for; that is settled in five rounds.
     """
     start = np.append(np.tile(np.append(prior.mean, CONTENTION[0]), models), RISE[0])
     spread = np.zeros((start.shape[0], start.shape[0]))
