@@ -24,6 +24,7 @@ from igniterd.arrays import F64, I64
 from igniterd.perf import interference, surface
 from igniterd.perf.api import Prediction, Tenant, capped_total
 from igniterd.perf.interference import CoRunSample, Neighbour, Prior
+from igniterd.perf.kernels import bound
 from igniterd.perf.kernels import mean as kernel
 from igniterd.perf.profile import CoTenant, ModelProfile, Profile
 
@@ -65,7 +66,7 @@ class SurfaceModel:
         observed = observations(profile, self)
         found = interference.learn(len(models), observed, prior or interference.shipped_prior())
         self.weights, self.spreads = found.weights, found.spreads
-        self.contention, self.rises = found.contention, found.rises
+        self.contention, self.queued, self.rises = found.contention, found.queued, found.rises
         self._noise = np.array([surface.NOISE_SD**2, interference.NOISE_SD**2])
 
     @property
@@ -214,12 +215,12 @@ class SurfaceModel:
             .reshape(-1, 3)
             .T.copy()
         )
-        terms = np.empty((near.shape[0], kernel.TERMS))
+        terms = np.empty((near.shape[0], bound.TERMS))
         tables = (self.gpus, self.hosts, self.knots, self._unit, self.floors)
-        learnt = (self.weights[i], self.spreads[i], self.contention[i])
+        learnt = (self.weights[i], self.spreads[i], self.contention[i], self.queued[i])
         # the whole GPU is a cap like any other while a share is searched for
         own_share = float(shares[0]) if shares.shape[0] == 1 else 0.0
-        kernel.terms_of(*tables, *learnt, near, batch, share, utilisation, own_share, terms)
+        bound.terms_of(*tables, *learnt, near, batch, share, utilisation, own_share, terms)
         mean, upper = (
             np.empty((shares.shape[0], batches.shape[0])),
             np.empty((shares.shape[0], batches.shape[0])),
@@ -234,7 +235,7 @@ class SurfaceModel:
             self.floors[i],
             self.rises[i],
         )
-        kernel.curves(*own, terms, self._noise, batches, shares, _deviations(level), mean, upper)
+        bound.curves(*own, terms, self._noise, batches, shares, _deviations(level), mean, upper)
         return mean, upper
 
     def _inside(self, tenants: Sequence[Tenant]) -> bool:

@@ -1,0 +1,60 @@
+"""Contention: what is typical is a factor a victim times one a neighbour, and one co-run that says
+otherwise is in the minority."""
+
+import numpy as np
+import pytest
+
+from igniterd.perf.api import UNCAPPED
+from igniterd.perf.contention import typical
+from igniterd.perf.interference import CoRunSample, Neighbour, learn, shipped_prior
+
+WAITS, KEEPS = np.array([1.0, 0.5, 0.8, 0.3]), np.array([0.6, 0.9, 0.0, 0.7])
+COSTS = np.outer(WAITS, KEEPS)
+EVERYBODY = np.ones((4, 4), dtype=np.bool_)
+
+
+def test_a_product_is_typical_of_itself() -> None:
+    assert typical(COSTS, EVERYBODY) == pytest.approx(COSTS)
+
+
+@pytest.mark.parametrize("said", [0.01, 3.0])
+def test_one_that_is_off_moves_nothing(said: float) -> None:
+    costs = COSTS.copy()
+    costs[0, 1] = said
+    assert typical(costs, EVERYBODY) == pytest.approx(COSTS)
+
+
+def test_what_nobody_told_is_left_as_it_is_and_counts_for_nothing() -> None:
+    costs, told = COSTS.copy(), EVERYBODY.copy()
+    costs[1, 1], told[1, 1] = 7.0, False
+    assert typical(costs, told)[1, 1] == 7.0
+    assert typical(costs, told)[told] == pytest.approx(COSTS[told])
+
+
+def test_of_two_none_is_in_the_minority() -> None:
+    costs, told = COSTS.copy(), EVERYBODY.copy()
+    costs[0, 1], told[0, 2:] = 0.01, False
+    assert typical(costs, told)[0] == pytest.approx(costs[0])
+    assert (typical(np.zeros((3, 3)), np.ones((3, 3), dtype=np.bool_)) == 0).all()
+
+
+def co_run(victim: int, model: int, cost: float) -> CoRunSample:
+    near = (Neighbour(model, 4, UNCAPPED, 8.0),)
+    blank = CoRunSample(victim, 1.0, 10.0, 1e-6, 2.0, near, share=UNCAPPED)
+    e = blank.features(near[0]) @ np.append(shipped_prior().mean, cost)
+    return CoRunSample(victim, 10.0 * (1 + e), 10.0, 1e-6, 2.0, near, share=UNCAPPED)
+
+
+def test_a_neighbour_that_was_hardly_there_once_is_taken_midway_and_the_bound_admits_both() -> None:
+    pairs = [(i, j) for i in range(4) for j in range(4)]
+    usual = learn(4, [co_run(i, j, 0.65) for i, j in pairs], shipped_prior())
+    once = learn(
+        4, [co_run(i, j, 0.05 if (i, j) == (0, 1) else 0.65) for i, j in pairs], shipped_prior()
+    )
+    little, much = learn(2, [co_run(0, 1, 0.05)], shipped_prior()).contention[0, 1], 0.65
+    assert usual.contention == pytest.approx(np.full((4, 4), much), rel=0.02)
+    assert once.contention[0, 1] == pytest.approx((little + much) / 2, rel=0.02)
+    sd = float(once.queued[0, 1, 4, 4]) ** 0.5
+    assert once.contention[0, 1] + 1.65 * sd > much > once.contention[0, 1] + 0.5 * sd
+    elsewhere = np.array([p for p in pairs if p != (0, 1)]).T
+    assert once.contention[tuple(elsewhere)] == pytest.approx(usual.contention[tuple(elsewhere)])
