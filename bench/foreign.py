@@ -9,7 +9,7 @@ takes), the time alone times one constant (the mean slowdown of the profile's co
 the published form, equation (11) of iGniter (Xu et al., TPDS 2023) fitted to the same points: some
 of its fits have a pole, so that its median says more than its mean.
 
-``pairs, never co-run``: each pair is predicted from a profile without its co-runs.
+``…, never co-run``: each pair is predicted from a profile without its co-runs.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ HEAD = (
     f"{'':36s} {'n':>6s} {'mean %':>7s} {'median':>7s} {'p95 %':>7s} {'max %':>7s} "
     f"{'under %':>8s} {'covered %':>9s} {'bound %':>7s}"
 )
+PAIRS = ("pairs", "uncapped pairs, inf", "uncapped pairs, with train")
 Predicts = Callable[[Case], tuple[float, float]]
 """Mean and upper bound (ms) of a case."""
 
@@ -139,8 +140,8 @@ def report(found: Set) -> None:
             fitted = [case for case in cases if form(case)[0] == form(case)[0]]
             left = f", {unfitted} models do not fit" if unfitted else ""
             judged(f"  published{left}", fitted, form, bound=False)
-        if group == "pairs":
-            judged("pairs, never co-run", cases, never_co_run(profile, cases))
+        if group in PAIRS:
+            judged(f"{group}, never co-run", cases, never_co_run(profile, cases))
 
 
 def main() -> None:

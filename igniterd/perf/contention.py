@@ -20,12 +20,13 @@ _MAJORITY = 3
 """Of fewer, none is in the minority."""
 
 
-def typical(costs: F64, told: NDArray[np.bool_]) -> F64:
+def typical(costs: F64, told: NDArray[np.bool_]) -> tuple[F64, NDArray[np.bool_]]:
     """The product of a factor a victim and a factor a neighbour that is nearest to ``costs``
     (models, models) where ``told``, by the sum of absolute differences: what is far off moves it no
     further than what is near.
 
-    Where the victim or the neighbour has fewer than three that tell, what ``costs`` says.
+    Also of a pair that no co-run tells of. Where the victim or the neighbour has fewer than three
+    that tell, what ``costs`` says. And of which pairs (models, models) it is the product.
     """
     models = costs.shape[0]
     waits, keeps = np.ones(models), np.zeros(models)
@@ -37,7 +38,7 @@ def typical(costs: F64, told: NDArray[np.bool_]) -> F64:
                 waits[i] = _factor(costs[i, told[i]], keeps[told[i]])
         waits /= waits.max() or 1.0
     enough = np.outer(told.sum(axis=1) >= _MAJORITY, told.sum(axis=0) >= _MAJORITY)
-    return np.where(told & enough, np.outer(waits, keeps), costs)
+    return np.where(enough, np.outer(waits, keeps), costs), enough
 
 
 def _factor(costs: F64, others: F64) -> float:

@@ -7,7 +7,7 @@ measurements neither L2 nor DRAM use nor power foretold the weights of an unseen
 the average does (``bench/accuracy.py``), so none of them is asked for. How much more the host takes
 is one figure a victim: whoever the neighbour is, it hardly differs. What an uncapped neighbour
 costs is taken midway between what its co-runs show and what is typical of both, see
-``perf.contention``.
+``perf.contention``; without a co-run it is what is typical.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ _CONTENTION_ELSEWHERE = 0.25
 """How far it is off at other batches (relative, one standard deviation), however well co-runs are
 known. The least at which the bound covers 95 % of KACE's open uncapped pairs without those of one
 victim or of one neighbour, whichever is left out (0.2 to 0.25; it covers 95 % of those)."""
+_CONTENTION_UNSEEN = 0.15
+"""Standard deviation of it in a pair that no co-run tells of, where others say what is typical. Of
+KACE's open uncapped pairs, each left out, the bound then covers 95 % with training, all without."""
 RISE = (0.2, 0.2)
 """Mean and standard deviation over models of how much more the host takes beside others. Chosen so
 that the bound admits what the pairs of ``bench/foreign.py`` on an A100 show (gpu-lets)."""
@@ -198,9 +201,12 @@ def _parted(
     queued[..., 1, 1] += np.where(told, 0.0, doubts)
     cost = np.maximum(blocks[..., FEATURES], 0.0)
     # two readings, each as likely: what its co-runs show, and what those of the others do
-    apart = (typical(cost, told) - cost) / 2.0
+    usual, follows = typical(cost, told)
+    apart = (usual - cost) / np.where(told, 2.0, 1.0)
     cost = cost + apart
-    queued[..., FEATURES, FEATURES] += apart**2 + (_CONTENTION_ELSEWHERE * cost) ** 2
+    queued[..., FEATURES, FEATURES] += np.where(told, apart**2, 0.0)
+    queued[follows & ~told, FEATURES, FEATURES] = _CONTENTION_UNSEEN**2
+    queued[..., FEATURES, FEATURES] += (_CONTENTION_ELSEWHERE * cost) ** 2
     return Interference(
         np.ascontiguousarray(_non_negative(weights, spreads)),
         spreads,
