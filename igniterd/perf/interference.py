@@ -19,8 +19,9 @@ from importlib import resources
 import numpy as np
 from numpy.typing import NDArray
 
-from igniterd.arrays import F64
+from igniterd.arrays import F64, I64
 from igniterd.perf.kernels import mean as kernel
+from igniterd.perf.pooling import DECISIVE, Pooled, Told
 from igniterd.perf.trend import greater
 
 FEATURES = kernel.FEATURES
@@ -148,9 +149,27 @@ class Interference:
 def learn(models: int, observations: Sequence[CoRunSample], prior: Prior) -> Interference:
     """What the co-runs say of every ordered pair of ``models`` models.
 
+    Whether pairs have more in common than the prior is asked of the co-runs, see ``perf.pooling``.
     Linear in the weights but for which neighbour of a larger co-run is the worst and for whether
     the host is waited for; that is settled in five rounds.
     """
+    start, spread = _nothing_known(models, prior)
+    by_victim = [[o for o in observations if o.victim == victim] for victim in range(models)]
+    told = [_told(victim, start, spread, seen) for victim, seen in enumerate(by_victim)]
+    pooled = Pooled(told, prior.mean, prior.covariance)
+    common, weights = pooled.gain > DECISIVE, _weights(models)
+    flat = np.tile(start, (models, 1))
+    after = np.tile(spread, (models, 1, 1))
+    for victim, seen in enumerate(by_victim):
+        if common:
+            flat[victim, weights], after[victim][np.ix_(weights, weights)] = pooled.prior_of(victim)
+        if seen:
+            flat[victim], after[victim] = _posterior(flat[victim], after[victim], seen)
+    return _parted(models, flat, after)
+
+
+def _nothing_known(models: int, prior: Prior) -> tuple[F64, F64]:
+    """What to think of one victim before any co-run, (models * 5 + 1,) and its covariance."""
     start = np.append(np.tile(np.append(prior.mean, CONTENTION[0]), models), RISE[0])
     spread = np.zeros((start.shape[0], start.shape[0]))
     for model in range(models):
@@ -158,13 +177,27 @@ def learn(models: int, observations: Sequence[CoRunSample], prior: Prior) -> Int
         spread[at, at][:FEATURES, :FEATURES] = prior.covariance
         spread[at, at][FEATURES, FEATURES] = CONTENTION[1] ** 2
     spread[-1, -1] = RISE[1] ** 2
-    flat = np.tile(start, (models, 1))
-    after = np.tile(spread, (models, 1, 1))
-    for victim in range(models):
-        seen = [o for o in observations if o.victim == victim]
-        if seen:
-            flat[victim], after[victim] = _posterior(start, spread, seen)
-    return _parted(models, flat, after)
+    return start, spread
+
+
+def _weights(models: int) -> I64:
+    """Where the weights of one victim lie, flat: (models * 4,)."""
+    return np.asarray(np.add.outer(_BLOCK * np.arange(models), np.arange(FEATURES)).ravel())
+
+
+def _told(victim: int, start: F64, spread: F64, seen: Sequence[CoRunSample]) -> Told:
+    """What the co-runs of one victim say of pairs of different models, against the prior."""
+    kept = [o for o in seen if o.capped and all(n.model != victim for n in o.neighbours)]
+    predicted, slope, _ = _linearised(start, kept)
+    at = _weights(start.shape[0] // _BLOCK)
+    rest = np.delete(np.arange(start.shape[0]), at)
+    noise = slope[:, rest] @ spread[np.ix_(rest, rest)] @ slope[:, rest].T + np.diag(_noise(kept))
+    return Told(slope[:, at], np.array([o.slowdown for o in kept]) - predicted, noise)
+
+
+def _noise(seen: Sequence[CoRunSample]) -> F64:
+    """Variances (n,) of the measured slowdowns."""
+    return np.array([_SURFACE_GAIN**2 * o.variance + NOISE_SD**2 for o in seen])
 
 
 def _parted(models: int, flat: F64, after: F64) -> Interference:
@@ -199,7 +232,7 @@ def _posterior(start: F64, spread: F64, seen: Sequence[CoRunSample]) -> tuple[F6
     """
     doubt = np.zeros_like(start)
     measured = np.array([o.slowdown for o in seen])
-    own = np.array([_SURFACE_GAIN**2 * o.variance + NOISE_SD**2 for o in seen])
+    own = _noise(seen)
     capped, gpus = np.array([(o.capped, o.host_ms <= 0) for o in seen]).T
     odd = np.where(capped, np.maximum(measured - _linearised(start, seen)[0], 0.0), 0.0)
     while True:
