@@ -21,9 +21,10 @@ from importlib import resources
 import numpy as np
 from numpy.typing import NDArray
 
-from igniterd.arrays import F64
+from igniterd.arrays import F64, I64
 from igniterd.perf.contention import typical
 from igniterd.perf.kernels import mean as kernel
+from igniterd.perf.pooling import DECISIVE, Pooled, Told
 from igniterd.perf.trend import greater
 
 FEATURES = kernel.FEATURES
@@ -160,10 +161,38 @@ class Interference:
 def learn(models: int, observations: Sequence[CoRunSample], prior: Prior) -> Interference:
     """What the co-runs say of every ordered pair of ``models`` models.
 
+    Whether pairs have more in common than the prior is asked of the co-runs, see ``perf.pooling``.
     Capped ones come first; those with uncapped tenants tell contention, given what is then known of
     the weights. Linear but for which neighbour of a larger co-run is the worst and for whether the
     host is waited for; that is settled in five rounds.
     """
+    start, spread = _nothing_known(models, prior)
+    by_victim = [[o for o in observations if o.victim == victim] for victim in range(models)]
+    said = [_said(victim, start, spread, seen) for victim, seen in enumerate(by_victim)]
+    pooled, weights = Pooled(said, prior.mean, prior.covariance), _weights(models)
+    common = pooled.gain > DECISIVE
+    flat, doubts = np.tile(start, (models, 1)), np.zeros((models, models))
+    after = np.tile(spread, (models, 1, 1))
+    for victim, seen in enumerate(by_victim):
+        if common:
+            flat[victim, weights], after[victim][np.ix_(weights, weights)] = pooled.prior_of(victim)
+        known, unsure, doubt = _beside_capped(flat[victim], after[victim], seen)
+        flat[victim], after[victim] = _uncapped(known, unsure, seen)
+        doubts[victim] = doubt[1:-1:_BLOCK]
+    return _parted(models, flat, after, doubts, _tells(by_victim))
+
+
+def _tells(by_victim: Sequence[Sequence[CoRunSample]]) -> NDArray[np.bool_]:
+    """Of which ordered pairs (models, models) an uncapped co-run tells what contention costs."""
+    told = np.zeros((len(by_victim), len(by_victim)), dtype=np.bool_)
+    for victim, seen in enumerate(by_victim):
+        for o in seen:
+            told[victim, [n.model for n in o.neighbours if kernel.contended(o.share, n.share)]] = 1
+    return told
+
+
+def _nothing_known(models: int, prior: Prior) -> tuple[F64, F64]:
+    """What to think of one victim before any co-run, (models * 5 + 1,) and its covariance."""
     start = np.append(np.tile(np.append(prior.mean, CONTENTION[0]), models), RISE[0])
     spread = np.zeros((start.shape[0], start.shape[0]))
     for model in range(models):
@@ -171,20 +200,23 @@ def learn(models: int, observations: Sequence[CoRunSample], prior: Prior) -> Int
         spread[at, at][:FEATURES, :FEATURES] = prior.covariance
         spread[at, at][FEATURES, FEATURES] = CONTENTION[1] ** 2
     spread[-1, -1] = RISE[1] ** 2
-    flat, doubts = np.tile(start, (models, 1)), np.zeros((models, models))
-    after = np.tile(spread, (models, 1, 1))
-    told = np.zeros((models, models), dtype=np.bool_)
-    for victim in range(models):
-        seen = [o for o in observations if o.victim == victim]
-        uncapped = [o for o in seen if not o.capped]
-        for o in uncapped:
-            told[victim, [n.model for n in o.neighbours if kernel.contended(o.share, n.share)]] = 1
-        if seen:
-            flat[victim], after[victim], doubt = _beside_capped(start, spread, seen)
-            doubts[victim] = doubt[1:-1:_BLOCK]
-        if uncapped:
-            flat[victim], after[victim] = _uncapped(flat[victim], after[victim], uncapped)
-    return _parted(models, flat, after, doubts, told)
+    return start, spread
+
+
+def _weights(models: int) -> I64:
+    """Where the weights of one victim lie, flat: (models * 4,)."""
+    return np.asarray(np.add.outer(_BLOCK * np.arange(models), np.arange(FEATURES)).ravel())
+
+
+def _said(victim: int, start: F64, spread: F64, seen: Sequence[CoRunSample]) -> Told:
+    """What the co-runs of one victim say of pairs of different models, against the prior."""
+    kept = [o for o in seen if o.capped and all(n.model != victim for n in o.neighbours)]
+    predicted, slope, _ = _linearised(start, kept)
+    at = _weights(start.shape[0] // _BLOCK)
+    rest = np.delete(np.arange(start.shape[0]), at)
+    measured, own = _measured(kept)
+    noise = slope[:, rest] @ spread[np.ix_(rest, rest)] @ slope[:, rest].T + np.diag(own)
+    return Told(slope[:, at], measured - predicted, noise)
 
 
 def _parted(
@@ -226,6 +258,9 @@ def _least_squares(group: Sequence[CoRunSample]) -> F64:
 def _uncapped(start: F64, spread: F64, seen: Sequence[CoRunSample]) -> tuple[F64, F64]:
     """What co-runs of uncapped tenants add to what is known of one victim. The weights stay as they
     are: all that is learnt is contention (and how the host rises)."""
+    seen = [o for o in seen if not o.capped]
+    if not seen:
+        return start, spread
     learns = np.arange(start.shape[0]) % _BLOCK == FEATURES
     learns[-1] = True
     return _conditioned(start, spread, seen, *_measured(seen), learns)

@@ -67,3 +67,14 @@ def test_a_fit_meets_what_the_trend_made(host: float, power: float) -> None:
     made = Trend(K, host, power).at(BATCH, SHARE)[0]
     found = fit(BATCH, SHARE, made, host, power)
     assert found.at(BATCH, SHARE)[0] == pytest.approx(made, rel=0.03)
+
+
+def test_what_the_host_hides_is_taken_for_as_much_as_one_item() -> None:
+    """Batches above the floor at one share only: the cost of a batch that more SMs speed up, and
+    that which they do not, are all one there."""
+    batch, share = np.array([1.0, 2, 4, 32, 64]), np.ones(5)
+    made = Trend(np.array([0.2, 0.2, 0.2, 0.01])).gpu_ms(batch, share)
+    hidden = fit(batch, share, np.where(batch < 32, 5.0, made), 5.0, 1.0)
+    seen = fit(batch, share, made, 0.0, 1.0)
+    assert hidden.k[1] / hidden.k[0] == pytest.approx(1.0, rel=0.3)
+    assert seen.k[1] / seen.k[0] < 0.5
