@@ -36,14 +36,14 @@ _MISSED = 0.1  # of the time alone: a co-run that is fitted no better is odd
 CONTENTION = (0.65, 0.3)
 """Mean and standard deviation over pairs of what an uncapped neighbour costs, in terms of how long
 its kernels are. Chosen on the uncapped pairs of ``bench/foreign.py`` (V100, KACE, SoCC 2024)."""
+_UNCAPPED_SD = 0.02  # what a slowdown beside uncapped tenants is off by on top
 _CONTENTION_MISFIT = 0.15  # of what one co-run shows of it, relative
-_CONTENTION_ELSEWHERE = 0.25
+_CONTENTION_ELSEWHERE = 0.3
 """How far it is off at other batches (relative, one standard deviation), however well co-runs are
-known. The least at which the bound covers 95 % of KACE's open uncapped pairs without those of one
-victim or of one neighbour, whichever is left out (0.2 to 0.25; it covers 95 % of those)."""
-_CONTENTION_UNSEEN = 0.15
-"""Standard deviation of it in a pair that no co-run tells of, where others say what is typical. Of
-KACE's open uncapped pairs, each left out, the bound then covers 95 % with training, all without."""
+known; see ``kernels.bound.MEETING_SD``."""
+_CONTENTION_UNSEEN = 0.1
+"""Standard deviation of it in a pair that no co-run tells of, where others say what is typical:
+about what ``perf.contention`` is off."""
 RISE = (0.2, 0.2)
 """Mean and standard deviation over models of how much more the host takes beside others. Chosen so
 that the bound admits what the pairs of ``bench/foreign.py`` on an A100 show (gpu-lets)."""
@@ -147,14 +147,12 @@ def estimate_prior(observations: Sequence[CoRunSample]) -> Prior:
 @dataclass(frozen=True, slots=True)
 class Interference:
     """Posterior, victim first: ``weights`` (models, models, 4) with their covariances ``spreads``
-    (models, models, 4, 4); ``contention`` (models, models), and ``queued`` (models, models, 5, 5),
-    the covariance of weights and contention where kernels queue for the same SMs; ``rises``
-    (models, 2), mean and variance."""
+    (models, models, 4, 4); ``contention`` (models, models, 2) and ``rises`` (models, 2), each a
+    mean and a variance."""
 
     weights: F64
     spreads: F64
     contention: F64
-    queued: F64
     rises: F64
 
 
@@ -162,24 +160,21 @@ def learn(models: int, observations: Sequence[CoRunSample], prior: Prior) -> Int
     """What the co-runs say of every ordered pair of ``models`` models.
 
     Whether pairs have more in common than the prior is asked of the co-runs, see ``perf.pooling``.
-    Capped ones come first; those with uncapped tenants tell contention, given what is then known of
-    the weights. Linear but for which neighbour of a larger co-run is the worst and for whether the
-    host is waited for; that is settled in five rounds.
+    Linear in the weights but for which neighbour of a larger co-run is the worst and for whether
+    the host is waited for; that is settled in five rounds.
     """
     start, spread = _nothing_known(models, prior)
     by_victim = [[o for o in observations if o.victim == victim] for victim in range(models)]
     said = [_said(victim, start, spread, seen) for victim, seen in enumerate(by_victim)]
     pooled, weights = Pooled(said, prior.mean, prior.covariance), _weights(models)
     common = pooled.gain > DECISIVE
-    flat, doubts = np.tile(start, (models, 1)), np.zeros((models, models))
-    after = np.tile(spread, (models, 1, 1))
+    flat, after = np.tile(start, (models, 1)), np.tile(spread, (models, 1, 1))
     for victim, seen in enumerate(by_victim):
         if common:
             flat[victim, weights], after[victim][np.ix_(weights, weights)] = pooled.prior_of(victim)
-        known, unsure, doubt = _beside_capped(flat[victim], after[victim], seen)
-        flat[victim], after[victim] = _uncapped(known, unsure, seen)
-        doubts[victim] = doubt[1:-1:_BLOCK]
-    return _parted(models, flat, after, doubts, _tells(by_victim))
+        if seen:
+            flat[victim], after[victim] = _posterior(flat[victim], after[victim], seen)
+    return _parted(models, flat, after, _tells(by_victim))
 
 
 def _tells(by_victim: Sequence[Sequence[CoRunSample]]) -> NDArray[np.bool_]:
@@ -219,33 +214,32 @@ def _said(victim: int, start: F64, spread: F64, seen: Sequence[CoRunSample]) -> 
     return Told(slope[:, at], measured - predicted, noise)
 
 
-def _parted(
-    models: int, flat: F64, after: F64, doubts: F64, told: NDArray[np.bool_]
-) -> Interference:
-    """``flat`` (models, models * 5 + 1) and its covariances, as what they are of. ``doubts``
-    (models, models): what is to be added to the variance of the cost of a batch, unless an uncapped
-    co-run ``told`` of the pair."""
+def _parted(models: int, flat: F64, after: F64, told: NDArray[np.bool_]) -> Interference:
+    """``flat`` (models, models * 5 + 1) and its covariances, as what they are of; ``told`` (models,
+    models): of which pairs an uncapped co-run tells."""
     blocks = flat[:, :-1].reshape(models, models, _BLOCK)
-    queued = np.array([[v[_block(j), _block(j)] for j in range(models)] for v in after])
-    queued = (queued + queued.transpose(0, 1, 3, 2)) / 2
-    weights, spreads = blocks[..., :FEATURES], queued[..., :FEATURES, :FEATURES].copy()
-    spreads[..., 1, 1] += doubts
-    queued[..., 1, 1] += np.where(told, 0.0, doubts)
-    cost = np.maximum(blocks[..., FEATURES], 0.0)
-    # two readings, each as likely: what its co-runs show, and what those of the others do
-    usual, follows = typical(cost, told)
-    apart = (usual - cost) / np.where(told, 2.0, 1.0)
-    cost = cost + apart
-    queued[..., FEATURES, FEATURES] += np.where(told, apart**2, 0.0)
-    queued[follows & ~told, FEATURES, FEATURES] = _CONTENTION_UNSEEN**2
-    queued[..., FEATURES, FEATURES] += (_CONTENTION_ELSEWHERE * cost) ** 2
+    spreads = np.array([[v[_block(j), _block(j)] for j in range(models)] for v in after])
+    spreads = (spreads + spreads.transpose(0, 1, 3, 2)) / 2
+    weights, weighed = blocks[..., :FEATURES], spreads[..., :FEATURES, :FEATURES]
     return Interference(
-        np.ascontiguousarray(_non_negative(weights, spreads)),
-        spreads,
-        cost,
-        queued,
+        np.ascontiguousarray(_non_negative(weights, weighed)),
+        np.ascontiguousarray(weighed),
+        _contention(blocks[..., FEATURES], spreads[..., FEATURES, FEATURES], told),
         np.stack([np.maximum(flat[:, -1], 0.0), after[:, -1, -1] + _RISE_MISFIT**2], axis=-1),
     )
+
+
+def _contention(cost: F64, unsure: F64, told: NDArray[np.bool_]) -> F64:
+    """Mean and variance (models, models, 2) of contention, given what co-runs say of it and its
+    variance, each (models, models): midway to what is typical, or that alone where none ``told``.
+    Two readings, each as likely."""
+    cost = np.maximum(cost, 0.0)
+    usual, follows = typical(cost, told)
+    apart = (usual - cost) / np.where(told, 2.0, 1.0)
+    unsure = np.where(follows & ~told, _CONTENTION_UNSEEN**2, unsure)
+    unsure = unsure + np.where(told, apart**2, 0.0)
+    cost = cost + apart
+    return np.stack([cost, unsure + (_CONTENTION_ELSEWHERE * cost) ** 2], axis=-1)
 
 
 def _least_squares(group: Sequence[CoRunSample]) -> F64:
@@ -255,45 +249,34 @@ def _least_squares(group: Sequence[CoRunSample]) -> F64:
     )
 
 
-def _uncapped(start: F64, spread: F64, seen: Sequence[CoRunSample]) -> tuple[F64, F64]:
-    """What co-runs of uncapped tenants add to what is known of one victim. The weights stay as they
-    are: all that is learnt is contention (and how the host rises)."""
-    seen = [o for o in seen if not o.capped]
-    if not seen:
-        return start, spread
-    learns = np.arange(start.shape[0]) % _BLOCK == FEATURES
-    learns[-1] = True
-    return _conditioned(start, spread, seen, *_measured(seen), learns)
-
-
 def _measured(seen: Sequence[CoRunSample]) -> tuple[F64, F64]:
     """Slowdowns (n,) and their variances (n,)."""
-    own = [_SURFACE_GAIN**2 * o.variance + NOISE_SD**2 for o in seen]
+    own = [
+        _SURFACE_GAIN**2 * o.variance + NOISE_SD**2 + (0.0 if o.capped else _UNCAPPED_SD**2)
+        for o in seen
+    ]
     return np.array([o.slowdown for o in seen]), np.array(own)
 
 
-def _beside_capped(start: F64, spread: F64, seen: Sequence[CoRunSample]) -> tuple[F64, F64, F64]:
-    """What co-runs of capped tenants tell of one victim, (models * 5 + 1,), its covariance, and
-    what is to be added to that of the weights.
+def _posterior(start: F64, spread: F64, seen: Sequence[CoRunSample]) -> tuple[F64, F64]:
+    """What is known of one victim, (models * 5 + 1,) and its covariance.
 
-    No part of a slowdown is below 0. Where that leaves co-runs that contradict each other, those
-    slowest against the prior are left to it, one after another, until the rest agree; how slow they
-    were is what the cost of a batch may still be.
+    No part of a slowdown is below 0. Where that leaves capped co-runs that contradict each other,
+    those slowest against the prior are left to it, one after another, until the rest agree; how
+    slow they were is what the cost of a batch may still be.
     """
-    seen, doubt = [o for o in seen if o.capped], np.zeros_like(start)
-    if not seen:
-        return start, spread, doubt
+    doubt = np.zeros_like(start)
     measured, own = _measured(seen)
-    gpus = np.array([o.host_ms <= 0 for o in seen])
-    odd = np.maximum(measured - _linearised(start, seen)[0], 0.0)
+    capped, gpus = np.array([(o.capped, o.host_ms <= 0) for o in seen]).T
+    odd = np.where(capped, np.maximum(measured - _linearised(start, seen)[0], 0.0), 0.0)
     while True:
         flat, after = _conditioned(start, spread, seen, measured, own)
         missed = np.abs(measured - _predicted(flat, seen)) > np.maximum(_MISSED, 3 * np.sqrt(own))
         # what waits for its host is slow for another reason, unless that leaves it unexplained
         left = np.where(missed | gpus, odd, 0.0)
         worst = int(left.argmax())
-        if left[worst] <= 0 or not missed.any():
-            return flat, after, doubt
+        if left[worst] <= 0 or not (missed & capped).any():
+            return flat, after + np.diag(doubt)
         own[worst] += odd[worst] ** 2
         doubt[_cost_of_a_batch(seen[worst])] += _still_so(seen[worst], odd[worst])
         odd[worst] = 0.0
@@ -311,28 +294,17 @@ def _still_so(o: CoRunSample, excess: float) -> float:
 
 
 def _conditioned(
-    start: F64,
-    spread: F64,
-    seen: Sequence[CoRunSample],
-    measured: F64,
-    own: F64,
-    learns: NDArray[np.bool_] | None = None,
+    start: F64, spread: F64, seen: Sequence[CoRunSample], measured: F64, own: F64
 ) -> tuple[F64, F64]:
     """Posterior by Gauss-Newton from the prior, given slowdowns ``measured`` (n,) and their
-    variances ``own`` (n,).
-
-    With ``learns`` (m,) only that is changed; what the rest may be off by is reckoned with, and how
-    it then correlates with what was learnt is kept (Schmidt's filter; the covariance is Joseph's).
-    """
-    flat, held = start, np.ones(start.shape) if learns is None else learns
+    variances ``own`` (n,)."""
+    flat = start
     for _ in range(_ROUNDS):
         predicted, slope, contended = _linearised(flat, seen)
         noise = np.diag(own + (_CONTENTION_MISFIT * contended) ** 2)
         gain = spread @ slope.T @ np.linalg.inv(slope @ spread @ slope.T + noise)
-        gain *= held[:, None]
         flat = start + gain @ (measured - predicted - slope @ (start - flat))
-    rest = np.eye(start.shape[0]) - gain @ slope
-    return flat, rest @ spread @ rest.T + gain @ noise @ gain.T
+    return flat, spread - gain @ slope @ spread
 
 
 def _predicted(flat: F64, seen: Sequence[CoRunSample]) -> F64:
@@ -359,7 +331,7 @@ def _linearised(flat: F64, seen: Sequence[CoRunSample]) -> tuple[F64, F64, F64]:
         both = np.array([float(kernel.contended(o.share, n.share)) for n in o.neighbours])
         worst = int(((1.0 - both) * parts).argmax())
         counted = np.where(np.arange(len(parts)) == worst, 1.0, kernel.OVERLAP)
-        counted = (1.0 - both) * counted + both
+        counted *= 1.0 - both
         queued = sum(float(f[-1] * w[-1]) for f, w in zip(phi, at, strict=True))
         slow = float(counted @ parts) + queued
         for f, n, part in zip(phi, o.neighbours, counted, strict=True):

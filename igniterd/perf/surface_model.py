@@ -66,7 +66,7 @@ class SurfaceModel:
         observed = observations(profile, self)
         found = interference.learn(len(models), observed, prior or interference.shipped_prior())
         self.weights, self.spreads = found.weights, found.spreads
-        self.contention, self.queued, self.rises = found.contention, found.queued, found.rises
+        self.contention, self.rises = found.contention, found.rises
         self._noise = np.array([surface.NOISE_SD**2, interference.NOISE_SD**2])
 
     @property
@@ -217,7 +217,7 @@ class SurfaceModel:
         )
         terms = np.empty((near.shape[0], bound.TERMS))
         tables = (self.gpus, self.hosts, self.knots, self._unit, self.floors)
-        learnt = (self.weights[i], self.spreads[i], self.contention[i], self.queued[i])
+        learnt = (self.weights[i], self.spreads[i], self.contention[i])
         # the whole GPU is a cap like any other while a share is searched for
         own_share = float(shares[0]) if shares.shape[0] == 1 else 0.0
         bound.terms_of(*tables, *learnt, near, batch, share, utilisation, own_share, terms)

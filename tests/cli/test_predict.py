@@ -107,7 +107,7 @@ def test_an_uncapped_neighbour_slows_much_more_and_each_more_somewhat_more_again
     alone = predicted(me)[0]["latency_ms"]
     one = slowdown(UNCAPPED[0])
     assert one > 5 * slowdown(UNCAPPED[0] | {"share": 0.5}) > 0
-    assert slowdown(*UNCAPPED) == pytest.approx(2 * 1.125 * one, rel=0.05)
+    assert slowdown(*UNCAPPED) == pytest.approx(2 * 1.1875 * one, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ Arrays, all float64 unless said:
 ``transfer``   (models, 2): load and feedback time (ms) of one item
 ``floors``     (models,): GPU time (ms) of batch 1 with the whole GPU, the scale of a model's fixed cost
 ``weights``    (models, models, 4): of the features of one victim beside one neighbour; ``spreads`` (models, models, 4, 4) their covariance
-``contention`` (models, models): what one uncapped neighbour costs a victim; see below. ``queued`` (models, models, 5, 5): the covariance of weights and contention where it is uncapped
+``contention`` (models, models, 2): what one uncapped neighbour costs a victim, mean and variance; see below
 ``rises``      (models, 2): how much more the host takes beside others, relative, mean and variance
 ``who``        (n,) int64: model of each tenant; ``batch``, ``share``, ``utilisation`` (n,)
 
@@ -21,8 +21,8 @@ GPU and the work it queues there. Several neighbours cost less than the sum of t
 executes a fraction d of the time counts for d of it; see ``combined``.
 
 An uncapped one (share 1) has its kernels queue for the same SMs, and each waits for one of the
-other's: e = c (g_j / floor_j) / (g_i / floor_i), the ratio of how long the kernels are, each in
-terms of batch 1 with the whole GPU. Several add up, and some more; see ``COMPANY``. A capped
+other's: e is c (g_j / floor_j) / (g_i / floor_i) instead, the ratio of how long the kernels are,
+each in terms of batch 1 with the whole GPU. Several add up, and some more; see ``COMPANY``. A capped
 neighbour of an uncapped victim contends for its part of the SMs.
 
 Any neighbour slows the host by the same ratio. One whose host is waited for executes on the GPU for
@@ -45,15 +45,15 @@ they contend for (clock, L2, DRAM) is contended already. Four equal neighbours t
 one does, which is about what the published measurements of up to five co-located copies show
 (clock, scheduling gaps and L2 use together); nothing finer than that has been measured."""
 
-COMPANY = 0.25
+COMPANY = 0.375
 """What uncapped neighbours of equal weight cost beyond the sum of what each does, where there are
 many (relative). Beside one a victim runs unhindered in the gaps between its kernels; of n, each
 fills the others'. Two cost half of this more than their sum, three two thirds.
 
 Chosen on KACE's open uncapped triples (``bench/foreign.py``). Without one victim, one neighbour or
-one batch the rest choose 0.125 to 0.5 by the median error, 0 to 0.375 by its mean, in which failed
-training weighs most. On what was left out the median is then 8.1 to 8.9 %, with 0 it is 9.4 to 9.6;
-the mean is 0.1 to 0.2 points more than with 0."""
+one batch the rest choose 0.5 by the median error, 0.125 to 0.5 by its mean, in which failed
+training weighs most. On what was left out the median is then 8.3 %, with 0 it is 11.1 to 11.3; the
+mean is 0.5 points less."""
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
@@ -238,8 +238,8 @@ def latencies(
         if uncapped:
             for j in range(n):
                 both = contended(share[i], share[j]) if j != i else 0.0
-                waits = contention[m, who[j]] * gpu[j] / floors[who[j]] * x
-                one = felt[j] * both * (parts[j] + waits)
+                waits = contention[m, who[j], 0] * gpu[j] / floors[who[j]] * x
+                one = felt[j] * both * waits
                 queued += one
                 squares += one * one
                 parts[j] *= 1.0 - both
