@@ -5,12 +5,17 @@ to load where none of them can be written: a package installed by root and a use
 enough. What it finds there it unpickles, which is to run it: a place that others can write to is
 passed over too. Instead a folder of this user's own is used, or, without a home, one for this
 process and its children.
+
+It takes a kernel for up to date while its own file is. But what a kernel calls, and every constant
+that it imports, is compiled into it: after an upgrade that changed only those, it would go on with
+what they were. So each version of the kernels has a folder of its own.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
 import os
 import shutil
 import stat
@@ -26,9 +31,16 @@ _WANTED = "set NUMBA_CACHE_DIR to a folder that this user can write"
 _PACKAGE = Path(__file__).parent
 
 
-def _beside() -> list[Path]:
-    """The compiled code beside each folder of kernels."""
-    return [folder / "__pycache__" for folder in sorted(_PACKAGE.glob("**/kernels"))]
+def version_of(package: Path) -> str:
+    """The name of the folder for the kernels of ``package``: by what is in their files."""
+    digest = hashlib.sha256()
+    for file in sorted(package.glob("**/kernels/*.py")):
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+    return f"igniterd-{digest.hexdigest()[:12]}"
+
+
+def _beside() -> Path:
+    return _PACKAGE / "__pycache__"
 
 
 def _home() -> Path | None:
@@ -37,13 +49,13 @@ def _home() -> Path | None:
     return None
 
 
-def _places() -> Iterator[list[Path]]:
-    """Where numba would keep its cache, in its own order: folders that are used together."""
+def _places() -> Iterator[Path]:
+    """Where numba would keep its cache, in its own order."""
     if named := os.environ.get("NUMBA_CACHE_DIR"):
-        yield [Path(named)]
+        yield Path(named)
     yield _beside()
     if home := _home():
-        yield [home / "numba"]
+        yield home / "numba"
 
 
 def _writable(folder: Path) -> bool:
@@ -65,7 +77,7 @@ def _in_others_hands(place: Path) -> str:
     if hand := others_hand(place, trusted=trusted):
         return hand
     mine = {0, os.geteuid(), *trusted}
-    folders = [place] if beside else [place, *place.glob("kernels_*")]
+    folders = [place, *place.glob("kernels_*")]
     for each in [*folders[1:], *(file for folder in folders for file in folder.glob("*.nb[ic]"))]:
         found = each.lstat()
         if found.st_uid not in mine:
@@ -76,20 +88,22 @@ def _in_others_hands(place: Path) -> str:
 
 
 def ensure_cache() -> None:
-    """Have a folder for compiled kernels that only this user, root and the package's owner write
-    to.
+    """Have a folder for the kernels of this version that only this user, root and the package's
+    owner write to, and name it in ``NUMBA_CACHE_DIR``.
 
     Raises :class:`CannotRun` where nothing at all can be written.
     """
-    found = next(
-        (each for each in _places() if each and all(_writable(folder) for folder in each)), None
-    )
-    hand = next(filter(None, map(_in_others_hands, found or [])), "")
+    name = version_of(_PACKAGE)
+    # a child is told of its parent's
+    places = (place if place.name == name else place / name for place in _places())
+    found = next((place for place in places if _writable(place)), None)
+    hand = "" if found is None else _in_others_hands(found)
     if found is not None and not hand:
+        os.environ["NUMBA_CACHE_DIR"] = str(found)
         return
     why = f"what others wrote there would be run: {hand}" if hand else _WANTED
     home = _home() if hand else None
-    own = None if home is None else home / "igniterd" / "kernels"
+    own = None if home is None else home / "igniterd" / "kernels" / name
     if own is not None and _writable(own) and not _in_others_hands(own):
         folder, until = str(own), f"they are kept in {own}"
     else:

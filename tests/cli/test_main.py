@@ -68,7 +68,7 @@ def test_where_no_compiled_kernel_can_be_kept_it_works_and_says_so(
     """As for a user without a home, with a package that root installed."""
     at_the_end: list[Any] = []
     monkeypatch.setenv("NUMBA_CACHE_DIR", "/proc/nowhere")
-    monkeypatch.setattr(kernels, "_beside", lambda: [Path("/proc/package/__pycache__")])
+    monkeypatch.setattr(kernels, "_beside", lambda: Path("/proc/package/__pycache__"))
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/home")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("atexit.register", lambda *what, **how: at_the_end.append((what, how)))
