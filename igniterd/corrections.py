@@ -11,7 +11,8 @@ from igniterd.estimators.bias_filter import update_bias
 from igniterd.records import BiasEstimate, Changed
 
 # smallest changes of a bias estimate that are published to plans
-PUBLISH_LEVEL, PUBLISH_TILT, PUBLISH_SD, PUBLISH_CV = 0.01, 0.01, 0.75, 0.01
+PUBLISH_LEVEL, PUBLISH_TILT, PUBLISH_SD = 0.01, 0.01, 0.75
+PUBLISH_CV = 0.01, 0.1  # the larger of this and so much of it
 
 
 def update_model_bias(
@@ -58,6 +59,6 @@ def _publish(published: BiasEstimate | None, now: BiasEstimate | None) -> BiasEs
         and PUBLISH_SD < sd_ratio < 1 / PUBLISH_SD
         and published.cv is not None
         and now.cv is not None
-        and abs(now.cv - published.cv) < PUBLISH_CV
+        and abs(now.cv - published.cv) < max(PUBLISH_CV[0], PUBLISH_CV[1] * published.cv)
     )
     return published if still else now

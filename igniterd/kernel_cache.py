@@ -107,20 +107,25 @@ def ensure_cache() -> None:
     if own is not None and _writable(own) and not _in_others_hands(own):
         folder, until = str(own), f"they are kept in {own}"
     else:
-        folder, until = _passing(), "until then every start compiles them again, for up to a minute"
+        folder, until = (
+            _passing(name),
+            "until then every start compiles them again, for up to a minute",
+        )
     os.environ["NUMBA_CACHE_DIR"] = folder  # numba has not been imported yet; children find it too
     sys.stderr.write(f"igniterd: compiled kernels cannot be kept: {why}; {until}\n")
 
 
-def _passing() -> str:
+def _passing(name: str) -> str:
     try:
-        folder = tempfile.mkdtemp(prefix="igniterd-kernels-")
+        above = Path(tempfile.mkdtemp(prefix="igniterd-kernels-"))
+        folder = above / name  # so that a child takes it for what it is
+        folder.mkdir(mode=0o700)
     except OSError as error:
         raise CannotRun(
             f"compiled kernels cannot be kept: {_WANTED} ({error.strerror or error})"
         ) from error
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    atexit.register(shutil.rmtree, above, ignore_errors=True)
+    return str(folder)
 
 
 ensure_cache()

@@ -82,7 +82,11 @@ def update_curve(
     Another share begins another curve."""
     if (share, instances) != (curve.share, curve.instances):
         curve = LiveCurve(share, instances, dispersion=curve.dispersion.elsewhere())
-    seen = {b: (n, service_ms[b]) for b, n in executions.items() if n > 0 and service_ms[b] > 0}
+    seen = {
+        b: (n, service_ms[b])
+        for b, n in executions.items()
+        if n > 0 and 0 < service_ms[b] < math.inf
+    }
     if not seen:
         return curve
     # a curve that was steady follows a lasting change no slower

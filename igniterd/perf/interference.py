@@ -168,12 +168,15 @@ def learn(models: int, observations: Sequence[CoRunSample], prior: Prior) -> Int
     said = [_said(victim, start, spread, seen) for victim, seen in enumerate(by_victim)]
     pooled, weights = Pooled(said, prior.mean, prior.covariance), _weights(models)
     common = pooled.gain > DECISIVE
-    flat, after = np.tile(start, (models, 1)), np.tile(spread, (models, 1, 1))
+    flat, after = np.tile(start, (models, 1)), np.empty((models, models + 1, _BLOCK, _BLOCK))
     for victim, seen in enumerate(by_victim):
+        unsure = spread.copy()
         if common:
-            flat[victim, weights], after[victim][np.ix_(weights, weights)] = pooled.prior_of(victim)
+            flat[victim, weights], unsure[np.ix_(weights, weights)] = pooled.prior_of(victim)
         if seen:
-            flat[victim], after[victim] = _posterior(flat[victim], after[victim], seen)
+            flat[victim], unsure = _posterior(flat[victim], unsure, seen)
+        after[victim, :-1] = [unsure[_block(j), _block(j)] for j in range(models)]
+        after[victim, -1] = unsure[-1, -1]
     return _parted(models, flat, after, _tells(by_victim))
 
 
@@ -215,17 +218,17 @@ def _said(victim: int, start: F64, spread: F64, seen: Sequence[CoRunSample]) -> 
 
 
 def _parted(models: int, flat: F64, after: F64, told: NDArray[np.bool_]) -> Interference:
-    """``flat`` (models, models * 5 + 1) and its covariances, as what they are of; ``told`` (models,
-    models): of which pairs an uncapped co-run tells."""
+    """``flat`` (models, models * 5 + 1) as what it is of. ``after`` (models, models + 1, 5, 5): its
+    covariances beside each model, and the variance of the rise. ``told`` (models, models): of which
+    pairs an uncapped co-run tells."""
     blocks = flat[:, :-1].reshape(models, models, _BLOCK)
-    spreads = np.array([[v[_block(j), _block(j)] for j in range(models)] for v in after])
-    spreads = (spreads + spreads.transpose(0, 1, 3, 2)) / 2
+    spreads = (after[:, :-1] + after[:, :-1].transpose(0, 1, 3, 2)) / 2
     weights, weighed = blocks[..., :FEATURES], spreads[..., :FEATURES, :FEATURES]
     return Interference(
         np.ascontiguousarray(_non_negative(weights, weighed)),
         np.ascontiguousarray(weighed),
         _contention(blocks[..., FEATURES], spreads[..., FEATURES, FEATURES], told),
-        np.stack([np.maximum(flat[:, -1], 0.0), after[:, -1, -1] + _RISE_MISFIT**2], axis=-1),
+        np.stack([np.maximum(flat[:, -1], 0.0), after[:, -1, 0, 0] + _RISE_MISFIT**2], axis=-1),
     )
 
 

@@ -74,11 +74,13 @@ def test_where_no_compiled_kernel_can_be_kept_it_works_and_says_so(
     monkeypatch.setattr("atexit.register", lambda *what, **how: at_the_end.append((what, how)))
     kernels.ensure_cache()
     made = Path(os.environ["NUMBA_CACHE_DIR"])
-    assert made.parent == tmp_path and made.is_dir()
+    assert made.parent.parent == tmp_path and made.is_dir()
+    kernels.ensure_cache()  # as a child does
+    assert os.environ["NUMBA_CACHE_DIR"] == str(made)
     assert "set NUMBA_CACHE_DIR" in capsys.readouterr().err
     ((remove, *arguments), how) = at_the_end[0]
     remove(*arguments, **how)
-    assert not made.exists()  # nothing is left behind
+    assert not made.parent.exists()  # nothing is left behind
 
 
 def test_where_nothing_at_all_can_be_written_it_says_what_would_help(
