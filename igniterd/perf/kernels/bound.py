@@ -146,7 +146,8 @@ def curves(
     ``gpus``, ``hosts`` and ``spread`` are the tenant's own times and variances, ``rise`` (2,) that
     of its host, ``terms`` (n, TERMS) its neighbours' (see ``terms_of``), ``noise`` (2,) the
     variance of one measurement alone and what comes on top beside neighbours. The bound lies
-    ``deviations`` standard deviations of the logarithm of the time above the mean.
+    ``deviations`` standard deviations of the logarithm of the time above the mean; that of a slowdown
+    is as of a lognormal one.
     """
     n = terms.shape[0]
     parts, order = np.empty(n), np.empty(n, np.int64)
@@ -165,7 +166,7 @@ def curves(
                 slow, doubt = slowdown(terms, floor_ms / gpu, parts, order)
                 gpu *= 1.0 + slow
                 time = gpu
-                doubt /= (1.0 + slow) ** 2
+                doubt = np.log1p(doubt / (1.0 + slow) ** 2)
                 if host > 0.0:
                     longer = 1.0 + rise[0] * (1.0 - nobody)
                     host *= longer
