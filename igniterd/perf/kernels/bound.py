@@ -146,8 +146,8 @@ def curves(
     ``gpus``, ``hosts`` and ``spread`` are the tenant's own times and variances, ``rise`` (2,) that
     of its host, ``terms`` (n, TERMS) its neighbours' (see ``terms_of``), ``noise`` (2,) the
     variance of one measurement alone and what comes on top beside neighbours. The bound lies
-    ``deviations`` standard deviations of the logarithm of the time above the mean; that of a slowdown
-    is as of a lognormal one.
+    ``deviations`` standard deviations of the logarithm of the time above the mean; what slows is
+    taken to be lognormal.
     """
     n = terms.shape[0]
     parts, order = np.empty(n), np.empty(n, np.int64)
