@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from igniterd.perf.api import PerformanceModel
+from igniterd.perf.api import UNCAPPED, PerformanceModel
 from igniterd.perf.surface_model import SurfaceModel
-
-_WHOLE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +50,8 @@ def host_bound(model: PerformanceModel, name: str, least_share: float) -> HostBo
     """Of a model called ``name`` in its profile; ``None`` where no batch waits for its host."""
     if not isinstance(model, SurfaceModel):
         return None
-    largest = model.host_bound_to(name, _WHOLE)
+    largest = model.host_bound_to(name, UNCAPPED)
     if not largest:
         return None
-    host_ms = model.parts(name, 1.0, _WHOLE)[1]
+    host_ms = model.parts(name, 1.0, UNCAPPED)[1]
     return HostBound(host_ms, largest, least_share, model.host_bound_to(name, least_share))

@@ -35,7 +35,7 @@ FREEDOM = 400.0
 LEAST_CV, MOST_CV = 0.005, 10.0
 OWN_SD = 0.003
 """What the mean of one batch size moves by from window to window, apart from the others, whatever
-its executions. A neighbour that is busier by a tenth moves it by less than 0.007 on the V100."""
+its executions: a neighbour that is now busier, now idler, slows some sizes more. Not measured."""
 _USUAL_AT_LEAST = 0.05  # for weights
 CLIP_SIGMA = 3.0  # a move that is larger counts as this
 

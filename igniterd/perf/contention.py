@@ -3,10 +3,9 @@ neighbour keeps others waiting.
 
 A co-run of uncapped tenants may tell too little (a neighbour that was still loading, failed or
 ended early) or too much. It is alone with that: the victim's other neighbours and the neighbour's
-other victims then say otherwise. Left out one at a time, 59 of 70 ordered pairs of KACE
-(``bench/foreign.py``, without whisper and wav2vec) are within 0.1 of the product: 0.02 off in the
-median, 0.07 on average, where the prior's 0.65 is 0.45 off. A neighbour that is seldom on the GPU,
-as it waits for its own host, has a small factor.
+other victims then say otherwise. Pairs of KACE that were left out of the profile are predicted by
+the product almost as well as with their co-runs (``bench/foreign.py``, never co-run). A neighbour
+that is seldom on the GPU, as it waits for its own host, has a small factor.
 """
 
 from __future__ import annotations

@@ -25,14 +25,14 @@ from igniterd.arrays import F64
 SCALE_SD = 1.0  # of 1 + κ: from nothing to twice what the prior's pairs feel
 SHARED = 0.5  # variance of v, and that of n, over the prior's
 SCALES_SD = 0.3  # of what v and n scale the mean by, beside that
-"""Chosen on KACE's co-runs (V100, ``bench/foreign.py``) by what is predicted of capped pairs from a
-profile without the co-runs of their victim, or of their neighbour: 4.9 and 3.7 % off beside whisper
-and wav2vec, 5.6 and 5.2 % among inference, 6.7 and 6.3 % with training, where pairs apart are 8.9,
-9.4 and 9.2 % off. Half or twice of each moves these by 0.3 points at most."""
+"""Chosen on KACE's co-runs (V100) by what is predicted of capped pairs from a profile without the
+co-runs of their victim, or of their neighbour: 4.9 and 3.7 % off beside whisper and wav2vec, 5.7
+and 5.2 % among inference, 6.7 and 6.3 % with training, where pairs apart are 8.9, 9.4 and 9.2 % off
+(``bench/foreign_choices.py``)."""
 DECISIVE = 10.0
 """What pooled must gain (log likelihood). KACE's co-runs gain 114. Those of iGniter's V100, which
 the shipped prior is of, lose 6. gpu-lets' (A100) gain 3 and are left apart: pooled, their pairs are
-predicted a little better, and the odd session of vgg19 worse by 1.4 points."""
+predicted a little better, and the odd session of vgg19 worse by 1.5 points."""
 _ODD = 3.0  # a co-run this many standard deviations off says little of the others
 
 

@@ -22,10 +22,9 @@ from igniterd.perf.kernels.mean import SHARPNESS
 # k over k_1: where the measurements leave a coefficient open
 TYPICAL = np.array([1.0, 0.2, 1.0, 0.05])
 BEHIND_HOST = np.array([1.0, 1.0, 1.0, 0.05])
-"""The same where the host hides the small batches that would tell k_2. Chosen on the solo points of
-``bench/foreign.py``: fitted to all that were measured, k_2 over k_1 of such models is 1.0 and 1.5
-in the median on ParvaGPU's and gpu-lets' A100s, and 0 on RaPP's V100, which hardly minds. All eight
-such models judged on the A100s are predicted better than from 0.2; 0.7 to 1.5 do as well."""
+"""The same where the host hides the small batches that would tell k_2. Chosen on points alone of
+the A100s (``bench/foreign_choices.py``): gpu-lets' are 2.9 % off (from 0.2: 3.1 %), ParvaGPU's 5.2
+% (from 0.2: 5.3 %); 0.7 to 1.5 do as well."""
 _FLOOR = np.array([0.0, 0.3, 0.5, 0.03])  # least standard deviation of k, over k_1
 _OPENNESS = 3.0  # the typical k may be wrong by this factor before it weighs on the fit
 _MISFIT = 0.03

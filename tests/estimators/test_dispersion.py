@@ -1,7 +1,7 @@
 """Dispersion of single service times, from the means of windows."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -50,28 +50,15 @@ def windows_of(
 
 
 def lived(
-    cv: float,
+    windows: Iterable[dict[int, Moments]],
+    known: Dispersion | None = None,
     *,
-    sizes: tuple[int, ...] = SIZES,
-    each: int = 15,
-    windows: int = 300,
-    together: float = 0.0,
-    wobble: float = 0.0,
     scatter: float = 0.0,
     met_cv: float = 0.0,
-    known: Dispersion | None = None,
 ) -> Dispersion:
-    """After ``windows`` in which neighbours add ``met_cv``, and as much is known of."""
+    """What is believed after ``windows``."""
     known = known or Dispersion()
-    seen = windows_of(
-        math.hypot(cv, met_cv),
-        sizes=sizes,
-        each=each,
-        count=windows,
-        together=together,
-        wobble=wobble,
-    )
-    for window in seen:
+    for window in windows:
         known = known.after(window, scatter=scatter, met_cv=met_cv)
     return known
 
@@ -95,7 +82,7 @@ def test_two_windows_of_two_sizes_by_hand() -> None:
 def test_the_dispersion_of_executions_is_learnt(cv: float, sizes: tuple[int, ...]) -> None:
     # the usual one goes on counting for 10 of 410 degrees of freedom
     least = math.sqrt(USUAL_FREEDOM * SERVICE_CV**2 / FREEDOM)
-    told = lived(cv, sizes=sizes).cv
+    told = lived(windows_of(cv, sizes=sizes)).cv
     assert 0.85 * cv < told < 1.15 * math.hypot(cv, least)
 
 
@@ -103,7 +90,8 @@ def test_the_dispersion_of_executions_is_learnt(cv: float, sizes: tuple[int, ...
 def test_what_all_sizes_have_in_common_is_not_taken_for_it(scatter: float) -> None:
     """Between sizes it does not show at all; one size alone goes by what is known of it."""
     for sizes in (SIZES, (4,)):
-        told = lived(0.02, sizes=sizes, together=0.015, scatter=scatter, each=30).cv
+        seen = windows_of(0.02, sizes=sizes, together=0.015, each=30)
+        told = lived(seen, scatter=scatter).cv
         if scatter or len(sizes) > 1:
             assert told < 0.06
         else:
@@ -111,42 +99,39 @@ def test_what_all_sizes_have_in_common_is_not_taken_for_it(scatter: float) -> No
 
 
 def test_one_size_of_many_executions_tells_nothing() -> None:
-    told = lived(0.02, sizes=(4,), each=3000, together=0.015, scatter=0.015**2)
+    seen = windows_of(0.02, sizes=(4,), each=3000, together=0.015)
+    told = lived(seen, scatter=0.015**2)
     assert told.freedom < USUAL_FREEDOM
     assert told.cv == pytest.approx(SERVICE_CV, rel=0.1)
 
 
 def test_what_neighbours_are_known_to_add_is_not_taken_for_the_models_own() -> None:
-    assert lived(0.15, met_cv=0.2).cv == pytest.approx(0.15, rel=0.15)
+    assert lived(windows_of(0.25), met_cv=0.2).cv == pytest.approx(0.15, rel=0.15)
 
 
 def test_what_neighbours_did_not_add_leaves_no_debt() -> None:
     """They were predicted to spread the times, and did not; alone again, nothing is wrong."""
-    known = Dispersion()
-    for window in windows_of(0.15):
-        known = known.after(window, met_cv=0.34)
-    assert 0.05 < known.cv < 0.2
-    for window in windows_of(0.15, count=100):
-        known = known.after(window)
-    assert known.cv == pytest.approx(0.15, rel=0.2)
+    beside = lived(windows_of(0.15), met_cv=0.34)
+    assert 0.05 < beside.cv < 0.2
+    assert lived(windows_of(0.15, count=100), beside).cv == pytest.approx(0.15, rel=0.2)
 
 
 def test_of_what_is_believed_far_too_low_the_truth_is_soon_learnt() -> None:
-    assert lived(0.2, known=Dispersion(0.1, 0.0, FREEDOM), windows=150).cv > 0.12
+    assert lived(windows_of(0.2, count=150), Dispersion(0.1, 0.0, FREEDOM)).cv > 0.12
 
 
 def test_a_size_that_wobbles_by_itself_is_not_taken_for_it() -> None:
     """Ten thousand executions a window tell less of one than of their mean."""
-    told = lived(0.03, each=10_000, wobble=0.004)
+    told = lived(windows_of(0.03, each=10_000, wobble=0.004))
     assert told.cv < 0.25 and told.freedom < USUAL_FREEDOM
 
 
 def test_one_odd_window_carries_little_away_and_a_lasting_change_is_followed() -> None:
-    known = lived(0.05)
+    known = lived(windows_of(0.05))
     last = known.last[4]
     odd = known.after({**known.last, 4: Moments(last.executions, last.log_mean + 2.0)})
     assert odd.cv**2 < known.cv**2 * (1 + len(SIZES) * CLIP_SIGMA**2 / FREEDOM)
-    assert lived(0.2, known=known).cv == pytest.approx(0.2, rel=0.1)
+    assert lived(windows_of(0.2), known).cv == pytest.approx(0.2, rel=0.1)
 
 
 def test_one_size_alone_by_hand() -> None:
@@ -158,7 +143,7 @@ def test_one_size_alone_by_hand() -> None:
 
 
 def test_windows_elsewhere_are_not_compared_with_those_before() -> None:
-    known = lived(0.05)
+    known = lived(windows_of(0.05))
     moved = {b: Moments(10, 3.0 * b) for b in SIZES}
     assert known.elsewhere().after(moved).cv == known.cv
     assert known.after(moved).cv > known.cv
@@ -186,7 +171,7 @@ def test_no_windows_make_it_no_number(
 
 
 def test_kept_and_taken_up_again() -> None:
-    known = lived(0.05)
+    known = lived(windows_of(0.05))
     again = Kept.model_validate(known.plain()).recalled()
     assert (again.cv, again.freedom, again.last) == (known.cv, known.freedom, {})
 

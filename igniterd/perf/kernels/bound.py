@@ -28,10 +28,10 @@ MEETING_SD = 0.05
 """What an uncapped neighbour may cost beside waiting (of the time alone, one standard deviation).
 With it and ``interference``'s contention at other batches the bound covers 98 % of KACE's open
 uncapped pairs of inference and 95 % of those with training, on which both were chosen."""
-ADDING_SD = 0.65
+ADDING_SD = 0.73
 """What several uncapped neighbours cost is told from what each does; all but the worst may be off
 by this (relative, one standard deviation). That of KACE's open triples about what their pairs, as
-measured, make together (from the quartiles; 0.54 to 0.84 without one victim or one neighbour)."""
+measured, make together (from the quartiles; ``bench/foreign_choices.py``)."""
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

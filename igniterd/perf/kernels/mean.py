@@ -50,10 +50,10 @@ COMPANY = 0.375
 many (relative). Beside one a victim runs unhindered in the gaps between its kernels; of n, each
 fills the others'. Two cost half of this more than their sum, three two thirds.
 
-Chosen on KACE's open uncapped triples (``bench/foreign.py``). Without one victim, one neighbour or
-one batch the rest choose 0.5 by the median error, 0.125 to 0.5 by its mean, in which failed
-training weighs most. On what was left out the median is then 8.3 %, with 0 it is 11.1 to 11.3; the
-mean is 0.5 points less."""
+Chosen on KACE's open uncapped triples (``bench/foreign_choices.py``). Without one victim, one
+neighbour or one batch the rest choose 0.5 by the median error, 0.125 to 0.5 by its mean, in which
+failed training weighs most. On what was left out the median is then 8.3 %, with 0 it is 11.1 to
+11.3."""
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
