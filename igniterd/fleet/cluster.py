@@ -1,0 +1,43 @@
+"""A cluster as its hosts say it is now: what is planned for. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from igniterd.messages.state import BoardState, HostState, ModelState, TritonState
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """One host, its parts joined. It is not changed: a newer state is a new view."""
+
+    name: str
+    run: str
+    tick: int
+    state: HostState  # with the models of all parts
+    boards: Mapping[str, BoardState]  # by UUID
+    models: Mapping[str, ModelState]  # by name
+    tritons: Mapping[str, TritonState]  # by name
+
+    @classmethod
+    def of(cls, state: HostState) -> HostView:
+        return cls(
+            state.host,
+            state.run,
+            state.tick,
+            state,
+            {board.uuid: board for board in state.boards},
+            {model.name: model for model in state.models},
+            {triton.name: triton for triton in state.tritons},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """All hosts of one cluster that are known. ``left_out``: hosts that no move may touch, and
+    why; ``hosts`` has the others."""
+
+    name: str
+    hosts: Mapping[str, HostView] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
