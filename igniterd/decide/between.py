@@ -118,7 +118,7 @@ class Between:
         self,
         found: Found | None,
         source: str,
-        sides: Sequence[Side],
+        sides: Sequence[Side[GpuContext]],
         held: DecisionState,
         *,
         relieves: bool,
@@ -162,7 +162,7 @@ class Between:
         due = [gpu for gpu in fills if self.now_s - rested[gpu] >= EMPTY_S]
         return (min(due, key=lambda gpu: (fills[gpu], gpu)) if due else None), EMPTY_S
 
-    def _emptied(self, host: Host, source: Side, held: DecisionState) -> Found | None:
+    def _emptied(self, host: Host, source: Side[GpuContext], held: DecisionState) -> Found | None:
         if not all(self._rested(m, held) for m in source.case.here):
             return None
         return host.emptied(source.group.name)
@@ -174,7 +174,7 @@ class Between:
 
     def _sides(
         self, groups: Sequence[GpuGroup], held: DecisionState, only: frozenset[str] = frozenset()
-    ) -> list[Side]:
+    ) -> list[Side[GpuContext]]:
         """The GPUs that models may be moved from or to: not those of which nothing can be
         predicted, nor, unless asked for (``only``), those where a step is under way."""
         known = dict.fromkeys(gpu for gpus in self.observation.devices.values() for gpu in gpus)
@@ -190,7 +190,7 @@ class Between:
                 out.append(Side(group, case))
         return out
 
-    def _movable(self, side: Side) -> dict[str, str]:
+    def _movable(self, side: Side[GpuContext]) -> dict[str, str]:
         """The models that may be moved, with their GPU: it is known on which device number they
         are, and nobody has said that they belong there."""
         case, found = side.case, dict[str, str]()

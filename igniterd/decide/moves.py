@@ -11,13 +11,15 @@ GPUs that share a model are one case: they are planned together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import chain, combinations
+from typing import Generic, Protocol, TypeVar
 
 from igniterd.decide.fewest import fewest_changes
-from igniterd.decide.gpu import LEAST_ROOM, ROOM_TO_REMEMBER, GpuContext
-from igniterd.decide.room import Room, named
+from igniterd.decide.gpu import LEAST_ROOM, ROOM_TO_REMEMBER
+from igniterd.decide.judge import PredictorPair
+from igniterd.decide.room import Reserved, Room, named
 from igniterd.decide.search import HOPELESS, GpuPlan, Search, find
 from igniterd.decide.state import ALL, HALF, REMEMBERED, Margins, Relocation
 from igniterd.placement import GpuGroup
@@ -38,12 +40,42 @@ DemandOn = Callable[[str, str, Margins], Demand | None]
 be moved there."""
 
 
+class Case(Protocol):
+    """What is known of GPUs that are planned together."""
+
+    @property
+    def demands(self) -> Callable[[Margins], Sequence[Demand]]:
+        """What to plan for at given margins."""
+
+    @property
+    def predictors(self) -> PredictorPair: ...
+
+    @property
+    def reserved(self) -> Reserved:
+        """What others hold."""
+
+    @property
+    def here(self) -> Mapping[str, Allocation]:
+        """What is applied, by model."""
+
+    @property
+    def shed(self) -> Collection[str]:
+        """The models whose SLO does not hold."""
+
+    @property
+    def waits(self) -> str:
+        """Why nobody is to come, empty where somebody may."""
+
+
+CaseT_co = TypeVar("CaseT_co", bound=Case, covariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Side:
+class Side(Generic[CaseT_co]):
     """GPUs that are planned together, and what is known of them."""
 
     group: GpuGroup
-    case: GpuContext
+    case: CaseT_co
 
     def on(self, demand: Demand, gpu: str) -> Demand:
         """``demand`` placed on one of these GPUs."""
@@ -63,24 +95,33 @@ class Found:
 
 @dataclass(slots=True)
 class Host:
-    """The GPUs of a host. ``movable``: models that may be moved, with the GPU they are on."""
+    """The GPUs of a host, or of several. ``movable``: models that may be moved, with the GPU they
+    are on. ``needs_known``: what is known of :meth:`needs`, by the name of the side."""
 
-    sides: Sequence[Side]
+    sides: Sequence[Side[Case]]
     movable: Mapping[str, str]
     demand_on: DemandOn
     tried: set[tuple[tuple[str, str], ...]] = field(default_factory=set)
-    _needs: dict[str, dict[str, float]] = field(default_factory=dict)
+    needs_known: dict[str, dict[str, float]] = field(default_factory=dict)
+    most_confirmed: int = MOST_CONFIRMED
     _alone: dict[tuple[str, str], float] = field(default_factory=dict)
 
-    def relieved(self, source: str, ladder: Sequence[Margins] = (ALL, HALF)) -> Found | None:
+    def relieved(
+        self,
+        source: str,
+        ladder: Sequence[Margins] = (ALL, HALF),
+        first: Sequence[Moves] = (),
+    ) -> Found | None:
         """The fewest moves after which the GPUs of ``source`` (a name of a group) and those that
-        they lead to hold every SLO, with one of the margins of ``ladder``."""
+        they lead to hold every SLO, with one of the margins of ``ladder``. ``first``: moves that
+        are looked into before any others."""
         side, confirmed = self._side(source), 0
-        for moves in self._reliefs(side):
+        for moves in chain([list(first)], self._reliefs(side)):
             for margins in ladder:
-                found, tries = self._first(moves, margins, LEAST_ROOM, MOST_CONFIRMED - confirmed)
+                most = self.most_confirmed - confirmed
+                found, tries = self._first(moves, margins, LEAST_ROOM, most)
                 confirmed += tries
-                if found is not None or confirmed >= MOST_CONFIRMED:
+                if found is not None or confirmed >= self.most_confirmed:
                     return found
         return None
 
@@ -114,19 +155,19 @@ class Host:
             self.tried.add(key)
         return None, tries
 
-    def _side(self, gpu: str) -> Side:
+    def _side(self, gpu: str) -> Side[Case]:
         return next(side for side in self.sides if gpu in side.group.gpus)
 
     # ------------------------------------------------------------ guesses
 
-    def needs(self, side: Side) -> dict[str, float]:
+    def needs(self, side: Side[Case]) -> dict[str, float]:
         """About what part of each GPU its models need at least; above what there is where no share
         is enough."""
-        if side.group.name not in self._needs:
-            self._needs[side.group.name] = self._guessed(side)
-        return self._needs[side.group.name]
+        if side.group.name not in self.needs_known:
+            self.needs_known[side.group.name] = self._guessed(side)
+        return self.needs_known[side.group.name]
 
-    def _guessed(self, side: Side) -> dict[str, float]:
+    def _guessed(self, side: Side[Case]) -> dict[str, float]:
         demands = side.case.demands(ALL)
         if not demands:
             return dict.fromkeys(side.group.gpus, 0.0)
@@ -141,7 +182,7 @@ class Host:
                 needs[gpu] += self._alone_on(side, gpu, d)
         return needs
 
-    def _alone_on(self, side: Side, gpu: str, demand: Demand) -> float:
+    def _alone_on(self, side: Side[Case], gpu: str, demand: Demand) -> float:
         """About what the model needs of a GPU that it has to itself."""
         key = (demand.model, gpu)
         if key not in self._alone:
@@ -152,11 +193,11 @@ class Host:
             )
         return self._alone[key]
 
-    def _spare(self, side: Side, gpu: str) -> float:
+    def _spare(self, side: Side[Case], gpu: str) -> float:
         """About what of the GPU nobody needs."""
         return capacities(side)[gpu] - self.needs(side)[gpu]
 
-    def _reliefs(self, side: Side) -> Iterator[list[Moves]]:
+    def _reliefs(self, side: Side[Case]) -> Iterator[list[Moves]]:
         """Moves that may help, those of fewer models first; of as many, in the order of the room
         that they leave."""
         spare = {gpu: self._spare(side, gpu) for gpu in side.group.gpus}
@@ -237,7 +278,7 @@ class Host:
         relocation = Relocation(moves, target, frozenset(touched), rates, margins)
         return Found(relocation, served, min(rooms))
 
-    def _after(self, side: Side, moves: Moves, margins: Margins) -> list[Demand]:
+    def _after(self, side: Side[Case], moves: Moves, margins: Margins) -> list[Demand]:
         """What is to be served there once ``moves`` are made."""
         stay = [d for d in side.case.demands(margins) if d.model not in moves]
         come = [
@@ -249,7 +290,7 @@ class Host:
         return [*stay, *come]
 
     def _plan(
-        self, side: Side, demands: Sequence[Demand], moves: Moves, margins: Margins
+        self, side: Side[Case], demands: Sequence[Demand], moves: Moves, margins: Margins
     ) -> GpuPlan | None:
         predictor, reserved = side.case.predictors.at(margins), side.case.reserved
         found = find(predictor, demands, reserved=reserved)
@@ -263,7 +304,7 @@ class Host:
         return replace(found, allocations=fewest_changes(predictor, demands, here, found, room))
 
 
-def capacities(side: Side) -> dict[str, float]:
+def capacities(side: Side[Case]) -> dict[str, float]:
     """What there is to give, by GPU. A GPU without models of ours has what others leave."""
     reserved = side.case.reserved
     found = named(Room.of(side.case.demands(ALL), reserved).capacity, side.group.name)

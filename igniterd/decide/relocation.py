@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from igniterd.decide.cooldown import why_not_now
-from igniterd.decide.gpu import OUTGROWN, GpuDecision
+from igniterd.decide.gpu import OUTGROWN, GpuContext, GpuDecision
 from igniterd.decide.moves import Side, capacities
 from igniterd.decide.room import ONE, Room
 from igniterd.decide.state import ALL, REMEMBERED, DecisionState, Relocation
@@ -22,7 +22,10 @@ from igniterd.records import ROUNDING, Allocation
 
 
 def carried_on(
-    relocation: Relocation, sides: Sequence[Side], held: DecisionState, busy: Mapping[str, str]
+    relocation: Relocation,
+    sides: Sequence[Side[GpuContext]],
+    held: DecisionState,
+    busy: Mapping[str, str],
 ) -> GpuDecision | None:
     """The decision for the GPUs of ``relocation``: its next step, or to wait; ``None`` where it is
     over, or does not suit any more.
@@ -55,7 +58,7 @@ def carried_on(
 
 def _suits(
     relocation: Relocation,
-    there: Sequence[Side],
+    there: Sequence[Side[GpuContext]],
     here: Mapping[str, Allocation],
     changes: Collection[str],
 ) -> bool:
@@ -72,7 +75,7 @@ def _suits(
 
 
 def _steps(
-    relocation: Relocation, there: Sequence[Side], changes: Collection[str]
+    relocation: Relocation, there: Sequence[Side[GpuContext]], changes: Collection[str]
 ) -> Iterator[Step]:
     """The steps that may be made now, the one to be made first: what gives, then what moves, then
     what takes."""
