@@ -18,6 +18,7 @@ from igniterd.cli.common import cannot, shown
 from igniterd.cli.wording import finite, given
 
 if TYPE_CHECKING:
+    from igniterd.config_sections import Mqtt
     from igniterd.fleet.apply import Crew
     from igniterd.fleet.journal import Journal
     from igniterd.fleet.places import Places
@@ -32,7 +33,7 @@ ConfigFile = Annotated[
         "--config",
         "-c",
         metavar="FILE",
-        help="The fleet's configuration: [[triton]], [route] and [mqtt] of it are used.",
+        help="The fleet's configuration: [[triton]], [route], [broker], [fleet] clusters.",
     ),
 ]
 
@@ -51,8 +52,9 @@ def apply(
         ),
     ] = None,
     cluster: Annotated[
-        str, typer.Option(help="The cluster whose rebalance the broker is asked for.")
-    ] = "default",
+        str | None,
+        typer.Option(help="The cluster to ask the broker for, where the file names not just one."),
+    ] = None,
     yes: Annotated[
         bool, typer.Option("--yes", help="Do it. Without it nothing is changed.")
     ] = False,
@@ -114,19 +116,27 @@ def apply(
             rebalance = journalled.rebalance
         elif file is not None:
             opened, rebalance = None, rebalance_from(given(file))
-        elif places.mqtt is None:
-            raise typer.BadParameter(
-                f"{config} has no [mqtt]: where is the rebalance?", param_hint="--file"
-            )
         else:
-            opened = None
-            rebalance = asyncio.run(read_rebalance(places.mqtt, cluster, _BROKER_S))
+            broker, name = _asked(places, cluster)
+            opened, rebalance = None, asyncio.run(read_rebalance(broker, name, _BROKER_S))
         path = journal or Path(
             f"igniterd-apply-{rebalance.cluster}-{time.strftime('%Y%m%dT%H%M%S')}.jsonl"
         )
         with _alone(rebalance.cluster, needed=yes):
             work = _Work(places, rebalance, opened, past or path, drain, max_age, yes, routed)
             asyncio.run(_interruptible(work.undo if undo is not None else work.apply))
+
+
+def _asked(places: Places, cluster: str | None) -> tuple[Mqtt, str]:
+    """The broker and the cluster that it is asked for."""
+    if places.broker is None:
+        raise typer.BadParameter(
+            "the configuration has no [broker]: where is the rebalance?", param_hint="--file"
+        )
+    named = [cluster] if cluster else places.fleet.clusters
+    if len(named) != 1 or named == ["+"]:
+        raise typer.BadParameter("which cluster is meant?", param_hint="--cluster")
+    return places.broker, named[0]
 
 
 class _Work:

@@ -92,6 +92,14 @@ class Route(Section):
         return value
 
 
+class Clusters(Section):
+    """Which clusters the file is about."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    clusters: list[str] = Field(default_factory=list)
+
+
 class Places(Section):
     """What of the fleet's file is needed to carry a rebalance out; the rest of it is not read."""
 
@@ -99,7 +107,8 @@ class Places(Section):
 
     triton: list[FleetTriton] = Field(default_factory=list)
     route: Route | None = None
-    mqtt: Mqtt | None = None
+    broker: Mqtt | None = None
+    fleet: Clusters = Field(default_factory=Clusters)
 
     @model_validator(mode="after")
     def _once(self) -> Places:
@@ -135,8 +144,8 @@ def read_places(path: Path) -> Places:
         raise ConfigError(str(path), faults(error, Places)) from error
     folder = path.resolve().parent
     tritons = [_anchored(each, folder, _TLS) for each in found.triton]
-    mqtt = None if found.mqtt is None else _anchored(found.mqtt, folder, (*_TLS, "password_file"))
-    return found.model_copy(update={"triton": tritons, "mqtt": mqtt})
+    broker = found.broker and _anchored(found.broker, folder, (*_TLS, "password_file"))
+    return found.model_copy(update={"triton": tritons, "broker": broker})
 
 
 def _anchored(section: Any, folder: Path, names: Iterable[str]) -> Any:

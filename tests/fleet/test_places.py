@@ -24,13 +24,14 @@ url = "192.0.2.1:8101"
 [route]
 command = ["route", "{action}", "{model}", "{from_url}", "{to_url}"]
 
-[mqtt]
+[broker]
 url = "mqtt://broker"
 password_file = "password"
 username = "fleet"
 
-[something_of_the_fleet]
-key = 1
+[fleet]
+clusters = ["one"]
+settle_s = 2.0
 """
 
 
@@ -44,8 +45,9 @@ def test_it_is_read_and_paths_are_of_its_folder(tmp_path: Path) -> None:
     assert main.metrics_url is None
     assert found.of("gpu-a", "second")
     assert found.of("gpu-b", "main") is None
-    assert found.mqtt
-    assert found.mqtt.password_file == tmp_path / "password"
+    assert found.broker
+    assert found.fleet.clusters == ["one"]
+    assert found.broker.password_file == tmp_path / "password"
 
 
 @pytest.mark.parametrize(

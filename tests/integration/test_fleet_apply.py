@@ -12,9 +12,11 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import aiomqtt
 import pytest
 
 import igniterd
@@ -26,6 +28,8 @@ from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
 from igniterd.lab.load.load import LoadSpec, Phase
 from igniterd.lab.load.load import load as loading
 from igniterd.lab.load.switch import switchable_route
+from igniterd.lab.services import broker_host
+from igniterd.messages.event import event
 from igniterd.records import Allocation
 from tests.fleet.world import rebalance
 from tests.waiting import until
@@ -209,6 +213,41 @@ async def test_one_that_was_killed_goes_on_or_is_taken_back(tmp_path: Path, way:
             assert await both.standing() == before
         else:
             assert await both.is_moved()
+
+
+async def test_the_rebalance_is_what_the_broker_retains(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both, broker_host(tmp_path / "broker") as broker:
+        text = both.config.read_text()
+        both.config.write_text(
+            f'{text}[broker]\nurl = "{broker.url}"\n[fleet]\nclusters = ["test"]\n'
+        )
+        status, said = await both.run()
+        assert status == 1
+        assert "has no rebalance at igniterd/v1/test/rebalance" in said
+        data = json.loads((await both.write_rebalance()).read_text())
+        message = event("rebalance", data, source="igniterd/test/one", id="1", at=datetime.now(UTC))
+        async with aiomqtt.Client("127.0.0.1", broker.port) as client:
+            await client.publish("igniterd/v1/test/rebalance", message, qos=1, retain=True)
+        status, said = await both.run("--yes")
+        assert status == 0, said
+        assert await both.is_moved()
+
+
+async def test_without_a_command_it_waits_and_goes_on_when_the_route_is_changed(
+    tmp_path: Path,
+) -> None:
+    async with pair(tmp_path) as both:
+        text = both.config.read_text()
+        both.config.write_text(text[: text.index("[route]")])
+        file = await both.write_rebalance()
+        status, said = await both.run("--file", str(file), "--yes", "--journal", "j.jsonl")
+        assert status == 1
+        assert f"send all requests for m to gpu-b ({both.b.url})" in said
+        assert "--continue j.jsonl --yes --routed 3" in said
+        assert {"a/m", "b/m"} <= (await both.standing()).keys()
+        status, said = await both.run("--continue", "j.jsonl", "--yes", "--routed", "3")
+        assert status == 0, said
+        assert await both.is_moved()
 
 
 async def test_a_route_that_is_refused_stops_it_and_undo_takes_it_back(tmp_path: Path) -> None:
