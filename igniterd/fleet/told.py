@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from igniterd.clients.mqtt_broker import Broker
 from igniterd.clients.mqtt_retained import read_retained
 from igniterd.config_sections import Mqtt
 from igniterd.documents import faults
@@ -22,7 +23,15 @@ async def read_rebalance(broker: Mqtt, cluster: str, deadline_s: float) -> Rebal
     """What the broker retains for the cluster. Raises :class:`IgniterdError` where that is nothing,
     or no rebalance."""
     topic = cluster_topic(cluster, "rebalance")
-    payload = await read_retained(broker, topic, deadline_s)
+    found = Broker(
+        broker.url,
+        broker.username,
+        broker.password_file,
+        broker.ca_file,
+        broker.cert_file,
+        broker.key_file,
+    )
+    payload = await read_retained(found, topic, deadline_s)
     if not payload:
         raise CannotRun(
             f"{broker.url} has no rebalance at {topic}: is igniterd fleet running there, and does "
