@@ -268,9 +268,19 @@ class _Work:
 
 def _confirm() -> Confirm | None:
     """How the operator is asked; None where nobody sits at the terminal."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return None
-    return lambda task: typer.confirm(f"{task}\nIs that done?")
+    return _asked_operator if sys.stdin.isatty() and sys.stdout.isatty() else None
+
+
+async def _asked_operator(task: str) -> bool:
+    """Waits for a whole line, which Ctrl-C ends: a thread that reads would hold the end up."""
+    shown(task, "Is that done? [y/N]")
+    loop, line = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sys.stdin.fileno(), line.set)
+    try:
+        await line.wait()
+    finally:
+        loop.remove_reader(sys.stdin.fileno())
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 @contextlib.contextmanager

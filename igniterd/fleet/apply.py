@@ -123,7 +123,7 @@ async def _make(journal: Journal, step: Step, crew: Crew) -> Done:
     wanted, now = wanted_of(rebalance, step, site), site.allocation(present)
     if same_allocation(now, wanted) and not again:
         return Done(step=step.number, said="so already", nothing=True)
-    await site.apply(step.model, wanted, _expected(rebalance, step))
+    await site.apply(step.model, wanted, _expected(rebalance, step) or [now])
     return Done(step=step.number)
 
 

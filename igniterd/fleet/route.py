@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ from igniterd.fleet.places import Places, Route
 from igniterd.messages.rebalance import Move, Place
 
 RouteAction = Literal["move", "replicate", "back"]
-Confirm = Callable[[str], bool]
+Confirm = Callable[[str], Awaitable[bool]]
 """Shows the operator what to do and asks whether it is done."""
 _MOST_SAID = 300  # letters of a command's output that are repeated
 
@@ -43,7 +43,7 @@ class Router:
         task = _task(words)
         if self.confirm is None:
             raise Waiting(task)
-        if not await asyncio.to_thread(self.confirm, task):
+        if not await self.confirm(task):
             raise Refused(f"the operator did not change the route of {move.served_as}")
         return "by the operator"
 

@@ -84,7 +84,12 @@ def faults_of(rebalance: Rebalance) -> list[str]:
     numbers = [step.number for step in rebalance.steps]
     if numbers != sorted(set(numbers)) or len(moves) != len(rebalance.moves):
         return ["its steps and moves are not numbered in order"]
-    found, seen = [], set[tuple[int, str]]()
+    found = [
+        f"move {move.number} is within one Triton, which is for the daemon of {move.to.host} to do"
+        for move in rebalance.moves
+        if (move.source.host, move.source.triton) == (move.to.host, move.to.triton)
+    ]
+    seen = set[tuple[int, str]]()
     for step in rebalance.steps:
         if step.move not in moves:
             found.append(f"step {step.number} is of move {step.move}, which is not there")

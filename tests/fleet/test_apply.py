@@ -207,6 +207,15 @@ def test_a_host_that_has_changed_since_is_named_before_anything_is_done(
     assert said in found
 
 
+def test_what_the_rebalance_does_not_say_of_before_is_what_is_there(tmp_path: Path) -> None:
+    world = World.made()
+    steps = tuple(s.model_copy(update={"before": None}) for s in rebalance().steps)
+    found = rebalance().model_copy(update={"steps": steps})
+    assert run(faults(world, found)) == []
+    run(carry_out(started(tmp_path, found), world.crew()))
+    assert is_moved(world)
+
+
 # ---------------------------------------------------------------- the source is let go
 
 
@@ -254,7 +263,11 @@ def test_without_command_and_terminal_it_waits_for_the_operator(tmp_path: Path) 
 def test_an_operator_who_says_no_stops_it(tmp_path: Path) -> None:
     world = World.made()
     crew = world.crew()
-    crew.router = Router(world.places(), lambda _: False)
+
+    async def no(_: str) -> bool:
+        return False
+
+    crew.router = Router(world.places(), no)
     with pytest.raises(StepFailed, match="did not change the route"):
         run(carry_out(started(tmp_path), crew))
     assert "m" in world.served["gpu-a"]
@@ -283,6 +296,9 @@ def test_steps_in_no_safe_order_are_refused() -> None:
         ((shrink.model_copy(update={"allocation": None}),), "has no allocation"),
     ):
         assert said in faults_of(good.model_copy(update={"steps": order}))[0]
+    (move,) = good.moves
+    inside = good.model_copy(update={"moves": (move.model_copy(update={"to": move.source}),)})
+    assert "move 1 is within one Triton" in faults_of(inside)[0]
     moves = rebalance("replicate").moves
     assert "only replicated" in faults_of(good.model_copy(update={"moves": moves}))[0]
 

@@ -62,7 +62,7 @@ async def test_without_a_command_the_operator_is_told_what_to_do(
     move = MOVE.model_copy(update={"weight": 0.25})
     asked = list[str]()
 
-    def confirm(task: str) -> bool:
+    async def confirm(task: str) -> bool:
         asked.append(task)
         return True
 

@@ -117,12 +117,12 @@ class Pair:
         assert process.returncode is not None
         return process.returncode, said.decode()
 
-    async def start(self, *words: str) -> asyncio.subprocess.Process:
+    async def start(self, *words: str, terminal: int | None = None) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "igniterd", "fleet", "apply", "--config", str(self.config)),
             *words,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.DEVNULL if terminal is None else terminal,
+            stdout=asyncio.subprocess.PIPE if terminal is None else terminal,
             stderr=asyncio.subprocess.STDOUT,
             cwd=self.folder,
             env=os.environ | {"PYTHONPATH": str(Path(igniterd.__file__).parents[1])},
@@ -250,6 +250,30 @@ async def test_without_a_command_it_waits_and_goes_on_when_the_route_is_changed(
         assert await both.is_moved()
 
 
+@pytest.mark.parametrize(("answer", "status"), [("y", 0), ("n", 1)])
+async def test_on_a_terminal_the_operator_is_asked(
+    tmp_path: Path, answer: str, status: int
+) -> None:
+    async with pair(tmp_path) as both:
+        text = both.config.read_text()
+        both.config.write_text(text[: text.index("[route]")])
+        file = await both.write_rebalance()
+        ours, theirs = os.openpty()
+        said = bytearray()
+        asyncio.get_running_loop().add_reader(ours, lambda: said.extend(os.read(ours, 4096)))
+        process = await both.start("--file", str(file), "--yes", terminal=theirs)
+        try:
+            await until(lambda: b"Is that done?" in said, 60.0)
+            os.write(ours, f"{answer}\n".encode())
+            async with asyncio.timeout(60.0):
+                assert await process.wait() == status, said.decode()
+        finally:
+            asyncio.get_running_loop().remove_reader(ours)
+            os.close(ours)
+            os.close(theirs)
+        assert await both.is_moved() == (status == 0)
+
+
 async def test_a_route_that_is_refused_stops_it_and_undo_takes_it_back(tmp_path: Path) -> None:
     async with pair(tmp_path) as both:
         before, file = await both.standing(), await both.write_rebalance()
@@ -264,6 +288,32 @@ async def test_a_route_that_is_refused_stops_it_and_undo_takes_it_back(tmp_path:
         status, said = await both.run("--undo", "j.jsonl", "--yes")
         assert status == 0, said
         assert await both.standing() == before
+
+
+async def test_a_first_load_that_triton_refuses_is_said_with_what_it_leaves(
+    tmp_path: Path,
+) -> None:
+    """The other models serve all the time, and Triton as a whole says that it is not ready."""
+    async with pair(tmp_path) as both:
+        before, file = await both.standing(), await both.write_rebalance()
+        config = both.b.repository / "m" / "config.pbtxt"
+        config.write_text(config.read_text().replace("alexnet", "nosuch"))
+        spec = LoadSpec(both.b.url, (Phase("on", None, {"near": 20.0}),), seed=1)
+        async with loading(spec, tmp_path / "log.csv") as traffic:
+            await traffic.until_sent(10, timeout_s=30.0)
+            status, said = await both.run("--file", str(file), "--yes", "--journal", "j.jsonl")
+            log = await traffic.stop()
+        assert status == 1
+        assert "says that it is not ready until a load of it succeeds" in said
+        assert not (await both.clients[1].server()).ready
+        assert log.failed == 0, set(log.error)
+        status, said = await both.run("--undo", "j.jsonl", "--yes")
+        assert status == 0, said
+        assert await both.standing() == before
+        assert not (await both.clients[1].server()).ready
+        config.write_text(config.read_text().replace("nosuch", "alexnet"))
+        await both.clients[1].load("m", None)
+        assert (await both.clients[1].server()).ready
 
 
 async def test_a_host_that_changed_since_is_named_and_nothing_is_done(tmp_path: Path) -> None:
