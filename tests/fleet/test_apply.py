@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
@@ -13,16 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igniterd.clients.triton.config import allocation_of
-from igniterd.errors import CannotRun, ConfigError, Refused, Unanswered, Unreachable
-from igniterd.fleet.alone import alone
+from igniterd.errors import CannotRun, Refused, Unanswered, Unreachable
 from igniterd.fleet.apply import StepFailed, carry_out, mark_routed
 from igniterd.fleet.journal import Journal
 from igniterd.fleet.route import Router
-from igniterd.fleet.steps import faults_now, faults_of, places_of, why_too_old
+from igniterd.fleet.steps import faults_now
 from igniterd.fleet.undo import take_back, to_undo
 from igniterd.messages.rebalance import Rebalance
 from igniterd.records import Allocation
-from tests.fleet.world import NOW_S, SHARES, Killed, World, config_of, rebalance
+from tests.fleet.world import SHARES, Killed, World, config_of, rebalance, share_at
 
 MOST_CALLS = 34
 """More than a whole run makes: see the test that counts them."""
@@ -133,6 +133,31 @@ def test_a_killed_run_is_undone_or_goes_on(at: int, done: bool, undo: bool) -> N
     assert world.unroutable == []
 
 
+@given(first=st.integers(1, MOST_CALLS), second=st.integers(1, MOST_CALLS), done=st.booleans())
+def test_one_that_was_killed_twice_is_undone(first: int, second: int, done: bool) -> None:
+    world = World.made()
+    with tempfile.TemporaryDirectory() as folder:
+        journal = started(Path(folder))
+        for at in (first, second):
+            world.calls, world.fails = 0, {at: (Killed(), done)}
+            with contextlib.suppress(Killed):
+                run(carry_out(again(journal), world.crew()))
+        world.fails = {}
+        assert run(take_back(again(journal), world.crew())) == []
+        assert (world.standing(), set(world.route)) == (World.made().standing(), {"gpu-a"})
+
+
+def test_a_load_that_ends_after_everybody_has_gone_is_taken_back_too(tmp_path: Path) -> None:
+    world = World.made()
+    world.late = True
+    journal = started(tmp_path)
+    with pytest.raises(StepFailed, match="step 1, shrink near"):
+        run(carry_out(journal, world.crew()))
+    assert run(take_back(again(journal), world.crew())) == []
+    world.finish_loads()
+    assert world.standing() == World.made().standing()
+
+
 def test_nothing_is_done_after_a_refusal(tmp_path: Path) -> None:
     world = World.made()
     del world.repository["gpu-b"]["m"]
@@ -164,6 +189,9 @@ def test_what_somebody_else_changed_is_left_alone_and_named(tmp_path: Path) -> N
     assert "shrink near on gpu-b" in left
     assert "somebody else" in left
     assert world.served["gpu-b"]["near"] == theirs
+    world.served["gpu-b"]["near"] = config_of("near", 0.5)  # they take it back
+    assert run(take_back(again(journal), world.crew())) == []
+    assert share_at(world, "gpu-b", "near") == 0.9
     assert "m" in world.served["gpu-a"]
     assert "m" not in world.served["gpu-b"]
 
@@ -175,6 +203,16 @@ def test_a_share_that_the_hosts_own_daemon_gave_does_not_keep_the_copy(tmp_path:
     world.served["gpu-b"]["m"] = config_of("m", 0.3, gpu=3)
     assert run(take_back(again(journal), world.crew())) == []
     assert "m" not in world.served["gpu-b"]
+
+
+def test_a_copy_that_somebody_put_on_another_gpu_is_left_alone(tmp_path: Path) -> None:
+    world = World.made()
+    journal = started(tmp_path)
+    run(carry_out(journal, world.crew()))
+    world.served["gpu-b"]["m"] = config_of("m", 0.45, batch=4, gpu=1)
+    (left,) = run(take_back(again(journal), world.crew()))
+    assert "load m on gpu-b: left as it is: somebody else changed it" in left
+    assert "m" in world.served["gpu-b"]
 
 
 def test_a_copy_that_was_there_before_is_not_unloaded_by_undo(tmp_path: Path) -> None:
@@ -230,6 +268,18 @@ async def test_a_model_that_still_gets_requests_stays_loaded(tmp_path: Path) -> 
 
 
 @pytest.mark.looptime
+async def test_undo_keeps_a_copy_that_still_gets_requests(tmp_path: Path) -> None:
+    world, journal = World.made(), started(tmp_path)
+    await carry_out(journal, world.crew())
+    world.arriving = frozenset({"gpu-b"})
+    with pytest.raises(StepFailed, match=r"step 2.*still arrive.*stays loaded"):
+        await take_back(journal, world.crew(quiet_s=None))
+    assert "m" in world.served["gpu-a"]
+    assert "m" in world.served["gpu-b"]
+    assert world.route == {"gpu-a"}
+
+
+@pytest.mark.looptime
 async def test_a_source_is_watched_for_ten_gaps_between_requests(tmp_path: Path) -> None:
     world, now_s = World.made(), asyncio.get_running_loop().time
     rare = rebalance().moves[0].model_copy(update={"rate_per_s": 1.0})
@@ -273,52 +323,6 @@ def test_an_operator_who_says_no_stops_it(tmp_path: Path) -> None:
     assert "m" in world.served["gpu-a"]
 
 
-# ---------------------------------------------------------------- what may be begun
-
-
-@pytest.mark.parametrize(
-    ("age_s", "said"), [(10, ""), (1200, ""), (1201, "1201 s old"), (-300, ""), (-301, "clocks")]
-)
-def test_an_old_rebalance_is_not_carried_out(age_s: float, said: str) -> None:
-    found = why_too_old(rebalance(), NOW_S + age_s, 900.0)
-    assert (said in found) if said else found == ""
-
-
-def test_steps_in_no_safe_order_are_refused() -> None:
-    good = rebalance()
-    assert faults_of(good) == []
-    shrink, load, route, unload, _ = good.steps
-    for order, said in (
-        ((load, unload.model_copy(update={"number": 3})), "before the route"),
-        ((route,), "before the load"),
-        ((route, load), "not numbered in order"),
-        ((shrink.model_copy(update={"move": 9}),), "of move 9, which is not there"),
-        ((shrink.model_copy(update={"allocation": None}),), "has no allocation"),
-    ):
-        assert said in faults_of(good.model_copy(update={"steps": order}))[0]
-    (move,) = good.moves
-    inside = good.model_copy(update={"moves": (move.model_copy(update={"to": move.source}),)})
-    assert "move 1 is within one Triton" in faults_of(inside)[0]
-    moves = rebalance("replicate").moves
-    assert "only replicated" in faults_of(good.model_copy(update={"moves": moves}))[0]
-
-
-def test_every_address_that_is_missing_is_named() -> None:
-    places = World.made().places().model_copy(update={"triton": []})
-    found = places.missing(places_of(rebalance()))
-    assert [("gpu-a" in found[0]), ("gpu-b" in found[1]), len(found)] == [True, True, 2]
-
-
-def test_a_share_cannot_be_changed_where_the_folder_is_not_given() -> None:
-    world = World.made()
-    crew = world.crew()
-    for site in crew.sites.values():
-        site.shares = None
-    found = run(faults_now(rebalance(), crew.sites))
-    assert len(found) == 2
-    assert "step 1 changes the share of near" in found[0]
-
-
 def test_a_move_that_needs_no_shares_is_loaded_without(tmp_path: Path) -> None:
     world = World.made()
     crew = world.crew()
@@ -329,59 +333,3 @@ def test_a_move_that_needs_no_shares_is_loaded_without(tmp_path: Path) -> None:
     assert run(faults_now(found, crew.sites)) == []
     run(carry_out(started(tmp_path, found), crew))
     assert allocation_of(world.served["gpu-b"]["m"]).share is None
-
-
-def test_two_at_once_are_refused() -> None:
-    with (
-        alone("one"),
-        alone("two"),
-        pytest.raises(CannotRun, match="another igniterd fleet apply"),
-        alone("one"),
-    ):
-        pass
-    with alone("one"):  # let go again
-        pass
-
-
-# ---------------------------------------------------------------- the journal
-
-
-def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path: Path) -> None:
-    world = World.made()
-    journal = started(tmp_path)
-    run(carry_out(journal, world.crew()))
-    whole = journal.path.read_bytes()
-    journal.path.write_bytes(whole + b'{"entry":"beg')
-    assert again(journal).done.keys() == journal.done.keys()
-    assert journal.path.read_bytes() == whole
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("", "line 1 is none"),
-        ('{"entry":"started","format":"other"}\n', "line 1"),
-        (None, "cannot be read"),
-    ],
-)
-def test_what_is_no_journal_is_refused(tmp_path: Path, text: str | None, said: str) -> None:
-    path = tmp_path / "other.jsonl"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(ConfigError, match=said):
-        Journal.read(path)
-
-
-def test_a_journal_is_not_written_over(tmp_path: Path) -> None:
-    started(tmp_path)
-    with pytest.raises(CannotRun, match="is there already"):
-        started(tmp_path)
-
-
-def test_one_that_is_taken_back_does_not_go_on(tmp_path: Path) -> None:
-    world = World.made()
-    journal = started(tmp_path)
-    run(carry_out(journal, world.crew()))
-    run(take_back(journal, world.crew()))
-    with pytest.raises(CannotRun, match="is being taken back"):
-        run(carry_out(again(journal), world.crew()))

@@ -17,7 +17,7 @@ from igniterd.clients.environments import ModelConfig
 from igniterd.clients.triton.config import LOAD_MARK, allocation_of
 from igniterd.clients.triton.config_change import marked
 from igniterd.clients.triton.info import IndexEntry
-from igniterd.errors import NotNow, Refused
+from igniterd.errors import NotNow, Refused, Unanswered
 from igniterd.fleet.apply import Crew
 from igniterd.fleet.places import FleetTriton, Places
 from igniterd.fleet.route import RouteAction, Router
@@ -66,6 +66,10 @@ class World:
     counted: dict[str, int] = field(default_factory=dict)
     arriving: frozenset[str] = frozenset()
     """Hosts where requests arrive, whatever the route says."""
+    late: bool = False
+    """The next load is not answered, and ends when Triton comes to it: before the next one of its
+    model, or in the end."""
+    under_way: dict[tuple[str, str], ModelConfig] = field(default_factory=dict)
     unroutable: list[str] = field(default_factory=list)
     """Moments at which requests were sent to where the model was not."""
 
@@ -90,6 +94,12 @@ class World:
         self.unroutable += [f"{self.calls}: {h}" for h in self.route if "m" not in self.served[h]]
         if found is not None:
             raise found[0]
+
+    def finish_loads(self) -> None:
+        """Triton ends the loads that nobody waited for."""
+        for (host, model), config in self.under_way.items():
+            self.served[host][model] = config
+        self.under_way = {}
 
     def standing(self) -> dict[str, dict[str, ModelConfig]]:
         """All that serves, without the marks of loads."""
@@ -162,6 +172,11 @@ class FakeTriton:
         if config is None and own is None:
             raise Refused(f"{model} is in no repository")
         sent = own if config is None else config if exact else marked(config, str(self.world.calls))
+        if self.world.late:
+            self.world.late = False
+            self.world.under_way[self.host, model] = copy.deepcopy(sent or {})
+            raise Unanswered("late")
+        self.world.under_way.pop((self.host, model), None)
         self.served[model] = copy.deepcopy(sent or {})
         self.world.counted[f"{self.host}/{model}"] = 0
         self.world.end(found)
