@@ -232,7 +232,7 @@ class _Work:
 
     async def _check(self, crew: Crew, begun: frozenset[int]) -> None:
         from igniterd.errors import ConfigError
-        from igniterd.fleet.steps import faults_now, faults_of, why_too_old
+        from igniterd.fleet.orders import faults_now, faults_of, why_too_old
 
         rebalance = self._rebalance
         found = faults_of(rebalance)
@@ -246,10 +246,10 @@ class _Work:
     async def _crew(self) -> AsyncIterator[Crew]:
         from igniterd.errors import ConfigError
         from igniterd.fleet.apply import Crew
+        from igniterd.fleet.orders import Patience, places_of
         from igniterd.fleet.places import client_of
         from igniterd.fleet.route import Router
         from igniterd.fleet.site import Site
-        from igniterd.fleet.steps import Patience, places_of
 
         wanted = places_of(self._rebalance)
         if missing := self._places.missing(wanted):
@@ -303,7 +303,7 @@ async def _interruptible(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def _table(rebalance: Rebalance, steps: list[Step], what: str = "step") -> None:
     from rich.table import Table
 
-    from igniterd.fleet.steps import move_of
+    from igniterd.fleet.orders import move_of
 
     table = Table(what, "do", "model", "on", "to", "why")
     for step in steps:

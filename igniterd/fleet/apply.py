@@ -1,6 +1,6 @@
 """Carry out a rebalance: one step at a time, each verified, nothing after the first refusal.
 
-Before the first step everything is checked (:func:`igniterd.fleet.steps.faults_now`). Each step is
+Before the first step everything is checked (:func:`igniterd.fleet.orders.faults_now`). Each step is
 in the journal before it is made and after. What it brings is read back; a route is changed only to
 a model that serves and answers; a model is unloaded only when no request comes to it any more.
 """
@@ -12,18 +12,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from igniterd.clients.triton.config import same_allocation
-from igniterd.errors import CannotRun, IgniterdError, Refused
+from igniterd.errors import CannotRun, ChangedByHand, IgniterdError, Refused
 from igniterd.fleet.journal import Begun, Done, Ended, Journal, Stopped, Undone
-from igniterd.fleet.route import Router, Waiting
-from igniterd.fleet.site import Site
-from igniterd.fleet.steps import (
+from igniterd.fleet.orders import (
     Key,
     Patience,
     allocation_from,
+    as_said,
     move_of,
     site_of,
     wanted_of,
 )
+from igniterd.fleet.route import Router, Waiting
+from igniterd.fleet.site import Site
 from igniterd.messages.rebalance import Rebalance, Step
 from igniterd.records import Allocation
 
@@ -123,7 +124,10 @@ async def _make(journal: Journal, step: Step, crew: Crew) -> Done:
     wanted, now = wanted_of(rebalance, step, site), site.allocation(present)
     if same_allocation(now, wanted) and not again:
         return Done(step=step.number, said="so already", nothing=True)
-    await site.apply(step.model, wanted, _expected(rebalance, step) or [now])
+    said = _expected(rebalance, step)
+    if said and not any(as_said(now, each) for each in (*said, wanted)):
+        raise ChangedByHand(f"somebody else changed it to {now}: ask for a new rebalance")
+    await site.apply(step.model, wanted, [now])
     return Done(step=step.number)
 
 

@@ -11,8 +11,8 @@ from igniterd.clients.triton.config import same_allocation
 from igniterd.errors import IgniterdError
 from igniterd.fleet.apply import Crew, StepFailed, sentence
 from igniterd.fleet.journal import Ended, Journal, Stopped, Undoing, Undone
+from igniterd.fleet.orders import move_of, site_of, wanted_of
 from igniterd.fleet.route import Waiting
-from igniterd.fleet.steps import move_of, site_of, wanted_of
 from igniterd.messages.rebalance import Step
 
 

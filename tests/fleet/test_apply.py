@@ -17,8 +17,8 @@ from igniterd.clients.triton.config import allocation_of
 from igniterd.errors import CannotRun, Refused, Unanswered, Unreachable
 from igniterd.fleet.apply import StepFailed, carry_out, mark_routed
 from igniterd.fleet.journal import Journal
+from igniterd.fleet.orders import faults_now
 from igniterd.fleet.route import Router
-from igniterd.fleet.steps import faults_now
 from igniterd.fleet.undo import take_back, to_undo
 from igniterd.messages.rebalance import Rebalance
 from igniterd.records import Allocation
@@ -251,6 +251,22 @@ def test_what_the_rebalance_does_not_say_of_before_is_what_is_there(tmp_path: Pa
     found = rebalance().model_copy(update={"steps": steps})
     assert run(faults(world, found)) == []
     run(carry_out(started(tmp_path, found), world.crew()))
+    assert is_moved(world)
+
+
+def test_one_that_was_changed_after_the_check_is_refused(tmp_path: Path) -> None:
+    world = World.made()
+    world.served["gpu-b"]["near"] = config_of("near", 0.8)
+    with pytest.raises(StepFailed, match=r"step 1, shrink near.*somebody else changed it"):
+        run(carry_out(started(tmp_path), world.crew()))
+    assert share_at(world, "gpu-b", "near") == 0.8
+
+
+def test_a_share_that_a_message_has_rounded_is_what_is_there(tmp_path: Path) -> None:
+    world = World.made()
+    world.served["gpu-b"]["near"] = config_of("near", 0.90004)
+    assert run(faults(world)) == []
+    run(carry_out(started(tmp_path), world.crew()))
     assert is_moved(world)
 
 

@@ -19,10 +19,10 @@ from igniterd.clients.triton.config_change import marked
 from igniterd.clients.triton.info import IndexEntry
 from igniterd.errors import NotNow, Refused, Unanswered
 from igniterd.fleet.apply import Crew
+from igniterd.fleet.orders import Key, Patience
 from igniterd.fleet.places import FleetTriton, Places
 from igniterd.fleet.route import RouteAction, Router
 from igniterd.fleet.site import Site
-from igniterd.fleet.steps import Key, Patience
 from igniterd.messages.rebalance import Move, Rebalance
 from igniterd.records import ModelReading
 

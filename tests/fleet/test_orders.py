@@ -8,7 +8,7 @@ import pytest
 
 from igniterd.errors import CannotRun
 from igniterd.fleet.alone import alone
-from igniterd.fleet.steps import faults_now, faults_of, places_of, why_too_old
+from igniterd.fleet.orders import faults_now, faults_of, places_of, why_too_old
 from tests.fleet.world import NOW_S, World, rebalance
 
 

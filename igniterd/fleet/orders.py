@@ -17,6 +17,7 @@ CLOCKS_S = 300.0
 """Clocks of the hosts may differ by so much."""
 _LEAST_QUIET_S, _LONGEST_QUIET_S, _MISSED = 5.0, 60.0, 10.0
 _CHANGES = ("shrink", "grow")
+_ROUNDED = 1e-4
 _ASK = "ask for a new rebalance"
 Key = tuple[str, str]
 
@@ -39,6 +40,14 @@ class Patience:
 
 def site_of(step: Step) -> Key:
     return step.host, step.triton
+
+
+def as_said(now: Allocation, said: Allocation) -> bool:
+    """Whether ``now`` is what a message says, where shares are rounded."""
+    shares = now.share, said.share
+    if None not in shares and abs(now.effective_share - said.effective_share) <= _ROUNDED:
+        said = replace(said, share=now.share)
+    return same_allocation(now, said)
 
 
 def move_of(rebalance: Rebalance, step: Step) -> Move:
@@ -195,6 +204,6 @@ async def _changed(rebalance: Rebalance, step: Step, site: Site) -> str:
     if step.before is None:
         return ""
     now, before = site.allocation(present), allocation_from(step.before)
-    if same_allocation(now, before):
+    if as_said(now, before):
         return ""
     return f"{since} ({step.model} has {now}, and had {before})"
