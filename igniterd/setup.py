@@ -18,6 +18,7 @@ from igniterd.boards import nvml_library
 from igniterd.clients.metrics import Metrics
 from igniterd.clients.mps import MpsControl
 from igniterd.clients.mqtt import MqttPublisher
+from igniterd.clients.mqtt_broker import Broker
 from igniterd.clients.nvml import NvmlClient
 from igniterd.clients.processes import ProcessTable
 from igniterd.clients.shares import reach_of
@@ -77,16 +78,15 @@ def mqtt_publisher(config: Config) -> MqttPublisher | None:
     mqtt = config.mqtt
     if mqtt is None:
         return None
-    return MqttPublisher(
+    broker = Broker(
         mqtt.url,
-        cluster=config.host.cluster,
-        host=config.host.name,
-        username=mqtt.username,
-        password_file=mqtt.password_file,
-        ca_file=mqtt.ca_file,
-        cert_file=mqtt.cert_file,
-        key_file=mqtt.key_file,
+        mqtt.username,
+        mqtt.password_file,
+        mqtt.ca_file,
+        mqtt.cert_file,
+        mqtt.key_file,
     )
+    return MqttPublisher(broker, cluster=config.host.cluster, host=config.host.name)
 
 
 class Setup:

@@ -14,30 +14,19 @@ import asyncio
 import contextlib
 import itertools
 import random
-import ssl
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiomqtt
 
-from igniterd.clients.mqtt_client import (
-    BrokerClient,
-    Message,
-    NotTaken,
-    size_of,
-    until_lost,
-    will_properties,
-)
-from igniterd.clients.tls import client_context
+from igniterd.clients.mqtt_broker import Broker
+from igniterd.clients.mqtt_client import BrokerClient, Message, NotTaken, size_of, until_lost
 from igniterd.edgelog import EdgeLogger
-from igniterd.errors import CannotRun
 from igniterd.jsontext import dumps
 
 _MOST_WAITING = 256
@@ -47,7 +36,6 @@ _LASTING_S = 20.0
 _SEEN_S = 0.2
 _STATUS = "status"
 _MOST_REASON = 1000  # letters of a status' reason
-_MOST_PASSWORD = 65_535  # bytes: MQTT's own limit
 _BLAMED_AFTER = 2  # connections in a row that end while a message of one topic is sent
 _FIRST_REST_S, _LONGEST_REST_S = 60.0, 3600.0  # before such a topic is tried again
 _CANCELS = 3
@@ -79,36 +67,16 @@ class MqttPublisher:
 
     def __init__(
         self,
-        url: str,
+        broker: Broker,
         *,
         cluster: str,
         host: str,
-        username: str | None = None,
-        password_file: Path | None = None,
-        ca_file: Path | None = None,
-        cert_file: Path | None = None,
-        key_file: Path | None = None,
-        timeout_s: float = 5.0,
-        keepalive_s: int = 15,
         first_pause_s: float = _FIRST_PAUSE_S,
     ) -> None:
-        """`url` is ``mqtt://host[:port]`` or ``mqtts://host[:port]``; the PEM files count for
-        ``mqtts`` (without `ca_file` the system's authorities are trusted). Raises
-        :class:`CannotRun` for files that cannot be read."""
-        parts = urlsplit(url)
-        secure = parts.scheme == "mqtts"
+        """`first_pause_s`: between a lost connection and the next, for the first time."""
         self.statistics = MqttStatistics()
-        self._host, self._port = parts.hostname or "", parts.port or (8883 if secure else 1883)
-        self._tls = (ca_file, cert_file, key_file) if secure else None
-        self._tls_context()  # as with the password
-        self._username, self._password_file = username, password_file
-        # a file that is not there is said at the start, not at the first reconnect
-        self._password()
-        self._timeout_s, self._keepalive_s, self._first_pause_s = (
-            timeout_s,
-            keepalive_s,
-            first_pause_s,
-        )
+        self._broker, self._timeout_s = broker, broker.timeout_s
+        self._first_pause_s = first_pause_s
         self._source = f"igniterd/{cluster}/{host}"
         self._prefix = f"igniterd/v1/{cluster}/{host}/"
         self._identifier = f"igniterd-{cluster}-{host}"
@@ -205,7 +173,7 @@ class MqttPublisher:
     async def _serve(self, client: BrokerClient) -> None:
         """Carry messages over one connection, until it is lost or it is time to close: then the
         last word is ``offline``."""
-        self._once.worked("connection", broker=f"{self._host}:{self._port}")
+        self._once.worked("connection", broker=str(self._broker))
         self.statistics.connected = True
         lost: asyncio.Future[Any] = asyncio.ensure_future(until_lost(client))
         try:
@@ -301,7 +269,7 @@ class MqttPublisher:
     def _count_failure(self, error: Exception) -> None:
         self.statistics.failures += 1
         self._once.failed(
-            "connection", str(error) or type(error).__name__, broker=f"{self._host}:{self._port}"
+            "connection", str(error) or type(error).__name__, broker=str(self._broker)
         )
 
     def _enqueue(self, key: tuple[str, ...], message: Message) -> None:
@@ -314,48 +282,10 @@ class MqttPublisher:
         self._wake.set()
 
     def _client(self) -> BrokerClient:
+        # The same name every time: after a cut the broker ends the old session at once, and its
+        # will cannot follow our "online".
         offline = self._status_message("offline", "the connection was lost")
-        return BrokerClient(
-            self._host,
-            self._port,
-            username=self._username,
-            password=self._password(),
-            # The same name every time: after a cut the broker ends the old session at once, and its
-            # will cannot follow our "online".
-            identifier=self._identifier,
-            protocol=aiomqtt.ProtocolVersion.V5,
-            clean_start=True,
-            keepalive=self._keepalive_s,
-            timeout=self._timeout_s,
-            tls_context=self._tls_context(),
-            will=aiomqtt.Will(
-                offline.topic, offline.payload, offline.qos, offline.retain, will_properties()
-            ),
-        )
-
-    def _tls_context(self) -> ssl.SSLContext | None:
-        """Made at every connection, so that a new certificate needs no restart."""
-        return None if self._tls is None else client_context("the MQTT broker", *self._tls)
-
-    def _password(self) -> str | None:
-        """Read at every connection, so that a changed password needs no restart."""
-        file = self._password_file
-        if file is None:
-            return None
-        try:
-            if file.exists() and not file.is_file():  # a pipe would be waited for
-                raise CannotRun(f"mqtt.password_file: {file} should be a file")
-            password = file.read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise CannotRun(f"mqtt.password_file: {error}") from error
-        except UnicodeDecodeError:  # whose text has the password in it
-            raise CannotRun(f"mqtt.password_file: {file} is not text in UTF-8") from None
-        if (size := len(password.encode())) > _MOST_PASSWORD:
-            raise CannotRun(
-                f"mqtt.password_file: {file} has {size} bytes; a password has at most "
-                f"{_MOST_PASSWORD}"
-            )
-        return password
+        return self._broker.client(self._identifier, offline)
 
     def _status_message(self, status: str, reason: str) -> Message:
         data = {"status": status} | ({"reason": reason} if reason else {})

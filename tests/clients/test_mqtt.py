@@ -9,26 +9,27 @@ import pytest
 from structlog.testing import capture_logs
 
 from igniterd.clients.mqtt import MqttPublisher
+from igniterd.clients.mqtt_broker import Broker
 from igniterd.errors import CannotRun
 from tests.waiting import until
 
 
 def test_files_that_cannot_be_read_are_said_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(CannotRun, match=r"mqtt\.password_file: .*nothing"):
-        MqttPublisher("mqtt://broker", cluster="lab", host="a", password_file=tmp_path / "nothing")
+        Broker("mqtt://broker", password_file=tmp_path / "nothing")
     with pytest.raises(CannotRun, match="TLS for the MQTT broker"):
-        MqttPublisher("mqtts://broker", cluster="lab", host="a", ca_file=tmp_path / "nothing")
+        Broker("mqtts://broker", ca_file=tmp_path / "nothing")
 
 
 def test_publishing_before_the_start_waits_for_it() -> None:
-    publisher = MqttPublisher("mqtt://broker", cluster="lab", host="a")
+    publisher = MqttPublisher(Broker("mqtt://broker"), cluster="lab", host="a")
     publisher.publish("state", "igniterd.state", {"tick": 1}, retain=True)
     publisher.publish("state", "igniterd.state", {"tick": 2}, retain=True)
     assert (publisher.statistics.replaced, publisher.statistics.published) == (1, 0)
 
 
 async def test_closing_what_was_never_started_is_nothing() -> None:
-    await MqttPublisher("mqtt://broker", cluster="lab", host="a").close()
+    await MqttPublisher(Broker("mqtt://broker"), cluster="lab", host="a").close()
 
 
 @pytest.mark.parametrize(
@@ -43,13 +44,13 @@ def test_a_password_that_cannot_be_sent_is_said_at_the_start(
 ) -> None:
     (tmp_path / "password").write_bytes(content)
     with pytest.raises(CannotRun, match=rf"mqtt\.password_file: {tmp_path}/password {why}"):
-        MqttPublisher("mqtt://broker", cluster="lab", host="a", password_file=tmp_path / "password")
+        Broker("mqtt://broker", password_file=tmp_path / "password")
 
 
 def test_a_pipe_as_password_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(CannotRun, match=r"pipe should be a file"):
-        MqttPublisher("mqtt://broker", cluster="lab", host="a", password_file=tmp_path / "pipe")
+        Broker("mqtt://broker", password_file=tmp_path / "pipe")
 
 
 def spoilt_password(file: Path) -> None:
@@ -68,15 +69,8 @@ async def test_a_password_file_that_becomes_unreadable_is_said_once_and_tried_ag
 ) -> None:
     secret = tmp_path / "password"
     secret.write_text("right")
-    publisher = MqttPublisher(
-        "mqtt://127.0.0.1:1",
-        cluster="c",
-        host="h",
-        username="u",
-        password_file=secret,
-        timeout_s=0.5,
-        first_pause_s=0.01,
-    )
+    broker = Broker("mqtt://127.0.0.1:1", username="u", password_file=secret, timeout_s=0.5)
+    publisher = MqttPublisher(broker, cluster="c", host="h", first_pause_s=0.01)
     spoilt(secret)
     with capture_logs() as said:
         await publisher.start()
@@ -89,9 +83,8 @@ async def test_a_password_file_that_becomes_unreadable_is_said_once_and_tried_ag
 
 @pytest.mark.parametrize("name", ["a" * 70 + ".example", "a..b", "xn--\u00e9", "\u00e9" * 100])
 async def test_a_name_that_no_resolver_takes_is_said_once_and_tried_again(name: str) -> None:
-    publisher = MqttPublisher(
-        f"mqtt://{name}:1883", cluster="c", host="h", timeout_s=0.5, first_pause_s=0.01
-    )
+    broker = Broker(f"mqtt://{name}:1883", timeout_s=0.5)
+    publisher = MqttPublisher(broker, cluster="c", host="h", first_pause_s=0.01)
     with capture_logs() as said:
         await publisher.start()
         await until(lambda: publisher.statistics.failures > 3)
@@ -102,11 +95,5 @@ async def test_a_name_that_no_resolver_takes_is_said_once_and_tried_again(name: 
 def test_a_password_in_another_encoding_is_said_and_not_shown(tmp_path: Path) -> None:
     (tmp_path / "password").write_bytes("s3crét".encode("latin-1"))
     with pytest.raises(CannotRun, match="is not text in UTF-8") as caught:
-        MqttPublisher(
-            "mqtt://broker",
-            cluster="lab",
-            host="a",
-            username="a",
-            password_file=tmp_path / "password",
-        )
+        Broker("mqtt://broker", username="a", password_file=tmp_path / "password")
     assert "s3cr" not in "".join(format_exception(caught.value))

@@ -15,6 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from igniterd.clients.mqtt import MqttPublisher
+from igniterd.clients.mqtt_broker import Broker
 from igniterd.clients.mqtt_client import BrokerClient, Message, size_of, until_lost
 from igniterd.lab.programs.process import free_ports, running
 from igniterd.lab.services import BrokerHost, broker_host
@@ -60,7 +61,7 @@ async def listening(broker: BrokerHost) -> AsyncIterator[Listener]:
 
 @asynccontextmanager
 async def publishing(url: str) -> AsyncIterator[MqttPublisher]:
-    publisher = MqttPublisher(url, cluster="lab", host="gpu-a", first_pause_s=0.1)
+    publisher = MqttPublisher(Broker(url), cluster="lab", host="gpu-a", first_pause_s=0.1)
     await publisher.start()
     try:
         yield publisher
@@ -122,8 +123,9 @@ async def test_the_broker_says_offline_when_the_daemon_is_killed(tmp_path: Path)
     script = """
 import asyncio, sys
 from igniterd.clients.mqtt import MqttPublisher
+from igniterd.clients.mqtt_broker import Broker
 async def main():
-    publisher = MqttPublisher(sys.argv[1], cluster="lab", host="gpu-a")
+    publisher = MqttPublisher(Broker(sys.argv[1]), cluster="lab", host="gpu-a")
     await publisher.start()
     await asyncio.Event().wait()
 asyncio.run(main())

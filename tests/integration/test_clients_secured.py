@@ -12,6 +12,7 @@ import trustme
 from structlog.testing import capture_logs
 
 from igniterd.clients.mqtt import MqttPublisher
+from igniterd.clients.mqtt_broker import Broker
 from igniterd.clients.triton.channel import TlsFiles
 from igniterd.clients.triton.client import TritonClient
 from igniterd.clients.triton.info import Control
@@ -105,16 +106,15 @@ async def test_mqtt_with_certificates_and_a_password(tmp_path: Path, papers: Pap
     secret = tmp_path / "password"
 
     def publisher(url: str, *, ca: Path = papers.ca, known: bool = True) -> MqttPublisher:
-        return MqttPublisher(
+        broker = Broker(
             url,
-            cluster="lab",
-            host="gpu-a",
             username="gpu-a",
             password_file=secret,
             ca_file=ca,
             cert_file=papers.client_cert if known else None,
             key_file=papers.client_key if known else None,
         )
+        return MqttPublisher(broker, cluster="lab", host="gpu-a")
 
     async with strict_broker(tmp_path, papers) as url:
         secret.write_text("right\n")
