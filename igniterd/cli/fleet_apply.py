@@ -238,7 +238,7 @@ class _Work:
         found = faults_of(rebalance)
         if self._journal is None and (old := why_too_old(rebalance, time.time(), self._max_age_s)):
             found.append(old)
-        found = found or await faults_now(rebalance, crew.sites, begun)
+        found = found or await faults_now(rebalance, crew.remotes, begun)
         if found:
             raise ConfigError("nothing is changed", found)
 
@@ -248,18 +248,18 @@ class _Work:
         from igniterd.fleet.apply import Crew
         from igniterd.fleet.orders import Patience, places_of
         from igniterd.fleet.places import client_of
+        from igniterd.fleet.remote import RemoteTriton
         from igniterd.fleet.route import Router
-        from igniterd.fleet.site import Site
 
         wanted = places_of(self._rebalance)
         if missing := self._places.missing(wanted):
             raise ConfigError("nothing is changed", missing)
-        sites = {
-            server.key: Site(server, client_of(server, _TIMEOUT_S))
+        remotes = {
+            server.key: RemoteTriton(server, client_of(server, _TIMEOUT_S))
             for server in self._places.triton
             if server.key in wanted
         }
-        crew = Crew(sites, Router(self._places, _confirm()), Patience(self._drain_s), shown)
+        crew = Crew(remotes, Router(self._places, _confirm()), Patience(self._drain_s), shown)
         try:
             yield crew
         finally:

@@ -30,6 +30,9 @@ MOST_TENANTS = 3
 """Moved together to relieve one GPU."""
 MOST_CONFIRMED = 2
 """Moves that are looked into in one tick: each costs the searches of two GPUs or more."""
+SECOND_LOOKS = 8
+"""Sets of models that are guessed without those that would go, where the sum of what each needs
+says that this is not enough."""
 MUCH = 2.0
 """Parts of a GPU that a model needs where no share is enough."""
 
@@ -104,6 +107,9 @@ class Host:
     tried: set[tuple[tuple[str, str], ...]] = field(default_factory=set)
     needs_known: dict[str, dict[str, float]] = field(default_factory=dict)
     most_confirmed: int = MOST_CONFIRMED
+    second_looks: int = SECOND_LOOKS
+    rather: frozenset[str] = frozenset()
+    """Models that are moved rather than others; of as many moves, before the room counts."""
     _alone: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def relieved(
@@ -207,19 +213,32 @@ class Host:
         demands = {d.model: d for d in side.case.demands(ALL)}
         movers = [m for m, gpu in self.movable.items() if gpu in hot and m in demands]
         for count in range(1, MOST_TENANTS + 1):
-            ranked = list[tuple[float, int, Moves]]()
+            ranked = list[tuple[int, float, int, Moves]]()
             for leavers in combinations(movers, count):
                 freed = dict(spare)
                 for model in leavers:
                     freed[self.movable[model]] += self._alone_on(
                         side, self.movable[model], demands[model]
                     )
-                if min(freed[gpu] for gpu in hot) < -HOPELESS:
+                short = min(freed[gpu] for gpu in hot) < -HOPELESS
+                if short and not self._fit_without(side, leavers):
                     continue
                 placed = self._placed(leavers, hot=hot, used=False)
                 if placed is not None:
-                    ranked.append((-placed[0], len(ranked), placed[1]))
-            yield [moves for _, _, moves in sorted(ranked, key=lambda each: each[:2])]
+                    spared = sum(model not in self.rather for model in leavers)
+                    ranked.append((spared, -placed[0], len(ranked), placed[1]))
+            yield [moves for *_, moves in sorted(ranked, key=lambda each: each[:3])]
+
+    def _fit_without(self, side: Side[Case], leavers: Sequence[str]) -> bool:
+        """Whether those that stay fit by guess. Each that goes also slows them no more, which what
+        it needs alone does not tell."""
+        if self.second_looks <= 0:
+            return False
+        self.second_looks -= 1
+        stay = [d for d in side.case.demands(ALL) if d.model not in leavers]
+        search = Search(side.case.predictors.at(ALL), stay, side.case.reserved)
+        settled = search.settle(1.0, guess=True)
+        return not isinstance(settled, str) and search.room.holds(settled[0], over=HOPELESS)
 
     def _placed(
         self, leavers: Sequence[str], *, hot: set[str], used: bool

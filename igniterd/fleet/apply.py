@@ -20,11 +20,11 @@ from igniterd.fleet.orders import (
     allocation_from,
     as_said,
     move_of,
-    site_of,
+    remote_of,
     wanted_of,
 )
+from igniterd.fleet.remote import RemoteTriton
 from igniterd.fleet.route import Router, Waiting
-from igniterd.fleet.site import Site
 from igniterd.messages.rebalance import Rebalance, Step
 from igniterd.records import Allocation
 
@@ -43,13 +43,13 @@ class StepFailed(IgniterdError):
 class Crew:
     """What carries steps out. ``say`` is told of each step that is made."""
 
-    sites: Mapping[Key, Site]
+    remotes: Mapping[Key, RemoteTriton]
     router: Router
     patience: Patience = field(default_factory=Patience)
     say: Say = lambda _: None
 
     async def close(self) -> None:
-        await asyncio.gather(*(site.close() for site in self.sites.values()))
+        await asyncio.gather(*(remote.close() for remote in self.remotes.values()))
 
 
 async def carry_out(journal: Journal, crew: Crew) -> None:
@@ -103,12 +103,12 @@ def sentence(step: Step) -> str:
 
 
 async def _make(journal: Journal, step: Step, crew: Crew) -> Done:
-    rebalance, site = journal.rebalance, crew.sites[site_of(step)]
+    rebalance, remote = journal.rebalance, crew.remotes[remote_of(step)]
     move = move_of(rebalance, step)
     if step.action == "route":
         journal.write(Begun(step=step.number))
         return Done(step=step.number, said=await crew.router.send(move, move.kind))
-    present = await site.present(step.model)
+    present = await remote.present(step.model)
     again = step.number in journal.begun  # what an interrupted run has begun
     journal.write(Begun(step=step.number, config=present))
     if step.action == "load":
@@ -116,29 +116,29 @@ async def _make(journal: Journal, step: Step, crew: Crew) -> Done:
     if step.action == "unload":
         if present is None:
             return Done(step=step.number, said="gone already", nothing=not again)
-        await site.drain(step.model, crew.patience.quiet_of(move), crew.patience.drain_s)
-        await site.unload(step.model)
+        await remote.drain(step.model, crew.patience.quiet_of(move), crew.patience.drain_s)
+        await remote.unload(step.model)
         return Done(step=step.number)
     if present is None:
-        raise Refused(f"{site.name} does not serve it any more")
-    wanted, now = wanted_of(rebalance, step, site), site.allocation(present)
+        raise Refused(f"{remote.name} does not serve it any more")
+    wanted, now = wanted_of(rebalance, step, remote), remote.allocation(present)
     if same_allocation(now, wanted) and not again:
         return Done(step=step.number, said="so already", nothing=True)
     said = _expected(rebalance, step)
     if said and not any(as_said(now, each) for each in (*said, wanted)):
         raise ChangedByHand(f"somebody else changed it to {now}: ask for a new rebalance")
-    await site.apply(step.model, wanted, [now])
+    await remote.apply(step.model, wanted, [now])
     return Done(step=step.number)
 
 
 def _expected(rebalance: Rebalance, step: Step) -> list[Allocation]:
     """What the model may have before the step: as the rebalance says, or as an earlier step has
     brought it."""
-    mine = (site_of(step), step.model)
+    mine = (remote_of(step), step.model)
     earlier = [
         each.allocation
         for each in rebalance.steps
-        if each.number < step.number and (site_of(each), each.model) == mine
+        if each.number < step.number and (remote_of(each), each.model) == mine
     ]
     return [allocation_from(each) for each in (step.before, *earlier) if each is not None]
 
@@ -146,30 +146,33 @@ def _expected(rebalance: Rebalance, step: Step) -> list[Allocation]:
 async def _load(
     rebalance: Rebalance, step: Step, crew: Crew, *, is_ours: bool, there: bool
 ) -> Done:
-    site, wanted = crew.sites[site_of(step)], wanted_of(rebalance, step, crew.sites[site_of(step)])
+    remote, wanted = (
+        crew.remotes[remote_of(step)],
+        wanted_of(rebalance, step, crew.remotes[remote_of(step)]),
+    )
     nothing = False
     if not there:
-        await site.load(step.model, wanted)
+        await remote.load(step.model, wanted)
     elif is_ours:
-        await site.change_loaded(step.model, wanted)
+        await remote.change_loaded(step.model, wanted)
     else:
-        present = await site.present(step.model)
-        if present is None or not same_allocation(site.allocation(present), wanted):
-            raise Refused(f"{site.name} serves it already, and not with {wanted}")
+        present = await remote.present(step.model)
+        if present is None or not same_allocation(remote.allocation(present), wanted):
+            raise Refused(f"{remote.name} serves it already, and not with {wanted}")
         nothing = True
     source = move_of(rebalance, step).source
-    said = await _answers(site, crew.sites[source.host, source.triton], step.model)
+    said = await _answers(remote, crew.remotes[source.host, source.triton], step.model)
     return Done(step=step.number, said=said, nothing=nothing)
 
 
-async def _answers(site: Site, source: Site, model: str) -> str:
+async def _answers(remote: RemoteTriton, source: RemoteTriton, model: str) -> str:
     """Raises :class:`Refused` where it does not answer what the source does."""
     try:
-        asked = await site.answers(model)
+        asked = await remote.answers(model)
     except Refused as error:
         try:
             await source.answers(model)
         except Refused:
             return "loaded; it takes no random values, and neither does it at the source"
-        raise Refused(f"{site.name}: {model} is loaded and does not answer: {error}") from error
+        raise Refused(f"{remote.name}: {model} is loaded and does not answer: {error}") from error
     return "loaded, and answers" if asked else "loaded; no request could be made to try it"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from igniterd.clients.triton.config import same_allocation, same_share
 from igniterd.errors import IgniterdError
-from igniterd.fleet.site import Site
+from igniterd.fleet.remote import RemoteTriton
 from igniterd.messages.rebalance import Move, Rebalance, Step
 from igniterd.messages.state import AppliedState
 from igniterd.records import Allocation
@@ -38,7 +38,7 @@ class Patience:
         return min(_LONGEST_QUIET_S, max(_LEAST_QUIET_S, gaps_s))
 
 
-def site_of(step: Step) -> Key:
+def remote_of(step: Step) -> Key:
     return step.host, step.triton
 
 
@@ -65,7 +65,7 @@ def allocation_from(state: AppliedState) -> Allocation:
     )
 
 
-def wanted_of(rebalance: Rebalance, step: Step, site: Site) -> Allocation:
+def wanted_of(rebalance: Rebalance, step: Step, remote: RemoteTriton) -> Allocation:
     """What the step brings its model to. Where the folder of shares is not given, a model is loaded
     without one."""
     move = move_of(rebalance, step)
@@ -76,7 +76,7 @@ def wanted_of(rebalance: Rebalance, step: Step, site: Site) -> Allocation:
     if step.action == "load":
         if not found.devices and move.to.device is not None:
             found = replace(found, devices=(move.to.device,) * found.instances)
-        if site.shares is None:
+        if remote.shares is None:
             found = replace(found, share=None)
     return found
 
@@ -84,7 +84,7 @@ def wanted_of(rebalance: Rebalance, step: Step, site: Site) -> Allocation:
 def places_of(rebalance: Rebalance) -> set[Key]:
     """Every host and Triton that is concerned."""
     ends = (place for move in rebalance.moves for place in (move.source, move.to))
-    return {(place.host, place.triton) for place in ends} | set(map(site_of, rebalance.steps))
+    return {(place.host, place.triton) for place in ends} | set(map(remote_of, rebalance.steps))
 
 
 def faults_of(rebalance: Rebalance) -> list[str]:
@@ -131,79 +131,81 @@ def why_too_old(rebalance: Rebalance, now_s: float, max_age_s: float) -> str:
 
 
 async def faults_now(
-    rebalance: Rebalance, sites: Mapping[Key, Site], begun: frozenset[int] = frozenset()
+    rebalance: Rebalance, remotes: Mapping[Key, RemoteTriton], begun: frozenset[int] = frozenset()
 ) -> list[str]:
     """Why it cannot be carried out from here and now. Steps that were ``begun`` are not judged."""
-    found = [why for site in sites.values() if (why := await _why_not(site))]
+    found = [why for remote in remotes.values() if (why := await _why_not(remote))]
     looked = {_model(s) for s in rebalance.steps if s.number in begun}
     for step in () if found else rebalance.steps:
-        site = sites[site_of(step)]
+        remote = remotes[remote_of(step)]
         if step.action == "route" or step.number in begun:
             continue
-        if why := _cannot(rebalance, step, site):
+        if why := _cannot(rebalance, step, remote):
             found.append(why)
         elif _model(step) not in looked:
             looked.add(_model(step))
             try:
-                why = await _changed(rebalance, step, site)
+                why = await _changed(rebalance, step, remote)
             except IgniterdError as error:
                 why = str(error)
             found += [why] if why else []
-    return found + ([] if found else await _gone_sources(rebalance, sites))
+    return found + ([] if found else await _gone_sources(rebalance, remotes))
 
 
-async def _gone_sources(rebalance: Rebalance, sites: Mapping[Key, Site]) -> list[str]:
+async def _gone_sources(rebalance: Rebalance, remotes: Mapping[Key, RemoteTriton]) -> list[str]:
     """A replicated model is not unloaded, and is looked at only here."""
     found = []
     for move in rebalance.moves:
         if move.kind == "replicate":
-            site = sites[move.source.host, move.source.triton]
+            remote = remotes[move.source.host, move.source.triton]
             try:
-                if await site.present(move.served_as) is None:
-                    found.append(f"{site.name} does not serve {move.served_as}: {_ASK}")
+                if await remote.present(move.served_as) is None:
+                    found.append(f"{remote.name} does not serve {move.served_as}: {_ASK}")
             except IgniterdError as error:
                 found.append(str(error))
     return found
 
 
 def _model(step: Step) -> tuple[Key, str]:
-    return site_of(step), step.model
+    return remote_of(step), step.model
 
 
-async def _why_not(site: Site) -> str:
+async def _why_not(remote: RemoteTriton) -> str:
     try:
-        return await site.refuses()
+        return await remote.refuses()
     except IgniterdError as error:
         return str(error)
 
 
-def _cannot(rebalance: Rebalance, step: Step, site: Site) -> str:
-    wanted = wanted_of(rebalance, step, site)
+def _cannot(rebalance: Rebalance, step: Step, remote: RemoteTriton) -> str:
+    wanted = wanted_of(rebalance, step, remote)
     if step.action == "load" and not wanted.devices:
-        return f"step {step.number}: on which GPU of {site.name} {step.model} is to be is not said"
-    changes = step.action in _CHANGES and site.shares is None and step.before is not None
+        return (
+            f"step {step.number}: on which GPU of {remote.name} {step.model} is to be is not said"
+        )
+    changes = step.action in _CHANGES and remote.shares is None and step.before is not None
     if changes and step.before and not same_share(wanted, allocation_from(step.before)):
         return (
-            f"step {step.number} changes the share of {step.model}, and where {site.name} has its "
-            "shares is not given: [[triton]] shares"
+            f"step {step.number} changes the share of {step.model}, and where {remote.name} has "
+            "its shares is not given: [[triton]] shares"
         )
     return ""
 
 
-async def _changed(rebalance: Rebalance, step: Step, site: Site) -> str:
+async def _changed(rebalance: Rebalance, step: Step, remote: RemoteTriton) -> str:
     """Whether the model is there as the rebalance rests on."""
-    present = await site.present(step.model)
-    since = f"{site.name} has changed since: {_ASK}"
+    present = await remote.present(step.model)
+    since = f"{remote.name} has changed since: {_ASK}"
     if step.action == "load":
-        wanted = wanted_of(rebalance, step, site)
-        if present is None or same_allocation(site.allocation(present), wanted):
+        wanted = wanted_of(rebalance, step, remote)
+        if present is None or same_allocation(remote.allocation(present), wanted):
             return ""
-        return f"{since} ({step.model} is served there with {site.allocation(present)})"
+        return f"{since} ({step.model} is served there with {remote.allocation(present)})"
     if present is None:
         return f"{since} ({step.model} is not served there)"
     if step.before is None:
         return ""
-    now, before = site.allocation(present), allocation_from(step.before)
+    now, before = remote.allocation(present), allocation_from(step.before)
     if as_said(now, before):
         return ""
     return f"{since} ({step.model} has {now}, and had {before})"

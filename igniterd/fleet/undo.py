@@ -11,7 +11,7 @@ from igniterd.clients.triton.config import same_allocation
 from igniterd.errors import IgniterdError
 from igniterd.fleet.apply import Crew, StepFailed, sentence
 from igniterd.fleet.journal import Ended, Journal, Stopped, Undoing, Undone
-from igniterd.fleet.orders import move_of, site_of, wanted_of
+from igniterd.fleet.orders import move_of, remote_of, wanted_of
 from igniterd.fleet.route import Waiting
 from igniterd.messages.rebalance import Step
 
@@ -59,13 +59,13 @@ async def _back(journal: Journal, step: Step, crew: Crew) -> Undone:
 
 
 async def _unloaded(journal: Journal, step: Step, crew: Crew) -> Undone:
-    site, begun = crew.sites[site_of(step)], journal.begun[step.number]
+    remote, begun = crew.remotes[remote_of(step)], journal.begun[step.number]
     if begun.config is not None:
         return Undone(step=step.number, said="it was served before, and is left so")
-    present = await site.present(step.model)
+    present = await remote.present(step.model)
     if present is None:
         return Undone(step=step.number, said="not served already")
-    wanted, now = wanted_of(journal.rebalance, step, site), site.allocation(present)
+    wanted, now = wanted_of(journal.rebalance, step, remote), remote.allocation(present)
     # the host's own daemon may have given it a share and batches since; a load cut short has those
     # of the repository, and its GPUs
     finished = step.number in journal.done
@@ -73,31 +73,31 @@ async def _unloaded(journal: Journal, step: Step, crew: Crew) -> Undone:
         said = f"left as it is: somebody else changed it to {now}"
         return Undone(step=step.number, said=said, left=True)
     move = move_of(journal.rebalance, step)
-    await site.drain(step.model, crew.patience.quiet_of(move), crew.patience.drain_s)
-    await site.unload(step.model)
+    await remote.drain(step.model, crew.patience.quiet_of(move), crew.patience.drain_s)
+    await remote.unload(step.model)
     return Undone(step=step.number, said="unloaded again")
 
 
 async def _put(journal: Journal, step: Step, crew: Crew) -> Undone:
     """What served before serves again."""
-    site, before = crew.sites[site_of(step)], journal.begun[step.number].config
-    present = await site.present(step.model)
+    remote, before = crew.remotes[remote_of(step)], journal.begun[step.number].config
+    present = await remote.present(step.model)
     if before is None:
         return Undone(step=step.number, said="it was not served before")
     if present is None:
         if step.action != "unload":
             said = "left as it is: somebody else unloaded it"
             return Undone(step=step.number, said=said, left=True)
-        await site.put(step.model, before)
+        await remote.put(step.model, before)
         return Undone(step=step.number, said="loaded again")
-    now, then = site.allocation(present), site.allocation(before)
+    now, then = remote.allocation(present), remote.allocation(before)
     finished = step.number in journal.done
     if same_allocation(now, then) and (finished or step.action == "unload"):
         return Undone(step=step.number, said="as it was already")
-    ours = () if step.action == "unload" else (wanted_of(journal.rebalance, step, site),)
+    ours = () if step.action == "unload" else (wanted_of(journal.rebalance, step, remote),)
     # a load that nobody waited for may end yet: one more is behind it
     if any(same_allocation(now, each) for each in (*ours, then)):
-        await site.put(step.model, before, anew=not finished)
+        await remote.put(step.model, before, anew=not finished)
         return Undone(step=step.number, said="as it was")
     said = f"left as it is: somebody else changed it to {now}"
     return Undone(step=step.number, said=said, left=True)

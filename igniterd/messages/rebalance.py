@@ -154,6 +154,7 @@ class Rebalance(Document):
     unsolved: tuple[Unsolved, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     more_left_out: Count = 0  # hosts left out beyond those named
+    more_unsolved: Count = 0
     more_moves: Count = 0  # moves that did not fit in the message: they come once these are done
     rests_on: tuple[Basis, ...] = ()
 

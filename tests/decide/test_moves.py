@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,7 +40,7 @@ class Case:
         like = model.split("-", maxsplit=1)[0]
         return Demand(model, like, self.homes[model][1], SLOS[like], devices=(GPUS.index(gpu),))
 
-    def _side(self, gpu: str, applied: Mapping[str, Allocation] | None) -> Side:
+    def _side(self, gpu: str, applied: Mapping[str, Allocation] | None) -> Side[Any]:
         models = tuple(m for m, (home, _) in self.homes.items() if home == gpu)
         demands = [self._demand(m, gpu) for m in models]
         if applied is None:
@@ -124,7 +125,7 @@ def test_moves_planned_for_less_traffic_than_it_may_be_are_begun_at_that() -> No
     half = {model: rate / 1.3 for model, rate in found.relocation.made_for.items()}
     with_half = replace(found.relocation, made_for=half, margins=HALF)
 
-    def demands(side: Side) -> Callable[[Margins], list[Demand]]:
+    def demands(side: Side[Any]) -> Callable[[Margins], list[Demand]]:
         here = list(side.case.demands(ALL))
         slower = [replace(d, rate_per_s=d.rate_per_s / 1.3) for d in here]
         return lambda margins: slower if margins == HALF else here

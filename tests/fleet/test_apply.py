@@ -42,7 +42,7 @@ def again(journal: Journal) -> Journal:
 
 
 async def faults(world: World, found: Rebalance | None = None) -> list[str]:
-    return await faults_now(found or rebalance(), world.crew().sites)
+    return await faults_now(found or rebalance(), world.crew().remotes)
 
 
 def is_moved(world: World) -> bool:
@@ -342,10 +342,10 @@ def test_an_operator_who_says_no_stops_it(tmp_path: Path) -> None:
 def test_a_move_that_needs_no_shares_is_loaded_without(tmp_path: Path) -> None:
     world = World.made()
     crew = world.crew()
-    for site in crew.sites.values():
-        site.shares = None
+    for remote in crew.remotes.values():
+        remote.shares = None
     steps = rebalance().steps[1:4]
     found = rebalance().model_copy(update={"steps": steps})
-    assert run(faults_now(found, crew.sites)) == []
+    assert run(faults_now(found, crew.remotes)) == []
     run(carry_out(started(tmp_path, found), crew))
     assert allocation_of(world.served["gpu-b"]["m"]).share is None

@@ -48,9 +48,9 @@ def test_every_address_that_is_missing_is_named() -> None:
 def test_a_share_cannot_be_changed_where_the_folder_is_not_given() -> None:
     world = World.made()
     crew = world.crew()
-    for site in crew.sites.values():
-        site.shares = None
-    found = asyncio.run(faults_now(rebalance(), crew.sites))
+    for remote in crew.remotes.values():
+        remote.shares = None
+    found = asyncio.run(faults_now(rebalance(), crew.remotes))
     assert len(found) == 2
     assert "step 1 changes the share of near" in found[0]
 

@@ -21,8 +21,8 @@ from igniterd.errors import NotNow, Refused, Unanswered
 from igniterd.fleet.apply import Crew
 from igniterd.fleet.orders import Key, Patience
 from igniterd.fleet.places import FleetTriton, Places
+from igniterd.fleet.remote import RemoteTriton
 from igniterd.fleet.route import RouteAction, Router
-from igniterd.fleet.site import Site
 from igniterd.messages.rebalance import Move, Rebalance
 from igniterd.records import ModelReading
 
@@ -116,8 +116,10 @@ class World:
 
     def crew(self, quiet_s: float | None = 0.0) -> Crew:
         places = self.places()
-        sites: dict[Key, Site] = {t.key: Site(t, FakeTriton(self, t.host)) for t in places.triton}
-        return Crew(sites, FakeRouter(places, self), Patience(30.0, quiet_s))
+        remotes: dict[Key, RemoteTriton] = {
+            t.key: RemoteTriton(t, FakeTriton(self, t.host)) for t in places.triton
+        }
+        return Crew(remotes, FakeRouter(places, self), Patience(30.0, quiet_s))
 
 
 class FakeRouter(Router):

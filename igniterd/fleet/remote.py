@@ -39,7 +39,7 @@ class Client(Server, Protocol):
     async def close(self) -> None: ...
 
 
-class Site:
+class RemoteTriton:
     """Raises :class:`~igniterd.errors.NotNow` where Triton does not answer, or says no."""
 
     def __init__(self, server: FleetTriton, client: Client) -> None:

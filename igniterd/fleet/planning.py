@@ -1,0 +1,182 @@
+"""The fewest moves after which every SLO of a cluster holds, or that leave GPUs empty. Pure.
+
+Where a host cannot hold an SLO it says so. For each GPU in trouble, hosts that say they have room
+are shortlisted, and the same search that moves models between the GPUs of one host
+(:mod:`igniterd.decide.moves`) looks for the fewest tenants whose going is enough: one, else two,
+else three. What it finds is planned in full on both sides with the predictors of both boards. A
+model whose traffic no single GPU serves gets replicas. GPUs are emptied only after that, with what
+nobody in trouble could use.
+
+A plan says again what the one before said as long as that still holds: advice that changes with
+every state could not be followed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from igniterd.decide.moves import Moves
+from igniterd.fleet.advice import Advice, Open
+from igniterd.fleet.cluster import Cluster
+from igniterd.fleet.index import Index
+from igniterd.fleet.knowledge import Knowledge
+from igniterd.fleet.offers import Offers
+from igniterd.fleet.replicas import replicate
+from igniterd.fleet.sites import Site
+from igniterd.fleet.working import Part, Working
+
+MOST_SOURCES = 48
+"""GPUs in trouble that one plan looks into: others come with the next."""
+EMPTYING_TRIES = 12
+"""GPUs that could not be emptied before no more are tried."""
+MOST_EMPTIED = 64
+"""GPUs that one plan empties: others come with the next."""
+
+
+@dataclass(slots=True)
+class Planner:
+    """Plans one cluster, again and again. It is called by one thread at a time.
+
+    What was found for a GPU stands as long as it and the GPUs it leads to are as they were.
+    """
+
+    cluster_name: str
+    anywhere: bool = False
+    _index: Index = field(default_factory=Index)
+    _relieved: dict[str, Part] = field(default_factory=dict)  # by the site in trouble
+    _emptied: dict[str, Part] = field(default_factory=dict)  # by the site that is emptied
+    _tried: dict[str, int] = field(default_factory=dict)  # site in trouble -> the plan it was in
+    _count: int = 0
+
+    def plan(self, cluster: Cluster, knowledge: Knowledge, *, consolidate: bool = False) -> Advice:
+        """What to advise now."""
+        self._count += 1
+        self._index.update(cluster, knowledge)
+        working = Working(self._index, self.anywhere)
+        opened = self._relieve_all(working)
+        opened += [
+            Open(host, model.name, "it has no profile of its GPU here, or is not planned with")
+            for host in sorted(self._index.unknown)
+            for model in self._index.hosts[host].unknown
+        ]
+        if consolidate and len(self._index.troubled) <= MOST_SOURCES:
+            self._empty(working)  # of what nobody in trouble could use
+        hosts = {self._index.site_of[gpu].host for gpu in self._index.troubled}
+        return Advice(
+            cluster=cluster,
+            aim="consolidate" if consolidate else "feasible",
+            moves=tuple(working.moves),
+            touched=working.touched(),
+            unsolved=tuple(opened),
+            troubled=len(hosts | self._index.unknown),
+        )
+
+    # ------------------------------------------------------------ trouble
+
+    def _relieve_all(self, working: Working) -> list[Open]:
+        troubled = self._index.troubled
+        self._relieved = {k: v for k, v in self._relieved.items() if k in troubled}
+        self._tried = {k: v for k, v in self._tried.items() if k in troubled}
+        opened: list[Open] = []
+        for number, site in enumerate(sorted(map(working.site, troubled), key=self._turn)):
+            if number >= MOST_SOURCES and not self._advised(site):
+                opened += _open(site, "not looked into yet: other GPUs come first")
+                continue
+            part = self._relieved[site.name] = self._relief(working, site)
+            self._tried[site.name] = self._count
+            opened += _open(site, part.why) if not part.moves else []
+        return opened
+
+    def _advised(self, site: Site) -> bool:
+        part = self._relieved.get(site.name)
+        return part is not None and bool(part.moves)
+
+    def _turn(self, site: Site) -> tuple[bool, int, int, str]:
+        """What was advised is looked at first, so that it stays; then what has waited longest."""
+        first = min(seat.model.priority for seat in site.seats if seat.shed)
+        return not self._advised(site), self._tried.get(site.name, 0), first, site.name
+
+    def _relief(self, working: Working, site: Site) -> Part:
+        """Moves after which this GPU holds its SLOs, or why there are none."""
+        known = self._relieved.get(site.name)
+        if known is not None and known.source is site and known.moves and working.again(known):
+            return known
+        movers = {seat.key: seat for seat in site.seats if not seat.fixed}
+        offers = Offers.to(working, site, movers)
+        key = offers.key(working)
+        if known is not None and known.source is site and not known.moves and known.offers == key:
+            return known
+        number, why = len(working.moves), "none of the models on its GPU may be moved"
+        if movers:
+            before = {} if known is None else {m.seat.key: m.spot.gpu for m in known.moves}
+            why = _relieve(working, site, offers, before)
+        return working.part(number, site, key, why)
+
+    # ------------------------------------------------------------ consolidation
+
+    def _empty(self, working: Working) -> None:
+        """Empty GPUs into others: those that were advised before, then those with least on them."""
+        kept: dict[str, Part] = {}
+        failed = 0
+        for site in sorted(emptying_order(self._index), key=lambda s: not self._was_emptied(s)):
+            if failed >= EMPTYING_TRIES or len(kept) - failed >= MOST_EMPTIED:
+                break
+            now = working.site(site.name)
+            if now.changed:
+                continue  # somebody has come
+            part = kept[site.name] = self._emptying(working, now)
+            failed += not part.moves
+        self._emptied = kept
+
+    def _was_emptied(self, site: Site) -> bool:
+        part = self._emptied.get(site.name)
+        return part is not None and bool(part.moves)
+
+    def _emptying(self, working: Working, site: Site) -> Part:
+        known = self._emptied.get(site.name)
+        if known is not None and known.source is site and known.moves and working.again(known):
+            return known
+        movers = {seat.key: seat for seat in site.seats}
+        offers = Offers.to(working, site, movers, used=True)
+        key, number = offers.key(working), len(working.moves)
+        if known is not None and known.source is site and not known.moves and known.offers == key:
+            return known
+        found = offers.search(working).emptied(site.name)
+        if found is not None:
+            working.take(found, movers, offers.spots, f"{site.name} of {site.host} is free then")
+        return working.part(number, site, key, "")
+
+
+def _relieve(working: Working, site: Site, offers: Offers, before: Moves) -> str:
+    """Make the fewest moves that help; ``before``: those that were advised before. Returns why
+    there are none, or an empty string."""
+    first = [before] if before and offers.allow(before) else []
+    found = offers.search(working).relieved(site.name, first=first)
+    if found is None:
+        return replicate(working, site, offers.movers, offers.spots)
+    working.take(found, offers.movers, offers.spots, _relief_of(site))
+    return ""
+
+
+def _relief_of(site: Site) -> str:
+    names = ", ".join(f"{s.model.name} ({s.model.reason})" for s in site.seats if s.shed)
+    return f"{site.host} cannot hold the SLO of {names}"
+
+
+def _open(site: Site, why: str) -> list[Open]:
+    return [Open(site.host, s.model.name, why) for s in site.seats if s.shed]
+
+
+def emptying_order(index: Index) -> list[Site]:
+    """The GPUs that could be emptied, those with least on them first: nothing else is on them, and
+    all that is may be moved."""
+    able = [
+        site
+        for site in dict.fromkeys(index.site_of.values())
+        if site.seats
+        and len(site.group.gpus) == 1
+        and not site.others
+        and not any(seat.fixed for seat in site.seats)
+        and not any(site.taken.values())
+    ]
+    return sorted(able, key=lambda site: (sum(site.published.values()), site.name))

@@ -1,0 +1,282 @@
+"""GPUs as the planner sees them: who is on each, what is planned for, and what it predicts with.
+Pure.
+
+A site is a GPU, or several of one host that share a model and are planned together. A seat is one
+model on a site. Both are values: a move makes new ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from igniterd.colocation import Demand
+from igniterd.decide.judge import PredictorPair
+from igniterd.decide.room import Reserved
+from igniterd.decide.state import ALL, Margins
+from igniterd.fleet.cluster import HostView
+from igniterd.fleet.knowledge import BoardKind, Knowledge
+from igniterd.messages.state import AppliedState, Learnt, ModelState
+from igniterd.placement import GpuGroup
+from igniterd.predict import LatencyPrediction
+from igniterd.records import Allocation, BiasEstimate
+
+_ACTS = "act"
+
+
+def allocation_of(applied: AppliedState) -> Allocation:
+    """As the predictor takes it."""
+    return Allocation(
+        applied.share,
+        applied.max_batch_size,
+        applied.max_queue_delay_us,
+        max(1, applied.instances),
+        applied.devices,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One model on a site. ``home``: the kind of board that what was learnt of it is of.
+    ``weight``: the part of its traffic that is served here. ``fixed``: it is not moved (again)."""
+
+    host: str  # whose daemon says this of it
+    model: ModelState
+    here: Allocation
+    home: BoardKind
+    gpus: tuple[str, ...]
+    weight: float = 1.0
+    fixed: bool = False
+
+    @property
+    def key(self) -> str:
+        """Of all models of a cluster. A host's name has no slash."""
+        return f"{self.host}/{self.model.name}"
+
+    @property
+    def served_as(self) -> str:
+        """What Triton calls it."""
+        return self.model.model or self.model.name
+
+    @property
+    def rate_per_s(self) -> float:
+        """Requests a second that are served here, as expected."""
+        return (self.model.rate_per_s or 0.0) * self.weight
+
+    @property
+    def shed(self) -> bool:
+        """Whether its host says that its SLO does not hold."""
+        return self.model.feasible is False
+
+    def name_on(self, kind: BoardKind) -> str | None:
+        """What the profile of this kind of board calls it; None without one."""
+        return kind.name_of(self.model.profiles, self.model.profile_model or self.served_as)
+
+    def demand(
+        self, kind: BoardKind, level: float, slo_margin: float, margins: Margins, *, several: bool
+    ) -> Demand:
+        """What to plan for on a board of ``kind``, on which it has a profile. ``several``: it is
+        planned together with other GPUs."""
+        model, name = self.model, self.name_on(kind)
+        if name is None:
+            raise LookupError(f"{self.key} has no profile of {kind}")
+        profiled = kind.pair(level).upper.model.max_batch(name)
+        least, largest = model.batches or (1, profiled)
+        largest = min(largest, profiled)
+        rate = model.rate_per_s or 0.0
+        upper = max(rate, model.rate_upper_per_s or 0.0)
+        same = kind is self.home
+        return Demand(
+            model=self.key,
+            profiled_as=name,
+            rate_per_s=model.items * self.weight * (rate + margins.kept * (upper - rate)),
+            slo_ms=model.slo_p99_ms * (1 - margins.kept * slo_margin),
+            priority=model.priority,
+            min_share=model.min_share,
+            max_share=max(model.min_share, model.max_share),
+            brings=model.items,
+            max_batch=largest,
+            min_batch=min(least, largest),
+            # what was learnt on another kind of board says nothing of this one
+            bias=(model.bias or 1.0) if same else 1.0,
+            learnt=_estimate(model.learnt) if same and model.learnt else None,
+            arrival_scv=max(1.0, model.burstiness or 1.0),
+            steerable=model.steerable,
+            instances=self.here.instances,
+            reserved=0.0,
+            keeps_batch=model.keeps_batch,
+            gpus=self.gpus if several else (),
+            devices=self.here.devices,
+        )
+
+
+def _estimate(learnt: Learnt) -> BiasEstimate:
+    return BiasEstimate(
+        learnt.share, learnt.pressure, learnt.level, learnt.tilt, learnt.sd, learnt.cv
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """GPUs of one host that are planned together, and who is on them.
+
+    It is what :mod:`igniterd.decide.moves` asks of a side. ``others``: models on it that are not
+    planned with, so that it is never empty. ``waits``: why nobody is to move here.
+    """
+
+    host: str
+    group: GpuGroup
+    kind: BoardKind
+    level: float
+    slo_margin: float
+    seats: tuple[Seat, ...]
+    taken: Mapping[str, float]  # by GPU: the part that others hold
+    published: Mapping[str, float]  # by GPU: the least shares that its daemon says it must give
+    memory_free: Mapping[str, int]  # by GPU, bytes; none where the host does not tell
+    others: tuple[str, ...] = ()
+    waits: str = ""
+    acts: bool = True  # whether its daemon brings its models to what it plans
+    was: Site | None = None  # before the last move of the present plan that changed it
+    _demands: dict[Margins, list[Demand]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.group.name
+
+    @property
+    def changed(self) -> bool:
+        """Whether a move of the present plan has changed it."""
+        return self.was is not None
+
+    @cached_property
+    def predictors(self) -> PredictorPair:
+        return self.kind.pair(self.level)
+
+    @cached_property
+    def here(self) -> dict[str, Allocation]:
+        """By the key of each seat."""
+        return {seat.key: seat.here for seat in self.seats}
+
+    @property
+    def shed(self) -> frozenset[str]:
+        """The seats whose SLO does not hold, as their host says; none once it was replanned."""
+        return frozenset(seat.key for seat in self.seats if seat.shed and not self.changed)
+
+    def demands(self, margins: Margins) -> list[Demand]:
+        if margins not in self._demands:
+            several = len(self.group.gpus) > 1
+            self._demands[margins] = [
+                s.demand(self.kind, self.level, self.slo_margin, margins, several=several)
+                for s in self.seats
+            ]
+        return self._demands[margins]
+
+    @property
+    def reserved(self) -> Reserved:
+        """What others hold, as the search takes it."""
+        return self.taken if len(self.group.gpus) > 1 else self.taken[self.name]
+
+    def room(self, gpu: str) -> float:
+        """The part of a GPU that nobody needs, as its daemon says."""
+        return 1.0 - self.taken.get(gpu, 0.0) - self.published.get(gpu, 0.0)
+
+    @cached_property
+    def fares(self) -> dict[str, LatencyPrediction]:
+        """How every seat fares as it is now, by key."""
+        demands = self.demands(ALL)
+        return self.predictors.upper.together(demands, self.here) if demands else {}
+
+    def with_seats(self, seats: Sequence[Seat], memory_taken: Mapping[str, int]) -> Site:
+        """The site with other seats, after a move."""
+        left = {gpu: free - memory_taken.get(gpu, 0) for gpu, free in self.memory_free.items()}
+        return replace(
+            self,
+            seats=tuple(seats),
+            group=GpuGroup(self.group.gpus, tuple(seat.key for seat in seats)),
+            memory_free=left,
+            was=self,
+            published={},
+            _demands={},
+        )
+
+
+def sites_of(host: HostView, knowledge: Knowledge) -> Iterator[Site]:
+    """The GPUs of a host of which something can be predicted."""
+    on: dict[str, list[ModelState]] = {uuid: [] for uuid in host.boards}
+    for model in host.models.values():
+        for gpu in dict.fromkeys(model.gpus):
+            if gpu in on and model.seen:
+                on[gpu].append(model)
+    for gpus in _grouped(on):
+        site = _site(host, knowledge, gpus, on)
+        if site is not None:
+            yield site
+
+
+def _grouped(on: Mapping[str, Sequence[ModelState]]) -> Iterator[tuple[str, ...]]:
+    """GPUs that share a model, together."""
+    groups: list[set[str]] = []
+    for gpu, models in on.items():
+        mine = {gpu, *(g for m in models for g in m.gpus if g in on)}
+        touched = [group for group in groups if group & mine]
+        for group in touched:
+            groups.remove(group)
+            mine |= group
+        groups.append(mine)
+    yield from (tuple(sorted(group)) for group in groups)
+
+
+def _site(
+    host: HostView,
+    knowledge: Knowledge,
+    gpus: Sequence[str],
+    on: Mapping[str, Sequence[ModelState]],
+) -> Site | None:
+    models = {m.name: m for gpu in gpus for m in on[gpu]}
+    digests = tuple(dict.fromkeys(d for m in models.values() for d in m.profiles))
+    kinds = [knowledge.kind_of(host.boards[gpu], digests) for gpu in gpus]
+    kind = kinds[0]
+    if kind is None or any(each is not kind for each in kinds):
+        return None
+    seats, others = [], []
+    for model in models.values():
+        seat = _seat(host, model, kind)
+        if seat is None:
+            others.append(model.name)
+        else:
+            seats.append(seat)
+    decision = host.state.decision
+    least = decision.least_by_gpu if decision is not None else {}
+    boards = {gpu: host.boards[gpu] for gpu in gpus}
+    return Site(
+        host.name,
+        GpuGroup(tuple(gpus), tuple(seat.key for seat in seats)),
+        kind,
+        host.state.terms.level,
+        host.state.terms.slo_margin,
+        tuple(seats),
+        {gpu: board.reserved or 0.0 for gpu, board in boards.items()},
+        {gpu: least.get(gpu, 0.0) for gpu in gpus},
+        {
+            gpu: board.memory_total_bytes - board.memory_used_bytes
+            for gpu, board in boards.items()
+            if board.memory_total_bytes is not None and board.memory_used_bytes is not None
+        },
+        tuple(others),
+        host.degraded or next((f"{gpu}: {b.fault}" for gpu, b in boards.items() if b.fault), ""),
+        host.state.mode == _ACTS,
+    )
+
+
+def _seat(host: HostView, model: ModelState, kind: BoardKind) -> Seat | None:
+    """A model that its host plans with; None for one that it only watches, or that has no profile
+    of this kind of board."""
+    applied, planned = model.applied, model.feasible is not None and model.rate_per_s is not None
+    if applied is None or not planned or not math.isfinite(model.rate_per_s or 0.0):
+        return None
+    each = model.gpus * max(1, applied.instances) if len(model.gpus) == 1 else model.gpus
+    fixed = bool(model.stays) or len(set(model.gpus)) != 1 or not model.ready
+    seat = Seat(host.name, model, allocation_of(applied), kind, each, fixed=fixed)
+    return seat if seat.name_on(kind) is not None else None
