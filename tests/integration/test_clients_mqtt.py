@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import gc
 import json
+import random
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from igniterd.clients.mqtt_broker import Broker
 from igniterd.clients.mqtt_client import BrokerClient, Message, size_of, until_lost
 from igniterd.lab.programs.process import free_ports, running
 from igniterd.lab.services import BrokerHost, broker_host
+from igniterd.messages.event import event
+from igniterd.messages.profile import ProfilePart, canonical, digest_of, packed, unpacked
+from tests.messages.examples import a_hint, a_model, a_state
 from tests.waiting import until, until_answer
 
 pytestmark = pytest.mark.integration
@@ -36,18 +41,27 @@ class Listener:
         self._unread: list[tuple[aiomqtt.Message, dict[str, Any]]] = []
 
     async def next(self, suffix: str, **wanted: Any) -> tuple[aiomqtt.Message, dict[str, Any]]:
-        """The oldest event not asked for yet that is on the topic and whose data has all of
+        """The oldest event not asked for yet that is on the host's topic and whose data has all of
         `wanted`."""
+        return await self.next_on(PREFIX + suffix, **wanted)
+
+    async def next_on(self, topic: str, **wanted: Any) -> tuple[aiomqtt.Message, dict[str, Any]]:
+        """The same of any topic."""
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 for number, (message, event) in enumerate(self._unread):
-                    if (
-                        message.topic.value == PREFIX + suffix
-                        and wanted.items() <= event["data"].items()
+                    data = event["data"]
+                    if message.topic.value == topic and all(
+                        key in data and data[key] == value for key, value in wanted.items()
                     ):
                         return self._unread.pop(number)
                 message = await anext(self._client.messages)
                 self._unread.append((message, json.loads(bytes(message.payload))))  # type: ignore[arg-type]
+
+    async def any(self) -> str:
+        """The topic of the next message."""
+        async with asyncio.timeout(PATIENCE_S):
+            return (await anext(self._client.messages)).topic.value
 
 
 @asynccontextmanager
@@ -77,15 +91,10 @@ async def test_events_arrive_in_their_envelope(tmp_path: Path) -> None:
     ):
         _, online = await listener.next("status")
         assert online["data"] == {"status": "online"}
-        publisher.publish(
-            "state",
-            "igniterd.state",
-            {"tick": 7, "headroom": float("nan")},
-            retain=True,
-            expiry_s=30,
-        )
+        decision = {"outcome": "hold", "feasible": True, "headroom": float("nan")}
+        publisher.publish_state([a_state(7, decision=decision)], expiry_s=30)
         message, event = await listener.next("state")
-        assert event["data"] == {"tick": 7, "headroom": None}
+        assert event["data"] == a_state(7, decision=decision | {"headroom": None})
         assert {
             key: event[key] for key in ("specversion", "source", "type", "datacontenttype")
         } == {
@@ -152,20 +161,20 @@ async def test_a_broker_that_dies_and_returns(tmp_path: Path) -> None:
             publishing(first.url) as publisher,
         ):
             await listener.next("status", status="online")
-            publisher.publish("state", "igniterd.state", {"tick": 1}, retain=True)
+            publisher.publish_state([a_state(1)], expiry_s=30)
             await listener.next("state", tick=1)
             await first.program.stop()
             await until(lambda: publisher.statistics.failures >= 2)
             assert not publisher.statistics.connected
             for tick in range(2, 50):
-                publisher.publish("state", "igniterd.state", {"tick": tick}, retain=True)
-                publisher.publish("hint", "igniterd.hint.shed", {"model": "vgg19", "tick": tick})
-                publisher.publish("hint", "igniterd.hint.shed", {"model": "alexnet", "tick": tick})
+                publisher.publish_state([a_state(tick)], expiry_s=30)
+                for model in ("vgg19", "alexnet"):
+                    publisher.publish_hint(a_hint(model, f"at tick {tick}"), expiry_s=60)
             async with broker_host(tmp_path, port=first.port) as second, listening(second) as again:
                 _, event = await again.next("state")
                 assert event["data"]["tick"] == 49, "only the newest state is sent"
                 hints = [(await again.next("hint"))[1]["data"] for _ in range(2)]
-                assert hints == [{"model": "vgg19", "tick": 49}, {"model": "alexnet", "tick": 49}]
+                assert hints == [a_hint(m, "at tick 49") for m in ("vgg19", "alexnet")]
                 assert publisher.statistics.connected
                 assert publisher.statistics.replaced == 3 * 47
     told = [(entry["log_level"], entry["event"]) for entry in logs if entry.get("source") == "mqtt"]
@@ -178,7 +187,7 @@ async def test_a_broker_that_dies_and_returns(tmp_path: Path) -> None:
 
 async def test_a_broker_without_memory_is_told_the_retained_state_again(tmp_path: Path) -> None:
     async with broker_host(tmp_path) as first, publishing(first.url) as publisher:
-        publisher.publish("state", "igniterd.state", {"tick": 1}, retain=True)
+        publisher.publish_state([a_state(1)], expiry_s=30)
         await until(lambda: publisher.statistics.published >= 2)
         await first.program.stop()
         async with broker_host(tmp_path, port=first.port) as second, listening(second) as listener:
@@ -188,10 +197,90 @@ async def test_a_broker_without_memory_is_told_the_retained_state_again(tmp_path
 async def test_without_any_broker_nothing_waits_and_memory_is_bounded() -> None:
     async with publishing(f"mqtt://127.0.0.1:{free_ports(1)[0]}") as publisher:
         for number in range(1000):
-            publisher.publish("hint", "igniterd.hint.shed", {"model": f"m{number}"})
+            publisher.publish_hint(a_hint(f"m{number}"), expiry_s=60)
         assert publisher.statistics.dropped == 1000 - 256
         await until(lambda: publisher.statistics.failures >= 2)
         assert publisher.statistics.published == 0
+
+
+async def test_a_state_in_parts_and_what_is_left_of_it_when_it_has_fewer(tmp_path: Path) -> None:
+    parts = [a_state(5, part=n, parts=3, models=[a_model(f"m{n}")]) for n in (1, 2, 3)]
+    async with broker_host(tmp_path) as broker, publishing(broker.url) as publisher:
+        publisher.publish_state(parts, expiry_s=30)
+        async with listening(broker) as listener:
+            for number, topic in enumerate(("state", "state/2", "state/3"), start=1):
+                _, event = await listener.next(topic, tick=5)
+                assert event["data"]["models"] == [a_model(f"m{number}")]
+        sent = publisher.statistics.published
+        publisher.publish_state([a_state(6)], expiry_s=30)
+        await until(lambda: publisher.statistics.published == sent + 3)
+        async with aiomqtt.Client(
+            "127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V5
+        ) as client:
+            await client.subscribe("igniterd/#", qos=1)
+            publisher.publish_hint(a_hint(), expiry_s=60)
+            there = [message async for message in until_topic(client, PREFIX + "hint")]
+        assert {m.topic.value for m in there if m.retain} == {PREFIX + "status", PREFIX + "state"}
+
+
+async def until_topic(client: aiomqtt.Client, topic: str) -> AsyncIterator[aiomqtt.Message]:
+    """What comes before a message of ``topic``."""
+    async with asyncio.timeout(PATIENCE_S):
+        async for message in client.messages:
+            if message.topic.value == topic:
+                return
+            yield message
+
+
+DRAW = random.Random(1)
+PROFILE = packed(canonical({"noise": [DRAW.random() for _ in range(9000)]}))
+"""In several parts; what is in it is nothing to whoever carries it."""
+
+
+async def test_profiles_come_after_the_state_and_once_in_a_connection(tmp_path: Path) -> None:
+    digest = PROFILE[0]["profile"]
+    async with broker_host(tmp_path) as first, publishing(first.url) as publisher:
+        publisher.set_profiles({digest: PROFILE})
+        counts = publisher.statistics
+        await until(lambda: counts.published == 1)  # the status
+        async with listening(first) as listener:
+            publisher.publish_state([a_state(1)], expiry_s=30)
+            publisher.publish_hint(a_hint(), expiry_s=60)
+            heard = [await listener.any() for _ in range(3 + len(PROFILE))]
+            assert heard[:3] == [PREFIX + kind for kind in ("status", "state", "hint")]
+            assert heard[3:] == [
+                f"igniterd/v1/lab/profile/{digest}/{n}" for n in range(1, 1 + len(PROFILE))
+            ]
+        publisher.publish_state([a_state(2)], expiry_s=30)
+        await until(lambda: counts.published == 4 + len(PROFILE))
+        await first.program.stop()
+        async with broker_host(tmp_path, port=first.port) as second, listening(second) as again:
+            texts = [
+                ProfilePart.model_validate((await again.next_on(topic))[1]["data"])
+                for topic in heard[3:]
+            ]
+            assert digest_of(unpacked(digest, texts)) == digest
+
+
+async def test_a_broker_that_takes_no_profiles_gets_all_else(tmp_path: Path) -> None:
+    (tmp_path / "acl").write_text(f"topic read #\ntopic write {PREFIX}#\n")
+    (tmp_path / "acl").chmod(0o600)
+    digest = PROFILE[0]["profile"]
+    with capture_logs() as logs:
+        async with (
+            broker_host(tmp_path, more=f"acl_file {tmp_path}/acl\n") as broker,
+            publishing(broker.url) as publisher,
+        ):
+            publisher.set_profiles({digest: PROFILE})
+            counts = publisher.statistics
+            await kept_saying(
+                publisher,
+                a_state(),
+                lambda: counts.refused == len(PROFILE) and counts.published > 6,
+            )
+            assert counts.failures == 0
+    denied = [line["what"] for line in logs if line["event"] == "the broker does not take it"]
+    assert denied == [f"profile {digest}"]
 
 
 async def kept_saying(publisher: MqttPublisher, state: dict[str, Any], until_said: Any) -> None:
@@ -199,8 +288,8 @@ async def kept_saying(publisher: MqttPublisher, state: dict[str, Any], until_sai
     for."""
 
     async def say() -> None:
-        publisher.publish("state", "igniterd.state", state, retain=True, expiry_s=30)
-        publisher.publish("hint", "igniterd.hint.shed", {"model": "vgg19"})
+        publisher.publish_state([state], expiry_s=30)
+        publisher.publish_hint(a_hint(), expiry_s=60)
 
     await until_answer(say, lambda _: until_said(), every_s=0.05)
 
@@ -225,7 +314,7 @@ async def test_what_the_broker_denies_is_no_success_and_is_said_once(
                 publisher.set_status("degraded", "why")
             await kept_saying(
                 publisher,
-                {"tick": 1},
+                a_state(),
                 lambda: (
                     counts.refused >= (2 if topics == "status" else 4) and counts.published >= 4
                 ),
@@ -240,7 +329,7 @@ async def test_what_the_broker_denies_is_no_success_and_is_said_once(
 async def test_a_state_above_the_brokers_limit_holds_up_no_hint_and_no_status(
     tmp_path: Path,
 ) -> None:
-    large = {"models": [{"name": f"model-{n}", "share": 0.1} for n in range(200)]}
+    large = a_state(models=[a_model(f"model-{n}") for n in range(200)])
     with capture_logs() as logs:
         async with (
             broker_host(tmp_path, more="max_packet_size 2048\n") as broker,
@@ -255,7 +344,7 @@ async def test_a_state_above_the_brokers_limit_holds_up_no_hint_and_no_status(
             await listener.next("hint", model="vgg19")
             publisher.set_status("degraded", "x" * 5000)
             await listener.next("status", status="degraded")
-            publisher.publish("state", "igniterd.state", {"models": []}, retain=True)
+            publisher.publish_state([a_state()], expiry_s=30)
             await listener.next("state", models=[])
             assert counts.failures == 0
     said = [
@@ -269,7 +358,9 @@ async def test_a_state_above_the_brokers_limit_holds_up_no_hint_and_no_status(
 
 @pytest.mark.parametrize("over", [0, 8])
 async def test_the_size_of_a_packet_is_the_brokers(tmp_path: Path, over: int) -> None:
-    message = Message(PREFIX + "state", b"x" * 3000, 1, True, 30)
+    about = {"source": "igniterd/lab/gpu-a", "id": "1", "at": datetime.now(UTC)}
+    payload = event("status", {"status": "degraded", "reason": "x" * 1900}, **about)
+    message = Message(PREFIX + "status", payload, 1, True, 30)
     limit = size_of(message) - over
     async with (
         broker_host(tmp_path, more=f"max_packet_size {limit}\n") as broker,
@@ -330,7 +421,7 @@ async def test_a_broker_that_ends_the_connection_over_one_topic_gets_the_others(
         async with publishing(f"mqtt://127.0.0.1:{port}") as publisher:
             await kept_saying(
                 publisher,
-                {"tick": 1},
+                a_state(),
                 lambda: all(broker.got.count(other.encode()) > 5 for other in others),
             )
             assert broker.cuts == 2
