@@ -3,7 +3,6 @@ plan for it (:class:`igniterd.messages.state.HostState`). Pure."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -31,7 +30,7 @@ from igniterd.messages.state import (
 )
 from igniterd.placement import HOMELESS
 from igniterd.profiled import Predictors
-from igniterd.records import BoardReading, Load, ModelReading, most_on_one
+from igniterd.records import BiasEstimate, BoardReading, Load, ModelReading, most_on_one
 
 SCHEMA = 1
 MOST_LOADABLE = 12 * 1024
@@ -80,7 +79,11 @@ def cluster_state(
     }
     room = MOST_DATA - _ROOM - len(dumps(head))
     head["tritons"] = _tritons(tick, config, loadable or {}, room)
-    models = [_model(tick, config, model, knowledge) for model in config.model]
+    profiled = knowledge.all_profiled
+    models = [
+        _model(tick, config, name, model, knowledge, profiled.get(name))
+        for name, model in config.by_name().items()
+    ]
     return lean(HostState, head) | {"models": models}
 
 
@@ -137,11 +140,17 @@ def _of_strangers(tick: Tick, gpu: str) -> float:
     return max(now, plan.reserved.get(gpu, 0.0) - known)
 
 
-def _model(tick: Tick, config: Config, model: Model, knowledge: Predictors) -> dict[str, Any]:
-    name, seen = model.tenant, tick.observation
+def _model(
+    tick: Tick,
+    config: Config,
+    name: str,
+    model: Model,
+    knowledge: Predictors,
+    profiled_as: str | None,
+) -> dict[str, Any]:
+    seen = tick.observation
     reading, standing = seen.models.get(name), tick.standings.get(name)
     load, verdict = tick.estimate.loads.get(name), tick.plan.verdicts.get(name)
-    profiled_as = knowledge.all_profiled.get(name)
     values: dict[str, Any] = {
         "name": name,
         "triton": model.triton,
@@ -154,12 +163,14 @@ def _model(tick: Tick, config: Config, model: Model, knowledge: Predictors) -> d
         "absent": name in seen.absent,
         "state": standing.state.value if standing is not None else None,
         "why": short(standing.why) if standing is not None else "",
-        "stays": short(why_it_stays(tick, model, knowledge)),
+        "stays": short(why_it_stays(tick, name, model, profiled=profiled_as is not None)),
         "profiles": list(knowledge.digests.get(name, ())),
         "profile_model": _other(profiled_as, name),
     }
     if reading is not None:
-        values |= _read(tick, config, model, reading, planned=profiled_as is not None)
+        values |= _read(tick, config, name, reading)
+        part = _reserved(tick, name, model, reading, planned=profiled_as is not None)
+        values["reserved"] = number(part, _DIGITS)
     if load is not None:
         values |= _loaded(load) | {"items": items_brought(model, load)}
     if reading is not None and load is not None and profiled_as is not None:
@@ -178,10 +189,15 @@ def _other(one: str | None, name: str) -> str | None:
     return None if one == name else one
 
 
-def _read(
-    tick: Tick, config: Config, model: Model, reading: ModelReading, *, planned: bool
-) -> dict[str, Any]:
-    here, share = reading.allocation, tick.shares.get(model.tenant)
+def _read(tick: Tick, config: Config, name: str, reading: ModelReading) -> dict[str, Any]:
+    here, share = reading.allocation, tick.shares.get(name)
+    applied = {
+        "share": here.share,
+        "max_batch_size": here.max_batch_size,
+        "max_queue_delay_us": here.max_queue_delay_us,
+        "instances": here.instances,
+        "devices": list(here.devices),
+    }
     effect = None
     if share is not None:
         of = {"applied": share.applied, "effective": share.effective, "state": share.effect.value}
@@ -189,16 +205,17 @@ def _read(
     return {
         "ready": reading.ready,
         "gpus": list(dict.fromkeys(reading.gpus)),
-        "applied": lean(AppliedState, dataclasses.asdict(here)),
+        "applied": lean(AppliedState, applied),
         "share": effect,
-        "reserved": number(_reserved(tick, model, reading, planned=planned), _DIGITS),
         "keeps_batch": here.max_batch_size if reading.batching_fixed else None,
         "steerable": steerable(reading, config),
     }
 
 
-def _reserved(tick: Tick, model: Model, reading: ModelReading, *, planned: bool) -> float:
-    name, share = model.tenant, tick.shares.get(model.tenant)
+def _reserved(
+    tick: Tick, name: str, model: Model, reading: ModelReading, *, planned: bool
+) -> float:
+    share = tick.shares.get(name)
     in_doubt = share is not None and share.effective is None and not share.absent
     doubted = share.applied * reading.allocation.instances if share is not None and in_doubt else 0
     if name in tick.plan.takes:
@@ -221,19 +238,20 @@ def _loaded(load: Load) -> dict[str, Any]:
         "items_per_request": number(load.items_per_request),
         "bias": number(load.bias, _DIGITS),
     }
-    if load.published_bias is not None:
-        learnt = dataclasses.asdict(load.published_bias)
-        values["learnt"] = _learnt({key: number(value, 6) for key, value in learnt.items()})
+    values["learnt"] = _learnt(load.published_bias)
     for key in ("measured", "predicted"):
         times = {k: number(getattr(load, f"{key}_{k}_ms")) for k in ("mean", "p50", "p99")}
         values[key] = lean(Latency, times) or None
     return values
 
 
-def _learnt(values: Mapping[str, float | None]) -> dict[str, Any] | None:
+def _learnt(bias: BiasEstimate | None) -> dict[str, Any] | None:
     """None where a number is none: a correction is whole or not there."""
-    found = lean(Learnt, values)
-    return found if values.keys() - {"cv"} <= found.keys() else None
+    if bias is None:
+        return None
+    fields = Learnt.model_fields
+    found = lean(Learnt, {key: number(getattr(bias, key), 6) for key in fields})
+    return found if len(found) == len(fields) - (bias.cv is None) else None
 
 
 def _largest_batch(knowledge: Predictors, name: str) -> int:
@@ -248,13 +266,13 @@ def _largest_batch(knowledge: Predictors, name: str) -> int:
     )
 
 
-def why_it_stays(tick: Tick, model: Model, knowledge: Predictors) -> str:
+def why_it_stays(tick: Tick, name: str, model: Model, *, profiled: bool) -> str:
     """Why the model must not be taken from this host, in words; empty where it may be.
 
     As between the GPUs of a host (``Between._movable``), but that it needs no share of its own:
     another host may do with its model what it does with its own.
     """
-    name, seen = model.tenant, tick.observation
+    seen = tick.observation
     reading, standing = seen.models.get(name), tick.standings.get(name)
     if standing is not None and not standing.free:
         return standing.why or f"it is {standing.state.value}"
@@ -269,7 +287,7 @@ def why_it_stays(tick: Tick, model: Model, knowledge: Predictors) -> str:
                 reading.hands_off,
                 stuck(tick, name),
                 reading.left_alone,
-                "" if name in knowledge.all_profiled else "it has no profile",
+                "" if profiled else "it has no profile",
                 tick.estimate.left_out.get(name, ""),
                 "" if name in tick.estimate.loads else "nothing is known of its traffic yet",
                 HOMELESS if HOMELESS in (reading.share_fixed, reading.batching_fixed) else "",

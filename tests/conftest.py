@@ -9,59 +9,22 @@ import tempfile
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import settings
 
-from igniterd.clients.mqtt_client import BrokerClient, Message
-from igniterd.lab import services
-from igniterd.lab.programs.process import Running
 from igniterd.planner.gpu_types import GpuType, parse_gpu
 from igniterd.planner.workloads import Workload, read_workloads
-from tests.messages.checked import Recorder, faults_of
+from tests.messages.checked import AllMessages
 
 settings.register_profile("same", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("new", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
-class _Messages:
-    """Checks all that the tests say over MQTT: in this process as it is sent, and what daemons of
-    their own processes send, on the brokers that tests start."""
-
-    def __init__(self) -> None:
-        self.faults: list[str] = []
-        self._brokers: list[tuple[services.BrokerHost, Recorder]] = []
-
-    def watch(self, patch: pytest.MonkeyPatch) -> None:
-        send, host = BrokerClient.send, services.BrokerHost
-
-        async def checked(client: BrokerClient, message: Message, *rest: Any, **more: Any) -> None:
-            self.faults += faults_of(message.topic, message.payload)
-            await send(client, message, *rest, **more)
-
-        def listened_to(port: int, program: Running) -> services.BrokerHost:
-            broker = host(port, program)
-            self._brokers.append((broker, Recorder(port, self.faults)))
-            return broker
-
-        patch.setattr(BrokerClient, "send", checked)
-        patch.setattr(services, "BrokerHost", listened_to)
-
-    def settled(self) -> list[str]:
-        """What was wrong since the last time. Brokers that have ended are heard to their end."""
-        for broker, recorder in list(self._brokers):
-            if not broker.program.alive:
-                recorder.close(drained=True)
-                self._brokers.remove((broker, recorder))
-        found, self.faults[:] = list(self.faults), []
-        return found
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _messages() -> Iterator[_Messages]:
-    messages = _Messages()
+@pytest.fixture(scope="session")
+def all_messages() -> Iterator[AllMessages]:
+    messages = AllMessages()
     with pytest.MonkeyPatch.context() as patch:
         messages.watch(patch)
         yield messages
@@ -69,9 +32,9 @@ def _messages() -> Iterator[_Messages]:
 
 
 @pytest.fixture(autouse=True)
-def _every_message_is_as_its_schema_says(_messages: _Messages) -> Iterator[None]:
+def every_message_is_as_its_schema_says(all_messages: AllMessages) -> Iterator[None]:
     yield
-    assert _messages.settled() == []
+    assert all_messages.settled() == []
 
 
 @pytest.fixture

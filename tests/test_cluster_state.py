@@ -179,7 +179,7 @@ def test_a_state_by_hand(tmp_path: Path) -> None:
             "state": "steered",
             "profiles": [DIGEST],
             "gpus": ["GPU-0"],
-            "applied": {"share": 0.25, "max_batch_size": 8, "instances": 2, "devices": (0, 0)},
+            "applied": {"share": 0.25, "max_batch_size": 8, "instances": 2, "devices": [0, 0]},
             "rate_per_s": 200.0,
             "rate_upper_per_s": 210.0,
             "busy": 0.4,

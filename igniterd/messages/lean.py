@@ -40,23 +40,30 @@ def lean(schema: type[Document], values: Mapping[str, Any]) -> dict[str, Any]:
     limits, out = _limits(schema), {}
     for name, value in values.items():
         limit = limits[name]
-        kept = value if isinstance(value, bool) else _within(value, limit)
-        if kept is not None and (limit.required or _plain(kept) != limit.default):
+        if value is None or (not limit.required and _default(value, limit.default)):
+            continue
+        kept = _within(value, limit)
+        if kept is not None:
             out[name] = kept
     return out
 
 
-def _plain(value: Any) -> Any:
-    """As a schema has it: its lists are tuples."""
-    return tuple(value) if isinstance(value, list) else value
+def _default(value: Any, default: Any) -> bool:
+    """Lists of a schema are tuples."""
+    return bool(value == default) or (default == () and value == [])
 
 
 def _within(value: Any, limit: _Limits) -> Any:
+    kind = type(value)
+    if kind is bool or kind is dict:
+        return value
     if isinstance(value, int | float):
+        if limit.least <= value <= limit.most and limit.above < value < limit.below:
+            return value
         if not (math.isfinite(value) and limit.above < value < limit.below):
             return None
-        return type(value)(min(max(value, limit.least), limit.most))
-    if limit.longest is not None and isinstance(value, str | list | tuple):
+        return kind(min(max(value, limit.least), limit.most))
+    if limit.longest is not None and len(value) > limit.longest:
         return value[: limit.longest]
     return value
 

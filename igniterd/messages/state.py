@@ -190,6 +190,8 @@ class HostState(Document):
 def short(text: str) -> str:
     """A reason, cut where it is long: the host itself says it in full. Letters that take many bytes
     are worth several."""
+    if len(text) <= _SHORT // 4:
+        return text
     cut = text if len(text) <= _SHORT else text[: _SHORT - 1] + "…"
     return cut if len(dumps(cut)) <= 3 * _SHORT else text[: _SHORT // 4 - 1] + "…"
 

@@ -23,6 +23,7 @@ from igniterd.lab.programs.process import free_ports, running
 from igniterd.lab.services import BrokerHost, broker_host
 from igniterd.messages.event import event
 from igniterd.messages.profile import ProfilePart, canonical, digest_of, packed, unpacked
+from tests.messages.checked import AllMessages
 from tests.messages.examples import a_hint, a_model, a_state
 from tests.waiting import until, until_answer
 
@@ -281,6 +282,18 @@ async def test_a_broker_that_takes_no_profiles_gets_all_else(tmp_path: Path) -> 
             assert counts.failures == 0
     denied = [line["what"] for line in logs if line["event"] == "the broker does not take it"]
     assert denied == [f"profile {digest}"]
+
+
+async def test_a_wrong_message_of_any_process_is_found_by_the_tests(
+    tmp_path: Path, all_messages: AllMessages
+) -> None:
+    async with (
+        broker_host(tmp_path) as broker,
+        aiomqtt.Client("127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V5) as other,
+    ):
+        await other.publish(PREFIX + "state", b'{"specversion": "1.0"}', qos=1)
+        await until(lambda: all_messages.faults)
+    assert f"{PREFIX}state: $: 'data' is a required property" in all_messages.settled()
 
 
 async def kept_saying(publisher: MqttPublisher, state: dict[str, Any], until_said: Any) -> None:

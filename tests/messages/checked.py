@@ -9,9 +9,13 @@ from importlib import resources
 from typing import Any
 
 import jsonschema
+import pytest
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
+from igniterd.clients.mqtt_client import BrokerClient, Message
+from igniterd.lab import services
+from igniterd.lab.programs.process import Running
 from igniterd.messages.event import MOST_BYTES
 from igniterd.messages.topics import VERSION, Topic, parse_topic
 
@@ -100,3 +104,36 @@ class Recorder:
             self._faults += faults_of(message.topic, bytes(message.payload))
         except Exception as error:  # in a thread nobody would see it
             self._faults.append(f"{message.topic}: could not be checked: {error!r}")
+
+
+class AllMessages:
+    """Checks all that the tests say over MQTT: in this process as it is sent, and what daemons of
+    their own processes send, on the brokers that tests start."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+        self._brokers: list[tuple[services.BrokerHost, Recorder]] = []
+
+    def watch(self, patch: pytest.MonkeyPatch) -> None:
+        send, host = BrokerClient.send, services.BrokerHost
+
+        async def checked(client: BrokerClient, message: Message, *rest: Any, **more: Any) -> None:
+            self.faults += faults_of(message.topic, message.payload)
+            await send(client, message, *rest, **more)
+
+        def listened_to(port: int, program: Running) -> services.BrokerHost:
+            broker = host(port, program)
+            self._brokers.append((broker, Recorder(port, self.faults)))
+            return broker
+
+        patch.setattr(BrokerClient, "send", checked)
+        patch.setattr(services, "BrokerHost", listened_to)
+
+    def settled(self) -> list[str]:
+        """What was wrong since the last time. Brokers that have ended are heard to their end."""
+        for broker, recorder in list(self._brokers):
+            if not broker.program.alive:
+                recorder.close(drained=True)
+                self._brokers.remove((broker, recorder))
+        found, self.faults[:] = list(self.faults), []
+        return found
