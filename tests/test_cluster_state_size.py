@@ -82,7 +82,9 @@ def test_the_worst_host_is_told_in_parts_that_are_small_enough(tmp_path: Path) -
 
 def test_what_could_be_loaded_is_not_named_where_there_is_no_room(tmp_path: Path) -> None:
     """As many MIG instances as a host may have, each with a fault."""
-    boards = [BoardReading(n, "MIG-" + f"{n:036}", "V100", fault="x" * 200) for n in range(64)]
+    boards = [
+        BoardReading(n, f"MIG-{n:036}", "NVIDIA " + "x" * 100, fault="x" * 200) for n in range(64)
+    ]
     now = a_tick(observation={"boards": tuple(boards)})
     state = told(now, config(tmp_path), loadable={"main": {f"model-{n:05}" for n in range(2000)}})
     assert len(state["boards"]) == 64
