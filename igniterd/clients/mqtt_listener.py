@@ -69,6 +69,8 @@ class ListenerStatistics:
     """Messages of its own that waited while others came."""
     refused_topics: set[str] = field(default_factory=set)
     """Topics that the broker does not let it listen to."""
+    mistakes: int = 0
+    """Messages over which the program itself stumbled."""
 
 
 class MqttListener:
@@ -85,9 +87,9 @@ class MqttListener:
         clock: Callable[[], float] = time.monotonic,
         first_pause_s: float = _FIRST_PAUSE_S,
     ) -> None:
-        """``taken`` is given every message; an error in it ends the connection. ``changed`` is told
-        of every connection: a name of its own when it begins, again when it listens, and its end.
-        ``will`` is what the broker says when the connection of this name is lost."""
+        """``taken`` is given every message; an error in it is said once, and counted. ``changed``
+        is told of every connection: a name of its own when it begins, again when it listens, and
+        its end. ``will`` is what the broker says when the connection of this name is lost."""
         self.statistics = ListenerStatistics()
         self._broker, self._identifier, self._taken = broker, identifier, taken
         self._changed, self._will, self._clock = changed, will, clock
@@ -235,11 +237,12 @@ class MqttListener:
         self.statistics.messages += 1
         self.statistics.bytes += len(message.payload)
         left_s = getattr(message.properties, "MessageExpiryInterval", None)
-        self._taken(
-            Heard(
-                message.topic, bytes(message.payload), self._clock(), left_s, bool(message.retain)
-            )
-        )
+        payload, retained = bytes(message.payload), bool(message.retain)
+        try:
+            self._taken(Heard(message.topic, payload, self._clock(), left_s, retained))
+        except Exception as error:  # a mistake; the message may be retained, and come for ever
+            self.statistics.mistakes += 1
+            self._once.failed("message", f"{message.topic}: {error!r}", says="cannot be taken")
 
     def _tell(self, name: str, *, listens: bool) -> None:
         if self._changed is not None:

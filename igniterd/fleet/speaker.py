@@ -78,9 +78,9 @@ class Speakership:
         """Whether it is the one now."""
         return self._mine is not None and self._first == self.name != "" and self._is_held(at_s)
 
-    def next_release(self) -> Claim:
-        """What the broker is to say should the connection of the name :attr:`name` be lost."""
-        return Claim(self.name, self._highest, f"{self.name}-lost", released=True)
+    def lost(self, name: str) -> Claim:
+        """What the broker is to say should the connection of this name be lost."""
+        return Claim(name, self._highest, f"{name}-lost", released=True)
 
     def heard(self, claim: Claim, at_s: float) -> None:
         """A message of the topic, in the order in which the broker has sent them."""

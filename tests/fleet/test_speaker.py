@@ -43,7 +43,7 @@ class Process:
         self.cut()
         self.connections += 1
         self.part.connected(f"p{self.at}.{self.connections}")
-        self.will = self.part.next_release()
+        self.will = self.part.lost(self.part.name)
         self.read = max(0, len(self.topic.passed) - 1)
         self.part.listening(now_s)
 
