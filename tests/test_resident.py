@@ -1,7 +1,8 @@
+import gc
 import mmap
 from pathlib import Path
 
-from igniterd.resident import _clean, trim_rss
+from igniterd.resident import _clean, collect_rarely, trim_rss
 
 SIZE = 32 * 2**20
 
@@ -64,3 +65,13 @@ def test_only_what_is_the_same_in_its_file_is_given_back() -> None:
         (0x7F0000000000, 0x7F0000004000),
         (0x7F0000020000, 0x7F0000024000),
     ]
+
+
+def test_a_process_that_collects_rarely_still_collects() -> None:
+    before = gc.get_threshold()
+    try:
+        collect_rarely()
+        assert all(now > was > 0 for now, was in zip(gc.get_threshold(), before, strict=True))
+        assert gc.isenabled()
+    finally:
+        gc.set_threshold(*before)

@@ -19,9 +19,10 @@ class HostView:
     boards: Mapping[str, BoardState]  # by UUID
     models: Mapping[str, ModelState]  # by name
     tritons: Mapping[str, TritonState]  # by name
+    degraded: str = ""  # why its daemon says so: it is planned with, and is not to take models
 
     @classmethod
-    def of(cls, state: HostState) -> HostView:
+    def of(cls, state: HostState, *, degraded: str = "") -> HostView:
         return cls(
             state.host,
             state.run,
@@ -30,6 +31,7 @@ class HostView:
             {board.uuid: board for board in state.boards},
             {model.name: model for model in state.models},
             {triton.name: triton for triton in state.tritons},
+            degraded,
         )
 
 

@@ -6,7 +6,6 @@ Whoever has read the parts checks the hash, so that it does not matter who sent 
 from __future__ import annotations
 
 import base64
-import binascii
 import gzip
 import hashlib
 import json
@@ -84,7 +83,7 @@ def unpacked(digest: str, parts: Sequence[ProfilePart]) -> str:
         if unpacker.unconsumed_tail:
             raise Refused(f"profile {digest}: unpacks to more than {MOST_TEXT} bytes")
         text = raw.decode()
-    except (binascii.Error, zlib.error, UnicodeDecodeError) as error:
+    except (ValueError, zlib.error) as error:  # of base64, of gzip, of UTF-8
         raise Refused(f"profile {digest}: cannot be unpacked: {error}") from None
     if (found := digest_of(text)) != digest:
         raise Refused(f"profile {digest}: its content has the hash {found}")
