@@ -23,6 +23,7 @@ VERBS: tuple[str, ...] = (
     "shares",
     "adopt",
     "release",
+    "fleet",
     "demo",
 )
 """Modules of this package that have ``register(app)``, in the order of ``--help``."""

@@ -61,6 +61,7 @@ class ListenerStatistics:
     connected: bool = False
     connections: int = 0
     failures: int = 0
+    last_failure: str = ""
     messages: int = 0
     bytes: int = 0
     published: Counter[str] = field(default_factory=Counter)
@@ -250,6 +251,7 @@ class MqttListener:
 
     def _failed(self, reason: str) -> None:
         self.statistics.failures += 1
+        self.statistics.last_failure = reason
         self._once.failed("connection", reason, broker=str(self._broker))
 
 

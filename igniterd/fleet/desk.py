@@ -34,6 +34,11 @@ _RENEWALS = 3  # of an advice, before it would expire
 _OF_HOSTS = ("+/status", "+/state", "+/state/+")
 
 
+def host_topics(cluster: str) -> list[str]:
+    """What is listened to of the hosts of a cluster; profiles are in addition, by hash."""
+    return [f"{ROOT}/{VERSION}/{cluster}/{rest}" for rest in _OF_HOSTS]
+
+
 @dataclass(slots=True)
 class DeskStatistics:
     """Since the start."""
@@ -72,7 +77,7 @@ class Desk:
         self.ticked_s = clock()
         self._source = f"{ROOT}/{cluster}/fleet-{settings.name}"
         self._speaker_topic = cluster_topic(cluster, "speaker")
-        self._base = [f"{ROOT}/{VERSION}/{cluster}/{rest}" for rest in _OF_HOSTS]
+        self._base = host_topics(cluster)
         self._numbers, self._ids = itertools.count(1), itertools.count(1)
         self._changed_s: float | None = None  # the first change that no plan has seen
         self._taken = False

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from igniterd.fleet.cluster import Cluster
+from igniterd.fleet.view import ClusterView
 from igniterd.perf import Profile
 
 
@@ -57,7 +58,7 @@ def real_parts() -> Parts:
 
     build = import_module("igniterd.fleet.knowledge").build
     return Parts(
-        view=import_module("igniterd.fleet.view").ClusterView,
+        view=ClusterView,
         build=lambda profiles, previous: build(profiles, fit=fitted, previous=previous),
         planner=import_module("igniterd.fleet.planning").Planner,
     )

@@ -17,8 +17,10 @@ import aiomqtt
 import pytest
 from structlog.testing import capture_logs
 
+from igniterd.errors import CannotRun
 from igniterd.fleet.config import FleetConfig
 from igniterd.fleet.desk import Desk
+from igniterd.fleet.once import look
 from igniterd.fleet.service import FleetService
 from igniterd.lab.programs.process import Running, free_ports, running
 from igniterd.lab.services import BrokerHost, broker_host
@@ -263,6 +265,7 @@ async def test_its_pages(tmp_path: Path) -> None:
 
 SCRIPT = """
 import asyncio, sys
+from igniterd.fleet.once import look
 from igniterd.fleet.service import FleetService
 from tests.fleet.fakes import Fakes
 from tests.integration.test_fleet_service import settings
@@ -425,3 +428,31 @@ async def test_planner_that_is_late_is_not_published(tmp_path: Path) -> None:
             gate.set()
             await until(lambda: desk.thinking.statistics.outcomes["late"])
             assert cluster.rebalances == []
+
+
+# ------------------------------------------------------------ one look
+
+
+async def test_one_look_plans_what_is_retained_and_says_nothing(tmp_path: Path) -> None:
+    async with broker_host(tmp_path) as broker, cluster_at(broker) as cluster:
+        for host in "abc":
+            await cluster.says(host)
+        looked = await look(settings(broker.url), "lab", Fakes().parts(), quiet_s=0.5)
+        assert sorted(looked.cluster.hosts) == ["a", "b", "c"]
+        assert [move["from"]["host"] for move in looked.document["moves"]] == ["b", "c"]
+        assert (cluster.rebalances, cluster.claims) == ([], [])
+
+
+async def test_one_look_at_a_cluster_of_nobody(tmp_path: Path) -> None:
+    async with broker_host(tmp_path) as broker:
+        with pytest.raises(CannotRun, match="cluster lab: no host has said anything"):
+            await look(settings(broker.url), "lab", Fakes().parts(), quiet_s=0.2)
+
+
+async def test_one_look_whose_plan_raises_says_why(tmp_path: Path) -> None:
+    fakes = Fakes()
+    fakes.planners["lab"] = FakePlanner("lab", fails=KeyError("x"))
+    async with broker_host(tmp_path) as broker, cluster_at(broker) as cluster:
+        await cluster.says("a")
+        with pytest.raises(CannotRun, match="plan: KeyError"):
+            await look(settings(broker.url), "lab", fakes.parts(), quiet_s=0.5)
