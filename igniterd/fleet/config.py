@@ -72,13 +72,14 @@ class FleetMetrics(Metrics):
 
     listen: str = _LISTEN
     """Address of /metrics, /state, /livez and /readyz."""
-    hosts: list[Name] = Field(default_factory=list)
-    """Names this host is reached by, beside addresses, localhost and its own name. Requests under
-    other names are refused."""
+
+
+class FleetBroker(Mqtt):
+    """The broker that the hosts of the clusters say their states to."""
 
 
 class FleetConfig(Section):
-    broker: Mqtt
+    broker: FleetBroker
     fleet: Fleet
     metrics: FleetMetrics = Field(default_factory=FleetMetrics)
 

@@ -27,7 +27,7 @@ from igniterd.lab.services import BrokerHost, broker_host
 from igniterd.messages.event import Event, event, read_event
 from igniterd.messages.rebalance import Rebalance, Speaker
 from tests.fleet.fakes import FakePlanner, Fakes, a_state
-from tests.waiting import until
+from tests.waiting import until, until_ended
 
 pytestmark = pytest.mark.integration
 
@@ -362,6 +362,20 @@ async def test_a_clean_stop_hands_over(tmp_path: Path) -> None:
             first.stopping.set()
             await until(lambda: second.desks["lab"].speaks, LEASE_S + 5)
             assert [c["until"] for c in cluster.claims].count("released") == 1
+
+
+async def test_sigterm_ends_it_with_a_last_word(tmp_path: Path) -> None:
+    async with (
+        broker_host(tmp_path) as broker,
+        cluster_at(broker) as cluster,
+        processes(tmp_path, broker.url, "one") as started,
+    ):
+        await settled(cluster)
+        started["one"]._process.terminate()
+        assert await until_ended(started["one"]) is not None
+        assert started["one"]._process.returncode == 0
+        await until(lambda: cluster.claims[-1]["until"] == "released")
+        assert cluster.claims[-1]["term"] == 1, "its own word: the broker's has no term"
 
 
 @asynccontextmanager
