@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from igniterd.decide.judge import PredictorPair
 from igniterd.predict import LatencyPredictor
@@ -50,15 +51,36 @@ class Predictors:
     def why_not(self, board: BoardReading) -> str:
         """Why the profiles are not of ``board``, or an empty string. What a board does not tell is
         taken to be so."""
-        known, here = self.sm_count, f"{board.name} with {board.sm_count} SMs"
-        if known is not None and board.sm_count is not None and board.sm_count != known:
-            return f"the profiles are of {self.board} with {known} SMs, and it is {here}"
-        if self.board and not _alike(self.board, board.name):
-            return f"the profiles are of {self.board}, and it is {board.name}"
-        if _differ(self.memory_bytes, board.memory_total_bytes):
-            mine, its = (self.memory_bytes or 0) / 2**30, (board.memory_total_bytes or 0) / 2**30
-            return f"the profiles are of {self.board} with {mine:.0f} GiB, and it has {its:.0f} GiB"
-        return ""
+        return why_unlike(self.board, self.sm_count, self.memory_bytes, board)
+
+
+class BoardLike(Protocol):
+    """What a board tells of its kind, as far as it does."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sm_count(self) -> int | None: ...
+
+    @property
+    def memory_total_bytes(self) -> int | None: ...
+
+
+def why_unlike(
+    profiled: str, sm_count: int | None, memory_bytes: int | None, board: BoardLike
+) -> str:
+    """Why ``board`` is not of the kind that profiles are of: the name, number of SMs and memory of
+    theirs. Empty where it may be."""
+    here = f"{board.name} with {board.sm_count} SMs"
+    if sm_count is not None and board.sm_count is not None and board.sm_count != sm_count:
+        return f"the profiles are of {profiled} with {sm_count} SMs, and it is {here}"
+    if profiled and not _alike(profiled, board.name):
+        return f"the profiles are of {profiled}, and it is {board.name}"
+    if _differ(memory_bytes, board.memory_total_bytes):
+        mine, its = (memory_bytes or 0) / 2**30, (board.memory_total_bytes or 0) / 2**30
+        return f"the profiles are of {profiled} with {mine:.0f} GiB, and it has {its:.0f} GiB"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
