@@ -15,7 +15,7 @@ import random
 import time
 import uuid
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,7 +96,7 @@ class MqttListener:
         self._changed, self._will, self._clock = changed, will, clock
         self._first_pause_s = first_pause_s
         self._names = (f"{identifier}-{uuid.uuid4().hex[:8]}-{n}" for n in itertools.count(1))
-        self._wanted: dict[str, None] = {}
+        self._wanted: dict[str, int] = {}
         self._have: set[str] = set()
         self._waiting: OrderedDict[str, Message] = OrderedDict()
         self._wake, self._closing = asyncio.Event(), asyncio.Event()
@@ -124,11 +124,14 @@ class MqttListener:
             await asyncio.wait({self._task}, timeout=self._broker.timeout_s)
         self._task = None
 
-    def want(self, topics: Iterable[str]) -> None:
-        """From now on listen to these topics, and to no others."""
-        wanted = dict.fromkeys(topics)
-        if wanted.keys() != self._wanted.keys():
-            self._wanted = wanted
+    def want(self, topics: Mapping[str, int]) -> None:
+        """From now on listen to these topics, each with its quality of service, and to no others.
+
+        What is said again anyway is best had with 0: a broker lets far more of it wait for one
+        listener.
+        """
+        if topics.keys() != self._wanted.keys():
+            self._wanted = wanted = dict(topics)
             self.statistics.refused_topics &= wanted.keys()
             self._wake.set()
 
@@ -208,7 +211,9 @@ class MqttListener:
             self._have -= set(gone)
         while new := [topic for topic in self._wanted if topic not in self._have][:_A_TIME]:
             self._have.update(new)
-            codes: Any = await _answered(client.subscribe([(topic, 1) for topic in new]), lost)
+            codes: Any = await _answered(
+                client.subscribe([(topic, self._wanted[topic]) for topic in new]), lost
+            )
             for topic, code in zip(new, codes, strict=True):
                 if code.is_failure:
                     self.statistics.refused_topics.add(topic)

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from igniterd.clients.mqtt_client import Message
 from igniterd.clients.mqtt_listener import Heard, MqttListener
 from igniterd.edgelog import EdgeLogger
 from igniterd.errors import Refused
+from igniterd.fleet.asking import Asking
 from igniterd.fleet.cluster import Cluster
 from igniterd.fleet.config import FleetConfig
 from igniterd.fleet.fitting import in_one_message, same_advice
@@ -34,9 +35,11 @@ _RENEWALS = 3  # of an advice, before it would expire
 _OF_HOSTS = ("+/status", "+/state", "+/state/+")
 
 
-def host_topics(cluster: str) -> list[str]:
-    """What is listened to of the hosts of a cluster; profiles are in addition, by hash."""
-    return [f"{ROOT}/{VERSION}/{cluster}/{rest}" for rest in _OF_HOSTS]
+def topics_of(cluster: str, profiles: Iterable[str] = ()) -> dict[str, int]:
+    """What is listened to of the hosts of a cluster, with its quality of service: they say again
+    what is lost, but profiles, which are asked for by hash."""
+    hosts = {f"{ROOT}/{VERSION}/{cluster}/{rest}": 0 for rest in _OF_HOSTS}
+    return hosts | {profile_topic(cluster, digest, "+"): 1 for digest in profiles}
 
 
 @dataclass(slots=True)
@@ -77,7 +80,7 @@ class Desk:
         self.ticked_s = clock()
         self._source = f"{ROOT}/{cluster}/fleet-{settings.name}"
         self._speaker_topic = cluster_topic(cluster, "speaker")
-        self._base = host_topics(cluster)
+        self._asking = Asking()
         self._numbers, self._ids = itertools.count(1), itertools.count(1)
         self._changed_s: float | None = None  # the first change that no plan has seen
         self._taken = False
@@ -96,7 +99,7 @@ class Desk:
             will=self._will,
             clock=clock,
         )
-        self.listener.want([self._speaker_topic, *self._base])
+        self.listener.want({self._speaker_topic: 1} | topics_of(cluster))
 
     async def start(self) -> None:
         """Begin; does not wait for the broker."""
@@ -192,10 +195,10 @@ class Desk:
 
     def _look(self, at_s: float) -> None:
         """What is known now, and which profiles are missing."""
+        profiles = self._asking.now(self.view.wanted_profiles(), at_s)
+        self.listener.want({self._speaker_topic: 1} | topics_of(self.cluster, profiles))
         if self._taken:
             self._taken = False
-            profiles = [profile_topic(self.cluster, d, "+") for d in self.view.wanted_profiles()]
-            self.listener.want([self._speaker_topic, *self._base, *profiles])
             if self.view.changed():
                 self._changed_s = self._changed_s or at_s
         if at_s - self._looked_s >= _LOOK_S:

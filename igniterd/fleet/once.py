@@ -12,16 +12,16 @@ from typing import Any
 
 from igniterd.clients.mqtt_listener import Heard, MqttListener
 from igniterd.errors import CannotRun
+from igniterd.fleet.asking import Asking
 from igniterd.fleet.cluster import Cluster
 from igniterd.fleet.config import FleetConfig
-from igniterd.fleet.desk import host_topics
+from igniterd.fleet.desk import topics_of
 from igniterd.fleet.parts import Parts, View
 from igniterd.fleet.service import boot_s, broker_of
 from igniterd.fleet.thinking import Thinking
-from igniterd.messages.topics import profile_topic
 
 QUIET_S = 2.0
-"""Without a message for so long, everything that is retained has come."""
+"""Without a retained message for so long, all of them have come."""
 DEADLINE_S = 20.0
 _EVERY_S = 0.05
 
@@ -73,12 +73,13 @@ async def _gather(
     quiet_s: float,
     clock: Callable[[], float],
 ) -> None:
-    """Give the view what the broker has kept, until nothing more comes."""
+    """Give the view what the broker has kept, until nothing more of it comes."""
     heard_s = clock()
 
     def take(heard: Heard) -> None:
         nonlocal heard_s
-        heard_s = heard.at_s
+        if heard.retained:
+            heard_s = heard.at_s
         view.take(
             heard.topic,
             heard.payload,
@@ -89,14 +90,14 @@ async def _gather(
 
     name = f"igniterd-fleet-once-{uuid.uuid4().hex[:12]}"
     listener = MqttListener(broker_of(config), name, take, clock=clock)
-    listener.want(host_topics(cluster))
+    asking = Asking()
+    listener.want(topics_of(cluster))
     until_s = clock() + deadline_s
     await listener.start()
     try:
         while (now_s := clock()) < until_s:
             wanted = view.wanted_profiles()
-            profiles = [profile_topic(cluster, digest, "+") for digest in wanted]
-            listener.want([*host_topics(cluster), *profiles])
+            listener.want(topics_of(cluster, asking.now(wanted, now_s)))
             if not listener.statistics.connected:
                 heard_s = now_s
             elif now_s - heard_s >= quiet_s and not wanted:

@@ -226,6 +226,23 @@ async def test_a_broker_that_forgot_everything_is_told_again(tmp_path: Path) -> 
             await until(lambda: again.moved() == ["b", "c"])
 
 
+async def test_profiles_are_listened_to_while_they_are_wanted(tmp_path: Path) -> None:
+    async with lab(tmp_path) as (_, cluster, service, fakes):
+        view, desk = fakes.views["lab"], service.desks["lab"]
+        digest, other = "0" * 32, "1" * 32
+        for one in (digest, other):
+            await cluster.client.publish(f"{PREFIX}profile/{one}/1", b"{}", 1, retain=True)
+        await until(lambda: desk.listener.statistics.connected)
+        assert view.counts["profile", "malformed"] == 0
+        view.wanted = frozenset({digest})
+        await until(lambda: view.counts["profile", "malformed"] == 1)
+        view.wanted = frozenset({other})
+        await until(lambda: view.counts["profile", "malformed"] == 2)
+        await cluster.client.publish(f"{PREFIX}profile/{digest}/1", b"{}", 1, retain=True)
+        await cluster.client.publish(f"{PREFIX}profile/{other}/2", b"{}", 1, retain=True)
+        await until(lambda: view.counts["profile", "malformed"] == 3)
+
+
 async def test_a_plan_that_raises_does_not_end_it(tmp_path: Path) -> None:
     async with lab(tmp_path) as (_, cluster, service, fakes):
         await until(lambda: cluster.moved() == [])
