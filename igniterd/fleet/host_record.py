@@ -137,18 +137,23 @@ class HostRecord:
         return min([s for s in later if s > at_s] + [self.heard_s + FORGET_S])
 
     def _why_stale(self) -> str:
+        if self.other_versions:
+            return self._why_version()
         if self.ageless:
             return "stale: its retained state does not say how old it is"
         return f"stale: no state within {STATE_EXPIRY_S} s"
 
     def _why_no_state(self) -> str:
         if self.other_versions and not self.runs:
-            spoken = ", ".join(self.other_versions)
-            return f"it speaks {spoken} of the messages, and {VERSION} is read here"
+            return self._why_version()
         for run in self.runs.values():
             if run.have:
                 return f"waits for parts of its state: {len(run.have)} of {run.parts} are here"
         return "no state of it was heard"
+
+    def _why_version(self) -> str:
+        spoken = ", ".join(self.other_versions)
+        return f"it speaks {spoken} of the messages, and {VERSION} is read here"
 
     def _run_of(self, part: HostState, at_s: float, retained: bool) -> _Run:
         run = self.runs.get(part.run)

@@ -101,10 +101,14 @@ class Knowledge:
         """The kind that ``board`` is of; None where no profile is of such a board.
 
         Of several that it may be of, the one that most of ``digests`` are of: the profiles that
-        the models of its host name.
+        the models of its host name. A board that tells no name is only of such a one.
         """
-        found = [kind for kind in self.kinds if not kind.unlike(board)]
         named = frozenset(digests)
+        found = [
+            kind
+            for kind in self.kinds
+            if (board.name or named & kind.digests) and not kind.unlike(board)
+        ]
         return max(found, key=lambda k: (len(named & k.digests), k.model is not None), default=None)
 
 

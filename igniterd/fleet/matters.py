@@ -55,6 +55,8 @@ def _of_model(model: ModelState) -> tuple[object, ...]:
         ),
         _part(model.reserved),
         _rate(model.rate_upper_per_s),
+        _part(model.bias),
+        model.learnt and _part(model.learnt.level),
         model.items,
         model.batches,
         model.keeps_batch,
@@ -71,5 +73,5 @@ def _rate(rate: float | None) -> int | None:
 
 
 def _part(part: float | None) -> int | None:
-    """A part of a GPU in steps of a twentieth."""
+    """A part of a GPU, or a correction, in steps of a twentieth."""
     return None if part is None else round(20 * part)

@@ -86,8 +86,7 @@ class ClusterView:
             else:
                 outcome = self._take(_Message(topic, found, payload, at_s, left_s, retained))
         except Exception as error:  # one message must not end the service: it is named
-            outcome = "unexpected"
-            self._notes.add(topic, f"could not be read: {type(error).__name__}: {error}", at_s)
+            outcome = self._unforeseen(topic, found, error, at_s)
         self.counts["other" if found is None else found.kind, outcome] += 1
 
     def _take(self, message: _Message) -> str:
@@ -169,6 +168,16 @@ class ClusterView:
             for host in self._profiles.hosts_of(topic.name):
                 self._settle(self._records[host], message.at_s)
         return outcome
+
+    def _unforeseen(self, topic: str, found: Topic | None, error: Exception, at_s: float) -> str:
+        self._notes.add(topic, f"could not be read: {type(error).__name__}: {error}", at_s)
+        record = self._records.get(found.name) if found is not None else None
+        if found is not None and found.kind == "state" and record is not None:
+            before = record.held
+            record.refuse("its state could not be read")
+            self._held += record.held - before
+            self._settle(record, at_s)
+        return "unexpected"
 
     def _odd(self, topic: str, text: str, at_s: float) -> str:
         self._notes.add(topic, text, at_s)

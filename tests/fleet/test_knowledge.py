@@ -167,6 +167,13 @@ def test_a_board_is_of_the_kind_whose_profiles_its_models_name() -> None:
     assert known.kind_of(HERE) is known.kind_of(HERE)
 
 
+def test_a_board_without_a_name_is_of_a_kind_that_its_models_name_or_of_none() -> None:
+    known = built(only(NAMES[0]), Fitted())
+    unnamed = BoardState(uuid="GPU-a")
+    assert known.kind_of(unnamed) is None
+    assert known.kind_of(unnamed, [digest(NAMES[0])]) is known.kinds[0]
+
+
 @pytest.mark.parametrize(
     "more",
     [

@@ -3,14 +3,11 @@ along."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import permutations
-
 import pytest
 
 from igniterd.fleet.view import ClusterView
 from igniterd.messages.topics import host_topic
-from tests.fleet.said import changed, messages, payload, state, tell, tell_status
+from tests.fleet.said import changed, payload, state, tell, tell_status
 
 STALE = "stale: no state within 30 s"
 
@@ -138,68 +135,6 @@ def test_made_up_runs_are_bounded() -> None:
     assert len(view._records["a"].runs) <= 4
 
 
-# ---------------------------------------------------------------- parts
-
-
-def parts(tick: int = 1, run: str = "r") -> list[tuple[str, bytes]]:
-    found = messages(state("a", tick=tick, run=run, models=9), 800)
-    assert len(found) == 4
-    return found
-
-
-@pytest.mark.parametrize("order", list(permutations(range(4))))
-def test_the_order_of_parts_does_not_matter(order: Sequence[int]) -> None:
-    view, said = ClusterView("c"), parts()
-    for number in order:
-        assert view.cluster(0.0).hosts == {}
-        for _ in range(2):  # twice each
-            view.take(*said[number], at_s=0.0, left_s=None, retained=False)
-    host = view.cluster(1.0).hosts["a"]
-    assert list(host.models) == [f"m{i}" for i in range(9)]
-    assert list(host.boards) == ["GPU-a"]
-
-
-def test_an_incomplete_set_leaves_the_last_complete_one_until_it_is_stale() -> None:
-    view = ClusterView("c")
-    for message in parts():
-        view.take(*message, at_s=0.0, left_s=None, retained=False)
-    for message in parts(tick=2)[:-1]:
-        view.take(*message, at_s=20.0, left_s=None, retained=False)
-    assert view.cluster(29.0).hosts["a"].tick == 1
-    assert left_out(view, 30.0) == {"a": STALE}
-
-
-def test_a_host_waits_for_its_first_parts() -> None:
-    view, said = ClusterView("c"), parts()
-    view.take(*said[1], at_s=0.0, left_s=None, retained=False)
-    assert left_out(view) == {"a": f"waits for parts of its state: 1 of {len(said)} are here"}
-
-
-def test_a_left_over_part_of_an_older_tick_does_no_harm() -> None:
-    for order in permutations([parts()[-1], *messages(state("a", tick=2))]):
-        view = ClusterView("c")
-        for message in order:
-            view.take(*message, at_s=0.0, left_s=20.0, retained=True)
-        assert view.cluster(1.0).hosts["a"].tick == 2
-
-
-def test_parts_that_contradict_each_other_leave_the_host_out_until_they_do_not() -> None:
-    view, (first, second, *_) = ClusterView("c"), parts()
-    view.take(*first, at_s=0.0, left_s=None, retained=False)
-    text = second[1].replace(f'"parts":{len(parts())}'.encode(), b'"parts":9')
-    view.take(second[0], text, at_s=0.0, left_s=None, retained=False)
-    assert "does not belong to" in left_out(view)["a"]
-    assert view.counts["state", "contradictory"] == 1
-    tell(view, state("a", tick=2), 1.0)
-    assert left_out(view) == {}
-
-
-def test_a_part_under_the_topic_of_another_is_refused() -> None:
-    view = ClusterView("c")
-    view.take("igniterd/v1/c/a/state/2", messages(state())[0][1], at_s=0, left_s=1, retained=True)
-    assert left_out(view, 0.5) == {"a": "part 2 of its state says it is part 1"}
-
-
 # ---------------------------------------------------------------- faults
 
 
@@ -264,6 +199,30 @@ def test_a_host_that_speaks_a_newer_version_alone_is_left_out_by_name() -> None:
         view.take(f"igniterd/v2/c/{host}/state", b"?", at_s=0.0, left_s=None, retained=False)
     assert left_out(view) == {"b": "it speaks v2 of the messages, and v1 is read here"}
     assert view.counts["state", "unknown_version"] == 2
+
+
+def test_a_host_that_went_over_to_a_newer_version_is_left_out_for_that() -> None:
+    view = view_of("a")
+    view.take("igniterd/v2/c/a/state", b"?", at_s=5.0, left_s=None, retained=False)
+    assert left_out(view, 29.0) == {}
+    assert left_out(view, 31.0) == {"a": "it speaks v2 of the messages, and v1 is read here"}
+
+
+def test_a_fault_of_igniterd_itself_is_named_and_takes_no_other_host_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("by hand")
+
+    view, topic = view_of("a", "b"), host_topic("c", "a", "state")
+    with monkeypatch.context() as patched:
+        patched.setattr("igniterd.fleet.view.read_event", broken)
+        tell(view, state("a", tick=2), 1.0)
+    assert left_out(view) == {"a": "its state could not be read"}
+    assert view.troubles(1.0)[topic] == "could not be read: ZeroDivisionError: by hand"
+    assert view.counts["state", "unexpected"] == 1
+    tell(view, state("a", tick=3), 2.0)
+    assert set(view.cluster(2.0).hosts) == {"a", "b"}
 
 
 # ---------------------------------------------------------------- status
@@ -359,6 +318,7 @@ def test_only_what_matters_for_planning_is_a_change() -> None:
             ("models.0.stays", "by hand"),
             ("boards.0.fault", "lost"),
             ("terms", {"slo_margin": 0.2}),
+            ("models.0.bias", 1.3),
         ],
         start=3,
     ):

@@ -116,3 +116,25 @@ def test_a_host_is_left_out_only_for_what_it_says_itself(said: list[tuple[str, s
     for host, heard in runs.items():
         two = len(heard) > 3  # A, B, A
         assert (host in view.cluster(20.0).left_out) is two
+
+
+TOLD = st.tuples(st.sampled_from("abcd"), st.sets(st.sampled_from("wxyz"), min_size=1))
+
+
+@given(st.lists(st.tuples(TOLD, st.integers(0, 15)), max_size=25))
+def test_a_gpu_is_used_on_the_only_host_that_has_it(
+    told: list[tuple[tuple[str, set[str]], int]],
+) -> None:
+    view, at_s = ClusterView("c"), 0
+    latest: dict[str, tuple[int, set[str]]] = {}
+    for tick, ((host, gpus), later_s) in enumerate(told):
+        at_s += later_s
+        boards = [{"uuid": f"GPU-{gpu}"} for gpu in gpus]
+        tell(view, {**state(host, tick=tick), "boards": boards, "models": []}, float(at_s))
+        latest[host] = at_s, gpus
+        fresh = {name: has for name, (said_s, has) in latest.items() if at_s < said_s + 30}
+        rivals = {
+            name: any(has & other for rival, other in fresh.items() if rival != name)
+            for name, has in fresh.items()
+        }
+        assert set(view.cluster(at_s).hosts) == {name for name, two in rivals.items() if not two}
