@@ -42,6 +42,18 @@ def topics_of(cluster: str, profiles: Iterable[str] = ()) -> dict[str, int]:
     return hosts | {profile_topic(cluster, digest, "+"): 1 for digest in profiles}
 
 
+def read_claim(payload: bytes, cluster: str) -> Claim | None:
+    """A message of a cluster's topic ``speaker``; None where the broker says that it is forgotten.
+    Raises :class:`Refused` for what is no claim of it."""
+    if not payload:
+        return None
+    found = read_event(payload, "speaker", Event[Speaker])
+    said = found.data
+    if said.cluster != cluster:
+        raise Refused(f"speaks of cluster {said.cluster!r}")
+    return Claim(said.speaker, said.term, found.id, said.until == "released")
+
+
 @dataclass(slots=True)
 class DeskStatistics:
     """Since the start."""
@@ -120,6 +132,11 @@ class Desk:
     def speaks(self) -> bool:
         return self.speakership.speaks(self._clock())
 
+    @property
+    def others(self) -> bool:
+        """Whether somebody else speaks, as far as it is known."""
+        return self.speakership.holder not in ("", self.speakership.name)
+
     def troubles(self) -> dict[str, str]:
         """Everything odd, by host or topic, in words."""
         found = dict(self.view.troubles(self._clock()))
@@ -145,21 +162,15 @@ class Desk:
         self._taken = True
 
     def _take_claim(self, heard: Heard) -> None:
-        if not heard.payload:
-            return
         try:
-            found = read_event(heard.payload, "speaker", Event[Speaker])
-            if found.data.cluster != self.cluster:
-                raise Refused(f"speaks of cluster {found.data.cluster!r}")
+            claim = read_claim(heard.payload, self.cluster)
         except Refused as error:
             self.statistics.claims_refused += 1
             self._once.failed("speaker", f"{heard.topic}: {error}", says="is not understood")
             return
         self._once.worked("speaker", says="is understood again")
-        claim = found.data
-        self.speakership.heard(
-            Claim(claim.speaker, claim.term, found.id, claim.until == "released"), heard.at_s
-        )
+        if claim is not None:
+            self.speakership.heard(claim, heard.at_s)
 
     def _connection(self, name: str, listens: bool) -> None:
         if not name:

@@ -8,6 +8,7 @@ import functools
 import random
 import signal
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,11 +18,16 @@ import structlog
 from igniterd.clients.admin import AdminServer
 from igniterd.clients.fleet_metrics import FleetMetrics
 from igniterd.clients.mqtt_broker import Broker
+from igniterd.clients.mqtt_listener import Heard, MqttListener
 from igniterd.clients.systemd import Notifier
+from igniterd.edgelog import EdgeLogger
+from igniterd.errors import Refused
 from igniterd.fleet.config import ALL, FleetConfig
-from igniterd.fleet.desk import Desk
+from igniterd.fleet.desk import Desk, read_claim
 from igniterd.fleet.parts import Parts, real_parts
+from igniterd.fleet.pool import CLAIMS, HINTS, Held, Pool
 from igniterd.fleet.readings import reading, sentence, shown
+from igniterd.messages.topics import parse_topic
 
 TICK_S = 1.0
 _STILL_S = 15.0  # a desk that has not ticked for so long hangs
@@ -64,7 +70,10 @@ class FleetService:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="plan")
         self._notifier = Notifier() if notifier is None else notifier
         self.desks: dict[str, Desk] = {}
+        self._once = EdgeLogger("fleet")
         self.stopping = asyncio.Event()
+        self._pool = Pool(config.fleet.most_clusters, config.fleet.lease_s)
+        self._pooled = self._pool_listener() if ALL in config.fleet.clusters else None
         self._metrics = FleetMetrics(lambda: [reading(desk) for desk in self.desks.values()])
         host, port = config.metrics.address
         self.admin = AdminServer(
@@ -89,6 +98,8 @@ class FleetService:
             for cluster in self.config.fleet.clusters:
                 if cluster != ALL:
                     await self.open(cluster)
+            if self._pooled is not None:
+                await self._pooled.start()
             self._say_start()
             while not self.stopping.is_set():
                 await self._tick()
@@ -97,7 +108,9 @@ class FleetService:
             await self.close()
 
     async def close(self) -> None:
-        await asyncio.gather(*(desk.close() for desk in self.desks.values()))
+        closing = [desk.close() for desk in self.desks.values()]
+        closing += [] if self._pooled is None else [self._pooled.close()]
+        await asyncio.gather(*closing)
         await self.admin.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._notifier.close()
@@ -145,6 +158,8 @@ class FleetService:
     def ready(self) -> tuple[bool, list[str]]:
         """Whether it does its work: it hears the broker, somebody speaks, and plans are made."""
         wrong = []
+        if self._pooled is not None and not self._pooled.statistics.connected:
+            wrong.append("the broker is not reached")
         for name, desk in self.desks.items():
             if not desk.listener.statistics.connected:
                 wrong.append(f"cluster {name}: the broker is not reached")
@@ -167,7 +182,45 @@ class FleetService:
         )
         self._notifier.ready("listening")
 
+    def _pool_listener(self) -> MqttListener:
+        name = f"igniterd-fleet-{self.config.fleet.name}-{uuid.uuid4().hex[:12]}"
+        listener = MqttListener(self._broker, name, self._take_pooled, clock=self._clock)
+        listener.want({HINTS: 0, CLAIMS: 1})
+        return listener
+
+    def _take_pooled(self, heard: Heard) -> None:
+        topic = parse_topic(heard.topic)
+        if topic is not None and topic.kind == "hint":
+            self._pool.hint(topic.cluster)
+        elif topic is not None:
+            self._take_pooled_claim(topic.cluster, heard)
+
+    def _take_pooled_claim(self, cluster: str, heard: Heard) -> None:
+        try:
+            claim = read_claim(heard.payload, cluster)
+        except Refused as error:
+            self._once.failed("speaker", f"{heard.topic}: {error}", says="is not understood")
+            return
+        if claim is not None:
+            self._pool.claim(cluster, heard.at_s, released=claim.released)
+
+    async def _share(self) -> None:
+        """Take clusters that nobody speaks for, and let others go."""
+        at_s = self._clock()
+        for cluster in self._pool.taking(self.desks.keys(), at_s):
+            structlog.get_logger("igniterd").info("takes a cluster", cluster=cluster)
+            await self.open(cluster)
+        held = {
+            name: Held(desk.speaks, desk.others, bool(desk.seen.hosts or desk.seen.left_out))
+            for name, desk in self.desks.items()
+        }
+        for cluster in self._pool.leaving(held, at_s):
+            structlog.get_logger("igniterd").info("lets a cluster go", cluster=cluster)
+            await self.leave(cluster)
+
     async def _tick(self) -> None:
+        if self._pooled is not None:
+            await self._share()
         well, _ = self.health()
         if well:  # else systemd starts it anew
             said = "; ".join(sentence(desk) for desk in self.desks.values())

@@ -20,6 +20,7 @@ from igniterd.perf import Profile
 
 T = TypeVar("T")
 
+_FIT_AGAIN_S = 600.0
 DURATIONS_S = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """Upper ends of the histogram of durations."""
 
@@ -31,7 +32,7 @@ class ThinkingStatistics:
     outcomes: Counter[str] = field(default_factory=Counter)
     durations: Counter[float] = field(default_factory=Counter)  # by the upper end of a bucket
     total_s: float = 0.0
-    since_s: float | None = None  # when the thought under way began, by the clock
+    since_s: float | None = None  # when the plan under way began, by the clock
 
 
 class Thinking:
@@ -53,6 +54,7 @@ class Thinking:
         self._executor, self._timeout_s, self._clock = executor, timeout_s, clock
         self._knowledge: Any = None
         self._learnt: frozenset[str] | None = None
+        self._learnt_s = float("-inf")
         self._cluster = cluster
         self._once = EdgeLogger("fleet")
 
@@ -60,21 +62,25 @@ class Thinking:
         self, cluster: Cluster, profiles: Mapping[str, Profile], *, consolidate: bool
     ) -> Advice | None:
         """What to do; None where no plan came of it, which is said once and counted."""
+        if not await self._learn(profiles):
+            return None
+        knowledge = self._knowledge
         self.statistics.since_s = self._clock()
         try:
-            if not await self._learn(profiles):
-                return None
-            knowledge = self._knowledge
-            planning = self._in_thread(
-                lambda: self._planner.plan(cluster, knowledge, consolidate=consolidate)
+            return await self._planned(
+                self._in_thread(
+                    lambda: self._planner.plan(cluster, knowledge, consolidate=consolidate)
+                )
             )
-            return await self._planned(planning)
         finally:
             self.statistics.since_s = None
 
     async def _learn(self, profiles: Mapping[str, Profile]) -> bool:
+        """Each fit has a deadline of its own, and may have been unlucky: it is tried again."""
         names = frozenset(profiles)
-        if names == self._learnt:
+        again = any(kind.again for kind in getattr(self._knowledge, "kinds", ()))
+        rests = not again or self._clock() - self._learnt_s < _FIT_AGAIN_S
+        if names == self._learnt and rests:
             return True
         previous = self._knowledge
         try:
@@ -82,7 +88,7 @@ class Thinking:
         except Exception as error:
             self.failed("unlearnt", "profiles", error)
             return False
-        self._learnt = names
+        self._learnt, self._learnt_s = names, self._clock()
         self._once.worked("profiles", cluster=self._cluster)
         return True
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,3 +91,23 @@ async def test_knowledge_is_built_when_the_profiles_change_and_from_what_was_kno
         await thought.advice(LAB, profiles, consolidate=False)
     assert built == [(["p"], None), (["bad", "p"], 1), (["p", "q"], 1)]
     assert thought.statistics.outcomes == {"made": 3, "unlearnt": 1}
+
+
+async def test_a_fit_that_was_unlucky_is_tried_again_after_a_while(
+    executor: ThreadPoolExecutor,
+) -> None:
+    built: list[Any] = []
+
+    def build(profiles: Mapping[str, Any], previous: Any) -> Any:
+        built.append(previous)
+        unlucky = {"p"} if len(built) == 1 else set()
+        return SimpleNamespace(kinds=[SimpleNamespace(again=unlucky)])
+
+    now_s = [0.0]
+    parts = Fakes(build=build).parts()
+    thought = Thinking("lab", parts, executor, timeout_s=30.0, clock=lambda: now_s[0])
+    profiles: Any = {"p": 1}
+    for at_s in (0.0, 599.0, 600.0, 1300.0):
+        now_s[0] = at_s
+        assert await thought.advice(LAB, profiles, consolidate=False) is not None
+    assert len(built) == 2

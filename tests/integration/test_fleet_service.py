@@ -51,11 +51,16 @@ def settings(url: str, name: str = "one", **more: Any) -> FleetConfig:
 
 
 @asynccontextmanager
-async def serving(config: FleetConfig, fakes: Fakes) -> AsyncIterator[FleetService]:
+async def serving(
+    config: FleetConfig, fakes: Fakes, *, pooled: bool = False
+) -> AsyncIterator[FleetService]:
     service = FleetService(config, fakes.parts())
     task = asyncio.create_task(service.run())
     try:
-        await until(lambda: task.done() or list(service.desks) == config.fleet.clusters)
+        if pooled:
+            await until(lambda: task.done() or service.ready()[0])
+        else:
+            await until(lambda: task.done() or list(service.desks) == config.fleet.clusters)
         yield service
     finally:
         service.stopping.set()
@@ -459,6 +464,43 @@ async def test_planner_that_is_late_is_not_published(tmp_path: Path) -> None:
             gate.set()
             await until(lambda: desk.thinking.statistics.outcomes["late"])
             assert cluster.rebalances == []
+
+
+# ------------------------------------------------------------ a pool
+
+
+async def test_a_pool_shares_clusters_and_takes_over_those_of_one_that_is_gone(
+    tmp_path: Path,
+) -> None:
+    names = [f"c{number}" for number in range(6)]
+
+    async def hints() -> None:
+        """As from the hosts of every cluster."""
+        while True:
+            for name in names:
+                await cluster.client.publish(f"igniterd/v1/{name}/a/hint", b"{}")
+                for host in "ab":
+                    payload = envelope("state", a_state(host, name))
+                    await cluster.client.publish(f"igniterd/v1/{name}/{host}/state", payload)
+            await asyncio.sleep(0.3)
+
+    def speaks(service: FleetService) -> set[str]:
+        return {name for name, desk in service.desks.items() if desk.speaks and desk.said}
+
+    async with broker_host(tmp_path) as broker, cluster_at(broker) as cluster:
+        hinting = asyncio.create_task(hints())
+        pool = {"clusters": ["+"], "most_clusters": 6}
+        first = serving(settings(broker.url, "one", **pool), Fakes(), pooled=True)
+        second = serving(settings(broker.url, "two", **pool), Fakes(), pooled=True)
+        try:
+            async with second as two:
+                async with first as one:
+                    await until(lambda: speaks(one) | speaks(two) == set(names), 60.0)
+                    assert not speaks(one) & speaks(two)
+                await until(lambda: speaks(two) == set(names), 60.0)
+        finally:
+            hinting.cancel()
+            await asyncio.gather(hinting, return_exceptions=True)
 
 
 # ------------------------------------------------------------ one look
