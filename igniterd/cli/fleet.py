@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from igniterd.cli.fleet_apply import register_apply
+
 if TYPE_CHECKING:
     from igniterd.fleet.config import FleetConfig
     from igniterd.fleet.once import Looked
@@ -16,7 +18,7 @@ HELP = """Read what the daemons of a cluster say over MQTT, and say which models
 fewest moves after which every SLO holds, or fewer GPUs. Advice: nothing is carried out."""
 
 app = typer.Typer(name="fleet", help=HELP, invoke_without_command=True, rich_markup_mode=None)
-"""Other verbs about a cluster add themselves here."""
+register_apply(app)
 
 
 def register(root: typer.Typer) -> None:

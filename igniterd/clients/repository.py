@@ -54,7 +54,7 @@ def own_config(
     model: str, url: str, given: Sequence[str] = (), proc: Path = _PROC
 ) -> ModelConfig | None:
     """What its owner's ``config.pbtxt`` says, with the model's name; ``None`` where it cannot be
-    read and kept whole."""
+    read and kept whole. For a server of this machine."""
     try:
         folder = model_folder(model, url, given, proc)
     except (CannotRun, OSError):

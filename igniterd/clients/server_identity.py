@@ -36,6 +36,11 @@ def identities(url: str) -> frozenset[str]:
     return frozenset(names | _local_names(local, port)) if local else frozenset(names)
 
 
+def is_here(url: str) -> bool:
+    """Whether the server at ``url`` (host:port) is on this machine. Looks its name up."""
+    return any(map(_is_local, _resolve(_host_and_port(url)[0])))
+
+
 def _local_names(local: set[IpAddress], port: int) -> set[str]:
     """Servers of one port may listen at addresses of their own: then these tell them apart."""
     listening = set(_listening(port))

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from igniterd.config import anchored, checked, parsed, text_of
 from igniterd.config_sections import Metrics, Mqtt, Name, Seconds, Section
 from igniterd.errors import ConfigError
+from igniterd.fleet.places import FleetTriton, Route
 
 OPTIONS = "the options"
 ALL = "+"
@@ -82,6 +83,8 @@ class FleetConfig(Section):
     broker: FleetBroker
     fleet: Fleet
     metrics: FleetMetrics = Field(default_factory=FleetMetrics)
+    triton: list[FleetTriton] = Field(default_factory=list)  # these two: of igniterd fleet apply
+    route: Route | None = None
 
 
 def load_fleet_config(

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from igniterd.fleet.cluster import Cluster
+from igniterd.fleet.knowledge import build
 from igniterd.fleet.view import ClusterView
 from igniterd.perf import Profile
 
@@ -56,7 +57,6 @@ def real_parts() -> Parts:
     """Those of a running ``igniterd fleet``: models are fitted in processes of their own."""
     from igniterd.predictors import fitted
 
-    build = import_module("igniterd.fleet.knowledge").build
     return Parts(
         view=ClusterView,
         build=lambda profiles, previous: build(profiles, fit=fitted, previous=previous),

@@ -240,6 +240,10 @@ class TritonHost:
             truth_of(kind).tables().save(self.folder / f"truth-{kind}.npz")
         self.prepare_boards()
 
+    def add_to_repository(self, model: Servable) -> None:
+        """Write a model that is not to be loaded."""
+        self._place(model, Path(__file__).parent / "gpu" / "triton_model.py")
+
     def prepare_boards(self) -> None:
         """Write the empty boards, unless they are another server's."""
         spec = self.spec

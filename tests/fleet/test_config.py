@@ -96,3 +96,14 @@ def test_no_file_and_no_toml(tmp_path: Path) -> None:
 def test_a_password_is_not_shown(tmp_path: Path) -> None:
     path = written(tmp_path, '[broker]\nurl = "mqtt://me:secret@b"\n[fleet]\nclusters = ["a"]\n')
     assert "secret" not in " ".join(problems(path))
+
+
+def test_the_tables_of_apply_may_be_in_the_same_file_and_are_checked(tmp_path: Path) -> None:
+    text = (
+        '[broker]\nurl = "mqtt://b"\n[fleet]\nclusters = ["a"]\n'
+        '[[triton]]\nhost = "gpu-a"\nurl = "10.0.0.1:8001"\n'
+        '[route]\ncommand = ["route", "{model}"]\n'
+    )
+    assert load_fleet_config(written(tmp_path, text)).triton[0].host == "gpu-a"
+    (said,) = problems(written(tmp_path, text.replace(":8001", "")))
+    assert said.startswith("triton[0].url: should be host:port")

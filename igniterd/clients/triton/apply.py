@@ -16,7 +16,7 @@ from typing import Protocol
 from igniterd.clients.environments import PLAIN, ModelConfig, Reach, base_env_of, is_stale
 from igniterd.clients.shares import prepare_config
 from igniterd.clients.triton.config import allocation_of, instance_names_of, same_allocation
-from igniterd.clients.triton.config_change import same_but_instances
+from igniterd.clients.triton.config_change import same_but_instances, with_allocation
 from igniterd.errors import ChangedByHand, IgniterdError, Refused, Unreachable
 from igniterd.records import Allocation, Stub
 
@@ -46,13 +46,15 @@ class Applier:
 
     ``shares`` is the folder of share environments, under the path at which Triton sees it;
     ``reach``: how they reach the models of this server. ``processes``: where they can be seen, a
-    load is a reload only if they are new.
+    load is a reload only if they are new. Not ``here``: the folder is another machine's, where
+    ``igniterd shares --install`` or the daemon has made what is named.
     """
 
     triton: Reloader
     shares: Path
     reach: Reach = PLAIN
     processes: ProcessSource | None = None
+    here: bool = True
 
     async def apply(
         self,
@@ -76,7 +78,7 @@ class Applier:
             return
         if not any(same_allocation(present, each) for each in (wanted, *expected)):
             raise ChangedByHand(f"{model}: somebody else changed it to {present}; planning anew")
-        changed = await self._change(before, wanted)
+        changed = await self.change(before, wanted)
         # Instances alone are started and ended beside those that serve on; anything else is a new
         # copy, and must be one.
         in_place = same_but_instances(before, changed) and not anew
@@ -92,7 +94,11 @@ class Applier:
         if running and not in_place:
             await self._check_processes(model, running, after)
 
-    async def _change(self, before: ModelConfig, wanted: Allocation) -> ModelConfig:
+    async def change(self, before: ModelConfig, wanted: Allocation) -> ModelConfig:
+        """``before`` with ``wanted``, and the folder of its share made. Raises
+        :class:`~igniterd.errors.Refused` where the model cannot be given that."""
+        if not self.here:
+            return with_allocation(before, wanted, str(self.shares), reach=self.reach)
         if base_env_of(before, str(self.shares)) is None:
             return prepare_config(before, wanted, self.shares, self.reach)
         # its own environment is looked at: a mount that hangs holds up this step, not the daemon

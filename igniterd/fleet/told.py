@@ -1,0 +1,65 @@
+"""The rebalance that is to be carried out: from a file, or retained by the broker."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from igniterd.clients.mqtt_broker import Broker
+from igniterd.clients.mqtt_retained import read_retained
+from igniterd.config_sections import Mqtt
+from igniterd.documents import faults
+from igniterd.errors import CannotRun, ConfigError, Refused
+from igniterd.messages.event import Event, read_event
+from igniterd.messages.rebalance import Rebalance
+from igniterd.messages.topics import cluster_topic
+
+_MOST_BYTES = 1 << 20
+
+
+async def read_rebalance(broker: Mqtt, cluster: str, deadline_s: float) -> Rebalance:
+    """What the broker retains for the cluster. Raises :class:`IgniterdError` where that is nothing,
+    or no rebalance."""
+    topic = cluster_topic(cluster, "rebalance")
+    found = Broker(
+        broker.url,
+        broker.username,
+        broker.password_file,
+        broker.ca_file,
+        broker.cert_file,
+        broker.key_file,
+    )
+    payload = await read_retained(found, topic, deadline_s)
+    if not payload:
+        raise CannotRun(
+            f"{broker.url} has no rebalance at {topic}: is igniterd fleet running there, and does "
+            f"it speak for cluster {cluster!r}?"
+        )
+    try:
+        return read_event(payload, "rebalance", Event[Rebalance]).data
+    except Refused as error:
+        raise CannotRun(f"the message at {topic} {error}") from error
+
+
+def rebalance_from(path: Path) -> Rebalance:
+    """A file with the whole event, or its data alone. Raises :class:`ConfigError` naming what is
+    wrong with it."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from error
+    try:
+        data = json.loads(raw) if len(raw) <= _MOST_BYTES else None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(str(path), [f"is not JSON: {error}"]) from error
+    if isinstance(data, dict) and "specversion" in data:
+        try:
+            return read_event(raw, "rebalance", Event[Rebalance]).data
+        except Refused as error:
+            raise ConfigError(str(path), [str(error)]) from error
+    try:
+        return Rebalance.model_validate_json(raw)
+    except ValidationError as error:
+        raise ConfigError(str(path), faults(error, Rebalance)) from error

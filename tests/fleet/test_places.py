@@ -1,0 +1,71 @@
+"""The tables of the fleet's file that tell where its Tritons are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from igniterd.errors import ConfigError
+from igniterd.fleet.places import read_places
+
+GOOD = """
+[[triton]]
+host = "gpu-a"
+url = "192.0.2.1:8001"
+ca_file = "ca.pem"
+shares = "/var/lib/igniterd/shares"
+
+[[triton]]
+host = "gpu-a"
+name = "second"
+url = "192.0.2.1:8101"
+
+[route]
+command = ["route", "{action}", "{model}", "{from_url}", "{to_url}"]
+
+[broker]
+url = "mqtt://broker"
+password_file = "password"
+username = "fleet"
+
+[fleet]
+clusters = ["one"]
+settle_s = 2.0
+"""
+
+
+def test_it_is_read_and_paths_are_of_its_folder(tmp_path: Path) -> None:
+    file = tmp_path / "fleet.toml"
+    file.write_text(GOOD)
+    found = read_places(file)
+    main = found.of("gpu-a", "main")
+    assert main
+    assert main.ca_file == tmp_path / "ca.pem"
+    assert main.metrics_url is None
+    assert found.of("gpu-a", "second")
+    assert found.of("gpu-b", "main") is None
+    assert found.broker
+    assert found.fleet.clusters == ["one"]
+    assert found.broker.password_file == tmp_path / "password"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ('host = "gpu-a"\nname', "name", "triton[1].host is missing"),
+        ('name = "second"\n', "", "given twice"),
+        ("{from_url}", "{url}", "{url} means nothing here"),
+        ("{from_url}", "{from_url", "'{from_url': "),
+        ("192.0.2.1:8101", "192.0.2.1", "triton[1].url should be host:port"),
+        ("/var/lib/igniterd/shares", "shares", "should be a path from the root"),
+        ("[route]", "[route", "cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, before: str, after: str, said: str) -> None:
+    file = tmp_path / "fleet.toml"
+    assert GOOD.count(before) == 1
+    file.write_text(GOOD.replace(before, after))
+    with pytest.raises(ConfigError) as found:
+        read_places(file)
+    assert said in str(found.value)
