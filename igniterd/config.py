@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -50,6 +50,9 @@ __all__ = [
     "load_config",
     "parse_config",
 ]
+
+Checked = TypeVar("Checked", bound=Section)
+Anchored = TypeVar("Anchored", bound=Section)
 
 
 class Config(Section):
@@ -157,18 +160,9 @@ def _said(problem: Any) -> str:
 def _anchored(config: Config, folder: Path) -> Config:
     """Relative paths are meant from the configuration file's folder."""
 
-    def there(section: Triton | Mqtt, *names: str) -> Any:
-        return section.model_copy(
-            update={
-                name: folder / path
-                for name in names
-                if (path := getattr(section, name)) is not None
-            }
-        )
-
     tls = ("ca_file", "cert_file", "key_file")
-    servers = [there(server, *tls) for server in config.triton]
-    mqtt = None if config.mqtt is None else there(config.mqtt, *tls, "password_file")
+    servers = [anchored(server, folder, *tls) for server in config.triton]
+    mqtt = None if config.mqtt is None else anchored(config.mqtt, folder, *tls, "password_file")
     models = [_with_profiles_in(folder, model) for model in config.model]
     shares = None if config.state.shares is None else folder / config.state.shares
     there_too = {"directory": folder / config.state.directory, "shares": shares}
@@ -189,15 +183,7 @@ def _with_profiles_in(folder: Path, model: Model) -> Model:
 def parse_config(text: str, *, source: str, folder: Path | None = None) -> Config:
     """Check ``text`` (TOML) and return it as a :class:`Config`; raise :class:`ConfigError` with
     every problem found."""
-    try:
-        data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # figures of any length, tables of any depth
-        raise ConfigError(source, [f"not TOML: {error}"]) from error
-    try:
-        # as JSON, for there a path may be text and a number may not
-        config = Config.model_validate_json(json.dumps(data, default=str), strict=True)
-    except ValidationError as error:
-        raise ConfigError(source, [_said(problem) for problem in error.errors()]) from error
+    config = checked(Config, parsed(text, source), source)
     try:
         return _anchored(config, folder) if folder is not None else config
     except ValidationError as error:
@@ -208,8 +194,36 @@ def parse_config(text: str, *, source: str, folder: Path | None = None) -> Confi
 
 def load_config(path: Path) -> Config:
     """Read and check the file; raise :class:`ConfigError` naming every problem."""
+    return parse_config(text_of(path), source=str(path), folder=path.resolve().parent)
+
+
+def text_of(path: Path) -> str:
+    """What is in the file. Raises :class:`ConfigError`."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), [f"cannot be read: {error}"]) from error
-    return parse_config(text, source=str(path), folder=path.resolve().parent)
+
+
+def parsed(text: str, source: str) -> dict[str, Any]:
+    """``text`` as TOML. Raises :class:`ConfigError`."""
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # figures of any length, tables of any depth
+        raise ConfigError(source, [f"not TOML: {error}"]) from error
+
+
+def checked(schema: type[Checked], data: Mapping[str, Any], source: str) -> Checked:
+    """``data`` as a ``schema``; raise :class:`ConfigError` with every problem found."""
+    try:
+        # as JSON, for there a path may be text and a number may not
+        return schema.model_validate_json(json.dumps(data, default=str), strict=True)
+    except ValidationError as error:
+        raise ConfigError(source, [_said(problem) for problem in error.errors()]) from error
+
+
+def anchored(section: Anchored, folder: Path, *names: str) -> Anchored:
+    """The section with those of its paths that are relative taken from ``folder``."""
+    paths = {name: getattr(section, name) for name in names}
+    there = {name: folder / path for name, path in paths.items() if path is not None}
+    return section.model_copy(update=there)

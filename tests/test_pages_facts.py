@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from igniterd import hints
+from igniterd.clients.fleet_metrics import ClusterReading, FleetMetrics
 from igniterd.clients.metrics import Metrics
 from igniterd.clients.mqtt import MqttStatistics
 from igniterd.decisions import DecisionKind
@@ -46,6 +47,23 @@ def served() -> set[str]:
 
 def test_every_metric_is_on_the_page() -> None:
     assert first_cells(part(OPERATE, "## Metrics")) == served()
+
+
+def served_by_the_fleet() -> set[str]:
+    """Every metric of ``igniterd fleet``."""
+    cluster = ClusterReading("lab", moves=1, feasible=True, unsolved=0, answered_s=1.0)
+    page = FleetMetrics(lambda: [cluster]).render()[0].decode()
+    return {
+        family.name.removeprefix("igniterd_") + ("_total" if family.type == "counter" else "")
+        for family in text_string_to_metric_families(page)
+        if family.name.startswith("igniterd_")
+    }
+
+
+def test_every_metric_of_the_fleet_is_on_the_page() -> None:
+    topics = {"rebalance", "speaker"}  # whole paths, of which no name is a cell
+    named = first_cells(part(OPERATE, "## A cluster"))
+    assert named - topics == served_by_the_fleet()
 
 
 def test_every_alert_is_on_the_page() -> None:

@@ -94,11 +94,12 @@ class AdminServer:
         health: Health,
         ready: Health | None = None,
         hosts: Iterable[str] = (),
+        page: bool = True,
     ) -> None:
         """`metrics(accept)` gives page and content type, `state()` a JSON object (empty before the
         first tick). `health()` says whether the daemon is alive, for ``/livez`` and ``/healthz``;
         `ready()` whether it does its work; both with what is wrong. `hosts` are names that this
-        host is reached by beside its own."""
+        host is reached by beside its own. `page`: whether ``/`` is the daemon's status page."""
         self.address = (host, port)
         """Where it listens; once started with port 0, the port chosen."""
         self._metrics, self._state, self._health, self._ready = (
@@ -110,6 +111,7 @@ class AdminServer:
         self._own_names = frozenset(map(_plain, (*_LOCAL, host, *_names_of_this_host())))
         self._names = self._own_names
         self.admit(hosts)
+        self._page = page
         self._once = EdgeLogger("admin")
         self._runner: web.AppRunner | None = None
         self._listening: asyncio.Server | None = None
@@ -125,7 +127,7 @@ class AdminServer:
         application = web.Application(middlewares=[self._guard])
         application.add_routes(
             [
-                web.get("/", self._get_page),
+                *([web.get("/", self._get_page)] if self._page else []),
                 web.get("/metrics", self._get_metrics),
                 web.get("/state", self._get_state),
                 web.get("/livez", self._get_alive),

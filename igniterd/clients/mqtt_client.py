@@ -4,10 +4,12 @@ it drops."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import aiomqtt
+from paho.mqtt.client import MQTTMessage
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -36,6 +38,9 @@ class BrokerClient(aiomqtt.Client):
     """Bytes of the largest packet that the broker takes."""
     refusal: ReasonCode | None = None
     """Its answer to the last message, where that was a no."""
+    taken: Callable[[MQTTMessage], None] | None = None
+    """Is given every message when it comes, in place of the queue: so none is ever dropped here,
+    and who reads slowly slows the broker down."""
 
     def _on_connect(
         self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
@@ -48,6 +53,12 @@ class BrokerClient(aiomqtt.Client):
     ) -> None:
         self.refusal = reason_code if getattr(reason_code, "is_failure", False) else None
         super()._on_publish(client, userdata, mid, reason_code, properties)
+
+    def _on_message(self, client: Any, userdata: Any, message: MQTTMessage) -> None:
+        if self.taken is None:
+            super()._on_message(client, userdata, message)
+        else:
+            self.taken(message)
 
     async def send(self, message: Message, lost: asyncio.Future[Any], timeout_s: float) -> None:
         """Publish it and wait for the broker's answer, but not beyond the end of the connection,
@@ -79,7 +90,7 @@ class BrokerClient(aiomqtt.Client):
 
 
 async def until_lost(client: aiomqtt.Client) -> None:
-    """Nothing is subscribed to, so this ends only by the error that ended the connection."""
+    """Nothing is put into the queue, so this ends only by the error that ended the connection."""
     async for _ in client.messages:
         continue
 

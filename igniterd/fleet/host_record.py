@@ -6,12 +6,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
+from igniterd.announce import STATE_EXPIRY_S
 from igniterd.fleet.checks import contradictions
 from igniterd.fleet.cluster import HostView
-from igniterd.fleet.lean import lean
+from igniterd.fleet.slim import slim
 from igniterd.messages.state import HostState
 from igniterd.messages.topics import VERSION
-from igniterd.report import STATE_EXPIRY_S
 
 TWO_S = 2.0 * STATE_EXPIRY_S
 """Once two daemons of one name were heard, one alone must be for this long."""
@@ -190,7 +190,7 @@ class HostRecord:
         run.forget_parts()
         run.done = run.was_current = True
         self.until_s, self.ageless, self.fault = run.until_s, ageless, ""
-        self.view = HostView.of(lean(state))
+        self.view = HostView.of(slim(state))
         self.set_status(self.status, self.status_reason)
         self.wrong = contradictions(state)
         self.needs = frozenset(digest for model in state.models for digest in model.profiles)

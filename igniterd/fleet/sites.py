@@ -18,7 +18,7 @@ from igniterd.decide.room import Reserved
 from igniterd.decide.state import ALL, Margins
 from igniterd.fleet.cluster import HostView
 from igniterd.fleet.knowledge import BoardKind, Knowledge
-from igniterd.messages.state import AppliedState, Learnt, ModelState
+from igniterd.messages.state import AppliedState, BoardState, Learnt, ModelState
 from igniterd.placement import GpuGroup
 from igniterd.predict import LatencyPrediction
 from igniterd.records import Allocation, BiasEstimate
@@ -91,7 +91,9 @@ class Seat:
         return Demand(
             model=self.key,
             profiled_as=name,
-            rate_per_s=model.items * self.weight * (rate + margins.kept * (upper - rate)),
+            rate_per_s=model.items_per_request
+            * self.weight
+            * (rate + margins.kept * (upper - rate)),
             slo_ms=model.slo_p99_ms * (1 - margins.kept * slo_margin),
             priority=model.priority,
             min_share=model.min_share,
@@ -105,7 +107,8 @@ class Seat:
             arrival_scv=max(1.0, model.burstiness or 1.0),
             steerable=model.steerable,
             instances=self.here.instances,
-            reserved=0.0,
+            # where its share is in doubt there
+            reserved=model.reserved if same else 0.0,
             keeps_batch=model.keeps_batch,
             gpus=self.gpus if several else (),
             devices=self.here.devices,
@@ -257,7 +260,7 @@ def _site(
         host.state.terms.level,
         host.state.terms.slo_margin,
         tuple(seats),
-        {gpu: board.reserved or 0.0 for gpu, board in boards.items()},
+        {gpu: _taken(board, on[gpu], seats) for gpu, board in boards.items()},
         {gpu: least.get(gpu, 0.0) for gpu in gpus},
         {
             gpu: board.memory_total_bytes - board.memory_used_bytes
@@ -268,6 +271,13 @@ def _site(
         host.degraded or next((f"{gpu}: {b.fault}" for gpu, b in boards.items() if b.fault), ""),
         host.state.mode == _ACTS,
     )
+
+
+def _taken(board: BoardState, models: Sequence[ModelState], seats: Sequence[Seat]) -> float:
+    """The part of a GPU that is held by strangers, and by models that are not planned with."""
+    planned = {seat.model.name for seat in seats}
+    held = sum(m.reserved for m in models if m.name not in planned)
+    return min(1.0, (board.reserved or 0.0) + held)
 
 
 def _seat(host: HostView, model: ModelState, kind: BoardKind) -> Seat | None:

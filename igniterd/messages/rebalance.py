@@ -153,8 +153,8 @@ class Rebalance(Document):
     freed: tuple[FreedGpu, ...] = ()
     unsolved: tuple[Unsolved, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    more_unsolved: Count = 0  # models unsolved beyond those named
     more_left_out: Count = 0  # hosts left out beyond those named
-    more_unsolved: Count = 0
     more_moves: Count = 0  # moves that did not fit in the message: they come once these are done
     rests_on: tuple[Basis, ...] = ()
 

@@ -9,26 +9,33 @@ import pytest
 
 from igniterd.acting import STEP_ENDS_S
 from igniterd.cli.run import LEAVE_S
+from igniterd.clients.mqtt_broker import Broker
 from igniterd.config import Config, load_config
+from igniterd.fleet.config import load_fleet_config
 from igniterd.setup import CLOSE_S
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
 UNIT = (SYSTEMD / "igniterd.service").read_text()
 
 
-def settings(name: str) -> list[str]:
-    return [line.partition("=")[2] for line in UNIT.splitlines() if line.startswith(f"{name}=")]
+FLEET_UNIT = (SYSTEMD / "igniterd-fleet.service").read_text()
 
 
-@pytest.fixture
-def verifiable(tmp_path: Path) -> Path:
-    """The unit as it ships, but for the program: `verify` wants one that is there."""
+def settings(name: str, unit: str = UNIT) -> list[str]:
+    return [line.partition("=")[2] for line in unit.splitlines() if line.startswith(f"{name}=")]
+
+
+@pytest.fixture(params=["igniterd.service", "igniterd-fleet.service"])
+def verifiable(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A unit as it ships, but for the program: `verify` wants one that is there."""
     program = tmp_path / "igniterd"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    path = tmp_path / "igniterd.service"
-    assert "/opt/igniterd/bin/igniterd" in UNIT
-    path.write_text(UNIT.replace("/opt/igniterd/bin/igniterd", str(program)))
+    name = str(request.param)
+    path = tmp_path / name
+    unit = (SYSTEMD / name).read_text()
+    assert "/opt/igniterd/bin/igniterd" in unit
+    path.write_text(unit.replace("/opt/igniterd/bin/igniterd", str(program)))
     return path
 
 
@@ -87,3 +94,18 @@ def test_the_end_has_time_for_everything_that_has_a_deadline() -> None:
     # the step, its cancellation, clients, history, what was learnt, threads
     closing_s = STEP_ENDS_S + 1 + CLOSE_S + 2 + 2 + LEAVE_S
     assert closing_s < float(settings("TimeoutStopSec")[0])
+
+
+def test_the_example_of_the_fleet_is_one() -> None:
+    (command,) = settings("ExecStart", FLEET_UNIT)
+    assert command.endswith("igniterd fleet --config /etc/igniterd/fleet.toml")
+    config = load_fleet_config(SYSTEMD / "fleet.toml")
+    assert (config.fleet.clusters, config.fleet.consolidate) == (["default"], False)
+    daemon = load_config(SYSTEMD / "igniterd.toml")
+    assert config.metrics.address != daemon.metrics.address, "both may run on one host"
+
+
+def test_the_fleet_has_time_to_hand_over() -> None:
+    # of every cluster at once: what is sent, the task, and its cancellations; then threads
+    closing_s = 5 * Broker("mqtt://broker").timeout_s + CLOSE_S + LEAVE_S
+    assert closing_s < float(settings("TimeoutStopSec", FLEET_UNIT)[0])

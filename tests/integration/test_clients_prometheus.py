@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from igniterd.clients.fleet_metrics import ClusterReading, FleetMetrics
 from igniterd.clients.metrics import Metrics
 from igniterd.clients.mqtt import MqttStatistics
 from igniterd.lab.programs import programs
@@ -40,9 +41,27 @@ def a_page() -> bytes:
     return metrics.render()[0]
 
 
+def a_fleet_page() -> bytes:
+    cluster = ClusterReading(
+        "lab",
+        hosts={"used": 1},
+        messages={("state", "taken"): 1},
+        plans={"made": 1},
+        durations={1.0: 1},
+        buckets=(1.0,),
+        moves=1,
+        feasible=True,
+        unsolved=0,
+        answered_s=1.0,
+        published={"rebalance": 1},
+    )
+    return FleetMetrics(lambda: [cluster]).render()[0]
+
+
 def exposed() -> set[str]:
     """Every name a query may use, and the families that texts speak of."""
-    families = list(text_string_to_metric_families(a_page().decode()))
+    pages = a_page().decode(), a_fleet_page().decode()
+    families = [family for page in pages for family in text_string_to_metric_families(page)]
     found = {sample.name for family in families for sample in family.samples} | {
         family.name for family in families
     }
@@ -72,6 +91,8 @@ def used(queries: str) -> set[str]:
 def test_promtool_finds_nothing_to_say_about_the_metrics() -> None:
     done = promtool("check", "metrics", standard_input=a_page())
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+    fleet = promtool("check", "metrics", standard_input=a_fleet_page())
+    assert (fleet.returncode, fleet.stdout + fleet.stderr) == (0, b"")
 
 
 def test_the_alert_rules_are_rules() -> None:
@@ -194,6 +215,32 @@ OBSERVED, VIOLATED = (
             {'igniterd_feasible{instance="gpu-a"}': "0x40"},
             "5m",
             {"instance": "gpu-a"},
+        ),
+        (
+            "IgniterdFleetNobodySpeaks",
+            {
+                'igniterd_fleet_speaker{instance="a", cluster="lab"}': "0x40",
+                'igniterd_fleet_speaker{instance="b", cluster="lab"}': "0x40",
+                'igniterd_fleet_speaker{instance="b", cluster="hall"}': "1x40",
+            },
+            "5m",
+            {"cluster": "lab"},
+        ),
+        # the other one follows
+        (
+            "IgniterdFleetNobodySpeaks",
+            {
+                'igniterd_fleet_speaker{instance="a", cluster="lab"}': "1x10 0x30",
+                'igniterd_fleet_speaker{instance="b", cluster="lab"}': "0x11 1x29",
+            },
+            "5m",
+            {},
+        ),
+        (
+            "IgniterdFleetInfeasible",
+            {'igniterd_fleet_feasible{instance="a", cluster="lab"}': "0x100"},
+            "20m",
+            {"cluster": "lab"},
         ),
         # a passing minute
         ("IgniterdInfeasible", {'igniterd_feasible{instance="gpu-a"}': "1x10 0x4 1x20"}, "5m", {}),

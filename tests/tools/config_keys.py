@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from igniterd.config import Config, Section
+from igniterd.fleet.config import FleetConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "systemd" / "README.md"
 BEGIN = "<!-- keys: written by `make keys` -->"
@@ -51,21 +52,34 @@ def replace_table(page: str) -> str:
 
 
 def table() -> str:
-    """Every section as a heading, a sentence and a table, in the order of :class:`Config`."""
-    parts = []
-    for name, field in Config.model_fields.items():
-        section, repeats = _section_of(field)
-        heading = f"[[{name}]]" if repeats else f"[{name}]"
-        rows = "\n".join(row(section, key) for key in section.model_fields)
-        parts.append(
-            f"#### `{heading}`\n\n{_plain(section.__doc__ or '')}\n\n"
-            f"| key | value | default | meaning |\n|---|---|---|---|\n{rows}\n"
-        )
+    """Every section as a heading, a sentence and a table, in the order of :class:`Config`; then
+    those of :class:`FleetConfig`."""
+    parts = [_table(name, field) for name, field in Config.model_fields.items()]
+    parts += [
+        _table(name, field, "`igniterd fleet`: ")
+        for name, field in FleetConfig.model_fields.items()
+    ]
     return "\n".join(parts)
 
 
+def _table(name: str, field: FieldInfo, before: str = "") -> str:
+    section, repeats = _section_of(field)
+    heading = f"[[{name}]]" if repeats else f"[{name}]"
+    rows = "\n".join(row(section, key) for key in section.model_fields)
+    return (
+        f"#### {before}`{heading}`\n\n{_plain(section.__doc__ or '')}\n\n"
+        f"| key | value | default | meaning |\n|---|---|---|---|\n{rows}\n"
+    )
+
+
 def meanings(section: type[BaseModel]) -> dict[str, str]:
-    """The docstring under each field of ``section``; fields without one are left out."""
+    """The docstring under each field of ``section``, its own or of what it is made from; fields
+    without one are left out."""
+    bases = [base for base in section.__mro__ if issubclass(base, Section)]
+    return {key: text for base in reversed(bases) for key, text in _own_meanings(base).items()}
+
+
+def _own_meanings(section: type) -> dict[str, str]:
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
     assert isinstance(body, ast.ClassDef)
     found = {}
@@ -78,8 +92,8 @@ def meanings(section: type[BaseModel]) -> dict[str, str]:
 
 
 def sections() -> Iterator[type[Section]]:
-    """Every section of the configuration."""
-    for field in Config.model_fields.values():
+    """Every section of both configurations."""
+    for field in (*Config.model_fields.values(), *FleetConfig.model_fields.values()):
         yield _section_of(field)[0]
 
 

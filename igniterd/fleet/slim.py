@@ -10,7 +10,7 @@ from igniterd.messages.state import HostState
 _NONE_SET: set[str] = set()
 
 
-def lean(state: HostState) -> HostState:
+def slim(state: HostState) -> HostState:
     """``state`` without its record of which fields were given and which are defaults.
 
     Pydantic keeps a set of names for every table; together they take as much memory as the figures.

@@ -1,0 +1,118 @@
+"""The configuration of ``igniterd fleet``: a file, options, or both; the options win.
+
+Checked as the daemon's is: all problems at once, each with its path, the value found and what would
+be right. Relative paths are taken from the folder of the file.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from igniterd.config import anchored, checked, parsed, text_of
+from igniterd.config_sections import Metrics, Mqtt, Name, Seconds, Section
+from igniterd.errors import ConfigError
+from igniterd.fleet.places import FleetTriton, Route
+
+OPTIONS = "the options"
+ALL = "+"
+"""In place of the names of clusters: whichever has something to say."""
+ClusterName = Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*|\+)$")]
+_LISTEN = "127.0.0.1:9410"
+
+
+class Fleet(Section):
+    """What is planned, and for whom."""
+
+    name: Name = Field(default_factory=lambda: socket.gethostname().split(".")[0] or "fleet")
+    """This process, as it appears in what it says. By default the host's own name, up to the first
+    dot."""
+    clusters: Annotated[list[ClusterName], Field(min_length=1)]
+    """The clusters to plan for, as the hosts' ``[host] cluster`` names them; ``["+"]``: those that
+    no other ``igniterd fleet`` plans for, as they say that something is wrong."""
+    most_clusters: Annotated[int, Field(ge=1, le=1000)] = 16
+    """With ``["+"]``: how many this process takes at most."""
+    consolidate: bool = False
+    """Whether to empty GPUs where every SLO holds."""
+    settle_s: Seconds = 1.0
+    """After a change so long is waited for others, before it is planned."""
+    least_interval_s: Seconds = 5.0
+    """Least time from the beginning of one plan of a cluster to that of the next."""
+    plan_timeout_s: Seconds = 60.0
+    """A plan that takes longer is not published: what it rests on has passed."""
+    expiry_s: Annotated[int, Field(ge=5, le=86_400)] = 60
+    """The broker forgets what was advised after so long, unless it is said again."""
+    lease_s: Annotated[float, Field(ge=2, le=3600, allow_inf_nan=False)] = 10.0
+    """Of several ``igniterd fleet`` for one cluster, the next one speaks at the latest so long
+    after the one that spoke is gone. The same for all of them."""
+
+    @field_validator("clusters")
+    @classmethod
+    def _once(cls, value: list[str]) -> list[str]:
+        if twice := sorted({name for name in value if value.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)}: given twice")
+        if ALL in value and len(value) > 1:
+            raise ValueError("should be names, or '+' alone")
+        return value
+
+    @model_validator(mode="after")
+    def _few(self) -> Fleet:
+        if len(self.clusters) > self.most_clusters:
+            raise ValueError(
+                f"{len(self.clusters)} clusters are more than most_clusters = {self.most_clusters}"
+            )
+        return self
+
+
+class FleetMetrics(Metrics):
+    """The admin address."""
+
+    listen: str = _LISTEN
+    """Address of /metrics, /state, /livez and /readyz."""
+
+
+class FleetBroker(Mqtt):
+    """The broker that the hosts of the clusters say their states to."""
+
+
+class FleetConfig(Section):
+    broker: FleetBroker
+    fleet: Fleet
+    metrics: FleetMetrics = Field(default_factory=FleetMetrics)
+    triton: list[FleetTriton] = Field(default_factory=list)  # these two: of igniterd fleet apply
+    route: Route | None = None
+
+
+def load_fleet_config(
+    path: Path | None, options: Mapping[str, Mapping[str, Any]] | None = None
+) -> FleetConfig:
+    """The file at ``path``, if there is one, with ``options`` (by section and key) in place of what
+    it says. Paths of options are taken from the working directory.
+
+    Raises :class:`ConfigError` naming every problem.
+    """
+    source = OPTIONS if path is None else str(path)
+    data: dict[str, Any] = {} if path is None else parsed(text_of(path), source)
+    for section, values in (options or {}).items():
+        there = data.setdefault(section, {})
+        if not isinstance(there, dict):
+            raise ConfigError(source, [f"{section}: should be a table"])
+        there.update({key: _here(value) for key, value in values.items()})
+    if path is None and "broker" not in data:
+        raise ConfigError(source, ["no broker: give --broker URL, or --config FILE"])
+    if path is None and "fleet" not in data:
+        raise ConfigError(source, ["no cluster: give --cluster NAME, or --config FILE"])
+    config = checked(FleetConfig, data, source)
+    if path is None:
+        return config
+    files = ("password_file", "ca_file", "cert_file", "key_file")
+    broker = anchored(config.broker, path.resolve().parent, *files)
+    return config.model_copy(update={"broker": broker})
+
+
+def _here(value: Any) -> Any:
+    return str(value.absolute()) if isinstance(value, Path) else value

@@ -1,0 +1,110 @@
+"""One look at a cluster: what the broker has kept of it, planned once, and nothing said."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from igniterd.clients.mqtt_listener import Heard, MqttListener
+from igniterd.errors import CannotRun
+from igniterd.fleet.asking import Asking
+from igniterd.fleet.cluster import Cluster
+from igniterd.fleet.config import FleetConfig
+from igniterd.fleet.desk import topics_of
+from igniterd.fleet.parts import Parts, View
+from igniterd.fleet.service import boot_s, broker_of
+from igniterd.fleet.thinking import Thinking
+
+QUIET_S = 2.0
+"""Without a retained message for so long, all of them have come."""
+DEADLINE_S = 20.0
+_EVERY_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A cluster, and the ``Rebalance`` document for it."""
+
+    cluster: Cluster
+    document: dict[str, Any]
+    troubles: dict[str, str]
+
+
+async def look(
+    config: FleetConfig,
+    cluster: str,
+    parts: Parts,
+    *,
+    deadline_s: float = DEADLINE_S,
+    quiet_s: float = QUIET_S,
+    clock: Callable[[], float] = boot_s,
+) -> Looked:
+    """Read what is retained, and plan. Raises :class:`CannotRun` without a broker, without a host
+    that can be planned with, or without a plan in time."""
+    view = parts.view(cluster)
+    await _gather(config, cluster, view, deadline_s, quiet_s, clock)
+    found, troubles = view.cluster(clock()), dict(view.troubles(clock()))
+    if not found.hosts and not found.left_out:
+        raise CannotRun(f"cluster {cluster}: no host has said anything ({broker_of(config)})")
+    if not found.hosts:
+        why = "; ".join(f"{host}: {reason}" for host, reason in sorted(found.left_out.items())[:3])
+        raise CannotRun(f"cluster {cluster}: no host can be planned with: {why}")
+    with ThreadPoolExecutor(1) as executor:
+        thinking = Thinking(cluster, parts, executor, timeout_s=config.fleet.plan_timeout_s)
+        advice = await thinking.advice(
+            found, dict(view.profiles()), consolidate=config.fleet.consolidate
+        )
+    if advice is None:
+        raise CannotRun(f"cluster {cluster}: {thinking.trouble}")
+    document = advice.document(speaker="", term=0, number=1, time_s=round(time.time(), 3))
+    return Looked(found, document, troubles)
+
+
+async def _gather(
+    config: FleetConfig,
+    cluster: str,
+    view: View,
+    deadline_s: float,
+    quiet_s: float,
+    clock: Callable[[], float],
+) -> None:
+    """Give the view what the broker has kept, until nothing more of it comes."""
+    heard_s = clock()
+
+    def take(heard: Heard) -> None:
+        nonlocal heard_s
+        if heard.retained:
+            heard_s = heard.at_s
+        view.take(
+            heard.topic,
+            heard.payload,
+            at_s=heard.at_s,
+            left_s=heard.left_s,
+            retained=heard.retained,
+        )
+
+    name = f"igniterd-fleet-once-{uuid.uuid4().hex[:12]}"
+    listener = MqttListener(broker_of(config), name, take, clock=clock)
+    asking = Asking()
+    listener.want(topics_of(cluster))
+    until_s = clock() + deadline_s
+    await listener.start()
+    try:
+        while (now_s := clock()) < until_s:
+            wanted = view.wanted_profiles()
+            listener.want(topics_of(cluster, asking.now(wanted, now_s)))
+            if not listener.statistics.connected:
+                heard_s = now_s
+            elif now_s - heard_s >= quiet_s and not wanted:
+                return
+            await asyncio.sleep(_EVERY_S)
+        if listener.statistics.connections == 0:
+            why = listener.statistics.last_failure or "no answer"
+            raise CannotRun(f"no broker at {broker_of(config)} within {deadline_s:g} s: {why}")
+    finally:
+        await listener.close()
