@@ -26,7 +26,7 @@ from igniterd.fleet.sites import Site
 from igniterd.fleet.working import Part, Working
 
 MOST_SOURCES = 48
-"""GPUs in trouble that one plan looks into: others come with the next."""
+"""GPUs in trouble that one plan searches moves for: others come with the next."""
 EMPTYING_TRIES = 12
 """GPUs that could not be emptied before no more are tried."""
 MOST_EMPTIED = 64
@@ -78,11 +78,14 @@ class Planner:
         self._relieved = {k: v for k, v in self._relieved.items() if k in troubled}
         self._tried = {k: v for k, v in self._tried.items() if k in troubled}
         opened: list[Open] = []
-        for number, site in enumerate(sorted(map(working.site, troubled), key=self._turn)):
-            if number >= MOST_SOURCES and not self._advised(site):
+        searched = 0
+        for site in sorted(map(working.site, troubled), key=self._turn):
+            known = self._relieved.get(site.name)
+            if searched >= MOST_SOURCES and not self._advised(site):
                 opened += _open(site, "not looked into yet: other GPUs come first")
                 continue
             part = self._relieved[site.name] = self._relief(working, site)
+            searched += part is not known  # what stands from before costs nothing
             self._tried[site.name] = self._count
             opened += _open(site, part.why) if not part.moves else []
         return opened

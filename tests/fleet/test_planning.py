@@ -198,6 +198,18 @@ class TestStability:
         assert first.steps == again.steps
         assert len(first.moves) >= 3
 
+    def test_where_many_are_in_trouble_all_get_their_turn(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("igniterd.fleet.planning.MOST_SOURCES", 2)
+        many = [crowded(f"hot{n}") for n in range(5)]
+        where = cluster(*many, *(host(f"idle{n}") for n in range(5)))
+        planner = Planner("c")
+        said = [advised(where, planner=planner) for _ in range(3)]
+        assert [len(each.moves) for each in said] == [2, 4, 5]
+        assert [each.feasible for each in said] == [False, False, True]
+        assert set(moved(said[0])) < set(moved(said[1])) < set(moved(said[2]))
+
     def test_it_goes_when_the_trouble_is_over(self) -> None:
         planner = Planner("c")
         assert advised(cluster(crowded(), host("x")), planner=planner).moves
