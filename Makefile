@@ -63,9 +63,12 @@ bench: $(STAMP)  ## every benchmark; bench/README.md has the figures
 bench-gpu: $(STAMP)  ## the GPU harness, at most nine minutes; without a GPU: make bench-gpu ARGS=--emulated
 	@bench/gpu/run.sh $(ARGS)
 
-.PHONY: keys release
+.PHONY: keys schemas release
 keys: $(STAMP)  ## write the table of configuration keys into systemd/README.md
 	@$(BIN)/python -m tests.tools.config_keys
+
+schemas: $(STAMP)  ## write the JSON Schemas of the messages into igniterd/data/schemas
+	@$(BIN)/python -m tests.tools.schemas
 
 release: $(STAMP)  ## check the version against the Changes in README.md, and make a wheel in dist/
 	@$(BIN)/python -m tests.tools.release

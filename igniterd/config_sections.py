@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from igniterd.addresses import check_url, is_header
+from igniterd.messages.topics import PROFILE
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 BackendName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[a-z][a-z0-9_]*$")]
@@ -34,6 +35,14 @@ class Host(Section):
     first dot."""
     cluster: Name = "default"
     """The cluster, as it appears in topics."""
+
+    @model_validator(mode="after")
+    def _has_its_topics(self) -> Host:
+        if self.name == PROFILE:
+            raise ValueError(
+                f"name {self.name!r} stands for profiles in topics: give this host another name"
+            )
+        return self
 
 
 class Triton(Section):

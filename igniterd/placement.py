@@ -14,6 +14,11 @@ from igniterd.devices import Devices
 from igniterd.records import ModelReading
 
 ON_CPU = "its instances run on the CPU: it takes no part of a GPU"
+HOMELESS = (
+    "it is in no model repository: it was loaded with files that only whoever loaded it "
+    "has, and any other load of it fails"
+)
+"""Why a model is neither loaded anew nor moved."""
 
 
 @dataclass(frozen=True, slots=True)

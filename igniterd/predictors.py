@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import structlog
@@ -18,8 +18,9 @@ import structlog
 from igniterd.config import Config, Model
 from igniterd.decide.judge import PredictorPair
 from igniterd.decide.search import find
-from igniterd.errors import CannotRun, IgniterdError, ProfileError
+from igniterd.errors import CannotRun, IgniterdError, ProfileError, Refused
 from igniterd.estimators.arrivals import Rate, update_rate
+from igniterd.messages.profile import canonical, digest_of, packed
 from igniterd.perf import PerformanceModel, Profile, load_model
 from igniterd.predict import Demand, LatencyPredictor
 from igniterd.profiled import Predictors
@@ -94,9 +95,11 @@ def load_knowledge(config: Config) -> Predictors:
     and the file for one that is unreadable, lacks the model, or is the second of one kind.
     """
     kinds: list[tuple[Profile, dict[str, str]]] = []
+    files: dict[Path, Profile] = {}  # each is read once
     for model in config.model:
         for path in model.profiles:
-            _take(kinds, model, path)
+            files[path] = files[path] if path in files else Profile.load(path)
+            _take(kinds, model, path, files[path])
     if not kinds:
         _compiled(None, config.decide.level, "")
         return Predictors()
@@ -114,12 +117,42 @@ def load_knowledge(config: Config) -> Predictors:
         for kind in found
         for name in kind.identities
     }
-    return replace(found[0], identities=identities, others=tuple(found[1:]))
+    texts = {path: canonical(_fields(profile)) for path, profile in files.items()}
+    digests = {path: digest_of(text) for path, text in texts.items()}
+    return replace(
+        found[0],
+        identities=identities,
+        others=tuple(found[1:]),
+        digests={model.tenant: tuple(digests[p] for p in model.profiles) for model in config.model},
+        packed={} if config.mqtt is None else _packed(texts),
+    )
 
 
-def _take(kinds: list[tuple[Profile, dict[str, str]]], model: Model, path: Path) -> None:
+def _fields(profile: Profile) -> dict[str, Any]:
+    return profile.model_dump(mode="json", exclude_none=True)
+
+
+def _packed(texts: Mapping[Path, str]) -> dict[str, tuple[Mapping[str, Any], ...]]:
+    """Profiles (by file) in parts, by their hashes; without those that are too large to be sent."""
+    out = dict[str, tuple[Mapping[str, Any], ...]]()
+    files = dict[str, Path]()
+    for path, text in texts.items():
+        files.setdefault(text, path)
+    for text, path in files.items():
+        try:
+            out[digest_of(text)] = packed(text)
+        except Refused as error:
+            structlog.get_logger("igniterd").warning(
+                "the cluster is not told of a profile", file=str(path), reason=str(error)
+            )
+    return out
+
+
+def _take(
+    kinds: list[tuple[Profile, dict[str, str]]], model: Model, path: Path, profile: Profile
+) -> None:
     """Add one profile of one model to those of its kind of board."""
-    profile, name = Profile.load(path), model.profile_model or model.name
+    name = model.profile_model or model.name
     if name not in profile.models:
         raise ProfileError(
             f"model {model.tenant}: {path} profiles {', '.join(profile.models)}, not {name}; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from igniterd.decide.judge import PredictorPair
 from igniterd.predict import LatencyPredictor
@@ -30,6 +30,10 @@ class Predictors:
     # configured name -> smallest share at which it was measured
     least_shares: Mapping[str, float] = field(default_factory=dict)
     others: tuple[Predictors, ...] = ()
+    # configured name -> hashes of the contents of its profiles, in the order given
+    digests: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # hash -> the profile in parts, as it is sent; empty where nobody is told
+    packed: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
 
     @property
     def kinds(self) -> tuple[Predictors, ...]:

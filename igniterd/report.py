@@ -1,13 +1,11 @@
-"""One tick as people and machines read it: the state (JSON), hints for the cluster, log lines,
-history rows."""
+"""One tick as people and machines read it: the state (JSON), log lines, history rows."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
@@ -15,18 +13,14 @@ from igniterd import __version__
 from igniterd.config import Config, Model
 from igniterd.decisions import DecisionKind, StepKind, Tick
 from igniterd.edgelog import EdgeLogger, Lately
-from igniterd.hints import hints_of, number, qualified
+from igniterd.hints import number, qualified
 from igniterd.records import Allocation, Gap, LiveService, Load
 
 STATE_SCHEMA = 1
-STATE_EVERY_S = 5.0  # how often the snapshot goes to MQTT when nothing changes
-HINT_EVERY_S = 10.0
 SAY_AGAIN_S = 600.0
-STATE_EXPIRY_S = 30
 _FIGURES = re.compile(r"[\w.]*\d[\w.]*")  # words with a digit too: an address, the id of a request
 # batches whose service times are shown
 _SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-HINT_EXPIRY_S = 60
 
 
 def _allocation(allocation: Allocation) -> dict[str, Any]:
@@ -156,7 +150,7 @@ def _standing(tick: Tick, name: str) -> dict[str, Any]:
 def state_of(
     tick: Tick, config: Config, last_moves: tuple[dict[str, Any], ...] = ()
 ) -> dict[str, Any]:
-    """The tick as one JSON object: what ``/state``, MQTT ``state`` and ``igniterd show`` give."""
+    """The tick as one JSON object: what ``/state`` and ``igniterd show`` give."""
     tick = qualified(tick, config)
     plan = tick.plan
     return {
@@ -218,21 +212,6 @@ def _kind_of(sentence: str, models: Iterable[str]) -> str:
     return f"{' '.join(named)}: {_FIGURES.sub('#', sentence)}"
 
 
-class Publisher(Protocol):
-    """What is asked of the MQTT client; never blocks."""
-
-    def publish(
-        self,
-        suffix: str,
-        kind: str,
-        data: Mapping[str, Any],
-        *,
-        qos: int,
-        retain: bool,
-        expiry_s: int | None,
-    ) -> None: ...
-
-
 class Reporter:
     """Gives one tick to everybody who wants it. Nothing here waits for anybody."""
 
@@ -241,14 +220,14 @@ class Reporter:
         config: Config,
         *,
         metrics: Callable[[Tick], None] | None = None,
-        publisher: Publisher | None = None,
+        announce: Callable[[Tick, bool], None] | None = None,
         history: Callable[[Tick, Callable[[], dict[str, Any]]], None] | None = None,
     ) -> None:
         self.config = config
         self._names = sorted(model.tenant for model in config.model)
         self._tick: Tick | None = None
         self._state: dict[str, Any] = {}
-        self._metrics, self._publisher, self._history = metrics, publisher, history
+        self._metrics, self._announce, self._history = metrics, announce, history
         self._log = structlog.get_logger("igniterd")
         self._moves: tuple[dict[str, Any], ...] = ()
         self._said: str = ""
@@ -256,8 +235,6 @@ class Reporter:
         self._now_s = 0.0  # of the tick that is being told
         self._silent = EdgeLogger("", clock=lambda: self._now_s)
         self._once = EdgeLogger("mps")
-        self._state_sent_s = self._hint_sent_s = float("-inf")
-        self._hinted: str = ""
 
     def __call__(self, tick: Tick) -> None:
         tick, moves = qualified(tick, self.config), tuple(moves_of(tick))
@@ -266,7 +243,8 @@ class Reporter:
         if self._metrics is not None:
             self._metrics(tick)
         self._say(tick, moves)
-        self._publish(tick, bool(moves))
+        if self._announce is not None:
+            self._announce(tick, bool(moves))
         if self._history is not None:
             self._history(tick, lambda: self.state)
 
@@ -372,25 +350,3 @@ class Reporter:
         said = self._lately.said(what, at_s)
         self._lately.note(what, at_s)
         return not said
-
-    def _publish(self, tick: Tick, moved: bool) -> None:
-        if self._publisher is None:
-            return
-        if moved or tick.at_s - self._state_sent_s >= STATE_EVERY_S:
-            self._state_sent_s = tick.at_s
-            self._publisher.publish(
-                "state", "igniterd.state", self.state, qos=1, retain=True, expiry_s=STATE_EXPIRY_S
-            )
-        hints = list(hints_of(tick, self.config))
-        kinds = json.dumps([(h["kind"], h.get("model", h.get("gpu_uuid"))) for h in hints])
-        if hints and (kinds != self._hinted or tick.at_s - self._hint_sent_s >= HINT_EVERY_S):
-            self._hint_sent_s, self._hinted = tick.at_s, kinds
-            for hint in hints:
-                self._publisher.publish(
-                    "hint",
-                    f"igniterd.hint.{hint['kind']}",
-                    hint,
-                    qos=1,
-                    retain=False,
-                    expiry_s=HINT_EXPIRY_S,
-                )

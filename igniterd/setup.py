@@ -7,6 +7,7 @@ running one has: a daemon that reads its configuration again builds the new one 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Awaitable
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import structlog
 
 from igniterd.act import Adopter
+from igniterd.announce import Announcer
 from igniterd.boards import nvml_library
 from igniterd.clients.metrics import Metrics
 from igniterd.clients.mps import MpsControl
@@ -25,6 +27,7 @@ from igniterd.clients.shares import reach_of
 from igniterd.clients.tls import client_context
 from igniterd.clients.triton.channel import TlsFiles
 from igniterd.clients.triton.client import TritonClient
+from igniterd.clients.triton.loadable import Loadable
 from igniterd.config import Config, Triton
 from igniterd.estimate import ModelState
 from igniterd.loop import Loop
@@ -137,10 +140,22 @@ class Setup:
         self.history: History = (
             before.history if before and same_place else History(directory / "history.db")
         )
+        self.run: str = before.run if before is not None else secrets.token_hex(8)
+        """Names this process: two daemons that were given one name are told apart."""
+        self.loadable = Loadable(self.tritons)
+        announcer = None
+        if self.publisher is not None:
+            announcer = Announcer(
+                config,
+                knowledge,
+                self.publisher,
+                run=self.run,
+                loadable=lambda: self.loadable.names,
+            )
         self.reporter = Reporter(
             config,
             metrics=self.metrics.update,
-            publisher=self.publisher,
+            announce=announcer,
             history=self.history.record,
         )
         self.loop = Loop(
@@ -168,14 +183,15 @@ class Setup:
         if before is not None:
             await before.close(self)
         if self.publisher is not None:
+            self.publisher.set_profiles(self.knowledge.packed)
+            self.loadable.start()
             await self.publisher.start()
 
     async def close(self, keep: Setup | None = None) -> None:
         """All but what ``keep`` has too. Everything within its deadline, and whatever one of them
         does, the others too."""
-        closing: dict[str, Awaitable[Any]] = {
-            f"triton:{name}": client.close() for name, client in self.tritons.items()
-        }
+        closing: dict[str, Awaitable[Any]] = {"loadable": self.loadable.close()}
+        closing |= {f"triton:{name}": client.close() for name, client in self.tritons.items()}
         if self.publisher is not None and (keep is None or keep.publisher is not self.publisher):
             closing["mqtt"] = self.publisher.close()
         if self.nvml is not None:

@@ -15,10 +15,26 @@ from hypothesis import settings
 
 from igniterd.planner.gpu_types import GpuType, parse_gpu
 from igniterd.planner.workloads import Workload, read_workloads
+from tests.messages.checked import AllMessages
 
 settings.register_profile("same", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("new", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+
+@pytest.fixture(scope="session")
+def all_messages() -> Iterator[AllMessages]:
+    messages = AllMessages()
+    with pytest.MonkeyPatch.context() as patch:
+        messages.watch(patch)
+        yield messages
+    assert messages.settled() == []
+
+
+@pytest.fixture(autouse=True)
+def every_message_is_as_its_schema_says(all_messages: AllMessages) -> Iterator[None]:
+    yield
+    assert all_messages.settled() == []
 
 
 @pytest.fixture

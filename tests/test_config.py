@@ -153,6 +153,13 @@ def test_unreadable_file(tmp_path: Path) -> None:
         load_config(tmp_path / "none.toml")
 
 
+def test_a_host_that_is_called_as_a_level_of_the_topics_is_refused() -> None:
+    model = '[[model]]\nname = "a"\nslo_p99_ms = 10\n'
+    assert problems(f"[host]\nname = 'profile'\n{model}") == (
+        "host: name 'profile' stands for profiles in topics: give this host another name"
+    )
+
+
 @pytest.mark.parametrize(
     ("more", "field"),
     [

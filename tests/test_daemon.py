@@ -157,6 +157,18 @@ async def test_a_changed_configuration_is_taken_up_and_a_wrong_one_is_not(
     assert refused == [["model[0].slo_p99_ms: missing"], ["a figure nobody thought of"]]
 
 
+async def test_the_name_of_a_run_is_its_process_own(tmp_path: Path, nowhere: int) -> None:
+    made = Daemon(told(tmp_path, nowhere), reread=lambda: told(tmp_path, nowhere, "# anew"))
+    other = Daemon(told(tmp_path, nowhere))
+    assert made.setup.run != other.setup.run
+    async with running(made):
+        await until(lambda: made.loop.carry.number > 1)
+        before = made.setup
+        made.rereading.set()
+        await until(lambda: made.setup is not before)
+        assert made.setup.run == before.run
+
+
 async def test_what_hangs_or_fails_at_the_end_keeps_nobody_else(
     tmp_path: Path, nowhere: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +182,7 @@ async def test_what_hangs_or_fails_at_the_end_keeps_nobody_else(
             await asyncio.Event().wait()
 
         def set_status(self, status: str, reason: str) -> None: ...
+        def set_profiles(self, packed: object) -> None: ...
 
     class Failing:
         async def close(self) -> None:

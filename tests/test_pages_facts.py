@@ -74,7 +74,7 @@ def test_every_alert_is_on_the_page() -> None:
 
 def test_every_kind_of_hint_is_on_the_page() -> None:
     kinds = set(re.findall(r'"kind": "(\w+)"', Path(hints.__file__).read_text(encoding="utf-8")))
-    topics = {"status", "state", "hint"}
+    topics = {"status", "state", "hint", "profile"}
     assert first_cells(part(OPERATE, "## Hints")) == kinds | topics
 
 

@@ -35,14 +35,6 @@ from igniterd.states import Standing, State
 from tests.hosts import SLOS, config
 
 
-class Published:
-    def __init__(self) -> None:
-        self.sent: list[tuple[str, str, dict[str, Any]]] = []
-
-    def publish(self, suffix: str, kind: str, data: dict[str, Any], **_: Any) -> None:
-        self.sent.append((suffix, kind, data))
-
-
 def reading(name: str, gpu: int = 0) -> ModelReading:
     return ModelReading(
         name, "1", "main", True, "python", Allocation(0.25, 8), gpus=(f"GPU-{gpu}",)
@@ -79,6 +71,12 @@ def stuck(now: Tick, name: str = "vgg19") -> Tick:
     return replace(
         now, estimate=Estimate(0.0, {name: Load(name, 80.0, 90.0, confident=True, stuck_s=31.0)})
     )
+
+
+def moved_in(model: str) -> ActResult:
+    """A step of ``model`` that was carried out."""
+    step = Step(model, StepKind.GROW, Allocation(0.2, 8), Allocation(0.3, 8), "more traffic")
+    return ActResult((Actuation(step, True, 1.5),))
 
 
 HOLD = Plan(
@@ -168,32 +166,6 @@ def test_an_offer_is_less_what_is_not_steered(tmp_path: Path) -> None:
     assert offer["share"] == 0.3
 
 
-def test_publishes_state_when_it_moves_and_hints_when_they_change(tmp_path: Path) -> None:
-    broker = Published()
-    reporter = Reporter(config(tmp_path), publisher=broker)
-    moved = ActResult(
-        (
-            Actuation(
-                Step(
-                    "vgg19", StepKind.GROW, Allocation(0.2, 8), Allocation(0.3, 8), "more traffic"
-                ),
-                True,
-                1.5,
-            ),
-        )
-    )
-    reporter(tick(0, HOLD))
-    reporter(tick(1, HOLD))
-    reporter(tick(2, LET_GO, outcome=moved))
-    assert [(suffix, kind) for suffix, kind, _ in broker.sent] == [
-        ("state", "igniterd.state"),
-        ("hint", "igniterd.hint.offer"),
-        ("state", "igniterd.state"),
-        ("hint", "igniterd.hint.shed"),
-    ]
-    assert broker.sent[2][2]["last_moves"][0]["why"] == "more traffic"
-
-
 def test_what_was_learnt_is_in_the_state_and_a_changed_model_is_logged_once(tmp_path: Path) -> None:
     settings = config(tmp_path)
     load = Load(
@@ -254,6 +226,19 @@ def test_a_cap_on_every_client_is_said_when_it_begins_and_when_it_is_over(tmp_pa
     ]
 
 
+def test_what_was_moved_is_in_the_state_and_the_cluster_is_told_of_it_at_once(
+    tmp_path: Path,
+) -> None:
+    told: list[tuple[int, bool]] = []
+    reporter = Reporter(
+        config(tmp_path), announce=lambda now, moved: told.append((now.number, moved))
+    )
+    reporter(tick(0, HOLD))
+    reporter(tick(1, HOLD, outcome=moved_in("vgg19")))
+    assert told == [(0, False), (1, True)]
+    assert reporter.state["last_moves"][0]["why"] == "more traffic"
+
+
 def test_a_process_of_its_own_that_is_refused_again_and_again_is_said_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -306,37 +291,21 @@ def test_room_is_offered_gpu_by_gpu(tmp_path: Path) -> None:
     assert list(hints_of(unread, settings)) == []
 
 
-def test_each_offer_is_published_though_the_other_has_not_gone_yet(tmp_path: Path) -> None:
-    broker = Published()
-    now = tick(1, replace(HOLD, least_by_gpu={"GPU-0": 0.5, "GPU-1": 0.5}))
-    there = {name: reading(name, gpu) for gpu, name in enumerate(("alexnet", "resnet50"))} | {
-        "vgg19": reading("vgg19")
-    }
-    Reporter(config(tmp_path), publisher=broker)(
-        replace(now, observation=replace(now.observation, models=there))
-    )
-    assert [data["gpu_uuid"] for suffix, _, data in broker.sent if suffix == "hint"] == [
-        "GPU-0",
-        "GPU-1",
-    ]
-
-
 def test_a_model_that_does_not_answer_is_never_one_whose_slo_holds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broker, settings = Published(), config(tmp_path)
-    reporter = Reporter(settings, publisher=broker)
+    settings = config(tmp_path)
+    reporter = Reporter(settings)
     reporter(stuck(tick(0, HOLD)))
     words = (
         "every SLO that was judged holds, with rates free to grow by 12%; not judged: vgg19: "
         "requests wait for 31 s and nothing is executed"
     )
     assert reporter.state["decision"]["why"] == words
-    assert broker.sent[0][2]["decision"]["why"] == words
     assert "every SLO holds" not in capsys.readouterr().out
     (vgg19,) = [model for model in reporter.state["models"] if model["name"] == "vgg19"]
     assert vgg19["stuck_s"] == 31.0
-    (hint,) = [data for _, _, data in broker.sent if data.get("kind") == "not_answering"]
+    (hint,) = [h for h in hints_of(stuck(tick(0, HOLD)), settings) if h["kind"] == "not_answering"]
     assert (hint["model"], hint["stuck_s"]) == ("vgg19", 31.0)
 
 

@@ -1,11 +1,11 @@
-"""Hints for the cluster over MQTT 5, each a CloudEvents 1.0 event as JSON under
-``igniterd/v1/<cluster>/<host>/``.
+"""What a host says to its cluster over MQTT 5: each message a CloudEvents 1.0 event as JSON, on the
+topics of :mod:`igniterd.messages.topics`.
 
-The broker is never in the way: :meth:`MqttPublisher.publish` only puts a message down, a task of
-its own carries it, and while the broker is gone a newer message replaces the older one of its kind.
-A message that the broker does not take (no right to write, too large) is said once and let go: it
-holds up no other. Whether the host lives is on ``…/status``, retained: online, degraded, or
-offline, which the broker says by itself (Last Will) when the daemon dies.
+The broker is never in the way: who publishes only puts a message down, a task of its own carries
+it, and while the broker is gone a newer message replaces the older one of its kind. A message that
+the broker does not take (no right to write, too large) is said once and let go: it holds up no
+other. Profiles go when nothing else waits. Whether the host lives is on ``…/status``, retained:
+online, degraded, or offline, which the broker says by itself (Last Will) when the daemon dies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import random
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -26,18 +26,17 @@ import aiomqtt
 
 from igniterd.clients.mqtt_broker import Broker
 from igniterd.clients.mqtt_client import BrokerClient, Message, NotTaken, size_of, until_lost
+from igniterd.clients.mqtt_faults import Faults
 from igniterd.edgelog import EdgeLogger
-from igniterd.jsontext import dumps
+from igniterd.messages.event import event
+from igniterd.messages.topics import PROFILE, host_topic, parse_topic, profile_topic
 
 _MOST_WAITING = 256
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _LASTING_S = 20.0
 _SEEN_S = 0.2
-_STATUS = "status"
 _MOST_REASON = 1000  # letters of a status' reason
-_BLAMED_AFTER = 2  # connections in a row that end while a message of one topic is sent
-_FIRST_REST_S, _LONGEST_REST_S = 60.0, 3600.0  # before such a topic is tried again
 _CANCELS = 3
 
 
@@ -53,17 +52,9 @@ class MqttStatistics:
     failures: int = 0
 
 
-@dataclass(slots=True)
-class _Blame:
-    """A topic whose messages end connections, as some brokers answer what they do not take."""
-
-    times: int = 0
-    rests_until_s: float = float("-inf")
-
-
 class MqttPublisher:
-    """One host's voice. A task of its own carries messages; :meth:`publish` and :meth:`set_status`
-    return at once."""
+    """One host's voice. A task of its own carries messages; what puts them down returns at
+    once."""
 
     def __init__(
         self,
@@ -77,8 +68,7 @@ class MqttPublisher:
         self.statistics = MqttStatistics()
         self._broker, self._timeout_s = broker, broker.timeout_s
         self._first_pause_s = first_pause_s
-        self._source = f"igniterd/{cluster}/{host}"
-        self._prefix = f"igniterd/v1/{cluster}/{host}/"
+        self._cluster, self._host = cluster, host
         self._identifier = f"igniterd-{cluster}-{host}"
         self._event_ids = (f"{uuid.uuid4().hex[:12]}-{number}" for number in itertools.count(1))
         self._waiting: OrderedDict[tuple[str, ...], Message] = OrderedDict()
@@ -86,7 +76,9 @@ class MqttPublisher:
         self._wake = asyncio.Event()
         self._closing = asyncio.Event()
         self._once = EdgeLogger("mqtt")
-        self._blame: dict[str, _Blame] = {}  # by topic
+        self._faults = Faults(self._once)
+        self._parts = 0  # of the state that was put down last
+        self._profiles: dict[str, Mapping[str, Any]] = {}  # parts of profiles, by topic
         self._status = ("online", "")
         self._task: asyncio.Task[None] | None = None
 
@@ -116,29 +108,38 @@ class MqttPublisher:
             await asyncio.wait({self._task}, timeout=self._timeout_s)
         self._task = None
 
-    def publish(
-        self,
-        suffix: str,
-        kind: str,
-        data: Mapping[str, Any],
-        *,
-        qos: int = 1,
-        retain: bool = False,
-        expiry_s: int | None = None,
-    ) -> None:
-        """Put down an event of type `kind` for topic ``…/<suffix>``; never waits, never fails.
+    def publish_state(self, parts: Sequence[Mapping[str, Any]], *, expiry_s: int) -> None:
+        """Put down the parts of the host's state, retained; never waits, never fails.
 
-        It replaces one of the same topic, kind and model (``data["model"]``, or
-        ``data["gpu_uuid"]``) that has not been sent yet.
+        They replace those that have not been sent yet. Where there were more of them before, the
+        topics of the others are cleared.
         """
-        message = Message(self._prefix + suffix, self._event(kind, data), qos, retain, expiry_s)
-        if retain:
+        for number, part in enumerate(parts, start=1):
+            message = self._message("state", part, retain=True, expiry_s=expiry_s, part=number)
             self._retained[message.topic] = message
             self._enqueue((message.topic,), message)
-        else:
-            self._enqueue(
-                (message.topic, kind, str(data.get("model", data.get("gpu_uuid", "")))), message
-            )
+        for number in range(len(parts) + 1, self._parts + 1):
+            topic = self._topic("state", number)
+            self._retained.pop(topic, None)
+            self._enqueue((topic,), Message(topic, b"", 1, True, None))
+        self._parts = len(parts)
+
+    def publish_hint(self, hint: Mapping[str, Any], *, expiry_s: int) -> None:
+        """Put down a hint; never waits, never fails. It replaces one of the same kind and model, or
+        GPU, that has not been sent yet."""
+        message = self._message(f"hint.{hint['kind']}", hint, expiry_s=expiry_s)
+        about = str(hint.get("model", hint.get("gpu_uuid", "")))
+        self._enqueue((message.topic, hint["kind"], about), message)
+
+    def set_profiles(self, packed: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """The parts of the profiles to be told of, by their hashes: retained, once in a connection,
+        whenever nothing else waits."""
+        self._profiles = {
+            profile_topic(self._cluster, digest, number): part
+            for digest, parts in packed.items()
+            for number, part in enumerate(parts, start=1)
+        }
+        self._wake.set()
 
     def set_status(self, status: str, reason: str = "") -> None:
         """``online`` or ``degraded`` with the reason; said now if it changed, and again after every
@@ -146,7 +147,8 @@ class MqttPublisher:
         reason = reason[:_MOST_REASON]
         if (status, reason) != self._status:
             self._status = (status, reason)
-            self._enqueue((self._prefix + _STATUS,), self._status_message(status, reason))
+            message = self._status_message(status, reason)
+            self._enqueue((message.topic,), message)
 
     # ------------------------------------------------------------ inside
 
@@ -195,19 +197,19 @@ class MqttPublisher:
             await asyncio.gather(lost, return_exceptions=True)
 
     async def _carry(self, client: BrokerClient, lost: asyncio.Future[Any]) -> None:
-        """Send what waits, oldest first. Returns when it is time to close, and raises when the
-        connection is `lost`."""
+        """Send what waits, oldest first, and profiles when nothing does. Returns when it is time to
+        close, and raises when the connection is `lost`."""
+        told = set[str]()
         while not self._closing.is_set():
             self._wake.clear()
-            while self._waiting and not self._closing.is_set():
-                key, message = self._waiting.popitem(last=False)
-                try:
-                    await self._offer(client, message, lost)
-                except BaseException:
-                    # unless a newer one came in the meantime
-                    self._waiting.setdefault(key, message)
-                    self._waiting.move_to_end(key, last=False)
-                    raise
+            await self._send_waiting(client, lost)
+            # the state comes first, of a daemon that has just begun too
+            due = next((t for t in self._profiles if t not in told), "") if self._retained else ""
+            if due and not self._closing.is_set():
+                told.add(due)
+                event = self._event("profile", self._profiles[due])
+                await self._offer(client, Message(due, event, 1, True, None), lost)
+                continue
             woken: asyncio.Future[Any] = asyncio.ensure_future(self._wake.wait())
             try:
                 await asyncio.wait([lost, woken], return_when=asyncio.FIRST_COMPLETED)
@@ -216,13 +218,23 @@ class MqttPublisher:
             if lost.done():
                 lost.result()
 
+    async def _send_waiting(self, client: BrokerClient, lost: asyncio.Future[Any]) -> None:
+        while self._waiting and not self._closing.is_set():
+            key, message = self._waiting.popitem(last=False)
+            try:
+                await self._offer(client, message, lost)
+            except BaseException:
+                # unless a newer one came in the meantime
+                self._waiting.setdefault(key, message)
+                self._waiting.move_to_end(key, last=False)
+                raise
+
     async def _offer(
         self, client: BrokerClient, message: Message, lost: asyncio.Future[Any]
     ) -> None:
         """Send it, unless the broker does not take it. Raises what ended the connection."""
-        suffix = message.topic.removeprefix(self._prefix)
-        blame = self._blame.setdefault(message.topic, _Blame())
-        if time.monotonic() < blame.rests_until_s:
+        subject = _subject(message.topic)
+        if self._faults.rests(subject):
             self.statistics.refused += 1
             return
         if lost.done():
@@ -231,33 +243,21 @@ class MqttPublisher:
             await client.send(self._fitting(client, message), lost, self._timeout_s)
         except NotTaken as error:
             self.statistics.refused += 1
-            self._once.failed(suffix, str(error), says="the broker does not take it")
+            self._faults.refused(subject, message.topic, str(error))
         except aiomqtt.MqttError as error:
             if lost.done():
-                self._add_blame(suffix, blame, error)
+                self._faults.ended(subject, message.topic, str(error))
             raise
         else:
-            blame.times = 0
             self.statistics.published += 1
-            self._once.worked(suffix, says="the broker takes it again")
-
-    def _add_blame(self, suffix: str, blame: _Blame, error: Exception) -> None:
-        """A connection ended while this topic's message was on its way; again and again is its
-        fault."""
-        blame.times += 1
-        over = blame.times - _BLAMED_AFTER
-        if over >= 0:
-            rest_s = min(_FIRST_REST_S * 2**over, _LONGEST_REST_S)
-            blame.rests_until_s = time.monotonic() + rest_s
-            reason = f"it ends the connection ({error}); not sent again for {rest_s:g} s"
-            self._once.failed(suffix, reason, says="the broker does not take it")
+            self._faults.taken(subject, message.topic)
 
     def _fitting(self, client: BrokerClient, message: Message) -> Message:
         """The message, or a status without its reason where that is too large for the broker."""
         size, most = size_of(message), client.largest
         if most is None or size <= most:
             return message
-        if message.topic == self._prefix + _STATUS and self._status[1]:
+        if message.topic == self._topic("status") and self._status[1]:
             short = self._status_message(self._status[0], "")
             if size_of(short) <= most:
                 return short
@@ -287,18 +287,35 @@ class MqttPublisher:
         offline = self._status_message("offline", "the connection was lost")
         return self._broker.client(self._identifier, offline)
 
+    def _topic(self, kind: str, part: int = 1) -> str:
+        return host_topic(self._cluster, self._host, kind, part)
+
     def _status_message(self, status: str, reason: str) -> Message:
         data = {"status": status} | ({"reason": reason} if reason else {})
-        return Message(self._prefix + _STATUS, self._event("igniterd.status", data), 1, True, None)
+        return self._message("status", data, retain=True)
+
+    def _message(
+        self,
+        kind: str,
+        data: Mapping[str, Any],
+        *,
+        retain: bool = False,
+        expiry_s: int | None = None,
+        part: int = 1,
+    ) -> Message:
+        """An event of type ``igniterd.<kind>``, for the topic that `kind` begins with."""
+        topic = self._topic(kind.partition(".")[0], part)
+        return Message(topic, self._event(kind, data), 1, retain, expiry_s)
 
     def _event(self, kind: str, data: Mapping[str, Any]) -> bytes:
-        event = {
-            "specversion": "1.0",
-            "id": next(self._event_ids),
-            "source": self._source,
-            "type": kind,
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "datacontenttype": "application/json",
-            "data": data,
-        }
-        return dumps(event).encode()
+        source = f"igniterd/{self._cluster}/{self._host}"
+        return event(kind, data, source=source, id=next(self._event_ids), at=datetime.now(UTC))
+
+
+def _subject(topic: str) -> str:
+    """What messages of a topic are about, for those who read the log: one thing, whose parts have
+    topics of their own."""
+    found = parse_topic(topic)
+    if found is None:
+        return topic
+    return f"profile {found.name}" if found.kind == PROFILE else found.kind

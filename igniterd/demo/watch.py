@@ -13,9 +13,11 @@ import aiohttp
 import aiomqtt
 
 from igniterd.demo.recording import Message, Move, Sample, moves_from, sample_from
+from igniterd.messages.topics import parse_topic
 
 _POLL_S = 0.5
 _KEPT_MESSAGES = 400
+_SHOWN = ("status", "state", "hint")
 
 
 class Watch:
@@ -60,15 +62,17 @@ class Watch:
 
     def _hear(self, message: aiomqtt.Message) -> None:
         text = bytes(message.payload) if isinstance(message.payload, bytes | bytearray) else b"{}"
-        topic = str(message.topic).rsplit("/", 1)[-1]
+        topic = parse_topic(str(message.topic))
+        if topic is None or topic.kind not in _SHOWN or topic.part > 1:
+            return
         with contextlib.suppress(ValueError, KeyError):
             data = json.loads(text)["data"]
-            if topic == "state":  # the page needs only that it came
+            if topic.kind == "state":  # the page needs only that it came
                 data = {}
-            self.messages = [
-                *self.messages,
-                Message(at_s=time.time(), topic=topic, retained=bool(message.retain), data=data),
-            ]
+            heard = Message(
+                at_s=time.time(), topic=topic.kind, retained=bool(message.retain), data=data
+            )
+            self.messages = [*self.messages, heard]
             self.messages = self.messages[-_KEPT_MESSAGES:]
 
 

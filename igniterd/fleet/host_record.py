@@ -6,12 +6,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
+from igniterd.announce import STATE_EXPIRY_S
 from igniterd.fleet.checks import contradictions
 from igniterd.fleet.cluster import HostView
 from igniterd.fleet.lean import lean
 from igniterd.messages.state import HostState
 from igniterd.messages.topics import VERSION
-from igniterd.report import STATE_EXPIRY_S
 
 TWO_S = 2.0 * STATE_EXPIRY_S
 """Once two daemons of one name were heard, one alone must be for this long."""

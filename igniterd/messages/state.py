@@ -13,16 +13,18 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from igniterd.documents import Document, Whole
+from igniterd.errors import Refused
 from igniterd.jsontext import dumps
 from igniterd.messages.event import MOST_DATA
 
 MOST_PARTS = 64
 _SHORT = 200  # letters of a reason
+_FRAME = ',"models":[],"part":99,"parts":99'
 
 Share = Annotated[float, Field(gt=0, le=1, description="a fraction of the GPU, above 0, at most 1")]
 Part = Annotated[float, Field(ge=0, le=1, description="a fraction, from 0 to 1")]
 AnyOf = Annotated[float, Field(ge=0, le=1e12, description="0 or more, and finite")]
-Rate = Annotated[float, Field(ge=0, le=1e9, description="items a second, 0 or more")]
+Rate = Annotated[float, Field(ge=0, le=1e9, description="so many a second, 0 or more")]
 Ms = Annotated[float, Field(gt=0, le=1e9, description="milliseconds, above 0")]
 Batch = Annotated[Whole, Field(ge=1, le=4096, description="a whole number from 1 to 4096")]
 Count = Annotated[Whole, Field(ge=0, le=2**62, description="a whole number, 0 or more")]
@@ -78,8 +80,10 @@ class Latency(Document):
 class ModelState(Document):
     """One configured model. ``stays``: why it is not to be moved, empty where it may be.
 
-    ``rate_per_s`` and ``rate_upper_per_s`` are requests a second, ``items`` how many items to plan
-    for in each; ``batches``: the least and the largest that may be planned.
+    ``rate_per_s`` and ``rate_upper_per_s`` are requests a second, of ``items_per_request`` items in
+    the mean; ``items``: how many to plan for in one request. ``batches``: the least and the largest
+    that may be planned. ``reserved``: the part of its GPU to leave free for it where it is not
+    planned with (its share included), or where its share is in doubt.
     """
 
     name: ModelName
@@ -104,6 +108,7 @@ class ModelState(Document):
     busy: Part | None = None
     mean_batch: AnyOf | None = None
     burstiness: AnyOf | None = None
+    items_per_request: AnyOf = 1.0
     items: Batch = 1
     batches: tuple[Batch, Batch] | None = None
     keeps_batch: Batch | None = None
@@ -183,32 +188,42 @@ class HostState(Document):
 
 
 def short(text: str) -> str:
-    """A reason, cut where it is long: the host itself says it in full."""
-    return text if len(text) <= _SHORT else text[: _SHORT - 1] + "…"
+    """A reason, cut where it is long: the host itself says it in full. Letters that take many bytes
+    are worth several."""
+    if len(text) <= _SHORT // 4:
+        return text
+    cut = text if len(text) <= _SHORT else text[: _SHORT - 1] + "…"
+    return cut if len(dumps(cut)) <= 3 * _SHORT else text[: _SHORT // 4 - 1] + "…"
 
 
 def split_state(state: Mapping[str, Any], most: int = MOST_DATA) -> Iterator[dict[str, Any]]:
     """``state`` (all of a host) as documents of at most ``most`` bytes, each with ``part`` and
     ``parts`` where there are several.
 
-    The host itself is in the first; a single model larger than that is alone in its part.
+    The host itself is in the first. Raises :class:`Refused` for one that no such documents hold.
     """
     models = list(state["models"])
     head = {k: v for k, v in state.items() if k != "models"}
     only = ("schema", "igniterd", "host", "cluster", "run", "tick", "time_s")
     again = {k: state[k] for k in only if k in state}
-    room = most - len(dumps(head)) - len('"models":[],"part":99,"parts":99,')
+    room = most - len(dumps(head)) - len(_FRAME)
+    if room < 0:
+        raise Refused(f"what is said of the host itself has {most - room} bytes, above {most}")
     chunks: list[list[Any]] = [[]]
     for model in models:
-        size = len(dumps(model).encode()) + 1
-        if size > room and (chunks[-1] or len(chunks) == 1):
+        size = len(dumps(model)) + 1
+        if size > room:
             chunks.append([])
-            room = most - len(dumps(again)) - len('"models":[],"part":99,"parts":99,')
+            room = most - len(dumps(again)) - len(_FRAME)
+            if size > room:
+                raise Refused(f"what is said of model {model['name']!r} has {size} bytes")
         chunks[-1].append(model)
         room -= size
     if len(chunks) == 1:
         yield {**head, "models": models}
         return
+    if len(chunks) > MOST_PARTS:
+        raise Refused(f"{len(models)} models want {len(chunks)} parts; at most {MOST_PARTS} go")
     for number, chunk in enumerate(chunks, start=1):
         parts = {"part": number, "parts": len(chunks)}
         yield {**(head if number == 1 else again), **parts, "models": chunk}

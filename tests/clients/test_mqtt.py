@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from igniterd.clients.mqtt import MqttPublisher
 from igniterd.clients.mqtt_broker import Broker
 from igniterd.errors import CannotRun
+from tests.messages.examples import a_state
 from tests.waiting import until
 
 
@@ -23,8 +24,8 @@ def test_files_that_cannot_be_read_are_said_at_the_start(tmp_path: Path) -> None
 
 def test_publishing_before_the_start_waits_for_it() -> None:
     publisher = MqttPublisher(Broker("mqtt://broker"), cluster="lab", host="a")
-    publisher.publish("state", "igniterd.state", {"tick": 1}, retain=True)
-    publisher.publish("state", "igniterd.state", {"tick": 2}, retain=True)
+    publisher.publish_state([a_state(1)], expiry_s=30)
+    publisher.publish_state([a_state(2)], expiry_s=30)
     assert (publisher.statistics.replaced, publisher.statistics.published) == (1, 0)
 
 

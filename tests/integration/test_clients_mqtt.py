@@ -3,10 +3,8 @@
 import asyncio
 import contextlib
 import gc
-import json
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,59 +12,15 @@ import aiomqtt
 import pytest
 from structlog.testing import capture_logs
 
-from igniterd.clients.mqtt import MqttPublisher
-from igniterd.clients.mqtt_broker import Broker
 from igniterd.clients.mqtt_client import BrokerClient, Message, size_of, until_lost
 from igniterd.lab.programs.process import free_ports, running
-from igniterd.lab.services import BrokerHost, broker_host
-from tests.waiting import until, until_answer
+from igniterd.lab.services import broker_host
+from igniterd.messages.event import event
+from tests.integration.mqtt import PREFIX, kept_saying, listening, publishing
+from tests.messages.examples import a_hint, a_model, a_state
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
-
-PREFIX = "igniterd/v1/lab/gpu-a/"
-PATIENCE_S = 20.0
-
-
-class Listener:
-    """A client that hears everything under ``igniterd/``, retained messages first, in whatever
-    order the broker sends them."""
-
-    def __init__(self, client: aiomqtt.Client) -> None:
-        self._client = client
-        self._unread: list[tuple[aiomqtt.Message, dict[str, Any]]] = []
-
-    async def next(self, suffix: str, **wanted: Any) -> tuple[aiomqtt.Message, dict[str, Any]]:
-        """The oldest event not asked for yet that is on the topic and whose data has all of
-        `wanted`."""
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                for number, (message, event) in enumerate(self._unread):
-                    if (
-                        message.topic.value == PREFIX + suffix
-                        and wanted.items() <= event["data"].items()
-                    ):
-                        return self._unread.pop(number)
-                message = await anext(self._client.messages)
-                self._unread.append((message, json.loads(bytes(message.payload))))  # type: ignore[arg-type]
-
-
-@asynccontextmanager
-async def listening(broker: BrokerHost) -> AsyncIterator[Listener]:
-    async with aiomqtt.Client(
-        "127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V5
-    ) as client:
-        await client.subscribe("igniterd/#", qos=1)
-        yield Listener(client)
-
-
-@asynccontextmanager
-async def publishing(url: str) -> AsyncIterator[MqttPublisher]:
-    publisher = MqttPublisher(Broker(url), cluster="lab", host="gpu-a", first_pause_s=0.1)
-    await publisher.start()
-    try:
-        yield publisher
-    finally:
-        await publisher.close()
 
 
 async def test_events_arrive_in_their_envelope(tmp_path: Path) -> None:
@@ -77,15 +31,10 @@ async def test_events_arrive_in_their_envelope(tmp_path: Path) -> None:
     ):
         _, online = await listener.next("status")
         assert online["data"] == {"status": "online"}
-        publisher.publish(
-            "state",
-            "igniterd.state",
-            {"tick": 7, "headroom": float("nan")},
-            retain=True,
-            expiry_s=30,
-        )
+        decision = {"outcome": "hold", "feasible": True, "headroom": float("nan")}
+        publisher.publish_state([a_state(7, decision=decision)], expiry_s=30)
         message, event = await listener.next("state")
-        assert event["data"] == {"tick": 7, "headroom": None}
+        assert event["data"] == a_state(7, decision=decision | {"headroom": None})
         assert {
             key: event[key] for key in ("specversion", "source", "type", "datacontenttype")
         } == {
@@ -152,20 +101,20 @@ async def test_a_broker_that_dies_and_returns(tmp_path: Path) -> None:
             publishing(first.url) as publisher,
         ):
             await listener.next("status", status="online")
-            publisher.publish("state", "igniterd.state", {"tick": 1}, retain=True)
+            publisher.publish_state([a_state(1)], expiry_s=30)
             await listener.next("state", tick=1)
             await first.program.stop()
             await until(lambda: publisher.statistics.failures >= 2)
             assert not publisher.statistics.connected
             for tick in range(2, 50):
-                publisher.publish("state", "igniterd.state", {"tick": tick}, retain=True)
-                publisher.publish("hint", "igniterd.hint.shed", {"model": "vgg19", "tick": tick})
-                publisher.publish("hint", "igniterd.hint.shed", {"model": "alexnet", "tick": tick})
+                publisher.publish_state([a_state(tick)], expiry_s=30)
+                for model in ("vgg19", "alexnet"):
+                    publisher.publish_hint(a_hint(model, f"at tick {tick}"), expiry_s=60)
             async with broker_host(tmp_path, port=first.port) as second, listening(second) as again:
                 _, event = await again.next("state")
                 assert event["data"]["tick"] == 49, "only the newest state is sent"
                 hints = [(await again.next("hint"))[1]["data"] for _ in range(2)]
-                assert hints == [{"model": "vgg19", "tick": 49}, {"model": "alexnet", "tick": 49}]
+                assert hints == [a_hint(m, "at tick 49") for m in ("vgg19", "alexnet")]
                 assert publisher.statistics.connected
                 assert publisher.statistics.replaced == 3 * 47
     told = [(entry["log_level"], entry["event"]) for entry in logs if entry.get("source") == "mqtt"]
@@ -178,7 +127,7 @@ async def test_a_broker_that_dies_and_returns(tmp_path: Path) -> None:
 
 async def test_a_broker_without_memory_is_told_the_retained_state_again(tmp_path: Path) -> None:
     async with broker_host(tmp_path) as first, publishing(first.url) as publisher:
-        publisher.publish("state", "igniterd.state", {"tick": 1}, retain=True)
+        publisher.publish_state([a_state(1)], expiry_s=30)
         await until(lambda: publisher.statistics.published >= 2)
         await first.program.stop()
         async with broker_host(tmp_path, port=first.port) as second, listening(second) as listener:
@@ -188,21 +137,10 @@ async def test_a_broker_without_memory_is_told_the_retained_state_again(tmp_path
 async def test_without_any_broker_nothing_waits_and_memory_is_bounded() -> None:
     async with publishing(f"mqtt://127.0.0.1:{free_ports(1)[0]}") as publisher:
         for number in range(1000):
-            publisher.publish("hint", "igniterd.hint.shed", {"model": f"m{number}"})
+            publisher.publish_hint(a_hint(f"m{number}"), expiry_s=60)
         assert publisher.statistics.dropped == 1000 - 256
         await until(lambda: publisher.statistics.failures >= 2)
         assert publisher.statistics.published == 0
-
-
-async def kept_saying(publisher: MqttPublisher, state: dict[str, Any], until_said: Any) -> None:
-    """A state and a hint now and then, as from the daemon, until it has come to what the test waits
-    for."""
-
-    async def say() -> None:
-        publisher.publish("state", "igniterd.state", state, retain=True, expiry_s=30)
-        publisher.publish("hint", "igniterd.hint.shed", {"model": "vgg19"})
-
-    await until_answer(say, lambda _: until_said(), every_s=0.05)
 
 
 @pytest.mark.parametrize("topics", ["hint", "status", "state"])
@@ -225,7 +163,7 @@ async def test_what_the_broker_denies_is_no_success_and_is_said_once(
                 publisher.set_status("degraded", "why")
             await kept_saying(
                 publisher,
-                {"tick": 1},
+                a_state(),
                 lambda: (
                     counts.refused >= (2 if topics == "status" else 4) and counts.published >= 4
                 ),
@@ -240,7 +178,7 @@ async def test_what_the_broker_denies_is_no_success_and_is_said_once(
 async def test_a_state_above_the_brokers_limit_holds_up_no_hint_and_no_status(
     tmp_path: Path,
 ) -> None:
-    large = {"models": [{"name": f"model-{n}", "share": 0.1} for n in range(200)]}
+    large = a_state(models=[a_model(f"model-{n}") for n in range(200)])
     with capture_logs() as logs:
         async with (
             broker_host(tmp_path, more="max_packet_size 2048\n") as broker,
@@ -255,7 +193,7 @@ async def test_a_state_above_the_brokers_limit_holds_up_no_hint_and_no_status(
             await listener.next("hint", model="vgg19")
             publisher.set_status("degraded", "x" * 5000)
             await listener.next("status", status="degraded")
-            publisher.publish("state", "igniterd.state", {"models": []}, retain=True)
+            publisher.publish_state([a_state()], expiry_s=30)
             await listener.next("state", models=[])
             assert counts.failures == 0
     said = [
@@ -269,7 +207,9 @@ async def test_a_state_above_the_brokers_limit_holds_up_no_hint_and_no_status(
 
 @pytest.mark.parametrize("over", [0, 8])
 async def test_the_size_of_a_packet_is_the_brokers(tmp_path: Path, over: int) -> None:
-    message = Message(PREFIX + "state", b"x" * 3000, 1, True, 30)
+    about = {"source": "igniterd/lab/gpu-a", "id": "1", "at": datetime.now(UTC)}
+    payload = event("status", {"status": "degraded", "reason": "x" * 1900}, **about)
+    message = Message(PREFIX + "status", payload, 1, True, 30)
     limit = size_of(message) - over
     async with (
         broker_host(tmp_path, more=f"max_packet_size {limit}\n") as broker,
@@ -330,7 +270,7 @@ async def test_a_broker_that_ends_the_connection_over_one_topic_gets_the_others(
         async with publishing(f"mqtt://127.0.0.1:{port}") as publisher:
             await kept_saying(
                 publisher,
-                {"tick": 1},
+                a_state(),
                 lambda: all(broker.got.count(other.encode()) > 5 for other in others),
             )
             assert broker.cuts == 2

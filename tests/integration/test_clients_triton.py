@@ -20,6 +20,7 @@ from igniterd.clients.triton.config import allocation_of
 from igniterd.clients.triton.config_change import with_allocation
 from igniterd.clients.triton.http import TritonHttp
 from igniterd.clients.triton.info import Control
+from igniterd.clients.triton.loadable import loadable
 from igniterd.errors import NotNow, Refused, Unreachable
 from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
 from igniterd.lab.load.load import INPUT_FLOATS
@@ -111,6 +112,17 @@ async def test_a_model_that_is_not_there_says_why_and_the_others_are_read(
     assert isinstance(found["resnet50"], ModelReading)
     assert isinstance(found["vgg99"], Refused)
     assert "model 'vgg99' is not in the repository of Triton 'main'" in str(found["vgg99"])
+
+
+async def test_what_is_unloaded_could_be_loaded(client: TritonClient) -> None:
+    async def listed() -> frozenset[str]:
+        return loadable(await client.index(timeout_s=5.0))
+
+    assert await listed() == frozenset()
+    await client.unload("alexnet")
+    await until_answer(listed, lambda names: names == {"alexnet"})
+    await client.load("alexnet", None)
+    assert await listed() == frozenset()
 
 
 def stub_shares(host: TritonHost, model: str) -> set[str | None]:

@@ -28,7 +28,9 @@ from igniterd.lab.host import EmulatedHost, EmulatedModel, HostSpec, emulated_ho
 from igniterd.lab.load.load import LoadSpec, Phase, RequestLog
 from igniterd.lab.programs import programs
 from igniterd.lab.programs.process import Running, free_ports, running
-from igniterd.perf import builtin_profile
+from igniterd.messages.profile import ProfilePart, unpacked
+from igniterd.messages.state import HostState
+from igniterd.perf import Profile, builtin_profile
 from tests.waiting import until, until_answer, until_ended
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
@@ -196,7 +198,17 @@ async def test_takes_over_a_host_and_asserts_it_again(tmp_path: Path) -> None:
         assert host.broker
         topics = dict(await messages(host.broker.url, "igniterd/v1/lab/gpu-a/#", 2))
         assert topics["igniterd/v1/lab/gpu-a/status"]["data"]["status"] in ("online", "degraded")
-        assert topics["igniterd/v1/lab/gpu-a/state"]["data"]["host"] == "gpu-a"
+        state_said = json.dumps(topics["igniterd/v1/lab/gpu-a/state"]["data"])
+        told = HostState.model_validate_json(state_said)
+        assert [(m.name, m.state, m.stays) for m in told.models] == [
+            (name, "steered", "") for name in SLOS
+        ]
+        assert told.tritons[0].gpus == (told.boards[0].uuid,)
+        (digest,) = {digest for model in told.models for digest in model.profiles}
+        ((topic, part),) = await messages(host.broker.url, f"igniterd/v1/lab/profile/{digest}/+", 1)
+        assert topic.endswith("/1")
+        profile = unpacked(digest, [ProfilePart.model_validate(part["data"])])
+        assert set(Profile.model_validate_json(profile).models) >= set(SLOS)
 
         await host.triton.restart()  # its files know nothing of the shares
         await igniterd.until(

@@ -32,7 +32,7 @@ from igniterd.clients.triton.config_change import marked
 from igniterd.clients.triton.configs import Configurations
 from igniterd.clients.triton.control import read_server, why_loads_are_refused
 from igniterd.clients.triton.http import TritonHttp
-from igniterd.clients.triton.index import HOMELESS, RepositoryList
+from igniterd.clients.triton.index import RepositoryList
 from igniterd.clients.triton.info import IndexEntry, ServerInfo
 from igniterd.clients.triton.json_config import config_to_dict, unknown_fields, why_not_kept
 from igniterd.clients.triton.metrics import MetricsSource, ModelMetrics, ModelVersion
@@ -41,6 +41,7 @@ from igniterd.clients.triton.unmanaged import UnmanagedModels
 from igniterd.clients.triton.unsettled import Trace, Unsettled
 from igniterd.engines.hosting import files_of
 from igniterd.errors import NotNow, Refused, Unanswered, Unreachable
+from igniterd.placement import HOMELESS
 from igniterd.records import Allocation, Gap, ModelReading
 
 ROUNDS = 1.8  # deadlines that a look at all models may take: a tick gives up after two
@@ -105,9 +106,9 @@ class TritonClient:
         nothing."""
         return await why_loads_are_refused(self._call)
 
-    async def index(self) -> tuple[IndexEntry, ...]:
+    async def index(self, timeout_s: float | None = None) -> tuple[IndexEntry, ...]:
         """Every model of the repository, loaded or not."""
-        return await self._index(self.timeout_s)
+        return await self._index(timeout_s or self.timeout_s)
 
     async def _index(self, timeout_s: float) -> tuple[IndexEntry, ...]:
         answer = await self._call(

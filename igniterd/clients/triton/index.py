@@ -19,11 +19,6 @@ GOOD_FOR_S = 60.0  # an answer this old stands in while the next one is on its w
 _COMING = ("LOADING", "READY")
 
 Ask = Callable[[float], Awaitable[tuple[IndexEntry, ...]]]
-HOMELESS = (
-    "it is in no model repository: it was loaded with files that only whoever loaded it "
-    "has, and any other load of it fails"
-)
-"""Why a model that :meth:`RepositoryList.homeless` knows is not loaded."""
 
 
 class RepositoryList:
