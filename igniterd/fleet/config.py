@@ -37,7 +37,10 @@ class Fleet(Section):
     most_clusters: Annotated[int, Field(ge=1, le=1000)] = 16
     """With ``["+"]``: how many this process takes at most."""
     consolidate: bool = False
-    """Whether to empty GPUs where every SLO holds."""
+    """Whether to empty GPUs, of what nobody in trouble could use."""
+    anywhere: bool = False
+    """Whether every Triton is taken to be able to load every model. Otherwise a model goes only
+    where a host says that it could be loaded."""
     settle_s: Seconds = 1.0
     """After a change so long is waited for others, before it is planned."""
     least_interval_s: Seconds = 5.0
