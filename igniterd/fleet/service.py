@@ -106,6 +106,8 @@ class FleetService:
         finally:
             self._notifier.stopping()
             await self.close()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
 
     async def close(self) -> None:
         closing = [desk.close() for desk in self.desks.values()]
