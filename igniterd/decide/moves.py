@@ -108,6 +108,8 @@ class Host:
     needs_known: dict[str, dict[str, float]] = field(default_factory=dict)
     most_confirmed: int = MOST_CONFIRMED
     second_looks: int = SECOND_LOOKS
+    used_first: bool = False
+    """Whether a GPU in use is chosen before an empty one, whatever room each leaves."""
     rather: frozenset[str] = frozenset()
     """Models that are moved rather than others; of as many moves, before the room counts."""
     _alone: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -223,7 +225,7 @@ class Host:
                 short = min(freed[gpu] for gpu in hot) < -HOPELESS
                 if short and not self._fit_without(side, leavers):
                     continue
-                placed = self._placed(leavers, hot=hot, used=False)
+                placed = self._placed(leavers, hot=hot, used=self.used_first)
                 if placed is not None:
                     spared = sum(model not in self.rather for model in leavers)
                     ranked.append((spared, -placed[0], len(ranked), placed[1]))

@@ -20,7 +20,7 @@ from igniterd.fleet.advice import Advice, Open
 from igniterd.fleet.cluster import Cluster
 from igniterd.fleet.index import Index
 from igniterd.fleet.knowledge import Knowledge
-from igniterd.fleet.offers import Offers
+from igniterd.fleet.offers import Offers, Want
 from igniterd.fleet.replicas import replicate
 from igniterd.fleet.sites import Site
 from igniterd.fleet.working import Part, Working
@@ -47,12 +47,14 @@ class Planner:
     _emptied: dict[str, Part] = field(default_factory=dict)  # by the site that is emptied
     _tried: dict[str, int] = field(default_factory=dict)  # site in trouble -> the plan it was in
     _count: int = 0
+    _want: Want = Want.ROOM
 
     def plan(self, cluster: Cluster, knowledge: Knowledge, *, consolidate: bool = False) -> Advice:
         """What to advise now."""
         self._count += 1
         self._index.update(cluster, knowledge)
         working = Working(self._index, self.anywhere)
+        self._want = Want.USED_FIRST if consolidate else Want.ROOM
         opened = self._relieve_all(working)
         opened += [
             Open(host, model.name, "it has no profile of its GPU here, or is not planned with")
@@ -105,7 +107,7 @@ class Planner:
         if known is not None and known.source is site and known.moves and working.again(known):
             return known
         movers = {seat.key: seat for seat in site.seats if not seat.fixed}
-        offers = Offers.to(working, site, movers)
+        offers = Offers.to(working, site, movers, self._want)
         key = offers.key(working)
         if known is not None and known.source is site and not known.moves and known.offers == key:
             return known
@@ -140,7 +142,7 @@ class Planner:
         if known is not None and known.source is site and known.moves and working.again(known):
             return known
         movers = {seat.key: seat for seat in site.seats}
-        offers = Offers.to(working, site, movers, used=True)
+        offers = Offers.to(working, site, movers, Want.USED)
         key, number = offers.key(working), len(working.moves)
         if known is not None and known.source is site and not known.moves and known.offers == key:
             return known

@@ -248,6 +248,12 @@ class TestConsolidation:
         assert moved(found)[0][:2] == ("resnet50", "hot")
         assert found.feasible
 
+    def test_trouble_goes_to_gpus_in_use_before_it_goes_to_an_empty_one(self) -> None:
+        small = host("small", tenant("alexnet", 40, 40, 0.2))
+        where = cluster(crowded(), small, host("idle", gpus=2))
+        assert moved(advised(where)) == [("resnet50", "hot", "idle")]
+        assert moved(advised(where, consolidate=True)) == [("resnet50", "hot", "small")]
+
     def test_not_a_gpu_on_which_something_unknown_runs(self) -> None:
         a = host("a", tenant("alexnet", 40, 40, 0.2), board={"reserved": 0.1})
         found = advised(cluster(a, host("b", tenant("ssd", 10, 200, 0.4))), consolidate=True)
