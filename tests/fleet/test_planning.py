@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import combinations, product
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -18,19 +18,30 @@ from igniterd.fleet.index import HostSites
 from igniterd.fleet.planning import Planner
 from igniterd.fleet.sites import Site
 from igniterd.messages.rebalance import Rebalance
-from tests.fleet.clusters import GIB, MODELS, cluster, host, knowledge, tenant
+from tests.fleet.clusters import (
+    GIB,
+    MODELS,
+    absent,
+    cluster,
+    host,
+    knowledge,
+    slow_profile,
+    tenant,
+)
 
 SHED = "does not fit"
 
 
+CROWD = (
+    tenant("alexnet", 600, 15, 0.3),
+    tenant("resnet50", 300, 40, 0.4, shed=SHED),
+    tenant("vgg19", 200, 60, 0.3),
+)
+"""Three models that do not hold their SLOs on one GPU, and any two of them do."""
+
+
 def crowded(name: str = "hot") -> HostView:
-    """A GPU on which three models do not hold their SLOs, and any two of them do."""
-    return host(
-        name,
-        tenant("alexnet", 600, 15, 0.3),
-        tenant("resnet50", 300, 40, 0.4, shed=SHED),
-        tenant("vgg19", 200, 60, 0.3),
-    )
+    return host(name, *CROWD)
 
 
 def advised(where: Cluster, *, consolidate: bool = False, planner: Planner | None = None) -> Any:
@@ -145,12 +156,7 @@ class TestRelief:
 
     def test_what_its_daemon_could_do_itself_is_left_to_it(self) -> None:
         """Two GPUs of one Triton: the daemon moves models between them, or knows why not."""
-        crowd = [
-            tenant("alexnet", 600, 15, 0.3),
-            tenant("resnet50", 300, 40, 0.4, shed=SHED),
-            tenant("vgg19", 200, 60, 0.3),
-        ]
-        assert moved(advised(cluster(host("hot", *crowd, gpus=2, loadable=MODELS)))) == []
+        assert moved(advised(cluster(host("hot", *CROWD, gpus=2, loadable=MODELS)))) == []
 
     def test_between_the_tritons_of_one_host_it_is_advised(self) -> None:
         uuids = ["GPU-hot-0", "GPU-hot-1"]
@@ -158,13 +164,29 @@ class TestRelief:
             {"name": "main", "gpus": uuids[:1]},
             {"name": "second", "gpus": uuids[1:], "loadable": list(MODELS)},
         ]
-        crowd = [
-            tenant("alexnet", 600, 15, 0.3),
-            tenant("resnet50", 300, 40, 0.4, shed=SHED),
-            tenant("vgg19", 200, 60, 0.3),
-        ]
-        (move,) = advised(cluster(host("hot", *crowd, gpus=2, tritons=tritons))).moves
+        (move,) = advised(cluster(host("hot", *CROWD, gpus=2, tritons=tritons))).moves
         assert (move.to.host, move.to.triton, move.to.device) == ("hot", "second", 0)
+
+
+class TestKindsOfBoards:
+    SLOW: ClassVar[dict[str, Any]] = {"name": "slow", "sm_count": 40, "memory_total_bytes": None}
+
+    def test_a_model_goes_to_another_kind_of_board_where_that_has_a_profile_of_it(self) -> None:
+        """It is predicted as on that board, and what was learnt on the other one is left there."""
+        there = host("there", absent("resnet50", 40, slow_profile()[0]), board=self.SLOW)
+        bias = {"share": 0.4, "pressure": 0.5, "level": 0.05, "tilt": 0.0, "sd": 0.02}
+        learnt = [dict(t) for t in CROWD]
+        learnt[1] |= {"learnt": bias, "bias": 1.05}
+        (move,) = advised(cluster(host("hot", *learnt), there)).moves
+        (same,) = advised(cluster(host("hot", *learnt), host("idle"))).moves
+        fares = [{f.model: f.after_p99_ms for f in m.at_target} for m in (move, same)]
+        assert (move.model, move.to.host) == ("resnet50", "there")
+        # twice the time, and less of a queue on the other: more than twice, without the bias
+        assert fares[0]["resnet50"] > 1.9 * fares[1]["resnet50"]
+
+    def test_and_nowhere_where_no_profile_is_of_that_board(self) -> None:
+        where = cluster(host("hot", *CROWD), host("there", board=self.SLOW))
+        assert moved(advised(where)) == []
 
 
 class TestStability:
