@@ -43,7 +43,7 @@ class Fleet(Section):
     where a host says that it could be loaded."""
     settle_s: Seconds = 1.0
     """After a change so long is waited for others, before it is planned."""
-    least_interval_s: Seconds = 5.0
+    least_interval_s: Seconds = 2.0
     """Least time from the beginning of one plan of a cluster to that of the next."""
     plan_timeout_s: Seconds = 60.0
     """A plan that takes longer is not published: what it rests on has passed."""
