@@ -37,8 +37,10 @@ _OF_HOSTS = ("+/status", "+/state", "+/state/+")
 
 def topics_of(cluster: str, profiles: Iterable[str] = ()) -> dict[str, int]:
     """What is listened to of the hosts of a cluster, with its quality of service: they say again
-    what is lost, but profiles, which are asked for by hash."""
+    what is lost, but profiles, which are asked for by hash. That a host speaks another version is
+    seen by its status alone: its states may be many."""
     hosts = {f"{ROOT}/{VERSION}/{cluster}/{rest}": 0 for rest in _OF_HOSTS}
+    hosts[f"{ROOT}/+/{cluster}/+/status"] = 0
     return hosts | {profile_topic(cluster, digest, "+"): 1 for digest in profiles}
 
 
