@@ -270,6 +270,22 @@ class TestStability:
         again = advised(cluster(crowded(), host(other)), planner=planner)
         assert [m.to.host for m in again.moves] == [other]
 
+    def test_it_makes_way_where_it_takes_the_only_room_that_another_could_use(self) -> None:
+        planner = Planner("c")
+        hosts = [
+            crowded(),
+            host("x", tenant("ssd", 25, 60, 0.4)),
+            host("y", tenant("ssd", 40, 60, 0.6), loadable=["resnet50"]),
+        ]
+        first = advised(cluster(*hosts), planner=planner)
+        assert moved(first) == [("resnet50", "hot", "x")]
+        alexnet, resnet50, vgg19 = (dict(t) for t in CROWD)
+        alexnet["stays"] = resnet50["stays"] = "its owner says so"
+        where = cluster(*hosts, host("warm", alexnet, resnet50, vgg19))
+        again = advised(where, planner=planner)
+        assert set(moved(again)) == {("resnet50", "hot", "y"), ("vgg19", "warm", "x")}
+        assert moved(advised(where, planner=planner)) == moved(again)
+
     def test_what_fills_up_is_no_target_any_more(self) -> None:
         """A stranger takes the memory, or each request becomes sixteen."""
         planner = Planner("c")
