@@ -38,6 +38,8 @@ class Advice:
     touched: Mapping[str, tuple[Site, Site]] = field(default_factory=dict)
     unsolved: tuple[Open, ...] = ()
     troubled: int = 0
+    unfinished: bool = False
+    """Whether there are GPUs in trouble that were not looked into: the same plan once more does."""
 
     def document(self, *, speaker: str, term: int, number: int, time_s: float) -> dict[str, Any]:
         """As ``messages.rebalance.Rebalance`` has it, with all moves."""

@@ -233,7 +233,7 @@ class Desk:
     async def _think(self) -> None:
         """Plan, and say what came of it."""
         changed_s, self._changed_s = self._changed_s, None
-        fits = None
+        advice = fits = None
         try:
             self.seen = self.view.cluster(self._clock())
             advice = await self.thinking.advice(
@@ -242,6 +242,8 @@ class Desk:
             fits = None if advice is None else self._document(advice)
         except Exception as error:
             self.thinking.failed("failed", "plan", error)
+        if advice is not None and advice.unfinished:
+            self._changed_s = self._changed_s or self._clock()
         self._good = fits is not None
         if fits is None:
             self._changed_s = self._changed_s or self._clock()

@@ -49,6 +49,7 @@ class Planner:
     _tried: dict[str, int] = field(default_factory=dict)  # site in trouble -> the plan it was in
     _anew: int = -1  # changes of the index when all was last planned anew
     _count: int = 0
+    _later: int = 0  # GPUs in trouble that the present plan does not look into
     _want: Want = Want.ROOM
 
     def plan(self, cluster: Cluster, knowledge: Knowledge, *, consolidate: bool = False) -> Advice:
@@ -72,6 +73,7 @@ class Planner:
             touched=working.touched(),
             unsolved=tuple(opened),
             troubled=len(hosts | self._index.unknown),
+            unfinished=self._later > 0,
         )
 
     # ------------------------------------------------------------ trouble
@@ -100,12 +102,13 @@ class Planner:
         self._relieved = {k: v for k, v in self._relieved.items() if k in troubled}
         self._tried = {k: v for k, v in self._tried.items() if k in troubled}
         opened: list[Open] = []
-        searched = 0
+        searched = self._later = 0
         order = {name: number for number, name in enumerate(self._relieved)}
         for site in sorted(map(working.site, troubled), key=lambda s: self._turn(s, order)):
             known = self._relieved.get(site.name)
             if searched >= MOST_SOURCES and not self._advised(site):
                 opened += _open(site, "not looked into yet: other GPUs come first")
+                self._later += 1
                 continue
             part = self._relief(working, site)
             self._relieved.pop(site.name, None)  # so that it comes after those of this plan

@@ -254,6 +254,10 @@ class TestStability:
         said = [advised(where, planner=planner) for _ in range(3)]
         assert [len(each.moves) for each in said] == [2, 4, 5]
         assert [each.feasible for each in said] == [False, False, True]
+        # and that there is more to be found is known
+        planner = Planner("c")
+        unfinished = [planner.plan(where, knowledge()).unfinished for _ in range(3)]
+        assert unfinished == [True, True, False]
         assert set(moved(said[0])) < set(moved(said[1])) < set(moved(said[2]))
 
     def test_it_goes_when_the_trouble_is_over(self) -> None:
