@@ -160,6 +160,17 @@ class TestRelief:
         assert found.feasible
         assert len({m.to.host for m in found.moves}) == len(found.moves) > 1
 
+    def test_gpus_that_share_a_model_of_which_nothing_is_known(self) -> None:
+        """On one of them is nobody else."""
+        shared = tenant("ssd", 10, 200, 0.05, profiles=[], triton="both")
+        shared |= {"gpus": [0, 1], "applied": shared["applied"] | {"devices": [0, 1]}}
+        uuids = ["GPU-hot-0", "GPU-hot-1"]
+        tritons = [{"name": "main", "gpus": uuids[:1]}, {"name": "both", "gpus": uuids}]
+        hot = host("hot", *CROWD, shared, gpus=2, tritons=tritons)
+        found = advised(cluster(hot, host("idle")))
+        assert [(m.source.host, m.to.host) for m in found.moves] == [("hot", "idle")]
+        assert found.feasible
+
     def test_what_only_its_daemon_can_predict_keeps_its_share(self) -> None:
         """It reserves nothing for what it plans itself."""
         odd = host("odd", tenant("ssd", 10, 60, 0.9, profiles=[]))
