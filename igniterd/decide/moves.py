@@ -182,8 +182,8 @@ class Host:
         search = Search(side.case.predictors.at(ALL), demands, side.case.reserved)
         settled = search.settle(1.0, guess=True)
         if not isinstance(settled, str):
-            least = search.least(settled[0], [d.model for d in demands])
-            return named(least, side.group.name)
+            least = named(search.least(settled[0], [d.model for d in demands]), side.group.name)
+            return {gpu: least.get(gpu, 0.0) for gpu in side.group.gpus}  # on some there is nobody
         needs = dict.fromkeys(side.group.gpus, 0.0)
         for d in demands:
             for gpu in set(d.gpus) or {side.group.name}:

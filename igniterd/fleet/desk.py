@@ -37,8 +37,10 @@ _OF_HOSTS = ("+/status", "+/state", "+/state/+")
 
 def topics_of(cluster: str, profiles: Iterable[str] = ()) -> dict[str, int]:
     """What is listened to of the hosts of a cluster, with its quality of service: they say again
-    what is lost, but profiles, which are asked for by hash."""
+    what is lost, but profiles, which are asked for by hash. That a host speaks another version is
+    seen by its status alone: its states may be many."""
     hosts = {f"{ROOT}/{VERSION}/{cluster}/{rest}": 0 for rest in _OF_HOSTS}
+    hosts[f"{ROOT}/+/{cluster}/+/status"] = 0
     return hosts | {profile_topic(cluster, digest, "+"): 1 for digest in profiles}
 
 
@@ -231,7 +233,7 @@ class Desk:
     async def _think(self) -> None:
         """Plan, and say what came of it."""
         changed_s, self._changed_s = self._changed_s, None
-        fits = None
+        advice = fits = None
         try:
             self.seen = self.view.cluster(self._clock())
             advice = await self.thinking.advice(
@@ -240,6 +242,8 @@ class Desk:
             fits = None if advice is None else self._document(advice)
         except Exception as error:
             self.thinking.failed("failed", "plan", error)
+        if advice is not None and advice.unfinished:
+            self._changed_s = self._changed_s or self._clock()
         self._good = fits is not None
         if fits is None:
             self._changed_s = self._changed_s or self._clock()

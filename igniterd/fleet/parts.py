@@ -34,6 +34,10 @@ class View(Protocol):
 
 
 class Advice(Protocol):
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is more to be found in the same cluster."""
+
     def document(
         self, *, speaker: str, term: int, number: int, time_s: float
     ) -> dict[str, Any]: ...

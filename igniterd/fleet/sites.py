@@ -15,9 +15,11 @@ from igniterd.colocation import Demand
 from igniterd.decide.judge import PredictorPair
 from igniterd.decide.room import Reserved
 from igniterd.decide.state import ALL, Margins
+from igniterd.fleet.checks import instances_on
 from igniterd.fleet.cluster import HostView, allocation_from
 from igniterd.fleet.knowledge import BoardKind, Knowledge
 from igniterd.messages.state import BoardState, Learnt, ModelState
+from igniterd.perf.api import UNCAPPED
 from igniterd.placement import GpuGroup
 from igniterd.predict import LatencyPrediction
 from igniterd.records import Allocation, BiasEstimate
@@ -248,7 +250,7 @@ def _site(
         host.state.terms.level,
         host.state.terms.slo_margin,
         tuple(seats),
-        {gpu: _taken(board, on[gpu], seats) for gpu, board in boards.items()},
+        {gpu: _taken(host, board, on[gpu], seats) for gpu, board in boards.items()},
         {gpu: least.get(gpu, 0.0) for gpu in gpus},
         {
             gpu: board.memory_total_bytes - board.memory_used_bytes
@@ -261,11 +263,22 @@ def _site(
     )
 
 
-def _taken(board: BoardState, models: Sequence[ModelState], seats: Sequence[Seat]) -> float:
+def _taken(
+    host: HostView, board: BoardState, models: Sequence[ModelState], seats: Sequence[Seat]
+) -> float:
     """The part of a GPU that is held by strangers, and by models that are not planned with."""
     planned = {seat.model.name for seat in seats}
-    held = sum(m.reserved for m in models if m.name not in planned)
+    held = sum(_held(host, m, board.uuid) for m in models if m.name not in planned)
     return min(1.0, (board.reserved or 0.0) + held)
+
+
+def _held(host: HostView, model: ModelState, gpu: str) -> float:
+    """What a model is left that is not planned with here. Its own daemon may plan it all the same,
+    and then reserves nothing for it."""
+    share = model.applied.share if model.applied is not None else None
+    if share is None or share >= UNCAPPED:
+        return max(model.reserved, model.busy or 0.0)
+    return max(model.reserved, share * instances_on(model, gpu, host.tritons.get(model.triton)))
 
 
 def _seat(host: HostView, model: ModelState, kind: BoardKind) -> Seat | None:

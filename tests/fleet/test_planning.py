@@ -143,6 +143,41 @@ class TestRelief:
         assert all(m.weight == pytest.approx(part, abs=1e-4) for m in found.moves)
         assert "unload" not in {s.action for s in found.steps}
 
+    def test_gpus_that_share_a_model_get_one_replica(self) -> None:
+        """They are planned together, and each is looked into as if the other got none."""
+        uuids = ["GPU-x-0", "GPU-x-1"]
+        ssd = tenant("ssd", 10, 200, 0.2, triton="both")
+        ssd |= {"gpus": [0, 1], "applied": ssd["applied"] | {"devices": [0, 1], "instances": 2}}
+        tritons = [
+            {"name": "both", "gpus": uuids},
+            {"name": "first", "gpus": uuids[:1], "loadable": ["vgg19"]},
+            {"name": "second", "gpus": uuids[1:], "loadable": ["vgg19"]},
+        ]
+        hot = host("hot", tenant("vgg19", 900, 60, 1.0, shed="900/s are more than it serves"))
+        two = host("x", ssd, gpus=2, tritons=tritons)
+        assert moved(advised(cluster(hot, two))) == []
+        found = advised(cluster(hot, two, host("y"), host("z")))
+        assert found.feasible
+        assert len({m.to.host for m in found.moves}) == len(found.moves) > 1
+
+    def test_gpus_that_share_a_model_of_which_nothing_is_known(self) -> None:
+        """On one of them is nobody else."""
+        shared = tenant("ssd", 10, 200, 0.05, profiles=[], triton="both")
+        shared |= {"gpus": [0, 1], "applied": shared["applied"] | {"devices": [0, 1]}}
+        uuids = ["GPU-hot-0", "GPU-hot-1"]
+        tritons = [{"name": "main", "gpus": uuids[:1]}, {"name": "both", "gpus": uuids}]
+        hot = host("hot", *CROWD, shared, gpus=2, tritons=tritons)
+        found = advised(cluster(hot, host("idle")))
+        assert [(m.source.host, m.to.host) for m in found.moves] == [("hot", "idle")]
+        assert found.feasible
+
+    def test_what_only_its_daemon_can_predict_keeps_its_share(self) -> None:
+        """It reserves nothing for what it plans itself."""
+        odd = host("odd", tenant("ssd", 10, 60, 0.9, profiles=[]))
+        assert moved(advised(cluster(crowded(), odd))) == []
+        odd = host("odd", tenant("ssd", 10, 60, None, profiles=[], busy=0.9))
+        assert moved(advised(cluster(crowded(), odd))) == []
+
     def test_what_cannot_be_predicted_is_named(self) -> None:
         odd = host("odd", tenant("ssd", 10, 60, 0.5, shed=SHED, profiles=[]))
         found = advised(cluster(odd, host("idle")))
@@ -230,6 +265,10 @@ class TestStability:
         said = [advised(where, planner=planner) for _ in range(3)]
         assert [len(each.moves) for each in said] == [2, 4, 5]
         assert [each.feasible for each in said] == [False, False, True]
+        # and that there is more to be found is known
+        planner = Planner("c")
+        unfinished = [planner.plan(where, knowledge()).unfinished for _ in range(3)]
+        assert unfinished == [True, True, False]
         assert set(moved(said[0])) < set(moved(said[1])) < set(moved(said[2]))
 
     def test_it_goes_when_the_trouble_is_over(self) -> None:
@@ -246,8 +285,46 @@ class TestStability:
         again = advised(cluster(crowded(), host(other)), planner=planner)
         assert [m.to.host for m in again.moves] == [other]
 
+    def test_it_makes_way_where_it_takes_the_only_room_that_another_could_use(self) -> None:
+        planner = Planner("c")
+        hosts = [
+            crowded(),
+            host("x", tenant("ssd", 25, 60, 0.4)),
+            host("y", tenant("ssd", 40, 60, 0.6), loadable=["resnet50"]),
+        ]
+        first = advised(cluster(*hosts), planner=planner)
+        assert moved(first) == [("resnet50", "hot", "x")]
+        alexnet, resnet50, vgg19 = (dict(t) for t in CROWD)
+        alexnet["stays"] = resnet50["stays"] = "its owner says so"
+        where = cluster(*hosts, host("warm", alexnet, resnet50, vgg19))
+        again = advised(where, planner=planner)
+        assert set(moved(again)) == {("resnet50", "hot", "y"), ("vgg19", "warm", "x")}
+        assert moved(advised(where, planner=planner)) == moved(again)
+
+    def test_what_fills_up_is_no_target_any_more(self) -> None:
+        """A stranger takes the memory, or each request becomes sixteen."""
+        planner = Planner("c")
+        ssd = tenant("ssd", 10, 200, 0.4)
+        first = advised(cluster(crowded(), host("x", ssd)), planner=planner)
+        assert [m.to.host for m in first.moves] == ["x"]
+        for full in (
+            host("x", ssd, board={"memory_used_bytes": 16 * GIB - 1}),
+            host("x", ssd | {"items": 16, "items_per_request": 16.0}),
+        ):
+            assert not advised(cluster(crowded(), full), planner=planner).moves
+            again = advised(cluster(crowded(), host("x", ssd)), planner=planner)
+            assert moved(again) == moved(first)
+
 
 class TestConsolidation:
+    def test_a_gpu_is_free_once_the_last_has_gone(self) -> None:
+        two = (tenant("alexnet", 20, 40, 0.2), tenant("resnet50", 10, 200, 0.2))
+        found = advised(
+            cluster(host("a", *two), host("b", tenant("ssd", 10, 200, 0.4))), consolidate=True
+        )
+        assert [(m.source.host, m.frees.gpu) for m in found.moves] == [("a", False), ("a", True)]
+        assert [f.gpu_uuid for f in found.freed] == ["GPU-a-0"]
+
     def test_a_gpu_is_emptied_where_its_model_fits_elsewhere(self) -> None:
         where = cluster(
             host("a", tenant("alexnet", 40, 40, 0.2)), host("b", tenant("ssd", 10, 200, 0.4))

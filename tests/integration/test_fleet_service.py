@@ -174,6 +174,20 @@ async def test_the_same_advice_is_said_again_only_before_it_would_expire(tmp_pat
         assert newest["b"] == 5
 
 
+async def test_a_plan_that_is_unfinished_is_gone_on_with(tmp_path: Path) -> None:
+    """Though no host says anything new."""
+    async with lab(tmp_path) as (broker, cluster, _, fakes):
+        planner = fakes.planners["lab"]
+        await until(lambda: cluster.moved() == [])
+        planner.goes_on = len(planner.plans) + 3
+        await cluster.says("a")
+        await until(lambda: len(planner.plans) > planner.goes_on)
+        again = Fakes()
+        again.planners["lab"] = FakePlanner("lab", goes_on=3)
+        await look(settings(broker.url), "lab", again.parts(), quiet_s=0.5)
+        assert len(again.planners["lab"].plans) == 4
+
+
 async def test_a_burst_of_states_is_one_plan_and_what_comes_meanwhile_the_next(
     tmp_path: Path,
 ) -> None:
