@@ -46,7 +46,9 @@ class Health:
         now_s = self._clock()
         self._finished_s, self._failed = now_s, False
         seen = tick.observation
-        gaps = {gap.source: gap.reason for gap in seen.gaps}
+        # a model that may come, or has left for another host: its state says so
+        elsewhere = {f"model:{name}" for name in seen.absent}
+        gaps = {gap.source: gap.reason for gap in seen.gaps if gap.source not in elsewhere}
         for name, models in self._models.items():
             why = gaps.get(f"triton:{name}", "")
             if not why and models and models <= seen.unread.keys():

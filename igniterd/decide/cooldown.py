@@ -112,13 +112,17 @@ def rollbacks(
 ) -> list[Step]:
     """Changes to take back: measured worse than before and than predicted, at no more traffic.
 
-    ``applied``: the models of one GPU. They go through the same gate as every other change.
+    ``applied``: the models of one GPU. They go through the same gate as every other change. That of
+    a model that was let go is none: it made room for the others, and a model that pauses for it
+    could not grow when there is room again.
     """
     steps = []
     oldest_first = sorted(held.on_probation.items(), key=lambda each: each[1].at_s)
     for model, watch in oldest_first:
         load = loads.get(model)
         if load is None or model not in applied or now_s < watch.at_s + rules.watch_s:
+            continue
+        if held.of(model).shed_why is not None:
             continue
         why = _worse(watch, load, model, applied)
         if not why:

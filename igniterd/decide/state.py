@@ -284,12 +284,18 @@ class DecisionState:
     def pruned(self, gpus: Mapping[str, str]) -> DecisionState:
         """Less what is about models and GPUs that are not there any more.
 
-        ``gpus``: of each model that is there. Failures of a model outlive its absence.
+        ``gpus``: of each model that is there. Failures of a model outlive its absence. Where one
+        has gone from a GPU, who was let go there need not wait to fit again.
         """
-        holds = {
-            model: hold if (hold := self.of(model)).gpu == gpu else replace(hold, gpu=gpu)
-            for model, gpu in gpus.items()
-        }
+        relieved = {hold.gpu for m, hold in self.models.items() if gpus.get(m) != hold.gpu}
+        holds = {}
+        for model, gpu in gpus.items():
+            hold = self.of(model)
+            if hold.gpu != gpu:
+                hold = replace(hold, gpu=gpu)
+            elif gpu in relieved and hold.shed is not None:
+                hold = replace(hold, shed=None)
+            holds[model] = hold
         for model in self.models.keys() - gpus.keys():
             holds[model] = replace(
                 self.models[model],

@@ -192,7 +192,8 @@ async def _changed(rebalance: Rebalance, step: Step, remote: RemoteTriton) -> st
         return f"{since} ({step.model} is served there with {remote.allocation(present)})"
     if present is None:
         return f"{since} ({step.model} is not served there)"
-    if step.before is None:
+    # what leaves may have been given more or less meanwhile, by a daemon that is short of room
+    if step.before is None or step.action == "unload":
         return ""
     now, before = remote.allocation(present), allocation_from(step.before)
     if as_said(now, before):

@@ -10,7 +10,14 @@ from igniterd.decide.cooldown import (
     rollbacks,
     why_not_now,
 )
-from igniterd.decide.state import DecisionState, GpuHold, ModelHold, Probation, Underway
+from igniterd.decide.state import (
+    DecisionState,
+    GpuHold,
+    ModelHold,
+    Pause,
+    Probation,
+    Underway,
+)
 from igniterd.decide.steps import ordered
 from igniterd.decisions import ActResult, Actuation, Step, StepKind
 from igniterd.records import Allocation, Load
@@ -55,6 +62,24 @@ def test_a_change_that_made_things_worse_is_taken_back() -> None:
     grown = on_probation(SMALL)
     # less share would only be worse
     assert not rollbacks(grown, load(20.0, 12.0), {"m": LARGE}, RULES, late)
+
+
+def test_what_a_model_that_was_let_go_gave_to_others_is_not_taken_back() -> None:
+    late = RULES.watch_s + 1
+    held = on_probation(LARGE)
+    let_go = held.with_model("m", shed_why="does not fit")
+    assert not rollbacks(let_go, load(20.0, 12.0), {"m": SMALL}, RULES, late)
+    again = let_go.with_model("m", shed_why=None)
+    assert rollbacks(again, load(20.0, 12.0), {"m": SMALL}, RULES, late)
+
+
+def test_who_was_let_go_need_not_wait_where_another_has_left_its_gpu() -> None:
+    waits = ModelHold(gpu="one", shed_why="does not fit", shed=Pause(3, 240.0))
+    held = DecisionState({"m": waits, "n": ModelHold(gpu="one"), "o": ModelHold(gpu="two")})
+    assert held.pruned({"m": "one", "n": "one"}).of("m") == waits, "o was elsewhere"
+    for gone in ({"m": "one", "o": "two"}, {"m": "one", "n": "two", "o": "two"}):
+        found = held.pruned(gone).of("m")
+        assert (found.shed_why, found.shed) == ("does not fit", None)
 
 
 def test_a_model_that_was_moved_since_is_not_taken_back_to_where_it_was() -> None:

@@ -228,7 +228,12 @@ def test_a_copy_that_was_there_before_is_not_unloaded_by_undo(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("host", "model", "config", "said"),
     [
-        ("gpu-a", "m", config_of("m", 0.6), "gpu-a has changed since: ask for a new rebalance"),
+        (
+            "gpu-b",
+            "near",
+            config_of("near", 0.8),
+            "gpu-b has changed since: ask for a new rebalance",
+        ),
         ("gpu-b", "near", config_of("near", 0.9, batch=2), "gpu-b has changed since"),
         ("gpu-b", "m", config_of("m", None, gpu=3), "m is served there with"),
         ("gpu-a", "rest", None, "rest is not served there"),
@@ -243,6 +248,15 @@ def test_a_host_that_has_changed_since_is_named_before_anything_is_done(
         world.served[host][model] = config
     (found,) = run(faults(world))
     assert said in found
+
+
+def test_what_leaves_may_have_been_changed_by_its_daemon_meanwhile(tmp_path: Path) -> None:
+    """It is short of room, and goes on doing what it can."""
+    world = World.made()
+    world.served["gpu-a"]["m"] = config_of("m", 0.6)
+    assert run(faults(world)) == []
+    run(carry_out(started(tmp_path), world.crew()))
+    assert is_moved(world)
 
 
 def test_what_the_rebalance_does_not_say_of_before_is_what_is_there(tmp_path: Path) -> None:

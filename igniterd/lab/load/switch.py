@@ -1,4 +1,4 @@
-"""A route that can be switched: one address for clients, and a file that says where it leads."""
+"""A route that can be switched: one address for clients, and files that say where it leads."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+from tritonclient.grpc import service_pb2
 
 from igniterd.lab.programs.process import free_ports
 
@@ -17,10 +18,11 @@ _DEADLINE_S = 20.0
 
 
 class _Switch(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Sends each request to the address that the file names when it comes."""
+    """Sends each request to the address that a file names when it comes."""
 
     def __init__(self, target: Path) -> None:
         self._target = target
+        self._last: dict[Path, str] = {}
         self._calls: dict[str, tuple[grpc.aio.Channel, Any]] = {}
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
@@ -29,8 +31,12 @@ class _Switch(grpc.GenericRpcHandler):  # type: ignore[misc]
         )
 
     async def _send(self, request: bytes, context: Any) -> bytes:
+        file = self._target
+        if file.is_dir():
+            file /= service_pb2.ModelInferRequest.FromString(request).model_name
         # whoever writes the file may just have emptied it
-        url = self._target.read_text(encoding="utf-8").strip() or next(reversed(self._calls))
+        url = file.read_text(encoding="utf-8").strip() or self._last[file]
+        self._last[file] = url
         if url not in self._calls:
             channel = grpc.aio.insecure_channel(url)
             self._calls[url] = channel, channel.unary_unary(_METHOD)
@@ -46,7 +52,8 @@ class _Switch(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 @asynccontextmanager
 async def switchable_route(target: Path) -> AsyncIterator[str]:
-    """An address (host:port) whose inference requests go to the one that stands in ``target``."""
+    """An address (host:port) whose inference requests go to the one that stands in ``target``, or,
+    where that is a folder, in its file that is called as the model is."""
     url, switch, server = f"127.0.0.1:{free_ports(1)[0]}", _Switch(target), grpc.aio.server()
     server.add_generic_rpc_handlers((switch,))
     server.add_insecure_port(url)
