@@ -44,10 +44,12 @@ def steps_of(moves: Sequence[PlannedMove], touched: Touched) -> list[dict[str, A
 
 
 def _settling(number: int, before: Site, after: Site) -> list[dict[str, Any]]:
-    """Those that stay are brought to what they have after all moves: who shrinks makes room."""
+    """Those that stay are brought to what they have after all moves: who shrinks makes room, also
+    for the share of one that had none."""
     changes = _changes(before, after)
+    less = sorted((c for c in changes if _shrinks(*c)), key=lambda c: c[0].here.share is None)
     return [
-        *(_change(number, "shrink", before, *c) for c in changes if _shrinks(*c)),
+        *(_change(number, "shrink", before, *c) for c in less),
         *(_change(number, "grow", before, *c) for c in changes if not _shrinks(*c)),
     ]
 

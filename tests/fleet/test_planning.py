@@ -109,6 +109,12 @@ class TestRelief:
             shares[step.model] = step.allocation.share
             assert sum(shares.values()) <= 1 + 1e-9
 
+    def test_one_that_had_no_share_gets_its_own_once_there_is_room(self) -> None:
+        roomy = host("roomy", tenant("alexnet", 300, 15, None), tenant("ssd", 5, 200, 0.9))
+        found = advised(cluster(crowded(), roomy))
+        there = [(s.action, s.model) for s in found.steps if s.action in ("shrink", "grow")]
+        assert there == [("shrink", "ssd"), ("shrink", "alexnet")]
+
     def test_a_host_that_lacks_the_model_in_its_repository_is_no_target(self) -> None:
         found = advised(cluster(crowded(), host("other", loadable=["ssd"])))
         assert moved(found) == []
