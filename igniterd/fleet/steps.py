@@ -27,9 +27,7 @@ def steps_of(moves: Sequence[PlannedMove], touched: Touched) -> list[dict[str, A
         before, after = touched[move.spot.gpu]
         if before.name not in settled:
             settled.add(before.name)
-            changes = _changes(before, after)
-            steps += [_change(number, "shrink", before, *c) for c in changes if _shrinks(*c)]
-            steps += [_change(number, "grow", before, *c) for c in changes if not _shrinks(*c)]
+            steps += _settling(number, before, after)
         arrived = next(seat for seat in after.seats if seat.key == move.seat.key)
         there = _step(number, before.host, move.spot.triton, move.spot.gpu, move.seat)
         steps.append({**there, "action": "load", "allocation": _applied(arrived.here)})
@@ -38,9 +36,22 @@ def steps_of(moves: Sequence[PlannedMove], touched: Touched) -> list[dict[str, A
         if move.kind == "move":
             home = _step(number, source[0].host, move.seat.model.triton, move.home, move.seat)
             steps.append({**home, "action": "unload", "before": _applied(move.seat.here)})
-        if last[source[0].name] == number and not source[0].acts:
-            steps += [_change(number, "grow", source[0], *c) for c in _changes(*source)]
+        name = source[0].name
+        if last[name] == number and not source[0].acts and name not in settled:
+            settled.add(name)
+            steps += _settling(number, *source)
     return [{"number": at, **step} for at, step in enumerate(steps, start=1)]
+
+
+def _settling(number: int, before: Site, after: Site) -> list[dict[str, Any]]:
+    """Those that stay are brought to what they have after all moves: who shrinks makes room, also
+    for the share of one that had none."""
+    changes = _changes(before, after)
+    less = sorted((c for c in changes if _shrinks(*c)), key=lambda c: c[0].here.share is None)
+    return [
+        *(_change(number, "shrink", before, *c) for c in less),
+        *(_change(number, "grow", before, *c) for c in changes if not _shrinks(*c)),
+    ]
 
 
 def _changes(before: Site, after: Site) -> list[tuple[Seat, Allocation]]:

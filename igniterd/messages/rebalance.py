@@ -83,7 +83,7 @@ class Move(Document):
 class Step(Document):
     """One thing to do; in their order, stopping after any of them is safe.
 
-    ``shrink``: a model of the target is brought to ``allocation``, which leaves room. ``load``: the
+    ``shrink``: a model is brought to ``allocation``, which leaves room. ``load``: the
     model is loaded at the target, and ready. ``route``: its traffic goes there. ``unload``: at the
     source. ``grow``: a model is brought to ``allocation``, which the room now allows.
     """

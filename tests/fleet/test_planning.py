@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igniterd.decide.search import find
-from igniterd.decide.state import ALL
+from igniterd.decide.state import ALL, Margins
 from igniterd.fleet.cluster import Cluster, HostView
 from igniterd.fleet.index import HostSites
 from igniterd.fleet.planning import Planner
@@ -86,6 +86,34 @@ class TestRelief:
         shrink, load, *_ = found.steps
         assert shrink.before.share == 1.0
         assert shrink.allocation.share + load.allocation.share <= 1 + 1e-9
+
+    def test_at_a_source_that_only_looks_on_the_others_shrink_before_they_grow(self) -> None:
+        """All of it is granted there: in another order it would be more than there is."""
+        hot = host(
+            "hot",
+            tenant("alexnet", 600, 15, 0.2),
+            tenant("vgg19", 200, 60, 0.2),
+            tenant("resnet50", 300, 40, 0.1, shed=SHED),
+            tenant("ssd", 5, 200, 0.5),
+            mode="observe",
+        )
+        found = advised(cluster(hot, host("idle")))
+        there = [s for s in found.steps if s.host == "hot"]
+        assert [(s.action, s.model) for s in there] == [
+            ("unload", "resnet50"),
+            ("shrink", "ssd"),
+            ("grow", "vgg19"),
+        ]
+        shares = {"alexnet": 0.2, "ssd": 0.5, "vgg19": 0.2}
+        for step in there[1:]:
+            shares[step.model] = step.allocation.share
+            assert sum(shares.values()) <= 1 + 1e-9
+
+    def test_one_that_had_no_share_gets_its_own_once_there_is_room(self) -> None:
+        roomy = host("roomy", tenant("alexnet", 300, 15, None), tenant("ssd", 5, 200, 0.9))
+        found = advised(cluster(crowded(), roomy))
+        there = [(s.action, s.model) for s in found.steps if s.action in ("shrink", "grow")]
+        assert there == [("shrink", "ssd"), ("shrink", "alexnet")]
 
     def test_a_host_that_lacks_the_model_in_its_repository_is_no_target(self) -> None:
         found = advised(cluster(crowded(), host("other", loadable=["ssd"])))
@@ -425,12 +453,13 @@ def small_clusters(draw: st.DrawFn) -> Cluster:
     return cluster(*views)
 
 
-def judged(name: str, tenants: list[dict[str, Any]]) -> HostView:
+def judged(name: str, tenants: list[dict[str, Any]], margins: Margins = ALL) -> HostView:
+    """A host that says of each model whether its SLO holds, with these margins."""
     view = host(name, *tenants)
     (site,) = HostSites.of(view, knowledge()).sites
     if not site.seats:
         return view
-    found = find(site.predictors.upper, site.demands(ALL))
+    found = find(site.predictors.at(margins), site.demands(margins))
     marked = [
         {**t, "feasible": f"{name}/{t['name']}" not in found.reasons, "reason": SHED}
         for t in tenants
