@@ -32,13 +32,15 @@ PACE_S = 0.25
 _LOOK_S = 5.0  # hosts fall silent without a message: so often it is looked who has
 _AGAIN_S = 15.0  # beside the least interval, after a plan that did not come to be
 _RENEWALS = 3  # of an advice, before it would expire
-_OF_HOSTS = ("+/status", "+/state", "+/state/+")
+_OF_HOSTS = ("+/state", "+/state/+")
 
 
 def topics_of(cluster: str, profiles: Iterable[str] = ()) -> dict[str, int]:
     """What is listened to of the hosts of a cluster, with its quality of service: they say again
-    what is lost, but profiles, which are asked for by hash."""
+    what is lost, but profiles, which are asked for by hash. A host of another version is heard of
+    by its status."""
     hosts = {f"{ROOT}/{VERSION}/{cluster}/{rest}": 0 for rest in _OF_HOSTS}
+    hosts[f"{ROOT}/+/{cluster}/+/status"] = 0
     return hosts | {profile_topic(cluster, digest, "+"): 1 for digest in profiles}
 
 
