@@ -1,12 +1,14 @@
-"""A cluster of simulated hosts over a day, with and without following what ``igniterd fleet``
+"""Clusters of simulated hosts over a day, with and without following what ``igniterd fleet``
 advises; and what that costs.
 
 The messages are real, and so are their reader, the search and the planner; the hosts are simulated
-(``bench/fleet_world.py``). Every ``--step`` minutes each host says its state, a plan is made, and
-where hints are followed all of its moves are done within ``FOLLOWED_MIN`` minutes. Until then a
-workload whose daemon cannot hold its SLO misses it, and after that who is still in trouble does.
+(``bench/fleet_world.py``). Every ``--step`` minutes each host says its state. Where hints are
+followed, each cluster's advice is carried out and asked for again, up to ``ROUNDS`` times, all of
+it within ``FOLLOWED_MIN`` minutes. Until then a workload whose daemon cannot hold its SLO misses
+it, and after that who is still in trouble does. In the end all hosts are one cluster, and one host
+after the other gets into trouble.
 
-    python bench/fleet.py [--hosts 300] [--step 15] [--hours 24]
+    python bench/fleet.py [--hosts 250] [--cluster 250] [--step 30] [--freed 250]
 """
 
 from __future__ import annotations
@@ -15,21 +17,38 @@ import argparse
 import resource
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
 
-from bench.fleet_world import GPUS, STATE_EVERY_S, World, digest, payload_of, profile
+from bench.fleet_world import (
+    GPUS,
+    STATE_EVERY_S,
+    World,
+    digest,
+    payload_of,
+    place_of,
+    profile,
+)
+from igniterd.fleet.fitting import in_one_message
 from igniterd.fleet.knowledge import Knowledge, build
 from igniterd.fleet.planning import Planner
 from igniterd.fleet.view import ClusterView
 from igniterd.jsontext import dumps
+from igniterd.messages.event import event
 from igniterd.messages.profile import canonical, packed
 from igniterd.messages.topics import host_topic, profile_topic
 from igniterd.perf import load_model
+from igniterd.resident import collect_rarely
 
+CLUSTER = "sim"
 SEED = 1
 FILL = 0.75
 TROUBLES = 40
 FOLLOWED_MIN = 5.0
+ROUNDS = 6
+NO_HINTS, FREED = "no hints", "hints followed, and GPUs freed"
 
 
 @dataclass(slots=True)
@@ -37,6 +56,7 @@ class Day:
     """What one day came to. ``plan_s``: from the last state of a step to the advice."""
 
     name: str
+    hosts: int
     missed_min: float = 0.0
     workload_min: float = 0.0
     moves: int = 0
@@ -51,88 +71,106 @@ class Day:
     longest_advice: int = 0
 
 
-@dataclass(slots=True)
 class Fleet:
-    """What ``igniterd fleet`` has of the cluster."""
+    """What ``igniterd fleet`` has of one cluster: the hosts from ``first`` on, ``count`` of
+    them."""
 
-    knowledge: Knowledge
-    view: ClusterView = field(default_factory=lambda: ClusterView("sim"))
-    planner: Planner = field(default_factory=lambda: Planner("sim", anywhere=True))
-    at_s: float = 0.0
+    def __init__(self, knowledge: Knowledge, first: int, count: int) -> None:
+        self.knowledge, self.hosts = knowledge, range(first, first + count)
+        self.view, self.planner = ClusterView(CLUSTER), Planner(CLUSTER, anywhere=True)
+        self.at_s, self.tick = 0.0, 0
 
-    def hear(self, payload: bytes, host: str) -> None:
-        topic = host_topic("sim", host, "state")
+    def hear(self, payload: bytes, host: int) -> None:
+        topic = host_topic(CLUSTER, f"host-{host:05d}", "state")
         self.view.take(topic, payload, at_s=self.at_s, left_s=None, retained=False)
 
     def hear_profile(self) -> None:
         """As if its messages had come."""
         text = canonical(profile().model_dump(mode="json", exclude_none=True))
         for part in packed(text):
-            event = {"specversion": "1.0", "id": "1", "source": "igniterd/sim/a", "data": part}
-            event |= {"type": "igniterd.profile", "time": "2026-01-01T00:00:00+00:00"}
-            topic = profile_topic("sim", digest(), part["part"])
-            self.view.take(topic, dumps(event).encode(), at_s=0.0, left_s=None, retained=True)
+            said = event("profile", part, source="bench", id="1", at=datetime.now(UTC))
+            topic = profile_topic(CLUSTER, digest(), part["part"])
+            self.view.take(topic, said, at_s=self.at_s, left_s=None, retained=True)
+
+    def hear_all(self, world: World, day: Day, hosts: Iterable[int]) -> None:
+        """These hosts say their state."""
+        self.at_s, self.tick = self.at_s + STATE_EVERY_S, self.tick + 1
+        payloads = [(host, payload_of(world.state(host, self.tick))) for host in hosts]
+        began = time.perf_counter()
+        for host, payload in payloads:
+            self.hear(payload, host)
+        day.take_s += time.perf_counter() - began
+        day.messages += len(payloads)
+        day.bytes += sum(len(payload) for _, payload in payloads)
+        day.largest = max(day.largest, *(len(payload) for _, payload in payloads))
+        if self.view.wanted_profiles():
+            self.hear_profile()
+
+    def advice(self, now_s: float, *, consolidate: bool = False) -> dict[str, Any]:
+        """The document, as it is sent."""
+        cluster = self.view.cluster(self.at_s)
+        found = self.planner.plan(cluster, self.knowledge, consolidate=consolidate)
+        return in_one_message(found.document(speaker="bench", term=1, number=1, time_s=now_s))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--hosts", type=int, default=300)
-    parser.add_argument("--step", type=float, default=15.0, help="minutes")
+    parser.add_argument("--hosts", type=int, default=250)
+    parser.add_argument("--cluster", type=int, default=250, help="hosts of a cluster")
+    parser.add_argument("--step", type=float, default=30.0, help="minutes")
     parser.add_argument("--hours", type=float, default=24.0)
+    parser.add_argument(
+        "--freed", type=int, help="hosts of the third day, which takes longest; as --hosts"
+    )
     told = parser.parse_args()
+    collect_rarely()
     knowledge = build({digest(): profile()}, fit=load_model, previous=None)
-    days = [Day("no hints"), Day("hints followed"), Day("and GPUs freed")]
-    for number, day in enumerate(days):
-        fleet = None if number == 0 else Fleet(knowledge)
-        world = World.begin(told.hosts, SEED, FILL)
-        live(world, day, fleet, told.step, told.hours, consolidate=number == 2)
+    freed = told.freed or told.hosts
+    third = (FREED, freed) if freed == told.hosts else (f"{FREED} (fewer hosts)", freed)
+    for name, hosts in (third, (NO_HINTS, told.hosts), ("hints followed", told.hosts)):
+        day, world = Day(name, hosts), World.begin(hosts, SEED, FILL)
+        firsts = range(0, hosts, told.cluster) if name != NO_HINTS else ()
+        fleets = [Fleet(knowledge, at, min(told.cluster, hosts - at)) for at in firsts]
+        live(world, day, fleets, told.step, told.hours, consolidate=name.startswith(FREED))
         say(day, world)
-    if fleet is not None:
-        trouble(world, fleet)
+        fleets.clear()
+    trouble(world, Fleet(knowledge, 0, told.hosts))
 
 
 def live(
-    world: World, day: Day, fleet: Fleet | None, step: float, hours: float, *, consolidate: bool
+    world: World, day: Day, fleets: list[Fleet], step: float, hours: float, *, consolidate: bool
 ) -> None:
     """One day in steps of so many minutes."""
-    for tick in range(round(hours * 60 / step)):
+    for _ in range(round(hours * 60 / step)):
         world.advance(step * 60)
         day.workload_min += step * len(world.workloads)
         before = after = world.missed()
-        if fleet is not None:
-            payloads = [payload_of(world.state(h, tick + 1)) for h in range(world.hosts)]
-            follow(world, day, fleet, payloads, consolidate=consolidate)
+        for fleet in fleets:
+            follow(world, day, fleet, consolidate=consolidate)
+        if fleets:
             after = world.missed()
         day.missed_min += FOLLOWED_MIN * before + (step - FOLLOWED_MIN) * after
         day.used.append(world.used_gpus())
 
 
-def follow(
-    world: World, day: Day, fleet: Fleet, payloads: list[bytes], *, consolidate: bool
-) -> None:
-    """All hosts say their state, and what is advised is done."""
-    fleet.at_s += STATE_EVERY_S
-    began = time.perf_counter()
-    for host, payload in enumerate(payloads):
-        fleet.hear(payload, f"host-{host:05d}")
-    day.take_s += time.perf_counter() - began
-    if fleet.view.wanted_profiles():
-        fleet.hear_profile()
-    day.messages += len(payloads)
-    day.bytes += sum(map(len, payloads))
-    day.largest = max(day.largest, *map(len, payloads))
-    began = time.perf_counter()
-    advice = fleet.planner.plan(
-        fleet.view.cluster(fleet.at_s), fleet.knowledge, consolidate=consolidate
-    )
-    document = advice.document(speaker="bench", term=1, number=1, time_s=world.now_s)
-    day.plan_s.append(time.perf_counter() - began)
-    day.longest_advice = max(day.longest_advice, len(dumps(document)))
-    world.follow(document["moves"])
-    for move in document["moves"]:
-        day.moves += move["kind"] == "move"
-        day.replicas += move["kind"] == "replicate"
-    day.unsolved.append(len(advice.unsolved))
+def follow(world: World, day: Day, fleet: Fleet, *, consolidate: bool) -> None:
+    """All hosts say their state, and what is advised is done, until nothing more is."""
+    said: Iterable[int] = fleet.hosts
+    for number in range(ROUNDS):
+        fleet.hear_all(world, day, said)
+        began = time.perf_counter()
+        document = fleet.advice(world.now_s, consolidate=consolidate)
+        day.plan_s.append(time.perf_counter() - began)
+        day.longest_advice = max(day.longest_advice, len(dumps(document)))
+        if number == 0:
+            day.unsolved.append(len(document["unsolved"]) + document["more_unsolved"])
+        if not document["moves"]:
+            return
+        world.follow(document["moves"])
+        kinds = [move["kind"] for move in document["moves"]]
+        day.moves += kinds.count("move")
+        day.replicas += kinds.count("replicate")
+        said = {place_of(s["gpu_uuid"])[0] for s in document["steps"]}
 
 
 def say(day: Day, world: World) -> None:
@@ -146,7 +184,7 @@ def say(day: Day, world: World) -> None:
     each = day.bytes / day.messages
     rate = world.hosts / STATE_EVERY_S
     print(f"  followed: {day.moves} moves and {day.replicas} replicas")
-    print(f"  workloads without a solution: mean {statistics.mean(day.unsolved):.1f} a plan")
+    print(f"  workloads without a solution at first: {statistics.mean(day.unsolved):.2f} a plan")
     print(f"  a state: mean {each:.0f} bytes, largest {day.largest}")
     print(
         f"  at the broker, a state every {STATE_EVERY_S:g} s: {rate:.0f} messages/s, "
@@ -155,33 +193,46 @@ def say(day: Day, world: World) -> None:
     print(f"  read and judged: {day.messages / day.take_s:.0f} states/s on one core")
     plans = sorted(day.plan_s)
     middle = statistics.median(plans)
-    print(f"  a plan of everything: median {middle:.2f} s, longest {plans[-1]:.2f} s")
-    print(f"  longest advice, whole: {day.longest_advice} bytes")
+    print(f"  a plan of one cluster: median {middle:.2f} s, longest {plans[-1]:.2f} s")
+    print(f"  longest advice: {day.longest_advice} bytes")
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     print(f"  resident memory, simulation and all: {rss:.0f} MB at most")
 
 
 def trouble(world: World, fleet: Fleet) -> None:
-    """One host's trouble: from its state to the advice, everybody else as before."""
-    fleet.planner.plan(fleet.view.cluster(fleet.at_s), fleet.knowledge)
+    """One host's trouble in a cluster of all: from its state to the advice."""
+    day = Day("all in one", world.hosts)
+    fleet.hear_all(world, day, fleet.hosts)
+    began = time.perf_counter()
+    fleet.advice(world.now_s)
+    first_s = time.perf_counter() - began
+    for _ in range(40):  # until all who are in trouble have been looked into
+        fleet.advice(world.now_s)
     took: list[float] = []
     solved = 0
     for number in range(TROUBLES):
-        host, name = (number * 7919) % world.hosts, f"host-{(number * 7919) % world.hosts:05d}"
+        host = next(
+            at % world.hosts
+            for at in range(number * 7919, number * 7919 + world.hosts)
+            if any(world.tenants[at % world.hosts])
+        )
         busiest = max(world.tenants[host], key=len)
         surging = busiest[0].origin or busiest[0]
         while all(plan.least < 1.0 for plan in world.decisions(host)):
             surging.drift += 0.1
-        payload = payload_of(world.state(host, 10_000 + number))
+        payload = payload_of(world.state(host, 1000 + number))
         began = time.perf_counter()
-        fleet.hear(payload, name)
-        advice = fleet.planner.plan(fleet.view.cluster(fleet.at_s), fleet.knowledge)
-        dumps(advice.document(speaker="bench", term=1, number=1, time_s=world.now_s))
+        fleet.hear(payload, host)
+        document = fleet.advice(world.now_s)
+        dumps(document)
         took.append(time.perf_counter() - began)
-        solved += all(each.host != name for each in advice.unsolved)
+        solved += all(each["host"] != f"host-{host:05d}" for each in document["unsolved"])
     took.sort()
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    print(f"\nall {world.hosts} hosts as one cluster: read, and planned for the first time")
+    print(f"  states: {day.take_s:.1f} s, the plan: {first_s:.1f} s; {rss:.0f} MB at most")
     print(
-        f"\none host more in trouble, {len(took)} times, {solved} of them solved; from its state "
+        f"  one host more in trouble, {len(took)} times, {solved} of them solved; from its state "
         f"to the advice: median {statistics.median(took):.3f} s, longest {took[-1]:.3f} s"
     )
 

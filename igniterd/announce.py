@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from igniterd.cluster_state import cluster_state
@@ -14,6 +15,7 @@ from igniterd.errors import Refused
 from igniterd.hints import hints_of
 from igniterd.messages.state import short, split_state
 from igniterd.profiled import Predictors
+from igniterd.records import BoardReading
 
 STATE_EVERY_S = 5.0  # how often the state goes out when nothing changes
 STATE_EXPIRY_S = 30
@@ -48,19 +50,35 @@ class Announcer:
         self._once = EdgeLogger("mqtt")
         self._state_sent_s = self._hint_sent_s = float("-inf")
         self._hinted = ""
+        self._shed: frozenset[str] = frozenset()
+        self._boards: tuple[float, tuple[BoardReading, ...]] = (float("-inf"), ())
 
     def __call__(self, tick: Tick, moved: bool) -> None:
         """Tell of ``tick``; ``moved``: whether anything was changed in it."""
-        if moved or tick.at_s - self._state_sent_s >= STATE_EVERY_S:
-            self._state_sent_s = tick.at_s
-            self._tell_state(tick)
         hints = list(hints_of(tick, self._config))
+        # who plans for the cluster goes by the state, and is not to wait for the next
+        shed = frozenset(hint["model"] for hint in hints if hint["kind"] == "shed")
+        due = tick.at_s - self._state_sent_s >= STATE_EVERY_S
+        if moved or due or shed != self._shed:
+            self._state_sent_s, self._shed = tick.at_s, shed
+            self._tell_state(self._with_boards(tick))
         kinds = json.dumps([(h["kind"], h.get("model", h.get("gpu_uuid"))) for h in hints])
         if hints and (kinds != self._hinted or tick.at_s - self._hint_sent_s >= HINT_EVERY_S):
             self._hint_sent_s, self._hinted = tick.at_s, kinds
             for hint in hints:
                 cut = {"reason": short(hint["reason"])} if "reason" in hint else {}
                 self._publisher.publish_hint(hint | cut, expiry_s=HINT_EXPIRY_S)
+
+    def _with_boards(self, tick: Tick) -> Tick:
+        """``tick``, with the boards as they were read last where they were not read in it: a host
+        without boards cannot be planned for."""
+        if tick.observation.boards:
+            self._boards = tick.at_s, tick.observation.boards
+            return tick
+        read_s, boards = self._boards
+        if tick.at_s - read_s > STATE_EXPIRY_S:
+            return tick
+        return replace(tick, observation=replace(tick.observation, boards=boards))
 
     def _tell_state(self, tick: Tick) -> None:
         state = cluster_state(

@@ -94,3 +94,22 @@ def test_a_long_reason_is_cut(tmp_path: Path) -> None:
     verdict = replace(LET_GO.verdicts["vgg19"], reason="x" * 5000)
     broker = announced(config(tmp_path), tick(0, replace(LET_GO, verdicts={"vgg19": verdict})))
     assert len(broker.sent[1][1]["reason"]) == 200
+
+
+def test_the_state_does_not_wait_where_an_slo_no_longer_holds_or_does_again(
+    tmp_path: Path,
+) -> None:
+    steps = (tick(0, HOLD), tick(1, LET_GO), tick(2, LET_GO), tick(3, HOLD))
+    broker = announced(config(tmp_path), *steps)
+    assert [parts[0]["tick"] for kind, parts in broker.sent if kind == "state"] == [0, 1, 3]
+
+
+def test_a_board_that_is_not_read_for_a_tick_stays_in_the_state(tmp_path: Path) -> None:
+    board = BoardReading(0, "GPU-0", "emulated", memory_total_bytes=2**34)
+    silent = [tick(number, HOLD) for number in (5, 10, 40)]
+    first = tick(0, HOLD)
+    first = replace(first, observation=replace(first.observation, boards=(board,)))
+    silent = [replace(t, observation=replace(t.observation, boards=())) for t in silent]
+    broker = announced(config(tmp_path), first, *silent)
+    told = [parts[0].get("boards", []) for kind, parts in broker.sent if kind == "state"]
+    assert [[b["uuid"] for b in boards] for boards in told] == [["GPU-0"]] * 3 + [[]]

@@ -144,7 +144,7 @@ def _print_once(settings: FleetConfig, form: str, plot: Path | None, deadline_s:
         raise CannotRun("--once wants the names of clusters, not '+'")
     if plot is not None and len(clusters) > 1:
         raise CannotRun("--plot shows one cluster: give one --cluster")
-    parts = real_parts()
+    parts = real_parts(anywhere=settings.fleet.anywhere)
     for cluster in clusters:
         looked = asyncio.run(look(settings, cluster, parts, deadline_s=deadline_s))
         _print(looked, form)

@@ -25,7 +25,14 @@ from typing import Any
 import aiomqtt
 
 from igniterd.clients.mqtt_broker import Broker
-from igniterd.clients.mqtt_client import BrokerClient, Message, NotTaken, size_of, until_lost
+from igniterd.clients.mqtt_client import (
+    BrokerClient,
+    Message,
+    NotTaken,
+    size_of,
+    until_lost,
+    until_woken,
+)
 from igniterd.clients.mqtt_faults import Faults
 from igniterd.edgelog import EdgeLogger
 from igniterd.messages.event import event
@@ -210,13 +217,7 @@ class MqttPublisher:
                 event = self._event("profile", self._profiles[due])
                 await self._offer(client, Message(due, event, 1, True, None), lost)
                 continue
-            woken: asyncio.Future[Any] = asyncio.ensure_future(self._wake.wait())
-            try:
-                await asyncio.wait([lost, woken], return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                woken.cancel()
-            if lost.done():
-                lost.result()
+            await until_woken(self._wake, lost)
 
     async def _send_waiting(self, client: BrokerClient, lost: asyncio.Future[Any]) -> None:
         while self._waiting and not self._closing.is_set():

@@ -89,6 +89,17 @@ class BrokerClient(aiomqtt.Client):
             raise NotTaken(f"{self.refusal}: may this user write to {message.topic}?")
 
 
+async def until_woken(wake: asyncio.Event, lost: asyncio.Future[Any]) -> None:
+    """Wait for ``wake``. Raises what ended the connection when it is ``lost`` before."""
+    woken: asyncio.Future[Any] = asyncio.ensure_future(wake.wait())
+    try:
+        await asyncio.wait([lost, woken], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        woken.cancel()
+    if lost.done():
+        lost.result()
+
+
 async def until_lost(client: aiomqtt.Client) -> None:
     """Nothing is put into the queue, so this ends only by the error that ended the connection."""
     async for _ in client.messages:

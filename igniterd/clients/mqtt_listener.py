@@ -23,7 +23,14 @@ import aiomqtt
 from paho.mqtt.client import MQTTMessage
 
 from igniterd.clients.mqtt_broker import Broker
-from igniterd.clients.mqtt_client import BrokerClient, Message, NotTaken, size_of, until_lost
+from igniterd.clients.mqtt_client import (
+    BrokerClient,
+    Message,
+    NotTaken,
+    size_of,
+    until_lost,
+    until_woken,
+)
 from igniterd.edgelog import EdgeLogger
 from igniterd.errors import CannotRun
 
@@ -196,13 +203,7 @@ class MqttListener:
                 await self._send(client, self._waiting.popitem(last=False)[1], lost)
             if self._closing.is_set():
                 return
-            woken: asyncio.Future[Any] = asyncio.ensure_future(self._wake.wait())
-            try:
-                await asyncio.wait([lost, woken], return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                woken.cancel()
-            if lost.done():
-                lost.result()
+            await until_woken(self._wake, lost)
 
     async def _subscribe(self, client: BrokerClient, lost: asyncio.Future[Any]) -> None:
         """Bring the broker to what is wanted; topics it refuses are said once and left."""

@@ -108,6 +108,8 @@ class Host:
     needs_known: dict[str, dict[str, float]] = field(default_factory=dict)
     most_confirmed: int = MOST_CONFIRMED
     second_looks: int = SECOND_LOOKS
+    used_first: bool = False
+    """Whether a GPU in use is chosen before an empty one, whatever room each leaves."""
     rather: frozenset[str] = frozenset()
     """Models that are moved rather than others; of as many moves, before the room counts."""
     _alone: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -180,8 +182,8 @@ class Host:
         search = Search(side.case.predictors.at(ALL), demands, side.case.reserved)
         settled = search.settle(1.0, guess=True)
         if not isinstance(settled, str):
-            least = search.least(settled[0], [d.model for d in demands])
-            return named(least, side.group.name)
+            least = named(search.least(settled[0], [d.model for d in demands]), side.group.name)
+            return {gpu: least.get(gpu, 0.0) for gpu in side.group.gpus}  # on some there is nobody
         needs = dict.fromkeys(side.group.gpus, 0.0)
         for d in demands:
             for gpu in set(d.gpus) or {side.group.name}:
@@ -223,7 +225,7 @@ class Host:
                 short = min(freed[gpu] for gpu in hot) < -HOPELESS
                 if short and not self._fit_without(side, leavers):
                     continue
-                placed = self._placed(leavers, hot=hot, used=False)
+                placed = self._placed(leavers, hot=hot, used=self.used_first)
                 if placed is not None:
                     spared = sum(model not in self.rather for model in leavers)
                     ranked.append((spared, -placed[0], len(ranked), placed[1]))

@@ -38,6 +38,8 @@ class Advice:
     touched: Mapping[str, tuple[Site, Site]] = field(default_factory=dict)
     unsolved: tuple[Open, ...] = ()
     troubled: int = 0
+    unfinished: bool = False
+    """Whether there are GPUs in trouble that were not looked into: the same plan once more does."""
 
     def document(self, *, speaker: str, term: int, number: int, time_s: float) -> dict[str, Any]:
         """As ``messages.rebalance.Rebalance`` has it, with all moves."""
@@ -120,15 +122,16 @@ class Advice:
             "slo_p99_ms": seat.model.slo_p99_ms,
             "at_source": list(_fares(*source)),
             "at_target": list(_fares(*target)),
-            "frees": self._frees(move, source[1]),
+            "frees": self._frees(number, move, source[1]),
             "why": move.why,
         }
 
-    def _frees(self, move: PlannedMove, after: Site) -> dict[str, Any]:
+    def _frees(self, number: int, move: PlannedMove, after: Site) -> dict[str, Any]:
         seat = move.seat
         held = (seat.model.busy or 0.0) if seat.here.granted is None else seat.here.granted
         left = next((s.here.granted or 0.0 for s in after.seats if s.key == seat.key), 0.0)
-        return {"share": _round(max(0.0, held - left)), "gpu": self._empty(move.home)}
+        last = all(other.home != move.home for other in self.moves[number:])
+        return {"share": _round(max(0.0, held - left)), "gpu": last and self._empty(move.home)}
 
 
 def _fares(before: Site, after: Site) -> Iterator[dict[str, Any]]:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 from igniterd.clients.triton.config import same_allocation
 from igniterd.errors import CannotRun, ChangedByHand, IgniterdError, Refused
+from igniterd.fleet.cluster import allocation_from
 from igniterd.fleet.journal import Begun, Done, Ended, Journal, Stopped, Undone
 from igniterd.fleet.orders import (
     Key,
     Patience,
-    allocation_from,
     as_said,
     move_of,
     remote_of,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from igniterd.messages.state import BoardState, HostState, ModelState, TritonState
+from igniterd.messages.state import AppliedState, BoardState, HostState, ModelState, TritonState
+from igniterd.records import Allocation
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +44,14 @@ class Cluster:
     name: str
     hosts: Mapping[str, HostView] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+def allocation_from(applied: AppliedState) -> Allocation:
+    """What a message says of an allocation, as the records have it."""
+    return Allocation(
+        applied.share,
+        applied.max_batch_size,
+        applied.max_queue_delay_us,
+        applied.instances,
+        tuple(applied.devices),
+    )

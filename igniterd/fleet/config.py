@@ -37,10 +37,13 @@ class Fleet(Section):
     most_clusters: Annotated[int, Field(ge=1, le=1000)] = 16
     """With ``["+"]``: how many this process takes at most."""
     consolidate: bool = False
-    """Whether to empty GPUs where every SLO holds."""
+    """Whether to empty GPUs, of what nobody in trouble could use."""
+    anywhere: bool = False
+    """Whether every Triton is taken to be able to load every model. Otherwise a model goes only
+    where a host says that it could be loaded."""
     settle_s: Seconds = 1.0
     """After a change so long is waited for others, before it is planned."""
-    least_interval_s: Seconds = 5.0
+    least_interval_s: Seconds = 2.0
     """Least time from the beginning of one plan of a cluster to that of the next."""
     plan_timeout_s: Seconds = 60.0
     """A plan that takes longer is not published: what it rests on has passed."""

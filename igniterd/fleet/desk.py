@@ -32,13 +32,13 @@ PACE_S = 0.25
 _LOOK_S = 5.0  # hosts fall silent without a message: so often it is looked who has
 _AGAIN_S = 15.0  # beside the least interval, after a plan that did not come to be
 _RENEWALS = 3  # of an advice, before it would expire
-_OF_HOSTS = ("+/state", "+/state/+")
+_OF_HOSTS = ("+/status", "+/state", "+/state/+")
 
 
 def topics_of(cluster: str, profiles: Iterable[str] = ()) -> dict[str, int]:
     """What is listened to of the hosts of a cluster, with its quality of service: they say again
-    what is lost, but profiles, which are asked for by hash. A host of another version is heard of
-    by its status."""
+    what is lost, but profiles, which are asked for by hash. That a host speaks another version is
+    seen by its status alone: its states may be many."""
     hosts = {f"{ROOT}/{VERSION}/{cluster}/{rest}": 0 for rest in _OF_HOSTS}
     hosts[f"{ROOT}/+/{cluster}/+/status"] = 0
     return hosts | {profile_topic(cluster, digest, "+"): 1 for digest in profiles}
@@ -233,7 +233,7 @@ class Desk:
     async def _think(self) -> None:
         """Plan, and say what came of it."""
         changed_s, self._changed_s = self._changed_s, None
-        fits = None
+        advice = fits = None
         try:
             self.seen = self.view.cluster(self._clock())
             advice = await self.thinking.advice(
@@ -242,6 +242,8 @@ class Desk:
             fits = None if advice is None else self._document(advice)
         except Exception as error:
             self.thinking.failed("failed", "plan", error)
+        if advice is not None and advice.unfinished:
+            self._changed_s = self._changed_s or self._clock()
         self._good = fits is not None
         if fits is None:
             self._changed_s = self._changed_s or self._clock()

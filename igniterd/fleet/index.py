@@ -59,6 +59,7 @@ class Index:
     site_of: dict[str, Site] = field(default_factory=dict)  # by GPU
     troubled: set[str] = field(default_factory=set)  # names of sites
     unknown: set[str] = field(default_factory=set)  # hosts with a model of which nothing is known
+    changes: int = 0  # hosts that came, went or changed
     _knowledge: Knowledge | None = None
     _seen: dict[str, HostView] = field(default_factory=dict)
     _slots: dict[str, int] = field(default_factory=dict)
@@ -90,6 +91,7 @@ class Index:
         known = self.hosts.pop(name, None)
         if known is None:
             return
+        self.changes += 1
         self.unknown.discard(name)
         self._seen.pop(name, None)
         self._order = None
@@ -105,6 +107,7 @@ class Index:
 
     def _add(self, host: HostSites) -> None:
         self.hosts[host.view.name] = host
+        self.changes += 1
         self._order = None
         if host.unknown:
             self.unknown.add(host.view.name)

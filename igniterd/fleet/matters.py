@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 
 from igniterd.fleet.cluster import HostView
-from igniterd.messages.state import ModelState
+from igniterd.messages.state import BoardState, ModelState
 
 _RATE_STEP = math.log(1.1)
 
@@ -23,7 +23,7 @@ def matters(view: HostView) -> int:
             decision is None or decision.feasible,
             tuple((t.name, t.gpus, t.shares, t.loadable) for t in view.state.tritons),
             tuple(
-                (b.uuid, b.name, b.sm_count, b.memory_total_bytes, _part(b.reserved), b.fault)
+                (b.uuid, b.name, b.sm_count, _memory(b), _part(b.reserved), b.fault)
                 for b in view.state.boards
             ),
             tuple(_of_model(model) for model in view.state.models),
@@ -58,6 +58,8 @@ def _of_model(model: ModelState) -> tuple[object, ...]:
         _part(model.bias),
         model.learnt and _part(model.learnt.level),
         model.items,
+        _rate(model.items_per_request),
+        _rate(model.burstiness),
         model.batches,
         model.keeps_batch,
         model.steerable,
@@ -65,6 +67,12 @@ def _of_model(model: ModelState) -> tuple[object, ...]:
         model.profiles,
         model.profile_model,
     )
+
+
+def _memory(board: BoardState) -> tuple[int | None, int | None]:
+    """All of it, and what is used of it in steps of a sixteenth."""
+    total, used = board.memory_total_bytes, board.memory_used_bytes
+    return total, None if not total or used is None else 16 * used // total
 
 
 def _rate(rate: float | None) -> int | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 from igniterd.colocation import Demand
 from igniterd.decide.moves import Host, Moves, Side
@@ -21,6 +22,15 @@ SECOND_LOOKS = 64
 """See :data:`igniterd.decide.moves.SECOND_LOOKS`: no tick waits for this."""
 
 
+class Want(Enum):
+    """Which GPUs are offered first: those with most ``ROOM``, those that serve something already,
+    or only those."""
+
+    ROOM = 0
+    USED_FIRST = 1
+    USED = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Offers:
     """Where the ``movers`` of ``source`` may go: ``spots`` by mover and GPU."""
@@ -28,25 +38,22 @@ class Offers:
     source: Site
     movers: Mapping[str, Seat]
     spots: Mapping[str, Mapping[str, Spot]]
+    want: Want = Want.ROOM
 
     @classmethod
     def to(
-        cls, working: Working, source: Site, movers: Mapping[str, Seat], *, used: bool = False
+        cls, working: Working, source: Site, movers: Mapping[str, Seat], want: Want = Want.ROOM
     ) -> Offers:
-        """The roomiest GPUs that can take each of ``movers``. ``used``: only GPUs that serve
-        something already."""
+        """The roomiest GPUs that can take each of ``movers``, of those that are wanted."""
         found: dict[str, dict[str, Spot]] = {key: {} for key in movers}
         sides: set[str] = set()
         short = set(movers)
-        for gpu in working.index.roomiest():
-            if not short or gpu in source.group.gpus:
-                if not short:
-                    break
-                continue
+        for gpu in _in_order(working, want):
+            if not short:
+                break
             site = working.site(gpu)
-            if used and not site.seats:
-                continue
-            if site.name not in sides and len(sides) >= MOST_SIDES:
+            full = site.name not in sides and len(sides) >= MOST_SIDES
+            if full or gpu in source.group.gpus:
                 continue
             for key in sorted(short):
                 spot = working.spot(movers[key], gpu)
@@ -55,7 +62,7 @@ class Offers:
                     sides.add(site.name)
                     if len(found[key]) == SHORTLIST:
                         short.discard(key)
-        return cls(source, movers, found)
+        return cls(source, movers, found, want)
 
     def allow(self, moves: Moves) -> bool:
         """Whether these moves are among them."""
@@ -84,6 +91,21 @@ class Offers:
             needs_known={s.name: dict(s.published) for s in sites.values() if not s.changed},
             most_confirmed=MOST_LOOKED_INTO,
             second_looks=SECOND_LOOKS,
+            used_first=self.want is Want.USED_FIRST,
             # who is in trouble already loses nothing by going
             rather=frozenset(self.source.shed),
         )
+
+
+def _in_order(working: Working, want: Want) -> Iterator[str]:
+    if want is Want.ROOM:
+        yield from working.index.roomiest()
+        return
+    idle = []
+    for gpu in working.index.roomiest():
+        if working.site(gpu).seats:
+            yield gpu
+        else:
+            idle.append(gpu)
+    if want is Want.USED_FIRST:
+        yield from idle

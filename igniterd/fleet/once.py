@@ -24,6 +24,7 @@ QUIET_S = 2.0
 """Without a retained message for so long, all of them have come."""
 DEADLINE_S = 20.0
 _EVERY_S = 0.05
+_MOST_PLANS = 100  # of a cluster with more trouble than one plan looks into
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +57,13 @@ async def look(
         raise CannotRun(f"cluster {cluster}: no host can be planned with: {why}")
     with ThreadPoolExecutor(1) as executor:
         thinking = Thinking(cluster, parts, executor, timeout_s=config.fleet.plan_timeout_s)
-        advice = await thinking.advice(
-            found, dict(view.profiles()), consolidate=config.fleet.consolidate
-        )
+        advice = None
+        for _ in range(_MOST_PLANS):
+            advice = await thinking.advice(
+                found, dict(view.profiles()), consolidate=config.fleet.consolidate
+            )
+            if advice is None or not advice.unfinished:
+                break
     if advice is None:
         raise CannotRun(f"cluster {cluster}: {thinking.trouble}")
     document = advice.document(speaker="", term=0, number=1, time_s=round(time.time(), 3))

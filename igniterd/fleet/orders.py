@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from igniterd.clients.triton.config import same_allocation, same_share
 from igniterd.errors import IgniterdError
+from igniterd.fleet.cluster import allocation_from
 from igniterd.fleet.remote import RemoteTriton
 from igniterd.messages.rebalance import Move, Rebalance, Step
-from igniterd.messages.state import AppliedState
 from igniterd.records import Allocation
 
 CLOCKS_S = 300.0
@@ -52,17 +52,6 @@ def as_said(now: Allocation, said: Allocation) -> bool:
 
 def move_of(rebalance: Rebalance, step: Step) -> Move:
     return next(move for move in rebalance.moves if move.number == step.move)
-
-
-def allocation_from(state: AppliedState) -> Allocation:
-    """As the daemon's records have it."""
-    return Allocation(
-        state.share,
-        state.max_batch_size,
-        state.max_queue_delay_us,
-        state.instances,
-        tuple(state.devices),
-    )
 
 
 def wanted_of(rebalance: Rebalance, step: Step, remote: RemoteTriton) -> Allocation:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, Protocol
 
 from igniterd.fleet.cluster import Cluster
@@ -35,6 +34,10 @@ class View(Protocol):
 
 
 class Advice(Protocol):
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is more to be found in the same cluster."""
+
     def document(
         self, *, speaker: str, term: int, number: int, time_s: float
     ) -> dict[str, Any]: ...
@@ -53,12 +56,15 @@ class Parts:
     planner: Callable[[str], Planner]
 
 
-def real_parts() -> Parts:
-    """Those of a running ``igniterd fleet``: models are fitted in processes of their own."""
+def real_parts(*, anywhere: bool = False) -> Parts:
+    """Those of a running ``igniterd fleet``: models are fitted in processes of their own.
+    ``anywhere``: every Triton is taken to be able to load every model."""
+    # both are slow to import, and `igniterd fleet --help` is not to wait for them
+    from igniterd.fleet import planning
     from igniterd.predictors import fitted
 
     return Parts(
         view=ClusterView,
         build=lambda profiles, previous: build(profiles, fit=fitted, previous=previous),
-        planner=import_module("igniterd.fleet.planning").Planner,
+        planner=lambda cluster: planning.Planner(cluster, anywhere),
     )

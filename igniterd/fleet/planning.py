@@ -7,12 +7,13 @@ else three. What it finds is planned in full on both sides with the predictors o
 model whose traffic no single GPU serves gets replicas. GPUs are emptied only after that, with what
 nobody in trouble could use.
 
-A plan says again what the one before said as long as that still holds: advice that changes with
-every state could not be followed.
+A plan says again what the one before said as long as that still holds, and no other would help
+more models: advice that changes with every state could not be followed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from igniterd.decide.moves import Moves
@@ -20,16 +21,16 @@ from igniterd.fleet.advice import Advice, Open
 from igniterd.fleet.cluster import Cluster
 from igniterd.fleet.index import Index
 from igniterd.fleet.knowledge import Knowledge
-from igniterd.fleet.offers import Offers
+from igniterd.fleet.offers import Offers, Want
 from igniterd.fleet.replicas import replicate
 from igniterd.fleet.sites import Site
 from igniterd.fleet.working import Part, Working
 
 MOST_SOURCES = 48
-"""GPUs in trouble that one plan looks into: others come with the next."""
+"""GPUs in trouble that one plan searches moves for: others come with the next."""
 EMPTYING_TRIES = 12
 """GPUs that could not be emptied before no more are tried."""
-MOST_EMPTIED = 64
+MOST_EMPTIED = 16
 """GPUs that one plan empties: others come with the next."""
 
 
@@ -46,14 +47,17 @@ class Planner:
     _relieved: dict[str, Part] = field(default_factory=dict)  # by the site in trouble
     _emptied: dict[str, Part] = field(default_factory=dict)  # by the site that is emptied
     _tried: dict[str, int] = field(default_factory=dict)  # site in trouble -> the plan it was in
+    _anew: int = -1  # changes of the index when all was last planned anew
     _count: int = 0
+    _later: int = 0  # GPUs in trouble that the present plan does not look into
+    _want: Want = Want.ROOM
 
     def plan(self, cluster: Cluster, knowledge: Knowledge, *, consolidate: bool = False) -> Advice:
         """What to advise now."""
         self._count += 1
         self._index.update(cluster, knowledge)
-        working = Working(self._index, self.anywhere)
-        opened = self._relieve_all(working)
+        self._want = Want.USED_FIRST if consolidate else Want.ROOM
+        working, opened = self._best_relief()
         opened += [
             Open(host, model.name, "it has no profile of its GPU here, or is not planned with")
             for host in sorted(self._index.unknown)
@@ -69,20 +73,47 @@ class Planner:
             touched=working.touched(),
             unsolved=tuple(opened),
             troubled=len(hosts | self._index.unknown),
+            unfinished=self._later > 0,
         )
 
     # ------------------------------------------------------------ trouble
+
+    def _best_relief(self) -> tuple[Working, list[Open]]:
+        """Everybody in trouble. Who comes first may take the room without which another cannot be
+        helped: then all is planned once more, with the others first, and what helps more stays."""
+        working = Working(self._index, self.anywhere)
+        opened = self._relieve_all(working)
+        few = len(self._index.troubled) <= MOST_SOURCES
+        if not (opened and working.moves and few) or self._anew == self._index.changes:
+            return working, opened
+        self._anew = self._index.changes
+        before = self._relieved, self._tried
+        unhelped = {name: -1 for name, part in self._relieved.items() if not part.moves}
+        self._relieved, self._tried = {}, unhelped
+        anew = Working(self._index, self.anywhere)
+        still = self._relieve_all(anew)
+        if len(still) < len(opened):
+            return anew, still
+        self._relieved, self._tried = before
+        return working, opened
 
     def _relieve_all(self, working: Working) -> list[Open]:
         troubled = self._index.troubled
         self._relieved = {k: v for k, v in self._relieved.items() if k in troubled}
         self._tried = {k: v for k, v in self._tried.items() if k in troubled}
         opened: list[Open] = []
-        for number, site in enumerate(sorted(map(working.site, troubled), key=self._turn)):
-            if number >= MOST_SOURCES and not self._advised(site):
+        searched = self._later = 0
+        order = {name: number for number, name in enumerate(self._relieved)}
+        for site in sorted(map(working.site, troubled), key=lambda s: self._turn(s, order)):
+            known = self._relieved.get(site.name)
+            if searched >= MOST_SOURCES and not self._advised(site):
                 opened += _open(site, "not looked into yet: other GPUs come first")
+                self._later += 1
                 continue
-            part = self._relieved[site.name] = self._relief(working, site)
+            part = self._relief(working, site)
+            self._relieved.pop(site.name, None)  # so that it comes after those of this plan
+            self._relieved[site.name] = part
+            searched += part is not known  # what stands from before costs nothing
             self._tried[site.name] = self._count
             opened += _open(site, part.why) if not part.moves else []
         return opened
@@ -91,10 +122,13 @@ class Planner:
         part = self._relieved.get(site.name)
         return part is not None and bool(part.moves)
 
-    def _turn(self, site: Site) -> tuple[bool, int, int, str]:
-        """What was advised is looked at first, so that it stays; then what has waited longest."""
+    def _turn(self, site: Site, order: Mapping[str, int]) -> tuple[bool, int, int, str]:
+        """What was advised is looked at first, in its order, so that it stays; then what has waited
+        longest."""
         first = min(seat.model.priority for seat in site.seats if seat.shed)
-        return not self._advised(site), self._tried.get(site.name, 0), first, site.name
+        if self._advised(site):
+            return False, order[site.name], first, site.name
+        return True, self._tried.get(site.name, 0), first, site.name
 
     def _relief(self, working: Working, site: Site) -> Part:
         """Moves after which this GPU holds its SLOs, or why there are none."""
@@ -102,7 +136,7 @@ class Planner:
         if known is not None and known.source is site and known.moves and working.again(known):
             return known
         movers = {seat.key: seat for seat in site.seats if not seat.fixed}
-        offers = Offers.to(working, site, movers)
+        offers = Offers.to(working, site, movers, self._want)
         key = offers.key(working)
         if known is not None and known.source is site and not known.moves and known.offers == key:
             return known
@@ -137,7 +171,7 @@ class Planner:
         if known is not None and known.source is site and known.moves and working.again(known):
             return known
         movers = {seat.key: seat for seat in site.seats}
-        offers = Offers.to(working, site, movers, used=True)
+        offers = Offers.to(working, site, movers, Want.USED)
         key, number = offers.key(working), len(working.moves)
         if known is not None and known.source is site and not known.moves and known.offers == key:
             return known

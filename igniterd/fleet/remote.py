@@ -111,10 +111,7 @@ class RemoteTriton:
             if not self._is(found, wanted):
                 await self.client.load(model, await self._changed(found, wanted))
                 found = await read_back(self.client, model)
-            if not self._is(found, wanted):
-                raise Refused(
-                    f"{model}: Triton loaded {self.allocation(found)} where {wanted} was asked"
-                )
+            self._check(model, found, wanted)
         except IgniterdError as error:
             raise await self._taken_back(model, error) from error
 
@@ -124,10 +121,13 @@ class RemoteTriton:
         if not self._is(found, wanted):
             await self.client.load(model, await self._changed(found, wanted))
         found = await read_back(self.client, model)
+        self._check(model, found, wanted)
+
+    def _check(self, model: str, found: ModelConfig, wanted: Allocation) -> None:
+        """Raise :class:`Refused` where ``found``, read back after a load, is not as asked."""
         if not self._is(found, wanted):
-            raise Refused(
-                f"{model}: Triton loaded {self.allocation(found)} where {wanted} was asked"
-            )
+            there = self.allocation(found)
+            raise Refused(f"{model}: Triton loaded {there} where {wanted} was asked")
 
     async def put(self, model: str, config: ModelConfig, *, anew: bool = False) -> None:
         """Load a configuration that served before; ``anew``: also where it seems to serve."""

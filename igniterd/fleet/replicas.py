@@ -55,12 +55,13 @@ def _part(demand: Demand, seat: Seat, weight: float) -> Demand:
 def _hosts(
     working: Working, seat: Seat, spots: Mapping[str, Spot], count: int
 ) -> dict[Spot, dict[str, Allocation]] | None:
-    """GPUs for all but one of ``count`` replicas, at most one a Triton, and the allocations of all
-    models there."""
+    """GPUs for all but one of ``count`` replicas, and the allocations of all models there. A Triton
+    has one at most; so have GPUs that are planned together, as each is planned as if alone."""
     found: dict[Spot, dict[str, Allocation]] = {}
     taken: set[tuple[str, str]] = set()
     for spot, site in _looked_into(working, spots):
-        if (site.host, spot.triton) in taken:
+        ends = {(site.host, spot.triton), (site.host, site.name)}
+        if ends & taken:
             continue
         come = working.demand_on(seat, spot, ALL, 1 / count)
         if len(site.group.gpus) > 1:
@@ -68,7 +69,7 @@ def _hosts(
         target = _planned(site, [*site.demands(ALL), come])
         if target is not None:
             found[spot] = target
-            taken.add((site.host, spot.triton))
+            taken |= ends
             if len(found) == count - 1:
                 return found
     return None

@@ -65,7 +65,7 @@ class FleetService:
     ) -> None:
         """Raises :class:`igniterd.errors.CannotRun` for files that cannot be read."""
         self.config, self._clock = config, clock
-        self._parts = real_parts() if parts is None else parts
+        self._parts = parts or real_parts(anywhere=config.fleet.anywhere)
         self._broker = broker_of(config)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="plan")
         self._notifier = Notifier() if notifier is None else notifier
@@ -106,6 +106,8 @@ class FleetService:
         finally:
             self._notifier.stopping()
             await self.close()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
 
     async def close(self) -> None:
         closing = [desk.close() for desk in self.desks.values()]

@@ -7,7 +7,6 @@ model on a site. Both are values: a move makes new ones.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,25 +15,16 @@ from igniterd.colocation import Demand
 from igniterd.decide.judge import PredictorPair
 from igniterd.decide.room import Reserved
 from igniterd.decide.state import ALL, Margins
-from igniterd.fleet.cluster import HostView
+from igniterd.fleet.checks import instances_on
+from igniterd.fleet.cluster import HostView, allocation_from
 from igniterd.fleet.knowledge import BoardKind, Knowledge
-from igniterd.messages.state import AppliedState, BoardState, Learnt, ModelState
+from igniterd.messages.state import BoardState, Learnt, ModelState
+from igniterd.perf.api import UNCAPPED
 from igniterd.placement import GpuGroup
 from igniterd.predict import LatencyPrediction
 from igniterd.records import Allocation, BiasEstimate
 
 _ACTS = "act"
-
-
-def allocation_of(applied: AppliedState) -> Allocation:
-    """As the predictor takes it."""
-    return Allocation(
-        applied.share,
-        applied.max_batch_size,
-        applied.max_queue_delay_us,
-        max(1, applied.instances),
-        applied.devices,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +250,7 @@ def _site(
         host.state.terms.level,
         host.state.terms.slo_margin,
         tuple(seats),
-        {gpu: _taken(board, on[gpu], seats) for gpu, board in boards.items()},
+        {gpu: _taken(host, board, on[gpu], seats) for gpu, board in boards.items()},
         {gpu: least.get(gpu, 0.0) for gpu in gpus},
         {
             gpu: board.memory_total_bytes - board.memory_used_bytes
@@ -273,20 +263,31 @@ def _site(
     )
 
 
-def _taken(board: BoardState, models: Sequence[ModelState], seats: Sequence[Seat]) -> float:
+def _taken(
+    host: HostView, board: BoardState, models: Sequence[ModelState], seats: Sequence[Seat]
+) -> float:
     """The part of a GPU that is held by strangers, and by models that are not planned with."""
     planned = {seat.model.name for seat in seats}
-    held = sum(m.reserved for m in models if m.name not in planned)
+    held = sum(_held(host, m, board.uuid) for m in models if m.name not in planned)
     return min(1.0, (board.reserved or 0.0) + held)
+
+
+def _held(host: HostView, model: ModelState, gpu: str) -> float:
+    """What a model is left that is not planned with here. Its own daemon may plan it all the same,
+    and then reserves nothing for it."""
+    share = model.applied.share if model.applied is not None else None
+    if share is None or share >= UNCAPPED:
+        return max(model.reserved, model.busy or 0.0)
+    return max(model.reserved, share * instances_on(model, gpu, host.tritons.get(model.triton)))
 
 
 def _seat(host: HostView, model: ModelState, kind: BoardKind) -> Seat | None:
     """A model that its host plans with; None for one that it only watches, or that has no profile
     of this kind of board."""
     applied, planned = model.applied, model.feasible is not None and model.rate_per_s is not None
-    if applied is None or not planned or not math.isfinite(model.rate_per_s or 0.0):
+    if applied is None or applied.instances < 1 or not planned:
         return None
-    each = model.gpus * max(1, applied.instances) if len(model.gpus) == 1 else model.gpus
+    each = model.gpus * applied.instances if len(model.gpus) == 1 else model.gpus
     fixed = bool(model.stays) or len(set(model.gpus)) != 1 or not model.ready
-    seat = Seat(host.name, model, allocation_of(applied), kind, each, fixed=fixed)
+    seat = Seat(host.name, model, allocation_from(applied), kind, each, fixed=fixed)
     return seat if seat.name_on(kind) is not None else None

@@ -166,7 +166,7 @@ def test_what_is_of_once_alone() -> None:
 
 
 def test_without_a_broker_it_ends_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("igniterd.fleet.parts.real_parts", fakes.Fakes().parts)
+    monkeypatch.setattr("igniterd.fleet.parts.real_parts", lambda **_: fakes.Fakes().parts())
     port = free_ports(1)[0]
     done = ran(
         "--broker", f"mqtt://127.0.0.1:{port}", "--cluster", "lab", "--once", "--deadline", "1"

@@ -28,9 +28,31 @@ def profile() -> tuple[str, Profile]:
 
 
 @cache
+def slow_profile() -> tuple[str, Profile]:
+    """The same on a board that takes twice as long for everything."""
+    slow = profile()[1].time_scaled(2.0)
+    board = slow.board.model_copy(update={"name": "slow", "sm_count": 40, "memory_bytes": None})
+    found = slow.model_copy(update={"board": board})
+    return digest_of(canonical(found.model_dump(mode="json", exclude_none=True))), found
+
+
+@cache
 def knowledge() -> Knowledge:
-    digest, found = profile()
-    return build({digest: found}, fit=load_model, previous=None)
+    known = dict([profile(), slow_profile()])
+    return build(known, fit=load_model, previous=None)
+
+
+def absent(name: str, slo_p99_ms: float, *profiles: str) -> dict[str, Any]:
+    """A model that a host's configuration names, and its Triton does not serve."""
+    return {
+        "name": name,
+        "slo_p99_ms": slo_p99_ms,
+        "seen": False,
+        "absent": True,
+        "gpus": [],
+        "feasible": True,
+        "profiles": list(profiles),
+    }
 
 
 def tenant(
@@ -77,7 +99,7 @@ def host(
     """A host. It can load every model that it does not serve, unless ``loadable`` says which."""
     uuids = [f"GPU-{name}-{number}" for number in range(gpus)]
     models = [{**t, "gpus": [uuids[g] for g in t["gpus"]]} for t in tenants]
-    served = {t.get("model", t["name"]) for t in tenants}
+    served = {t.get("model", t["name"]) for t in tenants if t["seen"]}
     free = [m for m in MODELS if m not in served] if loadable is None else list(loadable)
     least: dict[str, float] = {}
     for model in models:

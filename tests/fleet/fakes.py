@@ -126,6 +126,7 @@ class FakeView:
 @dataclass
 class FakeAdvice:
     data: dict[str, Any]
+    unfinished: bool = False
 
     def document(self, *, speaker: str, term: int, number: int, time_s: float) -> dict[str, Any]:
         about = {"speaker": speaker, "term": term, "number": number, "time_s": time_s}
@@ -140,6 +141,7 @@ class FakePlanner:
     plans: list[Cluster] = field(default_factory=list)
     fails: Exception | None = None
     waits_for: threading.Event | None = None
+    goes_on: int = 0  # plans after which there is more to be found
 
     def plan(self, cluster: Cluster, knowledge: Any, *, consolidate: bool = False) -> FakeAdvice:
         self.plans.append(cluster)
@@ -158,7 +160,8 @@ class FakePlanner:
                 hosts=counted,
                 aim="consolidate" if consolidate else "feasible",
                 rests_on=seen,
-            )
+            ),
+            unfinished=len(self.plans) <= self.goes_on,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import combinations, product
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -18,19 +18,30 @@ from igniterd.fleet.index import HostSites
 from igniterd.fleet.planning import Planner
 from igniterd.fleet.sites import Site
 from igniterd.messages.rebalance import Rebalance
-from tests.fleet.clusters import GIB, MODELS, cluster, host, knowledge, tenant
+from tests.fleet.clusters import (
+    GIB,
+    MODELS,
+    absent,
+    cluster,
+    host,
+    knowledge,
+    slow_profile,
+    tenant,
+)
 
 SHED = "does not fit"
 
 
+CROWD = (
+    tenant("alexnet", 600, 15, 0.3),
+    tenant("resnet50", 300, 40, 0.4, shed=SHED),
+    tenant("vgg19", 200, 60, 0.3),
+)
+"""Three models that do not hold their SLOs on one GPU, and any two of them do."""
+
+
 def crowded(name: str = "hot") -> HostView:
-    """A GPU on which three models do not hold their SLOs, and any two of them do."""
-    return host(
-        name,
-        tenant("alexnet", 600, 15, 0.3),
-        tenant("resnet50", 300, 40, 0.4, shed=SHED),
-        tenant("vgg19", 200, 60, 0.3),
-    )
+    return host(name, *CROWD)
 
 
 def advised(where: Cluster, *, consolidate: bool = False, planner: Planner | None = None) -> Any:
@@ -132,6 +143,41 @@ class TestRelief:
         assert all(m.weight == pytest.approx(part, abs=1e-4) for m in found.moves)
         assert "unload" not in {s.action for s in found.steps}
 
+    def test_gpus_that_share_a_model_get_one_replica(self) -> None:
+        """They are planned together, and each is looked into as if the other got none."""
+        uuids = ["GPU-x-0", "GPU-x-1"]
+        ssd = tenant("ssd", 10, 200, 0.2, triton="both")
+        ssd |= {"gpus": [0, 1], "applied": ssd["applied"] | {"devices": [0, 1], "instances": 2}}
+        tritons = [
+            {"name": "both", "gpus": uuids},
+            {"name": "first", "gpus": uuids[:1], "loadable": ["vgg19"]},
+            {"name": "second", "gpus": uuids[1:], "loadable": ["vgg19"]},
+        ]
+        hot = host("hot", tenant("vgg19", 900, 60, 1.0, shed="900/s are more than it serves"))
+        two = host("x", ssd, gpus=2, tritons=tritons)
+        assert moved(advised(cluster(hot, two))) == []
+        found = advised(cluster(hot, two, host("y"), host("z")))
+        assert found.feasible
+        assert len({m.to.host for m in found.moves}) == len(found.moves) > 1
+
+    def test_gpus_that_share_a_model_of_which_nothing_is_known(self) -> None:
+        """On one of them is nobody else."""
+        shared = tenant("ssd", 10, 200, 0.05, profiles=[], triton="both")
+        shared |= {"gpus": [0, 1], "applied": shared["applied"] | {"devices": [0, 1]}}
+        uuids = ["GPU-hot-0", "GPU-hot-1"]
+        tritons = [{"name": "main", "gpus": uuids[:1]}, {"name": "both", "gpus": uuids}]
+        hot = host("hot", *CROWD, shared, gpus=2, tritons=tritons)
+        found = advised(cluster(hot, host("idle")))
+        assert [(m.source.host, m.to.host) for m in found.moves] == [("hot", "idle")]
+        assert found.feasible
+
+    def test_what_only_its_daemon_can_predict_keeps_its_share(self) -> None:
+        """It reserves nothing for what it plans itself."""
+        odd = host("odd", tenant("ssd", 10, 60, 0.9, profiles=[]))
+        assert moved(advised(cluster(crowded(), odd))) == []
+        odd = host("odd", tenant("ssd", 10, 60, None, profiles=[], busy=0.9))
+        assert moved(advised(cluster(crowded(), odd))) == []
+
     def test_what_cannot_be_predicted_is_named(self) -> None:
         odd = host("odd", tenant("ssd", 10, 60, 0.5, shed=SHED, profiles=[]))
         found = advised(cluster(odd, host("idle")))
@@ -145,12 +191,7 @@ class TestRelief:
 
     def test_what_its_daemon_could_do_itself_is_left_to_it(self) -> None:
         """Two GPUs of one Triton: the daemon moves models between them, or knows why not."""
-        crowd = [
-            tenant("alexnet", 600, 15, 0.3),
-            tenant("resnet50", 300, 40, 0.4, shed=SHED),
-            tenant("vgg19", 200, 60, 0.3),
-        ]
-        assert moved(advised(cluster(host("hot", *crowd, gpus=2, loadable=MODELS)))) == []
+        assert moved(advised(cluster(host("hot", *CROWD, gpus=2, loadable=MODELS)))) == []
 
     def test_between_the_tritons_of_one_host_it_is_advised(self) -> None:
         uuids = ["GPU-hot-0", "GPU-hot-1"]
@@ -158,13 +199,29 @@ class TestRelief:
             {"name": "main", "gpus": uuids[:1]},
             {"name": "second", "gpus": uuids[1:], "loadable": list(MODELS)},
         ]
-        crowd = [
-            tenant("alexnet", 600, 15, 0.3),
-            tenant("resnet50", 300, 40, 0.4, shed=SHED),
-            tenant("vgg19", 200, 60, 0.3),
-        ]
-        (move,) = advised(cluster(host("hot", *crowd, gpus=2, tritons=tritons))).moves
+        (move,) = advised(cluster(host("hot", *CROWD, gpus=2, tritons=tritons))).moves
         assert (move.to.host, move.to.triton, move.to.device) == ("hot", "second", 0)
+
+
+class TestKindsOfBoards:
+    SLOW: ClassVar[dict[str, Any]] = {"name": "slow", "sm_count": 40, "memory_total_bytes": None}
+
+    def test_a_model_goes_to_another_kind_of_board_where_that_has_a_profile_of_it(self) -> None:
+        """It is predicted as on that board, and what was learnt on the other one is left there."""
+        there = host("there", absent("resnet50", 40, slow_profile()[0]), board=self.SLOW)
+        bias = {"share": 0.4, "pressure": 0.5, "level": 0.05, "tilt": 0.0, "sd": 0.02}
+        learnt = [dict(t) for t in CROWD]
+        learnt[1] |= {"learnt": bias, "bias": 1.05}
+        (move,) = advised(cluster(host("hot", *learnt), there)).moves
+        (same,) = advised(cluster(host("hot", *learnt), host("idle"))).moves
+        fares = [{f.model: f.after_p99_ms for f in m.at_target} for m in (move, same)]
+        assert (move.model, move.to.host) == ("resnet50", "there")
+        # twice the time, and less of a queue on the other: more than twice, without the bias
+        assert fares[0]["resnet50"] > 1.9 * fares[1]["resnet50"]
+
+    def test_and_nowhere_where_no_profile_is_of_that_board(self) -> None:
+        where = cluster(host("hot", *CROWD), host("there", board=self.SLOW))
+        assert moved(advised(where)) == []
 
 
 class TestStability:
@@ -198,6 +255,22 @@ class TestStability:
         assert first.steps == again.steps
         assert len(first.moves) >= 3
 
+    def test_where_many_are_in_trouble_all_get_their_turn(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("igniterd.fleet.planning.MOST_SOURCES", 2)
+        many = [crowded(f"hot{n}") for n in range(5)]
+        where = cluster(*many, *(host(f"idle{n}") for n in range(5)))
+        planner = Planner("c")
+        said = [advised(where, planner=planner) for _ in range(3)]
+        assert [len(each.moves) for each in said] == [2, 4, 5]
+        assert [each.feasible for each in said] == [False, False, True]
+        # and that there is more to be found is known
+        planner = Planner("c")
+        unfinished = [planner.plan(where, knowledge()).unfinished for _ in range(3)]
+        assert unfinished == [True, True, False]
+        assert set(moved(said[0])) < set(moved(said[1])) < set(moved(said[2]))
+
     def test_it_goes_when_the_trouble_is_over(self) -> None:
         planner = Planner("c")
         assert advised(cluster(crowded(), host("x")), planner=planner).moves
@@ -212,8 +285,46 @@ class TestStability:
         again = advised(cluster(crowded(), host(other)), planner=planner)
         assert [m.to.host for m in again.moves] == [other]
 
+    def test_it_makes_way_where_it_takes_the_only_room_that_another_could_use(self) -> None:
+        planner = Planner("c")
+        hosts = [
+            crowded(),
+            host("x", tenant("ssd", 25, 60, 0.4)),
+            host("y", tenant("ssd", 40, 60, 0.6), loadable=["resnet50"]),
+        ]
+        first = advised(cluster(*hosts), planner=planner)
+        assert moved(first) == [("resnet50", "hot", "x")]
+        alexnet, resnet50, vgg19 = (dict(t) for t in CROWD)
+        alexnet["stays"] = resnet50["stays"] = "its owner says so"
+        where = cluster(*hosts, host("warm", alexnet, resnet50, vgg19))
+        again = advised(where, planner=planner)
+        assert set(moved(again)) == {("resnet50", "hot", "y"), ("vgg19", "warm", "x")}
+        assert moved(advised(where, planner=planner)) == moved(again)
+
+    def test_what_fills_up_is_no_target_any_more(self) -> None:
+        """A stranger takes the memory, or each request becomes sixteen."""
+        planner = Planner("c")
+        ssd = tenant("ssd", 10, 200, 0.4)
+        first = advised(cluster(crowded(), host("x", ssd)), planner=planner)
+        assert [m.to.host for m in first.moves] == ["x"]
+        for full in (
+            host("x", ssd, board={"memory_used_bytes": 16 * GIB - 1}),
+            host("x", ssd | {"items": 16, "items_per_request": 16.0}),
+        ):
+            assert not advised(cluster(crowded(), full), planner=planner).moves
+            again = advised(cluster(crowded(), host("x", ssd)), planner=planner)
+            assert moved(again) == moved(first)
+
 
 class TestConsolidation:
+    def test_a_gpu_is_free_once_the_last_has_gone(self) -> None:
+        two = (tenant("alexnet", 20, 40, 0.2), tenant("resnet50", 10, 200, 0.2))
+        found = advised(
+            cluster(host("a", *two), host("b", tenant("ssd", 10, 200, 0.4))), consolidate=True
+        )
+        assert [(m.source.host, m.frees.gpu) for m in found.moves] == [("a", False), ("a", True)]
+        assert [f.gpu_uuid for f in found.freed] == ["GPU-a-0"]
+
     def test_a_gpu_is_emptied_where_its_model_fits_elsewhere(self) -> None:
         where = cluster(
             host("a", tenant("alexnet", 40, 40, 0.2)), host("b", tenant("ssd", 10, 200, 0.4))
@@ -235,6 +346,12 @@ class TestConsolidation:
         found = advised(cluster(crowded(), small, lone), consolidate=True)
         assert moved(found)[0][:2] == ("resnet50", "hot")
         assert found.feasible
+
+    def test_trouble_goes_to_gpus_in_use_before_it_goes_to_an_empty_one(self) -> None:
+        small = host("small", tenant("alexnet", 40, 40, 0.2))
+        where = cluster(crowded(), small, host("idle", gpus=2))
+        assert moved(advised(where)) == [("resnet50", "hot", "idle")]
+        assert moved(advised(where, consolidate=True)) == [("resnet50", "hot", "small")]
 
     def test_not_a_gpu_on_which_something_unknown_runs(self) -> None:
         a = host("a", tenant("alexnet", 40, 40, 0.2), board={"reserved": 0.1})

@@ -27,6 +27,7 @@ from igniterd.lab.services import BrokerHost, broker_host
 from igniterd.messages.event import Event, event, read_event
 from igniterd.messages.rebalance import Rebalance, Speaker
 from tests.fleet.fakes import FakePlanner, Fakes, a_state
+from tests.messages.checked import AllMessages
 from tests.waiting import until, until_ended
 
 pytestmark = pytest.mark.integration
@@ -69,6 +70,12 @@ async def serving(
 
 def envelope(kind: str, data: dict[str, Any]) -> bytes:
     return event(kind, data, source="igniterd/lab/x", id="1", at=datetime.now(UTC))
+
+
+HINT = envelope(
+    "hint.offer",
+    {"kind": "offer", "gpu_uuid": "GPU-1", "gpu": None, "share": 0.5, "memory_free_bytes": None},
+)
 
 
 class Cluster:
@@ -167,6 +174,20 @@ async def test_the_same_advice_is_said_again_only_before_it_would_expire(tmp_pat
         assert newest["b"] == 5
 
 
+async def test_a_plan_that_is_unfinished_is_gone_on_with(tmp_path: Path) -> None:
+    """Though no host says anything new."""
+    async with lab(tmp_path) as (broker, cluster, _, fakes):
+        planner = fakes.planners["lab"]
+        await until(lambda: cluster.moved() == [])
+        planner.goes_on = len(planner.plans) + 3
+        await cluster.says("a")
+        await until(lambda: len(planner.plans) > planner.goes_on)
+        again = Fakes()
+        again.planners["lab"] = FakePlanner("lab", goes_on=3)
+        await look(settings(broker.url), "lab", again.parts(), quiet_s=0.5)
+        assert len(again.planners["lab"].plans) == 4
+
+
 async def test_a_burst_of_states_is_one_plan_and_what_comes_meanwhile_the_next(
     tmp_path: Path,
 ) -> None:
@@ -186,7 +207,9 @@ async def test_a_burst_of_states_is_one_plan_and_what_comes_meanwhile_the_next(
         assert [len(plan.hosts) for plan in planner.plans] == [8, 9]
 
 
-async def test_garbage_on_the_topics_is_counted_and_nothing_else(tmp_path: Path) -> None:
+async def test_garbage_on_the_topics_is_counted_and_nothing_else(
+    tmp_path: Path, all_messages: AllMessages
+) -> None:
     junk = [b"\xff\x00", b"{}", b"[" * 5000, b"null", envelope("speaker", {"term": -1}), b""]
     async with broker_host(tmp_path) as broker, cluster_at(broker) as cluster:
         for number, payload in enumerate(junk):
@@ -213,6 +236,7 @@ async def test_garbage_on_the_topics_is_counted_and_nothing_else(tmp_path: Path)
         assert desk.listener.statistics.failures == 0
         said = [line for line in logs if line["event"] == "is not understood"]
         assert len(said) <= 2
+    assert not [fault for fault in all_messages.settled() if "rebalance" in fault]
 
 
 async def test_a_broker_that_forgot_everything_is_told_again(tmp_path: Path) -> None:
@@ -235,16 +259,22 @@ async def test_profiles_are_listened_to_while_they_are_wanted(tmp_path: Path) ->
     async with lab(tmp_path) as (_, cluster, service, fakes):
         view, desk = fakes.views["lab"], service.desks["lab"]
         digest, other = "0" * 32, "1" * 32
+
+        async def brings(one: str, part: int) -> None:
+            data = {"profile": one, "part": part, "parts": 2, "encoding": "gzip+base64"}
+            payload = envelope("profile", data | {"content": "x"})
+            await cluster.client.publish(f"{PREFIX}profile/{one}/{part}", payload, 1, retain=True)
+
         for one in (digest, other):
-            await cluster.client.publish(f"{PREFIX}profile/{one}/1", b"{}", 1, retain=True)
+            await brings(one, 1)
         await until(lambda: desk.listener.statistics.connected)
         assert view.counts["profile", "malformed"] == 0
         view.wanted = frozenset({digest})
         await until(lambda: view.counts["profile", "malformed"] == 1)
         view.wanted = frozenset({other})
         await until(lambda: view.counts["profile", "malformed"] == 2)
-        await cluster.client.publish(f"{PREFIX}profile/{digest}/1", b"{}", 1, retain=True)
-        await cluster.client.publish(f"{PREFIX}profile/{other}/2", b"{}", 1, retain=True)
+        await brings(digest, 1)
+        await brings(other, 2)
         await until(lambda: view.counts["profile", "malformed"] == 3)
 
 
@@ -478,7 +508,7 @@ async def test_a_pool_shares_clusters_and_takes_over_those_of_one_that_is_gone(
         """As from the hosts of every cluster."""
         while True:
             for name in names:
-                await cluster.client.publish(f"igniterd/v1/{name}/a/hint", b"{}")
+                await cluster.client.publish(f"igniterd/v1/{name}/a/hint", HINT)
                 for host in "ab":
                     payload = envelope("state", a_state(host, name))
                     await cluster.client.publish(f"igniterd/v1/{name}/{host}/state", payload)
