@@ -8,30 +8,41 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from igniterd.lab.load.load import RequestLog
 from tests.integration.fleet_hosts import (
     CLUSTER,
     HOME,
+    LIKE,
+    SLOS,
     TROUBLE,
     FleetCluster,
     OneHost,
     fleet_cluster,
 )
-from tests.waiting import until
+from tests.integration.fleet_hosts import (
+    HOSTS as NAMES,
+)
+from tests.waiting import until, until_answer
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
+HOSTS = set(NAMES)
 PREFIX = f"igniterd/v1/{CLUSTER}/"
 HINT_TICKS = 3
+SLOW_TICK_S = 0.5  # as of the alert IgniterdSlowTicks
 ANSWER_S = 15.0  # aimed at are 5; this machine has other work too
 LONG_S = 90.0
 
@@ -158,6 +169,141 @@ async def test_a_host_that_cannot_hold_an_slo_is_relieved_and_no_request_fails(
     assert after["gpu-b"] == {"near", "medium"}
     await until(lambda: moves_of(heard.of(f"{PREFIX}rebalance")[-1][1]) == [], LONG_S)
     assert heard.of(f"{PREFIX}rebalance")[-1][1]["feasible"]
-    log = await cluster.traffic.stop()
+    log = RequestLog.read(cluster.traffic.log)
     assert log.failed == 0, set(log.error)
     assert len(log) > 2000
+
+
+# ------------------------------------------------------------ what goes wrong, on the same hosts
+
+
+def is_at(tick: int, state: dict[str, Any]) -> bool:
+    return bool(state["tick"] >= tick)
+
+
+async def some_ticks(cluster: FleetCluster, count: int = 5) -> None:
+    """Wait until every daemon has made so many."""
+    before = {one.name: (await one.state())["tick"] for one in cluster.hosts.values()}
+    for one in cluster.hosts.values():
+        assert one.daemon
+        await one.daemon.until(partial(is_at, before[one.name] + count), LONG_S)
+
+
+async def tick_time(one: OneHost) -> tuple[float, float]:
+    """Seconds spent in ticks, all stages, and how many ticks, since its start."""
+    assert one.daemon
+    _, page = await one.daemon.text("/metrics")
+    spent_s = ticks = 0.0
+    for line in page.splitlines():
+        name, _, value = line.rpartition(" ")
+        if name.startswith("igniterd_control_loop_duration_seconds_sum{"):
+            spent_s += float(value)
+        elif name.startswith("igniterd_control_loop_duration_seconds_count{"):
+            ticks = max(ticks, float(value))
+    return spent_s, ticks
+
+
+async def until_known(
+    cluster: FleetCluster, condition: Callable[[dict[str, Any]], object]
+) -> dict[str, Any]:
+    """Wait until ``igniterd fleet`` knows what is asked."""
+    return await until_answer(cluster.known, lambda k: k and condition(k), LONG_S, every_s=0.2)
+
+
+def all_used(known: dict[str, Any], since: dict[str, int] | None = None) -> bool:
+    """Whether every host is planned with, by a newer tick than ``since`` says."""
+    hosts = known["hosts"]
+    return hosts.keys() == HOSTS and all(
+        hosts[name]["tick"] > tick for name, tick in (since or {}).items()
+    )
+
+
+async def ticks_now(cluster: FleetCluster) -> dict[str, int]:
+    return {one.name: (await one.state())["tick"] for one in cluster.hosts.values()}
+
+
+async def test_ticks_go_on_whatever_the_broker_does_and_all_is_said_again(
+    cluster: FleetCluster,
+) -> None:
+    line, heard = cluster.to_broker, cluster.heard
+    before = {name: await tick_time(one) for name, one in cluster.hosts.items()}
+    line.delay_s = 0.7
+    await some_ticks(cluster)
+    line.delay_s = 0.0
+    line.passed.clear()  # a partition: nobody is told
+    known = await until_known(cluster, lambda k: not k["hosts"])
+    assert known["left_out"].keys() == HOSTS
+    assert {why.partition(":")[0] for why in known["left_out"].values()} == {"offline"}
+    await some_ticks(cluster)
+    line.passed.set()
+    await until_known(cluster, partial(all_used, since=await ticks_now(cluster)))
+    await cluster.broker.stop()
+    await some_ticks(cluster)
+    count = len(heard.heard)
+    await cluster.broker.start()
+    await until_known(cluster, partial(all_used, since=await ticks_now(cluster)))
+    for name in HOSTS:
+        await until(partial(heard.of, f"{PREFIX}{name}/state", count), LONG_S)
+    await until(lambda: heard.of(f"{PREFIX}rebalance", count), LONG_S)
+    for name, one in cluster.hosts.items():
+        spent_s, ticks = (b - a for a, b in zip(before[name], await tick_time(one), strict=True))
+        tell(f"{name}: {1e3 * spent_s / ticks:.0f} ms a tick, of {ticks:.0f}")
+        assert spent_s / ticks < SLOW_TICK_S
+
+
+async def test_a_daemon_that_is_killed_is_left_out_and_what_it_says_then_replaces_all(
+    cluster: FleetCluster,
+) -> None:
+    """It comes back with one model, whose new SLO no GPU holds."""
+    one, heard = cluster.hosts["gpu-c"], cluster.heard
+    assert one.daemon
+    run = (await until_known(cluster, all_used))["hosts"]["gpu-c"]["run"]
+    count = len(heard.heard)
+    os.kill(one.daemon.program.pid, signal.SIGKILL)
+    known = await until_known(cluster, lambda k: "gpu-c" in k["left_out"])
+    assert known["left_out"]["gpu-c"].startswith("offline")
+
+    def advised() -> dict[str, Any]:
+        said = heard.of(f"{PREFIX}rebalance", count)
+        return said[-1][1] if said else {}
+
+    await until(lambda: "gpu-c" in [h["host"] for h in advised().get("left_out", ())], LONG_S)
+    await one.stop()
+    config = one.config.read_text()
+    head, *models = config.split("[[model]]")
+    (far,) = (m for m in models if 'name = "far"' in m)
+    slo_ms = SLOS[LIKE["far"]]
+    one.config.write_text(
+        f"{head}[[model]]{far.replace(f'slo_p99_ms = {slo_ms}', f'slo_p99_ms = {slo_ms / 5}')}"
+    )
+    await one.start()
+    known = await until_known(cluster, lambda k: k["hosts"].get("gpu-c", {}).get("run") != run)
+    await until(
+        lambda: any(
+            (each["host"], each["model"]) == ("gpu-c", "far")
+            for each in advised().get("unsolved", ())
+        ),
+        LONG_S,
+    )
+    last = heard.of(f"{PREFIX}gpu-c/state")[-1][1]
+    assert [m["name"] for m in last["models"]] == ["far"]
+
+
+async def test_without_broker_and_fleet_daemons_decide_and_no_request_fails(
+    cluster: FleetCluster,
+) -> None:
+    assert cluster.traffic
+    assert cluster.fleet
+    one = cluster.hosts["gpu-a"]
+    assert one.daemon
+    await cluster.broker.stop()
+    await cluster.fleet.stop()
+
+    def of_tiny(state: dict[str, Any]) -> Any:
+        return next(m["applied"] for m in state["models"] if m["name"] == "tiny")
+
+    before = of_tiny(await one.daemon.until(all_hold, LONG_S))
+    await cluster.load("shift", TROUBLE | {"heavy": 96.0, "tiny": 320.0})
+    await one.daemon.until(lambda s: all_hold(s) and of_tiny(s) != before, LONG_S)
+    log = await cluster.traffic.stop()
+    assert log.failed == 0, set(log.error)
