@@ -1,9 +1,9 @@
 """A cluster of simulated hosts under a day of shifting traffic: the world of ``bench/fleet.py``.
 
 A host has eight V100s (the shipped tables), a Triton for each, and a daemon that decides for each
-GPU as igniterd's does: by the same search, at the upper bounds. To keep 10,000 hosts affordable a
-decision is made for the rate rounded up to a power of ``LEVEL_STEP``, and remembered. Daemons move
-nothing between Tritons: that is what the cluster is asked for.
+GPU as igniterd's does: by the same search, at the upper bounds. To keep 10,000 hosts affordable all
+rates are powers of ``LEVEL_STEP``, and decisions are remembered. Daemons move nothing between
+Tritons: that is what the cluster is asked for.
 
 A workload is one of the four profiled models with a name of its own, an SLO, and a rate that
 follows the day of one of three regions, drifts, and surges now and then. At the beginning each is
@@ -29,7 +29,7 @@ from igniterd.predict import Demand, LatencyPredictor
 
 GPUS = 8
 GIB = 2**30
-LEVEL_STEP = 1.2
+LEVEL_STEP = 1.25
 LEVEL = 0.95
 SLO_MARGIN = 0.1
 SLOS = {"alexnet": 15.0, "resnet50": 40.0, "vgg19": 60.0, "ssd": 60.0}
@@ -110,7 +110,7 @@ def _decided(asked: tuple[tuple[str, int], ...]) -> Decided:
         Demand(
             str(n),
             model,
-            LEVEL_STEP**level,
+            LEVEL_STEP**level * UPPER,
             SLOS[model] * (1 - SLO_MARGIN),
             max_batch=32,
         )
@@ -195,16 +195,18 @@ class World:
 
     def rate(self, workload: Workload) -> float:
         """Requests a second now."""
+        return float(LEVEL_STEP ** self.level(workload))
+
+    def level(self, workload: Workload) -> int:
+        """The power of its rate."""
         whole = workload.origin or workload
         hour = 2 * math.pi * (self.now_s / DAY_S + whole.region / 3)
         rate = BASE[whole.model] * whole.size * math.exp(whole.drift) * workload.weight
         surge = SURGE if self.now_s < whole.surge_until_s else 1.0
-        return rate * (1 + 0.35 * math.sin(hour)) * surge
+        return round(math.log(rate * (1 + 0.35 * math.sin(hour)) * surge, LEVEL_STEP))
 
     def asked(self, tenants: list[Workload]) -> tuple[tuple[str, int], ...]:
-        return tuple(
-            (w.model, math.ceil(math.log(self.rate(w) * UPPER, LEVEL_STEP))) for w in tenants
-        )
+        return tuple((w.model, self.level(w)) for w in tenants)
 
     def decisions(self, host: int) -> list[Decided]:
         return [decided(self.asked(there)) for there in self.tenants[host]]
