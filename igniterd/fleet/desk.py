@@ -32,7 +32,7 @@ PACE_S = 0.25
 _LOOK_S = 5.0  # hosts fall silent without a message: so often it is looked who has
 _AGAIN_S = 15.0  # beside the least interval, after a plan that did not come to be
 _RENEWALS = 3  # of an advice, before it would expire
-_OF_HOSTS = ("+/status", "+/state", "+/state/+")
+_OF_HOSTS = ("+/state", "+/state/+")
 
 
 def topics_of(cluster: str, profiles: Iterable[str] = ()) -> dict[str, int]:
