@@ -38,13 +38,17 @@ class Advice:
     touched: Mapping[str, tuple[Site, Site]] = field(default_factory=dict)
     unsolved: tuple[Open, ...] = ()
     troubled: int = 0
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Hosts that could not be looked at for a fault of ours, and what it was."""
     unfinished: bool = False
     """Whether there are GPUs in trouble that were not looked into: the same plan once more does."""
 
     def document(self, *, speaker: str, term: int, number: int, time_s: float) -> dict[str, Any]:
         """As ``messages.rebalance.Rebalance`` has it, with all moves."""
-        left_out = sorted(self.cluster.left_out.items())
-        hosts = {"known": len(self.cluster.hosts) + len(left_out), "used": len(self.cluster.hosts)}
+        failed = {host: f"could not be looked at: {why}" for host, why in self.failed.items()}
+        left_out = sorted({**self.cluster.left_out, **failed}.items())
+        used = len(self.cluster.hosts) - len(failed)
+        hosts = {"known": used + len(left_out), "used": used}
         unsolved = [{"host": o.host, "model": o.model, "reason": o.why} for o in self.unsolved]
         return {
             "cluster": self.cluster.name,

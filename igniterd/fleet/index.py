@@ -60,6 +60,7 @@ class Index:
     troubled: set[str] = field(default_factory=set)  # names of sites
     unknown: set[str] = field(default_factory=set)  # hosts with a model of which nothing is known
     changes: int = 0  # hosts that came, went or changed
+    failed: dict[str, str] = field(default_factory=dict)  # hosts that could not be looked at
     _knowledge: Knowledge | None = None
     _seen: dict[str, HostView] = field(default_factory=dict)
     _slots: dict[str, int] = field(default_factory=dict)
@@ -71,7 +72,7 @@ class Index:
     def update(self, cluster: Cluster, knowledge: Knowledge) -> None:
         """Take up what changed since the last time. A host whose figures only wobble stays as it
         is, and what was planned with it stands."""
-        again = knowledge is not self._knowledge
+        again, self.failed = knowledge is not self._knowledge, {}
         self._knowledge = knowledge
         for name in [n for n in self.hosts if n not in cluster.hosts]:
             self._drop(name)
@@ -84,8 +85,13 @@ class Index:
                 if known.mark == matters(view):
                     continue
             self._drop(name)
+            try:
+                found = HostSites.of(view, knowledge)
+            except Exception as error:  # whatever it is, the others are planned
+                self.failed[name] = repr(error)
+                continue
             self._seen[name] = view
-            self._add(HostSites.of(view, knowledge))
+            self._add(found)
 
     def _drop(self, name: str) -> None:
         known = self.hosts.pop(name, None)

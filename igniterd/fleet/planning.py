@@ -13,7 +13,7 @@ more models: advice that changes with every state could not be followed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from igniterd.decide.moves import Moves
@@ -74,6 +74,7 @@ class Planner:
             unsolved=tuple(opened),
             troubled=len(hosts | self._index.unknown),
             unfinished=self._later > 0,
+            failed=dict(self._index.failed),
         )
 
     # ------------------------------------------------------------ trouble
@@ -110,7 +111,7 @@ class Planner:
                 opened += _open(site, "not looked into yet: other GPUs come first")
                 self._later += 1
                 continue
-            part = self._relief(working, site)
+            part = _alone(self._relief, working, site)
             self._relieved.pop(site.name, None)  # so that it comes after those of this plan
             self._relieved[site.name] = part
             searched += part is not known  # what stands from before costs nothing
@@ -158,7 +159,7 @@ class Planner:
             now = working.site(site.name)
             if now.changed:
                 continue  # somebody has come
-            part = kept[site.name] = self._emptying(working, now)
+            part = kept[site.name] = _alone(self._emptying, working, now)
             failed += not part.moves
         self._emptied = kept
 
@@ -179,6 +180,17 @@ class Planner:
         if found is not None:
             working.take(found, movers, offers.spots, f"{site.name} of {site.host} is free then")
         return working.part(number, site, key, "")
+
+
+def _alone(find: Callable[[Working, Site], Part], working: Working, site: Site) -> Part:
+    """What ``find`` finds for a site. A fault of ours in it costs this site its moves and no
+    other."""
+    before = working.copy()
+    try:
+        return find(working, site)
+    except Exception as error:  # whatever it is
+        working.back_to(before)
+        return Part(site, None, (), {}, {}, f"it could not be planned for: {error!r}")
 
 
 def _relieve(working: Working, site: Site, offers: Offers, before: Moves) -> str:

@@ -70,6 +70,14 @@ class Working:
         site = self.index.site_of[gpu]
         return self._now.get(site.name, site)
 
+    def copy(self) -> Working:
+        """The same, to go back to."""
+        return replace(self, moves=[*self.moves], _now=dict(self._now), _came=set(self._came))
+
+    def back_to(self, before: Working) -> None:
+        """As it was when ``before`` was copied from it."""
+        self.moves, self._now, self._came = before.moves, before._now, before._came
+
     def part(self, first: int, source: Site, offers: Hashable, why: str) -> Part:
         """What the moves from number ``first`` on made."""
         moves = tuple(self.moves[first:])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from igniterd.decide.search import find
 from igniterd.decide.state import ALL, Margins
+from igniterd.fleet import planning, sites
 from igniterd.fleet.cluster import Cluster, HostView
 from igniterd.fleet.index import HostSites
 from igniterd.fleet.planning import Planner
@@ -231,6 +232,37 @@ class TestRelief:
         assert (move.to.host, move.to.triton, move.to.device) == ("hot", "second", 0)
 
 
+class TestFaultsOfOurs:
+    """What goes wrong for one GPU or host costs the others nothing."""
+
+    def test_of_one_gpu_in_trouble(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = planning._relieve
+
+        def failing(working: Any, site: Site, *rest: Any) -> str:
+            said = real(working, site, *rest)
+            if site.host == "a":
+                raise ZeroDivisionError("a kernel")
+            return said
+
+        monkeypatch.setattr(planning, "_relieve", failing)
+        found = advised(cluster(crowded("a"), crowded("b"), host("idle", gpus=2)))
+        assert moved(found) == [("resnet50", "b", "idle")]
+        assert [(u.host, "ZeroDivisionError" in u.reason) for u in found.unsolved] == [("a", True)]
+
+    def test_of_one_host(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = sites.sites_of
+
+        def failing(view: HostView, *rest: Any) -> Any:
+            return real(view, *rest) if view.name != "odd" else 1 / 0
+
+        monkeypatch.setattr("igniterd.fleet.index.sites_of", failing)
+        found = advised(cluster(crowded("a"), host("odd"), host("idle")))
+        assert moved(found) == [("resnet50", "a", "idle")]
+        assert [(x.host, "ZeroDivisionError" in x.reason) for x in found.left_out] == [
+            ("odd", True)
+        ]
+
+
 class TestKindsOfBoards:
     SLOW: ClassVar[dict[str, Any]] = {"name": "slow", "sm_count": 40, "memory_total_bytes": None}
 
@@ -403,13 +435,13 @@ def replace_rates(view: HostView, factor: float) -> HostView:
     return HostView.of(view.state.model_copy(update={"models": models}))
 
 
-def sites(where: Cluster) -> list[Site]:
+def sites_in(where: Cluster) -> list[Site]:
     return [s for v in where.hosts.values() for s in HostSites.of(v, knowledge()).sites]
 
 
 def least_moves(where: Cluster, most: int = 2) -> int | None:
     """By trying all of them: the fewest moves after which every GPU holds its SLOs."""
-    every = sites(where)
+    every = sites_in(where)
     seats = [(site, seat) for site in every for seat in site.seats]
     for count in range(most + 1):
         for leavers in combinations(seats, count):
