@@ -6,13 +6,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from typer.testing import CliRunner
 
 from igniterd.cli.app import app
@@ -31,12 +30,6 @@ from igniterd.records import Allocation, BoardReading, ModelReading
 from igniterd.state.checkpoint import Checkpoint
 
 runner = CliRunner()
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_it_was() -> Iterator[None]:
-    yield
-    structlog.reset_defaults()
 
 
 def write(folder: Path, models: str, more: str = "") -> list[str]:

@@ -3,11 +3,9 @@ the truth of the emulated board is the measure."""
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 from typer.testing import CliRunner
 
 from igniterd.cli.app import app
@@ -20,12 +18,6 @@ from tests.factories import profile_of_truth
 
 FLOOR_MS = 10.0
 BUYS = "a larger share buys nothing there; CUDA graphs or TensorRT would"
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_it_was() -> Iterator[None]:
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="module")
