@@ -6,6 +6,7 @@ the journal alone is enough to go on, or to take everything back, after any end 
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -150,10 +151,7 @@ class Journal:
         try:
             file = os.open(self.path, _APPEND)
             try:
-                written = os.write(file, line.encode())
-                if written != len(line.encode()):
-                    raise OSError(28, "the disk is full")
-                os.fsync(file)
+                _append(file, line.encode())
             finally:
                 os.close(file)
         except OSError as error:
@@ -183,6 +181,15 @@ def _parsed(path: Path, number: int, line: bytes, schema: Any) -> Any:
     except ValidationError as error:
         first = faults(error, schema)[0]
         raise ConfigError(str(path), [f"line {number} is none of a journal: {first}"]) from None
+
+
+def _append(file: int, line: bytes) -> None:
+    """All of ``line``, or nothing: half a line would spoil those that come after it."""
+    before = os.fstat(file).st_size
+    if os.write(file, line) != len(line):
+        os.ftruncate(file, before)
+        raise OSError(errno.ENOSPC, "the disk is full")
+    os.fsync(file)
 
 
 def _sync_folder(folder: int) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from pathlib import Path
 
 import pytest
 
 from igniterd.errors import CannotRun, ConfigError
 from igniterd.fleet.apply import carry_out
-from igniterd.fleet.journal import Journal
+from igniterd.fleet.journal import Begun, Journal
 from igniterd.fleet.undo import take_back
 from tests.fleet.test_apply import again, started
 from tests.fleet.world import World
@@ -54,3 +55,20 @@ def test_one_that_is_taken_back_does_not_go_on(tmp_path: Path) -> None:
     asyncio.run(take_back(journal, world.crew()))
     with pytest.raises(CannotRun, match="is being taken back"):
         asyncio.run(carry_out(again(journal), world.crew()))
+
+
+def test_a_line_that_the_disk_does_not_take_whole_is_not_there(tmp_path: Path) -> None:
+    """What comes after it is read."""
+    journal = started(tmp_path)
+    before = journal.path.read_bytes()
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, most[1]))
+    try:
+        with pytest.raises(CannotRun, match="cannot be written: the disk is full"):
+            journal.write(Begun(step=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert journal.path.read_bytes() == before
+    assert not journal.begun
+    journal.write(Begun(step=2))
+    assert again(journal).begun.keys() == {2}
