@@ -20,7 +20,7 @@ from igniterd.boards import nvml_library
 from igniterd.clients.metrics import Metrics
 from igniterd.clients.mps import MpsControl
 from igniterd.clients.mqtt import MqttPublisher
-from igniterd.clients.mqtt_broker import Broker
+from igniterd.clients.mqtt_broker import broker_of
 from igniterd.clients.nvml import NvmlClient
 from igniterd.clients.processes import ProcessTable
 from igniterd.clients.shares import reach_of
@@ -78,17 +78,9 @@ def mps_client(config: Config) -> MpsControl | None:
 def mqtt_publisher(config: Config) -> MqttPublisher | None:
     """Who speaks to the broker; None without one. Raises :class:`igniterd.errors.CannotRun` for a
     file that cannot be read."""
-    mqtt = config.mqtt
-    if mqtt is None:
+    if config.mqtt is None:
         return None
-    broker = Broker(
-        mqtt.url,
-        mqtt.username,
-        mqtt.password_file,
-        mqtt.ca_file,
-        mqtt.cert_file,
-        mqtt.key_file,
-    )
+    broker = broker_of(config.mqtt)
     return MqttPublisher(broker, cluster=config.host.cluster, host=config.host.name)
 
 

@@ -53,7 +53,9 @@ def apply(
     ] = None,
     cluster: Annotated[
         str | None,
-        typer.Option(help="The cluster to ask the broker for, where the file names not just one."),
+        typer.Option(
+            metavar="NAME", help="The cluster, where the configuration names not just one."
+        ),
     ] = None,
     yes: Annotated[
         bool, typer.Option("--yes", help="Do it. Without it nothing is changed.")
@@ -119,6 +121,7 @@ def apply(
         else:
             broker, name = _asked(places, cluster)
             opened, rebalance = None, asyncio.run(read_rebalance(broker, name, _BROKER_S))
+        _check_cluster(rebalance, config, [cluster] if cluster else places.fleet.clusters)
         path = journal or Path(
             f"igniterd-apply-{rebalance.cluster}-{time.strftime('%Y%m%dT%H%M%S')}.jsonl"
         )
@@ -137,6 +140,19 @@ def _asked(places: Places, cluster: str | None) -> tuple[Mqtt, str]:
     if len(named) != 1 or named == ["+"]:
         raise typer.BadParameter("which cluster is meant?", param_hint="--cluster")
     return places.broker, named[0]
+
+
+def _check_cluster(rebalance: Rebalance, config: Path, named: list[str]) -> None:
+    """Hosts of two clusters may have the same name: addresses of one are none of the other.
+    Raises :class:`CannotRun` for a rebalance of a cluster that is not among ``named``."""
+    from igniterd.errors import CannotRun
+    from igniterd.fleet.config import ALL
+
+    if named and ALL not in named and rebalance.cluster not in named:
+        raise CannotRun(
+            f"the rebalance is of cluster {rebalance.cluster!r}, and not of {' or '.join(named)}, "
+            f"as --cluster or [fleet] clusters of {config} says"
+        )
 
 
 class _Work:

@@ -12,6 +12,7 @@ import aiomqtt
 
 from igniterd.clients.mqtt_client import BrokerClient, Message, will_properties
 from igniterd.clients.tls import client_context
+from igniterd.config_sections import Mqtt
 from igniterd.errors import CannotRun
 
 _MOST_PASSWORD = 65_535  # bytes: MQTT's own limit
@@ -84,15 +85,28 @@ class Broker:
             return None
         try:
             if file.exists() and not file.is_file():  # a pipe would be waited for
-                raise CannotRun(f"mqtt.password_file: {file} should be a file")
+                raise CannotRun(f"the broker's password_file: {file} should be a file")
             password = file.read_text(encoding="utf-8").strip()
         except OSError as error:
-            raise CannotRun(f"mqtt.password_file: {error}") from error
+            raise CannotRun(f"the broker's password_file: {error}") from error
         except UnicodeDecodeError:  # whose text has the password in it
-            raise CannotRun(f"mqtt.password_file: {file} is not text in UTF-8") from None
+            raise CannotRun(f"the broker's password_file: {file} is not text in UTF-8") from None
         if (size := len(password.encode())) > _MOST_PASSWORD:
             raise CannotRun(
-                f"mqtt.password_file: {file} has {size} bytes; a password has at most "
+                f"the broker's password_file: {file} has {size} bytes; a password has at most "
                 f"{_MOST_PASSWORD}"
             )
         return password
+
+
+def broker_of(section: Mqtt) -> Broker:
+    """The broker of a section of a configuration. Raises :class:`CannotRun` for files that cannot
+    be read."""
+    return Broker(
+        section.url,
+        username=section.username,
+        password_file=section.password_file,
+        ca_file=section.ca_file,
+        cert_file=section.cert_file,
+        key_file=section.key_file,
+    )

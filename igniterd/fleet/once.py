@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from igniterd.clients.mqtt_broker import Broker, broker_of
 from igniterd.clients.mqtt_listener import Heard, MqttListener
 from igniterd.errors import CannotRun
 from igniterd.fleet.asking import Asking
@@ -17,7 +18,7 @@ from igniterd.fleet.cluster import Cluster
 from igniterd.fleet.config import FleetConfig
 from igniterd.fleet.desk import topics_of
 from igniterd.fleet.parts import Parts, View
-from igniterd.fleet.service import boot_s, broker_of
+from igniterd.fleet.service import boot_s
 from igniterd.fleet.thinking import Thinking
 
 QUIET_S = 2.0
@@ -47,11 +48,11 @@ async def look(
 ) -> Looked:
     """Read what is retained, and plan. Raises :class:`CannotRun` without a broker, without a host
     that can be planned with, or without a plan in time."""
-    view = parts.view(cluster)
-    await _gather(config, cluster, view, deadline_s, quiet_s, clock)
+    broker, view = broker_of(config.broker), parts.view(cluster)
+    await _gather(broker, cluster, view, deadline_s, quiet_s, clock)
     found, troubles = view.cluster(clock()), dict(view.troubles(clock()))
     if not found.hosts and not found.left_out:
-        raise CannotRun(f"cluster {cluster}: no host has said anything ({broker_of(config)})")
+        raise CannotRun(f"cluster {cluster}: no host has said anything ({broker})")
     if not found.hosts:
         why = "; ".join(f"{host}: {reason}" for host, reason in sorted(found.left_out.items())[:3])
         raise CannotRun(f"cluster {cluster}: no host can be planned with: {why}")
@@ -71,7 +72,7 @@ async def look(
 
 
 async def _gather(
-    config: FleetConfig,
+    broker: Broker,
     cluster: str,
     view: View,
     deadline_s: float,
@@ -94,7 +95,7 @@ async def _gather(
         )
 
     name = f"igniterd-fleet-once-{uuid.uuid4().hex[:12]}"
-    listener = MqttListener(broker_of(config), name, take, clock=clock)
+    listener = MqttListener(broker, name, take, clock=clock)
     asking = Asking()
     listener.want(topics_of(cluster))
     until_s = clock() + deadline_s
@@ -110,6 +111,6 @@ async def _gather(
             await asyncio.sleep(_EVERY_S)
         if listener.statistics.connections == 0:
             why = listener.statistics.last_failure or "no answer"
-            raise CannotRun(f"no broker at {broker_of(config)} within {deadline_s:g} s: {why}")
+            raise CannotRun(f"no broker at {broker} within {deadline_s:g} s: {why}")
     finally:
         await listener.close()

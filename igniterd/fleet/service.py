@@ -17,7 +17,7 @@ import structlog
 
 from igniterd.clients.admin import AdminServer
 from igniterd.clients.fleet_metrics import FleetMetrics
-from igniterd.clients.mqtt_broker import Broker
+from igniterd.clients.mqtt_broker import broker_of
 from igniterd.clients.mqtt_listener import Heard, MqttListener
 from igniterd.clients.systemd import Notifier
 from igniterd.edgelog import EdgeLogger
@@ -38,20 +38,6 @@ boot_s: Callable[[], float] = functools.partial(time.clock_gettime, _KNOWN_CLOCK
 """Seconds that also pass while the machine sleeps: a lease does too."""
 
 
-def broker_of(config: FleetConfig) -> Broker:
-    """How the broker is reached. Raises :class:`igniterd.errors.CannotRun` for files that cannot be
-    read."""
-    broker = config.broker
-    return Broker(
-        broker.url,
-        username=broker.username,
-        password_file=broker.password_file,
-        ca_file=broker.ca_file,
-        cert_file=broker.cert_file,
-        key_file=broker.key_file,
-    )
-
-
 class FleetService:
     """Everything of one process."""
 
@@ -66,7 +52,7 @@ class FleetService:
         """Raises :class:`igniterd.errors.CannotRun` for files that cannot be read."""
         self.config, self._clock = config, clock
         self._parts = parts or real_parts(anywhere=config.fleet.anywhere)
-        self._broker = broker_of(config)
+        self._broker = broker_of(config.broker)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="plan")
         self._notifier = Notifier() if notifier is None else notifier
         self.desks: dict[str, Desk] = {}
@@ -203,6 +189,7 @@ class FleetService:
         except Refused as error:
             self._once.failed("speaker", f"{heard.topic}: {error}", says="is not understood")
             return
+        self._once.worked("speaker", says="is understood again")
         if claim is not None:
             self._pool.claim(cluster, heard.at_s, released=claim.released)
 

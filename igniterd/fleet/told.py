@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from igniterd.clients.mqtt_broker import Broker
+from igniterd.clients.mqtt_broker import broker_of
 from igniterd.clients.mqtt_retained import read_retained
 from igniterd.config_sections import Mqtt
 from igniterd.documents import faults
@@ -23,15 +23,7 @@ async def read_rebalance(broker: Mqtt, cluster: str, deadline_s: float) -> Rebal
     """What the broker retains for the cluster. Raises :class:`IgniterdError` where that is nothing,
     or no rebalance."""
     topic = cluster_topic(cluster, "rebalance")
-    found = Broker(
-        broker.url,
-        broker.username,
-        broker.password_file,
-        broker.ca_file,
-        broker.cert_file,
-        broker.key_file,
-    )
-    payload = await read_retained(found, topic, deadline_s)
+    payload = await read_retained(broker_of(broker), topic, deadline_s)
     if not payload:
         raise CannotRun(
             f"{broker.url} has no rebalance at {topic}: is igniterd fleet running there, and does "
@@ -47,11 +39,14 @@ def rebalance_from(path: Path) -> Rebalance:
     """A file with the whole event, or its data alone. Raises :class:`ConfigError` naming what is
     wrong with it."""
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from error
+    if len(raw) > _MOST_BYTES:
+        raise ConfigError(str(path), [f"has more than {_MOST_BYTES} bytes: it is no rebalance"])
     try:
-        data = json.loads(raw) if len(raw) <= _MOST_BYTES else None
+        data = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise ConfigError(str(path), [f"is not JSON: {error}"]) from error
     if isinstance(data, dict) and "specversion" in data:

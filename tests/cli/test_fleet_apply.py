@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from igniterd.cli.app import app
 from igniterd.fleet.alone import alone
+from igniterd.fleet.journal import Journal
 from igniterd.messages.rebalance import Rebalance
 from tests.fleet.world import rebalance
 
@@ -80,7 +81,12 @@ def test_a_second_one_for_the_same_cluster_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("{", "is not JSON"), ('{"specversion": "1.0"}', "is missing"), ("{}", "cluster is missing")],
+    [
+        ("{", "is not JSON"),
+        ('{"specversion": "1.0"}', "is missing"),
+        ("{}", "cluster is missing"),
+        (" " * (2**20 + 1), "has more than 1048576 bytes"),
+    ],
 )
 def test_a_file_that_is_no_rebalance_is_refused(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "other.json"
@@ -88,3 +94,21 @@ def test_a_file_that_is_no_rebalance_is_refused(tmp_path: Path, text: str, said:
     status, output = invoke(tmp_path, "--file", str(file))
     assert status == 1
     assert said in output
+
+
+@pytest.mark.parametrize("way", ["--file", "--continue", "--undo"])
+def test_one_of_another_cluster_is_refused(tmp_path: Path, way: str) -> None:
+    """Its hosts may have the names of hosts here."""
+    found = rebalance(time_s=time.time())
+    path = tmp_path / ("rebalance.json" if way == "--file" else "journal")
+    if way != "--file":
+        Journal.start(path, found)
+    here = TRITONS + '[fleet]\nclusters = ["hall", "lab"]\n'
+    status, output = invoke(tmp_path, way, str(path), config=here)
+    assert status == 1
+    assert "the rebalance is of cluster 'test', and not of hall or lab" in output
+    status, output = invoke(tmp_path, way, str(path), "--cluster", "hall", config=TRITONS)
+    assert status == 1
+    assert "the rebalance is of cluster 'test', and not of hall" in output
+    status, output = invoke(tmp_path, way, str(path), "--cluster", "test", config=here)
+    assert "is of cluster" not in output

@@ -16,7 +16,7 @@ from tests.waiting import until
 
 
 def test_files_that_cannot_be_read_are_said_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(CannotRun, match=r"mqtt\.password_file: .*nothing"):
+    with pytest.raises(CannotRun, match=r"the broker's password_file: .*nothing"):
         Broker("mqtt://broker", password_file=tmp_path / "nothing")
     with pytest.raises(CannotRun, match="TLS for the MQTT broker"):
         Broker("mqtts://broker", ca_file=tmp_path / "nothing")
@@ -44,7 +44,7 @@ def test_a_password_that_cannot_be_sent_is_said_at_the_start(
     tmp_path: Path, content: bytes, why: str
 ) -> None:
     (tmp_path / "password").write_bytes(content)
-    with pytest.raises(CannotRun, match=rf"mqtt\.password_file: {tmp_path}/password {why}"):
+    with pytest.raises(CannotRun, match=rf"the broker's password_file: {tmp_path}/password {why}"):
         Broker("mqtt://broker", password_file=tmp_path / "password")
 
 
