@@ -32,6 +32,7 @@ PACE_S = 0.25
 _LOOK_S = 5.0  # hosts fall silent without a message: so often it is looked who has
 _AGAIN_S = 15.0  # beside the least interval, after a plan that did not come to be
 _RENEWALS = 3  # of an advice, before it would expire
+_LOOKING = "looking at the cluster"
 _OF_HOSTS = ("+/state", "+/state/+")
 
 
@@ -195,7 +196,9 @@ class Desk:
                     self._planned_s = at_s
                     self._plan = asyncio.create_task(self._think(), name=f"plan {self.cluster}")
             except Exception as error:  # whatever it is, the others and the next go on
-                self.thinking.failed("failed", "the view", error)
+                self.thinking.stumbled(_LOOKING, error)
+            else:
+                self.thinking.worked(_LOOKING)
             await asyncio.sleep(PACE_S)
 
     def _claim(self, at_s: float) -> None:

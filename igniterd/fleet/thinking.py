@@ -49,7 +49,7 @@ class Thinking:
     ) -> None:
         """``executor`` has one thread: of all clusters one is planned at a time."""
         self.statistics = ThinkingStatistics()
-        self.trouble = ""  # why the last plan did not come to be
+        self._troubles: dict[str, str] = {}  # by what is wrong, in words
         self._build, self._planner = parts.build, parts.planner(cluster)
         self._executor, self._timeout_s, self._clock = executor, timeout_s, clock
         self._knowledge: Any = None
@@ -57,6 +57,11 @@ class Thinking:
         self._learnt_s = float("-inf")
         self._cluster = cluster
         self._once = EdgeLogger("fleet")
+
+    @property
+    def trouble(self) -> str:
+        """Why no plan comes to be now; empty where one does."""
+        return "; ".join(self._troubles.values())
 
     async def advice(
         self, cluster: Cluster, profiles: Mapping[str, Profile], *, consolidate: bool
@@ -89,7 +94,7 @@ class Thinking:
             self.failed("unlearnt", "profiles", error)
             return False
         self._learnt, self._learnt_s = names, self._clock()
-        self._once.worked("profiles", cluster=self._cluster)
+        self.worked("profiles")
         return True
 
     async def _planned(self, planning: asyncio.Future[Advice]) -> Advice | None:
@@ -97,8 +102,8 @@ class Thinking:
         await asyncio.wait({planning}, timeout=self._timeout_s)
         late = not planning.done()
         if late:
-            self.trouble = f"a plan takes longer than {self._timeout_s:g} s (fleet.plan_timeout_s)"
-            self._once.failed("plan", self.trouble, cluster=self._cluster)
+            why = f"a plan takes longer than {self._timeout_s:g} s (fleet.plan_timeout_s)"
+            self._say("plan", why)
         try:
             advice = await planning  # a thread cannot be stopped, and nobody may plan beside it
         except Exception as error:
@@ -109,20 +114,31 @@ class Thinking:
             self.statistics.outcomes["late"] += 1
             return None
         self.statistics.outcomes["made"] += 1
-        self.trouble = ""
-        self._once.worked("plan", cluster=self._cluster)
+        self.worked("plan")
         return advice
 
     def failed(self, outcome: str, what: str, error: Exception) -> None:
-        """Count it; say it, and where a mistake is, once."""
+        """Count a plan that did not come to be, and say it."""
         self.statistics.outcomes[outcome] += 1
+        self.stumbled(what, error)
+
+    def stumbled(self, what: str, error: Exception) -> None:
+        """Say it, and where a mistake is, once."""
         ours = isinstance(error, IgniterdError)
-        self.trouble = f"{what}: {error if ours else repr(error)}"
         if not ours and not self._once.failing(what):  # a mistake: where it is, once
             structlog.get_logger("igniterd").error(
                 "a mistake in planning", source="fleet", cluster=self._cluster, exc_info=error
             )
-        self._once.failed(what, self.trouble, cluster=self._cluster)
+        self._say(what, f"{what}: {error if ours else repr(error)}")
+
+    def worked(self, what: str) -> None:
+        """What was wrong with it is over."""
+        self._troubles.pop(what, None)
+        self._once.worked(what, cluster=self._cluster)
+
+    def _say(self, what: str, why: str) -> None:
+        self._troubles[what] = why
+        self._once.failed(what, why, cluster=self._cluster)
 
     def _count_time(self, took_s: float) -> None:
         statistics = self.statistics

@@ -111,3 +111,19 @@ async def test_a_fit_that_was_unlucky_is_tried_again_after_a_while(
         now_s[0] = at_s
         assert await thought.advice(LAB, profiles, consolidate=False) is not None
     assert len(built) == 2
+
+
+async def test_what_fails_beside_the_plans_is_over_when_it_works(
+    executor: ThreadPoolExecutor,
+) -> None:
+    """It is no plan, is said once, and a plan that is made meanwhile does not hide it."""
+    thought = thinking(Fakes(), executor)
+    with capture_logs() as logs:
+        for _ in range(3):
+            thought.stumbled("looking", KeyError("x"))
+            assert await thought.advice(LAB, {}, consolidate=False) is not None
+            assert thought.trouble == "looking: KeyError('x')"
+        thought.worked("looking")
+    assert thought.trouble == ""
+    assert thought.statistics.outcomes == {"made": 3}
+    assert [line["log_level"] for line in logs] == ["error", "warning", "info"]
