@@ -191,13 +191,6 @@ def _other(one: str | None, name: str) -> str | None:
 
 def _read(tick: Tick, config: Config, name: str, reading: ModelReading) -> dict[str, Any]:
     here, share = reading.allocation, tick.shares.get(name)
-    applied = {
-        "share": here.share,
-        "max_batch_size": here.max_batch_size,
-        "max_queue_delay_us": here.max_queue_delay_us,
-        "instances": here.instances,
-        "devices": list(here.devices),
-    }
     effect = None
     if share is not None:
         of = {"applied": share.applied, "effective": share.effective, "state": share.effect.value}
@@ -205,7 +198,7 @@ def _read(tick: Tick, config: Config, name: str, reading: ModelReading) -> dict[
     return {
         "ready": reading.ready,
         "gpus": list(dict.fromkeys(reading.gpus)),
-        "applied": lean(AppliedState, applied),
+        "applied": lean(AppliedState, here.figures()),
         "share": effect,
         "keeps_batch": here.max_batch_size if reading.batching_fixed else None,
         "steerable": steerable(reading, config),

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class Mode(StrEnum):
@@ -96,6 +97,16 @@ class Allocation:
         """The part of a GPU that its instances there may use together: each is a process of its own
         with ``share``. Of the GPU that has most of them. ``None`` without a share."""
         return None if self.share is None else self.share * self.most_instances
+
+    def figures(self) -> dict[str, Any]:
+        """As documents have it."""
+        return {
+            "share": self.share,
+            "max_batch_size": self.max_batch_size,
+            "max_queue_delay_us": self.max_queue_delay_us,
+            "instances": self.instances,
+            "devices": list(self.devices),
+        }
 
 
 UNNAMED_GPU = "main:0"

@@ -14,23 +14,13 @@ from igniterd.config import Config, Model
 from igniterd.decisions import DecisionKind, StepKind, Tick
 from igniterd.edgelog import EdgeLogger, Lately
 from igniterd.hints import number, qualified
-from igniterd.records import Allocation, Gap, LiveService, Load
+from igniterd.records import Gap, LiveService, Load
 
 STATE_SCHEMA = 1
 SAY_AGAIN_S = 600.0
 _FIGURES = re.compile(r"[\w.]*\d[\w.]*")  # words with a digit too: an address, the id of a request
 # batches whose service times are shown
 _SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-
-
-def _allocation(allocation: Allocation) -> dict[str, Any]:
-    return {
-        "share": allocation.share,
-        "max_batch_size": allocation.max_batch_size,
-        "max_queue_delay_us": allocation.max_queue_delay_us,
-        "instances": allocation.instances,
-        "devices": list(allocation.devices),
-    }
 
 
 def _learnt(load: Load) -> dict[str, Any] | None:
@@ -96,7 +86,7 @@ def _model_state(tick: Tick, model: Model) -> dict[str, Any]:
         }
         state |= {
             "gpus": list(dict.fromkeys(reading.gpus)),
-            "applied": _allocation(reading.allocation),
+            "applied": reading.allocation.figures(),
             "share": _share(tick, name),
             "takes": number(tick.plan.takes.get(name), 4),
         }
@@ -132,7 +122,7 @@ def _model_state(tick: Tick, model: Model) -> dict[str, Any]:
             "needs_share": verdict.needs_share,
         }
         state |= {
-            "planned": _allocation(verdict.allocation),
+            "planned": verdict.allocation.figures(),
             "planned_p99_ms": number(verdict.predicted_p99_ms),
         }
     return state
@@ -191,8 +181,8 @@ def moves_of(tick: Tick) -> Iterator[dict[str, Any]]:
             "time_s": round(tick.wall_time_s, 3),
             "model": done.step.model,
             "kind": done.step.kind.value,
-            "before": _allocation(done.step.before),
-            "after": _allocation(done.step.after),
+            "before": done.step.before.figures(),
+            "after": done.step.after.figures(),
             "ok": done.ok,
             "duration_s": round(done.duration_s, 3),
             "why": done.step.why,

@@ -77,12 +77,13 @@ class Advice:
         moves = f"{count} move{'' if count == 1 else 's'}"
         hosts = f"{self.troubled} host{'' if self.troubled == 1 else 's'}"
         if self.unsolved:
-            rest = f"for {len(self.unsolved)} models nothing was found"
+            left = len(self.unsolved)
+            rest = f"for {left} model{'' if left == 1 else 's'} nothing was found"
             return f"{hosts} in trouble: {moves}; {rest}"
         if self.troubled:
             return f"{hosts} in trouble: after {moves} every SLO that was judged holds"
         if count:
-            return f"every SLO that was judged holds; {moves} leave GPUs empty"
+            return f"every SLO that was judged holds; after {moves} more GPUs are empty"
         return "every SLO that was judged holds"
 
     def _rests_on(self) -> list[dict[str, Any]]:

@@ -6,12 +6,13 @@ be right. Relative paths are taken from the folder of the file.
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from igniterd.config import anchored, checked, parsed, text_of
 from igniterd.config_sections import Metrics, Mqtt, Name, Seconds, Section
@@ -21,8 +22,20 @@ from igniterd.fleet.places import FleetTriton, Route
 OPTIONS = "the options"
 ALL = "+"
 """In place of the names of clusters: whichever has something to say."""
-ClusterName = Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*|\+)$")]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*|\+")
 _LISTEN = "127.0.0.1:9410"
+
+
+def _named(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            "should be a cluster's name (letters, digits and . _ -, the first of them a letter or "
+            f"a digit) or {ALL!r}"
+        )
+    return name
+
+
+ClusterName = Annotated[str, Field(max_length=128), AfterValidator(_named)]
 
 
 class Fleet(Section):

@@ -29,7 +29,6 @@ def in_one_message(data: Mapping[str, Any], most: int = MOST_DATA) -> dict[str, 
     numbers = {move["number"] for move in moves}
     unsolved = taken.of(data.get("unsolved", ()), round(_FOR_UNSOLVED * room))
     left_out = taken.of(data.get("left_out", ()), room)
-    more_moves = len(data["moves"]) - len(moves)
 
     def more(kind: str, kept: list[Any]) -> int:
         before: int = data.get(f"more_{kind}", 0)
@@ -38,17 +37,15 @@ def in_one_message(data: Mapping[str, Any], most: int = MOST_DATA) -> dict[str, 
     said |= {
         "moves": moves,
         "steps": [step for step in data["steps"] if step["move"] in numbers],
-        "freed": _freed(moves) if more_moves else taken.of(data.get("freed", ()), room),
+        "freed": _freed(moves)
+        if len(moves) < len(data["moves"])
+        else taken.of(data.get("freed", ()), room),
         "unsolved": unsolved,
         "left_out": left_out,
         "rests_on": bases,
-        "more_moves": data.get("more_moves", 0) + more_moves,
-        "more_unsolved": data.get("more_unsolved", 0)
-        + len(data.get("unsolved", ()))
-        - len(unsolved),
-        "more_left_out": data.get("more_left_out", 0)
-        + len(data.get("left_out", ()))
-        - len(left_out),
+        "more_moves": more("moves", moves),
+        "more_unsolved": more("unsolved", unsolved),
+        "more_left_out": more("left_out", left_out),
     }
     return said
 

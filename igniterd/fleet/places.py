@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -17,6 +16,7 @@ from igniterd.clients.environments import DEFAULT_SHARES
 from igniterd.clients.tls import client_context
 from igniterd.clients.triton.channel import TlsFiles
 from igniterd.clients.triton.client import TritonClient
+from igniterd.config import anchored, parsed, text_of
 from igniterd.config_sections import Mqtt, Name, Seconds, Section, Triton
 from igniterd.documents import faults
 from igniterd.errors import ConfigError
@@ -134,24 +134,15 @@ class Places(Section):
 
 def read_places(path: Path) -> Places:
     """The tables of the fleet's file. Raises :class:`ConfigError` naming every problem."""
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(str(path), [f"cannot be read: {error}"]) from error
+    data = parsed(text_of(path), str(path))
     try:
         found = Places.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
         raise ConfigError(str(path), faults(error, Places)) from error
     folder = path.resolve().parent
-    tritons = [_anchored(each, folder, _TLS) for each in found.triton]
-    broker = found.broker and _anchored(found.broker, folder, (*_TLS, "password_file"))
+    tritons = [anchored(each, folder, *_TLS) for each in found.triton]
+    broker = found.broker and anchored(found.broker, folder, *_TLS, "password_file")
     return found.model_copy(update={"triton": tritons, "broker": broker})
-
-
-def _anchored(section: Any, folder: Path, names: Iterable[str]) -> Any:
-    """Relative paths are meant from the folder of the file."""
-    there = {n: folder / path for n in names if (path := getattr(section, n)) is not None}
-    return section.model_copy(update=there)
 
 
 def client_of(server: FleetTriton, timeout_s: float) -> TritonClient:

@@ -92,10 +92,9 @@ def _step(number: int, host: str, triton: str, gpu: str, seat: Seat) -> dict[str
 
 
 def _applied(allocation: Allocation) -> dict[str, Any]:
-    return {
-        **({} if allocation.share is None else {"share": round(allocation.share, 4)}),
-        "max_batch_size": allocation.max_batch_size,
-        "max_queue_delay_us": allocation.max_queue_delay_us,
-        "instances": allocation.instances,
-        "devices": list(allocation.devices),
-    }
+    figures = allocation.figures()
+    if allocation.share is None:
+        del figures["share"]
+    else:
+        figures["share"] = round(allocation.share, 4)
+    return figures

@@ -59,7 +59,7 @@ def test_it_is_read_and_paths_are_of_its_folder(tmp_path: Path) -> None:
         ("{from_url}", "{from_url", "'{from_url': "),
         ("192.0.2.1:8101", "192.0.2.1", "triton[1].url should be host:port"),
         ("/var/lib/igniterd/shares", "shares", "should be a path from the root"),
-        ("[route]", "[route", "cannot be read"),
+        ("[route]", "[route", "not TOML"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, before: str, after: str, said: str) -> None:
