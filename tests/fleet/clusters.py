@@ -10,7 +10,9 @@ from typing import Any
 
 from igniterd.fleet.cluster import Cluster, HostView
 from igniterd.fleet.knowledge import Knowledge, build
+from igniterd.fleet.planning import Planner
 from igniterd.messages.profile import canonical, digest_of
+from igniterd.messages.rebalance import Rebalance
 from igniterd.messages.state import HostState
 from igniterd.perf import Profile, builtin_profile, load_model
 
@@ -140,3 +142,29 @@ def host(
 
 def cluster(*hosts: HostView, **left_out: str) -> Cluster:
     return Cluster("c", {each.name: each for each in hosts}, left_out)
+
+
+SHED = "does not fit"
+
+
+CROWD = (
+    tenant("alexnet", 600, 15, 0.3),
+    tenant("resnet50", 300, 40, 0.4, shed=SHED),
+    tenant("vgg19", 200, 60, 0.3),
+)
+"""Three models that do not hold their SLOs on one GPU, and any two of them do."""
+
+
+def crowded(name: str = "hot") -> HostView:
+    return host(name, *CROWD)
+
+
+def advised(where: Cluster, *, consolidate: bool = False, planner: Planner | None = None) -> Any:
+    """The document, which is checked as its readers check it."""
+    advice = (planner or Planner("c")).plan(where, knowledge(), consolidate=consolidate)
+    document = advice.document(speaker="me", term=1, number=1, time_s=1000.0)
+    return Rebalance.model_validate_json(json.dumps(document))
+
+
+def moved(found: Any) -> list[tuple[str, str, str]]:
+    return [(m.model, m.source.host, m.to.host) for m in found.moves]

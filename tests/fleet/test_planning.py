@@ -1,59 +1,30 @@
-"""What is advised for small clusters, worked out by hand; and what holds of every advice."""
+"""What is advised for small clusters, worked out by hand."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
-from itertools import combinations, product
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from igniterd.decide.search import find
-from igniterd.decide.state import ALL, Margins
 from igniterd.fleet import planning, sites
-from igniterd.fleet.cluster import Cluster, HostView
-from igniterd.fleet.index import HostSites
+from igniterd.fleet.cluster import HostView
 from igniterd.fleet.planning import Planner
 from igniterd.fleet.sites import Site
-from igniterd.messages.rebalance import Rebalance
 from tests.fleet.clusters import (
+    CROWD,
     GIB,
     MODELS,
+    SHED,
     absent,
+    advised,
     cluster,
+    crowded,
     host,
-    knowledge,
+    moved,
     slow_profile,
     tenant,
 )
-
-SHED = "does not fit"
-
-
-CROWD = (
-    tenant("alexnet", 600, 15, 0.3),
-    tenant("resnet50", 300, 40, 0.4, shed=SHED),
-    tenant("vgg19", 200, 60, 0.3),
-)
-"""Three models that do not hold their SLOs on one GPU, and any two of them do."""
-
-
-def crowded(name: str = "hot") -> HostView:
-    return host(name, *CROWD)
-
-
-def advised(where: Cluster, *, consolidate: bool = False, planner: Planner | None = None) -> Any:
-    """The document, which is checked as its readers check it."""
-    advice = (planner or Planner("c")).plan(where, knowledge(), consolidate=consolidate)
-    document = advice.document(speaker="me", term=1, number=1, time_s=1000.0)
-    return Rebalance.model_validate_json(json.dumps(document))
-
-
-def moved(found: Any) -> list[tuple[str, str, str]]:
-    return [(m.model, m.source.host, m.to.host) for m in found.moves]
+from tests.fleet.drawn import least_moves
 
 
 class TestRelief:
@@ -149,6 +120,7 @@ class TestRelief:
         two = advised(cluster(crowded("a"), crowded("b"), host("idle"), host("idle2")))
         assert {m.to.host for m in two.moves} == {"idle", "idle2"}
         names = [m.model for m in one.moves]
+        assert names
         assert len(set(names)) == len(names)  # a name is once on a Triton
 
     def test_two_models_go_where_one_is_not_enough(self) -> None:
@@ -284,98 +256,6 @@ class TestKindsOfBoards:
         assert moved(advised(where)) == []
 
 
-class TestStability:
-    def test_advice_stays_while_traffic_changes_a_little(self) -> None:
-        planner = Planner("c")
-        said = [
-            moved(
-                advised(
-                    cluster(
-                        replace_rates(crowded(), factor),
-                        host("x", gpus=2),
-                        host("y", tenant("ssd", 10 * factor, 200, share)),
-                    ),
-                    planner=planner,
-                )
-            )
-            for factor, share in ((1.0, 0.2), (1.03, 0.05), (0.97, 0.4), (1.01, 0.1))
-        ]
-        assert len(said[0]) == 1
-        assert said == said[:1] * 4
-
-    def test_a_plan_of_nothing_new_says_the_same(self) -> None:
-        """Also where two hosts in trouble lead to one target, and where GPUs are emptied."""
-        small = [host(n, tenant("ssd", 10, 200, 0.4)) for n in ("s1", "s2", "s3")]
-        where = cluster(crowded("a"), crowded("b"), host("x", gpus=2), *small)
-        planner = Planner("c")
-        first = advised(where, planner=planner, consolidate=True)
-        again = advised(where, planner=planner, consolidate=True)
-        fresh = advised(where, consolidate=True)
-        assert first.moves == again.moves == fresh.moves
-        assert first.steps == again.steps
-        assert len(first.moves) >= 3
-
-    def test_where_many_are_in_trouble_all_get_their_turn(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("igniterd.fleet.planning.MOST_SOURCES", 2)
-        many = [crowded(f"hot{n}") for n in range(5)]
-        where = cluster(*many, *(host(f"idle{n}") for n in range(5)))
-        planner = Planner("c")
-        said = [advised(where, planner=planner) for _ in range(3)]
-        assert [len(each.moves) for each in said] == [2, 4, 5]
-        assert [each.feasible for each in said] == [False, False, True]
-        # and that there is more to be found is known
-        planner = Planner("c")
-        unfinished = [planner.plan(where, knowledge()).unfinished for _ in range(3)]
-        assert unfinished == [True, True, False]
-        assert set(moved(said[0])) < set(moved(said[1])) < set(moved(said[2]))
-
-    def test_it_goes_when_the_trouble_is_over(self) -> None:
-        planner = Planner("c")
-        assert advised(cluster(crowded(), host("x")), planner=planner).moves
-        calm = host("hot", tenant("alexnet", 60, 15, 0.3))
-        assert not advised(cluster(calm, host("x")), planner=planner).moves
-
-    def test_a_host_that_is_gone_is_no_target_any_more(self) -> None:
-        planner = Planner("c")
-        first = advised(cluster(crowded(), host("x"), host("y")), planner=planner)
-        gone = first.moves[0].to.host
-        other = {"x": "y", "y": "x"}[gone]
-        again = advised(cluster(crowded(), host(other)), planner=planner)
-        assert [m.to.host for m in again.moves] == [other]
-
-    def test_it_makes_way_where_it_takes_the_only_room_that_another_could_use(self) -> None:
-        planner = Planner("c")
-        hosts = [
-            crowded(),
-            host("x", tenant("ssd", 25, 60, 0.4)),
-            host("y", tenant("ssd", 40, 60, 0.6), loadable=["resnet50"]),
-        ]
-        first = advised(cluster(*hosts), planner=planner)
-        assert moved(first) == [("resnet50", "hot", "x")]
-        alexnet, resnet50, vgg19 = (dict(t) for t in CROWD)
-        alexnet["stays"] = resnet50["stays"] = "its owner says so"
-        where = cluster(*hosts, host("warm", alexnet, resnet50, vgg19))
-        again = advised(where, planner=planner)
-        assert set(moved(again)) == {("resnet50", "hot", "y"), ("vgg19", "warm", "x")}
-        assert moved(advised(where, planner=planner)) == moved(again)
-
-    def test_what_fills_up_is_no_target_any_more(self) -> None:
-        """A stranger takes the memory, or each request becomes sixteen."""
-        planner = Planner("c")
-        ssd = tenant("ssd", 10, 200, 0.4)
-        first = advised(cluster(crowded(), host("x", ssd)), planner=planner)
-        assert [m.to.host for m in first.moves] == ["x"]
-        for full in (
-            host("x", ssd, board={"memory_used_bytes": 16 * GIB - 1}),
-            host("x", ssd | {"items": 16, "items_per_request": 16.0}),
-        ):
-            assert not advised(cluster(crowded(), full), planner=planner).moves
-            again = advised(cluster(crowded(), host("x", ssd)), planner=planner)
-            assert moved(again) == moved(first)
-
-
 class TestConsolidation:
     def test_a_gpu_is_free_once_the_last_has_gone(self) -> None:
         two = (tenant("alexnet", 20, 40, 0.2), tenant("resnet50", 10, 200, 0.2))
@@ -417,146 +297,3 @@ class TestConsolidation:
         a = host("a", tenant("alexnet", 40, 40, 0.2), board={"reserved": 0.1})
         found = advised(cluster(a, host("b", tenant("ssd", 10, 200, 0.4))), consolidate=True)
         assert "GPU-a-0" not in {f.gpu_uuid for f in found.freed}
-
-
-# ------------------------------------------------------------ properties
-
-
-def replace_rates(view: HostView, factor: float) -> HostView:
-    models = tuple(
-        m.model_copy(
-            update={
-                "rate_per_s": (m.rate_per_s or 0) * factor,
-                "rate_upper_per_s": (m.rate_upper_per_s or 0) * factor,
-            }
-        )
-        for m in view.state.models
-    )
-    return HostView.of(view.state.model_copy(update={"models": models}))
-
-
-def sites_in(where: Cluster) -> list[Site]:
-    return [s for v in where.hosts.values() for s in HostSites.of(v, knowledge()).sites]
-
-
-def least_moves(where: Cluster, most: int = 2) -> int | None:
-    """By trying all of them: the fewest moves after which every GPU holds its SLOs."""
-    every = sites_in(where)
-    seats = [(site, seat) for site in every for seat in site.seats]
-    for count in range(most + 1):
-        for leavers in combinations(seats, count):
-            for targets in product(every, repeat=count):
-                if all(s is not t for (s, _), t in zip(leavers, targets, strict=True)) and all(
-                    _holds(site, leavers, targets) for site in every
-                ):
-                    return count
-    return None
-
-
-def _holds(site: Site, leavers: Any, targets: Any) -> bool:
-    gone = {seat.key for _, seat in leavers}
-    demands = [d for d in site.demands(ALL) if d.model not in gone]
-    for (_, seat), target in zip(leavers, targets, strict=True):
-        if target is site:
-            served = {s.served_as for s in site.seats}
-            if seat.served_as in served:
-                return False
-            came = replace(seat, gpus=site.group.gpus)
-            demands.append(came.demand(site.kind, site.level, site.slo_margin, ALL, several=False))
-    return not demands or find(site.predictors.upper, demands).feasible
-
-
-LOADS = {"alexnet": (15, 900), "resnet50": (40, 400), "vgg19": (60, 250), "ssd": (60, 120)}
-
-
-@st.composite
-def small_clusters(draw: st.DrawFn) -> Cluster:
-    """Two or three hosts of one GPU; a host says itself what it cannot hold, by the search that its
-    daemon has."""
-    views = []
-    for number in range(draw(st.integers(2, 3))):
-        names = draw(st.lists(st.sampled_from(MODELS), unique=True, max_size=3))
-        tenants = []
-        for name in names:
-            slo, most = LOADS[name]
-            rate = most * draw(st.floats(0.1, 1.2))
-            tenants.append(tenant(name, rate, slo, round(0.9 / len(names), 2)))
-        views.append(judged(f"h{number}", tenants))
-    return cluster(*views)
-
-
-def judged(name: str, tenants: list[dict[str, Any]], margins: Margins = ALL) -> HostView:
-    """A host that says of each model whether its SLO holds, with these margins."""
-    view = host(name, *tenants)
-    (site,) = HostSites.of(view, knowledge()).sites
-    if not site.seats:
-        return view
-    found = find(site.predictors.at(margins), site.demands(margins))
-    marked = [
-        {**t, "feasible": f"{name}/{t['name']}" not in found.reasons, "reason": SHED}
-        for t in tenants
-    ]
-    least = {} if not found.feasible else {f"GPU-{name}-0": found.least_share}
-    return host(
-        name,
-        *marked,
-        decision={"outcome": "hold", "feasible": found.feasible, "least_by_gpu": least},
-    )
-
-
-@given(small_clusters())
-@settings(max_examples=40, deadline=None)
-def test_as_few_moves_as_trying_all_of_them_finds(where: Cluster) -> None:
-    found = advised(where)
-    if any(m.kind == "replicate" for m in found.moves):
-        return
-    best = least_moves(where)
-    if found.feasible:
-        assert best is None or len(found.moves) <= best
-    elif best is not None:
-        # what moves of one GPU's own tenants do not solve is not found
-        assert best > 1
-
-
-@given(small_clusters(), st.booleans())
-@settings(max_examples=40, deadline=None)
-def test_after_every_step_it_is_safe_to_stop(where: Cluster, consolidate: bool) -> None:
-    found = advised(where, consolidate=consolidate)
-    granted = {
-        (v.name, m.model or m.name, m.gpus[0]): m.applied.share or 0.0
-        for v in where.hosts.values()
-        for m in v.models.values()
-        if m.applied
-    }
-    served = {m.number: 1 for m in found.moves}
-    routed: set[int] = set()
-    for step in found.steps:
-        key = (step.host, step.model, step.gpu_uuid)
-        if step.action in ("shrink", "grow"):
-            assert granted[key] == pytest.approx(step.before.share, abs=1e-4)
-            granted[key] = step.allocation.share
-        elif step.action == "load":
-            assert key not in granted
-            granted[key] = step.allocation.share or 0.0
-            served[step.move] += 1
-        elif step.action == "route":
-            assert served[step.move] == 2
-            routed.add(step.move)
-        else:
-            assert step.move in routed
-            granted.pop(key)
-            served[step.move] -= 1
-        for gpu in {g for *_, g in granted}:
-            assert sum(s for (*_, g), s in granted.items() if g == gpu) <= 1 + 1e-6
-
-
-@given(small_clusters(), st.booleans())
-@settings(max_examples=40, deadline=None)
-def test_what_is_advised_holds_when_it_is_predicted_anew(where: Cluster, consolidate: bool) -> None:
-    """With the allocations that the steps name, on both sides, by the predictor alone."""
-    advice = Planner("c").plan(where, knowledge(), consolidate=consolidate)
-    for _, after in advice.touched.values():
-        demands = after.demands(ALL)
-        served = after.predictors.upper.together(demands, after.here) if demands else {}
-        for demand in demands:
-            assert served[demand.model].p99_ms <= demand.slo_ms / (1 - after.slo_margin) * 1.001

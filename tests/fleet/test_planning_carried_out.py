@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from igniterd.decide.state import NONE
@@ -15,7 +15,7 @@ from igniterd.fleet.planning import Planner
 from igniterd.jsontext import dumps
 from igniterd.messages.rebalance import Rebalance
 from tests.fleet.clusters import cluster, knowledge
-from tests.fleet.test_planning import judged, small_clusters
+from tests.fleet.drawn import SMALL, judged, small_clusters
 
 RATES = ("rate_per_s", "rate_upper_per_s")
 
@@ -71,7 +71,7 @@ def in_trouble(where: Cluster) -> set[str]:
 
 
 @given(small_clusters(), st.booleans())
-@settings(max_examples=40, deadline=None)
+@SMALL
 def test_once_all_is_done_nothing_more_is_advised(where: Cluster, consolidate: bool) -> None:
     said = Rebalance.model_validate_json(dumps(advised(where, consolidate)))
     if not said.moves:
@@ -84,7 +84,7 @@ def test_once_all_is_done_nothing_more_is_advised(where: Cluster, consolidate: b
 
 
 @given(small_clusters(), st.booleans(), st.integers(900, 6000))
-@settings(max_examples=40, deadline=None)
+@SMALL
 def test_the_moves_of_a_cut_rebalance_trouble_nobody(
     where: Cluster, consolidate: bool, most: int
 ) -> None:

@@ -28,7 +28,7 @@ from igniterd.messages.profile import canonical, packed
 from igniterd.messages.rebalance import Rebalance
 from igniterd.messages.topics import cluster_topic, host_topic, profile_topic
 from tests.fleet import clusters
-from tests.fleet.test_planning import SHED
+from tests.fleet.clusters import SHED
 from tests.messages.checked import AllMessages
 from tests.waiting import until, until_answer, until_ended
 

@@ -2,137 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import sys
 import threading
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import aiomqtt
+import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
 from igniterd.errors import CannotRun
-from igniterd.fleet.config import FleetConfig
 from igniterd.fleet.desk import Desk
 from igniterd.fleet.once import look
 from igniterd.fleet.service import FleetService
-from igniterd.lab.programs.process import Running, free_ports, running
 from igniterd.lab.services import BrokerHost, broker_host
-from igniterd.messages.event import Event, event, read_event
-from igniterd.messages.rebalance import Rebalance, Speaker
-from tests.fleet.fakes import FakePlanner, Fakes, a_state
+from tests.fleet.fakes import FakePlanner, Fakes
+from tests.integration.fleet_service import (
+    PREFIX,
+    cluster_at,
+    envelope,
+    lab,
+    serving,
+    settings,
+)
 from tests.messages.checked import AllMessages
-from tests.waiting import until, until_ended
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
-
-ROOT = Path(__file__).parents[2]
-PREFIX = "igniterd/v1/lab/"
-LEASE_S = 2.0
-
-
-def settings(url: str, name: str = "one", **more: Any) -> FleetConfig:
-    fleet = {
-        "name": name,
-        "clusters": ["lab"],
-        "settle_s": 0.05,
-        "least_interval_s": 0.05,
-        "lease_s": LEASE_S,
-        **more,
-    }
-    return FleetConfig.model_validate(
-        {"broker": {"url": url}, "fleet": fleet, "metrics": {"listen": "127.0.0.1:0"}}
-    )
-
-
-@asynccontextmanager
-async def serving(
-    config: FleetConfig, fakes: Fakes, *, pooled: bool = False
-) -> AsyncIterator[FleetService]:
-    service = FleetService(config, fakes.parts())
-    task = asyncio.create_task(service.run())
-    try:
-        if pooled:
-            await until(lambda: task.done() or service.ready()[0])
-        else:
-            await until(lambda: task.done() or list(service.desks) == config.fleet.clusters)
-        yield service
-    finally:
-        service.stopping.set()
-        await asyncio.wait_for(task, 20.0)
-
-
-def envelope(kind: str, data: dict[str, Any]) -> bytes:
-    return event(kind, data, source="igniterd/lab/x", id="1", at=datetime.now(UTC))
-
-
-HINT = envelope(
-    "hint.offer",
-    {"kind": "offer", "gpu_uuid": "GPU-1", "gpu": None, "share": 0.5, "memory_free_bytes": None},
-)
-
-
-class Cluster:
-    """The hosts and an operator, on one connection."""
-
-    def __init__(self, client: aiomqtt.Client) -> None:
-        self.client = client
-        self.rebalances: list[dict[str, Any]] = []
-        self.claims: list[dict[str, Any]] = []
-        self.expiries: list[int] = []
-
-    async def says(self, host: str, tick: int = 1) -> None:
-        payload = envelope("state", a_state(host, tick=tick))
-        await self.client.publish(f"{PREFIX}{host}/state", payload, 1, retain=True)
-
-    async def listen(self) -> None:
-        async for message in self.client.messages:
-            payload = bytes(message.payload)
-            if message.topic.value.endswith("/rebalance"):
-                read_event(payload, "rebalance", Event[Rebalance])
-                self.rebalances.append(json.loads(payload)["data"])
-                self.expiries.append(getattr(message.properties, "MessageExpiryInterval", 0))
-            elif b'"igniterd.speaker"' in payload and b'"until"' in payload:  # no garbage
-                read_event(payload, "speaker", Event[Speaker])
-                self.claims.append(json.loads(payload)["data"])
-
-    def moved(self) -> list[str] | None:
-        """The hosts that models are to leave, by the latest rebalance."""
-        if not self.rebalances:
-            return None
-        return [move["from"]["host"] for move in self.rebalances[-1]["moves"]]
-
-
-@asynccontextmanager
-async def cluster_at(broker: BrokerHost) -> AsyncIterator[Cluster]:
-    async with aiomqtt.Client(
-        "127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V5
-    ) as client:
-        cluster = Cluster(client)
-        await client.subscribe([(f"{PREFIX}rebalance", 1), (f"{PREFIX}speaker", 1)])
-        task = asyncio.create_task(cluster.listen())
-        try:
-            yield cluster
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-
-@asynccontextmanager
-async def lab(folder: Path, more: str = "", **fleet: Any) -> AsyncIterator[Any]:
-    """A broker, its hosts, and one service: ``(broker, cluster, service, fakes)``."""
-    async with AsyncExitStack() as stack:
-        fakes = Fakes()
-        broker = await stack.enter_async_context(broker_host(folder, more=more))
-        cluster = await stack.enter_async_context(cluster_at(broker))
-        service = await stack.enter_async_context(serving(settings(broker.url, **fleet), fakes))
-        yield broker, cluster, service, fakes
 
 
 async def test_states_in_and_a_rebalance_out_that_expires(tmp_path: Path) -> None:
@@ -292,8 +186,6 @@ async def test_a_plan_that_raises_does_not_end_it(tmp_path: Path) -> None:
 
 
 async def test_its_pages(tmp_path: Path) -> None:
-    import aiohttp
-
     async with lab(tmp_path) as (_, cluster, service, _), aiohttp.ClientSession() as web:
         await cluster.says("a")
         await cluster.says("b")
@@ -313,175 +205,6 @@ async def test_its_pages(tmp_path: Path) -> None:
             assert answer.status == 404
 
 
-# ------------------------------------------------------------ two of them
-
-SCRIPT = """
-import asyncio, sys
-from igniterd.fleet.once import look
-from igniterd.fleet.service import FleetService
-from tests.fleet.fakes import Fakes
-from tests.integration.test_fleet_service import settings
-async def main():
-    await FleetService(settings(sys.argv[1], sys.argv[2]), Fakes().parts()).run()
-asyncio.run(main())
-"""
-
-
-@asynccontextmanager
-async def processes(folder: Path, url: str, *names: str) -> AsyncIterator[dict[str, Running]]:
-    async with AsyncExitStack() as stack:
-        yield {
-            name: await stack.enter_async_context(
-                running(
-                    name,
-                    [sys.executable, "-c", SCRIPT, url, name],
-                    log=folder / f"{name}.log",
-                    env=os.environ | {"PYTHONPATH": str(ROOT)},
-                )
-            )
-            for name in names
-        }
-
-
-def who(claim: dict[str, Any]) -> str:
-    """The process of a claim: igniterd-fleet-<cluster>-<name>-…"""
-    return str(claim["speaker"]).split("-")[3]
-
-
-async def settled(cluster: Cluster) -> str:
-    """Who speaks once three claims in a row are of one speaker."""
-
-    def same() -> bool:
-        last = cluster.claims[-3:]
-        return len(last) == 3 and len({(c["speaker"], c["term"], c["until"]) for c in last}) == 1
-
-    await until(same, 60.0)
-    return who(cluster.claims[-1])
-
-
-async def test_of_two_started_at_once_one_speaks_and_the_other_follows_a_kill(
-    tmp_path: Path,
-) -> None:
-    async with (
-        broker_host(tmp_path) as broker,
-        cluster_at(broker) as cluster,
-        processes(tmp_path, broker.url, "one", "two") as both,
-    ):
-        first = await settled(cluster)
-        await cluster.says("a")
-        await cluster.says("b")
-        await until(lambda: cluster.moved() == ["b"])
-        assert {who(said) for said in cluster.rebalances} == {first}
-        both[first]._process.kill()
-        (other,) = both.keys() - {first}
-        await until(lambda: who(cluster.rebalances[-1]) == other)
-        assert cluster.rebalances[-1]["term"] > cluster.rebalances[0]["term"]
-        assert cluster.moved() == ["b"]
-        assert any(c["until"] == "released" and who(c) == first for c in cluster.claims)
-
-
-async def test_one_that_was_stopped_and_wakes_says_nothing_more(tmp_path: Path) -> None:
-    import signal
-
-    async with (
-        broker_host(tmp_path) as broker,
-        cluster_at(broker) as cluster,
-        processes(tmp_path, broker.url, "one", "two") as both,
-    ):
-        first = await settled(cluster)
-        os.kill(both[first].pid, signal.SIGSTOP)
-        try:
-            (other,) = both.keys() - {first}
-            await until(lambda: cluster.rebalances and who(cluster.rebalances[-1]) == other)
-            heard = len(cluster.claims)
-        finally:
-            os.kill(both[first].pid, signal.SIGCONT)
-        await cluster.says("a")
-        await cluster.says("b")
-        await until(lambda: len(cluster.claims) >= heard + 10)
-        assert await settled(cluster) == other
-        assert {who(said) for said in cluster.rebalances[-1:]} == {other}
-        terms = [said["term"] for said in cluster.rebalances]
-        assert terms == sorted(terms)
-
-
-async def test_a_clean_stop_hands_over(tmp_path: Path) -> None:
-    async with lab(tmp_path) as (broker, cluster, first, _):
-        await until(lambda: first.desks["lab"].speaks)
-        async with serving(settings(broker.url, "two"), Fakes()) as second:
-            await until(lambda: second.desks["lab"].speakership.holder)
-            assert not second.desks["lab"].speaks
-            first.stopping.set()
-            await until(lambda: second.desks["lab"].speaks, LEASE_S + 5)
-            assert [c["until"] for c in cluster.claims].count("released") == 1
-
-
-async def test_sigterm_ends_it_with_a_last_word(tmp_path: Path) -> None:
-    async with (
-        broker_host(tmp_path) as broker,
-        cluster_at(broker) as cluster,
-        processes(tmp_path, broker.url, "one") as started,
-    ):
-        await settled(cluster)
-        started["one"]._process.terminate()
-        assert await until_ended(started["one"]) is not None
-        assert started["one"]._process.returncode == 0
-        await until(lambda: cluster.claims[-1]["until"] == "released")
-        assert cluster.claims[-1]["term"] == 1, "its own word: the broker's has no term"
-
-
-@asynccontextmanager
-async def a_line(port: int) -> AsyncIterator[Any]:
-    """A way to the broker that can go silent: ``(port, event)``; set, nothing passes."""
-    cut = asyncio.Event()
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            if not cut.is_set():
-                writer.write(data)
-        writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there = await asyncio.open_connection("127.0.0.1", port)
-        for one in (carry(reader, there[1]), carry(there[0], writer)):
-            tasks.add(asyncio.create_task(one))
-
-    here = free_ports(1)[0]
-    server = await asyncio.start_server(serve, "127.0.0.1", here)
-    try:
-        yield here, cut
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def test_behind_a_partition_it_steps_down_before_the_other_speaks(tmp_path: Path) -> None:
-    async with broker_host(tmp_path) as broker, a_line(broker.port) as (port, cut):
-        fakes = Fakes()
-        async with serving(settings(f"mqtt://127.0.0.1:{port}"), fakes) as first:
-            one = first.desks["lab"]
-            await until(lambda: one.speaks)
-            async with serving(settings(broker.url, "two"), Fakes()) as second:
-                two = second.desks["lab"]
-                await until(lambda: two.speakership.holder == one.speakership.name)
-                cut.set()
-                both = []
-
-                def followed() -> bool:
-                    both.append(one.speaks and two.speaks)
-                    return two.speaks
-
-                await until(followed)
-                assert not any(both)
-                assert two.speakership.term == 2
-                cut.clear()
-                await until(lambda: one.speakership.holder == two.speakership.name, 60.0)
-                assert (one.speaks, two.speaks) == (False, True)
-
-
 async def test_planner_that_is_late_is_not_published(tmp_path: Path) -> None:
     fakes = Fakes()
     gate = threading.Event()
@@ -494,43 +217,6 @@ async def test_planner_that_is_late_is_not_published(tmp_path: Path) -> None:
             gate.set()
             await until(lambda: desk.thinking.statistics.outcomes["late"])
             assert cluster.rebalances == []
-
-
-# ------------------------------------------------------------ a pool
-
-
-async def test_a_pool_shares_clusters_and_takes_over_those_of_one_that_is_gone(
-    tmp_path: Path,
-) -> None:
-    names = [f"c{number}" for number in range(6)]
-
-    async def hints() -> None:
-        """As from the hosts of every cluster."""
-        while True:
-            for name in names:
-                await cluster.client.publish(f"igniterd/v1/{name}/a/hint", HINT)
-                for host in "ab":
-                    payload = envelope("state", a_state(host, name))
-                    await cluster.client.publish(f"igniterd/v1/{name}/{host}/state", payload)
-            await asyncio.sleep(0.3)
-
-    def speaks(service: FleetService) -> set[str]:
-        return {name for name, desk in service.desks.items() if desk.speaks and desk.said}
-
-    async with broker_host(tmp_path) as broker, cluster_at(broker) as cluster:
-        hinting = asyncio.create_task(hints())
-        pool = {"clusters": ["+"], "most_clusters": 6}
-        first = serving(settings(broker.url, "one", **pool), Fakes(), pooled=True)
-        second = serving(settings(broker.url, "two", **pool), Fakes(), pooled=True)
-        try:
-            async with second as two:
-                async with first as one:
-                    await until(lambda: speaks(one) | speaks(two) == set(names), 60.0)
-                    assert not speaks(one) & speaks(two)
-                await until(lambda: speaks(two) == set(names), 60.0)
-        finally:
-            hinting.cancel()
-            await asyncio.gather(hinting, return_exceptions=True)
 
 
 # ------------------------------------------------------------ one look
