@@ -3,23 +3,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from string import Formatter
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from igniterd.clients.environments import DEFAULT_SHARES
 from igniterd.clients.tls import client_context
 from igniterd.clients.triton.channel import TlsFiles
 from igniterd.clients.triton.client import TritonClient
-from igniterd.config import anchored, parsed, text_of
+from igniterd.config import anchored, checked, parsed, text_of
 from igniterd.config_sections import Mqtt, Name, Seconds, Section, Triton
-from igniterd.documents import faults
-from igniterd.errors import ConfigError
 
 ROUTE_WORDS = (
     "action",
@@ -134,11 +131,7 @@ class Places(Section):
 
 def read_places(path: Path) -> Places:
     """The tables of the fleet's file. Raises :class:`ConfigError` naming every problem."""
-    data = parsed(text_of(path), str(path))
-    try:
-        found = Places.model_validate_json(json.dumps(data, default=str))
-    except ValidationError as error:
-        raise ConfigError(str(path), faults(error, Places)) from error
+    found = checked(Places, parsed(text_of(path), str(path)), str(path))
     folder = path.resolve().parent
     tritons = [anchored(each, folder, *_TLS) for each in found.triton]
     broker = found.broker and anchored(found.broker, folder, *_TLS, "password_file")

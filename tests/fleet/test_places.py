@@ -53,11 +53,11 @@ def test_it_is_read_and_paths_are_of_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
-        ('host = "gpu-a"\nname', "name", "triton[1].host is missing"),
+        ('host = "gpu-a"\nname', "name", "triton[1].host: missing"),
         ('name = "second"\n', "", "given twice"),
         ("{from_url}", "{url}", "{url} means nothing here"),
         ("{from_url}", "{from_url", "'{from_url': "),
-        ("192.0.2.1:8101", "192.0.2.1", "triton[1].url should be host:port"),
+        ("192.0.2.1:8101", "192.0.2.1", "triton[1].url: should be host:port"),
         ("/var/lib/igniterd/shares", "shares", "should be a path from the root"),
         ("[route]", "[route", "not TOML"),
     ],
@@ -69,3 +69,15 @@ def test_what_is_wrong_is_named(tmp_path: Path, before: str, after: str, said: s
     with pytest.raises(ConfigError) as found:
         read_places(file)
     assert said in str(found.value)
+
+
+def test_a_header_that_is_wrong_is_not_repeated(tmp_path: Path) -> None:
+    """It may be what lets a client in."""
+    file = tmp_path / "fleet.toml"
+    url = 'url = "192.0.2.1:8001"\n'
+    for header in ('"token-1"', "{ Authorization = 1234567 }", '["token-1"]'):
+        file.write_text(GOOD.replace(url, f"{url}header = {header}\n"))
+        with pytest.raises(ConfigError, match=r"triton\[0\]\.header") as found:
+            read_places(file)
+        assert "token-1" not in str(found.value)
+        assert "1234567" not in str(found.value)
