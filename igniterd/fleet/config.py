@@ -6,7 +6,6 @@ be right. Relative paths are taken from the folder of the file.
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,16 +17,16 @@ from igniterd.config import anchored, checked, parsed, text_of
 from igniterd.config_sections import Metrics, Mqtt, Name, Seconds, Section
 from igniterd.errors import ConfigError
 from igniterd.fleet.places import FleetTriton, Route
+from igniterd.messages.topics import is_name
 
 OPTIONS = "the options"
 ALL = "+"
 """In place of the names of clusters: whichever has something to say."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*|\+")
 _LISTEN = "127.0.0.1:9410"
 
 
 def _named(name: str) -> str:
-    if not _NAME.fullmatch(name):
+    if name != ALL and not is_name(name):
         raise ValueError(
             "should be a cluster's name (letters, digits and . _ -, the first of them a letter or "
             f"a digit) or {ALL!r}"

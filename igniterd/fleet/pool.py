@@ -8,9 +8,10 @@ and the other lets it go.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+
+from igniterd.messages.topics import is_name
 
 HINTS = "$share/igniterd-fleet/igniterd/v1/+/+/hint"
 CLAIMS = "igniterd/v1/+/speaker"
@@ -18,7 +19,6 @@ EMPTY_S = 60.0
 """A cluster of which no host is known for so long is let go."""
 _LEASES = 3.0  # for which somebody else speaks, until a cluster is let go
 _MOST_HINTED = 1000  # clusters with a hint since the last look
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Pool:
         self._idle_s: dict[str, float] = {}  # since when a cluster that is held is of no use
 
     def hint(self, cluster: str) -> None:
-        if _NAME.fullmatch(cluster) and len(self._hinted) < _MOST_HINTED:
+        if is_name(cluster) and len(self._hinted) < _MOST_HINTED:
             self._hinted.add(cluster)
 
     def claim(self, cluster: str, at_s: float, *, released: bool) -> None:

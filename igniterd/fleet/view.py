@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -25,14 +24,13 @@ from igniterd.fleet.profile_store import ProfileStore
 from igniterd.messages.event import Event, read_event
 from igniterd.messages.others import Status
 from igniterd.messages.state import HostState
-from igniterd.messages.topics import PROFILE, VERSION, Topic, parse_topic
+from igniterd.messages.topics import PROFILE, VERSION, Topic, is_name, parse_topic
 from igniterd.perf import Profile
 
 MOST_HOSTS = 20_000
 MOST_BYTES = 512 * 2**20
 """Bytes of all states that are kept, as they were sent; read, they take some ten times as many."""
 _SCAN_EVERY_S = 1.0
-_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _FULL = "hosts"
 
 
@@ -95,7 +93,7 @@ class ClusterView:
             return self._take_profile(message)
         if topic.kind not in ("state", "status"):
             return "ignored"
-        if not _HOST.fullmatch(topic.name):
+        if not is_name(topic.name):
             return self._odd(message.text, "names a host as no host can be named", message.at_s)
         if not message.payload:
             return self._clear(message)

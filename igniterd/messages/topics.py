@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 ROOT = "igniterd"
@@ -16,6 +17,7 @@ PROFILE = "profile"
 _LONGEST = 6
 _OF_HOST = ("status", "state", "hint")
 _OF_CLUSTER = ("rebalance", "speaker")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,11 @@ class Topic:
     kind: str
     name: str = ""
     part: int = 1
+
+
+def is_name(text: str) -> bool:
+    """Whether a host or a cluster can be called so."""
+    return _NAME.fullmatch(text) is not None
 
 
 def host_topic(cluster: str, host: str, kind: str, part: int = 1) -> str:

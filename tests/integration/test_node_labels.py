@@ -36,11 +36,17 @@ class Cluster:
         self._folder, self._client = folder, client
 
     async def say(
-        self, kind: str, data: dict[str, Any], *, expiry_s: int | None = None, more: str = ""
+        self,
+        kind: str,
+        data: dict[str, Any],
+        *,
+        expiry_s: int | None = None,
+        more: str = "",
+        host: str = "gpu-a",
     ) -> None:
         payload = event(kind + more, data, source="igniterd/c/gpu-a", id="1", at=datetime.now(UTC))
         await self._client.publish(
-            host_topic("c", "gpu-a", kind),
+            host_topic("c", host, kind),
             payload,
             qos=1,
             retain=kind == "status",
@@ -85,6 +91,7 @@ async def cluster(folder: Path, broker: BrokerHost) -> AsyncIterator[Cluster]:
 async def test_hints_become_labels_and_go_when_they_expire(tmp_path: Path) -> None:
     async with broker_host(tmp_path / "broker") as broker, cluster(tmp_path, broker) as said:
         await said.until_asked(BOTH_GONE)  # what an earlier run may have left
+        await said.say("status", {"status": "offline", "reason": ""}, host="--all")
         await said.say("hint", {**SHED, "reason": "no room"}, expiry_s=2, more=".shed")
         await said.say("hint", {**OFFER, "share": 0.35}, expiry_s=60, more=".offer")
         both = "label node gpu-a igniterd.io/trouble=slo igniterd.io/room=35 --overwrite"
@@ -96,6 +103,7 @@ async def test_hints_become_labels_and_go_when_they_expire(tmp_path: Path) -> No
             "label node gpu-a igniterd.io/trouble=offline igniterd.io/room- --overwrite"
         )
         assert len(said.asked()) <= 5
+        assert not any("--all" in line for line in said.asked())
 
 
 async def test_a_kubectl_that_fails_is_said_once_and_asked_again(tmp_path: Path) -> None:

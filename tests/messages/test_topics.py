@@ -6,6 +6,7 @@ from igniterd.messages.topics import (
     Topic,
     cluster_topic,
     host_topic,
+    is_name,
     parse_topic,
     profile_topic,
 )
@@ -49,3 +50,19 @@ def test_a_clusters_topic_is_found_again(cluster: str, kind: str, part: int) -> 
     assert parse_topic(cluster_topic(cluster, kind)) == Topic("v1", cluster, kind)
     profile = Topic("v1", cluster, "profile", DIGEST, part)
     assert parse_topic(profile_topic(cluster, DIGEST, part)) == profile
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("gpu-a.rack_2", True),
+        ("a" * 128, True),
+        ("a" * 129, False),
+        ("", False),
+        ("--all", False),
+        ("a b", False),
+        ("a\n", False),
+    ],
+)
+def test_names_of_hosts_and_clusters(text: str, is_one: bool) -> None:
+    assert is_name(text) == is_one

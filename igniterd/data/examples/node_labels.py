@@ -28,7 +28,7 @@ import aiomqtt
 from igniterd.errors import Refused
 from igniterd.messages.event import Event, read_event
 from igniterd.messages.others import Hint, NotAnswering, Offer, Shed, Status
-from igniterd.messages.topics import host_topic, parse_topic
+from igniterd.messages.topics import host_topic, is_name, parse_topic
 from igniterd.plain import plain
 
 TROUBLE, ROOM = "igniterd.io/trouble", "igniterd.io/room"
@@ -52,6 +52,7 @@ class Node:
     """What was set last; None where that is not known."""
     tried_s: float = float("-inf")
     failed: bool = False
+    odd: bool = False  # whether its last message was none of igniterd's
 
     def hear(self, hint: Shed | NotAnswering | Offer, until_s: float) -> None:
         """Take a hint up."""
@@ -84,9 +85,9 @@ class Labeller:
         self._kubectl, self._every_s = kubectl, every_s
 
     def hear(self, topic: str, payload: bytes, left_s: float | None) -> None:
-        """Take one message up; what is none of igniterd's is said and left out."""
+        """Take one message up; what is none of igniterd's is said once and left out."""
         found = parse_topic(topic)
-        if found is None or not payload:
+        if found is None or not payload or not is_name(found.name):  # --all would be an option
             return
         node = self.nodes.setdefault(found.name, Node())
         try:
@@ -97,8 +98,11 @@ class Labeller:
                 until_s = time.monotonic() + (_HINT_S if left_s is None else left_s)
                 if isinstance(hint, Shed | NotAnswering | Offer):
                     node.hear(hint, until_s)
+            node.odd = False
         except Refused as error:
-            _say(f"{topic}: {error}")
+            if not node.odd:
+                _say(f"{topic}: {error}")
+            node.odd = True
 
     async def label(self) -> None:
         """Label the nodes that have changed, for ever."""
