@@ -27,7 +27,7 @@ async def read_rebalance(broker: Mqtt, cluster: str, deadline_s: float) -> Rebal
     if not payload:
         raise CannotRun(
             f"{broker.url} has no rebalance at {topic}: is igniterd fleet running there, and does "
-            f"it speak for cluster {cluster!r}?"
+            f"it speak for cluster {cluster!r}? May this user read it?"
         )
     try:
         return read_event(payload, "rebalance", Event[Rebalance]).data
