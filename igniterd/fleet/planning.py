@@ -26,7 +26,7 @@ from igniterd.fleet.replicas import replicate
 from igniterd.fleet.sites import Site
 from igniterd.fleet.working import Part, Working
 
-MOST_SOURCES = 48
+MOST_SOURCES = 12
 """GPUs in trouble that one plan searches moves for: others come with the next."""
 EMPTYING_TRIES = 12
 """GPUs that could not be emptied before no more are tried."""
