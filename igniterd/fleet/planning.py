@@ -63,8 +63,8 @@ class Planner:
             for host in sorted(self._index.unknown)
             for model in self._index.hosts[host].unknown
         ]
-        if consolidate and len(self._index.troubled) <= MOST_SOURCES:
-            self._empty(working)  # of what nobody in trouble could use
+        if consolidate and self._later == 0:  # of what nobody in trouble could use
+            self._empty(working)
         hosts = {self._index.site_of[gpu].host for gpu in self._index.troubled}
         return Advice(
             cluster=cluster,
