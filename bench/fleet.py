@@ -8,7 +8,9 @@ it within ``FOLLOWED_MIN`` minutes. Until then a workload whose daemon cannot ho
 it, and after that who is still in trouble does. In the end all hosts are one cluster, and one host
 after the other gets into trouble.
 
-    python bench/fleet.py [--hosts 250] [--cluster 250] [--step 30] [--freed 250]
+    python bench/fleet.py [--hosts 250] [--cluster 250] [--step 30] [--freed 250] [--single 250]
+
+Times are of the processor, which this machine shares with other work.
 """
 
 from __future__ import annotations
@@ -96,10 +98,10 @@ class Fleet:
         """These hosts say their state."""
         self.at_s, self.tick = self.at_s + STATE_EVERY_S, self.tick + 1
         payloads = [(host, payload_of(world.state(host, self.tick))) for host in hosts]
-        began = time.perf_counter()
+        began = time.process_time()
         for host, payload in payloads:
             self.hear(payload, host)
-        day.take_s += time.perf_counter() - began
+        day.take_s += time.process_time() - began
         day.messages += len(payloads)
         day.bytes += sum(len(payload) for _, payload in payloads)
         day.largest = max(day.largest, *(len(payload) for _, payload in payloads))
@@ -122,6 +124,7 @@ def main() -> None:
     parser.add_argument(
         "--freed", type=int, help="hosts of the third day, which takes longest; as --hosts"
     )
+    parser.add_argument("--single", type=int, help="hosts of the last part; as --hosts")
     told = parser.parse_args()
     collect_rarely()
     knowledge = build({digest(): profile()}, fit=load_model, previous=None)
@@ -134,7 +137,11 @@ def main() -> None:
         live(world, day, fleets, told.step, told.hours, consolidate=name.startswith(FREED))
         say(day, world)
         fleets.clear()
-    trouble(world, Fleet(knowledge, 0, told.hosts))
+    single = told.single or told.hosts
+    if single != told.hosts:
+        world = World.begin(single, SEED, FILL)
+        world.advance(told.step * 60)
+    trouble(world, Fleet(knowledge, 0, single))
 
 
 def live(
@@ -158,9 +165,9 @@ def follow(world: World, day: Day, fleet: Fleet, *, consolidate: bool) -> None:
     said: Iterable[int] = fleet.hosts
     for number in range(ROUNDS):
         fleet.hear_all(world, day, said)
-        began = time.perf_counter()
+        began = time.process_time()
         document = fleet.advice(world.now_s, consolidate=consolidate)
-        day.plan_s.append(time.perf_counter() - began)
+        day.plan_s.append(time.process_time() - began)
         day.longest_advice = max(day.longest_advice, len(dumps(document)))
         if number == 0:
             day.unsolved.append(len(document["unsolved"]) + document["more_unsolved"])
@@ -203,9 +210,9 @@ def trouble(world: World, fleet: Fleet) -> None:
     """One host's trouble in a cluster of all: from its state to the advice."""
     day = Day("all in one", world.hosts)
     fleet.hear_all(world, day, fleet.hosts)
-    began = time.perf_counter()
+    began = time.process_time()
     fleet.advice(world.now_s)
-    first_s = time.perf_counter() - began
+    first_s = time.process_time() - began
     for _ in range(40):  # until all who are in trouble have been looked into
         fleet.advice(world.now_s)
     took: list[float] = []
@@ -221,11 +228,11 @@ def trouble(world: World, fleet: Fleet) -> None:
         while all(plan.least < 1.0 for plan in world.decisions(host)):
             surging.drift += 0.1
         payload = payload_of(world.state(host, 1000 + number))
-        began = time.perf_counter()
+        began = time.process_time()
         fleet.hear(payload, host)
         document = fleet.advice(world.now_s)
         dumps(document)
-        took.append(time.perf_counter() - began)
+        took.append(time.process_time() - began)
         solved += all(each["host"] != f"host-{host:05d}" for each in document["unsolved"])
     took.sort()
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -26,7 +26,7 @@ from igniterd.fleet.replicas import replicate
 from igniterd.fleet.sites import Site
 from igniterd.fleet.working import Part, Working
 
-MOST_SOURCES = 48
+MOST_SOURCES = 12
 """GPUs in trouble that one plan searches moves for: others come with the next."""
 EMPTYING_TRIES = 12
 """GPUs that could not be emptied before no more are tried."""
@@ -63,8 +63,8 @@ class Planner:
             for host in sorted(self._index.unknown)
             for model in self._index.hosts[host].unknown
         ]
-        if consolidate and len(self._index.troubled) <= MOST_SOURCES:
-            self._empty(working)  # of what nobody in trouble could use
+        if consolidate and self._later == 0:  # of what nobody in trouble could use
+            self._empty(working)
         hosts = {self._index.site_of[gpu].host for gpu in self._index.troubled}
         return Advice(
             cluster=cluster,
