@@ -5,8 +5,9 @@ The messages are real, and so are their reader, the search and the planner; the 
 (``bench/fleet_world.py``). Every ``--step`` minutes each host says its state. Where hints are
 followed, each cluster's advice is carried out and asked for again, up to ``ROUNDS`` times, all of
 it within ``FOLLOWED_MIN`` minutes. Until then a workload whose daemon cannot hold its SLO misses
-it, and after that who is still in trouble does. In the end all hosts are one cluster, and one host
-after the other gets into trouble.
+it, and after that who is still in trouble does. In the end ``--single`` hosts are one cluster, in
+which nobody is in trouble at first, and one host after the other gets into it. ``--hours 0``: only
+that.
 
     python bench/fleet.py [--hosts 250] [--cluster 250] [--step 30] [--freed 250] [--single 250]
 
@@ -130,18 +131,15 @@ def main() -> None:
     knowledge = build({digest(): profile()}, fit=load_model, previous=None)
     freed = told.freed or told.hosts
     third = (FREED, freed) if freed == told.hosts else (f"{FREED} (fewer hosts)", freed)
-    for name, hosts in (third, (NO_HINTS, told.hosts), ("hints followed", told.hosts)):
+    days = (third, (NO_HINTS, told.hosts), ("hints followed", told.hosts))
+    for name, hosts in days if told.hours > 0 else ():
         day, world = Day(name, hosts), World.begin(hosts, SEED, FILL)
         firsts = range(0, hosts, told.cluster) if name != NO_HINTS else ()
         fleets = [Fleet(knowledge, at, min(told.cluster, hosts - at)) for at in firsts]
         live(world, day, fleets, told.step, told.hours, consolidate=name.startswith(FREED))
         say(day, world)
-        fleets.clear()
     single = told.single or told.hosts
-    if single != told.hosts:
-        world = World.begin(single, SEED, FILL)
-        world.advance(told.step * 60)
-    trouble(world, Fleet(knowledge, 0, single))
+    trouble(World.begin(single, SEED, FILL), Fleet(knowledge, 0, single))
 
 
 def live(
@@ -213,8 +211,6 @@ def trouble(world: World, fleet: Fleet) -> None:
     began = time.process_time()
     fleet.advice(world.now_s)
     first_s = time.process_time() - began
-    for _ in range(40):  # until all who are in trouble have been looked into
-        fleet.advice(world.now_s)
     took: list[float] = []
     solved = 0
     for number in range(TROUBLES):

@@ -12,7 +12,7 @@ from igniterd.cli.app import app
 from igniterd.fleet.alone import alone
 from igniterd.fleet.journal import Journal
 from igniterd.messages.rebalance import Rebalance
-from tests.fleet.world import rebalance
+from tests.fleet.world import CLUSTER, rebalance
 
 TRITONS = "".join(
     f'[[triton]]\nhost = "{host}"\nurl = "127.0.0.1:9"\n' for host in ("gpu-a", "gpu-b")
@@ -73,10 +73,10 @@ def test_an_old_rebalance_is_refused_before_anybody_is_asked(tmp_path: Path) -> 
 
 
 def test_a_second_one_for_the_same_cluster_is_refused(tmp_path: Path) -> None:
-    with alone("test"):
+    with alone(CLUSTER):
         status, output = invoke(tmp_path, "--file", str(tmp_path / "rebalance.json"), "--yes")
     assert status == 1
-    assert "another igniterd fleet apply for cluster test is at work" in output
+    assert f"another igniterd fleet apply for cluster {CLUSTER} is at work" in output
 
 
 @pytest.mark.parametrize(
@@ -106,9 +106,9 @@ def test_one_of_another_cluster_is_refused(tmp_path: Path, way: str) -> None:
     here = TRITONS + '[fleet]\nclusters = ["hall", "lab"]\n'
     status, output = invoke(tmp_path, way, str(path), config=here)
     assert status == 1
-    assert "the rebalance is of cluster 'test', and not of hall or lab" in output
+    assert f"the rebalance is of cluster '{CLUSTER}', and not of hall or lab" in output
     status, output = invoke(tmp_path, way, str(path), "--cluster", "hall", config=TRITONS)
     assert status == 1
-    assert "the rebalance is of cluster 'test', and not of hall" in output
-    status, output = invoke(tmp_path, way, str(path), "--cluster", "test", config=here)
+    assert f"the rebalance is of cluster '{CLUSTER}', and not of hall" in output
+    status, output = invoke(tmp_path, way, str(path), "--cluster", CLUSTER, config=here)
     assert "is of cluster" not in output

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ from igniterd.fleet.route import RouteAction, Router
 from igniterd.messages.rebalance import Move, Rebalance
 from igniterd.records import ModelReading
 
+CLUSTER = f"test-{os.getpid()}"
+"""One a process: two applies of one cluster at once are refused on the whole machine."""
 NOW_S = 1_000_000.0
 HOSTS = ("gpu-a", "gpu-b")
 SHARES = "/shares"
@@ -251,7 +254,7 @@ def rebalance(kind: str = "move", **changed: Any) -> Rebalance:
         "why": "gpu-a is full",
     }
     found = {
-        "cluster": "test",
+        "cluster": CLUSTER,
         "speaker": "one",
         "term": 1,
         "number": 1,

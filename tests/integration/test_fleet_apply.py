@@ -31,7 +31,7 @@ from igniterd.lab.load.switch import switchable_route
 from igniterd.lab.services import broker_host
 from igniterd.messages.event import event
 from igniterd.records import Allocation
-from tests.fleet.world import rebalance
+from tests.fleet.world import CLUSTER, rebalance
 from tests.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
@@ -162,7 +162,7 @@ async def pair(folder: Path) -> AsyncIterator[Pair]:
 
 
 def journals_in(folder: Path) -> list[Path]:
-    return list(folder.glob("igniterd-apply-test-*.jsonl"))
+    return list(folder.glob(f"igniterd-apply-{CLUSTER}-*.jsonl"))
 
 
 async def test_a_model_moves_under_load_and_back_and_no_request_fails(tmp_path: Path) -> None:
@@ -219,15 +219,15 @@ async def test_the_rebalance_is_what_the_broker_retains(tmp_path: Path) -> None:
     async with pair(tmp_path) as both, broker_host(tmp_path / "broker") as broker:
         text = both.config.read_text()
         both.config.write_text(
-            f'{text}[broker]\nurl = "{broker.url}"\n[fleet]\nclusters = ["test"]\n'
+            f'{text}[broker]\nurl = "{broker.url}"\n[fleet]\nclusters = ["{CLUSTER}"]\n'
         )
         status, said = await both.run()
         assert status == 1
-        assert "has no rebalance at igniterd/v1/test/rebalance" in said
+        assert f"has no rebalance at igniterd/v1/{CLUSTER}/rebalance" in said
         data = json.loads((await both.write_rebalance()).read_text())
-        message = event("rebalance", data, source="igniterd/test/one", id="1", at=datetime.now(UTC))
+        message = event("rebalance", data, source="igniterd/lab/one", id="1", at=datetime.now(UTC))
         async with aiomqtt.Client("127.0.0.1", broker.port) as client:
-            await client.publish("igniterd/v1/test/rebalance", message, qos=1, retain=True)
+            await client.publish(f"igniterd/v1/{CLUSTER}/rebalance", message, qos=1, retain=True)
         status, said = await both.run("--yes")
         assert status == 0, said
         assert await both.is_moved()
