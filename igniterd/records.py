@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -100,13 +100,7 @@ class Allocation:
 
     def figures(self) -> dict[str, Any]:
         """As documents have it."""
-        return {
-            "share": self.share,
-            "max_batch_size": self.max_batch_size,
-            "max_queue_delay_us": self.max_queue_delay_us,
-            "instances": self.instances,
-            "devices": list(self.devices),
-        }
+        return asdict(self) | {"devices": list(self.devices)}
 
 
 UNNAMED_GPU = "main:0"
