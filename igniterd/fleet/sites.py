@@ -25,6 +25,7 @@ from igniterd.predict import LatencyPrediction
 from igniterd.records import Allocation, BiasEstimate
 
 _ACTS = "act"
+_UNKNOWN_SD = 1.0  # of a logarithm: the profile knows better, and its bound is taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,18 @@ class Seat:
     def name_on(self, kind: BoardKind) -> str | None:
         """What the profile of this kind of board calls it; None without one."""
         return kind.name_of(self.model.profiles, self.model.profile_model or self.served_as)
+
+    def as_new(self) -> Seat:
+        """With what a host believes of it to which it comes. The daemon there has seen none of its
+        traffic: it predicts as profiled, and would shed what only fits because it was learnt to be
+        quick, or to keep closer to its mean. That it is slow is believed: so it will be there."""
+        learnt = self.model.learnt
+        slow = learnt is not None and learnt.level > 0
+        known = {
+            "bias": max(1.0, self.model.bias or 1.0),
+            "learnt": learnt.model_copy(update={"sd": _UNKNOWN_SD}) if learnt and slow else None,
+        }
+        return replace(self, model=self.model.model_copy(update=known))
 
     def demand(
         self, kind: BoardKind, level: float, slo_margin: float, margins: Margins, *, several: bool

@@ -148,9 +148,10 @@ class Working:
 
     def arriving(self, seat: Seat, spot: Spot, weight: float = 1.0) -> Seat:
         """``seat`` as it will be there, before it is known what it is given."""
-        count = seat.here.instances
+        count, host = seat.here.instances, self.site(spot.gpu).host
+        there = self._known_at(seat, host)
         return replace(
-            self._known_at(seat, self.site(spot.gpu).host),
+            there if host == seat.host else there.as_new(),
             here=replace(seat.here, devices=(spot.device,) * count),
             gpus=(spot.gpu,) * count,
             weight=seat.weight * weight,

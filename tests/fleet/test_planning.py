@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import pytest
@@ -250,6 +251,29 @@ class TestKindsOfBoards:
         assert (move.model, move.to.host) == ("resnet50", "there")
         # twice the time, and less of a queue on the other: more than twice, without the bias
         assert fares[0]["resnet50"] > 1.9 * fares[1]["resnet50"]
+
+    @pytest.mark.parametrize(
+        ("level", "sd", "as_slow"), [(-0.2, 0.02, 1.0), (0.0, 0.01, 1.0), (0.1, 0.02, 1.05)]
+    )
+    def test_a_host_that_has_not_seen_its_traffic_gives_it_what_its_profile_asks_for(
+        self, level: float, sd: float, as_slow: float
+    ) -> None:
+        """So the daemon there, which starts without what was learnt, agrees; slower it may be."""
+        bias = {"share": 0.4, "pressure": 0.0, "level": level, "tilt": 0.0, "sd": sd, "cv": 0.02}
+        learnt = [dict(t) for t in CROWD]
+        learnt[1] |= {"learnt": bias, "bias": math.exp(level)}
+        (as_profiled,) = advised(cluster(host("hot", *CROWD), host("idle"))).moves
+        (move,) = advised(cluster(host("hot", *learnt), host("idle"))).moves
+        plain, found = (next(f.after_p99_ms for f in m.at_target) for m in (as_profiled, move))
+        assert move.model == as_profiled.model == "resnet50"
+        assert (move.share or 0) >= (as_profiled.share or 1)
+        assert found >= plain * as_slow * (1 - 1e-9)
+        if level <= 0:
+            assert (move.share, move.max_batch_size, found) == (
+                as_profiled.share,
+                as_profiled.max_batch_size,
+                plain,
+            )
 
     def test_and_nowhere_where_no_profile_is_of_that_board(self) -> None:
         where = cluster(host("hot", *CROWD), host("there", board=self.SLOW))
