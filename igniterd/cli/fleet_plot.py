@@ -74,7 +74,7 @@ def plot_rebalance(cluster: Cluster, document: Mapping[str, Any], path: Path) ->
 
 
 def _title(document: Mapping[str, Any]) -> str:
-    moves = len(document["moves"]) + document.get("more_moves", 0)
+    moves = len(document["moves"])
     holds = "every SLO holds" if document["feasible"] else "not every SLO holds"
     return f"after {moves} move{'' if moves == 1 else 's'}: {holds}"
 

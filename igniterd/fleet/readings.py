@@ -26,7 +26,7 @@ def reading(desk: Desk) -> ClusterReading:
         duration_s=thoughts.total_s,
         moves=None if about is None else len(about["moves"]) + about.get("more_moves", 0),
         unsolved=unsolved,
-        feasible=None if about is None else about["feasible"],
+        feasible=None if unsolved is None else unsolved == 0,
         speaks=speaks,
         term=desk.speakership.term,
         connected=link.connected,

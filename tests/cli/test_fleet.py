@@ -111,6 +111,14 @@ def test_no_moves_is_said_too() -> None:
     assert "no moves, not every SLO holds" in text_of(a_rebalance(feasible=False))
 
 
+def test_moves_that_are_not_in_the_message_are_counted_apart() -> None:
+    cut = a_plan(a_cluster()) | {"more_moves": 7, "feasible": False}
+    assert (
+        "1 move, after it not every SLO holds; 7 more moves did not fit in the message"
+        in text_of(cut)
+    )
+
+
 def test_the_shares_before_and_after_the_steps() -> None:
     cluster = a_cluster()
     before = shares_before(cluster)
