@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from igniterd.errors import Refused
@@ -198,6 +198,13 @@ class ClusterView:
     def wanted_profiles(self) -> frozenset[str]:
         """The hashes of the profiles that hosts need and that are not here."""
         return self._profiles.wanted
+
+    def give_up(self, digests: Iterable[str], at_s: float) -> None:
+        """These profiles do not come: the hosts that need them are left out with that reason."""
+        for digest in digests:
+            self._profiles.give_up(digest)
+            for host in self._profiles.hosts_of(digest):
+                self._settle(self._records[host], at_s)
 
     def profiles(self) -> Mapping[str, Profile]:
         """The profiles that hosts need, by hash: checked. It is not changed afterwards."""
