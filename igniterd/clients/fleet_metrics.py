@@ -116,7 +116,7 @@ def _counters(clusters: Sequence[ClusterReading]) -> Iterator[Metric]:
 def _gauges(clusters: Sequence[ClusterReading]) -> Iterator[Metric]:
     hosts = GaugeMetricFamily(
         "igniterd_fleet_hosts",
-        "Hosts known, by whether they are planned with.",
+        "Hosts known: used in plans, offline (the broker lost them, or they left), or left_out.",
         labels=("cluster", "state"),
     )
     for each in clusters:

@@ -218,9 +218,14 @@ class ClusterView:
                 self.name,
                 dict(self._used) if self._copy_used else self._shown.hosts,
                 dict(self._left_out) if self._copy_left_out else self._shown.left_out,
+                self._offline() if self._copy_left_out else self._shown.offline,
             )
             self._copy_used = self._copy_left_out = False
         return self._shown
+
+    def _offline(self) -> frozenset[str]:
+        records = map(self._records.__getitem__, self._left_out)
+        return frozenset(record.name for record in records if record.status == "offline")
 
     def troubles(self, at_s: float) -> Mapping[str, str]:
         """What is odd now, in words, by host or topic."""
