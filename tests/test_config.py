@@ -405,6 +405,7 @@ reserve_share = 0.3
 max_batch_size = 4
 client_batch = 2
 process = "own"
+served_by = "cluster"
 """
 
 
