@@ -135,9 +135,9 @@ def _print_once(settings: FleetConfig, form: str, plot: Path | None, deadline_s:
     import asyncio
 
     from igniterd.errors import CannotRun
-    from igniterd.fleet.config import ALL
     from igniterd.fleet.once import look
     from igniterd.fleet.parts import real_parts
+    from igniterd.fleet.sections import ALL
 
     clusters = settings.fleet.clusters
     if ALL in clusters:

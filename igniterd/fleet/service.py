@@ -22,11 +22,12 @@ from igniterd.clients.mqtt_listener import Heard, MqttListener
 from igniterd.clients.systemd import Notifier
 from igniterd.edgelog import EdgeLogger
 from igniterd.errors import Refused
-from igniterd.fleet.config import ALL, FleetConfig
+from igniterd.fleet.config import FleetConfig
 from igniterd.fleet.desk import Desk, read_claim
 from igniterd.fleet.parts import Parts, real_parts
 from igniterd.fleet.pool import CLAIMS, HINTS, Held, Pool
 from igniterd.fleet.readings import reading, sentence, shown
+from igniterd.fleet.sections import ALL
 from igniterd.messages.topics import parse_topic
 
 TICK_S = 1.0
