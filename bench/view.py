@@ -23,6 +23,7 @@ from igniterd.fleet.view import ClusterView
 from igniterd.messages.event import event
 from igniterd.messages.state import split_state
 from igniterd.messages.topics import host_topic
+from igniterd.records import Mode
 from igniterd.resident import collect_rarely
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -43,7 +44,7 @@ def state_of(host: int, models: int, tick: int, rng: random.Random) -> dict[str,
         "host": f"host-{host:05d}",
         "cluster": "c",
         "run": f"run-{host:05d}",
-        "mode": "steer",
+        "mode": Mode.ACT.value,
         "tick": tick,
         "time_s": 1e9 + tick,
         "decision": {"outcome": "hold", "feasible": True, "headroom": 1.3},

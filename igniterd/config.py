@@ -7,12 +7,13 @@ folder of the configuration file.
 
 from __future__ import annotations
 
+import difflib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -143,7 +144,7 @@ def _path_of(location: tuple[int | str, ...]) -> str:
     return text or "the file"
 
 
-def _said(problem: Any) -> str:
+def _said(problem: Any, schema: type[BaseModel]) -> str:
     path, message, value = (
         _path_of(problem["loc"]),
         problem["msg"].removeprefix("Value error, "),
@@ -152,9 +153,37 @@ def _said(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{path}: missing"
     if problem["type"] == "extra_forbidden":
-        return f"{path}: unknown key"
+        return f"{path}: {_unknown(problem, schema)}"
     hidden = is_secret(problem["loc"], value) or isinstance(value, dict | list | BaseModel)
     return f"{path}: {message}" + ("" if hidden else f" (found {value!r})")
+
+
+def _unknown(problem: Any, schema: type[BaseModel]) -> str:
+    """That nobody knows this key, and which one may be meant."""
+    *way, key = problem["loc"]
+    value = problem.get("input")
+    kind = "table" if isinstance(value, dict) or _tables(value) else "key"
+    known = _keys_at(schema, way)
+    meant = difflib.get_close_matches(str(key), known, n=1)
+    right = f"is {_path_of((*way, meant[0]))} meant?" if meant else f"known: {', '.join(known)}"
+    return f"unknown {kind}; {right}"
+
+
+def _tables(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
+
+
+def _keys_at(schema: type[BaseModel], way: Sequence[int | str]) -> list[str]:
+    """The keys of the table at the end of ``way``."""
+    for part in way:
+        if isinstance(part, str):
+            annotation = schema.model_fields[part].annotation
+            (schema,) = (
+                choice
+                for choice in (annotation, *get_args(annotation))
+                if isinstance(choice, type) and issubclass(choice, BaseModel)
+            )
+    return list(schema.model_fields)
 
 
 def _anchored(config: Config, folder: Path) -> Config:
@@ -188,7 +217,7 @@ def parse_config(text: str, *, source: str, folder: Path | None = None) -> Confi
         return _anchored(config, folder) if folder is not None else config
     except ValidationError as error:
         raise ConfigError(
-            source, [f"state.{_said(problem)}" for problem in error.errors()]
+            source, [f"state.{_said(problem, State)}" for problem in error.errors()]
         ) from error
 
 
@@ -219,7 +248,7 @@ def checked(schema: type[Checked], data: Mapping[str, Any], source: str) -> Chec
         # as JSON, for there a path may be text and a number may not
         return schema.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError(source, [_said(problem) for problem in error.errors()]) from error
+        raise ConfigError(source, [_said(each, schema) for each in error.errors()]) from error
 
 
 def anchored(section: Anchored, folder: Path, *names: str) -> Anchored:

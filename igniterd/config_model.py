@@ -21,6 +21,9 @@ class Model(Section):
     """As Triton has it: the name of a folder of its repository."""
     triton: Name = "main"
     """``name`` of the Triton that serves it."""
+    served_by: Literal["host", "cluster"] = "host"
+    """Who is to serve it: this ``host``; or any host of its ``cluster``, for a model that
+    ``igniterd fleet`` may move. It decides when ``IgniterdModelNotServed`` fires."""
     slo_p99_ms: Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
     """P99 latency to stay at or below, ms."""
     priority: Annotated[int, Field(ge=1, le=1000)] = 1

@@ -97,7 +97,7 @@ name = "a"
 slo_p99_ms = -4
 """
     )
-    assert "loop.sped: unknown key" in said
+    assert "loop.sped: unknown key; known: interval_s, mode, io_timeout_s" in said
     assert (
         "triton[0].url: should be host:port of Triton's gRPC endpoint, such as 127.0.0.1:8001 "
         "(found 'localhost')" in said
@@ -405,6 +405,7 @@ reserve_share = 0.3
 max_batch_size = 4
 client_batch = 2
 process = "own"
+served_by = "cluster"
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -96,11 +97,10 @@ def fleet(
         "fleet": {"clusters": cluster, "consolidate": consolidate},
     }
     with cannot():
-        settings = _settings(config, options)
         if once:
-            _print_once(settings, form, plot, deadline_s)
+            _print_once(_settings(config, options), form, plot, deadline_s)
         else:
-            _serve(settings)
+            _serve(lambda: _settings(config, options))
 
 
 def _settings(path: Path | None, options: dict[str, dict[str, Any]]) -> FleetConfig:
@@ -113,16 +113,26 @@ def _settings(path: Path | None, options: dict[str, dict[str, Any]]) -> FleetCon
     return load_fleet_config(path, {section: values for section, values in given.items() if values})
 
 
-def _serve(settings: FleetConfig) -> None:
+def _serve(read: Callable[[], FleetConfig]) -> None:
     import asyncio
     import os
+    import signal
     import threading
 
+    settings, early = read(), threading.Event()
+    # from a terminal that is closed SIGHUP means the end, as for every program
+    reread = None if sys.stderr.isatty() else read
+    # one that comes before the service listens must not end it, nor be lost
+    if reread is not None:
+        signal.signal(signal.SIGHUP, lambda *_: early.set())
     from igniterd.cli.run import LEAVE_S
     from igniterd.fleet.service import FleetService
 
     async def served() -> None:
-        await FleetService(settings).run()
+        service = FleetService(settings, reread=reread)
+        running = asyncio.get_running_loop()
+        running.call_soon(lambda: service.rereading.set() if early.is_set() else None)
+        await service.run()
         # a plan under way, or a look-up of a name, must not keep it
         leaving = threading.Timer(LEAVE_S, os._exit, (0,))
         leaving.daemon = True
@@ -135,9 +145,9 @@ def _print_once(settings: FleetConfig, form: str, plot: Path | None, deadline_s:
     import asyncio
 
     from igniterd.errors import CannotRun
-    from igniterd.fleet.config import ALL
     from igniterd.fleet.once import look
     from igniterd.fleet.parts import real_parts
+    from igniterd.fleet.sections import ALL
 
     clusters = settings.fleet.clusters
     if ALL in clusters:

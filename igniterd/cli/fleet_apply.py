@@ -146,7 +146,7 @@ def _check_cluster(rebalance: Rebalance, config: Path, named: list[str]) -> None
     """Hosts of two clusters may have the same name: addresses of one are none of the other.
     Raises :class:`CannotRun` for a rebalance of a cluster that is not among ``named``."""
     from igniterd.errors import CannotRun
-    from igniterd.fleet.config import ALL
+    from igniterd.fleet.sections import ALL
 
     if named and ALL not in named and rebalance.cluster not in named:
         raise CannotRun(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from igniterd import pictures
+from igniterd.fleet.checks import instances_on
 from igniterd.fleet.cluster import Cluster
+from igniterd.perf.api import UNCAPPED
 
 _MOST_NAMED = 16  # GPUs; with more of them there is no room for names in the bars
 _MOST_MODELS = 24  # in the legend
@@ -22,31 +25,49 @@ Shares = dict[Gpu, dict[str, float]]
 
 
 def shares_before(cluster: Cluster) -> Shares:
-    """The share of each model on each GPU now, by the name that its Triton has for it; a model
-    without a share may take a whole GPU."""
+    """The share of each model on each GPU now, all its instances there together, by the name that
+    its Triton has for it; a model without a share may take a whole GPU."""
     found: Shares = {
         (name, uuid): {} for name, host in sorted(cluster.hosts.items()) for uuid in host.boards
     }
     for name, host in cluster.hosts.items():
         for model in host.models.values():
-            applied = model.applied
-            share = 1.0 if applied is None or applied.share is None else applied.share
+            share = None if model.applied is None else model.applied.share
+            triton = host.tritons.get(model.triton)
             for uuid in model.gpus:
-                found.setdefault((name, uuid), {})[model.model or model.name] = share
+                part = _together(share, instances_on(model, uuid, triton))
+                found.setdefault((name, uuid), {})[model.model or model.name] = part
     return found
 
 
-def shares_after(before: Shares, document: Mapping[str, Any]) -> Shares:
+def shares_after(cluster: Cluster, before: Shares, document: Mapping[str, Any]) -> Shares:
     """The same once all steps are done."""
     after = copy.deepcopy(before)
     for step in document["steps"]:
-        there = after.setdefault((step["host"], step["gpu_uuid"]), {})
-        allocation = step.get("allocation") or {}
         if step["action"] == "unload":
-            there.pop(step["model"], None)
+            after.setdefault((step["host"], step["gpu_uuid"]), {}).pop(step["model"], None)
         elif step["action"] in ("shrink", "grow", "load"):
-            there[step["model"]] = allocation.get("share") or there.get(step["model"], 1.0)
+            share = (step.get("allocation") or {}).get("share")
+            for gpu, count in _places(cluster, step).items():
+                there = after.setdefault(gpu, {})
+                kept = there.get(step["model"], UNCAPPED)
+                there[step["model"]] = kept if share is None else _together(share, count)
     return after
+
+
+def _together(share: float | None, instances: int) -> float:
+    """The part of a GPU that so many instances may take; a share of 1 confines nobody."""
+    return UNCAPPED if share is None or share >= UNCAPPED else share * max(1, instances)
+
+
+def _places(cluster: Cluster, step: Mapping[str, Any]) -> Mapping[Gpu, int]:
+    """How many instances of a step's allocation are on which GPU."""
+    allocation = step.get("allocation") or {}
+    host, devices = cluster.hosts.get(step["host"]), allocation.get("devices", ())
+    triton = None if host is None else host.tritons.get(step.get("triton", "main"))
+    if triton is None or len(set(devices)) < 2 or max(devices) >= len(triton.gpus):
+        return {(step["host"], step["gpu_uuid"]): allocation.get("instances", 1)}
+    return Counter((step["host"], triton.gpus[device]) for device in devices)
 
 
 def plot_rebalance(cluster: Cluster, document: Mapping[str, Any], path: Path) -> None:
@@ -54,7 +75,7 @@ def plot_rebalance(cluster: Cluster, document: Mapping[str, Any], path: Path) ->
     from matplotlib.figure import Figure
 
     before = shares_before(cluster)
-    after = shares_after(before, document)
+    after = shares_after(cluster, before, document)
     gpus = sorted(after)
     moved = {(m["served_as"], m[k]["host"]) for m in document["moves"] for k in ("from", "to")}
     models = sorted({model for shares in (*before.values(), *after.values()) for model in shares})
@@ -74,7 +95,7 @@ def plot_rebalance(cluster: Cluster, document: Mapping[str, Any], path: Path) ->
 
 
 def _title(document: Mapping[str, Any]) -> str:
-    moves = len(document["moves"]) + document.get("more_moves", 0)
+    moves = len(document["moves"])
     holds = "every SLO holds" if document["feasible"] else "not every SLO holds"
     return f"after {moves} move{'' if moves == 1 else 's'}: {holds}"
 

@@ -35,7 +35,7 @@ def rebalance_tables(
 
 def _summary(document: Mapping[str, Any]) -> str:
     hosts = document["hosts"]
-    moves = len(document["moves"]) + document.get("more_moves", 0)
+    moves, more = len(document["moves"]), document.get("more_moves", 0)
     holds = "every SLO holds" if document["feasible"] else "not every SLO holds"
     counted = f"{moves} move{'' if moves == 1 else 's'}" if moves else "no moves"
     freed = len(document.get("freed", ()))
@@ -44,6 +44,7 @@ def _summary(document: Mapping[str, Any]) -> str:
         f"cluster {document['cluster']}: {hosts['used']} of {hosts['known']} hosts planned with, "
         f"{hosts['troubled']} in trouble; {counted}, {after}"
         + (f"; {freed} GPUs freed" if freed else "")
+        + (f"; {more} more moves did not fit in the message" if more else "")
     )
 
 

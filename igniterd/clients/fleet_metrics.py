@@ -25,7 +25,8 @@ from igniterd import __version__
 @dataclass(frozen=True, slots=True)
 class ClusterReading:
     """One cluster now. ``durations``: plans by the upper end (s) of their bucket; ``feasible``,
-    ``moves``, ``unsolved`` are of the last rebalance that this process published."""
+    ``moves``, ``unsolved`` are of the last rebalance that this process published, with the moves
+    that did not fit in its message."""
 
     cluster: str
     hosts: Mapping[str, int] = field(default_factory=dict)
@@ -115,7 +116,7 @@ def _counters(clusters: Sequence[ClusterReading]) -> Iterator[Metric]:
 def _gauges(clusters: Sequence[ClusterReading]) -> Iterator[Metric]:
     hosts = GaugeMetricFamily(
         "igniterd_fleet_hosts",
-        "Hosts known, by whether they are planned with.",
+        "Hosts known: used in plans, offline (the broker lost them, or they left), or left_out.",
         labels=("cluster", "state"),
     )
     for each in clusters:
@@ -136,10 +137,10 @@ _GAUGES: tuple[tuple[str, str, Callable[[ClusterReading], float | None]], ...] =
     ("speaker_term", "The last term in which this process spoke.", lambda c: c.term),
     ("profiles", "Profiles known.", lambda c: c.profiles),
     ("troubles", "Hosts and topics with something odd about them.", lambda c: c.troubles),
-    ("moves", "Moves advised now; of the speaker.", lambda c: c.moves),
+    ("moves", "Moves advised now, those too that did not fit; of the speaker.", lambda c: c.moves),
     (
         "feasible",
-        "Whether every SLO that was judged holds after the moves; of the speaker.",
+        "Whether every SLO that was judged holds after all these moves; of the speaker.",
         lambda c: c.feasible,
     ),
     ("unsolved_models", "Models that no move helps; of the speaker.", lambda c: c.unsolved),

@@ -12,6 +12,7 @@ from igniterd.records import Effect, ModelReading
 from igniterd.states import State
 
 MODEL = ("model", "version")
+Named = Mapping[str, str]
 Labels = Callable[[str], tuple[str, str]]
 """Values of the labels ``MODEL`` for a model of that name."""
 
@@ -72,6 +73,19 @@ def models_applied(tick: Tick, labels: Labels, models: Iterable[str]) -> Iterato
     for key, reading in readings:
         info.add_metric((*key, reading.triton, reading.backend, _uuid(tick, reading)), 1.0)
     yield info
+
+
+def served_by_cluster(tick: Tick, labels: Labels, cluster: str, models: Named) -> Iterator[Metric]:
+    """``model_ready`` of the models that any host of the cluster may serve; ``models``: their names
+    as Triton has them, by tenant."""
+    ready = GaugeMetricFamily(
+        "igniterd_model_cluster_ready",
+        "Whether Triton serves a model here that any host of the cluster may serve.",
+        labels=(*MODEL, "cluster", "served_as"),
+    )
+    for name, served_as in models.items():
+        ready.add_metric((*labels(name), cluster, served_as), float(_ready(tick, name)))
+    yield ready
 
 
 def _shares_shown(tick: Tick, labels: Labels) -> Iterator[Metric]:

@@ -23,6 +23,7 @@ from igniterd.clients.metric_families import (
     models_applied,
     models_believed,
     mqtt_published,
+    served_by_cluster,
     sources_seen,
     states,
 )
@@ -42,6 +43,7 @@ class Metrics(Collector):
         self.mqtt = mqtt
         self._config = config
         self._slo_ms = {model.tenant: model.slo_p99_ms for model in config.model}
+        self._of_cluster = {m.tenant: m.name for m in config.model if m.served_by == "cluster"}
         self._sources = tuple(sources_of(config))
         self._tick: Tick | None = None
         self._versions: dict[str, str] = {}
@@ -82,6 +84,8 @@ class Metrics(Collector):
             yield from sources_seen(self._up, self.counters.success_at_s)
             yield from states(tick)
             yield from models_applied(tick, self._labels, self._slo_ms)
+            host = self._config.host
+            yield from served_by_cluster(tick, self._labels, host.cluster, self._of_cluster)
             yield from models_believed(tick, self._labels, self._slo_ms)
             yield from host_planned(tick)
             yield from boards(tick)

@@ -77,6 +77,8 @@ class ListenerStatistics:
     """Messages of its own that waited while others came."""
     refused_topics: set[str] = field(default_factory=set)
     """Topics that the broker does not let it listen to."""
+    answered_topics: set[str] = field(default_factory=set)
+    """Topics to which the broker has answered the subscription that stands."""
     mistakes: int = 0
     """Messages over which the program itself stumbled."""
 
@@ -180,6 +182,7 @@ class MqttListener:
         client.taken = self._take
         async with client, _watched(client) as lost:
             self._have.clear()
+            self.statistics.answered_topics.clear()
             self._tell(name, listens=False)
             try:
                 await self._subscribe(client, lost)
@@ -210,11 +213,13 @@ class MqttListener:
         if gone := [topic for topic in self._have if topic not in self._wanted]:
             await _answered(client.unsubscribe(gone), lost)
             self._have -= set(gone)
+            self.statistics.answered_topics -= set(gone)
         while new := [topic for topic in self._wanted if topic not in self._have][:_A_TIME]:
             self._have.update(new)
             codes: Any = await _answered(
                 client.subscribe([(topic, self._wanted[topic]) for topic in new]), lost
             )
+            self.statistics.answered_topics.update(new)
             for topic, code in zip(new, codes, strict=True):
                 if code.is_failure:
                     self.statistics.refused_topics.add(topic)

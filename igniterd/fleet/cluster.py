@@ -39,11 +39,12 @@ class HostView:
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """All hosts of one cluster that are known. ``left_out``: hosts that no move may touch, and
-    why; ``hosts`` has the others."""
+    why; ``hosts`` has the others. ``offline``: those left out whose connection ended."""
 
     name: str
     hosts: Mapping[str, HostView] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    offline: frozenset[str] = frozenset()
 
 
 def allocation_from(applied: AppliedState) -> Allocation:

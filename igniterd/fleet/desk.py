@@ -32,6 +32,7 @@ PACE_S = 0.25
 _LOOK_S = 5.0  # hosts fall silent without a message: so often it is looked who has
 _AGAIN_S = 15.0  # beside the least interval, after a plan that did not come to be
 _RENEWALS = 3  # of an advice, before it would expire
+NOT_ALLOWED = "the broker lets nobody listen here"
 _LOOKING = "looking at the cluster"
 _OF_HOSTS = ("+/state", "+/state/+")
 
@@ -146,7 +147,7 @@ class Desk:
         if self.thinking.trouble:
             found["plan"] = self.thinking.trouble
         for topic in self.listener.statistics.refused_topics:
-            found[topic] = "the broker lets nobody listen here"
+            found[topic] = NOT_ALLOWED
         return found
 
     # ------------------------------------------------------------ heard

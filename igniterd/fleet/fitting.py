@@ -10,7 +10,7 @@ from igniterd.messages.event import MOST_DATA
 
 _LISTS = ("moves", "steps", "freed", "unsolved", "left_out", "rests_on")
 _FOR_MOVES, _FOR_UNSOLVED = 0.7, 0.85  # of the room, so that each is heard of
-_ROOM_FOR_COUNTS = 128
+_ROOM_FOR_COUNTS = 192  # and for the words of what was cut
 
 
 def in_one_message(data: Mapping[str, Any], most: int = MOST_DATA) -> dict[str, Any]:
@@ -18,7 +18,8 @@ def in_one_message(data: Mapping[str, Any], most: int = MOST_DATA) -> dict[str, 
 
     The first moves are kept, each with all of its steps and the states of its hosts, so that what
     is said can be carried out as it stands. ``more_moves``, ``more_unsolved`` and ``more_left_out``
-    count what is not said.
+    count what is not said. ``feasible`` is of the moves that are said: a move that is not may be
+    needed, but where nobody is in trouble.
     """
     if _size(data) <= most:
         return dict(data)
@@ -30,16 +31,18 @@ def in_one_message(data: Mapping[str, Any], most: int = MOST_DATA) -> dict[str, 
     unsolved = taken.of(data.get("unsolved", ()), round(_FOR_UNSOLVED * room))
     left_out = taken.of(data.get("left_out", ()), room)
 
+    cut = len(moves) < len(data["moves"])
+
     def more(kind: str, kept: list[Any]) -> int:
         before: int = data.get(f"more_{kind}", 0)
         return before + len(data.get(kind, ())) - len(kept)
 
     said |= {
+        "feasible": data["feasible"] and not (cut and data["hosts"]["troubled"]),
+        "why": data["why"] + (f"; the first {len(moves)} of the moves are here" if cut else ""),
         "moves": moves,
         "steps": [step for step in data["steps"] if step["move"] in numbers],
-        "freed": _freed(moves)
-        if len(moves) < len(data["moves"])
-        else taken.of(data.get("freed", ()), room),
+        "freed": _freed(moves) if cut else taken.of(data.get("freed", ()), room),
         "unsolved": unsolved,
         "left_out": left_out,
         "rests_on": bases,

@@ -13,13 +13,14 @@ from typing import Any
 from igniterd.clients.mqtt_broker import Broker, broker_of
 from igniterd.clients.mqtt_listener import Heard, MqttListener
 from igniterd.errors import CannotRun
-from igniterd.fleet.asking import Asking
+from igniterd.fleet.asking import Asking, Missing
 from igniterd.fleet.cluster import Cluster
 from igniterd.fleet.config import FleetConfig
-from igniterd.fleet.desk import topics_of
+from igniterd.fleet.desk import NOT_ALLOWED, topics_of
 from igniterd.fleet.parts import Parts, View
 from igniterd.fleet.service import boot_s
 from igniterd.fleet.thinking import Thinking
+from igniterd.messages.topics import profile_topic
 
 QUIET_S = 2.0
 """Without a retained message for so long, all of them have come."""
@@ -49,8 +50,8 @@ async def look(
     """Read what is retained, and plan. Raises :class:`CannotRun` without a broker, without a host
     that can be planned with, or without a plan in time."""
     broker, view = broker_of(config.broker), parts.view(cluster)
-    await _gather(broker, cluster, view, deadline_s, quiet_s, clock)
-    found, troubles = view.cluster(clock()), dict(view.troubles(clock()))
+    odd = await _gather(broker, cluster, view, deadline_s, quiet_s, clock)
+    found, troubles = view.cluster(clock()), {**view.troubles(clock()), **odd}
     if not found.hosts and not found.left_out:
         raise CannotRun(f"cluster {cluster}: no host has said anything ({broker})")
     if not found.hosts:
@@ -78,8 +79,9 @@ async def _gather(
     deadline_s: float,
     quiet_s: float,
     clock: Callable[[], float],
-) -> None:
-    """Give the view what the broker has kept, until nothing more of it comes."""
+) -> dict[str, str]:
+    """Give the view what the broker has kept, until nothing more of it comes. Returns what was odd
+    about that."""
     heard_s = clock()
 
     def take(heard: Heard) -> None:
@@ -96,21 +98,30 @@ async def _gather(
 
     name = f"igniterd-fleet-once-{uuid.uuid4().hex[:12]}"
     listener = MqttListener(broker, name, take, clock=clock)
-    asking = Asking()
+    asking, missing = Asking(), Missing(quiet_s)
     listener.want(topics_of(cluster))
     until_s = clock() + deadline_s
     await listener.start()
     try:
         while (now_s := clock()) < until_s:
-            wanted = view.wanted_profiles()
-            listener.want(topics_of(cluster, asking.now(wanted, now_s)))
-            if not listener.statistics.connected:
+            wanted, known = view.wanted_profiles(), listener.statistics
+            answered = {
+                d for d in wanted if profile_topic(cluster, d, "+") in known.answered_topics
+            }
+            missing.look(answered, heard_s, now_s)
+            listener.want(topics_of(cluster, asking.now(missing.of(wanted), now_s)))
+            if not known.connected:
                 heard_s = now_s
-            elif now_s - heard_s >= quiet_s and not wanted:
-                return
+            elif now_s - heard_s >= quiet_s and wanted <= missing.gone:
+                break
             await asyncio.sleep(_EVERY_S)
         if listener.statistics.connections == 0:
             why = listener.statistics.last_failure or "no answer"
             raise CannotRun(f"no broker at {broker} within {deadline_s:g} s: {why}")
     finally:
         await listener.close()
+    view.give_up(view.wanted_profiles(), clock())
+    odd = dict.fromkeys(listener.statistics.refused_topics, NOT_ALLOWED)
+    if now_s >= until_s:
+        odd["deadline"] = f"not all that the broker keeps was heard within {deadline_s:g} s"
+    return odd

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,8 @@ class View(Protocol):
     ) -> None: ...
 
     def wanted_profiles(self) -> Set[str]: ...
+
+    def give_up(self, digests: Iterable[str], at_s: float) -> None: ...
 
     def profiles(self) -> Mapping[str, Profile]: ...
 

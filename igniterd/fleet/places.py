@@ -9,14 +9,15 @@ from pathlib import Path
 from string import Formatter
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from igniterd.clients.environments import DEFAULT_SHARES
 from igniterd.clients.tls import client_context
 from igniterd.clients.triton.channel import TlsFiles
 from igniterd.clients.triton.client import TritonClient
 from igniterd.config import anchored, checked, parsed, text_of
-from igniterd.config_sections import Mqtt, Name, Seconds, Section, Triton
+from igniterd.config_sections import Name, Seconds, Section, Triton
+from igniterd.fleet.sections import ClusterName, Fleet, FleetBroker, FleetMetrics
 
 ROUTE_WORDS = (
     "action",
@@ -89,23 +90,20 @@ class Route(Section):
         return value
 
 
-class Clusters(Section):
-    """Which clusters the file is about."""
+class Clusters(Fleet):
+    """Which clusters the file is about; it may leave that to ``--cluster``."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-    clusters: list[str] = Field(default_factory=list)
+    clusters: list[ClusterName] = Field(default_factory=list)
 
 
 class Places(Section):
-    """What of the fleet's file is needed to carry a rebalance out; the rest of it is not read."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    """The fleet's file, for who carries a rebalance out: without a cluster, or a broker, too."""
 
     triton: list[FleetTriton] = Field(default_factory=list)
     route: Route | None = None
-    broker: Mqtt | None = None
+    broker: FleetBroker | None = None
     fleet: Clusters = Field(default_factory=Clusters)
+    metrics: FleetMetrics = Field(default_factory=FleetMetrics)
 
     @model_validator(mode="after")
     def _once(self) -> Places:

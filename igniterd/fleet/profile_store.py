@@ -65,6 +65,15 @@ class ProfileStore:
             return known.bad or f"waits for profile {digest}"
         return ""
 
+    def give_up(self, digest: str) -> None:
+        """A profile does not come: :meth:`why_not` says so. It is taken all the same if it does."""
+        known = self._known.get(digest)
+        if known is None or known.profile is not None or known.bad:
+            return
+        kept = max(((len(h), parts) for parts, h in known.splits.items()), default=None)
+        what = "no part of it" if kept is None else f"{kept[0]} of its {kept[1]} parts"
+        known.bad = f"profile {digest} does not come: the broker gives {what}"
+
     def take(self, digest: str, number: int, payload: bytes) -> str:
         """Take part ``number`` of a profile. Returns what became of it; a fault is named by
         :meth:`why_not`."""

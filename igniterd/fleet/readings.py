@@ -15,9 +15,11 @@ def reading(desk: Desk) -> ClusterReading:
     speaks = desk.speaks
     about = said if speaks else None
     unsolved = None if about is None else len(about["unsolved"]) + about.get("more_unsolved", 0)
+    seen = desk.seen
+    left_out, offline = len(seen.left_out), len(seen.offline)
     return ClusterReading(
         cluster=desk.cluster,
-        hosts={"used": len(desk.seen.hosts), "left_out": len(desk.seen.left_out)},
+        hosts={"used": len(seen.hosts), "left_out": left_out - offline, "offline": offline},
         messages=dict(desk.view.counts),
         received_bytes=link.bytes,
         plans=dict(thoughts.outcomes),
@@ -26,7 +28,7 @@ def reading(desk: Desk) -> ClusterReading:
         duration_s=thoughts.total_s,
         moves=None if about is None else len(about["moves"]) + about.get("more_moves", 0),
         unsolved=unsolved,
-        feasible=None if about is None else about["feasible"],
+        feasible=None if unsolved is None else unsolved == 0,
         speaks=speaks,
         term=desk.speakership.term,
         connected=link.connected,

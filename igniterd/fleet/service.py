@@ -17,19 +17,21 @@ import structlog
 
 from igniterd.clients.admin import AdminServer
 from igniterd.clients.fleet_metrics import FleetMetrics
-from igniterd.clients.mqtt_broker import broker_of
+from igniterd.clients.mqtt_broker import Broker, broker_of
 from igniterd.clients.mqtt_listener import Heard, MqttListener
 from igniterd.clients.systemd import Notifier
 from igniterd.edgelog import EdgeLogger
-from igniterd.errors import Refused
-from igniterd.fleet.config import ALL, FleetConfig
+from igniterd.errors import CannotRun, ConfigError, Refused
+from igniterd.fleet.config import FleetConfig
 from igniterd.fleet.desk import Desk, read_claim
 from igniterd.fleet.parts import Parts, real_parts
 from igniterd.fleet.pool import CLAIMS, HINTS, Held, Pool
 from igniterd.fleet.readings import reading, sentence, shown
+from igniterd.fleet.sections import ALL
 from igniterd.messages.topics import parse_topic
 
 TICK_S = 1.0
+_READ_S = 30.0
 _STILL_S = 15.0  # a desk that has not ticked for so long hangs
 _STUCK_PLANS = 5  # deadlines of a plan, after which its thread is given up
 _KNOWN_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -46,18 +48,20 @@ class FleetService:
         config: FleetConfig,
         parts: Parts | None = None,
         *,
+        reread: Callable[[], FleetConfig] | None = None,
         notifier: Notifier | None = None,
         clock: Callable[[], float] = boot_s,
     ) -> None:
-        """Raises :class:`igniterd.errors.CannotRun` for files that cannot be read."""
-        self.config, self._clock = config, clock
-        self._parts = parts or real_parts(anywhere=config.fleet.anywhere)
+        """``reread`` reads the configuration again, for SIGHUP; without it that is the end. Raises
+        :class:`igniterd.errors.CannotRun` for files that cannot be read."""
+        self.config, self._clock, self._reread = config, clock, reread
+        self._given_parts, self._parts = parts, _parts_of(config, parts)
         self._broker = broker_of(config.broker)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="plan")
         self._notifier = Notifier() if notifier is None else notifier
         self.desks: dict[str, Desk] = {}
         self._once = EdgeLogger("fleet")
-        self.stopping = asyncio.Event()
+        self.stopping, self.rereading = asyncio.Event(), asyncio.Event()
         self._pool = Pool(config.fleet.most_clusters, config.fleet.lease_s)
         self._pooled = self._pool_listener() if ALL in config.fleet.clusters else None
         self._metrics = FleetMetrics(lambda: [reading(desk) for desk in self.desks.values()])
@@ -74,11 +78,15 @@ class FleetService:
         )
 
     async def run(self) -> None:
-        """Until SIGTERM, SIGINT or :attr:`stopping`. Raises :class:`CannotRun` when the admin
-        address cannot be had."""
+        """Until SIGTERM, SIGINT or :attr:`stopping`. SIGHUP, or :attr:`rereading`, takes up the
+        configuration as it is then. Raises :class:`CannotRun` when the admin address cannot be
+        had."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stopping.set)
+        signals = {signal.SIGTERM: self.stopping, signal.SIGINT: self.stopping}
+        if self._reread is not None:
+            signals[signal.SIGHUP] = self.rereading
+        for number, event in signals.items():
+            loop.add_signal_handler(number, event.set)
         await self.admin.start()
         try:
             for cluster in self.config.fleet.clusters:
@@ -89,10 +97,13 @@ class FleetService:
             self._say_start()
             while not self.stopping.is_set():
                 await self._tick()
+                if self.rereading.is_set() and self._reread is not None:
+                    self.rereading.clear()
+                    await self._read_again(self._reread)
         finally:
             self._notifier.stopping()
             await self.close()
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in signals:
                 loop.remove_signal_handler(number)
 
     async def close(self) -> None:
@@ -157,6 +168,63 @@ class FleetService:
                 wrong.append(f"cluster {name}: {desk.thinking.trouble}")
         return not wrong, wrong
 
+    # ------------------------------------------------------------ another configuration
+
+    async def _read_again(self, reread: Callable[[], FleetConfig]) -> None:
+        """Take up the configuration as it is now. One that is wrong is said, and the old stays."""
+        log = structlog.get_logger("igniterd")
+        try:
+            async with asyncio.timeout(_READ_S):
+                config = await asyncio.to_thread(reread)
+            broker, parts = broker_of(config.broker), _parts_of(config, self._given_parts)
+            _same_address(self.config, config)
+        except (CannotRun, TimeoutError) as error:
+            problems = list(error.problems) if isinstance(error, ConfigError) else [str(error)]
+            if isinstance(error, TimeoutError):
+                problems = [f"not read within {_READ_S:g} s"]
+            log.error(
+                "the changed configuration is not taken up; the old one stays", problems=problems
+            )
+            return
+        stay = self._staying(config, broker)
+        await self._let_go(stay, pooled=ALL in stay)
+        if self._pooled is None:
+            self._pool = Pool(config.fleet.most_clusters, config.fleet.lease_s)
+        self.config, self._broker, self._parts = config, broker, parts
+        self.admin.admit(config.metrics.hosts)
+        for cluster in config.fleet.clusters:
+            if cluster == ALL:
+                await self._listen_for_all()
+            elif cluster not in self.desks:
+                await self.open(cluster)
+        log.info(
+            "the configuration was read again: going on with it",
+            clusters=",".join(config.fleet.clusters),
+            goes_on=",".join(sorted(stay)),
+        )
+
+    def _staying(self, config: FleetConfig, broker: Broker) -> set[str]:
+        """The clusters that this configuration says nothing new of."""
+        if broker != self._broker or _terms(config) != _terms(self.config):
+            return set()
+        named = set(config.fleet.clusters)
+        if ALL in named and self._pooled is not None:
+            return {ALL, *self.desks}
+        return named & self.desks.keys()
+
+    async def _let_go(self, stay: set[str], *, pooled: bool) -> None:
+        """Another ``igniterd fleet``, or this one anew, speaks for the others at once."""
+        going = [self.desks.pop(name).close() for name in [*self.desks] if name not in stay]
+        if self._pooled is not None and not pooled:
+            going.append(self._pooled.close())
+            self._pooled = None
+        await asyncio.gather(*going)
+
+    async def _listen_for_all(self) -> None:
+        if self._pooled is None:
+            self._pooled = self._pool_listener()
+            await self._pooled.start()
+
     # ------------------------------------------------------------ inside
 
     def _say_start(self) -> None:
@@ -219,3 +287,24 @@ class FleetService:
                 await self.stopping.wait()
         except TimeoutError:
             return
+
+
+def _parts_of(config: FleetConfig, given: Parts | None) -> Parts:
+    return given or real_parts(anywhere=config.fleet.anywhere)
+
+
+def _terms(config: FleetConfig) -> dict[str, Any]:
+    """What every desk works by."""
+    return config.fleet.model_dump(exclude={"clusters"})
+
+
+def _same_address(old: FleetConfig, new: FleetConfig) -> None:
+    """Raises :class:`ConfigError` for another admin address: who looks there would find nobody."""
+    if new.metrics.address != old.metrics.address:
+        raise ConfigError(
+            "[metrics]",
+            [
+                f"metrics.listen: only a restart changes it (found {new.metrics.listen!r}; it is "
+                f"{old.metrics.listen!r})"
+            ],
+        )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from igniterd.errors import Refused
@@ -199,6 +199,13 @@ class ClusterView:
         """The hashes of the profiles that hosts need and that are not here."""
         return self._profiles.wanted
 
+    def give_up(self, digests: Iterable[str], at_s: float) -> None:
+        """These profiles do not come: the hosts that need them are left out with that reason."""
+        for digest in digests:
+            self._profiles.give_up(digest)
+            for host in self._profiles.hosts_of(digest):
+                self._settle(self._records[host], at_s)
+
     def profiles(self) -> Mapping[str, Profile]:
         """The profiles that hosts need, by hash: checked. It is not changed afterwards."""
         return dict(self._profiles.ready)
@@ -211,9 +218,14 @@ class ClusterView:
                 self.name,
                 dict(self._used) if self._copy_used else self._shown.hosts,
                 dict(self._left_out) if self._copy_left_out else self._shown.left_out,
+                self._offline() if self._copy_left_out else self._shown.offline,
             )
             self._copy_used = self._copy_left_out = False
         return self._shown
+
+    def _offline(self) -> frozenset[str]:
+        records = map(self._records.__getitem__, self._left_out)
+        return frozenset(record.name for record in records if record.status == "offline")
 
     def troubles(self, at_s: float) -> Mapping[str, str]:
         """What is odd now, in words, by host or topic."""

@@ -23,6 +23,13 @@ from igniterd.messages.state import (
 )
 
 MOST_MOVES = 1000
+_FEASIBLE = (
+    "whether every SLO that was judged holds after the moves of this message; false where moves "
+    "that did not fit in it (more_moves) may be needed for that"
+)
+_MORE_MOVES = (
+    "moves that did not fit in the message and come once these are done: a whole number, 0 or more"
+)
 
 
 class Place(Document):
@@ -144,7 +151,7 @@ class Rebalance(Document):
     number: Count  # counts the rebalances of a speaker
     time_s: AnyOf
     aim: Literal["feasible", "consolidate"]
-    feasible: bool  # whether every SLO that was judged holds after the moves
+    feasible: Annotated[bool, Field(description=_FEASIBLE)]
     why: Words
     hosts: Hosts
     part: Annotated[Whole, Field(ge=1)] = 1
@@ -155,7 +162,7 @@ class Rebalance(Document):
     left_out: tuple[LeftOut, ...] = ()
     more_unsolved: Count = 0  # models unsolved beyond those named
     more_left_out: Count = 0  # hosts left out beyond those named
-    more_moves: Count = 0  # moves that did not fit in the message: they come once these are done
+    more_moves: Annotated[Count, Field(description=_MORE_MOVES)] = 0
     rests_on: tuple[Basis, ...] = ()
 
 

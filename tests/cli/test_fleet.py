@@ -111,14 +111,66 @@ def test_no_moves_is_said_too() -> None:
     assert "no moves, not every SLO holds" in text_of(a_rebalance(feasible=False))
 
 
+def test_moves_that_are_not_in_the_message_are_counted_apart() -> None:
+    cut = a_plan(a_cluster()) | {"more_moves": 7, "feasible": False}
+    assert (
+        "1 move, after it not every SLO holds; 7 more moves did not fit in the message"
+        in text_of(cut)
+    )
+
+
 def test_the_shares_before_and_after_the_steps() -> None:
     cluster = a_cluster()
     before = shares_before(cluster)
     assert before["host00", "GPU-0-0"] == {"net0-0-0": 0.45, "net0-0-1": 0.45}
-    after = shares_after(before, a_plan(cluster))
+    after = shares_after(cluster, before, a_plan(cluster))
     assert after["host00", "GPU-0-0"] == {"net0-0-1": 0.45}
     assert after["host02", "GPU-2-1"] == {"net2-1-0": 0.2, "net2-1-1": 0.45, "net0-0-0": 0.3}
     assert before["host02", "GPU-2-1"] == {"net2-1-0": 0.45, "net2-1-1": 0.45}
+
+
+def of_instances(name: str, host: str, share: float | None, devices: list[int]) -> dict[str, Any]:
+    gpus = [f"GPU-{host}-{device}" for device in sorted(set(devices))]
+    applied = {"instances": len(devices), "devices": devices}
+    applied |= {} if share is None else {"share": share}
+    return {"name": name, "slo_p99_ms": 50.0, "seen": True, "gpus": gpus, "applied": applied}
+
+
+def test_every_instance_has_the_share() -> None:
+    """Two instances at 0.3 may take 0.6 of their GPU."""
+
+    def host(name: str, *models: dict[str, Any]) -> HostView:
+        gpus = [f"GPU-{name}-{number}" for number in range(2)]
+        state = a_state(name) | {
+            "boards": [{"uuid": gpu} for gpu in gpus],
+            "tritons": [{"name": "main", "gpus": gpus}],
+            "models": list(models),
+        }
+        return HostView.of(HostState.model_validate_json(json.dumps(state)))
+
+    source = host(
+        "a",
+        of_instances("two", "a", 0.3, [0, 0]),
+        of_instances("spread", "a", 0.1, [0, 1, 1]),
+        of_instances("free", "a", None, [1, 1]),
+    )
+    cluster = Cluster("lab", {"a": source, "b": host("b")})
+    before = shares_before(cluster)
+    assert before["a", "GPU-a-0"] == {"two": 0.6, "spread": 0.1}
+    assert before["a", "GPU-a-1"] == {"spread": 0.2, "free": 1.0}
+    there = {"move": 1, "number": 1, "host": "b", "gpu_uuid": "GPU-b-1", "model": "two"}
+    spread = {"move": 1, "number": 3, "host": "a", "gpu_uuid": "GPU-a-0", "model": "spread"}
+    steps = [
+        {**there, "action": "load"}
+        | {"allocation": {"share": 0.25, "instances": 3, "devices": [1, 1, 1]}},
+        {**there, "number": 2, "action": "unload", "host": "a", "gpu_uuid": "GPU-a-0"},
+        {**spread, "action": "grow"}
+        | {"allocation": {"share": 0.2, "instances": 3, "devices": [0, 1, 1]}},
+    ]
+    after = shares_after(cluster, before, a_rebalance(steps=steps))
+    assert after["b", "GPU-b-1"] == {"two": 0.75}
+    assert after["a", "GPU-a-0"] == {"spread": 0.2}
+    assert after["a", "GPU-a-1"] == {"spread": 0.4, "free": 1.0}
 
 
 @pytest.mark.parametrize("hosts", [1, 3, 50])

@@ -13,7 +13,7 @@ def test_a_cluster_that_is_spoken_for() -> None:
     lines = page(
         ClusterReading(
             "lab",
-            hosts={"used": 3, "left_out": 1},
+            hosts={"used": 3, "left_out": 1, "offline": 2},
             messages={("state", "taken"): 7, ("state", "malformed"): 2},
             plans={"made": 4},
             durations={0.1: 3, 1.0: 1},
@@ -31,6 +31,7 @@ def test_a_cluster_that_is_spoken_for() -> None:
     )
     for line in (
         'igniterd_fleet_hosts{cluster="lab",state="left_out"} 1.0',
+        'igniterd_fleet_hosts{cluster="lab",state="offline"} 2.0',
         'igniterd_fleet_messages_total{cluster="lab",kind="state",outcome="malformed"} 2.0',
         'igniterd_fleet_plan_duration_seconds_bucket{cluster="lab",le="0.1"} 3.0',
         'igniterd_fleet_plan_duration_seconds_bucket{cluster="lab",le="+Inf"} 4.0',

@@ -89,6 +89,21 @@ def test_every_name_of_the_contract_is_there() -> None:
     assert all(family.documentation for family in after(a_tick()).families.values())
 
 
+def test_a_model_that_any_host_may_serve_is_shown_with_the_cluster() -> None:
+    config = CONFIG.replace('name = "vgg19"', 'name = "vgg19"\nserved_by = "cluster"')
+    config = config.replace('name = "gpu-a"', 'name = "gpu-a"\ncluster = "lab"')
+    metrics = Metrics(parse_config(config, source="test"))
+    tick = a_tick()
+    metrics.update(tick)
+    key = VGG | {"cluster": "lab", "served_as": "vgg19"}
+    assert Page(metrics).value("igniterd_model_cluster_ready", **key) == 1.0
+    assert not Page(metrics).has("igniterd_model_cluster_ready", model="resnet50")
+    gone = {n: r for n, r in tick.observation.models.items() if n != "vgg19"}
+    metrics.update(replace(tick, observation=replace(tick.observation, models=gone)))
+    assert Page(metrics).value("igniterd_model_cluster_ready", **key) == 0.0
+    assert Page(metrics).value("igniterd_model_ready", **VGG) == 0.0
+
+
 def test_each_gpu_has_a_headroom_of_its_own() -> None:
     now = a_tick()
     boards = [replace(now.observation.boards[0], uuid=f"GPU-{each}") for each in "abc"]

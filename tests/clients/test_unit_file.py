@@ -85,9 +85,10 @@ def test_the_example_configuration_is_one() -> None:
 
 
 def test_a_reload_is_a_hangup() -> None:
-    """Which the daemon listens to: for systemd an end by SIGHUP is a clean one, and nothing would
+    """Which both listen to: for systemd an end by SIGHUP is a clean one, and nothing would
     start it again."""
     assert settings("ExecReload") == ["/bin/kill -HUP $MAINPID"]
+    assert settings("ExecReload", FLEET_UNIT) == settings("ExecReload")
 
 
 def test_the_end_has_time_for_everything_that_has_a_deadline() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +90,7 @@ class FakeView:
         self.counts: Counter[tuple[str, str]] = Counter()
         self.hosts: dict[str, HostView] = {}
         self.wanted: frozenset[str] = frozenset()
+        self.given_up: set[str] = set()
         self._changed = False
 
     def take(
@@ -108,6 +109,9 @@ class FakeView:
 
     def wanted_profiles(self) -> frozenset[str]:
         return self.wanted
+
+    def give_up(self, digests: Iterable[str], at_s: float) -> None:
+        self.given_up |= set(digests)
 
     def profiles(self) -> Mapping[str, Profile]:
         return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igniterd.fleet.asking import Asking
+from igniterd.fleet.asking import Asking, Missing
 
 
 def test_a_few_at_a_time_and_the_next_when_they_came() -> None:
@@ -41,3 +41,30 @@ def test_never_more_than_allowed_and_nothing_that_is_not_wanted(
         now = asking.now(wanted, float(at_s))
         assert len(now) <= most
         assert set(now) <= wanted
+
+
+def test_what_is_not_kept_is_asked_for_twice_and_then_gone() -> None:
+    missing, none = Missing(quiet_s=2.0), set[str]()
+    missing.look({"a"}, 0.0, 10.0)
+    missing.look({"a"}, 0.0, 11.9)
+    assert (missing.of({"a"}), missing.gone) == ({"a"}, none)
+    missing.look({"a"}, 0.0, 12.0)  # let go of
+    assert (missing.of({"a", "b"}), missing.gone) == ({"b"}, none)
+    missing.look({"a"}, 0.0, 12.1)  # the broker has not let go of it yet
+    assert missing.of({"a"}) == none
+    missing.look(none, 0.0, 12.2)
+    assert missing.of({"a"}) == {"a"}
+    missing.look({"a"}, 0.0, 13.0)
+    missing.look({"a"}, 0.0, 14.9)
+    assert missing.gone == none
+    missing.look({"a"}, 0.0, 15.0)
+    assert (missing.of({"a", "b"}), missing.gone) == ({"b"}, {"a"})
+
+
+def test_nothing_is_missed_while_the_broker_still_gives_what_it_keeps() -> None:
+    missing = Missing(quiet_s=2.0, tries=1)
+    for at_s in range(100):
+        missing.look({"a"}, float(at_s) - 1.0, float(at_s))
+    assert missing.gone == set()
+    missing.look({"a"}, 98.0, 100.0)
+    assert missing.gone == {"a"}

@@ -98,6 +98,18 @@ def test_a_password_is_not_shown(tmp_path: Path) -> None:
     assert "secret" not in " ".join(problems(path))
 
 
+def test_a_misspelt_table_or_key_is_named_with_what_is_meant(tmp_path: Path) -> None:
+    text = '[broker]\nurl = "mqtt://b"\n[fleet]\nclusters = ["a"]\n'
+    for wrong, said in (
+        ('[metric]\nlisten = "127.0.0.1:1"\n', "metric: unknown table; is metrics meant?"),
+        ('[[tritons]]\nhost = "a"\n', "tritons: unknown table; is triton meant?"),
+        ("settles_s = 1.0\n", "fleet.settles_s: unknown key; is fleet.settle_s meant?"),
+        ("x = 1\n", "fleet.x: unknown key; known: name, clusters, most_clusters, "),
+    ):
+        (found,) = problems(written(tmp_path, text + wrong))
+        assert found.startswith(said)
+
+
 def test_the_tables_of_apply_may_be_in_the_same_file_and_are_checked(tmp_path: Path) -> None:
     text = (
         '[broker]\nurl = "mqtt://b"\n[fleet]\nclusters = ["a"]\n'

@@ -50,6 +50,18 @@ def test_of_what_is_too_large_the_first_moves_are_said_with_all_that_belongs_to_
     assert (said["more_unsolved"], said["more_left_out"]) == (0, 0)
 
 
+def test_feasible_is_of_the_moves_that_are_said() -> None:
+    whole = large(moves=200, hosts=201)
+    said = in_one_message(whole)
+    assert (whole["feasible"], said["feasible"]) == (True, False)
+    assert said["why"] == f"why; the first {len(said['moves'])} of the moves are here"
+    # moves that only free GPUs are needed by no SLO
+    assert in_one_message(whole | {"hosts": {"known": 2, "used": 2, "troubled": 0}})["feasible"]
+    # what was cut is no move
+    assert in_one_message(large(moves=1, left_out=400))["feasible"]
+    assert not in_one_message(whole | {"feasible": False})["feasible"]
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 300), st.integers(0, 400), st.integers(0, 400), st.integers(0, 600))
 def test_it_always_fits_and_loses_no_count(

@@ -60,6 +60,11 @@ def test_it_is_read_and_paths_are_of_its_folder(tmp_path: Path) -> None:
         ("192.0.2.1:8101", "192.0.2.1", "triton[1].url: should be host:port"),
         ("/var/lib/igniterd/shares", "shares", "should be a path from the root"),
         ("[route]", "[route", "not TOML"),
+        ("[route]", "[rout]", "rout: unknown table; is route meant?"),
+        ("ca_file", "cafile", "triton[0].cafile: unknown key; is triton[0].ca_file meant?"),
+        ("settle_s", "setle_s", "fleet.setle_s: unknown key; is fleet.settle_s meant?"),
+        ("username", "user", "broker.user: unknown key; is broker.username meant?"),
+        ("[broker]", "[metrics]\nport = 1\n[broker]", "metrics.port: unknown key; known: "),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, before: str, after: str, said: str) -> None:

@@ -232,9 +232,11 @@ def test_an_offline_host_is_left_out_and_comes_back_with_other_models() -> None:
     view = view_of("a")
     tell_status(view, "a", "offline", 1.0)
     assert left_out(view) == {"a": "offline: the connection was lost"}
+    assert view.cluster(1.0).offline == {"a"}
     tell_status(view, "a", "online", 2.0)
     tell(view, state("a", run="next", models=1), 3.0)
     assert list(view.cluster(3.0).hosts["a"].models) == ["m0"]
+    assert view.cluster(3.0).offline == set()
 
 
 def test_a_live_state_after_offline_shows_that_the_host_lives_and_a_retained_one_does_not() -> None:

@@ -67,6 +67,21 @@ def test_a_host_waits_for_its_profile_and_is_used_with_it() -> None:
     assert view.wanted_profiles() == frozenset()
 
 
+def test_a_profile_that_does_not_come_is_named_and_taken_all_the_same() -> None:
+    view = ClusterView("c")
+    tell(view, needing())
+    view.give_up(view.wanted_profiles(), 1.0)
+    assert why(view) == f"profile {DIGEST} does not come: the broker gives no part of it"
+    first, *others = cut(TEXT, 3)
+    give(view, first)
+    assert why(view) == f"waits for profile {DIGEST}"
+    view.give_up(view.wanted_profiles(), 1.0)
+    assert why(view).endswith("the broker gives 1 of its 3 parts")
+    for part in others:
+        give(view, part)
+    assert why(view) == ""
+
+
 def test_only_profiles_that_a_host_needs_are_kept() -> None:
     view = ClusterView("c")
     for part in packed(TEXT):

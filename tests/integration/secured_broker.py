@@ -20,6 +20,7 @@ from tests.integration.test_clients_secured import Papers, hashed
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
+_REFUSED = (0x86, 0x87)  # a wrong password, a user who may not
 FLEET, OPERATOR = "igniterd-fleet", "operator"
 
 
@@ -108,10 +109,24 @@ async def secured_broker(folder: Path, hosts: Iterable[str]) -> AsyncIterator[Se
 
 class Hearing:
     """All that a user hears under ``igniterd/``, since the start: (loop's time, topic, event), or
-    None for an event that is none."""
+    None for an event that is none. Once the listener has failed nothing more is heard: who asks
+    what was heard is told so, with its error."""
 
     def __init__(self) -> None:
-        self.heard: list[tuple[float, str, dict[str, Any] | None]] = []
+        self._heard: list[tuple[float, str, dict[str, Any] | None]] = []
+        self.failure: BaseException | None = None
+
+    def check(self) -> None:
+        """Raises ``AssertionError`` once the listener has failed."""
+        if self.failure is not None:
+            raise AssertionError(
+                f"the listener has failed: {self.failure!r} {self.failure}"
+            ) from self.failure
+
+    @property
+    def heard(self) -> list[tuple[float, str, dict[str, Any] | None]]:
+        self.check()
+        return self._heard
 
     def of(self, topic: str, since: int = 0) -> list[tuple[float, dict[str, Any]]]:
         """When each came, and its data."""
@@ -123,7 +138,8 @@ class Hearing:
 
     async def listen(self, client: aiomqtt.Client) -> None:
         async with client:
-            await client.subscribe("igniterd/#", qos=1)
+            codes: Any = await client.subscribe("igniterd/#", qos=1)
+            assert not any(code.is_failure for code in codes), codes
             async for message in client.messages:
                 now_s = asyncio.get_running_loop().time()
                 try:
@@ -131,27 +147,41 @@ class Hearing:
                 except ValueError:
                     event = None
                 there = isinstance(event, dict) and isinstance(event.get("data"), dict)
-                self.heard.append((now_s, message.topic.value, event if there else None))
+                self._heard.append((now_s, message.topic.value, event if there else None))
 
 
 @asynccontextmanager
 async def hearing(broker: SecuredBroker, user: str = OPERATOR) -> AsyncIterator[Hearing]:
-    """Until the end of the context, across restarts of the broker."""
+    """Until the end of the context, across restarts of the broker. A listener that failed fails
+    the context too, at the latest at its end."""
     found = Hearing()
 
     async def on_and_on() -> None:
         while True:
             try:
                 await found.listen(broker.client(user))
-            except aiomqtt.MqttError:
+            except aiomqtt.MqttError as error:
+                if _is_refusal(error):
+                    raise
                 await asyncio.sleep(0.1)
 
+    def ended(task: asyncio.Task[None]) -> None:
+        found.failure = None if task.cancelled() else task.exception()
+
     task = asyncio.create_task(on_and_on())
+    task.add_done_callback(ended)
     try:
         yield found
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        found.check()
+
+
+def _is_refusal(error: aiomqtt.MqttError) -> bool:
+    """Whether a broker that is there does not let the user in."""
+    code = error.rc if isinstance(error, aiomqtt.MqttCodeError) else None
+    return getattr(code, "value", code) in _REFUSED
 
 
 class Line:

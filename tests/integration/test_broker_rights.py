@@ -19,6 +19,7 @@ from tests.integration.secured_broker import (
     secured_broker,
     until_heard,
 )
+from tests.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
@@ -83,3 +84,26 @@ async def test_a_host_hears_nothing_and_a_stranger_is_not_let_in(tmp_path: Path)
             with pytest.raises(aiomqtt.MqttError):
                 async with asyncio.timeout(20.0), broker.client(user, password):
                     pass
+
+
+async def test_a_listener_that_fails_fails_who_relies_on_it(tmp_path: Path) -> None:
+    async with secured_broker(tmp_path, ("gpu-a",)) as broker:
+        # one that is not let in, who asks what it heard
+        with pytest.raises(AssertionError, match=r"the listener has failed: .*Not authorized"):
+            async with hearing(broker, "nobody") as nobody:
+                await until_heard(nobody, PROFILE)
+        # one that breaks, who does not ask
+        with pytest.raises(AssertionError, match="the listener has failed: KeyError"):
+            async with hearing(broker) as operator:
+                operator.listen = broken  # type: ignore[method-assign]
+                await until(lambda: operator.failure)
+        # across a restart nothing fails
+        async with hearing(broker) as operator:
+            await broker.stop()
+            await broker.start()
+            await says(broker, "gpu-a", (PROFILE,))
+            await until_heard(operator, PROFILE)
+
+
+async def broken(client: aiomqtt.Client) -> None:
+    raise KeyError

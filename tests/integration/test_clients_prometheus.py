@@ -151,6 +151,16 @@ MUTE = '{instance="gpu-a", model="vgg19", state="not_answering"}'
 OLD = '{instance="gpu-a", model="vgg19", state="old_copy"}'
 
 
+def _ready_on(host: str) -> str:
+    return f'igniterd_model_ready{{instance="{host}", model="vgg19", version="1"}}'
+
+
+def _of_cluster(host: str, cluster: str, more: str = "", tenant: str = "vgg19") -> str:
+    named = f'{more}, exported_cluster="{cluster}"' if more else f'cluster="{cluster}"'
+    of_model = f'model="{tenant}", version="1", served_as="vgg19"'
+    return f'igniterd_model_cluster_ready{{instance="{host}", {of_model}, {named}}}'
+
+
 def fires(
     tmp_path: Path, series: dict[str, str], *, at: str, alert: str, **labels: str
 ) -> subprocess.CompletedProcess[bytes]:
@@ -249,6 +259,73 @@ OBSERVED, VIOLATED = (
             {f"igniterd_model_ready{MODEL}": "0x40"},
             "5m",
             {"model": "vgg19"},
+        ),
+        # another host serves it: each is to, and has its own requests
+        (
+            "IgniterdModelNotServed",
+            {f"igniterd_model_ready{MODEL}": "0x40", _ready_on("gpu-b"): "1x40"},
+            "5m",
+            {"instance": "gpu-a"},
+        ),
+        # any host of the cluster may serve it, and one does, while it moves too
+        *[
+            (
+                alert,
+                {
+                    _ready_on("gpu-a"): "1x20 0x20",
+                    _of_cluster("gpu-a", "lab"): "1x20 0x20",
+                    _ready_on("gpu-b"): "0x20 1x20",
+                    _of_cluster("gpu-b", "lab"): "0x20 1x20",
+                },
+                at,
+                {},
+            )
+            for alert in ("IgniterdModelNotServed", "IgniterdModelNotServedByCluster")
+            for at in ("4m", "9m")
+        ],
+        # a host of another cluster serves one of that name
+        (
+            "IgniterdModelNotServedByCluster",
+            {
+                _ready_on("gpu-a"): "0x40",
+                _of_cluster("gpu-a", "lab"): "0x40",
+                _ready_on("gpu-b"): "1x40",
+                _of_cluster("gpu-b", "hall"): "1x40",
+            },
+            "5m",
+            {"cluster": "lab", "model": "vgg19"},
+        ),
+        # some hosts share the model, and one is to serve it whatever they do
+        (
+            "IgniterdModelNotServed",
+            {
+                _ready_on("gpu-a"): "0x40",
+                _of_cluster("gpu-a", "lab"): "0x40",
+                _ready_on("gpu-b"): "1x40",
+                _of_cluster("gpu-b", "lab"): "1x40",
+                _ready_on("gpu-c"): "0x40",
+            },
+            "5m",
+            {"instance": "gpu-c"},
+        ),
+        # the scrape names clusters too, and a host has the model in two Tritons
+        (
+            "IgniterdModelNotServedByCluster",
+            {
+                _of_cluster("gpu-a", "lab", 'cluster="eu"', tenant="one/vgg19"): "0x40",
+                _of_cluster("gpu-a", "lab", 'cluster="eu"', tenant="two/vgg19"): "0x40",
+            },
+            "5m",
+            {"cluster": "eu", "exported_cluster": "lab", "model": "vgg19"},
+        ),
+        (
+            "IgniterdModelNotServed",
+            {
+                'igniterd_model_ready{cluster="eu", instance="gpu-a", model="vgg19"}': "0x40",
+                _of_cluster("gpu-a", "lab", 'cluster="eu"').replace('version="1", ', ""): "0x40",
+            },
+            "5m",
+            {},
         ),
         (
             "IgniterdShareWithoutEffect",

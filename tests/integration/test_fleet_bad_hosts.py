@@ -219,7 +219,8 @@ async def test_they_are_left_out_with_the_reason_and_the_rest_is_planned(
             page = await metrics_of(address)
         for line in (
             'igniterd_fleet_hosts{cluster="c",state="used"} 2.0',
-            f'igniterd_fleet_hosts{{cluster="c",state="left_out"}} {len(REASONS)}.0',
+            f'igniterd_fleet_hosts{{cluster="c",state="left_out"}} {len(REASONS) - 1}.0',
+            'igniterd_fleet_hosts{cluster="c",state="offline"} 1.0',
             'igniterd_fleet_moves{cluster="c"} 1.0',
             'igniterd_fleet_feasible{cluster="c"} 1.0',
             'igniterd_fleet_messages_total{cluster="c",kind="profile",outcome="contradictory"} 1.0',

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from structlog.testing import capture_logs
 
+from igniterd.announce import STATE_EXPIRY_S
 from igniterd.errors import CannotRun
+from igniterd.fleet.asking import MOST
 from igniterd.fleet.desk import Desk
 from igniterd.fleet.once import look
 from igniterd.fleet.service import FleetService
+from igniterd.fleet.view import ClusterView
 from igniterd.lab.services import BrokerHost, broker_host
+from igniterd.messages.profile import canonical, digest_of, packed
+from igniterd.perf import builtin_profile
 from tests.fleet.fakes import FakePlanner, Fakes
+from tests.fleet.said import changed, model, state
 from tests.integration.fleet_service import (
     PREFIX,
     cluster_at,
@@ -245,3 +254,41 @@ async def test_one_look_whose_plan_raises_says_why(tmp_path: Path) -> None:
         await cluster.says("a")
         with pytest.raises(CannotRun, match="plan: KeyError"):
             await look(settings(broker.url), "lab", fakes.parts(), quiet_s=0.5)
+
+
+async def test_one_look_does_not_wait_for_profiles_that_nobody_has(tmp_path: Path) -> None:
+    """More of them than are asked for at a time, on both sides of one that is there."""
+    text = canonical(builtin_profile("v100").model_dump(mode="json", exclude_none=True))
+    there = digest_of(text)
+    gone = [f"{digit}{n:031x}" for digit in "0f" for n in range(MOST)]
+    models = [model(f"m{n}", "GPU-a", applied=None, profiles=[d]) for n, d in enumerate(gone)]
+    broken = {**state("a"), "cluster": "lab", "models": models}
+    whole = changed({**state("b"), "cluster": "lab"}, "models.0.profiles", [there])
+    kept = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    kept.MessageExpiryInterval = STATE_EXPIRY_S
+    async with broker_host(tmp_path) as broker, cluster_at(broker) as cluster:
+        for said in (broken, whole):
+            topic, payload = f"{PREFIX}{said['host']}/state", envelope("state", said)
+            await cluster.client.publish(topic, payload, 1, retain=True, properties=kept)
+        for part in packed(text):
+            topic = f"{PREFIX}profile/{there}/{part['part']}"
+            await cluster.client.publish(topic, envelope("profile", part), 1, retain=True)
+        parts = replace(Fakes().parts(), view=ClusterView)
+        # the deadline is beyond that of this test
+        looked = await look(settings(broker.url), "lab", parts, deadline_s=3600.0, quiet_s=0.3)
+    assert list(looked.cluster.hosts) == ["b"]
+    assert looked.cluster.left_out == {
+        "a": f"profile {gone[0]} does not come: the broker gives no part of it"
+    }
+    assert looked.troubles["a"] == looked.cluster.left_out["a"]
+    assert "deadline" not in looked.troubles
+
+
+async def test_one_look_that_is_cut_short_says_so(tmp_path: Path) -> None:
+    fakes = Fakes()
+    async with broker_host(tmp_path) as broker, cluster_at(broker) as cluster:
+        await cluster.says("a")
+        looked = await look(
+            settings(broker.url), "lab", fakes.parts(), deadline_s=1.0, quiet_s=60.0
+        )
+    assert looked.troubles == {"deadline": "not all that the broker keeps was heard within 1 s"}
