@@ -88,7 +88,11 @@ class Offers:
             sides,
             {key: seat.gpus[0] for key, seat in self.movers.items()},
             demand_on,
-            needs_known={s.name: dict(s.published) for s in sites.values() if not s.changed},
+            needs_known={
+                s.name: dict(s.published)
+                for s in sites.values()
+                if s.published.keys() >= set(s.group.gpus)
+            },
             most_confirmed=MOST_LOOKED_INTO,
             second_looks=SECOND_LOOKS,
             used_first=self.want is Want.USED_FIRST,
@@ -99,10 +103,10 @@ class Offers:
 
 def _in_order(working: Working, want: Want) -> Iterator[str]:
     if want is Want.ROOM:
-        yield from working.index.roomiest()
+        yield from working.roomiest()
         return
     idle = []
-    for gpu in working.index.roomiest():
+    for gpu in working.roomiest():
         if working.site(gpu).seats:
             yield gpu
         else:

@@ -225,4 +225,4 @@ def emptying_order(index: Index) -> list[Site]:
         and not any(seat.fixed for seat in site.seats)
         and not any(site.taken.values())
     ]
-    return sorted(able, key=lambda site: (sum(site.published.values()), site.name))
+    return sorted(able, key=lambda site: (-site.room(site.name), site.name))

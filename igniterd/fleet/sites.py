@@ -7,7 +7,7 @@ model on a site. Both are values: a move makes new ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -118,6 +118,15 @@ class Seat:
         )
 
 
+def _given(seats: Iterable[Seat], gpu: str) -> float:
+    """The part of a GPU that these have, or use where it is not limited."""
+    return sum(
+        seat.gpus.count(gpu)
+        * (seat.here.share if seat.here.share is not None else seat.model.busy or 0.0)
+        for seat in seats
+    )
+
+
 def _estimate(learnt: Learnt) -> BiasEstimate:
     return BiasEstimate(
         learnt.share, learnt.pressure, learnt.level, learnt.tilt, learnt.sd, learnt.cv
@@ -144,6 +153,7 @@ class Site:
     others: tuple[str, ...] = ()
     waits: str = ""
     acts: bool = True  # whether its daemon brings its models to what it plans
+    guessed: Mapping[str, float] = field(default_factory=dict)  # by GPU: as published, after moves
     was: Site | None = None  # before the last move of the present plan that changed it
     _demands: dict[Margins, list[Demand]] = field(default_factory=dict)
 
@@ -185,8 +195,13 @@ class Site:
         return self.taken if len(self.group.gpus) > 1 else self.taken[self.name]
 
     def room(self, gpu: str) -> float:
-        """The part of a GPU that nobody needs, as its daemon says."""
-        return 1.0 - self.taken.get(gpu, 0.0) - self.published.get(gpu, 0.0)
+        """About the part of a GPU that nobody needs."""
+        return 1.0 - self.taken.get(gpu, 0.0) - self._needed(gpu)
+
+    def _needed(self, gpu: str) -> float:
+        """As its daemon says; what its models have where that says nothing."""
+        said = self.published.get(gpu, self.guessed.get(gpu))
+        return _given(self.seats, gpu) if said is None else said
 
     @cached_property
     def fares(self) -> dict[str, LatencyPrediction]:
@@ -204,8 +219,17 @@ class Site:
             memory_free=left,
             was=self,
             published={},
+            guessed={gpu: self._needed_by(seats, gpu) for gpu in self.group.gpus},
             _demands={},
         )
+
+    def _needed_by(self, seats: Sequence[Seat], gpu: str) -> float:
+        """Who comes may be given more than it needs, and who stays too; the lower guess."""
+        given = _given(seats, gpu)
+        stay = {seat.key for seat in seats} & {seat.key for seat in self.seats}
+        come = _given([seat for seat in seats if seat.key not in stay], gpu)
+        gone = _given([seat for seat in self.seats if seat.key not in stay], gpu)
+        return max(0.0, min(given, self._needed(gpu) + come - gone))
 
 
 def sites_of(host: HostView, knowledge: Knowledge) -> Iterator[Site]:
@@ -264,7 +288,7 @@ def _site(
         host.state.terms.slo_margin,
         tuple(seats),
         {gpu: _taken(host, board, on[gpu], seats) for gpu, board in boards.items()},
-        {gpu: least.get(gpu, 0.0) for gpu in gpus},
+        {gpu: least.get(gpu, 0.0) for gpu in gpus if gpu in least or not on[gpu]},
         {
             gpu: board.memory_total_bytes - board.memory_used_bytes
             for gpu, board in boards.items()

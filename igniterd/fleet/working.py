@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import merge
 
 from igniterd.colocation import Demand
 from igniterd.decide.moves import Found
@@ -69,6 +70,17 @@ class Working:
     def site(self, gpu: str) -> Site:
         site = self.index.site_of[gpu]
         return self._now.get(site.name, site)
+
+    def roomiest(self) -> Iterator[str]:
+        """The GPUs, most room first, after the moves found so far."""
+        left = (
+            gpu for gpu in self.index.roomiest() if self.index.site_of[gpu].name not in self._now
+        )
+        gpus = [gpu for site in self._now.values() for gpu in site.group.gpus]
+        return merge(left, sorted(gpus, key=self._full), key=self._full)
+
+    def _full(self, gpu: str) -> float:
+        return -self.site(gpu).room(gpu)
 
     def copy(self) -> Working:
         """The same, to go back to."""

@@ -9,6 +9,7 @@ import pytest
 
 from igniterd.fleet import planning, sites
 from igniterd.fleet.cluster import HostView
+from igniterd.fleet.offers import SHORTLIST
 from igniterd.fleet.planning import Planner
 from igniterd.fleet.sites import Site
 from tests.fleet.clusters import (
@@ -21,6 +22,7 @@ from tests.fleet.clusters import (
     cluster,
     crowded,
     host,
+    knowledge,
     moved,
     slow_profile,
     tenant,
@@ -234,6 +236,32 @@ class TestFaultsOfOurs:
         assert [(x.host, "ZeroDivisionError" in x.reason) for x in found.left_out] == [
             ("odd", True)
         ]
+
+
+class TestManyInTrouble:
+    @staticmethod
+    def heavy(number: int) -> list[dict[str, Any]]:
+        """Either leaves too little of a GPU for another one of these."""
+        return [
+            tenant(f"{like}-{number}", rate, slo_ms, 0.5, shed=shed, profile_model=like)
+            for like, rate, slo_ms, shed in (("vgg19", 256, 60, SHED), ("resnet50", 646, 40, ""))
+        ]
+
+    def test_each_goes_to_a_gpu_that_none_before_it_has_filled(self) -> None:
+        """More of them than GPUs are looked into for one."""
+        count = SHORTLIST + 4
+        hot = [host(f"hot-{n}", *self.heavy(n)) for n in range(count)]
+        names = [each["name"] for n in range(count) for each in self.heavy(n)]
+        idle = [host(f"idle-{n}", loadable=names) for n in range(count)]
+        found = advised(cluster(*hot, *idle))
+        assert found.unsolved == ()
+        assert len({move.to.host for move in found.moves}) == len(found.moves) == count
+
+    def test_one_that_says_nothing_of_its_room_is_not_taken_for_idle(self) -> None:
+        said = host("quiet", tenant("ssd", 10, 200, 0.9))
+        state = said.state.model_copy(update={"decision": None})
+        (quiet,) = sites.sites_of(HostView.of(state), knowledge())
+        assert quiet.room("GPU-quiet-0") == pytest.approx(0.1)
 
 
 class TestKindsOfBoards:
