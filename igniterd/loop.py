@@ -105,7 +105,7 @@ class Loop:
         whole = scene(seen, known)
         boards = {**carry.boards, **{board.uuid: board for board in seen.boards}}
         bases = Bases(knowledge, kinds_of_boards(knowledge, boards))
-        proofs, view = self._proven(seen, bases.of_one_kind(whole), outcome)
+        proofs, view = self._proven(seen, bases.of_one_kind(whole), outcome, known)
         watch.lap("prove")
         window = between(carry.seen, seen)
         watch.lap("window")
@@ -219,7 +219,7 @@ class Loop:
         return standings(view, facts)
 
     def _proven(
-        self, seen: Observation, whole: Observation, outcome: ActResult
+        self, seen: Observation, whole: Observation, outcome: ActResult, known: Known
     ) -> tuple[Proofs, Observation]:
         """What is known of every share, and the host as it may be planned with.
 
@@ -235,6 +235,7 @@ class Loop:
             rules=self.config.mps,
             emulated=self.config.gpu.source.startswith("emulated:"),
             ports=self._ports,
+            rebalanced=known.rebalanced.keys(),
         )
         return proofs, planned_view(whole, proofs)
 
