@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from igniterd.hands import Rebalanced
 from igniterd.records import (
     Allocation,
     Estimate,
@@ -117,3 +118,4 @@ class Tick:
     stage_s: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds it took
     shares: Mapping[str, ShareState] = field(default_factory=dict)  # of the models that have one
     standings: Mapping[str, Standing] = field(default_factory=dict)  # of every configured model
+    rebalanced: Mapping[str, Rebalanced] = field(default_factory=dict)  # by a rebalance, since

@@ -21,7 +21,7 @@ from igniterd.acting import Acting
 from igniterd.belief import on_another_board
 from igniterd.clients.triton.apply import Reloader
 from igniterd.config import Config
-from igniterd.decide.cooldown import after
+from igniterd.decide.cooldown import after, rebalanced
 from igniterd.decide.decide import decide
 from igniterd.decide.state import DecisionState
 from igniterd.decisions import ActResult, Plan, Tick
@@ -100,16 +100,16 @@ class Loop:
         outcome = self.actor.take_results()
         seen = await self.sources.observe(now_s)
         watch.lap("observe")
-        known = self._followed(seen, outcome)
+        wall_s = self.wall_clock()
+        known = self._followed(seen, outcome, wall_s)
         whole = scene(seen, known)
         boards = {**carry.boards, **{board.uuid: board for board in seen.boards}}
         bases = Bases(knowledge, kinds_of_boards(knowledge, boards))
-        proofs, view = self._proven(seen, bases.of_one_kind(whole), outcome)
+        proofs, view = self._proven(seen, bases.of_one_kind(whole), outcome, known)
         watch.lap("prove")
         window = between(carry.seen, seen)
         watch.lap("window")
         mean = knowledge.predictors.mean if knowledge.predictors else None
-        wall_s = self.wall_clock()
         profiled = knowledge.steerable(view)
         moved = bases.other_kind(carry.seen, view)
         believed = {n: on_another_board(b) if n in moved else b for n, b in carry.belief.items()}
@@ -129,6 +129,7 @@ class Loop:
         held = after(
             carry.held.without_pending(anew), outcome, load.loads, self.config.decide, now_s
         )
+        held = rebalanced(held, known.rebalanced, now_s)
         states = self._standings(view, known, held, load)
         plan, held = self._decide(load, view, held, proofs.dead, states, now_s, bases)
         watch.lap("decide")
@@ -151,6 +152,7 @@ class Loop:
             dict(watch.stages),
             shares,
             states,
+            known.rebalanced,
         )
         known = replace(known, standings=states)
         self.carry = Carry(
@@ -181,7 +183,7 @@ class Loop:
                 self._said.failed(f"{name}: {standing.state}", standing.why)
                 self._told[name] = standing.state
 
-    def _followed(self, seen: Observation, outcome: ActResult) -> Known:
+    def _followed(self, seen: Observation, outcome: ActResult, wall_s: float) -> Known:
         """What is known of the models after this observation, and whose hand changed them."""
         acting = [step.model for step in self.actor.steps]
         carry = self.carry
@@ -194,6 +196,7 @@ class Loop:
             came=carry.held.asked,
             ports=self._ports,
             released=self._released.now(),
+            wall_s=wall_s,
         )
 
     def _standings(
@@ -216,7 +219,7 @@ class Loop:
         return standings(view, facts)
 
     def _proven(
-        self, seen: Observation, whole: Observation, outcome: ActResult
+        self, seen: Observation, whole: Observation, outcome: ActResult, known: Known
     ) -> tuple[Proofs, Observation]:
         """What is known of every share, and the host as it may be planned with.
 
@@ -232,6 +235,7 @@ class Loop:
             rules=self.config.mps,
             emulated=self.config.gpu.source.startswith("emulated:"),
             ports=self._ports,
+            rebalanced=known.rebalanced.keys(),
         )
         return proofs, planned_view(whole, proofs)
 

@@ -20,7 +20,7 @@ believed again when it is proven, not when the evidence against it is out of sig
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from igniterd.config import Mps
@@ -68,7 +68,8 @@ class Tried:
 class Proofs:
     """What one tick hands to the next. ``states``: also of models that were not read this time;
     ``tried``: those that a reload of ours did not mend; ``missing``: ticks in a row without a
-    process; ``unseen``: models that we loaded and whose processes have not all been seen since."""
+    process; ``unseen``: models that we, or a rebalance, loaded and whose processes have not all
+    been seen since."""
 
     states: Mapping[str, ShareState] = field(default_factory=dict)
     tried: Mapping[str, Tried] = field(default_factory=dict)
@@ -185,16 +186,18 @@ def prove(
     rules: Mps,
     emulated: bool,
     ports: Mapping[str, int | None],
+    rebalanced: Collection[str] = (),
 ) -> Proofs:
     """What is known of every share now. ``loads``: of the tick before; ``ports``: the gRPC port of
-    each Triton by its name, to tell servers apart."""
+    each Triton by its name, to tell servers apart; ``rebalanced``: models that a rebalance has
+    loaded since."""
     mps, seen = observation.mps, _find_processes(observation, ports)
     served_by = {
         **before.served_by,
         **{name: mine[0].server_pid for name, mine in seen.items() if mine},
     }
     visible = {observation.models[name].triton for name, mine in seen.items() if mine}
-    loaded = {done.step.model for done in outcome.actuations if done.ok}
+    loaded = {*rebalanced, *(done.step.model for done in outcome.actuations if done.ok)}
     short = {
         name
         for name, mine in seen.items()

@@ -169,6 +169,7 @@ class ModelReading:
     rejected_count: int | None = None
     # when its counts were answered, on the observation's clock; None: with the observation
     at_s: float | None = None
+    rebalanced_s: float | None = None  # Unix time of the rebalance that set what is applied
 
     @property
     def gpu_of_each(self) -> tuple[str, ...]:

@@ -175,7 +175,19 @@ def state_of(
 
 
 def moves_of(tick: Tick) -> Iterator[dict[str, Any]]:
-    """Every actuation of the tick, in words."""
+    """Every actuation of the tick, and what a rebalance changed before it, in words."""
+    for model, change in tick.rebalanced.items():
+        yield {
+            "time_s": round(tick.wall_time_s, 3),
+            "model": model,
+            "kind": "rebalance",
+            "before": change.before.figures(),
+            "after": change.after.figures(),
+            "ok": True,
+            "duration_s": 0.0,
+            "why": "a rebalance of the cluster (igniterd fleet apply) changed it",
+            "error": "",
+        }
     for done in tick.outcome.actuations:
         yield {
             "time_s": round(tick.wall_time_s, 3),

@@ -4,8 +4,8 @@ Three things happen here, and nowhere else:
 
 1. A model that was not read is planned with as it was read last (:func:`scene`): it is there, it is
    not changed, and nobody gets its share. One that Triton says it does not serve is gone.
-2. Somebody else's hand is told from our own, from a new version of the model, and from a server
-   that started anew (:func:`followed`).
+2. Somebody else's hand is told from our own, from a rebalance (:mod:`igniterd.hands`), from a new
+   version of the model, and from a server that started anew (:func:`followed`).
 3. Every model gets its one :class:`~igniterd.states.State` (:func:`standings`). Only what is
    STEERED is changed; everything else is a neighbour that stays as it is.
 """
@@ -20,25 +20,14 @@ from igniterd.decide.cooldown import alike
 from igniterd.decide.state import DecisionState, only
 from igniterd.decisions import ActResult, StepKind
 from igniterd.evidence import stubs_of
+from igniterd.hands import Hand, Rebalanced, by_hand, by_rebalance, in_words, newest
 from igniterd.records import Allocation, Load, ModelReading, Observation
 from igniterd.states import Cause, Standing, State
 
 LINGER_S = 10.0  # an old copy may answer its last requests for so long
 LEFT_OVER_S = 30.0  # after the first tick: a load of the daemon before may end
-AGAIN = 6  # the pause for a hand that undoes what we do doubles as often at most
 
 Ports = Mapping[str, int | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Hand:
-    """Somebody else's change of a model: what is there now, how often in a row, until when it
-    stays."""
-
-    allocation: Allocation
-    at_s: float
-    until_s: float
-    times: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +37,7 @@ class Known:
     ``last``: the last reading of each that is not gone, its ``at_s`` set. ``expected``: what the
     next reading should show; a model without an entry may show anything. ``brings``: what a step of
     ours has brought since. ``anew``: Tritons that this tick found started anew. ``began_s``: the
-    first tick.
+    first tick. ``rebalanced``: what this tick found a rebalance to have changed.
     """
 
     began_s: float | None = None
@@ -61,7 +50,11 @@ class Known:
     # pid of each Triton, where it can be seen
     servers: Mapping[str, int] = field(default_factory=dict)
     silent: frozenset[str] = frozenset()  # Tritons that did not answer at the last tick
-    loaded_s: Mapping[str, float] = field(default_factory=dict)  # our last load of each model
+    # the last load of each model, ours or a rebalance's
+    loaded_s: Mapping[str, float] = field(default_factory=dict)
+    # Unix time of the latest mark of a rebalance on each model
+    marked_s: Mapping[str, float] = field(default_factory=dict)
+    rebalanced: Mapping[str, Rebalanced] = field(default_factory=dict)
     standings: Mapping[str, Standing] = field(default_factory=dict)
 
 
@@ -75,12 +68,14 @@ def followed(
     came: Mapping[str, Allocation] | None = None,
     ports: Ports | None = None,
     released: Collection[str] = (),
+    wall_s: float,
 ) -> Known:
     """``known`` after this tick's observation.
 
     ``outcome``: of our steps since; ``acting``: models that a step of ours is changing now;
     ``came``: what loads that were not answered may bring yet; ``ports``: the gRPC port of each
-    Triton; ``released``: models given back to their owner, who may do with them what he likes.
+    Triton; ``released``: models given back to their owner, who may do with them what he likes;
+    ``wall_s``: Unix time now.
     """
     busy, configured = set(acting), config.by_name().keys()
     servers = _servers(known, seen, ports or {})
@@ -90,6 +85,7 @@ def followed(
     expected, brings = dict(known.expected), dict(known.brings)
     _after_steps(expected, brings, outcome)
     hands = {m: h for m, h in known.hands.items() if m in configured and m not in seen.absent}
+    rebalanced, loaded = dict[str, Rebalanced](), set[str]()
     for name, reading in seen.models.items():
         if name in busy:
             continue  # what was expected before the step is, if it comes to nothing
@@ -107,11 +103,18 @@ def followed(
         ours = unforeseen or as_it_was or any(as_asked(here, each) for each in asked)
         before = known.last.get(name)
         deployed = before is not None and before.version != reading.version
-        if not ours and not deployed and reading.triton not in anew:
-            hands[name] = _hand(hands.get(name), here, seen.at_s, config.decide.respect_s)
-        # as its file has it: nobody chose that for it by hand
-        elif reading.triton in anew or deployed:
+        unread_s = seen.at_s - known.read_at_s.get(name, seen.at_s)
+        fleets = not as_it_was and by_rebalance(reading, known.marked_s.get(name), unread_s, wall_s)
+        # a rebalance's is steered on; as its file has it: nobody chose that for it by hand
+        if fleets or reading.triton in anew or deployed:
             hands.pop(name, None)
+        elif not ours:
+            hands[name] = by_hand(hands.get(name), here, seen.at_s, config.decide.respect_s)
+        if fleets:
+            loaded.add(name)
+            had = wanted if wanted is not None or before is None else before.allocation
+            if had is not None:
+                rebalanced[name] = Rebalanced(had, here)
         expected[name] = here
     return replace(
         known,
@@ -129,7 +132,13 @@ def followed(
         loaded_s={
             **known.loaded_s,
             **{d.step.model: seen.at_s for d in outcome.actuations if d.ok},
+            **dict.fromkeys(loaded, seen.at_s),
         },
+        marked_s=newest(
+            only(known.marked_s, configured),
+            {m: r for m, r in seen.models.items() if m not in busy},
+        ),
+        rebalanced=rebalanced,
     )
 
 
@@ -178,22 +187,6 @@ def as_asked(here: Allocation, asked: Allocation) -> bool:
     """Whether ``here`` is what was asked; where no share was, one without effect may stand
     there."""
     return alike(here, asked if asked.share is not None else replace(asked, share=here.share))
-
-
-def _hand(before: Hand | None, here: Allocation, now_s: float, respect_s: float) -> Hand:
-    """Respected for ``respect_s``, and longer each time that our next change is undone at once."""
-    times = 1
-    if before is not None:
-        lasted = before.until_s - before.at_s
-        under_way = now_s < before.until_s
-        times = (
-            before.times
-            if under_way
-            else before.times + 1
-            if now_s < before.until_s + lasted
-            else 1
-        )
-    return Hand(here, now_s, now_s + respect_s * 2 ** min(times - 1, AGAIN), times)
 
 
 def _servers(known: Known, seen: Observation, ports: Ports) -> dict[str, int]:
@@ -324,7 +317,7 @@ def _reasons(
     yield State.UNSTEERABLE, _control(view, reading.triton)
     yield State.OLD_COPY, _lingering(name, reading, view, facts)
     hand = facts.known.hands.get(name)
-    yield State.BY_HAND, _by_hand(hand, now_s) if hand is not None and now_s < hand.until_s else ""
+    yield State.BY_HAND, in_words(hand, now_s) if hand is not None and now_s < hand.until_s else ""
     hold = facts.held.of(name)
     if now_s < hold.refused_until_s:
         why = hold.refused_why or "its last change failed"
@@ -334,14 +327,6 @@ def _reasons(
             State.WARMING,
             f"watching traffic for {facts.config.decide.warmup_s:g} s before the first decision",
         )
-
-
-def _by_hand(hand: Hand, now_s: float) -> str:
-    a = hand.allocation
-    share = "no share" if a.share is None else f"share {a.share:.1%}"
-    again = "" if hand.times == 1 else f", for the {hand.times}. time"
-    said = f"somebody else changed it to {share}, batch {a.max_batch_size}{again}"
-    return f"{said}; left so for {hand.until_s - now_s:.0f} s"
 
 
 def _stuck(load: Load | None, reading: ModelReading) -> str:

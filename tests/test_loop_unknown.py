@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from igniterd.clients.triton.config import allocation_of
+from igniterd.clients.triton.config_change import marked
+from igniterd.clients.triton.marks import rebalance_mark
 from igniterd.decisions import Tick
 from igniterd.errors import Refused, Unanswered, Unreachable
 from igniterd.loop import Loop
@@ -186,6 +189,63 @@ async def test_a_change_by_hand_is_said_and_respected_for_ten_minutes(tmp_path: 
     assert len(said) == 1
     await bench.run(60)
     assert bench.ticks[-1].standings["alexnet"].state is State.STEERED
+
+
+# ---------------------------------------------------------------- a rebalance's hand
+
+
+def changed(bench: Bench, model: str, share: int, by: str = "fleet", batch: int = 1) -> None:
+    """Somebody loads it with a share, in percent."""
+    config = config_of(model, batch, f"{SHARES}/{share}")
+    fleets = rebalance_mark(allocation_of(config), bench.clock())
+    bench.host.models[model].reset(marked(config, fleets if by == "fleet" else by))
+
+
+@pytest.mark.parametrize("by", ["fleet", "3f2a9c1e"])
+async def test_what_a_rebalance_changed_is_steered_on_at_once(tmp_path: Path, by: str) -> None:
+    """Its model would miss its SLO as it is. A mark of any other kind is a hand's."""
+    bench = Bench(config(tmp_path), constant(STEADY))
+    await bench.run(60)
+    loads = len(bench.host.loads)
+    changed(bench, "alexnet", 8, by)
+    there = bench.host.models["alexnet"].applied
+    await bench.run(40)
+    steered = "alexnet" in {model for _, model, _ in bench.host.loads[loads:]}
+    assert steered is (by == "fleet")
+    told = [tick.rebalanced for tick in bench.ticks if tick.rebalanced]
+    assert [each["alexnet"].after for each in told] == [there] * (by == "fleet")
+    states = {tick.standings["alexnet"].state for tick in bench.ticks[60:]}
+    assert (State.BY_HAND in states) is (by != "fleet")
+
+
+async def test_room_that_a_rebalance_made_is_not_taken_at_once_where_every_slo_holds(
+    tmp_path: Path,
+) -> None:
+    """It is for a model that comes next."""
+    bench = Bench(config(tmp_path), constant({name: rate / 2 for name, rate in STEADY.items()}))
+    await bench.run(90)
+    loads = len(bench.host.loads)
+    changed(bench, "alexnet", 9, batch=8)
+    await bench.run(55)
+    assert bench.ticks[-1].standings["alexnet"].state is State.STEERED
+    assert "rates free to grow by 20%" in bench.ticks[-1].plan.why, "it would gain by more"
+    assert len(bench.host.loads) == loads
+    await bench.run(15)
+    assert "alexnet" in {model for _, model, _ in bench.host.loads[loads:]}
+
+
+async def test_a_plan_under_way_does_not_undo_what_a_rebalance_changed(tmp_path: Path) -> None:
+    bench = Bench(config(tmp_path), constant(STEADY))
+    while bench.loop.carry.held.gpu("main:0").plan is None:
+        await bench.run(1)
+        assert bench.now_s < 30
+    now, target = {step.model for step in bench.loop.actor.steps}, bench.loop.carry.held.target
+    name = next(n for n, a in target.items() if n not in now and a != applied(bench.ticks[-1])[n])
+    changed(bench, name, 5)
+    await bench.run(1)
+    assert name in bench.ticks[-1].rebalanced
+    assert bench.loop.carry.held.gpu("main:0").plan is None
+    assert not bench.loop.actor.steps, "what is there now has time to settle"
 
 
 async def test_a_change_by_hand_is_seen_before_the_next_step(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -57,6 +57,7 @@ def proven(
     emulated: bool = False,
     loads: Mapping[str, Load] | None = None,
     outcome: ActResult | None = None,
+    rebalanced: Collection[str] = (),
 ) -> Proofs:
     return prove(
         observation,
@@ -66,6 +67,7 @@ def proven(
         rules=Mps(),
         emulated=emulated,
         ports={"main": 8001},
+        rebalanced=rebalanced,
     )
 
 
@@ -322,6 +324,7 @@ def test_what_was_disbelieved_is_not_believed_because_nothing_can_be_seen() -> N
     outcome = ActResult((Actuation(MEND, True, 1.0),))
     # a new copy has its time
     assert proven(hidden, refuted, outcome=outcome).states["m"].effective == SHARE
+    assert proven(hidden, refuted, rebalanced={"m"}).states["m"].effective == SHARE
 
 
 MEND = Step("m", StepKind.SHRINK, Allocation(None, 8), Allocation(SHARE, 8))
@@ -361,6 +364,13 @@ def test_a_process_that_hides_is_loaded_again_once_and_then_only_if_its_requests
     for tick in range(DEAD_TICKS):
         proofs = proven(seen(at_s=110.0 + tick, success_count=0, failure_count=7), proofs)
     assert proofs.dead == {"m"}
+
+
+def test_a_process_that_hides_after_a_rebalance_loaded_it_is_none_that_is_gone() -> None:
+    proofs = proven(seen(at_s=101.0), proven(seen(STUB)), rebalanced={"m"})
+    for tick in range(2 * DEAD_TICKS):
+        proofs = proven(seen(at_s=102.0 + tick), proofs)
+    assert not proofs.dead
 
 
 def test_a_process_that_was_gone_before_anybody_looked_is_missed_beside_others_and_said() -> None:

@@ -1,13 +1,15 @@
 """What a day of the daemon writes to the log: news, and few lines of what comes and goes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
 
 from igniterd.config import parse_config
 from igniterd.decisions import ActResult, DecisionKind, Plan, Tick
-from igniterd.records import Estimate, Gap, Observation, Window
+from igniterd.hands import Rebalanced
+from igniterd.records import Allocation, Estimate, Gap, Observation, Window
 from igniterd.report import Reporter
 
 HOUR = 3600
@@ -111,3 +113,20 @@ def test_a_lost_board_is_told_once_and_once_when_it_is_back() -> None:
     told = [line for line in an_hour(tick) if line["event"] != "decision"]
     assert [line["event"] for line in told] == ["source silent", "source answers again"]
     assert [line["source"] for line in told] == ["nvml:GPU-a"] * 2
+
+
+def test_what_a_rebalance_changed_is_told_once_and_stands_among_the_moves() -> None:
+    change = Rebalanced(Allocation(0.4, 8), Allocation(0.2, 8))
+
+    def tick(n: int) -> Tick:
+        holds = a_tick(n, Plan(float(n), DecisionKind.HOLD, "every SLO holds"))
+        return replace(holds, rebalanced={"vgg19": change} if n == 100 else {})
+
+    (said,) = [line for line in an_hour(tick) if line["event"] == "moved"]
+    assert (said["model"], said["kind"]) == ("vgg19", "rebalance")
+    assert said["why"] == "a rebalance of the cluster (igniterd fleet apply) changed it"
+    reporter = Reporter(parse_config(CONFIG, source="test"))
+    for n in range(99, 103):
+        reporter(tick(n))
+    (move,) = reporter.state["last_moves"]
+    assert (move["before"]["share"], move["after"]["share"], move["ok"]) == (0.4, 0.2, True)

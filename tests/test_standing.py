@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from igniterd.clients.environments import ModelConfig
+from igniterd.clients.triton.config import allocation_of, same_allocation
+from igniterd.clients.triton.config_change import marked, with_allocation
+from igniterd.clients.triton.marks import rebalance_mark, rebalanced_s
 from igniterd.decide.state import DecisionState
 from igniterd.decisions import ActResult, Actuation, Step, StepKind
+from igniterd.hands import Rebalanced
 from igniterd.records import Allocation, Load, ModelReading, Observation, Stub
 from igniterd.standing import Facts, Known, followed, scene, standings, stepped
 from igniterd.states import Cause, State
 from tests.hosts import config
 
 A, B = Allocation(0.4, 8), Allocation(0.2, 8)
+EPOCH_S = 1_764_000_000.0
 
 
 def reading(name: str = "alexnet", here: Allocation = A, **more: Any) -> ModelReading:
@@ -42,6 +51,7 @@ class World:
         self.config, self.known = config(folder), Known()
 
     def sees(self, seen: Observation, outcome: ActResult | None = None, **more: Any) -> Known:
+        more = {"wall_s": EPOCH_S + seen.at_s, **more}
         self.known = followed(self.known, seen, outcome or ActResult(), config=self.config, **more)
         return self.known
 
@@ -93,6 +103,173 @@ def test_a_hand_may_change_anything(world: World, change: dict[str, Any]) -> Non
         "alexnet"
         in world.sees(at(101.0, reading(here=replace(A, **change), success_count=0))).hands
     )
+
+
+# ---------------------------------------------------------------- a rebalance's
+
+
+def by_rebalance(here: Allocation, at_s: float, **more: Any) -> ModelReading:
+    """As a rebalance has set it at ``at_s``."""
+    return reading(here=here, success_count=0, rebalanced_s=EPOCH_S + at_s, **more)
+
+
+def test_what_a_rebalance_changed_is_taken_over_at_once_and_told_once(world: World) -> None:
+    seen = at(101.0, by_rebalance(B, 100.5))
+    known = world.sees(seen)
+    assert (known.hands, known.rebalanced) == ({}, {"alexnet": Rebalanced(A, B)})
+    assert world.state(seen) is State.STEERED
+    later = at(102.0, by_rebalance(B, 100.5))
+    assert world.sees(later).rebalanced == {}
+    assert world.state(later) is State.STEERED
+
+
+def test_a_second_rebalance_and_one_that_takes_it_back_are_taken_over_too(world: World) -> None:
+    world.sees(at(101.0, by_rebalance(B, 100.5)))
+    assert world.sees(at(110.0, by_rebalance(A, 109.0))).rebalanced == {"alexnet": Rebalanced(B, A)}
+    assert not world.known.hands
+
+
+C = Allocation(0.3, 8)
+
+
+@pytest.mark.parametrize(
+    ("now", "respected"),
+    [
+        # loaded again from its file, or by a program without marks
+        (reading(here=C), True),
+        # read back, changed and loaded with the mark in it: that holds for something else
+        (reading(here=C, rebalanced_s=None), True),
+        # the configuration of before, kept and loaded again with its mark
+        (by_rebalance(A, 50.0), True),
+        # one that was kept for long
+        (by_rebalance(C, -5000.0), True),
+        # marked by somebody whose clock is of another day
+        (by_rebalance(C, 90_000.0), True),
+        # a rebalance, by a machine whose clock is five minutes behind or ahead
+        (by_rebalance(C, 110.0), False),
+        (by_rebalance(C, 410.0), False),
+        # a new version
+        (reading(here=C, version="2"), False),
+    ],
+)
+def test_who_is_respected_after_a_rebalance(
+    world: World, now: ModelReading, respected: bool
+) -> None:
+    world.sees(at(50.0, by_rebalance(A, 50.0)))
+    world.sees(at(101.0, by_rebalance(B, 100.5)))
+    seen = at(120.0, now)
+    assert bool(world.sees(seen).hands) is respected
+    assert (world.state(seen) is State.BY_HAND) is respected
+
+
+def test_a_mark_whose_time_is_behind_the_last_one_is_not_believed(world: World) -> None:
+    """Two machines carry out rebalances, and their clocks differ: respected, as ever before."""
+    world.sees(at(101.0, by_rebalance(B, 400.0)))
+    assert world.sees(at(120.0, by_rebalance(C, 120.0))).hands
+
+
+def test_a_rebalance_while_triton_was_out_of_reach_for_an_hour_is_one(world: World) -> None:
+    for now_s in range(101, 4000, 60):
+        world.sees(at(float(now_s), unread={"alexnet": "no answer"}))
+    assert not world.sees(at(4000.0, by_rebalance(B, 300.0))).hands
+
+
+def test_a_daemon_that_begins_anew_takes_an_old_mark_for_no_change(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    assert world.sees(at(0.0, by_rebalance(A, -10.0))).rebalanced == {}
+    world.sees(at(60.0, reading(here=B)), done(B))
+    assert world.sees(at(100.0, by_rebalance(A, -10.0))).hands, "loaded again by hand"
+
+
+def test_a_rebalance_ends_what_a_hand_did(world: World) -> None:
+    world.sees(at(101.0, reading(here=C)))
+    assert world.known.hands
+    assert not world.sees(at(110.0, by_rebalance(B, 109.0))).hands
+
+
+def test_a_rebalance_during_a_step_of_ours_is_seen_after_it(world: World) -> None:
+    world.sees(at(101.0, by_rebalance(B, 100.5)), acting=["alexnet"])
+    known = world.sees(at(102.0, by_rebalance(B, 100.5)), done(C, ok=False, cause=Cause.BY_HAND))
+    assert (known.hands, known.rebalanced) == ({}, {"alexnet": Rebalanced(A, B)})
+
+
+def test_what_loads_a_model_that_is_new_is_no_change_and_its_second_load_none_by_hand(
+    world: World,
+) -> None:
+    """Where its file cannot be read it is loaded as that says, and then as wanted."""
+    world.sees(at(101.0, absent=frozenset({"alexnet"})))
+    assert not world.sees(at(110.0, reading(here=A, success_count=0))).hands
+    seen = at(112.0, by_rebalance(B, 111.0))
+    assert not world.sees(seen).hands
+    assert world.state(seen) is State.STEERED
+
+
+def test_what_is_not_managed_stays_so_after_a_rebalance(world: World) -> None:
+    seen = at(101.0, by_rebalance(B, 100.5, hands_off="its owner says so"))
+    world.sees(seen)
+    assert world.state(seen) is State.HANDS_OFF
+    seen = at(102.0, by_rebalance(C, 101.5))
+    world.sees(seen)
+    assert world.state(seen, profiled={}) is State.WATCHED
+
+
+def test_an_old_copy_after_a_rebalance_may_answer_its_last_requests(world: World) -> None:
+    both = (stub(10), stub(11, started=5))
+    world.sees(at(99.0, reading(), stubs=(stub(10),)), done(A))
+    for now_s, state in ((120.0, State.STEERED), (125.0, State.STEERED), (131.0, State.OLD_COPY)):
+        seen = at(now_s, by_rebalance(B, 119.0), stubs=both)
+        world.sees(seen)
+        assert world.state(seen) is state
+
+
+WHO = st.sampled_from(["rebalance", "daemon", "file", "kept mark", "kept configuration"])
+SHARES_THERE = st.sampled_from([0.1, 0.2, 0.3])
+
+
+@given(st.lists(st.tuples(WHO, SHARES_THERE, st.integers(0, 9)), max_size=12))
+def test_whoever_changes_it_and_however_often_only_a_hand_is_respected(
+    changes: list[tuple[str, float, int]],
+) -> None:
+    """Configurations as they are loaded: by hand from a file, with the mark that was read back, or
+    as one of before was."""
+    group = {"name": "alexnet_0", "count": 1, "kind": "KIND_GPU", "gpus": [0]}
+    own = {"name": "alexnet", "backend": "python", "max_batch_size": 8, "instance_group": [group]}
+    served = [with_allocation(own, Allocation(0.4, 1, 0, 1, (0,)), "/shares")]
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(Path(folder))
+        world.sees(at(0.0, of_config(served[0])))
+        for number, (who, share, which) in enumerate(changes, start=1):
+            now_s, asked = 40.0 * number, Allocation(share, 1, 0, 1, (0,))
+            before, until_s = world.known.last["alexnet"].allocation, world.known.hands
+            config = with_allocation(own if who == "file" else served[-1], asked, "/shares")
+            if who == "rebalance":
+                config = marked(config, rebalance_mark(asked, EPOCH_S + now_s))
+            elif who == "daemon":
+                config = marked(config, f"{number:08x}")
+            elif who == "kept configuration":
+                config = served[which % len(served)]
+            served.append(config)
+            now = of_config(config)
+            if same_allocation(now.allocation, before):
+                world.sees(at(now_s, now))
+                assert world.known.hands == until_s, "nothing has changed"
+                assert not world.known.rebalanced
+                continue
+            ours = done(asked) if who == "daemon" else None
+            world.sees(at(now_s, now), ours)
+            by = world.known.hands.get("alexnet")
+            assert (by is not None and by.at_s == now_s) is (who not in ("rebalance", "daemon"))
+            assert bool(world.known.rebalanced) is (who == "rebalance")
+            if who == "rebalance":
+                assert by is None
+
+
+def of_config(config: ModelConfig) -> ModelReading:
+    here = allocation_of(config, "/shares")
+    return reading(here=here, rebalanced_s=rebalanced_s(config, here))
+
+
+# ---------------------------------------------------------------- several in a row
 
 
 def test_two_hands_in_a_row_are_one_quarrel(world: World) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 
@@ -190,6 +190,18 @@ def after(
             held = _put_off(held, model, now_s).with_model(model, refusals=1)
         else:
             held = _refuse(held, done, now_s)
+    return held
+
+
+def rebalanced(held: DecisionState, models: Iterable[str], now_s: float) -> DecisionState:
+    """``held`` once a rebalance has changed ``models``: no plan that was made before goes on, and
+    what is there now has time to settle, as after a change of our own."""
+    for model in models:
+        gpu = held.gpu_of(model)
+        if held.relocation is not None and model in held.relocation.target:
+            held = held.without_relocation()
+        held = held.with_gpu(gpu, plan=None, verdict=None, moved_at_s=now_s)
+        held = held.with_model(model, probation=None)
     return held
 
 

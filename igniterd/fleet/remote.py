@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Iterable
+import time
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,8 @@ from igniterd.clients.server_identity import is_here
 from igniterd.clients.shares import reach_of
 from igniterd.clients.triton.apply import Applier
 from igniterd.clients.triton.config import allocation_of, kinds_of, same_allocation
+from igniterd.clients.triton.config_change import marked, same_but_instances
+from igniterd.clients.triton.marks import rebalance_mark
 from igniterd.errors import CannotRun, IgniterdError, NotNow, Refused
 from igniterd.fleet.places import FleetTriton
 from igniterd.records import Allocation, ModelReading
@@ -42,11 +45,14 @@ class Client(Server, Protocol):
 class RemoteTriton:
     """Raises :class:`~igniterd.errors.NotNow` where Triton does not answer, or says no."""
 
-    def __init__(self, server: FleetTriton, client: Client) -> None:
+    def __init__(
+        self, server: FleetTriton, client: Client, clock: Callable[[], float] = time.time
+    ) -> None:
         self.server, self.client = server, client
         self.name = server.host if server.name == "main" else f"{server.host}/{server.name}"
         self.shares = server.shares
         self._there = str(server.shares or DEFAULT_SHARES)
+        self._loads = _MarkedLoads(client, self._there, clock)
         self._here: bool | None = None
 
     # ------------------------------------------------------------ looking
@@ -109,7 +115,7 @@ class RemoteTriton:
         try:
             found = await read_back(self.client, model)
             if not self._is(found, wanted):
-                await self.client.load(model, await self._changed(found, wanted))
+                await self._loads.load(model, await self._changed(found, wanted))
                 found = await read_back(self.client, model)
             self._check(model, found, wanted)
         except IgniterdError as error:
@@ -119,7 +125,7 @@ class RemoteTriton:
         """Bring a model that was loaded as its repository has it to ``wanted``."""
         found = await self.client.config(model)
         if not self._is(found, wanted):
-            await self.client.load(model, await self._changed(found, wanted))
+            await self._loads.load(model, await self._changed(found, wanted))
         found = await read_back(self.client, model)
         self._check(model, found, wanted)
 
@@ -129,9 +135,13 @@ class RemoteTriton:
             there = self.allocation(found)
             raise Refused(f"{model}: Triton loaded {there} where {wanted} was asked")
 
-    async def put(self, model: str, config: ModelConfig, *, anew: bool = False) -> None:
-        """Load a configuration that served before; ``anew``: also where it seems to serve."""
-        await self.client.load(model, config, exact=not anew)
+    async def put(
+        self, model: str, config: ModelConfig, present: ModelConfig | None, *, anew: bool = False
+    ) -> None:
+        """Load a configuration that served before, in place of ``present``; ``anew``: also where it
+        seems to serve."""
+        in_place = not anew and present is not None and same_but_instances(present, config)
+        await self._loads.load(model, config, exact=in_place)
         found = self.allocation(await read_back(self.client, model))
         if not same_allocation(found, self.allocation(config)):
             raise Refused(
@@ -195,7 +205,7 @@ class RemoteTriton:
 
     async def _applier(self) -> Applier:
         return Applier(
-            self.client,
+            self._loads,
             Path(self._there),
             reach_of(self.server),
             here=await self._is_here(),
@@ -206,7 +216,10 @@ class RemoteTriton:
 
     async def _load_once(self, model: str, config: ModelConfig | None) -> None:
         try:
-            await self.client.load(model, config)
+            if config is None:
+                await self.client.load(model, None)
+            else:
+                await self._loads.load(model, config)
         except Refused as error:
             raise Refused(
                 f"{self.name}: {model} cannot be loaded, and this Triton as a whole says that it "
@@ -219,6 +232,22 @@ class RemoteTriton:
         except IgniterdError as again:
             return Refused(f"{error}; {model} is left loaded on {self.name}: {again}")
         return Refused(f"{error}; {model} is unloaded again on {self.name}")
+
+
+class _MarkedLoads:
+    """Loads whose mark says that a rebalance made them, so that the host's daemon steers on."""
+
+    def __init__(self, client: Client, shares: str, clock: Callable[[], float]) -> None:
+        self._client, self._shares, self._clock = client, shares, clock
+
+    async def config(self, model: str) -> ModelConfig:
+        return await self._client.config(model)
+
+    async def load(self, model: str, config: ModelConfig, *, exact: bool = False) -> None:
+        """``exact``: instances alone are changed, beside those that serve on. Another mark would
+        make that a new copy: it has none, and the daemon respects it as a change by hand."""
+        mark = rebalance_mark(allocation_of(config, self._shares), self._clock())
+        await self._client.load(model, config if exact else marked(config, mark), exact=True)
 
 
 def placed(config: ModelConfig, wanted: Allocation) -> ModelConfig:

@@ -88,7 +88,7 @@ async def _put(journal: Journal, step: Step, crew: Crew) -> Undone:
         if step.action != "unload":
             said = "left as it is: somebody else unloaded it"
             return Undone(step=step.number, said=said, left=True)
-        await remote.put(step.model, before)
+        await remote.put(step.model, before, None)
         return Undone(step=step.number, said="loaded again")
     now, then = remote.allocation(present), remote.allocation(before)
     finished = step.number in journal.done
@@ -97,7 +97,7 @@ async def _put(journal: Journal, step: Step, crew: Crew) -> Undone:
     ours = () if step.action == "unload" else (wanted_of(journal.rebalance, step, remote),)
     # a load that nobody waited for may end yet: one more is behind it
     if any(same_allocation(now, each) for each in (*ours, then)):
-        await remote.put(step.model, before, anew=not finished)
+        await remote.put(step.model, before, present, anew=not finished)
         return Undone(step=step.number, said="as it was")
-    said = f"left as it is: somebody else changed it to {now}"
+    said = f"left as it is: somebody else, or its host's daemon, changed it to {now}"
     return Undone(step=step.number, said=said, left=True)

@@ -95,5 +95,6 @@ def _known(known: Known, stay: set[str]) -> Known:
         expected=only(known.expected, stay),
         hands=only(known.hands, stay),
         loaded_s=only(known.loaded_s, stay),
+        marked_s=only(known.marked_s, stay),
         standings=only(known.standings, stay),
     )

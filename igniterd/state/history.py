@@ -66,7 +66,7 @@ class History:
 
     def record(self, tick: Tick, state: Callable[[], dict[str, Any]]) -> None:
         """Keep ``tick`` if it is worth keeping, with the ``state`` it gives."""
-        moved = bool(tick.outcome.actuations)
+        moved = bool(tick.outcome.actuations or tick.rebalanced)
         changed = tick.plan.outcome.value != self._last
         if not (moved or changed or tick.at_s - self._sampled_s >= SAMPLE_EVERY_S):
             return

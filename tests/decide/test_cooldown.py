@@ -7,6 +7,7 @@ from igniterd.decide.cooldown import (
     REFUSED_S,
     after,
     came_after_all,
+    rebalanced,
     rollbacks,
     why_not_now,
 )
@@ -16,6 +17,7 @@ from igniterd.decide.state import (
     ModelHold,
     Pause,
     Probation,
+    Relocation,
     Underway,
 )
 from igniterd.decide.steps import ordered
@@ -226,3 +228,23 @@ def test_a_model_without_a_process_of_its_own_keeps_no_other_change_waiting() ->
     )
     held = after(held, done(step), {}, RULES, 100.0)
     assert held.of("m").unhosted is None
+
+
+def test_what_a_rebalance_changed_ends_the_plan_of_its_gpu_and_may_settle() -> None:
+    """Else the plan would be carried on, and undo it."""
+    plan = Underway({"m": LARGE, "other": SMALL})
+    watch = Probation(LARGE, 0.0, 10.0, 100.0)
+    moves = Relocation({"m": "g1"}, {"m": LARGE}, frozenset({"g0", "g1"}))
+    held = DecisionState(
+        {"m": ModelHold(gpu="g0", probation=watch, refusals=2), "other": ModelHold(gpu="g1")},
+        {"g0": GpuHold(plan=plan, moved_at_s=1.0), "g1": GpuHold(plan=plan, moved_at_s=2.0)},
+        reloads=(5.0,),
+        relocation=moves,
+    )
+    now = rebalanced(held, ["m"], 50.0)
+    assert now.gpu("g0") == GpuHold(moved_at_s=50.0)
+    assert now.gpu("g1") == held.gpu("g1")
+    assert now.of("m") == ModelHold(gpu="g0", refusals=2)
+    assert now.relocation is None
+    assert now.reloads == (5.0,), "no reload of ours"
+    assert rebalanced(held, [], 50.0) == held

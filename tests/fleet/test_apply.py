@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igniterd.clients.triton.config import allocation_of
+from igniterd.clients.triton.marks import rebalanced_s
 from igniterd.errors import CannotRun, Refused, Unanswered, Unreachable
 from igniterd.fleet.apply import StepFailed, carry_out, mark_routed
 from igniterd.fleet.journal import Journal
@@ -83,6 +85,53 @@ def test_the_check_changes_nothing() -> None:
     world = World.made()
     assert run(faults(world)) == []
     assert world.standing() == World.made().standing()
+
+
+def marked_by_rebalance(world: World) -> set[str]:
+    """The models whose last load says that a rebalance set what they have."""
+    return {
+        f"{host}/{name}"
+        for host, models in world.served.items()
+        for name, config in models.items()
+        if rebalanced_s(config, allocation_of(config, SHARES)) is not None
+    }
+
+
+def test_every_load_says_who_made_it_and_so_does_every_one_that_takes_it_back(
+    tmp_path: Path,
+) -> None:
+    world = World.made()
+    journal = started(tmp_path)
+    run(carry_out(journal, world.crew()))
+    assert marked_by_rebalance(world) == {"gpu-a/rest", "gpu-b/near", "gpu-b/m"}
+    run(take_back(again(journal), world.crew()))
+    assert marked_by_rebalance(world) == {"gpu-a/rest", "gpu-a/m", "gpu-b/near"}
+
+
+def test_one_that_goes_on_says_so_too(tmp_path: Path) -> None:
+    world, journal = World.made(), started(tmp_path)
+    world.late = True  # the first load is not answered, and ends later
+    with pytest.raises(StepFailed):
+        run(carry_out(journal, world.crew()))
+    world.finish_loads()
+    assert marked_by_rebalance(world) == {"gpu-b/near"}
+    run(carry_out(again(journal), world.crew()))
+    assert marked_by_rebalance(world) == {"gpu-a/rest", "gpu-b/near", "gpu-b/m"}
+
+
+def test_instances_alone_are_brought_back_beside_those_that_serve_on(tmp_path: Path) -> None:
+    """With another mark that would be a new copy."""
+    world = World.made()
+    steps = rebalance().model_dump(mode="json", by_alias=True)["steps"]
+    now = {"share": 0.9, "max_batch_size": 8, "devices": [0]}
+    steps[0] |= {"before": now, "allocation": now | {"instances": 2, "devices": [0, 0]}}
+    sent = copy.deepcopy(world.served["gpu-b"]["near"])
+    journal = started(tmp_path, rebalance(steps=steps))
+    run(carry_out(journal, world.crew()))
+    group = sent["instance_group"][0] | {"count": 2}
+    assert world.served["gpu-b"]["near"] == sent | {"instance_group": [group]}
+    run(take_back(again(journal), world.crew()))
+    assert world.served["gpu-b"]["near"] == sent
 
 
 # ---------------------------------------------------------------- where it fails

@@ -16,6 +16,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ import aiohttp
 import aiomqtt
 import pytest
 
+from igniterd.clients.triton.apply import Applier
+from igniterd.clients.triton.client import TritonClient
+from igniterd.fleet.places import FleetTriton
+from igniterd.fleet.remote import RemoteTriton
 from igniterd.lab.host import EmulatedHost, EmulatedModel, HostSpec, emulated_host
 from igniterd.lab.load.load import LoadSpec, Phase, RequestLog
 from igniterd.lab.programs import programs
@@ -162,6 +167,34 @@ def answered(log_path: Path, count: int) -> bool:
     return log_path.read_bytes().count(b"\n") > count
 
 
+async def steers_on_what_a_rebalance_changed(igniterd: Daemon, url: str, shares: Path) -> None:
+    """And respects who loads that again with another share, the mark of its load left in it."""
+    client = TritonClient("main", url, timeout_s=5.0, shares_dir=str(shares))
+    remote = RemoteTriton(FleetTriton(host="gpu-a", url=url, shares=shares), client)
+    try:
+        now = remote.allocation(await client.config("alexnet"))
+        assert now.share
+        await remote.apply("alexnet", replace(now, share=0.8 * now.share), [now])
+
+        def of_alexnet(state: dict[str, Any]) -> str:
+            return next(str(m["state"]) for m in state["models"] if m["name"] == "alexnet")
+
+        state = await igniterd.until(
+            lambda s: any(move["kind"] == "rebalance" for move in s["last_moves"]), 30.0
+        )
+        (move,) = (move for move in state["last_moves"] if move["kind"] == "rebalance")
+        assert (move["model"], move["before"]["share"]) == ("alexnet", now.share)
+        assert of_alexnet(state) == "steered"
+        assert not any("somebody else" in line.get("reason", "") for line in igniterd.said())
+        there = await client.config("alexnet")
+        theirs = replace(remote.allocation(there), share=0.5 * now.share)
+        changed = await Applier(client, shares).change(there, theirs)
+        await client.load("alexnet", changed, exact=True)
+        await igniterd.until(lambda s: of_alexnet(s) == "by_hand", 30.0)
+    finally:
+        await client.close()
+
+
 async def test_takes_over_a_host_and_asserts_it_again(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     spec = HostSpec(
@@ -209,6 +242,10 @@ async def test_takes_over_a_host_and_asserts_it_again(tmp_path: Path) -> None:
         assert topic.endswith("/1")
         profile = unpacked(digest, [ProfilePart.model_validate(part["data"])])
         assert set(Profile.model_validate_json(profile).models) >= set(SLOS)
+
+        await steers_on_what_a_rebalance_changed(
+            igniterd, host.triton.url, tmp_path / "state/shares"
+        )
 
         await host.triton.restart()  # its files know nothing of the shares
         await igniterd.until(

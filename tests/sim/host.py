@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from igniterd.clients.triton.config import allocation_of
+from igniterd.clients.triton.marks import rebalanced_s
 from igniterd.clients.triton.unmanaged import BusyClock
 from igniterd.devices import ServerFacts
 from igniterd.errors import NotNow, NotServed, Refused, Unreachable
@@ -341,6 +342,7 @@ class SimHost:
             batches=batches,
             instance_names=frozenset({f"{model.name}_0_0"}),
             at_s=self._now_s,
+            rebalanced_s=rebalanced_s(model.config, model.applied),
         )
 
     # ------------------------------------------------------------ the simulation

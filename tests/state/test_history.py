@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from igniterd.decisions import ActResult, DecisionKind, Plan, Tick
-from igniterd.records import Estimate, Observation, Window
+from igniterd.hands import Rebalanced
+from igniterd.records import Allocation, Estimate, Observation, Window
 from igniterd.state.history import KEEP_S, RECENT, SAMPLE_EVERY_S, SCHEMA, History
+
+SMALL, LARGE = Allocation(0.2, 8), Allocation(0.4, 8)
 
 
 def tick(at_s: float, outcome: DecisionKind = DecisionKind.HOLD) -> Tick:
@@ -41,6 +44,16 @@ def test_keeps_changes_of_mind_and_a_sample_a_minute(tmp_path: Path) -> None:
     kept = rows(tmp_path / "state" / "history.db")
     assert [json.loads(row[4])["second"] for row in kept] == [0, 20, 21]
     assert kept[1][:4] == (1020.0, "wait", "because", 0)
+
+
+def test_keeps_what_a_rebalance_changed(tmp_path: Path) -> None:
+    history, change = History(tmp_path / "history.db"), Rebalanced(SMALL, LARGE)
+    for second in range(4):
+        changed = {"m": change} if second == 2 else {}
+        history.record(replace(tick(float(second)), rebalanced=changed), partial(dict, at=second))
+    history.close(60.0)  # a busy disk
+    kept = [(json.loads(row[4])["at"], row[3]) for row in rows(tmp_path / "history.db")]
+    assert kept == [(0, 0), (2, 1)]
 
 
 def test_a_disk_that_refuses_costs_no_tick_and_is_said_once(

@@ -18,6 +18,7 @@ from igniterd.clients.environments import (
 )
 from igniterd.clients.triton.config import allocation_of, instance_names_of, kinds_of, mark_of
 from igniterd.clients.triton.json_config import config_to_dict, unknown_fields
+from igniterd.clients.triton.marks import rebalanced_s
 from igniterd.clients.triton.metrics import ModelMetrics, ModelVersion
 from igniterd.clients.triton.obstacles import (
     batching_obstacle,
@@ -65,6 +66,7 @@ class Known:
     instance_names: frozenset[str]
     unknown: tuple[str, ...]
     mark: str
+    rebalanced_s: float | None
     read_at_s: float
 
     def insists(self, mark: str, wanted: Allocation | None) -> None:
@@ -114,10 +116,11 @@ def known_of(
     ``own`` is what was seen of the environment the model came with.
     """
     config = config_to_dict(message)
+    allocation = allocation_of(config, shares_dir)
     return Known(
         message=message,
         backend=backend_of(config),
-        allocation=allocation_of(config, shares_dir),
+        allocation=allocation,
         owns_process=runs_in_stubs(config),
         share_fixed=share_obstacle(config, shares_dir, reach=reach, own=own),
         batching_fixed=batching_obstacle(config),
@@ -128,6 +131,7 @@ def known_of(
         instance_names=instance_names_of(config),
         unknown=unknown_fields(message),
         mark=mark_of(config),
+        rebalanced_s=rebalanced_s(config, allocation),
         hands_off=hands_off(config),
         read_at_s=read_at_s,
     )
@@ -240,6 +244,7 @@ def reading(
         loading=loading,
         hands_off=known.hands_off,
         at_s=at_s,
+        rebalanced_s=known.rebalanced_s,
     )
 
 
