@@ -15,15 +15,8 @@ from igniterd.estimators.bias import Bias
 from igniterd.estimators.daily import Daily, update_daily
 from igniterd.estimators.effect import ShareTrial
 from igniterd.estimators.live_curve import LiveCurve
-from igniterd.records import (
-    Allocation,
-    BiasEstimate,
-    Changed,
-    LiveService,
-    Load,
-    ModelReading,
-    ModelWindow,
-)
+from igniterd.loads import BiasEstimate, Changed, LiveService, Load
+from igniterd.records import Allocation, ModelReading, ModelWindow
 
 SMOOTH_S = 4.0  # time constant of the smoothed measurements
 SETTLE_S = 3.0  # of a new copy, before its service times count

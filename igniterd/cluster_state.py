@@ -13,6 +13,7 @@ from igniterd.decide.uncapped import after, busy_part, taken
 from igniterd.decisions import Tick
 from igniterd.hints import number, stuck
 from igniterd.jsontext import dumps
+from igniterd.loads import BiasEstimate, Load
 from igniterd.messages.event import MOST_DATA
 from igniterd.messages.lean import lean
 from igniterd.messages.state import (
@@ -30,7 +31,7 @@ from igniterd.messages.state import (
 )
 from igniterd.placement import HOMELESS
 from igniterd.profiled import Predictors
-from igniterd.records import BiasEstimate, BoardReading, Load, ModelReading, most_on_one
+from igniterd.records import BoardReading, ModelReading, most_on_one
 
 SCHEMA = 1
 MOST_LOADABLE = 12 * 1024

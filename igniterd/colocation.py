@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from igniterd.estimators.bias import pressure_of
+from igniterd.loads import BiasEstimate
 from igniterd.perf.api import UNCAPPED, Tenant
-from igniterd.records import Allocation, BiasEstimate, most_on_one
+from igniterd.records import Allocation, most_on_one
 
 UTILISATION_STEP = 0.05
 BATCH_STEP = 0.5

@@ -8,7 +8,7 @@ from dataclasses import replace
 from igniterd.belief import ModelState
 from igniterd.estimators.bias import Measured, Point
 from igniterd.estimators.bias_filter import update_bias
-from igniterd.records import BiasEstimate, Changed
+from igniterd.loads import BiasEstimate, Changed
 
 # smallest changes of a bias estimate that are published to plans
 PUBLISH_LEVEL, PUBLISH_TILT, PUBLISH_SD = 0.01, 0.01, 0.75

@@ -7,13 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from igniterd.hands import Rebalanced
-from igniterd.records import (
-    Allocation,
-    Estimate,
-    Observation,
-    ShareState,
-    Window,
-)
+from igniterd.loads import Estimate
+from igniterd.records import Allocation, Observation, ShareState, Window
 from igniterd.states import Cause, Standing
 
 

@@ -26,9 +26,10 @@ from igniterd.belief import (
 from igniterd.config import Decide, Model
 from igniterd.estimators.arrivals import ForecastTarget
 from igniterd.expect import GpuView, Predicted, longest_ms, predict_gpu
+from igniterd.loads import Estimate, Load
 from igniterd.placement import groups_of
 from igniterd.predict import LatencyPredictor
-from igniterd.records import Estimate, Load, ModelWindow, Observation, Window
+from igniterd.records import ModelWindow, Observation, Window
 from igniterd.window import answered_s
 
 BasisOf = Callable[[tuple[str, ...]], tuple[Mapping[str, str], LatencyPredictor | None]]

@@ -18,17 +18,11 @@ from igniterd.config import Model
 from igniterd.corrections import update_model_bias
 from igniterd.estimators.bias import Measured, Point, pressure_of
 from igniterd.estimators.live_curve import describe, points, update_curve
+from igniterd.loads import LiveService
 from igniterd.perf.api import Tenant
 from igniterd.predict import Demand, LatencyPredictor, Neighbours, quantised
 from igniterd.queueing.tail import MAX_CV, response_time
-from igniterd.records import (
-    Allocation,
-    LiveService,
-    ModelReading,
-    ModelWindow,
-    Observation,
-    Window,
-)
+from igniterd.records import Allocation, ModelReading, ModelWindow, Observation, Window
 from igniterd.trial import dispersion, measured, tried
 
 EXPECT_AGAIN = 0.03  # change of the predicted wait, roughly, that asks for a new prediction ...

@@ -27,10 +27,11 @@ from igniterd.decide.state import DecisionState
 from igniterd.decisions import ActResult, Plan, Tick
 from igniterd.edgelog import EdgeLogger
 from igniterd.estimate import estimate
+from igniterd.loads import Estimate
 from igniterd.observe import Sources
 from igniterd.profiled import Bases, Predictors, kinds_of_boards
 from igniterd.prove import Proofs, planned_view, prove
-from igniterd.records import Estimate, Mode, Observation
+from igniterd.records import Mode, Observation
 from igniterd.standing import Facts, Known, followed, scene, standings, stepped, unread_as_found
 from igniterd.state.carry import Carry
 from igniterd.state.released import FILE, Released

@@ -26,16 +26,8 @@ from dataclasses import dataclass, field, replace
 from igniterd.config import Mps
 from igniterd.decisions import ActResult
 from igniterd.evidence import NO_PROCESS, SAME, Finding, by_process, serving, stubs_of
-from igniterd.records import (
-    Effect,
-    Gap,
-    Load,
-    ModelReading,
-    MpsReading,
-    Observation,
-    ShareState,
-    Stub,
-)
+from igniterd.loads import Load
+from igniterd.records import Effect, Gap, ModelReading, MpsReading, Observation, ShareState, Stub
 
 CONNECT_S = 2.0  # a process is a client of MPS so long after it is there, or has first executed
 SHOWN_S = 6.0  # what tells of a new process has been asked by then

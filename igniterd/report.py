@@ -14,7 +14,8 @@ from igniterd.config import Config, Model
 from igniterd.decisions import DecisionKind, StepKind, Tick
 from igniterd.edgelog import EdgeLogger, Lately
 from igniterd.hints import number, qualified
-from igniterd.records import Gap, LiveService, Load
+from igniterd.loads import LiveService, Load
+from igniterd.records import Gap
 
 STATE_SCHEMA = 1
 SAY_AGAIN_S = 600.0

@@ -21,7 +21,8 @@ from igniterd.decide.state import DecisionState, only
 from igniterd.decisions import ActResult, StepKind
 from igniterd.evidence import stubs_of
 from igniterd.hands import Hand, Rebalanced, by_hand, by_rebalance, in_words, newest
-from igniterd.records import Allocation, Load, ModelReading, Observation
+from igniterd.loads import Load
+from igniterd.records import Allocation, ModelReading, Observation
 from igniterd.states import Cause, Standing, State
 
 LINGER_S = 10.0  # an old copy may answer its last requests for so long

@@ -21,6 +21,7 @@ from igniterd.decide.decide import decide
 from igniterd.decide.judge import PredictorPair
 from igniterd.decide.state import DecisionState
 from igniterd.decisions import Plan
+from igniterd.loads import Estimate, Load
 from igniterd.perf.api import Tenant
 from igniterd.planner.evaluate import Placement, evaluate
 from igniterd.planner.gpu_types import parse_gpu
@@ -38,7 +39,7 @@ from igniterd.predict import (
     as_tenants,
     quantised,
 )
-from igniterd.records import Allocation, Estimate, Load, ModelReading, Observation
+from igniterd.records import Allocation, ModelReading, Observation
 from igniterd.states import Standing, State
 
 GPU = parse_gpu("v100")

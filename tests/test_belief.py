@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from igniterd.belief import ModelState
 from igniterd.estimate import estimate
-from igniterd.records import Allocation, BatchStat, Estimate, ModelReading, Observation
+from igniterd.loads import Estimate
+from igniterd.records import Allocation, BatchStat, ModelReading, Observation
 from igniterd.window import between
 from tests.hosts import SLOS, config, knowledge
 

@@ -14,6 +14,7 @@ from igniterd import __version__
 from igniterd.cluster_state import cluster_state
 from igniterd.config import Config
 from igniterd.decisions import ActResult, DecisionKind, Plan, Tick, Verdict
+from igniterd.loads import BiasEstimate, Estimate, Load
 from igniterd.messages.event import event
 from igniterd.messages.state import HostState, split_state
 from igniterd.messages.topics import host_topic
@@ -22,11 +23,8 @@ from igniterd.profiled import Predictors
 from igniterd.records import (
     UNNAMED_GPU,
     Allocation,
-    BiasEstimate,
     BoardReading,
     Effect,
-    Estimate,
-    Load,
     ModelReading,
     Observation,
     ShareState,

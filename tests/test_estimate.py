@@ -11,9 +11,10 @@ from igniterd.estimate import HORIZON_S, estimate
 from igniterd.estimators.bias import Bias, Measured, Point
 from igniterd.estimators.bias_filter import update_bias
 from igniterd.expect import as_modelled, others
+from igniterd.loads import Load
 from igniterd.perf.api import Tenant
 from igniterd.queueing.tail import SERVICE_CV
-from igniterd.records import Allocation, BatchStat, Load, ModelReading, Observation
+from igniterd.records import Allocation, BatchStat, ModelReading, Observation
 from igniterd.window import between
 from tests.hosts import config, knowledge
 

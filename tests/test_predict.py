@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from igniterd.colocation import beside_on_busiest
+from igniterd.loads import BiasEstimate
 from igniterd.perf import Profile, builtin_profile, load_model
 from igniterd.perf.api import Tenant
 from igniterd.predict import Demand, LatencyPredictor, as_tenants, quantised
 from igniterd.queueing.tail import MAX_CV, SERVICE_CV
-from igniterd.records import Allocation, BiasEstimate
+from igniterd.records import Allocation
 
 MODEL = load_model(builtin_profile("v100"))
 DEMANDS = [

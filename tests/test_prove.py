@@ -13,18 +13,9 @@ from hypothesis import strategies as st
 from igniterd.config import Mps
 from igniterd.decisions import ActResult, Actuation, Step, StepKind
 from igniterd.evidence import stubs_of
+from igniterd.loads import Load, ShareTest
 from igniterd.prove import CONNECT_S, DEAD_TICKS, MEND_AGAIN_S, Proofs, planned_view, prove
-from igniterd.records import (
-    Allocation,
-    Effect,
-    Gap,
-    Load,
-    ModelReading,
-    MpsReading,
-    Observation,
-    ShareTest,
-    Stub,
-)
+from igniterd.records import Allocation, Effect, Gap, ModelReading, MpsReading, Observation, Stub
 
 SHARE = 0.3
 READING = ModelReading(

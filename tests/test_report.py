@@ -16,15 +16,11 @@ from igniterd.decisions import (
     Verdict,
 )
 from igniterd.hints import hints_of
+from igniterd.loads import BiasEstimate, Changed, Estimate, LiveService, Load
 from igniterd.records import (
     Allocation,
-    BiasEstimate,
     BoardReading,
-    Changed,
-    Estimate,
     Gap,
-    LiveService,
-    Load,
     ModelReading,
     MpsReading,
     Observation,

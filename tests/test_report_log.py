@@ -9,7 +9,8 @@ from structlog.testing import capture_logs
 from igniterd.config import parse_config
 from igniterd.decisions import ActResult, DecisionKind, Plan, Tick
 from igniterd.hands import Rebalanced
-from igniterd.records import Allocation, Estimate, Gap, Observation, Window
+from igniterd.loads import Estimate
+from igniterd.records import Allocation, Gap, Observation, Window
 from igniterd.report import Reporter
 
 HOUR = 3600

@@ -18,7 +18,8 @@ from igniterd.clients.triton.marks import rebalance_mark, rebalanced_s
 from igniterd.decide.state import DecisionState
 from igniterd.decisions import ActResult, Actuation, Step, StepKind
 from igniterd.hands import Rebalanced
-from igniterd.records import Allocation, Load, ModelReading, Observation, Stub
+from igniterd.loads import Load
+from igniterd.records import Allocation, ModelReading, Observation, Stub
 from igniterd.standing import Facts, Known, followed, scene, standings, stepped
 from igniterd.states import Cause, State
 from tests.hosts import config

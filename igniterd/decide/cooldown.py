@@ -10,7 +10,8 @@ from igniterd.config import Decide
 from igniterd.decide.state import DecisionState, ModelHold, Pause, Probation
 from igniterd.decide.steps import granted
 from igniterd.decisions import ActResult, Actuation, Step, StepKind
-from igniterd.records import ROUNDING, Allocation, Load, granted_total
+from igniterd.loads import Load
+from igniterd.records import ROUNDING, Allocation, granted_total
 from igniterd.states import Cause
 
 HOUR_S = 3600.0

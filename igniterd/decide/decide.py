@@ -35,9 +35,10 @@ from igniterd.decide.state import ALL, LADDER, DecisionState, Margins
 from igniterd.decide.uncapped import Beside, beside
 from igniterd.decide.upkeep import no_shares, upkeep_of
 from igniterd.decisions import DecisionKind, Plan
+from igniterd.loads import Estimate
 from igniterd.placement import GpuGroup, groups_of
 from igniterd.predict import Demand
-from igniterd.records import Allocation, Estimate, Observation
+from igniterd.records import Allocation, Observation
 from igniterd.states import Standing, State
 
 BasisOf = Callable[[tuple[str, ...]], tuple[Mapping[str, str], PredictorPair | None]]

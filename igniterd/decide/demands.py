@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from igniterd.config import Config, Model
 from igniterd.decide.judge import PredictorPair
 from igniterd.decide.state import ALL, Margins
+from igniterd.loads import Estimate, Load
 from igniterd.predict import Demand
-from igniterd.records import Estimate, Load, ModelReading, Observation
+from igniterd.records import ModelReading, Observation
 
 FEW = 0.05
 MUCH_MORE = 1.2  # less than this is no memory but the rate as it is

@@ -9,8 +9,9 @@ from igniterd.config import Config
 from igniterd.decide.gpu import GpuDecision
 from igniterd.decide.state import DecisionState
 from igniterd.decisions import DecisionKind, Plan, Verdict
+from igniterd.loads import Estimate
 from igniterd.predict import LatencyPrediction
-from igniterd.records import Allocation, Estimate, Observation
+from igniterd.records import Allocation, Observation
 from igniterd.states import Standing, State
 
 UNKNOWN = (State.NOT_ANSWERING, State.UNPREDICTABLE, State.LOADING, State.UNREAD, State.UNSEEN)

@@ -10,8 +10,9 @@ from igniterd.config import Decide
 from igniterd.decide.room import Reserved, Room, grown
 from igniterd.decide.search import GROWTHS
 from igniterd.decide.state import ALL, LADDER, CachedVerdict, DecisionState, Margins
+from igniterd.loads import Load
 from igniterd.predict import Demand, LatencyPrediction, LatencyPredictor
-from igniterd.records import Allocation, Load
+from igniterd.records import Allocation
 
 # a GPU with head-room is judged again no later than this, and at once when a rate has used up most
 # of it

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from igniterd.config_model import Model
 from igniterd.decide.state import DecisionState, Part
-from igniterd.records import ROUNDING, Load, ModelReading, Observation, most_on_one
+from igniterd.loads import Load
+from igniterd.records import ROUNDING, ModelReading, Observation, most_on_one
 
 STEP = 0.05  # of a GPU: what is reckoned with is a multiple
 IDLE = 0.005  # less than this is nothing

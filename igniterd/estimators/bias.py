@@ -84,8 +84,8 @@ from pydantic import Field, model_validator
 
 from igniterd.documents import Document
 from igniterd.estimators.dispersion import Dispersion, Kept
+from igniterd.loads import BiasEstimate
 from igniterd.perf.api import Tenant
-from igniterd.records import BiasEstimate
 
 CENTRE = 2.0  # log2 of the batch at which the level is meant
 LEVEL_SD = 0.05  # of the log bias, before anything is measured

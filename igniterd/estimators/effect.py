@@ -26,7 +26,8 @@ from dataclasses import dataclass, replace
 
 from igniterd.arrays import F64
 from igniterd.estimators.bias import Measured
-from igniterd.records import Effect, ShareTest
+from igniterd.loads import ShareTest
+from igniterd.records import Effect
 
 SIGMAS = 3.0
 EXECUTION_SD = 0.15  # of the log of one execution, dispersion and neighbours' mix together

@@ -18,11 +18,12 @@ from igniterd.decide.state import ALL, Margins
 from igniterd.fleet.checks import instances_on
 from igniterd.fleet.cluster import HostView, allocation_from
 from igniterd.fleet.knowledge import BoardKind, Knowledge
+from igniterd.loads import BiasEstimate
 from igniterd.messages.state import BoardState, Learnt, ModelState
 from igniterd.perf.api import UNCAPPED
 from igniterd.placement import GpuGroup
 from igniterd.predict import LatencyPrediction
-from igniterd.records import Allocation, BiasEstimate
+from igniterd.records import Allocation
 
 _ACTS = "act"
 _UNKNOWN_SD = 1.0  # of a logarithm: the profile knows better, and its bound is taken

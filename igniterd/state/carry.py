@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from igniterd.belief import EstimatorState
 from igniterd.decide.state import DecisionState
 from igniterd.decisions import Step
+from igniterd.loads import Load
 from igniterd.prove import Proofs
-from igniterd.records import BoardReading, Load, Observation
+from igniterd.records import BoardReading, Observation
 from igniterd.standing import Known
 
 

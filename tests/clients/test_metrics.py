@@ -8,7 +8,8 @@ from igniterd.clients.metrics import Metrics, sources_of
 from igniterd.clients.mqtt import MqttStatistics
 from igniterd.config import parse_config
 from igniterd.decisions import DecisionKind, Tick
-from igniterd.records import Estimate, Load, ModelWindow, Window
+from igniterd.loads import Estimate, Load
+from igniterd.records import ModelWindow, Window
 from igniterd.states import Standing, State
 from tests.clients.ticks import CONFIG, a_config, a_tick
 

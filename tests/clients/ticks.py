@@ -11,12 +11,11 @@ from igniterd.decisions import (
     Tick,
     Verdict,
 )
+from igniterd.loads import Estimate, Load
 from igniterd.records import (
     Allocation,
     BoardReading,
-    Estimate,
     Gap,
-    Load,
     ModelReading,
     ModelWindow,
     Observation,

@@ -22,7 +22,8 @@ from igniterd.decide.state import (
 )
 from igniterd.decide.steps import ordered
 from igniterd.decisions import ActResult, Actuation, Step, StepKind
-from igniterd.records import Allocation, Load
+from igniterd.loads import Load
+from igniterd.records import Allocation
 from igniterd.states import Cause
 
 RULES = Decide()

@@ -3,9 +3,10 @@ import pytest
 from igniterd.config import Model
 from igniterd.decide.demands import batches
 from igniterd.decide.search import find
+from igniterd.loads import Load
 from igniterd.perf import builtin_profile, load_model
 from igniterd.predict import Demand, LatencyPredictor
-from igniterd.records import Allocation, Load, ModelReading
+from igniterd.records import Allocation, ModelReading
 
 
 def model(**more: object) -> Model:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from igniterd.config import Model
 from igniterd.decide.state import DecisionState, ModelHold, Part
 from igniterd.decide.uncapped import HOLD_S, STEP, after, beside, busy_part
-from igniterd.records import Allocation, Load, ModelReading, Observation
+from igniterd.loads import Load
+from igniterd.records import Allocation, ModelReading, Observation
 
 WARM_S = 5.0
 FRACTIONS = st.floats(0.0, 1.0)

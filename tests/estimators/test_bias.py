@@ -21,9 +21,9 @@ from igniterd.estimators.bias import (
     to_plain,
 )
 from igniterd.estimators.bias_filter import update_bias
+from igniterd.loads import BiasEstimate
 from igniterd.perf.api import Tenant
 from igniterd.queueing.tail import SERVICE_CV
-from igniterd.records import BiasEstimate
 
 HERE = Point(0.5)
 SIZES = (1, 2, 3, 4, 6, 8)

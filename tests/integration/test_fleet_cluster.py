@@ -111,6 +111,18 @@ def tick_at(ticks: dict[int, dict[str, Any]], time_s: float) -> int:
     return max(number for number, state in ticks.items() if state["time_s"] <= time_s + 1e-3)
 
 
+async def check_taken_over(cluster: FleetCluster) -> None:
+    """No daemon takes what the rebalance changed for somebody's change by hand."""
+    for one in cluster.hosts.values():
+        state = await one.state()
+        assert not [m["name"] for m in state["models"] if m["state"] == "by_hand"]
+        assert one.daemon
+        said = [line.get("reason", "") for line in one.daemon.said()]
+        assert not [each for each in said if "somebody else changed it" in each]
+    moves = (await cluster.hosts["gpu-b"].state())["last_moves"]
+    assert [m["model"] for m in moves if m["kind"] == "rebalance"] == ["near"]
+
+
 async def test_a_host_that_cannot_hold_an_slo_is_relieved_and_no_request_fails(
     cluster: FleetCluster,
 ) -> None:
@@ -167,6 +179,7 @@ async def test_a_host_that_cannot_hold_an_slo_is_relieved_and_no_request_fails(
     after = await until_all_hold(cluster)
     assert after["gpu-a"] == {"heavy", "tiny"}
     assert after["gpu-b"] == {"near", "medium"}
+    await check_taken_over(cluster)
     await until(lambda: moves_of(heard.of(f"{PREFIX}rebalance")[-1][1]) == [], LONG_S)
     assert heard.of(f"{PREFIX}rebalance")[-1][1]["feasible"]
     log = RequestLog.read(cluster.traffic.log)

@@ -9,7 +9,8 @@ import pytest
 
 from igniterd.decisions import ActResult, DecisionKind, Plan, Tick
 from igniterd.hands import Rebalanced
-from igniterd.records import Allocation, Estimate, Observation, Window
+from igniterd.loads import Estimate
+from igniterd.records import Allocation, Observation, Window
 from igniterd.state.history import KEEP_S, RECENT, SAMPLE_EVERY_S, SCHEMA, History
 
 SMALL, LARGE = Allocation(0.2, 8), Allocation(0.4, 8)

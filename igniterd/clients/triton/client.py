@@ -1,12 +1,11 @@
 """Triton's gRPC API and metrics page: what runs, how it is configured, and changing the
 configuration of one model.
 
-One :class:`TritonClient` speaks to one tritonserver. A tick costs one ``ModelStatistics`` call for
-all models, one read of the metrics page where there is one, and a ``ModelConfig`` call for each
-model whose counters restarted or whose configuration has not been read for ``config_max_age_s``.
-While a model is being reloaded Triton answers all of these for the old copy until the new one has
-taken over; one whose load was not answered in time is therefore asked for its configuration at
-every tick, until it is what was asked for.
+A tick costs one ``ModelStatistics`` call for all models, one read of the metrics page where there
+is one, and a ``ModelConfig`` call for each model whose counters restarted or whose configuration
+has not been read for ``config_max_age_s``. While a model is being reloaded Triton answers all of
+these for the old copy until the new one has taken over; one whose load was not answered in time is
+therefore asked for its configuration at every tick, until it is what was asked for.
 
 Models that nobody asked about are looked at in the same way: an ensemble refuses to go on with a
 member whose batches became smaller than its own.
@@ -144,15 +143,15 @@ class TritonClient:
         """Reload `model` with `config` in place of its file's. Returns when the new copy serves.
 
         `files`, named as in the model's folder (``1/model.py``), stand in for the whole folder, by
-        default those that a hosted model must have; a later load without them has the repository's
-        folder again. The parameter IGNITERD_LOAD is added, so that Triton sees a change in any
-        case; `exact` sends `config` as it is, and then one that Triton has already is answered and
-        not loaded. Without `config` Triton is asked for the repository's own, which it may also
-        take for no change (24.10 after a load with another configuration).
+        default those that a hosted model must have; a later load without them has the folder again.
+        IGNITERD_LOAD is added, so that Triton sees a change in any case. `exact` sends `config` as
+        it is: one that Triton has already is answered and not loaded. Without `config` Triton is
+        asked for the repository's own, which it may also take for no change (24.10 after another).
 
-        :class:`Refused` carries Triton's words and the old copy goes on serving. After :class:`Unanswered` Triton may still finish the
-        load: until it has, or for as long again, readings of the model say that it is ``loading``.
-        """  # noqa: E501
+        :class:`Refused` carries Triton's words and the old copy goes on serving. After
+        :class:`Unanswered` Triton may still finish the load: until it has, or for as long again,
+        readings of the model say that it is ``loading``.
+        """
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
         wanted: Allocation | None = None
         if config is not None:
