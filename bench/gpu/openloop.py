@@ -81,7 +81,8 @@ async def tails(
         each_s = (allowed_s - (time.monotonic() - began_s) - lone_s - last_s) / len(LOADS)
         if each_s < _LEAST_S:
             raise CannotRun(
-                f"{max(0.0, each_s):.0f} s were left for each load, {_LEAST_S:.0f} are needed"
+                f"for want of time: {max(0.0, each_s):.1f} s were left for each load, and "
+                f"{_LEAST_S:.0f} are needed"
             )
         async with own_requests(client, {n: originals[n] for n in names}) as requests:
             spec = LoadSpec(

@@ -334,8 +334,9 @@ async def test_a_short_emulated_run_measures_everything_but_the_profile(tmp_path
     assert results["mode"] == "emulated"
     assert "not figures of a GPU" in results["remark"]
     assert {r["kind"] for r in results["together"]} >= {"triple", "pair"}
+    in_time = not any(gap.startswith("tails: for want of time") for gap in results["incomplete"])
     assert {(r["model"], r["load"]) for r in results["tails"]} == {
-        (m, x) for m in MODELS[:3] for x in openloop.LOADS
+        (m, x) for m in MODELS[:3] for x in openloop.LOADS if in_time
     }
     assert all(r["requests"] > 0 and r["failed"] == 0 for r in results["tails"])
     figures = results["loop"]["figures"]

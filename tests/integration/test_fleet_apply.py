@@ -33,7 +33,7 @@ from igniterd.lab.services import broker_host
 from igniterd.messages.event import event
 from igniterd.records import Allocation
 from tests.fleet.world import CLUSTER, rebalance
-from tests.waiting import until
+from tests.waiting import until, until_answer
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
@@ -140,6 +140,10 @@ class Pair:
                     await client.unload(name)
                 elif of == host and there.get(key) != self.first[key]:
                     await client.load(name, marked(self.first[key], str(time.time_ns())))
+        for client in self.clients:
+            await until_answer(
+                client.index, lambda found: all(e.state != "UNLOADING" for e in found), every_s=0.1
+            )
         assert await self.standing() == self.first
         self.target.write_text(self.a.url)
 
