@@ -33,7 +33,7 @@ from igniterd.lab.services import broker_host
 from igniterd.messages.event import event
 from igniterd.records import Allocation
 from tests.fleet.world import CLUSTER, rebalance
-from tests.waiting import until
+from tests.waiting import until, until_answer
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
@@ -140,8 +140,15 @@ class Pair:
                     await client.unload(name)
                 elif of == host and there.get(key) != self.first[key]:
                     await client.load(name, marked(self.first[key], str(time.time_ns())))
+        # an unload is answered before it has ended, and until then nothing may be changed
+        await until_answer(self.unsettled, lambda names: not names)
         assert await self.standing() == self.first
         self.target.write_text(self.a.url)
+
+    async def unsettled(self) -> list[str]:
+        """Models that are just being loaded or unloaded."""
+        index = [entry for client in self.clients for entry in await client.index()]
+        return [entry.name for entry in index if entry.state in ("LOADING", "UNLOADING")]
 
     async def is_moved(self) -> bool:
         there = await self.standing()
