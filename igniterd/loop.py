@@ -236,7 +236,7 @@ class Loop:
             rules=self.config.mps,
             emulated=self.config.gpu.source.startswith("emulated:"),
             ports=self._ports,
-            rebalanced=known.rebalanced.keys(),
+            loaded=known.loaded_at(seen.at_s),
         )
         return proofs, planned_view(whole, proofs)
 

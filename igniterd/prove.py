@@ -178,18 +178,18 @@ def prove(
     rules: Mps,
     emulated: bool,
     ports: Mapping[str, int | None],
-    rebalanced: Collection[str] = (),
+    loaded: Collection[str] = (),
 ) -> Proofs:
     """What is known of every share now. ``loads``: of the tick before; ``ports``: the gRPC port of
-    each Triton by its name, to tell servers apart; ``rebalanced``: models that a rebalance has
-    loaded since."""
+    each Triton by its name, to tell servers apart; ``loaded``: models that a rebalance has loaded
+    since, beside those of ``outcome``."""
     mps, seen = observation.mps, _find_processes(observation, ports)
     served_by = {
         **before.served_by,
         **{name: mine[0].server_pid for name, mine in seen.items() if mine},
     }
     visible = {observation.models[name].triton for name, mine in seen.items() if mine}
-    loaded = {*rebalanced, *(done.step.model for done in outcome.actuations if done.ok)}
+    loaded = {*loaded, *(done.step.model for done in outcome.actuations if done.ok)}
     short = {
         name
         for name, mine in seen.items()

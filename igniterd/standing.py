@@ -58,6 +58,11 @@ class Known:
     rebalanced: Mapping[str, Rebalanced] = field(default_factory=dict)
     standings: Mapping[str, Standing] = field(default_factory=dict)
 
+    def loaded_at(self, at_s: float) -> frozenset[str]:
+        """The models that were found loaded at that tick, by us or a rebalance: a rebalance loads
+        also what was not there, and has changed nothing then."""
+        return frozenset(name for name, when_s in self.loaded_s.items() if when_s == at_s)
+
 
 def followed(
     known: Known,
@@ -112,7 +117,8 @@ def followed(
         elif not ours:
             hands[name] = by_hand(hands.get(name), here, seen.at_s, config.decide.respect_s)
         if fleets:
-            loaded.add(name)
+            # of one from before this daemon's first tick nothing is known
+            loaded |= set() if known.began_s is None else {name}
             had = wanted if wanted is not None or before is None else before.allocation
             if had is not None:
                 rebalanced[name] = Rebalanced(had, here)

@@ -48,7 +48,7 @@ def proven(
     emulated: bool = False,
     loads: Mapping[str, Load] | None = None,
     outcome: ActResult | None = None,
-    rebalanced: Collection[str] = (),
+    loaded: Collection[str] = (),
 ) -> Proofs:
     return prove(
         observation,
@@ -58,7 +58,7 @@ def proven(
         rules=Mps(),
         emulated=emulated,
         ports={"main": 8001},
-        rebalanced=rebalanced,
+        loaded=loaded,
     )
 
 
@@ -315,7 +315,7 @@ def test_what_was_disbelieved_is_not_believed_because_nothing_can_be_seen() -> N
     outcome = ActResult((Actuation(MEND, True, 1.0),))
     # a new copy has its time
     assert proven(hidden, refuted, outcome=outcome).states["m"].effective == SHARE
-    assert proven(hidden, refuted, rebalanced={"m"}).states["m"].effective == SHARE
+    assert proven(hidden, refuted, loaded={"m"}).states["m"].effective == SHARE
 
 
 MEND = Step("m", StepKind.SHRINK, Allocation(None, 8), Allocation(SHARE, 8))
@@ -358,7 +358,7 @@ def test_a_process_that_hides_is_loaded_again_once_and_then_only_if_its_requests
 
 
 def test_a_process_that_hides_after_a_rebalance_loaded_it_is_none_that_is_gone() -> None:
-    proofs = proven(seen(at_s=101.0), proven(seen(STUB)), rebalanced={"m"})
+    proofs = proven(seen(at_s=101.0), proven(seen(STUB)), loaded={"m"})
     for tick in range(2 * DEAD_TICKS):
         proofs = proven(seen(at_s=102.0 + tick), proofs)
     assert not proofs.dead

@@ -178,6 +178,7 @@ def test_a_rebalance_while_triton_was_out_of_reach_for_an_hour_is_one(world: Wor
 def test_a_daemon_that_begins_anew_takes_an_old_mark_for_no_change(tmp_path: Path) -> None:
     world = World(tmp_path)
     assert world.sees(at(0.0, by_rebalance(A, -10.0))).rebalanced == {}
+    assert world.known.loaded_s == {}
     world.sees(at(60.0, reading(here=B)), done(B))
     assert world.sees(at(100.0, by_rebalance(A, -10.0))).hands, "loaded again by hand"
 
@@ -203,6 +204,15 @@ def test_what_loads_a_model_that_is_new_is_no_change_and_its_second_load_none_by
     seen = at(112.0, by_rebalance(B, 111.0))
     assert not world.sees(seen).hands
     assert world.state(seen) is State.STEERED
+
+
+def test_what_a_rebalance_loads_counts_as_loaded_though_nothing_was_there(world: World) -> None:
+    """Its processes have the time to show that those of our own loads have."""
+    world.sees(at(101.0, absent=frozenset({"alexnet"})))
+    known = world.sees(at(110.0, by_rebalance(B, 109.0)))
+    assert known.rebalanced == {}
+    assert known.loaded_at(110.0) == {"alexnet"}
+    assert world.sees(at(111.0, by_rebalance(B, 109.0))).loaded_at(111.0) == set()
 
 
 def test_what_is_not_managed_stays_so_after_a_rebalance(world: World) -> None:

@@ -98,7 +98,7 @@ async def _gather(
 
     name = f"igniterd-fleet-once-{uuid.uuid4().hex[:12]}"
     listener = MqttListener(broker, name, take, clock=clock)
-    asking, missing = Asking(), Missing(quiet_s)
+    asking, missing, refused = Asking(), Missing(quiet_s), set[str]()
     listener.want(topics_of(cluster))
     until_s = clock() + deadline_s
     await listener.start()
@@ -109,6 +109,7 @@ async def _gather(
                 d for d in wanted if profile_topic(cluster, d, "+") in known.answered_topics
             }
             missing.look(answered, heard_s, now_s)
+            refused |= known.refused_topics  # which forgets those that are asked for no more
             listener.want(topics_of(cluster, asking.now(missing.of(wanted), now_s)))
             if not known.connected:
                 heard_s = now_s
@@ -120,8 +121,8 @@ async def _gather(
             raise CannotRun(f"no broker at {broker} within {deadline_s:g} s: {why}")
     finally:
         await listener.close()
-    view.give_up(view.wanted_profiles(), clock())
-    odd = dict.fromkeys(listener.statistics.refused_topics, NOT_ALLOWED)
+    view.give_up(view.wanted_profiles() & missing.gone, clock())
+    odd = dict.fromkeys(refused, NOT_ALLOWED)
     if now_s >= until_s:
         odd["deadline"] = f"not all that the broker keeps was heard within {deadline_s:g} s"
     return odd

@@ -27,6 +27,7 @@ from igniterd.records import Allocation
 
 _ACTS = "act"
 _UNKNOWN_SD = 1.0  # of a logarithm: the profile knows better, and its bound is taken
+_UNSAID = 0.01  # room of a GPU of which nobody says what is needed, where all of it is given
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +197,14 @@ class Site:
         return self.taken if len(self.group.gpus) > 1 else self.taken[self.name]
 
     def room(self, gpu: str) -> float:
-        """About the part of a GPU that nobody needs."""
-        return 1.0 - self.taken.get(gpu, 0.0) - self._needed(gpu)
+        """About the part of a GPU that nobody needs. What is given may be far more than is needed:
+        where its daemon says nothing, a GPU that is given away is looked into last."""
+        free = 1.0 - self.taken.get(gpu, 0.0)
+        said = gpu in self.published or gpu in self.guessed
+        return free - self._needed(gpu) if said else self._unsaid(gpu, free)
+
+    def _unsaid(self, gpu: str, free: float) -> float:
+        return max(free - _given(self.seats, gpu), min(free, _UNSAID))
 
     def _needed(self, gpu: str) -> float:
         """As its daemon says; what its models have where that says nothing."""

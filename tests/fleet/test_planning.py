@@ -263,6 +263,20 @@ class TestManyInTrouble:
         (quiet,) = sites.sites_of(HostView.of(state), knowledge())
         assert quiet.room("GPU-quiet-0") == pytest.approx(0.1)
 
+    @pytest.mark.parametrize("share", [1.0, 0.7])
+    def test_and_is_looked_into_though_all_of_it_is_given(self, share: float) -> None:
+        """A daemon that began anew, and has nothing to mend, has not searched."""
+        calm = host("calm", tenant("ssd", 10, 200, share))
+        assert calm.state.decision
+        decision = calm.state.decision.model_copy(update={"least_by_gpu": {}})
+        quiet = HostView.of(calm.state.model_copy(update={"decision": decision}))
+        found = advised(cluster(crowded(), quiet))
+        assert found.unsolved == ()
+        assert [move.to.host for move in found.moves] == ["calm"]
+        # but after those that say that they have room
+        found = advised(cluster(crowded(), quiet, host("idle")))
+        assert [move.to.host for move in found.moves] == ["idle"]
+
 
 class TestKindsOfBoards:
     SLOW: ClassVar[dict[str, Any]] = {"name": "slow", "sm_count": 40, "memory_total_bytes": None}
