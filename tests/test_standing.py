@@ -136,10 +136,8 @@ C = Allocation(0.3, 8)
 @pytest.mark.parametrize(
     ("now", "respected"),
     [
-        # loaded again from its file, or by a program without marks
+        # loaded from its file, by a program without marks, or with a mark of something else
         (reading(here=C), True),
-        # read back, changed and loaded with the mark in it: that holds for something else
-        (reading(here=C, rebalanced_s=None), True),
         # the configuration of before, kept and loaded again with its mark
         (by_rebalance(A, 50.0), True),
         # one that was kept for long

@@ -202,7 +202,8 @@ def rebalanced(held: DecisionState, models: Iterable[str], now_s: float) -> Deci
         if held.relocation is not None and model in held.relocation.target:
             held = held.without_relocation()
         held = held.with_gpu(gpu, plan=None, verdict=None, moved_at_s=now_s)
-        held = held.with_model(model, probation=None)
+        # a load of ours that was not answered ended before this one began
+        held = held.with_model(model, probation=None, asked=None, pending_share=None)
     return held
 
 

@@ -237,7 +237,10 @@ def test_what_a_rebalance_changed_ends_the_plan_of_its_gpu_and_may_settle() -> N
     watch = Probation(LARGE, 0.0, 10.0, 100.0)
     moves = Relocation({"m": "g1"}, {"m": LARGE}, frozenset({"g0", "g1"}))
     held = DecisionState(
-        {"m": ModelHold(gpu="g0", probation=watch, refusals=2), "other": ModelHold(gpu="g1")},
+        {
+            "m": ModelHold(gpu="g0", probation=watch, refusals=2, asked=SMALL, pending_share=0.2),
+            "other": ModelHold(gpu="g1"),
+        },
         {"g0": GpuHold(plan=plan, moved_at_s=1.0), "g1": GpuHold(plan=plan, moved_at_s=2.0)},
         reloads=(5.0,),
         relocation=moves,
