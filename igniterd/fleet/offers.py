@@ -106,7 +106,8 @@ def _in_order(working: Working, want: Want) -> Iterator[str]:
         yield from working.roomiest()
         return
     idle = []
-    for gpu in working.roomiest():
+    # as room was before the plan: who comes next joins who came before, and fewer GPUs are used
+    for gpu in working.index.roomiest():
         if working.site(gpu).seats:
             yield gpu
         else:

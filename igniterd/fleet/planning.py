@@ -13,7 +13,7 @@ more models: advice that changes with every state could not be followed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from igniterd.decide.moves import Moves
@@ -137,8 +137,9 @@ class Planner:
         if known is not None and known.source is site and known.moves and working.again(known):
             return known
         movers = {seat.key: seat for seat in site.seats if not seat.fixed}
-        offers = Offers.to(working, site, movers, self._want)
-        key = offers.key(working)
+        wants = dict.fromkeys((self._want, Want.ROOM))  # who is in trouble may end elsewhere yet
+        offers = [Offers.to(working, site, movers, want) for want in wants]
+        key = tuple(each.key(working) for each in offers)
         if known is not None and known.source is site and not known.moves and known.offers == key:
             return known
         number, why = len(working.moves), "none of the models on its GPU may be moved"
@@ -193,15 +194,16 @@ def _alone(find: Callable[[Working, Site], Part], working: Working, site: Site) 
         return Part(site, None, (), {}, {}, f"it could not be planned for: {error!r}")
 
 
-def _relieve(working: Working, site: Site, offers: Offers, before: Moves) -> str:
-    """Make the fewest moves that help; ``before``: those that were advised before. Returns why
-    there are none, or an empty string."""
-    first = [before] if before and offers.allow(before) else []
-    found = offers.search(working).relieved(site.name, first=first)
-    if found is None:
-        return replicate(working, site, offers.movers, offers.spots)
-    working.take(found, offers.movers, offers.spots, _relief_of(site))
-    return ""
+def _relieve(working: Working, site: Site, offers: Sequence[Offers], before: Moves) -> str:
+    """Make the fewest moves that help, among the first of ``offers`` that have some; ``before``:
+    those that were advised before. Returns why there are none, or an empty string."""
+    for each in sorted(offers, key=lambda o: not o.allow(before)):  # advice should stay as it is
+        first = [before] if before and each.allow(before) else []
+        found = each.search(working).relieved(site.name, first=first)
+        if found is not None:
+            working.take(found, each.movers, each.spots, _relief_of(site))
+            return ""
+    return replicate(working, site, offers[-1].movers, offers[-1].spots)
 
 
 def _relief_of(site: Site) -> str:

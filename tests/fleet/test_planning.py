@@ -247,13 +247,14 @@ class TestManyInTrouble:
             for like, rate, slo_ms, shed in (("vgg19", 256, 60, SHED), ("resnet50", 646, 40, ""))
         ]
 
-    def test_each_goes_to_a_gpu_that_none_before_it_has_filled(self) -> None:
+    @pytest.mark.parametrize("consolidate", [False, True])
+    def test_each_goes_to_a_gpu_that_none_before_it_has_filled(self, consolidate: bool) -> None:
         """More of them than GPUs are looked into for one."""
         count = SHORTLIST + 4
         hot = [host(f"hot-{n}", *self.heavy(n)) for n in range(count)]
         names = [each["name"] for n in range(count) for each in self.heavy(n)]
         idle = [host(f"idle-{n}", loadable=names) for n in range(count)]
-        found = advised(cluster(*hot, *idle))
+        found = advised(cluster(*hot, *idle), consolidate=consolidate)
         assert found.unsolved == ()
         assert len({move.to.host for move in found.moves}) == len(found.moves) == count
 
