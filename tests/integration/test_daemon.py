@@ -398,8 +398,11 @@ async def test_a_thousand_idle_connections_do_not_stop_the_steering(tmp_path: Pa
                 idle.close()
             await made.http.close()
         assert program.alive
+    silent = [line for line in made.said() if line["event"] == "source silent"]
+    # a busy machine may start its process late: that is no lack of files
     assert [
         line
-        for line in made.said()
-        if line.get("source") == "mps" or "Too many open files" in str(line)
+        for line in silent
+        if line["source"] == "mps" and not line["reason"].startswith("no answer in")
     ] == []
+    assert "Too many open files" not in str(made.said())
