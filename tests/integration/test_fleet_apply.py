@@ -207,7 +207,7 @@ async def test_a_model_moves_under_load_and_back_and_no_request_fails(
     status, said = await both.run("--file", str(file))
     assert (status, "nothing is changed" in said) == (0, True), said
     assert await both.standing() == before
-    spec = LoadSpec(both.url, (Phase("on", None, {"m": 30.0}),), seed=1)
+    spec = LoadSpec(both.url, (Phase("on", None, {"m": 30.0}),), deadline_s=60.0, seed=1)
     async with loading(spec, tmp_path / "log.csv") as traffic:
         await traffic.until_sent(30, timeout_s=30.0)
         status, said = await both.run("--file", str(file), "--yes")
@@ -330,7 +330,7 @@ async def test_a_first_load_that_triton_refuses_is_said_with_what_it_leaves(
         before, file = await both.standing(), await both.write_rebalance()
         config = both.b.repository / "m" / "config.pbtxt"
         config.write_text(config.read_text().replace("alexnet", "nosuch"))
-        spec = LoadSpec(both.b.url, (Phase("on", None, {"near": 20.0}),), seed=1)
+        spec = LoadSpec(both.b.url, (Phase("on", None, {"near": 20.0}),), deadline_s=60.0, seed=1)
         async with loading(spec, tmp_path / "log.csv") as traffic:
             await traffic.until_sent(10, timeout_s=30.0)
             status, said = await both.run("--file", str(file), "--yes", "--journal", "j.jsonl")

@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2
 from igniterd.lab.programs.process import free_ports
 
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
-_DEADLINE_S = 20.0
+_DEADLINE_S = 120.0
 
 
 class _Switch(grpc.GenericRpcHandler):  # type: ignore[misc]
