@@ -48,3 +48,17 @@ async def until_ended(program: Running, timeout_s: float = PATIENCE_S) -> str:
     """Wait for the end of a program. Returns the end of what it said."""
     await until(lambda: not program.alive, timeout_s)
     return program.log_end()
+
+
+async def cancelled(task: asyncio.Task[None], timeout_s: float = 5.0) -> None:
+    """End a task that would go on for ever. A library's ``wait_for`` may swallow a cancellation, up
+    to Python 3.11. Raises what the task had raised before, and ``AssertionError`` where it stays.
+    """
+    for _ in range(3):
+        task.cancel()
+        await asyncio.wait({task}, timeout=timeout_s)
+        if task.done():
+            break
+    assert task.done(), f"{task} does not end"
+    if not task.cancelled():
+        task.result()

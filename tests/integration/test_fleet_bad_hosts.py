@@ -30,7 +30,7 @@ from igniterd.messages.topics import cluster_topic, host_topic, profile_topic
 from tests.fleet import clusters
 from tests.fleet.clusters import SHED
 from tests.messages.checked import AllMessages
-from tests.waiting import until, until_answer, until_ended
+from tests.waiting import cancelled, until, until_answer, until_ended
 
 pytestmark = pytest.mark.integration
 
@@ -170,9 +170,7 @@ async def hosts_at(broker: BrokerHost) -> AsyncIterator[Hosts]:
             yield hosts
         finally:
             for task in tasks:
-                task.cancel()
-            ended = await asyncio.gather(*tasks, return_exceptions=True)
-            assert all(isinstance(end, asyncio.CancelledError) for end in ended), ended
+                await cancelled(task)
 
 
 @asynccontextmanager
