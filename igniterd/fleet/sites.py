@@ -72,11 +72,10 @@ class Seat:
         traffic: it predicts as profiled, and would shed what only fits because it was learnt to be
         quick, or to keep closer to its mean. That it is slow is believed: so it will be there."""
         learnt = self.model.learnt
-        slow = learnt is not None and learnt.level > 0
-        known = {
-            "bias": max(1.0, self.model.bias or 1.0),
-            "learnt": learnt.model_copy(update={"sd": _UNKNOWN_SD}) if learnt and slow else None,
-        }
+        if learnt is not None:
+            unknown = {"sd": _UNKNOWN_SD, "cv": None}
+            learnt = learnt.model_copy(update=unknown) if learnt.level > 0 else None
+        known = {"bias": max(1.0, self.model.bias or 1.0), "learnt": learnt}
         return replace(self, model=self.model.model_copy(update=known))
 
     def demand(

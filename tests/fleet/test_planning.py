@@ -296,7 +296,7 @@ class TestKindsOfBoards:
         assert fares[0]["resnet50"] > 1.9 * fares[1]["resnet50"]
 
     @pytest.mark.parametrize(
-        ("level", "sd", "as_slow"), [(-0.2, 0.02, 1.0), (0.0, 0.01, 1.0), (0.1, 0.02, 1.05)]
+        ("level", "sd", "as_slow"), [(-0.2, 0.02, 1.0), (0.0, 0.01, 1.0), (0.1, 0.02, 1.1)]
     )
     def test_a_host_that_has_not_seen_its_traffic_gives_it_what_its_profile_asks_for(
         self, level: float, sd: float, as_slow: float
