@@ -138,7 +138,9 @@ class ModelReading:
     failure_count: int = 0
     # samples inferred; above success_count when clients send batches in one request
     inference_count: int = 0
-    pending_count: int | None = None
+    pending_count: int | None = None  # of all copies, those that were replaced too
+    # answered by copies before this one; ``None`` where none of them can have requests
+    former_count: int | None = None
     queue_ns: int = 0
     batches: tuple[BatchStat, ...] = ()
     # spent executing by all instances, where ``batches`` are not told; else 0
@@ -279,7 +281,7 @@ class ModelWindow:
 
     model: str
     span_s: float
-    arrivals: int  # success + failure + change of pending
+    arrivals: int  # success + failure + what former copies answered + change of pending
     completed: int
     failed: int
     executions: Mapping[int, int] = field(default_factory=dict)  # batch size -> executions

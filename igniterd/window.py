@@ -70,6 +70,14 @@ def _pending(reading: ModelReading) -> int | None:
     return count if count is not None and 0 <= count <= MOST_PENDING else None
 
 
+def _former(before: ModelReading, after: ModelReading) -> int:
+    """Requests answered meanwhile by copies that this one has replaced: they were pending, and its
+    own counts do not have them."""
+    if before.former_count is None or after.former_count is None:
+        return 0
+    return max(0, after.former_count - before.former_count)
+
+
 def _service_ns(batch: BatchStat) -> int:
     return batch.compute_input_ns + batch.compute_infer_ns + batch.compute_output_ns
 
@@ -116,6 +124,8 @@ def between_readings(before: ModelReading, after: ModelReading, span_s: float) -
     was, pending = _pending(before), _pending(after)
     waiting = pending - was if was is not None and pending is not None else 0
     waiting = waiting if abs(waiting) <= MOST_PER_S * max(1.0, span_s) else 0
+    former = 0 if restarted else _former(before, after)
+    waiting += former if former <= MOST_PER_S * max(1.0, span_s) else 0
     count, mean_ms = _executions(base.batches if base else (), after.batches)
     if not _could_be(count, mean_ms, span_s, after.allocation.instances):
         count, mean_ms = {}, {}

@@ -167,6 +167,21 @@ def test_what_no_server_could_have_counted_is_no_window(
     assert between(seen(1.0, None, before), seen(2.0, None, after)).models == {}
 
 
+@pytest.mark.parametrize(
+    ("was", "now", "arrivals"),
+    # 12 answered, of which 4 by this copy, and 9 fewer wait: 3 came
+    [(100, 108, 3), (108, 100, 0), (None, 108, 0), (100, None, 0)],
+)
+def test_what_copies_answer_that_were_replaced_came_before(
+    was: int | None, now: int | None, arrivals: int
+) -> None:
+    before, after = reading(20, pending=50), reading(24, pending=41)
+    window = between_readings(
+        replace(before, former_count=was), replace(after, former_count=now), 1.0
+    )
+    assert (window.arrivals, window.completed) == (arrivals, 4)
+
+
 @pytest.mark.parametrize("pending", [10**12 * 2, -5])
 def test_a_pending_count_that_is_none_is_not_believed(pending: int) -> None:
     window = between_readings(reading(100, pending=3), reading(130, pending=pending), 1.0)

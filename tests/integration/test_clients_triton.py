@@ -2,8 +2,10 @@
 
 import asyncio
 import dataclasses
+import itertools
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from igniterd.lab.host import EmulatedModel, HostSpec, TritonHost, triton_host
 from igniterd.lab.load.load import INPUT_FLOATS
 from igniterd.lab.programs.process import free_ports
 from igniterd.records import Allocation, ModelReading
+from igniterd.window import between_readings
 from tests.integration.readings import counted, reading
 from tests.waiting import until, until_answer
 
@@ -164,6 +167,33 @@ async def test_a_share_reaches_the_new_process_and_no_request_is_lost(
     await load  # raises when a request failed
     assert (await reading(client, "alexnet")).allocation == target
     await until(lambda: stub_shares(host, "alexnet") == {"12.5"})  # the old process ends later
+
+
+async def test_arrivals_are_those_that_came_while_a_replaced_copy_answers_what_waited(
+    tmp_path: Path,
+) -> None:
+    """Its requests are pending, and Triton's statistics count them no more."""
+    spec = HostSpec((EmulatedModel("slow", like="vgg19", max_batch_size=1),), slow_factor=10)
+    async with AsyncExitStack() as stack:
+        host = await stack.enter_async_context(triton_host(spec, tmp_path))
+        client = TritonClient("main", host.url, host.metrics_url, timeout_s=5)
+        stack.push_async_callback(client.close)
+        backlog = [asyncio.create_task(infer(host.url, "slow", 1)) for _ in range(80)]
+        await counted(client, "slow", 2)
+        config = await client.config("slow")
+        target = dataclasses.replace(allocation_of(config), max_batch_size=2)
+        await client.load("slow", with_allocation(config, target, ""))
+        readings = [await reading(client, "slow")]
+        while (readings[-1].pending_count or 0) > 3:
+            await infer(host.url, "slow", 1)  # the new copy's
+            readings.append(await reading(client, "slow"))
+        await asyncio.gather(*backlog)
+        came, pairs = len(readings) - 1, itertools.pairwise(readings)
+        windows = [between_readings(before, after, 1.0) for before, after in pairs]
+        assert sum(window.completed for window in windows) == pytest.approx(came, abs=1)
+        assert (readings[0].pending_count or 0) > 20
+        # what is being executed is neither pending nor answered
+        assert sum(window.arrivals for window in windows) == pytest.approx(came, abs=3)
 
 
 async def test_a_refused_configuration_leaves_the_old_one_serving(

@@ -83,6 +83,7 @@ class TritonClient:
             self._config_message,
             Looks(shares_dir, timeout_s),
             self._list.forget,
+            self._metrics.replaced,
             max_age_s=config_max_age_s,
             shares_dir=shares_dir,
             reach=reach,
@@ -184,11 +185,10 @@ class TritonClient:
     async def unload(self, model: str) -> None:
         """Take `model` out of service. Returns at once; the repository's index says UNLOADING until
         its requests are answered."""
+        request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
         self._unsettled.forget(model)
         try:
-            await self._call(
-                "RepositoryModelUnload", service_pb2.RepositoryModelUnloadRequest(model_name=model)
-            )
+            await self._call("RepositoryModelUnload", request)
         finally:
             self._forget_model(model)
 
@@ -200,6 +200,7 @@ class TritonClient:
         it now."""
         self._configs.changed(model)
         self._list.forget(model)
+        self._metrics.replaced(model)
         self._executed.pop(model, None)
 
     @property
@@ -352,11 +353,8 @@ class TritonClient:
     # ------------------------------------------------------------ inside
 
     async def _config_message(self, model: str, timeout_s: float | None = None) -> Any:
-        return (
-            await self._call(
-                "ModelConfig", service_pb2.ModelConfigRequest(name=model), timeout_s=timeout_s
-            )
-        ).config
+        request = service_pb2.ModelConfigRequest(name=model)
+        return (await self._call("ModelConfig", request, timeout_s=timeout_s)).config
 
     async def _look_at_others(
         self, due: list[str], served: Mapping[str, Served], limit_s: float

@@ -28,13 +28,15 @@ Ask = Callable[[str, float], Awaitable[Any]]
 
 class Configurations:
     """``ask`` reads the ``ModelConfig`` message of a model, within a deadline in seconds; ``moved``
-    is told of one that somebody changed: it may have been put elsewhere."""
+    is told of one that somebody changed: it may have been put elsewhere; ``replaced`` of one of
+    which another copy serves."""
 
     def __init__(
         self,
         ask: Ask,
         looks: Looks,
         moved: Callable[[str], None],
+        replaced: Callable[[str], None],
         *,
         max_age_s: float,
         shares_dir: str,
@@ -42,6 +44,7 @@ class Configurations:
         clock: Callable[[], float],
     ) -> None:
         self._ask, self._looks, self._moved, self._clock = ask, looks, moved, clock
+        self._replaced = replaced
         self._max_age_s, self._shares_dir, self._reach = max_age_s, shares_dir, reach
         self._known: dict[str, Known] = {}
         self._reloads: dict[str, int] = {}
@@ -120,6 +123,10 @@ class Configurations:
         """Read the configurations of ``due``. Returns what is not known, and why."""
         now_s, began_s = self._clock(), asyncio.get_running_loop().time()
         reloads, raced = dict(self._reloads), list[str]()
+        for name in due:
+            known, now = self._known.get(name), served.get(name)
+            if known is not None and now is not None and known.restarted_in(now):
+                self._replaced(name)
         answers = await asyncio.gather(*(self._read(name, limit_s) for name in due))
         failed: dict[str, NotNow] = {}
         for name, answer in zip(due, answers, strict=True):

@@ -1,5 +1,5 @@
 """The few lines of Triton's metrics page that igniterd reads: pending and rejected requests,
-latency quantiles, and which GPUs there are.
+latency quantiles, which GPUs there are, and what copies still answer that a load has replaced.
 
 prometheus_client parses the lines. It is given only those of the families wanted, and only where
 they differ from the last page's: of 64 models, one page costs 2.2 to 8.7 ms of CPU (one model in
@@ -29,12 +29,15 @@ ModelVersion = tuple[str, str]
 _SUMMARY = "nv_inference_request_summary_us"
 _PENDING = "nv_inference_pending_request_count"
 _FAILURE = "nv_inference_request_failure"
+_SUCCESS = "nv_inference_request_success"
 # Only these: the label of a model's own lines is the UUID of another device where
 # CUDA_VISIBLE_DEVICES is set, as Triton takes CUDA's number for DCGM's
 _GPU = "nv_gpu_"
 _GPU_LABEL = re.compile(rb'gpu_uuid="([^"\\]+)"')
 _MOST_REQUESTS = 1e9  # more is no count of requests
 _LONGEST_S = 1e6  # nor is more a latency
+DRAIN_S = 300.0
+"""For how long a copy that was replaced is taken to have requests yet."""
 _NO_SUMMARIES = (
     "P99 is not measured: start tritonserver with --metrics-config summary_latencies=true"
 )
@@ -48,12 +51,14 @@ class ModelMetrics:
     """One version of one model; ``None`` for what the page does not tell, or tells nonsense of.
 
     ``rejected`` counts requests whose time in the queue ran out, where Triton gives reasons (24.10
-    does). ``quantiles_s`` lacks those that had no requests.
+    does). ``quantiles_s`` lacks those that had no requests. ``answered`` counts requests answered
+    by every copy there was, where that was asked for.
     """
 
     pending: int | None = None
     rejected: int | None = None
     quantiles_s: dict[float, float] | None = None
+    answered: int | None = None
 
 
 @dataclass(slots=True)
@@ -65,11 +70,11 @@ class MetricsParser:
     gpu_labels: tuple[str, ...] = ()
     """UUIDs of the GPUs on the last page, in its order, which is none of the server's."""
     _spoilt: set[tuple[str, ModelVersion]] = field(default_factory=set)
-    _before: dict[str, dict[bytes, Sample]] = field(default_factory=dict)
+    _before: dict[tuple[str, bytes], dict[bytes, Sample]] = field(default_factory=dict)
 
-    def parse(self, page: bytes) -> dict[ModelVersion, ModelMetrics]:
+    def parse(self, page: bytes, replaced: Iterable[str] = ()) -> dict[ModelVersion, ModelMetrics]:
         """``{(model, version): metrics}``. Where a model has a line for each GPU, the slowest
-        quantile and the sum of the counts.
+        quantile and the sum of the counts. ``replaced``: models of which ``answered`` is wanted.
 
         Raises :class:`ValueError` for a page of something else. A line that makes no sense costs
         its own model that value.
@@ -84,6 +89,10 @@ class MetricsParser:
         for sample in self._samples(page, _FAILURE, b'reason="REJECTED"'):
             of, count = _entry(found, sample), _count(sample)
             of.rejected = self._sum(of.rejected, count, sample)
+        for name in replaced:
+            for sample in self._samples(page, _SUCCESS, f'model="{name}"'.encode()):
+                of, count = _entry(found, sample), _count(sample)
+                of.answered = self._sum(of.answered, count, sample)
         quantiles = set[str]()
         for sample in self._samples(page, _SUMMARY):
             quantiles.add(sample.labels.get("quantile", ""))
@@ -98,8 +107,8 @@ class MetricsParser:
         """The family's samples. Raises :class:`ValueError` where there are lines and none can be
         read."""
         lines = [line for line in _lines(page, name.encode() + b"{") if having in line]
-        before = self._before.get(name, {})
-        now = self._before[name] = {line: before[line] for line in lines if line in before}
+        before = self._before.get((name, having), {})
+        now = self._before[name, having] = {line: before[line] for line in lines if line in before}
         now |= _parse_lines([line for line in lines if line not in now])
         if lines and not now:
             raise ValueError(f"none of its lines of {name} can be read, as {lines[0][:80]!r}")
@@ -199,8 +208,9 @@ class MetricsPage:
         """UUIDs of the GPUs that the last page that was read names."""
         return self._parser.gpu_labels
 
-    async def read(self) -> dict[ModelVersion, ModelMetrics]:
-        """Raises :class:`~igniterd.errors.Unreachable` or, on what is no page of Triton,
+    async def read(self, replaced: Iterable[str] = ()) -> dict[ModelVersion, ModelMetrics]:
+        """``replaced`` as :meth:`MetricsParser.parse` has it. Raises
+        :class:`~igniterd.errors.Unreachable` or, on what is no page of Triton,
         :class:`~igniterd.errors.Refused`."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
@@ -216,7 +226,7 @@ class MetricsPage:
         except (aiohttp.ClientError, OSError) as error:
             raise Unreachable(f"{self._page.shown}: {self._page.said(error)}") from error
         try:
-            return self._parser.parse(page)
+            return self._parser.parse(page, replaced)
         except ValueError as error:  # cut off in the middle, or somebody else's page
             raise Refused(
                 f"{self._page.shown}: not a metrics page of Triton: {self._page.said(error)}"
@@ -239,19 +249,26 @@ class MetricsSource:
         self._triton, self._clock = triton, clock
         self._page = MetricsPage(url, timeout_s) if url else None
         self._noted = ""  # what the last page was said to lack
+        self._replaced_s: dict[str, float] = {}
 
     @property
     def gpu_labels(self) -> tuple[str, ...]:
         """UUIDs of the GPUs that the last page that was read names; empty without one."""
         return self._page.gpu_labels if self._page is not None else ()
 
+    def replaced(self, model: str) -> None:
+        """Another copy of ``model`` serves, and the one before it may have requests yet."""
+        self._replaced_s[model] = self._clock()
+
     async def read(self) -> dict[ModelVersion, ModelMetrics]:
         """What the page says now; empty without a page or an answer."""
         self.gap = None
+        since_s = self._clock() - DRAIN_S
+        self._replaced_s = {m: at_s for m, at_s in self._replaced_s.items() if at_s > since_s}
         if self._page is None:
             return {}
         try:
-            found = await self._page.read()
+            found = await self._page.read(self._replaced_s)
         except NotNow as error:
             self.gap = Gap(f"metrics:{self._triton}", str(error), self._clock())
             return {}

@@ -92,6 +92,7 @@ class Known:
     hands_off: str = ""
     seen_at_s: float = float("-inf")  # when Triton last said so; ``read_at_s`` may be put earlier
     restarted: bool = False  # counters of its batches restarted since
+    former: int | None = None  # most requests that former copies were seen to have answered
 
     @property
     def counts_busy(self) -> bool:
@@ -184,6 +185,7 @@ def reading(
     ]
     pending = [each.pending for each in measured if each.pending is not None]
     rejected = [each.rejected for each in measured if each.rejected is not None]
+    known.former = _former(served, measured, known.former)
     known.success, known.versions = served.executed, served.versions
     if many == 1:
         known.batches, restarted = _batch_stats(latest.batch_stats, known.batches)
@@ -228,6 +230,7 @@ def reading(
         inference_count=inferences,
         rejected_count=sum(rejected) if rejected else None,
         pending_count=sum(pending) if pending else None,
+        former_count=known.former,
         queue_ns=queue_ns,
         batches=() if known.left_alone else tuple(known.batches.values()),
         busy_ns=spent_ns(known.batches.values()) if known.counts_busy else 0,
@@ -246,6 +249,19 @@ def reading(
         at_s=at_s,
         rebalanced_s=known.rebalanced_s,
     )
+
+
+def _former(served: Served, measured: Sequence[ModelMetrics], most: int | None) -> int | None:
+    """Requests that copies before this one have answered, by what Triton's metrics count and its
+    statistics have forgotten; ``None`` where that is not looked at.
+
+    Both are read at about the same time: what goes down again was that.
+    """
+    answered = [each.answered for each in measured if each.answered is not None]
+    if not answered:
+        return None
+    own = sum(int(each.inference_stats.success.count) for each in served.all)
+    return max(0, sum(answered) - own, most or 0)
 
 
 def _check(served: Served) -> None:

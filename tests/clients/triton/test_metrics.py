@@ -226,3 +226,19 @@ async def test_a_login_is_sent_and_never_said(path: str) -> None:
     said = f"{caught.value} {caught.value!r}"
     assert f"http://127.0.0.1:{port}{path}?token=…" in said
     assert "s3cret" not in said and "t0ken" not in said
+
+
+def test_what_all_copies_answered_is_read_of_the_models_asked_for() -> None:
+    page = pending(b"1") + pending(b"2", b"n")
+    for model, version, count in ((b"m", b"1", b"7"), (b"n", b"1", b"5"), (b"m", b"2", b"9")):
+        page += b'nv_inference_request_success{model="%b",version="%b"} %b\n' % (
+            model,
+            version,
+            count,
+        )
+    found = MetricsParser().parse(page, ["m"])
+    assert {key: of.answered for key, of in found.items()} == {
+        ("m", "1"): 7,
+        ("m", "2"): 9,
+        ("n", "1"): None,
+    }
