@@ -7,10 +7,10 @@ SEEDS  ?= 10
 # Where this is not CI, who is not root does not act as other users.
 OTHERS := $(if $(CI)$(filter 0,$(shell id -u)),, and not root)
 # Real programs that need little of the machine: they run beside the others, and give way to them.
-BESIDE := tests/bench $(addprefix tests/integration/test_,batches.py clients_mqtt_parts.py broker_rights.py clients_secured.py fleet_apply.py fleet_bad_hosts.py fleet_cluster.py fleet_garbage.py fleet_service.py fleet_speaks.py node_labels.py odd_models.py oldest_triton.py onnx_nodes.py profiler_secured.py release.py share_environment.py)
+BESIDE := tests/bench $(addprefix tests/integration/test_,batches.py clients_mqtt_parts.py broker_rights.py clients_secured.py fleet_apply.py fleet_bad_hosts.py fleet_garbage.py fleet_service.py fleet_speaks.py node_labels.py odd_models.py oldest_triton.py onnx_nodes.py profiler_secured.py release.py share_environment.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets check test test-all unit coverage fuzz demo bench bench-gpu clean
+.PHONY: help setup assets kernels check test test-all unit coverage fuzz demo bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,13 +27,16 @@ setup: $(STAMP)  ## make the virtual environment
 assets: $(STAMP)  ## fetch the real programs that tests run (two tritonservers, MPS control, mosquitto, ONNX Runtime, torch)
 	@$(BIN)/python -m igniterd.lab.programs.fetch
 
+kernels: $(STAMP)  ## compile most kernels, before many tests at once would each do it (40 s)
+	@$(BIN)/igniterd plan igniterd/data/v100/workloads.csv --gpu v100 >/dev/null
+
 check: $(STAMP)  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check igniterd tests bench
 	$(BIN)/ruff format --check igniterd tests bench
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: assets  ## the tests; real programs on loopback. Left to test-all: what is marked slow. Left out: what needs a GPU, and outside CI what only root can do
+test: assets kernels  ## the tests; real programs on loopback. Left to test-all: what is marked slow. Left out: what needs a GPU, and outside CI what only root can do
 	@said=$$(mktemp -d); trap 'kill $$pure $$beside 2>/dev/null; rm -rf '$$said EXIT; \
 	nice -n 19 $(BIN)/python -m pytest -n 2 -m 'not gpu and not slow and not integration$(OTHERS)' >$$said/pure 2>&1 & pure=$$!; \
 	nice -n 10 $(BIN)/python -m pytest -n 2 --dist loadfile $(BESIDE) -m 'integration and not gpu and not slow' >$$said/beside 2>&1 & beside=$$!; \

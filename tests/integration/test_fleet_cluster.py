@@ -162,12 +162,15 @@ async def test_a_host_that_cannot_hold_an_slo_is_relieved_and_no_request_fails(
     tell(f"hint after {hinted - decided} ticks, rebalance after {answered_s - shown_s:.1f} s")
     assert moves_of(rebalance) == [("medium", "gpu-a", "gpu-b")]
     # a look at the same says the same
-    status, said, wrong = await cluster.command(
-        "--config", str(cluster.config), "--once", "--format", "json"
-    )
-    assert status == 0, wrong
-    once = json.loads(said)
-    assert moves_of(once) == moves_of(rebalance)
+
+    async def looked() -> list[tuple[str, str, str]]:
+        status, said, wrong = await cluster.command(
+            "--config", str(cluster.config), "--once", "--format", "json"
+        )
+        assert status == 0, wrong
+        return moves_of(json.loads(said))
+
+    await until_answer(looked, lambda moves: moves == moves_of(rebalance), LONG_S)
     # carried out at once, while the daemon of gpu-a is still bringing its models to its plan
     began_s = time.monotonic()
     status, said, wrong = await cluster.command("apply", "--config", str(cluster.config), "--yes")
