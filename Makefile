@@ -39,7 +39,7 @@ check: $(STAMP)  ## ruff, mypy --strict, import-linter
 test: assets kernels  ## the tests; real programs on loopback. Left to test-all: what is marked slow. Left out: what needs a GPU, and outside CI what only root can do
 	@said=$$(mktemp -d); trap 'kill $$pure $$beside 2>/dev/null; rm -rf '$$said EXIT; \
 	nice -n 19 $(BIN)/python -m pytest -n 2 -m 'not gpu and not slow and not integration$(OTHERS)' >$$said/pure 2>&1 & pure=$$!; \
-	nice -n 10 $(BIN)/python -m pytest -n 2 --dist loadfile $(BESIDE) -m 'integration and not gpu and not slow' >$$said/beside 2>&1 & beside=$$!; \
+	nice -n 5 $(BIN)/python -m pytest -n 2 --dist loadfile $(BESIDE) -m 'integration and not gpu and not slow' >$$said/beside 2>&1 & beside=$$!; \
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(BESIDE)) -m 'integration and not gpu and not slow'; real=$$?; \
 	wait $$pure; other=$$?; wait $$beside; other=$$((other | $$?)); cat $$said/pure $$said/beside; exit $$((real | other))
 

@@ -281,7 +281,7 @@ class ModelWindow:
 
     model: str
     span_s: float
-    arrivals: int  # success + failure + what former copies answered + change of pending
+    arrivals: int  # success + failure + drained + change of pending
     completed: int
     failed: int
     executions: Mapping[int, int] = field(default_factory=dict)  # batch size -> executions
@@ -293,6 +293,7 @@ class ModelWindow:
     # samples that the completed requests brought; above ``completed`` when clients bring batches
     items: int = 0
     pending: int | None = None  # requests waiting or executing at its end
+    drained: int = 0  # requests answered by copies that were replaced
     rejected: int = 0  # requests whose time in the queue ran out
     # spent executing by all instances, where ``executions`` are not told; else 0
     busy_s: float = 0.0

@@ -70,12 +70,13 @@ def _pending(reading: ModelReading) -> int | None:
     return count if count is not None and 0 <= count <= MOST_PENDING else None
 
 
-def _former(before: ModelReading, after: ModelReading) -> int:
+def _drained(before: ModelReading, after: ModelReading, span_s: float) -> int:
     """Requests answered meanwhile by copies that this one has replaced: they were pending, and its
     own counts do not have them."""
     if before.former_count is None or after.former_count is None:
         return 0
-    return max(0, after.former_count - before.former_count)
+    count = after.former_count - before.former_count
+    return count if 0 <= count <= MOST_PER_S * max(1.0, span_s) else 0
 
 
 def _service_ns(batch: BatchStat) -> int:
@@ -124,8 +125,7 @@ def between_readings(before: ModelReading, after: ModelReading, span_s: float) -
     was, pending = _pending(before), _pending(after)
     waiting = pending - was if was is not None and pending is not None else 0
     waiting = waiting if abs(waiting) <= MOST_PER_S * max(1.0, span_s) else 0
-    former = 0 if restarted else _former(before, after)
-    waiting += former if former <= MOST_PER_S * max(1.0, span_s) else 0
+    drained = 0 if restarted else _drained(before, after, span_s)
     count, mean_ms = _executions(base.batches if base else (), after.batches)
     if not _could_be(count, mean_ms, span_s, after.allocation.instances):
         count, mean_ms = {}, {}
@@ -139,7 +139,7 @@ def between_readings(before: ModelReading, after: ModelReading, span_s: float) -
     return ModelWindow(
         model=after.model,
         span_s=span_s,
-        arrivals=max(0, completed + waiting),
+        arrivals=max(0, completed + drained + waiting),
         completed=completed,
         failed=failed,
         executions=count,
@@ -148,6 +148,7 @@ def between_readings(before: ModelReading, after: ModelReading, span_s: float) -
         queue_ms=queue_ns / succeeded / 1e6 if succeeded > 0 and 0 <= queue_ns < math.inf else None,
         items=items if succeeded <= items <= MOST_ITEMS * succeeded else succeeded,
         pending=pending,
+        drained=drained,
         rejected=rejected if 0 <= rejected <= MOST_PER_S * max(1.0, span_s) else 0,
         busy_s=max(0, after.busy_ns - (base.busy_ns if base else 0)) / 1e9,
     )

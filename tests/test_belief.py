@@ -156,6 +156,17 @@ def test_a_full_queue_that_refuses_is_seen_without_a_pending_count(tmp_path: Pat
     assert told.loads["vgg19"].stuck_s == pytest.approx(20.0)
 
 
+def test_a_replaced_copy_that_answers_what_waited_is_not_stuck(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.ticks(20)
+    for second in range(20):
+        host.readings["vgg19"] = replace(
+            host.readings["vgg19"], former_count=1000 + 30 * second, pending_count=700 - 30 * second
+        )
+        told = host.tick()
+    assert told.loads["vgg19"].stuck_s == 0.0
+
+
 def test_slow_is_not_stuck(tmp_path: Path) -> None:
     host = Host(tmp_path, profiled=False)
     host.readings["vgg19"] = replace(host.readings["vgg19"], allocation=Allocation(0.3, 1))

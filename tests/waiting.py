@@ -12,7 +12,7 @@ from igniterd.lab.programs.process import Running
 T = TypeVar("T")
 
 EVERY_S = 0.02
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0  # what a busy machine may take; who is not kept waiting pays nothing
 
 
 async def until(condition: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:

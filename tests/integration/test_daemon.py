@@ -36,7 +36,7 @@ from igniterd.lab.programs.process import Running, free_ports, running
 from igniterd.messages.profile import ProfilePart, unpacked
 from igniterd.messages.state import HostState
 from igniterd.perf import Profile, builtin_profile
-from tests.waiting import until, until_answer, until_ended
+from tests.waiting import PATIENCE_S, until, until_answer, until_ended
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
@@ -88,7 +88,7 @@ class Daemon:
             return answer.status, await answer.text()
 
     async def until(
-        self, condition: Callable[[dict[str, Any]], bool], timeout_s: float
+        self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = PATIENCE_S
     ) -> dict[str, Any]:
         """Wait for a state; the last one seen says why when it does not come."""
         try:
@@ -180,7 +180,7 @@ async def steers_on_what_a_rebalance_changed(igniterd: Daemon, url: str, shares:
             return next(str(m["state"]) for m in state["models"] if m["name"] == "alexnet")
 
         state = await igniterd.until(
-            lambda s: any(move["kind"] == "rebalance" for move in s["last_moves"]), 30.0
+            lambda s: any(move["kind"] == "rebalance" for move in s["last_moves"])
         )
         (move,) = (move for move in state["last_moves"] if move["kind"] == "rebalance")
         assert (move["model"], move["before"]["share"]) == ("alexnet", now.share)
@@ -190,7 +190,7 @@ async def steers_on_what_a_rebalance_changed(igniterd: Daemon, url: str, shares:
         theirs = replace(remote.allocation(there), share=0.5 * now.share)
         changed = await Applier(client, shares).change(there, theirs)
         await client.load("alexnet", changed, exact=True)
-        await igniterd.until(lambda s: of_alexnet(s) == "by_hand", 30.0)
+        await igniterd.until(lambda s: of_alexnet(s) == "by_hand")
     finally:
         await client.close()
 
@@ -258,7 +258,7 @@ async def test_takes_over_a_host_and_asserts_it_again(tmp_path: Path) -> None:
         await igniterd.until(holds, 60.0)
 
         os.kill(igniterd.program.pid, signal.SIGTERM)
-        await until_ended(igniterd.program, 10.0)
+        await until_ended(igniterd.program)
         assert (
             dict(await messages(host.broker.url, "igniterd/v1/lab/gpu-a/status", 1)).popitem()[1][
                 "data"
@@ -326,7 +326,7 @@ async def test_waits_for_a_triton_that_is_not_there_and_says_so_once(tmp_path: P
             first = await asyncio.to_thread(systemd.recv, 4096)
             assert first.startswith(b"READY=1")
             assert b"does not answer" in first
-            state = await igniterd.until(lambda s: s["tick"] >= 4, 30.0)
+            state = await igniterd.until(lambda s: s["tick"] >= 4)
             assert state["decision"]["outcome"] == "wait"
             assert [
                 (await igniterd.text(probe))[0] for probe in ("/livez", "/healthz", "/readyz")
@@ -351,8 +351,8 @@ async def test_a_hangup_reads_the_configuration_again_and_a_wrong_one_is_refused
         await igniterd.until(lambda s: s["tick"] >= 1, 60.0)
         config.write_text(text + "slo_p99_ms = -1\n")
         os.kill(igniterd.program.pid, signal.SIGHUP)
-        await until(lambda: any("not taken up" in line["event"] for line in igniterd.said()), 30.0)
-        state = await igniterd.until(lambda s: s["tick"] >= 1, 30.0)
+        await until(lambda: any("not taken up" in line["event"] for line in igniterd.said()))
+        state = await igniterd.until(lambda s: s["tick"] >= 1)
         assert state["models"][0]["slo_p99_ms"] == 15
         config.write_text(text + "slo_p99_ms = 30\n")
         os.kill(igniterd.program.pid, signal.SIGHUP)

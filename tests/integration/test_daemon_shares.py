@@ -158,24 +158,23 @@ async def _mps_faults(igniterd: Daemon, mps: PlayedMps) -> None:
                     for m in s["models"]
                 )
             ),
-            40.0,
         )
         assert {gap["source"] for gap in found["gaps"]} >= {f"share:{name}" for name in SLOS}
-        later = await igniterd.until(lambda s: s["tick"] >= found["tick"] + 3, 20.0)
+        later = await igniterd.until(lambda s: s["tick"] >= found["tick"] + 3)
         assert _applied(later) == _applied(found)  # no share is given into what cannot hold it
 
     mps.set(status="FAULT")
     await becomes("unproven", "in FAULT")
     mps.set(status="ACTIVE")
-    await igniterd.until(lambda s: set(shares(s).values()) == {"proven"}, 40.0)
+    await igniterd.until(lambda s: set(shares(s).values()) == {"proven"})
     mps.set(clients="4711")
     await becomes("refuted", "is no client of MPS")
     mps.forget("clients")
-    await igniterd.until(lambda s: set(shares(s).values()) == {"proven"}, 40.0)
+    await igniterd.until(lambda s: set(shares(s).values()) == {"proven"})
     mps.set(default="5.0")
     await becomes("refuted", "caps every client at 5%")
     mps.set(default="100.0")
-    await igniterd.until(lambda s: set(shares(s).values()) == {"proven"}, 40.0)
+    await igniterd.until(lambda s: set(shares(s).values()) == {"proven"})
     mps.set(servers="", gone="yes")
     await becomes("unproven", "no control daemon")
     status, page = await igniterd.text("/metrics")
@@ -211,7 +210,7 @@ async def test_an_old_share_folder_is_refuted_and_not_planned_with(tmp_path: Pat
             daemon(tmp_path, config, port) as igniterd,
             load(tmp_path, triton.url, {"alexnet": 200, "resnet50": 150, "vgg19": 75}) as log_path,
         ):
-            state = await igniterd.until(lambda s: set(shares(s).values()) == {"refuted"}, 30.0)
+            state = await igniterd.until(lambda s: set(shares(s).values()) == {"refuted"})
             for model in state["models"]:
                 assert model["share"]["applied"] == 0.3
                 assert model["share"]["effective"] is None
@@ -254,16 +253,16 @@ async def test_a_process_that_is_killed_is_brought_back_with_and_without_traffic
                 before = processes(model)
                 os.kill(min(before), signal.SIGKILL)
                 gap = f"model:{model}"
-                await igniterd.until(lambda s: gap in {g["source"] for g in s["gaps"]}, 20.0)
-                await igniterd.until(lambda s: gap not in {g["source"] for g in s["gaps"]}, 40.0)
+                await igniterd.until(lambda s: gap in {g["source"] for g in s["gaps"]})
+                await igniterd.until(lambda s: gap not in {g["source"] for g in s["gaps"]})
                 # the old copy ends once what it was asked is answered
                 await until(lambda: not processes(model) & before)
                 assert len(processes(model) - before) == count == len(processes(model))
 
-            await igniterd.until(lambda s: s["tick"] >= 2, 20.0)
+            await igniterd.until(lambda s: s["tick"] >= 2)
             await revived("alexnet", 2)
             async with load(tmp_path, triton.url, {"resnet50": 100}) as log_path:
-                await igniterd.until(lambda s: rate(s, "resnet50") > 10.0, 20.0)
+                await igniterd.until(lambda s: rate(s, "resnet50") > 10.0)
                 await revived("resnet50", 1)
                 before = len(RequestLog.read(log_path))
 

@@ -58,7 +58,7 @@ class Cluster:
         return file.read_text().splitlines() if file.exists() else []
 
     async def until_asked(self, wanted: str) -> None:
-        await until(lambda: self.asked()[-1:] == [wanted], 20.0)
+        await until(lambda: self.asked()[-1:] == [wanted])
 
 
 @asynccontextmanager
@@ -95,7 +95,7 @@ async def test_hints_become_labels_and_go_when_they_expire(tmp_path: Path) -> No
         await said.say("hint", {**SHED, "reason": "no room"}, expiry_s=2, more=".shed")
         await said.say("hint", {**OFFER, "share": 0.35}, expiry_s=60, more=".offer")
         both = "label node gpu-a igniterd.io/trouble=slo igniterd.io/room=35 --overwrite"
-        await until(lambda: both in said.asked(), 20.0)
+        await until(lambda: both in said.asked())
         room = "label node gpu-a igniterd.io/trouble- igniterd.io/room=35 --overwrite"
         await said.until_asked(room)
         await said.say("status", {"status": "offline", "reason": ""})
@@ -110,8 +110,8 @@ async def test_a_kubectl_that_fails_is_said_once_and_asked_again(tmp_path: Path)
     broken, log = tmp_path / "broken", tmp_path / "node_labels.log"
     await asyncio.to_thread(broken.touch)
     async with broker_host(tmp_path / "broker") as broker, cluster(tmp_path, broker) as said:
-        await until(lambda: "node gpu-a is not labelled" in log.read_text(), 20.0)
+        await until(lambda: "node gpu-a is not labelled" in log.read_text())
         await asyncio.to_thread(broken.unlink)
         await said.until_asked(BOTH_GONE)
-        await until(lambda: "node gpu-a is labelled again" in log.read_text(), 20.0)
+        await until(lambda: "node gpu-a is labelled again" in log.read_text())
         assert log.read_text().count("is not labelled") == 1

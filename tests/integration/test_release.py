@@ -130,7 +130,7 @@ async def test_a_running_daemon_leaves_a_released_model_until_it_is_taken(tmp_pa
             await igniterd.until(holds, 90.0)
             done = await invoke("release", "vgg19", "--config", str(file))
             assert done.exit_code == 0, done.output
-            seen = await igniterd.until(lambda s: standing(s, "vgg19") == "hands_off", 30.0)
+            seen = await igniterd.until(lambda s: standing(s, "vgg19") == "hands_off")
             await igniterd.until(lambda s: s["tick"] >= seen["tick"] + 12, 60.0)
             assert await client.config("vgg19") == owner
             done = await invoke("take", "vgg19", "--config", str(file))
