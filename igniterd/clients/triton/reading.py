@@ -255,13 +255,14 @@ def _former(served: Served, measured: Sequence[ModelMetrics], most: int | None) 
     """Requests that copies before this one have answered, by what Triton's metrics count and its
     statistics have forgotten; ``None`` where that is not looked at.
 
-    Both are read at about the same time: what goes down again was that.
+    Both are read at about the same time: what goes down again was that. ``most``: of the readings
+    before; more than all copies have answered was another server's.
     """
     answered = [each.answered for each in measured if each.answered is not None]
     if not answered:
         return None
     own = sum(int(each.inference_stats.success.count) for each in served.all)
-    return max(0, sum(answered) - own, most or 0)
+    return max(0, sum(answered) - own, most if most is not None and most <= sum(answered) else 0)
 
 
 def _check(served: Served) -> None:
