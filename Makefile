@@ -7,7 +7,7 @@ SEEDS  ?= 10
 # Where this is not CI, who is not root does not act as other users.
 OTHERS := $(if $(CI)$(filter 0,$(shell id -u)),, and not root)
 # Real programs that need little of the machine: they run beside the others, and give way to them.
-BESIDE := tests/bench $(addprefix tests/integration/test_,batches.py clients_mqtt_parts.py broker_rights.py clients_secured.py fleet_apply.py fleet_bad_hosts.py fleet_garbage.py fleet_service.py fleet_speaks.py host_boards.py node_labels.py odd_models.py oldest_triton.py onnx_nodes.py profiler_secured.py release.py share_environment.py triton_facts.py)
+BESIDE := tests/bench $(addprefix tests/integration/test_,batches.py clients_mqtt_parts.py broker_rights.py clients_secured.py fleet_apply.py fleet_bad_hosts.py fleet_garbage.py fleet_service.py fleet_speaks.py host_boards.py node_labels.py odd_models.py oldest_triton.py onnx_nodes.py profiler_secured.py release.py share_environment.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup assets kernels check test test-all unit coverage fuzz demo bench bench-gpu clean

@@ -246,10 +246,12 @@ def _waited_s(belief: ModelState, window: ModelWindow, reading: ModelReading) ->
 
     While a load may be going on nothing is said: its copy may not serve yet.
     """
-    executed = bool(window.executions) or window.completed > window.failed or window.drained > 0
+    executed = bool(window.executions) or window.completed > window.failed
     waits = bool(window.pending) or window.rejected > 0
     if executed or not waits or reading.loading or not reading.ready:
         return 0.0
+    if window.drained:  # by a copy before this one, of which it may be all that waits
+        return belief.waited_s
     return belief.waited_s + window.span_s
 
 

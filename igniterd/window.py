@@ -70,13 +70,18 @@ def _pending(reading: ModelReading) -> int | None:
     return count if count is not None and 0 <= count <= MOST_PENDING else None
 
 
-def _drained(before: ModelReading, after: ModelReading, span_s: float) -> int:
-    """Requests answered meanwhile by copies that this one has replaced: they were pending, and its
-    own counts do not have them."""
-    if before.former_count is None or after.former_count is None:
+def _drained(before: ModelReading, after: ModelReading) -> int:
+    """Requests answered meanwhile by copies that this one has replaced: its own counts do not have
+    them.
+
+    Such a copy gets no new ones: more than were pending, or being executed, was a page of metrics
+    that came late.
+    """
+    was, former, now = _pending(before), before.former_count, after.former_count
+    if was is None or _pending(after) is None or former is None or now is None:
         return 0
-    count = after.former_count - before.former_count
-    return count if 0 <= count <= MOST_PER_S * max(1.0, span_s) else 0
+    of = after.allocation
+    return min(max(0, now - former), was + max(1, of.instances) * max(1, of.max_batch_size))
 
 
 def _service_ns(batch: BatchStat) -> int:
@@ -125,7 +130,7 @@ def between_readings(before: ModelReading, after: ModelReading, span_s: float) -
     was, pending = _pending(before), _pending(after)
     waiting = pending - was if was is not None and pending is not None else 0
     waiting = waiting if abs(waiting) <= MOST_PER_S * max(1.0, span_s) else 0
-    drained = 0 if restarted else _drained(before, after, span_s)
+    drained = 0 if restarted else _drained(before, after)
     count, mean_ms = _executions(base.batches if base else (), after.batches)
     if not _could_be(count, mean_ms, span_s, after.allocation.instances):
         count, mean_ms = {}, {}

@@ -170,7 +170,7 @@ def test_what_no_server_could_have_counted_is_no_window(
 @pytest.mark.parametrize(
     ("was", "now", "arrivals"),
     # 12 answered, of which 4 by this copy, and 9 fewer wait: 3 came
-    [(100, 108, 3), (108, 100, 0), (None, 108, 0), (100, None, 0)],
+    [(100, 108, 3), (108, 100, 0), (None, 108, 0), (100, None, 0), (100, 300, 53)],
 )
 def test_what_copies_answer_that_were_replaced_came_before(
     was: int | None, now: int | None, arrivals: int
@@ -180,6 +180,15 @@ def test_what_copies_answer_that_were_replaced_came_before(
         replace(before, former_count=was), replace(after, former_count=now), 1.0
     )
     assert (window.arrivals, window.completed) == (arrivals, 4)
+
+
+def test_a_copy_that_was_replaced_answers_no_more_than_waited_or_was_executed() -> None:
+    """300 more is a page that came late."""
+    before, after = (
+        replace(reading(count, pending=3), former_count=former)
+        for count, former in ((20, 100), (24, 400))
+    )
+    assert between_readings(before, after, 1.0).drained == 3 + 8  # one batch
 
 
 @pytest.mark.parametrize("pending", [10**12 * 2, -5])

@@ -34,6 +34,7 @@ _SUCCESS = "nv_inference_request_success"
 # CUDA_VISIBLE_DEVICES is set, as Triton takes CUDA's number for DCGM's
 _GPU = "nv_gpu_"
 _GPU_LABEL = re.compile(rb'gpu_uuid="([^"\\]+)"')
+_MODEL_LABEL = re.compile(rb'[{,]model="((?:[^"\\]|\\.)*)"')
 _MOST_REQUESTS = 1e9  # more is no count of requests
 _LONGEST_S = 1e6  # nor is more a latency
 DRAIN_S = 300.0
@@ -51,8 +52,8 @@ class ModelMetrics:
     """One version of one model; ``None`` for what the page does not tell, or tells nonsense of.
 
     ``rejected`` counts requests whose time in the queue ran out, where Triton gives reasons (24.10
-    does). ``quantiles_s`` lacks those that had no requests. ``answered`` counts requests answered
-    by every copy there was, where that was asked for.
+    does). ``quantiles_s`` lacks those that had no requests. ``answered`` counts requests that
+    every copy there was has answered, with what they asked for or an error, where that is wanted.
     """
 
     pending: int | None = None
@@ -70,7 +71,7 @@ class MetricsParser:
     gpu_labels: tuple[str, ...] = ()
     """UUIDs of the GPUs on the last page, in its order, which is none of the server's."""
     _spoilt: set[tuple[str, ModelVersion]] = field(default_factory=set)
-    _before: dict[tuple[str, bytes], dict[bytes, Sample]] = field(default_factory=dict)
+    _before: dict[tuple[str, str], dict[bytes, Sample]] = field(default_factory=dict)
 
     def parse(self, page: bytes, replaced: Iterable[str] = ()) -> dict[ModelVersion, ModelMetrics]:
         """``{(model, version): metrics}``. Where a model has a line for each GPU, the slowest
@@ -86,13 +87,11 @@ class MetricsParser:
         for sample in self._samples(page, _PENDING):
             of, count = _entry(found, sample), _count(sample)
             of.pending = self._sum(of.pending, count, sample)
-        for sample in self._samples(page, _FAILURE, b'reason="REJECTED"'):
+        for sample in self._samples(page, _FAILURE, _is_rejected):
             of, count = _entry(found, sample), _count(sample)
             of.rejected = self._sum(of.rejected, count, sample)
-        for name in replaced:
-            for sample in self._samples(page, _SUCCESS, f'model="{name}"'.encode()):
-                of, count = _entry(found, sample), _count(sample)
-                of.answered = self._sum(of.answered, count, sample)
+        if names := frozenset(map(_escaped, replaced)):
+            self._take_answered(found, page, lambda line: _model_of(line) in names)
         quantiles = set[str]()
         for sample in self._samples(page, _SUMMARY):
             quantiles.add(sample.labels.get("quantile", ""))
@@ -103,14 +102,32 @@ class MetricsParser:
         self.gpu_labels = _gpu_labels(page)
         return found
 
-    def _samples(self, page: bytes, name: str, having: bytes = b"") -> Iterable[Sample]:
-        """The family's samples. Raises :class:`ValueError` where there are lines and none can be
-        read."""
-        lines = [line for line in _lines(page, name.encode() + b"{") if having in line]
-        before = self._before.get((name, having), {})
-        now = self._before[name, having] = {line: before[line] for line in lines if line in before}
+    def _take_answered(
+        self, found: dict[ModelVersion, ModelMetrics], page: bytes, wanted: Callable[[bytes], bool]
+    ) -> None:
+        """Requests that ended, well or not: both left the queue."""
+        for sample in self._samples(page, _SUCCESS, wanted):
+            of, count = _entry(found, sample), _count(sample)
+            of.answered = self._sum(of.answered, count, sample)
+        for sample in self._samples(page, _FAILURE, wanted, "ended"):
+            of, count = _entry(found, sample), _count(sample)
+            if of.answered is not None:
+                of.answered = self._sum(of.answered, count, sample)
+
+    def _samples(
+        self,
+        page: bytes,
+        name: str,
+        wanted: Callable[[bytes], bool] | None = None,
+        use: str = "",
+    ) -> Iterable[Sample]:
+        """The family's samples, or those of the lines ``wanted``. Raises :class:`ValueError` where
+        there are lines of a family and none can be read."""
+        lines = list(filter(wanted, _lines(page, name.encode() + b"{")))
+        before = self._before.get((name, use), {})
+        now = self._before[name, use] = {line: before[line] for line in lines if line in before}
         now |= _parse_lines([line for line in lines if line not in now])
-        if lines and not now:
+        if lines and not now and wanted is None:
             raise ValueError(f"none of its lines of {name} can be read, as {lines[0][:80]!r}")
         return now.values()
 
@@ -124,6 +141,21 @@ class MetricsParser:
 def _gpu_labels(page: bytes) -> tuple[str, ...]:
     found = (_GPU_LABEL.search(line) for line in _lines(page, _GPU.encode()))
     return tuple(dict.fromkeys(label[1].decode(errors="replace") for label in found if label))
+
+
+def _is_rejected(line: bytes) -> bool:
+    return b'reason="REJECTED"' in line
+
+
+def _model_of(line: bytes) -> bytes:
+    """The model that a line is of, as it stands there."""
+    found = _MODEL_LABEL.search(line)
+    return found[1] if found else b""
+
+
+def _escaped(name: str) -> bytes:
+    """A label's value as pages write it."""
+    return name.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n").encode()
 
 
 def _lines(page: bytes, prefix: bytes) -> Iterator[bytes]:

@@ -261,7 +261,10 @@ def _former(served: Served, measured: Sequence[ModelMetrics], most: int | None) 
     answered = [each.answered for each in measured if each.answered is not None]
     if not answered:
         return None
-    own = sum(int(each.inference_stats.success.count) for each in served.all)
+    own = sum(
+        int(each.inference_stats.success.count + each.inference_stats.fail.count)
+        for each in served.all
+    )
     return max(0, sum(answered) - own, most if most is not None and most <= sum(answered) else 0)
 
 

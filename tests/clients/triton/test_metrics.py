@@ -228,17 +228,39 @@ async def test_a_login_is_sent_and_never_said(path: str) -> None:
     assert "s3cret" not in said and "t0ken" not in said
 
 
+def ended(line: str, count: object = 0) -> bytes:
+    family, _, labels = line.partition(" ")
+    return f"nv_inference_request_{family}{{{labels}}} {count}\n".encode()
+
+
 def test_what_all_copies_answered_is_read_of_the_models_asked_for() -> None:
     page = pending(b"1") + pending(b"2", b"n")
-    for model, version, count in ((b"m", b"1", b"7"), (b"n", b"1", b"5"), (b"m", b"2", b"9")):
-        page += b'nv_inference_request_success{model="%b",version="%b"} %b\n' % (
-            model,
-            version,
-            count,
-        )
+    page += ended('success model="m",version="1"', 7) + ended('success model="n",version="1"', 5)
+    page += ended('success model="m",version="2"', 9)
+    for reason, count in (("OTHER", 0), ("CANCELED", 3), ("REJECTED", 4)):
+        page += ended(f'failure model="m",reason="{reason}",version="2"', count)
     found = MetricsParser().parse(page, ["m"])
     assert {key: of.answered for key, of in found.items()} == {
         ("m", "1"): 7,
-        ("m", "2"): 9,
+        ("m", "2"): 16,
         ("n", "1"): None,
     }
+
+
+@pytest.mark.parametrize("value", ["x", "", "NaN", "-1", "1.5"])
+def test_a_count_of_answers_that_is_none_costs_that_model_that_value(value: str) -> None:
+    page = pending(b"1") + pending(b"2", b"n")
+    page += ended('success model="m",version="1"', value) + ended(
+        'success model="n",version="1"', 5
+    )
+    page += ended('failure model="m",version="1"', 3) + ended('failure model="n",version="1"', 1)
+    found = MetricsParser().parse(page, ["m", "n"])
+    assert (found["m", "1"].answered, found["n", "1"].answered) == (None, 6)
+    assert (found["m", "1"].pending, found["n", "1"].pending) == (1, 2)
+
+
+def test_a_model_is_told_by_its_own_label() -> None:
+    page = ended('success _model="m",model="n",version="1"', 5)
+    page += ended(r'success model="a \"b\" \\c",version="1"', 6)
+    found = MetricsParser().parse(page, ["m", 'a "b" \\c'])
+    assert {key: of.answered for key, of in found.items()} == {('a "b" \\c', "1"): 6}

@@ -31,7 +31,8 @@ def test_what_former_copies_have_answered(
     found = []
     for answered, own in counts:
         statistics = service_pb2.ModelStatistics(name="m", version="1")
-        statistics.inference_stats.success.count = own
+        statistics.inference_stats.success.count = own // 2
+        statistics.inference_stats.fail.count = own - own // 2
         metrics = {("m", "1"): ModelMetrics(answered=answered)}
         served = by_model([statistics])["m"]
         found.append(reading("main", served, known, metrics).former_count)
