@@ -14,9 +14,10 @@ import asyncio
 import contextlib
 import re
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 from igniterd.adopt_compare import Adoption, Server, Terms, ask, compare_copy, feed_for
 from igniterd.clients.environments import ModelConfig
@@ -135,7 +136,7 @@ async def _shadow(client: Server, override: ModelConfig) -> AsyncIterator[str]:
     config, files = shadow_of(override, name)
     try:
         await _keep_place(client, override, name)
-        await client.load(name, config, files)
+        await _answered(client.load(name, config, files))
         yield name
     finally:
         await asyncio.shield(unload_copy(client, name))
@@ -147,12 +148,26 @@ async def _keep_place(client: Server, override: ModelConfig, name: str) -> None:
     # the server's own Python may be one that runs no model, and so may the environment
     for own in (False, True):
         with contextlib.suppress(Refused):
-            await client.load(name, *placeholder_of(override, name, in_environment=own))
+            await _answered(client.load(name, *placeholder_of(override, name, in_environment=own)))
             return
 
 
+async def _answered(load: Coroutine[Any, Any, None]) -> None:
+    """Wait for ``load`` to be answered, or its deadline, also when this is cancelled: what ends a
+    copy unloads it next, and a tritonserver (24.10) was seen to crash when it was told to while it
+    loaded."""
+    loading = asyncio.ensure_future(load)
+    try:
+        await asyncio.shield(loading)
+    except asyncio.CancelledError:
+        await asyncio.wait({loading})
+        if not loading.cancelled():
+            loading.exception()  # looked at: nobody else does
+        raise
+
+
 async def unload_copy(client: Server, name: str) -> None:
-    """Unload, and wait until its memory is free. A load under way is ended by Triton first."""
+    """Unload, and wait until its memory is free."""
     with contextlib.suppress(NotNow, TimeoutError):
         async with asyncio.timeout(_GONE_S):
             await client.unload(name)

@@ -3,6 +3,7 @@ verbs."""
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
@@ -79,6 +80,9 @@ class Server:
                 self.serving[model] = copy.deepcopy(OWNER)
             return
         self.done.append(f"load {model.partition('.shadow')[0]}")
+        await asyncio.sleep(self.wrong.get("takes_s", 0.0))
+        if model != "net" and hosting_of(config) and "takes_s" in self.wrong:
+            self.done.append("loaded")
         if model != "net" and self.wrong.get("somebody_else"):
             self.serving["net"]["max_batch_size"] = 2
         if model == "net" and hosting_of(config) and (error := self.wrong.get("load")):
@@ -197,6 +201,17 @@ async def test_a_server_that_takes_no_configuration_is_left_alone() -> None:
     ):
         await adopt(server, "net", TERMS)
     assert server.done == []
+
+
+async def test_a_copy_is_not_unloaded_while_it_loads() -> None:
+    server = Server(takes_s=5.0)
+    trial = asyncio.create_task(adopt(server, "net", TERMS))
+    await asyncio.sleep(7.0)
+    trial.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await trial
+    assert server.done == ["load igniterd", "load igniterd", "loaded", "unload"]
+    assert set(server.serving) == {"net"}
 
 
 async def test_a_dry_run_loads_nothing_under_the_model_s_name() -> None:
