@@ -27,7 +27,7 @@ setup: $(STAMP)  ## make the virtual environment
 assets: $(STAMP)  ## fetch the real programs that tests run (two tritonservers, MPS control, mosquitto, ONNX Runtime, torch)
 	@$(BIN)/python -m igniterd.lab.programs.fetch
 
-kernels: $(STAMP)  ## compile most kernels, before many tests at once would each do it (40 s)
+kernels: $(STAMP)  ## compile most kernels, before many tests at once would each do it
 	@$(BIN)/igniterd plan igniterd/data/v100/workloads.csv --gpu v100 >/dev/null
 
 check: $(STAMP)  ## ruff, mypy --strict, import-linter

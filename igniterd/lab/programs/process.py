@@ -99,7 +99,7 @@ async def running(
                 stderr=out,
                 env=dict(env),
                 cwd=cwd,
-                process_group=0,  # which in a session of its own would not keep to our nice
+                process_group=0,  # in a session of its own it would not keep to our nice
             )
         except OSError as problem:
             raise CannotRun(f"{name} cannot be started: {problem}") from problem
